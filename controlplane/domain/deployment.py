@@ -1,0 +1,83 @@
+"""What is wanted: which version of a model shall answer, and how it shall be run."""
+
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+
+class InstanceKind(StrEnum):
+    """Where Triton shall run the instances (`instance_group.kind` of Triton's model configuration)."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class DynamicBatching(BaseModel):
+    """Triton's dynamic batcher."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preferred_batch_size: tuple[int, ...] = Field(default=(), description="Batch sizes the batcher aims for.")
+    max_queue_delay_microseconds: int = Field(
+        default=0, ge=0, le=60_000_000, description="How long a request may wait for others, in microseconds."
+    )
+
+
+class DeploymentSettings(BaseModel):
+    """How a deployment is run. Everything has a default that works."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instance_count: int = Field(default=1, ge=1, le=64, description="Instances per device.")
+    instance_kind: InstanceKind = Field(default=InstanceKind.AUTO, description="auto, cpu or gpu.")
+    gpus: tuple[int, ...] = Field(default=(), description="GPU indices to use; empty means all that Triton sees.")
+    max_batch_size: int | None = Field(
+        default=None,
+        ge=0,
+        le=65_536,
+        description="Largest batch; 0 turns batching off; null means 8 for a batched signature and 0 for others.",
+    )
+    dynamic_batching: DynamicBatching | None = Field(default=None, description="Dynamic batching; null leaves it off.")
+    warmup: bool = Field(
+        default=False, description="Run a golden sample inside Triton's load, before the first request."
+    )
+    bake_seconds: float = Field(
+        default=300.0,
+        ge=0,
+        le=7 * 86_400,
+        description="How long the previous version stays loaded beside the new one, for a rollback in milliseconds.",
+    )
+    parameters: dict[str, str] = Field(
+        default_factory=dict, description="Backend parameters, as in `parameters` of config.pbtxt."
+    )
+    config_overrides: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Further fields of Triton's model configuration, in its JSON form, merged over the generated one.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.gpus and self.instance_kind is InstanceKind.CPU:
+            raise ValueError("gpus cannot be given together with instance_kind 'cpu'")
+        if self.dynamic_batching and self.max_batch_size == 0:
+            raise ValueError("dynamic_batching needs a max_batch_size above 0")
+        return self
+
+
+class DeploymentSpec(BaseModel):
+    """The desired state of one model, as one revision of its deployment chain."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str = Field(description="The model's name, which is also its name in Triton.")
+    reference: str = Field(description="What was asked for: name:7, name@alias or name. An alias is followed.")
+    version: int = Field(ge=1, description="The version it resolved to.")
+    loaded: bool = Field(default=True, description="Whether it shall be loaded; false keeps the deployment, unloaded.")
+    deleted: bool = Field(default=False, description="The deployment was removed; it can be deployed again.")
+    settings: DeploymentSettings = Field(default_factory=DeploymentSettings, description="How it is run.")
+
+    def with_changes(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        return self.model_copy(update=changes)

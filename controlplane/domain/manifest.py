@@ -1,0 +1,127 @@
+"""What a version is: its files, what it takes and gives, where it came from. Never changed once published."""
+
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from controlplane.domain.comparison import OutputComparison, Tolerance
+from controlplane.domain.names import validate_file_path
+from controlplane.domain.signature import Signature
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FilePath = Annotated[str, AfterValidator(validate_file_path)]
+
+
+class Format(StrEnum):
+    """What kind of file a version holds."""
+
+    ONNX = "onnx"
+    TORCHSCRIPT = "torchscript"
+    TORCH_EXPORT = "torch-export"
+    PYTORCH = "pytorch"
+    SKLEARN = "sklearn"
+
+    @property
+    def backend(self) -> str | None:
+        """Triton's backend that runs it; None where it must be converted first."""
+        return {Format.ONNX: "onnxruntime", Format.TORCHSCRIPT: "pytorch"}.get(self)
+
+    @property
+    def file_name(self) -> str | None:
+        """The file name that Triton's backend looks for in a version folder."""
+        return {Format.ONNX: "model.onnx", Format.TORCHSCRIPT: "model.pt"}.get(self)
+
+
+class FileEntry(BaseModel):
+    """One file of an artifact, by its content."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    path: FilePath = Field(description="Path inside the artifact, with '/' between its parts.")
+    sha256: Sha256 = Field(description="SHA-256 of the content, in hexadecimal.")
+    size_bytes: int = Field(ge=0, description="Size of the content in bytes.")
+
+
+class GoldenSamples(BaseModel):
+    """Recorded requests and answers of the original model, and how exactly they must be met."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    file: FileEntry = Field(description="The .npz blob with the samples.")
+    count: int = Field(ge=1, description="Number of samples.")
+    tolerances: dict[str, Tolerance] = Field(
+        default_factory=dict, description="Tolerance by output; outputs not named get their type's default."
+    )
+
+
+class Lineage(BaseModel):
+    """Where a version came from."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    source: str | None = Field(default=None, description="The version it was converted from, as name:7.")
+    converter: str = Field(default="", description="The converter's name.")
+    converter_version: str = Field(default="", description="The converter's version.")
+    parameters: dict[str, JsonValue] = Field(default_factory=dict, description="The conversion's parameters.")
+    environment: dict[str, str] = Field(default_factory=dict, description="Versions of what took part.")
+    log: FileEntry | None = Field(default=None, description="The conversion's log, as a blob.")
+
+
+class ParityReport(BaseModel):
+    """How the converted model compares with the original on the samples."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    samples: int = Field(ge=1, description="Number of samples compared.")
+    generated: bool = Field(description="Whether the inputs were generated from the signature rather than given.")
+    seed: int | None = Field(default=None, description="The seed they were generated with.")
+    outputs: tuple[OutputComparison, ...] = Field(description="Per output, the largest errors over all samples.")
+
+
+class Manifest(BaseModel):
+    """Everything about a version that is fixed when it is published."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: int = Field(default=1, description="Version of this document's layout.")
+    format: Format = Field(description="What kind of model the files hold.")
+    files: tuple[FileEntry, ...] = Field(min_length=1, description="The artifact's files.")
+    signature: Signature | None = Field(
+        default=None, description="Inputs and outputs; unknown for sources that only a conversion can read."
+    )
+    golden: GoldenSamples | None = Field(default=None, description="The golden samples, where there are any.")
+    lineage: Lineage | None = Field(default=None, description="Where it came from, for converted versions.")
+    parity: ParityReport | None = Field(default=None, description="The parity check, for converted versions.")
+    attributes: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Facts read from the file: opset, IR version, producer, number of weights."
+    )
+    metrics: dict[str, float] = Field(default_factory=dict, description="Figures the publisher gives (accuracy, …).")
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels the publisher gives.")
+
+    @property
+    def size_bytes(self) -> int:
+        """Total size of the artifact's files."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def blobs(self) -> tuple[FileEntry, ...]:
+        """Every blob the version refers to: its files, its samples, its conversion log."""
+        extra = [self.golden.file] if self.golden else []
+        if self.lineage and self.lineage.log:
+            extra.append(self.lineage.log)
+        return (*self.files, *extra)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        paths = [file.path for file in self.files]
+        if len(set(paths)) != len(paths):
+            raise ValueError("a file path appears more than once")
+        folders = {path[:end] for path in paths for end in _slashes(path)}
+        if both := folders.intersection(paths):
+            raise ValueError(f"{sorted(both)[0]!r} is both a file and a folder")
+        return self
+
+
+def _slashes(path: str) -> list[int]:
+    return [position for position, character in enumerate(path) if character == "/"]

@@ -1,0 +1,83 @@
+"""A model's head: the one document that changes. Its history is the chain of its revisions."""
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.domain.manifest import Format, Sha256
+from controlplane.domain.names import Reference
+from controlplane.errors import NotFoundError
+
+
+class VersionEntry(BaseModel):
+    """A version as its model's head lists it; the manifest has the rest."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    number: int = Field(ge=1, description="The version number, the same in Triton's model repository.")
+    manifest: Sha256 = Field(description="SHA-256 of the manifest blob.")
+    format: Format = Field(description="What kind of model it is.")
+    size_bytes: int = Field(ge=0, description="Total size of its files in bytes.")
+    published_at: datetime = Field(description="When it was published (UTC).")
+    published_by: str = Field(description="Who published it.")
+    deleted: bool = Field(default=False, description="A tombstone: the number stays taken, the files may go.")
+
+
+class ModelHead(BaseModel):
+    """Everything about a model that can change."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = Field(description="The model's name.")
+    description: str = Field(default="", description="What it is for.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels of the model.")
+    versions: tuple[VersionEntry, ...] = Field(default=(), description="Versions in ascending order, tombstones too.")
+    aliases: dict[str, int] = Field(default_factory=dict, description="Version number by alias.")
+    deleted: bool = Field(default=False, description="Whether the whole model is deleted.")
+
+    @property
+    def live_versions(self) -> tuple[VersionEntry, ...]:
+        """The versions that are not deleted."""
+        return tuple(entry for entry in self.versions if not entry.deleted)
+
+    @property
+    def next_number(self) -> int:
+        """The number the next version gets. Numbers are never used twice, also not after a delete."""
+        return self.versions[-1].number + 1 if self.versions else 1
+
+    def version(self, number: int) -> VersionEntry:
+        """Return a version that is not deleted.
+
+        Raises:
+            NotFoundError: There is none of this number, or it was deleted.
+        """
+        for entry in self.versions:
+            if entry.number == number:
+                if entry.deleted:
+                    raise NotFoundError(f"{self.name}:{number} was deleted", model=self.name, version=number)
+                return entry
+        have = ", ".join(str(entry.number) for entry in self.live_versions[-10:]) or "none"
+        raise NotFoundError(
+            f"{self.name} has no version {number}; its versions: {have}", model=self.name, version=number
+        )
+
+    def resolve(self, reference: Reference) -> VersionEntry:
+        """Return the version a reference means.
+
+        Raises:
+            NotFoundError: No such version or alias, or the model has no versions.
+        """
+        if reference.version is not None:
+            return self.version(reference.version)
+        if reference.alias is not None:
+            if reference.alias not in self.aliases:
+                have = ", ".join(sorted(self.aliases)) or "none"
+                raise NotFoundError(
+                    f"{self.name} has no alias {reference.alias!r}; its aliases: {have}",
+                    model=self.name,
+                    alias=reference.alias,
+                )
+            return self.version(self.aliases[reference.alias])
+        if not self.live_versions:
+            raise NotFoundError(f"{self.name} has no versions", model=self.name)
+        return self.live_versions[-1]

@@ -1,0 +1,138 @@
+"""Names and references, validated once, at the edge.
+
+A model's name becomes a folder in Triton's model repository, a path segment of Triton's HTTP API, a key in the bucket
+and a Prometheus label. So it is kept to what all of them take literally: no separator, no leading dot, nothing that
+`name:7` or `name@champion` would be ambiguous with, and no ``~``, which the control plane keeps for names of its own.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Self
+
+from controlplane.errors import InvalidNameError, InvalidReferenceError
+
+MODEL_NAME_MAX = 128
+ALIAS_NAME_MAX = 64
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_ALIAS = re.compile(r"[a-z][a-z0-9_-]*")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+LATEST = "latest"
+
+CANDIDATE_SUFFIX = "~candidate"
+"""Ends the Triton name under which a version is proved before it takes the model's own name."""
+
+
+def validate_model_name(name: str) -> str:
+    """Return the name, or say why it cannot be a model's name.
+
+    Raises:
+        InvalidNameError: It is empty, too long, or has characters outside ``A-Z a-z 0-9 _ . -``.
+    """
+    if not name:
+        raise InvalidNameError("a model name must not be empty")
+    if len(name) > MODEL_NAME_MAX:
+        raise InvalidNameError(
+            f"model name {name[:40]!r}… has {len(name)} characters; at most {MODEL_NAME_MAX} are allowed", name=name
+        )
+    if not _MODEL.fullmatch(name):
+        raise InvalidNameError(
+            f"{name!r} is no valid model name: use letters, digits, '_', '-' and '.', starting with a letter or digit",
+            name=name,
+        )
+    return name
+
+
+def validate_alias(alias: str) -> str:
+    """Return the alias, or say why it cannot be one.
+
+    Raises:
+        InvalidNameError: Wrong characters, too long, or the reserved word ``latest``.
+    """
+    if alias == LATEST:
+        raise InvalidNameError(
+            "'latest' is not an alias that can be set: a bare model name already means its newest version", alias=alias
+        )
+    if len(alias) > ALIAS_NAME_MAX or not _ALIAS.fullmatch(alias):
+        raise InvalidNameError(
+            f"{alias[:80]!r} is no valid alias: use lower-case letters, digits, '_' and '-', starting with a letter, "
+            f"at most {ALIAS_NAME_MAX} characters",
+            alias=alias,
+        )
+    return alias
+
+
+def validate_file_path(path: str) -> str:
+    """Return a path inside an artifact in its one normal form, or refuse it.
+
+    Raises:
+        InvalidNameError: It is absolute, climbs with ``..``, is hidden, has a backslash or a control character, or is
+            not in normal form.
+    """
+    pure = PurePosixPath(path)
+    bad = (
+        not path
+        or path != str(pure)
+        or pure.is_absolute()
+        or "\\" in path
+        or any(ord(character) < 32 or ord(character) == 127 for character in path)
+        or any(part in {"", ".", ".."} or part.startswith(".") for part in pure.parts)
+        or len(path.encode()) > 1024
+        or any(len(part.encode()) > 255 for part in pure.parts)
+    )
+    if bad:
+        raise InvalidNameError(
+            f"{path[:120]!r} is no valid file name inside an artifact: it must be relative, without '..', hidden "
+            "parts, backslashes or control characters",
+            path=path,
+        )
+    return path
+
+
+def candidate_name(model: str) -> str:
+    """Return the Triton name under which a new version of ``model`` is proved."""
+    return model + CANDIDATE_SUFFIX
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """``name`` (the newest version), ``name:7`` or ``name@alias``.
+
+    Attributes:
+        model: The model's name.
+        version: The version number, where one is given.
+        alias: The alias, where one is given.
+    """
+
+    model: str
+    version: int | None = None
+    alias: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a reference.
+
+        Raises:
+            InvalidReferenceError: The text has none of the three forms.
+            InvalidNameError: The model's or the alias's name breaks the rules.
+        """
+        if "@" in text:
+            model, _, alias = text.partition("@")
+            if ":" in model or ":" in alias:
+                raise InvalidReferenceError(
+                    f"{text!r} names both a version and an alias; use name:7 or name@alias", reference=text
+                )
+            return cls(validate_model_name(model), alias=None if alias == LATEST else validate_alias(alias))
+        if ":" in text:
+            model, _, number = text.partition(":")
+            if not _VERSION.fullmatch(number):
+                raise InvalidReferenceError(
+                    f"{text!r}: {number!r} is no version number; use name:7, name@alias or name alone", reference=text
+                )
+            return cls(validate_model_name(model), version=int(number))
+        return cls(validate_model_name(text))
+
+    def __str__(self) -> str:
+        if self.version is not None:
+            return f"{self.model}:{self.version}"
+        return f"{self.model}@{self.alias}" if self.alias else self.model

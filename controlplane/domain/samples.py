@@ -1,0 +1,127 @@
+"""Golden samples: inputs, and what the original model answered to them.
+
+They travel as one ``.npz`` (numpy's own format, read with ``allow_pickle=False``). BYTES tensors, which numpy could
+only pickle, are stored as the v2 protocol sends them: each element as a 4-byte little-endian length and its bytes.
+"""
+
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from controlplane.domain.signature import Array, DataType, Signature
+from controlplane.errors import InvalidInputError
+
+Tensors = Mapping[str, Array]
+
+MAX_SAMPLES_BYTES = 256 * 1024 * 1024
+"""Samples are probes, not data sets: more than this, unpacked, is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One request and its recorded answer: arrays by tensor name, batch dimension included."""
+
+    inputs: Tensors
+    outputs: Tensors
+
+
+def encode_samples(samples: tuple[Sample, ...]) -> bytes:
+    """Write samples as ``.npz`` bytes; the same samples give the same bytes."""
+    arrays: dict[str, Array] = {}
+    index: list[dict[str, dict[str, dict[str, object]]]] = []
+    for number, sample in enumerate(samples):
+        entry: dict[str, dict[str, dict[str, object]]] = {}
+        for side, tensors in (("inputs", sample.inputs), ("outputs", sample.outputs)):
+            entry[side] = {}
+            for position, (name, array) in enumerate(tensors.items()):
+                key = f"{number}.{side}.{position}"
+                is_bytes = DataType.of(array) is DataType.BYTES
+                arrays[key] = _pack_bytes(array) if is_bytes else np.ascontiguousarray(array)
+                entry[side][name] = {"key": key, "shape": list(array.shape), "bytes": is_bytes}
+        index.append(entry)
+    arrays["index"] = np.frombuffer(json.dumps(index).encode(), dtype=np.uint8)
+    buffer = io.BytesIO()
+    # Not np.savez: it stamps the wall clock into the archive, and these bytes are content-addressed.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, array in arrays.items():
+            entry_bytes = io.BytesIO()
+            np.lib.format.write_array(entry_bytes, array, allow_pickle=False)  # type: ignore[no-untyped-call]
+            archive.writestr(zipfile.ZipInfo(f"{key}.npy"), entry_bytes.getvalue(), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def decode_samples(data: bytes) -> tuple[Sample, ...]:
+    """Read what `encode_samples` wrote.
+
+    Raises:
+        InvalidInputError: The bytes are no such archive, or unpack to more than `MAX_SAMPLES_BYTES`.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(info.file_size for info in archive.infolist()) > MAX_SAMPLES_BYTES:
+                raise InvalidInputError(f"the samples unpack to more than {MAX_SAMPLES_BYTES} bytes")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            index = json.loads(arrays["index"].tobytes())
+            return tuple(Sample(_read(arrays, entry["inputs"]), _read(arrays, entry["outputs"])) for entry in index)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, struct.error) as error:
+        raise InvalidInputError(f"the golden samples cannot be read: {error}") from error
+
+
+def check_samples(samples: tuple[Sample, ...], signature: Signature, *, outputs: bool = True) -> None:
+    """Compare names, types and shapes of samples with a signature.
+
+    Raises:
+        InvalidInputError: Names the sample, the tensor and what is wrong with it.
+    """
+    for number, sample in enumerate(samples):
+        sides = [("input", sample.inputs, signature.inputs)]
+        if outputs:
+            sides.append(("output", sample.outputs, signature.outputs))
+        for side, tensors, specs in sides:
+            expected = {spec.name for spec in specs}
+            if set(tensors) != expected:
+                raise InvalidInputError(
+                    f"sample {number} has the {side}s {sorted(tensors)}; the signature has {sorted(expected)}"
+                )
+            for spec in specs:
+                array = tensors[spec.name]
+                dtype = DataType.of(array)
+                same = dtype == spec.dtype or (spec.dtype is DataType.BF16 and dtype is DataType.FP32)
+                if not same or not spec.accepts(array.shape):
+                    raise InvalidInputError(
+                        f"sample {number}: {side} {spec.name!r} is {dtype}{list(array.shape)}; "
+                        f"the signature says {spec}"
+                    )
+
+
+def _read(arrays: Mapping[str, Array], entries: dict[str, dict[str, object]]) -> dict[str, Array]:
+    tensors = {}
+    for name, entry in entries.items():
+        array = arrays[str(entry["key"])]
+        shape = tuple(int(size) for size in entry["shape"])  # type: ignore[attr-defined]
+        tensors[name] = _unpack_bytes(array.tobytes(), shape) if entry["bytes"] else array.reshape(shape)
+    return tensors
+
+
+def _pack_bytes(array: Array) -> Array:
+    parts = []
+    for element in array.reshape(-1):
+        raw = element if isinstance(element, bytes) else str(element).encode()
+        parts.append(struct.pack("<I", len(raw)) + raw)
+    return np.frombuffer(b"".join(parts), dtype=np.uint8)
+
+
+def _unpack_bytes(data: bytes, shape: tuple[int, ...]) -> Array:
+    elements, offset = [], 0
+    while offset < len(data):
+        (length,) = struct.unpack_from("<I", data, offset)
+        elements.append(data[offset + 4 : offset + 4 + length])
+        offset += 4 + length
+    array = np.empty(len(elements), dtype=object)
+    array[:] = elements
+    return array.reshape(shape)

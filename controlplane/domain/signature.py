@@ -1,0 +1,136 @@
+"""What a model takes and gives, in the terms of the KServe v2 protocol that Triton speaks."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Array = npt.NDArray[Any]
+
+DYNAMIC = -1
+"""A dimension whose size each request chooses."""
+
+
+class DataType(StrEnum):
+    """Tensor element types of the v2 inference protocol."""
+
+    BOOL = "BOOL"
+    UINT8 = "UINT8"
+    UINT16 = "UINT16"
+    UINT32 = "UINT32"
+    UINT64 = "UINT64"
+    INT8 = "INT8"
+    INT16 = "INT16"
+    INT32 = "INT32"
+    INT64 = "INT64"
+    FP16 = "FP16"
+    BF16 = "BF16"
+    FP32 = "FP32"
+    FP64 = "FP64"
+    BYTES = "BYTES"
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The numpy dtype that holds it: BYTES as objects, BF16 (numpy has none) as float32."""
+        return np.dtype(_NUMPY[self])
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Bytes per element on the wire; None for BYTES, whose elements carry their length."""
+        if self is DataType.BYTES:
+            return None
+        return 2 if self is DataType.BF16 else self.numpy.itemsize
+
+    @property
+    def is_float(self) -> bool:
+        """Whether outputs of this type are compared with a tolerance."""
+        return self in {DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64}
+
+    @classmethod
+    def of(cls, array: Array) -> Self:
+        """Return the protocol's type for a numpy array.
+
+        Raises:
+            ValueError: The protocol has no such type (complex numbers, dates).
+        """
+        if array.dtype.kind in {"O", "S", "U"}:
+            return cls("BYTES")
+        for name, dtype in _NUMPY.items():
+            if name != "BF16" and np.dtype(dtype) == array.dtype:
+                return cls(name)
+        raise ValueError(f"arrays of dtype {array.dtype} cannot be sent to Triton")
+
+
+_NUMPY: dict[str, str] = {
+    "BOOL": "bool",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "UINT64": "uint64",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "FP16": "float16",
+    "BF16": "float32",
+    "FP32": "float32",
+    "FP64": "float64",
+    "BYTES": "object",
+}
+
+Dimension = Annotated[int, Field(ge=DYNAMIC)]
+
+
+class TensorSpec(BaseModel):
+    """One input or output: name, element type and full shape."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = Field(min_length=1, max_length=256, description="The tensor's name, as the model file has it.")
+    dtype: DataType = Field(description="Element type in the terms of the v2 inference protocol.")
+    shape: tuple[Dimension, ...] = Field(
+        description="Full shape, the batch dimension included; -1 is a dimension that each request chooses."
+    )
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this shape fits."""
+        return len(shape) == len(self.shape) and all(
+            want in (DYNAMIC, have) for want, have in zip(self.shape, shape, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{','.join('?' if size == DYNAMIC else str(size) for size in self.shape)}]"
+
+
+class Signature(BaseModel):
+    """Inputs and outputs of a model, and whether Triton may batch requests for it.
+
+    ``batched`` says that the first dimension of every input and output is one and the same batch dimension. Equal
+    dynamic first dimensions do not prove that (a sequence length looks the same), so it is stated, not guessed, by
+    whoever reads the model file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1, description="The inputs, in the model's order.")
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1, description="The outputs, in the model's order.")
+    batched: bool = Field(
+        default=False, description="Whether the first dimension of every tensor is the batch dimension."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for kind, tensors in (("input", self.inputs), ("output", self.outputs)):
+            names = [tensor.name for tensor in tensors]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{kind} name {twice[0]!r} appears more than once")
+        if self.batched:
+            for tensor in (*self.inputs, *self.outputs):
+                if not tensor.shape or tensor.shape[0] != DYNAMIC:
+                    raise ValueError(
+                        f"a batched signature needs -1 as the first dimension of every tensor; {tensor} has not"
+                    )
+        return self

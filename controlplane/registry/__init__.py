@@ -1,0 +1,1 @@
+"""Models, versions, aliases, deployments and blobs, kept in an object store."""

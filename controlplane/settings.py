@@ -1,0 +1,125 @@
+"""Frozen settings, read once where the application is put together.
+
+Every setting can be given as an environment variable with the prefix ``TRITONCTL_`` and ``__`` between groups, for
+example ``TRITONCTL_STORE__URL=s3://models/prod``. S3 credentials come by boto3's usual chain.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoreSettings(_Group):
+    """Where the registry lives."""
+
+    url: str = Field(default="", description="file:///path, s3://bucket/prefix; empty: <data_dir>/store.")
+    endpoint_url: str | None = Field(default=None, description="S3 endpoint other than AWS (MinIO, Ceph RGW).")
+    region: str | None = Field(default=None, description="S3 region.")
+    path_style: bool | None = Field(default=None, description="S3 path-style addressing; default: with an endpoint.")
+    access_key_id: str | None = Field(default=None, description="S3 key; default: boto3's own chain.")
+    secret_access_key: SecretStr | None = Field(default=None, description="S3 secret; default: boto3's own chain.")
+    part_size_bytes: int = Field(default=32 * MIB, ge=5 * MIB, description="Multipart part size.")
+    concurrency: int = Field(default=4, ge=1, le=64, description="Parts moved at once.")
+    timeout_seconds: float = Field(default=30.0, gt=0, description="Deadline of one request to the store.")
+    retries: int = Field(default=5, ge=0, description="How often a failed request is tried again.")
+    head_max_age_seconds: float = Field(
+        default=1.0, ge=0, description="How old a cached head may be for a plain read; commits always look."
+    )
+
+
+class CacheSettings(_Group):
+    """The local blob cache."""
+
+    path: Path | None = Field(default=None, description="Default: <data_dir>/cache.")
+    max_bytes: int = Field(default=50 * GIB, ge=0, description="Size bound; blobs in use may exceed it.")
+
+
+class TritonServerSettings(_Group):
+    """A Triton server that runs elsewhere."""
+
+    name: str = Field(description="A name for it.")
+    grpc_url: str = Field(description="host:port of its gRPC service.")
+    http_url: str = Field(default="", description="URL of its HTTP service.")
+    metrics_url: str = Field(default="", description="URL of its metrics.")
+    repository: Path = Field(description="Its model repository, as this process sees it (a shared folder or volume).")
+
+
+class TritonSettings(_Group):
+    """How Triton is driven."""
+
+    servers: tuple[TritonServerSettings, ...] = Field(default=(), description="Servers that run elsewhere.")
+    embedded: bool = Field(default=False, description="Start and supervise a Triton of our own.")
+    repository: Path | None = Field(default=None, description="Embedded: default <data_dir>/model_repository.")
+    http_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
+    grpc_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
+    metrics_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
+    start_timeout_seconds: float = Field(default=60.0, gt=0, description="Embedded: time to become live.")
+    load_timeout_seconds: float = Field(default=600.0, gt=0, description="Deadline of a load.")
+    unload_timeout_seconds: float = Field(default=60.0, gt=0, description="Deadline of an unload, memory included.")
+    request_timeout_seconds: float = Field(default=10.0, gt=0, description="Deadline of any other call.")
+
+
+class ReconcilerSettings(_Group):
+    """The loop."""
+
+    interval_seconds: float = Field(default=2.0, gt=0, description="Time between observations when nothing happens.")
+    probe_interval_seconds: float = Field(default=30.0, gt=0, description="Time between proofs of a Ready model.")
+    backoff_initial_seconds: float = Field(default=2.0, gt=0, description="Wait after a first failure.")
+    backoff_max_seconds: float = Field(default=300.0, gt=0, description="Longest wait after repeated failures.")
+    lease_seconds: float = Field(default=15.0, gt=0, description="How long the leader's lease holds unrenewed.")
+
+
+class ConversionSettings(_Group):
+    """Limits of a conversion's subprocess."""
+
+    timeout_seconds: float = Field(default=1800.0, gt=0, description="Time limit.")
+    memory_bytes: int = Field(default=16 * GIB, gt=0, description="Memory limit (address space is not counted).")
+    concurrency: int = Field(default=1, ge=1, description="Conversions at once.")
+
+
+class ApiSettings(_Group):
+    """The REST API."""
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8090, ge=0, description="Port; 0 picks a free one.")
+    max_upload_bytes: int = Field(default=100 * GIB, gt=0, description="Largest artifact accepted.")
+
+
+class GcSettings(_Group):
+    """Garbage collection of blobs."""
+
+    grace_seconds: float = Field(default=86_400.0, ge=0, description="Age under which nothing is collected.")
+    upload_max_age_seconds: float = Field(default=7 * 86_400.0, gt=0, description="Age of an abandoned upload.")
+
+
+class Settings(BaseSettings):
+    """All settings."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TRITONCTL_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        nested_model_default_partial_update=True,
+    )
+
+    data_dir: Path = Field(
+        default=Path("~/.local/share/tritonctl").expanduser(), description="Where local state lives."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Log level.")
+    store: StoreSettings = StoreSettings()
+    cache: CacheSettings = CacheSettings()
+    triton: TritonSettings = TritonSettings()
+    reconciler: ReconcilerSettings = ReconcilerSettings()
+    conversion: ConversionSettings = ConversionSettings()
+    api: ApiSettings = ApiSettings()
+    gc: GcSettings = GcSettings()
