@@ -1,0 +1,128 @@
+"""What the control plane remembers of one model on one server, between observations. Frozen; every change is a copy.
+
+Nothing here is needed to be right after a restart: what is forgotten is proved again.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from controlplane.domain.states import Proof
+from controlplane.reconciler.actions import Load
+from controlplane.reconciler.types import Failure, Mark, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait after failures in a row: ``initial * 2**(count - 1)``, at most ``maximum``. In seconds."""
+
+    initial_seconds: float
+    maximum_seconds: float
+
+    def until(self, now: datetime, count: int) -> datetime:
+        """Return when to try again after the ``count``-th failure."""
+        seconds = min(self.initial_seconds * 2.0 ** min(count - 1, 60), self.maximum_seconds)
+        return now + timedelta(seconds=seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """Proofs, failures and the newest switch; see `controlplane.reconciler.types.ObservedModel` for the fields."""
+
+    marks: dict[int, Mark] = field(default_factory=dict)
+    candidate_mark: Mark = Mark.UNPROVED
+    cleared: frozenset[Target] = frozenset()
+    failures: dict[Target, Failure] = field(default_factory=dict)
+    switched: tuple[int, datetime] | None = None
+    good: Target | None = None
+    proof: Proof | None = None
+    hold_until: datetime | None = None
+    holds: int = 0
+
+    def seen(self, loaded: Iterable[int], *, digest_changed: bool, candidate: bool) -> "ModelRecord":
+        """Forget the marks of what is not loaded any more, or was loaded again by somebody else."""
+        loaded = set(loaded)
+        marks = {} if digest_changed else {v: mark for v, mark in self.marks.items() if v in loaded}
+        candidate_mark = self.candidate_mark if candidate else Mark.UNPROVED
+        if marks == self.marks and candidate_mark is self.candidate_mark:
+            return self
+        return replace(self, marks=marks, candidate_mark=candidate_mark)
+
+    def server_lost(self) -> "ModelRecord":
+        """The server was not there: whatever runs in it next time was not proved."""
+        return replace(self, marks={}, candidate_mark=Mark.UNPROVED, cleared=frozenset(), hold_until=None, holds=0)
+
+    def wanted_anew(self, target: Target) -> "ModelRecord":
+        """Something else is wanted, or the same again: a target that failed gets a new chance."""
+        failures = {key: failure for key, failure in self.failures.items() if key != target}
+        return replace(self, failures=failures, hold_until=None, holds=0, proof=None)
+
+    def after_load(self, action: Load, *, before: frozenset[int], digest: str | None, now: datetime) -> "ModelRecord":
+        """A load succeeded.
+
+        Args:
+            action: The load.
+            before: The versions that were loaded before it, under its name.
+            digest: Their configuration digest.
+            now: The present time (UTC).
+        """
+        if action.candidate:
+            return replace(self, candidate_mark=Mark.UNPROVED)
+        renewed = action.reload or digest != action.target.digest
+        marks = {} if renewed else {v: mark for v, mark in self.marks.items() if v in action.versions}
+        switched = self.switched
+        if max(action.versions) != max(before, default=None):
+            # What answers now is another one: its answers are looked at again, although it was proved before.
+            marks.pop(max(action.versions), None)
+            switched = (max(action.versions), now)
+        return replace(self, marks=marks, switched=switched)
+
+    def after_proof(
+        self, target: Target, mark: Mark, proof: Proof, *, candidate: bool, now: datetime, backoff: Backoff
+    ) -> "ModelRecord":
+        """A proof was done.
+
+        A version that answered wrongly is final. One that stopped answering gets one reload at once, then back-off.
+        """
+        if mark is Mark.PASSED:
+            failures = {key: failure for key, failure in self.failures.items() if key != target}
+            passed = replace(self, cleared=self.cleared | {target}, failures=failures, proof=proof)
+            if candidate:
+                return replace(passed, candidate_mark=mark)
+            return replace(passed, marks={**self.marks, target.version: mark}, good=target)
+        known = self.failures.get(target)
+        count = known.count + 1 if known else 1
+        if mark is Mark.WRONG:
+            retry_at = None
+        elif not candidate and self.marks.get(target.version) is Mark.PASSED:
+            retry_at, count = now, 0
+        else:
+            retry_at = backoff.until(now, max(count, 1))
+        failure = Failure(count, proof.message, retry_at)
+        failed = replace(
+            self,
+            cleared=self.cleared - {target},
+            failures={**self.failures, target: failure},
+            proof=proof,
+            good=None if self.good == target and mark is Mark.WRONG else self.good,
+        )
+        if candidate:
+            return replace(failed, candidate_mark=mark)
+        return replace(failed, marks={**self.marks, target.version: mark})
+
+    def after_failure(
+        self, target: Target, message: str, *, final: bool, now: datetime, backoff: Backoff
+    ) -> "ModelRecord":
+        """A step for a target failed: fetching, staging or loading it."""
+        known = self.failures.get(target)
+        count = known.count + 1 if known else 1
+        failure = Failure(count, message, None if final else backoff.until(now, count))
+        return replace(self, cleared=self.cleared - {target}, failures={**self.failures, target: failure})
+
+    def held(self, *, now: datetime, backoff: Backoff) -> "ModelRecord":
+        """A step that belongs to no target failed: an unload, a clean-up, a call to a server that went away."""
+        return replace(self, hold_until=backoff.until(now, self.holds + 1), holds=self.holds + 1)
+
+    def released(self) -> "ModelRecord":
+        """A step succeeded: the next failure starts the back-off from its beginning."""
+        return self if not self.holds else replace(self, hold_until=None, holds=0)

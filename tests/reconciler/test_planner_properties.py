@@ -1,0 +1,168 @@
+"""Whatever is there and whatever is wanted: the planner gets there, stops, and never lets the unproven answer."""
+
+from datetime import UTC, datetime
+
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from controlplane.reconciler.planner import plan
+from controlplane.reconciler.types import DesiredModel, Target
+from tests.reconciler.simulated import Nature, SimulatedTriton, World
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+MOST_STEPS = 60
+
+versions = st.integers(1, 5)
+digests = st.sampled_from(["a", "b"])
+targets = st.builds(Target, versions, digests)
+natures = st.dictionaries(targets, st.sampled_from(Nature), max_size=6)
+
+
+@st.composite
+def tritons(draw: st.DrawFn) -> SimulatedTriton:
+    """Any state a Triton can be found in, also ones that no run of ours leads to."""
+    known = draw(natures)
+    loaded = {v for v in draw(st.sets(versions, max_size=3))}
+    digest = draw(st.sampled_from(["a", "b", None])) if loaded else None
+    loaded = {v for v in loaded if known.get(Target(v, digest or "")) is not Nature.REFUSES}
+    candidate = draw(st.none() | versions)
+    return SimulatedTriton(
+        natures=known,
+        loaded=loaded,
+        digest=digest if loaded else None,
+        candidate=candidate,
+        candidate_digest=draw(digests) if candidate else None,
+        staged=draw(st.sets(versions)) | loaded,
+        candidate_staged=draw(st.sets(versions, max_size=2)) | ({candidate} if candidate else set()),
+        leaving=draw(st.sets(versions, max_size=1)) - loaded,
+        loading=draw(st.booleans()),
+    )
+
+
+@st.composite
+def wants(draw: st.DrawFn, revision: int, now: datetime) -> DesiredModel:
+    chosen = draw(st.lists(targets, min_size=1, max_size=3, unique=True))
+    history = tuple(dict.fromkeys(t.version for t in chosen[1:] if t.version != chosen[0].version))
+    return DesiredModel(
+        model="m",
+        revision=revision,
+        revised_at=now,
+        loaded=draw(st.sampled_from([True, True, True, False])),
+        deleted=False,
+        targets=tuple(chosen),
+        history=history,
+        bake_seconds=draw(st.sampled_from([0.0, 100.0])),
+    )
+
+
+def run(world: World, desired: DesiredModel) -> None:
+    """Step until nothing is to be done; check the invariant at every step."""
+    for _ in range(MOST_STEPS):
+        before = world.answering()
+        if world.step(desired) is None:
+            return
+        after = world.answering()
+        if before in world.proven_here and after is not None and after != before:
+            assert after in world.proven_here, f"{after} answers unproved in place of the proved {before}"
+    raise AssertionError(f"no end in sight after {MOST_STEPS} steps: {world}")
+
+
+def check_end(world: World, desired: DesiredModel) -> None:
+    """Where nothing more is to be done, it is what was wanted, or the best that there is, and nothing is left over."""
+    triton = world.triton
+    assert triton.candidate is None
+    if not desired.loaded:
+        assert not triton.loaded
+        assert not triton.candidate_staged
+        return
+    wanted = desired.targets[0]
+    nature = triton.nature(wanted.version, wanted.digest)
+    if nature is Nature.GOOD:
+        event("got what was wanted")
+        assert world.answering() == wanted
+        assert wanted in world.proven_here
+        beside = triton.loaded - {wanted.version}
+        assert len(beside) <= 1
+        assert beside <= set(desired.history)
+        assert triton.staged == triton.loaded
+        assert not triton.candidate_staged
+        assert plan(desired, world.observe(), world.now) is None
+    else:
+        event(f"wanted what {nature.value}")
+        assert wanted in world.record.failures
+        answering = world.answering()
+        usable = [t for t in desired.targets if triton.nature(t.version, t.digest) is Nature.GOOD]
+        if usable:
+            assert answering in usable
+            assert answering in world.proven_here
+        elif answering is not None:
+            # A version nobody asked for goes on answering only where it is not known to be bad.
+            assert not world.observe().mark(answering.version).bad
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_any_state_reaches_any_sequence_of_wishes(data: st.DataObject) -> None:
+    world = World(data.draw(tritons()), START)
+    for revision in range(1, data.draw(st.integers(2, 5))):
+        desired = data.draw(wants(revision, world.now))
+        world.record = world.record.wanted_anew(desired.targets[0])
+        # Failures of the fallbacks are of earlier revisions: they are final only where an answer was wrong.
+        run(world, desired)
+        for _ in range(14):  # retries of what failed go on in the background and must not change what answers
+            world.wait(400)
+            run(world, desired)
+        check_end(world, desired)
+
+
+DISTURBANCES = ["restart_triton", "restart_control_plane", "external_unload", "kill_processes", "wait"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_disturbed_at_any_step_it_still_gets_there(data: st.DataObject) -> None:
+    world = World(data.draw(tritons()), START)
+    desired = data.draw(wants(1, world.now))
+    for disturbance in data.draw(st.lists(st.sampled_from(DISTURBANCES), max_size=5)):
+        for _ in range(data.draw(st.integers(0, 8))):
+            before = world.answering()
+            if world.step(desired) is None:
+                break
+            after = world.answering()
+            if before in world.proven_here and after is not None and after != before:
+                assert after in world.proven_here
+        event(disturbance)
+        if disturbance == "wait":
+            world.wait(data.draw(st.sampled_from([1.0, 50.0, 500.0])))
+        else:
+            getattr(world, disturbance)()
+    for _ in range(14):
+        run(world, desired)
+        world.wait(400)
+    run(world, desired)
+    if desired.loaded and world.triton.dead:
+        world.kill_processes()  # the probe that finds what nobody noticed
+        run(world, desired)
+    check_end(world, desired)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_rollout_between_two_versions_never_holds_three_in_memory(data: st.DataObject) -> None:
+    world = World(SimulatedTriton(natures={}), START)
+    previous: list[int] = []
+    for revision in range(1, 6):
+        target = data.draw(targets)
+        desired = DesiredModel(
+            model="m",
+            revision=revision,
+            revised_at=world.now,
+            loaded=True,
+            targets=(target,),
+            history=tuple(v for v in reversed(previous) if v != target.version),
+            bake_seconds=100.0,
+        )
+        run(world, desired)
+        previous.append(target.version)
+        assert world.answering() == target
+        assert world.peak_copies <= 2
