@@ -9,7 +9,7 @@ without ``.`` or ``..`` parts.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -130,6 +130,15 @@ class ObjectStore(Protocol):
 
     def complete_presigned(self, key: str, upload_id: str) -> None:
         """Put the parts of a presigned multipart put together."""
+        ...
+
+    def abort_incomplete(self, older_than: timedelta) -> int:
+        """Drop uploads that were begun and never completed, for garbage collection; returns how many.
+
+        Args:
+            older_than: Only those begun longer ago than this (where the store can tell whether the writer is gone,
+                it goes by that).
+        """
         ...
 
     def close(self) -> None:

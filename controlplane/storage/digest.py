@@ -1,0 +1,115 @@
+"""Copying and hashing files, both at once."""
+
+import hashlib
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+from controlplane.errors import DigestMismatchError
+from controlplane.storage.base import ProgressCallback
+from controlplane.storage.localfile import write_all
+
+BLOCK_BYTES = 4 * 1024 * 1024
+
+
+class Hash(Protocol):
+    """What of `hashlib`'s objects is used."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> None: ...  # noqa: D102
+    def hexdigest(self) -> str: ...  # noqa: D102
+
+
+def check_digest(key: str, *, expected: str, found: str) -> None:
+    """Compare two SHA-256 digests.
+
+    Raises:
+        DigestMismatchError: They differ.
+    """
+    if found != expected:
+        raise DigestMismatchError(
+            f"The content of {key!r} has SHA-256 {found}, not {expected}: it was changed or damaged.",
+            key=key,
+            expected=expected,
+            found=found,
+        )
+
+
+def check_size(key: str, *, expected: int, found: int) -> None:
+    """Compare two sizes, before or beside the digests: a wrong size tells what happened better than a wrong digest.
+
+    Raises:
+        DigestMismatchError: They differ.
+    """
+    if found != expected:
+        raise DigestMismatchError(
+            f"The content of {key!r} has {found} bytes, not {expected}: it was cut short or changed.",
+            key=key,
+            expected_bytes=expected,
+            found_bytes=found,
+        )
+
+
+def read_into(fd: int, buffer: memoryview, offset: int) -> int:
+    """Fill ``buffer`` from ``offset`` of a file; returns fewer bytes than it holds only at the file's end."""
+    filled = 0
+    while filled < len(buffer):
+        count = os.preadv(fd, [buffer[filled:]], offset + filled)
+        if count == 0:
+            break
+        filled += count
+    return filled
+
+
+def hash_file(fd: int, *, progress: ProgressCallback | None = None) -> tuple[str, int]:
+    """Return the SHA-256 of an open file, and its size as read."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    offset = 0
+    while count := read_into(fd, buffer, offset):
+        digest.update(buffer[:count])
+        offset += count
+        if progress:
+            progress(count)
+    return digest.hexdigest(), offset
+
+
+def copy_and_hash(source: int, target: int, *, progress: ProgressCallback | None = None) -> tuple[str, int]:
+    """Copy an open file into another and hash what is written; returns the SHA-256 and the size.
+
+    One thread hashes what the other writes: both release the interpreter's lock, so the digest costs no time of its
+    own where there are two cores.
+    """
+    digest = hashlib.sha256()
+    buffers = [memoryview(bytearray(BLOCK_BYTES)) for _ in range(2)]
+    offset = 0
+    turn = 0
+    with ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher:
+        hashed: Future[None] | None = None
+        while count := read_into(source, buffers[turn], offset):
+            block = buffers[turn][:count]
+            if hashed:
+                hashed.result()  # one block at a time, in order; the other buffer is free again
+            hashed = hasher.submit(digest.update, block)
+            write_all(target, block, offset)
+            offset += count
+            turn = 1 - turn
+            if progress:
+                progress(count)
+        if hashed:
+            hashed.result()
+    return digest.hexdigest(), offset
+
+
+class SharedProgress:
+    """Makes a progress callback safe for several worker threads; also accepts none."""
+
+    def __init__(self, callback: ProgressCallback | None) -> None:
+        self._callback = callback
+        self._lock = threading.Lock()
+
+    def __call__(self, moved_bytes: int, /) -> None:
+        """Pass it on."""
+        if self._callback:
+            with self._lock:
+                self._callback(moved_bytes)

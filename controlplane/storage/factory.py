@@ -1,0 +1,55 @@
+"""Opens the store that the settings name."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from controlplane.errors import InvalidInputError
+from controlplane.settings import StoreSettings
+from controlplane.storage.base import ObjectStore
+from controlplane.storage.filesystem import FilesystemStore
+from controlplane.storage.keys import check_key
+from controlplane.storage.memory import MemoryStore
+
+_ALLOWED = "Allowed are file:///absolute/path, s3://bucket/prefix and memory://."
+
+
+def open_store(settings: StoreSettings, data_dir: Path) -> ObjectStore:
+    """Open a store, and make sure that it is there.
+
+    Args:
+        settings: Its URL (empty: ``<data_dir>/store``) and how to reach it.
+        data_dir: Where local state lives.
+
+    Raises:
+        InvalidInputError: The URL is none of those allowed.
+        StoreUnavailableError: The store cannot be reached, or has no such bucket.
+        StoreAccessError: Credentials or permissions.
+    """
+    url = settings.url
+    if not url:
+        return FilesystemStore(data_dir / "store")
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InvalidInputError(f"The store's URL is not a URL: {error}. {_ALLOWED}") from error
+    if parts.username or parts.password:
+        raise InvalidInputError(
+            "The store's URL carries credentials, which would end up in logs. Give them as TRITONCTL_STORE__"
+            "ACCESS_KEY_ID and TRITONCTL_STORE__SECRET_ACCESS_KEY, or by boto3's usual chain."
+        )
+    if parts.query or parts.fragment:
+        raise InvalidInputError(f"The store's URL {url!r} has a query or a fragment. {_ALLOWED}", url=url)
+    if parts.scheme == "memory" and not parts.netloc and parts.path in {"", "/"}:
+        return MemoryStore()
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
+        return FilesystemStore(Path(unquote(parts.path)))
+    if parts.scheme == "s3" and parts.netloc:
+        from controlplane.storage.s3 import S3Store  # boto3 takes 0.2 s to import; a folder does without
+
+        prefix = parts.path.strip("/")
+        if prefix:
+            check_key(prefix)
+        store = S3Store(parts.netloc, prefix, settings)
+        store.check_bucket()
+        return store
+    raise InvalidInputError(f"The store's URL {url!r} is not one that can be opened. {_ALLOWED}", url=url)

@@ -1,0 +1,302 @@
+"""A store in a folder: the default of a single machine, safe for several processes on it."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO
+
+from controlplane.errors import (
+    CommitOutcomeUnknownError,
+    InvalidInputError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreUnavailableError,
+)
+from controlplane.storage import localfile
+from controlplane.storage.base import ObjectInfo, PresignedPut, ProgressCallback
+from controlplane.storage.digest import check_digest, check_size, copy_and_hash, hash_file
+from controlplane.storage.keys import INCOMPLETE_FOLDER, check_folder, check_key, check_prefix, check_range, order
+
+# An object is never written to in place, and may be shared with the cache and Triton's repository by hard links.
+_OBJECT_MODE = 0o444
+
+
+class FilesystemStore:
+    """An `ObjectStore` in which an object is a file of the same path.
+
+    A create is a temporary file, ``fsync``, ``link`` (which fails where the name is taken, atomically between
+    processes) and ``fsync`` of the folders above: the same promise as S3's ``If-None-Match: *``. The folder must be on
+    a local file system with hard links.
+
+    Args:
+        root: The folder; made if it is not there.
+
+    Raises:
+        StoreAccessError: The folder cannot be written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+        self._incomplete = self._root / INCOMPLETE_FOLDER
+        with localfile.translated(f"open the store {self._root}"):
+            self._incomplete.mkdir(parents=True, exist_ok=True)
+            localfile.remove_abandoned(self._incomplete)
+
+    @property
+    def url(self) -> str:
+        """``file:///…``."""
+        return self._root.as_uri()
+
+    def create(self, key: str, data: bytes) -> None:
+        """See `ObjectStore.create`."""
+        target = self._path(key)
+        if self.head(key):  # spares a loser the two flushes
+            raise ObjectExistsError(f"Object {key!r} exists already.", key=key)
+        with (
+            localfile.translated(f"write object {key!r}"),
+            localfile.IncompleteFile(self._incomplete, mode=_OBJECT_MODE) as file,
+        ):
+            localfile.write_all(file.fd, data, 0)
+            file.sync()
+            try:
+                self._publish(key, target, file.link_to)
+            except FileExistsError as error:
+                raise ObjectExistsError(f"Object {key!r} exists already.", key=key) from error
+            try:
+                self._sync_above(target)
+            except OSError as error:
+                raise CommitOutcomeUnknownError(
+                    f"Object {key!r} was written, but the disk did not confirm it: {error.strerror}.", key=key
+                ) from error
+
+    def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """See `ObjectStore.get`."""
+        check_range(start, length)
+        with self.open(key) as file, localfile.translated(f"read object {key!r}"):
+            file.seek(start)
+            return file.read() if length is None else file.read(length)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """See `ObjectStore.head`."""
+        return self._info(key, self._path(key))
+
+    def list(self, prefix: str, *, start_after: str = "", limit: int | None = None) -> Iterator[ObjectInfo]:
+        """See `ObjectStore.list`."""
+        check_prefix(prefix)
+        if limit is not None and limit <= 0:
+            return
+        count = 0
+        folder, _, _ = prefix.rpartition("/")
+        for key in self._walk(folder + "/" if folder else "", prefix, start_after):
+            info = self._info(key, self._root / key)
+            if info is None:
+                continue  # removed since the folder was read
+            yield info
+            count += 1
+            if count == limit:
+                return
+
+    def list_folders(self, prefix: str, *, start_after: str = "", limit: int | None = None) -> Iterator[str]:
+        """See `ObjectStore.list_folders`."""
+        check_folder(prefix)
+        if limit is not None and limit <= 0:
+            return
+        count = 0
+        for name in self._names(prefix):
+            if not name.endswith("/") or (start_after and order(name) <= order(start_after + "/")):
+                continue
+            if next(self._walk(prefix + name, "", ""), None) is None:
+                continue  # empty: its last object was removed, or its first is just being written
+            yield name[:-1]
+            count += 1
+            if count == limit:
+                return
+
+    def delete(self, key: str) -> None:
+        """See `ObjectStore.delete`."""
+        target = self._path(key)
+        with localfile.translated(f"delete object {key!r}"):
+            try:
+                target.unlink()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return
+            localfile.sync_folder(target.parent)
+            for folder in self._folders_above(target):
+                # Fails where somebody else's object is below, which is just right.
+                try:
+                    folder.rmdir()
+                except OSError:
+                    return
+
+    def put_file(self, key: str, source: Path, *, sha256: str, progress: ProgressCallback | None = None) -> None:
+        """See `ObjectStore.put_file`."""
+        target = self._path(key)
+        with (
+            localfile.translated(f"copy {source} to object {key!r}"),
+            source.open("rb", buffering=0) as reader,
+            localfile.IncompleteFile(self._incomplete, mode=_OBJECT_MODE) as file,
+        ):
+            file.reserve(os.fstat(reader.fileno()).st_size)
+            found, size_bytes = copy_and_hash(reader.fileno(), file.fd, progress=progress)
+            check_digest(key, expected=sha256, found=found)
+            os.ftruncate(file.fd, size_bytes)  # what was reserved, if the file became shorter
+            file.sync()
+            self._publish(key, target, file.replace)
+            self._sync_above(target)
+
+    def get_file(
+        self, key: str, target: Path, *, size_bytes: int, sha256: str, progress: ProgressCallback | None = None
+    ) -> None:
+        """See `ObjectStore.get_file`. On one file system it is a hard link, read once for its digest."""
+        path = self._path(key)
+        with self.open(key) as reader, localfile.translated(f"copy object {key!r} to {target}"):
+            check_size(key, expected=size_bytes, found=os.fstat(reader.fileno()).st_size)
+            with localfile.IncompleteFile(target.parent) as file:
+                if _linked(path, reader.fileno(), file):
+                    found, _ = hash_file(reader.fileno(), progress=progress)
+                    check_digest(key, expected=sha256, found=found)
+                else:
+                    file.reserve(size_bytes)
+                    found, _ = copy_and_hash(reader.fileno(), file.fd, progress=progress)
+                    check_digest(key, expected=sha256, found=found)
+                    file.sync()
+                file.replace(target)
+
+    def open(self, key: str) -> BinaryIO:
+        """See `ObjectStore.open`."""
+        path = self._path(key)
+        with localfile.translated(f"read object {key!r}"):
+            try:
+                return path.open("rb")
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+                raise ObjectNotFoundError(f"There is no object {key!r} in {self.url}.", key=key) from error
+
+    def presign_put(
+        self,
+        key: str,
+        *,
+        size_bytes: int,  # noqa: ARG002
+        expires_seconds: int,  # noqa: ARG002
+    ) -> PresignedPut | None:
+        """None: a folder has no URLs to write to."""
+        check_key(key)
+        return None
+
+    def complete_presigned(self, key: str, upload_id: str) -> None:  # noqa: ARG002
+        """See `ObjectStore.complete_presigned`; never valid here."""
+        raise InvalidInputError(f"{self.url} gives no presigned uploads, so there is none to complete.", key=key)
+
+    def abort_incomplete(self, older_than: timedelta) -> int:  # noqa: ARG002
+        """See `ObjectStore.abort_incomplete`. Here they are told by their lock, not by their age."""
+        with localfile.translated(f"clean {self._incomplete}"):
+            return localfile.remove_abandoned(self._incomplete)
+
+    def close(self) -> None:
+        """See `ObjectStore.close`."""
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(key)
+
+    def _publish(self, key: str, target: Path, publish: Callable[[Path], None]) -> None:
+        while True:
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+                self._check_above(key, target, error)
+                continue  # `delete` elsewhere took a folder away, empty as it was, in between
+            try:
+                publish(target)
+            except FileNotFoundError:
+                if not self._incomplete.is_dir():
+                    raise StoreUnavailableError(f"The store's folder {self._root} is gone.") from None
+            except (FileExistsError, IsADirectoryError) as error:
+                if target.is_dir():
+                    raise _below_another(key) from error
+                raise
+            else:
+                return
+
+    def _check_above(self, key: str, target: Path, error: OSError) -> None:
+        if any(folder.exists() and not folder.is_dir() for folder in self._folders_above(target)):
+            raise _below_another(key) from error
+        if not self._incomplete.is_dir():
+            raise StoreUnavailableError(f"The store's folder {self._root} is gone.") from error
+
+    def _sync_above(self, target: Path) -> None:
+        # Every folder up to the root: another process may have made one of them and not yet synced it. That of a
+        # clean folder costs microseconds.
+        for folder in (*self._folders_above(target), self._root):
+            # An emptied folder may have been taken away by a `delete` since; then there is nothing to make durable.
+            with contextlib.suppress(FileNotFoundError):
+                localfile.sync_folder(folder)
+
+    def _folders_above(self, target: Path) -> Iterator[Path]:
+        for folder in target.parents:
+            if folder == self._root:
+                return
+            yield folder
+
+    def _names(self, folder: str) -> Iterator[str]:
+        """The names in a folder, folders with a ``/`` at the end, in the order of the keys below them."""
+        try:
+            with os.scandir(self._root / folder) as entries:
+                names = [entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise localfile.store_error(error, f"list {folder!r}") from error
+        if not folder:
+            names = [name for name in names if name != INCOMPLETE_FOLDER + "/"]
+        # With its "/" a folder is sorted as its keys are: "a-b/x" comes before "a/x".
+        names.sort(key=order)
+        yield from names
+
+    def _walk(self, folder: str, prefix: str, start_after: str) -> Iterator[str]:
+        """The keys below ``folder`` (empty, or with a ``/`` at its end) in their order."""
+        for name in self._names(folder):
+            path = folder + name
+            if name.endswith("/"):
+                # Into it only if keys in it may match, and may come after `start_after`.
+                related = path.startswith(prefix) or prefix.startswith(path)
+                if related and (order(path) > order(start_after) or start_after.startswith(path)):
+                    yield from self._walk(path, prefix, start_after)
+            elif path.startswith(prefix) and order(path) > order(start_after):
+                yield path
+
+    def _info(self, key: str, path: Path) -> ObjectInfo | None:
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise localfile.store_error(error, f"look at object {key!r}") from error
+        if stat.S_ISDIR(found.st_mode):
+            return None
+        return ObjectInfo(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+
+
+def _below_another(key: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"Object {key!r} cannot be written: in a folder, a key may not lie below another key.", key=key
+    )
+
+
+def _linked(path: Path, reader: int, file: localfile.IncompleteFile) -> bool:
+    """Make ``file`` a second name of ``path`` (open as ``reader``) if both are on one file system."""
+    # Its lock keeps a cleaner from taking the new name, which is one of the object's own inode, for a leftover.
+    fcntl.flock(reader, fcntl.LOCK_SH)
+    place = file.path.with_name(f".{uuid.uuid4().hex}{localfile.SUFFIX}")
+    try:
+        os.link(path, place)
+    except OSError as error:
+        if error.errno in {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP}:
+            return False
+        raise
+    place.replace(file.path)
+    return True

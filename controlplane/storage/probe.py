@@ -1,0 +1,55 @@
+"""Finds out, once at start, whether a store can be committed to."""
+
+import uuid
+
+from controlplane.errors import ObjectExistsError, UnsupportedStoreError
+from controlplane.storage.base import ObjectStore
+
+PREFIX = "probe/"
+# As large as a revision may well become: some gateways treat small and large bodies differently.
+_SIZES_BYTES = (64, 256 * 1024)
+_WHAT_WORKS = "Use AWS S3, MinIO, Ceph RGW or a folder (file:///…)."
+
+
+def check_store(store: ObjectStore) -> None:
+    """Try a create that must win and one that must lose, and look at what is there afterwards.
+
+    Several gateways accept ``If-None-Match: *`` and ignore it (JuiceFS's, ``rclone serve s3``): on them two writers
+    would both believe that they committed, so they are refused before anything is written to them.
+
+    Raises:
+        UnsupportedStoreError: The store does not honour a create-only put.
+        StoreUnavailableError: The store cannot be reached, or has no such bucket.
+        StoreAccessError: Credentials or permissions.
+    """
+    for size_bytes in _SIZES_BYTES:
+        key = f"{PREFIX}{uuid.uuid4().hex}"
+        first, second = b"1" * size_bytes, b"2" * size_bytes
+        try:
+            _check_create(store, key, first, second)
+        finally:
+            store.delete(key)
+
+
+def _check_create(store: ObjectStore, key: str, first: bytes, second: bytes) -> None:
+    try:
+        store.create(key, first)
+    except ObjectExistsError:
+        # A retry may have met what its own first attempt wrote. Under any other content the key was taken before.
+        if store.get(key) != first:
+            raise _unsupported(store, "says that a new key exists already") from None
+    try:
+        store.create(key, second)
+    except ObjectExistsError:
+        pass
+    else:
+        raise _unsupported(store, "lets a second writer overwrite an object that was to be created only once")
+    if store.get(key) != first:
+        raise _unsupported(store, "refused a second writer, and yet its bytes are there")
+
+
+def _unsupported(store: ObjectStore, what: str) -> UnsupportedStoreError:
+    return UnsupportedStoreError(
+        f"The store {store.url} {what}: it ignores 'If-None-Match: *', on which every commit rests. {_WHAT_WORKS}",
+        url=store.url,
+    )
