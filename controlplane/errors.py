@@ -13,7 +13,8 @@ leaves its adapter. A message says what was wrong, with which value, and what to
     │   ├── InvalidArtifactError     a file is not what it claims, is cut short, or is unsafe
     │   ├── UntrustedArtifactError   reading it would run its code, and nobody said trust
     │   ├── UnsupportedConversionError  no converter for this pair of formats
-    │   └── InvalidConfigError       Triton settings that contradict the signature or each other
+    │   ├── InvalidConfigError       Triton settings that contradict the signature or each other
+    │   └── TooLargeError            more bytes than a limit allows
     ├── NotFoundError                model, version, alias, deployment, revision, operation, upload, server
     ├── ConflictError                the request was valid, the state forbids it
     │   ├── AlreadyExistsError
@@ -83,6 +84,10 @@ class UnsupportedConversionError(InvalidInputError):
 
 class InvalidConfigError(InvalidInputError):
     """Triton settings contradict the signature or each other."""
+
+
+class TooLargeError(InvalidInputError):
+    """More bytes than a limit allows."""
 
 
 class NotFoundError(ControlPlaneError):

@@ -1,0 +1,105 @@
+"""What routes are given: the services, who asks, where a page begins."""
+
+import base64
+import binascii
+from typing import Annotated
+
+from fastapi import Depends, Header, Path, Query, Request
+
+from controlplane.errors import InvalidInputError
+from controlplane.services.facade import Services
+
+ANONYMOUS = "anonymous"
+ACTOR_MAX = 128
+PAGE_MAX = 1000
+
+
+def services_of(request: Request) -> Services:
+    """Return the services that the application was built with."""
+    services: Services = request.app.state.services
+    return services
+
+
+async def _services(request: Request) -> Services:  # async: FastAPI runs plain functions in a thread
+    return services_of(request)
+
+
+async def _actor(
+    x_actor: Annotated[
+        str | None,
+        Header(
+            description=f"Who asks; kept in every history. Printable ASCII, at most {ACTOR_MAX} characters.",
+            examples=["ada@example.org"],
+        ),
+    ] = None,
+) -> str:
+    if x_actor is None:
+        return ANONYMOUS
+    actor = x_actor.strip()
+    if not actor or len(actor) > ACTOR_MAX or not (actor.isascii() and actor.isprintable()):
+        raise InvalidInputError(
+            f"the header X-Actor must be 1 to {ACTOR_MAX} printable ASCII characters, not {x_actor[:40]!r}"
+        )
+    return actor
+
+
+def encode_cursor(position: str) -> str:
+    """Return where the next page begins, as clients should take it: opaque."""
+    return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None) -> str:
+    """Return what `encode_cursor` was given; empty for no cursor.
+
+    Raises:
+        InvalidInputError: The cursor is none of ours.
+    """
+    if not cursor:
+        return ""
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        position = raw.decode()
+    except (binascii.Error, UnicodeDecodeError, ValueError) as error:
+        raise InvalidInputError(f"{cursor[:60]!r} is no cursor; use next_cursor of the page before") from error
+    if not position.isprintable():
+        raise InvalidInputError(f"{cursor[:60]!r} is no cursor; use next_cursor of the page before")
+    return position
+
+
+def decode_number_cursor(cursor: str | None) -> int | None:
+    """Return the number in a cursor, None for no cursor.
+
+    Raises:
+        InvalidInputError: The cursor is none of ours.
+    """
+    position = decode_cursor(cursor)
+    if not position:
+        return None
+    if not (position.isascii() and position.isdigit() and len(position) <= 12):
+        raise InvalidInputError(f"{str(cursor)[:60]!r} is no cursor of this list")
+    return int(position)
+
+
+App = Annotated[Services, Depends(_services)]
+Actor = Annotated[str, Depends(_actor)]
+Cursor = Annotated[
+    str | None, Query(max_length=512, description="Where to begin: `next_cursor` of the page before.")
+]
+Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="How many at most.")]
+Wait = Annotated[
+    float, Query(ge=0, le=600, allow_inf_nan=False, description="Seconds to wait for the end before answering.")
+]
+ModelName = Annotated[str, Path(description="The model's name.", examples=["resnet"])]
+VersionSelector = Annotated[
+    str, Path(description="A version number, `@alias`, or `latest`.", examples=["2", "@champion", "latest"])
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="Makes the request safe to repeat: the same key with the same request gets the first answer "
+        "again. Kept for a day at least.",
+    ),
+]

@@ -1,0 +1,157 @@
+"""The one table from errors to HTTP, and every answer that is a problem."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError, ResponseValidationError
+from fastapi.responses import Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from controlplane import errors
+from controlplane.api.schemas.problems import MEDIA_TYPE, Problem
+from controlplane.errors import ControlPlaneError
+from controlplane.services.faults import Fault, code_of, fault_of
+
+logger = logging.getLogger(__name__)
+
+TYPE_PREFIX = "urn:triton-control-plane:error:"
+
+# The first entry that an error is an instance of counts, so a class stands before its base.
+STATUS: Mapping[type[ControlPlaneError], int] = {
+    errors.TooLargeError: 413,
+    errors.InvalidInputError: 422,
+    errors.NotFoundError: 404,
+    errors.IdempotencyMismatchError: 422,
+    errors.ConflictError: 409,
+    errors.ConversionFailedError: 422,
+    errors.StoreUnavailableError: 503,
+    errors.CommitOutcomeUnknownError: 503,
+    errors.StoreFullError: 507,
+    errors.StoreError: 502,
+    errors.TritonUnavailableError: 503,
+    errors.TritonStartError: 503,
+    errors.TritonTimeoutError: 504,
+    errors.TritonError: 502,
+    errors.ControlPlaneError: 500,
+}
+
+_RETRY_AFTER_SECONDS = {503: "2"}
+
+
+def status_of(error: ControlPlaneError) -> int:
+    """Return the HTTP status of an error."""
+    return next(status for kind, status in STATUS.items() if isinstance(error, kind))
+
+
+def problem_response(
+    fault: Fault, status: int, instance: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a problem as an HTTP answer."""
+    problem = Problem(
+        type=TYPE_PREFIX + fault.code,
+        title=fault.title,
+        status=status,
+        detail=fault.detail,
+        instance=instance,
+        code=fault.code,
+        details=fault.details,
+    )
+    sent = dict(headers or {})
+    if status in _RETRY_AFTER_SECONDS:
+        sent.setdefault("Retry-After", _RETRY_AFTER_SECONDS[status])
+    return Response(problem.model_dump_json(), status_code=status, media_type=MEDIA_TYPE, headers=sent)
+
+
+def error_response(error: BaseException, instance: str) -> Response:
+    """Return the answer to an error of any kind; one that is not ours says nothing of the inside."""
+    if isinstance(error, ControlPlaneError):
+        return problem_response(fault_of(error), status_of(error), instance)
+    return problem_response(fault_of(error), 500, instance)
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI documentation of these problem answers, and of those that any route may give."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in sorted({*statuses, 400, 404, 413, 422, 500, 502, 503})
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error with a problem."""
+    app.add_exception_handler(ControlPlaneError, _control_plane_error)
+    app.add_exception_handler(RequestValidationError, _request_validation)
+    app.add_exception_handler(ValidationError, _model_validation)
+    app.add_exception_handler(ResponseValidationError, _response_validation)
+    app.add_exception_handler(HTTPException, _http_exception)
+
+
+async def _control_plane_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ControlPlaneError)
+    status = status_of(error)
+    if status >= 500:
+        logger.warning("%s %s: %s: %s", request.method, request.url.path, type(error).__name__, error.message)
+    return problem_response(fault_of(error), status, request.url.path)
+
+
+async def _request_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _invalid(request, error.errors())
+
+
+async def _model_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ValidationError)
+    return _invalid(request, error.errors(include_url=False, include_context=False))
+
+
+def _invalid(request: Request, found: Any) -> Response:
+    wrong = [
+        {"where": ".".join(str(part) for part in item["loc"]), "what": item["msg"], "kind": item["type"]}
+        for item in found
+    ]
+    first = wrong[0]
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    malformed = first["kind"] == "json_invalid"
+    fault = Fault(
+        code="malformed-request" if malformed else "invalid-request",
+        title="Malformed request" if malformed else "Invalid request",
+        detail=f"{first['where']}: {first['what']}{more}",
+        details={"errors": wrong[:50]},
+    )
+    return problem_response(fault, 400 if malformed else 422, request.url.path)
+
+
+async def _response_validation(request: Request, error: Exception) -> Response:
+    logger.error("%s %s: the answer does not fit its own schema", request.method, request.url.path, exc_info=error)
+    return problem_response(fault_of(error), 500, request.url.path)
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = {
+        404: ("no-such-route", f"there is nothing at {request.url.path}"),
+        405: ("method-not-allowed", f"{request.method} is not possible at {request.url.path}"),
+        413: ("too-large", str(error.detail)),
+        400: ("malformed-request", str(error.detail)),
+    }
+    code, detail = known.get(error.status_code, ("http-error", str(error.detail)))
+    fault = Fault(code=code, title=HTTPStatus(error.status_code).phrase, detail=detail)
+    return problem_response(fault, error.status_code, request.url.path, error.headers)
+
+
+def documented_codes() -> dict[str, int]:
+    """Return every error code with its status; the table in the documentation."""
+    table: dict[str, int] = {}
+    pending: list[type[ControlPlaneError]] = [ControlPlaneError]
+    while pending:
+        kind = pending.pop()
+        pending.extend(kind.__subclasses__())
+        table[code_of(kind)] = next(status for base, status in STATUS.items() if issubclass(kind, base))
+    return dict(sorted(table.items(), key=lambda item: (item[1], item[0])))

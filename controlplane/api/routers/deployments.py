@@ -1,0 +1,165 @@
+"""Deployments: what shall answer under a model's name."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from controlplane.api.answers import json_answer
+from controlplane.api.dependencies import (
+    Actor,
+    App,
+    Cursor,
+    IdempotencyKey,
+    Limit,
+    ModelName,
+    decode_cursor,
+    decode_number_cursor,
+    encode_cursor,
+)
+from controlplane.api.problems import responses
+from controlplane.api.schemas.deployments import (
+    DeploymentPage,
+    DeploymentRevision,
+    DeployRequest,
+    RevisionPage,
+    RollbackRequest,
+    StateRequest,
+)
+from controlplane.services.deployments import Deployment
+
+router = APIRouter(prefix="/deployments", tags=["deployments"])
+
+_ACCEPTED = {202: {"description": "Written down; the reconciler is at it. Follow `operation_id`."}}
+
+
+def _accepted(deployment: Deployment) -> Response:
+    return json_answer(deployment, 202, {"Location": f"/v1/operations/{deployment.operation_id}"})
+
+
+@router.get("", operation_id="listDeployments", response_model=DeploymentPage, responses=responses())
+async def list_deployments(services: App, cursor: Cursor = None, limit: Limit = 100) -> Response:
+    """List the deployments with their status, by model."""
+    items = await services.deployments.page(after=decode_cursor(cursor), limit=limit + 1)
+    more = encode_cursor(items[limit - 1].model) if len(items) > limit else None
+    return json_answer(DeploymentPage(items=items[:limit], next_cursor=more))
+
+
+@router.put(
+    "/{model}",
+    operation_id="deploy",
+    status_code=202,
+    response_model=Deployment,
+    responses={**_ACCEPTED, **responses(409)},
+)
+async def deploy(services: App, model: ModelName, body: DeployRequest, actor: Actor) -> Response:
+    """Say which version shall answer under the model's name. Each change is a revision.
+
+    The version is loaded beside the one that answers, proved with its golden samples, and then takes over; one that
+    fails its proof never does. The same request again changes nothing.
+    """
+    return _accepted(
+        await services.deployments.put(
+            model, body.reference, settings=body.settings, actor=actor, reason=body.reason
+        )
+    )
+
+
+@router.get("/{model}", operation_id="getDeployment", response_model=Deployment, responses=responses())
+async def get_deployment(services: App, model: ModelName) -> Response:
+    """Return a deployment with its status."""
+    return json_answer(await services.deployments.get(model))
+
+
+@router.delete(
+    "/{model}",
+    operation_id="undeploy",
+    status_code=202,
+    response_model=Deployment,
+    responses={**_ACCEPTED, **responses(409)},
+)
+async def undeploy(
+    services: App,
+    model: ModelName,
+    actor: Actor,
+    reason: Annotated[str, Query(max_length=1024, description="Why.")] = "",
+) -> Response:
+    """Unload the model everywhere and remove its deployment. Its revisions stay."""
+    return _accepted(await services.deployments.delete(model, actor=actor, reason=reason))
+
+
+@router.get(
+    "/{model}/revisions", operation_id="listDeploymentRevisions", response_model=RevisionPage, responses=responses()
+)
+async def list_revisions(services: App, model: ModelName, cursor: Cursor = None, limit: Limit = 20) -> RevisionPage:
+    """Return a deployment's revisions, newest first: who, when, why, what."""
+    revisions = await services.deployments.history(model, before=decode_number_cursor(cursor), limit=limit + 1)
+    more = encode_cursor(str(revisions[limit - 1].number)) if len(revisions) > limit else None
+    return RevisionPage(
+        items=[
+            DeploymentRevision(
+                number=revision.number,
+                at=revision.at,
+                actor=revision.actor,
+                reason=revision.reason,
+                spec=revision.spec,
+            )
+            for revision in revisions[:limit]
+        ],
+        next_cursor=more,
+    )
+
+
+@router.post(
+    "/{model}/rollback",
+    operation_id="rollback",
+    status_code=202,
+    response_model=Deployment,
+    responses={**_ACCEPTED, **responses(409)},
+)
+async def rollback(
+    services: App, model: ModelName, body: RollbackRequest, actor: Actor, key: IdempotencyKey = None
+) -> Response:
+    """Go back to the revision before, or to a named one. Milliseconds while the old version is in its bake window."""
+    return _accepted(
+        await services.deployments.rollback(model, revision=body.revision, actor=actor, reason=body.reason)
+    )
+
+
+@router.post(
+    "/{model}/load",
+    operation_id="loadDeployment",
+    status_code=202,
+    response_model=Deployment,
+    responses={**_ACCEPTED, **responses(409)},
+)
+async def load(
+    services: App, model: ModelName, body: StateRequest, actor: Actor, key: IdempotencyKey = None
+) -> Response:
+    """Load what is deployed, after an unload."""
+    return _accepted(await services.deployments.set_loaded(model, loaded=True, actor=actor, reason=body.reason))
+
+
+@router.post(
+    "/{model}/unload",
+    operation_id="unloadDeployment",
+    status_code=202,
+    response_model=Deployment,
+    responses={**_ACCEPTED, **responses(409)},
+)
+async def unload(
+    services: App, model: ModelName, body: StateRequest, actor: Actor, key: IdempotencyKey = None
+) -> Response:
+    """Unload what is deployed and keep the deployment."""
+    return _accepted(await services.deployments.set_loaded(model, loaded=False, actor=actor, reason=body.reason))
+
+
+@router.get("/{model}/wait", operation_id="waitForDeployment", response_model=Deployment, responses=responses())
+async def wait(
+    services: App,
+    model: ModelName,
+    timeout: Annotated[  # noqa: ASYNC109: it is the client's, and the answer says where things stand by then
+        float, Query(ge=0, le=600, allow_inf_nan=False, description="Seconds to wait at most.")
+    ] = 60.0,
+) -> Response:
+    """Wait until the newest revision is Ready, Degraded, Failed or Unloaded; answer as it stands by then."""
+    return json_answer(await services.deployments.wait(model, seconds=timeout))

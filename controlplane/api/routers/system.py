@@ -1,0 +1,65 @@
+"""Servers, garbage collection, the control plane itself, and its health."""
+
+from fastapi import APIRouter, Path, Response
+
+from controlplane.api.answers import accepted, json_answer
+from controlplane.api.dependencies import Actor, App, IdempotencyKey
+from controlplane.api.problems import responses
+from controlplane.api.schemas.system import GcRequest, ServerList
+from controlplane.domain.states import ServerStatus
+from controlplane.services.health import Info, Readiness
+from controlplane.services.operations import Operation
+
+router = APIRouter()
+health_router = APIRouter(tags=["health"])
+
+
+@router.get("/servers", tags=["servers"], operation_id="listServers", response_model=ServerList, responses=responses())
+async def list_servers(services: App) -> Response:
+    """List the Triton servers: addresses, state, versions loaded."""
+    return json_answer(ServerList(items=list(services.servers.list())))
+
+
+@router.get(
+    "/servers/{name}", tags=["servers"], operation_id="getServer", response_model=ServerStatus, responses=responses()
+)
+async def get_server(services: App, name: str = Path(description="The server's name.")) -> Response:
+    """Return one Triton server."""
+    return json_answer(services.servers.get(name))
+
+
+@router.post(
+    "/gc",
+    tags=["maintenance"],
+    operation_id="collectGarbage",
+    status_code=202,
+    response_model=Operation,
+    responses={202: {"description": "Started; follow the operation"}, **responses(409)},
+)
+async def collect_garbage(services: App, body: GcRequest, actor: Actor, key: IdempotencyKey = None) -> Response:
+    """Remove blobs that nothing refers to, abandoned uploads, and old records. A dry run unless told otherwise."""
+    return accepted(services.garbage.start(dry_run=body.dry_run, grace_seconds=body.grace_seconds, actor=actor))
+
+
+@router.get("/info", tags=["info"], operation_id="getInfo", response_model=Info, responses=responses())
+async def get_info(services: App) -> Response:
+    """Return what this control plane is: version, store, folders, servers, converters."""
+    return json_answer(services.health.info())
+
+
+@health_router.get("/healthz", operation_id="healthz")
+async def healthz() -> dict[str, str]:
+    """Say that the process is alive."""
+    return {"status": "ok"}
+
+
+@health_router.get(
+    "/readyz",
+    operation_id="readyz",
+    response_model=Readiness,
+    responses={503: {"model": Readiness, "description": "Not ready; the checks say why"}},
+)
+async def readyz(services: App) -> Response:
+    """Say whether the store can be reached, the reconciler runs, and the Triton servers answer."""
+    readiness = await services.health.readiness()
+    return json_answer(readiness, 200 if readiness.ready else 503)

@@ -1,0 +1,107 @@
+"""Uploads: announce files, send what is missing, through here or directly to the bucket."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Request, Response
+
+from controlplane.api.answers import json_answer
+from controlplane.api.dependencies import Actor, App, IdempotencyKey
+from controlplane.api.problems import responses
+from controlplane.api.schemas.uploads import CompleteRequest, PresignedBlobs, PresignRequest, UploadRequest
+from controlplane.services.uploads import Upload, UploadFile
+
+router = APIRouter(prefix="/uploads", tags=["uploads"])
+
+UploadId = Annotated[str, Path(description="The upload's identifier.")]
+Digest = Annotated[str, Path(description="SHA-256 of the blob, in hexadecimal.", pattern="^[0-9a-f]{64}$")]
+
+
+@router.post("", operation_id="createUpload", status_code=201, response_model=Upload, responses=responses(413))
+async def create_upload(services: App, body: UploadRequest, actor: Actor, key: IdempotencyKey = None) -> Response:
+    """Announce files. The answer says which contents are missing; what the store has already is not sent again."""
+    upload = await services.uploads.create(body.files, actor=actor)
+    return json_answer(upload, 201, {"Location": f"/v1/uploads/{upload.id}"})
+
+
+@router.get("/{upload_id}", operation_id="getUpload", response_model=Upload, responses=responses())
+async def get_upload(services: App, upload_id: UploadId) -> Upload:
+    """Return an upload and what of it is still missing."""
+    return await services.uploads.get(upload_id)
+
+
+@router.delete("/{upload_id}", operation_id="deleteUpload", status_code=204, responses=responses(409))
+async def delete_upload(services: App, upload_id: UploadId) -> None:
+    """Drop an upload with its bytes. Publishing does that by itself."""
+    await services.uploads.delete(upload_id)
+
+
+@router.put(
+    "/{upload_id}/blobs/{sha256}",
+    operation_id="putBlob",
+    response_model=UploadFile,
+    responses=responses(409, 507),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+async def put_blob(
+    services: App,
+    upload_id: UploadId,
+    sha256: Digest,
+    request: Request,
+    upload_offset: Annotated[
+        int | None,
+        Header(ge=0, le=2**53, description="Go on from here (`received_bytes`); left out: from the start."),
+    ] = None,
+) -> Response:
+    """Send a blob's bytes, or the rest of them after an interruption.
+
+    What arrived before a connection broke is kept. The digest is checked once all bytes are there.
+    """
+    blob = await services.uploads.receive(upload_id, sha256, request.stream(), offset=upload_offset)
+    return json_answer(blob, headers={"Upload-Offset": str(blob.received_bytes)})
+
+
+@router.head("/{upload_id}/blobs/{sha256}", operation_id="headBlob", responses=responses())
+async def head_blob(services: App, upload_id: UploadId, sha256: Digest) -> Response:
+    """Say in `Upload-Offset` how many bytes of a blob are here."""
+    blob = await services.uploads.blob(upload_id, sha256)
+    return Response(
+        headers={
+            "Upload-Offset": str(blob.received_bytes),
+            "Upload-Length": str(blob.size_bytes),
+            "Upload-State": blob.state.value,
+            "Cache-Control": "no-store",
+        }
+    )
+
+
+@router.post(
+    "/{upload_id}/presigned", operation_id="presignUpload", response_model=PresignedBlobs, responses=responses()
+)
+async def presign(
+    services: App, upload_id: UploadId, body: PresignRequest, key: IdempotencyKey = None
+) -> PresignedBlobs:
+    """Return URLs with which the missing blobs are written directly to the bucket, in parts.
+
+    Then say so with `…/blobs/{sha256}/complete`. A store that is a folder has no such URLs (422).
+    """
+    return PresignedBlobs(
+        items=list(await services.uploads.presign(upload_id, expires_seconds=body.expires_seconds))
+    )
+
+
+@router.post(
+    "/{upload_id}/blobs/{sha256}/complete",
+    operation_id="completeBlob",
+    response_model=UploadFile,
+    responses=responses(409),
+)
+async def complete_blob(
+    services: App, upload_id: UploadId, sha256: Digest, body: CompleteRequest, key: IdempotencyKey = None
+) -> UploadFile:
+    """Accept a blob that was written directly. It is read back, and its digest compared, before it counts."""
+    return await services.uploads.complete(upload_id, sha256, multipart_id=body.multipart_id)

@@ -1,0 +1,154 @@
+"""Versions: publish, look, download, delete."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
+
+from controlplane.api.answers import accepted, json_answer
+from controlplane.api.dependencies import (
+    Actor,
+    App,
+    Cursor,
+    IdempotencyKey,
+    Limit,
+    ModelName,
+    VersionSelector,
+    decode_number_cursor,
+    encode_cursor,
+)
+from controlplane.api.problems import responses
+from controlplane.api.ranges import ByteRange, parse_range
+from controlplane.api.schemas.versions import PublishRequest, VersionDetail, VersionPage
+from controlplane.services.operations import Operation
+from controlplane.services.publishing import PublishCommand
+from controlplane.services.versions import Download
+
+router = APIRouter(prefix="/models/{model}/versions", tags=["versions"])
+
+_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+
+
+@router.get("", operation_id="listVersions", response_model=VersionPage, responses=responses())
+async def list_versions(services: App, model: ModelName, cursor: Cursor = None, limit: Limit = 100) -> Response:
+    """List a model's versions that are not deleted, newest first."""
+    before = decode_number_cursor(cursor)
+    head = services.models.peek(model) or await services.models.get(model)
+    entries = [entry for entry in reversed(head.live_versions) if before is None or entry.number < before]
+    more = encode_cursor(str(entries[limit - 1].number)) if len(entries) > limit else None
+    return json_answer(VersionPage(items=entries[:limit], next_cursor=more))
+
+
+@router.post(
+    "",
+    operation_id="publishVersion",
+    status_code=202,
+    response_model=Operation,
+    responses={202: {"description": "Started; follow the operation"}, **responses(409)},
+)
+async def publish_version(
+    services: App, model: ModelName, body: PublishRequest, actor: Actor, key: IdempotencyKey = None
+) -> Response:
+    """Publish an upload as the model's next version; creates the model if need be.
+
+    The operation's result has `model`, `version`, `reference` and `warnings`.
+    """
+    command = PublishCommand(model=model, actor=actor, **dict(body))
+    return accepted(await services.publishing.start(command))
+
+
+@router.get("/{version}", operation_id="getVersion", response_model=VersionDetail, responses=responses())
+async def get_version(services: App, model: ModelName, version: VersionSelector) -> Response:
+    """Return a version with its manifest: files, signature, golden samples, lineage, parity."""
+    head, entry, manifest = await services.versions.detail(model, version)
+    aliases = sorted(name for name, number in head.aliases.items() if number == entry.number)
+    return json_answer(VersionDetail(model=head.name, entry=entry, manifest=manifest, aliases=aliases))
+
+
+@router.delete("/{version}", operation_id="deleteVersion", status_code=204, responses=responses(409))
+async def delete_version(
+    services: App,
+    model: ModelName,
+    version: VersionSelector,
+    actor: Actor,
+    reason: Annotated[str, Query(max_length=1024, description="Why.")] = "",
+) -> None:
+    """Delete a version. Refused while an alias points to it or a deployment needs it. Its number stays taken."""
+    await services.versions.delete(model, version, actor=actor, reason=reason)
+
+
+@router.get(
+    "/{version}/files/{path:path}",
+    operation_id="downloadFile",
+    response_class=StreamingResponse,
+    responses={
+        200: {"description": "The whole file", "content": _BINARY},
+        206: {"description": "The part that was asked for", "content": _BINARY},
+        304: {"description": "It is what the client has"},
+        **responses(416),
+    },
+)
+async def download_file(
+    services: App,
+    model: ModelName,
+    version: VersionSelector,
+    path: str,
+    range_header: Annotated[str | None, Header(alias="Range", description="bytes=FIRST-LAST")] = None,
+    if_none_match: Annotated[str | None, Header(description="The ETag the client has.")] = None,
+    if_range: Annotated[str | None, Header(description="Send a part only if the file still has this ETag.")] = None,
+) -> Response:
+    """Download a file of a version. Its ETag is its SHA-256; interrupted downloads go on with `Range`."""
+    return await _send(
+        await services.versions.download(model, version, path), range_header, if_none_match, if_range
+    )
+
+
+@router.get(
+    "/{version}/samples",
+    operation_id="downloadSamples",
+    response_class=StreamingResponse,
+    responses={200: {"description": "The golden samples, an .npz", "content": _BINARY}, **responses()},
+)
+async def download_samples(services: App, model: ModelName, version: VersionSelector) -> Response:
+    """Download a version's golden samples."""
+    return await _send(await services.versions.samples(model, version), None, None, None)
+
+
+@router.get(
+    "/{version}/log",
+    operation_id="downloadLog",
+    response_class=StreamingResponse,
+    responses={200: {"description": "The log", "content": {"text/plain": {}}}, **responses()},
+)
+async def download_log(services: App, model: ModelName, version: VersionSelector) -> Response:
+    """Download the log of the conversion that made a version."""
+    return await _send(await services.versions.log(model, version), None, None, None, media_type="text/plain")
+
+
+async def _send(
+    download: Download,
+    range_header: str | None,
+    if_none_match: str | None,
+    if_range: str | None,
+    media_type: str = "application/octet-stream",
+) -> Response:
+    etag = f'"{download.file.sha256}"'
+    headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, max-age=31536000, immutable"}
+    if if_none_match is not None and (if_none_match.strip() == "*" or etag in if_none_match):
+        return Response(status_code=304, headers=headers)
+    size = download.file.size_bytes
+    asked = range_header if if_range is None or if_range.strip() == etag else None
+    part = parse_range(asked, size)
+    if part is ByteRange.UNSATISFIABLE:
+        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
+    start, length = (part.start, part.length) if part is not None else (0, size)
+    headers["Content-Length"] = str(length)
+    if part is not None:
+        headers["Content-Range"] = f"bytes {part.start}-{part.start + part.length - 1}/{size}"
+
+    async def body() -> AsyncIterator[bytes]:
+        async for chunk in download.read(start, length):
+            yield chunk
+
+    return StreamingResponse(body(), status_code=200 if part is None else 206, media_type=media_type, headers=headers)

@@ -1,0 +1,1 @@
+"""What the API takes and gives, beyond the domain's own types."""

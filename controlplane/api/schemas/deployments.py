@@ -1,0 +1,78 @@
+"""Deployments."""
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.api.schemas.models import Reason
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.services.deployments import Deployment
+
+
+class DeployRequest(BaseModel):
+    """What shall answer under the model's name."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"reference": "resnet@champion", "settings": {"max_batch_size": 16, "bake_seconds": 600}, "reason": "v2"}
+            ]
+        },
+    )
+
+    reference: str = Field(
+        max_length=256, description="name:7, name@alias (followed when the alias moves) or name (its newest version)."
+    )
+    settings: DeploymentSettings | None = Field(
+        default=None, description="How to run it; null keeps the settings of the revision before, or the defaults."
+    )
+    reason: Reason = Field(default="", description="Why; kept with the revision.")
+
+
+class RollbackRequest(BaseModel):
+    """Go back."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "too slow"}, {"revision": 3}]})
+
+    revision: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="The revision to go back to; null: the newest one that had another version or other settings.",
+    )
+    reason: Reason = Field(default="", description="Why; kept with the revision.")
+
+
+class StateRequest(BaseModel):
+    """Load or unload without changing what is deployed."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "memory is needed"}]})
+
+    reason: Reason = Field(default="", description="Why; kept with the revision.")
+
+
+class DeploymentRevision(BaseModel):
+    """One revision of a deployment."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    number: int = Field(description="The revision's number, ascending from 1.")
+    at: datetime = Field(description="When (UTC).")
+    actor: str = Field(description="Who.")
+    reason: str = Field(description="Why.")
+    spec: DeploymentSpec = Field(description="What was wanted.")
+
+
+class RevisionPage(BaseModel):
+    """Some revisions, newest first."""
+
+    items: list[DeploymentRevision] = Field(description="The revisions.")
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+
+
+class DeploymentPage(BaseModel):
+    """Some deployments, by model."""
+
+    items: list[Deployment] = Field(description="The deployments.")
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")

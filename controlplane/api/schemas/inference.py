@@ -1,0 +1,78 @@
+"""Inference through the control plane, in the JSON of the KServe v2 protocol.
+
+https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.domain.signature import DataType
+
+Size = Annotated[int, Field(ge=0, le=2**31)]
+
+
+class RequestTensor(BaseModel):
+    """One input."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str = Field(min_length=1, max_length=256, description="The input's name.")
+    datatype: DataType | None = Field(default=None, description="Its element type; null: as the signature says.")
+    shape: Annotated[list[Size], Field(max_length=32)] | None = Field(
+        default=None, description="Its shape; null: that of nested `data`."
+    )
+    data: Any = Field(description="The elements, flat in row-major order or nested; strings for BYTES.")
+
+
+class RequestedOutput(BaseModel):
+    """One output that is wanted."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str = Field(min_length=1, max_length=256, description="The output's name.")
+
+
+class InferenceRequest(BaseModel):
+    """Inputs, and which outputs are wanted."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "examples": [
+                {
+                    "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [0.5, 1.5]}],
+                    "outputs": [{"name": "y"}],
+                }
+            ]
+        },
+    )
+
+    id: str = Field(default="", max_length=256, description="Given back with the answer.")
+    inputs: Annotated[list[RequestTensor], Field(min_length=1, max_length=256)] = Field(description="The inputs.")
+    outputs: Annotated[list[RequestedOutput], Field(max_length=256)] | None = Field(
+        default=None, description="The outputs wanted; null: all."
+    )
+
+
+class ResponseTensor(BaseModel):
+    """One output."""
+
+    name: str = Field(description="The output's name.")
+    datatype: str = Field(description="Its element type.")
+    shape: list[int] = Field(description="Its shape.")
+    data: list[Any] = Field(
+        description="The elements, flat in row-major order. NaN and infinities, which JSON lacks, are the strings "
+        "NaN, Infinity and -Infinity; BYTES that are not UTF-8 are base64 with the prefix `base64:`."
+    )
+
+
+class InferenceResponse(BaseModel):
+    """What Triton answered."""
+
+    model_name: str = Field(description="The model.")
+    model_version: str = Field(description="The version that answered.")
+    id: str = Field(description="As it was given.")
+    server: str = Field(description="The Triton server that answered.")
+    seconds: float = Field(description="Time between sending to Triton and its answer, in seconds.")
+    outputs: list[ResponseTensor] = Field(description="The outputs.")

@@ -1,0 +1,95 @@
+"""Models, aliases and their history."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from controlplane.domain.model import ModelHead
+
+Label = Annotated[str, StringConstraints(max_length=1024)]
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Labels = Annotated[dict[LabelName, Label], Field(max_length=64)]
+Reason = Annotated[str, StringConstraints(max_length=1024)]
+
+
+class ModelPage(BaseModel):
+    """Some models, in the order of their names."""
+
+    items: list[ModelHead] = Field(description="The models.")
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+
+
+class ModelChange(BaseModel):
+    """What to change about a model; what is left out stays."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"description": "Voice activity detection", "labels": {"team": "speech"}}]},
+    )
+
+    description: Annotated[str, StringConstraints(max_length=10_000)] | None = Field(
+        default=None, description="What the model is for."
+    )
+    labels: Labels | None = Field(default=None, description="The model's labels; they replace those it has.")
+    reason: Reason = Field(default="", description="Why; kept in the history.")
+
+
+class Change(BaseModel):
+    """One revision of a chain: who changed what, when and why."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "number": 3,
+                    "at": "2026-11-23T10:00:00Z",
+                    "actor": "ada",
+                    "reason": "alias champion -> 2",
+                    "commit_id": "9f0c2c2e4f5c4f0e8f6f2a3b4c5d6e7f",
+                    "body": {"name": "resnet", "aliases": {"champion": 2}},
+                }
+            ]
+        }
+    )
+
+    number: int = Field(description="The revision's number, ascending from 1.")
+    at: datetime = Field(description="When (UTC).")
+    actor: str = Field(description="Who.")
+    reason: str = Field(description="Why, in one sentence.")
+    commit_id: str = Field(description="Identifies the commit.")
+    body: dict[str, Any] = Field(description="The whole document as of this revision.")
+
+
+class ChangePage(BaseModel):
+    """Some revisions, newest first."""
+
+    items: list[Change] = Field(description="The revisions.")
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+
+
+class AliasTarget(BaseModel):
+    """Where an alias shall point."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": 2}]})
+
+    version: int = Field(ge=1, le=999_999_999, description="The version number.")
+    reason: Reason = Field(default="", description="Why; kept in the history.")
+
+
+class Alias(BaseModel):
+    """An alias."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "resnet", "alias": "champion", "version": 2}]}
+    )
+
+    model: str = Field(description="The model's name.")
+    alias: str = Field(description="The alias.")
+    version: int = Field(description="The version it points to.")
+
+
+class AliasList(BaseModel):
+    """All aliases of a model."""
+
+    items: list[Alias] = Field(description="The aliases, by name.")

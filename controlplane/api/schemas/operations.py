@@ -1,0 +1,20 @@
+"""Operations and events."""
+
+from pydantic import BaseModel, Field
+
+from controlplane.domain.states import Event
+from controlplane.services.operations import Operation
+
+
+class OperationPage(BaseModel):
+    """Some operations, newest first."""
+
+    items: list[Operation] = Field(description="The operations.")
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+
+
+class EventList(BaseModel):
+    """Events of this replica."""
+
+    items: list[Event] = Field(description="The events, oldest first.")
+    last_id: int = Field(description="Give it as `after` for what comes next.")

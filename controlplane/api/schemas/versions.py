@@ -1,0 +1,94 @@
+"""Versions, and publishing them."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from controlplane.api.schemas.models import Labels, Reason
+from controlplane.domain.comparison import Tolerance
+from controlplane.domain.manifest import FilePath, Format, Manifest
+from controlplane.domain.model import VersionEntry
+from controlplane.domain.signature import Signature
+
+AliasName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class VersionPage(BaseModel):
+    """Some versions of a model, newest first."""
+
+    items: list[VersionEntry] = Field(description="The versions.")
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+
+
+class VersionDetail(BaseModel):
+    """A version with its manifest."""
+
+    model: str = Field(description="The model's name.")
+    entry: VersionEntry = Field(description="The version as the model lists it.")
+    manifest: Manifest = Field(description="Everything that was fixed when it was published.")
+    aliases: list[str] = Field(description="The aliases that point to it.")
+
+
+class PublishRequest(BaseModel):
+    """Make a version out of an upload."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "upload_id": "b41cc3a0f9d24e86b7d3",
+                    "labels": {"git": "1a2b3c4"},
+                    "metrics": {"accuracy": 0.93},
+                    "aliases": ["staging"],
+                    "reason": "nightly training",
+                }
+            ]
+        },
+    )
+
+    upload_id: str = Field(max_length=64, description="The upload with the files.")
+    format: Format | None = Field(default=None, description="What kind of model it is; null: found out.")
+    signature: Signature | None = Field(
+        default=None, description="Inputs and outputs; needed where the file does not tell (TorchScript, PyTorch)."
+    )
+    samples: FilePath | None = Field(
+        default=None,
+        description="A file of the upload (.npz, one array for each input) with sample inputs; it is not made part "
+        "of the version. Null: sample inputs are generated.",
+    )
+    sample_count: int = Field(default=3, ge=1, le=64, description="How many samples to generate.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the generated samples.")
+    golden: bool = Field(
+        default=True,
+        description="Run the model once and record its answers as golden samples, by which a deployment is proved.",
+    )
+    tolerances: dict[str, Tolerance] = Field(
+        default_factory=dict, description="By output, how far Triton's answers may be from the recorded ones."
+    )
+    labels: Labels = Field(default_factory=dict, description="Labels of the version.")
+    metrics: Annotated[dict[str, Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=256)] = Field(
+        default_factory=dict, description="Figures of the version."
+    )
+    aliases: list[AliasName] = Field(
+        default_factory=list, max_length=16, description="Aliases that shall point to it, in the same commit."
+    )
+    reason: Reason = Field(default="", description="Why; kept in the history.")
+    trust: bool = Field(default=False, description="Read files that can run code (pickles). Only if you made them.")
+
+
+class ValidationRequest(BaseModel):
+    """Look at an upload as a publish would, and publish nothing."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"upload_id": "b41cc3a0f9d24e86b7d3"}]}
+    )
+
+    upload_id: str = Field(max_length=64, description="The upload with the files.")
+    format: Format | None = Field(default=None, description="What kind of model it is; null: found out.")
+    signature: Signature | None = Field(default=None, description="Inputs and outputs, where the file does not tell.")
+    samples: FilePath | None = Field(default=None, description="A file of the upload (.npz) with sample inputs.")
+    sample_count: int = Field(default=1, ge=1, le=64, description="How many samples to generate.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the generated samples.")
+    run: bool = Field(default=True, description="Also run the model on the samples.")
+    trust: bool = Field(default=False, description="Read files that can run code (pickles). Only if you made them.")

@@ -1,0 +1,26 @@
+"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+
+from collections.abc import AsyncIterator
+
+from fastapi.responses import StreamingResponse
+
+HEARTBEAT_SECONDS = 15.0
+"""A comment line is sent after this much silence, so that proxies keep the connection."""
+
+MEDIA_TYPE = "text/event-stream"
+
+
+def event(name: str, data: str, event_id: str = "") -> str:
+    """Return one event; ``data`` must be one line."""
+    identity = f"id: {event_id}\n" if event_id else ""
+    return f"{identity}event: {name}\ndata: {data}\n\n"
+
+
+HEARTBEAT = ": still here\n\n"
+
+
+def stream(lines: AsyncIterator[str]) -> StreamingResponse:
+    """Return the answer that sends events as they come."""
+    return StreamingResponse(
+        lines, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    )

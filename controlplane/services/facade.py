@@ -1,0 +1,38 @@
+"""All use cases, as the API gets them."""
+
+from dataclasses import dataclass
+
+from controlplane.services.conversions import Conversions
+from controlplane.services.deployments import Deployments
+from controlplane.services.events import Events
+from controlplane.services.garbage import Garbage
+from controlplane.services.health import Health
+from controlplane.services.idempotency import Idempotency
+from controlplane.services.inference import Inference
+from controlplane.services.models import Models
+from controlplane.services.operations import Operations
+from controlplane.services.publishing import Publishing
+from controlplane.services.servers import Servers
+from controlplane.services.uploads import Uploads
+from controlplane.services.validation import Validation
+from controlplane.services.versions import Versions
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The use cases by name."""
+
+    models: Models
+    versions: Versions
+    uploads: Uploads
+    publishing: Publishing
+    conversions: Conversions
+    validation: Validation
+    deployments: Deployments
+    inference: Inference
+    servers: Servers
+    operations: Operations
+    events: Events
+    garbage: Garbage
+    health: Health
+    idempotency: Idempotency

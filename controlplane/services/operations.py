@@ -1,0 +1,318 @@
+"""Operations: what takes longer than a request, with its progress, its result and its error.
+
+A running operation lives in this process's memory. Its last state is written to the bucket, so that every replica can
+answer for it afterwards, also after a restart. Identifiers count downwards in time, so one LIST of the bucket gives the
+newest first.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from controlplane.errors import ConflictError, ControlPlaneError, NotFoundError, ObjectExistsError, ObjectNotFoundError
+from controlplane.services.faults import Fault, fault_of
+from controlplane.storage.base import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "operations/"
+_FINISHED_KEPT = 512
+_RUNNING_MAX = 256
+_CLOCK_TOP_MILLISECONDS = 1 << 44  # the year 2527
+
+
+class OperationState(StrEnum):
+    """Where an operation stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it will not change any more."""
+        return self in {OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED}
+
+
+class Progress(BaseModel):
+    """How far an operation is."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    stage: str = Field(default="", description="The stage in one word.", examples=["upload"])
+    message: str = Field(default="", description="One sentence for a person.")
+    fraction: float | None = Field(default=None, ge=0, le=1, description="Share done; null where nobody can know.")
+    bytes_done: int | None = Field(default=None, description="Bytes moved in this stage, where bytes are moved.")
+    bytes_total: int | None = Field(default=None, description="Bytes to move in this stage.")
+
+
+class Operation(BaseModel):
+    """One operation as it stands."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = Field(description="Its identifier.", examples=["10cc1a83e2f4b0d1c2a"])
+    kind: str = Field(description="publish, convert, validate, deploy or gc.", examples=["publish"])
+    subject: str = Field(default="", description="What it is about: a model, a reference, an upload.")
+    state: OperationState = Field(description="pending, running, succeeded, failed or cancelled.")
+    actor: str = Field(description="Who started it.")
+    created_at: datetime = Field(description="When it was started (UTC).")
+    updated_at: datetime = Field(description="When it last changed (UTC).")
+    progress: Progress = Field(default_factory=Progress, description="How far it is.")
+    result: dict[str, JsonValue] | None = Field(default=None, description="What it gave, once it succeeded.")
+    error: Fault | None = Field(default=None, description="Why it failed, once it did.")
+    log: str = Field(default="", description="The end of the log of what ran, where there is one.")
+
+
+class Reporter:
+    """What a running operation tells its progress to; may be called from any thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, update: Callable[[Progress | None, str | None], None]) -> None:
+        self._loop = loop
+        self._update = update
+        self._stage = Progress()
+        self._bytes_told_at = 0.0
+
+    def stage(self, stage: str, message: str = "", *, fraction: float | None = None, total: int | None = None) -> None:
+        """Begin a stage, or say more about it.
+
+        Args:
+            stage: One word.
+            message: One sentence.
+            fraction: Share done, from 0 to 1.
+            total: Bytes that the stage will move, where `moved` is going to be called.
+        """
+        self._stage = Progress(
+            stage=stage,
+            message=message,
+            fraction=fraction if total is None else 0.0,
+            bytes_done=None if total is None else 0,
+            bytes_total=total,
+        )
+        self._tell(self._stage, None)
+
+    def moved(self, count: int) -> None:
+        """Count bytes of the present stage."""
+        done = (self._stage.bytes_done or 0) + count
+        total = self._stage.bytes_total
+        self._stage = self._stage.model_copy(
+            update={"bytes_done": done, "fraction": min(1.0, done / total) if total else None}
+        )
+        now = time.monotonic()
+        if now - self._bytes_told_at >= 0.1 or done == total:  # a callback per part would be thousands
+            self._bytes_told_at = now
+            self._tell(self._stage, None)
+
+    def log(self, text: str) -> None:
+        """Keep the end of a log with the operation."""
+        self._tell(None, text[-16_384:])
+
+    def _tell(self, progress: Progress | None, log: str | None) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._update, progress, log)
+
+
+Work = Callable[[Reporter], Awaitable[dict[str, Any]]]
+
+
+class _Live:
+    """An operation in memory: its newest state, and a way to hear of the next one."""
+
+    def __init__(self, operation: Operation) -> None:
+        self.operation = operation
+        self.changed = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    def update(self, **changes: Any) -> None:
+        self.operation = self.operation.model_copy(update={"updated_at": datetime.now(UTC), **changes})
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def report(self, progress: Progress | None, log: str | None) -> None:
+        if self.operation.state.finished:
+            return
+        if progress is not None:
+            self.update(progress=progress)
+        if log is not None:
+            self.update(log=log)
+
+
+class Operations:
+    """Starts operations and answers for them. Belongs to one event loop."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._live: OrderedDict[str, _Live] = OrderedDict()
+        self.finished_total: dict[tuple[str, str], int] = {}
+
+    def start(self, kind: str, work: Work, *, actor: str, subject: str = "") -> Operation:
+        """Start ``work`` and return at once.
+
+        Raises:
+            ConflictError: Too many operations are running already.
+        """
+        if self.running >= _RUNNING_MAX:
+            raise ConflictError(f"{_RUNNING_MAX} operations are running; wait for some to end", limit=_RUNNING_MAX)
+        now = datetime.now(UTC)
+        operation = Operation(
+            id=new_id(),
+            kind=kind,
+            subject=subject,
+            state=OperationState.PENDING,
+            actor=actor,
+            created_at=now,
+            updated_at=now,
+        )
+        live = self._live[operation.id] = _Live(operation)
+        self._forget_oldest()
+        live.task = asyncio.create_task(self._run(live, work), name=f"operation {operation.id}")
+        return operation
+
+    @property
+    def running(self) -> int:
+        """How many have not ended."""
+        return sum(not live.operation.state.finished for live in self._live.values())
+
+    async def get(self, operation_id: str) -> Operation:
+        """Return an operation as it stands.
+
+        Raises:
+            NotFoundError: No such operation, or it runs in another replica, or its process was killed.
+        """
+        if live := self._live.get(operation_id):
+            return live.operation
+        if not is_id(operation_id):
+            raise NotFoundError(f"there is no operation {operation_id[:80]!r}", operation=operation_id[:80])
+        try:
+            data = await asyncio.to_thread(self._store.get, _key(operation_id))
+        except ObjectNotFoundError as error:
+            raise NotFoundError(
+                f"operation {operation_id!r} is not known here: it never was, or it runs in another replica, or the "
+                "process that ran it was killed; start it again",
+                operation=operation_id,
+            ) from error
+        return Operation.model_validate_json(data)
+
+    async def wait(self, operation_id: str, seconds: float) -> Operation:
+        """Return an operation once it ended, or as it stands after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while True:
+            live = self._live.get(operation_id)
+            if live is None:
+                return await self.get(operation_id)
+            left = deadline - time.monotonic()
+            if live.operation.state.finished or left <= 0:
+                return live.operation
+            try:
+                await asyncio.wait_for(live.changed.wait(), left)
+            except TimeoutError:
+                return live.operation
+
+    async def follow(self, operation_id: str, *, heartbeat_seconds: float) -> AsyncIterator[Operation | None]:
+        """Yield the operation's states as they come, None after each silent ``heartbeat_seconds``, up to its end."""
+        live = self._live.get(operation_id)
+        if live is None:
+            yield await self.get(operation_id)
+            return
+        while True:
+            operation, changed = live.operation, live.changed
+            yield operation
+            if operation.state.finished:
+                return
+            while live.operation is operation:
+                try:
+                    await asyncio.wait_for(changed.wait(), heartbeat_seconds)
+                except TimeoutError:
+                    yield None
+
+    async def page(self, *, after: str = "", limit: int = 100) -> list[Operation]:
+        """Return operations, newest first, those that run here and those that ended anywhere."""
+        infos = await asyncio.to_thread(
+            lambda: list(self._store.list(PREFIX, start_after=_key(after) if after else "", limit=limit))
+        )
+        stored = {info.key.removeprefix(PREFIX).removesuffix(".json") for info in infos}
+        ids = sorted(stored | {name for name in self._live if name > after})[:limit]
+        return [await self.get(name) for name in ids]
+
+    async def cancel(self, operation_id: str) -> Operation:
+        """Cancel an operation that runs here; one that ended stays as it is."""
+        live = self._live.get(operation_id)
+        if live is None:
+            return await self.get(operation_id)
+        if live.task is not None and not live.operation.state.finished:
+            live.task.cancel()
+            await asyncio.wait([live.task])
+        return live.operation
+
+    async def stop(self) -> None:
+        """Cancel what runs, and write down that it was."""
+        tasks = [live.task for live in self._live.values() if live.task is not None and not live.task.done()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _run(self, live: _Live, work: Work) -> None:
+        reporter = Reporter(asyncio.get_running_loop(), live.report)
+        try:
+            live.update(state=OperationState.RUNNING)
+            result = await work(reporter)
+            await asyncio.sleep(0)  # progress told from threads arrives before the end does
+            live.update(
+                state=OperationState.SUCCEEDED,
+                result=result,
+                progress=live.operation.progress.model_copy(update={"stage": "done", "message": "", "fraction": 1.0}),
+            )
+        except asyncio.CancelledError:
+            live.update(state=OperationState.CANCELLED)
+        except ControlPlaneError as error:
+            live.update(state=OperationState.FAILED, error=fault_of(error))
+        except Exception as error:
+            logger.exception("operation %s (%s) failed", live.operation.id, live.operation.kind)
+            live.update(state=OperationState.FAILED, error=fault_of(error))
+        operation = live.operation
+        counted = (operation.kind, operation.state.value)
+        self.finished_total[counted] = self.finished_total.get(counted, 0) + 1
+        if operation.error is not None:
+            logger.warning("operation %s (%s) failed: %s", operation.id, operation.kind, operation.error.detail)
+        await self._write(operation)
+
+    async def _write(self, operation: Operation) -> None:
+        try:
+            await asyncio.to_thread(
+                self._store.create, _key(operation.id), operation.model_dump_json(indent=1).encode()
+            )
+        except ObjectExistsError:
+            logger.debug("operation %s was written already", operation.id)
+        except ControlPlaneError as error:
+            # What it did is done and committed; only its record is lost to the other replicas.
+            logger.warning("the end of operation %s could not be written: %s", operation.id, error.message)
+
+    def _forget_oldest(self) -> None:
+        finished = [name for name, live in self._live.items() if live.operation.state.finished]
+        for name in finished[: max(0, len(finished) - _FINISHED_KEPT)]:
+            del self._live[name]
+
+
+def new_id() -> str:
+    """Return a fresh identifier; later ones sort before earlier ones."""
+    return f"{_CLOCK_TOP_MILLISECONDS - time.time_ns() // 1_000_000:011x}{secrets.token_hex(4)}"
+
+
+def is_id(text: str) -> bool:
+    """Whether the text has the form of an identifier of `new_id`."""
+    return len(text) == 19 and all(character in "0123456789abcdef" for character in text)
+
+
+def _key(operation_id: str) -> str:
+    return f"{PREFIX}{operation_id}.json"

@@ -1,0 +1,383 @@
+"""Uploads: files on their way to becoming a version, a part of one (samples), or only being looked at.
+
+The client announces files with size and SHA-256, is told which contents are missing, and sends those, through the API
+(resumable) or directly to the bucket (presigned). Nothing is visible to others before a version is published from it.
+"""
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.domain.manifest import FileEntry, FilePath, Sha256
+from controlplane.errors import (
+    ConflictError,
+    InvalidArtifactError,
+    InvalidInputError,
+    NotFoundError,
+    TooLargeError,
+)
+from controlplane.services.spool import Spool
+from controlplane.storage.base import ObjectStore, PresignedPut
+
+logger = logging.getLogger(__name__)
+
+MAX_FILES = 10_000
+_READ_BYTES = 4 << 20
+_BUFFER_BYTES = 1 << 20
+
+
+class BlobState(StrEnum):
+    """Whether a file's content has to be sent."""
+
+    PRESENT = "present"
+    MISSING = "missing"
+
+
+class UploadFile(BaseModel):
+    """One announced file and what of it is there."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    path: FilePath = Field(description="Path inside the artifact.", examples=["model.onnx"])
+    sha256: Sha256 = Field(description="SHA-256 of the content, in hexadecimal.")
+    size_bytes: int = Field(ge=0, description="Size of the content in bytes.")
+    state: BlobState = Field(description="present: nothing to send; missing: send it.")
+    received_bytes: int = Field(ge=0, description="Bytes that are here; a resumed transfer goes on from this offset.")
+
+
+class Upload(BaseModel):
+    """An upload and what is still missing."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = Field(description="Its identifier.", examples=["b41cc3a0f9d24e86b7d3"])
+    actor: str = Field(description="Who announced it.")
+    created_at: datetime = Field(description="When (UTC).")
+    files: tuple[UploadFile, ...] = Field(description="The files.")
+
+    @property
+    def missing(self) -> tuple[UploadFile, ...]:
+        """The files whose content is not here."""
+        return tuple(file for file in self.files if file.state is BlobState.MISSING)
+
+
+class _Announcement(BaseModel):
+    """What the spool keeps."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    actor: str
+    created_at: datetime
+    files: tuple[FileEntry, ...]
+    stored: frozenset[str]
+    """Contents that the store had when the upload was announced, or that came to it directly and were verified."""
+
+
+class PresignedBlob(BaseModel):
+    """How to write one blob directly to the bucket."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    sha256: Sha256 = Field(description="The blob.")
+    size_bytes: int = Field(description="Its size in bytes.")
+    multipart_id: str = Field(description="To be given back when all parts are sent.")
+    part_size_bytes: int = Field(description="Every part but the last has this size.")
+    urls: tuple[str, ...] = Field(description="One URL for each part, in order; each takes a plain HTTP PUT.")
+    expires_at: datetime = Field(description="When the URLs end (UTC).")
+
+
+class Uploads:
+    """The uploads of this replica. Their bytes lie on its disk, or in the bucket when they were there before."""
+
+    def __init__(self, spool: Spool, store: ObjectStore, *, max_bytes: int) -> None:
+        self._spool = spool
+        self._store = store
+        self._max_bytes = max_bytes
+        self._receiving: set[tuple[str, str]] = set()
+        self._in_use: dict[str, int] = {}
+
+    async def create(self, files: Iterable[FileEntry], *, actor: str) -> Upload:
+        """Announce files.
+
+        Raises:
+            InvalidInputError: No files, too many, one path twice, or one content with two sizes.
+            TooLargeError: More bytes than an artifact may have.
+        """
+        entries = tuple(files)
+        _check(entries, self._max_bytes)
+        stored = await asyncio.to_thread(self._stored, entries)
+        announcement = _Announcement(actor=actor, created_at=datetime.now(UTC), files=entries, stored=stored)
+        upload_id = secrets.token_hex(10)
+        await asyncio.to_thread(self._spool.create, upload_id, announcement.model_dump_json(indent=1).encode())
+        return self._describe(upload_id, announcement)
+
+    async def get(self, upload_id: str) -> Upload:
+        """Return an upload.
+
+        Raises:
+            NotFoundError: There is none of this identifier on this replica.
+        """
+        return self._describe(upload_id, await self._read(upload_id))
+
+    async def delete(self, upload_id: str) -> None:
+        """Drop an upload and its bytes.
+
+        Raises:
+            NotFoundError: There is none.
+            ConflictError: It is being published, or bytes are arriving for it.
+        """
+        await self._read(upload_id)
+        if self._in_use.get(upload_id) or any(upload == upload_id for upload, _ in self._receiving):
+            raise ConflictError(f"upload {upload_id} is in use; wait until it is not", upload=upload_id)
+        await asyncio.to_thread(self._spool.remove, upload_id)
+
+    async def receive(
+        self, upload_id: str, sha256: str, chunks: AsyncIterator[bytes], *, offset: int | None
+    ) -> UploadFile:
+        """Take a blob's bytes, or the rest of them from ``offset`` on.
+
+        Args:
+            upload_id: The upload.
+            sha256: Which blob.
+            chunks: The bytes as they come.
+            offset: Where they begin; None begins anew.
+
+        Raises:
+            NotFoundError: No such upload, or the upload has no such blob.
+            ConflictError: ``offset`` is not where the bytes received so far end, or another transfer is under way.
+            InvalidArtifactError: Too many bytes, or their digest is another one.
+            StoreFullError: The local disk is full.
+        """
+        announcement = await self._read(upload_id)
+        entry = _entry(upload_id, announcement, sha256)
+        if sha256 in announcement.stored or self._spool.complete(upload_id, sha256):
+            return self._file(upload_id, announcement, entry)  # not read: the server closes the connection
+        received = self._spool.received(upload_id, sha256)
+        if offset is not None and offset != received:
+            raise ConflictError(
+                f"blob {sha256}: {received} bytes are here, the transfer begins at {offset}; go on from {received}",
+                sha256=sha256,
+                received_bytes=received,
+            )
+        slot = (upload_id, sha256)
+        if slot in self._receiving:
+            raise ConflictError(f"blob {sha256} is being received by another request", sha256=sha256)
+        self._receiving.add(slot)
+        try:
+            writer = await asyncio.to_thread(self._spool.writer, upload_id, sha256, entry.size_bytes, offset or 0)
+            try:
+                async for block in _blocks(chunks):
+                    await asyncio.to_thread(writer.write, block)
+            finally:
+                # Also when the client is gone: what arrived is kept, for it to go on from there.
+                whole = await asyncio.shield(asyncio.to_thread(writer.finish))
+        finally:
+            self._receiving.discard(slot)
+        if not whole:
+            logger.info("upload %s: blob %s was cut off at %d bytes", upload_id, sha256, writer.offset)
+        return self._file(upload_id, announcement, entry)
+
+    async def presign(self, upload_id: str, *, expires_seconds: int) -> tuple[PresignedBlob, ...]:
+        """Let the client write the missing blobs directly to the bucket.
+
+        Raises:
+            NotFoundError: No such upload.
+            InvalidInputError: This store cannot do that.
+        """
+        announcement = await self._read(upload_id)
+        blobs = []
+        for entry in {file.sha256: file for file in self._describe(upload_id, announcement).missing}.values():
+            put: PresignedPut | None = await asyncio.to_thread(
+                self._store.presign_put, _key(entry.sha256), size_bytes=entry.size_bytes, expires_seconds=expires_seconds
+            )
+            if put is None:
+                raise InvalidInputError(
+                    f"the store {self._store.url} takes no direct uploads; send the blobs through the API"
+                )
+            blobs.append(
+                PresignedBlob(
+                    sha256=entry.sha256,
+                    size_bytes=entry.size_bytes,
+                    multipart_id=put.upload_id,
+                    part_size_bytes=put.part_size_bytes,
+                    urls=put.urls,
+                    expires_at=put.expires_at,
+                )
+            )
+        return tuple(blobs)
+
+    async def complete(self, upload_id: str, sha256: str, *, multipart_id: str) -> UploadFile:
+        """Accept a blob that was written directly: its parts are put together, read back, and their digest compared.
+
+        Read back because several S3 servers take a checksum header and never look at it.
+
+        Raises:
+            NotFoundError: No such upload or blob.
+            InvalidArtifactError: The digest or the size is another one; what was written is removed.
+        """
+        announcement = await self._read(upload_id)
+        entry = _entry(upload_id, announcement, sha256)
+        if sha256 not in announcement.stored and not self._spool.complete(upload_id, sha256):
+            await asyncio.to_thread(self._complete, entry, multipart_id)
+            announcement = await self._read(upload_id)
+            announcement = announcement.model_copy(update={"stored": announcement.stored | {sha256}})
+            await asyncio.to_thread(self._spool.rewrite, upload_id, announcement.model_dump_json(indent=1).encode())
+        return self._file(upload_id, announcement, entry)
+
+    def use(self, upload_id: str) -> "UploadInUse":
+        """Keep an upload from being dropped while the ``with`` block runs."""
+        return UploadInUse(self._in_use, upload_id)
+
+    async def whole(self, upload_id: str) -> Upload:
+        """Return an upload whose contents are all here.
+
+        Raises:
+            NotFoundError: There is none.
+            ConflictError: Something is missing.
+        """
+        upload = await self.get(upload_id)
+        if missing := upload.missing:
+            raise ConflictError(
+                f"upload {upload_id}: {len(missing)} of {len(upload.files)} files are not here yet, "
+                f"{missing[0].path!r} for one; send them first",
+                upload=upload_id,
+                missing=[file.path for file in missing[:20]],
+            )
+        return upload
+
+    def path(self, upload_id: str, sha256: str) -> Path | None:
+        """Return where a blob lies on this machine's disk; None where it is in the store alone."""
+        return self._spool.complete(upload_id, sha256)
+
+    def collect(self, max_age_seconds: float, *, dry_run: bool = False) -> int:
+        """Drop uploads that received nothing for that long. Returns how many."""
+        dropped = 0
+        for upload_id in self._spool.ids():
+            if self._in_use.get(upload_id) or any(upload == upload_id for upload, _ in self._receiving):
+                continue
+            if self._spool.age_seconds(upload_id, time.time()) > max_age_seconds:
+                dropped += 1
+                if not dry_run:
+                    self._spool.remove(upload_id)
+        return dropped
+
+    async def _read(self, upload_id: str) -> _Announcement:
+        known = len(upload_id) == 20 and all(character in "0123456789abcdef" for character in upload_id)
+        data = await asyncio.to_thread(self._spool.read, upload_id) if known else None
+        if data is None:
+            raise NotFoundError(
+                f"there is no upload {upload_id[:80]!r} on this replica: it was published, dropped, or is too old",
+                upload=upload_id[:80],
+            )
+        return _Announcement.model_validate_json(data)
+
+    def _describe(self, upload_id: str, announcement: _Announcement) -> Upload:
+        return Upload(
+            id=upload_id,
+            actor=announcement.actor,
+            created_at=announcement.created_at,
+            files=tuple(self._file(upload_id, announcement, entry) for entry in announcement.files),
+        )
+
+    def _file(self, upload_id: str, announcement: _Announcement, entry: FileEntry) -> UploadFile:
+        present = entry.sha256 in announcement.stored or self._spool.complete(upload_id, entry.sha256) is not None
+        received = entry.size_bytes if present else self._spool.received(upload_id, entry.sha256)
+        state = BlobState.PRESENT if present else BlobState.MISSING
+        return UploadFile(
+            path=entry.path,
+            sha256=entry.sha256,
+            size_bytes=entry.size_bytes,
+            state=state,
+            received_bytes=min(received, entry.size_bytes),
+        )
+
+    def _stored(self, entries: tuple[FileEntry, ...]) -> frozenset[str]:
+        stored = set()
+        for sha256, size in {entry.sha256: entry.size_bytes for entry in entries}.items():
+            info = self._store.head(_key(sha256))
+            if info is not None and info.size_bytes == size:
+                stored.add(sha256)
+        return frozenset(stored)
+
+    def _complete(self, entry: FileEntry, multipart_id: str) -> None:
+        # Before the parts are put together no object exists under the key, and a key that is taken is left alone:
+        # a good blob is never replaced by one that nobody has looked at.
+        if self._store.head(_key(entry.sha256)) is None:
+            self._store.complete_presigned(_key(entry.sha256), multipart_id)
+        digest, size = hashlib.sha256(), 0
+        with self._store.open(_key(entry.sha256)) as stream:
+            while chunk := stream.read(_READ_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+        if digest.hexdigest() != entry.sha256 or size != entry.size_bytes:
+            self._store.delete(_key(entry.sha256))
+            raise InvalidArtifactError(
+                f"what was written for blob {entry.sha256} has {size} bytes and the SHA-256 {digest.hexdigest()}; "
+                "it was removed, ask for new URLs and send it again",
+                sha256=entry.sha256,
+                actual_sha256=digest.hexdigest(),
+            )
+
+
+class UploadInUse:
+    """Counts who needs an upload."""
+
+    def __init__(self, counts: dict[str, int], upload_id: str) -> None:
+        self._counts = counts
+        self._upload_id = upload_id
+
+    def __enter__(self) -> None:
+        self._counts[self._upload_id] = self._counts.get(self._upload_id, 0) + 1
+
+    def __exit__(self, *_: object) -> None:
+        self._counts[self._upload_id] -= 1
+        if not self._counts[self._upload_id]:
+            del self._counts[self._upload_id]
+
+
+def _check(entries: tuple[FileEntry, ...], max_bytes: int) -> None:
+    if not entries:
+        raise InvalidInputError("an upload needs at least one file")
+    if len(entries) > MAX_FILES:
+        raise TooLargeError(f"an upload may have {MAX_FILES} files, this one has {len(entries)}", limit=MAX_FILES)
+    total = sum(entry.size_bytes for entry in entries)
+    if total > max_bytes:
+        raise TooLargeError(f"the files have {total} bytes; at most {max_bytes} are accepted", limit_bytes=max_bytes)
+    paths, sizes = set(), {}
+    for entry in entries:
+        if entry.path in paths:
+            raise InvalidInputError(f"the path {entry.path!r} appears more than once", path=entry.path)
+        paths.add(entry.path)
+        if sizes.setdefault(entry.sha256, entry.size_bytes) != entry.size_bytes:
+            raise InvalidInputError(f"content {entry.sha256} is announced with two sizes", sha256=entry.sha256)
+
+
+def _entry(upload_id: str, announcement: _Announcement, sha256: str) -> FileEntry:
+    for entry in announcement.files:
+        if entry.sha256 == sha256:
+            return entry
+    raise NotFoundError(f"upload {upload_id} announced no blob {sha256[:80]!r}", upload=upload_id, sha256=sha256[:80])
+
+
+def _key(sha256: str) -> str:
+    return f"blobs/sha256/{sha256[:2]}/{sha256}"
+
+
+async def _blocks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Join small chunks: a thread hop for each 64 KiB that the server hands out would cost more than the write."""
+    buffer = bytearray()
+    async for chunk in chunks:
+        buffer += chunk
+        if len(buffer) >= _BUFFER_BYTES:
+            yield bytes(buffer)
+            buffer.clear()
+    if buffer:
+        yield bytes(buffer)
