@@ -20,6 +20,7 @@ class VersionEntry(BaseModel):
     size_bytes: int = Field(ge=0, description="Total size of its files in bytes.")
     published_at: datetime = Field(description="When it was published (UTC).")
     published_by: str = Field(description="Who published it.")
+    commit_id: str = Field(default="", description="The commit that published it; a publish repeated with it finds it.")
     deleted: bool = Field(default=False, description="A tombstone: the number stays taken, the files may go.")
 
 

@@ -1,0 +1,218 @@
+"""The local blob cache: content-addressed files that Triton's repository hard-links.
+
+A file with a second link elsewhere (a staged version, a store on the same file system) takes no space of its own:
+removing it here would free nothing, so it neither counts towards the bound nor is evicted.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from controlplane.domain.manifest import FileEntry
+from controlplane.errors import NotFoundError, ObjectNotFoundError
+from controlplane.registry.blobs import blob_key
+from controlplane.registry.filelock import FileLock
+from controlplane.storage.base import ObjectStore, ProgressCallback
+
+logger = logging.getLogger(__name__)
+
+_LEFTOVER_SECONDS = 86_400.0
+"""A partial download older than this was left by a process that died."""
+
+_Stamp = tuple[int, int, int, int]
+
+
+class BlobCache:
+    """Blobs on this machine, shared by threads and processes.
+
+    Args:
+        root: Where; several processes may share it.
+        max_bytes: The bound, for what only the cache holds. Blobs that are pinned may exceed it.
+    """
+
+    def __init__(self, root: Path, max_bytes: int) -> None:
+        self._root = root
+        self._max_bytes = max_bytes
+        self._blobs = root / "sha256"
+        self._locks = root / "locks"
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        self._locks.mkdir(exist_ok=True)
+        # What was hashed by this process, as stat said then. One dict operation at a time, so no lock.
+        self._verified: dict[str, _Stamp] = {}
+
+    def path_of(self, sha256: str) -> Path:
+        """Return where a blob lies, or would."""
+        return self._blobs / sha256[:2] / sha256
+
+    def get(self, sha256: str) -> Path | None:
+        """Return a blob's path if it is here and whole; a damaged one is dropped."""
+        path = self.path_of(sha256)
+        if self._known_good(sha256, path):
+            return path
+        with self._fetch_lock(sha256):
+            return path if self._verify(sha256, path) else None
+
+    def fetch(self, store: ObjectStore, entry: FileEntry, progress: ProgressCallback | None = None) -> Path:
+        """Return a local, verified, read-only path of a blob; downloaded once, however many ask.
+
+        Without `pin` the file may be evicted any time.
+
+        Raises:
+            NotFoundError: The store has no such blob.
+            DigestMismatchError: The store's content is not what was published.
+        """
+        path = self.path_of(entry.sha256)
+        if not self._known_good(entry.sha256, path):
+            with self._fetch_lock(entry.sha256):
+                if not self._verify(entry.sha256, path):
+                    self._download(store, entry, path, progress)
+                    return path
+        if progress is not None:
+            progress(entry.size_bytes)
+        return path
+
+    @contextmanager
+    def pin(self, digests: Collection[str]) -> Iterator[None]:
+        """Keep blobs, present or yet to come, from being evicted for the length of a block, by any process."""
+        with ExitStack() as stack:
+            for digest in sorted(set(digests)):
+                stack.enter_context(self._pin_lock(digest, shared=True))
+            yield
+
+    def adopt(self, path: Path, sha256: str) -> Path:
+        """Move a file in (copied where it lies on another file system). It is hashed when it is first asked for."""
+        target = self.path_of(sha256)
+        with self._fetch_lock(sha256):
+            if self._verify(sha256, target):
+                path.unlink()
+                return target
+            target.parent.mkdir(exist_ok=True)
+            self._make_room(path.stat().st_size, keep=sha256)
+            partial = target.with_name(f"{sha256}.{os.getpid()}.adopted")
+            shutil.move(path, partial)
+            partial.chmod(0o444)
+            partial.replace(target)
+        return target
+
+    def drop(self, sha256: str) -> None:
+        """Remove a blob, if it is here."""
+        self._verified.pop(sha256, None)
+        self.path_of(sha256).unlink(missing_ok=True)
+
+    def used_bytes(self) -> int:
+        """Return what the bound is held against: the size of blobs that have no link elsewhere."""
+        return sum(size for _, size, _ in self._evictable())
+
+    def _download(self, store: ObjectStore, entry: FileEntry, path: Path, progress: ProgressCallback | None) -> None:
+        path.parent.mkdir(exist_ok=True)
+        self._make_room(entry.size_bytes, keep=entry.sha256)
+        try:
+            store.get_file(
+                blob_key(entry.sha256), path, size_bytes=entry.size_bytes, sha256=entry.sha256, progress=progress
+            )
+        except ObjectNotFoundError as error:
+            raise NotFoundError(
+                f"the store has no blob {entry.sha256} ({entry.path})", sha256=entry.sha256, path=entry.path
+            ) from error
+        if path.stat().st_nlink == 1:  # a linked file's mode is the store's affair
+            path.chmod(0o444)
+        self._verified[entry.sha256] = _stamp(path.stat())
+        # A linked file came for nothing, and its access time is the store's: it starts as the newest.
+        _touch(path)
+
+    def _known_good(self, sha256: str, path: Path) -> bool:
+        try:
+            good = self._verified.get(sha256) == _stamp(path.stat())
+        except FileNotFoundError:
+            return False
+        if good:
+            _touch(path)
+        return good
+
+    def _verify(self, sha256: str, path: Path) -> bool:
+        """Hash a file unless this process has done so; drop it if it is damaged. Under the fetch lock."""
+        if self._known_good(sha256, path):
+            return True
+        try:
+            stamp = _stamp(path.stat())
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return False
+        if digest != sha256:
+            logger.warning("dropped damaged blob %s from the cache", sha256)
+            self.drop(sha256)
+            return False
+        self._verified[sha256] = stamp
+        _touch(path)
+        return True
+
+    def _make_room(self, size_bytes: int, *, keep: str) -> None:
+        with FileLock(self._locks / "eviction"):
+            self._clean()
+            entries = sorted(self._evictable())
+            excess = sum(size for _, size, _ in entries) + size_bytes - self._max_bytes
+            for _, size, path in entries:
+                if excess <= 0:
+                    return
+                if path.name != keep and self._evict(path):
+                    excess -= size
+
+    def _evict(self, path: Path) -> bool:
+        lock = self._pin_lock(path.name)
+        if not lock.try_acquire():
+            return False
+        try:
+            if path.stat().st_nlink > 1:
+                return False
+            self.drop(path.name)
+        except FileNotFoundError:
+            return False
+        finally:
+            lock.release()
+        logger.info("evicted blob %s from the cache", path.name)
+        return True
+
+    def _evictable(self) -> Iterator[tuple[int, int, Path]]:
+        for folder in self._folders():
+            for item in folder:
+                if len(item.name) == 64:
+                    with contextlib.suppress(FileNotFoundError):
+                        stat = item.stat(follow_symlinks=False)
+                        if stat.st_nlink == 1:
+                            yield stat.st_atime_ns, stat.st_size, Path(item.path)
+
+    def _clean(self) -> None:
+        for folder in self._folders():
+            for item in folder:
+                if len(item.name) != 64:
+                    with contextlib.suppress(FileNotFoundError):
+                        if time.time() - item.stat().st_mtime > _LEFTOVER_SECONDS:
+                            Path(item.path).unlink()
+
+    def _folders(self) -> Iterator[list["os.DirEntry[str]"]]:
+        for folder in self._blobs.iterdir():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as items:
+                yield list(items)
+
+    def _fetch_lock(self, sha256: str) -> FileLock:
+        return FileLock(self._locks / f"{sha256}.fetch")
+
+    def _pin_lock(self, sha256: str, *, shared: bool = False) -> FileLock:
+        return FileLock(self._locks / f"{sha256}.pin", shared=shared)
+
+
+def _stamp(stat: os.stat_result) -> _Stamp:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev
+
+
+def _touch(path: Path) -> None:
+    # The access time alone, set by hand (file systems are mounted noatime); the modification time is part of the stamp.
+    with contextlib.suppress(OSError):
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))

@@ -1,0 +1,173 @@
+"""Garbage collection: blobs that nothing refers to any more.
+
+The order of the steps is what makes it safe beside running publishes (docs/adr/0002-garbage-collection.md):
+
+1. List the blobs; candidates are those that no head refers to and that are older than the grace period.
+2. Write a marker that names them.
+3. List the intents, and only then read the heads again (a publisher commits first and removes its intent afterwards);
+   what appears in either is no candidate any more.
+4. Delete the rest, as long as the marker is young.
+5. Remove the marker.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.registry.blobs import Blobs, digest_of
+from controlplane.registry.deployments import Deployments
+from controlplane.registry.intents import INTENTS, MARKER_STALE, MARKERS, notes, write_marker
+from controlplane.registry.models import Models
+from controlplane.registry.versions import Versions
+from controlplane.settings import GcSettings
+from controlplane.storage.base import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 1000
+"""Blobs deleted under one marker: it bounds how long a publisher may have to wait."""
+
+_DELETING_SECONDS = MARKER_STALE.total_seconds() / 2
+_PARALLEL_DELETES = 8
+
+
+class GcReport(BaseModel):
+    """What a collection did, or (dry run) would do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dry_run: bool = Field(description="Whether nothing was deleted.")
+    blobs_scanned: int = Field(description="Blobs in the store.")
+    blobs_deleted: int = Field(description="Blobs deleted; in a dry run, those that would be.")
+    bytes_deleted: int = Field(description="Their size in bytes.")
+    kept_in_use: int = Field(description="Blobs kept because a version refers to them.")
+    kept_by_grace: int = Field(description="Blobs nothing refers to, kept because they are younger than the grace.")
+    kept_by_publish: int = Field(description="Blobs kept because a running publish names them, or time ran out.")
+    intents_removed: int = Field(description="Intents of abandoned publishes that were removed.")
+    uploads_aborted: int = Field(description="Incomplete multipart uploads that were removed.")
+
+
+@runtime_checkable
+class _AbortsUploads(Protocol):
+    def abort_incomplete(self, older_than: timedelta) -> int: ...
+
+
+class Collector:
+    """Collects garbage. Several may run at once; they delete the same things."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        blobs: Blobs,
+        models: Models,
+        versions: Versions,
+        deployments: Deployments,
+        settings: GcSettings,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._models = models
+        self._versions = versions
+        self._deployments = deployments
+        self._settings = settings
+
+    def collect(self, *, dry_run: bool, grace_seconds: float | None = None) -> GcReport:
+        """Delete what nothing refers to.
+
+        Args:
+            dry_run: Report only.
+            grace_seconds: Blobs younger than this are kept; None takes the setting. A running publish is safe with 0.
+
+        Raises:
+            StoreError: A manifest cannot be read. Nothing is deleted then, for it may refer to anything.
+        """
+        began = time.monotonic()
+        now = datetime.now(UTC)
+        grace = timedelta(seconds=self._settings.grace_seconds if grace_seconds is None else grace_seconds)
+        intents_removed = self._remove_abandoned(now, dry_run=dry_run)
+        scanned = list(self._blobs.all())
+        referenced = self._referenced()
+        sizes: dict[str, int] = {}
+        in_use = by_grace = 0
+        for info in scanned:
+            digest = digest_of(info.key)
+            if digest is None or digest in referenced:
+                in_use += 1
+            elif now - info.modified_at < grace:
+                by_grace += 1
+            else:
+                sizes[digest] = info.size_bytes
+        candidates = list(sizes)
+        deleted: list[str] = []
+        for start in range(0, len(candidates), _BATCH):
+            deleted += self._delete_batch(candidates[start : start + _BATCH], dry_run=dry_run)
+        report = GcReport(
+            dry_run=dry_run,
+            blobs_scanned=len(scanned),
+            blobs_deleted=len(deleted),
+            bytes_deleted=sum(sizes[digest] for digest in deleted),
+            kept_in_use=in_use,
+            kept_by_grace=by_grace,
+            kept_by_publish=len(candidates) - len(deleted),
+            intents_removed=intents_removed,
+            uploads_aborted=0 if dry_run else self._abort_uploads(),
+        )
+        logger.info("garbage collection in %.2f s: %s", time.monotonic() - began, report)
+        return report
+
+    def _delete_batch(self, digests: Sequence[str], *, dry_run: bool) -> Sequence[str]:
+        if dry_run:
+            return self._still_free(digests)
+        began = time.monotonic()
+        marker = write_marker(self._store, digests)
+        try:
+            doomed = self._still_free(digests)
+
+            def delete(digest: str) -> bool:
+                # Publishers stop waiting for a marker that is stale, so a slow collector must stop long before.
+                if time.monotonic() - began > _DELETING_SECONDS:
+                    return False
+                self._blobs.delete(digest)
+                return True
+
+            with ThreadPoolExecutor(_PARALLEL_DELETES, thread_name_prefix="gc") as pool:
+                return [digest for digest, done in zip(doomed, pool.map(delete, doomed), strict=True) if done]
+        finally:
+            self._store.delete(marker)
+
+    def _still_free(self, digests: Sequence[str]) -> Sequence[str]:
+        held = frozenset[str]().union(*(note.digests for note in notes(self._store, INTENTS)))
+        referenced = self._referenced()  # after the intents: see the module's docstring
+        return [digest for digest in digests if digest not in held and digest not in referenced]
+
+    def _referenced(self) -> set[str]:
+        referenced: set[str] = set()
+        # A crash between a tombstone and the look that follows it can leave a deployment with a deleted version;
+        # its blobs are kept, so that the deletion can be taken back.
+        needed = {(deployment.spec.model, deployment.spec.version) for deployment in self._deployments.list(fresh=True)}
+        for head in self._models.all_fresh():
+            for entry in head.versions:
+                if entry.deleted and (head.name, entry.number) not in needed:
+                    continue
+                referenced.add(entry.manifest)
+                referenced.update(blob.sha256 for blob in self._versions.manifest_of(entry).blobs)
+        return referenced
+
+    def _remove_abandoned(self, now: datetime, *, dry_run: bool) -> int:
+        intent_age = timedelta(seconds=self._settings.upload_max_age_seconds)
+        abandoned = [info.key for info in self._store.list(INTENTS) if now - info.modified_at > intent_age]
+        stale = [info.key for info in self._store.list(MARKERS) if now - info.modified_at > MARKER_STALE]
+        if not dry_run:
+            for key in (*abandoned, *stale):
+                self._store.delete(key)
+        return len(abandoned)
+
+    def _abort_uploads(self) -> int:
+        if not isinstance(self._store, _AbortsUploads):
+            return 0
+        return self._store.abort_incomplete(timedelta(seconds=self._settings.upload_max_age_seconds))

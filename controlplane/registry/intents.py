@@ -1,0 +1,125 @@
+"""Publish intents and garbage collection's markers: the two flags of Dekker's mutual exclusion.
+
+Who is about to refer to blobs first writes an intent that names them, then looks for markers. Who is about to delete
+blobs first writes a marker that names them, then looks for intents (`controlplane.registry.gc`). Writes are seen by
+every later list, so at least one of the two sees the other: the collector drops those blobs, or the publisher waits
+until the marker is gone and then looks which blobs are there. See docs/adr/0002-garbage-collection.md.
+"""
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from controlplane.errors import CommitOutcomeUnknownError, ObjectExistsError, ObjectNotFoundError, StoreError
+from controlplane.storage.base import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+INTENTS = "publishing/"
+MARKERS = "gc/deleting/"
+MARKER_STALE = timedelta(minutes=10)
+"""A marker older than this was left by a collector that died; a collector stops deleting well before."""
+
+_POLL_SECONDS = 0.02
+_POLL_MAX_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """An intent or a marker as it lies in the bucket."""
+
+    key: str
+    modified_at: datetime
+    digests: frozenset[str]
+
+
+def _write(store: ObjectStore, key: str, digests: Collection[str], why: str) -> None:
+    document = {"at": datetime.now(UTC).isoformat(), "why": why, "digests": sorted(digests)}
+    with suppress(ObjectExistsError):  # the key is ours alone: a retry met its own first attempt
+        store.create(key, json.dumps(document, indent=1).encode())
+
+
+def notes(store: ObjectStore, prefix: str) -> Iterator[Note]:
+    """Yield the intents or the markers."""
+    for info in store.list(prefix):
+        try:
+            document = json.loads(store.get(info.key))
+        except ObjectNotFoundError:
+            continue  # finished meanwhile
+        except ValueError as error:
+            raise StoreError(f"{info.key} is damaged; remove it if no publish is running", key=info.key) from error
+        yield Note(info.key, info.modified_at, frozenset(document["digests"]))
+
+
+def write_marker(store: ObjectStore, digests: Collection[str]) -> str:
+    """Say that these blobs are about to be deleted; returns the marker's key."""
+    key = f"{MARKERS}{uuid.uuid4().hex}.json"
+    _write(store, key, digests, "garbage collection")
+    return key
+
+
+def hold(store: ObjectStore, digests: Collection[str], why: str) -> str:
+    """Keep blobs from being collected: write the intent, then wait for any marker that names one of them.
+
+    Returns:
+        The intent's key, for `release`. Left behind (a crash), it ends by itself when it is older than
+        ``gc.upload_max_age_seconds``.
+    """
+    key = f"{INTENTS}{uuid.uuid4().hex}.json"
+    _write(store, key, digests, why)
+    _wait_for_markers(store, frozenset(digests), key)
+    return key
+
+
+def release(store: ObjectStore, key: str) -> None:
+    """Let go of what `hold` held."""
+    store.delete(key)
+
+
+@contextmanager
+def holding(store: ObjectStore, digests: Collection[str], why: str) -> Iterator[None]:
+    """Hold blobs for the length of a block.
+
+    After a commit whose outcome is unknown the intent stays: the commit may yet turn out to have won, and its blobs
+    must be there then.
+    """
+    key = hold(store, digests, why)
+    try:
+        yield
+    except CommitOutcomeUnknownError:
+        raise
+    except BaseException:
+        _let_go(store, key)
+        raise
+    _let_go(store, key)
+
+
+def _let_go(store: ObjectStore, key: str) -> None:
+    try:
+        release(store, key)
+    except StoreError as error:  # what was done is done; the intent ends by its age
+        logger.warning("could not remove the intent %s: %s", key, error)
+
+
+def _wait_for_markers(store: ObjectStore, digests: frozenset[str], intent: str) -> None:
+    began, pause = time.monotonic(), _POLL_SECONDS
+    now_there: datetime | None = None
+    while True:
+        blocking = [note for note in notes(store, MARKERS) if note.digests & digests]
+        if not blocking:
+            return
+        if now_there is None:
+            # Ages are told by the store's clock alone: ours may be off by more than they are long.
+            info = store.head(intent)
+            now_there = info.modified_at if info else datetime.now(UTC)
+        now = now_there + timedelta(seconds=time.monotonic() - began)
+        if all(now - note.modified_at > MARKER_STALE for note in blocking):
+            return
+        logger.info("waiting for garbage collection %s to finish", blocking[0].key)
+        time.sleep(pause)
+        pause = min(pause * 2, _POLL_MAX_SECONDS)

@@ -1,0 +1,190 @@
+"""Models: the chains of their heads."""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from controlplane.domain.model import ModelHead
+from controlplane.domain.names import validate_model_name
+from controlplane.errors import AlreadyExistsError, InvalidInputError, NotFoundError
+from controlplane.registry.chain import Chain, Revision
+from controlplane.registry.heads import Head, HeadCache
+from controlplane.storage.base import ObjectStore
+
+PREFIX = "models/"
+_PARALLEL_READS = 8
+_SUGGESTIONS_FROM = 1000
+"""How many names are looked at for a suggestion: one LIST."""
+
+
+def explain(what: str, reason: str) -> str:
+    """Join what a commit did with the reason its author gives."""
+    return f"{what}: {reason}" if reason else what
+
+
+Heads = list[ModelHead]  # inside the class, `list` is a method
+Revisions = list[Revision]
+
+
+class Models:
+    """Reads and edits heads. A deleted model's head stays: its version numbers are never used again."""
+
+    def __init__(self, store: ObjectStore, *, head_max_age_seconds: float) -> None:
+        self._store = store
+        self.heads: HeadCache[ModelHead] = HeadCache(self._chain, ModelHead, max_age_seconds=head_max_age_seconds)
+
+    def get(self, name: str, *, fresh: bool = False) -> ModelHead:
+        """Return a model's head. A miss is always looked up afresh before it is reported.
+
+        Raises:
+            NotFoundError: No such model, or it was deleted.
+        """
+        head = self.heads.read(name, fresh=fresh)
+        if not fresh and (head is None or head.value.deleted):
+            head = self.heads.read(name, fresh=True)
+        if head is None or head.value.deleted:
+            raise self.missing(name)
+        return head.value
+
+    def peek(self, name: str) -> ModelHead | None:
+        """Return the head that is in memory, if it is young enough. No I/O."""
+        head = self.heads.peek(name)
+        return None if head is None or head.value.deleted else head.value
+
+    def list(self, *, after: str = "", limit: int = 100) -> Heads:
+        """Return live models by name, at most ``limit`` after the name ``after``."""
+        found: list[ModelHead] = []
+        while len(found) < limit:
+            names = list(self._store.list_folders(PREFIX, start_after=after, limit=limit))
+            found += [head.value for head in self._read_all(names) if not head.value.deleted]
+            if len(names) < limit:
+                break
+            after = names[-1]
+        return found[:limit]
+
+    def all_fresh(self) -> Iterator[ModelHead]:
+        """Yield every head as it is now, also of deleted models. For garbage collection."""
+        for head in self._read_all(list(self._store.list_folders(PREFIX)), fresh=True):
+            yield head.value
+
+    def create(self, name: str, *, description: str, labels: dict[str, str], actor: str, reason: str = "") -> ModelHead:
+        """Create a model without versions.
+
+        Raises:
+            AlreadyExistsError: There is one of this name.
+        """
+
+        def change(head: ModelHead | None) -> tuple[ModelHead, str]:
+            if head is not None and not head.deleted:
+                raise AlreadyExistsError(f"model {name!r} exists already", model=name)
+            update = {"description": description, "labels": labels, "deleted": False, "aliases": {}}
+            return (head or ModelHead(name=name)).model_copy(update=update), explain("create model", reason)
+
+        return self.edit_any(name, change, actor=actor)
+
+    def update(
+        self,
+        name: str,
+        *,
+        description: str | None = None,
+        labels: dict[str, str] | None = None,
+        actor: str,
+        reason: str = "",
+    ) -> ModelHead:
+        """Change what is given; labels are replaced as a whole. No revision where nothing changes."""
+
+        def change(head: ModelHead) -> tuple[ModelHead, str] | None:
+            update: dict[str, object] = {}
+            if description is not None and description != head.description:
+                update["description"] = description
+            if labels is not None and labels != head.labels:
+                update["labels"] = labels
+            if not update:
+                return None
+            return head.model_copy(update=update), explain("change " + " and ".join(sorted(update)), reason)
+
+        return self.edit(name, change, actor=actor)
+
+    def edit(
+        self,
+        name: str,
+        change: Callable[[ModelHead], tuple[ModelHead, str] | None],
+        *,
+        actor: str,
+        commit_id: str | None = None,
+    ) -> ModelHead:
+        """Edit the head of a live model.
+
+        Raises:
+            NotFoundError: No such model, or it was deleted.
+        """
+
+        def change_live(head: ModelHead | None) -> tuple[ModelHead, str] | None:
+            if head is None or head.deleted:
+                raise self.missing(name)
+            return change(head)
+
+        return self.edit_any(name, change_live, actor=actor, commit_id=commit_id)
+
+    def edit_any(
+        self,
+        name: str,
+        change: Callable[[ModelHead | None], tuple[ModelHead, str] | None],
+        *,
+        actor: str,
+        commit_id: str | None = None,
+    ) -> ModelHead:
+        """Edit a head that may be missing or deleted (see `HeadCache.edit`)."""
+        head = self.heads.edit(name, change, actor=actor, commit_id=commit_id)
+        if head is None:
+            raise self.missing(name)
+        return head.value
+
+    def history(self, name: str, *, limit: int | None = None, before: int | None = None) -> Revisions:
+        """Return the revisions, newest first, also of a deleted model.
+
+        Raises:
+            NotFoundError: There never was such a model.
+        """
+        revisions = list(self._chain(name).history(limit=limit, before=before))
+        if not revisions and before is None and limit != 0:
+            raise self.missing(name)
+        return revisions
+
+    def missing(self, name: str) -> NotFoundError:
+        """Return the error that says so and suggests the closest name there is."""
+        names = list(islice(self._store.list_folders(PREFIX, limit=_SUGGESTIONS_FROM), _SUGGESTIONS_FROM))
+        names = [other for other in names if other != name and not self._known_deleted(other)]
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+        if close:
+            hint = f"; did you mean {' or '.join(map(repr, close))}?"
+        elif names:
+            hint = f"; there are: {', '.join(names[:10])}" + (", …" if len(names) > 10 else "")
+        else:
+            hint = "; there are no models yet"
+        return NotFoundError(f"there is no model {name!r}{hint}", model=name, suggestions=close)
+
+    def _known_deleted(self, name: str) -> bool:
+        try:
+            head = self.heads.read(name)
+        except InvalidInputError:
+            return True  # a folder that somebody made by hand
+        return head is None or head.value.deleted
+
+    def _read_all(self, names: Sequence[str], *, fresh: bool = False) -> Sequence[Head[ModelHead]]:
+        def read(name: str) -> Head[ModelHead] | None:
+            try:
+                return self.heads.read(name, fresh=fresh)
+            except InvalidInputError:
+                return None  # a folder that somebody made by hand
+
+        if len(names) <= 1:
+            heads = [read(name) for name in names]
+        else:
+            with ThreadPoolExecutor(min(_PARALLEL_READS, len(names)), thread_name_prefix="heads") as pool:
+                heads = list(pool.map(read, names))
+        return [head for head in heads if head is not None]
+
+    def _chain(self, name: str) -> Chain:
+        return Chain(self._store, f"{PREFIX}{validate_model_name(name)}/revisions/")

@@ -1,0 +1,165 @@
+"""Publishing a version: blobs first, then one commit that makes everything visible.
+
+A crash at any step leaves nothing half there: before the commit no version is visible and the blobs are collected one
+day (or found by the next try), after it the version is whole.
+"""
+
+import hashlib
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from controlplane.domain.manifest import FileEntry, Manifest
+from controlplane.domain.model import ModelHead, VersionEntry
+from controlplane.domain.names import validate_alias, validate_model_name
+from controlplane.errors import InvalidInputError
+from controlplane.registry.aliases import describe_move
+from controlplane.registry.blobs import Blobs
+from controlplane.registry.intents import holding
+from controlplane.registry.models import Models, explain
+from controlplane.storage.base import ObjectStore, ProgressCallback
+
+logger = logging.getLogger(__name__)
+
+_PARALLEL_FILES = 4
+"""Files moved at once; the store moves each large one in parallel parts."""
+
+
+class Publisher:
+    """Publishes versions."""
+
+    def __init__(self, store: ObjectStore, models: Models, blobs: Blobs) -> None:
+        self._store = store
+        self._models = models
+        self._blobs = blobs
+
+    def publish(
+        self,
+        model: str,
+        manifest: Manifest,
+        files: Mapping[str, Path],
+        *,
+        actor: str,
+        reason: str = "",
+        aliases: Sequence[str] = (),
+        commit_id: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> VersionEntry:
+        """Publish a version; creates the model where there is none.
+
+        Args:
+            model: The model's name.
+            manifest: What the version is.
+            files: Local path by SHA-256, for every blob of the manifest that the store may lack.
+            actor: Who publishes.
+            reason: Why, for the history.
+            aliases: Aliases that shall point at the new version, moved in the same commit.
+            commit_id: Makes a repeated publish harmless: a version published with it before is returned.
+            progress: Told of the bytes moved, and of those that were there already.
+
+        Raises:
+            InvalidInputError: A blob is neither in the store nor given, or the manifest does not survive as JSON.
+            DigestMismatchError: A local file is not what its digest says.
+        """
+        validate_model_name(model)
+        for alias in aliases:
+            validate_alias(alias)
+        document = _document(manifest)
+        commit_id = commit_id or uuid.uuid4().hex
+        before = self._models.heads.read(model, fresh=True)
+        published = _published(before.value, commit_id) if before else None
+        if published is not None:
+            return published
+        began = time.monotonic()
+        manifest_digest = hashlib.sha256(document).hexdigest()
+        digests = {blob.sha256 for blob in manifest.blobs} | {manifest_digest}
+        with holding(self._store, digests, f"publish {model}"):
+            self._upload_missing(manifest, files, progress)
+            self._blobs.put_bytes(document)
+            entry = self._commit(model, manifest, manifest_digest, actor, reason, aliases, commit_id)
+        logger.info(
+            "published %s:%d (%d bytes) in %.2f s", model, entry.number, entry.size_bytes, time.monotonic() - began
+        )
+        return entry
+
+    def _upload_missing(self, manifest: Manifest, files: Mapping[str, Path], progress: ProgressCallback | None) -> None:
+        wanted = {blob.sha256: blob for blob in manifest.blobs}
+        sizes = self._blobs.sizes_of(list(wanted))
+        # Another size under a blob's key is what a cut-off foreign write left; ours replaces it.
+        missing = [blob for digest, blob in wanted.items() if sizes[digest] != blob.size_bytes]
+        if lacking := [blob for blob in missing if blob.sha256 not in files]:
+            raise InvalidInputError(
+                f"{lacking[0].path!r} ({lacking[0].sha256[:12]}…) is neither in the store nor was it uploaded"
+                + (f", and {len(lacking) - 1} other files" if len(lacking) > 1 else ""),
+                missing=[blob.sha256 for blob in lacking],
+            )
+        if progress is not None:
+            progress(sum(blob.size_bytes for blob in wanted.values()) - sum(blob.size_bytes for blob in missing))
+
+        def upload(blob: FileEntry) -> None:
+            self._blobs.put_file(files[blob.sha256], blob.sha256, progress)
+
+        with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="publish") as pool:
+            # Large files first: the longest transfer must not be the last to begin.
+            for _ in pool.map(upload, sorted(missing, key=lambda blob: -blob.size_bytes)):
+                pass
+
+    def _commit(
+        self,
+        model: str,
+        manifest: Manifest,
+        manifest_digest: str,
+        actor: str,
+        reason: str,
+        aliases: Sequence[str],
+        commit_id: str,
+    ) -> VersionEntry:
+        def add(head: ModelHead | None) -> tuple[ModelHead, str] | None:
+            head = head or ModelHead(name=model)
+            if _published(head, commit_id) is not None:
+                return None
+            entry = VersionEntry(
+                number=head.next_number,
+                manifest=manifest_digest,
+                format=manifest.format,
+                size_bytes=manifest.size_bytes,
+                published_at=datetime.now(UTC),
+                published_by=actor,
+                commit_id=commit_id,
+            )
+            moved = "".join(f", {describe_move(head, alias, entry.number)}" for alias in aliases)
+            update = {
+                "versions": (*head.versions, entry),
+                "aliases": {**head.aliases, **dict.fromkeys(aliases, entry.number)},
+                "deleted": False,
+            }
+            return head.model_copy(update=update), explain(f"publish version {entry.number}{moved}", reason)
+
+        head = self._models.edit_any(model, add, actor=actor, commit_id=commit_id)
+        entry = _published(head, commit_id)
+        assert entry is not None  # `add` put it there, or found it
+        return entry
+
+
+def _published(head: ModelHead, commit_id: str) -> VersionEntry | None:
+    return next((entry for entry in reversed(head.versions) if entry.commit_id == commit_id), None)
+
+
+def _document(manifest: Manifest) -> bytes:
+    """Return the manifest blob's bytes, having made sure that they can be read back."""
+    document = manifest.model_dump_json(indent=2).encode()
+    try:
+        same = Manifest.model_validate_json(document) == manifest
+    except ValidationError as error:
+        raise InvalidInputError(
+            f"the manifest cannot be written as JSON; is a metric NaN or infinite? ({error})"
+        ) from error
+    if not same:
+        raise InvalidInputError("the manifest does not survive being written as JSON; is a value NaN or infinite?")
+    return document

@@ -1,0 +1,180 @@
+"""The registry: one door to models, versions, aliases, blobs and deployments.
+
+Synchronous and safe to use from several threads. Reads may be ``head_max_age_seconds`` old, but a miss always looks
+before it is reported; commits always look; a process sees its own commits at once.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from controlplane.domain.manifest import FileEntry, Manifest
+from controlplane.domain.model import ModelHead, VersionEntry
+from controlplane.domain.names import Reference
+from controlplane.domain.samples import Sample, decode_samples
+from controlplane.registry import aliases as alias_edits
+from controlplane.registry import intents
+from controlplane.registry.blobs import Blobs
+from controlplane.registry.cache import BlobCache
+from controlplane.registry.chain import Revision
+from controlplane.registry.deployments import Deployments
+from controlplane.registry.gc import Collector, GcReport
+from controlplane.registry.models import Models
+from controlplane.registry.publish import Publisher
+from controlplane.registry.versions import Versions
+from controlplane.settings import GcSettings
+from controlplane.storage.base import ObjectStore, ProgressCallback
+
+
+class Registry:
+    """Facade over the modules of this package; each method's details and errors are told there.
+
+    Attributes:
+        store: The bucket.
+        cache: The local blob cache.
+        blobs: The blobs in the bucket.
+        deployments: The desired states.
+    """
+
+    def __init__(self, store: ObjectStore, cache: BlobCache, *, head_max_age_seconds: float, gc: GcSettings) -> None:
+        self.store = store
+        self.cache = cache
+        self.blobs = Blobs(store)
+        self._models = Models(store, head_max_age_seconds=head_max_age_seconds)
+        self.deployments = Deployments(store, self._models, head_max_age_seconds=head_max_age_seconds)
+        self._versions = Versions(store, self._models, self.blobs, self.deployments)
+        self._publisher = Publisher(store, self._models, self.blobs)
+        self._collector = Collector(store, self.blobs, self._models, self._versions, self.deployments, gc)
+
+    # Models
+
+    def list_models(self, *, after: str = "", limit: int = 100) -> list[ModelHead]:
+        """Return live models by name, at most ``limit`` after the name ``after``."""
+        return self._models.list(after=after, limit=limit)
+
+    def get_model(self, name: str) -> ModelHead:
+        """Return a model's head (NotFoundError)."""
+        return self._models.get(name)
+
+    def peek_model(self, name: str) -> ModelHead | None:
+        """Return the head that is in memory, if it is young enough. No I/O."""
+        return self._models.peek(name)
+
+    def create_model(
+        self,
+        name: str,
+        *,
+        description: str | None = None,
+        labels: dict[str, str] | None = None,
+        actor: str,
+        reason: str = "",
+    ) -> ModelHead:
+        """Create a model without versions (AlreadyExistsError)."""
+        return self._models.create(name, description=description or "", labels=labels or {}, actor=actor, reason=reason)
+
+    def update_model(
+        self,
+        name: str,
+        *,
+        description: str | None = None,
+        labels: dict[str, str] | None = None,
+        actor: str,
+        reason: str = "",
+    ) -> ModelHead:
+        """Change what is given; labels are replaced as a whole (NotFoundError)."""
+        return self._models.update(name, description=description, labels=labels, actor=actor, reason=reason)
+
+    def delete_model(self, name: str, *, actor: str, reason: str = "") -> None:
+        """Put a tombstone on a model and all its versions (NotFoundError, InUseError)."""
+        self._versions.delete_model(name, actor=actor, reason=reason)
+
+    def history(self, name: str, *, limit: int | None = None, before: int | None = None) -> list[Revision]:
+        """Return a model's revisions, newest first, also of a deleted one (NotFoundError)."""
+        return self._models.history(name, limit=limit, before=before)
+
+    # Versions
+
+    def resolve(self, reference: Reference) -> VersionEntry:
+        """Return the version a reference means (NotFoundError)."""
+        return self._versions.resolve(reference)
+
+    def manifest(self, name: str, number: int) -> Manifest:
+        """Return a version's manifest (NotFoundError)."""
+        return self._versions.manifest(name, number)
+
+    def publish(
+        self,
+        model: str,
+        manifest: Manifest,
+        files: Mapping[str, Path],
+        *,
+        actor: str,
+        reason: str = "",
+        aliases: Sequence[str] = (),
+        commit_id: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> VersionEntry:
+        """Publish a version; see `Publisher.publish`."""
+        return self._publisher.publish(
+            model,
+            manifest,
+            files,
+            actor=actor,
+            reason=reason,
+            aliases=aliases,
+            commit_id=commit_id,
+            progress=progress,
+        )
+
+    def delete_version(self, name: str, number: int, *, actor: str, reason: str = "") -> ModelHead:
+        """Put a tombstone on a version (NotFoundError, InUseError)."""
+        return self._versions.delete(name, number, actor=actor, reason=reason)
+
+    def set_alias(self, name: str, alias: str, number: int, *, actor: str, reason: str = "") -> ModelHead:
+        """Point an alias at a version (NotFoundError, InvalidNameError)."""
+        return alias_edits.set_alias(self._models, name, alias, number, actor=actor, reason=reason)
+
+    def remove_alias(self, name: str, alias: str, *, actor: str, reason: str = "") -> ModelHead:
+        """Remove an alias (NotFoundError)."""
+        return alias_edits.remove_alias(self._models, name, alias, actor=actor, reason=reason)
+
+    # Blobs
+
+    def fetch(self, entry: FileEntry, progress: ProgressCallback | None = None) -> Path:
+        """Return a local, verified, read-only path of a blob; `pin` it while it is needed."""
+        return self.cache.fetch(self.store, entry, progress)
+
+    @contextmanager
+    def checkout(self, manifest: Manifest, progress: ProgressCallback | None = None) -> Iterator[dict[str, Path]]:
+        """Give a version's files as local paths by path in the artifact, none of which is evicted inside the block."""
+        with self.cache.pin({file.sha256 for file in manifest.files}):
+            yield {file.path: self.fetch(file, progress) for file in manifest.files}
+
+    def samples(self, manifest: Manifest) -> tuple[Sample, ...]:
+        """Return a version's golden samples; none where it has none."""
+        return decode_samples(self.blobs.read(manifest.golden.file.sha256)) if manifest.golden else ()
+
+    def read_blob(self, sha256: str) -> bytes:
+        """Read a small blob whole, checked (NotFoundError, DigestMismatchError)."""
+        return self.blobs.read(sha256)
+
+    def open_blob(self, sha256: str) -> BinaryIO:
+        """Open a blob for streaming; the caller closes it and checks the digest (NotFoundError)."""
+        return self.blobs.open(sha256)
+
+    def hold_blobs(self, digests: Collection[str], why: str) -> str:
+        """Keep blobs, present or yet to come, from being collected; for uploads that a client makes directly.
+
+        Returns:
+            The hold's key, for `release_blobs`. It ends by itself after ``gc.upload_max_age_seconds``.
+        """
+        return intents.hold(self.store, digests, why)
+
+    def release_blobs(self, key: str) -> None:
+        """Let go of what `hold_blobs` held."""
+        intents.release(self.store, key)
+
+    def collect(self, *, dry_run: bool, grace_seconds: float | None = None) -> GcReport:
+        """Collect garbage; see `Collector.collect`."""
+        return self._collector.collect(dry_run=dry_run, grace_seconds=grace_seconds)

@@ -1,0 +1,168 @@
+"""Versions: resolving references, reading manifests, tombstones."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from controlplane.domain.manifest import Manifest
+from controlplane.domain.model import ModelHead, VersionEntry
+from controlplane.domain.names import Reference
+from controlplane.errors import InUseError, NotFoundError, StoreError
+from controlplane.registry.aliases import missing_alias
+from controlplane.registry.blobs import Blobs
+from controlplane.registry.deployments import Deployments
+from controlplane.registry.intents import holding
+from controlplane.registry.models import Models, explain
+from controlplane.storage.base import ObjectStore
+
+_MANIFESTS_KEPT = 1024
+
+
+class Versions:
+    """Reads versions and deletes them. Manifests never change, so they are kept in memory."""
+
+    def __init__(self, store: ObjectStore, models: Models, blobs: Blobs, deployments: Deployments) -> None:
+        self._store = store
+        self._models = models
+        self._blobs = blobs
+        self._deployments = deployments
+        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+        self._guard = threading.Lock()
+
+    def resolve(self, reference: Reference) -> VersionEntry:
+        """Return the version a reference means. A miss is looked up afresh before it is reported.
+
+        Raises:
+            NotFoundError: No such model, version or alias, or the model has no versions.
+        """
+        try:
+            return self._models.get(reference.model).resolve(reference)
+        except NotFoundError:
+            head = self._models.get(reference.model, fresh=True)
+            if reference.alias is not None and reference.alias not in head.aliases:
+                raise missing_alias(head, reference.alias) from None
+            return head.resolve(reference)
+
+    def manifest(self, name: str, number: int) -> Manifest:
+        """Return a version's manifest.
+
+        Raises:
+            NotFoundError: No such version, or it was deleted.
+        """
+        return self.manifest_of(self.resolve(Reference(name, version=number)))
+
+    def manifest_of(self, entry: VersionEntry) -> Manifest:
+        """Return the manifest an entry of a head names, also of a tombstone."""
+        with self._guard:
+            known = self._manifests.get(entry.manifest)
+            if known is not None:
+                self._manifests.move_to_end(entry.manifest)
+                return known
+        try:
+            manifest = Manifest.model_validate_json(self._blobs.read(entry.manifest))
+        except ValidationError as error:
+            raise StoreError(
+                f"the manifest {entry.manifest} cannot be read; was it written by a newer release? ({error})",
+                sha256=entry.manifest,
+            ) from error
+        with self._guard:
+            self._manifests[entry.manifest] = manifest
+            if len(self._manifests) > _MANIFESTS_KEPT:
+                self._manifests.popitem(last=False)
+        return manifest
+
+    def delete(self, name: str, number: int, *, actor: str, reason: str = "") -> ModelHead:
+        """Put a tombstone on a version: its number stays taken, its blobs may be collected.
+
+        Raises:
+            NotFoundError: No such version, or it was deleted already.
+            InUseError: An alias points at it or a deployment needs it; says which.
+        """
+        entry = self._models.get(name, fresh=True).version(number)
+        with holding(self._store, self._digests([entry]), f"delete {name}:{number}"):
+            self._refuse_deployed(name, [number])
+
+            def bury(head: ModelHead) -> tuple[ModelHead, str]:
+                head.version(number)
+                if pointing := sorted(alias for alias, target in head.aliases.items() if target == number):
+                    raise InUseError(
+                        f"{name}:{number} cannot be deleted: the alias {pointing[0]!r} points at it; move the alias "
+                        "to another version first",
+                        model=name,
+                        version=number,
+                        aliases=pointing,
+                    )
+                return _with_deleted(head, {number}, deleted=True), explain(f"delete version {number}", reason)
+
+            head = self._models.edit(name, bury, actor=actor)
+            self._undo_if_deployed(name, [number], {}, actor)
+        return head
+
+    def delete_model(self, name: str, *, actor: str, reason: str = "") -> None:
+        """Put a tombstone on a model and all its versions. Publishing under the name again goes on with its numbers.
+
+        Raises:
+            NotFoundError: No such model.
+            InUseError: It is deployed.
+        """
+        live = self._models.get(name, fresh=True).live_versions
+        with holding(self._store, self._digests(live), f"delete {name}"):
+            self._refuse_deployed(name, None)
+            buried: list[ModelHead] = []
+
+            def bury(head: ModelHead) -> tuple[ModelHead, str]:
+                buried[:] = [head]
+                gone = _with_deleted(head, {entry.number for entry in head.live_versions}, deleted=True)
+                return gone.model_copy(update={"deleted": True, "aliases": {}}), explain("delete model", reason)
+
+            self._models.edit(name, bury, actor=actor)
+            before = buried[0]
+            self._undo_if_deployed(name, [entry.number for entry in before.live_versions], before.aliases, actor)
+
+    def _digests(self, entries: Sequence[VersionEntry]) -> set[str]:
+        digests: set[str] = set()
+        for entry in entries:
+            digests.add(entry.manifest)
+            digests.update(blob.sha256 for blob in self.manifest_of(entry).blobs)
+        return digests
+
+    def _refuse_deployed(self, name: str, numbers: Sequence[int] | None) -> None:
+        """Refuse while a deployment needs one of these versions; None stands for any."""
+        for number, why in self._deployments.needs(name).items():
+            if numbers is None or number in numbers:
+                what = name if numbers is None else f"{name}:{number}"
+                raise InUseError(
+                    f"{what} cannot be deleted: {why}; undeploy it or deploy another version first",
+                    model=name,
+                    version=number,
+                )
+
+    def _undo_if_deployed(self, name: str, numbers: Sequence[int], aliases: dict[str, int], actor: str) -> None:
+        # The other half of the race told in controlplane.registry.deployments. The blobs are still there: this side
+        # holds them until it has looked.
+        try:
+            self._refuse_deployed(name, numbers)
+        except InUseError:
+
+            def revive(head: ModelHead | None) -> tuple[ModelHead, str] | None:
+                if head is None:
+                    return None
+                update = {"deleted": False, "aliases": {**aliases, **head.aliases}}
+                revived = _with_deleted(head, set(numbers), deleted=False).model_copy(update=update)
+                return revived, f"take back the deletion of {', '.join(map(str, numbers))}: {why}"
+
+            self._models.edit_any(name, revive, actor=actor)
+            raise
+
+
+def _with_deleted(head: ModelHead, numbers: set[int], *, deleted: bool) -> ModelHead:
+    return head.model_copy(
+        update={
+            "versions": tuple(
+                entry.model_copy(update={"deleted": deleted}) if entry.number in numbers else entry
+                for entry in head.versions
+            )
+        }
+    )
