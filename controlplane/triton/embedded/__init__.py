@@ -1,0 +1,5 @@
+"""A real Triton server of our own: the binary of the `nvidia-pytriton` wheel, started, supervised and stopped."""
+
+from controlplane.triton.embedded.server import EmbeddedTriton
+
+__all__ = ["EmbeddedTriton"]

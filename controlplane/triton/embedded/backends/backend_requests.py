@@ -1,0 +1,174 @@
+"""What the Python-based backends share: requests in, responses out, batches put together, thread settings.
+
+It runs inside Triton's stub processes, beside each backend's `model.py`, and imports nothing of this project.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+SCALARS_PARAMETER = "tcp_scalars"
+
+
+class Model:
+    """What the stub says of the model, read once.
+
+    Args:
+        args: The dictionary that `initialize` gets.
+    """
+
+    def __init__(self, args):
+        config = json.loads(args["model_config"])
+        self.name = args["model_name"]
+        self.config = config
+        self.max_batch_size = config.get("max_batch_size", 0)
+        self.inputs = {tensor["name"]: tensor for tensor in config["input"]}
+        self.outputs = {tensor["name"]: tensor for tensor in config["output"]}
+        self.parameters = {
+            name.lower(): value.get("string_value", "") for name, value in config.get("parameters", {}).items()
+        }
+        self.on_gpu = args["model_instance_kind"] == "GPU"
+        self.device_id = int(args["model_instance_device_id"])
+        self.scalars = frozenset(self.parameters.get(SCALARS_PARAMETER, "").split("\n")) - {""}
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self.path = folder / config["default_model_filename"]
+        if not self.path.is_file():
+            raise ValueError(f"{self.path.name} is missing in version {args['model_version']} of {self.name}")
+
+    def threads(self, what):
+        """Threads for one operator (``intra``) or between operators (``inter``).
+
+        The names are those of Triton's own backends; the default shares the machine's cores between the instances.
+        """
+        for key in (f"{what}_op_thread_count", f"{what}_op_num_threads"):
+            text = self.parameters.get(key)
+            if text:
+                if not text.isdigit():
+                    raise ValueError(f"parameter {key} must be a number of threads, not {text!r}")
+                if int(text) > 0:
+                    return int(text)
+        if what == "inter":
+            return 1
+        groups = self.config.get("instance_group", [])
+        instances = sum(group.get("count", 1) for group in groups if group.get("kind") == "KIND_CPU")
+        return max(1, len(os.sched_getaffinity(0)) // max(1, instances))
+
+
+def serve(requests, model, run):
+    """Answer requests, several in one run where they fit together.
+
+    Args:
+        requests: Triton's requests.
+        model: The `Model`.
+        run: Takes arrays by input name and the wanted output names, returns arrays by output name.
+
+    Returns:
+        One response per request, in their order. A request that fails gets an error and harms no other.
+    """
+    read = [_read(request, model) for request in requests]
+    responses = [None] * len(requests)
+    for members in _groups(requests, read, model):
+        if len(members) > 1:
+            try:
+                _run_together(members, requests, read, model, run, responses)
+                continue
+            except Exception as error:
+                # One of them is bad; alone, the others are answered.
+                pb_utils.Logger.log_verbose(f"{model.name}: a batch failed ({error}), going one by one")
+        for index in members:
+            responses[index] = _run_alone(requests[index], read[index], model, run)
+    return responses
+
+
+def _read(request, model):
+    arrays = {}
+    for tensor in request.inputs():
+        if model.inputs[tensor.name()]["data_type"] == "TYPE_BF16":
+            arrays[tensor.name()] = tensor  # numpy has none; the backend takes it as it is
+        else:
+            arrays[tensor.name()] = tensor.as_numpy()
+    return arrays
+
+
+def _groups(requests, read, model):
+    """Indices of the requests that can share a run: same inputs, same shape of a row, same outputs."""
+    if model.max_batch_size < 2 or len(requests) < 2:
+        return [[index] for index in range(len(requests))]
+    groups = {}
+    for index, arrays in enumerate(read):
+        if not all(isinstance(array, np.ndarray) and array.ndim for array in arrays.values()):
+            groups[index] = [index]
+            continue
+        rows = {array.shape[0] for array in arrays.values()}
+        key = (
+            tuple(sorted((name, array.shape[1:], array.dtype.str) for name, array in arrays.items())),
+            tuple(sorted(requests[index].requested_output_names())),
+        )
+        # A request whose inputs disagree about the number of rows cannot be cut out of a batch again.
+        groups.setdefault(key if len(rows) == 1 else index, []).append(index)
+    return list(groups.values())
+
+
+def _run_together(members, requests, read, model, run, responses):
+    sizes = [next(iter(read[index].values())).shape[0] for index in members]
+    joined = {name: np.concatenate([read[index][name] for index in members]) for name in read[members[0]]}
+    wanted = requests[members[0]].requested_output_names()
+    results = run(joined, wanted)
+    total = sum(sizes)
+    for name in wanted:
+        if results[name].shape[:1] != (total,):
+            raise ValueError(f"output {name!r} has shape {results[name].shape}, not {total} rows")
+    start = 0
+    for index, size in zip(members, sizes):
+        rows = {name: results[name][start : start + size] for name in wanted}
+        responses[index] = _response(rows, wanted, model)
+        start += size
+
+
+def _run_alone(request, arrays, model, run):
+    wanted = request.requested_output_names()
+    try:
+        return _response(run(arrays, wanted), wanted, model)
+    except Exception as error:
+        return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(f"{model.name}: {error}"))
+
+
+def _response(results, wanted, model):
+    tensors = []
+    for name in wanted:
+        value = results[name]
+        if not isinstance(value, np.ndarray):
+            tensors.append(pb_utils.Tensor.from_dlpack(name, value))
+            continue
+        expected = pb_utils.triton_string_to_numpy(model.outputs[name]["data_type"])
+        if value.dtype.kind in "OSU":
+            value = to_bytes(value)
+        elif value.dtype != expected:
+            raise ValueError(f"output {name!r} is {value.dtype}, the configuration says {np.dtype(expected)}")
+        if value.ndim == 0:
+            value = value.reshape(1)
+        tensors.append(pb_utils.Tensor(name, np.ascontiguousarray(value)))
+    return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def to_bytes(array):
+    """An array of strings as Triton wants it: objects that are bytes."""
+    encoded = [item if isinstance(item, bytes) else str(item).encode() for item in array.reshape(-1)]
+    strings = np.empty(len(encoded), dtype=object)
+    strings[:] = encoded
+    return strings.reshape(array.shape)
+
+
+def to_text(array):
+    """An array of bytes as text.
+
+    Raises:
+        ValueError: It is no UTF-8.
+    """
+    decoded = [item.decode() if isinstance(item, bytes) else str(item) for item in array.reshape(-1)]
+    strings = np.empty(len(decoded), dtype=object)
+    strings[:] = decoded
+    return strings.reshape(array.shape)

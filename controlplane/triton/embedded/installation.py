@@ -1,0 +1,128 @@
+"""Finds Triton's binary and assembles the backend directory it runs with."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from controlplane.errors import TritonStartError
+
+BACKENDS = Path(__file__).parent / "backends"
+"""Our Python-based backends: Triton falls back from `NAME/libtriton_NAME.so` to `NAME/model.py`."""
+SHARED = "backend_requests.py"
+"""What they share; it goes beside each `model.py`, because a stub sees nothing else of this package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Where the parts of the `nvidia-pytriton` wheel lie."""
+
+    binary: Path
+    python_backend: Path
+    stub: Path
+    libraries: tuple[Path, ...]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The server's environment; its stubs inherit it.
+
+        The stub is linked against libpython and the wheel's own libraries. Without them it dies at start and the
+        load that wanted it never returns. It finds its site-packages by the `python3` that comes first in PATH.
+        """
+        environment = dict(os.environ)
+        libraries = [str(path) for path in self.libraries]
+        if inherited := environment.get("LD_LIBRARY_PATH"):
+            libraries.append(inherited)
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+        return environment
+
+
+def find_installation() -> Installation:
+    """Locate the wheel's server and check that its stub can start.
+
+    Raises:
+        TritonStartError: The wheel is missing, has no stub for this Python, or the stub cannot be started.
+    """
+    spec = find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise TritonStartError(
+            "the embedded Triton needs the package nvidia-pytriton (Linux x86-64, glibc 2.35 or newer): "
+            "pip install 'triton-control-plane[embedded]'"
+        )
+    package = Path(next(iter(spec.submodule_search_locations)))
+    root = package / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = Installation(
+        binary=root / "bin" / "tritonserver",
+        python_backend=root / "backends" / "python",
+        stub=root / "python_backend_stubs" / version / "triton_python_backend_stub",
+        libraries=_libraries(package.parent),
+    )
+    for path, what in ((found.binary, "server binary"), (found.stub, f"Python backend stub for Python {version}")):
+        if not path.is_file():
+            raise TritonStartError(f"nvidia-pytriton has no {what} at {path}; reinstall it", path=str(path))
+    _check_stub(found)
+    return found
+
+
+def _libraries(site_packages: Path) -> tuple[Path, ...]:
+    configured = sysconfig.get_config_var("LIBDIR")
+    # Relocatable Pythons (uv's) carry the LIBDIR of the machine that built them; the base prefix is always right.
+    candidates = [Path(str(configured))] if configured else []
+    candidates += [Path(sys.base_prefix) / "lib", site_packages / "nvidia_pytriton.libs"]
+    return tuple(dict.fromkeys(path for path in candidates if path.is_dir()))
+
+
+def _check_stub(installation: Installation) -> None:
+    """Start the stub without arguments: it ends at once, saying whether the loader found its libraries."""
+    try:
+        result = subprocess.run(
+            [installation.stub], env=installation.environment, capture_output=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise TritonStartError(f"Triton's Python backend stub cannot be started: {error}") from error
+    if b"error while loading shared libraries" in result.stderr:
+        reason = result.stderr.decode(errors="replace").strip()
+        raise TritonStartError(
+            f"Triton's Python backend stub cannot be started: {reason}. Use a Python built with a shared libpython "
+            "(Debian: apt install libpython3-dev; pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared)"
+        )
+
+
+def assemble_backends(installation: Installation, folder: Path) -> Path:
+    """Make the backend directory under `folder`, once for each content, and return it.
+
+    It comes into being by one rename, so that a second process, or one killed half-way, cannot spoil it.
+    """
+    ours = sorted(path for path in BACKENDS.glob("*/model.py"))
+    digest = hashlib.sha256(str(installation.stub).encode())
+    digest.update(f"{(installation.python_backend / 'libtriton_python.so').stat()}".encode())
+    digest.update((BACKENDS / SHARED).read_bytes())
+    for path in ours:
+        digest.update(path.parent.name.encode() + path.read_bytes())
+    target = folder / f"backends-{digest.hexdigest()[:16]}"
+    if target.is_dir():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=".backends-", dir=folder))
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(installation.python_backend, building / "python", ignore=ignore)
+    shutil.copy2(installation.stub, building / "python" / installation.stub.name)
+    for path in ours:
+        shutil.copytree(path.parent, building / path.parent.name, ignore=ignore)
+        shutil.copy2(BACKENDS / SHARED, building / path.parent.name / SHARED)
+    building.chmod(0o755)
+    try:
+        building.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(building)  # somebody else was first, with the same content
+    return target

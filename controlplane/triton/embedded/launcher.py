@@ -1,0 +1,102 @@
+"""Runs one Triton server and takes it down, with all its stub processes, when the parent is gone or says so.
+
+A program of its own, run as ``python -I launcher.py STOP_SECONDS SHM_PREFIX COMMAND…``. It holds one end of a pipe as
+its stdin. The kernel closes the other end when the parent dies, whatever killed it, so no parent can leave a server
+behind. It has one thread, so that ``PR_SET_PDEATHSIG`` (which fires when the creating *thread* ends, see prctl(2)) is
+safe to use for the way down: the server dies with the launcher. As a child subreaper it inherits the stubs of a server
+that was killed and can wait for their end, and it removes the shared memory they leave in ``/dev/shm``.
+
+What the parent writes: ``stop\n`` asks for SIGTERM and a deadline; end of file without it means kill at once.
+Exit status: that of the server, 128 + n where signal n ended it.
+"""
+
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+_POLL_MILLISECONDS = 50
+
+
+def main(arguments: list[str]) -> int:
+    """Run the server until it ends, the parent asks for its end, or the parent is gone."""
+    stop_seconds, shm_prefix, command = float(arguments[0]), arguments[1], arguments[2:]
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # Ctrl-C reaches the whole foreground group; the parent decides what follows, by the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=prepare) as server:
+        _supervise(server, stop_seconds)
+        _end_group()
+        _reap(deadline=time.monotonic() + 5.0)
+    for region in Path("/dev/shm").glob(f"{shm_prefix}*"):
+        region.unlink(missing_ok=True)
+    return 128 - server.returncode if server.returncode < 0 else server.returncode
+
+
+def _supervise(server: "subprocess.Popen[bytes]", stop_seconds: float) -> None:
+    """Return when the server has ended."""
+    poller = select.poll()
+    poller.register(0, select.POLLIN | select.POLLHUP)
+    deadline: float | None = None
+    while server.poll() is None:
+        events = poller.poll(_POLL_MILLISECONDS)
+        if events:
+            asked = os.read(0, 64)
+            poller.unregister(0) if not asked else None
+            if asked and deadline is None:
+                server.terminate()
+                deadline = time.monotonic() + stop_seconds
+            elif not asked and deadline is None:
+                server.kill()
+        if deadline is not None and time.monotonic() > deadline:
+            server.kill()
+            deadline = float("inf")
+
+
+def _end_group() -> None:
+    """Kill what is left of the process group, save ourselves."""
+    for pid in _members():
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _members() -> list[int]:
+    group, own, found = os.getpgid(0), os.getpid(), []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != own:
+            try:
+                if os.getpgid(int(entry.name)) == group:
+                    found.append(int(entry.name))
+            except ProcessLookupError:
+                continue
+    return found
+
+
+def _reap(deadline: float) -> None:
+    while time.monotonic() < deadline:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,315 @@
+"""Starts, supervises and stops a Triton server of our own."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections import deque
+from pathlib import Path
+from typing import NamedTuple
+
+from controlplane.domain.states import ServerState
+from controlplane.errors import TritonError, TritonStartError
+from controlplane.settings import TritonSettings
+from controlplane.triton.client import TritonClient, TritonTimeouts
+from controlplane.triton.embedded import launcher
+from controlplane.triton.embedded.installation import Installation, assemble_backends, find_installation
+from controlplane.triton.embedded.processes import children_of, model_processes
+
+logger = logging.getLogger(__name__)
+
+_HOST = "127.0.0.1"
+_EXIT_SECONDS = 5.0
+"""How long a stopping server waits for requests in flight, before it is killed."""
+_BACKOFF_INITIAL_SECONDS = 0.2
+_BACKOFF_MAX_SECONDS = 30.0
+_STABLE_SECONDS = 60.0
+"""A server that ran this long starts again without the back-off of earlier deaths."""
+_LOG_MAX_BYTES = 16 * 1024 * 1024
+_FREE_PORT_ATTEMPTS = 3
+
+
+class ServerUrls(NamedTuple):
+    """Where a server answers."""
+
+    grpc: str
+    http: str
+    metrics: str
+
+
+class EmbeddedTriton:
+    """The server and its supervisor.
+
+    Used from one event loop, except for the plain attributes and `processes_of`, which may be read anywhere.
+
+    Args:
+        repository: Triton's model repository; made if missing.
+        run_dir: Where the backend directory and the log go.
+        settings: Ports (0 picks a free one, kept over restarts) and the time to become live.
+
+    Attributes:
+        state: Starting, Ready or Stopped.
+        message: Why it is not Ready.
+        generation: Grows by one each time a server becomes Ready. A new generation has no model loaded.
+    """
+
+    def __init__(self, repository: Path, run_dir: Path, settings: TritonSettings) -> None:
+        self.repository = repository.absolute()
+        self.state = ServerState.STOPPED
+        self.message = "not started"
+        self.generation = 0
+        self.log_path = run_dir.absolute() / "triton.log"
+        self._run_dir = run_dir.absolute()
+        self._settings = settings
+        self._installation: Installation | None = None
+        self._backends = Path()
+        self._ports: tuple[int, int, int] | None = None
+        self._launcher: asyncio.subprocess.Process | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+
+    @property
+    def client_urls(self) -> ServerUrls:
+        """Where it answers; known once it was started.
+
+        Raises:
+            TritonStartError: It was never started.
+        """
+        if self._ports is None:
+            raise TritonStartError("the embedded Triton was not started, so it has no ports yet")
+        http, grpc, metrics = self._ports
+        return ServerUrls(f"{_HOST}:{grpc}", f"http://{_HOST}:{http}", f"http://{_HOST}:{metrics}/metrics")
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port of its gRPC service."""
+        return self.client_urls.grpc
+
+    @property
+    def http_url(self) -> str:
+        """URL of its HTTP service."""
+        return self.client_urls.http
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of its Prometheus metrics."""
+        return self.client_urls.metrics
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server itself; None while there is none."""
+        if self._launcher is None or self._launcher.returncode is not None:
+            return None
+        return next(iter(children_of(self._launcher.pid)), None)
+
+    def processes_of(self, model: str, version: int | None = None) -> list[int]:
+        """Process ids of a model's instances, of one version or of all."""
+        server = self.pid
+        return [] if server is None else model_processes(server, self.repository, model, version)
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The end of the server's log."""
+        try:
+            with self.log_path.open(errors="replace") as log:
+                return "".join(deque(log, maxlen=lines)).rstrip()
+        except FileNotFoundError:
+            return ""
+
+    async def start(self) -> None:
+        """Start the server, wait until it is live and supervise it from then on.
+
+        Raises:
+            TritonStartError: It did not become live in time or ended; the message carries the end of its log.
+        """
+        if self._supervisor is not None:
+            return
+        self._stopping.clear()
+        self.state, self.message = ServerState.STARTING, "starting"
+        try:
+            self._installation = await asyncio.to_thread(find_installation)
+            self._backends = await asyncio.to_thread(assemble_backends, self._installation, self._run_dir)
+            self.repository.mkdir(parents=True, exist_ok=True)
+            for attempt in range(1, _FREE_PORT_ATTEMPTS + 1):
+                self._ports = self._ports or self._choose_ports()
+                try:
+                    await self._launch()
+                    break
+                except TritonStartError:
+                    # Between the choice of a free port and its use somebody else may have taken it.
+                    chosen_by_user = all((self._settings.http_port, self._settings.grpc_port))
+                    if chosen_by_user or attempt == _FREE_PORT_ATTEMPTS or "in use" not in self.log_tail():
+                        raise
+                    self._ports = None
+        except BaseException as error:
+            await self._end_launcher()
+            self.state, self.message = ServerState.STOPPED, str(error)
+            raise
+        self._supervisor = asyncio.create_task(self._supervise(), name="embedded-triton")
+
+    async def stop(self) -> None:
+        """Stop the server and all its children; never leaves one behind."""
+        self._stopping.set()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+            self._supervisor = None
+        await self._end_launcher()
+        self.state, self.message = ServerState.STOPPED, "stopped"
+
+    def _choose_ports(self) -> tuple[int, int, int]:
+        wanted = (self._settings.http_port, self._settings.grpc_port, self._settings.metrics_port)
+        with contextlib.ExitStack() as stack:
+            ports = []
+            for port in wanted:
+                if port == 0:
+                    probe = stack.enter_context(socket.socket())
+                    probe.bind((_HOST, 0))
+                    port = probe.getsockname()[1]
+                ports.append(port)
+        return ports[0], ports[1], ports[2]
+
+    def _command(self, server_id: str, shm_prefix: str) -> list[str]:
+        assert self._installation is not None
+        assert self._ports is not None
+        http, grpc, metrics = self._ports
+        return [
+            str(self._installation.binary),
+            f"--id={server_id}",
+            f"--model-repository={self.repository}",
+            f"--backend-directory={self._backends}",
+            "--model-control-mode=explicit",
+            # Readiness of the server would fail during any first load; each model has its own.
+            "--strict-readiness=false",
+            # Every configuration we send is complete. Completing one starts and stops a stub of its own for each
+            # load, which takes 1.2 s (Triton 2.51); without it a small model loads in 0.1 s.
+            "--disable-auto-complete-config",
+            f"--http-address={_HOST}",
+            f"--grpc-address={_HOST}",
+            f"--metrics-address={_HOST}",
+            f"--http-port={http}",
+            f"--grpc-port={grpc}",
+            f"--metrics-port={metrics}",
+            "--metrics-config=summary_latencies=true",
+            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+            f"--exit-timeout-secs={int(_EXIT_SECONDS)}",
+        ]
+
+    async def _launch(self) -> None:
+        """Start one server and wait until it is live."""
+        assert self._installation is not None
+        run_id = uuid.uuid4().hex[:12]
+        server_id, shm_prefix = f"tritonctl-{run_id}", f"tritonctl-{run_id}-"
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        if self.log_path.exists() and self.log_path.stat().st_size > _LOG_MAX_BYTES:
+            self.log_path.replace(self.log_path.with_suffix(".log.1"))
+        started = time.monotonic()
+        self._clean_previous_shm(shm_prefix)
+        with self.log_path.open("ab") as log:
+            self._launcher = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                launcher.__file__,
+                str(_EXIT_SECONDS + 3.0),
+                shm_prefix,
+                *self._command(server_id, shm_prefix),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self._installation.environment,
+                start_new_session=True,
+            )
+        await self._wait_live(server_id, started + self._settings.start_timeout_seconds)
+        self.generation += 1
+        self.state, self.message = ServerState.READY, ""
+        logger.info(
+            "Triton is live at %s after %.2f s (generation %d)",
+            self.grpc_url,
+            time.monotonic() - started,
+            self.generation,
+        )
+
+    async def _wait_live(self, server_id: str, deadline: float) -> None:
+        assert self._launcher is not None
+        assert self._ports is not None
+        client = TritonClient("embedded", self.grpc_url, timeouts=TritonTimeouts(request_seconds=1.0))
+        try:
+            while True:
+                if self._launcher.returncode is not None:
+                    raise self._failed(f"ended with status {self._launcher.returncode}")
+                if time.monotonic() > deadline:
+                    raise self._failed(f"was not live after {self._settings.start_timeout_seconds:g} s")
+                # The name is asked too: another server on the same port must not pass for ours. The metrics
+                # service is the last that Triton starts.
+                with contextlib.suppress(TritonError, OSError):
+                    if await client.server_name() == server_id:
+                        _, writer = await asyncio.open_connection(_HOST, self._ports[2])
+                        writer.close()
+                        return
+                await asyncio.sleep(0.02)
+        finally:
+            await client.close()
+
+    def _failed(self, what: str) -> TritonStartError:
+        return TritonStartError(
+            f"the embedded Triton {what}. The end of its log ({self.log_path}):\n{self.log_tail(20)}",
+            log=self.log_tail(),
+        )
+
+    async def _supervise(self) -> None:
+        """Start the server again whenever it ends."""
+        backoff = _BACKOFF_INITIAL_SECONDS
+        while not self._stopping.is_set():
+            assert self._launcher is not None
+            began = time.monotonic()
+            status = await self._launcher.wait()
+            if time.monotonic() - began > _STABLE_SECONDS:
+                backoff = _BACKOFF_INITIAL_SECONDS
+            await self._end_launcher()
+            self.state, self.message = ServerState.STARTING, f"ended with status {status}; starting again"
+            logger.warning("Triton ended with status %d; starting again in %.1f s", status, backoff)
+            while True:
+                await asyncio.sleep(backoff)
+                backoff = min(backoff * 2, _BACKOFF_MAX_SECONDS)
+                try:
+                    await self._launch()
+                    break
+                except (TritonStartError, OSError) as error:
+                    await self._end_launcher()
+                    self.message = str(error)
+                    logger.warning("Triton did not start again, next try in %.1f s: %s", backoff, error)
+
+    async def _end_launcher(self) -> None:
+        process, self._launcher = self._launcher, None
+        if process is None:
+            return
+        if process.returncode is None:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                process.stdin.write(b"stop\n")
+                await process.stdin.drain()
+            try:
+                await asyncio.wait_for(process.wait(), _EXIT_SECONDS + 10.0)
+            except TimeoutError:
+                logger.warning("Triton's launcher %d does not end; killing its group", process.pid)
+        if process.stdin is not None:
+            process.stdin.close()
+        # The launcher leads the group. After it ended this finds something only if it was killed.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+    def _clean_previous_shm(self, prefix: str) -> None:
+        """Remove the shared memory of a run whose launcher was killed, and note this run's name for the next."""
+        note = self._run_dir / "shm-prefix"
+        with contextlib.suppress(FileNotFoundError):
+            before = note.read_text().strip()
+            if before.startswith("tritonctl-"):
+                for region in Path("/dev/shm").glob(f"{before}*"):
+                    region.unlink(missing_ok=True)
+        note.write_text(prefix)

@@ -1,0 +1,253 @@
+"""Builds the configuration a model is loaded with, from its signature and the deployment's settings."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from controlplane.domain.deployment import DeploymentSettings, InstanceKind
+from controlplane.domain.manifest import Format, Manifest
+from controlplane.domain.samples import Sample
+from controlplane.domain.signature import DataType, Signature, TensorSpec
+from controlplane.errors import InvalidConfigError
+from controlplane.triton.config_json import (
+    DIGEST_PARAMETER,
+    canonical,
+    config_digest,
+    json_to_message,
+    merge,
+    message_to_json,
+    to_pbtxt,
+)
+from controlplane.triton.warmup import warmup_requests
+
+__all__ = [
+    "DIGEST_PARAMETER",
+    "SCALARS_PARAMETER",
+    "build_config",
+    "config_digest",
+    "data_type_of",
+    "message_to_json",
+    "to_pbtxt",
+    "triton_type",
+]
+
+SCALARS_PARAMETER = "tcp_scalars"
+"""Names, one a line, of the tensors that are rank 0 in the model and ``[1]`` for Triton."""
+
+DEFAULT_MAX_BATCH_SIZE = 8
+_RESERVED_PARAMETERS = "tcp_"
+_KINDS = {InstanceKind.AUTO: "KIND_AUTO", InstanceKind.CPU: "KIND_CPU", InstanceKind.GPU: "KIND_GPU"}
+# Decided by the control plane, from the manifest or by what it does with a model.
+_FIXED = ("name", "backend", "platform", "runtime", "version_policy", "default_model_filename", "ensemble_scheduling")
+_TORCH_NAME = re.compile(r".*__(\d+)")
+
+
+def build_config(
+    triton_name: str,
+    manifest: Manifest,
+    settings: DeploymentSettings,
+    versions: Sequence[int],
+    *,
+    samples: Sequence[Sample] | Sample | None = None,
+) -> dict[str, Any]:
+    """Return a model's whole configuration, in Triton's JSON form.
+
+    Args:
+        triton_name: The model's name in Triton.
+        manifest: Format and signature.
+        settings: How it shall be run.
+        versions: The versions that shall be loaded, named one by one: with ``all`` one broken folder fails a load.
+        samples: Golden samples, or the first of them; that one is the warm-up request where the settings ask for one.
+
+    Raises:
+        InvalidConfigError: The settings contradict the signature or each other, or the format cannot be served.
+    """
+    samples = (samples,) if isinstance(samples, Sample) else samples or ()
+    backend, file_name = manifest.format.backend, manifest.format.file_name
+    if backend is None or file_name is None:
+        raise InvalidConfigError(f"Triton cannot run the format {manifest.format}; convert it to onnx or torchscript")
+    signature = manifest.signature
+    if signature is None:
+        raise InvalidConfigError("the version has no signature, so no configuration can be built for it")
+    if not versions or min(versions) < 1:
+        raise InvalidConfigError(f"versions must be positive numbers, at least one, not {list(versions)}")
+    _check_signature(signature, manifest.format)
+    max_batch_size = _max_batch_size(signature, settings, samples)
+    config: dict[str, Any] = {
+        "name": triton_name,
+        "backend": backend,
+        "default_model_filename": file_name,
+        "max_batch_size": max_batch_size,
+        "version_policy": {"specific": {"versions": sorted(set(versions))}},
+        "input": [_tensor(spec, batched=max_batch_size > 0) for spec in signature.inputs],
+        "output": [_tensor(spec, batched=max_batch_size > 0) for spec in signature.outputs],
+        "instance_group": [
+            {"kind": _KINDS[settings.instance_kind], "count": settings.instance_count, "gpus": list(settings.gpus)}
+        ],
+        "parameters": _parameters(signature, settings),
+    }
+    if settings.dynamic_batching is not None:
+        config["dynamic_batching"] = _dynamic_batching(settings, max_batch_size)
+    if settings.warmup:
+        if "model_warmup" in settings.config_overrides or "modelWarmup" in settings.config_overrides:
+            raise InvalidConfigError(
+                "config_overrides.model_warmup contradicts warmup: true; give one of them", field="model_warmup"
+            )
+        if samples:
+            config["model_warmup"] = warmup_requests(signature, samples[0], config)
+    overrides = canonical(settings.config_overrides)
+    _check_overrides(overrides, config)
+    config = message_to_json(json_to_message(merge(config, overrides)))
+    config.setdefault("parameters", {})[DIGEST_PARAMETER] = {"string_value": config_digest(config)}
+    return config
+
+
+def triton_type(dtype: DataType) -> str:
+    """Triton's name of a type in a model configuration."""
+    return "TYPE_STRING" if dtype is DataType.BYTES else f"TYPE_{dtype}"
+
+
+def data_type_of(name: str) -> DataType:
+    """The type that a model configuration calls ``name``."""
+    return DataType.BYTES if name == "TYPE_STRING" else DataType(name.removeprefix("TYPE_"))
+
+
+def _check_signature(signature: Signature, kind: Format) -> None:
+    for spec in (*signature.inputs, *signature.outputs):
+        if 0 in spec.shape:
+            raise InvalidConfigError(f"Triton has no dimensions of size 0, as in {spec}", field=spec.name)
+    if kind is Format.TORCHSCRIPT:
+        # LibTorch has no output names: Triton takes the position from the name.
+        positions = [_TORCH_NAME.fullmatch(spec.name) for spec in signature.outputs]
+        numbers = [int(match[1]) if match else -1 for match in positions]
+        if sorted(numbers) != list(range(len(numbers))):
+            raise InvalidConfigError(
+                "outputs of a TorchScript model must be named <name>__<position>, as OUTPUT__0, OUTPUT__1; "
+                f"these are {', '.join(spec.name for spec in signature.outputs)}",
+                field="output",
+            )
+
+
+def _max_batch_size(signature: Signature, settings: DeploymentSettings, samples: Sequence[Sample]) -> int:
+    if settings.max_batch_size is None:
+        if not signature.batched:
+            if settings.dynamic_batching is not None:
+                raise InvalidConfigError(
+                    "dynamic_batching needs a model with a batch dimension; this signature has none",
+                    field="dynamic_batching",
+                )
+            return 0
+        # The golden samples must fit, or no version could be proved.
+        sizes = [array.shape[0] for sample in samples for array in sample.inputs.values() if array.ndim]
+        return max([DEFAULT_MAX_BATCH_SIZE, *sizes])
+    if settings.max_batch_size > 0 and not signature.batched:
+        raise InvalidConfigError(
+            f"max_batch_size is {settings.max_batch_size}, but the model's signature has no batch dimension; use 0",
+            field="max_batch_size",
+        )
+    return settings.max_batch_size
+
+
+def _tensor(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
+    dims = list(spec.shape[1:] if batched else spec.shape)
+    tensor: dict[str, Any] = {"name": spec.name, "data_type": triton_type(spec.dtype), "dims": dims or [1]}
+    if not dims and batched:
+        # One element per row. Triton allows no empty dims, but reshapes [1] to []; the model sees (N,).
+        tensor["reshape"] = {"shape": []}
+    # Not batched, Triton refuses an empty reshape ("scalar tensors are not supported"): the model's rank 0 travels as
+    # [1], and the backend takes it from there; SCALARS_PARAMETER says which tensors these are.
+    return tensor
+
+
+def _parameters(signature: Signature, settings: DeploymentSettings) -> dict[str, Any]:
+    for name in settings.parameters:
+        if name.startswith(_RESERVED_PARAMETERS):
+            raise InvalidConfigError(
+                f"parameter {name!r}: names that start with {_RESERVED_PARAMETERS!r} are the control plane's own",
+                field=f"parameters.{name}",
+            )
+    parameters: dict[str, Any] = {name: {"string_value": value} for name, value in settings.parameters.items()}
+    scalars = [spec.name for spec in (*signature.inputs, *signature.outputs) if not spec.shape]
+    if scalars:
+        parameters[SCALARS_PARAMETER] = {"string_value": "\n".join(dict.fromkeys(scalars))}
+    return parameters
+
+
+def _dynamic_batching(settings: DeploymentSettings, max_batch_size: int) -> dict[str, Any]:
+    batching = settings.dynamic_batching
+    assert batching is not None
+    wrong = [size for size in batching.preferred_batch_size if not 1 <= size <= max_batch_size]
+    if wrong:
+        raise InvalidConfigError(
+            f"preferred_batch_size {wrong[0]} is not between 1 and max_batch_size, which is {max_batch_size}",
+            field="dynamic_batching.preferred_batch_size",
+        )
+    return {
+        "preferred_batch_size": list(batching.preferred_batch_size),
+        "max_queue_delay_microseconds": batching.max_queue_delay_microseconds,
+    }
+
+
+def _check_overrides(overrides: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse what would contradict the signature or the control plane's own decisions."""
+    for name in _FIXED:
+        if name in overrides and overrides[name] != config.get(name):
+            raise InvalidConfigError(
+                f"config_overrides.{name} cannot be given: the control plane decides it", field=name
+            )
+    size = overrides.get("max_batch_size", config["max_batch_size"])
+    if size != config["max_batch_size"]:
+        raise InvalidConfigError(
+            f"config_overrides.max_batch_size is {size}, but the settings and the signature give "
+            f"{config['max_batch_size']}; set max_batch_size in the settings",
+            field="max_batch_size",
+        )
+    for side in ("input", "output"):
+        for item in overrides.get(side, ()):
+            _check_tensor(side, item, config[side])
+    for name in overrides.get("parameters", {}):
+        if name.startswith(_RESERVED_PARAMETERS):
+            raise InvalidConfigError(
+                f"config_overrides.parameters.{name}: names that start with {_RESERVED_PARAMETERS!r} are the control "
+                "plane's own",
+                field=f"parameters.{name}",
+            )
+    if "dynamic_batching" in overrides and not size:
+        raise InvalidConfigError(
+            "config_overrides.dynamic_batching needs a max_batch_size above 0", field="dynamic_batching"
+        )
+    if "sequence_batching" in overrides and "dynamic_batching" in config:
+        raise InvalidConfigError(
+            "config_overrides.sequence_batching contradicts dynamic_batching: Triton has one scheduler for a model",
+            field="sequence_batching",
+        )
+    if overrides.get("model_transaction_policy", {}).get("decoupled"):
+        raise InvalidConfigError(
+            "config_overrides.model_transaction_policy.decoupled: decoupled models are not supported",
+            field="model_transaction_policy",
+        )
+
+
+def _check_tensor(side: str, item: Mapping[str, Any], generated: Sequence[Mapping[str, Any]]) -> None:
+    name = item.get("name")
+    spec = next((spec for spec in generated if spec["name"] == name), None)
+    if spec is None:
+        known = ", ".join(str(spec["name"]) for spec in generated)
+        raise InvalidConfigError(
+            f"config_overrides.{side}: the signature has no {side} {name!r}, only {known}", field=side
+        )
+    for key in ("data_type", "dims", "reshape"):
+        if key in item and _plain(item[key]) != _plain(spec.get(key)):
+            raise InvalidConfigError(
+                f"config_overrides.{side} {name!r}: {key} is {item[key]}, the signature says {spec.get(key)}",
+                field=f"{side}.{name}.{key}",
+            )
+
+
+def _plain(value: Any) -> Any:
+    """One form for what JSON may write in two: 64-bit integers may come as strings."""
+    if isinstance(value, list):
+        return [int(item) if isinstance(item, str) and item.lstrip("-").isdigit() else item for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

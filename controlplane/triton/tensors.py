@@ -1,0 +1,89 @@
+"""Numpy arrays to v2 tensors and back, in the shapes that a model's signature has.
+
+Triton has no rank-0 tensors. A model whose signature has one is configured with ``dims: [1]`` (see
+`controlplane.triton.model_config`), and a batched tensor of one element per row with ``dims: [1]`` reshaped to ``[]``.
+So ``()`` travels as ``(1,)`` and ``(N,)`` as ``(N, 1)``; what is done here is undone here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import service_pb2
+
+from controlplane.domain.samples import Tensors
+from controlplane.domain.signature import Array, DataType
+from controlplane.errors import InferenceError
+from controlplane.triton.model_config import SCALARS_PARAMETER, data_type_of
+from controlplane.triton.wire import deserialise, serialise
+
+Config = Mapping[str, Any]
+
+
+def to_request(
+    name: str, version: int | None, inputs: Tensors, outputs: Sequence[str] | None, config: Config
+) -> service_pb2.ModelInferRequest:
+    """Build a request.
+
+    Args:
+        name: The model's name in Triton.
+        version: The version to ask; None asks the highest that is loaded.
+        inputs: Arrays by input name, in the signature's shapes.
+        outputs: The outputs that are wanted; None asks for all.
+        config: The model's configuration, in Triton's JSON form.
+
+    Raises:
+        InferenceError: The model has no such input, or an array cannot be sent as its type.
+    """
+    specs = {str(spec["name"]): spec for spec in config.get("input", ())}
+    request = service_pb2.ModelInferRequest(model_name=name, model_version="" if version is None else str(version))
+    for output in outputs or ():
+        request.outputs.add(name=output)
+    for tensor, array in inputs.items():
+        spec = specs.get(tensor)
+        if spec is None:
+            raise InferenceError(
+                f"{name} has no input {tensor!r}; its inputs: {', '.join(specs) or 'none'}", model=name, input=tensor
+            )
+        _add_input(request, tensor, np.asarray(array), spec, config)
+    return request
+
+
+def from_response(response: service_pb2.ModelInferResponse, config: Config) -> dict[str, Array]:
+    """Read an answer's tensors, in the signature's shapes."""
+    specs = {str(spec["name"]): spec for spec in config.get("output", ())}
+    answer: dict[str, Array] = {}
+    for position, output in enumerate(response.outputs):
+        # An output without elements may come without contents.
+        raw = response.raw_output_contents[position] if position < len(response.raw_output_contents) else b""
+        array = deserialise(raw, DataType(output.datatype)).reshape(tuple(output.shape))
+        spec = specs.get(output.name)
+        if spec is not None and _drops_last(spec, config) and array.shape[-1:] == (1,):
+            array = array.reshape(array.shape[:-1])
+        answer[output.name] = array
+    return answer
+
+
+def _add_input(request: service_pb2.ModelInferRequest, name: str, array: Array, spec: Config, config: Config) -> None:
+    datatype = data_type_of(str(spec["data_type"]))
+    if datatype is DataType.BYTES:
+        if array.dtype.kind not in "OSU":
+            raise InferenceError(f"input {name!r} takes strings (BYTES), not {array.dtype}", input=name)
+    elif array.dtype != datatype.numpy:
+        raise InferenceError(f"input {name!r} takes {datatype}, not {array.dtype}", input=name)
+    if _drops_last(spec, config) and array.ndim == _rank(spec, config) - 1:
+        array = array.reshape((*array.shape, 1))
+    request.inputs.add(name=name, datatype=str(datatype), shape=list(array.shape))
+    request.raw_input_contents.append(serialise(array, datatype))
+
+
+def _rank(spec: Config, config: Config) -> int:
+    return len(spec.get("dims", ())) + (1 if config.get("max_batch_size", 0) else 0)
+
+
+def _drops_last(spec: Config, config: Config) -> bool:
+    """Whether the wire has one dimension of size 1 more than the signature."""
+    if config.get("max_batch_size", 0):
+        return "reshape" in spec and not spec["reshape"].get("shape") and list(spec.get("dims", ())) == [1]
+    parameter = config.get("parameters", {}).get(SCALARS_PARAMETER, {})
+    return str(spec["name"]) in str(parameter.get("string_value", "")).split("\n")

@@ -1,0 +1,47 @@
+"""Elements of a tensor as the v2 protocol sends them: row-major, little-endian, strings with their length.
+
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_grpc.md (raw tensor
+contents). tritonclient's own functions are not used: what they take for BF16 changed between its releases.
+"""
+
+import struct
+
+import numpy as np
+
+from controlplane.domain.signature import Array, DataType
+
+
+def serialise(array: Array, datatype: DataType) -> bytes:
+    """Write the elements of an array whose dtype is `datatype.numpy`."""
+    if datatype is DataType.BYTES:
+        parts = []
+        for element in array.reshape(-1):
+            raw = element if isinstance(element, bytes) else str(element).encode()
+            parts.append(struct.pack("<I", len(raw)) + raw)
+        return b"".join(parts)
+    if datatype is DataType.BF16:
+        return _to_bf16(np.ascontiguousarray(array, dtype=np.float32)).tobytes()
+    return np.ascontiguousarray(array, dtype=datatype.numpy).tobytes()
+
+
+def deserialise(raw: bytes, datatype: DataType) -> Array:
+    """Read elements into a new, writable array of one dimension."""
+    if datatype is DataType.BYTES:
+        elements, offset = [], 0
+        while offset < len(raw):
+            (length,) = struct.unpack_from("<I", raw, offset)
+            elements.append(raw[offset + 4 : offset + 4 + length])
+            offset += 4 + length
+        strings = np.empty(len(elements), dtype=object)
+        strings[:] = elements
+        return strings
+    if datatype is DataType.BF16:
+        return (np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(raw, dtype=datatype.numpy).copy()
+
+
+def _to_bf16(array: Array) -> Array:
+    """The upper half of each float32, rounded to nearest even as hardware does; a NaN stays one."""
+    bits = array.view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    return np.where(np.isnan(array), np.uint32(0x7FC0), rounded).astype("<u2")
