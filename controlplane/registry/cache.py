@@ -5,6 +5,7 @@ removing it here would free nothing, so it neither counts towards the bound nor 
 """
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -19,11 +20,9 @@ from controlplane.errors import NotFoundError, ObjectNotFoundError
 from controlplane.registry.blobs import blob_key
 from controlplane.registry.filelock import FileLock
 from controlplane.storage.base import ObjectStore, ProgressCallback
+from controlplane.storage.localfile import IncompleteFile, remove_abandoned
 
 logger = logging.getLogger(__name__)
-
-_LEFTOVER_SECONDS = 86_400.0
-"""A partial download older than this was left by a process that died."""
 
 _Stamp = tuple[int, int, int, int]
 
@@ -92,12 +91,19 @@ class BlobCache:
             if self._verify(sha256, target):
                 path.unlink()
                 return target
-            target.parent.mkdir(exist_ok=True)
             self._make_room(path.stat().st_size, keep=sha256)
-            partial = target.with_name(f"{sha256}.{os.getpid()}.adopted")
-            shutil.move(path, partial)
-            partial.chmod(0o444)
-            partial.replace(target)
+            target.parent.mkdir(exist_ok=True)
+            path.chmod(0o444)
+            try:
+                path.replace(target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                with IncompleteFile(target.parent, mode=0o444) as partial:
+                    shutil.copyfile(path, partial.path)
+                    partial.sync()
+                    partial.replace(target)
+                path.unlink()
         return target
 
     def drop(self, sha256: str) -> None:
@@ -155,7 +161,8 @@ class BlobCache:
 
     def _make_room(self, size_bytes: int, *, keep: str) -> None:
         with FileLock(self._locks / "eviction"):
-            self._clean()
+            for folder in self._blobs.iterdir():
+                remove_abandoned(folder)
             entries = sorted(self._evictable())
             excess = sum(size for _, size, _ in entries) + size_bytes - self._max_bytes
             for _, size, path in entries:
@@ -180,26 +187,15 @@ class BlobCache:
         return True
 
     def _evictable(self) -> Iterator[tuple[int, int, Path]]:
-        for folder in self._folders():
-            for item in folder:
-                if len(item.name) == 64:
+        """Yield last use, size and path of what only the cache holds."""
+        for folder in self._blobs.iterdir():
+            with os.scandir(folder) as items:
+                for item in items:
+                    # What is still being written is hidden; what vanishes meanwhile was evicted by somebody else.
                     with contextlib.suppress(FileNotFoundError):
                         stat = item.stat(follow_symlinks=False)
-                        if stat.st_nlink == 1:
+                        if stat.st_nlink == 1 and not item.name.startswith("."):
                             yield stat.st_atime_ns, stat.st_size, Path(item.path)
-
-    def _clean(self) -> None:
-        for folder in self._folders():
-            for item in folder:
-                if len(item.name) != 64:
-                    with contextlib.suppress(FileNotFoundError):
-                        if time.time() - item.stat().st_mtime > _LEFTOVER_SECONDS:
-                            Path(item.path).unlink()
-
-    def _folders(self) -> Iterator[list["os.DirEntry[str]"]]:
-        for folder in self._blobs.iterdir():
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as items:
-                yield list(items)
 
     def _fetch_lock(self, sha256: str) -> FileLock:
         return FileLock(self._locks / f"{sha256}.fetch")

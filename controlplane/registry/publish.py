@@ -71,18 +71,19 @@ class Publisher:
         for alias in aliases:
             validate_alias(alias)
         document = _document(manifest)
-        commit_id = commit_id or uuid.uuid4().hex
-        before = self._models.heads.read(model, fresh=True)
-        published = _published(before.value, commit_id) if before else None
-        if published is not None:
-            return published
+        if commit_id is not None:
+            before = self._models.heads.read(model, fresh=True)
+            if before is not None and (published := _published(before.value, commit_id)) is not None:
+                return published
         began = time.monotonic()
         manifest_digest = hashlib.sha256(document).hexdigest()
         digests = {blob.sha256 for blob in manifest.blobs} | {manifest_digest}
         with holding(self._store, digests, f"publish {model}"):
             self._upload_missing(manifest, files, progress)
             self._blobs.put_bytes(document)
-            entry = self._commit(model, manifest, manifest_digest, actor, reason, aliases, commit_id)
+            entry = self._commit(
+                model, manifest, manifest_digest, actor, reason, aliases, commit_id or uuid.uuid4().hex
+            )
         logger.info(
             "published %s:%d (%d bytes) in %.2f s", model, entry.number, entry.size_bytes, time.monotonic() - began
         )

@@ -144,7 +144,8 @@ class Versions:
         # holds them until it has looked.
         try:
             self._refuse_deployed(name, numbers)
-        except InUseError:
+        except InUseError as error:
+            why = error.message
 
             def revive(head: ModelHead | None) -> tuple[ModelHead, str] | None:
                 if head is None:
