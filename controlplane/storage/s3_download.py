@@ -7,12 +7,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from controlplane.errors import DigestMismatchError, UnsupportedStoreError
+from botocore import exceptions as boto
+
+from controlplane.errors import DigestMismatchError, StoreError, UnsupportedStoreError
 from controlplane.storage.base import ProgressCallback
 from controlplane.storage.digest import SharedProgress, check_digest, check_size
 from controlplane.storage.localfile import IncompleteFile, write_all
 from controlplane.storage.s3_bucket import Bucket
-from controlplane.storage.s3_client import code_of
+from controlplane.storage.s3_client import code_of, status_of
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -97,29 +99,38 @@ class _Receiver:
 
     def _get(self, start: int, end: int) -> "StreamingBody":
         client, name, full_key = self._bucket.client, self._bucket.name, self._bucket.full_key(self._key)
-        if self._size_bytes == 0:  # an empty object has no ranges
-            found = client.get_object(Bucket=name, Key=full_key)
-            check_size(self._key, expected=0, found=found["ContentLength"])
-            return found["Body"]
+        wanted = f"{start}-{end - 1}"
         try:
-            found = client.get_object(Bucket=name, Key=full_key, Range=f"bytes={start}-{end - 1}")
-        except client.exceptions.ClientError as error:
-            if code_of(error) == "InvalidRange":
+            if self._size_bytes == 0:  # an empty object has no ranges
+                found = client.get_object(Bucket=name, Key=full_key)
+            else:
+                found = client.get_object(Bucket=name, Key=full_key, Range=f"bytes={wanted}")
+        except boto.ClientError as error:
+            if code_of(error) == "InvalidRange" or status_of(error) == 416:
                 raise DigestMismatchError(
                     f"The content of {self._key!r} is shorter than its {self._size_bytes} bytes: it was cut short.",
                     key=self._key,
                 ) from error
             raise
-        sent, _, total = found.get("ContentRange", "").removeprefix("bytes ").partition("/")
+        try:
+            self._check_answer(wanted, found.get("ContentRange", ""), found["ContentLength"])
+        except StoreError:
+            found["Body"].close()
+            raise
+        return found["Body"]
+
+    def _check_answer(self, wanted: str, content_range: str, content_length: int) -> None:
+        sent, _, total = content_range.removeprefix("bytes ").partition("/")
+        if self._size_bytes == 0:
+            check_size(self._key, expected=0, found=content_length)
+            return
         if total.isdigit():
             check_size(self._key, expected=self._size_bytes, found=int(total))
-        if sent != f"{start}-{end - 1}":
-            found["Body"].close()
+        if sent != wanted:
             raise UnsupportedStoreError(
-                f"{self._bucket.requests.where} does not honour the Range header (asked for {start}-{end - 1}, "
-                f"got {sent or 'everything'!r})."
+                f"{self._bucket.requests.where} does not honour the Range header: asked for the bytes {wanted}, it "
+                f"sent {sent or 'everything'}."
             )
-        return found["Body"]
 
 
 class ObjectReader(io.RawIOBase):

@@ -1,0 +1,1 @@
+"""Real servers and other fixtures that several areas' tests share."""

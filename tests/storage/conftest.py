@@ -1,0 +1,103 @@
+"""Every kind of store, each with a way to look behind it."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from controlplane.storage.base import ObjectStore
+from controlplane.storage.factory import open_store
+from controlplane.storage.filesystem import FilesystemStore
+from controlplane.storage.memory import MemoryStore
+from tests.support.faultproxy import FaultProxy, fault_proxy
+from tests.support.s3server import S3Server
+
+MIB = 1024 * 1024
+PART_BYTES = 5 * MIB
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file and what is known of it."""
+
+    path: Path
+    data: bytes
+    sha256: str
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.data)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A store under test.
+
+    Attributes:
+        kind: memory, filesystem, moto or ceph.
+        store: The store.
+        damage: Puts other bytes under a key behind the store's back.
+    """
+
+    kind: str
+    store: ObjectStore
+    damage: Callable[[str, bytes], None]
+
+
+def write_content(path: Path, size_bytes: int) -> Content:
+    data = os.urandom(size_bytes)
+    path.write_bytes(data)
+    return Content(path, data, hashlib.sha256(data).hexdigest())
+
+
+@pytest.fixture(scope="session")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Content:
+    """40 MiB and a bit: eight full parts and a short one."""
+    return write_content(tmp_path_factory.mktemp("big") / "weights", 40 * MIB + 12345)
+
+
+@pytest.fixture(
+    params=["memory", "filesystem", "moto", pytest.param("ceph", marks=pytest.mark.ceph)],
+)
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
+    kind: str = request.param
+    if kind == "memory":
+        memory = MemoryStore()
+        yield Case(kind, memory, lambda key, data: memory._objects.update({key: (data, datetime.now(UTC))}))
+        return
+    if kind == "filesystem":
+        root = tmp_path / "store"
+
+        def overwrite(key: str, data: bytes) -> None:
+            (root / key).chmod(0o644)
+            (root / key).write_bytes(data)
+
+        yield Case(kind, FilesystemStore(root), overwrite)
+        return
+    server: S3Server = request.getfixturevalue(kind)
+    bucket = server.new_bucket()
+    client = server.client()
+    store = open_store(server.settings(bucket, part_size_bytes=PART_BYTES), tmp_path)
+
+    def put_behind(key: str, data: bytes) -> None:
+        client.put_object(Bucket=bucket, Key=f"registry/{key}", Body=data)
+
+    yield Case(kind, store, put_behind)
+    store.close()
+    client.close()
+
+
+@pytest.fixture
+def store(case: Case) -> ObjectStore:
+    return case.store
+
+
+@pytest.fixture
+def proxy(moto: S3Server) -> Iterator[FaultProxy]:
+    """A proxy in front of moto."""
+    with fault_proxy(moto.endpoint_url) as running:
+        yield running

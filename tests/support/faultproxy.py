@@ -1,0 +1,210 @@
+"""An HTTP proxy that does to S3 traffic what networks, load balancers and overloaded servers do."""
+
+import contextlib
+import http.client
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "date", "server"}
+
+
+class Action(Enum):
+    """What happens to a request."""
+
+    ANSWER = auto()  # the proxy answers with an error; the server never sees it
+    RESET_REQUEST = auto()  # the connection is reset in the middle of the request's body; the server never sees it
+    LOSE_ANSWER = auto()  # the server acts on it; the connection is reset instead of its answer
+    CUT_RESPONSE = auto()  # the connection is reset in the middle of the response's body
+    STALL = auto()  # the server acts on it; no answer comes for as long as the proxy runs
+    FLIP = auto()  # one bit of the response's body is changed
+
+
+@dataclass
+class Fault:
+    """A fault for the next ``times`` requests that match, after ``skip`` that are let through.
+
+    Attributes:
+        action: What happens.
+        method: The requests' HTTP method.
+        contains: Text in the path or query.
+        times: How often.
+        skip: How many matching requests go through first.
+        status: Of `Action.ANSWER`.
+        code: The S3 error code of `Action.ANSWER`.
+    """
+
+    action: Action
+    method: str
+    contains: str = ""
+    times: int = 1
+    skip: int = 0
+    status: int = 503
+    code: str = "SlowDown"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request that came to the proxy, and what became of it."""
+
+    method: str
+    target: str
+    fault: Action | None
+
+
+@dataclass
+class FaultProxy:
+    """The proxy's switches and its record.
+
+    Attributes:
+        endpoint_url: Where it listens.
+        strip_headers: Request headers (lower case) that do not get through.
+        seen: Every request, in order.
+    """
+
+    endpoint_url: str = ""
+    strip_headers: set[str] = field(default_factory=set)
+    seen: list[Seen] = field(default_factory=list)
+    _faults: list[Fault] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+
+    def inject(self, fault: Fault) -> None:
+        """Arm a fault."""
+        with self._lock:
+            self._faults.append(fault)
+
+    def count(self, method: str, contains: str = "") -> int:
+        """How many requests came of this kind."""
+        return sum(1 for seen in self.seen if seen.method == method and contains in seen.target)
+
+    def take(self, method: str, target: str) -> Fault | None:
+        """The fault for a request, and its record; called by the server."""
+        with self._lock:
+            found = None
+            for fault in self._faults:
+                if fault.method == method and fault.contains in target and fault.times > 0:
+                    if fault.skip:
+                        fault.skip -= 1
+                        continue
+                    fault.times -= 1
+                    found = fault
+                    break
+            self.seen.append(Seen(method, target, found.action if found else None))
+            return found
+
+    def wait_for_stop(self) -> None:
+        """Block until the proxy is stopped."""
+        self._stopping.wait()
+
+    def stop(self) -> None:
+        """Let stalled requests go."""
+        self._stopping.set()
+
+
+@contextlib.contextmanager
+def fault_proxy(upstream_url: str) -> Iterator[FaultProxy]:
+    """Run a proxy in front of a server."""
+    upstream = urlsplit(upstream_url)
+    proxy = FaultProxy()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def log_message(self, *arguments: object) -> None:
+            """Keep quiet."""
+
+        def handle(self) -> None:
+            with contextlib.suppress(ConnectionError):  # clients go away in these tests
+                super().handle()
+
+        def forward(self) -> None:
+            fault = proxy.take(self.command, self.path)
+            length = int(self.headers.get("Content-Length", 0))
+            if fault and fault.action is Action.RESET_REQUEST:
+                self.rfile.read(length // 2)
+                self.reset()
+                return
+            body = self.rfile.read(length)
+            if fault and fault.action is Action.ANSWER:
+                text = f"<Error><Code>{fault.code}</Code><Message>injected</Message></Error>".encode()
+                self.answer(fault.status, [("Content-Type", "application/xml")], text)
+                return
+            status, headers, answer = self.ask(body)
+            if fault and fault.action is Action.LOSE_ANSWER:
+                self.reset()
+            elif fault and fault.action is Action.STALL:
+                proxy.wait_for_stop()
+                self.reset()
+            elif fault and fault.action is Action.CUT_RESPONSE:
+                self.answer(status, headers, answer, send=len(answer) // 2)
+                self.reset()
+            elif fault and fault.action is Action.FLIP:
+                middle = len(answer) // 2
+                self.answer(status, headers, answer[:middle] + bytes([answer[middle] ^ 1]) + answer[middle + 1 :])
+            else:
+                self.answer(status, headers, answer)
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward  # noqa: N815
+
+        def ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+            connection = http.client.HTTPConnection(upstream.hostname or "", upstream.port, timeout=60)
+            try:
+                connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                for name, value in self.headers.items():
+                    if name.lower() not in proxy.strip_headers | {"expect", "connection"}:
+                        connection.putheader(name, value)
+                connection.endheaders(body)
+                response = connection.getresponse()
+                return response.status, response.getheaders(), response.read()
+            finally:
+                connection.close()
+
+        def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, *, send: int | None = None) -> None:
+            self.send_response(status)
+            length = str(len(body))
+            for name, value in headers:
+                if name.lower() == "content-length" and self.command == "HEAD":
+                    length = value
+                if name.lower() not in _HOP_BY_HOP:
+                    self.send_header(name, value)
+            if status not in {204, 304}:
+                self.send_header("Content-Length", length)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body if send is None else body[:send])
+                self.wfile.flush()
+
+        def reset(self) -> None:
+            # With no time to linger, closing sends RST.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.rfile.close()
+            self.wfile.close()
+            self.connection.close()
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 64
+
+        def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
+            with contextlib.suppress(OSError):
+                super().shutdown_request(request)
+
+    server = Server(("127.0.0.1", 0), Handler)
+    proxy.endpoint_url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.stop()
+        server.shutdown()
+        server.server_close()
+        thread.join()
