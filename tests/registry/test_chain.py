@@ -1,0 +1,323 @@
+import threading
+from datetime import UTC, datetime
+
+import pytest
+
+from controlplane.errors import (
+    CommitConflictError,
+    CommitOutcomeUnknownError,
+    NotFoundError,
+    ObjectNotFoundError,
+    StoreError,
+    StoreUnavailableError,
+)
+from controlplane.registry.chain import Chain, Revision
+from controlplane.storage.base import ObjectStore
+from controlplane.storage.memory import MemoryStore
+from tests.support.hooked_store import HookedStore
+
+
+def grow(chain: Chain, count: int, after: Revision | None = None) -> Revision:
+    for _ in range(count):
+        number = after.number + 1 if after else 1
+        after = chain.append({"n": number}, after=after, actor="a", reason=f"step {number}")
+    assert after is not None
+    return after
+
+
+def test_revisions_are_numbered_linked_and_kept(store: ObjectStore) -> None:
+    now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    chain = Chain(store, "c/", clock=lambda: now)
+    assert chain.head() is None
+    assert chain.refresh(None) is None
+    last = grow(chain, 3)
+    assert chain.head() == last
+    assert (last.number, last.body, last.actor, last.reason, last.at) == (3, {"n": 3}, "a", "step 3", now)
+    history = list(chain.history())
+    assert [revision.number for revision in history] == [3, 2, 1]
+    for child, parent in zip(history, history[1:], strict=False):
+        assert child.parent_commit_id == parent.commit_id
+    assert history[-1].parent_commit_id is None
+    assert chain.get(2).body == {"n": 2}
+    with pytest.raises(NotFoundError):
+        chain.get(4)
+
+
+def test_history_is_read_in_pages(store: ObjectStore) -> None:
+    chain = Chain(store, "c/")
+    grow(chain, 7)
+    assert [revision.number for revision in chain.history(limit=3)] == [7, 6, 5]
+    assert [revision.number for revision in chain.history(limit=3, before=5)] == [4, 3, 2]
+    assert [revision.number for revision in chain.history(limit=3, before=2)] == [1]
+    assert list(chain.history(limit=0)) == []
+
+
+def test_keys_list_the_newest_first_across_powers_of_ten() -> None:
+    chain = Chain(MemoryStore(), "c/")
+    numbers = [1, 9, 10, 99, 100, 10**6, 10**12 - 1]
+    keys = [chain.key(number) for number in numbers]
+    assert sorted(keys, reverse=True) == keys
+
+
+def test_who_is_late_is_told(store: ObjectStore) -> None:
+    chain = Chain(store, "c/")
+    first = grow(chain, 1)
+    chain.append({"by": "winner"}, after=first, actor="winner", reason="won")
+    with pytest.raises(CommitConflictError, match="winner"):
+        chain.append({"by": "loser"}, after=first, actor="loser", reason="lost")
+    head = chain.head()
+    assert head is not None
+    assert head.body == {"by": "winner"}
+    with pytest.raises(CommitConflictError):
+        chain.append({}, after=None, actor="loser", reason="also lost")
+
+
+def test_of_many_writers_one_wins_each_revision(store: ObjectStore) -> None:
+    chain = Chain(store, "c/")
+    base = grow(chain, 1)
+    won: list[int] = []
+    barrier = threading.Barrier(16)
+
+    def write(number: int) -> None:
+        barrier.wait()
+        try:
+            chain.append({"writer": number}, after=base, actor="a", reason="race")
+        except CommitConflictError:
+            return
+        won.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    head = chain.head()
+    assert head is not None
+    assert head.body == {"writer": won[0]}
+
+
+class _LostAnswers:
+    """Loses the answers of the first creates: they win, and nobody learns it."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def __call__(self, operation: str, key: str) -> None:
+        if operation == "create" and self.left:
+            self.left -= 1
+            raise CommitOutcomeUnknownError("the answer was lost", key=key)
+
+
+# First trap
+
+
+def test_a_commit_whose_answer_was_lost_is_found_to_have_won(store: ObjectStore) -> None:
+    hooked = HookedStore(store, after=_LostAnswers(1))
+    chain = Chain(hooked, "c/")
+    revision = chain.append({"x": 1}, after=None, actor="a", reason="r")
+    assert chain.head() == revision
+    assert [key for operation, key in hooked.calls if operation == "create"] == [chain.key(1)]  # looked, not resent
+
+
+def test_a_retry_inside_the_store_that_meets_its_own_object_is_no_conflict(store: ObjectStore) -> None:
+    # What an S3 client does: the answer is lost, it sends the PUT again, and is told 412 by its own first attempt.
+    class Resending(HookedStore):
+        def create(self, key: str, data: bytes) -> None:
+            super().create(key, data)
+            super().create(key, data)
+
+    revision = Chain(Resending(store), "c/").append({"x": 1}, after=None, actor="a", reason="r")
+    assert Chain(store, "c/").head() == revision
+
+
+def test_a_lost_answer_to_a_lost_race_is_a_conflict(store: ObjectStore) -> None:
+    other = Chain(store, "c/").append({"by": "other"}, after=None, actor="o", reason="first")
+
+    def lose(operation: str, key: str) -> None:
+        if operation == "create":
+            raise CommitOutcomeUnknownError("the answer was lost", key=key)
+
+    with pytest.raises(CommitConflictError):
+        Chain(HookedStore(store, before=lose), "c/").append({}, after=None, actor="a", reason="r")
+    assert Chain(store, "c/").head() == other
+
+
+def test_a_request_that_was_lost_is_sent_again(store: ObjectStore) -> None:
+    lost = _LostAnswers(2)
+    chain = Chain(HookedStore(store, before=lost), "c/")
+    assert chain.append({"x": 1}, after=None, actor="a", reason="r") == chain.head()
+    assert lost.left == 0
+
+
+def test_what_cannot_be_found_out_is_reported_as_unknown(store: ObjectStore) -> None:
+    def unreachable(operation: str, key: str) -> None:
+        if operation == "get":
+            raise StoreUnavailableError("no answer")
+
+    hooked = HookedStore(store, before=unreachable, after=_LostAnswers(100))
+    with pytest.raises(CommitOutcomeUnknownError) as caught:
+        Chain(hooked, "c/").append({"x": 1}, after=None, actor="a", reason="r")
+    there = Chain(store, "c/").head()
+    assert there is not None  # it had won: deleting it, or trying anew, would have been wrong
+    assert there.commit_id == caught.value.details["commit_id"]
+
+
+def test_a_store_that_is_down_before_anything_was_sent_is_unavailable(store: ObjectStore) -> None:
+    def down(operation: str, key: str) -> None:
+        raise StoreUnavailableError("down")
+
+    with pytest.raises(StoreUnavailableError):
+        Chain(HookedStore(store, before=down), "c/").append({}, after=None, actor="a", reason="r")
+
+
+# Second trap
+
+
+def test_a_late_create_of_a_pruned_number_is_no_commit(store: ObjectStore) -> None:
+    chain = Chain(store, "lease/", pruned=True)
+    second = grow(chain, 2)
+    newest = grow(chain, 8, second)
+    chain.prune(2)
+    with pytest.raises(CommitConflictError):
+        chain.append({"by": "late"}, after=second, actor="late", reason="slept")
+    assert chain.head() == newest
+    assert [revision.number for revision in chain.history()] == [10, 9]  # the stray is gone
+
+
+def test_a_late_first_create_in_a_pruned_chain_is_no_commit(store: ObjectStore) -> None:
+    chain = Chain(store, "lease/", pruned=True)
+    newest = grow(chain, 3)
+    chain.prune(1)
+    with pytest.raises(CommitConflictError):
+        chain.append({"by": "late"}, after=None, actor="late", reason="slept")
+    assert chain.head() == newest
+
+
+def test_a_commit_that_was_built_upon_before_it_was_confirmed_stands(store: ObjectStore) -> None:
+    plain = Chain(store, "lease/", pruned=True)
+
+    def overtake(operation: str, key: str) -> None:
+        if operation == "create":  # between our create and our look at the newest
+            head = plain.head()
+            assert head is not None
+            plain.append({"by": "next"}, after=head, actor="next", reason="overtook")
+
+    chain = Chain(HookedStore(store, after=overtake), "lease/", pruned=True)
+    ours = chain.append({"by": "us"}, after=None, actor="us", reason="r")
+    head = plain.head()
+    assert head is not None
+    assert (head.number, head.parent_commit_id) == (2, ours.commit_id)
+
+
+def test_the_newest_revision_is_never_pruned(store: ObjectStore) -> None:
+    chain = Chain(store, "lease/", pruned=True)
+    newest = grow(chain, 4)
+    chain.prune(0)
+    assert list(chain.history()) == [newest]
+    grow(chain, 1, newest)
+
+
+def test_history_that_is_kept_cannot_be_pruned(store: ObjectStore) -> None:
+    with pytest.raises(ValueError, match="kept"):
+        Chain(store, "c/").prune(1)
+
+
+def test_a_pruned_chain_has_one_winner_while_it_is_pruned(store: ObjectStore) -> None:
+    """Writers take revisions as fast as they can, some from a head read long ago, while the chain is pruned hard."""
+    wins: dict[int, list[str]] = {}
+    guard = threading.Lock()
+
+    def write(name: str) -> None:
+        chain = Chain(store, "lease/", pruned=True)
+        stale: Revision | None = None
+        for turn in range(30):
+            head = stale if turn % 3 == 2 else chain.head()
+            if turn % 3 == 0:
+                stale = head
+            try:
+                revision = chain.append({"by": name}, after=head, actor=name, reason="r")
+            except CommitConflictError:
+                continue
+            with guard:
+                wins.setdefault(revision.number, []).append(name)
+            chain.prune(1)
+
+    threads = [threading.Thread(target=write, args=(f"w{number}",)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    head = Chain(store, "lease/", pruned=True).head()
+    assert head is not None
+    assert head.number >= max(wins)
+    assert all(len(winners) == 1 for winners in wins.values())
+
+
+# Third trap
+
+
+@pytest.mark.parametrize(("pruned", "operation"), [(False, "head"), (True, "list")])
+def test_learning_that_nothing_changed_is_one_request(store: ObjectStore, pruned: bool, operation: str) -> None:
+    hooked = HookedStore(store)
+    chain = Chain(hooked, "c/", pruned=pruned)
+    known = grow(chain, 3)
+    hooked.calls.clear()
+    assert chain.refresh(known) is known
+    assert [name for name, _ in hooked.calls] == [operation]
+
+
+def test_a_refresh_of_a_pruned_chain_sees_past_pruned_numbers(store: ObjectStore) -> None:
+    chain = Chain(store, "c/", pruned=True)
+    known = grow(chain, 3)
+    newest = grow(chain, 5, known)
+    chain.prune(1)  # number 4 is gone: looking for it alone would say that nothing changed
+    assert chain.refresh(known) == newest
+
+
+def test_a_refresh_finds_what_was_committed_since(store: ObjectStore) -> None:
+    chain = Chain(store, "c/")
+    known = grow(chain, 2)
+    newest = grow(chain, 3, known)
+    assert chain.refresh(known) == newest
+
+
+# What others leave in the folder
+
+
+def test_foreign_objects_are_left_alone(store: ObjectStore) -> None:
+    chain = Chain(store, "c/")
+    store.create("c/.DS_Store", b"x")
+    assert chain.head() is None
+    last = grow(chain, 2)
+    store.create("c/README.txt", b"x")
+    assert chain.head() == last
+    assert len(list(chain.history())) == 2
+
+
+def test_a_damaged_revision_is_told_by_its_key(store: ObjectStore) -> None:
+    chain = Chain(store, "c/")
+    store.create(chain.key(1), b"{ not json")
+    with pytest.raises(StoreError, match="999999999999"):
+        chain.head()
+
+
+def test_a_revision_that_is_pruned_while_it_is_read_leads_to_the_newest(store: ObjectStore) -> None:
+    plain = Chain(store, "c/", pruned=True)
+    grow(plain, 2)
+    newest: list[Revision] = []
+
+    def move_on(operation: str, key: str) -> None:
+        if operation == "get" and not newest:
+            head = plain.head()
+            newest.append(plain.append({}, after=head, actor="a", reason="r"))
+            plain.prune(1)
+
+    assert Chain(HookedStore(store, before=move_on), "c/", pruned=True).head() == newest[0]
+
+
+def test_nothing_but_json_is_committed(store: ObjectStore) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        Chain(store, "c/").append({"x": float("nan")}, after=None, actor="a", reason="r")
+    with pytest.raises(ObjectNotFoundError):
+        store.get(Chain(store, "c/").key(1))

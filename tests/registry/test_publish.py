@@ -1,0 +1,163 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from controlplane.domain.manifest import FileEntry, Format, GoldenSamples, Lineage, Manifest
+from controlplane.domain.samples import Sample, encode_samples
+from controlplane.errors import (
+    CommitOutcomeUnknownError,
+    DigestMismatchError,
+    InvalidInputError,
+    InvalidNameError,
+    NotFoundError,
+)
+from controlplane.registry.registry import Registry
+from controlplane.storage.base import ObjectStore
+from tests.support.hooked_store import HookedStore
+from tests.support.registries import artifact, new_registry, publish, require_readable
+
+
+def test_everything_a_manifest_names_is_in_the_bucket(registry: Registry, tmp_path: Path) -> None:
+    import numpy as np
+
+    from controlplane.registry.artifact import scan
+
+    manifest, files = artifact(tmp_path / "a", model=b"model", weights=b"w" * 1000)
+    sample = Sample({"x": np.ones(2, np.float32)}, {"y": np.zeros(2, np.float32)})
+    (tmp_path / "samples.npz").write_bytes(encode_samples((sample,)))
+    (tmp_path / "log.txt").write_text("converted")
+    ((samples, samples_path),) = scan(tmp_path / "samples.npz")
+    ((log, log_path),) = scan(tmp_path / "log.txt")
+    manifest = manifest.model_copy(
+        update={
+            "golden": GoldenSamples(file=samples, count=1),
+            "lineage": Lineage(source="m:1", converter="c", log=log),
+            "metrics": {"accuracy": 0.9},
+        }
+    )
+    moved: list[int] = []
+    entry = registry.publish(
+        "m",
+        manifest,
+        {**files, samples.sha256: samples_path, log.sha256: log_path},
+        actor="ann",
+        reason="nightly",
+        progress=moved.append,
+    )
+    assert sum(moved) == sum(blob.size_bytes for blob in manifest.blobs)
+    assert (entry.published_by, entry.size_bytes, entry.format) == ("ann", 1005, Format.ONNX)
+    assert registry.manifest("m", 1) == manifest
+    require_readable(registry, "m")
+    (read,) = registry.samples(manifest)
+    assert read.inputs["x"].tolist() == [1, 1]
+    assert registry.history("m")[0].reason == "publish version 1: nightly"
+
+
+def test_blobs_that_are_there_are_not_sent_again(store: ObjectStore, tmp_path: Path) -> None:
+    hooked = HookedStore(store)
+    registry = new_registry(hooked, tmp_path / "cache")
+    manifest, files = artifact(tmp_path / "a", shared=b"s" * 100, model=b"one")
+    registry.publish("m", manifest, files, actor="a")
+    hooked.calls.clear()
+    moved: list[int] = []
+    manifest, files = artifact(tmp_path / "a", model=b"two")
+    registry.publish("m", manifest, files, actor="a", progress=moved.append)
+    assert len([key for operation, key in hooked.calls if operation == "put_file"]) == 1
+    assert sum(moved) == 103
+    assert registry.publish("m", manifest, {}, actor="a").number == 3  # all there: no local file needed
+
+
+def test_a_blob_of_the_wrong_size_is_replaced(store: ObjectStore, registry: Registry, tmp_path: Path) -> None:
+    manifest, files = artifact(tmp_path / "a", model=b"whole")
+    store.create(f"blobs/sha256/{manifest.files[0].sha256[:2]}/{manifest.files[0].sha256}", b"who")
+    registry.publish("m", manifest, files, actor="a")
+    require_readable(registry, "m")
+
+
+def test_a_missing_file_is_named_and_nothing_is_published(registry: Registry, tmp_path: Path) -> None:
+    manifest, _ = artifact(tmp_path / "a", model=b"1", weights=b"2")
+    with pytest.raises(InvalidInputError, match="and 1 other files") as caught:
+        registry.publish("m", manifest, {}, actor="a")
+    assert set(caught.value.details["missing"]) == {file.sha256 for file in manifest.files}
+    with pytest.raises(NotFoundError):
+        registry.get_model("m")
+
+
+def test_a_file_that_changed_is_refused(registry: Registry, store: ObjectStore, tmp_path: Path) -> None:
+    manifest, files = artifact(tmp_path / "a", model=b"as hashed")
+    (tmp_path / "a" / "model.onnx").write_bytes(b"as it is!")
+    with pytest.raises(DigestMismatchError):
+        registry.publish("m", manifest, files, actor="a")
+    with pytest.raises(NotFoundError):
+        registry.get_model("m")
+    assert list(store.list("publishing/")) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_manifest_that_json_cannot_hold_is_refused(registry: Registry, tmp_path: Path, value: float) -> None:
+    manifest, files = artifact(tmp_path / "a", model=b"1")
+    with pytest.raises(InvalidInputError, match="NaN"):
+        registry.publish("m", manifest.model_copy(update={"metrics": {"loss": value}}), files, actor="a")
+
+
+def test_names_are_checked_before_anything_is_sent(registry: Registry, store: ObjectStore, tmp_path: Path) -> None:
+    manifest, files = artifact(tmp_path / "a", model=b"1")
+    with pytest.raises(InvalidNameError):
+        registry.publish("../m", manifest, files, actor="a")
+    with pytest.raises(InvalidNameError):
+        registry.publish("m", manifest, files, actor="a", aliases=["Bad"])
+    assert list(store.list("")) == []
+
+
+def test_a_publish_repeated_with_its_commit_id_is_the_same_version(registry: Registry, tmp_path: Path) -> None:
+    manifest, files = artifact(tmp_path / "a", model=b"1")
+    first = registry.publish("m", manifest, files, actor="a", commit_id="job-1")
+    publish(registry, tmp_path, b"2")
+    assert registry.publish("m", manifest, files, actor="a", commit_id="job-1") == first
+    assert registry.publish("m", manifest, files, actor="a", commit_id="job-2").number == 3
+
+
+def test_an_unknown_outcome_keeps_the_blobs_and_a_repeat_finds_out(store: ObjectStore, tmp_path: Path) -> None:
+    def lose(operation: str, key: str) -> None:
+        if operation in {"create", "get"} and key.startswith("models/"):
+            raise CommitOutcomeUnknownError("the answer was lost", key=key)
+
+    hooked = HookedStore(store, after=lose)
+    registry = new_registry(hooked, tmp_path / "cache")
+    manifest, files = artifact(tmp_path / "a", model=b"1")
+    with pytest.raises(CommitOutcomeUnknownError):
+        registry.publish("m", manifest, files, actor="a", commit_id="job-1")
+    assert len(list(store.list("publishing/"))) == 1  # it may have won: its blobs must not be collected
+    healthy = new_registry(store, tmp_path / "cache")
+    assert healthy.publish("m", manifest, files, actor="a", commit_id="job-1").number == 1
+    require_readable(healthy, "m")
+
+
+def test_a_damaged_blob_is_told(registry: Registry, tmp_path: Path) -> None:
+    publish(registry, tmp_path, b"1")
+    (file,) = registry.manifest("m", 1).files
+    key = f"blobs/sha256/{file.sha256[:2]}/{file.sha256}"
+    registry.store.delete(key)
+    with pytest.raises(NotFoundError, match=file.sha256):
+        registry.read_blob(file.sha256)
+    with pytest.raises(NotFoundError, match=file.sha256):
+        registry.fetch(file)
+    registry.store.create(key, b"2")
+    with pytest.raises(DigestMismatchError):
+        registry.read_blob(file.sha256)
+    with pytest.raises(DigestMismatchError):
+        registry.fetch(file)
+
+
+def test_what_a_client_wrote_directly_is_checked_and_removed_if_wrong(registry: Registry, tmp_path: Path) -> None:
+    manifest, _ = artifact(tmp_path / "a", model=b"right")
+    entry: FileEntry = manifest.files[0]
+    key = f"blobs/sha256/{entry.sha256[:2]}/{entry.sha256}"
+    registry.store.create(key, b"wrong")
+    with pytest.raises(DigestMismatchError):
+        registry.blobs.verify(entry.sha256, entry.size_bytes)
+    assert registry.store.head(key) is None
+    registry.store.create(key, b"right")
+    registry.blobs.verify(entry.sha256, entry.size_bytes)
+    assert registry.publish("m", Manifest(format=Format.ONNX, files=(entry,)), {}, actor="a").number == 1

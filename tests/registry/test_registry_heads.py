@@ -1,0 +1,161 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from controlplane.domain.names import Reference
+from controlplane.errors import CommitConflictError, NotFoundError
+from controlplane.registry.registry import Registry
+from controlplane.storage.base import ObjectStore
+from controlplane.storage.memory import MemoryStore
+from tests.support.hooked_store import HookedStore
+from tests.support.registries import new_registry, publish
+
+OLD = 3600.0
+
+
+def two_processes(store: ObjectStore, tmp_path: Path, *, head_max_age_seconds: float) -> tuple[Registry, Registry]:
+    """Two registries on one bucket, as two replicas would have: nothing shared in memory."""
+    return (
+        new_registry(store, tmp_path / "one", head_max_age_seconds=head_max_age_seconds),
+        new_registry(store, tmp_path / "two", head_max_age_seconds=head_max_age_seconds),
+    )
+
+
+def test_a_young_head_is_read_without_any_request(tmp_path: Path) -> None:
+    store = HookedStore(MemoryStore())
+    registry = new_registry(store, tmp_path, head_max_age_seconds=OLD)
+    assert registry.peek_model("m") is None
+    registry.create_model("m", actor="a")
+    store.calls.clear()
+    assert registry.get_model("m").name == "m"
+    peeked = registry.peek_model("m")
+    assert peeked is not None
+    assert peeked.name == "m"
+    assert store.calls == []
+
+
+def test_an_old_head_is_not_peeked_at(tmp_path: Path) -> None:
+    registry = new_registry(MemoryStore(), tmp_path, head_max_age_seconds=0)
+    registry.create_model("m", actor="a")
+    assert registry.peek_model("m") is None
+
+
+def test_an_unchanged_old_head_costs_one_request(tmp_path: Path) -> None:
+    store = HookedStore(MemoryStore())
+    registry = new_registry(store, tmp_path, head_max_age_seconds=0)
+    registry.create_model("m", actor="a")
+    store.calls.clear()
+    registry.get_model("m")
+    assert [operation for operation, _ in store.calls] == ["head"]
+
+
+def test_a_process_sees_its_own_commits_at_once(tmp_path: Path, store: ObjectStore) -> None:
+    registry = new_registry(store, tmp_path / "cache", head_max_age_seconds=OLD)
+    registry.create_model("m", actor="a")
+    registry.update_model("m", description="new", actor="a")
+    assert registry.get_model("m").description == "new"
+    assert publish(registry, tmp_path / "f", b"1").number == 1
+    assert registry.resolve(Reference("m")).number == 1
+
+
+def test_another_process_may_see_an_old_head_but_never_an_old_miss(tmp_path: Path, store: ObjectStore) -> None:
+    here, there = two_processes(store, tmp_path, head_max_age_seconds=OLD)
+    publish(there, tmp_path / "f", b"1")
+    assert here.get_model("m").next_number == 2
+    publish(there, tmp_path / "f", b"2", aliases=["champion"])
+    assert here.resolve(Reference("m")).number == 1  # old, as it may be
+    assert here.resolve(Reference("m", version=2)).number == 2  # not in the old head: looked for
+    publish(there, tmp_path / "f", b"3", aliases=["staging"])
+    assert here.resolve(Reference("m", alias="staging")).number == 3
+    there.create_model("other", actor="a")
+    assert here.get_model("other").name == "other"
+
+
+def test_a_deleted_model_that_is_there_again_is_found(tmp_path: Path, store: ObjectStore) -> None:
+    here, there = two_processes(store, tmp_path, head_max_age_seconds=OLD)
+    there.create_model("m", actor="a")
+    there.delete_model("m", actor="a")
+    with pytest.raises(NotFoundError):
+        here.get_model("m")
+    there.create_model("m", actor="a")
+    assert here.get_model("m").name == "m"
+
+
+def test_a_commit_never_trusts_an_old_head(tmp_path: Path, store: ObjectStore) -> None:
+    here, there = two_processes(store, tmp_path, head_max_age_seconds=OLD)
+    publish(here, tmp_path / "f", b"1")
+    there.update_model("m", labels={"team": "vision"}, actor="there")
+    assert here.update_model("m", description="d", actor="here").labels == {"team": "vision"}
+
+
+def test_many_readers_of_an_old_head_cause_few_requests(tmp_path: Path) -> None:
+    inner = MemoryStore()
+    new_registry(inner, tmp_path / "other").create_model("m", actor="a")
+    everyone_asked = threading.Event()
+    store = HookedStore(inner, before=lambda operation, key: everyone_asked.wait(10))
+    registry = new_registry(store, tmp_path / "cache", head_max_age_seconds=OLD)
+    started = threading.Barrier(17)
+
+    def read() -> str:
+        started.wait()
+        return registry.get_model("m").name
+
+    with ThreadPoolExecutor(16) as pool:
+        readers = [pool.submit(read) for _ in range(16)]
+        started.wait()
+        everyone_asked.set()
+        assert {reader.result() for reader in readers} == {"m"}
+    assert [operation for operation, _ in store.calls] == ["list", "get"]
+
+
+def test_a_slow_reader_does_not_take_back_a_newer_head(tmp_path: Path) -> None:
+    inner = MemoryStore()
+    here, there = two_processes(inner, tmp_path, head_max_age_seconds=OLD)
+    there.create_model("m", actor="a")
+    reading, may_go_on = threading.Event(), threading.Event()
+
+    def hold_back(operation: str, key: str) -> None:
+        if operation == "get" and not reading.is_set():
+            reading.set()
+            may_go_on.wait(10)
+
+    slow = HookedStore(inner, after=hold_back)
+    here = new_registry(slow, tmp_path / "slow", head_max_age_seconds=OLD)
+    with ThreadPoolExecutor(1) as pool:
+        old = pool.submit(here.get_model, "m")
+        assert reading.wait(10)
+        there.update_model("m", description="newer", actor="a")
+        may_go_on.set()
+        assert old.result().description == ""
+    assert here.update_model("m", labels={"a": "b"}, actor="a").description == "newer"
+    assert here.get_model("m").description == "newer"
+
+
+def test_edits_by_many_all_count(tmp_path: Path, store: ObjectStore) -> None:
+    registries = [new_registry(store, tmp_path / str(number), head_max_age_seconds=OLD) for number in range(8)]
+    publish(registries[0], tmp_path / "f", b"1")
+
+    def point(number: int) -> None:
+        registries[number].set_alias("m", f"alias{number}", 1, actor=str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(point, range(8)))
+    assert new_registry(store, tmp_path / "new").get_model("m").aliases == {f"alias{n}": 1 for n in range(8)}
+
+
+def test_an_edit_that_always_loses_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.registry.heads.EDIT_TRIES", 4)
+    inner = MemoryStore()
+    other = new_registry(inner, tmp_path / "other")
+    other.create_model("m", actor="a")
+    count = iter(range(1000))
+
+    def overtake(operation: str, key: str) -> None:
+        if operation == "create":
+            other.update_model("m", description=f"{next(count)}", actor="other")
+
+    registry = new_registry(HookedStore(inner, before=overtake), tmp_path / "cache")
+    with pytest.raises(CommitConflictError, match="4 times"):
+        registry.update_model("m", labels={"x": "y"}, actor="a")
