@@ -1,0 +1,91 @@
+"""ZIP archives of strangers: list them, never unpack them, believe nothing they say.
+
+torch and skops both save ZIP files. Everything that inspection needs is in the directory and in small members, so
+nothing is ever written to disk from an archive and no member is read beyond a bound.
+"""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from controlplane.errors import InvalidArtifactError
+
+MAX_MEMBERS = 500_000
+MAX_UNPACKED_BYTES = 256 * 1024**3
+MAX_RATIO = 1024
+"""torch stores its members uncompressed; an archive that unpacks to more than this times its size is a bomb."""
+MAX_MEMBER_READ_BYTES = 256 * 1024**2
+
+_BROKEN = (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The directory of an archive.
+
+    Attributes:
+        path: The archive.
+        prefix: The one folder that torch puts everything into, with its ``/``; empty where there is none.
+        sizes: Unpacked size in bytes of each member, by its name without the prefix.
+    """
+
+    path: Path
+    prefix: str
+    sizes: dict[str, int]
+
+    def under(self, folder: str) -> list[str]:
+        """Return the names of the members in a folder."""
+        return [name for name in self.sizes if name.startswith(folder)]
+
+    def read(self, name: str) -> bytes:
+        """Return one small member's content.
+
+        Raises:
+            InvalidArtifactError: It is not there, damaged, or larger than `MAX_MEMBER_READ_BYTES`.
+        """
+        if self.sizes.get(name, 0) > MAX_MEMBER_READ_BYTES:
+            raise InvalidArtifactError(
+                f"{self.path.name}: its member {name!r} claims {self.sizes[name]} bytes; at most "
+                f"{MAX_MEMBER_READ_BYTES} are read"
+            )
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.prefix + name) as member:
+                data = member.read(MAX_MEMBER_READ_BYTES + 1)
+        except (*_BROKEN, KeyError) as error:
+            raise InvalidArtifactError(f"{self.path.name}: its member {name!r} is damaged or missing") from error
+        if len(data) > MAX_MEMBER_READ_BYTES:
+            raise InvalidArtifactError(f"{self.path.name}: its member {name!r} is larger than it claims")
+        return data
+
+
+def list_archive(path: Path) -> Listing:
+    """Read an archive's directory.
+
+    Raises:
+        InvalidArtifactError: It is cut short or damaged, has members that lead outside a folder, or is a bomb.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except _BROKEN as error:
+        raise InvalidArtifactError(
+            f"{path.name} is cut short or damaged: it starts as a ZIP archive ({error})"
+        ) from error
+    if len(infos) > MAX_MEMBERS:
+        raise InvalidArtifactError(f"{path.name} has {len(infos)} members; at most {MAX_MEMBERS} are read")
+    size = path.stat().st_size
+    unpacked = sum(info.file_size for info in infos)
+    if unpacked > MAX_UNPACKED_BYTES or unpacked > max(size, 1024) * MAX_RATIO:
+        raise InvalidArtifactError(
+            f"{path.name} has {size} bytes and claims to unpack to {unpacked}: refused as a bomb"
+        )
+    names = [info.filename for info in infos]
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or "\\" in name or "\0" in name or ".." in parts:
+            raise InvalidArtifactError(f"{path.name}: its member {name[:120]!r} leads outside the archive's folder")
+    firsts = {name.split("/", 1)[0] for name in names if "/" in name}
+    single = len(firsts) == 1 and all("/" in name for name in names)
+    prefix = f"{firsts.pop()}/" if single else ""
+    return Listing(path, prefix, {info.filename.removeprefix(prefix): info.file_size for info in infos})

@@ -1,0 +1,43 @@
+"""ONNX to ONNX: another opset, a lower precision."""
+
+from pathlib import Path
+
+import onnx
+
+from controlplane.domain.manifest import Format
+from controlplane.domain.samples import Tensors
+from controlplane.domain.signature import Array, Signature
+from converters.base import ConversionRequest, Converter, Original
+from converters.onnx_output import finish_onnx
+from converters.runtimes import OnnxRuntime
+
+
+class OnnxOriginal(Original):
+    """An ONNX model, answered by onnxruntime on the CPU."""
+
+    format = Format.ONNX
+
+    def __init__(self, path: Path, signature: Signature | None) -> None:
+        self.path = path
+        self.signature = signature
+        self.inputs = signature.inputs if signature else None
+        self._runtime = OnnxRuntime(path)
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        return self._runtime.run(inputs)
+
+
+class OnnxToOnnx(Converter):
+    """onnx's version converter, and onnxruntime's fp16 and int8 tools."""
+
+    name = "onnx-to-onnx"
+    source = Format.ONNX
+    target = Format.ONNX
+
+    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+        request.progress("convert", f"rewriting {original.path.name}")
+        model = onnx.load_model(original.path)
+        finish_onnx(model, request.options, request.signature, request.output)
+        if request.options.opset is None and request.options.precision == "fp32":
+            return ("neither opset nor precision was asked for: the result is the original",)
+        return ()

@@ -1,0 +1,271 @@
+"""PyTorch modules and torch.export programs to ONNX and TorchScript."""
+
+import importlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from controlplane.domain.manifest import Format
+from controlplane.domain.samples import Tensors
+from controlplane.domain.signature import DYNAMIC, Array, Signature, TensorSpec
+from controlplane.errors import ConversionFailedError, InvalidArtifactError, InvalidInputError, UntrustedArtifactError
+from converters.base import ConversionRequest, Converter, Original
+from converters.onnx_output import finish_onnx
+from converters.options import ConversionOptions
+from converters.runtimes import THREADS, call_torch, one_line
+from converters.torch_modules import adapt, dtype_of, dynamic_shapes, example_arguments, forward_arguments, submodule
+
+EXPORT_OPSET = 18
+"""What torch's exporter writes itself; every other opset is reached through onnx's version converter."""
+
+
+class ModuleOriginal(Original):
+    """A PyTorch module, built by its factory and filled with the artifact's weights."""
+
+    format = Format.PYTORCH
+
+    def __init__(self, path: Path, options: ConversionOptions, specs: tuple[TensorSpec, ...]) -> None:
+        torch.set_num_threads(THREADS)
+        self.path = path
+        self._specs = specs
+        module = _load_module(path, options)
+        # Copies of one tensor in several samples must not grow gradients, and dropout must be off.
+        self.native = submodule(module, options.submodule).eval().requires_grad_(False)
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        values, keywords = forward_arguments(self.native, inputs, self._specs)
+        return call_torch(lambda *tensors: self.native(*tensors, **keywords), values, None)
+
+
+class ExportOriginal(Original):
+    """A torch.export program."""
+
+    format = Format.TORCH_EXPORT
+
+    def __init__(self, path: Path) -> None:
+        torch.set_num_threads(THREADS)
+        self.path = path
+        try:
+            self.native = torch.export.load(path)
+            self.module = self.native.module(check_guards=False)
+        except Exception as error:
+            raise InvalidArtifactError(f"torch cannot load {path.name}: {one_line(error)}") from error
+        self.inputs, self.batched = _export_inputs(self.native)
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        specs = self.inputs or ()
+        arguments = dict(zip([spec.name for spec in specs], example_arguments(inputs, specs), strict=True))
+        args, kwargs = arrange(self.native, list(arguments.values()))
+        return call_torch(lambda: self.module(*args, **kwargs), [], None)
+
+
+class ModuleToOnnx(Converter):
+    """torch.onnx.export over torch.export."""
+
+    name = "pytorch-to-onnx"
+    source = Format.PYTORCH
+    target = Format.ONNX
+
+    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+        signature, example = request.signature, request.examples[0]
+        module = adapt(original.native, [spec.name for spec in signature.inputs], half=False)
+        arguments = example_arguments(example, signature.inputs)
+        _export_onnx(module, arguments, request, dynamic_shapes(signature, example))
+        return ()
+
+
+class ExportToOnnx(Converter):
+    """torch.onnx.export of the program as it is."""
+
+    name = "torch-export-to-onnx"
+    source = Format.TORCH_EXPORT
+    target = Format.ONNX
+
+    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+        _export_onnx(original.native, (), request, None)
+        return ()
+
+
+class ModuleToTorchScript(Converter):
+    """torch.jit.trace, or torch.jit.script where asked."""
+
+    name = "pytorch-to-torchscript"
+    source = Format.PYTORCH
+    target = Format.TORCHSCRIPT
+
+    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+        if request.options.method == "script":
+            if request.options.precision != "fp32":
+                raise InvalidInputError("a scripted module keeps its precision; use method trace for fp16")
+            request.progress("convert", "scripting the module")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                scripted = torch.jit.script(original.native)
+            torch.jit.save(scripted, str(request.output))
+            return ()
+        return _trace(original.native, request)
+
+
+class ExportToTorchScript(Converter):
+    """torch.jit.trace of the program's module."""
+
+    name = "torch-export-to-torchscript"
+    source = Format.TORCH_EXPORT
+    target = Format.TORCHSCRIPT
+
+    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+        assert isinstance(original, ExportOriginal)
+
+        class Flat(torch.nn.Module):
+            def __init__(self, program: Any, module: torch.nn.Module) -> None:
+                super().__init__()
+                self.inner = module
+                self._program = program
+
+            def forward(self, *tensors: torch.Tensor) -> Any:
+                args, kwargs = arrange(self._program, list(tensors))
+                return self.inner(*args, **kwargs)
+
+        return _trace(Flat(original.native, original.module), request)
+
+
+def _trace(module: torch.nn.Module, request: ConversionRequest) -> tuple[str, ...]:
+    request.progress("convert", "tracing the module")
+    specs = request.signature.inputs
+    half = request.options.precision == "fp16"
+    adapted = adapt(module, [spec.name for spec in specs], half=half)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", torch.jit.TracerWarning)
+        with torch.no_grad():
+            traced = torch.jit.trace(adapted, example_arguments(request.examples[0], specs), check_trace=False)
+    torch.jit.save(traced, str(request.output))
+    if half:
+        module.float()
+    frozen = [w for w in caught if issubclass(w.category, torch.jit.TracerWarning) and "assert" not in str(w.message)]
+    if frozen and request.options.precision == "fp32":
+        return (f"tracing froze {len(frozen)} decisions that depend on values; use method script if they matter",)
+    return ()
+
+
+def _export_onnx(model: Any, arguments: tuple[Any, ...], request: ConversionRequest, shapes: Any) -> None:
+    request.progress("convert", "exporting with torch.onnx (torch.export)")
+    signature = request.signature
+    names = {
+        "input_names": [spec.name for spec in signature.inputs],
+        "output_names": [spec.name for spec in signature.outputs],
+    }
+    opset = request.options.opset or EXPORT_OPSET
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                model,
+                arguments,
+                dynamo=True,
+                verbose=False,
+                opset_version=max(opset, EXPORT_OPSET),
+                dynamic_shapes=shapes,
+                **names,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            raise ConversionFailedError(f"torch.onnx cannot export the module: {one_line(cause)}") from error
+    assert program is not None
+    program.save(str(request.output), external_data=False)
+    model_proto = onnx.load_model(request.output)
+    finish_onnx(model_proto, request.options, signature, request.output)
+
+
+def _load_module(path: Path, options: ConversionOptions) -> torch.nn.Module:
+    if options.factory is None:
+        return _unpickled_module(path, options)
+    if not options.trust:
+        raise UntrustedArtifactError(
+            f"importing the factory {options.factory!r} runs its code; say trust if you know where it comes from"
+        )
+    module_name, _, name = options.factory.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise InvalidInputError(
+            f"the factory {options.factory!r} cannot be imported here: {error}; install its package beside the control "
+            "plane, or put it on PYTHONPATH"
+        ) from error
+    module = factory(**options.factory_arguments)
+    if not isinstance(module, torch.nn.Module):
+        raise InvalidInputError(f"{options.factory!r} returned a {type(module).__name__}, not a torch.nn.Module")
+    try:
+        module.load_state_dict(_state_dict(path))
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]] or [one_line(error)]
+        raise InvalidInputError(
+            f"the weights do not fit the module of {options.factory!r}: {lines[0][:300]}"
+        ) from error
+    return module
+
+
+def _state_dict(path: Path) -> dict[str, torch.Tensor]:
+    with path.open("rb") as file:
+        pickled = file.read(4) in (b"PK\x03\x04", b"\x80\x02\x8a\n")
+    try:
+        if pickled:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+    except Exception as error:
+        raise InvalidArtifactError(f"the weights {path.name} cannot be read: {one_line(error)}") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]  # what training checkpoints wrap it in
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InvalidArtifactError(f"{path.name} holds no state dict of tensors")
+    return state
+
+
+def _unpickled_module(path: Path, options: ConversionOptions) -> torch.nn.Module:
+    needs = "a PyTorch module needs its factory (package.module:factory) beside the weights"
+    if not options.trust:
+        raise InvalidInputError(needs)
+    try:
+        module = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:
+        raise InvalidInputError(f"{needs}; {path.name} is no pickled module either: {one_line(error)}") from error
+    if not isinstance(module, torch.nn.Module):
+        raise InvalidInputError(f"{needs}; {path.name} holds a {type(module).__name__}")
+    return module
+
+
+def arrange(program: Any, tensors: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Put flat inputs back into the arguments that an exported program was made with."""
+    args, kwargs = torch.utils._pytree.tree_unflatten(tensors, program.call_spec.in_spec)
+    return tuple(args), dict(kwargs)
+
+
+def _export_inputs(program: Any) -> tuple[tuple[TensorSpec, ...], bool]:
+    """Read an exported program's inputs, and whether their first dimensions are one symbol."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    specs, firsts = [], set()
+    for name in program.graph_signature.user_inputs:
+        value = values.get(name)
+        if not isinstance(value, torch.Tensor):
+            raise InvalidInputError(
+                f"the exported program's input {name!r} is no tensor; export it again with tensor inputs only"
+            )
+        shape = tuple(size if isinstance(size, int) else DYNAMIC for size in value.shape)
+        specs.append(TensorSpec(name=name, dtype=dtype_of(value.dtype), shape=shape))
+        firsts.add(str(value.shape[0]) if shape and shape[0] == DYNAMIC else "")
+    outputs = [node for node in program.graph.nodes if node.op == "output"][0].args[0]
+    for node in outputs:
+        value = getattr(node, "meta", {}).get("val")
+        dynamic = isinstance(value, torch.Tensor) and value.ndim > 0 and not isinstance(value.shape[0], int)
+        firsts.add(str(value.shape[0]) if dynamic else "")
+    return tuple(specs), len(firsts) == 1 and "" not in firsts
+
+
+def is_batched(signature: Signature | None) -> bool:
+    """Whether a signature is there and batches."""
+    return signature is not None and signature.batched

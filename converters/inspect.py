@@ -1,0 +1,194 @@
+"""What is this file? Answered from its content, without running any code that it carries."""
+
+import json
+import struct
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from controlplane.domain.manifest import Format
+from controlplane.domain.signature import DYNAMIC, DataType, Signature
+from controlplane.errors import InvalidArtifactError
+from converters.archives import list_archive
+from converters.jobs import Inspection
+from converters.onnx_artifact import inspect_onnx
+from converters.pickles import refuse_untrusted_pickle
+from converters.torch_artifact import inspect_torch_archive, is_skops, skops_attributes
+
+MAX_SAFETENSORS_HEADER_BYTES = 100 * 1024**2
+MAX_FILES = 100_000
+_ZIP = b"PK\x03\x04"
+_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_MODEL_SUFFIXES = (
+    ".onnx",
+    ".pt",
+    ".pth",
+    ".pt2",
+    ".ts",
+    ".jit",
+    ".skops",
+    ".safetensors",
+    ".pkl",
+    ".pickle",
+    ".joblib",
+)
+
+
+def inspect_artifact(
+    path: Path, *, format: Format | None = None, signature: Signature | None = None, trust: bool = False
+) -> Inspection:
+    """Find out what an artifact is, and check that it is whole and safe to read.
+
+    Cheap: headers and directories are read, weights are not. A hostile file may still make a parser crash or take
+    memory, so a service runs this in a worker (`converters.jobs.InspectJob`).
+
+    Args:
+        path: A file or a folder.
+        format: What the publisher says it is; another finding is an error. Needed for nothing but that.
+        signature: What the publisher says it takes and gives. Checked against the file where the file says it,
+            and then preferred: it may name a batch dimension that the file leaves open.
+        trust: Accept what runs code when it is read: pickles, and torch.export programs with pickles inside.
+
+    Raises:
+        InvalidArtifactError: No known format, cut short, unsafe, or not what ``format`` or ``signature`` say.
+        UntrustedArtifactError: Reading it would run its code, and ``trust`` is not given.
+    """
+    main, root = _main_file(path)
+    found, facts, attributes, hints = _read(main, root, trust=trust)
+    if format is not None and format is not found:
+        raise InvalidArtifactError(f"{main.name} is said to be {format.value}, but its content is {found.value}")
+    if found.file_name is not None and main.parent != root:
+        raise InvalidArtifactError(
+            f"the model file {main.relative_to(root).as_posix()!r} lies in a subfolder; Triton looks for it at the top: "
+            "give that folder as the artifact"
+        )
+    if (
+        found.file_name is not None
+        and main.name != found.file_name
+        and (root / found.file_name).exists()
+        and path.is_dir()
+    ):
+        raise InvalidArtifactError(f"both {main.name!r} and {found.file_name!r} are in the folder; keep one model")
+    if signature is not None:
+        if facts is not None:
+            _check_given(signature, facts, main.name)
+        facts, hints = signature, ()
+    relative = main.relative_to(root).as_posix()
+    return Inspection(found, facts, attributes, relative, hints)
+
+
+def _read(
+    main: Path, root: Path, *, trust: bool
+) -> tuple[Format, Signature | None, dict[str, JsonValue], tuple[str, ...]]:
+    head = _head(main)
+    if not head:
+        raise InvalidArtifactError(f"{main.name} is empty")
+    if head.startswith(_ZIP):
+        listing = list_archive(main)
+        if is_skops(listing):
+            return Format.SKLEARN, None, skops_attributes(listing), ()
+        facts = inspect_torch_archive(listing, trust=trust)
+        return facts.format, facts.signature, facts.attributes, facts.hints
+    if head.startswith(_LEGACY_TORCH):
+        return Format.PYTORCH, None, {"weights": "legacy torch.save"}, ()
+    if head[:1] == b"\x80" and len(head) > 1 and head[1] in range(2, 6):
+        refuse_untrusted_pickle(main.name, trust=trust)
+        return Format.SKLEARN, None, {"container": "pickle"}, ()
+    if (attributes := _safetensors(main, head)) is not None:
+        return Format.PYTORCH, None, attributes, ()
+    # An ONNX file is a protobuf message without a magic number; all exporters write ir_version, field 1, first.
+    if main.suffix.lower() == ".onnx" or head[:1] == b"\x08":
+        onnx = inspect_onnx(main, root)
+        return Format.ONNX, onnx.signature, onnx.attributes, onnx.hints
+    raise InvalidArtifactError(
+        f"{main.name} is of no known format: ONNX, TorchScript, torch.export (.pt2), safetensors, a PyTorch state dict "
+        "and skops are read"
+    )
+
+
+def _main_file(path: Path) -> tuple[Path, Path]:
+    if path.is_file():
+        return path, path.parent
+    if not path.is_dir():
+        raise InvalidArtifactError(f"{path} is neither a file nor a folder")
+    root, files = path.resolve(), []
+    for file in sorted(path.rglob("*")):
+        if file.is_symlink() and not file.resolve().is_relative_to(root):
+            raise InvalidArtifactError(
+                f"{file.relative_to(path).as_posix()!r} is a link that leads outside the artifact"
+            )
+        if file.is_file():
+            files.append(file)
+        if len(files) > MAX_FILES:
+            raise InvalidArtifactError(f"the artifact has more than {MAX_FILES} files")
+    named = [file for file in files if file.parent == path and file.name in {"model.onnx", "model.pt"}]
+    models = named or [file for file in files if file.suffix.lower() in _MODEL_SUFFIXES]
+    models = models or (files if len(files) == 1 else [])
+    if len(models) != 1:
+        names = ", ".join(file.relative_to(path).as_posix() for file in models[:5]) or "none"
+        raise InvalidArtifactError(f"a folder must hold exactly one model file; found: {names}")
+    return models[0], path
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _safetensors(path: Path, head: bytes) -> dict[str, JsonValue] | None:
+    """Return the facts of a safetensors file; None where it is none.
+
+    The layout (https://huggingface.co/docs/safetensors): 8 bytes little-endian length of the header, a JSON header
+    with the offsets of each tensor, the data.
+    """
+    claimed = path.suffix.lower() == ".safetensors"
+    if not claimed and (len(head) < 9 or head[8:9] != b"{"):
+        return None
+    size = path.stat().st_size
+    broken = InvalidArtifactError(f"{path.name} is no safetensors file, or it is cut short")
+    length = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
+    if not 2 <= length <= min(size - 8, MAX_SAFETENSORS_HEADER_BYTES):
+        if claimed:
+            raise broken
+        return None
+    with path.open("rb") as file:
+        file.seek(8)
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+        parameters = 0
+        for entry in tensors.values():
+            count = 1
+            for dimension in entry["shape"]:
+                count *= int(dimension)
+            parameters += count
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        raise broken from error
+    if end + 8 + length != size:
+        raise broken
+    return {"weights": "safetensors", "tensors": len(tensors), "parameters": parameters}
+
+
+def _check_given(given: Signature, read: Signature, name: str) -> None:
+    """Refuse a given signature that the file contradicts."""
+    for kind, ours, theirs in (("inputs", given.inputs, read.inputs), ("outputs", given.outputs, read.outputs)):
+        by_name = {spec.name: spec for spec in theirs}
+        if {spec.name for spec in ours} != set(by_name):
+            raise InvalidArtifactError(
+                f"the given signature has the {kind} {sorted(spec.name for spec in ours)}; {name} has {sorted(by_name)}"
+            )
+        for spec in ours:
+            have = by_name[spec.name]
+            fits = len(spec.shape) == len(have.shape) and all(
+                DYNAMIC in (mine, theirs) or mine == theirs for mine, theirs in zip(spec.shape, have.shape, strict=True)
+            )
+            bf16 = {spec.dtype, have.dtype} == {DataType.BF16, DataType.FP32}
+            if not fits or (spec.dtype is not have.dtype and not bf16):
+                raise InvalidArtifactError(f"the given signature says {spec}; {name} says {have}")
+            if given.batched and have.shape and have.shape[0] not in (DYNAMIC,):
+                raise InvalidArtifactError(
+                    f"the given signature says that {spec.name!r} is batched; in {name} its first dimension is fixed "
+                    f"at {have.shape[0]}"
+                )

@@ -1,0 +1,216 @@
+"""What a worker is asked for, and what it answers: the two sides of the process boundary.
+
+A job is a JSON document beside an ``.npz`` of samples in the worker's folder; so is its result. Nothing is pickled
+between the processes: the worker has read files of strangers and is not trusted to send objects.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, JsonValue, TypeAdapter
+
+from controlplane.domain.comparison import Tolerance
+from controlplane.domain.manifest import Format, ParityReport
+from controlplane.domain.samples import Sample
+from controlplane.domain.signature import Signature
+from converters.options import ConversionOptions, SamplingOptions
+
+DEFAULT_TIMEOUT_SECONDS = 900.0
+DEFAULT_MEMORY_BYTES = 8 * 1024**3
+
+
+class _Job(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    source: Path = Field(description="The artifact: a file or a folder.")
+    signature: Signature | None = Field(default=None, description="What the publisher says it takes and gives.")
+
+
+class InspectJob(_Job):
+    """Read what an artifact is, in a process that may die of it."""
+
+    kind: Literal["inspect"] = "inspect"
+    format: Format | None = Field(default=None, description="The format it is said to have; null detects it.")
+    trust: bool = Field(default=False, description="Accept artifacts that run code when they are read.")
+
+
+class ConvertJob(_Job):
+    """Convert, compare with the original, and give golden samples."""
+
+    kind: Literal["convert"] = "convert"
+    format: Format | None = Field(default=None, description="The source's format; null detects it.")
+    options: ConversionOptions
+    output_dir: Path = Field(description="An empty or missing folder that gets the converted model.")
+    samples: tuple[InstanceOf[Sample], ...] = Field(default=(), exclude=True, description="Inputs to compare on.")
+
+
+class RecordJob(_Job):
+    """Run a servable artifact on samples and record its answers as golden samples."""
+
+    kind: Literal["record"] = "record"
+    format: Format | None = Field(default=None, description="The artifact's format; null detects it.")
+    sampling: SamplingOptions = SamplingOptions()
+    samples: tuple[InstanceOf[Sample], ...] = Field(default=(), exclude=True, description="Inputs to record.")
+
+
+class ValidateJob(_Job):
+    """Check an artifact without publishing it."""
+
+    kind: Literal["validate"] = "validate"
+    format: Format | None = Field(default=None, description="The format it is said to have; null detects it.")
+    sampling: SamplingOptions = SamplingOptions()
+    samples: tuple[InstanceOf[Sample], ...] = Field(default=(), exclude=True, description="Inputs to run it on.")
+    trust: bool = Field(default=False, description="Accept artifacts that run code when they are read.")
+
+
+Job = InspectJob | ConvertJob | RecordJob | ValidateJob
+JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEvent:
+    """Progress of a worker.
+
+    Attributes:
+        stage: One word for programs: ``start``, ``inspect``, ``load``, ``original``, ``convert``, ``parity``, ….
+        message: One sentence for a person.
+        fraction: How much of the whole is done, 0 to 1; None where nobody can know.
+    """
+
+    stage: str
+    message: str
+    fraction: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What an artifact is, read without running any of its code.
+
+    Attributes:
+        format: Its format, found from the content.
+        signature: Inputs and outputs; None where the file does not say them (``hints`` tells why).
+        attributes: JSON-able facts: opset, IR version, producer, number of weights, names of dynamic dimensions.
+        main_file: Path of the model file inside the artifact (for a bare file its name), with ``/``.
+        hints: What the publisher may want to know, one sentence each.
+    """
+
+    format: Format
+    signature: Signature | None
+    attributes: dict[str, JsonValue]
+    main_file: str
+    hints: tuple[str, ...] = ()
+
+    def stored_path(self, path: str) -> str:
+        """Return the path under which a file of the artifact is stored.
+
+        Triton looks for ``model.onnx`` or ``model.pt``, so the main file of a servable artifact takes that name. Its
+        folder stays, and with it every external-data location, which ONNX counts from the model file's folder.
+        """
+        name = self.format.file_name
+        return name if name is not None and path == self.main_file else path
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionResult:
+    """A converted model that agreed with its original.
+
+    Attributes:
+        output_dir: Folder with ``model.onnx`` (and external data) or ``model.pt``, and nothing else.
+        format: The target format.
+        signature: What the converted model takes and gives.
+        attributes: Facts read from the converted file.
+        samples: Golden samples: the inputs, and the original's outputs under the converted model's names.
+        tolerances: Tolerance by output that parity used; the manifest's ``golden.tolerances``.
+        parity: How the converted model compares with the original.
+        parameters: The options, for the lineage.
+        converter: The converter's name.
+        converter_version: The converter's version.
+        environment: Versions of what took part.
+        warnings: What the publisher should know.
+        log: What the worker printed, bounded.
+        seconds: Wall time of the whole job.
+        peak_memory_bytes: Largest resident size of the worker that was seen.
+    """
+
+    output_dir: Path
+    format: Format
+    signature: Signature
+    attributes: dict[str, JsonValue]
+    samples: tuple[Sample, ...]
+    tolerances: dict[str, Tolerance]
+    parity: ParityReport
+    parameters: dict[str, JsonValue]
+    converter: str
+    converter_version: str
+    environment: dict[str, str]
+    warnings: tuple[str, ...] = ()
+    log: str = ""
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecordResult:
+    """Golden samples of a servable artifact.
+
+    Attributes:
+        inspection: What the artifact is.
+        signature: What it takes and gives; learnt by running it where the file does not say.
+        samples: Golden samples; empty where none could be recorded (``warnings`` says why).
+        tolerances: Tolerance by output, for the manifest.
+        generated: Whether the inputs were generated.
+        warnings: Why there are no samples, or what else the publisher should know.
+        environment: Versions of what took part.
+        log: What the worker printed, bounded.
+        seconds: Wall time of the whole job.
+        peak_memory_bytes: Largest resident size of the worker that was seen.
+    """
+
+    inspection: Inspection
+    signature: Signature | None
+    samples: tuple[Sample, ...]
+    tolerances: dict[str, Tolerance]
+    generated: bool
+    warnings: tuple[str, ...]
+    environment: dict[str, str]
+    log: str = ""
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+class ValidationCheck(BaseModel):
+    """One check of a validation."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = Field(description="What was checked: artifact, signature, load, run, deterministic.")
+    ok: bool = Field(description="Whether it passed.")
+    message: str = Field(description="One sentence: what was found.")
+    seconds: float = Field(description="How long it took, in seconds.")
+
+
+class ValidationReport(BaseModel):
+    """Whether an artifact could be published and served, and what was found out about it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    ok: bool = Field(description="Whether every check passed.")
+    checks: tuple[ValidationCheck, ...] = Field(description="The checks, in order; one that fails ends the list.")
+    format: Format | None = Field(default=None, description="The format found.")
+    signature: Signature | None = Field(default=None, description="Inputs and outputs, read or learnt.")
+    attributes: dict[str, JsonValue] = Field(default_factory=dict, description="Facts read from the file.")
+    hints: tuple[str, ...] = Field(default=(), description="What the publisher may want to know.")
+    environment: dict[str, str] = Field(default_factory=dict, description="Versions of what took part.")
+    log: str = Field(default="", description="What the worker printed, bounded.")
+
+
+WorkerResult = Inspection | ConversionResult | RecordResult | ValidationReport
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What `worker.execute` hands over: a JSON document and the golden samples beside it."""
+
+    document: dict[str, Any]
+    samples: tuple[Sample, ...] = field(default=())

@@ -1,0 +1,280 @@
+"""Read an ONNX file without running it: its opset, its inputs and outputs, and where its weights are."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from pydantic import JsonValue, ValidationError
+
+from controlplane.domain.signature import DYNAMIC, DataType, Signature, TensorSpec
+from controlplane.errors import InvalidArtifactError
+
+MAX_PROTOBUF_BYTES = 2**31 - 1
+"""Protobuf's own limit for one message; larger models keep their weights in external data."""
+MAX_INFERENCE_BYTES = 256 * 1024**2
+"""Shape inference copies the model; it is worth that only for small ones."""
+
+DATA_TYPES: dict[int, DataType] = {
+    TensorProto.BOOL: DataType.BOOL,
+    TensorProto.UINT8: DataType.UINT8,
+    TensorProto.UINT16: DataType.UINT16,
+    TensorProto.UINT32: DataType.UINT32,
+    TensorProto.UINT64: DataType.UINT64,
+    TensorProto.INT8: DataType.INT8,
+    TensorProto.INT16: DataType.INT16,
+    TensorProto.INT32: DataType.INT32,
+    TensorProto.INT64: DataType.INT64,
+    TensorProto.FLOAT16: DataType.FP16,
+    TensorProto.BFLOAT16: DataType.BF16,
+    TensorProto.FLOAT: DataType.FP32,
+    TensorProto.DOUBLE: DataType.FP64,
+    TensorProto.STRING: DataType.BYTES,
+}
+
+# Shapes and indices are tensors too, in 64-bit integers; weights are floats, or 8-bit integers once quantised.
+_WEIGHT_TYPES = {
+    *(TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16),
+    *(TensorProto.INT8, TensorProto.UINT8),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFacts:
+    """What an ONNX file says of itself.
+
+    Attributes:
+        signature: Inputs and outputs; None where one of them is no tensor or has no known rank.
+        attributes: Opset, IR version, producer, number of weights, external files, names of dynamic dimensions.
+        hints: Why there is no signature, or why it does not batch.
+    """
+
+    signature: Signature | None
+    attributes: dict[str, JsonValue]
+    hints: tuple[str, ...]
+
+
+def inspect_onnx(path: Path, root: Path) -> OnnxFacts:
+    """Check an ONNX file and read what it says of itself.
+
+    Args:
+        path: The model file.
+        root: The artifact's folder, which external data may not leave.
+
+    Raises:
+        InvalidArtifactError: It is no ONNX model, is cut short, or its external data is missing, too short or
+            outside the artifact.
+    """
+    model = read_model(path)
+    external = check_external_data(model, path, root)
+    _check(model, path)
+    facts = _attributes(model, external)
+    names = {initializer.name for initializer in model.graph.initializer}
+    names |= {initializer.values.name for initializer in model.graph.sparse_initializer}
+    inputs = [value for value in model.graph.input if value.name not in names]
+    outputs = _with_shapes(model, path)
+    facts["dimensions"] = {
+        value.name: [dim.dim_param or None for dim in value.type.tensor_type.shape.dim]
+        for value in (*inputs, *outputs)
+        if any(dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    }
+    try:
+        signature = Signature(
+            inputs=tuple(_spec(value, "input") for value in inputs),
+            outputs=tuple(_spec(value, "output") for value in outputs),
+            batched=_one_batch_dimension((*inputs, *outputs)),
+        )
+    except ValidationError as error:
+        raise InvalidArtifactError(f"{path.name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+    except _NoSignatureError as error:
+        return OnnxFacts(None, facts, (str(error),))
+    hints = ()
+    if not signature.batched and all(spec.shape and spec.shape[0] == DYNAMIC for spec in signature.inputs):
+        hints = (
+            "the file does not say that the first dimensions are one batch dimension (they carry no common name), so "
+            "Triton will not batch requests; give a signature with batched true if they are",
+        )
+    return OnnxFacts(signature, facts, hints)
+
+
+def read_model(path: Path) -> ModelProto:
+    """Parse the file, its external data left where it is.
+
+    Raises:
+        InvalidArtifactError: It is not ONNX, or cut short.
+    """
+    size = path.stat().st_size
+    if size > MAX_PROTOBUF_BYTES:
+        raise InvalidArtifactError(
+            f"{path.name} has {size} bytes; an ONNX file cannot be larger than 2 GiB: save its weights as external data"
+        )
+    model = ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except (DecodeError, ValueError, RuntimeError) as error:
+        raise InvalidArtifactError(f"{path.name} is no ONNX file, or it is cut short: it cannot be parsed") from error
+    return model
+
+
+def check_external_data(model: ModelProto, path: Path, root: Path) -> dict[str, int]:
+    """Check that every external-data reference stays inside the artifact and inside its file.
+
+    Returns:
+        Size in bytes of each external file, by its location.
+
+    Raises:
+        InvalidArtifactError: A location is absolute, climbs out, leads through a symbolic link to the outside, is
+            missing, or shorter than the tensor needs.
+    """
+    folder = path.parent
+    inside = root.resolve()
+    sizes: dict[str, int] = {}
+    for tensor in tensors_of(model):
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        _check_location(location, tensor, path)
+        if location not in sizes:
+            file = folder / location
+            try:
+                resolved = file.resolve(strict=True)
+            except OSError as error:
+                raise InvalidArtifactError(
+                    f"{path.name}: the external data {location!r} of tensor {tensor.name!r} is not in the artifact; "
+                    "give the folder that holds both"
+                ) from error
+            if not resolved.is_relative_to(inside) or not resolved.is_file():
+                raise InvalidArtifactError(
+                    f"{path.name}: the external data {location!r} of tensor {tensor.name!r} leads outside the artifact"
+                )
+            sizes[location] = resolved.stat().st_size
+        try:
+            offset, length = int(entries.get("offset") or 0), int(entries.get("length") or 0)
+        except ValueError as error:
+            raise InvalidArtifactError(
+                f"{path.name}: tensor {tensor.name!r} has a malformed external offset"
+            ) from error
+        if offset < 0 or length < 0 or offset + length > sizes[location]:
+            raise InvalidArtifactError(
+                f"{path.name}: tensor {tensor.name!r} needs the bytes {offset} to {offset + length} of {location!r}, "
+                f"which has {sizes[location]}: it is cut short"
+            )
+    return sizes
+
+
+def _check_location(location: str, tensor: TensorProto, path: Path) -> None:
+    pure = PurePosixPath(location)
+    if not location or pure.is_absolute() or "\\" in location or "\0" in location or ".." in pure.parts:
+        raise InvalidArtifactError(
+            f"{path.name}: the external data {location[:120]!r} of tensor {tensor.name!r} leads outside the artifact"
+        )
+
+
+def _check(model: ModelProto, path: Path) -> None:
+    try:
+        # By path where there is external data: the checker then finds it, and models over 2 GiB work.
+        external = any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors_of(model))
+        onnx.checker.check_model(os.fspath(path) if external else model)
+    except (onnx.checker.ValidationError, RuntimeError, ValueError, TypeError) as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise InvalidArtifactError(f"{path.name} is no valid ONNX model, or it is cut short: {first[:300]}") from error
+
+
+def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
+    """Yield every tensor of a model: initializers and attributes, in all subgraphs and functions."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+    for training in model.training_info:
+        yield from _graph_tensors(training.initialization)
+        yield from _graph_tensors(training.algorithm)
+
+
+def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            if attribute.HasField("g"):
+                yield from _graph_tensors(attribute.g)
+            for graph in attribute.graphs:
+                yield from _graph_tensors(graph)
+
+
+def _attributes(model: ModelProto, external: dict[str, int]) -> dict[str, JsonValue]:
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    parameters = 0
+    for tensor in tensors_of(model):
+        if tensor.data_type not in _WEIGHT_TYPES:
+            continue
+        count = 1
+        for size in tensor.dims:
+            count *= size
+        parameters += max(count, 0)
+    return {
+        "opset": opsets.get("ai.onnx", 0),
+        "opsets": dict(opsets),
+        "ir_version": model.ir_version,
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "parameters": parameters,
+        "nodes": len(model.graph.node),
+        "external_data": dict(external),
+    }
+
+
+class _NoSignatureError(Exception):
+    """The file does not say enough for a signature; the message tells what is missing."""
+
+
+def _with_shapes(model: ModelProto, path: Path) -> list[ValueInfoProto]:
+    """Return the graph's outputs, those without a rank filled in by shape inference where it knows it."""
+    outputs = list(model.graph.output)
+    unknown = [v for v in outputs if v.type.HasField("tensor_type") and not v.type.tensor_type.HasField("shape")]
+    if not unknown or path.stat().st_size > MAX_INFERENCE_BYTES:
+        return outputs
+    try:
+        return list(onnx.shape_inference.infer_shapes(model).graph.output)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return outputs
+
+
+def _spec(value: ValueInfoProto, kind: str) -> TensorSpec:
+    if not value.type.HasField("tensor_type"):
+        what = value.type.WhichOneof("value") or "untyped value"
+        raise _NoSignatureError(
+            f"{kind} {value.name!r} is a {what.removesuffix('_type')}, not a tensor; Triton cannot serve it "
+            "(for scikit-learn models: convert without ZipMap)"
+        )
+    tensor = value.type.tensor_type
+    dtype = DATA_TYPES.get(tensor.elem_type)
+    if dtype is None:
+        raise _NoSignatureError(f"{kind} {value.name!r} has an element type that Triton's protocol does not know")
+    if not tensor.HasField("shape"):
+        raise _NoSignatureError(f"{kind} {value.name!r} has no known number of dimensions; give a signature")
+    return TensorSpec(name=value.name, dtype=dtype, shape=tuple(_size(dim) for dim in tensor.shape.dim))
+
+
+def _size(dim: Any) -> int:
+    # 0 and negative sizes stand for "unknown" in files of older exporters.
+    return int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else DYNAMIC
+
+
+def _one_batch_dimension(values: tuple[ValueInfoProto, ...]) -> bool:
+    """Whether the first dimension of every tensor is one and the same named dimension."""
+    firsts = {v.type.tensor_type.shape.dim[0].dim_param if v.type.tensor_type.shape.dim else "" for v in values}
+    return len(firsts) == 1 and "" not in firsts

@@ -1,0 +1,114 @@
+"""The last steps of every conversion to ONNX: opset, precision, names of dimensions, and the file on disk."""
+
+import tempfile
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto, TensorProto
+
+from controlplane.domain.signature import Signature
+from controlplane.errors import ConversionFailedError
+from converters.onnx_artifact import tensors_of
+from converters.options import ConversionOptions
+
+MAX_INLINE_BYTES = 1_900_000_000
+"""Weights beyond this go to a file of their own: one protobuf message holds less than 2 GiB."""
+EXTERNAL_DATA_NAME = "model.onnx.data"
+BATCH = "batch"
+
+
+def finish_onnx(model: ModelProto, options: ConversionOptions, signature: Signature | None, output: Path) -> None:
+    """Apply opset and precision, name the batch dimension, and write the model.
+
+    Args:
+        model: The model with all its weights in memory.
+        options: For opset and precision.
+        signature: What it takes and gives; where batched, every first dimension gets the name ``batch``, so that the
+            file says it too.
+        output: The file to write; weights too large for it go beside it.
+
+    Raises:
+        ConversionFailedError: A step cannot be done on this model.
+    """
+    if options.opset is not None:
+        model = change_opset(model, options.opset)
+    if options.precision == "fp16":
+        model = _to_fp16(model)
+    elif options.precision == "int8":
+        model = _to_int8(model)
+    if signature is not None and signature.batched:
+        _name_batch(model)
+    write_onnx(model, output)
+
+
+def write_onnx(model: ModelProto, output: Path) -> None:
+    """Write a model, its weights beside it where they are too large for one message."""
+    weights = sum(len(tensor.raw_data) for tensor in tensors_of(model))
+    if weights > MAX_INLINE_BYTES:
+        onnx.save_model(
+            model, output, save_as_external_data=True, all_tensors_to_one_file=True, location=EXTERNAL_DATA_NAME
+        )
+    else:
+        onnx.save_model(model, output)
+
+
+def change_opset(model: ModelProto, opset: int) -> ModelProto:
+    """Return the model in another opset of the standard operators.
+
+    Raises:
+        ConversionFailedError: onnx has no such opset, or cannot adapt an operator.
+    """
+    current = next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 0)
+    if current == opset:
+        return model
+    newest = onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise ConversionFailedError(
+            f"opset {opset} is newer than the newest that onnx {onnx.__version__} knows: {newest}"
+        )
+    try:
+        return onnx.version_converter.convert_version(model, opset)
+    except (RuntimeError, onnx.version_converter.ConvertError) as error:
+        first = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise ConversionFailedError(
+            f"the model cannot be taken from opset {current} to {opset}: {first[:300]}"
+        ) from error
+
+
+def _to_fp16(model: ModelProto) -> ModelProto:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    # Inputs and outputs keep their type: a version's clients should not notice its precision.
+    converted: ModelProto = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=False)
+    return converted
+
+
+def _to_int8(model: ModelProto) -> ModelProto:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain, prepared, quantised = (Path(folder) / name for name in ("plain.onnx", "prepared.onnx", "int8.onnx"))
+        write_onnx(model, plain)
+        try:
+            quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        except Exception:  # noqa: BLE001 - an optional step: it makes quantisation see more, nothing depends on it
+            prepared = plain
+        quantize_dynamic(prepared, quantised, weight_type=QuantType.QInt8)
+        result = onnx.load_model(quantised)
+    if not any(
+        t.data_type in {TensorProto.INT8, TensorProto.UINT8} and len(t.dims) > 1 for t in result.graph.initializer
+    ):
+        raise ConversionFailedError(
+            "nothing in this model can be quantised dynamically (no MatMul, Gemm, Conv, LSTM or attention with constant "
+            "weights); leave precision at fp32 or fp16"
+        )
+    return result
+
+
+def _name_batch(model: ModelProto) -> None:
+    initializers = {initializer.name for initializer in model.graph.initializer}
+    for value in (*model.graph.input, *model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in initializers and dims and not (dims[0].HasField("dim_value") and dims[0].dim_value > 0):
+            dims[0].dim_param = BATCH

@@ -1,0 +1,84 @@
+"""Look at a pickle without loading it: which names would it import?
+
+Unpickling calls whatever the stream names. `pickletools.genops` only decodes the stream, so it can be asked first.
+"""
+
+import pickletools
+from collections.abc import Iterator
+
+from controlplane.errors import InvalidArtifactError, UntrustedArtifactError
+
+_STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "BINSTRING", "SHORT_BINSTRING", "STRING"}
+_GETS = {"BINGET", "LONG_BINGET", "GET"}
+_PUTS = {"BINPUT", "LONG_BINPUT", "PUT"}
+
+# What a pickle of plain tensors names; all of it is on the allow-list of torch.load(weights_only=True) as well.
+PLAIN_TENSOR_GLOBALS = frozenset(
+    {
+        "collections.OrderedDict",
+        "torch._utils._rebuild_tensor",
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_parameter",
+        "torch._tensor._rebuild_from_type_v2",
+        "torch.Size",
+        "torch.device",
+        "torch.storage.UntypedStorage",
+        "torch.storage._load_from_bytes",
+    }
+    - {"torch.storage._load_from_bytes"}  # this one calls torch.load on bytes of its own
+)
+
+
+def imported_names(data: bytes, name: str) -> set[str]:
+    """Return every ``module.name`` that unpickling would import.
+
+    Raises:
+        InvalidArtifactError: The pickle is cut short or malformed.
+    """
+    try:
+        return set(_walk(data))
+    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError, MemoryError) as error:
+        raise InvalidArtifactError(f"{name}: the pickle inside is cut short or damaged") from error
+
+
+def _walk(data: bytes) -> Iterator[str]:
+    strings: list[str] = []
+    memo: dict[int, str] = {}
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in {"GLOBAL", "INST"}:
+            yield str(argument).replace(" ", ".")
+        elif opcode.name == "STACK_GLOBAL":
+            yield ".".join(strings[-2:]) if len(strings) >= 2 else "?"
+        elif opcode.name in _STRINGS:
+            strings.append(str(argument))
+        elif opcode.name == "MEMOIZE" and strings:
+            memo[len(memo)] = strings[-1]
+        elif opcode.name in _PUTS and strings:
+            memo[int(argument)] = strings[-1]
+        elif opcode.name in _GETS and int(argument) in memo:
+            strings.append(memo[int(argument)])
+        elif opcode.name in {"EXT1", "EXT2", "EXT4"}:
+            yield "copyreg extension"
+
+
+def is_plain(names: set[str]) -> bool:
+    """Whether a pickle with these imports is a plain collection of tensors."""
+    return all(
+        name in PLAIN_TENSOR_GLOBALS or (name.startswith("torch.") and name.endswith(("Storage", "Tensor")))
+        for name in names
+    )
+
+
+def refuse_untrusted_pickle(what: str, names: set[str] | None = None, *, trust: bool) -> None:
+    """Refuse what would run code, unless its publisher is trusted.
+
+    Raises:
+        UntrustedArtifactError: ``trust`` is not given.
+    """
+    if trust:
+        return
+    imports = f" (it imports {', '.join(sorted(names)[:5])})" if names else ""
+    raise UntrustedArtifactError(
+        f"{what} is a pickle, and reading it runs whatever code it names{imports}; save it as ONNX, safetensors or "
+        "skops, or say trust if you know where it comes from"
+    )

@@ -1,0 +1,235 @@
+"""Golden samples for artifacts that are served as they are, and their validation."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from controlplane.domain.manifest import Format
+from controlplane.domain.samples import Sample, Tensors
+from controlplane.domain.signature import DYNAMIC, DataType, Signature
+from controlplane.errors import ControlPlaneError, ConversionFailedError, InvalidInputError
+from converters.base import Progress
+from converters.conversion import triton_name
+from converters.determinism import differing_output
+from converters.environment import environment
+from converters.inspect import inspect_artifact
+from converters.jobs import Inspection, RecordJob, RecordResult, ValidateJob, ValidationCheck, ValidationReport
+from converters.learning import Tried, specs_from_samples, try_samples
+from converters.options import SamplingOptions
+from converters.parity import tolerances_for
+from converters.runtimes import Runnable, TorchScriptRuntime, check_inputs, open_runtime
+
+T = TypeVar("T")
+
+
+def record(job: RecordJob, progress: Progress) -> RecordResult:
+    """Run a servable artifact on samples; its own answers become the golden samples.
+
+    A model that cannot be recorded (random, stateful, no sample that it accepts) is no error: the result then carries
+    no samples, and a warning that says why.
+
+    Raises:
+        InvalidArtifactError: The file is damaged, or its runtime cannot load it.
+        InvalidInputError: The given samples do not fit the signature.
+    """
+    progress("inspect", "reading the artifact")
+    inspection = inspect_artifact(job.source, format=job.format, signature=job.signature)
+    progress("load", f"loading it ({inspection.format.value})")
+    signature = inspection.signature
+    runtime = open_runtime(_main(job.source, inspection), inspection.format, signature)
+    progress("record", "running it on samples")
+    tried, signature, warnings = _answers(runtime, signature, job.samples, job.sampling)
+    samples: tuple[Sample, ...] = ()
+    if tried is not None:
+        samples = tuple(Sample(i, o) for i, o in zip(tried.inputs, tried.outputs, strict=True))
+    return RecordResult(
+        inspection=inspection,
+        signature=signature,
+        samples=samples,
+        tolerances=tolerances_for([sample.outputs for sample in samples], "fp32", {}) if samples else {},
+        generated=tried is not None and tried.guess is not None,
+        warnings=(*warnings, *_servability(runtime)),
+        environment=environment(),
+    )
+
+
+def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
+    """Check an artifact as a publish and a deployment would, without either."""
+    checks: list[ValidationCheck] = []
+    inspection: Inspection | None = None
+    signature = job.signature
+
+    def report() -> ValidationReport:
+        return ValidationReport(
+            ok=all(check.ok for check in checks),
+            checks=tuple(checks),
+            format=inspection.format if inspection else None,
+            signature=signature,
+            attributes=inspection.attributes if inspection else {},
+            hints=inspection.hints if inspection else (),
+            environment=environment(),
+        )
+
+    def step(name: str, message: str, work: Callable[[], T], told: Callable[[T], str]) -> T | None:
+        progress(name, message)
+        started = time.monotonic()
+        try:
+            answer = work()
+        except ControlPlaneError as error:
+            checks.append(_check(name, error.message, started, ok=False))
+            return None
+        checks.append(_check(name, told(answer), started, ok=True))
+        return answer
+
+    inspection = step(
+        "artifact",
+        "reading the artifact",
+        lambda: inspect_artifact(job.source, format=job.format, signature=job.signature, trust=job.trust),
+        lambda found: f"{found.main_file} is {found.format.value}",
+    )
+    if inspection is None:
+        return report()
+    found, signature = inspection, inspection.signature
+    if found.format.backend is None:
+        return report()
+    runtime = step(
+        "load",
+        "loading it",
+        lambda: open_runtime(_main(job.source, found), found.format, signature),
+        lambda _: f"{'onnxruntime' if found.format is Format.ONNX else 'torch'} loads it on the CPU",
+    )
+    if runtime is None:
+        return report()
+    if unservable := _servability(runtime):
+        checks.append(_check("servable", unservable[0], time.monotonic(), ok=False))
+    answer = step(
+        "run",
+        "running it on samples",
+        lambda: _must_answer(runtime, signature, job.samples, job.sampling),
+        lambda done: f"it answers {len(done[0].inputs)} {'generated' if done[0].guess else 'given'} samples",
+    )
+    if answer is None:
+        return report()
+    tried, learnt = answer
+    declared, signature = signature, learnt
+    step(
+        "signature",
+        "comparing the answers with the signature",
+        lambda: _match(tried, declared) if declared else None,
+        lambda _: "answers have the names, types and shapes it says" if declared else "learnt from the answers",
+    )
+    step(
+        "deterministic",
+        "asking the same twice",
+        lambda: _must_repeat(runtime, tried.inputs[0]),
+        lambda _: "it answers the same when asked twice",
+    )
+    return report()
+
+
+def _answers(
+    runtime: Runnable, signature: Signature | None, given: tuple[Sample, ...], sampling: SamplingOptions
+) -> tuple[Tried | None, Signature | None, tuple[str, ...]]:
+    inputs = tuple(sample.inputs for sample in given)
+    if signature is not None:
+        for number, sample in enumerate(inputs):
+            check_inputs(sample, signature, number)
+    elif not inputs:
+        return None, None, ("no golden samples: neither a signature nor samples are given, and the file does not say",)
+    try:
+        tried, learnt = _must_answer(runtime, signature, given, sampling)
+        if signature is not None:
+            _match(tried, signature)
+        _must_repeat(runtime, tried.inputs[0])
+    except ConversionFailedError as error:
+        if inputs:
+            raise
+        return None, signature, (f"no golden samples: {error.message}",)
+    except _NotRepeatableError as error:
+        return None, learnt, (f"no golden samples: {error.message}",)
+    return tried, learnt, ()
+
+
+def _must_answer(
+    runtime: Runnable, signature: Signature | None, given: tuple[Sample, ...], sampling: SamplingOptions
+) -> tuple[Tried, Signature]:
+    inputs = tuple(sample.inputs for sample in given)
+    if signature is None and not inputs:
+        raise InvalidInputError("the file does not say its inputs; give a signature or samples to run it on")
+    if signature is not None:
+        for number, sample in enumerate(inputs):
+            check_inputs(sample, signature, number)
+        batched = signature.batched
+        tried = try_samples(runtime.run, signature.inputs, inputs, sampling, batched=batched)
+        return tried, signature
+    tried = try_samples(runtime.run, (), inputs, sampling, batched=False)
+    return _learnt(runtime, tried)
+
+
+def _learnt(runtime: Runnable, tried: Tried) -> tuple[Tried, Signature]:
+    """Take the signature from given samples: what differs between them is dynamic, and nothing is said to batch."""
+    outputs = tried.outputs
+    if isinstance(runtime, TorchScriptRuntime):
+        outputs = tuple({triton_name(n, i): a for i, (n, a) in enumerate(answer.items())} for answer in outputs)
+    signature = Signature(inputs=specs_from_samples(tried.inputs), outputs=specs_from_samples(outputs))
+    return Tried(tried.inputs, outputs, tried.guess), signature
+
+
+class _NotRepeatableError(ControlPlaneError):
+    """The model answers differently when asked twice."""
+
+
+def _must_repeat(runtime: Runnable, inputs: Tensors) -> None:
+    odd = differing_output(runtime.run, inputs)
+    if odd is not None:
+        raise _NotRepeatableError(
+            f"the model answers differently when asked twice (output {odd!r}): it is random or keeps state"
+        )
+
+
+def _match(tried: Tried, signature: Signature) -> None:
+    """Compare answers with the signature's outputs.
+
+    Raises:
+        ConversionFailedError: Names the output and what is wrong with it.
+    """
+    for number, answer in enumerate(tried.outputs):
+        if set(answer) != {spec.name for spec in signature.outputs}:
+            raise ConversionFailedError(
+                f"the model gives {sorted(answer)}; the signature says {sorted(s.name for s in signature.outputs)}"
+            )
+        for spec in signature.outputs:
+            array = answer[spec.name]
+            dtype = DataType.of(array)
+            same = dtype is spec.dtype or (spec.dtype is DataType.BF16 and dtype is DataType.FP32)
+            batch = _batch(tried.inputs[number], signature)
+            if not same or not spec.accepts(array.shape) or (signature.batched and array.shape[0] != batch):
+                raise ConversionFailedError(
+                    f"the model gives {spec.name} {dtype}{list(array.shape)} on sample {number}; the signature says "
+                    f"{spec}{' with a batch of ' + str(batch) if signature.batched else ''}"
+                )
+
+
+def _batch(inputs: Tensors, signature: Signature) -> int:
+    first = inputs[signature.inputs[0].name]
+    return first.shape[0] if first.ndim and signature.inputs[0].shape[:1] == (DYNAMIC,) else 1
+
+
+def _servability(runtime: Runnable) -> tuple[str, ...]:
+    scalars = runtime.scalar_arguments if isinstance(runtime, TorchScriptRuntime) else {}
+    if not scalars:
+        return ()
+    named = ", ".join(f"{name} ({kind})" for name, kind in scalars.items())
+    return (
+        f"forward takes arguments that are no tensors, which Triton's PyTorch backend cannot pass: {named}; convert it "
+        "from torchscript to torchscript to make them tensors",
+    )
+
+
+def _check(name: str, message: str, started: float, *, ok: bool) -> ValidationCheck:
+    return ValidationCheck(name=name, ok=ok, message=message, seconds=round(time.monotonic() - started, 4))
+
+
+def _main(source: Path, inspection: Inspection) -> Path:
+    return (source if source.is_dir() else source.parent) / inspection.main_file

@@ -1,0 +1,374 @@
+"""Run a job in a process of its own, with limits on its time and memory.
+
+A converter reads files of strangers with C++ parsers, may take any amount of memory, and may crash. So it runs in a
+worker: what kills the worker is an error message here.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, overload
+
+import psutil
+
+import converters
+from controlplane import errors
+from controlplane.domain.samples import decode_samples, encode_samples
+from controlplane.errors import ControlPlaneError, ConversionFailedError
+from converters.jobs import (
+    DEFAULT_MEMORY_BYTES,
+    DEFAULT_TIMEOUT_SECONDS,
+    ConversionResult,
+    ConvertJob,
+    Inspection,
+    InspectJob,
+    Job,
+    RecordJob,
+    RecordResult,
+    ValidateJob,
+    ValidationReport,
+    WorkerEvent,
+    WorkerResult,
+)
+from converters.results import read_result
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.05
+LOG_HEAD_BYTES = 32 * 1024
+LOG_TAIL_BYTES = 224 * 1024
+MAX_RESULT_BYTES = 64 * 1024**2
+MAX_EVENT_LINE_BYTES = 64 * 1024
+
+# The worker runs code that comes with models. It gets what Python and the runtimes need, and no credentials.
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT")
+_THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "2")
+
+
+@overload
+def run_worker(
+    job: InspectJob,
+    *,
+    timeout_seconds: float = ...,
+    memory_bytes: int = ...,
+    on_event: Callable[[WorkerEvent], None] = ...,
+    cancel: threading.Event | None = ...,
+    work_root: Path | None = ...,
+) -> Inspection: ...
+@overload
+def run_worker(
+    job: ConvertJob,
+    *,
+    timeout_seconds: float = ...,
+    memory_bytes: int = ...,
+    on_event: Callable[[WorkerEvent], None] = ...,
+    cancel: threading.Event | None = ...,
+    work_root: Path | None = ...,
+) -> ConversionResult: ...
+@overload
+def run_worker(
+    job: RecordJob,
+    *,
+    timeout_seconds: float = ...,
+    memory_bytes: int = ...,
+    on_event: Callable[[WorkerEvent], None] = ...,
+    cancel: threading.Event | None = ...,
+    work_root: Path | None = ...,
+) -> RecordResult: ...
+@overload
+def run_worker(
+    job: ValidateJob,
+    *,
+    timeout_seconds: float = ...,
+    memory_bytes: int = ...,
+    on_event: Callable[[WorkerEvent], None] = ...,
+    cancel: threading.Event | None = ...,
+    work_root: Path | None = ...,
+) -> ValidationReport: ...
+def run_worker(
+    job: Job,
+    *,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    on_event: Callable[[WorkerEvent], None] = lambda _event: None,
+    cancel: threading.Event | None = None,
+    work_root: Path | None = None,
+) -> WorkerResult:
+    """Run a job in a worker process and wait for it.
+
+    Blocks; the asyncio side calls it with ``asyncio.to_thread``. The calling thread must live until it returns: the
+    kernel ties the worker's life to it.
+
+    Args:
+        job: What to do.
+        timeout_seconds: Wall-clock limit; the worker's whole process group is killed when it passes.
+        memory_bytes: Limit on the resident memory of the worker and its children, read every 50 ms.
+        on_event: Called in this thread with each progress event.
+        cancel: Set by another thread to kill the worker.
+        work_root: Where the worker's temporary folder is made; the system's default where None.
+
+    Raises:
+        ControlPlaneError: What the job raised, with the end of the worker's log in ``details["log"]``.
+        ConversionFailedError: The worker was killed (by a limit, a signal, a crash) or cancelled.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="converter-", dir=work_root))
+    try:
+        return _Worker(job, folder, timeout_seconds, memory_bytes, on_event, cancel).run()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Worker:
+    """One worker process, from its start to its result."""
+
+    def __init__(
+        self,
+        job: Job,
+        folder: Path,
+        timeout_seconds: float,
+        memory_bytes: int,
+        on_event: Callable[[WorkerEvent], None],
+        cancel: threading.Event | None,
+    ) -> None:
+        self._job = job
+        self._folder = folder
+        self._timeout_seconds = timeout_seconds
+        self._memory_bytes = memory_bytes
+        self._on_event = on_event
+        self._cancel = cancel
+        self._log = _BoundedLog()
+        self._lines = b""
+        self._stage = "start"
+        self._peak_bytes = 0
+
+    def run(self) -> WorkerResult:
+        self._prepare()
+        started = time.monotonic()
+        with self._process() as (process, events):
+            reason = self._supervise(process, events, started + self._timeout_seconds)
+            status = process.wait()
+        seconds = time.monotonic() - started
+        if reason is not None:
+            raise self._failed(reason)
+        document = self._document()
+        if document is None:
+            raise self._failed(_how_it_died(status))
+        logger.debug("worker for %s ended in %.2f s, peak %d bytes", self._job.kind, seconds, self._peak_bytes)
+        if "error" in document:
+            raise self._error(document["error"])
+        golden = self._folder / "golden.npz"
+        samples = decode_samples(golden.read_bytes()) if golden.exists() else ()
+        result = read_result(self._job, document["result"], samples, self._log.text())
+        if isinstance(result, ConversionResult | RecordResult):
+            return dataclasses.replace(result, seconds=seconds, peak_memory_bytes=self._peak_bytes)
+        return result
+
+    def _prepare(self) -> None:
+        job = self._job.model_copy(update={"source": self._job.source.absolute()})
+        if isinstance(job, ConvertJob):
+            job = job.model_copy(update={"output_dir": job.output_dir.absolute()})
+        (self._folder / "tmp").mkdir()
+        (self._folder / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
+        samples = getattr(job, "samples", ())
+        if samples:
+            (self._folder / "samples.npz").write_bytes(encode_samples(samples))
+
+    @contextmanager
+    def _process(self) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+        read_fd, write_fd = os.pipe()
+        try:
+            try:
+                process = subprocess.Popen(
+                    [
+                        *(sys.executable, "-m", "converters.worker"),
+                        *(str(self._folder), str(write_fd), str(os.getpid()), str(self._memory_bytes)),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    cwd=self._folder / "tmp",
+                    env=_environment(self._folder),
+                    pass_fds=(write_fd,),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(write_fd)
+            with process:
+                try:
+                    yield process, read_fd
+                finally:
+                    _kill_group(process)
+        finally:
+            os.close(read_fd)
+
+    def _supervise(self, process: subprocess.Popen[bytes], events: int, deadline: float) -> str | None:
+        """Read what the worker says until it ends; return why it was killed, or None."""
+        assert process.stdout is not None
+        watched = psutil.Process(process.pid)
+        sources: dict[int, Callable[[bytes], None]] = {
+            events: self._feed_events,
+            process.stdout.fileno(): self._log.feed,
+        }
+        with selectors.DefaultSelector() as selector:
+            for descriptor in sources:
+                os.set_blocking(descriptor, False)
+                selector.register(descriptor, selectors.EVENT_READ)
+            next_look = 0.0
+            ended = False
+            while True:
+                for key, _ in selector.select(0 if ended else POLL_SECONDS):
+                    data = os.read(key.fd, 65536)
+                    if data:
+                        sources[key.fd](data)
+                    else:
+                        selector.unregister(key.fd)
+                if ended:
+                    return None
+                now = time.monotonic()
+                if now >= next_look:
+                    self._peak_bytes = max(self._peak_bytes, resident := _tree_resident_bytes(watched))
+                    next_look = now + POLL_SECONDS
+                    if resident > self._memory_bytes:
+                        return (
+                            f"used {_mib(resident)} of memory; its limit is {_mib(self._memory_bytes)}: it was killed"
+                        )
+                if now > deadline:
+                    return f"did not finish within {self._timeout_seconds:g} s: it was killed"
+                if self._cancel is not None and self._cancel.is_set():
+                    return "was cancelled"
+                # A grandchild may hold the pipes open; the worker's own end is what counts.
+                ended = process.poll() is not None
+                if not ended and not selector.get_map():
+                    time.sleep(POLL_SECONDS)
+
+    def _feed_events(self, data: bytes) -> None:
+        *lines, self._lines = (self._lines + data).split(b"\n")
+        self._lines = self._lines[-MAX_EVENT_LINE_BYTES:]
+        for line in lines:
+            try:
+                raw = json.loads(line)
+                fraction = raw["fraction"]
+                event = WorkerEvent(
+                    str(raw["stage"])[:64], str(raw["message"])[:500], None if fraction is None else float(fraction)
+                )
+            except (ValueError, KeyError, TypeError):
+                continue  # the worker runs strangers' code; a line that is no event is no event
+            self._stage = event.stage
+            self._on_event(event)
+
+    def _document(self) -> dict[str, Any] | None:
+        path = self._folder / "result.json"
+        if not path.is_file() or path.stat().st_size > MAX_RESULT_BYTES:
+            return None
+        document = json.loads(path.read_bytes())
+        return document if isinstance(document, dict) else None
+
+    def _failed(self, reason: str) -> ConversionFailedError:
+        log = self._log.text()
+        last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
+        tail = f"; the end of its log: {last[:300]}" if last else ""
+        return ConversionFailedError(
+            f"the {self._job.kind} worker {reason} (stage {self._stage}){tail}",
+            stage=self._stage,
+            log=log[-8192:],
+            peak_memory_bytes=self._peak_bytes,
+        )
+
+    def _error(self, raw: dict[str, Any]) -> ControlPlaneError:
+        kind = getattr(errors, str(raw.get("type")), ConversionFailedError)
+        if not (isinstance(kind, type) and issubclass(kind, ControlPlaneError)):
+            kind = ConversionFailedError
+        details = raw.get("details")
+        return kind(
+            str(raw.get("message")),
+            **{**(details if isinstance(details, dict) else {}), "log": self._log.text()[-8192:]},
+        )
+
+
+class _BoundedLog:
+    """The beginning and the end of what a worker printed."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._tail = b""
+        self._dropped = 0
+
+    def feed(self, data: bytes) -> None:
+        room = LOG_HEAD_BYTES - len(self._head)
+        self._head += data[:room]
+        self._tail += data[room:] if room > 0 else data
+        if len(self._tail) > LOG_TAIL_BYTES:
+            self._dropped += len(self._tail) - LOG_TAIL_BYTES
+            self._tail = self._tail[-LOG_TAIL_BYTES:]
+
+    def text(self) -> str:
+        middle = f"\n… {self._dropped} bytes left out …\n".encode() if self._dropped else b""
+        return (self._head + middle + self._tail).decode("utf-8", "replace")
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    # `-m converters.worker` must find this very package, also when it was put on the path by hand; and a module
+    # factory is found where this process would find it.
+    root = str(Path(converters.__file__).resolve().parent.parent)
+    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    return {
+        **kept,
+        **_THREADS,
+        "PYTHONPATH": path,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONSAFEPATH": "1",
+        "HOME": str(folder / "tmp"),
+        "TMPDIR": str(folder / "tmp"),
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def _tree_resident_bytes(process: psutil.Process) -> int:
+    total = 0
+    try:
+        for member in (process, *process.children(recursive=True)):
+            try:
+                total += member.memory_info().rss
+            except psutil.Error:
+                continue
+    except psutil.Error:
+        pass
+    return total
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill the worker and whatever it started; its session keeps them together."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _how_it_died(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status} and without a result"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    hint = " (the system may be out of memory)" if -status == signal.SIGKILL else ""
+    return f"was killed by {name}{hint}"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 1024**2:.0f} MiB"

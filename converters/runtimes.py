@@ -1,0 +1,248 @@
+"""Run a servable artifact here, on the CPU, as Triton's backends run it: ONNX Runtime and TorchScript."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from controlplane.domain.manifest import Format
+from controlplane.domain.samples import Tensors
+from controlplane.domain.signature import Array, DataType, Signature
+from controlplane.errors import InvalidArtifactError, InvalidInputError
+
+THREADS = 2
+"""Threads of one runtime: a conversion is no reason to take the whole machine."""
+
+
+class RunError(Exception):
+    """The model could not be run on these inputs; the message is the runtime's own, in one line."""
+
+
+class Runnable(Protocol):
+    """A model that can be asked."""
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer one request: outputs by name, in the model's order.
+
+        Raises:
+            RunError: The runtime refused the inputs or failed.
+        """
+
+
+def open_runtime(path: Path, format: Format, signature: Signature | None) -> Runnable:
+    """Load a servable model file.
+
+    Raises:
+        InvalidArtifactError: The runtime cannot load it, or the format is none that Triton serves.
+    """
+    if format is Format.ONNX:
+        return OnnxRuntime(path)
+    if format is Format.TORCHSCRIPT:
+        return TorchScriptRuntime(path, signature)
+    raise InvalidArtifactError(f"Triton serves ONNX and TorchScript; {format.value} must be converted first")
+
+
+class OnnxRuntime:
+    """An ONNX model under onnxruntime's CPU provider."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = THREADS
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise InvalidArtifactError(f"onnxruntime cannot load {path.name}: {one_line(error)}") from error
+        self._inputs = {entry.name: entry.type for entry in self._session.get_inputs()}
+        self._outputs = [entry.name for entry in self._session.get_outputs()]
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        feeds = {name: _to_ort(array, self._inputs.get(name, "")) for name, array in inputs.items()}
+        try:
+            answers = self._session.run(self._outputs, feeds)
+        except Exception as error:
+            raise RunError(one_line(error)) from error
+        return {name: _from_ort(answer, name) for name, answer in zip(self._outputs, answers, strict=True)}
+
+
+def _to_ort(array: Array, type_name: str) -> Array:
+    if type_name == "tensor(string)":
+        texts = [e.decode("utf-8", "replace") if isinstance(e, bytes) else str(e) for e in array.reshape(-1)]
+        text_array = np.empty(len(texts), dtype=object)
+        text_array[:] = texts
+        return text_array.reshape(array.shape)
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _from_ort(answer: Any, name: str) -> Array:
+    if not isinstance(answer, np.ndarray):
+        raise RunError(f"output {name!r} is a {type(answer).__name__}, not a tensor")
+    return as_bytes(answer) if answer.dtype.kind in "OUS" else answer
+
+
+def as_bytes(array: Array) -> Array:
+    """Return an array of strings as the protocol has them: objects of type bytes."""
+    raw = np.empty(array.size, dtype=object)
+    raw[:] = [e if isinstance(e, bytes) else str(e).encode() for e in array.reshape(-1)]
+    return raw.reshape(array.shape)
+
+
+class TorchScriptRuntime:
+    """A TorchScript module on the CPU.
+
+    Attributes:
+        arguments: Name and type of ``forward``'s arguments, in order.
+    """
+
+    def __init__(self, path: Path, signature: Signature | None) -> None:
+        import torch
+
+        torch.set_num_threads(THREADS)
+        try:
+            self.select(torch.jit.load(str(path), map_location="cpu").eval())
+        except (RuntimeError, ValueError, OSError, AttributeError) as error:
+            raise InvalidArtifactError(f"torch cannot load {path.name}: {one_line(error)}") from error
+        self._signature = signature
+
+    def select(self, module: Any) -> None:
+        """Run this scripted module from now on: the whole, or a part of it."""
+        schema = module._c._get_method("forward").schema  # no public way leads to the types
+        self.module = module
+        self.arguments = {argument.name: str(argument.type) for argument in schema.arguments[1:]}
+        self.required = [a.name for a in schema.arguments[1:] if not a.has_default_value()]
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        arguments = self._in_order(inputs)
+        values = [_to_torch(array, kind) for array, kind in arguments]
+        names = [spec.name for spec in self._signature.outputs] if self._signature else None
+        return call_torch(self.module, values, names)
+
+    def _in_order(self, inputs: Tensors) -> list[tuple[Array, str]]:
+        """Match tensors with arguments by Triton's rules: by ``forward``'s names, or by ``NAME__index``."""
+        kinds = list(self.arguments.items())
+        if set(inputs) <= set(self.arguments):
+            missing = [name for name in self.required if name not in inputs]
+            if missing:
+                raise RunError(f"forward needs the argument {missing[0]!r}")
+            return [(inputs[name], kind) for name, kind in kinds if name in inputs]
+        placed: dict[int, Array] = {}
+        for position, (name, array) in enumerate(inputs.items()):
+            _, mark, index = name.rpartition("__")
+            placed[int(index) if mark and index.isdigit() else position] = array
+        if sorted(placed) != list(range(len(inputs))) or len(placed) > len(kinds):
+            raise RunError(f"the inputs {sorted(inputs)} do not match forward's arguments {list(self.arguments)}")
+        return [(placed[position], kinds[position][1]) for position in sorted(placed)]
+
+    @property
+    def scalar_arguments(self) -> dict[str, str]:
+        """Arguments that are no tensors; Triton's PyTorch backend cannot pass them."""
+        return {name: kind for name, kind in self.arguments.items() if kind in {"int", "float", "bool"}}
+
+
+def call_torch(module: Any, values: Sequence[Any], names: Sequence[str] | None) -> dict[str, Array]:
+    """Call a torch module without gradients and return its outputs as arrays.
+
+    Args:
+        module: The module.
+        values: Its positional arguments.
+        names: Names for the outputs; None takes a dict's keys, or ``OUTPUT__0`` and so on.
+
+    Raises:
+        RunError: The module failed, or what it returned cannot be sent as tensors.
+    """
+    import torch
+
+    try:
+        with torch.inference_mode():
+            answer = module(*values)
+    except Exception as error:
+        raise RunError(one_line(error)) from error
+    flat = flatten_outputs(answer)
+    keys = list(names) if names is not None else [key or f"OUTPUT__{index}" for index, (key, _) in enumerate(flat)]
+    if len(keys) != len(flat):
+        raise RunError(f"the model returns {len(flat)} outputs; {len(keys)} names are given: {keys}")
+    return {key: _from_torch(value, key) for key, (_, value) in zip(keys, flat, strict=True)}
+
+
+def flatten_outputs(answer: Any) -> list[tuple[str | None, Any]]:
+    """Return a module's outputs in order, with the key where it returned a mapping; None values are left out."""
+    if isinstance(answer, Mapping):
+        return [(str(key), value) for key, value in answer.items() if value is not None]
+    if isinstance(answer, tuple | list):
+        flat: list[tuple[str | None, Any]] = []
+        for value in answer:
+            flat += flatten_outputs(value) if isinstance(value, tuple | list | Mapping) else [(None, value)]
+        return [(key, value) for key, value in flat if value is not None]
+    return [(None, answer)]
+
+
+def to_torch(array: Array, dtype: DataType | None = None) -> Any:
+    """Return an array as a torch tensor of its own memory."""
+    import torch
+
+    if array.dtype.kind in "OUS":
+        raise RunError("torch has no string tensors")
+    tensor = torch.from_numpy(np.array(array, order="C", copy=True))
+    return tensor.to(torch.bfloat16) if dtype is DataType.BF16 else tensor
+
+
+def _to_torch(array: Array, kind: str) -> Any:
+    scalar = {"int": int, "float": float, "bool": bool}.get(kind)
+    if scalar is not None:
+        if array.size != 1:
+            raise RunError(f"forward wants one {kind}, not an array of shape {list(array.shape)}")
+        return scalar(array.reshape(-1)[0])
+    if kind == "List[str]":
+        return [e.decode() if isinstance(e, bytes) else str(e) for e in array.reshape(-1)]
+    return to_torch(array)
+
+
+def _from_torch(value: Any, name: str) -> Array:
+    import torch
+
+    if isinstance(value, bool | int | float):
+        value = torch.tensor(value)
+    if not isinstance(value, torch.Tensor):
+        raise RunError(f"output {name!r} is a {type(value).__name__}, not a tensor")
+    value = value.detach().cpu()
+    if value.dtype is torch.bfloat16:
+        value = value.float()
+    try:
+        array: Array = value.numpy().copy()
+        DataType.of(array)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"output {name!r} has the type {value.dtype}, which Triton's protocol does not know") from error
+    return array
+
+
+def one_line(error: BaseException) -> str:
+    """Return the telling line of a third party's error: the last of a traceback in the text, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    telling = [line for line in lines if "Error:" in line or "error:" in line]
+    return (telling[-1] if telling else lines[0])[:500]
+
+
+def check_inputs(inputs: Tensors, signature: Signature, number: int) -> None:
+    """Compare a given sample's inputs with the signature.
+
+    Raises:
+        InvalidInputError: A name, type or shape does not fit.
+    """
+    if set(inputs) != {spec.name for spec in signature.inputs}:
+        raise InvalidInputError(
+            f"sample {number} has the inputs {sorted(inputs)}; the signature has "
+            f"{sorted(spec.name for spec in signature.inputs)}"
+        )
+    for spec in signature.inputs:
+        array = inputs[spec.name]
+        dtype = DataType.of(array)
+        if not spec.accepts(array.shape) or (dtype is not spec.dtype and spec.dtype is not DataType.BF16):
+            raise InvalidInputError(
+                f"sample {number}: input {spec.name!r} is {dtype}{list(array.shape)}; the signature says {spec}"
+            )

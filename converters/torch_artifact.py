@@ -1,0 +1,215 @@
+"""Tell the ZIP archives of torch and skops apart, and read what they say without importing torch."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import JsonValue
+
+from controlplane.domain.manifest import Format
+from controlplane.domain.signature import Signature
+from controlplane.errors import InvalidArtifactError, UntrustedArtifactError
+from converters.archives import Listing
+from converters.pickles import imported_names, is_plain, refuse_untrusted_pickle
+
+TORCHSCRIPT_HINT = "a TorchScript file does not say the shapes of its inputs and outputs; give a signature, or samples to learn it from"
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFacts:
+    """What a torch archive says of itself."""
+
+    format: Format
+    signature: Signature | None
+    attributes: dict[str, JsonValue]
+    hints: tuple[str, ...] = ()
+
+
+def is_skops(listing: Listing) -> bool:
+    """Whether the archive is a skops file."""
+    return "schema.json" in listing.sizes
+
+
+def skops_attributes(listing: Listing) -> dict[str, JsonValue]:
+    """Read a skops file's schema.
+
+    Raises:
+        InvalidArtifactError: The schema is damaged.
+    """
+    schema = _json(listing, "schema.json")
+    return {
+        "container": "skops",
+        "estimator": f"{schema.get('__module__', '')}.{schema.get('__class__', '')}",
+        "skops_version": str(schema.get("_skops_version", "")),
+    }
+
+
+def inspect_torch_archive(listing: Listing, *, trust: bool) -> TorchFacts:
+    """Say which of torch's archives this is.
+
+    Raises:
+        InvalidArtifactError: None of them, or compiled code (AOTInductor).
+        UntrustedArtifactError: It carries a pickle that runs code, and ``trust`` is not given.
+    """
+    name = listing.path.name
+    if "constants.pkl" in listing.sizes and "data.pkl" in listing.sizes and listing.under("code/"):
+        return TorchFacts(
+            Format.TORCHSCRIPT,
+            None,
+            {"tensors": len(listing.under("data/")), "weights_bytes": _bytes_under(listing, "data/")},
+            (TORCHSCRIPT_HINT,),
+        )
+    if listing.under("data/aotinductor/"):
+        raise InvalidArtifactError(f"{name} holds compiled code (AOTInductor), which cannot be checked or converted")
+    if models := [member for member in listing.under("models/") if member.endswith(".json")]:
+        return _export_program(listing, models, trust=trust)
+    if "serialized_exported_program.json" in listing.sizes:
+        raise InvalidArtifactError(f"{name} is a torch.export program of a torch older than 2.7; save it again")
+    if "data.pkl" in listing.sizes:
+        names = imported_names(listing.read("data.pkl"), name)
+        weights = "state dict"
+        if not is_plain(names):
+            refuse_untrusted_pickle(name, {n for n in names if not is_plain({n})}, trust=trust)
+            weights = "pickled module"
+        facts: dict[str, JsonValue] = {"weights": weights, "weights_bytes": _bytes_under(listing, "data/")}
+        return TorchFacts(Format.PYTORCH, None, facts)
+    raise InvalidArtifactError(
+        f"{name} is a ZIP archive, but none of TorchScript, torch.export, a PyTorch state dict or skops"
+    )
+
+
+def _export_program(listing: Listing, models: list[str], *, trust: bool) -> TorchFacts:
+    name = listing.path.name
+    if len(models) != 1:
+        raise InvalidArtifactError(f"{name} holds {len(models)} exported programs; one is expected")
+    program = _json(listing, models[0])
+    if not trust:
+        _refuse_code(listing, program)
+    version = program.get("schema_version")
+    facts: dict[str, JsonValue] = {
+        "torch_version": str(program.get("torch_version", "")),
+        "schema_version": f"{version.get('major')}.{version.get('minor')}" if isinstance(version, dict) else "",
+        "weights_bytes": _bytes_under(listing, "data/weights/"),
+    }
+    hint = "its signature is read when it is converted; Triton serves what it is converted to"
+    return TorchFacts(Format.TORCH_EXPORT, None, facts, (hint,))
+
+
+def _refuse_code(listing: Listing, program: dict[str, Any]) -> None:
+    """Refuse the ways in which `torch.export.load` runs code that a file carries (torch 2.13).
+
+    Tensors marked ``use_pickle`` and objects are unpickled in full; sample inputs fall back to that; symbolic
+    expressions go through ``sympy.sympify``, which evaluates Python; guards are executed; a node's target is looked
+    up by name, and ``torch.os.system`` is a name.
+
+    Raises:
+        UntrustedArtifactError: One of them is there.
+    """
+    reasons: list[str] = []
+    for member in listing.sizes:
+        folder, _, last = member.rpartition("/")
+        if folder in {"data/weights", "data/constants"} and last.endswith("_config.json"):
+            config = _json(listing, member).get("config", {})
+            entries = config.values() if isinstance(config, dict) else [None]
+            if any(not isinstance(entry, dict) or entry.get("use_pickle") is not False for entry in entries):
+                reasons.append(f"{member} names pickled objects")
+        elif folder in {"data/weights", "data/constants"} and last.endswith(".pt"):
+            reasons.append(f"{member} is a pickle")
+        elif folder == "data/sample_inputs" and not _plain_torch_file(listing.read(member)):
+            reasons.append(f"{member} is a pickle that imports more than tensors")
+    reasons += [f"it calls {target!r}" for target in _texts(program, "target") if not _TARGET.fullmatch(target)][:1]
+    reasons += [f"it evaluates {text[:60]!r}" for text in _texts(program, "expr_str") if not _harmless(text)][:1]
+    guards = program.get("guards_code") or []
+    reasons += [f"it executes {str(text)[:60]!r}" for text in guards if not _harmless(str(text))][:1]
+    if reasons:
+        raise UntrustedArtifactError(
+            f"{listing.path.name} would run code of its own when it is loaded: {reasons[0]}; export it again without, "
+            "or say trust if you know where it comes from"
+        )
+
+
+_TARGET = re.compile(r"(torch\.ops\.\w+(\.\w+)+|_operator\.\w+|math\.\w+|torch\.sym_\w+|torch\._sym_\w+)")
+_CALLS = re.compile(
+    r"(Symbol|Integer|Float|Rational|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|Add|Mul|Pow|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|"
+    r"CeilDiv|CeilToInt|FloorToInt|TruncToInt|TruncToFloat|ToFloat|Where|IntTrueDiv|FloatTrueDiv|PowByNatural|FloatPow|"
+    r"RoundToInt|RoundDecimal|ModularIndexing|LShift|RShift|Identity|BitwiseFn_\w+|OpaqueUnaryFn_\w+|Abs|floor|ceiling|"
+    r"sqrt|int|len|size|stride|dim|storage_offset|isnan|isinf)"
+)
+_HARMLESS_NODES = (
+    ast.Expression, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Constant, ast.Name, ast.Subscript, ast.Call,
+    ast.Attribute, ast.keyword, ast.Tuple, ast.List, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context,
+)  # fmt: skip
+
+
+def _harmless(text: str) -> bool:
+    """Whether an expression is arithmetic over shapes: no call and no attribute beyond a short list."""
+    if len(text) > 10_000:
+        return False
+    try:
+        # A guard may carry its source as a comment after a line break.
+        tree = (
+            ast.parse(text.split("\n", 1)[0].strip(), mode="eval") if "\n" not in text else ast.parse(text, mode="eval")
+        )
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    for node in ast.walk(tree):
+        if not isinstance(node, _HARMLESS_NODES):
+            return False
+        if isinstance(node, ast.Attribute) and not (
+            _CALLS.fullmatch(node.attr) or node.attr in {"shape", "dtype", "device", "inf"}
+        ):
+            return False
+        if isinstance(node, ast.Name) and node.id.startswith("_"):
+            return False
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if not _CALLS.fullmatch(called):
+                return False
+    return True
+
+
+def _plain_torch_file(data: bytes) -> bool:
+    """Whether a small torch.save archive names nothing but tensors and containers."""
+    import io
+    import zipfile
+
+    if not data:
+        return True
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            return bool(pickles) and all(is_plain(imported_names(archive.read(name), name)) for name in pickles)
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, InvalidArtifactError):
+        return False
+
+
+def _texts(node: Any, key: str) -> Iterator[str]:
+    """Yield every string under a key, anywhere in a JSON document."""
+    stack = [node]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            for name, value in item.items():
+                if name == key and isinstance(value, str):
+                    yield value
+                else:
+                    stack.append(value)
+        elif isinstance(item, list):
+            stack.extend(item)
+
+
+def _json(listing: Listing, member: str) -> dict[str, Any]:
+    try:
+        document = json.loads(listing.read(member))
+    except (ValueError, RecursionError) as error:
+        raise InvalidArtifactError(f"{listing.path.name}: its member {member!r} is damaged") from error
+    if not isinstance(document, dict):
+        raise InvalidArtifactError(f"{listing.path.name}: its member {member!r} is damaged")
+    return document
+
+
+def _bytes_under(listing: Listing, folder: str) -> int:
+    return sum(listing.sizes[name] for name in listing.under(folder))
