@@ -126,7 +126,8 @@ class FilesystemStore:
                 target.unlink()
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return
-            localfile.sync_folder(target.parent)
+            with contextlib.suppress(FileNotFoundError):  # taken away by another process's `delete`
+                localfile.sync_folder(target.parent)
             for folder in self._folders_above(target):
                 # Fails where somebody else's object is below, which is just right.
                 try:

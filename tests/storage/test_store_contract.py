@@ -128,11 +128,11 @@ def test_listing_is_in_the_order_of_utf8_bytes(store: ObjectStore) -> None:
 
 
 def test_listing_more_than_one_page(store: ObjectStore) -> None:
-    keys = [f"many/{number:05d}" for number in range(1100)]
+    keys = [f"many/{number:05d}" for number in range(1030)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: store.create(key, b""), keys))
     assert [info.key for info in store.list("many/")] == keys
-    assert [info.key for info in store.list("many/", limit=1050)] == keys[:1050]
+    assert [info.key for info in store.list("many/", limit=1010)] == keys[:1010]
     assert [info.key for info in store.list("many/", start_after=keys[40], limit=3)] == keys[41:44]
     assert list(store.list_folders("")) == ["many"]
 
@@ -274,7 +274,8 @@ def test_unfinished_uploads_are_dropped_when_they_are_old(case: Case) -> None:
     if first is None:
         pytest.skip("this store has no presigned uploads")
     case.store.presign_put("blobs/b", size_bytes=SMALL, expires_seconds=600)
-    assert case.store.abort_incomplete(timedelta(hours=1)) == 0
+    if case.kind != "moto":  # which says that every upload began in 2010
+        assert case.store.abort_incomplete(timedelta(hours=1)) == 0
     assert case.store.abort_incomplete(timedelta(days=-1)) == 2
     assert case.store.abort_incomplete(timedelta(days=-1)) == 0
     with pytest.raises(ObjectNotFoundError):

@@ -1,0 +1,254 @@
+"""The folder store among several processes, killed processes and a full disk."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from controlplane.errors import InvalidInputError, StoreAccessError, StoreFullError
+from controlplane.storage.filesystem import FilesystemStore
+from controlplane.storage.localfile import remove_abandoned
+from tests.storage.conftest import MIB, write_content
+from tests.support.processes import tied_to_us
+
+ROOT = Path(__file__).parents[2]
+ROUNDS = 40
+
+RACER = """
+import json, sys, time
+from pathlib import Path
+from controlplane.errors import ObjectExistsError
+from controlplane.storage.filesystem import FilesystemStore
+store = FilesystemStore(Path(sys.argv[1]))
+print("ready", flush=True)
+start = float(sys.stdin.readline())
+won = []
+for number in range(int(sys.argv[2])):
+    while time.time() < start + number * 0.02:
+        pass
+    try:
+        store.create(f"race/{number}", sys.argv[3].encode())
+        won.append(number)
+    except ObjectExistsError:
+        pass
+print(json.dumps(won), flush=True)
+"""
+
+# Stops at a chosen call of a chosen function, tells so, and waits to be killed.
+HELD = """
+import os, sys, time
+from pathlib import Path
+from controlplane.storage.filesystem import FilesystemStore
+what, name, number = sys.argv[2], sys.argv[3], int(sys.argv[4])
+real, calls = getattr(os, name), 0
+def held(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == number:
+        print("held", flush=True)
+        time.sleep(600)
+    return real(*arguments, **options)
+store = FilesystemStore(Path(sys.argv[1]))
+setattr(os, name, held)
+if what == "create":
+    store.create("chains/a/1.json", b"x" * 100_000)
+elif what == "put_file":
+    store.put_file("blobs/a/b", Path(sys.argv[5]), sha256=sys.argv[6])
+else:
+    store.get_file("blobs/a/b", Path(sys.argv[5]) / "out", size_bytes=int(sys.argv[7]), sha256=sys.argv[6])
+print("done", flush=True)
+"""
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        tied_to_us([sys.executable, "-c", script, *map(str, arguments)]),
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()  # SIGKILL: it gets no chance to clean up
+    process.communicate()
+
+
+def run_until_held(script: str, *arguments: object) -> subprocess.Popen[str]:
+    process = start(script, *arguments)
+    if read_line(process) != "held":
+        end(process)
+        pytest.fail("the process ended before the call at which it was to be held")
+    return process
+
+
+def test_of_several_processes_one_wins(tmp_path: Path) -> None:
+    processes = [start(RACER, tmp_path, ROUNDS, name) for name in "abcd"]
+    try:
+        assert [read_line(process) for process in processes] == ["ready"] * len(processes)
+        for process in processes:
+            assert process.stdin
+            process.stdin.write(f"{time.time() + 0.2}\n")
+            process.stdin.flush()
+        won = [json.loads(read_line(process)) for process in processes]
+    finally:
+        for process in processes:
+            end(process)
+    assert sorted(number for numbers in won for number in numbers) == list(range(ROUNDS))
+    store = FilesystemStore(tmp_path)
+    for name, numbers in zip("abcd", won, strict=True):
+        assert all(store.get(f"race/{number}") == name.encode() for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "there"),
+    [("pwrite", 1, False), ("fsync", 1, False), ("link", 1, False), ("fsync", 2, True), ("fsync", 3, True)],
+)
+def test_a_create_that_is_killed_is_whole_or_not_there(tmp_path: Path, call: str, number: int, there: bool) -> None:
+    end(run_until_held(HELD, tmp_path, "create", call, number))
+    store = FilesystemStore(tmp_path)
+    found = list(store.list(""))
+    assert [(info.key, info.size_bytes) for info in found] == ([("chains/a/1.json", 100_000)] if there else [])
+    assert list((tmp_path / ".incomplete").iterdir()) == []
+    if not there:
+        store.create("chains/a/1.json", b"another")
+
+
+@pytest.mark.parametrize(("call", "number"), [("pwrite", 1), ("pwrite", 3), ("fsync", 1)])
+def test_a_file_whose_writer_is_killed_is_not_there(tmp_path: Path, call: str, number: int) -> None:
+    content = write_content(tmp_path / "in", 16 * MIB)
+    root = tmp_path / "store"
+    process = run_until_held(HELD, root, "put_file", call, number, content.path, content.sha256)
+    # While it runs, nobody else takes its file for a leftover.
+    store = FilesystemStore(root)
+    assert len(list((root / ".incomplete").iterdir())) == 1
+    end(process)
+    assert list(store.list("")) == []
+    assert len(list((root / ".incomplete").iterdir())) == 1
+    store = FilesystemStore(root)
+    assert list((root / ".incomplete").iterdir()) == []
+    store.put_file("blobs/a/b", content.path, sha256=content.sha256)
+    assert store.get("blobs/a/b") == content.data
+
+
+def test_what_a_killed_download_left_can_be_removed(tmp_path: Path) -> None:
+    content = write_content(tmp_path / "in", 16 * MIB)
+    store = FilesystemStore(tmp_path / "store")
+    store.put_file("blobs/a/b", content.path, sha256=content.sha256)
+    target = tmp_path / "cache"
+    target.mkdir()
+    arguments = (target, content.sha256, content.size_bytes)
+    process = run_until_held(HELD, tmp_path / "store", "get_file", "preadv", 2, *arguments)
+    assert remove_abandoned(target) == 0
+    assert len(list(target.iterdir())) == 1
+    end(process)
+    assert remove_abandoned(target) == 1
+    assert list(target.iterdir()) == []
+    assert store.get("blobs/a/b") == content.data
+
+
+def test_objects_are_read_only_and_shared_by_hard_links(tmp_path: Path) -> None:
+    content = write_content(tmp_path / "in", MIB)
+    store = FilesystemStore(tmp_path / "store")
+    store.put_file("blobs/a", content.path, sha256=content.sha256)
+    store.get_file("blobs/a", tmp_path / "out", size_bytes=content.size_bytes, sha256=content.sha256)
+    stored = tmp_path / "store" / "blobs" / "a"
+    assert stored.samefile(tmp_path / "out")
+    assert stored.stat().st_mode & 0o777 == 0o444
+    # Once more onto the same inode, which `rename` would leave with both names.
+    store.get_file("blobs/a", tmp_path / "out", size_bytes=content.size_bytes, sha256=content.sha256)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "store"]
+    content.path.write_bytes(b"the publisher goes on working with its file")
+    assert store.get("blobs/a") == content.data
+
+
+def test_a_key_below_another_is_refused(tmp_path: Path) -> None:
+    store = FilesystemStore(tmp_path)
+    store.create("a/b", b"")
+    with pytest.raises(InvalidInputError):
+        store.create("a/b/c", b"")
+    with pytest.raises(InvalidInputError):
+        store.create("a", b"")
+    content = write_content(tmp_path / "in", 10)
+    with pytest.raises(InvalidInputError):
+        store.put_file("a", content.path, sha256=content.sha256)
+    with pytest.raises(InvalidInputError):
+        store.put_file("a/b/c", content.path, sha256=content.sha256)
+
+
+def test_deleting_beside_creating_loses_nothing(tmp_path: Path) -> None:
+    """A delete takes empty folders away; a create that has just made one must not fail for it."""
+    script = """
+import sys
+from pathlib import Path
+from controlplane.storage.filesystem import FilesystemStore
+store = FilesystemStore(Path(sys.argv[1]))
+for number in range(300):
+    store.create(f"a/b/c/{sys.argv[2]}-{number}", b"x")
+    store.delete(f"a/b/c/{sys.argv[2]}-{number}")
+store.create(f"a/b/c/{sys.argv[2]}", b"x")
+"""
+    processes = [start(script, tmp_path, name) for name in "xyz"]
+    for process in processes:
+        process.communicate(timeout=120)
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert [info.key for info in FilesystemStore(tmp_path).list("")] == ["a/b/c/x", "a/b/c/y", "a/b/c/z"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system takes root")
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], check=False, capture_output=True
+    )
+    if done.returncode:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(small_disk: Path, tmp_path: Path) -> None:
+    content = write_content(tmp_path / "in", 6 * MIB)
+    store = FilesystemStore(small_disk / "store")
+    with pytest.raises(StoreFullError) as caught:
+        store.put_file("blobs/a", content.path, sha256=content.sha256)
+    assert "No space left" in caught.value.message
+    with pytest.raises(StoreFullError):
+        store.create("chains/a", content.data)
+    elsewhere = FilesystemStore(tmp_path / "store")
+    elsewhere.put_file("blobs/a", content.path, sha256=content.sha256)
+    with pytest.raises(StoreFullError):
+        elsewhere.get_file("blobs/a", small_disk / "out", size_bytes=content.size_bytes, sha256=content.sha256)
+    assert [path.name for path in small_disk.rglob("*")] == ["store", ".incomplete"]
+    # And there is room again for what fits.
+    store.create("chains/a", content.data[:MIB])
+
+
+def test_across_file_systems_it_is_a_copy(small_disk: Path, tmp_path: Path) -> None:
+    content = write_content(tmp_path / "in", MIB)
+    store = FilesystemStore(tmp_path / "store")
+    store.put_file("blobs/a", content.path, sha256=content.sha256)
+    store.get_file("blobs/a", small_disk / "out", size_bytes=MIB, sha256=content.sha256)
+    assert hashlib.sha256((small_disk / "out").read_bytes()).hexdigest() == content.sha256
+
+
+def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StoreAccessError) as caught:
+        FilesystemStore(Path("/proc/1/no-such-store") if os.geteuid() else Path("/sys/kernel/no-such-store"))
+    assert "no-such-store" in caught.value.message

@@ -1,0 +1,273 @@
+"""S3 as it is in real life: errors, throttling, resets, lost answers, stalls, bytes that change on the way."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from controlplane.errors import (
+    CommitOutcomeUnknownError,
+    DigestMismatchError,
+    ObjectExistsError,
+    StoreUnavailableError,
+    UnsupportedStoreError,
+)
+from controlplane.storage import s3_client
+from controlplane.storage.probe import PREFIX, check_store
+from controlplane.storage.s3 import S3Store
+from tests.storage.conftest import PART_BYTES, Content, write_content
+from tests.support.faultproxy import Action, Fault, FaultProxy
+from tests.support.s3server import S3Server
+
+RETRIES = 3
+
+
+@pytest.fixture
+def direct(moto: S3Server) -> Iterator[tuple[S3Store, str]]:
+    """The store past the proxy, to see what is really there, and its bucket."""
+    bucket = moto.new_bucket()
+    store = S3Store(bucket, "registry", moto.settings(bucket, part_size_bytes=PART_BYTES))
+    yield store, bucket
+    store.close()
+
+
+@pytest.fixture
+def faulty(
+    moto: S3Server, direct: tuple[S3Store, str], proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[S3Store]:
+    """The same store through the proxy."""
+    monkeypatch.setattr(s3_client, "_BACKOFF_FIRST_SECONDS", 0.01)
+    settings = moto.settings(
+        direct[1],
+        endpoint_url=proxy.endpoint_url,
+        part_size_bytes=PART_BYTES,
+        retries=RETRIES,
+        timeout_seconds=5,
+        concurrency=2,
+    )
+    store = S3Store(direct[1], "registry", settings)
+    yield store
+    store.close()
+
+
+def test_a_store_that_ignores_if_none_match_is_refused(faulty: S3Store, proxy: FaultProxy) -> None:
+    check_store(faulty)
+    proxy.strip_headers.add("if-none-match")
+    with pytest.raises(UnsupportedStoreError) as caught:
+        check_store(faulty)
+    assert "If-None-Match" in caught.value.message
+    assert "MinIO" in caught.value.message
+    assert list(faulty.list(PREFIX)) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(500, "InternalError"), (503, "SlowDown"), (502, "BadGateway"), (409, "ConditionalRequestConflict")],
+)
+def test_what_passes_is_tried_again(faulty: S3Store, proxy: FaultProxy, status: int, code: str) -> None:
+    proxy.inject(Fault(Action.ANSWER, "PUT", times=RETRIES, status=status, code=code))
+    faulty.create("a", b"1")
+    proxy.inject(Fault(Action.ANSWER, "GET", times=RETRIES, status=status, code=code))
+    assert faulty.get("a") == b"1"
+    proxy.inject(Fault(Action.ANSWER, "GET", times=RETRIES, status=status, code=code))
+    assert [info.key for info in faulty.list("")] == ["a"]
+    proxy.inject(Fault(Action.ANSWER, "HEAD", times=RETRIES, status=503))
+    assert faulty.head("a") is not None
+    proxy.inject(Fault(Action.ANSWER, "DELETE", times=RETRIES, status=status, code=code))
+    faulty.delete("a")
+    assert faulty.head("a") is None
+
+
+def test_a_throttled_create_that_is_given_up_was_not_done(faulty: S3Store, proxy: FaultProxy) -> None:
+    proxy.inject(Fault(Action.ANSWER, "PUT", times=RETRIES + 1, status=503, code="SlowDown"))
+    with pytest.raises(StoreUnavailableError) as caught:
+        faulty.create("a", b"1")
+    assert proxy.count("PUT") == RETRIES + 1
+    assert f"{RETRIES + 1} tries" in caught.value.message
+    assert proxy.endpoint_url in caught.value.message
+    assert "tests-secret" not in caught.value.message
+
+
+def test_a_commit_whose_answer_was_lost_meets_itself(
+    faulty: S3Store, proxy: FaultProxy, direct: tuple[S3Store, str]
+) -> None:
+    proxy.inject(Fault(Action.LOSE_ANSWER, "PUT"))
+    with pytest.raises(ObjectExistsError):
+        faulty.create("a", b"commit 1")
+    assert direct[0].get("a") == b"commit 1"
+
+
+def test_a_commit_whose_answers_are_all_lost_is_unknown(
+    faulty: S3Store, proxy: FaultProxy, direct: tuple[S3Store, str]
+) -> None:
+    proxy.inject(Fault(Action.LOSE_ANSWER, "PUT", times=RETRIES + 1))
+    with pytest.raises(CommitOutcomeUnknownError):
+        faulty.create("a", b"commit 1")
+    assert direct[0].get("a") == b"commit 1"
+
+
+def test_a_lost_answer_and_then_a_store_that_is_gone_is_unknown(faulty: S3Store, proxy: FaultProxy) -> None:
+    proxy.inject(Fault(Action.LOSE_ANSWER, "PUT"))
+    proxy.inject(Fault(Action.ANSWER, "PUT", times=RETRIES, status=503, code="SlowDown"))
+    with pytest.raises(CommitOutcomeUnknownError):
+        faulty.create("a", b"commit 1")
+
+
+def test_a_stalled_request_is_given_up_and_tried_again(
+    moto: S3Server, proxy: FaultProxy, direct: tuple[S3Store, str]
+) -> None:
+    direct[0].create("a", b"1")
+    store = S3Store(
+        direct[1], "registry", moto.settings(direct[1], endpoint_url=proxy.endpoint_url, timeout_seconds=0.5)
+    )
+    proxy.inject(Fault(Action.STALL, "GET"))
+    assert store.get("a") == b"1"
+    proxy.inject(Fault(Action.STALL, "PUT"))
+    with pytest.raises(ObjectExistsError):  # the first, whose answer did not come, had won
+        store.create("b", b"1")
+    store.close()
+
+
+def test_a_stale_connection_of_the_pool_is_replaced(faulty: S3Store, proxy: FaultProxy) -> None:
+    faulty.create("a", b"1")
+    proxy.inject(Fault(Action.RESET_REQUEST, "PUT"))
+    faulty.create("b", b"1")
+    assert faulty.get("b") == b"1"
+
+
+def test_an_upload_survives_resets_and_throttling(faulty: S3Store, proxy: FaultProxy, big: Content) -> None:
+    proxy.inject(Fault(Action.RESET_REQUEST, "PUT", contains="partNumber=2"))
+    proxy.inject(Fault(Action.LOSE_ANSWER, "PUT", contains="partNumber=3"))
+    proxy.inject(Fault(Action.ANSWER, "PUT", contains="partNumber=5", times=2, status=503, code="SlowDown"))
+    proxy.inject(Fault(Action.ANSWER, "POST", contains="uploads", status=500, code="InternalError"))
+    moved: list[int] = []
+    faulty.put_file("blobs/big", big.path, sha256=big.sha256, progress=moved.append)
+    assert sum(moved) == big.size_bytes
+    assert faulty.get("blobs/big") == big.data
+
+
+@pytest.mark.parametrize("action", [Action.LOSE_ANSWER, Action.RESET_REQUEST])
+def test_the_lost_answer_of_a_completed_upload_is_found_out(
+    faulty: S3Store, proxy: FaultProxy, big: Content, action: Action
+) -> None:
+    proxy.inject(Fault(action, "POST", contains="uploadId="))
+    faulty.put_file("blobs/big", big.path, sha256=big.sha256)
+    assert faulty.get("blobs/big") == big.data
+    assert proxy.count("PUT", "partNumber=") == 9  # nothing was sent twice
+
+
+def test_a_cut_off_upload_goes_on_where_it_stopped(faulty: S3Store, proxy: FaultProxy, big: Content) -> None:
+    proxy.inject(Fault(Action.ANSWER, "PUT", contains="partNumber=7", times=RETRIES + 1, status=500, code="Oops"))
+    with pytest.raises(StoreUnavailableError):
+        faulty.put_file("blobs/big", big.path, sha256=big.sha256)
+    assert faulty.head("blobs/big") is None
+    proxy.seen.clear()
+    moved: list[int] = []
+    faulty.put_file("blobs/big", big.path, sha256=big.sha256, progress=moved.append)
+    assert proxy.count("PUT", "partNumber=") <= 3  # 7, 9, and 8 if it was not on its way yet
+    for number in range(1, 7):
+        assert proxy.count("PUT", f"partNumber={number}&") + proxy.count("PUT", f"partNumber={number}$") == 0
+    assert sum(moved) == big.size_bytes
+    assert faulty.get("blobs/big") == big.data
+
+
+def test_a_part_that_is_there_but_is_not_ours_is_sent_again(
+    faulty: S3Store, proxy: FaultProxy, moto: S3Server, direct: tuple[S3Store, str], big: Content
+) -> None:
+    client = moto.client()
+    key = "registry/blobs/big"
+    upload_id = client.create_multipart_upload(Bucket=direct[1], Key=key)["UploadId"]
+    right, wrong = big.data[:PART_BYTES], b"\0" * PART_BYTES
+    client.upload_part(Bucket=direct[1], Key=key, UploadId=upload_id, PartNumber=1, Body=right)
+    client.upload_part(Bucket=direct[1], Key=key, UploadId=upload_id, PartNumber=2, Body=wrong)
+    client.upload_part(Bucket=direct[1], Key=key, UploadId=upload_id, PartNumber=3, Body=b"too short")
+    client.close()
+    faulty.put_file("blobs/big", big.path, sha256=big.sha256)
+    assert proxy.count("PUT", "partNumber=") == 8
+    assert faulty.get("blobs/big") == big.data
+
+
+def test_an_upload_that_is_taken_away_begins_again(
+    faulty: S3Store, proxy: FaultProxy, direct: tuple[S3Store, str], big: Content
+) -> None:
+    proxy.inject(Fault(Action.ANSWER, "PUT", contains="partNumber=4", status=404, code="NoSuchUpload"))
+    faulty.put_file("blobs/big", big.path, sha256=big.sha256)
+    assert direct[0].get("blobs/big") == big.data
+
+
+def test_a_download_survives_cuts_resets_and_throttling(
+    faulty: S3Store, proxy: FaultProxy, direct: tuple[S3Store, str], big: Content, tmp_path: Path
+) -> None:
+    direct[0].put_file("blobs/big", big.path, sha256=big.sha256)
+    proxy.inject(Fault(Action.CUT_RESPONSE, "GET", times=2))
+    proxy.inject(Fault(Action.ANSWER, "GET", times=2, status=503, code="SlowDown"))
+    proxy.inject(Fault(Action.LOSE_ANSWER, "GET", skip=2))
+    moved: list[int] = []
+    faulty.get_file("blobs/big", tmp_path / "out", size_bytes=big.size_bytes, sha256=big.sha256, progress=moved.append)
+    assert (tmp_path / "out").read_bytes() == big.data
+    assert sum(moved) == big.size_bytes
+
+
+def test_a_bit_that_changes_on_the_way_is_found(
+    faulty: S3Store, proxy: FaultProxy, direct: tuple[S3Store, str], big: Content, tmp_path: Path
+) -> None:
+    direct[0].put_file("blobs/big", big.path, sha256=big.sha256)
+    proxy.inject(Fault(Action.FLIP, "GET", skip=4))
+    with pytest.raises(DigestMismatchError):
+        faulty.get_file("blobs/big", tmp_path / "out", size_bytes=big.size_bytes, sha256=big.sha256)
+    assert list(tmp_path.iterdir()) == []
+    faulty.get_file("blobs/big", tmp_path / "out", size_bytes=big.size_bytes, sha256=big.sha256)
+    assert (tmp_path / "out").read_bytes() == big.data
+
+
+def test_a_download_that_fails_leaves_nothing(
+    faulty: S3Store, proxy: FaultProxy, direct: tuple[S3Store, str], big: Content, tmp_path: Path
+) -> None:
+    direct[0].put_file("blobs/big", big.path, sha256=big.sha256)
+    proxy.inject(Fault(Action.ANSWER, "GET", skip=3, times=100, status=503))
+    with pytest.raises(StoreUnavailableError):
+        faulty.get_file("blobs/big", tmp_path / "out", size_bytes=big.size_bytes, sha256=big.sha256)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stream_goes_on_after_a_cut(
+    faulty: S3Store, proxy: FaultProxy, direct: tuple[S3Store, str], big: Content
+) -> None:
+    direct[0].put_file("blobs/big", big.path, sha256=big.sha256)
+    proxy.inject(Fault(Action.CUT_RESPONSE, "GET", times=2))
+    with faulty.open("blobs/big") as stream:
+        assert stream.read() == big.data
+    assert proxy.count("GET") == 3
+
+
+def test_a_server_that_ignores_ranges_is_named(
+    faulty: S3Store, proxy: FaultProxy, direct: tuple[S3Store, str], tmp_path: Path
+) -> None:
+    content = write_content(tmp_path / "in", 2 * PART_BYTES)
+    direct[0].put_file("blobs/x", content.path, sha256=content.sha256)
+    proxy.strip_headers.add("range")
+    with pytest.raises(UnsupportedStoreError, match="Range"):
+        faulty.get_file("blobs/x", tmp_path / "out", size_bytes=content.size_bytes, sha256=content.sha256)
+
+
+def test_two_who_publish_the_same_blob_at_once_both_succeed(
+    faulty: S3Store, direct: tuple[S3Store, str], big: Content
+) -> None:
+    failures: list[BaseException] = []
+    barrier = threading.Barrier(2)
+
+    def publish(store: S3Store) -> None:
+        barrier.wait()
+        try:
+            store.put_file("blobs/big", big.path, sha256=big.sha256)
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=publish, args=(store,)) for store in (faulty, direct[0])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert direct[0].get("blobs/big") == big.data
