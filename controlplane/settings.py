@@ -73,6 +73,7 @@ class ReconcilerSettings(_Group):
 
     interval_seconds: float = Field(default=2.0, gt=0, description="Time between observations when nothing happens.")
     probe_interval_seconds: float = Field(default=30.0, gt=0, description="Time between proofs of a Ready model.")
+    proof_timeout_seconds: float = Field(default=60.0, gt=0, description="Deadline of one golden sample's inference.")
     backoff_initial_seconds: float = Field(default=2.0, gt=0, description="Wait after a first failure.")
     backoff_max_seconds: float = Field(default=300.0, gt=0, description="Longest wait after repeated failures.")
     lease_seconds: float = Field(default=15.0, gt=0, description="How long the leader's lease holds unrenewed.")

@@ -55,7 +55,7 @@ class ModelRecord:
     def wanted_anew(self, target: Target) -> "ModelRecord":
         """Something else is wanted, or the same again: a target that failed gets a new chance."""
         failures = {key: failure for key, failure in self.failures.items() if key != target}
-        return replace(self, failures=failures, hold_until=None, holds=0, proof=None)
+        return replace(self, failures=failures, hold_until=None, holds=0)
 
     def after_load(self, action: Load, *, before: frozenset[int], digest: str | None, now: datetime) -> "ModelRecord":
         """A load succeeded.

@@ -171,9 +171,7 @@ class World:
             version=target.version, agrees=mark is Mark.PASSED, at=self.now, latency_seconds=0.001, samples=1,
             message=mark.value,
         )  # fmt: skip
-        self.record = self.record.after_proof(
-            target, mark, proof, candidate=candidate, now=self.now, backoff=BACKOFF
-        )
+        self.record = self.record.after_proof(target, mark, proof, candidate=candidate, now=self.now, backoff=BACKOFF)
 
     # what happens to it from outside
 

@@ -22,7 +22,7 @@ natures = st.dictionaries(targets, st.sampled_from(Nature), max_size=6)
 def tritons(draw: st.DrawFn) -> SimulatedTriton:
     """Any state a Triton can be found in, also ones that no run of ours leads to."""
     known = draw(natures)
-    loaded = {v for v in draw(st.sets(versions, max_size=3))}
+    loaded = set(draw(st.sets(versions, max_size=3)))
     digest = draw(st.sampled_from(["a", "b", None])) if loaded else None
     loaded = {v for v in loaded if known.get(Target(v, digest or "")) is not Nature.REFUSES}
     candidate = draw(st.none() | versions)

@@ -1,0 +1,225 @@
+"""Performs one action on one server, with deadlines, and says how it went. Decides nothing."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from controlplane.domain.names import candidate_name
+from controlplane.domain.states import Phase, Proof
+from controlplane.errors import ControlPlaneError, TritonError
+from controlplane.reconciler.actions import Action, CleanUp, Load, Prove, Stage, Unload, Wait
+from controlplane.reconciler.probes import prove
+from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.types import Mark
+from controlplane.reconciler.wishes import Prepared, Wishes
+from controlplane.registry.registry import Registry
+from controlplane.triton.repository import layout
+from controlplane.triton.warmup import warmup_files
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[Phase], None]
+_FETCHES = 4
+"""Versions fetched and staged at once."""
+
+
+class NotLeaderError(ControlPlaneError):
+    """The lease ended before the step that would have changed something."""
+
+
+@dataclass
+class Outcome:
+    """How an action went.
+
+    Attributes:
+        action: The action.
+        seconds: Time spent, by stage: fetch, stage, load, prove, switch, unload.
+        error: Why it failed; None when it succeeded.
+        mark: A proof's result; None where none was made.
+        proof: The proof.
+    """
+
+    action: Action
+    seconds: dict[str, float] = field(default_factory=dict)
+    error: ControlPlaneError | None = None
+    mark: Mark | None = None
+    proof: Proof | None = None
+
+
+class Executor:
+    """Performs actions.
+
+    Args:
+        registry: Where files and samples come from.
+        wishes: Gives golden samples.
+        may_act: Whether this process still is the leader; asked right before anything is changed.
+        proof_timeout_seconds: Deadline of one golden sample.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        wishes: Wishes,
+        *,
+        may_act: Callable[[], bool],
+        proof_timeout_seconds: float,
+    ) -> None:
+        self._registry = registry
+        self._wishes = wishes
+        self._may_act = may_act
+        self._proof_timeout = proof_timeout_seconds
+        # Threads of their own: downloads of many gigabytes must not hold up what else needs a thread.
+        self._threads = ThreadPoolExecutor(_FETCHES, thread_name_prefix="stage")
+
+    def close(self) -> None:
+        """Begin nothing more; what is being fetched ends by itself."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def run(
+        self, server: ManagedServer, model: str, action: Action, prepared: Prepared | None, progress: Progress
+    ) -> Outcome:
+        """Perform an action.
+
+        Args:
+            server: Where.
+            model: The model's name.
+            action: What.
+            prepared: The action's target, where it is one that the present wish knows.
+            progress: Told when a stage begins.
+        """
+        outcome = Outcome(action)
+        try:
+            match action:
+                case Stage():
+                    await self._stage(server, model, action, _needed(prepared, action), outcome, progress)
+                case Load():
+                    await self._load(server, model, action, prepared, outcome)
+                case Prove():
+                    await self._prove(server, model, action, _needed(prepared, action), outcome)
+                case Unload(candidate=candidate):
+                    self._check_lease()
+                    with _timed(outcome, "unload"):
+                        await server.client.unload(candidate_name(model) if candidate else model)
+                case CleanUp():
+                    self._check_lease()
+                    await asyncio.to_thread(_clean_up, server, model, action)
+                case Wait():
+                    pass
+        except ControlPlaneError as error:
+            outcome.error = error
+        except OSError as error:
+            outcome.error = ControlPlaneError(f"{type(action).__name__} of {model} failed: {error}")
+        return outcome
+
+    async def _stage(
+        self,
+        server: ManagedServer,
+        model: str,
+        action: Stage,
+        prepared: Prepared,
+        outcome: Outcome,
+        progress: Progress,
+    ) -> None:
+        self._check_lease()
+        loop = asyncio.get_running_loop()
+        name = candidate_name(model) if action.candidate else model
+
+        def fetch_and_stage() -> None:
+            with _timed(outcome, "fetch"):
+                # Pinned until the links are made: a blob that is evicted in between would be missed.
+                checkout = self._registry.checkout(prepared.manifest)
+                files = checkout.__enter__()
+            try:
+                loop.call_soon_threadsafe(progress, Phase.STAGING)
+                self._check_lease()
+                with _timed(outcome, "stage"):
+                    config = prepared.config_for(name, [prepared.target.version])
+                    placed = {path: files[entry.path] for path, entry in layout(prepared.manifest).items()}
+                    server.repository.stage(
+                        name, prepared.target.version, placed, config, warmup=self._warmup(prepared)
+                    )
+            finally:
+                checkout.__exit__(None, None, None)
+
+        await loop.run_in_executor(self._threads, fetch_and_stage)
+
+    async def _load(
+        self, server: ManagedServer, model: str, action: Load, prepared: Prepared | None, outcome: Outcome
+    ) -> None:
+        name = candidate_name(model) if action.candidate else model
+        config = (
+            await _present_config(server, name, action.versions)
+            if prepared is None
+            else prepared.config_for(name, action.versions)
+        )
+        self._check_lease()
+        if action.reload:
+            # Triton takes a load that changes nothing for done. A configuration that is newer on disk is a change.
+            await asyncio.to_thread(_touch, server, name)
+        narrows = len(action.versions) == 1 and not action.candidate and not action.reload
+        with _timed(outcome, "switch" if narrows and action.because.endswith("shall answer") else "load"):
+            await server.client.load(name, config)
+
+    async def _prove(
+        self, server: ManagedServer, model: str, action: Prove, prepared: Prepared, outcome: Outcome
+    ) -> None:
+        samples = prepared.samples
+        if samples is None:
+            samples = await asyncio.to_thread(self._wishes.samples, prepared)
+        with _timed(outcome, "prove"):
+            outcome.mark, outcome.proof = await prove(
+                server.client,
+                candidate_name(model) if action.candidate else model,
+                prepared,
+                samples,
+                timeout_seconds=self._proof_timeout,
+            )
+
+    def _warmup(self, prepared: Prepared) -> dict[str, bytes]:
+        signature = prepared.manifest.signature
+        if signature is None or not prepared.config.get("model_warmup"):
+            return {}
+        return warmup_files(signature, self._wishes.samples(prepared)[0], prepared.config)
+
+    def _check_lease(self) -> None:
+        if not self._may_act():
+            raise NotLeaderError("this replica does not lead any more; the one that does goes on")
+
+
+def _needed(prepared: Prepared | None, action: Stage | Prove) -> Prepared:
+    if prepared is None:
+        raise TritonError(f"version {action.target.version} cannot be acted on: its configuration is not known")
+    return prepared
+
+
+async def _present_config(server: ManagedServer, name: str, versions: tuple[int, ...]) -> dict[str, Any]:
+    """What Triton runs a model with, under another version policy: for what an earlier revision left loaded."""
+    config = await server.client.model_config(name, versions[-1])
+    return {**config, "name": name, "version_policy": {"specific": {"versions": list(versions)}}}
+
+
+def _clean_up(server: ManagedServer, model: str, action: CleanUp) -> None:
+    if action.candidate:
+        server.repository.remove_model(candidate_name(model))
+    if action.model:
+        server.repository.remove_model(model)
+    for version in action.versions:
+        server.repository.remove_version(model, version)
+
+
+def _touch(server: ManagedServer, name: str) -> None:
+    (server.repository.root / name / "config.pbtxt").touch()
+
+
+@contextmanager
+def _timed(outcome: Outcome, stage: str) -> Iterator[None]:
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        outcome.seconds[stage] = outcome.seconds.get(stage, 0.0) + time.monotonic() - began

@@ -1,0 +1,105 @@
+"""What a server shows of one model, and what an action that succeeded changes of it. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from controlplane.domain.names import candidate_name
+from controlplane.domain.states import LoadedVersion
+from controlplane.reconciler.actions import Action, CleanUp, Load, Stage, Unload
+from controlplane.reconciler.record import ModelRecord
+from controlplane.reconciler.types import ObservedModel
+
+READY, LOADING, UNLOADING = "READY", "LOADING", "UNLOADING"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The part of `ObservedModel` that can be seen from outside; its attributes are told there."""
+
+    loaded: frozenset[int] = frozenset()
+    digest: str | None = None
+    loading: bool = False
+    leaving: frozenset[int] = frozenset()
+    staged: frozenset[int] = frozenset()
+    candidate: int | None = None
+    candidate_digest: str | None = None
+    candidate_leaving: bool = False
+    candidate_staged: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        index: Iterable[LoadedVersion],
+        digests: Mapping[str, str | None],
+        staged: Mapping[str, set[int]],
+    ) -> "Facts":
+        """Read one model's facts out of what was seen of its server.
+
+        Args:
+            model: The model's name.
+            index: The server's repository index.
+            digests: Configuration digest by Triton name, for what is loaded.
+            staged: Versions in the model repository by Triton name.
+        """
+        candidate = candidate_name(model)
+        states: dict[tuple[str, str], set[int]] = {}
+        for entry in index:
+            if entry.model in (model, candidate):
+                states.setdefault((entry.model, entry.state), set()).add(entry.version)
+        return cls(
+            loaded=frozenset(states.get((model, READY), ())),
+            digest=digests.get(model),
+            loading=bool((model, LOADING) in states or (candidate, LOADING) in states),
+            leaving=frozenset(states.get((model, UNLOADING), ())),
+            staged=frozenset(staged.get(model, ())),
+            candidate=max(states.get((candidate, READY), ()), default=None),
+            candidate_digest=digests.get(candidate),
+            candidate_leaving=(candidate, UNLOADING) in states,
+            # A folder without a version is a leftover, too.
+            candidate_staged=frozenset(staged[candidate] or {0}) if candidate in staged else frozenset(),
+        )
+
+    def after(self, action: Action) -> "Facts":
+        """Return the facts after an action that succeeded, so that nobody needs to ask Triton what is known."""
+        match action:
+            case Stage(target=target, candidate=True):
+                return replace(self, candidate_staged=self.candidate_staged | {target.version})
+            case Stage(target=target):
+                return replace(self, staged=self.staged | {target.version})
+            case Load(target=target, candidate=True):
+                return replace(self, candidate=target.version, candidate_digest=target.digest)
+            case Load(target=target, versions=versions):
+                dropped = self.loaded - set(versions)
+                return replace(self, loaded=frozenset(versions), digest=target.digest, leaving=self.leaving | dropped)
+            case Unload(candidate=True):
+                return replace(self, candidate=None, candidate_digest=None, candidate_leaving=False)
+            case Unload():
+                return replace(self, loaded=frozenset(), digest=None, leaving=frozenset())
+            case CleanUp(versions=versions, candidate=candidate, model=model):
+                return replace(
+                    self,
+                    staged=frozenset() if model else self.staged - set(versions),
+                    candidate_staged=frozenset() if candidate else self.candidate_staged,
+                )
+        return self
+
+    def with_record(self, record: ModelRecord) -> ObservedModel:
+        """Return the planner's view: what is seen and what is remembered."""
+        return ObservedModel(
+            loaded=self.loaded,
+            digest=self.digest,
+            loading=self.loading,
+            leaving=self.leaving,
+            staged=self.staged,
+            marks=record.marks,
+            candidate=self.candidate,
+            candidate_digest=self.candidate_digest,
+            candidate_leaving=self.candidate_leaving,
+            candidate_staged=self.candidate_staged,
+            candidate_mark=record.candidate_mark,
+            cleared=record.cleared,
+            failures=record.failures,
+            switched=record.switched,
+            hold_until=record.hold_until,
+        )

@@ -1,0 +1,145 @@
+"""The proof: Triton's own answer to the golden samples, compared with the recorded one."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import numpy as np
+
+from controlplane.domain.comparison import OutputComparison, compare, worst
+from controlplane.domain.samples import Sample, Tensors
+from controlplane.domain.signature import DYNAMIC, Array, DataType, Signature
+from controlplane.domain.states import Proof
+from controlplane.errors import InferenceError, TritonTimeoutError
+from controlplane.reconciler.types import Mark
+from controlplane.reconciler.wishes import Prepared
+from controlplane.triton.client import TritonClient
+
+# What Triton says of a Python-based backend whose process died; see "What Triton does not tell" in docs/deployments.md.
+_DEAD = "is not healthy"
+
+
+async def prove(
+    client: TritonClient,
+    triton_name: str,
+    prepared: Prepared,
+    samples: tuple[Sample, ...],
+    *,
+    timeout_seconds: float,
+) -> tuple[Mark, Proof]:
+    """Ask a loaded version every golden sample, by its number.
+
+    A version without golden samples has nothing to be compared with: it passes when Triton says it is ready and its
+    process answers a generated request, if only with a refusal.
+
+    Args:
+        client: The server.
+        triton_name: The name it is loaded under.
+        prepared: The version.
+        samples: Its golden samples.
+        timeout_seconds: Deadline of each inference.
+
+    Raises:
+        TritonUnavailableError: The server is not there; that says nothing about the version.
+    """
+    if not samples:
+        return await _smoke(client, triton_name, prepared, timeout_seconds)
+    version = prepared.target.version
+    golden = prepared.manifest.golden
+    tolerances = golden.tolerances if golden else {}
+    limit = int(prepared.config.get("max_batch_size", 0))
+    comparisons: list[OutputComparison] = []
+    spent, requests = 0.0, 0
+    for number, sample in enumerate(samples):
+        parts: list[Tensors] = []
+        for inputs in _chunks(sample.inputs, limit):
+            began = time.monotonic()
+            try:
+                outputs, _ = await client.infer(
+                    triton_name, inputs, version=version, timeout=timeout_seconds, config=prepared.config
+                )
+            except (InferenceError, TritonTimeoutError) as error:
+                message = f"golden sample {number} was not answered: {error}"
+                return Mark.BROKEN, _proof(version, False, spent, requests, number, comparisons, message)
+            spent, requests = spent + time.monotonic() - began, requests + 1
+            parts.append(outputs)
+        comparisons.extend(compare(_joined(parts), sample.outputs, tolerances))
+    joined = worst(tuple(comparisons))
+    wrong = [comparison.reason for comparison in joined if not comparison.agrees]
+    message = f"Triton's answer is not the recorded one: {'; '.join(wrong)}" if wrong else ""
+    proof = _proof(version, not wrong, spent, requests, len(samples), list(joined), message)
+    return (Mark.WRONG if wrong else Mark.PASSED), proof
+
+
+async def _smoke(
+    client: TritonClient, triton_name: str, prepared: Prepared, timeout_seconds: float
+) -> tuple[Mark, Proof]:
+    version = prepared.target.version
+    if not await client.ready(triton_name, version):
+        return Mark.BROKEN, _proof(version, False, 0.0, 0, 0, [], f"Triton says that version {version} is not ready")
+    note = "no golden samples: proved only that it is ready"
+    signature = prepared.manifest.signature
+    if signature is None:
+        return Mark.PASSED, _proof(version, True, 0.0, 0, 0, [], note)
+    began = time.monotonic()
+    try:
+        await client.infer(
+            triton_name, _generated(signature), version=version, timeout=timeout_seconds, config=prepared.config
+        )
+    except TritonTimeoutError as error:
+        return Mark.BROKEN, _proof(version, False, 0.0, 0, 0, [], f"a generated request was not answered: {error}")
+    except InferenceError as error:
+        if _DEAD in error.message:
+            return Mark.BROKEN, _proof(version, False, 0.0, 0, 0, [], f"a generated request failed: {error}")
+        # Zeros need not be a valid input; a model that says so is alive.
+        note += f" (a generated request was refused: {error})"
+    else:
+        note += " and answers a generated request"
+    return Mark.PASSED, _proof(version, True, time.monotonic() - began, 1, 0, [], note)
+
+
+def _proof(
+    version: int,
+    agrees: bool,
+    spent: float,
+    requests: int,
+    samples: int,
+    outputs: list[OutputComparison],
+    message: str,
+) -> Proof:
+    return Proof(
+        version=version,
+        agrees=agrees,
+        at=datetime.now(UTC),
+        latency_seconds=spent / requests if requests else 0.0,
+        samples=samples,
+        outputs=worst(tuple(outputs)),
+        message=message,
+    )
+
+
+def _generated(signature: Signature) -> dict[str, Array]:
+    tensors: dict[str, Array] = {}
+    for spec in signature.inputs:
+        shape = tuple(1 if size == DYNAMIC else size for size in spec.shape)
+        if spec.dtype is DataType.BYTES:
+            tensors[spec.name] = np.full(shape, b"", dtype=object)
+        else:
+            tensors[spec.name] = np.zeros(shape, dtype=spec.dtype.numpy)
+    return tensors
+
+
+def _chunks(inputs: Tensors, limit: int) -> Iterator[Tensors]:
+    """Split a sample that is larger than the deployment's largest batch; rows of a batch do not know of each other."""
+    rows = next(iter(inputs.values())).shape[0] if limit > 0 else 0
+    if rows <= limit:
+        yield inputs
+        return
+    for start in range(0, rows, limit):
+        yield {name: array[start : start + limit] for name, array in inputs.items()}
+
+
+def _joined(parts: list[Tensors]) -> Tensors:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

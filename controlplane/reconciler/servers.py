@@ -1,0 +1,28 @@
+"""A Triton server as the reconciler works with it."""
+
+from dataclasses import dataclass
+
+from controlplane.triton.client import TritonClient
+from controlplane.triton.embedded.server import EmbeddedTriton
+from controlplane.triton.repository import ModelRepository
+
+
+@dataclass(frozen=True, slots=True)
+class ManagedServer:
+    """One server with what belongs to it.
+
+    Attributes:
+        name: Its name.
+        client: Its API.
+        repository: Its model repository, as this process sees it.
+        embedded: The supervisor, where this process started the server.
+        http_url: URL of its HTTP service, for display.
+        metrics_url: URL of its metrics, for display.
+    """
+
+    name: str
+    client: TritonClient
+    repository: ModelRepository
+    embedded: EmbeddedTriton | None = None
+    http_url: str = ""
+    metrics_url: str = ""

@@ -1,0 +1,156 @@
+"""What a deployment's state is called, from what is wanted and what is there. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from controlplane.domain.states import DeploymentStatus, Phase, ServerDeploymentStatus
+from controlplane.reconciler.actions import Action, CleanUp, Load, Prove, Stage, Unload, Wait
+from controlplane.reconciler.planner import kept_beside
+from controlplane.reconciler.record import ModelRecord
+from controlplane.reconciler.types import DesiredModel, Failure, Mark, ObservedModel, bake_until
+
+# Least advanced first. What is still moving comes before what is settled, so that a wait waits for all servers.
+_RANK = (
+    Phase.PENDING,
+    Phase.FETCHING,
+    Phase.STAGING,
+    Phase.LOADING,
+    Phase.PROVING,
+    Phase.UNLOADING,
+    Phase.FAILED,
+    Phase.DEGRADED,
+    Phase.UNLOADED,
+    Phase.READY,
+)
+
+
+@dataclass(frozen=True)
+class Doing:
+    """The action in flight.
+
+    Attributes:
+        action: The action.
+        phase: A stage inside it that it reported; None where it has none.
+    """
+
+    action: Action
+    phase: Phase | None = None
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why nothing can be done on a server at this moment."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class View:
+    """All that a status on one server is made of."""
+
+    server: str
+    desired: DesiredModel
+    observed: ObservedModel
+    record: ModelRecord
+    doing: Doing | None = None
+    trouble: Trouble | None = None
+    note: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def server_status(view: View, now: datetime) -> ServerDeploymentStatus:
+    """Return the status of a deployment on one server."""
+    phase, message = _phase(view, now)
+    desired, observed, record = view.desired, view.observed, view.record
+    wanted = desired.targets[0] if desired.targets else None
+    failure = observed.failures.get(wanted) if wanted else None
+    baking = kept_beside(desired, observed, wanted, now) if wanted and phase is Phase.READY else None
+    proof = record.proof
+    return ServerDeploymentStatus(
+        server=view.server,
+        phase=phase,
+        message=message,
+        serving_version=observed.answering,
+        loaded_versions=tuple(sorted(observed.loaded)),
+        bake_until=bake_until(desired, observed, wanted.version) if wanted and baking is not None else None,
+        proof=proof if proof and wanted and proof.version == wanted.version else None,
+        retry_at=failure.retry_at if failure and failure.retry_at and failure.retry_at > now else None,
+        seconds=view.seconds,
+    )
+
+
+def overall(revision: int, servers: Sequence[ServerDeploymentStatus]) -> DeploymentStatus:
+    """Join the statuses of all servers: the least advanced one stands for the whole."""
+    if not servers:
+        return DeploymentStatus(revision=revision, phase=Phase.PENDING, message="there is no Triton server to run it")
+    least = min(servers, key=lambda status: _RANK.index(status.phase))
+    message = least.message if len(servers) == 1 else f"{least.server}: {least.message}"
+    return DeploymentStatus(revision=revision, phase=least.phase, message=message, servers=tuple(servers))
+
+
+def _phase(view: View, now: datetime) -> tuple[Phase, str]:
+    desired, observed = view.desired, view.observed
+    if view.trouble:
+        return Phase.PENDING, view.trouble.message
+    if not desired.loaded:
+        if observed.loaded or observed.candidate is not None or observed.leaving:
+            return Phase.UNLOADING, "it is being unloaded"
+        return Phase.UNLOADED, "it was undeployed" if desired.deleted else "it is not loaded, as was asked for"
+    wanted = desired.targets[0]
+    answers = observed.answering == wanted.version and observed.digest == wanted.digest
+    if answers and observed.mark(wanted.version) is Mark.PASSED:
+        return Phase.READY, _ready_message(view, now)
+    failure = observed.failures.get(wanted)
+    if failure and failure.blocks(now) and not _mending(view):
+        return _failed(failure, observed, now)
+    if view.doing:
+        return _doing(view.doing)
+    if failure and not failure.blocks(now) and failure.count:
+        return _failed(failure, observed, now)
+    return Phase.PENDING, f"version {wanted.version} is next"
+
+
+def _ready_message(view: View, now: datetime) -> str:
+    wanted = view.desired.targets[0]
+    message = f"version {wanted.version} answers"
+    beside = kept_beside(view.desired, view.observed, wanted, now)
+    if beside is not None:
+        until = bake_until(view.desired, view.observed, wanted.version)
+        message += f"; version {beside} stays loaded until {until:%H:%M:%S} UTC"
+    proof = view.record.proof
+    if proof and proof.version == wanted.version and proof.samples == 0 and proof.message:
+        message += f"; {proof.message}"
+    return f"{message}; {view.note}" if view.note else message
+
+
+def _mending(view: View) -> bool:
+    """Whether the action in flight still decides what answers in place of what failed."""
+    if view.doing is None or view.observed.loaded:
+        return False
+    return isinstance(view.doing.action, (Stage, Load, Prove))
+
+
+def _failed(failure: Failure, observed: ObservedModel, now: datetime) -> tuple[Phase, str]:
+    again = ""
+    if failure.retry_at is not None:
+        wait = (failure.retry_at - now).total_seconds()
+        again = f" (try {failure.count} failed; the next is {f'in {wait:.0f} s' if wait > 0 else 'now'})"
+    answering = observed.answering
+    if answering is not None and not observed.mark(answering).bad:
+        return Phase.DEGRADED, f"version {answering} goes on answering: {failure.message}{again}"
+    return Phase.FAILED, f"{failure.message}{again}"
+
+
+def _doing(doing: Doing) -> tuple[Phase, str]:
+    message = doing.action.because
+    match doing.action:
+        case Stage():
+            return doing.phase or Phase.FETCHING, message
+        case Prove():
+            return Phase.PROVING, message
+        case Load() | Unload() | Wait():
+            return Phase.LOADING, message
+        case CleanUp():
+            return Phase.LOADING, message
+    return Phase.PENDING, message

@@ -1,0 +1,96 @@
+"""Looks at a server: what Triton has loaded, under which configuration, and what lies in its model repository."""
+
+import asyncio
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from controlplane.domain.names import CANDIDATE_SUFFIX, candidate_name
+from controlplane.domain.states import LoadedVersion, ServerState
+from controlplane.errors import ControlPlaneError, NotFoundError
+from controlplane.reconciler.facts import READY, Facts
+from controlplane.reconciler.servers import ManagedServer
+from controlplane.triton.model_config import DIGEST_PARAMETER
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a look at a server showed.
+
+    Attributes:
+        state: Whether the server can be worked with.
+        message: Why it cannot.
+        version: Triton's version.
+        generation: Start count of an embedded server; 0 for others.
+        index: Its repository index.
+        digests: Configuration digest by Triton name of what was watched and is loaded.
+        staged: Versions in the model repository by Triton name.
+        watched: The models whose digests were asked for.
+    """
+
+    state: ServerState
+    message: str = ""
+    version: str = ""
+    generation: int = 0
+    index: tuple[LoadedVersion, ...] = ()
+    digests: dict[str, str | None] = field(default_factory=dict)
+    staged: dict[str, set[int]] = field(default_factory=dict)
+    watched: frozenset[str] = frozenset()
+    by_model: dict[str, list[LoadedVersion]] = field(default_factory=dict)
+
+    def facts(self, model: str) -> Facts | None:
+        """Return what was seen of a model; None where something is loaded that nobody looked at closely."""
+        entries = self.by_model.get(model, [])
+        if model not in self.watched and any(entry.state == READY for entry in entries):
+            return None
+        return Facts.of(model, entries, self.digests, self.staged)
+
+
+async def look(server: ManagedServer, models: Collection[str], known_version: str) -> Sight:
+    """Look at a server once.
+
+    Args:
+        server: Which.
+        models: The models that are deployed; whatever else runs there is listed and left alone.
+        known_version: Triton's version from an earlier look; empty asks for it.
+    """
+    embedded = server.embedded
+    generation = embedded.generation if embedded else 0
+    if embedded and embedded.state is not ServerState.READY:
+        return Sight(embedded.state, embedded.message, known_version, generation)
+    try:
+        version = known_version or await server.client.server_metadata()
+        index = await server.client.index()
+        watched = {name for model in models for name in (model, candidate_name(model))}
+        loaded: dict[str, int] = {}
+        for entry in index:
+            if entry.state == READY and entry.model in watched:
+                loaded[entry.model] = max(entry.version, loaded.get(entry.model, 0))
+        digests = await asyncio.gather(*(_digest(server, name, number) for name, number in loaded.items()))
+        staged = await asyncio.to_thread(server.repository.staged)
+    except (ControlPlaneError, OSError) as error:
+        return Sight(ServerState.UNREACHABLE, str(error), known_version, generation)
+    by_model: dict[str, list[LoadedVersion]] = {}
+    for entry in index:
+        by_model.setdefault(entry.model.removesuffix(CANDIDATE_SUFFIX), []).append(entry)
+    return Sight(
+        ServerState.READY,
+        version=version,
+        generation=generation,
+        index=index,
+        digests=dict(zip(loaded, digests, strict=True)),
+        staged=staged,
+        watched=frozenset(models),
+        by_model=by_model,
+    )
+
+
+async def _digest(server: ManagedServer, name: str, version: int) -> str | None:
+    try:
+        config = await server.client.model_config(name, version)
+    except NotFoundError:
+        return None  # unloaded since
+    value = config.get("parameters", {}).get(DIGEST_PARAMETER, {})
+    return str(value["string_value"]) if "string_value" in value else None
