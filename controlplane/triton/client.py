@@ -47,8 +47,10 @@ _CHANNEL = [
     # One connection of our own, so that closing one client cannot disturb another.
     ("grpc.use_local_subchannel_pool", 1),
 ]
+_ORPHAN_SECONDS = 2.0
 _GONE = frozenset({"UNAVAILABLE", "UNKNOWN", ""})
 _TRACEBACK = re.compile(r"\s*\n+At:\n.*", re.DOTALL)
+_REQUEST_ID = re.compile(r"\[request id: [^\]]*\] ")
 _REFUSAL = re.compile(r"^failed to load '[^']*', |^load failed for model '[^']*': ")
 
 
@@ -192,9 +194,25 @@ class TritonClient:
             await self._call("RepositoryModelUnload", request, f"unload of {name}", self.timeouts.unload_seconds)
         except _TritonSaidNo as error:
             raise TritonError(f"{self.name} refused to unload {name}: {error}", model=name) from error
-        pause = 0.01
-        while left := await self._remains(name):
+        pause, empty_since = 0.01, 0.0
+        while True:
+            states = await self._states(name)
+            processes = await asyncio.to_thread(self._processes, name) if self._processes else ()
+            if not states and not processes:
+                return
+            # After its stub died and an inference failed on it, a model stays UNLOADING for good (Triton 2.51). Its
+            # process is gone and its memory free, and it can be loaded again: that is unloaded enough.
+            if processes or self._processes is None or set(states.values()) != {"UNLOADING"}:
+                empty_since = 0.0
+            elif not empty_since:
+                empty_since = time.monotonic()
+            elif time.monotonic() - empty_since > _ORPHAN_SECONDS:
+                logger.warning("%s on %s stays UNLOADING although its processes are gone; going on", name, self.name)
+                return
             if time.monotonic() > deadline:
+                left = ", ".join(f"version {version} {state}" for version, state in states.items())
+                if processes:
+                    left += f"{', ' if left else ''}processes {list(processes)}"
                 raise TritonTimeoutError(
                     f"{name} is not gone from {self.name} after {self.timeouts.unload_seconds:g} s: {left}", model=name
                 )
@@ -239,7 +257,7 @@ class TritonClient:
         except _TritonSaidNo as error:
             raise InferenceError(
                 f"{self.name} failed an inference on {name}{f':{version}' if version else ''}: "
-                f"{_TRACEBACK.sub('', str(error))}",
+                f"{_TRACEBACK.sub('', _REQUEST_ID.sub('', str(error)))}",
                 model=name,
                 version=version,
             ) from error
@@ -248,13 +266,13 @@ class TritonClient:
     async def _metadata(self) -> Any:
         return await self._call("ServerMetadata", service_pb2.ServerMetadataRequest(), "metadata")
 
-    async def _remains(self, name: str) -> str:
-        """What is left of a model, in words; empty when nothing is."""
-        states = [f"{entry.version} {entry.state}" for entry in await self.index() if _is_left(entry, name)]
-        if states:
-            return "version " + ", ".join(states)
-        processes = await asyncio.to_thread(self._processes, name) if self._processes else ()
-        return f"processes {list(processes)}" if processes else ""
+    async def _states(self, name: str) -> dict[int, str]:
+        """States of a model's versions that are not gone."""
+        return {
+            entry.version: entry.state
+            for entry in await self.index()
+            if entry.model == name and entry.state not in _GONE
+        }
 
     def _refused(self, name: str, raw: str) -> LoadRefusedError:
         reason = _TRACEBACK.sub("", _REFUSAL.sub("", raw)).strip()
@@ -302,10 +320,6 @@ class TritonClient:
 
 class _TritonSaidNo(Exception):  # noqa: N818 - never leaves this module
     """Triton refused a call; each method says what that means."""
-
-
-def _is_left(entry: LoadedVersion, name: str) -> bool:
-    return entry.model == name and entry.state not in _GONE
 
 
 def _is_about_model(reason: str) -> bool:

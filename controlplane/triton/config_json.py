@@ -102,15 +102,15 @@ def canonical(overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _canonical(descriptor: Descriptor, value: Any, path: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidConfigError(f"{path} must be an object, not {json.dumps(value)[:80]}", field=path)
-    names = {field.name: field for field in descriptor.fields}
-    names |= {field.json_name: field for field in descriptor.fields}
+    fields = {field.name: field for field in descriptor.fields}
+    names = fields | {field.json_name: field for field in descriptor.fields}
     document: dict[str, Any] = {}
     for key, item in value.items():
         field = names.get(key)
         here = f"{path}.{key}"
         if field is None:
             raise InvalidConfigError(
-                f"{here} is no field of Triton's {descriptor.name}; it has {', '.join(f.name for f in descriptor.fields)}",
+                f"{here} is no field of Triton's {descriptor.name}; its fields: {', '.join(sorted(fields))}",
                 field=here,
             )
         if field.name in document:

@@ -1,4 +1,4 @@
-"""Runs one Triton server and takes it down, with all its stub processes, when the parent is gone or says so.
+r"""Runs one Triton server and takes it down, with all its stub processes, when the parent is gone or says so.
 
 A program of its own, run as ``python -I launcher.py STOP_SECONDS SHM_PREFIX COMMAND…``. It holds one end of a pipe as
 its stdin. The kernel closes the other end when the parent dies, whatever killed it, so no parent can leave a server

@@ -5,12 +5,18 @@ It runs inside Triton's stub processes, beside each backend's `model.py`, and im
 
 import json
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 SCALARS_PARAMETER = "tcp_scalars"
+
+Array = npt.NDArray[Any]
+Run = Callable[[Mapping[str, Any], Sequence[str]], Mapping[str, Any]]
 
 
 class Model:
@@ -20,7 +26,7 @@ class Model:
         args: The dictionary that `initialize` gets.
     """
 
-    def __init__(self, args):
+    def __init__(self, args: Mapping[str, str]) -> None:
         config = json.loads(args["model_config"])
         self.name = args["model_name"]
         self.config = config
@@ -38,13 +44,13 @@ class Model:
         if not self.path.is_file():
             raise ValueError(f"{self.path.name} is missing in version {args['model_version']} of {self.name}")
 
-    def threads(self, what):
+    def threads(self, what: str) -> int:
         """Threads for one operator (``intra``) or between operators (``inter``).
 
         The names are those of Triton's own backends; the default shares the machine's cores between the instances.
         """
         for key in (f"{what}_op_thread_count", f"{what}_op_num_threads"):
-            text = self.parameters.get(key)
+            text = str(self.parameters.get(key, ""))
             if text:
                 if not text.isdigit():
                     raise ValueError(f"parameter {key} must be a number of threads, not {text!r}")
@@ -57,7 +63,7 @@ class Model:
         return max(1, len(os.sched_getaffinity(0)) // max(1, instances))
 
 
-def serve(requests, model, run):
+def serve(requests: Sequence[Any], model: Model, run: Run) -> list[Any]:
     """Answer requests, several in one run where they fit together.
 
     Args:
@@ -69,13 +75,13 @@ def serve(requests, model, run):
         One response per request, in their order. A request that fails gets an error and harms no other.
     """
     read = [_read(request, model) for request in requests]
-    responses = [None] * len(requests)
+    responses: list[Any] = [None] * len(requests)
     for members in _groups(requests, read, model):
         if len(members) > 1:
             try:
                 _run_together(members, requests, read, model, run, responses)
                 continue
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever the model raises
                 # One of them is bad; alone, the others are answered.
                 pb_utils.Logger.log_verbose(f"{model.name}: a batch failed ({error}), going one by one")
         for index in members:
@@ -83,7 +89,7 @@ def serve(requests, model, run):
     return responses
 
 
-def _read(request, model):
+def _read(request: Any, model: Model) -> dict[str, Any]:
     arrays = {}
     for tensor in request.inputs():
         if model.inputs[tensor.name()]["data_type"] == "TYPE_BF16":
@@ -93,11 +99,11 @@ def _read(request, model):
     return arrays
 
 
-def _groups(requests, read, model):
+def _groups(requests: Sequence[Any], read: Sequence[Mapping[str, Any]], model: Model) -> list[list[int]]:
     """Indices of the requests that can share a run: same inputs, same shape of a row, same outputs."""
     if model.max_batch_size < 2 or len(requests) < 2:
         return [[index] for index in range(len(requests))]
-    groups = {}
+    groups: dict[Any, list[int]] = {}
     for index, arrays in enumerate(read):
         if not all(isinstance(array, np.ndarray) and array.ndim for array in arrays.values()):
             groups[index] = [index]
@@ -112,7 +118,14 @@ def _groups(requests, read, model):
     return list(groups.values())
 
 
-def _run_together(members, requests, read, model, run, responses):
+def _run_together(
+    members: Sequence[int],
+    requests: Sequence[Any],
+    read: Sequence[Mapping[str, Array]],
+    model: Model,
+    run: Run,
+    responses: list[Any],
+) -> None:
     sizes = [next(iter(read[index].values())).shape[0] for index in members]
     joined = {name: np.concatenate([read[index][name] for index in members]) for name in read[members[0]]}
     wanted = requests[members[0]].requested_output_names()
@@ -122,21 +135,21 @@ def _run_together(members, requests, read, model, run, responses):
         if results[name].shape[:1] != (total,):
             raise ValueError(f"output {name!r} has shape {results[name].shape}, not {total} rows")
     start = 0
-    for index, size in zip(members, sizes):
+    for index, size in zip(members, sizes, strict=True):
         rows = {name: results[name][start : start + size] for name in wanted}
         responses[index] = _response(rows, wanted, model)
         start += size
 
 
-def _run_alone(request, arrays, model, run):
+def _run_alone(request: Any, arrays: Mapping[str, Any], model: Model, run: Run) -> Any:
     wanted = request.requested_output_names()
     try:
         return _response(run(arrays, wanted), wanted, model)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever the model raises is this request's answer
         return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(f"{model.name}: {error}"))
 
 
-def _response(results, wanted, model):
+def _response(results: Mapping[str, Any], wanted: Sequence[str], model: Model) -> Any:
     tensors = []
     for name in wanted:
         value = results[name]
@@ -154,7 +167,7 @@ def _response(results, wanted, model):
     return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
-def to_bytes(array):
+def to_bytes(array: Array) -> Array:
     """An array of strings as Triton wants it: objects that are bytes."""
     encoded = [item if isinstance(item, bytes) else str(item).encode() for item in array.reshape(-1)]
     strings = np.empty(len(encoded), dtype=object)
@@ -162,7 +175,7 @@ def to_bytes(array):
     return strings.reshape(array.shape)
 
 
-def to_text(array):
+def to_text(array: Array) -> Array:
     """An array of bytes as text.
 
     Raises:

@@ -5,13 +5,15 @@ matter here (`intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`,
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import onnxruntime
 import triton_python_backend_utils as pb_utils
-from backend_requests import Model, serve, to_text
+from backend_requests import Model, serve, to_text  # type: ignore[import-not-found]
 
 _TYPES = {
     "tensor(bool)": "TYPE_BOOL",
@@ -33,37 +35,37 @@ _TYPES = {
 class TritonPythonModel:
     """One instance: one process with one session."""
 
-    def initialize(self, args):
+    def initialize(self, args: Mapping[str, str]) -> None:
         """Open the file and compare it with the configuration. What is raised here is what the load's caller reads."""
         self._model = Model(args)
         try:
             self._session = onnxruntime.InferenceSession(
                 str(self._model.path), _options(self._model), providers=_providers(self._model)
             )
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - ORT's own are not exported
             raise ValueError(f"ONNX Runtime cannot open {self._model.path.name}: {error}") from None
         self._inputs = {tensor.name: tensor for tensor in self._session.get_inputs()}
         _check("input", self._model.inputs, self._inputs)
         _check("output", self._model.outputs, {tensor.name: tensor for tensor in self._session.get_outputs()})
 
-    def execute(self, requests):
+    def execute(self, requests: Sequence[Any]) -> Any:
         """Answer requests."""
         return serve(requests, self._model, self._run)
 
-    def finalize(self):
+    def finalize(self) -> None:
         """Let the session's memory go."""
-        self._session = None
+        del self._session
 
-    def _run(self, arrays, wanted):
+    def _run(self, arrays: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
         feed = {}
         for name, array in arrays.items():
             if name in self._model.scalars and array.size == 1:
                 array = array.reshape(())
             feed[name] = to_text(array) if array.dtype.kind == "O" else array
-        return dict(zip(wanted, self._session.run(list(wanted), feed)))
+        return dict(zip(wanted, self._session.run(list(wanted), feed), strict=True))
 
 
-def _options(model):
+def _options(model: Any) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = model.threads("intra")
     options.inter_op_num_threads = model.threads("inter")
@@ -75,7 +77,7 @@ def _options(model):
     return options
 
 
-def _providers(model):
+def _providers(model: Any) -> list[Any]:
     if not model.on_gpu:
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
@@ -84,7 +86,7 @@ def _providers(model):
     return [("CUDAExecutionProvider", {"device_id": model.device_id}), "CPUExecutionProvider"]
 
 
-def _check(side, configured, actual):
+def _check(side: str, configured: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
     """Fail the load, with the names, where configuration and file disagree."""
     for name, tensor in configured.items():
         if name not in actual:

@@ -7,14 +7,16 @@ named ``<name>__<position>``, or all named as forward's arguments, or else in th
 
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
-from backend_requests import Model, serve, to_text
+from backend_requests import Model, serve, to_text  # type: ignore[import-not-found]
 
 _POSITION = re.compile(r".*__(\d+)")
 
@@ -22,7 +24,7 @@ _POSITION = re.compile(r".*__(\d+)")
 class TritonPythonModel:
     """One instance: one process with one module."""
 
-    def initialize(self, args):
+    def initialize(self, args: Mapping[str, str]) -> None:
         """Open the file. What is raised here is what the load's caller reads."""
         self._model = Model(args)
         torch.set_num_threads(self._model.threads("intra"))
@@ -34,58 +36,61 @@ class TritonPythonModel:
             else:
                 pb_utils.Logger.log_warn(f"{self._model.name}: this torch has no CUDA; running on the CPU")
         try:
-            self._module = torch.jit.load(str(self._model.path), map_location=self._device).eval()
-        except Exception as error:
+            load: Any = torch.jit.load
+            self._module: Any = load(str(self._model.path), map_location=self._device).eval()
+        except Exception as error:  # noqa: BLE001 - RuntimeError, but also what a broken zip raises
             raise ValueError(f"TorchScript cannot open {self._model.path.name}: {_first_line(error)}") from None
         self._arguments = list(self._module.forward.schema.arguments)[1:]
         self._order = self._input_order()
         self._positions = {name: _position(name) for name in self._model.outputs}
 
-    def execute(self, requests):
+    def execute(self, requests: Sequence[Any]) -> Any:
         """Answer requests."""
         return serve(requests, self._model, self._run)
 
-    def finalize(self):
+    def finalize(self) -> None:
         """Let the module's memory go."""
-        self._module = None
+        del self._module
 
-    def _input_order(self):
+    def _input_order(self) -> list[str | None]:
         """Input names by argument position."""
         names = list(self._model.inputs)
         positions = {name: _position(name) for name in names}
         arguments = [argument.name for argument in self._arguments]
         if None not in positions.values():
-            order = sorted(names, key=lambda name: positions[name])
+            order: list[str | None] = sorted(names, key=lambda name: positions[name] or 0)
         elif set(names) <= set(arguments):
             return [name if name in names else None for name in arguments]
         else:
-            order = names
+            order = list(names)
         if len(order) > len(arguments):
             raise ValueError(
-                f"the configuration has {len(order)} inputs ({', '.join(order)}), forward takes {len(arguments)} "
+                f"the configuration has {len(order)} inputs ({', '.join(names)}), forward takes {len(arguments)} "
                 f"({', '.join(arguments)})"
             )
         return order
 
-    def _run(self, arrays, wanted):
-        arguments, named = [], {}
-        for name, argument in zip(self._order, self._arguments):
+    def _run(self, arrays: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
+        arguments: list[Any] = []
+        named: dict[str, Any] = {}
+        # forward may have more arguments than the model has inputs; those take their defaults.
+        for position, (name, argument) in enumerate(zip(self._order, self._arguments, strict=False)):
             if name is None or name not in arrays:
                 continue
             value = self._argument(name, arrays[name], argument)
             # After an argument that was left out, the rest can only go by name.
-            if len(arguments) == self._arguments.index(argument):
+            if len(arguments) == position:
                 arguments.append(value)
             else:
                 named[argument.name] = value
         with torch.inference_mode():
             try:
                 result = self._module(*arguments, **named)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever the model raises
                 raise ValueError(_last_line(error)) from None
         return self._outputs(result, wanted)
 
-    def _argument(self, name, array, argument):
+    def _argument(self, name: str, array: Any, argument: Any) -> Any:
         kind = str(argument.type)
         if isinstance(array, np.ndarray) and array.dtype.kind == "O":
             texts = to_text(array).reshape(-1).tolist()
@@ -101,9 +106,9 @@ class TritonPythonModel:
             return tensor.item()
         return tensor.to(self._device)
 
-    def _outputs(self, result, wanted):
+    def _outputs(self, result: Any, wanted: Sequence[str]) -> dict[str, Any]:
         if isinstance(result, dict):
-            return {name: _to_array(result[name], name) for name in wanted}
+            return {name: _to_array(result[name]) for name in wanted}
         if isinstance(result, torch.Tensor) or (isinstance(result, list) and result and isinstance(result[0], str)):
             result = (result,)
         outputs = {}
@@ -113,11 +118,11 @@ class TritonPythonModel:
                 position = list(self._model.outputs).index(name)
             if position >= len(result):
                 raise ValueError(f"output {name!r}: the model returns {len(result)} values")
-            outputs[name] = _to_array(result[position], name)
+            outputs[name] = _to_array(result[position])
         return outputs
 
 
-def _to_array(value, name):
+def _to_array(value: Any) -> Any:
     if isinstance(value, (list, str)):
         return np.array([value] if isinstance(value, str) else value, dtype=object)
     if not isinstance(value, torch.Tensor):
@@ -128,16 +133,16 @@ def _to_array(value, name):
     return value.numpy()
 
 
-def _position(name):
+def _position(name: str) -> int | None:
     match = _POSITION.fullmatch(name)
     return int(match[1]) if match else None
 
 
-def _first_line(error):
+def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _last_line(error):
+def _last_line(error: Exception) -> str:
     """TorchScript's errors are a traceback of the script; the cause is its last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

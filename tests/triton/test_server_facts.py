@@ -1,0 +1,249 @@
+"""What we rely on in Triton, each as a test on the real server. docs/triton.md lists them."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from controlplane.domain.deployment import DeploymentSettings
+from controlplane.domain.manifest import Format
+from controlplane.errors import InferenceError, LoadRefusedError, TritonTimeoutError
+from controlplane.triton.model_config import build_config
+from tests.support.triton_models import model_files, scale
+from tests.support.triton_serving import Serving
+
+pytestmark = pytest.mark.triton
+ONE = {"x": np.ones((1, 3), np.float32)}
+
+
+async def answering(serving: Serving, name: str) -> tuple[float, int]:
+    """The factor and the version that answer who names no version."""
+    outputs, version = await serving.client.infer(name, ONE)
+    return float(outputs["y"][0, 0]), version
+
+
+async def states(serving: Serving, name: str) -> dict[int, str]:
+    return {entry.version: entry.state for entry in await serving.client.index() if entry.model == name}
+
+
+@pytest.fixture
+async def two(serving: Serving, tmp_path: Path) -> str:
+    """A model with the versions 1 (x 2) and 2 (x 3) staged, none loaded."""
+    name = serving.name()
+    for version in (1, 2):
+        serving.stage(name, version, scale(tmp_path / f"{version}.onnx", 1.0 + version))
+    return name
+
+
+async def test_the_highest_loaded_version_answers_at_once(serving: Serving, two: str, tmp_path: Path) -> None:
+    model = scale(tmp_path / "m.onnx", 1.0)
+    await serving.load(two, model, [1])
+    assert await answering(serving, two) == (2.0, 1)
+    await serving.load(two, model, [1, 2])
+    assert await answering(serving, two) == (3.0, 2)
+    await serving.load(two, model, [1])
+    assert await answering(serving, two) == (2.0, 1)
+
+
+async def test_a_policy_change_does_not_reload_what_stays(serving: Serving, two: str, tmp_path: Path) -> None:
+    model = scale(tmp_path / "m.onnx", 1.0)
+    await serving.load(two, model, [1])
+    before = serving.server.processes_of(two, 1)
+    await serving.load(two, model, [1, 2])
+    assert serving.server.processes_of(two, 1) == before
+    await serving.load(two, model, [1])
+    assert serving.server.processes_of(two, 1) == before
+
+
+async def test_staging_and_writing_the_config_reloads_nothing_that_stays(
+    serving: Serving, two: str, tmp_path: Path
+) -> None:
+    """`config.pbtxt` may be written after a load with an override, and versions may come, without a reload."""
+    model = scale(tmp_path / "m.onnx", 1.0)
+    await serving.load(two, model, [1])
+    before = serving.server.processes_of(two, 1)
+    both = build_config(two, model.manifest, DeploymentSettings(), [1, 2])
+    assert serving.repository.write_config(two, both)
+    serving.stage(two, 3, scale(tmp_path / "3.onnx", 4.0))
+    await serving.client.load(two, both)
+    assert serving.server.processes_of(two, 1) == before
+    assert await answering(serving, two) == (3.0, 2)
+    # And a changed file with an unchanged policy.
+    assert serving.repository.write_config(two, build_config(two, model.manifest, DeploymentSettings(), [1]))
+    await serving.client.load(two, both)
+    assert serving.server.processes_of(two, 1) == before
+
+
+async def test_leftovers_do_not_disturb(serving: Serving, two: str, tmp_path: Path) -> None:
+    (serving.repository.root / two / ".incomplete-9-abc").mkdir()
+    (serving.repository.root / ".incomplete-gone").mkdir()
+    await serving.load(two, scale(tmp_path / "m.onnx", 1.0), [1])
+    assert await states(serving, two) == {1: "READY"}
+    assert not [entry for entry in await serving.client.index() if "incomplete" in entry.model]
+    (serving.repository.root / ".incomplete-gone").rmdir()
+
+
+async def test_other_settings_reload_and_the_new_is_up_before_the_old_goes(
+    serving: Serving, two: str, tmp_path: Path
+) -> None:
+    model = scale(tmp_path / "m.onnx", 1.0)
+    await serving.load(two, model, [1])
+    before = serving.server.processes_of(two, 1)
+    await serving.load(two, model, [1], DeploymentSettings(parameters={"intra_op_thread_count": "1"}))
+    assert set(serving.server.processes_of(two, 1)) - set(before)
+
+
+async def test_the_same_config_again_is_no_reload(serving: Serving, two: str, tmp_path: Path) -> None:
+    """A 200 may be a no-op, here a welcome one."""
+    model = scale(tmp_path / "m.onnx", 1.0)
+    await serving.load(two, model, [1])
+    before = serving.server.processes_of(two)
+    await serving.load(two, model, [1])
+    assert serving.server.processes_of(two) == before
+
+
+async def test_other_bytes_with_the_same_times_are_not_loaded(serving: Serving, two: str, tmp_path: Path) -> None:
+    """The trap that is why a version folder is never changed: Triton answers 200 and keeps the old weights."""
+    model = scale(tmp_path / "m.onnx", 1.0)
+    await serving.load(two, model, [1])
+    target = serving.repository.root / two / "1" / "model.onnx"
+    file, folder = target.stat(), target.parent.stat()
+    other = scale(tmp_path / "other.onnx", 50.0).files["model.onnx"]
+    os.utime(other, ns=(file.st_atime_ns, file.st_mtime_ns))
+    target.unlink()
+    os.link(other, target)
+    os.utime(target.parent, ns=(folder.st_atime_ns, folder.st_mtime_ns))
+    await serving.load(two, model, [1])
+    assert await answering(serving, two) == (2.0, 1)
+
+
+async def test_one_broken_version_fails_the_whole_load_and_what_served_goes_on(
+    serving: Serving, two: str, tmp_path: Path
+) -> None:
+    model = scale(tmp_path / "m.onnx", 1.0)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    serving.stage(two, 3, model_files(broken, Format.ONNX, model.manifest.signature))
+    await serving.load(two, model, [1])
+    with pytest.raises(LoadRefusedError, match="ONNX Runtime cannot open"):
+        await serving.load(two, model, [1, 2, 3])
+    assert await answering(serving, two) == (2.0, 1)
+    assert (await states(serving, two))[1] == "READY"
+    # The good newcomer went down with the broken one.
+    assert serving.server.processes_of(two, 2) == [] or (await states(serving, two)).get(2) != "READY"
+
+
+async def test_a_version_that_is_not_on_disk_is_refused(serving: Serving, two: str, tmp_path: Path) -> None:
+    model = scale(tmp_path / "m.onnx", 1.0)
+    await serving.load(two, model, [1])
+    with pytest.raises(LoadRefusedError):
+        await serving.load(two, model, [8])
+    assert await answering(serving, two) == (2.0, 1)
+
+
+async def test_what_triton_finds_wrong_in_a_config_is_told(serving: Serving, two: str, tmp_path: Path) -> None:
+    config = build_config(two, scale(tmp_path / "m.onnx", 1.0).manifest, DeploymentSettings(), [1])
+    config["backend"] = "no-such-backend"
+    with pytest.raises(LoadRefusedError, match="no-such-backend"):
+        await serving.client.load(two, config)
+    config["backend"] = "onnxruntime"
+    config["dynamic_batching"] = {"preferred_batch_size": [99]}
+    with pytest.raises(LoadRefusedError, match="preferred"):
+        await serving.client.load(two, config)
+
+
+async def test_a_client_in_a_tight_loop_loses_no_request_while_versions_switch(
+    serving: Serving, two: str, tmp_path: Path
+) -> None:
+    model = scale(tmp_path / "m.onnx", 1.0)
+    await serving.load(two, model, [1])
+    config = await serving.client.model_config(two)
+    stop = asyncio.Event()
+    seen: list[tuple[float, int]] = []
+
+    async def loop() -> None:
+        while not stop.is_set():
+            outputs, version = await serving.client.infer(two, ONE, config=config)
+            seen.append((float(outputs["y"][0, 0]), version))
+
+    loops = [asyncio.create_task(loop()) for _ in range(2)]
+    for versions in ([1, 2], [1], [1, 2], [2], [1, 2], [1]):
+        await serving.load(two, model, versions)
+        before = len(seen)
+        while len(seen) < before + 20 and not any(task.done() for task in loops):
+            await asyncio.sleep(0.005)
+    stop.set()
+    await asyncio.gather(*loops)
+    assert set(seen) == {(2.0, 1), (3.0, 2)}
+
+
+async def test_a_dead_stub_leaves_the_model_ready_and_only_an_inference_tells(
+    serving: Serving, two: str, tmp_path: Path
+) -> None:
+    model = scale(tmp_path / "m.onnx", 1.0)
+    await serving.load(two, model, [1])
+    os.kill(serving.server.processes_of(two)[0], signal.SIGKILL)
+    with pytest.raises(InferenceError, match="not healthy"):
+        await serving.client.infer(two, ONE)
+    assert await states(serving, two) == {1: "READY"}
+    assert await serving.client.ready(two)
+    # A load with the same configuration is a no-op and mends nothing.
+    await serving.load(two, model, [1])
+    with pytest.raises(InferenceError, match="not healthy"):
+        await serving.client.infer(two, ONE)
+    # Triton never gets it out of UNLOADING; its process is gone, so we go on.
+    await serving.client.unload(two)
+    assert await states(serving, two) == {1: "UNLOADING"}
+    await serving.load(two, model, [1])
+    assert await answering(serving, two) == (2.0, 1)
+
+
+async def test_a_load_that_never_ends_ends_by_its_deadline(serving: Serving, tmp_path: Path) -> None:
+    """The stub is stopped while it starts, so that the load waits for it; other models go on."""
+    model = scale(tmp_path / "m.onnx", 1.0)
+    name, other = serving.name("stuck"), serving.name("other")
+    serving.stage(name, 1, model)
+    serving.stage(other, 1, model)
+    impatient = serving.client.__class__(
+        "test", serving.client.grpc_url, timeouts=type(serving.client.timeouts)(load_seconds=1.0)
+    )
+    load = asyncio.create_task(impatient.load(name, build_config(name, model.manifest, DeploymentSettings(), [1])))
+    deadline = time.monotonic() + 10
+    while not (stubs := serving.server.processes_of(name)) and time.monotonic() < deadline:
+        await asyncio.sleep(0)
+    os.kill(stubs[0], signal.SIGSTOP)
+    try:
+        with pytest.raises(TritonTimeoutError, match=f"load of {name}"):
+            await load
+        await serving.load(other, model)
+        assert (await answering(serving, other))[1] == 1
+    finally:
+        os.kill(stubs[0], signal.SIGCONT)
+        await impatient.close()
+    # What was not cancelled is done later.
+    while (await states(serving, name)).get(1) != "READY" and time.monotonic() < deadline + 20:
+        await asyncio.sleep(0.05)
+    assert (await states(serving, name))[1] == "READY"
+
+
+async def test_unloading_what_is_not_loaded_succeeds(serving: Serving, two: str) -> None:
+    await serving.client.unload(two)
+    await serving.client.unload("never-heard-of")
+
+
+async def test_a_folder_with_a_leading_zero_is_no_version(serving: Serving, two: str, tmp_path: Path) -> None:
+    model = scale(tmp_path / "m.onnx", 1.0)
+    (serving.repository.root / two / "03").mkdir()
+    with contextlib.suppress(LoadRefusedError):
+        await serving.load(two, model, [1, 3])
+    assert 3 not in await states(serving, two)
+    assert serving.repository.staged()[two] == {1, 2}
+
+
+async def test_a_model_on_disk_that_was_never_loaded_is_not_listed(serving: Serving, two: str) -> None:
+    assert await states(serving, two) == {}

@@ -1,0 +1,338 @@
+"""What the embedded backends serve, on a real server: types, shapes, batches, and the reasons of refusals."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import silero_vad
+import torch
+from onnx import TensorProto, helper
+
+from controlplane.domain.deployment import DeploymentSettings, DynamicBatching, InstanceKind
+from controlplane.domain.manifest import Format
+from controlplane.domain.samples import Sample
+from controlplane.domain.signature import Signature
+from controlplane.errors import InferenceError, LoadRefusedError
+from tests.support.triton_models import load_torchscript, model_files, onnx_model, scale, spec, torchscript
+from tests.support.triton_serving import Serving
+
+pytestmark = pytest.mark.triton
+SILERO = Path(silero_vad.__file__).parent / "data"
+
+
+def rows(count: int, width: int = 3) -> np.ndarray:
+    return np.arange(count * width, dtype=np.float32).reshape(count, width)
+
+
+async def test_onnx_loads_infers_and_unloads_with_its_processes(serving: Serving, tmp_path: Path) -> None:
+    name = await serving.serve(scale(tmp_path / "m.onnx", 2.0), DeploymentSettings(instance_count=2))
+    assert len(serving.server.processes_of(name)) == 2
+    assert serving.server.processes_of(name, 1) == serving.server.processes_of(name)
+    assert serving.server.processes_of(name, 2) == []
+    outputs, version = await serving.client.infer(name, {"x": rows(2)})
+    np.testing.assert_array_equal(outputs["y"], rows(2) * 2)
+    assert version == 1
+    assert await serving.client.ready(name, 1)
+    await serving.client.unload(name)
+    assert serving.server.processes_of(name) == []
+    assert not await serving.client.ready(name)
+    with pytest.raises(InferenceError, match="not loaded"):
+        await serving.client.infer(name, {"x": rows(1)})
+
+
+class Affine(torch.nn.Module):
+    def forward(self, left: torch.Tensor, right: torch.Tensor, gain: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        return (left - right) * gain, left.sum(dim=1)
+
+
+@pytest.mark.parametrize("names", [("left", "right"), ("a__0", "b__1"), ("first", "second")])
+async def test_torchscript_takes_inputs_by_argument_name_by_position_or_in_order(
+    serving: Serving, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    signature = Signature(
+        inputs=tuple(spec(name, "FP32", -1, 3) for name in names),
+        outputs=(spec("OUTPUT__0", "FP32", -1, 3), spec("OUTPUT__1", "FP32", -1)),
+        batched=True,
+    )
+    name = await serving.serve(torchscript(tmp_path / "m.pt", Affine(), signature))
+    outputs, _ = await serving.client.infer(name, {names[1]: np.ones((2, 3), np.float32), names[0]: rows(2)})
+    np.testing.assert_array_equal(outputs["OUTPUT__0"], rows(2) - 1)
+    # One element per row: (N,) for the model and for us, (N, 1) on the wire.
+    np.testing.assert_array_equal(outputs["OUTPUT__1"], rows(2).sum(axis=1))
+
+
+async def test_only_the_outputs_asked_for_are_sent(serving: Serving, tmp_path: Path) -> None:
+    signature = Signature(
+        inputs=(spec("left", "FP32", -1, 3), spec("right", "FP32", -1, 3)),
+        outputs=(spec("OUTPUT__0", "FP32", -1, 3), spec("OUTPUT__1", "FP32", -1)),
+        batched=True,
+    )
+    name = await serving.serve(torchscript(tmp_path / "m.pt", Affine(), signature))
+    outputs, _ = await serving.client.infer(name, {"left": rows(1), "right": rows(1)}, outputs=["OUTPUT__1"])
+    assert list(outputs) == ["OUTPUT__1"]
+
+
+async def test_strings_go_in_and_out(serving: Serving, tmp_path: Path) -> None:
+    model = onnx_model(
+        tmp_path / "m.onnx",
+        [helper.make_node("Identity", ["text"], ["echo"])],
+        [spec("text", "BYTES", -1, 2)],
+        [spec("echo", "BYTES", -1, 2)],
+        batched=True,
+    )
+    name = await serving.serve(model)
+    sent = np.array([["grün", ""], ["x" * 100_000, "\x00tail\x00"]], dtype=object)
+    outputs, _ = await serving.client.infer(name, {"text": sent})
+    assert [item.decode() for item in outputs["echo"].reshape(-1)] == list(sent.reshape(-1))
+    with pytest.raises(InferenceError, match="utf-8"):
+        await serving.client.infer(name, {"text": np.array([[b"\xff", b""]], dtype=object)})
+
+
+async def test_torchscript_strings_are_a_list(serving: Serving, tmp_path: Path) -> None:
+    class Shout(torch.nn.Module):
+        def forward(self, words: list[str]) -> list[str]:
+            return [word.upper() for word in words]
+
+    signature = Signature(inputs=(spec("words", "BYTES", -1),), outputs=(spec("OUT__0", "BYTES", -1),))
+    name = await serving.serve(torchscript(tmp_path / "m.pt", Shout(), signature))
+    outputs, _ = await serving.client.infer(name, {"words": np.array(["a", "b"], dtype=object)})
+    assert list(outputs["OUT__0"]) == [b"A", b"B"]
+
+
+async def test_scalars_in_and_out_have_rank_zero_for_the_model_and_for_us(serving: Serving, tmp_path: Path) -> None:
+    model = onnx_model(
+        tmp_path / "m.onnx",
+        [helper.make_node("Mul", ["x", "by"], ["y"]), helper.make_node("Identity", ["by"], ["same"])],
+        [spec("x", "INT64", -1), spec("by", "INT64")],
+        [spec("y", "INT64", -1), spec("same", "INT64")],
+    )
+    name = await serving.serve(model)
+    outputs, _ = await serving.client.infer(name, {"x": np.array([1, 2]), "by": np.array(3)})
+    assert outputs["y"].tolist() == [3, 6]
+    assert outputs["same"].shape == ()
+    assert outputs["same"] == 3
+
+
+async def test_a_label_per_row_is_one_dimensional(serving: Serving, tmp_path: Path) -> None:
+    model = onnx_model(
+        tmp_path / "m.onnx",
+        [
+            helper.make_node("ArgMax", ["x"], ["label"], axis=1, keepdims=0),
+            helper.make_node("Neg", ["bias"], ["minus"]),
+        ],
+        [spec("x", "FP32", -1, 3), spec("bias", "FP32", -1)],
+        [spec("label", "INT64", -1), spec("minus", "FP32", -1)],
+        batched=True,
+    )
+    name = await serving.serve(model)
+    outputs, _ = await serving.client.infer(name, {"x": rows(4), "bias": np.ones(4, np.float32)})
+    assert outputs["label"].tolist() == [2, 2, 2, 2]
+    assert outputs["minus"].tolist() == [-1, -1, -1, -1]
+
+
+@pytest.mark.parametrize("dtype", ["BOOL", "UINT8", "INT32", "INT64", "FP16", "FP64"])
+async def test_every_type_keeps_its_values(serving: Serving, tmp_path: Path, dtype: str) -> None:
+    model = onnx_model(
+        tmp_path / "m.onnx",
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [spec("x", dtype, -1, 2)],
+        [spec("y", dtype, -1, 2)],
+        batched=True,
+    )
+    name = await serving.serve(model)
+    sent = np.array([[0, 1], [1, 0]]).astype(model.manifest.signature.inputs[0].dtype.numpy)  # type: ignore[union-attr]
+    outputs, _ = await serving.client.infer(name, {"x": sent})
+    np.testing.assert_array_equal(outputs["y"], sent)
+    assert outputs["y"].dtype == sent.dtype
+
+
+async def test_bfloat16_through_torchscript(serving: Serving, tmp_path: Path) -> None:
+    class Double(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    signature = Signature(inputs=(spec("x", "BF16", -1, 2),), outputs=(spec("OUT__0", "BF16", -1, 2),), batched=True)
+    name = await serving.serve(torchscript(tmp_path / "m.pt", Double(), signature))
+    outputs, _ = await serving.client.infer(name, {"x": np.array([[1.5, -2.0]], np.float32)})
+    assert outputs["OUT__0"].tolist() == [[3.0, -4.0]]
+
+
+async def test_tensors_larger_than_grpcs_own_limit(serving: Serving, tmp_path: Path) -> None:
+    name = await serving.serve(scale(tmp_path / "m.onnx", 2.0, width=3_000_000))
+    sent = np.ones((1, 3_000_000), np.float32)
+    outputs, _ = await serving.client.infer(name, {"x": sent})
+    assert float(outputs["y"].sum()) == 6_000_000.0
+
+
+async def test_concurrent_requests_are_batched_and_get_their_own_answers(serving: Serving, tmp_path: Path) -> None:
+    settings = DeploymentSettings(
+        max_batch_size=16, dynamic_batching=DynamicBatching(max_queue_delay_microseconds=20_000)
+    )
+    name = await serving.serve(scale(tmp_path / "m.onnx", 3.0), settings)
+    inputs = [rows(1 + number % 3) + 100 * number for number in range(24)]
+    answers = await asyncio.gather(*(serving.client.infer(name, {"x": array}) for array in inputs))
+    for array, (outputs, _) in zip(inputs, answers, strict=True):
+        np.testing.assert_array_equal(outputs["y"], array * 3)
+
+
+async def test_one_bad_request_in_a_batch_harms_no_other(serving: Serving, tmp_path: Path) -> None:
+    """Index 9 is out of range for the model: that request fails, those batched with it do not."""
+    table = helper.make_tensor("table", TensorProto.FLOAT, [3], [10.0, 20.0, 30.0])
+    model = onnx_model(
+        tmp_path / "m.onnx",
+        [helper.make_node("Gather", ["table", "index"], ["value"])],
+        [spec("index", "INT64", -1, 1)],
+        [spec("value", "FP32", -1, 1)],
+        batched=True,
+        initializers=[table],
+    )
+    settings = DeploymentSettings(dynamic_batching=DynamicBatching(max_queue_delay_microseconds=50_000))
+    name = await serving.serve(model, settings)
+    sent = [0, 9, 1, 2]
+    answers = await asyncio.gather(
+        *(serving.client.infer(name, {"index": np.array([[index]])}) for index in sent), return_exceptions=True
+    )
+    assert isinstance(answers[1], InferenceError)
+    assert "out of data bounds" in str(answers[1])
+    for position, value in ((0, 10.0), (2, 20.0), (3, 30.0)):
+        answer = answers[position]
+        assert not isinstance(answer, BaseException)
+        assert answer[0]["value"].tolist() == [[value]]
+
+
+async def test_wrong_inputs_are_told_apart_by_name(serving: Serving, tmp_path: Path) -> None:
+    name = await serving.serve(scale(tmp_path / "m.onnx", 2.0))
+    for inputs, message in (
+        ({"z": rows(1)}, "has no input 'z'; its inputs: x"),
+        ({"x": rows(1).astype(np.float64)}, "takes FP32, not float64"),
+        ({"x": rows(1, 4)}, "unexpected shape"),
+        ({"x": rows(9)}, "batch-size must be <= 8"),
+        ({}, "expected 1 inputs"),
+    ):
+        with pytest.raises(InferenceError, match=message):
+            await serving.client.infer(name, inputs)
+
+
+async def test_a_load_fails_with_the_real_reason(serving: Serving, tmp_path: Path) -> None:
+    good = scale(tmp_path / "m.onnx", 2.0)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(good.files["model.onnx"].read_bytes()[:-20])
+    cases = [
+        (model_files(broken, Format.ONNX, good.manifest.signature), "ONNX Runtime cannot open model.onnx"),
+        (
+            model_files(
+                good.files["model.onnx"],
+                Format.ONNX,
+                Signature(inputs=(spec("x", "FP32", -1, 3),), outputs=(spec("z", "FP32", -1, 3),), batched=True),
+            ),
+            "the model has no output 'z'; its outputs: y",
+        ),
+        (
+            model_files(
+                good.files["model.onnx"],
+                Format.ONNX,
+                Signature(inputs=(spec("x", "INT64", -1, 3),), outputs=(spec("y", "FP32", -1, 3),), batched=True),
+            ),
+            "input 'x' is tensor\\(float\\) in the file, the configuration says TYPE_INT64",
+        ),
+        (
+            model_files(
+                broken,
+                Format.TORCHSCRIPT,
+                Signature(inputs=(spec("x", "FP32", -1, 3),), outputs=(spec("y__0", "FP32", -1, 3),), batched=True),
+            ),
+            "TorchScript cannot open model.pt",
+        ),
+    ]
+    for model, reason in cases:
+        with pytest.raises(LoadRefusedError, match=reason) as caught:
+            await serving.serve(model)
+        assert "\n" not in caught.value.message
+
+
+async def test_a_bad_thread_setting_is_refused_and_a_good_one_taken(serving: Serving, tmp_path: Path) -> None:
+    model = scale(tmp_path / "m.onnx", 2.0)
+    with pytest.raises(LoadRefusedError, match="intra_op_thread_count must be a number of threads, not 'many'"):
+        await serving.serve(model, DeploymentSettings(parameters={"intra_op_thread_count": "many"}))
+    name = await serving.serve(
+        model, DeploymentSettings(parameters={"intra_op_thread_count": "1"}, instance_kind=InstanceKind.CPU)
+    )
+    assert (await serving.client.infer(name, {"x": rows(1)}))[1] == 1
+
+
+async def test_a_gpu_that_is_not_there_is_refused(serving: Serving, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(LoadRefusedError, match="GPU"):
+        await serving.serve(scale(tmp_path / "m.onnx", 2.0), DeploymentSettings(instance_kind=InstanceKind.GPU))
+
+
+async def test_warm_up_runs_a_golden_sample_inside_the_load(serving: Serving, tmp_path: Path) -> None:
+    """The model divides by its scalar input: zeros would be harmless, wrong bytes would not load."""
+    model = onnx_model(
+        tmp_path / "m.onnx",
+        [helper.make_node("Div", ["x", "by"], ["y"])],
+        [spec("x", "INT64", -1), spec("by", "INT64")],
+        [spec("y", "INT64", -1)],
+    )
+    sample = Sample({"x": np.array([4, 6]), "by": np.array(2)}, {"y": np.array([2, 3])})
+    name = await serving.serve(model, DeploymentSettings(warmup=True), [sample])
+    config = await serving.client.model_config(name)
+    assert [request["name"] for request in config["model_warmup"]] == ["golden"]
+    assert (await serving.client.infer(name, sample.inputs))[0]["y"].tolist() == [2, 3]
+
+
+async def test_warm_up_of_batches_and_strings(serving: Serving, tmp_path: Path) -> None:
+    model = onnx_model(
+        tmp_path / "m.onnx",
+        [helper.make_node("Identity", ["text"], ["echo"]), helper.make_node("Neg", ["bias"], ["minus"])],
+        [spec("text", "BYTES", -1, 2), spec("bias", "FP32", -1)],
+        [spec("echo", "BYTES", -1, 2), spec("minus", "FP32", -1)],
+        batched=True,
+    )
+    inputs = {"text": np.array([["a", "bc"], ["d", ""]], dtype=object), "bias": np.ones(2, np.float32)}
+    sample = Sample(inputs, {"echo": inputs["text"], "minus": -inputs["bias"]})
+    name = await serving.serve(model, DeploymentSettings(warmup=True), [sample])
+    assert (await serving.client.infer(name, inputs))[0]["minus"].tolist() == [-1, -1]
+
+
+async def test_the_configuration_that_runs_can_be_read_back(serving: Serving, tmp_path: Path) -> None:
+    model = scale(tmp_path / "m.onnx", 2.0)
+    name = serving.name()
+    config = serving.stage(name, 1, model)
+    await serving.client.load(name, config)
+    running = await serving.client.model_config(name)
+    assert running["parameters"]["tcp_config_digest"] == config["parameters"]["tcp_config_digest"]  # type: ignore[index]
+    assert running["input"][0]["dims"] == [3]
+
+
+async def test_silero_voice_activity_onnx(serving: Serving) -> None:
+    """A real model with a state and a rank-0 input, against onnxruntime itself."""
+    signature = Signature(
+        inputs=(spec("input", "FP32", -1, -1), spec("state", "FP32", 2, -1, 128), spec("sr", "INT64")),
+        outputs=(spec("output", "FP32", -1, 1), spec("stateN", "FP32", -1, -1, -1)),
+    )
+    name = await serving.serve(model_files(SILERO / "silero_vad.onnx", Format.ONNX, signature))
+    noise = np.random.default_rng(7).standard_normal((1, 576)).astype(np.float32)
+    inputs = {"input": noise, "state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16_000, dtype=np.int64)}
+    outputs, _ = await serving.client.infer(name, inputs)
+    session = onnxruntime.InferenceSession(SILERO / "silero_vad.onnx", providers=["CPUExecutionProvider"])
+    expected = session.run(["output", "stateN"], inputs)
+    np.testing.assert_allclose(outputs["output"], expected[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(outputs["stateN"], expected[1], rtol=1e-4, atol=1e-5)
+
+
+async def test_silero_voice_activity_torchscript(serving: Serving) -> None:
+    """Its second argument is an int, which only the embedded backend can give: LibTorch passes tensors."""
+    signature = Signature(
+        inputs=(spec("x", "FP32", -1, -1), spec("sr", "INT64")),
+        outputs=(spec("OUTPUT__0", "FP32", -1, 1),),
+    )
+    name = await serving.serve(model_files(SILERO / "silero_vad.jit", Format.TORCHSCRIPT, signature))
+    noise = np.random.default_rng(7).standard_normal((1, 512)).astype(np.float32)
+    outputs, _ = await serving.client.infer(name, {"x": noise, "sr": np.array(16_000)})
+    module = load_torchscript(SILERO / "silero_vad.jit")
+    expected = module(torch.from_numpy(noise), 16_000).detach().numpy()
+    np.testing.assert_allclose(outputs["OUTPUT__0"], expected, rtol=1e-4, atol=1e-5)
