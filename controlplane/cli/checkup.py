@@ -1,0 +1,228 @@
+"""The checks of `doctor`. Each looks at one thing and says what it found and how to mend it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from controlplane.cli.client import Client
+from controlplane.cli.discovery import UpRecord
+from controlplane.cli.exits import NotRunningError
+from controlplane.cli.output import size
+from controlplane.cli.session import Session
+from controlplane.errors import ControlPlaneError
+from controlplane.settings import GIB, MIB, Settings
+
+Status = Literal["ok", "warn", "fail"]
+
+_PYTHONS = ((3, 11), (3, 12))
+_GLIBC_MIN = (2, 35)
+_SPACE_WARN_BYTES = 5 * GIB
+_SPACE_FAIL_BYTES = 256 * MIB
+_PACKAGES = {
+    "onnxruntime": ("embedded", "running and checking ONNX models"),
+    "nvidia-pytriton": ("embedded", "the embedded Triton of `tritonctl up`"),
+    "torch": ("torch", "TorchScript and PyTorch models"),
+    "onnxscript": ("torch", "converting PyTorch models to ONNX"),
+    "skl2onnx": ("sklearn", "converting scikit-learn models"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        name: What was looked at.
+        status: ok, warn (something may be missed) or fail (something will not work).
+        message: What was found.
+        fix: How to mend it; empty where there is nothing to mend.
+    """
+
+    name: str
+    status: Status
+    message: str
+    fix: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for ``-o json``."""
+        return asdict(self)
+
+
+def examine(session: Session, settings: Settings) -> Iterator[Finding]:
+    """Run all checks, the ones that others rest on first."""
+    yield _python()
+    yield from _packages()
+    yield _glibc()
+    yield _triton()
+    yield _folder(settings.data_dir)
+    yield _space(settings.data_dir)
+    record = None if session.url else UpRecord.read(settings.data_dir)
+    yield _port(settings, record)
+    yield _store(settings)
+    yield from _api(session)
+
+
+def _python() -> Finding:
+    found = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+    if sys.version_info[:2] in _PYTHONS:
+        return Finding("python", "ok", found)
+    return Finding("python", "fail", f"{found} is not supported", "use Python 3.11 or 3.12")
+
+
+def _packages() -> Iterator[Finding]:
+    missing: dict[str, list[str]] = {}
+    present = []
+    for package, (extra, purpose) in _PACKAGES.items():
+        try:
+            present.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            missing.setdefault(extra, []).append(f"{package} ({purpose})")
+    if present:
+        yield Finding("packages", "ok", ", ".join(present))
+    for extra, lacking in missing.items():
+        yield Finding(
+            f"packages [{extra}]",
+            "warn",
+            f"missing: {', '.join(lacking)}",
+            f"pip install 'triton-control-plane[{extra}]'",
+        )
+
+
+def _glibc() -> Finding:
+    fix = "the embedded Triton needs glibc 2.35 or newer (Debian 12, Ubuntu 22.04); elsewhere use `tritonctl serve`"
+    try:
+        name, _, number = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+        found = tuple(int(part) for part in number.split("."))
+    except (ValueError, OSError):
+        return Finding("glibc", "warn", "this system's C library is not glibc", fix)
+    if found < _GLIBC_MIN:
+        return Finding("glibc", "warn", f"{name} {number} is too old", fix)
+    return Finding("glibc", "ok", number)
+
+
+def _triton() -> Finding:
+    from controlplane.triton.embedded.installation import find_installation
+
+    fix = "pip install 'triton-control-plane[embedded]', or run Triton elsewhere and use `tritonctl serve`"
+    try:
+        installation = find_installation()
+        result = subprocess.run(
+            [installation.binary, "--help"],
+            env=installation.environment,
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+    except ControlPlaneError as error:
+        return Finding("triton", "warn", error.message, fix)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("triton", "fail", f"the binary does not start: {error}", fix)
+    if b"tritonserver" not in result.stdout + result.stderr:
+        last = (result.stderr or result.stdout).decode(errors="replace").strip().splitlines()
+        reason = last[-1] if last else f"exit code {result.returncode}"
+        return Finding("triton", "fail", f"the binary does not start: {reason}", fix)
+    return Finding("triton", "ok", f"{installation.binary} starts")
+
+
+def _folder(data_dir: Path) -> Finding:
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data_dir):
+            pass
+        probe = data_dir / f".doctor-{os.getpid()}"
+        try:
+            probe.write_bytes(b"")
+            # Versions are staged for Triton by hard links, and commits are made by them.
+            os.link(probe, probe.with_suffix(".link"))
+            probe.with_suffix(".link").unlink()
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        return Finding(
+            "data folder",
+            "fail",
+            f"{data_dir}: {(error.strerror or str(error)).lower()}",
+            "make it writable, on a file system with hard links, or give another one with --data-dir",
+        )
+    return Finding("data folder", "ok", f"{data_dir} can be written")
+
+
+def _space(data_dir: Path) -> Finding:
+    folder = data_dir
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    fix = "free some, or move the data folder with --data-dir"
+    if free < _SPACE_FAIL_BYTES:
+        return Finding("disk space", "fail", f"{size(free)} free", fix)
+    if free < _SPACE_WARN_BYTES:
+        return Finding("disk space", "warn", f"{size(free)} free", fix)
+    return Finding("disk space", "ok", f"{size(free)} free")
+
+
+def _port(settings: Settings, record: UpRecord | None) -> Finding:
+    host, port = settings.api.host, settings.api.port
+    if record is not None:
+        return Finding("port", "ok", f"tritonctl up answers at {record.url}")
+    if port == 0:
+        return Finding("port", "ok", "a free one is picked")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = os.strerror(error.errno or 0).lower()
+            return Finding("port", "warn", f"{host}:{port}: {reason}", "give `tritonctl up` another --port")
+    return Finding("port", "ok", f"{host}:{port} is free")
+
+
+def _store(settings: Settings) -> Finding:
+    from controlplane.storage.factory import open_store
+    from controlplane.storage.probe import check_store
+
+    try:
+        store = open_store(settings.store, settings.data_dir)
+        check_store(store)
+    except ControlPlaneError as error:
+        return Finding(
+            "store",
+            "fail",
+            error.message,
+            "check the URL, the endpoint and the credentials (--store, --endpoint, AWS_* variables)",
+        )
+    return Finding("store", "ok", f"{store.url}: a create-only put wins once, and the second one loses")
+
+
+def _api(session: Session) -> Iterator[Finding]:
+    try:
+        url = session.find_url()
+    except NotRunningError:
+        yield Finding("control plane", "warn", "not running", "start it with `tritonctl up`")
+        return
+    try:
+        with Client(url, actor=session.actor) as client:
+            info = client.get("/v1/info")
+            servers = client.get("/v1/servers")["items"]
+    except ControlPlaneError as error:
+        yield Finding("control plane", "fail", error.message, "see its log, or start it with `tritonctl up`")
+        return
+    yield Finding("control plane", "ok", f"{info.get('version', '')} at {url}".strip())
+    for server in servers:
+        good = server["state"] == "Ready"
+        found = f"{server['state']} at {server['grpc_url']}" + (f": {server['message']}" if server["message"] else "")
+        yield Finding(
+            f"server {server['name']}",
+            "ok" if good else "fail",
+            found,
+            "" if good else "see `tritonctl events`; an embedded server is restarted by itself",
+        )
+    if not servers:
+        yield Finding("servers", "warn", "the control plane has no Triton servers", "give `serve` some with --triton")

@@ -1,0 +1,264 @@
+"""A typed client of the REST API: one method per route that the commands use.
+
+It speaks HTTP and nothing else, as any user's program would. Problem details become `ClientError`; no answer at all
+becomes `NotRunningError`.
+"""
+
+import getpass
+import json
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from controlplane.cli.exits import ClientError, NotRunningError, WaitTimeoutError
+
+_T = TypeVar("_T", bound=BaseModel)
+_CONNECT_SECONDS = 5.0
+_READ_SECONDS = 60.0
+_IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+
+
+class Client:
+    """A connection to one control plane.
+
+    Args:
+        url: Base URL, such as ``http://127.0.0.1:8090``.
+        actor: Who the history shall name; default ``user@host``.
+    """
+
+    def __init__(self, url: str, *, actor: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"X-Actor": _header(actor or _whoami()), "Accept": "application/json"},
+            timeout=httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS),
+            # A proxy set for the internet is not meant for the control plane of this machine.
+            trust_env=not _is_loopback(url),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        params: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        content: Any = None,
+        read_seconds: float = _READ_SECONDS,
+    ) -> httpx.Response:
+        """Send one request and return the answer to it, whatever its kind, if it is no error.
+
+        Raises:
+            ClientError: The API refused, with its problem details.
+            NotRunningError: Nobody answers at the address.
+            WaitTimeoutError: No answer came in time.
+        """
+        sent = dict(headers or {})
+        if method == "POST":
+            # The same key on the second attempt: a POST whose answer was lost is not done twice.
+            sent.setdefault("Idempotency-Key", uuid.uuid4().hex)
+        attempts = 1 if content is not None else 2
+        timeout = httpx.Timeout(read_seconds, connect=_CONNECT_SECONDS)
+        for attempt in range(attempts):
+            try:
+                response = self._http.request(
+                    method,
+                    path,
+                    json=body,
+                    params=_given(params),
+                    headers=sent,
+                    content=content,
+                    timeout=timeout,
+                )
+            except httpx.TransportError as error:
+                if attempt + 1 < attempts and isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
+                    continue
+                raise self.translate(error) from error
+            if response.is_error:
+                raise problem(response)
+            return response
+        raise AssertionError("the loop above returns or raises")
+
+    def translate(self, error: httpx.TransportError) -> NotRunningError | WaitTimeoutError:
+        """Say what a failed connection means."""
+        if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
+            return WaitTimeoutError(f"{self.url} did not answer in time; is the machine overloaded?", url=self.url)
+        if isinstance(error, httpx.UnsupportedProtocol):
+            return NotRunningError(f"{self.url!r} is no URL of a control plane; use http://HOST:PORT", url=self.url)
+        reason = str(error) or type(error).__name__
+        return NotRunningError(
+            f"no control plane answers at {self.url} ({reason}); start one with `tritonctl up` or give its address "
+            "with --url",
+            url=self.url,
+        )
+
+    def get(self, path: str, *, read_seconds: float = _READ_SECONDS, **params: Any) -> Any:
+        """GET a JSON document."""
+        return self._json(self.call("GET", path, params=params, read_seconds=read_seconds))
+
+    def fetch(self, kind: type[_T], path: str, **params: Any) -> _T:
+        """GET a JSON document and read it as ``kind``."""
+        return self.read(kind, self.get(path, **params))
+
+    def post(self, path: str, body: Any = None, *, read_seconds: float = _READ_SECONDS, **params: Any) -> Any:
+        """POST JSON and return the JSON that comes back."""
+        return self._json(self.call("POST", path, body=body, params=params, read_seconds=read_seconds))
+
+    def put(self, path: str, body: Any, **params: Any) -> Any:
+        """PUT JSON and return the JSON that comes back."""
+        return self._json(self.call("PUT", path, body=body, params=params))
+
+    def delete(self, path: str, **params: Any) -> Any:
+        """DELETE, and return the JSON that comes back, if any."""
+        return self._json(self.call("DELETE", path, params=params))
+
+    def items(self, path: str, *, at_most: int | None = None, **params: Any) -> Iterator[Any]:
+        """Go through all pages of a list."""
+        cursor: str | None = None
+        count = 0
+        while True:
+            page = self.get(path, cursor=cursor, **params)
+            for item in page["items"]:
+                yield item
+                count += 1
+                if at_most is not None and count >= at_most:
+                    return
+            cursor = page.get("next_cursor")
+            if not cursor:
+                return
+
+    @contextmanager
+    def stream(
+        self,
+        path: str,
+        *,
+        headers: dict[str, str] | None = None,
+        read_seconds: float = _READ_SECONDS,
+        **params: Any,
+    ) -> Iterator[httpx.Response]:
+        """GET an answer that is read while it comes.
+
+        Raises:
+            ClientError: The API refused.
+            NotRunningError: Nobody answers, or the connection broke.
+        """
+        try:
+            with self._http.stream(
+                "GET",
+                path,
+                params=_given(params),
+                headers=headers,
+                timeout=httpx.Timeout(read_seconds, connect=_CONNECT_SECONDS),
+            ) as response:
+                if response.is_error:
+                    response.read()
+                    raise problem(response)
+                yield response
+        except httpx.TransportError as error:
+            raise self.translate(error) from error
+
+    def events(self, path: str, *, read_seconds: float = _READ_SECONDS, **params: Any) -> Iterator[tuple[str, Any]]:
+        """Follow server-sent events; yields each one's name and its JSON."""
+        headers = {"Accept": "text/event-stream"}
+        with self.stream(path, headers=headers, read_seconds=read_seconds, **params) as response:
+            yield from _sse(response.iter_lines())
+
+    def read(self, kind: type[_T], document: Any) -> _T:
+        """Read a document as ``kind``.
+
+        Raises:
+            ClientError: The server speaks another version of the API.
+        """
+        try:
+            return kind.model_validate(document)
+        except ValidationError as error:
+            raise ClientError(
+                f"{self.url} answered something this version of tritonctl does not understand: {error.errors()[0]}",
+                code="bad-answer",
+                status=0,
+            ) from error
+
+    def _json(self, response: httpx.Response) -> Any:
+        if response.status_code == httpx.codes.NO_CONTENT or not response.content:
+            return None
+        try:
+            return response.json()
+        except json.JSONDecodeError as error:
+            raise ClientError(
+                f"{self.url} does not answer like a control plane (no JSON); check --url",
+                code="bad-answer",
+                status=response.status_code,
+            ) from error
+
+
+def segment(text: str) -> str:
+    """Quote one segment of a path."""
+    return quote(text, safe="@:~")
+
+
+def problem(response: httpx.Response) -> ClientError:
+    """Turn an error answer into an exception, problem details or not."""
+    try:
+        document = response.json()
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        document = {}
+    if not isinstance(document, dict):
+        document = {}
+    message = document.get("detail") or document.get("title")
+    if not isinstance(message, str):
+        message = f"{response.request.url} answered {response.status_code} {response.reason_phrase}"
+    details = document.get("details")
+    error = ClientError(message, code=str(document.get("code", "")), status=response.status_code)
+    error.details = details if isinstance(details, dict) else {}
+    return error
+
+
+def _sse(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
+    """Read the event stream format (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+    name, data = "message", []
+    for line in lines:
+        if line.startswith("event:"):
+            name = line[6:].strip()
+        elif line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif not line and data:
+            yield name, json.loads("\n".join(data))
+            name, data = "message", []
+
+
+def _given(params: dict[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (params or {}).items() if value is not None}
+
+
+def _whoami() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user without a name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+def _header(text: str) -> str:
+    """Keep to what a header may carry."""
+    return text.encode("ascii", "replace").decode().replace("\n", " ").replace("\r", " ")
+
+
+def _is_loopback(url: str) -> bool:
+    host = httpx.URL(url).host if "://" in url else url.partition(":")[0]
+    return host in {"localhost", "127.0.0.1", "::1"}

@@ -1,0 +1,1 @@
+"""The commands, one module per group; `controlplane.cli.main` registers them."""

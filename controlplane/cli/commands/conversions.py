@@ -1,0 +1,164 @@
+"""Converting and validating."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from controlplane.cli import complete
+from controlplane.cli.commands.publishing import (
+    PANEL,
+    AliasOption,
+    BatchedOption,
+    FormatOption,
+    InputOption,
+    LabelOption,
+    MetricOption,
+    OutputSpecOption,
+    ReasonOption,
+    SamplesOption,
+    TrustOption,
+)
+from controlplane.cli.session import Session, command
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    command(
+        app,
+        "convert",
+        panel=PANEL,
+        examples=(
+            "tritonctl convert vad:1 --to onnx",
+            "tritonctl convert resnet:3 --to onnx --precision int8 --name resnet-int8",
+            "tritonctl convert net.pt2 --to torchscript",
+            'tritonctl convert net.safetensors --to onnx --factory mynets:build --trust --input "x:FP32\\[-1,16]"',
+        ),
+    )(convert)
+    command(
+        app, "validate", panel=PANEL, examples=("tritonctl validate model.onnx", "tritonctl validate model.pt -o json")
+    )(validate)
+
+
+def convert(
+    session: Session,
+    source: Annotated[
+        str, typer.Argument(metavar="REF|PATH", help="A version, or a file here.", autocompletion=complete.models)
+    ],
+    to: Annotated[Literal["onnx", "torchscript"], typer.Option("--to", help="The format wanted.")],
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", help="The model that gets the result. Default: the source's own.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option("--opset", help="ONNX opset of the result.")] = None,
+    precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option("--precision", help="Of the weights.")] = "fp32",
+    factory: Annotated[
+        str | None,
+        typer.Option("--factory", metavar="PACKAGE.MODULE:FUNCTION", help="Returns the PyTorch module. Needs --trust."),
+    ] = None,
+    method: Annotated[
+        Literal["trace", "script"] | None, typer.Option("--method", help="How a module becomes TorchScript.")
+    ] = None,
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option("--dynamic", metavar="INPUT=DIM,…", help="Dimensions that stay dynamic. Repeat it."),
+    ] = None,
+    input_: InputOption = None,
+    output_spec: OutputSpecOption = None,
+    batched: BatchedOption = False,
+    samples: SamplesOption = None,
+    sample_count: Annotated[
+        int | None, typer.Option("--sample-count", min=1, max=64, help="How many samples to generate.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the generated samples.")] = None,
+    label: LabelOption = None,
+    metric: MetricOption = None,
+    alias: AliasOption = None,
+    reason: ReasonOption = "",
+    trust: TrustOption = False,
+    timeout: Annotated[float | None, typer.Option("--timeout", min=0, help="Seconds to wait for it.")] = None,
+) -> None:
+    """Convert a version into another format, and publish the result if it computes the same.
+
+    The original and the result are run on the same samples; the largest errors are shown and kept. Outside the
+    tolerance nothing is published. A file on this machine is published first and then converted.
+    """
+    from controlplane.cli.converting import Conversion, convert_and_publish, is_file
+    from controlplane.cli.describe import show_parity, show_result
+    from controlplane.cli.publishing import figures, key_values
+    from controlplane.cli.tensors import parse_axes, parse_signature, parse_spec
+    from controlplane.domain.manifest import ParityReport
+
+    options: dict[str, Any] = {
+        "target": to,
+        "precision": precision,
+        "opset": opset,
+        "factory": factory,
+        "method": method,
+        "dynamic_axes": parse_axes(dynamic or []),
+        "sample_count": sample_count,
+        "seed": seed,
+        "trust": trust or None,
+    }
+    signature = None
+    if input_ and not output_spec:
+        # The outputs are learnt by running the original.
+        options["inputs"] = [parse_spec(text).model_dump(mode="json") for text in input_]
+        options["batched"] = batched or None
+    else:
+        signature = parse_signature(input_ or (), output_spec or (), batched=batched)
+    conversion = Conversion(
+        target=to,
+        options={key: value for key, value in options.items() if value is not None},
+        model=name,
+        signature=signature.model_dump(mode="json") if signature else None,
+        samples=samples,
+        labels=key_values(label or [], "--label"),
+        metrics=figures(metric or []),
+        aliases=tuple(alias or ()),
+        reason=reason,
+    )
+    out = session.out()
+    local = Path(source) if is_file(source) else None
+    with session.client() as client:
+        result = convert_and_publish(client, source, local, conversion, session.folder(), out, timeout=timeout)
+    out.result(result)
+    show_result(out, result)
+    if result.get("parity"):
+        show_parity(out, ParityReport.model_validate(result["parity"]))
+
+
+def validate(
+    session: Session,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or a folder.")],
+    input_: InputOption = None,
+    output_spec: OutputSpecOption = None,
+    batched: BatchedOption = False,
+    format_: FormatOption = None,
+    samples: SamplesOption = None,
+    run: Annotated[bool, typer.Option("--run/--no-run", help="Also run the model on samples.")] = True,
+    trust: TrustOption = False,
+) -> None:
+    """Check a file or a folder as a push would, and publish nothing."""
+    from controlplane.cli.converting import validate_artifact
+    from controlplane.cli.describe import show_validation
+    from controlplane.cli.exits import OperationFailedError
+    from controlplane.cli.tensors import parse_signature
+
+    signature = parse_signature(input_ or (), output_spec or (), batched=batched)
+    body = {
+        "format": format_,
+        "signature": signature.model_dump(mode="json") if signature else None,
+        "run": run,
+        "trust": trust,
+    }
+    out = session.out()
+    with session.client() as client:
+        report = validate_artifact(client, path, samples, body, session.folder(), out)
+    out.result(report)
+    show_validation(out, path, report)
+    if not report["ok"]:
+        failed = [check for check in report["checks"] if not check["ok"]]
+        raise OperationFailedError(
+            f"{path} cannot be served: {failed[0]['message'] if failed else 'a check failed'}",
+            code="invalid-artifact",
+        )

@@ -1,0 +1,268 @@
+"""Making versions answer, and going back."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from controlplane.cli import complete
+from controlplane.cli.commands.models import RefArgument
+from controlplane.cli.commands.publishing import ReasonOption
+from controlplane.cli.session import Session, command
+
+PANEL = "Deploy"
+
+DeployedArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="A deployed model.", autocompletion=complete.deployments)
+]
+WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", "-w/-W", help="Follow it until it is done.")]
+TimeoutOption = Annotated[
+    float | None, typer.Option("--timeout", min=0, help="Seconds to wait; then exit code 8.", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    command(
+        app,
+        "deploy",
+        panel=PANEL,
+        examples=(
+            "tritonctl deploy resnet:7 --wait",
+            "tritonctl deploy resnet@champion --instances 2 --max-batch-size 16",
+            'tritonctl deploy resnet --set \'{"dynamic_batching": {"max_queue_delay_microseconds": 500}}\'',
+        ),
+    )(deploy)
+    command(
+        app,
+        "rollback",
+        panel=PANEL,
+        examples=('tritonctl rollback resnet --reason "too slow"', "tritonctl rollback resnet --to 3"),
+    )(rollback)
+    command(app, "undeploy", panel=PANEL, examples=("tritonctl undeploy resnet",))(undeploy)
+    command(app, "load", panel=PANEL, examples=("tritonctl load resnet",))(load)
+    command(app, "unload", panel=PANEL, examples=("tritonctl unload resnet",))(unload)
+    command(app, "ps", panel=PANEL, examples=("tritonctl ps", "tritonctl ps resnet", "tritonctl ps -o json"))(ps)
+    command(app, "wait", panel=PANEL, examples=("tritonctl wait resnet --timeout 120",))(wait)
+
+
+def deploy(
+    session: Session,
+    ref: RefArgument,
+    wait: WaitOption = False,
+    timeout: TimeoutOption = None,
+    instances: Annotated[int | None, typer.Option("--instances", min=1, help="Instances per device.")] = None,
+    kind: Annotated[Literal["auto", "cpu", "gpu"] | None, typer.Option("--kind", help="Where to run.")] = None,
+    gpu: Annotated[list[int] | None, typer.Option("--gpu", help="A GPU to use. Repeat it.")] = None,
+    max_batch_size: Annotated[
+        int | None, typer.Option("--max-batch-size", min=0, help="Largest batch; 0 turns batching off.")
+    ] = None,
+    queue_delay: Annotated[
+        int | None,
+        typer.Option("--queue-delay-us", min=0, help="Batch dynamically; a request may wait this long for others."),
+    ] = None,
+    bake: Annotated[
+        float | None, typer.Option("--bake-seconds", min=0, help="How long the version before stays loaded.")
+    ] = None,
+    warmup: Annotated[
+        bool | None, typer.Option("--warmup/--no-warmup", help="Run a sample inside the load.", show_default=False)
+    ] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="A backend parameter. Repeat it.")
+    ] = None,
+    set_: Annotated[
+        str | None, typer.Option("--set", metavar="JSON", help="Settings as JSON, or the path of a file with them.")
+    ] = None,
+    reason: ReasonOption = "",
+) -> None:
+    """Make a version answer under the model's name.
+
+    It is loaded beside the version that answers, proved with its golden samples through Triton, and then takes over;
+    a version that fails its proof never does. The version before stays loaded for a while, so that `rollback` is a
+    matter of milliseconds. Settings that are not given stay as they are.
+    """
+    from controlplane.cli.rollout import Change, apply, merged_settings, show_ready
+    from controlplane.domain.names import Reference
+
+    reference = Reference.parse(ref)
+    given: dict[str, Any] = _settings(set_)
+    given |= {
+        key: value
+        for key, value in {
+            "instance_count": instances,
+            "instance_kind": kind,
+            "gpus": gpu or None,
+            "max_batch_size": max_batch_size,
+            "dynamic_batching": None if queue_delay is None else {"max_queue_delay_microseconds": queue_delay},
+            "bake_seconds": bake,
+            "warmup": warmup,
+            "parameters": _parameters(parameter),
+        }.items()
+        if value is not None
+    }
+    out = session.out()
+    with session.client() as client:
+        body = {"reference": ref, "settings": merged_settings(client, reference.model, given), "reason": reason}
+        deployment, seconds = apply(client, out, reference.model, Change("PUT", body=body), wait=wait, timeout=timeout)
+    out.result(deployment)
+    if wait:
+        show_ready(out, deployment, seconds)
+    else:
+        out.line(f"{deployment.model}:{deployment.spec.version} is wanted (revision {deployment.revision})")
+        out.note(f"follow it with `tritonctl wait {deployment.model}` or `tritonctl ps`")
+
+
+def rollback(
+    session: Session,
+    name: DeployedArgument,
+    to: Annotated[int | None, typer.Option("--to", min=1, help="A revision of `tritonctl history`.")] = None,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+    reason: ReasonOption = "",
+) -> None:
+    """Go back to what was deployed before, and say how long it took.
+
+    While the version before is still loaded this is a switch of milliseconds, otherwise a load.
+    """
+    from controlplane.cli.output import span
+    from controlplane.cli.rollout import Change, apply
+
+    out = session.out()
+    body: dict[str, Any] = {"reason": reason} | ({"revision": to} if to is not None else {})
+    with session.client() as client:
+        change = Change("POST", "/rollback", body=body)
+        deployment, seconds = apply(client, out, name, change, wait=wait, timeout=timeout)
+    document = deployment.model_dump(mode="json")
+    out.result(document | ({"seconds": round(seconds, 4)} if wait else {}))
+    if not wait:
+        out.line(f"{name}:{deployment.spec.version} is wanted again (revision {deployment.revision})")
+        return
+    switches = [server.seconds["switch"] for server in _servers(deployment) if "switch" in server.seconds]
+    inside = f", of which Triton's switch took {span(max(switches))}" if switches else ""
+    out.line(f"{name}:{deployment.spec.version} answers again after {span(seconds)}{inside}")
+
+
+def undeploy(
+    session: Session,
+    name: DeployedArgument,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+    reason: ReasonOption = "",
+) -> None:
+    """Unload a model and remove its deployment; the history stays."""
+    _change(session, name, "DELETE", "", "is undeployed", reason=reason, wait=wait, timeout=timeout)
+
+
+def load(
+    session: Session,
+    name: DeployedArgument,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+    reason: ReasonOption = "",
+) -> None:
+    """Load what is deployed again, after an `unload`."""
+    _change(session, name, "POST", "/load", "is loaded", reason=reason, wait=wait, timeout=timeout)
+
+
+def unload(
+    session: Session,
+    name: DeployedArgument,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = None,
+    reason: ReasonOption = "",
+) -> None:
+    """Unload a model to free its memory, and keep its deployment."""
+    _change(session, name, "POST", "/unload", "is unloaded", reason=reason, wait=wait, timeout=timeout)
+
+
+def ps(
+    session: Session,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only this model.", autocompletion=complete.deployments)
+    ] = None,
+) -> None:
+    """Show what is deployed and what answers."""
+    from controlplane.cli.records import Deployment
+    from controlplane.cli.rollout import deployment_path
+    from controlplane.cli.status import show_deployment, show_deployments
+
+    out = session.out()
+    with session.client() as client:
+        if name is not None:
+            deployment = client.fetch(Deployment, deployment_path(name))
+            out.result(deployment)
+            show_deployment(out, deployment)
+            return
+        found = [client.read(Deployment, item) for item in client.items("/v1/deployments")]
+    out.result(found)
+    show_deployments(out, found)
+
+
+def wait(
+    session: Session,
+    name: DeployedArgument,
+    timeout: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait; then exit code 8.")] = 300.0,
+) -> None:
+    """Wait until a deployment is Ready; fails when it ends otherwise."""
+    from controlplane.cli.rollout import wait_for
+
+    out = session.out()
+    with session.client() as client:
+        deployment = wait_for(client, out, name, timeout)
+    out.result(deployment)
+    phase = deployment.status.phase.value if deployment.status else "Pending"
+    out.line(f"{name}:{deployment.spec.version} is {phase}")
+
+
+def _change(
+    session: Session, name: str, method: str, path: str, done: str, *, reason: str, wait: bool, timeout: float | None
+) -> None:
+    from controlplane.cli.output import span
+    from controlplane.cli.rollout import Change, apply
+
+    out = session.out()
+    change = (
+        Change(method, path, params={"reason": reason})
+        if method == "DELETE"
+        else Change(method, path, body={"reason": reason})
+    )
+    with session.client() as client:
+        deployment, seconds = apply(client, out, name, change, wait=wait, timeout=timeout)
+    out.result(deployment)
+    out.line(f"{name} {done} after {span(seconds)}" if wait else f"{name}: revision {deployment.revision} is wanted")
+
+
+def _servers(deployment: Any) -> tuple[Any, ...]:
+    return deployment.status.servers if deployment.status else ()
+
+
+def _settings(text: str | None) -> dict[str, Any]:
+    """Read settings from JSON, or from a file with JSON."""
+    import json
+
+    from controlplane.errors import InvalidInputError
+
+    if text is None:
+        return {}
+    source = "--set"
+    if not text.lstrip().startswith("{"):
+        source = text
+        try:
+            text = Path(text).read_text("utf-8")
+        except OSError as error:
+            raise InvalidInputError(
+                f"--set {source!r} is neither JSON nor a file that can be read: {error.strerror}"
+            ) from error
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(f"{source} is no JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidInputError(f"{source} must be a JSON object")
+    return document
+
+
+def _parameters(pairs: list[str] | None) -> dict[str, str] | None:
+    from controlplane.cli.publishing import key_values
+
+    return key_values(pairs, "--param") if pairs else None

@@ -1,0 +1,66 @@
+"""Asking a model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controlplane.cli.commands.deployments import DeployedArgument
+from controlplane.cli.session import Session, command
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    command(
+        app,
+        "infer",
+        panel="Deploy",
+        examples=(
+            "tritonctl infer resnet --sample",
+            "tritonctl infer resnet --input request.npz --save answer.npz",
+            "echo '{\"x\": \\[[0.1, 0.2]]}' | tritonctl infer net --input - -o json",
+        ),
+    )(infer)
+
+
+def infer(
+    session: Session,
+    name: DeployedArgument,
+    input_: Annotated[
+        str | None, typer.Option("--input", "-i", metavar="FILE", help="An .npz or JSON; - is stdin.")
+    ] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Send the version's first golden sample.")] = False,
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, help="A loaded version. Default: the one that answers.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option("--save", metavar="FILE.npz", help="Write the outputs as .npz.")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.001, max=600, help="Deadline in seconds.")] = 30.0,
+) -> None:
+    """Send one request to a deployed model and show the answer.
+
+    This goes through the control plane, for people and scripts. Programs talk to Triton's own ports, which
+    `tritonctl servers` shows.
+    """
+    from controlplane.cli.asking import ask, request_tensors
+    from controlplane.cli.output import span
+    from controlplane.cli.tensors import preview, save_npz
+
+    if (input_ is None) == (not sample):
+        raise typer.BadParameter("give either --input FILE or --sample")
+    out = session.out()
+    with session.client() as client:
+        tensors = request_tensors(client, name, input_, version)
+        answer = ask(client, name, tensors, version=version, timeout=timeout)
+    if save is not None:
+        with save.open("wb") as target:
+            save_npz(target, answer["outputs"])
+    out.result(answer)
+    out.table(
+        ("output", "type", "shape", "values"),
+        (
+            (tensor["name"], tensor["datatype"], str(tensor["shape"]).replace(" ", ""), preview(tensor))
+            for tensor in answer["outputs"]
+        ),
+    )
+    where = f", saved to {save}" if save is not None else ""
+    out.note(f"{name}:{answer['model_version']} answered in {span(answer['seconds'])}{where}")

@@ -1,0 +1,163 @@
+"""Running the control plane: `up`, `down`, `serve`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from controlplane.cli.session import Session, command
+
+PANEL = "Run it"
+
+PortOption = Annotated[
+    int | None,
+    typer.Option("--port", "-p", min=0, max=65535, help="Port of the API; 0 picks a free one.", show_default="8090"),
+]
+HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.", show_default="127.0.0.1")]
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", help="file:///path or s3://bucket/prefix. Default: a folder of the data folder."),
+]
+EndpointOption = Annotated[
+    str | None, typer.Option("--endpoint", help="S3 endpoint other than AWS: MinIO, Ceph RGW.", show_default=False)
+]
+LevelOption = Annotated[
+    Literal["debug", "info", "warning", "error"] | None, typer.Option("--log-level", help="What is logged to stderr.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    command(
+        app,
+        "up",
+        panel=PANEL,
+        examples=("tritonctl up", "tritonctl up --detach", "tritonctl up --data-dir ./models --port 0 --detach"),
+    )(up)
+    command(app, "down", panel=PANEL, examples=("tritonctl down",))(down)
+    command(
+        app,
+        "serve",
+        panel=PANEL,
+        examples=(
+            "tritonctl serve --store s3://models/prod --endpoint http://minio:9000 "
+            "--triton gpu0=triton:8001,http://triton:8000,http://triton:8002/metrics,/models",
+        ),
+    )(serve)
+
+
+def up(
+    session: Session,
+    port: PortOption = None,
+    host: HostOption = None,
+    store: StoreOption = None,
+    endpoint: EndpointOption = None,
+    http_port: Annotated[int, typer.Option("--triton-http-port", min=0, help="0 picks a free one.")] = 0,
+    grpc_port: Annotated[int, typer.Option("--triton-grpc-port", min=0, help="0 picks a free one.")] = 0,
+    metrics_port: Annotated[int, typer.Option("--triton-metrics-port", min=0, help="0 picks a free one.")] = 0,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready; `down` stops it.")] = False,
+    timeout: Annotated[float, typer.Option("--timeout", min=1, help="With --detach: seconds to become ready.")] = 120.0,
+    log_level: LevelOption = None,
+) -> None:
+    """Run everything on this machine: a real Triton, the registry in a folder, the API.
+
+    Other commands find it by themselves. It runs until Ctrl-C, or with `--detach` until `tritonctl down`.
+    """
+    from controlplane.cli.hosting import run_here, start_detached
+    from controlplane.settings import Settings
+
+    data_dir = session.folder()
+    if detach:
+        options: dict[str, object] = {
+            "port": port,
+            "host": host,
+            "store": store,
+            "endpoint": endpoint,
+            "triton-http-port": http_port,
+            "triton-grpc-port": grpc_port,
+            "triton-metrics-port": metrics_port,
+            "log-level": log_level,
+        }
+        start_detached(session, data_dir, options, timeout)
+        return
+    chosen: dict[str, Any] = {
+        "data_dir": data_dir,
+        "api": _given(port=port, host=host),
+        "store": _given(url=store, endpoint_url=endpoint),
+        "triton": {
+            "embedded": True,
+            **_given(http_port=http_port or None, grpc_port=grpc_port or None, metrics_port=metrics_port or None),
+        },
+        **_given(log_level=log_level),
+    }
+    run_here(session, Settings(**chosen))
+
+
+def down(
+    session: Session,
+    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait for it to end.")] = 60.0,
+) -> None:
+    """Stop the `up` of this data folder, with its Triton."""
+    from controlplane.cli.hosting import stop
+
+    stop(session, session.folder(), timeout)
+
+
+def serve(
+    session: Session,
+    port: PortOption = None,
+    host: HostOption = None,
+    store: StoreOption = None,
+    endpoint: EndpointOption = None,
+    region: Annotated[str | None, typer.Option("--region", help="S3 region.", show_default=False)] = None,
+    triton: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--triton",
+            metavar="NAME=GRPC,HTTP,METRICS,REPOSITORY",
+            help="A Triton server and its model repository as this process sees it. Repeat it.",
+            show_default=False,
+        ),
+    ] = None,
+    log_level: LevelOption = None,
+) -> None:
+    """Run the API against a bucket and Triton servers that run elsewhere.
+
+    Everything can be given as environment variables, too: TRITONCTL_STORE__URL, TRITONCTL_STORE__ENDPOINT_URL,
+    TRITONCTL_TRITON__SERVERS (a JSON list), TRITONCTL_API__PORT, …; S3 credentials come by the usual AWS variables and
+    files. Any number of these may run against one bucket.
+    """
+    from controlplane.cli.hosting import run_here
+    from controlplane.settings import Settings
+
+    chosen: dict[str, Any] = {
+        "data_dir": session.folder(),
+        "api": _given(port=port, host=host),
+        "store": _given(url=store, endpoint_url=endpoint, region=region),
+        "triton": _given(servers=[_server(text) for text in triton] if triton else None),
+        **_given(log_level=log_level),
+    }
+    run_here(session, Settings(**chosen))
+
+
+def _given(**values: object) -> dict[str, object]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _server(text: str) -> dict[str, object]:
+    from controlplane.errors import InvalidInputError
+
+    name, equals, rest = text.partition("=")
+    parts = [part.strip() for part in rest.split(",")]
+    if not equals or len(parts) != 4 or not all((name, parts[0], parts[3])):
+        raise InvalidInputError(
+            f"--triton {text!r}: write NAME=GRPC,HTTP,METRICS,REPOSITORY, such as "
+            "gpu0=triton:8001,http://triton:8000,http://triton:8002/metrics,/models"
+        )
+    return {
+        "name": name,
+        "grpc_url": parts[0],
+        "http_url": parts[1],
+        "metrics_url": parts[2],
+        "repository": Path(parts[3]),
+    }

@@ -1,0 +1,216 @@
+"""What is in the registry: models, versions, aliases, history."""
+
+from typing import Annotated, Any
+
+import typer
+
+from controlplane.cli import complete
+from controlplane.cli.session import Session, command
+
+PANEL = "Registry"
+
+ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="A model.", autocompletion=complete.models)]
+RefArgument = Annotated[
+    str, typer.Argument(metavar="REF", help="name, name:7 or name@alias.", autocompletion=complete.models)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    command(app, "models", panel=PANEL, examples=("tritonctl models", "tritonctl models -o json"))(models)
+    command(app, "versions", panel=PANEL, examples=("tritonctl versions resnet",))(versions)
+    command(app, "show", panel=PANEL, examples=("tritonctl show resnet:7", "tritonctl show resnet@champion"))(show)
+    command(
+        app,
+        "alias",
+        panel=PANEL,
+        examples=("tritonctl alias resnet@champion 7", "tritonctl alias resnet@champion --remove"),
+    )(alias)
+    command(app, "rm", panel=PANEL, examples=("tritonctl rm resnet:3", "tritonctl rm resnet --yes"))(rm)
+    command(app, "history", panel=PANEL, examples=("tritonctl history resnet", "tritonctl history resnet -n 5"))(
+        history
+    )
+
+
+def models(session: Session) -> None:
+    """List the models."""
+    from controlplane.cli.output import ago
+    from controlplane.cli.records import Model
+
+    out = session.out()
+    with session.client() as client:
+        found = [client.read(Model, item) for item in client.items("/v1/models")]
+    out.result(found)
+    out.table(
+        ("name", "versions", "newest", "format", "aliases", "published"),
+        (
+            (
+                model.name,
+                len(live),
+                live[-1].number if live else None,
+                live[-1].format if live else None,
+                _aliases(model.aliases),
+                ago(live[-1].published_at) if live else None,
+            )
+            for model in found
+            for live in [[version for version in model.versions if not version.deleted]]
+        ),
+        empty="no models yet; publish one with `tritonctl push PATH`",
+    )
+
+
+def versions(session: Session, name: ModelArgument) -> None:
+    """List a model's versions."""
+    from controlplane.cli.client import segment
+    from controlplane.cli.output import ago, size
+    from controlplane.cli.records import Model, Version
+
+    out = session.out()
+    with session.client() as client:
+        model = client.fetch(Model, f"/v1/models/{segment(name)}")
+        found = [client.read(Version, item) for item in client.items(f"/v1/models/{segment(name)}/versions")]
+    out.result(found)
+    by_number: dict[int, list[str]] = {}
+    for alias_name, number in model.aliases.items():
+        by_number.setdefault(number, []).append(alias_name)
+    out.table(
+        ("version", "format", "size", "aliases", "published", "by"),
+        (
+            (
+                version.number,
+                version.format,
+                size(version.size_bytes),
+                ", ".join(sorted(by_number.get(version.number, ()))),
+                ago(version.published_at),
+                version.published_by,
+            )
+            for version in sorted(found, key=lambda entry: entry.number, reverse=True)
+        ),
+        empty=f"{name} has no versions",
+    )
+
+
+def show(session: Session, ref: RefArgument) -> None:
+    """Show all that is known about a version."""
+    from controlplane.cli.describe import describe
+    from controlplane.cli.references import fetch_version
+
+    out = session.out()
+    with session.client() as client:
+        detail = fetch_version(client, ref)
+    out.result(detail)
+    describe(out, detail)
+
+
+def alias(
+    session: Session,
+    ref: Annotated[str, typer.Argument(metavar="NAME@ALIAS", help="The model and the alias.")],
+    version: Annotated[
+        int | None, typer.Argument(metavar="[VERSION]", help="The version it shall point to.", show_default=False)
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the alias.")] = False,
+) -> None:
+    """Point an alias to a version, show it, or remove it.
+
+    An alias moves in one step: whoever reads it gets the version before or the version after. A deployment that
+    follows the alias follows it there.
+    """
+    from controlplane.cli.client import segment
+    from controlplane.domain.names import Reference
+    from controlplane.errors import InvalidReferenceError
+
+    reference = Reference.parse(ref)
+    if reference.alias is None:
+        raise InvalidReferenceError(f"{ref!r} names no alias; use name@alias, such as {reference.model}@champion")
+    if remove and version is not None:
+        raise typer.BadParameter("give a version or --remove, not both")
+    out = session.out()
+    path = f"/v1/models/{segment(reference.model)}/aliases/{segment(reference.alias)}"
+    with session.client() as client:
+        if remove:
+            client.delete(path)
+            out.result({"model": reference.model, "alias": reference.alias, "removed": True})
+            out.line(f"{ref} is removed")
+        elif version is None:
+            document = client.get(path)
+            out.result(document)
+            out.line(f"{ref} is version {document['version']}")
+        else:
+            document = client.put(path, {"version": version})
+            out.result(document)
+            out.line(f"{ref} is version {version}")
+
+
+def rm(
+    session: Session,
+    ref: Annotated[str, typer.Argument(metavar="REF", help="name:7, or name for the whole model.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a whole model is deleted.")] = False,
+) -> None:
+    """Delete a version, or a whole model.
+
+    The number stays taken and the history stays; the files go with the next `tritonctl gc` after the grace period.
+    What a deployment or an alias needs is not deleted.
+    """
+    from controlplane.cli.client import segment
+    from controlplane.domain.names import Reference
+    from controlplane.errors import InvalidReferenceError
+
+    reference = Reference.parse(ref)
+    if reference.alias is not None:
+        raise InvalidReferenceError(
+            f"{ref!r} names an alias; remove it with `tritonctl alias {ref} --remove`, or name the version to delete"
+        )
+    out = session.out()
+    with session.client() as client:
+        if reference.version is not None:
+            client.delete(f"/v1/models/{segment(reference.model)}/versions/{reference.version}")
+        else:
+            if not yes and not out.json_wanted:
+                typer.confirm(f"Delete {reference.model} with all its versions?", abort=True)
+            client.delete(f"/v1/models/{segment(reference.model)}")
+    out.result({"deleted": str(reference)})
+    out.line(f"{reference} is deleted")
+
+
+def history(
+    session: Session,
+    name: ModelArgument,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many revisions.")] = 20,
+) -> None:
+    """Show who changed a model and its deployment, when and why; newest first."""
+    from controlplane.cli.client import segment
+    from controlplane.cli.exits import ClientError
+    from controlplane.cli.output import ago
+
+    out = session.out()
+    with session.client() as client:
+        changes: list[dict[str, Any]] = [
+            {"of": "model", **item}
+            for item in client.items(f"/v1/models/{segment(name)}/history", at_most=limit, limit=min(limit, 200))
+        ]
+        try:
+            changes += [
+                {"of": "deployment", **item}
+                for item in client.items(
+                    f"/v1/deployments/{segment(name)}/revisions", at_most=limit, limit=min(limit, 200)
+                )
+            ]
+        except ClientError as error:
+            if error.status != 404:
+                raise
+    changes.sort(key=lambda item: str(item["at"]), reverse=True)
+    changes = changes[:limit]
+    out.result(changes)
+    from datetime import datetime
+
+    out.table(
+        ("of", "revision", "when", "who", "what"),
+        (
+            (item["of"], item["number"], ago(datetime.fromisoformat(item["at"])), item["actor"], item.get("reason"))
+            for item in changes
+        ),
+    )
+
+
+def _aliases(aliases: dict[str, int]) -> str:
+    return ", ".join(f"{name}={number}" for name, number in sorted(aliases.items()))

@@ -1,0 +1,127 @@
+"""Publishing a version."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controlplane.cli.session import Session, command
+
+PANEL = "Publish and convert"
+
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", help='An input, "NAME:DTYPE[SHAPE]" with -1 for a dynamic dimension. Repeat it.', show_default=False
+    ),
+]
+OutputSpecOption = Annotated[
+    list[str] | None, typer.Option("--out", help="An output, like --input.", show_default=False)
+]
+BatchedOption = Annotated[
+    bool, typer.Option("--batched", help="The first dimension of every tensor is the batch.", show_default=False)
+]
+SamplesOption = Annotated[
+    Path | None,
+    typer.Option("--samples", help="Sample inputs: an .npz with one array for each input.", show_default=False),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="onnx, torchscript, torch-export, pytorch or sklearn. Default: found out.", show_default=False
+    ),
+]
+LabelOption = Annotated[
+    list[str] | None, typer.Option("--label", "-l", metavar="KEY=VALUE", help="A label. Repeat it.", show_default=False)
+]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option("--metric", "-m", metavar="KEY=NUMBER", help="A figure. Repeat it.", show_default=False),
+]
+AliasOption = Annotated[
+    list[str] | None,
+    typer.Option("--alias", "-a", help="An alias that shall point to the new version. Repeat it.", show_default=False),
+]
+ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Why; kept in the history.", show_default=False)]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust", help="Run code the file carries (pickles, factories). Only yours.", show_default=False),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    command(
+        app,
+        "push",
+        panel=PANEL,
+        examples=(
+            "tritonctl push resnet50.onnx",
+            "tritonctl push resnet ./exported-folder --alias staging --metric top1=0.76",
+            'tritonctl push vad vad.pt --input "input:FP32\\[-1,512]" --out "output:FP32\\[-1,1]" --batched',
+            "tritonctl push resnet resnet50.onnx --deploy",
+        ),
+    )(push)
+
+
+def push(
+    session: Session,
+    name_or_path: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="The model; left out, the file's name is taken.")
+    ],
+    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="A file or a folder.", show_default=False)] = None,
+    input_: InputOption = None,
+    output_spec: OutputSpecOption = None,
+    batched: BatchedOption = False,
+    format_: FormatOption = None,
+    samples: SamplesOption = None,
+    sample_count: Annotated[
+        int | None, typer.Option("--sample-count", min=1, max=64, help="How many samples to generate.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the generated samples.")] = None,
+    golden: Annotated[
+        bool, typer.Option("--golden/--no-golden", help="Run the model once and record its answers for the proof.")
+    ] = True,
+    label: LabelOption = None,
+    metric: MetricOption = None,
+    alias: AliasOption = None,
+    reason: ReasonOption = "",
+    trust: TrustOption = False,
+    deploy: Annotated[bool, typer.Option("--deploy", help="Deploy the new version and wait for it.")] = False,
+) -> None:
+    """Publish a file or a folder as a new version of a model.
+
+    The format is found out, the model is run once and its answers are recorded; by them Triton's answers are judged
+    when the version is deployed. A push that was cut off goes on where it stopped when it is run again.
+    """
+    from controlplane.cli.describe import show_result
+    from controlplane.cli.publishing import PublishOptions, figures, key_values, model_name, publish
+    from controlplane.cli.tensors import parse_signature
+    from controlplane.domain.names import validate_model_name
+
+    source = Path(name_or_path) if path is None else path
+    name = model_name(source) if path is None else validate_model_name(name_or_path)
+    signature = parse_signature(input_ or (), output_spec or (), batched=batched)
+    options = PublishOptions(
+        format=format_,
+        signature=signature.model_dump(mode="json") if signature else None,
+        samples=samples,
+        sample_count=sample_count,
+        seed=seed,
+        golden=golden,
+        labels=key_values(label or [], "--label"),
+        metrics=figures(metric or []),
+        aliases=tuple(alias or ()),
+        reason=reason,
+        trust=trust,
+    )
+    out = session.out()
+    with session.client() as client:
+        result = publish(client, name, source, options, session.folder(), out)
+        if not deploy:
+            out.result(result)
+        show_result(out, result)
+        if deploy:
+            from controlplane.cli.rollout import deploy_and_wait
+
+            deploy_and_wait(client, out, f"{name}:{result['version']}", reason=reason)

@@ -1,0 +1,94 @@
+"""Triton servers and what happened."""
+
+from typing import Annotated
+
+import typer
+
+from controlplane.cli.session import Session, command
+
+PANEL = "Look after it"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    command(
+        app, "servers", panel=PANEL, examples=("tritonctl servers", "tritonctl servers -o json | jq -r .[0].grpc_url")
+    )(servers)
+    command(app, "events", panel=PANEL, examples=("tritonctl events", "tritonctl events --follow"))(events)
+
+
+def servers(session: Session) -> None:
+    """Show the Triton servers: addresses, state, what they have loaded."""
+    from controlplane.cli.output import ago
+    from controlplane.domain.states import ServerStatus
+
+    out = session.out()
+    with session.client() as client:
+        documents = client.get("/v1/servers")["items"]
+        found = [client.read(ServerStatus, item) for item in documents]
+    out.result(documents)
+    out.table(
+        ("name", "state", "grpc", "http", "metrics", "triton", "loaded", "seen", "message"),
+        (
+            (
+                server.name + (" (embedded)" if server.embedded else ""),
+                server.state.value,
+                server.grpc_url,
+                server.http_url,
+                server.metrics_url,
+                server.triton_version,
+                ", ".join(f"{one.model}:{one.version}" for one in server.models),
+                ago(server.observed_at),
+                server.message.partition("\n")[0],
+            )
+            for server in found
+        ),
+        empty="this control plane has no Triton servers",
+    )
+
+
+def events(
+    session: Session,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
+    after: Annotated[int, typer.Option("--after", min=0, help="Only events with a greater id.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=500, help="How many of the newest.")] = 50,
+) -> None:
+    """Show what changed and why, oldest first. With `-o json --follow` each event is one line of JSON."""
+    from controlplane.cli.output import ago
+    from controlplane.domain.states import Event
+
+    out = session.out()
+    with session.client() as client:
+        documents = client.get("/v1/events", after=after, limit=limit)["items"]
+        found = [client.read(Event, item) for item in documents]
+        if not follow:
+            out.result(documents)
+            out.table(
+                ("when", "type", "reason", "subject", "message"),
+                ((ago(one.at), one.type, one.reason, one.subject, one.message) for one in found),
+                empty="nothing happened yet",
+            )
+            return
+        for event in found:
+            _print(session, event)
+        last = found[-1].id if found else after
+        # Silence is normal here: the server's heartbeat keeps the connection.
+        for _, document in client.events("/v1/events", after=last, follow="true", read_seconds=120.0):
+            _print(session, client.read(Event, document))
+
+
+def _print(session: Session, event: object) -> None:
+    import sys
+
+    from rich.text import Text
+
+    from controlplane.domain.states import Event
+
+    assert isinstance(event, Event)
+    if session.output == "json":
+        sys.stdout.write(event.model_dump_json() + "\n")
+        sys.stdout.flush()
+        return
+    style = "yellow" if event.type == "Warning" else ""
+    when = event.at.astimezone().strftime("%H:%M:%S")
+    session.out().line(Text(f"{when}  {event.reason:<20}  {event.subject:<20}  {event.message}", style=style))

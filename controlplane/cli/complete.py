@@ -1,0 +1,37 @@
+"""Completion of model names from the running control plane: silent and quick when there is none."""
+
+import http.client
+import json
+from urllib.parse import urlsplit
+
+import typer
+
+from controlplane.cli.session import current
+
+_SECONDS = 0.7
+
+
+def models(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete a model's name, and after it ``:`` or ``@``."""
+    del context
+    name, colon, _ = incomplete.partition(":")
+    if colon:
+        return [f"{name}:{entry['number']}" for entry in _items(f"/v1/models/{name}/versions?limit=100")]
+    return [entry["name"] for entry in _items("/v1/models?limit=200") if entry["name"].startswith(incomplete)]
+
+
+def deployments(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete the name of a deployed model."""
+    del context
+    return [entry["model"] for entry in _items("/v1/deployments?limit=200") if entry["model"].startswith(incomplete)]
+
+
+def _items(path: str) -> list[dict[str, str]]:
+    try:
+        parts = urlsplit(current().find_url())
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_SECONDS)
+        connection.request("GET", path)
+        items: list[dict[str, str]] = json.loads(connection.getresponse().read())["items"]
+    except Exception:  # noqa: BLE001 - a completion that fails must not write into the line being typed
+        return []
+    return items

@@ -1,0 +1,134 @@
+"""Assembles ``tritonctl``. Imports stay light here: ``--help`` and completion must answer at once."""
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from controlplane.cli.commands import (
+    conversions,
+    demo,
+    deployments,
+    doctor,
+    inference,
+    local,
+    models,
+    publishing,
+    pulling,
+    servers,
+    upkeep,
+)
+from controlplane.cli.session import ActorOption, DataDirOption, DebugOption, OutputOption, UrlOption, current
+
+_HELP = """The control plane for NVIDIA Triton: a model registry, verified conversion, deployments healthy by proof.
+
+A reference names a version: [bold]name[/bold] (the newest), [bold]name:7[/bold] or [bold]name@alias[/bold].
+"""
+
+_EPILOG = """[bold]First steps[/bold]
+
+[dim]$[/dim] tritonctl up --detach
+
+[dim]$[/dim] tritonctl push model.onnx
+
+[dim]$[/dim] tritonctl deploy model --wait
+
+[dim]$[/dim] tritonctl infer model --sample
+
+[bold]Exit codes[/bold]
+
+0 done · 1 failure · 2 wrong usage · 3 not found · 4 unreachable · 5 conflict · 6 invalid input · \
+7 conversion, deployment, inference or check failed · 8 timeout · 130 interrupted
+"""
+
+app = typer.Typer(
+    name="tritonctl",
+    help=_HELP,
+    epilog=_EPILOG,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tritonctl {version('triton-control-plane')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _globals(
+    url: UrlOption = None,
+    data_dir: DataDirOption = None,
+    output: OutputOption = None,
+    actor: ActorOption = None,
+    debug: DebugOption = False,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    current().merge(url=url, data_dir=data_dir, output=output, actor=actor, debug=debug)
+
+
+for module in (
+    local,
+    publishing,
+    conversions,
+    models,
+    pulling,
+    deployments,
+    inference,
+    servers,
+    upkeep,
+    doctor,
+    demo,
+):
+    module.register(app)
+
+
+def main() -> NoReturn:
+    """Run the CLI. Whatever goes wrong ends in one line and an exit code that says what kind of failure it was."""
+    try:
+        app(prog_name="tritonctl", standalone_mode=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # `tritonctl … | head` is no failure. Python would complain once more when it flushes at exit.
+        sys.stdout = None
+        sys.exit(0)
+    except Exception as error:  # noqa: BLE001 - the outermost edge: no traceback reaches a user unasked
+        sys.exit(_report(error))
+    sys.exit(0)
+
+
+def _report(error: Exception) -> int:
+    from controlplane.cli.exits import ExitCode, exit_code
+    from controlplane.cli.output import Output, error_line
+    from controlplane.errors import ControlPlaneError
+
+    if current().debug:
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, ControlPlaneError):
+        code = exit_code(error)
+        error_line(error.message)
+        kind = getattr(error, "code", "") or type(error).__name__
+        Output(json_wanted=current().output == "json").result(
+            {"error": {"code": kind, "message": error.message, "details": error.details, "exit_code": int(code)}}
+        )
+        return int(code)
+    if isinstance(error, OSError) and error.filename:
+        error_line(f"{error.filename}: {error.strerror}")
+        return int(ExitCode.FAILURE)
+    hint = "" if current().debug else " (run it again with --debug for the traceback; this is a bug)"
+    error_line(f"unexpected {type(error).__name__}: {error}{hint}")
+    return int(ExitCode.FAILURE)
+
+
+if __name__ == "__main__":
+    main()

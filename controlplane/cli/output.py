@@ -1,0 +1,161 @@
+"""Printing: tables for people, JSON for programs; results on stdout, everything else on stderr."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_UNBOUNDED = 10_000
+_STYLES = {
+    "Ready": "green",
+    "READY": "green",
+    "ok": "green",
+    "succeeded": "green",
+    "Degraded": "yellow",
+    "warn": "yellow",
+    "Warning": "yellow",
+    "Failed": "red",
+    "failed": "red",
+    "fail": "red",
+    "Unreachable": "red",
+    "Stopped": "red",
+    "Unloaded": "dim",
+}
+
+
+class Output:
+    """What one command prints with.
+
+    Attributes:
+        json_wanted: Whether ``-o json`` was given: then stdout carries one JSON document and nothing else.
+    """
+
+    def __init__(self, *, json_wanted: bool) -> None:
+        self.json_wanted = json_wanted
+        self._console = _console(sys.stdout)
+        self.errors = _console(sys.stderr)
+
+    def result(self, document: object) -> None:
+        """Print the JSON document, if JSON is wanted."""
+        if self.json_wanted:
+            # Not through rich, which wraps and colours: a program reads this.
+            sys.stdout.write(json.dumps(document, indent=2, default=_plain, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+
+    def line(self, text: str | Text = "", *, style: str = "") -> None:
+        """Print a line for people; with ``-o json`` nothing."""
+        if not self.json_wanted:
+            self._console.print(
+                text if isinstance(text, Text) else Text(text, style=style), soft_wrap=True, highlight=False
+            )
+
+    def note(self, text: str, *, style: str = "dim") -> None:
+        """Print an aside on stderr, so that it is never taken for the result."""
+        if not self.json_wanted:
+            self.errors.print(Text(text, style=style), soft_wrap=True, highlight=False)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
+        """Print rows under headings; ``empty`` instead when there are none."""
+        if self.json_wanted:
+            return
+        listed = [[_cell(value) for value in row] for row in rows]
+        if not listed:
+            self.note(empty or "nothing to show")
+            return
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for number, column in enumerate(columns):
+            table.add_column(column.upper(), overflow="fold", no_wrap=number == 0)
+        for row in listed:
+            table.add_row(*row)
+        self._print(table)
+
+    def facts(self, pairs: Iterable[tuple[str, object]]) -> None:
+        """Print names and values, one pair a line; pairs without a value are left out."""
+        if self.json_wanted:
+            return
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in pairs:
+            if value not in (None, "", ()):
+                table.add_row(name, _cell(value))
+        self._print(table)
+
+    def _print(self, table: Table) -> None:
+        with self._console.capture() as capture:
+            self._console.print(table)
+        # Cells are padded to their column; nobody wants that at the end of a line.
+        self._console.file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+
+
+def error_line(message: str) -> None:
+    """Print an error as one block on stderr."""
+    console = _console(sys.stderr)
+    console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True, highlight=False)
+
+
+def ago(moment: datetime | None) -> str:
+    """Say how long ago a moment was, the way people do."""
+    if moment is None:
+        return "-"
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    text = span(abs(seconds))
+    if abs(seconds) < 1:
+        return "now"
+    return f"{text} ago" if seconds > 0 else f"in {text}"
+
+
+def span(seconds: float) -> str:
+    """Say how long something takes, with the precision that matters."""
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def size(count: int) -> str:
+    """Say a number of bytes in binary units."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def pairs(mapping: dict[str, Any]) -> str:
+    """Print a small mapping on one line."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(mapping.items())) or "-"
+
+
+def _console(stream: Any) -> Console:
+    # A pipe has no width: what reads it wants whole lines, not a guess at 80 columns.
+    interactive = stream.isatty()
+    return Console(file=stream, width=None if interactive else _UNBOUNDED, highlight=False, emoji=False)
+
+
+def _cell(value: object) -> Text:
+    if isinstance(value, Text):
+        return value
+    text = "-" if value is None or value == "" else str(value)
+    return Text(text, style=_STYLES.get(text, ""))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value)

@@ -1,0 +1,152 @@
+"""Bars on everything long: on a terminal they move, elsewhere each stage is one line, and with ``-o json`` silence."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from controlplane.cli.client import Client
+from controlplane.cli.exits import NotRunningError, OperationFailedError, WaitTimeoutError
+from controlplane.cli.output import Output
+from controlplane.cli.records import Operation
+from controlplane.cli.records import Progress as OperationProgress
+
+_HEARTBEAT_SECONDS = 120.0
+
+
+class Bar:
+    """One bar whose text, length and position change as the work goes on."""
+
+    def __init__(self, out: Output) -> None:
+        self._quiet = out.json_wanted
+        self._out = out
+        self._live = out.errors.is_terminal and not out.json_wanted
+        self._said = ""
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            _BytesOnly(BarColumn(bar_width=30)),
+            _BytesOnly(DownloadColumn(binary_units=True)),
+            _BytesOnly(TransferSpeedColumn()),
+            TimeElapsedColumn(),
+            console=out.errors,
+            transient=True,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def stage(self, text: str, *, total: int | None = None, done: int = 0) -> None:
+        """Begin a stage; ``total`` is its number of bytes, where it moves bytes."""
+        self._progress.reset(self._task, description=text, total=total, completed=done)
+        self._say(text)
+
+    def advance(self, count: int) -> None:
+        """Count bytes of the present stage."""
+        self._progress.advance(self._task, count)
+
+    def show(self, progress: OperationProgress) -> None:
+        """Show how far an operation is."""
+        text = progress.message or progress.stage
+        if not text:
+            return
+        self._progress.update(
+            self._task, description=text, total=progress.bytes_total, completed=progress.bytes_done or 0
+        )
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        """Without a terminal, say each stage once."""
+        if not self._live and text != self._said:
+            self._said = text
+            self._out.note(text)
+
+
+class _BytesOnly(ProgressColumn):
+    """A column that is there only while bytes are counted."""
+
+    def __init__(self, inner: ProgressColumn) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def render(self, task: Task) -> object:  # type: ignore[override]
+        return self._inner.render(task) if task.total else Text()
+
+
+def follow(client: Client, operation: Operation, out: Output, *, timeout: float | None = None) -> Operation:
+    """Show an operation's progress until it ends and return its last state.
+
+    Raises:
+        OperationFailedError: It failed or was cancelled; the message is the operation's own.
+        WaitTimeoutError: It takes longer than ``timeout`` seconds; it goes on.
+    """
+    with Bar(out) as bar:
+        for state in _states(client, operation, timeout):
+            operation = state
+            bar.show(state.progress)
+    if operation.state == "succeeded":
+        return operation
+    if operation.state == "cancelled":
+        why = f": {operation.progress.message}" if operation.progress.message else ""
+        raise OperationFailedError(f"the {operation.kind} of {operation.subject} was cancelled{why}", code="cancelled")
+    if operation.error is None:
+        raise OperationFailedError(f"the {operation.kind} operation {operation.id} ended as {operation.state}")
+    failure = OperationFailedError(operation.error.detail, code=operation.error.code)
+    failure.details = operation.error.details
+    raise failure
+
+
+def _states(client: Client, operation: Operation, timeout: float | None) -> Iterator[Operation]:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    path = f"/v1/operations/{operation.id}"
+    broken = 0
+    while not operation.finished:
+        try:
+            for _, document in client.events(f"{path}/events", read_seconds=_HEARTBEAT_SECONDS):
+                operation = client.read(Operation, document)
+                broken = 0
+                yield operation
+                if deadline is not None and time.monotonic() > deadline and not operation.finished:
+                    raise WaitTimeoutError(
+                        f"the {operation.kind} takes longer than {timeout:g} s; it goes on as operation {operation.id}",
+                        operation=operation.id,
+                    )
+        except NotRunningError:
+            # The stream broke off; the operation need not have.
+            broken += 1
+            if broken > 3:
+                raise
+            time.sleep(0.5 * broken)
+        if not operation.finished:
+            operation = client.fetch(Operation, path)
+            yield operation
+
+
+@contextmanager
+def waiting(out: Output, text: str) -> Iterator[Bar]:
+    """Show that something without known length is under way."""
+    with Bar(out) as bar:
+        bar.stage(text)
+        yield bar

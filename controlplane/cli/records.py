@@ -1,0 +1,113 @@
+"""What the API answers, as this client reads it. What a newer server adds is kept, so ``-o json`` shows it too."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.domain.deployment import DeploymentSpec
+from controlplane.domain.manifest import Manifest
+from controlplane.domain.states import DeploymentStatus
+
+
+class Record(BaseModel):
+    """A document of the API."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Fault(Record):
+    """Why an operation failed."""
+
+    code: str = ""
+    title: str = ""
+    detail: str = ""
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class Progress(Record):
+    """How far an operation is."""
+
+    stage: str = ""
+    message: str = ""
+    fraction: float | None = None
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+
+
+class Operation(Record):
+    """Something that takes longer than a request."""
+
+    id: str
+    kind: str = ""
+    subject: str = ""
+    state: str
+    progress: Progress = Field(default_factory=Progress)
+    result: dict[str, Any] | None = None
+    error: Fault | None = None
+    log: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it will not change any more."""
+        return self.state in {"succeeded", "failed", "cancelled"}
+
+
+class Version(Record):
+    """One version as a list shows it."""
+
+    number: int
+    format: str
+    size_bytes: int
+    published_at: datetime
+    published_by: str = ""
+    deleted: bool = False
+
+
+class Model(Record):
+    """A model with its versions and aliases."""
+
+    name: str
+    description: str = ""
+    labels: dict[str, str] = Field(default_factory=dict)
+    versions: tuple[Version, ...] = ()
+    aliases: dict[str, int] = Field(default_factory=dict)
+
+
+class VersionDetail(Record):
+    """One version with all that is fixed about it."""
+
+    model: str
+    entry: Version
+    manifest: Manifest
+    aliases: tuple[str, ...] = ()
+
+
+class UploadFile(Record):
+    """One file of an upload, and how much of it the server has."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    state: str = "missing"
+    received_bytes: int = 0
+
+
+class Upload(Record):
+    """Files on their way to the server."""
+
+    id: str
+    files: tuple[UploadFile, ...] = ()
+
+
+class Deployment(Record):
+    """What shall answer under a model's name, and what does."""
+
+    model: str
+    revision: int
+    at: datetime
+    actor: str = ""
+    reason: str = ""
+    spec: DeploymentSpec
+    status: DeploymentStatus | None = None
+    operation_id: str | None = None

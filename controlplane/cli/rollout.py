@@ -1,0 +1,136 @@
+"""Changes of a deployment: send one, follow it stage by stage, say how it ended and how long it took."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from controlplane.cli.client import Client, segment
+from controlplane.cli.exits import ClientError, OperationFailedError, WaitTimeoutError
+from controlplane.cli.output import Output, span
+from controlplane.cli.progress import follow
+from controlplane.cli.records import Deployment, Operation
+from controlplane.domain.names import Reference
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of a deployment.
+
+    Attributes:
+        method: HTTP method.
+        path: Path after ``/v1/deployments/{model}``.
+        body: The request's JSON.
+        params: The query.
+    """
+
+    method: str
+    path: str = ""
+    body: Any = None
+    params: Mapping[str, Any] | None = None
+
+
+def deployment_path(model: str) -> str:
+    """Return the API's path of a deployment."""
+    return f"/v1/deployments/{segment(model)}"
+
+
+def apply(
+    client: Client, out: Output, model: str, change: Change, *, wait: bool, timeout: float | None = None
+) -> tuple[Deployment, float]:
+    """Send a change; with ``wait``, follow it to its end. Returns the deployment and the seconds it took.
+
+    Raises:
+        OperationFailedError: It settled without doing what was asked; the message says why.
+        WaitTimeoutError: It takes longer than ``timeout``; it goes on.
+    """
+    path = deployment_path(model)
+    started = time.monotonic()
+    response = client.call(change.method, path + change.path, body=change.body, params=dict(change.params or {}))
+    deployment = client.read(Deployment, response.json())
+    if not wait or deployment.operation_id is None:
+        return deployment, time.monotonic() - started
+    operation = Operation(id=deployment.operation_id, kind="deploy", subject=model, state="pending")
+    follow(client, operation, out, timeout=timeout)
+    seconds = time.monotonic() - started
+    try:
+        return client.fetch(Deployment, path), seconds
+    except ClientError as error:
+        if error.status == 404:  # an undeploy leaves nothing to fetch
+            return deployment, seconds
+        raise
+
+
+def deploy_and_wait(client: Client, out: Output, reference: str, *, reason: str = "") -> None:
+    """Deploy a version with the settings it had, and wait until it answers."""
+    model = Reference.parse(reference).model
+    change = Change("PUT", body={"reference": reference, "reason": reason})
+    deployment, seconds = apply(client, out, model, change, wait=True)
+    out.result(deployment)
+    show_ready(out, deployment, seconds)
+
+
+def merged_settings(client: Client, model: str, given: dict[str, Any]) -> dict[str, Any] | None:
+    """Lay the given settings over those of the present deployment; None when none are given."""
+    if not given:
+        return None
+    try:
+        present = client.fetch(Deployment, deployment_path(model)).spec.settings.model_dump(mode="json")
+    except ClientError as error:
+        if error.status != 404:
+            raise
+        present = {}
+    return {**present, **given}
+
+
+def wait_for(client: Client, out: Output, model: str, timeout: float) -> Deployment:
+    """Wait until a deployment is Ready.
+
+    Raises:
+        OperationFailedError: It settled otherwise.
+        WaitTimeoutError: It did not settle in time.
+    """
+    from controlplane.cli.progress import waiting
+
+    deadline = time.monotonic() + timeout
+    with waiting(out, f"waiting for {model}") as bar:
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            document = client.get(
+                f"{deployment_path(model)}/wait", read_seconds=min(left, 30) + 30, timeout=min(left, 30.0)
+            )
+            deployment = client.read(Deployment, document)
+            status = deployment.status
+            if status is not None and status.revision >= deployment.revision and status.phase.settled:
+                break
+            if time.monotonic() >= deadline:
+                phase = status.phase.value if status else "Pending"
+                raise WaitTimeoutError(f"{model} is still {phase} after {timeout:g} s; it goes on", model=model)
+            if status is not None:
+                bar.stage(f"{model}: {status.phase.value.lower()} {status.message}".strip())
+    if status.phase.value in {"Ready", "Unloaded"}:
+        return deployment
+    raise OperationFailedError(
+        f"{model} is {status.phase.value}: {status.message or 'no reason was given'}", code="not-ready"
+    )
+
+
+def show_ready(out: Output, deployment: Deployment, seconds: float) -> None:
+    """Say that a version answers, and where the time went."""
+    status = deployment.status
+    version = deployment.spec.version
+    stages: dict[str, float] = {}
+    proof = None
+    for server in status.servers if status else ():
+        for stage, took in server.seconds.items():
+            stages[stage] = max(took, stages.get(stage, 0.0))
+        proof = server.proof or proof
+    spent = ", ".join(f"{stage} {span(took)}" for stage, took in stages.items() if took >= 0.0005)
+    out.line(f"{deployment.model}:{version} answers after {span(seconds)}" + (f" ({spent})" if spent else ""))
+    if proof is not None and proof.samples and proof.version == version:
+        out.line(
+            f"proved by {proof.samples} golden sample{'s' * (proof.samples > 1)} through Triton, "
+            f"{span(proof.latency_seconds)} each"
+        )
+    elif proof is not None and not proof.samples:
+        out.note("not proved: the version carries no golden samples", style="yellow")

@@ -1,0 +1,184 @@
+"""What every command has in common: the options that say where the control plane is and how to print.
+
+They are accepted before and after the command's name (``tritonctl -o json ps`` and ``tritonctl ps -o json``), because
+people type both. `command` adds them to a function, which gets a `Session` as its first argument in their place.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:  # heavy: only a command that talks to the API pays for it
+    from controlplane.cli.client import Client
+    from controlplane.cli.output import Output
+
+OutputFormat = Literal["table", "json"]
+_PANEL = "Options of every command"
+Function = TypeVar("Function", bound=Callable[..., None])
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", envvar="TRITONCTL_URL", help="URL of the control plane's API.", rich_help_panel=_PANEL),
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        envvar="TRITONCTL_DATA_DIR",
+        help="Data folder of a `tritonctl up` on this machine.",
+        rich_help_panel=_PANEL,
+    ),
+]
+OutputOption = Annotated[
+    OutputFormat | None,
+    typer.Option("--output", "-o", help="`table` for people, `json` for programs.", rich_help_panel=_PANEL),
+]
+ActorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--actor",
+        envvar="TRITONCTL_ACTOR",
+        help="Who the history shall name. Default: user@host.",
+        rich_help_panel=_PANEL,
+    ),
+]
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_PANEL, show_default=False)
+]
+
+
+@dataclass
+class Session:
+    """The common options of one run of the CLI, and what is made of them."""
+
+    url: str | None = None
+    data_dir: Path | None = None
+    output: OutputFormat = "table"
+    actor: str | None = None
+    debug: bool = False
+
+    def merge(
+        self,
+        *,
+        url: str | None,
+        data_dir: Path | None,
+        output: OutputFormat | None,
+        actor: str | None,
+        debug: bool,
+    ) -> None:
+        """Take over what was given."""
+        self.url = url or self.url
+        self.data_dir = data_dir or self.data_dir
+        self.output = output or self.output
+        self.actor = actor or self.actor
+        self.debug = debug or self.debug
+
+    def folder(self) -> Path:
+        """Return the data folder: the one given, else the default of the settings."""
+        if self.data_dir is not None:
+            return self.data_dir.expanduser().absolute()
+        from controlplane.settings import Settings
+
+        default: Path = Settings.model_fields["data_dir"].default
+        return default
+
+    def find_url(self) -> str:
+        """Return the API's address: ``--url``, else that of the running ``up``.
+
+        Raises:
+            NotRunningError: Neither is there.
+        """
+        if self.url:
+            return self.url if "://" in self.url else f"http://{self.url}"
+        from controlplane.cli.discovery import UpRecord
+        from controlplane.cli.exits import NotRunningError
+
+        record = UpRecord.read(self.folder())
+        if record is None:
+            raise NotRunningError(
+                f"no control plane is running with the data folder {self.folder()}; start one with `tritonctl up`, or "
+                "say where one runs with --url or TRITONCTL_URL"
+            )
+        return record.url
+
+    def client(self) -> "Client":
+        """Return a client of the control plane; use it as a context manager."""
+        from controlplane.cli.client import Client
+
+        return Client(self.find_url(), actor=self.actor)
+
+    def out(self) -> "Output":
+        """Return what this run prints with."""
+        from controlplane.cli.output import Output
+
+        return Output(json_wanted=self.output == "json")
+
+
+def current() -> Session:
+    """Return the session of this process; there is one per run."""
+    return _SESSION
+
+
+_SESSION = Session()
+
+
+def command(
+    app: typer.Typer, name: str, *, panel: str, examples: tuple[str, ...] = ()
+) -> Callable[[Function], Function]:
+    """Register a function as a command with the common options; it gets a `Session` as its first argument.
+
+    Args:
+        app: Where to register it.
+        name: The command's name.
+        panel: The heading under which ``--help`` lists it.
+        examples: Command lines shown at the end of its help.
+    """
+
+    def register(function: Function) -> Function:
+        own = list(inspect.signature(function).parameters.values())[1:]
+        hints = get_type_hints(function, include_extras=True)
+
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            _SESSION.merge(**{key: values.pop(key) for key in _COMMON})
+            function(_SESSION, **values)
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in own]
+        parameters += [
+            inspect.Parameter(
+                key,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if key == "debug" else None,
+                annotation=annotation,
+            )
+            for key, annotation in _COMMON.items()
+        ]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__doc__ = _reflow(function.__doc__ or "")
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        del run.__wrapped__  # Typer would look through to the function's own signature
+        epilog = "\n\n".join(["[bold]Examples[/bold]", *(f"[dim]$[/dim] {example}" for example in examples)])
+        app.command(name, rich_help_panel=panel, epilog=epilog if examples else None)(run)
+        return function
+
+    return register
+
+
+def _reflow(text: str) -> str:
+    """Join the lines of each paragraph: the terminal's width decides where they break, not the source's."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in paragraphs)
+
+
+_COMMON: dict[str, Any] = {
+    "url": UrlOption,
+    "data_dir": DataDirOption,
+    "output": OutputOption,
+    "actor": ActorOption,
+    "debug": DebugOption,
+}

@@ -1,0 +1,241 @@
+"""Moving artifacts: digests, resumable uploads, verified downloads. Constant memory, whatever the size."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import httpx
+
+from controlplane.cli.client import Client
+from controlplane.cli.exits import ClientError, NotRunningError
+from controlplane.cli.output import size
+from controlplane.cli.progress import Bar
+from controlplane.cli.records import Upload, UploadFile
+from controlplane.domain.manifest import FileEntry
+from controlplane.errors import DigestMismatchError
+from controlplane.registry.artifact import scan
+
+_CHUNK_BYTES = 1 << 20
+_PARALLEL = 4
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file of an artifact on this machine."""
+
+    entry: FileEntry
+    path: Path
+
+
+def fingerprint(artifact: Path, bar: Bar) -> tuple[LocalFile, ...]:
+    """List an artifact's files with their digests; a single file is an artifact of one file.
+
+    Raises:
+        InvalidArtifactError: Nothing is there, a folder without files, or a link that leads out of the folder.
+    """
+    bar.stage(f"hashing {artifact.name}", total=_total_bytes(artifact))
+    return tuple(LocalFile(entry, path) for entry, path in scan(artifact, progress=bar.advance))
+
+
+def _total_bytes(artifact: Path) -> int:
+    """The length of the bar; what is left out of the artifact makes it a little too long."""
+    paths = artifact.rglob("*") if artifact.is_dir() else (artifact,)
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+class Journal:
+    """Which upload a set of files went to, so that a push that was cut off is continued by running it again."""
+
+    def __init__(self, folder: Path, url: str, files: tuple[LocalFile, ...]) -> None:
+        key = json.dumps([url, sorted((file.entry.path, file.entry.sha256) for file in files)])
+        self._path = folder / "client" / "uploads" / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+    def read(self) -> str | None:
+        """Return the upload's identifier, if there was one."""
+        try:
+            return self._path.read_text("utf-8").strip() or None
+        except OSError:
+            return None
+
+    def write(self, upload_id: str) -> None:
+        """Remember the upload. A folder that cannot be written costs the resumption, not the push."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(upload_id, "utf-8")
+        except OSError:
+            return
+
+    def clear(self) -> None:
+        """Forget it."""
+        self._path.unlink(missing_ok=True)
+
+
+def upload(client: Client, files: tuple[LocalFile, ...], bar: Bar, journal: Journal) -> Upload:
+    """Bring the files' contents to the server; what it has already is not sent.
+
+    Raises:
+        ClientError: The server refused.
+        NotRunningError: The connection broke and did not come back.
+    """
+    announced = _announce(client, files, journal)
+    missing = {file.sha256: file for file in announced.files if file.state == "missing"}
+    total = sum(file.size_bytes for file in missing.values())
+    done = sum(file.received_bytes for file in missing.values())
+    present = len(announced.files) - len(missing)
+    if not missing:
+        bar.stage("nothing to upload: the server has these files already")
+        return announced
+    text = f"uploading {len(missing)} file{'s' * (len(missing) > 1)}, {size(total)}"
+    text += f" ({size(done)} there already)" if done else f" ({present} there already)" if present else ""
+    bar.stage(text, total=total, done=done)
+    by_digest = {file.entry.sha256: file for file in files}
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        list(
+            pool.map(
+                lambda file: _Sender(client, announced.id, bar).send(file, by_digest[file.sha256]), missing.values()
+            )
+        )
+    return client.fetch(Upload, f"/v1/uploads/{announced.id}")
+
+
+def _announce(client: Client, files: tuple[LocalFile, ...], journal: Journal) -> Upload:
+    if (known := journal.read()) is not None:
+        try:
+            return client.fetch(Upload, f"/v1/uploads/{known}")
+        except ClientError as error:
+            if error.status != httpx.codes.NOT_FOUND:
+                raise
+    body = {"files": [file.entry.model_dump(mode="json") for file in files]}
+    announced = client.read(Upload, client.post("/v1/uploads", body))
+    journal.write(announced.id)
+    return announced
+
+
+class _Sender:
+    """Sends one blob, going on from where the connection broke."""
+
+    def __init__(self, client: Client, upload_id: str, bar: Bar) -> None:
+        self._client = client
+        self._upload_id = upload_id
+        self._bar = bar
+
+    def send(self, wanted: UploadFile, local: LocalFile) -> None:
+        path = f"/v1/uploads/{self._upload_id}/blobs/{wanted.sha256}"
+        offset = wanted.received_bytes
+        for attempt in range(_ATTEMPTS):
+            counter = _Counter(self._bar)
+            try:
+                self._client.call(
+                    "PUT",
+                    path,
+                    content=_read_from(local.path, offset, counter),
+                    headers={
+                        "Upload-Offset": str(offset),
+                        "Content-Type": "application/octet-stream",
+                        "Content-Length": str(wanted.size_bytes - offset),
+                    },
+                    read_seconds=600,
+                )
+            except (NotRunningError, ClientError) as error:
+                if attempt + 1 == _ATTEMPTS or not _worth_resuming(error):
+                    raise
+                at = self._offset(path)
+                self._bar.advance(at - offset - counter.count)
+                offset = at
+            else:
+                return
+
+    def _offset(self, path: str) -> int:
+        response = self._client.call("HEAD", path)
+        return int(response.headers.get("Upload-Offset", "0"))
+
+
+def _worth_resuming(error: NotRunningError | ClientError) -> bool:
+    # 409: the server has another number of bytes than we think.
+    return isinstance(error, NotRunningError) or error.status in {408, 409, 500, 502, 503, 504}
+
+
+class _Counter:
+    """Counts what one attempt sent."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._lock = Lock()
+        self.count = 0
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.count += count
+        self._bar.advance(count)
+
+
+def _read_from(path: Path, offset: int, counter: _Counter) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(offset)
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+            counter.add(len(chunk))
+
+
+def download(client: Client, url_path: str, entry: FileEntry, target: Path, bar: Bar) -> bool:
+    """Bring one file here, going on from a part that an earlier run left. Returns whether anything was fetched.
+
+    The file gets its name only when its digest is right, so a file that has its name is whole.
+
+    Raises:
+        DigestMismatchError: What came is not what was published; it is removed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_file() and target.stat().st_size == entry.size_bytes and _digest(target) == entry.sha256:
+        bar.advance(entry.size_bytes)
+        return False
+    partial = target.with_name(f"{target.name}.{entry.sha256[:12]}.incomplete")
+    for attempt in range(_ATTEMPTS):
+        try:
+            _fetch(client, url_path, entry, partial, bar)
+            break
+        except NotRunningError:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+    if (actual := _digest(partial)) != entry.sha256:
+        partial.unlink()
+        raise DigestMismatchError(
+            f"{entry.path}: the bytes that came have the SHA-256 {actual}, published was {entry.sha256}; nothing was "
+            "kept. Run the command again; if it happens again, the store has a damaged blob",
+            path=entry.path,
+            sha256=entry.sha256,
+            actual_sha256=actual,
+        )
+    partial.replace(target)
+    return True
+
+
+def _fetch(client: Client, url_path: str, entry: FileEntry, partial: Path, bar: Bar) -> None:
+    have = partial.stat().st_size if partial.exists() else 0
+    if have > entry.size_bytes:
+        partial.unlink()
+        have = 0
+    bar.advance(have)
+    if have == entry.size_bytes and partial.exists():
+        return
+    headers = {"Range": f"bytes={have}-", "If-Range": f'"{entry.sha256}"'} if have else {}
+    with client.stream(url_path, headers=headers) as response, partial.open("ab") as file:
+        if have and response.status_code != httpx.codes.PARTIAL_CONTENT:
+            file.truncate(0)
+            bar.advance(-have)
+        for chunk in response.iter_raw(_CHUNK_BYTES):
+            file.write(chunk)
+            bar.advance(len(chunk))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
