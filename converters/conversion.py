@@ -56,7 +56,7 @@ def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
     if any(job.output_dir.iterdir()):
         raise InvalidInputError(f"the output folder {job.output_dir} is not empty")
     output = job.output_dir / str(options.target.file_name)
-    request = ConversionRequest(wanted, _examples(tried, wanted, options), options, output, progress)
+    request = ConversionRequest(wanted, _examples(tried, wanted), options, output, progress)
     warnings = converter.convert(original, request)
 
     progress("check", "reading the result")
@@ -97,7 +97,7 @@ def _stated_inputs(job: ConvertJob, given: Sequence[Tensors]) -> tuple[TensorSpe
 def _dynamic(specs: tuple[TensorSpec, ...] | None, options: ConversionOptions) -> tuple[TensorSpec, ...]:
     if specs is None:
         raise InvalidInputError(
-            "the artifact does not say what its inputs are; give a signature, the inputs (name, type, shape), or samples"
+            "the artifact does not say its inputs; give a signature, the inputs (name, type, shape), or samples"
         )
     axes = dict(options.dynamic_axes or {})
     result = []
@@ -180,8 +180,8 @@ def triton_name(name: str, index: int) -> str:
     return name if mark and stem and number == str(index) else f"{name}__{index}"
 
 
-def _examples(tried: Tried, signature: Signature, options: ConversionOptions) -> tuple[Tensors, ...]:
-    """Put a sample with no dynamic dimension of size 1 first, where there is one: torch.export takes 1 for a constant."""
+def _examples(tried: Tried, signature: Signature) -> tuple[Tensors, ...]:
+    """Put a sample without a dynamic dimension of size 1 first: torch.export takes 1 for a constant."""
 
     def ones(inputs: Tensors) -> int:
         return sum(

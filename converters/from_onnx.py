@@ -24,6 +24,7 @@ class OnnxOriginal(Original):
         self._runtime = OnnxRuntime(path)
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
+        """See `converters.base.Original.run`."""
         return self._runtime.run(inputs)
 
 
@@ -35,6 +36,7 @@ class OnnxToOnnx(Converter):
     target = Format.ONNX
 
     def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+        """See `converters.base.Converter.convert`."""
         request.progress("convert", f"rewriting {original.path.name}")
         model = onnx.load_model(original.path)
         finish_onnx(model, request.options, request.signature, request.output)

@@ -36,6 +36,7 @@ class SklearnOriginal(Original):
             self.inputs = (TensorSpec(name="X", dtype=DataType.FP32, shape=(DYNAMIC, int(columns))),)
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
+        """See `converters.base.Original.run`."""
         table = _table(inputs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -76,6 +77,7 @@ class SklearnToOnnx(Converter):
     target = Format.ONNX
 
     def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+        """See `converters.base.Converter.convert`."""
         from skl2onnx import to_onnx
 
         request.progress("convert", "converting with skl2onnx")
@@ -174,22 +176,20 @@ def _load(path: Path, *, trust: bool) -> Any:
 
     try:
         unknown = skops.io.get_untrusted_types(file=path)
-        if unknown and not trust:
-            raise UntrustedArtifactError(
-                f"{path.name} names types that skops does not know to be safe: {', '.join(unknown[:8])}; say trust if "
-                "you know where it comes from",
-                types=list(unknown),
-            )
-        return skops.io.load(path, trusted=unknown)
-    except UntrustedArtifactError:
-        raise
+        if trust or not unknown:
+            return skops.io.load(path, trusted=unknown)
     except Exception as error:
         raise InvalidArtifactError(f"skops cannot load {path.name}: {one_line(error)}") from error
+    raise UntrustedArtifactError(
+        f"{path.name} names types that skops does not know to be safe: {', '.join(unknown[:8])}; say trust if you know "
+        "where it comes from",
+        types=list(unknown),
+    )
 
 
 def _unpickle(path: Path) -> Any:
     try:
-        import joblib
+        import joblib  # type: ignore[import-untyped]
 
         return joblib.load(path)  # reads plain pickles as well
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError, KeyError, IndexError) as error:

@@ -7,10 +7,11 @@ from typing import Any
 
 import onnx
 import torch
+from torch.jit._trace import TracerWarning
 
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import DYNAMIC, Array, Signature, TensorSpec
+from controlplane.domain.signature import DYNAMIC, Array, TensorSpec
 from controlplane.errors import ConversionFailedError, InvalidArtifactError, InvalidInputError, UntrustedArtifactError
 from converters.base import ConversionRequest, Converter, Original
 from converters.onnx_output import finish_onnx
@@ -36,6 +37,7 @@ class ModuleOriginal(Original):
         self.native = submodule(module, options.submodule).eval().requires_grad_(False)
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
+        """See `converters.base.Original.run`."""
         values, keywords = forward_arguments(self.native, inputs, self._specs)
         return call_torch(lambda *tensors: self.native(*tensors, **keywords), values, None)
 
@@ -56,6 +58,7 @@ class ExportOriginal(Original):
         self.inputs, self.batched = _export_inputs(self.native)
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
+        """See `converters.base.Original.run`."""
         specs = self.inputs or ()
         arguments = dict(zip([spec.name for spec in specs], example_arguments(inputs, specs), strict=True))
         args, kwargs = arrange(self.native, list(arguments.values()))
@@ -70,6 +73,7 @@ class ModuleToOnnx(Converter):
     target = Format.ONNX
 
     def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+        """See `converters.base.Converter.convert`."""
         signature, example = request.signature, request.examples[0]
         module = adapt(original.native, [spec.name for spec in signature.inputs], half=False)
         arguments = example_arguments(example, signature.inputs)
@@ -85,6 +89,7 @@ class ExportToOnnx(Converter):
     target = Format.ONNX
 
     def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+        """See `converters.base.Converter.convert`."""
         _export_onnx(original.native, (), request, None)
         return ()
 
@@ -97,6 +102,7 @@ class ModuleToTorchScript(Converter):
     target = Format.TORCHSCRIPT
 
     def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+        """See `converters.base.Converter.convert`."""
         if request.options.method == "script":
             if request.options.precision != "fp32":
                 raise InvalidInputError("a scripted module keeps its precision; use method trace for fp16")
@@ -117,6 +123,7 @@ class ExportToTorchScript(Converter):
     target = Format.TORCHSCRIPT
 
     def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+        """See `converters.base.Converter.convert`."""
         assert isinstance(original, ExportOriginal)
 
         class Flat(torch.nn.Module):
@@ -138,13 +145,14 @@ def _trace(module: torch.nn.Module, request: ConversionRequest) -> tuple[str, ..
     half = request.options.precision == "fp16"
     adapted = adapt(module, [spec.name for spec in specs], half=half)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", torch.jit.TracerWarning)
+        warnings.simplefilter("always", TracerWarning)
         with torch.no_grad():
-            traced = torch.jit.trace(adapted, example_arguments(request.examples[0], specs), check_trace=False)
+            arguments = example_arguments(request.examples[0], specs)
+            traced = torch.jit.trace(adapted, arguments, check_trace=False)  # type: ignore[no-untyped-call]
     torch.jit.save(traced, str(request.output))
     if half:
         module.float()
-    frozen = [w for w in caught if issubclass(w.category, torch.jit.TracerWarning) and "assert" not in str(w.message)]
+    frozen = [w for w in caught if issubclass(w.category, TracerWarning) and "assert" not in str(w.message)]
     if frozen and request.options.precision == "fp32":
         return (f"tracing froze {len(frozen)} decisions that depend on values; use method script if they matter",)
     return ()
@@ -153,10 +161,6 @@ def _trace(module: torch.nn.Module, request: ConversionRequest) -> tuple[str, ..
 def _export_onnx(model: Any, arguments: tuple[Any, ...], request: ConversionRequest, shapes: Any) -> None:
     request.progress("convert", "exporting with torch.onnx (torch.export)")
     signature = request.signature
-    names = {
-        "input_names": [spec.name for spec in signature.inputs],
-        "output_names": [spec.name for spec in signature.outputs],
-    }
     opset = request.options.opset or EXPORT_OPSET
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -168,7 +172,8 @@ def _export_onnx(model: Any, arguments: tuple[Any, ...], request: ConversionRequ
                 verbose=False,
                 opset_version=max(opset, EXPORT_OPSET),
                 dynamic_shapes=shapes,
-                **names,
+                input_names=[spec.name for spec in signature.inputs],
+                output_names=[spec.name for spec in signature.outputs],
             )
         except torch.onnx.errors.OnnxExporterError as error:
             cause = error.__cause__ or error
@@ -258,14 +263,9 @@ def _export_inputs(program: Any) -> tuple[tuple[TensorSpec, ...], bool]:
         shape = tuple(size if isinstance(size, int) else DYNAMIC for size in value.shape)
         specs.append(TensorSpec(name=name, dtype=dtype_of(value.dtype), shape=shape))
         firsts.add(str(value.shape[0]) if shape and shape[0] == DYNAMIC else "")
-    outputs = [node for node in program.graph.nodes if node.op == "output"][0].args[0]
+    outputs = next(node for node in program.graph.nodes if node.op == "output").args[0]
     for node in outputs:
         value = getattr(node, "meta", {}).get("val")
-        dynamic = isinstance(value, torch.Tensor) and value.ndim > 0 and not isinstance(value.shape[0], int)
-        firsts.add(str(value.shape[0]) if dynamic else "")
+        leading = value.shape[0] if isinstance(value, torch.Tensor) and value.ndim else 0
+        firsts.add("" if isinstance(leading, int) else str(leading))
     return tuple(specs), len(firsts) == 1 and "" not in firsts
-
-
-def is_batched(signature: Signature | None) -> bool:
-    """Whether a signature is there and batches."""
-    return signature is not None and signature.batched

@@ -34,6 +34,7 @@ class TorchScriptOriginal(Original):
         self.whole = part is None
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
+        """See `converters.base.Original.run`."""
         return self.runtime.run(inputs)
 
 
@@ -45,6 +46,7 @@ class TorchScriptToTorchScript(Converter):
     target = Format.TORCHSCRIPT
 
     def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+        """See `converters.base.Converter.convert`."""
         assert isinstance(original, TorchScriptOriginal)
         module, scalars = original.native, original.runtime.scalar_arguments
         if scalars:
@@ -54,7 +56,9 @@ class TorchScriptToTorchScript(Converter):
             request.progress("convert", "tracing it in half precision")
             specs = request.signature.inputs
             adapted = adapt(module, [spec.name for spec in specs], half=True)
-            module = torch.jit.trace(adapted, example_arguments(request.examples[0], specs), strict=False)
+            module = torch.jit.trace(  # type: ignore[no-untyped-call]
+                adapted, example_arguments(request.examples[0], specs), strict=False
+            )
         elif not scalars and original.whole:
             shutil.copyfile(original.path, request.output)
             return ("nothing was asked for that changes the module: the result is the original",)
@@ -67,7 +71,7 @@ def _with_tensor_arguments(runtime: TorchScriptRuntime) -> Any:
     takes = ", ".join(f"{name}: {'Tensor' if kind in _SCALARS else kind}" for name, kind in runtime.arguments.items())
     gives = ", ".join(f"{kind}({name})" if kind in _SCALARS else name for name, kind in runtime.arguments.items())
 
-    class Wrapped(torch.jit.ScriptModule):  # type: ignore[misc, no-untyped-call]
+    class Wrapped(torch.jit.ScriptModule):
         def __init__(self, inner: Any) -> None:
             super().__init__()
             self.inner = inner
@@ -88,6 +92,7 @@ class TorchScriptToOnnx(Converter):
     target = Format.ONNX
 
     def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+        """See `converters.base.Converter.convert`."""
         assert isinstance(original, TorchScriptOriginal)
         signature = request.signature
         axes = {

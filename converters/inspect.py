@@ -35,7 +35,11 @@ _MODEL_SUFFIXES = (
 
 
 def inspect_artifact(
-    path: Path, *, format: Format | None = None, signature: Signature | None = None, trust: bool = False
+    path: Path,
+    *,
+    format: Format | None = None,  # noqa: A002 - the word of the API
+    signature: Signature | None = None,
+    trust: bool = False,
 ) -> Inspection:
     """Find out what an artifact is, and check that it is whole and safe to read.
 
@@ -59,8 +63,8 @@ def inspect_artifact(
         raise InvalidArtifactError(f"{main.name} is said to be {format.value}, but its content is {found.value}")
     if found.file_name is not None and main.parent != root:
         raise InvalidArtifactError(
-            f"the model file {main.relative_to(root).as_posix()!r} lies in a subfolder; Triton looks for it at the top: "
-            "give that folder as the artifact"
+            f"the model file {main.relative_to(root).as_posix()!r} lies in a subfolder; Triton looks for it at "
+            "the top: give that folder as the artifact"
         )
     if (
         found.file_name is not None

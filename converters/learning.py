@@ -1,7 +1,7 @@
-"""Learn by running: which inputs a model accepts, which outputs it gives, which of their dimensions follow the inputs."""
+"""Learn by running: which inputs a model accepts, what it gives, and which dimensions follow the inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -101,7 +101,7 @@ def learn_signature(
     variants = [base]
     for changed_options, changed_guess in (
         (one.model_copy(update={"batch_size": one.batch_size + 1}), guess),
-        (one, Guess(guess.dynamic_size + 1, guess.integer_high)),
+        (one, replace(guess, dynamic_size=guess.dynamic_size + 1)),
     ):
         try:
             variants.append(run(generate_inputs(specs, changed_options, changed_guess, batched=False)[0]))

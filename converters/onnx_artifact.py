@@ -92,7 +92,7 @@ def inspect_onnx(path: Path, root: Path) -> OnnxFacts:
         raise InvalidArtifactError(f"{path.name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
     except _NoSignatureError as error:
         return OnnxFacts(None, facts, (str(error),))
-    hints = ()
+    hints: tuple[str, ...] = ()
     if not signature.batched and all(spec.shape and spec.shape[0] == DYNAMIC for spec in signature.inputs):
         hints = (
             "the file does not say that the first dimensions are one batch dimension (they carry no common name), so "

@@ -77,7 +77,7 @@ class ConversionOptions(SamplingOptions):
     factory: str | None = Field(
         default=None,
         pattern=_FACTORY,
-        description="package.module:factory that returns the PyTorch module; importing it runs code, so it needs trust.",
+        description="package.module:factory that returns the PyTorch module; importing it runs code: needs trust.",
     )
     factory_arguments: dict[str, str | int | float | bool | None] = Field(
         default_factory=dict, description="Keyword arguments for the factory."
@@ -89,7 +89,7 @@ class ConversionOptions(SamplingOptions):
     )
     tolerances: dict[str, Tolerance] = Field(
         default_factory=dict,
-        description="Tolerance by output name; others get the default of their type and precision.",
+        description="Tolerance by output name; null takes that of its type and precision.",
     )
     trust: bool = Field(
         default=False, description="Run code that comes with the model: a factory, a pickle, unknown skops types."

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from controlplane.domain.comparison import DEFAULT_TOLERANCES, EXACT, Tolerance, compare, worst
+from controlplane.domain.comparison import DEFAULT_TOLERANCES, EXACT, OutputComparison, Tolerance, compare, worst
 from controlplane.domain.manifest import ParityReport
 from controlplane.domain.samples import Sample
 from controlplane.domain.signature import Array, DataType
@@ -50,7 +50,7 @@ def check_parity(
     Raises:
         ParityError: It fails, or an output is outside its tolerance; names the output and the error.
     """
-    comparisons = []
+    comparisons: list[OutputComparison] = []
     for number, sample in enumerate(golden):
         try:
             answer = run(sample.inputs)
@@ -63,7 +63,7 @@ def check_parity(
     for comparison in joined:
         if not comparison.agrees:
             raise ParityError(
-                f"the converted model does not compute what the original does: {comparison.reason}; it is not published",
+                f"the converted model does not compute what the original does: {comparison.reason}",
                 outputs=[item.model_dump(mode="json") for item in joined],
             )
     return ParityReport(samples=len(golden), generated=generated, seed=seed if generated else None, outputs=joined)

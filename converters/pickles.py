@@ -23,9 +23,12 @@ PLAIN_TENSOR_GLOBALS = frozenset(
         "torch.Size",
         "torch.device",
         "torch.storage.UntypedStorage",
-        "torch.storage._load_from_bytes",
+        *(f"torch.{kind}" for kind in ("Tensor", "nn.parameter.Parameter")),
+        *(
+            f"torch.{kind}Storage"
+            for kind in ("Float", "Double", "Half", "BFloat16", "Byte", "Char", "Short", "Int", "Long", "Bool")
+        ),
     }
-    - {"torch.storage._load_from_bytes"}  # this one calls torch.load on bytes of its own
 )
 
 
@@ -54,19 +57,16 @@ def _walk(data: bytes) -> Iterator[str]:
         elif opcode.name == "MEMOIZE" and strings:
             memo[len(memo)] = strings[-1]
         elif opcode.name in _PUTS and strings:
-            memo[int(argument)] = strings[-1]
-        elif opcode.name in _GETS and int(argument) in memo:
-            strings.append(memo[int(argument)])
+            memo[int(str(argument))] = strings[-1]
+        elif opcode.name in _GETS and int(str(argument)) in memo:
+            strings.append(memo[int(str(argument))])
         elif opcode.name in {"EXT1", "EXT2", "EXT4"}:
             yield "copyreg extension"
 
 
 def is_plain(names: set[str]) -> bool:
     """Whether a pickle with these imports is a plain collection of tensors."""
-    return all(
-        name in PLAIN_TENSOR_GLOBALS or (name.startswith("torch.") and name.endswith(("Storage", "Tensor")))
-        for name in names
-    )
+    return names <= PLAIN_TENSOR_GLOBALS
 
 
 def refuse_untrusted_pickle(what: str, names: set[str] | None = None, *, trust: bool) -> None:

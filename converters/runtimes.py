@@ -61,6 +61,7 @@ class OnnxRuntime:
         self._outputs = [entry.name for entry in self._session.get_outputs()]
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
+        """See `converters.base.Original.run`."""
         feeds = {name: _to_ort(array, self._inputs.get(name, "")) for name, array in inputs.items()}
         try:
             answers = self._session.run(self._outputs, feeds)
@@ -103,7 +104,7 @@ class TorchScriptRuntime:
 
         torch.set_num_threads(THREADS)
         try:
-            self.select(torch.jit.load(str(path), map_location="cpu").eval())
+            self.select(torch.jit.load(str(path), map_location="cpu").eval())  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError, OSError, AttributeError) as error:
             raise InvalidArtifactError(f"torch cannot load {path.name}: {one_line(error)}") from error
         self._signature = signature
@@ -116,6 +117,7 @@ class TorchScriptRuntime:
         self.required = [a.name for a in schema.arguments[1:] if not a.has_default_value()]
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
+        """See `converters.base.Original.run`."""
         arguments = self._in_order(inputs)
         values = [_to_torch(array, kind) for array, kind in arguments]
         names = [spec.name for spec in self._signature.outputs] if self._signature else None

@@ -23,10 +23,13 @@ class Guess:
     Attributes:
         dynamic_size: Size of every dynamic dimension but the batch.
         integer_high: Integers lie in [0, integer_high).
+        inner_is_batch: Whether a dynamic dimension that is neither first nor last is the batch, as in a recurrent
+            model's state ``[layers, batch, features]``.
     """
 
     dynamic_size: int
     integer_high: int
+    inner_is_batch: bool = False
 
 
 def guesses(specs: Sequence[TensorSpec], options: SamplingOptions) -> Iterator[Guess]:
@@ -39,9 +42,11 @@ def guesses(specs: Sequence[TensorSpec], options: SamplingOptions) -> Iterator[G
     sizes = (options.dynamic_size,) if options.dynamic_size else _SIZES if open_sizes else _SIZES[:1]
     integers = any(spec.dtype.numpy.kind in "iu" for spec in specs)
     highs = (options.integer_high,) if options.integer_high else _INTEGER_HIGHS if integers else _INTEGER_HIGHS[:1]
-    for size in sizes:
-        for high in highs:
-            yield Guess(size, high)
+    inner = (False, True) if any(DYNAMIC in spec.shape[1:-1] for spec in specs) else (False,)
+    for high in highs:
+        for size in sizes:
+            for inner_is_batch in inner:
+                yield Guess(size, high, inner_is_batch)
 
 
 def generate_inputs(
@@ -77,8 +82,10 @@ def _shape(spec: TensorSpec, options: SamplingOptions, guess: Guess, batch: int)
         if not spec.accepts(shape):
             raise InvalidInputError(f"sample_shapes[{spec.name!r}] is {list(shape)}; the signature says {spec}")
         return shape
+    batches = range(len(spec.shape) - 1) if guess.inner_is_batch else (0,)
     return tuple(
-        size if size != DYNAMIC else batch if axis == 0 else guess.dynamic_size for axis, size in enumerate(spec.shape)
+        size if size != DYNAMIC else batch if axis in batches else guess.dynamic_size
+        for axis, size in enumerate(spec.shape)
     )
 
 

@@ -1,8 +1,10 @@
 """Tell the ZIP archives of torch and skops apart, and read what they say without importing torch."""
 
 import ast
+import io
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,9 @@ from controlplane.errors import InvalidArtifactError, UntrustedArtifactError
 from converters.archives import Listing
 from converters.pickles import imported_names, is_plain, refuse_untrusted_pickle
 
-TORCHSCRIPT_HINT = "a TorchScript file does not say the shapes of its inputs and outputs; give a signature, or samples to learn it from"
+TORCHSCRIPT_HINT = (
+    "a TorchScript file does not say the shapes of its inputs and outputs; give a signature, or samples to learn from"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,7 @@ _CALLS = re.compile(
     r"RoundToInt|RoundDecimal|ModularIndexing|LShift|RShift|Identity|BitwiseFn_\w+|OpaqueUnaryFn_\w+|Abs|floor|ceiling|"
     r"sqrt|int|len|size|stride|dim|storage_offset|isnan|isinf)"
 )
+_ATTRIBUTES = {"shape", "dtype", "device", "inf"}
 _HARMLESS_NODES = (
     ast.Expression, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Constant, ast.Name, ast.Subscript, ast.Call,
     ast.Attribute, ast.keyword, ast.Tuple, ast.List, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context,
@@ -173,9 +178,6 @@ def _harmless(text: str) -> bool:
 
 def _plain_torch_file(data: bytes) -> bool:
     """Whether a small torch.save archive names nothing but tensors and containers."""
-    import io
-    import zipfile
-
     if not data:
         return True
     try:

@@ -1,7 +1,7 @@
 """Dress torch modules for conversion: tensors in by name, a flat tuple of tensors out, half precision inside."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,9 @@ def adapt(module: torch.nn.Module, names: Sequence[str], *, half: bool) -> torch
     kind = type("Adapted", (torch.nn.Module,), {"forward": forward, "__module__": __name__})
     adapted: torch.nn.Module = kind()
     adapted.module = module
-    return adapted.eval()
+    # Not eval(): the module is in its mode already, and an exported one refuses to change it.
+    adapted.training = False
+    return adapted
 
 
 def _forward_names(module: torch.nn.Module) -> list[str]:
@@ -88,8 +90,8 @@ def dynamic_shapes(signature: Signature, example: Tensors) -> tuple[dict[int, An
                 if example[spec.name].shape[axis] < 2:
                     raise InvalidInputError(
                         f"dimension {axis} of {spec.name!r} is dynamic, but the first sample has size "
-                        f"{example[spec.name].shape[axis]} there, which torch.export takes for a constant; give a sample "
-                        "with 2 or more"
+                        f"{example[spec.name].shape[axis]} there, which torch.export takes for a "
+                        "constant; give a sample with 2 or more"
                     )
         shapes.append(axes)
     return tuple(shapes) if any(shapes) else None
@@ -104,10 +106,13 @@ def submodule(module: torch.nn.Module, name: str | None) -> torch.nn.Module:
     if name is None:
         return module
     try:
-        return module.get_submodule(name)
+        part = module
+        for step in name.split("."):  # ScriptModules have no get_submodule
+            part = getattr(part, step)
     except AttributeError as error:
         names = sorted(part for part, _ in module.named_children())
         raise InvalidInputError(f"the module has no submodule {name!r}; it has {names[:20]}") from error
+    return part
 
 
 def dtype_of(dtype: torch.dtype) -> DataType:
@@ -122,8 +127,3 @@ def dtype_of(dtype: torch.dtype) -> DataType:
         return DataType.of(torch.empty(0, dtype=dtype).numpy())
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"tensors of type {dtype} cannot be sent to Triton") from error
-
-
-def named(outputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return outputs under other names, in order."""
-    return dict(zip(names, outputs.values(), strict=True))
