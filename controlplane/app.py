@@ -1,1 +1,353 @@
 """The one place where everything is put together."""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from controlplane.api.application import create_application
+from controlplane.api.metrics import Metrics
+from controlplane.errors import ConflictError, InvalidInputError
+from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.servers import ManagedServer
+from controlplane.registry.cache import BlobCache
+from controlplane.registry.registry import Registry
+from controlplane.services.conversions import Conversions
+from controlplane.services.deployments import Deployments
+from controlplane.services.events import Events
+from controlplane.services.facade import Services
+from controlplane.services.garbage import Garbage
+from controlplane.services.health import ConverterInfo, Health, version
+from controlplane.services.idempotency import Idempotency
+from controlplane.services.inference import Inference
+from controlplane.services.models import Models
+from controlplane.services.operations import Operations
+from controlplane.services.publishing import Publishing
+from controlplane.services.servers import Servers
+from controlplane.services.spool import Spool
+from controlplane.services.uploads import Uploads
+from controlplane.services.validation import Validation
+from controlplane.services.versions import Versions
+from controlplane.services.workers import Workers
+from controlplane.services.workspace import Workspace
+from controlplane.settings import Settings
+from controlplane.storage.base import ObjectStore
+from controlplane.storage.factory import open_store
+from controlplane.storage.probe import check_store
+from controlplane.triton.client import TritonClient, TritonTimeouts
+from controlplane.triton.embedded.server import EmbeddedTriton
+from controlplane.triton.repository import ModelRepository
+from converters.registry import BUILT_IN
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED_NAME = "embedded"
+READY_FILE = "up.json"
+LOCK_FILE = "up.lock"
+
+_THREADS = 64
+"""Threads for blocking calls to the store: they wait most of the time, so their number is not that of the cores."""
+_GRACE_SECONDS = 3
+"""How long open connections (followers of events) are waited for at the end."""
+
+
+class ControlPlane:
+    """One replica: the API, the reconciler, and the embedded Triton where the settings want one.
+
+    Attributes:
+        settings: Its settings.
+        fastapi: The application; it starts and stops this object by its lifespan, unless somebody did before.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._metrics = Metrics()
+        self._stack: AsyncExitStack | None = None
+        self._reconciler: Reconciler | None = None
+        self.fastapi: FastAPI = create_application(self._metrics, self._lifespan)
+
+    @property
+    def services(self) -> Services:
+        """The use cases; there once it was started."""
+        services: Services = self.fastapi.state.services
+        return services
+
+    @property
+    def reconciler(self) -> Reconciler:
+        """The loop; there once it was started."""
+        assert self._reconciler is not None, "not started"
+        return self._reconciler
+
+    async def start(self) -> None:
+        """Open the store, start the embedded Triton and the reconciler.
+
+        Raises:
+            UnsupportedStoreError: The store has no create-only put.
+            StoreError: The store cannot be reached or used.
+            TritonStartError: The embedded Triton does not start; the message has the end of its log.
+        """
+        if self._stack is not None:
+            return
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+
+    async def stop(self) -> None:
+        """Stop the reconciler, running operations and the embedded Triton with all its processes."""
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            await stack.aclose()
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        settings = self.settings
+        threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blocking")
+        asyncio.get_running_loop().set_default_executor(threads)
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        store: ObjectStore = await asyncio.to_thread(open_store, settings.store, settings.data_dir)
+        stack.push_async_callback(asyncio.to_thread, store.close)
+        await asyncio.to_thread(check_store, store)
+        cache = BlobCache(settings.cache.path or settings.data_dir / "cache", settings.cache.max_bytes)
+        registry = Registry(store, cache, head_max_age_seconds=settings.store.head_max_age_seconds, gc=settings.gc)
+        servers = await self._start_servers(stack)
+        reconciler = self._reconciler = Reconciler(registry, servers, settings.reconciler)
+        services = self._build_services(stack, registry, reconciler, servers)
+        self.fastapi.state.services = services
+        self._metrics.watch(services, reconciler)
+        await reconciler.start()
+        stack.push_async_callback(reconciler.stop)
+        stack.push_async_callback(services.operations.stop)
+        logger.info("control plane %s works on %s", version(), store.url)
+
+    async def _start_servers(self, stack: AsyncExitStack) -> list[ManagedServer]:
+        settings = self.settings.triton
+        timeouts = TritonTimeouts.of(settings)
+        servers = []
+        if settings.embedded:
+            root = settings.repository or self.settings.data_dir / "model_repository"
+            root.mkdir(parents=True, exist_ok=True)
+            embedded = EmbeddedTriton(root, self.settings.data_dir / "triton", settings)
+            stack.push_async_callback(embedded.stop)
+            await embedded.start()
+            client = TritonClient(
+                EMBEDDED_NAME,
+                embedded.grpc_url,
+                timeouts=timeouts,
+                processes=embedded.processes_of,
+                log_tail=embedded.log_tail,
+            )
+            stack.push_async_callback(client.close)
+            servers.append(
+                ManagedServer(
+                    EMBEDDED_NAME, client, ModelRepository(root), embedded, embedded.http_url, embedded.metrics_url
+                )
+            )
+        for server in settings.servers:
+            if any(server.name == other.name for other in servers):
+                raise InvalidInputError(f"two Triton servers have the name {server.name!r}", server=server.name)
+            client = TritonClient(server.name, server.grpc_url, timeouts=timeouts)
+            stack.push_async_callback(client.close)
+            server.repository.mkdir(parents=True, exist_ok=True)
+            servers.append(
+                ManagedServer(
+                    server.name,
+                    client,
+                    ModelRepository(server.repository),
+                    None,
+                    server.http_url,
+                    server.metrics_url,
+                )
+            )
+        return servers
+
+    def _build_services(
+        self, stack: AsyncExitStack, registry: Registry, reconciler: Reconciler, servers: list[ManagedServer]
+    ) -> Services:
+        settings = self.settings
+        workspace = Workspace(settings.data_dir / "work")
+        workers = Workers(settings.conversion)
+        stack.callback(workers.close)
+        operations = Operations(registry.store)
+        uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
+        converters = [ConverterInfo(source=source.value, target=target.value) for source, target in BUILT_IN]
+        return Services(
+            models=Models(registry, reconciler),
+            versions=Versions(registry),
+            uploads=uploads,
+            publishing=Publishing(registry, uploads, operations, workers, workspace, reconciler),
+            conversions=Conversions(registry, uploads, operations, workers, workspace, reconciler),
+            validation=Validation(registry, uploads, operations, workers, workspace),
+            deployments=Deployments(registry, reconciler),
+            inference=Inference(registry, reconciler, servers),
+            servers=Servers(reconciler),
+            operations=operations,
+            events=Events(reconciler),
+            garbage=Garbage(registry, uploads, operations, settings.gc),
+            health=Health(registry, reconciler, settings.data_dir, converters),
+            idempotency=Idempotency(registry.store),
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        mine = self._stack is None
+        await self.start()
+        try:
+            yield
+        finally:
+            if mine:
+                await self.stop()
+
+
+def build(settings: Settings) -> ControlPlane:
+    """Put a control plane together; nothing is opened before `ControlPlane.start`."""
+    return ControlPlane(settings)
+
+
+def run(
+    settings: Settings, ready_file: Path | None = None, *, on_ready: Callable[[dict[str, object]], None] | None = None
+) -> None:
+    """Run a control plane until SIGINT or SIGTERM.
+
+    Args:
+        settings: Its settings.
+        ready_file: Gets a JSON document with the URL once requests are answered, and is removed at the end; default
+            ``<data_dir>/up.json``, where `tritonctl` looks for it.
+        on_ready: Called with that document.
+
+    Raises:
+        ConflictError: Another process uses this data folder.
+        ControlPlaneError: It cannot be started.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with _only_one(settings.data_dir), asyncio.Runner() as runner:
+        runner.run(_serve(settings, ready_file or settings.data_dir / READY_FILE, on_ready))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: signals count from the first moment on, not only once it serves."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[str, object]], None] | None) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    plane = build(settings)
+    with _listen(settings.api.host, settings.api.port) as listener:
+        try:
+            if not await _unless(stopping, plane.start()):
+                return
+            server = _Server(
+                uvicorn.Config(
+                    plane.fastapi,
+                    log_config=None,
+                    access_log=False,
+                    lifespan="off",
+                    timeout_graceful_shutdown=_GRACE_SECONDS,
+                )
+            )
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it
+                await asyncio.sleep(0.005)
+            document = _describe(plane, listener)
+            _write_ready(ready_file, document)
+            if on_ready is not None:
+                on_ready(document)
+            try:
+                await _unless(stopping, asyncio.shield(serving))
+            finally:
+                ready_file.unlink(missing_ok=True)  # noqa: ASYNC240 - the last thing this loop does
+                server.should_exit = True
+                await serving
+        finally:
+            await plane.stop()
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None] | asyncio.Future[None]) -> bool:
+    """Wait for ``work``; False if the stop came first, and then the work is cancelled."""
+    task: asyncio.Future[None] = asyncio.ensure_future(work)
+    stop: asyncio.Future[bool] = asyncio.ensure_future(stopping.wait())
+    both: list[asyncio.Future[Any]] = [task, stop]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        stop.cancel()
+        task.result()
+        return True
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConflictError(
+            f"cannot listen on {host}:{port}: {error.strerror}; give another port, or 0 for a free one",
+            host=host,
+            port=port,
+        ) from error
+    return listener
+
+
+def _describe(plane: ControlPlane, listener: socket.socket) -> dict[str, object]:
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return {
+        "url": f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}",
+        "pid": os.getpid(),
+        "data_dir": str(plane.settings.data_dir.absolute()),
+        "started_at": datetime.now(UTC).isoformat(),
+        "version": version(),
+        "servers": [
+            server.model_dump(mode="json", include={"name", "grpc_url", "http_url", "metrics_url", "state"})
+            for server in plane.reconciler.servers()
+        ],
+    }
+
+
+def _write_ready(path: Path, document: dict[str, object]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    temporary.replace(path)
+    logger.info("listening on %s", document["url"])
+
+
+@contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    """Hold the data folder's lock; the kernel lets go of it when the process ends, however it ends."""
+    with (data_dir / LOCK_FILE).open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            owner = lock.read().strip()
+            raise ConflictError(
+                f"another control plane{f' (pid {owner})' if owner else ''} uses {data_dir}; stop it, or give another "
+                "--data-dir",
+                data_dir=str(data_dir),
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

@@ -82,9 +82,7 @@ def decode_number_cursor(cursor: str | None) -> int | None:
 
 App = Annotated[Services, Depends(_services)]
 Actor = Annotated[str, Depends(_actor)]
-Cursor = Annotated[
-    str | None, Query(max_length=512, description="Where to begin: `next_cursor` of the page before.")
-]
+Cursor = Annotated[str | None, Query(max_length=512, description="Where to begin: `next_cursor` of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="How many at most.")]
 Wait = Annotated[
     float, Query(ge=0, le=600, allow_inf_nan=False, description="Seconds to wait for the end before answering.")
@@ -93,13 +91,21 @@ ModelName = Annotated[str, Path(description="The model's name.", examples=["resn
 VersionSelector = Annotated[
     str, Path(description="A version number, `@alias`, or `latest`.", examples=["2", "@champion", "latest"])
 ]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        min_length=1,
-        max_length=255,
-        description="Makes the request safe to repeat: the same key with the same request gets the first answer "
-        "again. Kept for a day at least.",
-    ),
-]
+
+
+async def _idempotency_key(
+    _key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            min_length=1,
+            max_length=255,
+            description="Makes the request safe to repeat: the same key with the same request gets the first answer "
+            "again. Kept for two days.",
+        ),
+    ] = None,
+) -> None:
+    """Document and check the header; `controlplane.api.middleware` acts on it."""
+
+
+IDEMPOTENT = Depends(_idempotency_key)

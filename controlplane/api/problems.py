@@ -47,9 +47,7 @@ def status_of(error: ControlPlaneError) -> int:
     return next(status for kind, status in STATUS.items() if isinstance(error, kind))
 
 
-def problem_response(
-    fault: Fault, status: int, instance: str, headers: Mapping[str, str] | None = None
-) -> Response:
+def problem_response(fault: Fault, status: int, instance: str, headers: Mapping[str, str] | None = None) -> Response:
     """Return a problem as an HTTP answer."""
     problem = Problem(
         type=TYPE_PREFIX + fault.code,
@@ -73,15 +71,24 @@ def error_response(error: BaseException, instance: str) -> Response:
     return problem_response(fault_of(error), 500, instance)
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI documentation of these problem answers, and of those that any route may give."""
-    return {
+Documented = dict[int | str, dict[str, Any]]
+
+
+def responses(*statuses: int, also: Documented | None = None) -> Documented:
+    """Return the OpenAPI documentation of these problem answers, and of those that any route may give.
+
+    Args:
+        statuses: Statuses of problems.
+        also: Answers that are no problems.
+    """
+    problems: Documented = {
         status: {
             "description": HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
         for status in sorted({*statuses, 400, 404, 413, 422, 500, 502, 503})
     }
+    return {**(also or {}), **problems}
 
 
 def install(app: FastAPI) -> None:

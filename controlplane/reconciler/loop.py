@@ -246,6 +246,11 @@ class Reconciler:
         return self._report
 
     @property
+    def alive(self) -> bool:
+        """Whether the loop runs."""
+        return self._owner is not None and not self._owner.done()
+
+    @property
     def leading(self) -> bool:
         """Whether this process acts; others on the same bucket observe."""
         return self._lease.held

@@ -5,11 +5,11 @@ The client announces files with size and SHA-256, is told which contents are mis
 """
 
 import asyncio
-import hashlib
 import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -19,18 +19,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from controlplane.domain.manifest import FileEntry, FilePath, Sha256
 from controlplane.errors import (
     ConflictError,
+    DigestMismatchError,
     InvalidArtifactError,
     InvalidInputError,
     NotFoundError,
     TooLargeError,
 )
+from controlplane.registry.blobs import blob_key
+from controlplane.registry.registry import Registry
 from controlplane.services.spool import Spool
-from controlplane.storage.base import ObjectStore, PresignedPut
+from controlplane.storage.base import PresignedPut
 
 logger = logging.getLogger(__name__)
 
 MAX_FILES = 10_000
-_READ_BYTES = 4 << 20
 _BUFFER_BYTES = 1 << 20
 
 
@@ -79,6 +81,8 @@ class _Announcement(BaseModel):
     files: tuple[FileEntry, ...]
     stored: frozenset[str]
     """Contents that the store had when the upload was announced, or that came to it directly and were verified."""
+    holds: tuple[str, ...] = ()
+    """What keeps those contents from being collected as garbage until they are published."""
 
 
 class PresignedBlob(BaseModel):
@@ -97,9 +101,10 @@ class PresignedBlob(BaseModel):
 class Uploads:
     """The uploads of this replica. Their bytes lie on its disk, or in the bucket when they were there before."""
 
-    def __init__(self, spool: Spool, store: ObjectStore, *, max_bytes: int) -> None:
+    def __init__(self, spool: Spool, registry: Registry, *, max_bytes: int) -> None:
         self._spool = spool
-        self._store = store
+        self._registry = registry
+        self._store = registry.store
         self._max_bytes = max_bytes
         self._receiving: set[tuple[str, str]] = set()
         self._in_use: dict[str, int] = {}
@@ -113,8 +118,10 @@ class Uploads:
         """
         entries = tuple(files)
         _check(entries, self._max_bytes)
-        stored = await asyncio.to_thread(self._stored, entries)
-        announcement = _Announcement(actor=actor, created_at=datetime.now(UTC), files=entries, stored=stored)
+        stored, holds = await asyncio.to_thread(self._look, entries)
+        announcement = _Announcement(
+            actor=actor, created_at=datetime.now(UTC), files=entries, stored=stored, holds=holds
+        )
         upload_id = secrets.token_hex(10)
         await asyncio.to_thread(self._spool.create, upload_id, announcement.model_dump_json(indent=1).encode())
         return self._describe(upload_id, announcement)
@@ -134,10 +141,24 @@ class Uploads:
             NotFoundError: There is none.
             ConflictError: It is being published, or bytes are arriving for it.
         """
-        await self._read(upload_id)
+        announcement = await self._read(upload_id)
         if self._in_use.get(upload_id) or any(upload == upload_id for upload, _ in self._receiving):
             raise ConflictError(f"upload {upload_id} is in use; wait until it is not", upload=upload_id)
-        await asyncio.to_thread(self._spool.remove, upload_id)
+        await asyncio.to_thread(self._drop, upload_id, announcement)
+
+    async def discard(self, upload_id: str) -> None:
+        """Drop an upload that was published; one that is gone or still needed is left alone."""
+        with suppress(NotFoundError, ConflictError):
+            await self.delete(upload_id)
+
+    async def blob(self, upload_id: str, sha256: str) -> UploadFile:
+        """Return what of a blob is here.
+
+        Raises:
+            NotFoundError: No such upload, or the upload has no such blob.
+        """
+        announcement = await self._read(upload_id)
+        return self._file(upload_id, announcement, _entry(upload_id, announcement, sha256))
 
     async def receive(
         self, upload_id: str, sha256: str, chunks: AsyncIterator[bytes], *, offset: int | None
@@ -193,10 +214,16 @@ class Uploads:
             InvalidInputError: This store cannot do that.
         """
         announcement = await self._read(upload_id)
+        missing = {file.sha256: file for file in self._describe(upload_id, announcement).missing}
+        hold = await asyncio.to_thread(self._registry.hold_blobs, list(missing), f"upload {upload_id}")
+        await self._rewrite(upload_id, announcement.model_copy(update={"holds": (*announcement.holds, hold)}))
         blobs = []
-        for entry in {file.sha256: file for file in self._describe(upload_id, announcement).missing}.values():
+        for entry in missing.values():
             put: PresignedPut | None = await asyncio.to_thread(
-                self._store.presign_put, _key(entry.sha256), size_bytes=entry.size_bytes, expires_seconds=expires_seconds
+                self._store.presign_put,
+                blob_key(entry.sha256),
+                size_bytes=entry.size_bytes,
+                expires_seconds=expires_seconds,
             )
             if put is None:
                 raise InvalidInputError(
@@ -229,7 +256,7 @@ class Uploads:
             await asyncio.to_thread(self._complete, entry, multipart_id)
             announcement = await self._read(upload_id)
             announcement = announcement.model_copy(update={"stored": announcement.stored | {sha256}})
-            await asyncio.to_thread(self._spool.rewrite, upload_id, announcement.model_dump_json(indent=1).encode())
+            await self._rewrite(upload_id, announcement)
         return self._file(upload_id, announcement, entry)
 
     def use(self, upload_id: str) -> "UploadInUse":
@@ -265,9 +292,18 @@ class Uploads:
                 continue
             if self._spool.age_seconds(upload_id, time.time()) > max_age_seconds:
                 dropped += 1
-                if not dry_run:
-                    self._spool.remove(upload_id)
+                data = self._spool.read(upload_id)
+                if not dry_run and data is not None:
+                    self._drop(upload_id, _Announcement.model_validate_json(data))
         return dropped
+
+    def _drop(self, upload_id: str, announcement: _Announcement) -> None:
+        self._spool.remove(upload_id)
+        for hold in announcement.holds:
+            self._registry.release_blobs(hold)
+
+    async def _rewrite(self, upload_id: str, announcement: _Announcement) -> None:
+        await asyncio.to_thread(self._spool.rewrite, upload_id, announcement.model_dump_json(indent=1).encode())
 
     async def _read(self, upload_id: str) -> _Announcement:
         known = len(upload_id) == 20 and all(character in "0123456789abcdef" for character in upload_id)
@@ -299,32 +335,33 @@ class Uploads:
             received_bytes=min(received, entry.size_bytes),
         )
 
-    def _stored(self, entries: tuple[FileEntry, ...]) -> frozenset[str]:
-        stored = set()
-        for sha256, size in {entry.sha256: entry.size_bytes for entry in entries}.items():
-            info = self._store.head(_key(sha256))
-            if info is not None and info.size_bytes == size:
-                stored.add(sha256)
-        return frozenset(stored)
+    def _look(self, entries: tuple[FileEntry, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
+        """Return which contents the store has, and what holds them there."""
+        wanted = {entry.sha256: entry.size_bytes for entry in entries}
+
+        def present(digests: Iterable[str]) -> frozenset[str]:
+            sizes = self._registry.blobs.sizes_of(list(digests))
+            return frozenset(digest for digest, size in sizes.items() if size == wanted[digest])
+
+        found = present(wanted)
+        if not found:
+            return found, ()
+        hold = self._registry.hold_blobs(found, "upload")
+        return present(found), (hold,)  # looked again: what was collected before the hold stood is missing now
 
     def _complete(self, entry: FileEntry, multipart_id: str) -> None:
         # Before the parts are put together no object exists under the key, and a key that is taken is left alone:
         # a good blob is never replaced by one that nobody has looked at.
-        if self._store.head(_key(entry.sha256)) is None:
-            self._store.complete_presigned(_key(entry.sha256), multipart_id)
-        digest, size = hashlib.sha256(), 0
-        with self._store.open(_key(entry.sha256)) as stream:
-            while chunk := stream.read(_READ_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
-        if digest.hexdigest() != entry.sha256 or size != entry.size_bytes:
-            self._store.delete(_key(entry.sha256))
+        if self._registry.blobs.size_of(entry.sha256) is None:
+            self._store.complete_presigned(blob_key(entry.sha256), multipart_id)
+        try:
+            self._registry.blobs.verify(entry.sha256, entry.size_bytes)
+        except DigestMismatchError as error:
             raise InvalidArtifactError(
-                f"what was written for blob {entry.sha256} has {size} bytes and the SHA-256 {digest.hexdigest()}; "
-                "it was removed, ask for new URLs and send it again",
+                f"what was written for blob {entry.sha256} has another content; it was removed, ask for new URLs and "
+                "send it again",
                 sha256=entry.sha256,
-                actual_sha256=digest.hexdigest(),
-            )
+            ) from error
 
 
 class UploadInUse:
@@ -351,7 +388,8 @@ def _check(entries: tuple[FileEntry, ...], max_bytes: int) -> None:
     total = sum(entry.size_bytes for entry in entries)
     if total > max_bytes:
         raise TooLargeError(f"the files have {total} bytes; at most {max_bytes} are accepted", limit_bytes=max_bytes)
-    paths, sizes = set(), {}
+    paths: set[str] = set()
+    sizes: dict[str, int] = {}
     for entry in entries:
         if entry.path in paths:
             raise InvalidInputError(f"the path {entry.path!r} appears more than once", path=entry.path)
@@ -365,10 +403,6 @@ def _entry(upload_id: str, announcement: _Announcement, sha256: str) -> FileEntr
         if entry.sha256 == sha256:
             return entry
     raise NotFoundError(f"upload {upload_id} announced no blob {sha256[:80]!r}", upload=upload_id, sha256=sha256[:80])
-
-
-def _key(sha256: str) -> str:
-    return f"blobs/sha256/{sha256[:2]}/{sha256}"
 
 
 async def _blocks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

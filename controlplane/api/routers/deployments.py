@@ -6,17 +6,17 @@ from fastapi import APIRouter, Query, Response
 
 from controlplane.api.answers import json_answer
 from controlplane.api.dependencies import (
+    IDEMPOTENT,
     Actor,
     App,
     Cursor,
-    IdempotencyKey,
     Limit,
     ModelName,
     decode_cursor,
     decode_number_cursor,
     encode_cursor,
 )
-from controlplane.api.problems import responses
+from controlplane.api.problems import Documented, responses
 from controlplane.api.schemas.deployments import (
     DeploymentPage,
     DeploymentRevision,
@@ -29,7 +29,7 @@ from controlplane.services.deployments import Deployment
 
 router = APIRouter(prefix="/deployments", tags=["deployments"])
 
-_ACCEPTED = {202: {"description": "Written down; the reconciler is at it. Follow `operation_id`."}}
+_ACCEPTED: Documented = {202: {"description": "Written down; the reconciler is at it. Follow `operation_id`."}}
 
 
 def _accepted(deployment: Deployment) -> Response:
@@ -49,7 +49,7 @@ async def list_deployments(services: App, cursor: Cursor = None, limit: Limit = 
     operation_id="deploy",
     status_code=202,
     response_model=Deployment,
-    responses={**_ACCEPTED, **responses(409)},
+    responses=responses(409, also=_ACCEPTED),
 )
 async def deploy(services: App, model: ModelName, body: DeployRequest, actor: Actor) -> Response:
     """Say which version shall answer under the model's name. Each change is a revision.
@@ -58,9 +58,7 @@ async def deploy(services: App, model: ModelName, body: DeployRequest, actor: Ac
     fails its proof never does. The same request again changes nothing.
     """
     return _accepted(
-        await services.deployments.put(
-            model, body.reference, settings=body.settings, actor=actor, reason=body.reason
-        )
+        await services.deployments.put(model, body.reference, settings=body.settings, actor=actor, reason=body.reason)
     )
 
 
@@ -75,7 +73,7 @@ async def get_deployment(services: App, model: ModelName) -> Response:
     operation_id="undeploy",
     status_code=202,
     response_model=Deployment,
-    responses={**_ACCEPTED, **responses(409)},
+    responses=responses(409, also=_ACCEPTED),
 )
 async def undeploy(
     services: App,
@@ -111,53 +109,55 @@ async def list_revisions(services: App, model: ModelName, cursor: Cursor = None,
 
 @router.post(
     "/{model}/rollback",
+    dependencies=[IDEMPOTENT],
     operation_id="rollback",
     status_code=202,
     response_model=Deployment,
-    responses={**_ACCEPTED, **responses(409)},
+    responses=responses(409, also=_ACCEPTED),
 )
-async def rollback(
-    services: App, model: ModelName, body: RollbackRequest, actor: Actor, key: IdempotencyKey = None
-) -> Response:
+async def rollback(services: App, model: ModelName, actor: Actor, body: RollbackRequest | None = None) -> Response:
     """Go back to the revision before, or to a named one. Milliseconds while the old version is in its bake window."""
+    asked = body or RollbackRequest()
     return _accepted(
-        await services.deployments.rollback(model, revision=body.revision, actor=actor, reason=body.reason)
+        await services.deployments.rollback(model, revision=asked.revision, actor=actor, reason=asked.reason)
     )
 
 
 @router.post(
     "/{model}/load",
+    dependencies=[IDEMPOTENT],
     operation_id="loadDeployment",
     status_code=202,
     response_model=Deployment,
-    responses={**_ACCEPTED, **responses(409)},
+    responses=responses(409, also=_ACCEPTED),
 )
-async def load(
-    services: App, model: ModelName, body: StateRequest, actor: Actor, key: IdempotencyKey = None
-) -> Response:
+async def load(services: App, model: ModelName, actor: Actor, body: StateRequest | None = None) -> Response:
     """Load what is deployed, after an unload."""
-    return _accepted(await services.deployments.set_loaded(model, loaded=True, actor=actor, reason=body.reason))
+    return _accepted(
+        await services.deployments.set_loaded(model, loaded=True, actor=actor, reason=body.reason if body else "")
+    )
 
 
 @router.post(
     "/{model}/unload",
+    dependencies=[IDEMPOTENT],
     operation_id="unloadDeployment",
     status_code=202,
     response_model=Deployment,
-    responses={**_ACCEPTED, **responses(409)},
+    responses=responses(409, also=_ACCEPTED),
 )
-async def unload(
-    services: App, model: ModelName, body: StateRequest, actor: Actor, key: IdempotencyKey = None
-) -> Response:
+async def unload(services: App, model: ModelName, actor: Actor, body: StateRequest | None = None) -> Response:
     """Unload what is deployed and keep the deployment."""
-    return _accepted(await services.deployments.set_loaded(model, loaded=False, actor=actor, reason=body.reason))
+    return _accepted(
+        await services.deployments.set_loaded(model, loaded=False, actor=actor, reason=body.reason if body else "")
+    )
 
 
 @router.get("/{model}/wait", operation_id="waitForDeployment", response_model=Deployment, responses=responses())
 async def wait(
     services: App,
     model: ModelName,
-    timeout: Annotated[  # noqa: ASYNC109: it is the client's, and the answer says where things stand by then
+    timeout: Annotated[  # noqa: ASYNC109 - the client chooses it, and is told where things stand by then
         float, Query(ge=0, le=600, allow_inf_nan=False, description="Seconds to wait at most.")
     ] = 60.0,
 ) -> Response:

@@ -21,7 +21,7 @@ async def infer(
     version: Annotated[
         int | None, Query(ge=1, le=999_999_999, description="A loaded version; null: the one that answers.")
     ] = None,
-    timeout: Annotated[  # noqa: ASYNC109: becomes the deadline of the call to Triton
+    timeout: Annotated[  # noqa: ASYNC109 - becomes the deadline of the call to Triton
         float, Query(gt=0, le=600, allow_inf_nan=False, description="Deadline in seconds.")
     ] = 30.0,
 ) -> Response:

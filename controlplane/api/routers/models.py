@@ -49,7 +49,9 @@ async def put_model(services: App, model: ModelName, body: ModelChange, actor: A
     return json_answer(head, 201 if created else 200)
 
 
-@router.patch("/{model}", tags=["models"], operation_id="patchModel", response_model=ModelHead, responses=responses(409))
+@router.patch(
+    "/{model}", tags=["models"], operation_id="patchModel", response_model=ModelHead, responses=responses(409)
+)
 async def patch_model(services: App, model: ModelName, body: ModelChange, actor: Actor) -> Response:
     """Change a model's description or labels."""
     return json_answer(
@@ -68,7 +70,11 @@ async def delete_model(
 
 
 @router.get(
-    "/{model}/history", tags=["models"], operation_id="getModelHistory", response_model=ChangePage, responses=responses()
+    "/{model}/history",
+    tags=["models"],
+    operation_id="getModelHistory",
+    response_model=ChangePage,
+    responses=responses(),
 )
 async def get_history(services: App, model: ModelName, cursor: Cursor = None, limit: Limit = 20) -> ChangePage:
     """Return who changed what, when and why, newest first; also for a deleted model."""
@@ -111,7 +117,11 @@ async def get_alias(services: App, model: ModelName, alias: str) -> Alias:
 
 
 @router.put(
-    "/{model}/aliases/{alias}", tags=["aliases"], operation_id="putAlias", response_model=Alias, responses=responses(409)
+    "/{model}/aliases/{alias}",
+    tags=["aliases"],
+    operation_id="putAlias",
+    response_model=Alias,
+    responses=responses(409),
 )
 async def put_alias(services: App, model: ModelName, alias: str, body: AliasTarget, actor: Actor) -> Alias:
     """Point an alias to a version. A deployment by this alias follows."""

@@ -7,19 +7,25 @@ from fastapi import APIRouter, Path, Query, Response
 
 from controlplane.api import sse
 from controlplane.api.answers import json_answer
-from controlplane.api.dependencies import App, Cursor, IdempotencyKey, Limit, Wait, decode_cursor, encode_cursor
-from controlplane.api.problems import responses
+from controlplane.api.dependencies import IDEMPOTENT, App, Cursor, Limit, Wait, decode_cursor, encode_cursor
+from controlplane.api.problems import Documented, responses
 from controlplane.api.schemas.operations import EventList, OperationPage
 from controlplane.services.operations import Operation
 
 router = APIRouter()
 
 OperationId = Annotated[str, Path(max_length=256, description="The operation's identifier.")]
-_EVENTS = {200: {"description": "Server-sent events", "content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}}}
+_EVENTS: Documented = {
+    200: {"description": "Server-sent events", "content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}}
+}
 
 
 @router.get(
-    "/operations", tags=["operations"], operation_id="listOperations", response_model=OperationPage, responses=responses()
+    "/operations",
+    tags=["operations"],
+    operation_id="listOperations",
+    response_model=OperationPage,
+    responses=responses(),
 )
 async def list_operations(services: App, cursor: Cursor = None, limit: Limit = 20) -> Response:
     """List operations, newest first. Deployments are listed as deployments."""
@@ -47,7 +53,7 @@ async def get_operation(services: App, operation_id: OperationId, wait: Wait = 0
     tags=["operations"],
     operation_id="followOperation",
     response_class=Response,
-    responses={**_EVENTS, **responses()},
+    responses=responses(also=_EVENTS),
 )
 async def follow_operation(services: App, operation_id: OperationId) -> Response:
     """Follow an operation: an event `operation` for each change, up to its end."""
@@ -68,11 +74,12 @@ async def follow_operation(services: App, operation_id: OperationId) -> Response
 @router.post(
     "/operations/{operation_id}/cancel",
     tags=["operations"],
+    dependencies=[IDEMPOTENT],
     operation_id="cancelOperation",
     response_model=Operation,
     responses=responses(),
 )
-async def cancel_operation(services: App, operation_id: OperationId, key: IdempotencyKey = None) -> Response:
+async def cancel_operation(services: App, operation_id: OperationId) -> Response:
     """Cancel an operation that runs in this replica. One that ended stays as it is; deployments cannot be cancelled."""
     return json_answer(await services.operations.cancel(operation_id))
 

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Path, Response
 
 from controlplane.api.answers import accepted, json_answer
-from controlplane.api.dependencies import Actor, App, IdempotencyKey
+from controlplane.api.dependencies import IDEMPOTENT, Actor, App
 from controlplane.api.problems import responses
 from controlplane.api.schemas.system import GcRequest, ServerList
 from controlplane.domain.states import ServerStatus
@@ -17,7 +17,7 @@ health_router = APIRouter(tags=["health"])
 @router.get("/servers", tags=["servers"], operation_id="listServers", response_model=ServerList, responses=responses())
 async def list_servers(services: App) -> Response:
     """List the Triton servers: addresses, state, versions loaded."""
-    return json_answer(ServerList(items=list(services.servers.list())))
+    return json_answer(ServerList(items=list(services.servers.all())))
 
 
 @router.get(
@@ -31,12 +31,13 @@ async def get_server(services: App, name: str = Path(description="The server's n
 @router.post(
     "/gc",
     tags=["maintenance"],
+    dependencies=[IDEMPOTENT],
     operation_id="collectGarbage",
     status_code=202,
     response_model=Operation,
     responses={202: {"description": "Started; follow the operation"}, **responses(409)},
 )
-async def collect_garbage(services: App, body: GcRequest, actor: Actor, key: IdempotencyKey = None) -> Response:
+async def collect_garbage(services: App, body: GcRequest, actor: Actor) -> Response:
     """Remove blobs that nothing refers to, abandoned uploads, and old records. A dry run unless told otherwise."""
     return accepted(services.garbage.start(dry_run=body.dry_run, grace_seconds=body.grace_seconds, actor=actor))
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Request, Response
 
 from controlplane.api.answers import json_answer
-from controlplane.api.dependencies import Actor, App, IdempotencyKey
+from controlplane.api.dependencies import IDEMPOTENT, Actor, App
 from controlplane.api.problems import responses
 from controlplane.api.schemas.uploads import CompleteRequest, PresignedBlobs, PresignRequest, UploadRequest
 from controlplane.services.uploads import Upload, UploadFile
@@ -16,8 +16,15 @@ UploadId = Annotated[str, Path(description="The upload's identifier.")]
 Digest = Annotated[str, Path(description="SHA-256 of the blob, in hexadecimal.", pattern="^[0-9a-f]{64}$")]
 
 
-@router.post("", operation_id="createUpload", status_code=201, response_model=Upload, responses=responses(413))
-async def create_upload(services: App, body: UploadRequest, actor: Actor, key: IdempotencyKey = None) -> Response:
+@router.post(
+    "",
+    dependencies=[IDEMPOTENT],
+    operation_id="createUpload",
+    status_code=201,
+    response_model=Upload,
+    responses=responses(413),
+)
+async def create_upload(services: App, body: UploadRequest, actor: Actor) -> Response:
     """Announce files. The answer says which contents are missing; what the store has already is not sent again."""
     upload = await services.uploads.create(body.files, actor=actor)
     return json_answer(upload, 201, {"Location": f"/v1/uploads/{upload.id}"})
@@ -80,28 +87,27 @@ async def head_blob(services: App, upload_id: UploadId, sha256: Digest) -> Respo
 
 
 @router.post(
-    "/{upload_id}/presigned", operation_id="presignUpload", response_model=PresignedBlobs, responses=responses()
+    "/{upload_id}/presigned",
+    dependencies=[IDEMPOTENT],
+    operation_id="presignUpload",
+    response_model=PresignedBlobs,
+    responses=responses(),
 )
-async def presign(
-    services: App, upload_id: UploadId, body: PresignRequest, key: IdempotencyKey = None
-) -> PresignedBlobs:
+async def presign(services: App, upload_id: UploadId, body: PresignRequest) -> PresignedBlobs:
     """Return URLs with which the missing blobs are written directly to the bucket, in parts.
 
     Then say so with `…/blobs/{sha256}/complete`. A store that is a folder has no such URLs (422).
     """
-    return PresignedBlobs(
-        items=list(await services.uploads.presign(upload_id, expires_seconds=body.expires_seconds))
-    )
+    return PresignedBlobs(items=list(await services.uploads.presign(upload_id, expires_seconds=body.expires_seconds)))
 
 
 @router.post(
     "/{upload_id}/blobs/{sha256}/complete",
+    dependencies=[IDEMPOTENT],
     operation_id="completeBlob",
     response_model=UploadFile,
     responses=responses(409),
 )
-async def complete_blob(
-    services: App, upload_id: UploadId, sha256: Digest, body: CompleteRequest, key: IdempotencyKey = None
-) -> UploadFile:
+async def complete_blob(services: App, upload_id: UploadId, sha256: Digest, body: CompleteRequest) -> UploadFile:
     """Accept a blob that was written directly. It is read back, and its digest compared, before it counts."""
     return await services.uploads.complete(upload_id, sha256, multipart_id=body.multipart_id)

@@ -8,10 +8,10 @@ from fastapi.responses import StreamingResponse
 
 from controlplane.api.answers import accepted, json_answer
 from controlplane.api.dependencies import (
+    IDEMPOTENT,
     Actor,
     App,
     Cursor,
-    IdempotencyKey,
     Limit,
     ModelName,
     VersionSelector,
@@ -42,14 +42,13 @@ async def list_versions(services: App, model: ModelName, cursor: Cursor = None, 
 
 @router.post(
     "",
+    dependencies=[IDEMPOTENT],
     operation_id="publishVersion",
     status_code=202,
     response_model=Operation,
     responses={202: {"description": "Started; follow the operation"}, **responses(409)},
 )
-async def publish_version(
-    services: App, model: ModelName, body: PublishRequest, actor: Actor, key: IdempotencyKey = None
-) -> Response:
+async def publish_version(services: App, model: ModelName, body: PublishRequest, actor: Actor) -> Response:
     """Publish an upload as the model's next version; creates the model if need be.
 
     The operation's result has `model`, `version`, `reference` and `warnings`.
@@ -99,9 +98,7 @@ async def download_file(
     if_range: Annotated[str | None, Header(description="Send a part only if the file still has this ETag.")] = None,
 ) -> Response:
     """Download a file of a version. Its ETag is its SHA-256; interrupted downloads go on with `Range`."""
-    return await _send(
-        await services.versions.download(model, version, path), range_header, if_none_match, if_range
-    )
+    return await _send(await services.versions.download(model, version, path), range_header, if_none_match, if_range)
 
 
 @router.get(

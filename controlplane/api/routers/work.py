@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Response
 
 from controlplane.api.answers import accepted
-from controlplane.api.dependencies import Actor, App, IdempotencyKey
-from controlplane.api.problems import responses
+from controlplane.api.dependencies import IDEMPOTENT, Actor, App
+from controlplane.api.problems import Documented, responses
 from controlplane.api.schemas.conversions import ConversionRequest
 from controlplane.api.schemas.versions import ValidationRequest
 from controlplane.services.conversions import ConvertCommand
@@ -13,18 +13,19 @@ from controlplane.services.validation import ValidateCommand
 
 router = APIRouter()
 
-_STARTED = {202: {"description": "Started; follow the operation"}}
+_STARTED: Documented = {202: {"description": "Started; follow the operation"}}
 
 
 @router.post(
     "/conversions",
     tags=["conversions"],
+    dependencies=[IDEMPOTENT],
     operation_id="convert",
     status_code=202,
     response_model=Operation,
-    responses={**_STARTED, **responses(409)},
+    responses=responses(409, also=_STARTED),
 )
-async def convert(services: App, body: ConversionRequest, actor: Actor, key: IdempotencyKey = None) -> Response:
+async def convert(services: App, body: ConversionRequest, actor: Actor) -> Response:
     """Convert a version, compare it with the original on samples, and publish it if it agrees.
 
     The operation's result has `model`, `version`, `reference`, `parity` and `warnings`.
@@ -37,12 +38,13 @@ async def convert(services: App, body: ConversionRequest, actor: Actor, key: Ide
 @router.post(
     "/validations",
     tags=["validations"],
+    dependencies=[IDEMPOTENT],
     operation_id="validate",
     status_code=202,
     response_model=Operation,
-    responses={**_STARTED, **responses(409)},
+    responses=responses(409, also=_STARTED),
 )
-async def validate(services: App, body: ValidationRequest, actor: Actor, key: IdempotencyKey = None) -> Response:
+async def validate(services: App, body: ValidationRequest, actor: Actor) -> Response:
     """Check an upload as a publish would, and publish nothing.
 
     The operation succeeds when the checks were made; its result says in `ok` whether they passed.

@@ -30,7 +30,7 @@ class ConversionRequest(BaseModel):
     )
     options: ConversionOptions | None = Field(
         default=None,
-        description="The converter's options; `target` in them may be left out when it is given beside them."
+        description="The converter's options; `target` in them may be left out when it is given beside them.",
     )
     signature: Signature | None = Field(
         default=None, description="Inputs and outputs of the source, where its manifest has none."

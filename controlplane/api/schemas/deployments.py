@@ -16,7 +16,11 @@ class DeployRequest(BaseModel):
         extra="forbid",
         json_schema_extra={
             "examples": [
-                {"reference": "resnet@champion", "settings": {"max_batch_size": 16, "bake_seconds": 600}, "reason": "v2"}
+                {
+                    "reference": "resnet@champion",
+                    "settings": {"max_batch_size": 16, "bake_seconds": 600},
+                    "reason": "v2",
+                }
             ]
         },
     )

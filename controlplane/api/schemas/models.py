@@ -80,9 +80,7 @@ class AliasTarget(BaseModel):
 class Alias(BaseModel):
     """An alias."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "resnet", "alias": "champion", "version": 2}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "resnet", "alias": "champion", "version": 2}]})
 
     model: str = Field(description="The model's name.")
     alias: str = Field(description="The alias.")

@@ -80,9 +80,7 @@ class PublishRequest(BaseModel):
 class ValidationRequest(BaseModel):
     """Look at an upload as a publish would, and publish nothing."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"upload_id": "b41cc3a0f9d24e86b7d3"}]}
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"upload_id": "b41cc3a0f9d24e86b7d3"}]})
 
     upload_id: str = Field(max_length=64, description="The upload with the files.")
     format: Format | None = Field(default=None, description="What kind of model it is; null: found out.")
@@ -90,5 +88,4 @@ class ValidationRequest(BaseModel):
     samples: FilePath | None = Field(default=None, description="A file of the upload (.npz) with sample inputs.")
     sample_count: int = Field(default=1, ge=1, le=64, description="How many samples to generate.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the generated samples.")
-    run: bool = Field(default=True, description="Also run the model on the samples.")
     trust: bool = Field(default=False, description="Read files that can run code (pickles). Only if you made them.")

@@ -1,0 +1,121 @@
+"""The FastAPI application."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.openapi.utils import get_openapi
+
+from controlplane.api import metrics as metrics_module
+from controlplane.api import problems
+from controlplane.api.metrics import Metrics
+from controlplane.api.middleware import Edge, IdempotencyKeys
+from controlplane.api.routers import deployments, inference, models, operations, system, uploads, versions, work
+from controlplane.api.schemas.operations import EventList
+from controlplane.api.schemas.problems import Problem
+from controlplane.services.health import version
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+DESCRIPTION = """
+A control plane for NVIDIA Triton: a versioned model registry in a bucket, verified conversion, and deployments
+that are healthy by proof.
+
+* What takes long answers `202` with an **operation**: poll it, wait for it (`?wait=`) or follow it
+  (server-sent events).
+* Every error is an RFC 9457 **problem** (`application/problem+json`) with a stable `code`.
+* Lists come in **pages**: give `next_cursor` back as `cursor`.
+* A `POST` with an **`Idempotency-Key`** can be repeated safely.
+* `X-Actor` says who asks; it is kept in every history.
+"""
+
+_TAGS = [
+    {"name": "models", "description": "Models and their history."},
+    {"name": "aliases", "description": "Names for versions that can be moved."},
+    {"name": "versions", "description": "Versions: published once, never changed."},
+    {"name": "uploads", "description": "Files on their way to becoming a version."},
+    {"name": "conversions", "description": "Conversion to ONNX or TorchScript, compared with the original."},
+    {"name": "validations", "description": "Checks without publishing."},
+    {"name": "deployments", "description": "What shall answer under a model's name, and what does."},
+    {"name": "inference", "description": "Asking a deployed model through the control plane."},
+    {"name": "operations", "description": "What takes longer than a request."},
+    {"name": "events", "description": "What changed, and why."},
+    {"name": "servers", "description": "The Triton servers."},
+    {"name": "maintenance", "description": "Garbage collection."},
+    {"name": "info", "description": "The control plane itself."},
+    {"name": "health", "description": "For orchestrators and Prometheus."},
+]
+
+
+def create_application(metrics: Metrics, lifespan: Lifespan | None = None) -> FastAPI:
+    """Return the application; ``app.state.services`` is set before it serves.
+
+    Args:
+        metrics: Where requests are counted.
+        lifespan: What starts and stops what the application needs.
+    """
+    app = FastAPI(
+        title="Triton control plane",
+        summary="Models in a bucket, deployments by proof.",
+        description=DESCRIPTION,
+        version=version(),
+        openapi_tags=_TAGS,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    v1 = APIRouter(prefix="/v1")
+    for router in (
+        models.router,
+        versions.router,
+        uploads.router,
+        work.router,
+        deployments.router,
+        inference.router,
+        operations.router,
+        system.router,
+    ):
+        v1.include_router(router)
+    app.include_router(v1)
+    app.include_router(system.health_router)
+
+    async def metrics_text() -> Response:
+        """Return Prometheus metrics of the control plane itself; Triton has its own."""
+        return Response(metrics.text(), media_type=metrics_module.MEDIA_TYPE)
+
+    app.add_api_route(
+        "/metrics",
+        metrics_text,
+        tags=["health"],
+        operation_id="metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    problems.install(app)
+    app.add_middleware(IdempotencyKeys)
+    app.add_middleware(Edge, metrics=metrics.requests)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, object]:
+    """Return the OpenAPI document: FastAPI's, with problems in place of its own validation errors."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            summary=app.summary,
+            description=app.description,
+            routes=app.routes,
+            tags=app.openapi_tags,
+            license_info=app.license_info,
+        )
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for model in (Problem, EventList):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,225 @@
+"""What stands round every request, as plain ASGI: counting, limits on bodies, strict JSON, idempotency keys.
+
+Plain ASGI rather than Starlette's ``BaseHTTPMiddleware``, which costs a task and two queues for each request.
+"""
+
+import json
+import logging
+import re
+import time
+from typing import Any, NoReturn
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from controlplane.api.metrics import RequestMetrics
+from controlplane.api.problems import error_response, problem_response
+from controlplane.errors import ControlPlaneError
+from controlplane.services.facade import Services
+from controlplane.services.faults import Fault
+from controlplane.services.idempotency import StoredAnswer, Turn
+
+logger = logging.getLogger(__name__)
+
+BODY_MAX_BYTES = 64 * 1024 * 1024
+"""Largest body of a request that is not a blob: an inference's tensors. Blobs are bounded by what was announced."""
+
+_ANSWER_MAX_BYTES = 1024 * 1024
+_BLOB = re.compile(r"/v1/uploads/[^/]+/blobs/[^/]+")
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_UNREPEATED = re.compile(r"/v1/deployments/[^/]+/infer")
+"""POSTs that change nothing: their answers are not kept."""
+
+
+class Edge:
+    """The outermost layer: counts requests, bounds and checks bodies, and answers what nobody foresaw."""
+
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 0
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if scope["method"] in _WITH_BODY and not (scope["method"] == "PUT" and _BLOB.fullmatch(scope["path"])):
+                await self._with_body(scope, receive, counted)
+            else:
+                await self._app(scope, receive, counted)
+        except Exception as error:
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            if status:
+                raise  # half an answer is out: only breaking the connection says that it is not whole
+            await error_response(error, scope["path"])(scope, receive, counted)
+        finally:
+            self._metrics.count(scope, status, time.perf_counter() - started)
+
+    async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _read(scope, receive)
+        if isinstance(body, Fault):
+            await problem_response(body, 413, scope["path"])(scope, receive, send)
+            return
+        if wrong := _unusable_json(body):
+            fault = Fault(code="malformed-request", title="Malformed request", detail=f"body: {wrong}")
+            await problem_response(fault, 400, scope["path"])(scope, receive, send)
+            return
+        scope["controlplane.body"] = body
+        await self._app(scope, _replay(body, receive), send)
+
+
+class IdempotencyKeys:
+    """Answers a repeated POST with a known ``Idempotency-Key`` as it was answered first."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or scope["method"] != "POST" or _UNREPEATED.fullmatch(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        key = headers.get("idempotency-key")
+        if not key or len(key) > 255:
+            await self._app(scope, receive, send)  # a key that is too long is refused by the route's own check
+            return
+        services: Services = scope["app"].state.services
+        target = f"POST {scope['path']}?{scope['query_string'].decode('latin-1')}"
+        try:
+            begun = await services.idempotency.begin(
+                key, headers.get("x-actor", ""), target, scope.get("controlplane.body", b"")
+            )
+        except ControlPlaneError as error:
+            await error_response(error, scope["path"])(scope, receive, send)
+            return
+        if isinstance(begun, StoredAnswer):
+            await _send_stored(begun, send)
+            return
+        await self._first(begun, services, scope, receive, send)
+
+    async def _first(self, turn: Turn, services: Services, scope: Scope, receive: Receive, send: Send) -> None:
+        held: list[Message] = []
+        size = 0
+
+        async def hold(message: Message) -> None:
+            # Held back until it is written down: an answer that was seen is an answer that will be given again.
+            nonlocal size
+            held.append(message)
+            size += len(message.get("body", b""))
+
+        try:
+            await self._app(scope, receive, hold)
+        except BaseException:
+            await services.idempotency.abandon(turn)
+            raise
+        status = held[0]["status"] if held else 500
+        if 200 <= status < 300 and size <= _ANSWER_MAX_BYTES:
+            answer = Headers(raw=held[0]["headers"])
+            await services.idempotency.finish(
+                turn,
+                StoredAnswer(
+                    request=turn.request,
+                    status=status,
+                    media_type=answer.get("content-type", "application/json"),
+                    location=answer.get("location"),
+                    body=b"".join(message.get("body", b"") for message in held[1:]).decode(),
+                ),
+            )
+        else:
+            await services.idempotency.abandon(turn)  # nothing was done: it may be mended and sent again
+        for message in held:
+            await send(message)
+
+
+async def _read(scope: Scope, receive: Receive) -> bytes | Fault:
+    length = Headers(scope=scope).get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length) > BODY_MAX_BYTES:
+        return _too_large()
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return b"".join(parts)
+        part = message.get("body", b"")
+        size += len(part)
+        if size > BODY_MAX_BYTES:
+            return _too_large()
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large() -> Fault:
+    return Fault(
+        code="too-large",
+        title="Too large",
+        detail=f"the body has more than {BODY_MAX_BYTES} bytes; send files as uploads",
+        details={"limit_bytes": BODY_MAX_BYTES},
+    )
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def again() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()  # what comes now is the disconnect
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _unusable_json(body: bytes) -> str:
+    """Return why a JSON body cannot be used; empty where it can, or is no JSON at all (the routes say so).
+
+    Python's parser takes what JSON (RFC 8259) has not: NaN, infinities, and halves of surrogate pairs, which no answer
+    and no object in the bucket could carry on.
+    """
+    if b"NaN" not in body and b"Infinity" not in body and b"\\u" not in body:
+        return ""
+    try:
+        parsed = json.loads(body, parse_constant=_refuse)
+        if b"\\u" in body:
+            json.dumps(parsed, ensure_ascii=False).encode()
+    except _NotJsonError as error:
+        return str(error)
+    except UnicodeEncodeError:
+        return "a string has half of a surrogate pair, which is no Unicode text"
+    except (ValueError, RecursionError):
+        return ""
+    return ""
+
+
+class _NotJsonError(Exception):
+    pass
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise _NotJsonError(f"{constant} is no JSON; write it as a string where it is meant")
+
+
+async def _send_stored(answer: StoredAnswer, send: Send) -> None:
+    body = answer.body.encode()
+    headers: list[tuple[bytes, Any]] = [
+        (b"content-type", answer.media_type.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"idempotent-replayed", b"true"),
+    ]
+    if answer.location:
+        headers.append((b"location", answer.location.encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

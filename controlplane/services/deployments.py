@@ -1,0 +1,327 @@
+"""Deployments: writing down what shall answer, and telling how far the reconciler is with it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.names import Reference, validate_model_name
+from controlplane.domain.states import DeploymentStatus, Phase
+from controlplane.errors import CommitConflictError, ConflictError, InvalidInputError, NotFoundError
+from controlplane.reconciler.loop import Reconciler
+from controlplane.registry.deployments import DeploymentRevision
+from controlplane.registry.registry import Registry
+from controlplane.services.faults import Fault
+from controlplane.services.operations import Operation, OperationState, Progress
+
+OPERATION_PREFIX = "deploy."
+_COMMIT_TRIES = 8
+_LOOK_SECONDS = 0.1
+"""How often a wait looks for what is not settled; what is settled ends it at once."""
+_ROLLBACK_SEARCHES = 1000
+
+
+class Deployment(BaseModel):
+    """What shall answer under a model's name, and what does."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str = Field(description="The model's name, which is also its name in Triton.")
+    revision: int = Field(description="The newest revision's number.")
+    at: datetime = Field(description="When it was written down (UTC).")
+    actor: str = Field(description="Who wanted it.")
+    reason: str = Field(description="Why.")
+    spec: DeploymentSpec = Field(description="What is wanted.")
+    status: DeploymentStatus | None = Field(
+        default=None, description="What is there, as this replica last saw it; null before its first look."
+    )
+    operation_id: str = Field(description="The operation that follows this revision until it is settled.")
+
+
+class Deployments:
+    """Use cases round deployments."""
+
+    def __init__(self, registry: Registry, reconciler: Reconciler) -> None:
+        self._registry = registry
+        self._chains = registry.deployments
+        self._reconciler = reconciler
+
+    async def page(self, *, after: str, limit: int) -> list[Deployment]:
+        """Return the deployments by model."""
+        revisions = await asyncio.to_thread(self._chains.list)
+        chosen = sorted((r for r in revisions if r.spec.model > after), key=lambda r: r.spec.model)
+        return [self._describe(revision) for revision in chosen[:limit]]
+
+    async def get(self, model: str) -> Deployment:
+        """Return a model's deployment.
+
+        Raises:
+            NotFoundError: It is not deployed.
+        """
+        validate_model_name(model)
+        revision = self._chains.peek(model)
+        if revision is None:
+            revision = await asyncio.to_thread(self._chains.get, model)
+        return self._describe(revision)
+
+    async def put(
+        self, model: str, reference: str, *, settings: DeploymentSettings | None, actor: str, reason: str
+    ) -> Deployment:
+        """Deploy a version.
+
+        Raises:
+            InvalidReferenceError: The reference is none.
+            InvalidInputError: It names another model, or a version of a format that Triton cannot run.
+            NotFoundError: There is no such version.
+        """
+        validate_model_name(model)
+        wanted = Reference.parse(reference)
+        if wanted.model != model:
+            raise InvalidInputError(
+                f"{reference!r} is a version of {wanted.model!r} and cannot be deployed as {model!r}; a deployment has "
+                "its model's name"
+            )
+        entry = await asyncio.to_thread(self._registry.resolve, wanted)
+        if entry.format.backend is None:
+            raise InvalidInputError(
+                f"{model}:{entry.number} is {entry.format.value}, which Triton cannot run; convert it first: "
+                f"tritonctl convert {model}:{entry.number} --to onnx",
+                model=model,
+                version=entry.number,
+                format=entry.format.value,
+            )
+
+        def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
+            kept = before.spec.settings if before is not None and not before.spec.deleted else DeploymentSettings()
+            spec = DeploymentSpec(model=model, reference=str(wanted), version=entry.number, settings=settings or kept)
+            return spec, reason or f"deploy {wanted}"
+
+        return await self._commit(model, change, actor)
+
+    async def rollback(self, model: str, *, revision: int | None, actor: str, reason: str) -> Deployment:
+        """Go back to an earlier revision: a new revision that wants what that one wanted, its version pinned.
+
+        Raises:
+            NotFoundError: The model is not deployed, there is no such revision, or its version was deleted.
+            ConflictError: There is nothing to go back to.
+        """
+        validate_model_name(model)
+
+        def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
+            current = _required(model, before)
+            goal = self._earlier(current) if revision is None else self._chains.revision(model, revision)
+            if goal.spec.deleted:
+                raise ConflictError(f"revision {goal.number} of {model!r} removed the deployment", model=model)
+            spec = DeploymentSpec(
+                model=model,
+                reference=f"{model}:{goal.spec.version}",
+                version=goal.spec.version,
+                settings=goal.spec.settings,
+            )
+            why = f"rollback to revision {goal.number} ({model}:{goal.spec.version})"
+            return spec, f"{why}: {reason}" if reason else why
+
+        return await self._commit(model, change, actor)
+
+    async def set_loaded(self, model: str, *, loaded: bool, actor: str, reason: str) -> Deployment:
+        """Load or unload what is deployed.
+
+        Raises:
+            NotFoundError: The model is not deployed.
+        """
+        validate_model_name(model)
+
+        def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
+            spec = _required(model, before).spec.with_changes(loaded=loaded)
+            return spec, reason or ("load" if loaded else "unload")
+
+        return await self._commit(model, change, actor)
+
+    async def delete(self, model: str, *, actor: str, reason: str) -> Deployment:
+        """Remove a deployment; its revisions stay.
+
+        Raises:
+            NotFoundError: The model is not deployed.
+        """
+        validate_model_name(model)
+
+        def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
+            spec = _required(model, before).spec.with_changes(deleted=True, loaded=False)
+            return spec, reason or "undeploy"
+
+        return await self._commit(model, change, actor)
+
+    async def history(self, model: str, *, before: int | None, limit: int) -> list[DeploymentRevision]:
+        """Return a deployment's revisions, newest first.
+
+        Raises:
+            NotFoundError: The model was never deployed.
+        """
+        validate_model_name(model)
+        return await asyncio.to_thread(lambda: list(self._chains.history(model, before=before, limit=limit)))
+
+    async def wait(self, model: str, *, seconds: float) -> Deployment:
+        """Wait until the newest revision is settled; return the deployment as it stands by then."""
+        deadline = time.monotonic() + seconds
+        deployment = await self.get(model)
+        while not _settled(deployment) and (left := deadline - time.monotonic()) > 0:
+            await self._reconciler.wait_settled(model, deployment.revision, min(_LOOK_SECONDS, left))
+            deployment = await self.get(model)
+        return deployment
+
+    @staticmethod
+    def is_operation(operation_id: str) -> bool:
+        """Whether the identifier is that of a deployment's revision."""
+        return operation_id.startswith(OPERATION_PREFIX)
+
+    async def operation(self, operation_id: str, *, wait_seconds: float) -> Operation:
+        """Return the operation that brings a revision about, derived from what is there: any replica can.
+
+        Raises:
+            NotFoundError: There is no such revision.
+        """
+        model, number = _parse_operation(operation_id)
+        revision = await asyncio.to_thread(self._chains.revision, model, number)
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            operation = await self._operation(revision)
+            left = deadline - time.monotonic()
+            if operation.state.finished or left <= 0:
+                return operation
+            await self._reconciler.wait_settled(model, number, min(_LOOK_SECONDS, left))
+
+    async def follow(self, operation_id: str, *, heartbeat_seconds: float) -> AsyncIterator[Operation | None]:
+        """Yield the states of a deployment's operation (see `Operations.follow`)."""
+        model, number = _parse_operation(operation_id)
+        revision = await asyncio.to_thread(self._chains.revision, model, number)
+        told: Operation | None = None
+        silent_since = time.monotonic()
+        while True:
+            operation = await self._operation(revision)
+            if told is None or (operation.state, operation.progress) != (told.state, told.progress):
+                yield operation
+                told, silent_since = operation, time.monotonic()
+            elif time.monotonic() - silent_since >= heartbeat_seconds:
+                yield None
+                silent_since = time.monotonic()
+            if operation.state.finished:
+                return
+            await self._reconciler.wait_settled(model, number, _LOOK_SECONDS)
+
+    async def _operation(self, revision: DeploymentRevision) -> Operation:
+        model = revision.spec.model
+        newest = self._chains.peek(model)
+        if newest is None:
+            newest = await asyncio.to_thread(self._chains.get, model, deleted=True)
+        status = self._reconciler.status(model)
+        return _describe_operation(revision, newest, status)
+
+    async def _commit(
+        self, model: str, change: Callable[[DeploymentRevision | None], tuple[DeploymentSpec, str]], actor: str
+    ) -> Deployment:
+        def commit() -> DeploymentRevision:
+            for attempt in range(_COMMIT_TRIES):
+                try:
+                    before = self._chains.get(model, fresh=True, deleted=True)
+                except NotFoundError:
+                    before = None
+                spec, why = change(before)
+                try:
+                    return self._chains.put(spec, after=before, actor=actor, reason=why)
+                except CommitConflictError:
+                    if attempt == _COMMIT_TRIES - 1:
+                        raise
+            raise AssertionError("unreachable")
+
+        revision = await asyncio.to_thread(commit)
+        self._reconciler.wake(model)
+        return self._describe(revision)
+
+    def _earlier(self, current: DeploymentRevision) -> DeploymentRevision:
+        now = (current.spec.version, current.spec.settings)
+        for revision in self._chains.history(current.spec.model, before=current.number, limit=_ROLLBACK_SEARCHES):
+            if not revision.spec.deleted and (revision.spec.version, revision.spec.settings) != now:
+                return revision
+        raise ConflictError(
+            f"{current.spec.model!r} has no earlier revision with another version or other settings to go back to",
+            model=current.spec.model,
+        )
+
+    def _describe(self, revision: DeploymentRevision) -> Deployment:
+        status = self._reconciler.status(revision.spec.model)
+        return Deployment(
+            model=revision.spec.model,
+            revision=revision.number,
+            at=revision.at,
+            actor=revision.actor,
+            reason=revision.reason,
+            spec=revision.spec,
+            # A status of an older revision says nothing about this one, but what answers now is worth knowing.
+            status=status,
+            operation_id=f"{OPERATION_PREFIX}{revision.spec.model}.{revision.number}",
+        )
+
+
+def _required(model: str, before: DeploymentRevision | None) -> DeploymentRevision:
+    if before is None or before.spec.deleted:
+        raise NotFoundError(f"{model!r} is not deployed", model=model)
+    return before
+
+
+def _settled(deployment: Deployment) -> bool:
+    status = deployment.status
+    return status is not None and status.revision >= deployment.revision and status.phase.settled
+
+
+def _parse_operation(operation_id: str) -> tuple[str, int]:
+    model, _, number = operation_id.removeprefix(OPERATION_PREFIX).rpartition(".")
+    if not (number.isascii() and number.isdigit() and len(number) <= 12):
+        raise NotFoundError(f"there is no operation {operation_id[:80]!r}", operation=operation_id[:80])
+    return validate_model_name(model), int(number)
+
+
+def _describe_operation(
+    revision: DeploymentRevision, newest: DeploymentRevision, status: DeploymentStatus | None
+) -> Operation:
+    spec = revision.spec
+    state, error, result = OperationState.RUNNING, None, None
+    progress = Progress(stage=Phase.PENDING.value.lower(), message="waiting for the reconciler")
+    if newest.number > revision.number:
+        state = OperationState.CANCELLED
+        progress = Progress(stage="superseded", message=f"revision {newest.number} took its place")
+    elif status is not None and status.revision >= revision.number:
+        progress = Progress(
+            stage=status.phase.value.lower(), message=status.message, fraction=1.0 if status.phase.settled else None
+        )
+        if status.phase in {Phase.FAILED, Phase.DEGRADED}:
+            state = OperationState.FAILED
+            error = Fault(
+                code="deployment-failed",
+                title="Deployment failed",
+                detail=status.message or f"{spec.model} is {status.phase.value}",
+                details={"phase": status.phase.value, "model": spec.model, "version": spec.version},
+            )
+        elif status.phase.settled:
+            state = OperationState.SUCCEEDED
+            result = {
+                "model": spec.model,
+                "version": spec.version,
+                "revision": revision.number,
+                "phase": status.phase.value,
+                "servers": [server.model_dump(mode="json") for server in status.servers],
+            }
+    return Operation(
+        id=f"{OPERATION_PREFIX}{spec.model}.{revision.number}",
+        kind="deploy",
+        subject=spec.reference,
+        state=state,
+        actor=revision.actor,
+        created_at=revision.at,
+        updated_at=revision.at,
+        progress=progress,
+        result=result,
+        error=error,
+    )

@@ -1,0 +1,31 @@
+"""What changed, and why, as this replica saw it."""
+
+import time
+from collections.abc import AsyncIterator
+
+from controlplane.domain.states import Event
+from controlplane.reconciler.loop import Reconciler
+
+
+class Events:
+    """Tells of events."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+
+    def after(self, event_id: int) -> list[Event]:
+        """Return the events with a greater id, oldest first, as far as they are kept."""
+        return self._reconciler.events(event_id)
+
+    async def follow(self, after: int, *, heartbeat_seconds: float) -> AsyncIterator[Event | None]:
+        """Yield events as they come, None after each silent ``heartbeat_seconds``. Does not end by itself."""
+        last = after
+        silent_since = time.monotonic()
+        while True:
+            for event in self._reconciler.events(last):
+                yield event
+                last, silent_since = event.id, time.monotonic()
+            await self._reconciler.wait_event(last, heartbeat_seconds)
+            if time.monotonic() - silent_since >= heartbeat_seconds:
+                yield None
+                silent_since = time.monotonic()

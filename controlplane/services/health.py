@@ -1,0 +1,118 @@
+"""Whether the control plane can do its work, and what it is."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.domain.states import ServerState, ServerStatus
+from controlplane.errors import ControlPlaneError
+from controlplane.reconciler.loop import Reconciler
+from controlplane.registry.registry import Registry
+
+_STORE_TIMEOUT_SECONDS = 5.0
+
+
+class Check(BaseModel):
+    """One thing that has to work."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(description="store, reconciler, or server NAME.")
+    ok: bool = Field(description="Whether it works.")
+    message: str = Field(default="", description="Why it does not.")
+
+
+class Readiness(BaseModel):
+    """Whether requests can be done."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ready: bool = Field(description="Whether every check passed.")
+    checks: tuple[Check, ...] = Field(description="The checks.")
+
+
+class ConverterInfo(BaseModel):
+    """One conversion that can be asked for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str = Field(description="The format it reads.")
+    target: str = Field(description="The format it makes.")
+
+
+class Info(BaseModel):
+    """What this control plane is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(default="triton-control-plane", description="The product's name.")
+    version: str = Field(description="Its version.")
+    store_url: str = Field(description="Where the registry lives, without credentials.")
+    data_dir: str = Field(description="Where this replica keeps what is its own.")
+    pid: int = Field(description="The process.")
+    started_at: datetime = Field(description="Since when (UTC).")
+    servers: tuple[ServerStatus, ...] = Field(description="The Triton servers.")
+    converters: tuple[ConverterInfo, ...] = Field(description="The conversions there are.")
+
+
+def version() -> str:
+    """Return this package's version."""
+    try:
+        return metadata.version("triton-control-plane")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+class Health:
+    """Tells how the control plane is."""
+
+    def __init__(
+        self, registry: Registry, reconciler: Reconciler, data_dir: Path, converters: Sequence[ConverterInfo]
+    ) -> None:
+        self._registry = registry
+        self._reconciler = reconciler
+        self._data_dir = data_dir
+        self._converters = tuple(converters)
+        self._started_at = datetime.now(UTC)
+
+    def info(self) -> Info:
+        """Return what this control plane is."""
+        return Info(
+            version=version(),
+            store_url=self._registry.store.url,
+            data_dir=str(self._data_dir),
+            pid=os.getpid(),
+            started_at=self._started_at,
+            servers=self._reconciler.servers(),
+            converters=self._converters,
+        )
+
+    async def readiness(self) -> Readiness:
+        """Check what has to work."""
+        checks = [await self._store(), self._loop()]
+        checks += [
+            Check(name=f"server {server.name}", ok=server.state is ServerState.READY, message=server.message)
+            for server in self._reconciler.servers()
+        ]
+        return Readiness(ready=all(check.ok for check in checks), checks=tuple(checks))
+
+    async def _store(self) -> Check:
+        store = self._registry.store
+        try:
+            await asyncio.wait_for(
+                asyncio.to_thread(lambda: list(store.list("models/", limit=1))), _STORE_TIMEOUT_SECONDS
+            )
+        except TimeoutError:
+            return Check(name="store", ok=False, message=f"no answer within {_STORE_TIMEOUT_SECONDS:g} s")
+        except ControlPlaneError as error:
+            return Check(name="store", ok=False, message=error.message)
+        return Check(name="store", ok=True)
+
+    def _loop(self) -> Check:
+        alive = self._reconciler.alive
+        return Check(name="reconciler", ok=alive, message="" if alive else "the loop does not run")

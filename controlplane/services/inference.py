@@ -1,0 +1,170 @@
+"""Inference through the control plane: a convenience. Programs talk to Triton's own ports."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from controlplane.domain.names import Reference, validate_model_name
+from controlplane.domain.samples import Tensors
+from controlplane.domain.signature import DataType, Signature
+from controlplane.domain.states import DeploymentStatus, ServerDeploymentStatus
+from controlplane.errors import ConflictError, InvalidInputError, NotFoundError, TritonUnavailableError
+from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.servers import ManagedServer
+from controlplane.registry.registry import Registry
+from controlplane.services.tensors import from_array, to_array
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """An input as the client sent it."""
+
+    name: str
+    datatype: DataType | None
+    shape: Sequence[int] | None
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """An output as the client gets it."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What Triton answered, from which version, on which server, in how many seconds."""
+
+    version: int
+    server: str
+    seconds: float
+    outputs: list[OutputTensor]
+
+
+class Inference:
+    """Asks deployed models."""
+
+    def __init__(self, registry: Registry, reconciler: Reconciler, servers: Sequence[ManagedServer]) -> None:
+        self._registry = registry
+        self._reconciler = reconciler
+        self._servers = {server.name: server for server in servers}
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Sequence[InputTensor],
+        *,
+        outputs: Sequence[str] | None,
+        version: int | None,
+        timeout_seconds: float,
+    ) -> Answer:
+        """Ask a model.
+
+        Raises:
+            NotFoundError: The model is not deployed.
+            ConflictError: Nothing answers for it now, or that version is not loaded.
+            InvalidInputError: The inputs do not fit the signature.
+            InferenceError: Triton refused or failed.
+            TritonTimeoutError: No answer in time.
+        """
+        validate_model_name(model)
+        status = self._reconciler.status(model)
+        if status is None:
+            await asyncio.to_thread(self._registry.deployments.get, model)
+            raise ConflictError(f"{model!r} is deployed and not looked at yet; try again", model=model)
+        where = _choose(model, status, version)
+        answering = version if version is not None else where.serving_version
+        assert answering is not None
+        manifest = await asyncio.to_thread(self._registry.manifest, model, answering)
+        tensors = _read(inputs, manifest.signature)
+        _check_outputs(outputs, manifest.signature)
+        server = self._servers.get(where.server)
+        if server is None:
+            raise TritonUnavailableError(f"server {where.server!r} is not managed by this replica")
+        started = time.perf_counter()
+        answer, answered_by = await server.client.infer(
+            Reference(model).model,
+            tensors,
+            version=version,
+            outputs=list(outputs) if outputs is not None else None,
+            timeout=timeout_seconds,
+        )
+        seconds = time.perf_counter() - started
+        return Answer(answered_by, server.name, seconds, _write(answer))
+
+
+def _choose(model: str, status: DeploymentStatus, version: int | None) -> ServerDeploymentStatus:
+    for server in status.servers:
+        if version is None and server.serving_version is not None:
+            return server
+        if version is not None and version in server.loaded_versions:
+            return server
+    if version is None:
+        raise ConflictError(
+            f"nothing answers for {model!r} now: it is {status.phase.value}"
+            + (f" ({status.message})" if status.message else ""),
+            model=model,
+            phase=status.phase.value,
+        )
+    loaded = sorted({number for server in status.servers for number in server.loaded_versions})
+    raise ConflictError(
+        f"{model}:{version} is not loaded; loaded are: {', '.join(map(str, loaded)) or 'none'}",
+        model=model,
+        version=version,
+        loaded=loaded,
+    )
+
+
+def _read(inputs: Sequence[InputTensor], signature: Signature | None) -> Tensors:
+    specs = {spec.name: spec for spec in signature.inputs} if signature else {}
+    tensors = {}
+    for tensor in inputs:
+        if tensor.name in tensors:
+            raise InvalidInputError(f"input {tensor.name!r} is given twice", input=tensor.name)
+        spec = specs.get(tensor.name)
+        if signature is not None and spec is None:
+            raise InvalidInputError(
+                f"there is no input {tensor.name!r}; the inputs are {', '.join(map(str, signature.inputs))}",
+                input=tensor.name,
+            )
+        dtype = tensor.datatype or (spec.dtype if spec else None)
+        if dtype is None:
+            raise InvalidInputError(f"input {tensor.name!r} needs a datatype", input=tensor.name)
+        if spec is not None and dtype is not spec.dtype:
+            raise InvalidInputError(
+                f"input {tensor.name!r} is {dtype.value}; the model takes {spec}", input=tensor.name
+            )
+        array = to_array(tensor.name, dtype, tensor.shape, tensor.data)
+        if spec is not None and not spec.accepts(array.shape):
+            raise InvalidInputError(
+                f"input {tensor.name!r} has the shape {list(array.shape)}; the model takes {spec}", input=tensor.name
+            )
+        tensors[tensor.name] = array
+    if missing := [name for name in specs if name not in tensors]:
+        raise InvalidInputError(
+            f"input {missing[0]!r} is missing; the model takes {specs[missing[0]]}", input=missing[0]
+        )
+    return tensors
+
+
+def _check_outputs(outputs: Sequence[str] | None, signature: Signature | None) -> None:
+    if outputs is None or signature is None:
+        return
+    known = [spec.name for spec in signature.outputs]
+    for name in outputs:
+        if name not in known:
+            raise NotFoundError(f"there is no output {name!r}; the outputs are {', '.join(known)}", output=name)
+
+
+def _write(answer: Tensors) -> list[OutputTensor]:
+    written = []
+    for name, array in answer.items():
+        datatype, data = from_array(array)
+        written.append(OutputTensor(name, datatype, list(array.shape), data))
+    return written

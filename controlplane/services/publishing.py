@@ -1,0 +1,210 @@
+"""Publishing an upload as a version."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from controlplane.domain.comparison import Tolerance
+from controlplane.domain.manifest import FileEntry, Format, GoldenSamples, Manifest
+from controlplane.domain.names import validate_alias, validate_model_name
+from controlplane.domain.samples import Sample, encode_samples
+from controlplane.domain.signature import Signature
+from controlplane.errors import InvalidInputError
+from controlplane.reconciler.loop import Reconciler
+from controlplane.registry.registry import Registry
+from controlplane.services.blobs import keep_bytes
+from controlplane.services.operations import Operation, Operations, Reporter
+from controlplane.services.sample_files import read_samples
+from controlplane.services.uploads import Upload, Uploads
+from controlplane.services.workers import Workers
+from controlplane.services.workspace import Workspace, assemble
+from converters.jobs import Inspection, InspectJob, RecordJob, RecordResult
+from converters.options import SamplingOptions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishCommand:
+    """What to publish; the fields are those of the API's request."""
+
+    model: str
+    actor: str
+    upload_id: str
+    format: Format | None = None
+    signature: Signature | None = None
+    samples: str | None = None
+    sample_count: int = 3
+    seed: int = 0
+    golden: bool = True
+    tolerances: dict[str, Tolerance]
+    labels: dict[str, str]
+    metrics: dict[str, float]
+    aliases: list[str]
+    reason: str = ""
+    trust: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What a worker found out about an artifact."""
+
+    inspection: Inspection
+    signature: Signature | None
+    samples: tuple[Sample, ...]
+    tolerances: dict[str, Tolerance]
+    warnings: tuple[str, ...]
+
+
+class Publishing:
+    """Turns uploads into versions."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        uploads: Uploads,
+        operations: Operations,
+        workers: Workers,
+        workspace: Workspace,
+        reconciler: Reconciler,
+    ) -> None:
+        self._registry = registry
+        self._uploads = uploads
+        self._operations = operations
+        self._workers = workers
+        self._workspace = workspace
+        self._reconciler = reconciler
+
+    async def start(self, command: PublishCommand) -> Operation:
+        """Check what can be checked at once, and start.
+
+        Raises:
+            InvalidInputError: A name breaks the rules, or the upload has no such samples file or no other file.
+            NotFoundError: No such upload.
+            ConflictError: The upload is not complete.
+        """
+        validate_model_name(command.model)
+        for alias in command.aliases:
+            validate_alias(alias)
+        upload = await self._uploads.whole(command.upload_id)
+        files, samples = split_samples(upload, command.samples)
+
+        async def work(reporter: Reporter) -> dict[str, Any]:
+            with self._uploads.use(upload.id):
+                result = await self._publish(command, upload.id, files, samples, reporter)
+            await self._uploads.discard(upload.id)
+            return result
+
+        return self._operations.start("publish", work, actor=command.actor, subject=command.model)
+
+    async def _publish(
+        self,
+        command: PublishCommand,
+        upload_id: str,
+        files: tuple[FileEntry, ...],
+        samples: FileEntry | None,
+        reporter: Reporter,
+    ) -> dict[str, Any]:
+        async with self._workspace.folder() as folder:
+            artifact = folder / "artifact"
+            reporter.stage("prepare", "putting the files together")
+            local = await asyncio.to_thread(assemble, artifact, files, lambda file: self._locate(upload_id, file))
+            given: tuple[Sample, ...] = ()
+            if samples is not None:
+                given = await asyncio.to_thread(lambda: read_samples(self._locate(upload_id, samples)))
+            learnt = await self._learn(command, artifact, given, reporter)
+            golden = None
+            if learnt.samples:
+                entry, path = await asyncio.to_thread(
+                    keep_bytes, folder / "samples.npz", encode_samples(learnt.samples)
+                )
+                golden = GoldenSamples(file=entry, count=len(learnt.samples), tolerances=learnt.tolerances)
+                local[entry.sha256] = path
+            manifest = Manifest(
+                format=learnt.inspection.format,
+                files=tuple(
+                    file.model_copy(update={"path": learnt.inspection.stored_path(file.path)}) for file in files
+                ),
+                signature=learnt.signature,
+                golden=golden,
+                attributes=learnt.inspection.attributes,
+                metrics=command.metrics,
+                labels=command.labels,
+            )
+            reporter.stage("upload", "writing the files to the store", total=sum(b.size_bytes for b in manifest.blobs))
+            version = await asyncio.to_thread(
+                lambda: self._registry.publish(
+                    command.model,
+                    manifest,
+                    local,
+                    actor=command.actor,
+                    reason=command.reason,
+                    aliases=command.aliases,
+                    progress=reporter.moved,
+                )
+            )
+        self._reconciler.wake(command.model)
+        return {
+            "model": command.model,
+            "version": version.number,
+            "reference": f"{command.model}:{version.number}",
+            "format": version.format.value,
+            "size_bytes": version.size_bytes,
+            "golden_samples": golden.count if golden else 0,
+            "warnings": list(learnt.warnings),
+        }
+
+    async def _learn(
+        self, command: PublishCommand, artifact: Path, given: tuple[Sample, ...], reporter: Reporter
+    ) -> Learnt:
+        inspection = await self._workers.run(
+            InspectJob(source=artifact, signature=command.signature, format=command.format, trust=command.trust),
+            reporter,
+        )
+        assert isinstance(inspection, Inspection)
+        signature = inspection.signature or command.signature
+        if command.golden and inspection.format.backend is not None:
+            recorded = await self._workers.run(
+                RecordJob(
+                    source=artifact,
+                    signature=command.signature,
+                    format=inspection.format,
+                    sampling=SamplingOptions(seed=command.seed, sample_count=command.sample_count),
+                    samples=given,
+                ),
+                reporter,
+            )
+            assert isinstance(recorded, RecordResult)
+            tolerances = {**recorded.tolerances, **command.tolerances}
+            return Learnt(
+                recorded.inspection, recorded.signature or signature, recorded.samples, tolerances, recorded.warnings
+            )
+        if given:
+            raise InvalidInputError(
+                "samples were given and are not going to be used: "
+                + ("golden is false" if not command.golden else f"{inspection.format.value} is recorded when converted")
+            )
+        return Learnt(inspection, signature, (), {}, inspection.hints)
+
+    def _locate(self, upload_id: str, file: FileEntry) -> Path:
+        return self._uploads.path(upload_id, file.sha256) or self._registry.fetch(file)
+
+
+def split_samples(upload: Upload, samples: str | None) -> tuple[tuple[FileEntry, ...], FileEntry | None]:
+    """Return the files that make up the artifact, and the one with the samples.
+
+    Raises:
+        InvalidInputError: There is no such file, or nothing but the samples.
+    """
+    entries = [FileEntry(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes) for file in upload.files]
+    if samples is None:
+        return tuple(entries), None
+    found = next((entry for entry in entries if entry.path == samples), None)
+    if found is None:
+        raise InvalidInputError(f"upload {upload.id} has no file {samples!r} with samples", upload=upload.id)
+    rest = tuple(entry for entry in entries if entry.path != samples)
+    if not rest:
+        raise InvalidInputError(f"upload {upload.id} has nothing but the samples {samples!r}", upload=upload.id)
+    return rest, found

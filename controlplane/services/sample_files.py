@@ -1,0 +1,37 @@
+"""Sample inputs as users give them: an ``.npz``."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from controlplane.domain.samples import MAX_SAMPLES_BYTES, Sample, decode_samples
+from controlplane.errors import InvalidInputError
+
+
+def read_samples(path: Path) -> tuple[Sample, ...]:
+    """Read samples from an ``.npz``: either what ``pull --samples`` wrote, or one array for each input (one sample).
+
+    Raises:
+        InvalidInputError: The file is no such archive, holds pickles, or is too large.
+    """
+    if path.stat().st_size > MAX_SAMPLES_BYTES:
+        raise InvalidInputError(f"the samples have more than {MAX_SAMPLES_BYTES} bytes; samples are probes")
+    data = path.read_bytes()
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = {info.filename for info in archive.infolist()}
+            if sum(info.file_size for info in archive.infolist()) > MAX_SAMPLES_BYTES:
+                raise InvalidInputError(f"the samples unpack to more than {MAX_SAMPLES_BYTES} bytes")
+        if "index.npy" in names and any(name.startswith("0.inputs.") for name in names):
+            return decode_samples(data)
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            inputs = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidInputError(
+            f"the samples cannot be read: {error}; give an .npz with one array for each input"
+        ) from error
+    if not inputs:
+        raise InvalidInputError("the samples hold no arrays; give an .npz with one array for each input")
+    return (Sample(inputs, {}),)

@@ -1,0 +1,135 @@
+"""Tensors between the JSON of the v2 inference protocol and numpy, checked on the way in."""
+
+import base64
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from controlplane.domain.signature import Array, DataType
+from controlplane.errors import InvalidInputError
+
+_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def to_array(name: str, dtype: DataType, shape: Sequence[int] | None, data: Any) -> Array:
+    """Read one input.
+
+    Args:
+        name: The input's name, for messages.
+        dtype: Its element type; every element must be a value of it.
+        shape: Its shape; None takes that of nested ``data``.
+        data: Elements, flat in row-major order or nested.
+
+    Raises:
+        InvalidInputError: An element is not of the type, a row is shorter than another, or the shape does not fit.
+    """
+    array = _strings(name, data) if dtype is DataType.BYTES else _numbers(name, dtype, data)
+    if shape is None:
+        return array
+    if math.prod(shape) != array.size:
+        raise InvalidInputError(
+            f"input {name!r}: the shape {list(shape)} has {math.prod(shape)} elements, the data has {array.size}",
+            input=name,
+        )
+    return array.reshape(tuple(shape))
+
+
+def from_array(array: Array) -> tuple[str, list[Any]]:
+    """Return an output's element type and its elements, flat; what JSON lacks (NaN, bytes) as strings."""
+    dtype = DataType.of(array)
+    flat = array.reshape(-1)
+    if dtype is DataType.BYTES:
+        return dtype.value, [_text(element) for element in flat]
+    if dtype.is_float:
+        if not np.isfinite(flat).all():
+            return dtype.value, [_finite(float(element)) for element in flat]
+        if dtype is DataType.FP16:
+            flat = flat.astype(np.float32)
+    return dtype.value, flat.tolist()
+
+
+def _numbers(name: str, dtype: DataType, data: Any) -> Array:
+    try:
+        raw = np.asarray(data)
+    except (ValueError, OverflowError) as error:
+        raise InvalidInputError(f"input {name!r}: the data is not a regular array: {error}", input=name) from error
+    if raw.size == 0:
+        return np.zeros(raw.shape, dtype.numpy)
+    if raw.dtype.kind == "U" and dtype.is_float:
+        raw = _with_specials(name, raw, data)
+    allowed = "b" if dtype is DataType.BOOL else "iuf" if dtype.is_float else "iu"
+    if raw.dtype.kind not in allowed:
+        raise InvalidInputError(
+            f"input {name!r} is {dtype.value}; its data has {_kind(raw)} among it", input=name, datatype=dtype.value
+        )
+    if not dtype.is_float:
+        if dtype is not DataType.BOOL:
+            limits = np.iinfo(dtype.numpy)
+            if int(raw.min()) < limits.min or int(raw.max()) > limits.max:
+                raise InvalidInputError(
+                    f"input {name!r} is {dtype.value} and takes {limits.min} to {limits.max}; its data has "
+                    f"{int(raw.min())} to {int(raw.max())}",
+                    input=name,
+                    datatype=dtype.value,
+                )
+        return raw.astype(dtype.numpy)
+    with np.errstate(over="ignore"):
+        converted = raw.astype(dtype.numpy)
+    if np.isinf(converted).any() and not np.array_equal(np.isinf(converted), np.isinf(raw.astype(np.float64))):
+        raise InvalidInputError(f"input {name!r}: a value is too large for {dtype.value}", input=name)
+    return converted
+
+
+def _with_specials(name: str, raw: Array, data: Any) -> Array:
+    """Read numbers among which NaN or an infinity is written as a string."""
+    elements = np.empty(raw.shape, dtype=np.float64)
+    nested = np.asarray(data, dtype=object)
+    for index, element in np.ndenumerate(nested):
+        if isinstance(element, str) and element in _SPECIAL:
+            elements[index] = _SPECIAL[element]
+        elif isinstance(element, int | float) and not isinstance(element, bool):
+            elements[index] = element
+        else:
+            raise InvalidInputError(f"input {name!r}: {str(element)[:40]!r} is no number", input=name)
+    return elements
+
+
+def _strings(name: str, data: Any) -> Array:
+    nested = np.asarray(data, dtype=object)
+    flat = np.empty(nested.size, dtype=object)
+    for index, element in enumerate(nested.reshape(-1)):
+        if not isinstance(element, str):
+            raise InvalidInputError(
+                f"input {name!r} is BYTES and takes strings in a regular array, not {type(element).__name__}",
+                input=name,
+            )
+        try:
+            flat[index] = element.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(f"input {name!r}: element {index} is no valid Unicode", input=name) from error
+    return flat.reshape(nested.shape)
+
+
+def _kind(raw: Array) -> str:
+    return {"b": "booleans", "f": "fractions", "U": "strings", "i": "integers", "u": "integers"}.get(
+        raw.dtype.kind, "something else than numbers of 64 bits"
+    )
+
+
+def _text(element: object) -> str:
+    if isinstance(element, bytes):
+        try:
+            return element.decode()
+        except UnicodeDecodeError:
+            return "base64:" + base64.b64encode(element).decode()
+    return str(element)
+
+
+def _finite(value: float) -> float | str:
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return value

@@ -1,0 +1,157 @@
+"""Versions: looking them up, sending their files, deleting them."""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+
+from controlplane.domain.manifest import FileEntry, Manifest
+from controlplane.domain.model import ModelHead, VersionEntry
+from controlplane.domain.names import LATEST, Reference, validate_alias, validate_model_name
+from controlplane.errors import DigestMismatchError, InvalidReferenceError, NotFoundError
+from controlplane.registry.blobs import blob_key
+from controlplane.registry.registry import Registry
+
+_MANIFESTS_KEPT = 1024
+_CHUNK_BYTES = 1 << 20
+
+
+def parse_selector(model: str, selector: str) -> Reference:
+    """Read a version as a URL names it: ``7``, ``@champion`` or ``latest``.
+
+    Raises:
+        InvalidReferenceError: It is none of these.
+    """
+    validate_model_name(model)
+    if selector == LATEST:
+        return Reference(model)
+    if selector.startswith("@"):
+        alias = selector[1:]
+        return Reference(model) if alias == LATEST else Reference(model, alias=validate_alias(alias))
+    if selector.isascii() and selector.isdigit() and len(selector) <= 9 and not selector.startswith("0"):
+        return Reference(model, version=int(selector))
+    raise InvalidReferenceError(f"{selector[:80]!r} is no version: use a number, @alias or latest")
+
+
+class Download:
+    """One blob that is going to be sent."""
+
+    def __init__(self, registry: Registry, file: FileEntry) -> None:
+        self._registry = registry
+        self.file = file
+
+    async def read(self, start: int, length: int) -> AsyncIterator[bytes]:
+        """Yield the bytes, constant memory. A whole file's digest is checked; a wrong one breaks the transfer off.
+
+        Raises:
+            DigestMismatchError: The store's bytes are not those that were published.
+        """
+        whole = start == 0 and length == self.file.size_bytes
+        digest = hashlib.sha256()
+        if whole:
+            stream = await asyncio.to_thread(self._registry.open_blob, self.file.sha256)
+            try:
+                while chunk := await asyncio.to_thread(stream.read, _CHUNK_BYTES):
+                    digest.update(chunk)
+                    yield chunk
+            finally:
+                await asyncio.to_thread(stream.close)
+            if digest.hexdigest() != self.file.sha256:
+                raise DigestMismatchError(f"blob {self.file.sha256} is damaged in the store", sha256=self.file.sha256)
+            return
+        position, end = start, start + length
+        while position < end:
+            count = min(4 * _CHUNK_BYTES, end - position)
+            yield await asyncio.to_thread(
+                self._registry.store.get, blob_key(self.file.sha256), start=position, length=count
+            )
+            position += count
+
+
+class Versions:
+    """Use cases round published versions."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+
+    async def select(self, model: str, selector: str) -> VersionEntry:
+        """Return the version a selector means.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        reference = parse_selector(model, selector)
+        head = self._registry.peek_model(model)
+        if head is not None:
+            try:
+                return head.resolve(reference)
+            except NotFoundError:
+                pass  # it may be newer than what is in memory
+        return await asyncio.to_thread(self._registry.resolve, reference)
+
+    async def detail(self, model: str, selector: str) -> tuple[ModelHead, VersionEntry, Manifest]:
+        """Return a version, its model's head and its manifest."""
+        entry = await self.select(model, selector)
+        head = self._registry.peek_model(model)
+        if head is None:
+            head = await asyncio.to_thread(self._registry.get_model, model)
+        return head, entry, await self.manifest(model, entry)
+
+    async def manifest(self, model: str, entry: VersionEntry) -> Manifest:
+        """Return a version's manifest; without a thread once it was read, for it never changes."""
+        known = self._manifests.get(entry.manifest)
+        if known is None:
+            known = await asyncio.to_thread(self._registry.manifest, model, entry.number)
+            self._manifests[entry.manifest] = known
+            if len(self._manifests) > _MANIFESTS_KEPT:
+                self._manifests.popitem(last=False)
+        return known
+
+    async def download(self, model: str, selector: str, path: str) -> Download:
+        """Return a file of a version, to be sent.
+
+        Raises:
+            NotFoundError: The version has no such file.
+        """
+        _, entry, manifest = await self.detail(model, selector)
+        for file in manifest.files:
+            if file.path == path:
+                return Download(self._registry, file)
+        have = ", ".join(file.path for file in manifest.files[:10])
+        raise NotFoundError(
+            f"{model}:{entry.number} has no file {path[:120]!r}; it has {have}",
+            model=model,
+            version=entry.number,
+        )
+
+    async def samples(self, model: str, selector: str) -> Download:
+        """Return a version's golden samples, to be sent.
+
+        Raises:
+            NotFoundError: It has none.
+        """
+        _, entry, manifest = await self.detail(model, selector)
+        if manifest.golden is None:
+            raise NotFoundError(f"{model}:{entry.number} has no golden samples", model=model, version=entry.number)
+        return Download(self._registry, manifest.golden.file)
+
+    async def log(self, model: str, selector: str) -> Download:
+        """Return the log of the conversion that made a version.
+
+        Raises:
+            NotFoundError: It was not converted.
+        """
+        _, entry, manifest = await self.detail(model, selector)
+        if manifest.lineage is None or manifest.lineage.log is None:
+            raise NotFoundError(f"{model}:{entry.number} has no conversion log", model=model, version=entry.number)
+        return Download(self._registry, manifest.lineage.log)
+
+    async def delete(self, model: str, selector: str, *, actor: str, reason: str) -> None:
+        """Delete a version.
+
+        Raises:
+            InUseError: An alias points to it, or a deployment needs it.
+        """
+        entry = await self.select(model, selector)
+        await asyncio.to_thread(lambda: self._registry.delete_version(model, entry.number, actor=actor, reason=reason))

@@ -1,0 +1,54 @@
+"""Worker processes for everything that opens model files: bounded in number, time and memory."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from controlplane.services.operations import Reporter
+from controlplane.settings import ConversionSettings
+from converters.jobs import Job, WorkerEvent, WorkerResult
+from converters.runner import run_worker
+
+
+class Workers:
+    """Runs the converters' worker processes."""
+
+    def __init__(self, settings: ConversionSettings) -> None:
+        self._settings = settings
+        # Their own threads: one waits for each worker, and the event loop's default threads serve reads.
+        self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="worker")
+
+    async def run(self, job: Job, reporter: Reporter) -> WorkerResult:
+        """Run a job, when it is its turn.
+
+        Raises:
+            ControlPlaneError: As the job fails: `InvalidArtifactError`, `ConversionFailedError`, `ParityError`, ….
+        """
+
+        def on_event(event: WorkerEvent) -> None:
+            reporter.stage(event.stage, event.message, fraction=event.fraction)
+
+        cancel = threading.Event()
+
+        def work() -> WorkerResult:
+            return run_worker(
+                job,
+                timeout_seconds=self._settings.timeout_seconds,
+                memory_bytes=self._settings.memory_bytes,
+                on_event=on_event,
+                cancel=cancel,
+            )
+
+        reporter.stage("queue", "waiting for its turn")
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            cancel.set()
+            if not future.cancel():
+                await asyncio.wait([future])
+            raise
+
+    def close(self) -> None:
+        """Take no more jobs."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
