@@ -76,6 +76,8 @@ def validate_file_path(path: str) -> str:
         or pure.is_absolute()
         or "\\" in path
         or any(ord(character) < 32 or ord(character) == 127 for character in path)
+        # Half a surrogate pair: how Python shows a byte of a file name that is no UTF-8.
+        or any(0xD800 <= ord(character) <= 0xDFFF for character in path)
         or any(part in {"", ".", ".."} or part.startswith(".") for part in pure.parts)
         or len(path.encode()) > 1024
         or any(len(part.encode()) > 255 for part in pure.parts)

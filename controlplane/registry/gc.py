@@ -19,7 +19,9 @@ from typing import Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from controlplane.registry.blobs import Blobs, digest_of
+from controlplane.domain.model import VersionEntry
+from controlplane.errors import NotFoundError, StoreError
+from controlplane.registry.blobs import Blobs, blob_key, digest_of
 from controlplane.registry.deployments import Deployments
 from controlplane.registry.intents import INTENTS, MARKER_STALE, MARKERS, notes, write_marker
 from controlplane.registry.models import Models
@@ -155,8 +157,22 @@ class Collector:
                 if entry.deleted and (head.name, entry.number) not in needed:
                     continue
                 referenced.add(entry.manifest)
-                referenced.update(blob.sha256 for blob in self._versions.manifest_of(entry).blobs)
+                referenced.update(self._blobs_of(head.name, entry))
         return referenced
+
+    def _blobs_of(self, model: str, entry: VersionEntry) -> set[str]:
+        try:
+            return {blob.sha256 for blob in self._versions.manifest_of(entry).blobs}
+        except NotFoundError as error:
+            head = self._models.heads.read(model, fresh=True)
+            if head is not None and any(now.number == entry.number and now.deleted for now in head.value.versions):
+                return set()  # deleted, and collected by another collector, since we read the head
+            raise StoreError(
+                f"the manifest of {model}:{entry.number} is missing from the store, so nobody can tell which blobs it "
+                f"needs; restore {blob_key(entry.manifest)}, or delete the version",
+                model=model,
+                version=entry.number,
+            ) from error
 
     def _remove_abandoned(self, now: datetime, *, dry_run: bool) -> int:
         intent_age = timedelta(seconds=self._settings.upload_max_age_seconds)

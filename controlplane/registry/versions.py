@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 
 from pydantic import ValidationError
 
@@ -125,7 +126,8 @@ class Versions:
         digests: set[str] = set()
         for entry in entries:
             digests.add(entry.manifest)
-            digests.update(blob.sha256 for blob in self.manifest_of(entry).blobs)
+            with suppress(NotFoundError):  # a version whose manifest is lost must be deletable all the same
+                digests.update(blob.sha256 for blob in self.manifest_of(entry).blobs)
         return digests
 
     def _refuse_deployed(self, name: str, numbers: Sequence[int] | None) -> None:

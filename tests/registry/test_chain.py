@@ -1,3 +1,4 @@
+import itertools
 import threading
 from datetime import UTC, datetime
 
@@ -35,7 +36,7 @@ def test_revisions_are_numbered_linked_and_kept(store: ObjectStore) -> None:
     assert (last.number, last.body, last.actor, last.reason, last.at) == (3, {"n": 3}, "a", "step 3", now)
     history = list(chain.history())
     assert [revision.number for revision in history] == [3, 2, 1]
-    for child, parent in zip(history, history[1:], strict=False):
+    for child, parent in itertools.pairwise(history):
         assert child.parent_commit_id == parent.commit_id
     assert history[-1].parent_commit_id is None
     assert chain.get(2).body == {"n": 2}

@@ -1,4 +1,4 @@
-"""A process killed at every store operation of every action: nothing half there, nothing lost, the next try succeeds."""
+"""A process killed at every store operation of an action: nothing half there, nothing lost, the next try succeeds."""
 
 import json
 import shutil

@@ -1,0 +1,267 @@
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from controlplane.domain.manifest import FileEntry
+from controlplane.errors import DigestMismatchError, NotFoundError
+from controlplane.registry.blobs import Blobs, blob_key
+from controlplane.registry.cache import BlobCache
+from controlplane.storage.filesystem import FilesystemStore
+from controlplane.storage.memory import MemoryStore
+from tests.support.hooked_store import HookedStore
+
+LARGE = 1 << 30
+
+
+def put(store: MemoryStore | FilesystemStore | HookedStore, content: bytes) -> FileEntry:
+    digest = Blobs(store).put_bytes(content)
+    return FileEntry(path="model.onnx", sha256=digest, size_bytes=len(content))
+
+
+def used_before(path: Path, seconds: float) -> None:
+    """Pretend that a file was last used so long ago."""
+    now = path.stat()
+    os.utime(path, ns=(now.st_atime_ns - int(seconds * 1e9), now.st_mtime_ns))
+
+
+def test_a_blob_is_downloaded_once_and_read_only(tmp_path: Path) -> None:
+    store = HookedStore(MemoryStore())
+    entry = put(store, b"content")
+    cache = BlobCache(tmp_path, LARGE)
+    assert cache.get(entry.sha256) is None
+    moved: list[int] = []
+    path = cache.fetch(store, entry, moved.append)
+    assert path.read_bytes() == b"content"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o444
+    assert cache.fetch(store, entry, moved.append) == path == cache.get(entry.sha256)
+    assert [operation for operation, _ in store.calls].count("get_file") == 1
+    assert sum(moved) == 14  # told of the bytes also where none was moved
+    assert cache.used_bytes() == 7
+
+
+def test_many_threads_and_caches_cause_one_download(tmp_path: Path) -> None:
+    all_asked = threading.Barrier(9)
+    store = HookedStore(MemoryStore())
+    entry = put(store, b"x" * 1000)
+
+    def fetch(number: int) -> bytes:
+        cache = shared if number % 2 else BlobCache(tmp_path, LARGE)  # as another process would have
+        all_asked.wait()
+        return cache.fetch(store, entry).read_bytes()
+
+    shared = BlobCache(tmp_path, LARGE)
+    with ThreadPoolExecutor(8) as pool:
+        readers = [pool.submit(fetch, number) for number in range(8)]
+        all_asked.wait()
+        assert all(reader.result() == b"x" * 1000 for reader in readers)
+    assert [operation for operation, _ in store.calls].count("get_file") == 1
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+_FETCH = """
+import sys
+from pathlib import Path
+from controlplane.domain.manifest import FileEntry
+from controlplane.registry.cache import BlobCache
+from controlplane.storage.filesystem import FilesystemStore
+from tests.support.hooked_store import HookedStore
+
+store = HookedStore(FilesystemStore(Path(sys.argv[1])))
+cache = BlobCache(Path(sys.argv[2]), 1 << 30)
+entry = FileEntry(path="m", sha256=sys.argv[3], size_bytes=int(sys.argv[4]))
+print("ready", flush=True)
+sys.stdin.readline()
+cache.fetch(store, entry).read_bytes()
+print(len(store.calls))
+"""
+
+
+def test_processes_share_one_download(tmp_path: Path) -> None:
+    entry = put(FilesystemStore(tmp_path / "store"), b"y" * 5_000_000)
+    command = [sys.executable, "-c", _FETCH, str(tmp_path / "store"), str(tmp_path / "cache"), entry.sha256, "5000000"]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    downloads = [int(process.communicate("go\n")[0]) for process in processes]
+    assert sorted(downloads) == [0, 0, 1]
+
+
+# On the store's own file system no byte is copied
+
+
+def test_a_store_on_the_same_disk_is_linked(tmp_path: Path) -> None:
+    store = FilesystemStore(tmp_path / "store")
+    entry = put(store, b"content")
+    cache = BlobCache(tmp_path / "cache", 0)
+    path = cache.fetch(store, entry)
+    assert path.samefile(tmp_path / "store" / blob_key(entry.sha256))
+    assert cache.used_bytes() == 0  # it takes no space of its own, so a bound of 0 holds
+    cache.fetch(store, put(store, b"other"))
+    assert path.exists()
+    store.delete(blob_key(entry.sha256))
+    assert cache.used_bytes() == 7
+    cache.fetch(store, put(store, b"a third"))
+    assert not path.exists()
+
+
+# Damage
+
+
+def test_a_damaged_blob_is_fetched_again(tmp_path: Path) -> None:
+    store = MemoryStore()
+    entry = put(store, b"content")
+    path = BlobCache(tmp_path, LARGE).fetch(store, entry)
+    path.chmod(0o644)
+    path.write_bytes(b"CONTENT")
+    cache = BlobCache(tmp_path, LARGE)  # a new process: it trusts nothing it has not hashed
+    assert cache.get(entry.sha256) is None
+    assert cache.fetch(store, entry).read_bytes() == b"content"
+
+
+def test_damage_that_a_process_has_not_seen_happen_is_found_by_its_stamp(tmp_path: Path) -> None:
+    store = MemoryStore()
+    entry = put(store, b"content")
+    cache = BlobCache(tmp_path, LARGE)
+    path = cache.fetch(store, entry)
+    path.chmod(0o644)
+    path.write_bytes(b"CONTENT")
+    os.utime(path, ns=(0, 1))
+    assert cache.fetch(store, entry).read_bytes() == b"content"
+
+
+def test_an_untouched_blob_is_hashed_once_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    entry = put(store, b"content")
+    BlobCache(tmp_path, LARGE).fetch(store, entry)
+    hashed: list[str] = []
+    real = hashlib.file_digest
+
+    def counted(file: object, name: str) -> object:
+        hashed.append(name)
+        return real(file, name)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    cache = BlobCache(tmp_path, LARGE)
+    for _ in range(3):
+        cache.fetch(store, entry)
+    assert len(hashed) == 1
+
+
+def test_a_blob_the_store_lost_or_damaged_is_told(tmp_path: Path) -> None:
+    store = MemoryStore()
+    cache = BlobCache(tmp_path, LARGE)
+    missing = FileEntry(path="model.onnx", sha256="0" * 64, size_bytes=1)
+    with pytest.raises(NotFoundError, match=r"model\.onnx"):
+        cache.fetch(store, missing)
+    store.create(blob_key("1" * 64), b"x")
+    with pytest.raises(DigestMismatchError):
+        cache.fetch(store, missing.model_copy(update={"sha256": "1" * 64}))
+    assert cache.get("1" * 64) is None
+
+
+# The bound
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    store = MemoryStore()
+    cache = BlobCache(tmp_path, 30)
+    entries = [put(store, bytes([number]) * 10) for number in range(4)]
+    for age, entry in zip((300, 200, 100), entries[:3], strict=True):
+        used_before(cache.fetch(store, entry), age)
+    cache.fetch(store, entries[0])  # used again: now the youngest
+    cache.fetch(store, entries[3])
+    assert [cache.get(entry.sha256) is not None for entry in entries] == [True, False, True, True]
+    assert cache.used_bytes() == 30
+
+
+def test_a_pinned_blob_stays(tmp_path: Path) -> None:
+    store = MemoryStore()
+    cache, other_process = BlobCache(tmp_path, 10), BlobCache(tmp_path, 10)
+    pinned, second, third = (put(store, bytes([number]) * 10) for number in range(3))
+    with cache.pin([pinned.sha256]):
+        path = cache.fetch(store, pinned)
+        used_before(path, 1000)
+        with other_process.pin([pinned.sha256]):
+            pass  # another's pin that ends does not end ours
+        other_process.fetch(store, second)
+        assert path.exists()
+    other_process.fetch(store, third)
+    assert not path.exists()
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_a_staged_blob_stays_and_does_not_count(tmp_path: Path) -> None:
+    store = MemoryStore()
+    cache = BlobCache(tmp_path / "cache", 10)
+    path = cache.fetch(store, put(store, b"a" * 10))
+    staged = tmp_path / "model.onnx"
+    staged.hardlink_to(path)
+    second = cache.fetch(store, put(store, b"b" * 10))
+    assert path.exists()
+    assert second.exists()
+    assert cache.used_bytes() == 10
+    staged.unlink()
+    used_before(path, 100)
+    cache.fetch(store, put(store, b"c"))
+    assert not path.exists()
+
+
+def test_a_blob_larger_than_the_bound_is_fetched_all_the_same(tmp_path: Path) -> None:
+    store = MemoryStore()
+    assert BlobCache(tmp_path, 5).fetch(store, put(store, b"x" * 10)).exists()
+
+
+def test_what_a_killed_download_left_is_removed(tmp_path: Path) -> None:
+    store = MemoryStore()
+    cache = BlobCache(tmp_path, LARGE)
+    entry = put(store, b"content")
+    folder = cache.path_of(entry.sha256).parent
+    folder.mkdir()
+    (folder / ".abc.incomplete").write_bytes(b"cont")
+    cache.fetch(store, entry)
+    assert [path.name for path in folder.iterdir()] == [entry.sha256]
+
+
+def test_threads_that_fetch_more_than_fits_always_get_what_they_pinned(tmp_path: Path) -> None:
+    store = MemoryStore()
+    entries = [put(store, bytes([number]) * 100) for number in range(12)]
+
+    def use(worker: int) -> None:
+        cache = BlobCache(tmp_path, 300)
+        for turn in range(20):
+            mine = [entries[(worker * 5 + turn * 7 + step) % 12] for step in range(2)]
+            with cache.pin([entry.sha256 for entry in mine]):
+                paths = [cache.fetch(store, entry) for entry in mine]
+                for entry, path in zip(mine, paths, strict=True):
+                    assert hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(use, range(6)))
+
+
+# Adopting
+
+
+def test_a_file_is_moved_in_and_trusted_only_once_hashed(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path / "cache", LARGE)
+    good, bad, again = (tmp_path / name for name in ("good", "bad", "again"))
+    digest = hashlib.sha256(b"good").hexdigest()
+    good.write_bytes(b"good")
+    path = cache.adopt(good, digest)
+    assert not good.exists()
+    assert cache.get(digest) == path
+    assert stat.S_IMODE(path.stat().st_mode) == 0o444
+    again.write_bytes(b"good")
+    assert cache.adopt(again, digest) == path
+    assert not again.exists()
+    bad.write_bytes(b"bad")
+    cache.adopt(bad, "2" * 64)
+    assert cache.get("2" * 64) is None

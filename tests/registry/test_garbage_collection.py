@@ -1,0 +1,359 @@
+"""Collection beside publishes: whatever is published is readable, whatever nothing needs goes."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from controlplane.domain.deployment import DeploymentSpec
+from controlplane.errors import CommitConflictError, InUseError, NotFoundError, StoreError
+from controlplane.registry.blobs import blob_key
+from controlplane.registry.cache import BlobCache
+from controlplane.registry.intents import MARKER_STALE, write_marker
+from controlplane.registry.registry import Registry
+from controlplane.settings import GcSettings
+from controlplane.storage.base import ObjectInfo, ObjectStore
+from controlplane.storage.filesystem import FilesystemStore
+from controlplane.storage.memory import MemoryStore
+from tests.support.hooked_store import HookedStore
+from tests.support.registries import artifact, new_registry, publish, require_readable
+
+
+def collect(registry: Registry) -> int:
+    return registry.collect(dry_run=False, grace_seconds=0).blobs_deleted
+
+
+def blobs(store: ObjectStore) -> set[str]:
+    return {info.key.rpartition("/")[2] for info in store.list("blobs/")}
+
+
+def test_what_nothing_refers_to_goes(registry: Registry, store: ObjectStore, tmp_path: Path) -> None:
+    publish(registry, tmp_path, b"one")
+    publish(registry, tmp_path, b"two")
+    shared, files = artifact(tmp_path / "s", model=b"two", weights=b"only in three")
+    registry.publish("m", shared, files, actor="a")
+    before = blobs(store)
+    registry.delete_version("m", 3, actor="a")
+    report = registry.collect(dry_run=True, grace_seconds=0)
+    assert (report.blobs_scanned, report.blobs_deleted, report.kept_in_use) == (6, 2, 4)
+    assert blobs(store) == before
+    report = registry.collect(dry_run=False, grace_seconds=0)
+    assert report.blobs_deleted == 2
+    assert report.bytes_deleted > len(b"only in three")
+    assert len(before - blobs(store)) == 2
+    require_readable(registry, "m")
+    assert collect(registry) == 0
+    assert list(store.list("gc/")) == []
+
+
+def test_what_is_young_stays(registry: Registry, store: ObjectStore, tmp_path: Path) -> None:
+    publish(registry, tmp_path, b"one")
+    registry.delete_version("m", 1, actor="a")
+    report = registry.collect(dry_run=False)  # the default grace is a day
+    assert (report.blobs_deleted, report.kept_by_grace) == (0, 2)
+    assert registry.collect(dry_run=False, grace_seconds=3600).blobs_deleted == 0
+    assert collect(registry) == 2
+
+
+def test_a_deleted_model_leaves_no_blobs(registry: Registry, store: ObjectStore, tmp_path: Path) -> None:
+    publish(registry, tmp_path, b"one")
+    registry.delete_model("m", actor="a")
+    collect(registry)
+    assert blobs(store) == set()
+
+
+def test_held_blobs_stay_until_they_are_released(registry: Registry, store: ObjectStore) -> None:
+    held = registry.blobs.put_bytes(b"uploaded by a client, to be published soon")
+    key = registry.hold_blobs([held], "upload")
+    report = registry.collect(dry_run=False, grace_seconds=0)
+    assert (report.blobs_deleted, report.kept_by_publish) == (0, 1)
+    registry.release_blobs(key)
+    assert collect(registry) == 1
+
+
+def test_an_abandoned_hold_ends(store: ObjectStore, tmp_path: Path) -> None:
+    registry = Registry(
+        store, BlobCache(tmp_path / "c", 0), head_max_age_seconds=0, gc=GcSettings(upload_max_age_seconds=1e-6)
+    )
+    registry.hold_blobs([registry.blobs.put_bytes(b"x")], "upload that never came back")
+    assert registry.collect(dry_run=True, grace_seconds=0).intents_removed == 1
+    assert len(list(store.list("publishing/"))) == 1
+    report = registry.collect(dry_run=False, grace_seconds=0)
+    assert (report.intents_removed, report.blobs_deleted) == (1, 1)
+    assert list(store.list("publishing/")) == []
+
+
+def test_a_deployed_tombstone_keeps_its_blobs(store: ObjectStore, tmp_path: Path) -> None:
+    """What a process killed between a tombstone and the look that follows it can leave."""
+    other = new_registry(store, tmp_path / "other")
+    publish(other, tmp_path, b"1")
+
+    class Killed(BaseException):
+        pass
+
+    def deploy_and_die(operation: str, key: str) -> None:
+        if operation == "create" and key.startswith("models/"):
+            spec = DeploymentSpec(model="m", reference="m:1", version=1)
+            other.deployments.put(spec, after=None, actor="a", reason="r")
+
+    def die(operation: str, key: str) -> None:
+        if operation == "create" and key.startswith("models/"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        new_registry(HookedStore(store, before=deploy_and_die, after=die), tmp_path / "c").delete_version(
+            "m", 1, actor="a"
+        )
+    for info in store.list("publishing/"):
+        store.delete(info.key)
+    assert collect(other) == 0
+
+
+def test_a_manifest_that_is_lost_stops_the_collection(store: ObjectStore, tmp_path: Path) -> None:
+    registry = new_registry(store, tmp_path / "c")
+    entry = publish(registry, tmp_path, b"1")
+    registry.blobs.put_bytes(b"garbage")
+    store.delete(blob_key(entry.manifest))
+    registry = new_registry(store, tmp_path / "c")
+    with pytest.raises(StoreError, match="m:1"):
+        collect(registry)
+    assert len(blobs(store)) == 2
+    registry.delete_version("m", 1, actor="a")
+    assert collect(registry) == 2
+
+
+# The two sides of the protocol, step by step
+
+
+def test_a_publish_that_begins_before_the_collector_looks_is_seen(tmp_path: Path) -> None:
+    store = MemoryStore()
+    other = new_registry(store, tmp_path / "other")
+    old = other.blobs.put_bytes(b"left by a crashed publish")
+
+    def begin(operation: str, key: str) -> None:
+        if operation == "create" and key.startswith("gc/"):
+            other.hold_blobs([old], "publish")  # after the candidates were chosen, before the marker is there
+
+    assert collect(new_registry(HookedStore(store, before=begin), tmp_path / "c")) == 0
+    assert old in blobs(store)
+
+
+def test_a_publish_that_ends_before_the_collector_looks_is_seen(tmp_path: Path) -> None:
+    store = MemoryStore()
+    other = new_registry(store, tmp_path / "other")
+    manifest, files = artifact(tmp_path / "a", model=b"left by a crashed publish")
+    other.blobs.put_bytes(b"left by a crashed publish")
+
+    def publish_now(operation: str, key: str) -> None:
+        if operation == "create" and key.startswith("gc/"):
+            other.publish("m", manifest, files, actor="a")
+
+    assert collect(new_registry(HookedStore(store, before=publish_now), tmp_path / "c")) == 0
+    require_readable(other, "m")
+
+
+def test_a_publish_that_ends_between_the_collectors_two_looks_is_seen(tmp_path: Path) -> None:
+    """It commits and then removes its intent, so the collector must list the intents first and read the heads then."""
+    store = MemoryStore()
+    manifest, files = artifact(tmp_path / "a", model=b"content")
+    uploaded, may_commit, finished = threading.Event(), threading.Event(), threading.Event()
+    looks: list[str] = []
+
+    def publisher(operation: str, key: str) -> None:
+        if operation == "create" and key.startswith("models/"):
+            uploaded.set()
+            may_commit.wait(10)
+
+    def collector(operation: str, key: str) -> None:
+        if key in {"publishing/", "models/"} and list(store.list("gc/")):
+            looks.append(key)
+            may_commit.set()
+            assert finished.wait(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        registry = new_registry(HookedStore(store, before=publisher), tmp_path / "p")
+        published = pool.submit(registry.publish, "m", manifest, files, actor="a")
+        published.add_done_callback(lambda _: finished.set())
+        assert uploaded.wait(10)
+        assert collect(new_registry(HookedStore(store, after=collector), tmp_path / "c")) == 0
+        published.result()
+    assert len(looks) == 2
+    require_readable(registry, "m")
+
+
+def test_a_publisher_that_meets_a_marker_waits_and_then_uploads_what_is_gone(tmp_path: Path) -> None:
+    store = MemoryStore()
+    content = b"left by a crashed publish"
+    manifest, files = artifact(tmp_path / "a", model=content)
+    new_registry(store, tmp_path / "x").blobs.put_bytes(content)
+    met_marker = threading.Event()
+    order: list[str] = []
+
+    def collector(operation: str, key: str) -> None:
+        if operation == "delete" and key.startswith("blobs/"):
+            assert met_marker.wait(10)  # deletes only once the publisher has seen the marker
+        if operation == "delete":
+            order.append(f"delete {key.partition('/')[0]}")
+
+    def publisher(operation: str, key: str) -> None:
+        if operation == "get" and key.startswith("gc/"):
+            met_marker.set()
+        if operation == "put_file":
+            order.append("upload")
+
+    marked = threading.Event()
+
+    def started(operation: str, key: str) -> None:
+        if operation == "list" and key == "publishing/" and list(store.list("gc/")):
+            marked.set()  # the intents were listed: there is none
+
+    with ThreadPoolExecutor(1) as pool:
+        gc = new_registry(HookedStore(store, before=collector, after=started), tmp_path / "c")
+        collected = pool.submit(collect, gc)
+        assert marked.wait(10)
+        registry = new_registry(HookedStore(store, after=publisher, before=publisher), tmp_path / "p")
+        registry.publish("m", manifest, files, actor="a")
+        assert collected.result() == 1
+    assert order[:2] == ["delete blobs", "delete gc"]
+    assert order[2] == "upload"
+    require_readable(registry, "m")
+
+
+class _Aged(HookedStore):
+    """Shows markers as written that long before anything else."""
+
+    def __init__(self, store: ObjectStore, age: timedelta) -> None:
+        super().__init__(store)
+        self.age = age
+
+    def list(self, prefix, *, start_after="", limit=None):  # type: ignore[no-untyped-def]
+        for info in super().list(prefix, start_after=start_after, limit=limit):
+            aged = info.modified_at - self.age if info.key.startswith("gc/") else info.modified_at
+            yield ObjectInfo(info.key, info.size_bytes, aged)
+
+
+def test_a_marker_that_a_dead_collector_left_holds_nobody_up(store: ObjectStore, tmp_path: Path) -> None:
+    manifest, files = artifact(tmp_path / "a", model=b"1")
+    write_marker(store, [manifest.files[0].sha256])
+    aged = _Aged(store, MARKER_STALE + timedelta(seconds=1))
+    registry = new_registry(aged, tmp_path / "c")
+    assert registry.publish("m", manifest, files, actor="a").number == 1
+    collect(registry)
+    assert list(store.list("gc/")) == []
+    require_readable(registry, "m")
+
+
+def test_a_slow_collector_stops_before_its_marker_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.registry.gc._DELETING_SECONDS", 0.0)
+    store = MemoryStore()
+    registry = new_registry(store, tmp_path)
+    registry.blobs.put_bytes(b"garbage")
+    assert collect(registry) == 0
+    assert list(store.list("gc/")) == []
+
+
+def test_large_collections_go_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.registry.gc._BATCH", 7)
+    store = HookedStore(MemoryStore())
+    registry = new_registry(store, tmp_path)
+    for number in range(20):
+        registry.blobs.put_bytes(str(number).encode())
+    assert collect(registry) == 20
+    assert len([key for operation, key in store.calls if operation == "create" and key.startswith("gc/")]) == 3
+
+
+# Everything at once
+
+
+def churn(registry: Registry, folder: Path, model: str, seconds: float, seed: int) -> int:
+    """Publish and delete few contents over and over, so that blobs are shared, dropped and needed again."""
+    chance = random.Random(seed)
+    done = 0
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        content = f"content {chance.randrange(4)}".encode()
+        publish(registry, folder, content, model=model)
+        done += 1
+        require_readable(registry, model)
+        live = registry.get_model(model).live_versions
+        for entry in chance.sample(live, max(0, len(live) - 2)):
+            try:
+                registry.delete_version(model, entry.number, actor="a")
+            except (InUseError, NotFoundError, CommitConflictError):
+                continue
+    return done
+
+
+def test_publishers_and_collectors_in_threads(store: ObjectStore, tmp_path: Path) -> None:
+    stop = threading.Event()
+    deleted = 0
+
+    def collector() -> None:
+        nonlocal deleted
+        registry = new_registry(store, tmp_path / "gc")
+        while not stop.is_set():
+            deleted += collect(registry)
+
+    thread = threading.Thread(target=collector)
+    thread.start()
+    with ThreadPoolExecutor(4) as pool:
+        runs = [
+            pool.submit(
+                churn, new_registry(store, tmp_path / f"c{number}"), tmp_path / f"f{number}", f"m{number}", 2.0, number
+            )
+            for number in range(3)
+        ]
+        published = [run.result() for run in runs]
+    stop.set()
+    thread.join()
+    registry = new_registry(store, tmp_path / "gc")
+    for number in range(3):
+        require_readable(registry, f"m{number}")
+    assert min(published) > 1
+    assert deleted > 0
+
+
+def test_publishers_and_collectors_in_processes(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from controlplane.storage.filesystem import FilesystemStore\n"
+        "from tests.support.registries import new_registry\n"
+        "folder = Path(sys.argv[1]); registry = new_registry(FilesystemStore(folder / 'store'), folder / 'gc')\n"
+        "deleted = 0\n"
+        "print('ready', flush=True)\n"
+        "import select\n"
+        "while not select.select([sys.stdin], [], [], 0)[0]:\n"
+        "    deleted += registry.collect(dry_run=False, grace_seconds=0).blobs_deleted\n"
+        "print(deleted)\n"
+    )
+    collector = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert collector.stdout is not None
+    assert collector.stdout.readline() == "ready\n"
+    store = FilesystemStore(tmp_path / "store")
+    registry = new_registry(store, tmp_path / "cache")
+    assert churn(registry, tmp_path / "f", "m", 3.0, 1) > 1
+    deleted = int(collector.communicate("stop\n")[0])
+    assert collector.returncode == 0
+    assert deleted > 0
+    require_readable(registry, "m")
+
+
+def test_ages_are_told_by_the_store(tmp_path: Path) -> None:
+    """A file system store's clock is its files' modification times."""
+    store = FilesystemStore(tmp_path / "store")
+    registry = new_registry(store, tmp_path / "cache")
+    digest = registry.blobs.put_bytes(b"old garbage")
+    yesterday = (datetime.now(UTC) - timedelta(days=2)).timestamp()
+    os.utime(tmp_path / "store" / blob_key(digest), (yesterday, yesterday))
+    registry.blobs.put_bytes(b"new garbage")
+    report = registry.collect(dry_run=False)
+    assert (report.blobs_deleted, report.kept_by_grace) == (1, 1)
