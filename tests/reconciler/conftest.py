@@ -124,16 +124,18 @@ async def answer(client: TritonClient, model: str) -> tuple[float, int]:
 
 @dataclass
 class Traffic:
-    """A client that infers in a tight loop through Triton's own port."""
+    """Two clients that infer in a tight loop through Triton's own port."""
 
-    versions: list[int] = field(default_factory=list)
+    versions: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
     answers: set[tuple[int, float]] = field(default_factory=set)
     errors: list[str] = field(default_factory=list)
 
     @property
     def order(self) -> list[int]:
-        """The versions that answered, in order, each run of one version once."""
-        return [version for version, _ in itertools.groupby(self.versions)]
+        """The versions that answered a client, in order, each run of one version once. Both saw the same."""
+        one, other = ([version for version, _ in itertools.groupby(client)] for client in self.versions)
+        assert one == other
+        return one
 
 
 @contextlib.asynccontextmanager
@@ -142,7 +144,7 @@ async def traffic(client: TritonClient, model: str) -> AsyncIterator[Traffic]:
     config = await client.model_config(model)
     stop = asyncio.Event()
 
-    async def run() -> None:
+    async def run(versions: list[int]) -> None:
         x = np.ones((1, 4), np.float32)
         while not stop.is_set():
             try:
@@ -150,10 +152,10 @@ async def traffic(client: TritonClient, model: str) -> AsyncIterator[Traffic]:
             except InferenceError as error:
                 seen.errors.append(str(error))
             else:
-                seen.versions.append(version)
+                versions.append(version)
                 seen.answers.add((version, float(outputs["y"][0, 0])))
 
-    tasks = [asyncio.create_task(run()) for _ in range(2)]
+    tasks = [asyncio.create_task(run(versions)) for versions in seen.versions]
     try:
         yield seen
     finally:
@@ -180,6 +182,20 @@ async def running(
     finally:
         await reconciler.stop()
         await server.client.close()
+
+
+async def nothing_half_there(server: ManagedServer, model: str) -> None:
+    """Wait until no candidate is left, and every folder that is there is loaded."""
+    async with asyncio.timeout(20):
+        while True:
+            ready = [e for e in await server.client.index() if e.state == "READY"]
+            loaded = {e.version for e in ready if e.model == model}
+            candidate = any(e.model == candidate_name(model) for e in ready)
+            staged = server.repository.staged()
+            if not candidate and candidate_name(model) not in staged and staged.get(model, set()) == loaded:
+                break
+            await asyncio.sleep(0.05)
+    assert not list((server.repository.root / model).glob(".incomplete*"))
 
 
 async def forget(triton: RunningTriton, model: str) -> None:

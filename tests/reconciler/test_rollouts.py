@@ -7,7 +7,7 @@ import pytest
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.names import candidate_name
 from controlplane.domain.states import Phase
-from tests.reconciler.conftest import Room, traffic
+from tests.reconciler.conftest import Room, nothing_half_there, traffic
 from tests.support.models import affine_samples
 
 pytestmark = pytest.mark.triton
@@ -33,3 +33,169 @@ async def test_deploy_forward_and_back_lose_no_request(room: Room) -> None:
     assert seen.errors == []
     assert seen.order == [first, second, first]
     assert seen.answers == {(first, 1.0), (second, 2.0)}
+
+
+async def test_a_version_that_fails_its_proof_never_answers(room: Room) -> None:
+    good = room.publish(1.0)
+    wrong = room.publish(2.0, golden=affine_samples(scale=3.0))
+    await room.deploy(good)
+    async with traffic(room.server.client, room.model) as seen:
+        status = await room.deploy(wrong)
+        assert status.phase is Phase.DEGRADED
+        assert "'y'" in status.message
+        assert "not the recorded one" in status.message
+        assert status.servers[0].serving_version == good
+        assert status.servers[0].proof is not None
+        assert not status.servers[0].proof.agrees
+        # A wrong answer stays wrong: nobody tries again.
+        await asyncio.sleep(1.0)
+        status = await room.until(lambda status: status.phase.settled)
+    assert status.phase is Phase.DEGRADED
+    assert status.servers[0].retry_at is None
+    assert len(room.events("ProofFailed")) == 1
+    assert seen.errors == []
+    assert seen.order == [good]
+    await nothing_half_there(room.server, room.model)
+
+
+async def test_a_first_version_that_fails_its_proof_is_unloaded(room: Room) -> None:
+    wrong = room.publish(2.0, golden=affine_samples(scale=3.0))
+    status = await room.deploy(wrong)
+    status = await room.until(lambda status: not status.servers[0].loaded_versions)
+    assert status.phase is Phase.FAILED
+    assert await index(room) == {}
+
+
+async def test_a_file_that_triton_cannot_load_is_tried_again_later(room: Room) -> None:
+    good = room.publish(1.0)
+    broken = room.publish(2.0, content=b"this is no model")
+    await room.deploy(good)
+    async with traffic(room.server.client, room.model) as seen:
+        status = await room.deploy(broken)
+        assert status.phase is Phase.DEGRADED
+        assert status.servers[0].retry_at is not None
+        assert "refused to load" in status.message
+        await asyncio.sleep(1.0)
+        await room.until(lambda _: len(room.events("LoadFailed")) >= 2)
+        status = await room.deploy(good)
+        assert status.phase is Phase.READY
+    assert seen.errors == []
+    assert seen.order == [good]
+    await nothing_half_there(room.server, room.model)
+
+
+async def test_rollback_after_the_bake_window_is_a_load_that_loses_no_request(room: Room) -> None:
+    first, second = room.publish(1.0), room.publish(2.0)
+    settings = DeploymentSettings(bake_seconds=0.0)
+    await room.deploy(first, settings=settings)
+    async with traffic(room.server.client, room.model) as seen:
+        status = await room.deploy(second)
+        await room.until(lambda status: status.servers[0].loaded_versions == (second,))
+        status = await room.rollback()
+        assert status.phase is Phase.READY
+        assert status.servers[0].serving_version == first
+        assert "load" in status.servers[0].seconds
+        await asyncio.sleep(0.1)
+    assert seen.errors == []
+    assert seen.order == [first, second, first]
+
+
+async def test_the_bake_window_ends(room: Room) -> None:
+    first, second = room.publish(1.0), room.publish(2.0)
+    await room.deploy(first, settings=DeploymentSettings(bake_seconds=1.0))
+    status = await room.deploy(second)
+    assert status.servers[0].loaded_versions == (first, second)
+    await room.until(lambda status: status.servers[0].loaded_versions == (second,))
+    async with asyncio.timeout(20):
+        while room.server.repository.staged()[room.model] != {second}:
+            await asyncio.sleep(0.05)
+    assert await room.answer() == (2.0, second)
+
+
+async def test_other_settings_replace_the_configuration_without_a_gap(room: Room) -> None:
+    version = room.publish(1.0)
+    await room.deploy(version)
+    async with traffic(room.server.client, room.model) as seen:
+        status = await room.deploy(version, settings=DeploymentSettings(max_batch_size=3, instance_count=2))
+        assert status.phase is Phase.READY
+    assert seen.errors == []
+    config = await room.server.client.model_config(room.model)
+    assert config["max_batch_size"] == 3
+    assert config["instance_group"][0]["count"] == 2
+    await nothing_half_there(room.server, room.model)
+
+
+async def test_settings_that_triton_refuses_leave_the_old_ones(room: Room) -> None:
+    version = room.publish(1.0)
+    await room.deploy(version)
+    refused = DeploymentSettings(config_overrides={"instance_group": [{"kind": "KIND_GPU", "gpus": [7]}]})
+    async with traffic(room.server.client, room.model) as seen:
+        status = await room.deploy(version, settings=refused)
+        assert status.phase is Phase.DEGRADED
+    assert seen.errors == []
+    assert (await room.server.client.model_config(room.model))["max_batch_size"] == 8
+
+
+async def test_another_signature_replaces_the_old_version_and_says_so(room: Room) -> None:
+    narrow, wide = room.publish(1.0), room.publish(2.0, width=6)
+    await room.deploy(narrow)
+    status = await room.deploy(wide)
+    assert status.phase is Phase.READY
+    assert status.servers[0].loaded_versions == (wide,)
+    assert "cannot run under the same configuration" in status.message
+    assert await room.answer() == (2.0, wide)
+    status = await room.rollback()
+    assert status.phase is Phase.READY
+    assert await room.answer() == (1.0, narrow)
+
+
+async def test_a_version_without_golden_samples_says_what_was_proved(room: Room) -> None:
+    status = await room.deploy(room.publish(1.0, golden=None))
+    assert status.phase is Phase.READY
+    proof = status.servers[0].proof
+    assert proof is not None
+    assert proof.samples == 0
+    assert "no golden samples" in status.message
+
+
+async def test_undeploy_leaves_nothing_and_unload_keeps_the_deployment(room: Room) -> None:
+    version = room.publish(1.0)
+    await room.deploy(version)
+    status = await room.deploy(version, loaded=False)
+    assert status.phase is Phase.UNLOADED
+    assert await index(room) == {}
+    assert room.server.repository.staged()[room.model] == {version}
+    status = await room.deploy(version)
+    assert status.phase is Phase.READY
+    status = await room.deploy(version, deleted=True)
+    assert status.phase is Phase.UNLOADED
+    async with asyncio.timeout(20):
+        while room.model in room.server.repository.staged():
+            await asyncio.sleep(0.05)
+    assert await index(room) == {}
+    assert room.model not in room.reconciler.statuses()
+    assert (await room.deploy(version)).phase is Phase.READY
+
+
+async def test_an_alias_is_followed_and_a_rollback_pins(room: Room) -> None:
+    first, second = room.publish(1.0, aliases=["champion"]), room.publish(2.0)
+    status = await room.settled(room.put(f"{room.model}@champion"))
+    assert status.servers[0].serving_version == first
+    room.registry.set_alias(room.model, "champion", second, actor="test")
+    room.reconciler.wake(room.model)
+    status = await room.until(lambda status: status.revision == 2 and status.phase.settled)
+    assert status.servers[0].serving_version == second
+    newest = room.registry.deployments.get(room.model, fresh=True)
+    assert (newest.actor, newest.reason) == ("reconciler", f"alias champion {first} -> {second}")
+    await room.rollback()
+    await asyncio.sleep(0.7)  # two more cycles, in which the alias must not win
+    assert await room.answer() == (1.0, first)
+
+
+async def index(room: Room) -> dict[str, set[int]]:
+    """What Triton has of the test's model and its candidate, by name."""
+    found: dict[str, set[int]] = {}
+    for entry in await room.server.client.index():
+        if entry.model in (room.model, candidate_name(room.model)) and entry.state == "READY":
+            found.setdefault(entry.model, set()).add(entry.version)
+    return found

@@ -1,0 +1,57 @@
+"""The control plane is killed at every step of a deploy, started again, and ends where it should."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from controlplane.domain.states import Phase
+from tests.reconciler.conftest import Room, answer, forget, nothing_half_there, open_registry, running
+from tests.support.triton import RunningTriton
+
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
+
+# Stage, load, prove and unload the candidate; stage, load, prove; clean up.
+FORWARD = [("kill-before", step) for step in range(1, 9)] + [("kill-during", 2), ("kill-during", 6)]
+# Stage, load, prove.
+FIRST = [("kill-before", step) for step in range(1, 4)] + [("kill-during", 2)]
+# Switch, prove.
+BACK = [("kill-before", 1), ("kill-before", 2), ("kill-during", 1)]
+
+
+@pytest.mark.parametrize(("journey", "crashes"), [("first", FIRST), ("forward", FORWARD), ("back", BACK)])
+async def test_killed_at_any_step_it_ends_where_it_should(
+    triton: RunningTriton, tmp_path: Path, journey: str, crashes: list[tuple[str, int]]
+) -> None:
+    async def one(how: str, step: int) -> None:
+        folder, model = tmp_path / f"{how}-{step}", f"crash-{journey}-{how}-{step}"
+        registry = open_registry(folder)
+        async with running(triton, registry, model, folder) as room:
+            first, second = room.publish(1.0), room.publish(2.0)
+            if journey != "first":
+                await room.deploy(first)
+            if journey == "back":
+                await room.deploy(second)
+                await nothing_half_there(room.server, model)
+        Room(registry, room.server, room.reconciler, model, folder).put(
+            f"{model}:{second if journey == 'forward' else first}"
+        )
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.reconciler.child", str(folder), triton.server.grpc_url,
+            str(triton.repository.root), how, str(step), stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        output, _ = await asyncio.wait_for(child.communicate(), 90)
+        assert child.returncode == -9, output
+        async with running(triton, registry, model, folder) as room:
+            status = await room.until(lambda status: status.phase.settled)
+            assert status.phase is Phase.READY, (how, step, status)
+            expected = (2.0, second) if journey == "forward" else (1.0, first)
+            assert await answer(room.server.client, model) == expected, (how, step)
+            await nothing_half_there(room.server, model)
+            assert len(registry.deployments.history(model)) == {"first": 1, "forward": 2, "back": 3}[journey]
+        await forget(triton, model)
+
+    async with asyncio.TaskGroup() as group:
+        for how, step in crashes:
+            group.create_task(one(how, step))

@@ -1,0 +1,163 @@
+"""What goes wrong around a deployment: each is a difference that the loop closes."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from tritonclient.grpc.aio import InferenceServerClient
+
+from controlplane.domain.deployment import DeploymentSettings
+from controlplane.domain.states import Phase, ServerState
+from controlplane.errors import TritonUnavailableError
+from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.servers import ManagedServer
+from controlplane.registry.registry import Registry
+from controlplane.settings import TritonSettings
+from controlplane.triton.client import TritonClient, TritonTimeouts
+from controlplane.triton.embedded.server import EmbeddedTriton
+from controlplane.triton.repository import ModelRepository
+from tests.reconciler.conftest import Room, answer, forget, nothing_half_there, running, settings, traffic
+from tests.support.models import affine_samples
+from tests.support.triton import RunningTriton
+
+pytestmark = pytest.mark.triton
+
+
+async def test_a_model_that_somebody_else_unloads_is_loaded_again(room: Room) -> None:
+    version = room.publish(1.0)
+    await room.deploy(version)
+    async with InferenceServerClient(room.server.client.grpc_url) as somebody:
+        await somebody.unload_model(room.model)
+    await room.until(lambda _: len(room.events("Switched")) == 2)
+    await room.until(lambda status: status.phase is Phase.READY)
+    assert await room.answer() == (1.0, version)
+
+
+async def test_a_configuration_that_somebody_else_sends_is_taken_back(room: Room) -> None:
+    version = room.publish(1.0)
+    await room.deploy(version)
+    config = await room.server.client.model_config(room.model)
+    config["max_batch_size"] = 2
+    config["parameters"]["tcp_config_digest"]["string_value"] = "another"
+    await room.server.client.load(room.model, config)
+    async with asyncio.timeout(30):
+        while (await room.server.client.model_config(room.model))["max_batch_size"] != 8:
+            await asyncio.sleep(0.05)
+    await room.until(lambda status: status.phase is Phase.READY)
+
+
+async def test_a_dead_backend_process_is_found_by_the_probe_and_mended(room: Room, triton: RunningTriton) -> None:
+    version = room.publish(1.0)
+    await room.deploy(version)
+    (process,) = triton.server.processes_of(room.model)
+    os.kill(process, signal.SIGKILL)
+    assert await room.server.client.ready(room.model, version), "Triton goes on saying READY"
+    await room.until(lambda _: len(room.events("Unhealthy")) == 1)
+    await room.until(lambda status: status.phase is Phase.READY)
+    assert await room.answer() == (1.0, version)
+    assert triton.server.processes_of(room.model) != [process]
+
+
+async def test_what_nobody_deployed_is_left_alone(room: Room) -> None:
+    version = room.publish(1.0)
+    await room.deploy(version)
+    config = await room.server.client.model_config(room.model)
+    name = f"{room.model}-foreign"
+    source = room.server.repository.root / room.model / str(version) / "model.onnx"
+    room.server.repository.stage(name, 1, {"model.onnx": source}, None)
+    policy = {"specific": {"versions": [1]}}
+    await room.server.client.load(name, {**config, "name": name, "version_policy": policy})
+    try:
+        await room.deploy(version, deleted=True)
+        await asyncio.sleep(1.0)
+        assert await answer(room.server.client, name) == (1.0, 1)
+    finally:
+        await room.server.client.unload(name)
+        room.server.repository.remove_model(name)
+
+
+async def test_a_new_control_plane_adopts_what_an_external_triton_runs(
+    triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
+) -> None:
+    async with running(triton, registry, model, tmp_path) as room:
+        first, second = room.publish(1.0), room.publish(2.0)
+        await room.deploy(first)
+        await room.deploy(second)
+        processes = triton.server.processes_of(model)
+    async with running(triton, registry, model, tmp_path) as room, traffic(room.server.client, model) as seen:
+        status = await room.until(lambda status: status.phase is Phase.READY)
+        assert status.servers[0].loaded_versions == (first, second), "the bake window goes on"
+        assert triton.server.processes_of(model) == processes, "nothing was loaded again"
+        assert room.events("Switched") == []
+        await room.rollback()
+        assert room.events("Switched") != []
+    assert seen.errors == []
+    assert seen.order == [second, first]
+    await forget(triton, model)
+
+
+async def test_a_new_control_plane_falls_back_where_the_wanted_version_is_wrong(
+    triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
+) -> None:
+    """Everything was restarted at once, and what is wanted never passed its proof: the version before answers."""
+    async with running(triton, registry, model, tmp_path) as room:
+        good, wrong = room.publish(1.0), room.publish(2.0, golden=affine_samples(scale=3.0))
+        await room.deploy(good)
+    await forget(triton, model)
+    async with running(triton, registry, model, tmp_path) as room:
+        room.put(f"{model}:{wrong}")
+        room.reconciler.wake(model)
+        status = await room.until(lambda status: status.phase is Phase.DEGRADED)
+        assert status.servers[0].serving_version == good
+        assert await room.answer() == (1.0, good)
+    await forget(triton, model)
+
+
+@pytest.mark.slow
+async def test_a_killed_triton_comes_back_with_what_was_deployed(
+    registry: Registry, model: str, tmp_path: Path
+) -> None:
+    embedded = EmbeddedTriton(tmp_path / "models", tmp_path / "triton", TritonSettings())
+    await embedded.start()
+    client = TritonClient("own", embedded.grpc_url, timeouts=TritonTimeouts(load_seconds=60))
+    server = ManagedServer("own", client, ModelRepository(embedded.repository), embedded)
+    reconciler = Reconciler(registry, [server], settings())
+    await reconciler.start()
+    try:
+        room = Room(registry, server, reconciler, model, tmp_path)
+        first, second = room.publish(1.0), room.publish(2.0)
+        await room.deploy(first)
+        await room.deploy(second, settings=DeploymentSettings(max_batch_size=4))
+        assert embedded.pid is not None
+        os.kill(embedded.pid, signal.SIGKILL)
+        await room.until(lambda status: status.phase is Phase.PENDING)
+        await room.until(lambda status: status.phase is Phase.READY)
+        assert await room.answer() == (2.0, second)
+        assert (await client.model_config(model))["max_batch_size"] == 4
+        assert reconciler.servers()[0].state is ServerState.READY
+        await nothing_half_there(server, model)
+    finally:
+        await reconciler.stop()
+        await client.close()
+        await embedded.stop()
+
+
+async def test_a_server_that_is_away_is_waited_for(registry: Registry, model: str, tmp_path: Path) -> None:
+    client = TritonClient("away", "127.0.0.1:9", timeouts=TritonTimeouts(request_seconds=1.0))
+    server = ManagedServer("away", client, ModelRepository(tmp_path / "models"))
+    reconciler = Reconciler(registry, [server], settings())
+    await reconciler.start()
+    try:
+        room = Room(registry, server, reconciler, model, tmp_path)
+        room.put(f"{model}:{room.publish(1.0)}")
+        reconciler.wake(model)
+        status = await room.until(lambda status: "unreachable" in status.message)
+        assert status.phase is Phase.PENDING
+        assert reconciler.servers()[0].state is ServerState.UNREACHABLE
+        with pytest.raises(TritonUnavailableError):
+            await room.answer()
+    finally:
+        await reconciler.stop()
+        await client.close()

@@ -1,0 +1,91 @@
+"""Of several control planes on one bucket, one acts."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from controlplane.domain.states import Phase
+from tests.reconciler.conftest import Room, forget, nothing_half_there, open_registry, running
+from tests.support.triton import RunningTriton
+
+pytestmark = [pytest.mark.triton]
+
+
+@asynccontextmanager
+async def replica(triton: RunningTriton, folder: Path, *how: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.reconciler.child", str(folder), triton.server.grpc_url,
+        str(triton.repository.root), *how, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield child
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+        child._transport.close()  # type: ignore[attr-defined]
+
+
+async def line(child: asyncio.subprocess.Process, wanted: str) -> list[str]:
+    """Read what a child says until it says what is wanted."""
+    said: list[str] = []
+    assert child.stdout is not None
+    async with asyncio.timeout(60):
+        while True:
+            text = (await child.stdout.readline()).decode().strip()
+            assert text or not child.stdout.at_eof(), f"it ended after {said}"
+            said.append(text)
+            if text.startswith(wanted):
+                return said
+
+
+async def test_when_the_leader_is_killed_another_goes_on(triton: RunningTriton, model: str, tmp_path: Path) -> None:
+    registry = open_registry(tmp_path)
+    async with replica(triton, tmp_path) as one:
+        await line(one, "leading")
+        async with running(triton, registry, model, tmp_path) as room:
+            assert not room.reconciler.leading
+            version = room.publish(1.0)
+            status = await room.deploy(version)
+            # The other one did it; this one saw it, and proved it for itself.
+            assert status.phase is Phase.READY
+            assert room.events("Switched") == []
+            assert room.events("Proved") != []
+            one.send_signal(signal.SIGKILL)
+            await one.wait()
+            second = room.publish(2.0)
+            status = await room.deploy(second)
+            assert room.reconciler.leading
+            assert room.events("Switched") != []
+            assert await room.answer() == (2.0, second)
+    await forget(triton, model)
+
+
+async def test_a_leader_that_wakes_up_late_does_nothing(triton: RunningTriton, model: str, tmp_path: Path) -> None:
+    """It falls asleep in the middle of a rollout, right before a load, and wakes when another has taken over."""
+    registry = open_registry(tmp_path)
+    async with running(triton, registry, model, tmp_path) as room:
+        first, second = room.publish(1.0), room.publish(2.0)
+    Room(registry, room.server, room.reconciler, model, tmp_path).put(f"{model}:{first}")
+    async with replica(triton, tmp_path, "stop-before", "2") as sleeper:
+        await line(sleeper, "asleep")
+        async with running(triton, registry, model, tmp_path, lease_seconds=1.0) as room:
+            status = await room.until(lambda status: status.phase is Phase.READY)
+            assert room.reconciler.leading, "the sleeper's lease ended, although its process is there"
+            status = await room.deploy(second)
+            assert status.phase is Phase.READY
+            await nothing_half_there(room.server, model)
+            sleeper.send_signal(signal.SIGCONT)
+            said = await line(sleeper, "following")
+            assert "end 2 Load NotLeaderError" in said
+            assert not any(text.startswith("end") and text.endswith("NoneType") for text in said), said
+            await asyncio.sleep(0.7)
+            assert await room.answer() == (2.0, second)
+            assert room.reconciler.leading
+            await nothing_half_there(room.server, model)
+    await forget(triton, model)
