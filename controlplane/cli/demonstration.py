@@ -31,7 +31,8 @@ import sys
 import numpy
 import tritonclient.grpc as grpc
 
-arrays = numpy.load("speech.npz")
+# Triton has no scalars: they travel as one element.
+arrays = {name: numpy.atleast_1d(array) for name, array in numpy.load("speech.npz").items()}
 types = {"f": "FP32", "i": "INT64"}
 inputs = [grpc.InferInput(name, arrays[name].shape, types[arrays[name].dtype.kind]) for name in arrays]
 for tensor in inputs:
@@ -217,13 +218,11 @@ def _prepare(folder: Path, models: Path) -> None:
     # A window of something voiced: a falling tone of 140 Hz with its overtones. The detector wants the 64 samples
     # before the window in front of it.
     seconds = np.arange(_WINDOW + _CONTEXT) / _SAMPLE_RATE
-    tone = sum(np.sin(2 * np.pi * 140 * k * seconds * (1 - 0.5 * seconds)) / k for k in range(1, 12))
-    np.savez(
-        folder / "speech.npz",
-        input=(0.2 * np.asarray(tone)).astype(np.float32)[None, :],
-        state=np.zeros((2, 1, 128), np.float32),
-        sr=np.asarray(_SAMPLE_RATE, np.int64),
-    )
+    overtones = [np.sin(2 * np.pi * 140 * k * seconds * (1 - 0.5 * seconds)) / k for k in range(1, 12)]
+    sound = (0.2 * np.sum(overtones, axis=0)).astype(np.float32)[None, :]
+    rate = np.asarray(_SAMPLE_RATE, np.int64)
+    np.savez(folder / "speech.npz", input=sound, state=np.zeros((2, 1, 128), np.float32), sr=rate)
+    np.savez(folder / "window.npz", x=sound[:, _CONTEXT:], sr=rate)
 
 
 def _silero() -> Path:

@@ -45,10 +45,10 @@ def _log_to_stderr(level: str) -> None:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
-def log_tail(path: Path, lines: int = 15) -> str:
-    """Return the end of a log file."""
+def log_tail(path: Path, lines: int = 15, *, start: int = 0) -> str:
+    """Return the end of a log file, of what stands after byte ``start``."""
     try:
-        return "\n".join(path.read_text("utf-8", "replace").splitlines()[-lines:])
+        return "\n".join(path.read_bytes()[start:].decode("utf-8", "replace").splitlines()[-lines:])
     except OSError:
         return ""
 
@@ -74,6 +74,7 @@ def start_detached(session: Session, data_dir: Path, options: Mapping[str, objec
     arguments = ["up", f"--data-dir={data_dir}"]
     arguments += [f"--{name}={value}" for name, value in options.items() if value is not None]
     with log.open("ab") as sink:
+        start = sink.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "controlplane.cli.main", *arguments],
             stdin=subprocess.DEVNULL,
@@ -86,7 +87,7 @@ def start_detached(session: Session, data_dir: Path, options: Mapping[str, objec
         while (record := UpRecord.read(data_dir)) is None or record.pid != process.pid:
             if process.poll() is not None:
                 raise ControlPlaneError(
-                    f"tritonctl up did not start (exit code {process.returncode}); the end of {log}:\n{log_tail(log)}",
+                    f"tritonctl up did not start (exit code {process.returncode}); the end of {log}:\n{log_tail(log, start=start)}",
                     log=str(log),
                 )
             if time.monotonic() > deadline:

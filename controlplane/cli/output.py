@@ -105,9 +105,9 @@ def ago(moment: datetime | None) -> str:
     if moment is None:
         return "-"
     seconds = (datetime.now(UTC) - moment).total_seconds()
-    text = span(abs(seconds))
     if abs(seconds) < 1:
         return "now"
+    text = span(round(abs(seconds))) if abs(seconds) >= 10 else f"{abs(seconds):.0f} s"
     return f"{text} ago" if seconds > 0 else f"in {text}"
 
 
@@ -137,7 +137,12 @@ def size(count: int) -> str:
 
 def pairs(mapping: dict[str, Any]) -> str:
     """Print a small mapping on one line."""
-    return ", ".join(f"{key}={value}" for key, value in sorted(mapping.items())) or "-"
+    shown = {
+        key: pairs(value) if isinstance(value, dict) else value
+        for key, value in sorted(mapping.items())
+        if value not in ({}, [], (), None, "")
+    }
+    return ", ".join(f"{key}={value}" for key, value in shown.items()) or "-"
 
 
 def _console(stream: Any) -> Console:

@@ -25,6 +25,7 @@ from controlplane.cli.output import Output
 from controlplane.cli.records import Operation
 from controlplane.cli.records import Progress as OperationProgress
 
+_NO_STAGES = frozenset({"", "done", "waiting for its turn"})
 _HEARTBEAT_SECONDS = 120.0
 
 
@@ -35,7 +36,7 @@ class Bar:
         self._quiet = out.json_wanted
         self._out = out
         self._live = out.errors.is_terminal and not out.json_wanted
-        self._said = ""
+        self._said = set(_NO_STAGES)
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -78,10 +79,10 @@ class Bar:
         self._say(text)
 
     def _say(self, text: str) -> None:
-        """Without a terminal, say each stage once."""
-        if not self._live and text != self._said:
-            self._said = text
-            self._out.note(text)
+        """Without a terminal, say each stage once, and what is no stage not at all."""
+        if not self._live and text not in self._said:
+            self._said.add(text)
+            self._out.note(f"  {text}")
 
 
 class _BytesOnly(ProgressColumn):
