@@ -166,7 +166,7 @@ class FilesystemStore:
                     file.reserve(size_bytes)
                     found, _ = copy_and_hash(reader.fileno(), file.fd, progress=progress)
                     check_digest(key, expected=sha256, found=found)
-                    file.sync()
+                    file.set_mode()
                 file.replace(target)
 
     def open(self, key: str) -> BinaryIO:

@@ -65,9 +65,13 @@ class IncompleteFile:
                 if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
                     raise
 
-    def sync(self) -> None:
-        """Give the file its final mode and force its bytes to the disk."""
+    def set_mode(self) -> None:
+        """Give the file its final mode."""
         os.fchmod(self.fd, self._mode)
+
+    def sync(self) -> None:
+        """Give the file its final mode, and force its bytes to the disk, so that they survive a power failure."""
+        self.set_mode()
         os.fsync(self.fd)
 
     def link_to(self, target: Path) -> None:

@@ -3,7 +3,6 @@
 import bisect
 import hashlib
 import io
-import os
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -100,7 +99,7 @@ class MemoryStore:
         check_digest(key, expected=sha256, found=hashlib.sha256(data).hexdigest())
         with localfile.translated(f"write {target}"), localfile.IncompleteFile(target.parent) as file:
             localfile.write_all(file.fd, data, 0)
-            os.fchmod(file.fd, 0o644)
+            file.set_mode()
             file.replace(target)
         if progress:
             progress(len(data))

@@ -38,7 +38,7 @@ def download_file(
         file.reserve(size_bytes)
         found = _Receiver(bucket, key, size_bytes, file.fd, SharedProgress(progress)).receive()
         check_digest(key, expected=sha256, found=found)
-        file.sync()
+        file.set_mode()
         file.replace(target)
 
 
