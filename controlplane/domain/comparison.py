@@ -2,7 +2,7 @@
 
 An element agrees when ``|actual - expected| <= absolute + relative * |expected|``, the rule of ``numpy.isclose``
 (https://numpy.org/doc/stable/reference/generated/numpy.isclose.html), where two NaN, and two infinities of one sign,
-agree. Integers, booleans and strings must be equal.
+agree. Strings must be equal, and so must integers and booleans unless a tolerance is given for them.
 """
 
 from collections.abc import Mapping
@@ -112,7 +112,8 @@ def _compare_one(name: str, actual: Array | None, expected: Array, tolerance: To
         nonzero = (np.abs(right) > 0) & np.isfinite(right)
         relative_error = np.where(nonzero, error / np.where(nonzero, np.abs(right), 1.0), 0.0)
         allowed = applied.absolute + applied.relative * np.where(np.isfinite(right), np.abs(right), 0.0)
-        outside = ~same & ~(error <= allowed)
+        # Without a tolerance nothing but equality counts: two large integers can be one and the same float64.
+        outside = ~same & ~((error <= allowed) & (allowed > 0))
     largest = float(error.max(initial=0.0))
     largest_relative = float(relative_error.max(initial=0.0))
     if outside.any():

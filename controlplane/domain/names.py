@@ -72,6 +72,7 @@ def validate_file_path(path: str) -> str:
     pure = PurePosixPath(path)
     bad = (
         not path
+        or not pure.parts  # ".", which is the folder itself
         or path != str(pure)
         or pure.is_absolute()
         or "\\" in path

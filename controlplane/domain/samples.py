@@ -7,7 +7,9 @@ only pickle, are stored as the v2 protocol sends them: each element as a 4-byte 
 import io
 import json
 import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +19,23 @@ from controlplane.domain.signature import Array, DataType, Signature
 from controlplane.errors import InvalidInputError
 
 Tensors = Mapping[str, Array]
+
+# What zipfile, zlib, numpy and this module's own reading raise for bytes that somebody made up.
+_UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 MAX_SAMPLES_BYTES = 256 * 1024 * 1024
 """Samples are probes, not data sets: more than this, unpacked, is refused."""
@@ -68,7 +87,7 @@ def decode_samples(data: bytes) -> tuple[Sample, ...]:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             index = json.loads(arrays["index"].tobytes())
             return tuple(Sample(_read(arrays, entry["inputs"]), _read(arrays, entry["outputs"])) for entry in index)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, struct.error) as error:
+    except _UNREADABLE as error:
         raise InvalidInputError(f"the golden samples cannot be read: {error}") from error
 
 

@@ -53,7 +53,10 @@ class Models:
         return None if head is None or head.value.deleted else head.value
 
     def list(self, *, after: str = "", limit: int = 100) -> Heads:
-        """Return live models by name, at most ``limit`` after the name ``after``."""
+        """Return live models, at most ``limit`` after the name ``after``, in the order of their folders in the bucket.
+
+        That is by ``name + "/"``: ``a-b`` and ``a.b`` come before ``a``.
+        """
         found: list[ModelHead] = []
         while len(found) < limit:
             names = list(self._store.list_folders(PREFIX, start_after=after, limit=limit))

@@ -50,7 +50,7 @@ class Registry:
     # Models
 
     def list_models(self, *, after: str = "", limit: int = 100) -> list[ModelHead]:
-        """Return live models by name, at most ``limit`` after the name ``after``."""
+        """Return live models, at most ``limit`` after the name ``after``; the order is that of `Models.list`."""
         return self._models.list(after=after, limit=limit)
 
     def get_model(self, name: str) -> ModelHead:

@@ -48,6 +48,17 @@ def test_models_are_listed_in_pages_without_the_deleted(registry: Registry) -> N
     assert registry.list_models(after="m7") == []
 
 
+def test_pages_join_whatever_the_names(registry: Registry) -> None:
+    names = {"a", "a-b", "a.b", "a0", "aa", "A", "a_b"}
+    for name in names:
+        registry.create_model(name, actor="a")
+    seen: list[str] = []
+    while page := registry.list_models(limit=2, after=seen[-1] if seen else ""):
+        seen += [head.name for head in page]
+    assert len(seen) == len(names)
+    assert set(seen) == names
+
+
 def test_what_is_not_there_is_told_with_what_is_near(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="there are no models yet"):
         registry.get_model("resnet")
