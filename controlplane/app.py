@@ -75,6 +75,7 @@ class ControlPlane:
         self.settings = settings
         self._metrics = Metrics()
         self._stack: AsyncExitStack | None = None
+        self._registry: Registry | None = None
         self._reconciler: Reconciler | None = None
         self.fastapi: FastAPI = create_application(self._metrics, self._lifespan)
 
@@ -83,6 +84,12 @@ class ControlPlane:
         """The use cases; there once it was started."""
         services: Services = self.fastapi.state.services
         return services
+
+    @property
+    def registry(self) -> Registry:
+        """The registry; there once it was started."""
+        assert self._registry is not None, "not started"
+        return self._registry
 
     @property
     def reconciler(self) -> Reconciler:
@@ -119,7 +126,9 @@ class ControlPlane:
         stack.push_async_callback(asyncio.to_thread, store.close)
         await asyncio.to_thread(check_store, store)
         cache = BlobCache(settings.cache.path or settings.data_dir / "cache", settings.cache.max_bytes)
-        registry = Registry(store, cache, head_max_age_seconds=settings.store.head_max_age_seconds, gc=settings.gc)
+        registry = self._registry = Registry(
+            store, cache, head_max_age_seconds=settings.store.head_max_age_seconds, gc=settings.gc
+        )
         servers = await self._start_servers(stack)
         reconciler = self._reconciler = Reconciler(registry, servers, settings.reconciler)
         services = self._build_services(stack, registry, reconciler, servers)
@@ -258,6 +267,7 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
                     log_config=None,
                     access_log=False,
                     lifespan="off",
+                    ws="none",
                     timeout_graceful_shutdown=_GRACE_SECONDS,
                 )
             )

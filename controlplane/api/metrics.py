@@ -15,6 +15,7 @@ from controlplane.services.facade import Services
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _UNMATCHED = "(none)"
+_PREFIX = "/v1/"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
 
@@ -37,6 +38,8 @@ class RequestMetrics:
     def count(self, scope: Scope, status: int, seconds: float) -> None:
         """Count one request; status 0 is a client that went away before the answer began."""
         route = getattr(scope.get("route"), "path", _UNMATCHED)
+        if scope["path"].startswith(_PREFIX) and route != _UNMATCHED:
+            route = _PREFIX.rstrip("/") + route.removeprefix(_PREFIX.rstrip("/"))  # an included route lacks its prefix
         key = (scope["method"] if route != _UNMATCHED else "any", route, status)
         child = self._children.get(key)
         if child is None:

@@ -1,6 +1,8 @@
 """Models and aliases."""
 
-from fastapi import APIRouter, Query, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
 
 from controlplane.api.answers import json_answer
 from controlplane.api.dependencies import (
@@ -18,6 +20,8 @@ from controlplane.api.schemas.models import Alias, AliasList, AliasTarget, Chang
 from controlplane.domain.model import ModelHead
 
 router = APIRouter(prefix="/models")
+
+AliasPath = Annotated[str, Path(description="The alias.", examples=["champion"])]
 
 
 @router.get("", tags=["models"], operation_id="listModels", response_model=ModelPage, responses=responses())
@@ -110,7 +114,7 @@ async def list_aliases(services: App, model: ModelName) -> AliasList:
 @router.get(
     "/{model}/aliases/{alias}", tags=["aliases"], operation_id="getAlias", response_model=Alias, responses=responses()
 )
-async def get_alias(services: App, model: ModelName, alias: str) -> Alias:
+async def get_alias(services: App, model: ModelName, alias: AliasPath) -> Alias:
     """Return which version an alias points to."""
     entry = await services.versions.select(model, f"@{alias}")
     return Alias(model=model, alias=alias, version=entry.number)
@@ -123,7 +127,7 @@ async def get_alias(services: App, model: ModelName, alias: str) -> Alias:
     response_model=Alias,
     responses=responses(409),
 )
-async def put_alias(services: App, model: ModelName, alias: str, body: AliasTarget, actor: Actor) -> Alias:
+async def put_alias(services: App, model: ModelName, alias: AliasPath, body: AliasTarget, actor: Actor) -> Alias:
     """Point an alias to a version. A deployment by this alias follows."""
     await services.models.set_alias(model, alias, body.version, actor=actor, reason=body.reason)
     return Alias(model=model, alias=alias, version=body.version)
@@ -135,7 +139,7 @@ async def put_alias(services: App, model: ModelName, alias: str, body: AliasTarg
 async def delete_alias(
     services: App,
     model: ModelName,
-    alias: str,
+    alias: AliasPath,
     actor: Actor,
     reason: str = Query(default="", max_length=1024, description="Why."),
 ) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
 from controlplane.api.answers import accepted, json_answer
@@ -92,7 +92,7 @@ async def download_file(
     services: App,
     model: ModelName,
     version: VersionSelector,
-    path: str,
+    path: Annotated[str, Path(description="The file's path inside the artifact.", examples=["model.onnx"])],
     range_header: Annotated[str | None, Header(alias="Range", description="bytes=FIRST-LAST")] = None,
     if_none_match: Annotated[str | None, Header(description="The ETag the client has.")] = None,
     if_range: Annotated[str | None, Header(description="Send a part only if the file still has this ETag.")] = None,
