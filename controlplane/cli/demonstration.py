@@ -95,11 +95,11 @@ def _publish(stage: "_Stage") -> None:
     stage.say("A real model: Silero's voice activity detector, as its package ships it. The model is run once on the")
     stage.say("given input, and its answer is recorded: by it Triton's answers are going to be judged.", gap=False)
     stage.run("tritonctl", "push", "vad", "silero_vad.onnx", "--samples", "speech.npz", "--alias", "champion")
-    stage.say("Its authors' newer export of the same network becomes version 2, and the TorchScript file a model too.")
-    stage.run(
-        "tritonctl", "push", "vad", "silero_vad_op18_ifless.onnx", "--samples", "speech.npz", "--label", "opset=18"
-    )
-    stage.run("tritonctl", "push", "vad-torchscript", "silero_vad.jit", "--no-golden")
+    stage.say("Its authors' export for 16 kHz alone, half the size, becomes version 2.")
+    stage.run("tritonctl", "push", "vad", "silero_vad_16k_op15.onnx", "--samples", "speech.npz", "--label", "rate=16k")
+    stage.say("The TorchScript file says nothing of its inputs; they are learnt from the sample. It keeps its state")
+    stage.say("inside, so no recorded answer could prove it: the push says so, and we deploy the ONNX one.", gap=False)
+    stage.run("tritonctl", "push", "vad-torchscript", "silero_vad.jit", "--samples", "window.npz")
     stage.run("tritonctl", "models")
     stage.run("tritonctl", "show", "vad:1")
 
@@ -127,7 +127,7 @@ def _forward_and_back(stage: "_Stage") -> None:
     grpc_url = stage.servers()[0]["grpc_url"]
     stage.run("python", "ask_triton.py", str(grpc_url))
     stage.say("Version 2: loaded beside version 1, proved, and then the one that answers. No request is dropped.")
-    stage.run("tritonctl", "deploy", "vad:2", "--wait", "--reason", "newer export")
+    stage.run("tritonctl", "deploy", "vad:2", "--wait", "--reason", "half the size")
     stage.run("python", "ask_triton.py", str(grpc_url))
     stage.run("tritonctl", "ps")
     stage.say("And back: version 1 is still loaded, so this is a switch and no load.")
@@ -211,7 +211,7 @@ _PROGRAMS = {
 
 def _prepare(folder: Path, models: Path) -> None:
     """Lay out what a user would have: model files, a request, and two short scripts."""
-    for name in ("silero_vad.onnx", "silero_vad_op18_ifless.onnx", "silero_vad.jit"):
+    for name in ("silero_vad.onnx", "silero_vad_16k_op15.onnx", "silero_vad.jit"):
         shutil.copyfile(models / name, folder / name)
     (folder / "digits_net.py").write_text(_NET, "utf-8")
     (folder / "ask_triton.py").write_text(_ASK, "utf-8")

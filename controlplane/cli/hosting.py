@@ -87,7 +87,8 @@ def start_detached(session: Session, data_dir: Path, options: Mapping[str, objec
         while (record := UpRecord.read(data_dir)) is None or record.pid != process.pid:
             if process.poll() is not None:
                 raise ControlPlaneError(
-                    f"tritonctl up did not start (exit code {process.returncode}); the end of {log}:\n{log_tail(log, start=start)}",
+                    f"tritonctl up did not start (exit code {process.returncode}); the end of {log}:\n"
+                    f"{log_tail(log, start=start)}",
                     log=str(log),
                 )
             if time.monotonic() > deadline:

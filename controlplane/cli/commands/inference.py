@@ -49,8 +49,8 @@ def infer(
         raise typer.BadParameter("give either --input FILE or --sample")
     out = session.out()
     with session.client() as client:
-        tensors = request_tensors(client, name, input_, version)
-        answer = ask(client, name, tensors, version=version, timeout=timeout)
+        tensors, signature = request_tensors(client, name, input_, version)
+        answer = ask(client, name, tensors, signature, version=version, timeout=timeout)
     if save is not None:
         with save.open("wb") as target:
             save_npz(target, answer["outputs"])
