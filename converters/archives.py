@@ -13,8 +13,8 @@ from controlplane.errors import InvalidArtifactError
 
 MAX_MEMBERS = 500_000
 MAX_UNPACKED_BYTES = 256 * 1024**3
-MAX_RATIO = 1024
-"""torch stores its members uncompressed; an archive that unpacks to more than this times its size is a bomb."""
+MAX_RATIO = 200
+"""Weights hardly pack, and torch stores them unpacked; zeros pack a thousandfold."""
 MAX_MEMBER_READ_BYTES = 256 * 1024**2
 
 _BROKEN = (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error)
@@ -72,6 +72,10 @@ def list_archive(path: Path) -> Listing:
         raise InvalidArtifactError(
             f"{path.name} is cut short or damaged: it starts as a ZIP archive ({error})"
         ) from error
+    # The directory is found from the end. In a file that was cut short, the end may be that of an archive inside it
+    # (torch.export puts one into another), which then lists well and is the wrong one.
+    if not infos or min(info.header_offset for info in infos) != 0:
+        raise InvalidArtifactError(f"{path.name} is a ZIP archive that is cut short: its directory is another's")
     if len(infos) > MAX_MEMBERS:
         raise InvalidArtifactError(f"{path.name} has {len(infos)} members; at most {MAX_MEMBERS} are read")
     size = path.stat().st_size

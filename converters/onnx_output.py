@@ -1,10 +1,12 @@
 """The last steps of every conversion to ONNX: opset, precision, names of dimensions, and the file on disk."""
 
+import heapq
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from controlplane.domain.signature import Signature
 from controlplane.errors import ConversionFailedError
@@ -15,6 +17,8 @@ MAX_INLINE_BYTES = 1_900_000_000
 """Weights beyond this go to a file of their own: one protobuf message holds less than 2 GiB."""
 EXTERNAL_DATA_NAME = "model.onnx.data"
 BATCH = "batch"
+_REDUCE_NOOP_OPSET = 18
+"""The opset that gave ReduceMean and its like (ReduceSum had it since 13) the attribute noop_with_empty_axes."""
 
 
 def finish_onnx(model: ModelProto, options: ConversionOptions, signature: Signature | None, output: Path) -> None:
@@ -67,12 +71,25 @@ def change_opset(model: ModelProto, opset: int) -> ModelProto:
             f"opset {opset} is newer than the newest that onnx {onnx.__version__} knows: {newest}"
         )
     try:
-        return onnx.version_converter.convert_version(model, opset)
+        converted: ModelProto = onnx.version_converter.convert_version(model, opset)
     except (RuntimeError, onnx.version_converter.ConvertError) as error:
         first = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise ConversionFailedError(
             f"the model cannot be taken from opset {current} to {opset}: {first[:300]}"
         ) from error
+    if opset < _REDUCE_NOOP_OPSET:
+        _drop_reduce_noop(converted.graph)
+    return converted
+
+
+def _drop_reduce_noop(graph: GraphProto) -> None:
+    """Remove the default of an attribute that the version converter (onnx 1.23) forgets to take back."""
+    for node in graph.node:
+        for subgraph in _subgraphs(node):
+            _drop_reduce_noop(subgraph)
+        if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
+            for attribute in [a for a in node.attribute if a.name == "noop_with_empty_axes" and a.i == 0]:
+                node.attribute.remove(attribute)
 
 
 def _to_fp16(model: ModelProto) -> ModelProto:
@@ -80,6 +97,7 @@ def _to_fp16(model: ModelProto) -> ModelProto:
 
     # Inputs and outputs keep their type: a version's clients should not notice its precision.
     converted: ModelProto = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=False)
+    sort_nodes(converted.graph)
     return converted
 
 
@@ -96,14 +114,61 @@ def _to_int8(model: ModelProto) -> ModelProto:
             prepared = plain
         quantize_dynamic(prepared, quantised, weight_type=QuantType.QInt8)
         result = onnx.load_model(quantised)
+        sort_nodes(result.graph)
     if not any(
         t.data_type in {TensorProto.INT8, TensorProto.UINT8} and len(t.dims) > 1 for t in result.graph.initializer
     ):
         raise ConversionFailedError(
-            "nothing in this model can be quantised dynamically (no MatMul, Gemm, Conv, LSTM or attention with constant "
-            "weights); leave precision at fp32 or fp16"
+            "nothing in this model can be quantised dynamically (no MatMul, Gemm, Conv, LSTM or attention with "
+            "constant weights); leave precision at fp32 or fp16"
         )
     return result
+
+
+def sort_nodes(graph: GraphProto) -> None:
+    """Put every node after those whose outputs it reads, in all subgraphs: the tools above append where they like.
+
+    A node also reads what its subgraphs take from outside. Nodes keep their order where nothing else is needed.
+    """
+    for node in graph.node:
+        for subgraph in _subgraphs(node):
+            sort_nodes(subgraph)
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    waits = [{makers[name] for name in _reads(node) if name in makers} - {i} for i, node in enumerate(graph.node)]
+    followers: dict[int, list[int]] = {}
+    for index, needed in enumerate(waits):
+        for maker in needed:
+            followers.setdefault(maker, []).append(index)
+    ready = [index for index, needed in enumerate(waits) if not needed]
+    heapq.heapify(ready)
+    order: list[int] = []
+    while ready:
+        order.append(done := heapq.heappop(ready))
+        for index in followers.get(done, ()):
+            waits[index].discard(done)
+            if not waits[index]:
+                heapq.heappush(ready, index)
+    if order != list(range(len(graph.node))) and len(order) == len(graph.node):
+        nodes = [NodeProto.FromString(graph.node[index].SerializeToString()) for index in order]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _reads(node: NodeProto) -> set[str]:
+    names = set(node.input)
+    for graph in _subgraphs(node):
+        own = {value.name for value in (*graph.input, *graph.initializer)}
+        own |= {name for inner in graph.node for name in inner.output}
+        inside = {name for inner in graph.node for name in _reads(inner)} | {value.name for value in graph.output}
+        names |= inside - own
+    return names - {""}
 
 
 def _name_batch(model: ModelProto) -> None:

@@ -9,7 +9,11 @@ from converters.options import ConversionOptions
 
 
 def open_original(
-    path: Path, format: Format, signature: Signature | None, specs: tuple[TensorSpec, ...], options: ConversionOptions
+    path: Path,
+    format: Format,  # noqa: A002 - the word of the API
+    signature: Signature | None,
+    specs: tuple[TensorSpec, ...],
+    options: ConversionOptions,
 ) -> Original:
     """Load the original with its own framework, which is imported only now.
 

@@ -1,5 +1,6 @@
 """Run a servable artifact here, on the CPU, as Triton's backends run it: ONNX Runtime and TorchScript."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import Array, DataType, Signature
 from controlplane.errors import InvalidArtifactError, InvalidInputError
+
+_TELLING = re.compile(r"([\w.]+\.)?\w*(Error|Exception): \S")
 
 THREADS = 2
 """Threads of one runtime: a conversion is no reason to take the whole machine."""
@@ -30,7 +33,11 @@ class Runnable(Protocol):
         """
 
 
-def open_runtime(path: Path, format: Format, signature: Signature | None) -> Runnable:
+def open_runtime(
+    path: Path,
+    format: Format,  # noqa: A002 - the word of the API
+    signature: Signature | None,
+) -> Runnable:
     """Load a servable model file.
 
     Raises:
@@ -226,7 +233,7 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    telling = [line for line in lines if "Error:" in line or "error:" in line]
+    telling = [line for line in lines if _TELLING.match(line)]
     return (telling[-1] if telling else lines[0])[:500]
 
 
