@@ -159,8 +159,9 @@ class Executor:
         )
         self._check_lease()
         if action.reload:
-            # Triton takes a load that changes nothing for done. A configuration that is newer on disk is a change.
-            await asyncio.to_thread(_touch, server, name)
+            # Triton takes a load that changes nothing for done. A version folder that is newer on disk is a change;
+            # a newer config.pbtxt is none, because the load carries its configuration.
+            await asyncio.to_thread(server.repository.renew, name, action.versions)
         narrows = len(action.versions) == 1 and not action.candidate and not action.reload
         with _timed(outcome, "switch" if narrows and action.because.endswith("shall answer") else "load"):
             await server.client.load(name, config)
@@ -210,10 +211,6 @@ def _clean_up(server: ManagedServer, model: str, action: CleanUp) -> None:
         server.repository.remove_model(model)
     for version in action.versions:
         server.repository.remove_version(model, version)
-
-
-def _touch(server: ManagedServer, name: str) -> None:
-    (server.repository.root / name / "config.pbtxt").touch()
 
 
 @contextmanager

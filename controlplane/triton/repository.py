@@ -3,15 +3,19 @@
 ::
 
     <root>/
+    ├── .incomplete-…/          something on its way in or out; no model for Triton
     ├── resnet/
     │   ├── config.pbtxt        written by rename
     │   ├── warmup/             data of warm-up requests, named by content
-    │   ├── .incomplete-…/      a version on its way in, or out; Triton reads numbered folders alone
-    │   └── 7/model.onnx        hard links into the blob cache; there by one rename, never changed
+    │   └── 7/model.onnx        a hard link into the blob cache; there by one rename, never changed
     └── resnet~candidate/…
 
-A version's folder is never written to once it is there, and its number is never used for other bytes: Triton loads
-again only what has become *newer*, and the links carry the times of the blobs.
+A version's folder is never written to once it is there, and its number is never used for other bytes. Triton loads a
+version again, at the next load of its model, when any time stamp in its folder has changed, the inodes' *change* times
+included (2.51, measured: see docs/triton.md). So a second link to a file, or the end of one, costs a loaded version a
+reload, and anything that appears in the model's folder beside its versions and ``config.pbtxt`` costs all of them one.
+That is why work in progress lies in the root, why a proved candidate is renamed and not linked again, and why a blob
+that another version here has already is copied.
 """
 
 import contextlib
@@ -20,12 +24,12 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from controlplane.domain.manifest import FileEntry, Manifest
-from controlplane.domain.names import CANDIDATE_SUFFIX, validate_file_path, validate_model_name
+from controlplane.domain.names import CANDIDATE_SUFFIX, candidate_name, validate_file_path, validate_model_name
 from controlplane.errors import InvalidArtifactError, InvalidConfigError, StoreError, StoreFullError
 from controlplane.triton.config_json import to_pbtxt
 from controlplane.triton.warmup import FOLDER as WARMUP
@@ -97,7 +101,8 @@ class ModelRepository:
             warmup: Files of the warm-up request, by name.
 
         Returns:
-            Whether the version was put there; False when it was there already.
+            Whether the version was put there; False when it was there already, as itself or as the candidate, whose
+            folder it then takes over.
 
         Raises:
             StoreFullError: The disk is full; nothing is left behind.
@@ -113,13 +118,14 @@ class ModelRepository:
                 self._write_warmup(model, name, content)
             if config is not None and not (model / CONFIG).exists():
                 self.write_config(triton_name, config)
-            if target.is_dir():
+            if target.is_dir() or self._promote(triton_name, version, files):
                 return False
-            building = model / f"{_INCOMPLETE}{version}-{uuid.uuid4().hex[:8]}"
+            building = self._incomplete(f"{triton_name}-{version}")
+            taken = self._inodes()
             try:
                 building.mkdir()
                 for path, source in files.items():
-                    _place(source, building / path)
+                    _place(source, building / path, taken)
                 for folder, _, _ in os.walk(building):
                     _sync_folder(Path(folder))
                 building.rename(target)
@@ -131,6 +137,20 @@ class ModelRepository:
                 raise
             _sync_folder(model)
         return True
+
+    def renew(self, triton_name: str, versions: Iterable[int]) -> None:
+        """Make versions look newer, so that the next load does load them again.
+
+        Triton takes a load that changes nothing for done, also when the model's process has died. A newer
+        ``config.pbtxt`` does not count where the load carries its configuration; a newer version folder does.
+
+        Raises:
+            StoreError: The repository cannot be written.
+        """
+        for version in versions:
+            folder = self._model(triton_name) / str(version)
+            with _translated(folder), contextlib.suppress(FileNotFoundError):
+                os.utime(folder)
 
     def write_config(self, triton_name: str, config: Mapping[str, Any]) -> bool:
         """Replace ``config.pbtxt`` by rename; returns whether it changed.
@@ -154,7 +174,7 @@ class ModelRepository:
                 if (model / CONFIG).read_bytes() == text:
                     return False
             model.mkdir(parents=True, exist_ok=True)
-            _write_file(model / CONFIG, text)
+            self._write_file(model / CONFIG, text)
         return True
 
     def staged(self) -> dict[str, set[int]]:
@@ -169,7 +189,7 @@ class ModelRepository:
     def remove_version(self, triton_name: str, version: int) -> bool:
         """Take a version out, by one rename; returns whether it was there. It must not be loaded."""
         model = self._model(triton_name)
-        leaving = model / f"{_INCOMPLETE}{version}-{uuid.uuid4().hex[:8]}"
+        leaving = self._incomplete(f"{triton_name}-{version}")
         with _translated(model / str(version)):
             try:
                 (model / str(version)).rename(leaving)
@@ -181,8 +201,7 @@ class ModelRepository:
     def remove_model(self, triton_name: str) -> bool:
         """Take a model out, by one rename; returns whether it was there. It must not be loaded."""
         model = self._model(triton_name)
-        # A folder with a leading dot is no model for Triton.
-        leaving = self.root / f"{_INCOMPLETE}{triton_name}-{uuid.uuid4().hex[:8]}"
+        leaving = self._incomplete(triton_name)
         with _translated(model):
             try:
                 model.rename(leaving)
@@ -195,7 +214,7 @@ class ModelRepository:
         """Remove what a crash left half-way in or out; call it before anything is staged. Returns what it removed."""
         with _translated(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            left = [*self.root.glob(f"{_INCOMPLETE}*"), *self.root.glob(f"*/{_INCOMPLETE}*")]
+            left = list(self.root.glob(f"{_INCOMPLETE}*"))
             for path in left:
                 if path.is_dir():
                     shutil.rmtree(path)
@@ -209,12 +228,53 @@ class ModelRepository:
         validate_model_name(triton_name.removesuffix(CANDIDATE_SUFFIX))
         return self.root / triton_name
 
+    def _incomplete(self, what: str) -> Path:
+        return self.root / f"{_INCOMPLETE}{what}-{uuid.uuid4().hex[:8]}"
+
+    def _promote(self, triton_name: str, version: int, files: Mapping[str, Path]) -> bool:
+        """Rename a staged candidate's version to its model's own name."""
+        candidate = self.root / candidate_name(triton_name) / str(version)
+        target = self.root / triton_name / str(version)
+        if not candidate.is_dir() or not _same_files(candidate, files):
+            return False
+        try:
+            candidate.rename(target)
+        except OSError:
+            return target.is_dir()
+        _sync_folder(target.parent)
+        if not self.staged().get(candidate.parent.name):
+            self.remove_model(candidate.parent.name)
+        return True
+
+    def _inodes(self) -> set[tuple[int, int]]:
+        """What the versions here consist of, candidates aside: theirs come and go before a load that matters."""
+        found: set[tuple[int, int]] = set()
+        for name, versions in self.staged().items():
+            if not name.endswith(CANDIDATE_SUFFIX):
+                for version in versions:
+                    for folder, _, names in os.walk(self.root / name / str(version)):
+                        found.update(_inode(Path(folder, name)) for name in names)
+        return found
+
     def _write_warmup(self, model: Path, name: str, content: bytes) -> None:
         validate_file_path(name)
         target = model / WARMUP / name
         if not target.exists():  # named by content
             target.parent.mkdir(exist_ok=True)
-            _write_file(target, content, folder=model)
+            self._write_file(target, content)
+
+    def _write_file(self, target: Path, content: bytes) -> None:
+        temporary = self._incomplete(target.name)
+        try:
+            with temporary.open("xb") as writer:
+                writer.write(content)
+                writer.flush()
+                os.fsync(writer.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
 
 
 def _is_version(path: Path) -> bool:
@@ -222,31 +282,34 @@ def _is_version(path: Path) -> bool:
     return path.name.isascii() and path.name.isdigit() and not path.name.startswith("0") and path.is_dir()
 
 
-def _place(source: Path, target: Path) -> None:
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _same_files(folder: Path, files: Mapping[str, Path]) -> bool:
+    """Whether a version's folder holds these files: the same inodes, or copies of the same size."""
+    try:
+        return all((folder / path).stat().st_size == source.stat().st_size for path, source in files.items())
+    except FileNotFoundError:
+        return False
+
+
+def _place(source: Path, target: Path, taken: Collection[tuple[int, int]]) -> None:
+    """Link a file, or copy it where links cannot be made or would touch a version that is there."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in _LINK_IMPOSSIBLE:
-            raise
-        with source.open("rb") as reader, target.open("xb") as writer:
-            shutil.copyfileobj(reader, writer, 1 << 20)
-            writer.flush()
-            os.fsync(writer.fileno())
-
-
-def _write_file(target: Path, content: bytes, folder: Path | None = None) -> None:
-    temporary = (folder or target.parent) / f"{_INCOMPLETE}{uuid.uuid4().hex[:8]}"
-    try:
-        with temporary.open("xb") as writer:
-            writer.write(content)
-            writer.flush()
-            os.fsync(writer.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
+    if _inode(source) not in taken:
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in _LINK_IMPOSSIBLE:
+                raise
+        else:
+            return
+    with source.open("rb") as reader, target.open("xb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+        writer.flush()
+        os.fsync(writer.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

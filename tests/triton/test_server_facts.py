@@ -12,6 +12,7 @@ import pytest
 
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.manifest import Format
+from controlplane.domain.names import candidate_name
 from controlplane.errors import InferenceError, LoadRefusedError, TritonTimeoutError
 from controlplane.triton.model_config import build_config
 from tests.support.triton_models import model_files, scale
@@ -80,7 +81,6 @@ async def test_staging_and_writing_the_config_reloads_nothing_that_stays(
 
 
 async def test_leftovers_do_not_disturb(serving: Serving, two: str, tmp_path: Path) -> None:
-    (serving.repository.root / two / ".incomplete-9-abc").mkdir()
     (serving.repository.root / ".incomplete-gone").mkdir()
     await serving.load(two, scale(tmp_path / "m.onnx", 1.0), [1])
     assert await states(serving, two) == {1: "READY"}
@@ -107,17 +107,68 @@ async def test_the_same_config_again_is_no_reload(serving: Serving, two: str, tm
     assert serving.server.processes_of(two) == before
 
 
-async def test_other_bytes_with_the_same_times_are_not_loaded(serving: Serving, two: str, tmp_path: Path) -> None:
-    """The trap that is why a version folder is never changed: Triton answers 200 and keeps the old weights."""
+async def test_a_second_link_to_a_file_costs_its_version_a_reload(serving: Serving, two: str, tmp_path: Path) -> None:
+    """Triton looks at the inode's change time, too. Only the version concerned, and only at the next load."""
+    model = scale(tmp_path / "m.onnx", 1.0)
+    await serving.load(two, model, [1, 2])
+    before = {version: serving.server.processes_of(two, version) for version in (1, 2)}
+    os.link(serving.repository.root / two / "2" / "model.onnx", tmp_path / "another")
+    assert serving.server.processes_of(two, 2) == before[2]
+    await serving.load(two, model, [1, 2])
+    assert serving.server.processes_of(two, 1) == before[1]
+    assert set(serving.server.processes_of(two, 2)) > set(before[2])
+
+
+async def test_something_beside_the_versions_costs_all_of_them_a_reload(
+    serving: Serving, two: str, tmp_path: Path
+) -> None:
+    """Why work in progress lies in the repository's root and not in the model's folder."""
     model = scale(tmp_path / "m.onnx", 1.0)
     await serving.load(two, model, [1])
-    target = serving.repository.root / two / "1" / "model.onnx"
-    file, folder = target.stat(), target.parent.stat()
-    other = scale(tmp_path / "other.onnx", 50.0).files["model.onnx"]
-    os.utime(other, ns=(file.st_atime_ns, file.st_mtime_ns))
-    target.unlink()
-    os.link(other, target)
-    os.utime(target.parent, ns=(folder.st_atime_ns, folder.st_mtime_ns))
+    before = serving.server.processes_of(two, 1)
+    (serving.repository.root / two / ".incomplete-9").mkdir()
+    await serving.load(two, model, [1])
+    assert set(serving.server.processes_of(two, 1)) > set(before)
+
+
+async def test_a_promoted_candidate_and_a_version_that_left_cost_no_reload(
+    serving: Serving, two: str, tmp_path: Path
+) -> None:
+    """The whole way forward, as the reconciler goes it: candidate, proof, own name, clean-up, end of the bake."""
+    model, third = scale(tmp_path / "m.onnx", 1.0), scale(tmp_path / "3.onnx", 4.0)
+    await serving.load(two, model, [1])
+    candidate = candidate_name(two)
+    serving.names.add(candidate)
+    await serving.client.load(candidate, serving.stage(candidate, 3, third))
+    assert (await answering(serving, candidate)) == (4.0, 3)
+    await serving.client.unload(candidate)
+    serving.stage(two, 3, third)
+    assert serving.repository.staged().get(candidate) is None
+    before = serving.server.processes_of(two, 1)
+    await serving.load(two, model, [1, 3])
+    assert serving.server.processes_of(two, 1) == before
+    newcomer = serving.server.processes_of(two, 3)
+    await serving.load(two, model, [3])
+    assert serving.server.processes_of(two, 3) == newcomer
+    while (await states(serving, two))[1] != "UNAVAILABLE":
+        await asyncio.sleep(0.05)
+    serving.repository.remove_version(two, 1)
+    await serving.load(two, model, [3])
+    assert serving.server.processes_of(two, 3) == newcomer
+
+
+async def test_a_renewed_version_is_loaded_again(serving: Serving, two: str, tmp_path: Path) -> None:
+    """What mends a dead stub without an unload: the new instance is up before the old one goes."""
+    model = scale(tmp_path / "m.onnx", 1.0)
+    await serving.load(two, model, [1])
+    os.kill(serving.server.processes_of(two)[0], signal.SIGKILL)
+    with pytest.raises(InferenceError, match="not healthy"):
+        await serving.client.infer(two, ONE)
+    (serving.repository.root / two / "config.pbtxt").touch()
+    await serving.load(two, model, [1])
+    with pytest.raises(InferenceError, match="not healthy"):
+        await serving.client.infer(two, ONE)
+    serving.repository.renew(two, [1])
     await serving.load(two, model, [1])
     assert await answering(serving, two) == (2.0, 1)
 

@@ -59,7 +59,7 @@ class Model:
         if what == "inter":
             return 1
         groups = self.config.get("instance_group", [])
-        instances = sum(group.get("count", 1) for group in groups if group.get("kind") == "KIND_CPU")
+        instances: int = sum(group.get("count", 1) for group in groups if group.get("kind") == "KIND_CPU")
         return max(1, len(os.sched_getaffinity(0)) // max(1, instances))
 
 

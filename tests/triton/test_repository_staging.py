@@ -1,0 +1,211 @@
+"""Staging on a real disk: complete or not at all, without copying where links can be made."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from controlplane.domain.manifest import FileEntry, Format, Manifest
+from controlplane.domain.names import candidate_name
+from controlplane.errors import InvalidArtifactError, InvalidConfigError, InvalidNameError, StoreError, StoreFullError
+from controlplane.triton.repository import ModelRepository, layout
+
+CONFIG = {"name": "m", "backend": "onnxruntime", "version_policy": {"specific": {"versions": [7]}}}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> ModelRepository:
+    (tmp_path / "repository").mkdir()
+    return ModelRepository(tmp_path / "repository")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    blob, weights = tmp_path / "blob", tmp_path / "weights"
+    blob.write_bytes(b"graph")
+    weights.write_bytes(b"weights")
+    return {"model.onnx": blob, "parts/weights.bin": weights}
+
+
+def test_a_version_is_linked_in_and_the_config_written_once(
+    repository: ModelRepository, files: dict[str, Path]
+) -> None:
+    assert repository.stage("m", 7, files, CONFIG)
+    version = repository.root / "m" / "7"
+    assert (version / "model.onnx").samefile(files["model.onnx"])
+    assert (version / "parts" / "weights.bin").read_bytes() == b"weights"
+    assert (repository.root / "m" / "config.pbtxt").read_text().startswith('name: "m"')
+    assert not repository.stage("m", 7, files, CONFIG)
+    assert repository.staged() == {"m": {7}}
+    # The one that is loaded keeps its configuration until the new one is loaded.
+    repository.stage("m", 8, files, {**CONFIG, "max_batch_size": 4})
+    assert "max_batch_size" not in (repository.root / "m" / "config.pbtxt").read_text()
+    assert repository.write_config("m", {**CONFIG, "max_batch_size": 4})
+    assert "max_batch_size: 4" in (repository.root / "m" / "config.pbtxt").read_text()
+    assert not repository.write_config("m", {**CONFIG, "max_batch_size": 4})
+
+
+def test_a_candidate_is_renamed_into_its_model(repository: ModelRepository, files: dict[str, Path]) -> None:
+    candidate = candidate_name("m")
+    repository.stage(candidate, 7, files, {**CONFIG, "name": candidate})
+    changed = files["model.onnx"].stat().st_ctime_ns
+    assert not repository.stage("m", 7, files, CONFIG)
+    assert repository.staged() == {"m": {7}}
+    assert files["model.onnx"].stat().st_ctime_ns == changed
+    assert (repository.root / "m" / "7" / "model.onnx").samefile(files["model.onnx"])
+
+
+def test_a_candidate_of_other_content_is_not_taken_over(
+    repository: ModelRepository, files: dict[str, Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"something else")
+    repository.stage(candidate_name("m"), 7, {"model.onnx": other})
+    assert repository.stage("m", 7, files, CONFIG)
+    assert (repository.root / "m" / "7" / "model.onnx").read_bytes() == b"graph"
+
+
+def test_a_blob_that_another_version_has_is_copied(repository: ModelRepository, files: dict[str, Path]) -> None:
+    """A further link would change the inode, and Triton would load version 7 again."""
+    repository.stage("m", 7, files, CONFIG)
+    changed = files["model.onnx"].stat().st_ctime_ns
+    repository.stage("m", 8, files, CONFIG)
+    assert files["model.onnx"].stat().st_ctime_ns == changed
+    assert (repository.root / "m" / "8" / "model.onnx").read_bytes() == b"graph"
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP])
+def test_where_links_cannot_be_made_it_copies(
+    repository: ModelRepository, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert repository.stage("m", 7, files, CONFIG)
+    assert (repository.root / "m" / "7" / "model.onnx").read_bytes() == b"graph"
+
+
+def test_across_real_file_systems(files: dict[str, Path], tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system here")
+    root = memory / f"staging-{os.getpid()}"
+    root.mkdir()
+    repository = ModelRepository(root)
+    try:
+        assert repository.stage("m", 7, files, CONFIG)
+        assert (root / "m" / "7" / "model.onnx").read_bytes() == b"graph"
+        assert repository.remove_model("m")
+        assert list(root.iterdir()) == []
+    finally:
+        repository.clean()
+        root.rmdir()
+
+
+def test_a_full_disk_leaves_nothing(
+    repository: ModelRepository, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.link
+
+    def full(source: Path, target: Path) -> None:
+        if target.name == "weights.bin":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(StoreFullError, match="no space left"):
+        repository.stage("m", 7, files, CONFIG)
+    assert repository.staged() == {"m": set()}
+    assert not list(repository.root.glob(".incomplete-*"))
+
+
+def test_a_missing_source_leaves_nothing(repository: ModelRepository, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be written"):
+        repository.stage("m", 7, {"model.onnx": tmp_path / "nowhere"}, CONFIG)
+    assert repository.staged() == {"m": set()}
+
+
+@pytest.mark.parametrize("step", ["os.link", "os.fsync", "pathlib.Path.rename"])
+def test_a_process_killed_half_way_leaves_no_version(
+    repository: ModelRepository, files: dict[str, Path], step: str
+) -> None:
+    """SIGKILL at the first link, the first sync, and right before the rename; the next one cleans up and stages."""
+    program = f"""
+import os, pathlib, signal
+from controlplane.triton.repository import ModelRepository
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+{step} = die
+ModelRepository(pathlib.Path({str(repository.root)!r})).stage("m", 7, {{
+    "model.onnx": pathlib.Path({str(files["model.onnx"])!r}),
+    "parts/weights.bin": pathlib.Path({str(files["parts/weights.bin"])!r}),
+}})
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+    assert repository.staged() == {"m": set()}
+    assert len(repository.clean()) == 1
+    assert repository.stage("m", 7, files, CONFIG)
+    assert repository.staged() == {"m": {7}}
+
+
+def test_removing(repository: ModelRepository, files: dict[str, Path]) -> None:
+    repository.stage("m", 7, files, CONFIG)
+    repository.stage("m", 8, files, CONFIG)
+    assert repository.remove_version("m", 7)
+    assert not repository.remove_version("m", 7)
+    assert repository.staged() == {"m": {8}}
+    assert repository.remove_model("m")
+    assert not repository.remove_model("m")
+    assert list(repository.root.iterdir()) == []
+    assert files["model.onnx"].read_bytes() == b"graph"
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "", "m~other", "~candidate"])
+def test_names_cannot_leave_the_repository(repository: ModelRepository, files: dict[str, Path], name: str) -> None:
+    with pytest.raises(InvalidNameError):
+        repository.stage(name, 1, files, CONFIG)
+    with pytest.raises(InvalidNameError):
+        repository.remove_model(name)
+
+
+def test_file_paths_cannot_leave_the_version(repository: ModelRepository, files: dict[str, Path]) -> None:
+    with pytest.raises(InvalidNameError):
+        repository.stage("m", 1, {"../model.onnx": files["model.onnx"]}, CONFIG)
+
+
+def test_a_config_of_another_model_is_refused(repository: ModelRepository) -> None:
+    with pytest.raises(InvalidConfigError, match="names 'm', not 'n'"):
+        repository.write_config("n", CONFIG)
+
+
+def test_only_tritons_version_folders_count(repository: ModelRepository, files: dict[str, Path]) -> None:
+    repository.stage("m", 7, files, CONFIG)
+    for name in ("007", "7a", "-1", "٣", "warmup"):
+        (repository.root / "m" / name).mkdir()
+    (repository.root / "m" / "9").write_text("a file")
+    assert repository.staged() == {"m": {7}}
+
+
+def entry(path: str) -> FileEntry:
+    return FileEntry(path=path, sha256="0" * 64, size_bytes=1)
+
+
+def placed(kind: Format, *paths: str, **attributes: str) -> dict[str, str]:
+    manifest = Manifest(format=kind, files=tuple(entry(path) for path in paths), attributes=dict(attributes))
+    return {target: file.path for target, file in layout(manifest).items()}
+
+
+def test_layout_puts_the_model_where_triton_looks_and_data_beside_it() -> None:
+    assert placed(Format.ONNX, "model.onnx", "w.bin") == {"model.onnx": "model.onnx", "w.bin": "w.bin"}
+    assert placed(Format.ONNX, "resnet.onnx", "w.bin") == {"model.onnx": "resnet.onnx", "w.bin": "w.bin"}
+    assert placed(Format.ONNX, "net/resnet.onnx", "net/w/0") == {"model.onnx": "net/resnet.onnx", "w/0": "net/w/0"}
+    assert placed(Format.TORCHSCRIPT, "silero.jit") == {"model.pt": "silero.jit"}
+    assert placed(Format.ONNX, "a.onnx", "b.onnx", main_file="b.onnx")["model.onnx"] == "b.onnx"
+    with pytest.raises(InvalidArtifactError, match="cannot be told"):
+        placed(Format.ONNX, "a.onnx", "b.onnx")
+    with pytest.raises(InvalidArtifactError, match="convert it"):
+        placed(Format.SKLEARN, "a.skops")
