@@ -14,8 +14,8 @@ from controlplane.registry.artifact import scan
 from controlplane.registry.registry import Registry
 
 
-def affine_onnx(path: Path, *, scale: float, bias: float = 0.0, width: int = 4, reserve: int = 0) -> Path:
-    """Write ``y = x * scale + bias`` over rows of ``width`` floats, with ``reserve`` MiB of weights that do nothing."""
+def affine_onnx(path: Path, *, scale: float, bias: float = 0.0, width: int = 4, reserve_mib: int = 0) -> Path:
+    """Write ``y = x * scale + bias`` over rows of ``width`` floats, and ``reserve_mib`` MiB of idle weights."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", width])
     constants = [
@@ -23,8 +23,8 @@ def affine_onnx(path: Path, *, scale: float, bias: float = 0.0, width: int = 4, 
         helper.make_tensor("bias", TensorProto.FLOAT, [1], [bias]),
     ]
     nodes = [helper.make_node("Mul", ["x", "scale"], ["m"]), helper.make_node("Add", ["m", "bias"], ["y"])]
-    if reserve:
-        values = np.zeros(reserve * 262_144, dtype=np.float32)
+    if reserve_mib:
+        values = np.full(reserve_mib * 262_144, scale, dtype=np.float32)
         constants.append(helper.make_tensor("ballast", TensorProto.FLOAT, values.shape, values.tobytes(), raw=True))
     graph = helper.make_graph(nodes, "affine", [x], [y], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -57,6 +57,7 @@ def publish_affine(
     width: int = 4,
     golden: tuple[Sample, ...] | str | None = "right",
     content: bytes | None = None,
+    reserve_mib: int = 0,
     **publish: Any,
 ) -> int:
     """Publish a model that multiplies by ``scale``; return its version number.
@@ -69,11 +70,12 @@ def publish_affine(
         width: Floats per row; another one is another signature.
         golden: ``"right"`` records its true answers; samples are recorded as they are; None records none.
         content: Bytes to publish in place of the model's, to have one that cannot be loaded.
+        reserve_mib: MiB of weights that do nothing.
         publish: More for `Registry.publish`.
     """
     path = work / f"{model}-{scale}-{width}" / "model.onnx"
     if content is None:
-        affine_onnx(path, scale=scale, width=width)
+        affine_onnx(path, scale=scale, width=width, reserve_mib=reserve_mib)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

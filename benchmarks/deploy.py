@@ -1,0 +1,198 @@
+"""Deploying through the control plane, against a raw ``tritonclient`` load of the same staged model plus its proof.
+
+Ours: commit the deployment, wake the reconciler, wait for Ready; so it fetches the blobs from the store into the cache,
+stages them, loads and proves. Theirs: the same files lie staged already and the very same configuration is sent with
+``load_model``; then the golden samples are asked with ``infer``, as the proof does. Both sides use models of names of
+their own that were never loaded, in alternating order, on one Triton.
+
+A forward deploy loads the new version twice, first under the candidate's name: Triton gives the highest loaded version
+the traffic at once, so there is no other way to prove a version before it answers. The raw load has no such step.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import aio
+
+from controlplane.domain.deployment import DeploymentSettings
+from controlplane.triton.model_config import build_config
+from controlplane.triton.repository import layout
+from tests.support.control import Control, control
+from tests.support.models import publish_affine
+from tests.support.triton import running_triton
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Medians over the repetitions, in seconds.
+
+    Attributes:
+        what: First or forward deploy, and of how large a model.
+        ours_seconds: From before the commit of the deployment to Ready.
+        load_seconds: The raw load.
+        proof_seconds: The raw inferences of the golden samples.
+        ratio: ours / (load + proof).
+        stages: Ours by stage, as the deployment's status has it; commit is the deployment's revision in the store.
+        repetitions: How often each side ran.
+    """
+
+    what: str
+    ours_seconds: float
+    load_seconds: float
+    proof_seconds: float
+    ratio: float
+    stages: dict[str, float]
+    repetitions: int
+
+
+class Bench:
+    def __init__(self, at: Control, raw: aio.InferenceServerClient, folder: Path, repetitions: int) -> None:
+        self._at = at
+        self._raw = raw
+        self._folder = folder
+        self._repetitions = repetitions
+
+    async def run(self, size_mib: int, *, forward: bool) -> Row:
+        ours: list[float] = []
+        theirs: list[tuple[float, float]] = []
+        stages: list[dict[str, float]] = []
+        what = f"{'forward' if forward else 'first'}-{size_mib}"
+        for number in range(self._repetitions + 1):  # the first warms up and is not counted
+            sides = [self._ours, self._theirs] if number % 2 else [self._theirs, self._ours]
+            for side in sides:
+                model = f"{what}-{number}-{side.__name__.strip('_')}"
+                versions = self._publish(model, size_mib, number, forward)
+                result = await side(model, versions)
+                await self._forget(model)
+                if number == 0:
+                    continue
+                if side == self._ours:
+                    ours.append(result["total"])
+                    stages.append(result)
+                else:
+                    theirs.append((result["load"], result["prove"]))
+        load = statistics.median(seconds for seconds, _ in theirs)
+        proof = statistics.median(seconds for _, seconds in theirs)
+        both = statistics.median(map(sum, theirs))
+        names = dict.fromkeys(name for stage in stages for name in stage if name != "total")
+        print(f"  {what}: ours {spread(ours)}; raw {spread([sum(pair) for pair in theirs])}", flush=True)
+        return Row(
+            what=f"{'forward' if forward else 'first'} deploy, {size_mib} MiB" if size_mib else
+            f"{'forward' if forward else 'first'} deploy, tiny model",
+            ours_seconds=round(statistics.median(ours), 4),
+            load_seconds=round(load, 4),
+            proof_seconds=round(proof, 4),
+            ratio=round(statistics.median(ours) / both, 3),
+            stages={
+                name: round(statistics.median(stage.get(name, 0.0) for stage in stages), 4) for name in names
+            },
+            repetitions=self._repetitions,
+        )  # fmt: skip
+
+    def _publish(self, model: str, size_mib: int, number: int, forward: bool) -> list[int]:
+        # Other bytes each time: neither side's blobs are in the cache.
+        scales = [number + 1.25, number + 1.5] if forward else [number + 1.25]
+        return [
+            publish_affine(self._at.registry, model, self._folder / model, scale=scale, reserve_mib=size_mib)
+            for scale in scales
+        ]
+
+    async def _ours(self, model: str, versions: list[int]) -> dict[str, float]:
+        if len(versions) > 1:
+            await self._at.settled(self._at.put(model, versions[0]))
+            await asyncio.sleep(0.5)
+        began = time.perf_counter()
+        revision = self._at.put(model, versions[-1])
+        committed = time.perf_counter()
+        status = await self._at.settled(revision)
+        ended = time.perf_counter()
+        return {"total": ended - began, "commit": committed - began, **status.servers[0].seconds}
+
+    async def _theirs(self, model: str, versions: list[int]) -> dict[str, float]:
+        configs = [self._stage(model, versions[: position + 1]) for position in range(len(versions))]
+        if len(versions) > 1:
+            await self._raw.load_model(model, config=json.dumps(configs[0]))
+            await asyncio.sleep(0.5)
+        config = json.dumps(configs[-1])
+        samples = self._at.registry.samples(self._at.registry.manifest(model, versions[-1]))
+        began = time.perf_counter()
+        await self._raw.load_model(model, config=config)
+        loaded = time.perf_counter()
+        for sample in samples:
+            x = aio.InferInput("x", sample.inputs["x"].shape, "FP32")
+            x.set_data_from_numpy(sample.inputs["x"])
+            answer = await self._raw.infer(model, [x], model_version=str(versions[-1]))
+            assert np.allclose(answer.as_numpy("y"), sample.outputs["y"], atol=1e-4, rtol=1e-3)
+        return {"load": loaded - began, "prove": time.perf_counter() - loaded}
+
+    def _stage(self, model: str, versions: list[int]) -> dict[str, Any]:
+        registry = self._at.registry
+        manifest = registry.manifest(model, versions[-1])
+        samples = registry.samples(manifest)
+        config = build_config(model, manifest, DeploymentSettings(), versions, samples=samples)
+        with registry.checkout(manifest) as files:
+            placed = {path: files[entry.path] for path, entry in layout(manifest).items()}
+            self._at.repository.stage(model, versions[-1], placed, config)
+        return config
+
+    async def _forget(self, model: str) -> None:
+        deployed = next((found for found in self._at.registry.deployments.list() if found.spec.model == model), None)
+        if deployed is not None:  # the raw side deployed nothing
+            gone = self._at.registry.deployments.put(
+                deployed.spec.with_changes(deleted=True), after=deployed, actor="benchmark", reason=""
+            )
+            self._at.reconciler.wake(model)
+            await self._at.reconciler.wait_settled(model, gone.number, 60)
+        else:
+            await self._at.client.unload(model)
+            self._at.repository.remove_model(model)
+
+
+def spread(seconds: list[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in sorted(seconds))
+
+
+async def measure(folder: Path, repetitions: int, large_mib: int) -> list[Row]:
+    with running_triton(folder / "triton") as triton:
+        async with control(triton, folder) as at, aio.InferenceServerClient(triton.server.grpc_url) as raw:
+            bench = Bench(at, raw, folder, repetitions)
+            return [
+                await bench.run(0, forward=False),
+                await bench.run(large_mib, forward=False),
+                await bench.run(0, forward=True),
+            ]
+
+
+def report(rows: list[Row]) -> None:
+    print(f"\n{'':34}{'ours':>9}{'load':>9}{'proof':>9}{'ratio':>8}   stages (ms)")
+    for row in rows:
+        stages = " ".join(f"{name} {seconds * 1000:.1f}" for name, seconds in row.stages.items())
+        print(
+            f"{row.what:34}{row.ours_seconds:9.3f}{row.load_seconds:9.3f}{row.proof_seconds:9.3f}{row.ratio:8.3f}   "
+            f"{stages}"
+        )
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "deploy.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=8)
+    parser.add_argument("--large-mib", type=int, default=128)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="deploy-") as name:
+        report(asyncio.run(measure(Path(name), arguments.repetitions, arguments.large_mib)))
+
+
+if __name__ == "__main__":
+    main()
