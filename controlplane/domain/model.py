@@ -22,6 +22,7 @@ class VersionEntry(BaseModel):
     published_by: str = Field(description="Who published it.")
     commit_id: str = Field(default="", description="The commit that published it; a publish repeated with it finds it.")
     deleted: bool = Field(default=False, description="A tombstone: the number stays taken, the files may go.")
+    deleted_at: datetime | None = Field(default=None, description="When it was deleted (UTC); null for a live version.")
 
 
 class ModelHead(BaseModel):

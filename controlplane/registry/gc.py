@@ -47,7 +47,7 @@ class GcReport(BaseModel):
     blobs_scanned: int = Field(description="Blobs in the store.")
     blobs_deleted: int = Field(description="Blobs deleted; in a dry run, those that would be.")
     bytes_deleted: int = Field(description="Their size in bytes.")
-    kept_in_use: int = Field(description="Blobs kept because a version refers to them.")
+    kept_in_use: int = Field(description="Blobs of versions: of live ones, and of those deleted within the grace.")
     kept_by_grace: int = Field(description="Blobs nothing refers to, kept because they are younger than the grace.")
     kept_by_publish: int = Field(description="Blobs kept because a running publish names them, or time ran out.")
     intents_removed: int = Field(description="Intents of abandoned publishes that were removed.")
@@ -83,7 +83,8 @@ class Collector:
 
         Args:
             dry_run: Report only.
-            grace_seconds: Blobs younger than this are kept; None takes the setting. A running publish is safe with 0.
+            grace_seconds: Blobs younger than this are kept, and those of versions that were deleted less long ago;
+                None takes the setting. A running publish is safe with 0.
 
         Raises:
             StoreError: A manifest cannot be read. Nothing is deleted then, for it may refer to anything.
@@ -93,7 +94,7 @@ class Collector:
         grace = timedelta(seconds=self._settings.grace_seconds if grace_seconds is None else grace_seconds)
         intents_removed = self._remove_abandoned(now, dry_run=dry_run)
         scanned = list(self._blobs.all())
-        referenced = self._referenced()
+        referenced = self._referenced(now - grace)
         sizes: dict[str, int] = {}
         in_use = by_grace = 0
         for info in scanned:
@@ -107,7 +108,7 @@ class Collector:
         candidates = list(sizes)
         deleted: list[str] = []
         for start in range(0, len(candidates), _BATCH):
-            deleted += self._delete_batch(candidates[start : start + _BATCH], dry_run=dry_run)
+            deleted += self._delete_batch(candidates[start : start + _BATCH], now - grace, dry_run=dry_run)
         report = GcReport(
             dry_run=dry_run,
             blobs_scanned=len(scanned),
@@ -122,13 +123,13 @@ class Collector:
         logger.info("garbage collection in %.2f s: %s", time.monotonic() - began, report)
         return report
 
-    def _delete_batch(self, digests: Sequence[str], *, dry_run: bool) -> Sequence[str]:
+    def _delete_batch(self, digests: Sequence[str], horizon: datetime, *, dry_run: bool) -> Sequence[str]:
         if dry_run:
-            return self._still_free(digests)
+            return self._still_free(digests, horizon)
         began = time.monotonic()
         marker = write_marker(self._store, digests)
         try:
-            doomed = self._still_free(digests)
+            doomed = self._still_free(digests, horizon)
 
             def delete(digest: str) -> bool:
                 # Publishers stop waiting for a marker that is stale, so a slow collector must stop long before.
@@ -142,19 +143,21 @@ class Collector:
         finally:
             self._store.delete(marker)
 
-    def _still_free(self, digests: Sequence[str]) -> Sequence[str]:
+    def _still_free(self, digests: Sequence[str], horizon: datetime) -> Sequence[str]:
         held = frozenset[str]().union(*(note.digests for note in notes(self._store, INTENTS)))
-        referenced = self._referenced()  # after the intents: see the module's docstring
+        referenced = self._referenced(horizon)  # after the intents: see the module's docstring
         return [digest for digest in digests if digest not in held and digest not in referenced]
 
-    def _referenced(self) -> set[str]:
+    def _referenced(self, horizon: datetime) -> set[str]:
+        """Return the digests that versions need: live ones, and those deleted after ``horizon``."""
         referenced: set[str] = set()
         # A crash between a tombstone and the look that follows it can leave a deployment with a deleted version;
         # its blobs are kept, so that the deletion can be taken back.
         needed = {(deployment.spec.model, deployment.spec.version) for deployment in self._deployments.list(fresh=True)}
         for head in self._models.all_fresh():
             for entry in head.versions:
-                if entry.deleted and (head.name, entry.number) not in needed:
+                gone = entry.deleted and (entry.deleted_at is None or entry.deleted_at < horizon)
+                if gone and (head.name, entry.number) not in needed:
                     continue
                 referenced.add(entry.manifest)
                 referenced.update(self._blobs_of(head.name, entry))

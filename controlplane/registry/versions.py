@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
@@ -161,11 +162,11 @@ class Versions:
 
 
 def _with_deleted(head: ModelHead, numbers: set[int], *, deleted: bool) -> ModelHead:
+    update = {"deleted": deleted, "deleted_at": datetime.now(UTC) if deleted else None}
     return head.model_copy(
         update={
             "versions": tuple(
-                entry.model_copy(update={"deleted": deleted}) if entry.number in numbers else entry
-                for entry in head.versions
+                entry.model_copy(update=update) if entry.number in numbers else entry for entry in head.versions
             )
         }
     )

@@ -56,8 +56,20 @@ def test_what_nothing_refers_to_goes(registry: Registry, store: ObjectStore, tmp
 def test_what_is_young_stays(registry: Registry, store: ObjectStore, tmp_path: Path) -> None:
     publish(registry, tmp_path, b"one")
     registry.delete_version("m", 1, actor="a")
+    registry.blobs.put_bytes(b"left by a crashed publish")
     report = registry.collect(dry_run=False)  # the default grace is a day
-    assert (report.blobs_deleted, report.kept_by_grace) == (0, 2)
+    assert (report.blobs_deleted, report.kept_by_grace, report.kept_in_use) == (0, 1, 2)
+    assert registry.collect(dry_run=False, grace_seconds=3600).blobs_deleted == 0
+    assert collect(registry) == 3
+
+
+def test_what_was_deleted_lately_stays_however_old_it_is(tmp_path: Path) -> None:
+    store = FilesystemStore(tmp_path / "store")
+    registry = new_registry(store, tmp_path / "cache")
+    publish(registry, tmp_path, b"one")
+    for info in store.list("blobs/"):
+        os.utime(tmp_path / "store" / info.key, (1e9, 1e9))
+    registry.delete_version("m", 1, actor="a")
     assert registry.collect(dry_run=False, grace_seconds=3600).blobs_deleted == 0
     assert collect(registry) == 2
 
