@@ -211,14 +211,14 @@ def make_file(path: Path, size_mib: int) -> tuple[Path, str]:
 
 
 def report(rows: list[Row]) -> None:
-    print(f"\n{'':58} {'ours':>16} {'theirs':>16} {'ratio':>6} {'CPU s ours/theirs':>18}")
+    print(f"\n{'':58} {'ours':>20} {'theirs':>20} {'ratio':>6} {'CPU s ours/theirs':>18}")
     for row in rows:
         ours, theirs = (
-            f"{seconds:6.2f} s {row.size_mib / seconds:5.0f} MiB/s"[-16:]
+            f"{seconds:6.2f} s {row.size_mib / seconds:5.0f} MiB/s"
             for seconds in (row.ours_seconds, row.theirs_seconds)
         )
         cpu = f"{row.ours_cpu_seconds:.2f} / {row.theirs_cpu_seconds:.2f}"
-        print(f"{row.what:58} {ours:>16} {theirs:>16} {row.ratio:6.2f} {cpu:>18}")
+        print(f"{row.what:58} {ours:>20} {theirs:>20} {row.ratio:6.2f} {cpu:>18}")
     RESULTS.mkdir(exist_ok=True)
     target = RESULTS / "transfer.json"
     target.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")

@@ -27,8 +27,8 @@ class StoreSettings(_Group):
     path_style: bool | None = Field(default=None, description="S3 path-style addressing; default: with an endpoint.")
     access_key_id: str | None = Field(default=None, description="S3 key; default: boto3's own chain.")
     secret_access_key: SecretStr | None = Field(default=None, description="S3 secret; default: boto3's own chain.")
-    part_size_bytes: int = Field(default=32 * MIB, ge=5 * MIB, description="Multipart part size.")
-    concurrency: int = Field(default=4, ge=1, le=64, description="Parts moved at once.")
+    part_size_bytes: int = Field(default=8 * MIB, ge=5 * MIB, description="Multipart part size.")
+    concurrency: int = Field(default=8, ge=1, le=64, description="Parts moved at once.")
     timeout_seconds: float = Field(default=30.0, gt=0, description="Deadline of one request to the store.")
     retries: int = Field(default=5, ge=0, description="How often a failed request is tried again.")
     head_max_age_seconds: float = Field(

@@ -53,6 +53,8 @@ _THROTTLED = frozenset(
     }
 )  # fmt: skip
 _CONFLICTS = frozenset({"ConditionalRequestConflict", "OperationAborted"})
+# The bytes were changed or cut on their way to the server, which refused them.
+_DAMAGED = frozenset({"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"})
 _DENIED = frozenset(
     {
         "AccessDenied", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "Forbidden",
@@ -81,6 +83,9 @@ _NO_CREDENTIALS = (
 def make_client(settings: StoreSettings) -> "S3Client":
     """Build a boto3 client that tries once: the tries are counted in `Requests`, where it is known what they mean."""
     path_style = settings.path_style if settings.path_style is not None else settings.endpoint_url is not None
+    # Over plain HTTP the signature covers the bytes, so that the server refuses what was changed on the way; TLS does
+    # that by itself.
+    encrypted = settings.endpoint_url is None or settings.endpoint_url.lower().startswith("https:")
     secret = settings.secret_access_key.get_secret_value() if settings.secret_access_key else None
     config = Config(
         connect_timeout=min(_CONNECT_TIMEOUT_SECONDS, settings.timeout_seconds),
@@ -90,7 +95,7 @@ def make_client(settings: StoreSettings) -> "S3Client":
         # RGW and others do not know the checksum trailers that newer SDKs send unasked; digests are ours anyway.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if path_style else "auto", "payload_signing_enabled": False},
+        s3={"addressing_style": "path" if path_style else "auto", "payload_signing_enabled": not encrypted},
     )
     try:
         return boto3.session.Session().client(
@@ -162,7 +167,7 @@ def classify(error: Exception) -> Fault:
     """What a failed attempt says about the request."""
     if isinstance(error, boto.ClientError):
         code, status = code_of(error), status_of(error)
-        if code in _THROTTLED or code in _CONFLICTS or status in {429, 503}:
+        if code in _THROTTLED | _CONFLICTS | _DAMAGED or status in {429, 503}:
             return Fault.NOT_DONE
         if code in _FULL or status in {501, 507}:
             return Fault.FINAL

@@ -19,7 +19,8 @@ from controlplane.storage.s3_client import code_of, status_of
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
 
-_READ_BYTES = 1024 * 1024
+# Small enough to be taken from the heap, over and over, instead of being mapped and faulted in each time.
+_READ_BYTES = 256 * 1024
 # Buffers beyond those being filled: parts that wait for the hash, which goes by the file's order.
 _SLACK = 2
 

@@ -1,6 +1,7 @@
 """Every kind of store, each with a way to look behind it."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,6 +61,33 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Content:
     return write_content(tmp_path_factory.mktemp("big") / "weights", 40 * MIB + 12345)
 
 
+class Behind:
+    """A bucket of an S3 server, and a plain client of it, for all tests of the run: each test has its own prefix."""
+
+    def __init__(self, server: S3Server) -> None:
+        self.server = server
+        self.bucket = server.new_bucket()
+        self.client = server.client()
+        self._numbers = itertools.count(1)
+
+    def new_prefix(self) -> str:
+        return f"registry-{next(self._numbers)}"
+
+
+@pytest.fixture(scope="session")
+def behind_moto(moto: S3Server) -> Iterator[Behind]:
+    behind = Behind(moto)
+    yield behind
+    behind.client.close()
+
+
+@pytest.fixture(scope="session")
+def behind_ceph(ceph: S3Server) -> Iterator[Behind]:
+    behind = Behind(ceph)
+    yield behind
+    behind.client.close()
+
+
 @pytest.fixture(
     params=["memory", "filesystem", "moto", pytest.param("ceph", marks=pytest.mark.ceph)],
 )
@@ -78,17 +106,15 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
 
         yield Case(kind, FilesystemStore(root), overwrite)
         return
-    server: S3Server = request.getfixturevalue(kind)
-    bucket = server.new_bucket()
-    client = server.client()
-    store = open_store(server.settings(bucket, part_size_bytes=PART_BYTES), tmp_path)
+    behind: Behind = request.getfixturevalue(f"behind_{kind}")
+    prefix = behind.new_prefix()
+    store = open_store(behind.server.settings(behind.bucket, prefix, part_size_bytes=PART_BYTES), tmp_path)
 
     def put_behind(key: str, data: bytes) -> None:
-        client.put_object(Bucket=bucket, Key=f"registry/{key}", Body=data)
+        behind.client.put_object(Bucket=behind.bucket, Key=f"{prefix}/{key}", Body=data)
 
     yield Case(kind, store, put_behind)
     store.close()
-    client.close()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from controlplane.settings import StoreSettings
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.factory import open_store
 from controlplane.storage.probe import check_store
+from tests.storage.conftest import Behind
 from tests.support.processes import free_port
 from tests.support.s3server import S3Server
 
@@ -112,10 +113,10 @@ def test_a_store_sees_nothing_beside_its_prefix(moto: S3Server, tmp_path: Path) 
 
 
 @pytest.fixture
-def on_ceph(ceph: S3Server, tmp_path: Path) -> Iterator[tuple[S3Server, str, ObjectStore]]:
-    bucket = ceph.new_bucket()
-    store = open_store(ceph.settings(bucket), tmp_path)
-    yield ceph, bucket, store
+def on_ceph(behind_ceph: Behind, tmp_path: Path) -> Iterator[tuple[S3Server, str, ObjectStore]]:
+    server, bucket = behind_ceph.server, behind_ceph.bucket
+    store = open_store(server.settings(bucket, behind_ceph.new_prefix()), tmp_path)
+    yield server, bucket, store
     store.close()
 
 

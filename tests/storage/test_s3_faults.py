@@ -17,7 +17,7 @@ from controlplane.storage import s3_client
 from controlplane.storage.probe import PREFIX, check_store
 from controlplane.storage.s3 import S3Store
 from tests.storage.conftest import PART_BYTES, Content, write_content
-from tests.support.faultproxy import Action, Fault, FaultProxy
+from tests.support.faultproxy import Action, Fault, FaultProxy, fault_proxy
 from tests.support.s3server import S3Server
 
 RETRIES = 3
@@ -271,3 +271,21 @@ def test_two_who_publish_the_same_blob_at_once_both_succeed(
         thread.join()
     assert failures == []
     assert direct[0].get("blobs/big") == big.data
+
+
+@pytest.mark.ceph
+def test_a_bit_that_changes_on_the_way_up_is_refused_and_sent_again(
+    ceph: S3Server, big: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_client, "_BACKOFF_FIRST_SECONDS", 0.01)
+    bucket = ceph.new_bucket()
+    with fault_proxy(ceph.endpoint_url) as proxy:
+        store = S3Store(bucket, "", ceph.settings(bucket, endpoint_url=proxy.endpoint_url, part_size_bytes=PART_BYTES))
+        proxy.inject(Fault(Action.FLIP_REQUEST, "PUT", contains="partNumber=3"))
+        store.put_file("blobs/big", big.path, sha256=big.sha256)
+        assert store.get("blobs/big") == big.data
+        proxy.inject(Fault(Action.FLIP_REQUEST, "PUT"))
+        store.create("a", b"as it was sent")
+        assert store.get("a") == b"as it was sent"
+        assert proxy.count("PUT", "/a") == 2
+        store.close()

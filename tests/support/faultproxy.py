@@ -23,6 +23,7 @@ class Action(Enum):
     CUT_RESPONSE = auto()  # the connection is reset in the middle of the response's body
     STALL = auto()  # the server acts on it; no answer comes for as long as the proxy runs
     FLIP = auto()  # one bit of the response's body is changed
+    FLIP_REQUEST = auto()  # one bit of the request's body is changed
 
 
 @dataclass
@@ -107,6 +108,12 @@ class FaultProxy:
         self._stopping.set()
 
 
+def flipped(data: bytes) -> bytes:
+    """The data with one bit changed, in its middle."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
 @contextlib.contextmanager
 def fault_proxy(upstream_url: str) -> Iterator[FaultProxy]:
     """Run a proxy in front of a server."""
@@ -136,7 +143,7 @@ def fault_proxy(upstream_url: str) -> Iterator[FaultProxy]:
                 text = f"<Error><Code>{fault.code}</Code><Message>injected</Message></Error>".encode()
                 self.answer(fault.status, [("Content-Type", "application/xml")], text)
                 return
-            status, headers, answer = self.ask(body)
+            status, headers, answer = self.ask(flipped(body) if fault and fault.action is Action.FLIP_REQUEST else body)
             if fault and fault.action is Action.LOSE_ANSWER:
                 self.reset()
             elif fault and fault.action is Action.STALL:
@@ -146,8 +153,7 @@ def fault_proxy(upstream_url: str) -> Iterator[FaultProxy]:
                 self.answer(status, headers, answer, send=len(answer) // 2)
                 self.reset()
             elif fault and fault.action is Action.FLIP:
-                middle = len(answer) // 2
-                self.answer(status, headers, answer[:middle] + bytes([answer[middle] ^ 1]) + answer[middle + 1 :])
+                self.answer(status, headers, flipped(answer))
             else:
                 self.answer(status, headers, answer)
 
