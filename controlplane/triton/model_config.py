@@ -153,7 +153,7 @@ def _tensor(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
     tensor: dict[str, Any] = {"name": spec.name, "data_type": triton_type(spec.dtype), "dims": dims or [1]}
     if not dims and batched:
         # One element per row. Triton allows no empty dims, but reshapes [1] to []; the model sees (N,).
-        tensor["reshape"] = {"shape": []}
+        tensor["reshape"] = {}
     # Not batched, Triton refuses an empty reshape ("scalar tensors are not supported"): the model's rank 0 travels as
     # [1], and the backend takes it from there; SCALARS_PARAMETER says which tensors these are.
     return tensor
@@ -245,9 +245,9 @@ def _check_tensor(side: str, item: Mapping[str, Any], generated: Sequence[Mappin
 
 
 def _plain(value: Any) -> Any:
-    """One form for what JSON may write in two: 64-bit integers may come as strings."""
+    """One form for what JSON may write in two: 64-bit integers as strings, empty lists or nothing."""
     if isinstance(value, list):
         return [int(item) if isinstance(item, str) and item.lstrip("-").isdigit() else item for item in value]
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items() if item != []}
     return value

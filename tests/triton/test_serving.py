@@ -9,6 +9,7 @@ import pytest
 import silero_vad
 import torch
 from onnx import TensorProto, helper
+from tritonclient.grpc.aio import InferenceServerClient
 
 from controlplane.domain.deployment import DeploymentSettings, DynamicBatching, InstanceKind
 from controlplane.domain.manifest import Format
@@ -296,6 +297,41 @@ async def test_warm_up_of_batches_and_strings(serving: Serving, tmp_path: Path) 
     sample = Sample(inputs, {"echo": inputs["text"], "minus": -inputs["bias"]})
     name = await serving.serve(model, DeploymentSettings(warmup=True), [sample])
     assert (await serving.client.infer(name, inputs))[0]["minus"].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DeploymentSettings(max_batch_size=0),
+        DeploymentSettings(max_batch_size=1, instance_kind=InstanceKind.CPU, instance_count=2),
+        DeploymentSettings(
+            max_batch_size=64,
+            dynamic_batching=DynamicBatching(preferred_batch_size=(8, 64), max_queue_delay_microseconds=500),
+            parameters={"inter_op_thread_count": "2", "execution_mode": "1", "session.intra_op.allow_spinning": "0"},
+        ),
+        DeploymentSettings(
+            config_overrides={
+                "optimization": {"priority": "PRIORITY_MAX", "input_pinned_memory": {"enable": False}},
+                "dynamic_batching": {"priority_levels": "2", "default_priority_level": "1"},
+                "instance_group": [{"kind": "KIND_CPU", "count": 1}, {"kind": "KIND_CPU", "count": 1}],
+                "metric_tags": {"team": "vision"},
+                "output": [{"name": "y", "label_filename": ""}],
+            }
+        ),
+    ],
+    ids=["no-batching", "instances", "batcher", "overrides"],
+)
+async def test_the_server_takes_what_is_generated(
+    serving: Serving, tmp_path: Path, settings: DeploymentSettings
+) -> None:
+    """Both ways in: as the override of a load and, after a restart, as the config.pbtxt that lies there."""
+    name = await serving.serve(scale(tmp_path / "m.onnx", 2.0), settings)
+    assert (await serving.client.infer(name, {"x": rows(1)}))[0]["y"].tolist() == [[0, 2, 4]]
+    running = await serving.client.model_config(name)
+    await serving.client.unload(name)
+    async with InferenceServerClient(serving.client.grpc_url) as raw:
+        await raw.load_model(name)
+    assert await serving.client.model_config(name) == running
 
 
 async def test_the_configuration_that_runs_can_be_read_back(serving: Serving, tmp_path: Path) -> None:
