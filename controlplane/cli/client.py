@@ -223,6 +223,7 @@ def problem(response: httpx.Response) -> ClientError:
     message = document.get("detail") or document.get("title")
     if not isinstance(message, str):
         message = f"{response.request.url} answered {response.status_code} {response.reason_phrase}"
+    message = message.removeprefix("body.")  # where in the request; whoever typed a command sent no body
     details = document.get("details")
     error = ClientError(message, code=str(document.get("code", "")), status=response.status_code)
     error.details = details if isinstance(details, dict) else {}

@@ -120,6 +120,11 @@ def exit_code(error: ControlPlaneError) -> ExitCode:
     return ExitCode.FAILED if isinstance(error, OperationFailedError) else ExitCode.FAILURE
 
 
+def error_code(error: ControlPlaneError) -> str:
+    """Return the kind of an error for programs: the API's code, or the class's name in the same form."""
+    return getattr(error, "code", "") or _kebab(type(error).__name__)
+
+
 def _is_code_of(code: str, cls: type[ControlPlaneError]) -> bool:
     """Whether the code names this class or one below it."""
     names = {_kebab(cls.__name__)} | {_kebab(below.__name__) for below in _below(cls)}

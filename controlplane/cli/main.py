@@ -106,7 +106,7 @@ def main() -> NoReturn:
 
 
 def _report(error: Exception) -> int:
-    from controlplane.cli.exits import ExitCode, exit_code
+    from controlplane.cli.exits import ExitCode, error_code, exit_code
     from controlplane.cli.output import Output, error_line
     from controlplane.errors import ControlPlaneError
 
@@ -117,10 +117,8 @@ def _report(error: Exception) -> int:
     if isinstance(error, ControlPlaneError):
         code = exit_code(error)
         error_line(error.message)
-        kind = getattr(error, "code", "") or type(error).__name__
-        Output(json_wanted=current().output == "json").result(
-            {"error": {"code": kind, "message": error.message, "details": error.details, "exit_code": int(code)}}
-        )
+        document = {"code": error_code(error), "message": error.message, "details": error.details}
+        Output(json_wanted=current().output == "json").result({"error": document | {"exit_code": int(code)}})
         return int(code)
     if isinstance(error, OSError) and error.filename:
         error_line(f"{error.filename}: {error.strerror}")

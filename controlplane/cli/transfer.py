@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from controlplane.registry.artifact import scan
 _CHUNK_BYTES = 1 << 20
 _PARALLEL = 4
 _ATTEMPTS = 5
+_FIRST_WAIT_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,8 @@ class _Sender:
             except (NotRunningError, ClientError) as error:
                 if attempt + 1 == _ATTEMPTS or not _worth_resuming(error):
                     raise
+                # Right after a cut the server may still be busy with what came before it.
+                time.sleep(_FIRST_WAIT_SECONDS * 2**attempt)
                 at = self._offset(path)
                 self._bar.advance(at - offset - counter.count)
                 offset = at
@@ -203,6 +207,7 @@ def download(client: Client, url_path: str, entry: FileEntry, target: Path, bar:
         except NotRunningError:
             if attempt + 1 == _ATTEMPTS:
                 raise
+            time.sleep(_FIRST_WAIT_SECONDS * 2**attempt)
     if (actual := _digest(partial)) != entry.sha256:
         partial.unlink()
         raise DigestMismatchError(

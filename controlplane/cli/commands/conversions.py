@@ -135,7 +135,6 @@ def validate(
     batched: BatchedOption = False,
     format_: FormatOption = None,
     samples: SamplesOption = None,
-    run: Annotated[bool, typer.Option("--run/--no-run", help="Also run the model on samples.")] = True,
     trust: TrustOption = False,
 ) -> None:
     """Check a file or a folder as a push would, and publish nothing."""
@@ -148,7 +147,6 @@ def validate(
     body = {
         "format": format_,
         "signature": signature.model_dump(mode="json") if signature else None,
-        "run": run,
         "trust": trust,
     }
     out = session.out()

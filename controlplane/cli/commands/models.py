@@ -116,20 +116,22 @@ def alias(
     follows the alias follows it there.
     """
     from controlplane.cli.client import segment
-    from controlplane.domain.names import Reference
+    from controlplane.domain.names import validate_alias, validate_model_name
     from controlplane.errors import InvalidReferenceError
 
-    reference = Reference.parse(ref)
-    if reference.alias is None:
-        raise InvalidReferenceError(f"{ref!r} names no alias; use name@alias, such as {reference.model}@champion")
+    model, _, name = ref.partition("@")
+    validate_model_name(model)
+    if not name:
+        raise InvalidReferenceError(f"{ref!r} names no alias; use name@alias, such as {model}@champion")
+    validate_alias(name)
     if remove and version is not None:
         raise typer.BadParameter("give a version or --remove, not both")
     out = session.out()
-    path = f"/v1/models/{segment(reference.model)}/aliases/{segment(reference.alias)}"
+    path = f"/v1/models/{segment(model)}/aliases/{segment(name)}"
     with session.client() as client:
         if remove:
             client.delete(path)
-            out.result({"model": reference.model, "alias": reference.alias, "removed": True})
+            out.result({"model": model, "alias": name, "removed": True})
             out.line(f"{ref} is removed")
         elif version is None:
             document = client.get(path)

@@ -98,8 +98,12 @@ def push(
     from controlplane.cli.publishing import PublishOptions, figures, key_values, model_name, publish
     from controlplane.cli.tensors import parse_signature
     from controlplane.domain.names import validate_model_name
+    from controlplane.errors import InvalidArtifactError
 
     source = Path(name_or_path) if path is None else path
+    if not source.exists():
+        hint = "; write `tritonctl push NAME PATH` or `tritonctl push PATH`" if path is None else ""
+        raise InvalidArtifactError(f"there is no file or folder {str(source)!r} here{hint}", path=str(source))
     name = model_name(source) if path is None else validate_model_name(name_or_path)
     signature = parse_signature(input_ or (), output_spec or (), batched=batched)
     options = PublishOptions(

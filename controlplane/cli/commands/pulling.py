@@ -62,5 +62,6 @@ def pull(
             "fetched": fetched,
         }
     )
-    kept = f", {len(files) - fetched} were there already" if fetched < len(files) else ""
-    out.line(f"{fixed} is in {target}: {len(files)} file{'s' * (len(files) > 1)}, {size(total)}, verified{kept}")
+    kept = len(files) - fetched
+    there = f", {kept} of them already there" if kept else ""
+    out.line(f"{fixed} is in {target}: {len(files)} file{'s' * (len(files) > 1)}, {size(total)}, verified{there}")

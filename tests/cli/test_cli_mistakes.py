@@ -1,0 +1,94 @@
+"""What people get wrong: one line that says what and how to mend it, and an exit code for the script."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+
+pytestmark = pytest.mark.triton
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        ("ps nothere", 3, "'nothere' is not deployed"),
+        ("show nothere:1", 3, "no model 'nothere'"),
+        ("show steady:9", 3, "steady has no version 9; its versions: 1"),
+        ("show steady@nope", 3, "no alias 'nope'"),
+        ("show steady:x", 6, "'x' is no version number"),
+        ("show steady:1@live", 6, "both a version and an alias"),
+        ("show ../etc", 6, "no valid model name"),
+        ("alias steady 1", 6, "names no alias"),
+        ("alias steady@latest 1", 6, "not an alias that can be set"),
+        ("rm steady:1", 5, "the deployment of steady runs it"),
+        ("rollback steady", 5, "no earlier revision"),
+        ("push nofile.onnx", 6, "tritonctl push NAME PATH"),
+        ("push steady nofile.onnx", 6, "there is no file or folder 'nofile.onnx'"),
+        ("push hello.txt", 6, "of no known format"),
+        ("push cut.onnx", 6, "cut short"),
+        ("push cut.onnx --label git", 6, "write --label key=value"),
+        ("push cut.onnx --metric a=b", 6, "is no number"),
+        ("push cut.onnx --input x:FP99[1] --out y:FP32[1]", 6, "'FP99' is no element type"),
+        ("push cut.onnx --input x:FP32[1]", 6, "--out is missing"),
+        ("validate cut.onnx", 6, "cut short"),
+        ("convert steady:1 --to torchscript", 6, "onnx cannot be converted to torchscript"),
+        ("convert ./nofile.pt2 --to onnx", 6, "there is no such file"),
+        ("deploy steady --set {", 6, "is no JSON"),
+        ('deploy steady --set {"instance_count":0}', 6, "settings.instance_count"),
+        ("infer steady --input bad.json", 6, "neither .npz nor JSON"),
+        ("infer steady --input other.json", 6, "it lacks x and the model has no input z"),
+        ("infer steady --input nofile.npz", 6, "cannot read nofile.npz"),
+        ("infer steady --sample --version 7", 3, "7"),
+        ("infer steady", 2, "--sample"),
+        ("deplyo steady", 2, "Did you mean 'deploy'"),
+        ("push", 2, "Missing argument"),
+        ("--url http://127.0.0.1:9 ps", 4, "no control plane answers at http://127.0.0.1:9"),
+        ("--url ftp://x ps", 4, "no URL of a control plane"),
+        ("serve --triton gpu0", 6, "write NAME=GRPC,HTTP,METRICS,REPOSITORY"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_an_exit_code(
+    cli: Cli, published: str, doubling: Path, line: str, code: int, words: str
+) -> None:
+    (cli.folder / "cut.onnx").write_bytes(doubling.read_bytes()[:-20])
+    (cli.folder / "hello.txt").write_text("hello\n")
+    (cli.folder / "bad.json").write_text('{"x": [[1, 2')
+    (cli.folder / "other.json").write_text('{"z": [[1, 2, 3, 4]]}')
+    result = cli(*line.split())
+    assert words in " ".join(result.err.replace("│", " ").split()), result.err
+    assert result.code == code
+
+
+def test_a_version_that_triton_cannot_load_fails_its_deployment_with_the_reason(cli: Cli, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "unnamed.pt"))
+    cli.ok("push", tmp_path / "unnamed.pt", "--no-golden", "--input", "a:FP32[-1,2]", "--out", "b:FP32[-1,2]")
+    failed = cli("deploy", "unnamed", "--wait")
+    assert failed.code == 7
+    assert "OUTPUT__0" in failed.err
+    assert cli("wait", "unnamed", "--timeout", 20).code == 7
+    cli.ok("undeploy", "unnamed")
+
+
+def test_programs_get_the_error_as_json(cli: Cli) -> None:
+    result = cli("show", "nothere", "-o", "json")
+    assert result.json["error"]["code"] == "not-found"
+    assert result.json["error"]["exit_code"] == result.code == 3
+
+
+def test_debug_shows_where_it_happened(cli: Cli) -> None:
+    import subprocess
+
+    from tests.cli.conftest import TRITONCTL
+
+    done = subprocess.run(
+        [*TRITONCTL, "show", "nothere", "--debug"], env=cli.environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    assert "Traceback" in done.stderr
+
+
+def test_a_deletion_that_is_not_confirmed_deletes_nothing(cli: Cli, published: str) -> None:
+    assert cli("rm", published, stdin="n\n").code == 1
+    assert published in cli.ok("models").out

@@ -1,0 +1,70 @@
+"""Help, completion, and how quickly they come."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from controlplane.cli.main import app
+from tests.cli.conftest import TRITONCTL, Cli
+
+COMMANDS = [command.name for command in app.registered_commands]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_with_an_example(name: str) -> None:
+    result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 0, result.output
+    assert f"tritonctl {name}" in result.output.split("Examples")[1]
+
+
+def test_every_command_that_was_promised_is_there() -> None:
+    promised = """up serve push convert validate models versions show pull alias rm deploy rollback undeploy load unload
+        ps history infer servers events gc doctor demo down wait version"""
+    assert set(promised.split()) == set(COMMANDS)
+
+
+def test_help_names_the_exit_codes_and_runs_without_a_control_plane(tmp_path: object) -> None:
+    done = subprocess.run([*TRITONCTL, "--help"], capture_output=True, text=True, check=True)
+    assert "Exit codes" in done.stdout
+    version = subprocess.run([*TRITONCTL, "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout.startswith("tritonctl 0.")
+
+
+def test_nothing_heavy_is_imported_before_a_command_needs_it() -> None:
+    heavy = ["torch", "onnx", "onnxruntime", "fastapi", "uvicorn", "boto3", "grpc", "tritonclient", "numpy", "pydantic"]
+    code = f"import sys, controlplane.cli.main; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_is_made_for_each_shell(shell: str, fresh: Cli) -> None:
+    script = fresh.ok(_TRITONCTL_COMPLETE=f"source_{shell}").out
+    assert "_TRITONCTL_COMPLETE" in script
+
+
+def _complete(cli: Cli, line: str) -> list[str]:
+    words = line.split(" ")
+    environment = {
+        "_TRITONCTL_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    return cli(**environment).out.split()
+
+
+@pytest.mark.triton
+def test_names_of_models_are_completed_from_the_running_control_plane(cli: Cli, published: str) -> None:
+    assert published in _complete(cli, "tritonctl show ste")
+    assert published in _complete(cli, "tritonctl rollback ste")
+
+
+def test_completion_is_silent_without_a_control_plane(fresh: Cli) -> None:
+    assert _complete(fresh, "tritonctl show ste") == []
+
+
+def test_no_escape_codes_reach_a_pipe(fresh: Cli) -> None:
+    result = fresh("ps")
+    assert "\x1b" not in result.out + result.err

@@ -1,0 +1,153 @@
+"""The main job, as a person does it: publish, deploy, ask, go forward, go back."""
+
+import json
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.cli.conftest import Cli
+
+pytestmark = pytest.mark.triton
+
+
+def _ask_triton(cli: Cli, model: str) -> tuple[str, float]:
+    """Ask Triton's own port; return the version that answered and y for x = 1."""
+    (server,) = cli.ok("servers", "-o", "json").json
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}]}
+    answer = httpx.post(f"{server['http_url']}/v2/models/{model}/infer", json=body).raise_for_status().json()
+    return answer["model_version"], answer["outputs"][0]["data"][0]
+
+
+def test_from_a_file_to_answers_one_version_forward_and_back(cli: Cli, doubling: Path, tripling: Path) -> None:
+    pushed = cli.ok("push", doubling, "--alias", "champion", "--metric", "error=0.25", "--label", "git=1a2b")
+    assert "published My-doubling-v1:1" in pushed.out
+    name = "My-doubling-v1"
+    detail = cli.ok("show", f"{name}@champion", "-o", "json").json
+    assert detail["manifest"]["metrics"] == {"error": 0.25}
+    assert detail["manifest"]["labels"] == {"git": "1a2b"}
+    assert detail["entry"]["published_by"] == "ada"
+
+    deployed = cli.ok("deploy", name, "--wait")
+    assert f"{name}:1 answers after" in deployed.out
+    assert "proved by 3 golden samples through Triton" in deployed.out
+    assert _ask_triton(cli, name) == ("1", 2.0)
+
+    assert cli.ok("push", name, tripling, "-o", "json").json["version"] == 2
+    cli.ok("deploy", f"{name}:2", "--wait", "--reason", "three is more")
+    assert _ask_triton(cli, name) == ("2", 3.0)
+    (line,) = [one for one in cli.ok("ps", "-o", "json").json if one["model"] == name]
+    assert line["status"]["phase"] == "Ready"
+    assert line["status"]["servers"][0]["loaded_versions"] == [1, 2]
+
+    back = cli.ok("rollback", name, "--reason", "two is enough")
+    assert f"{name}:1 answers again after" in back.out
+    assert "of which Triton's switch took" in back.out
+    assert _ask_triton(cli, name) == ("1", 2.0)
+
+    told = cli.ok("history", name).out
+    assert "three is more" in told
+    assert "two is enough" in told
+    assert cli.ok("rollback", name, "--to", 2, "-o", "json").json["spec"]["version"] == 2
+
+    assert "is unloaded" in cli.ok("unload", name).out
+    assert cli("infer", name, "--sample").code == 5
+    assert "is loaded" in cli.ok("load", name).out
+    assert "is undeployed" in cli.ok("undeploy", name).out
+    cli.ok("alias", f"{name}@champion", "--remove")
+    cli.ok("rm", f"{name}:1")
+    assert [one["number"] for one in cli.ok("versions", name, "-o", "json").json] == [2]
+    cli.ok("rm", name, "--yes")
+    assert name not in cli.ok("models").out
+    assert "would remove" in cli.ok("gc", "--dry-run", "--grace-seconds", 0).out
+
+
+def test_inputs_come_as_npz_json_and_golden_sample_and_answers_go_out_as_table_json_and_npz(
+    cli: Cli, published: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "request.npz", x=np.full((1, 4), 1.5, np.float32))
+    table = cli.ok("infer", published, "--input", tmp_path / "request.npz", "--save", tmp_path / "answer.npz").out
+    assert "3 3 3 3" in table
+    with np.load(tmp_path / "answer.npz") as answer:
+        np.testing.assert_array_equal(answer["y"], np.full((1, 4), 3.0, np.float32))
+
+    simple = cli.ok("infer", published, "-i", "-", "-o", "json", stdin='{"x": [[1, 2, 3, 4]]}').json
+    assert simple["outputs"][0]["data"] == [2, 4, 6, 8]
+    protocol = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [5, 6, 7, 8]}]}
+    full = cli.ok("infer", published, "-i", "-", "-o", "json", stdin=json.dumps(protocol)).json
+    assert full["outputs"][0]["data"] == [10, 12, 14, 16]
+    assert cli.ok("infer", published, "--sample", "-o", "json").json["model_version"] == "1"
+
+
+def test_an_alias_that_is_deployed_is_followed_when_it_moves(cli: Cli, doubling: Path, tripling: Path) -> None:
+    cli.ok("push", "followed", doubling, "--alias", "live")
+    cli.ok("push", "followed", tripling)
+    cli.ok("deploy", "followed@live", "--wait")
+    cli.ok("alias", "followed@live", 2)
+    for _ in range(100):
+        (server,) = cli.ok("ps", "followed", "-o", "json").json["status"]["servers"]
+        if server["serving_version"] == 2:
+            break
+    assert _ask_triton(cli, "followed") == ("2", 3.0)
+    cli.ok("undeploy", "followed")
+
+
+def test_settings_that_are_not_given_stay_as_they_are(cli: Cli, doubling: Path) -> None:
+    cli.ok("push", "tuned", doubling)
+    cli.ok("deploy", "tuned", "--max-batch-size", 4, "--bake-seconds", 60, "--no-wait")
+    cli.ok("deploy", "tuned", "--set", '{"warmup": true}', "--wait")
+    settings = cli.ok("ps", "tuned", "-o", "json").json["spec"]["settings"]
+    assert (settings["max_batch_size"], settings["bake_seconds"], settings["warmup"]) == (4, 60, True)
+    cli.ok("undeploy", "tuned")
+
+
+def test_servers_tell_programs_where_triton_is(cli: Cli) -> None:
+    servers = cli.ok("servers", "-o", "json").json
+    assert isinstance(servers, list)
+    for key in ("name", "grpc_url", "http_url", "metrics_url", "state"):
+        assert servers[0][key]
+    assert servers[0]["state"] == "Ready"
+    assert "nv_" in httpx.get(servers[0]["metrics_url"]).text
+
+
+def test_events_can_be_followed(cli: Cli, published: str, doubling: Path) -> None:
+    assert "Ready" in cli.ok("events").out
+    last = cli.ok("events", "-o", "json").json[-1]["id"]
+    following = cli.start("events", "--follow", "-o", "json", "--after", last)
+    try:
+        cli.ok("push", "eventful", doubling, "--deploy")
+        assert following.stdout is not None
+        seen = [json.loads(following.stdout.readline()) for _ in range(2)]
+        assert all(event["id"] > last for event in seen)
+        assert "eventful" in {event["subject"] for event in seen}
+    finally:
+        following.send_signal(2)
+        assert following.wait(20) == 130
+        following.stdout.close()
+    cli.ok("undeploy", "eventful")
+
+
+def test_a_sound_setting_passes_the_doctor(cli: Cli) -> None:
+    findings = {one["name"]: one for one in cli.ok("doctor", "-o", "json").json}
+    assert {"python", "glibc", "triton", "data folder", "store", "control plane", "server embedded"} <= set(findings)
+    assert all(one["status"] != "fail" for one in findings.values())
+
+
+def test_validate_says_what_a_file_is_and_publishes_nothing(cli: Cli, doubling: Path) -> None:
+    before = cli.ok("models", "-o", "json").json
+    report = cli.ok("validate", doubling, "-o", "json").json
+    assert report["ok"] is True
+    assert report["format"] == "onnx"
+    assert cli.ok("models", "-o", "json").json == before
+
+
+@pytest.mark.slow
+def test_a_local_torch_model_is_published_and_converted_in_one_go(cli: Cli, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    exported = torch.export.export(torch.nn.Linear(4, 2), (torch.zeros(3, 4),))
+    torch.export.save(exported, tmp_path / "linear.pt2")
+    done = cli.ok("convert", tmp_path / "linear.pt2", "--to", "onnx", "-o", "json").json
+    assert (done["source"], done["reference"]) == ("linear:1", "linear:2")
+    assert all(output["agrees"] for output in done["parity"]["outputs"])
+    assert cli.ok("show", "linear:2", "-o", "json").json["manifest"]["lineage"]["source"] == "linear:1"
