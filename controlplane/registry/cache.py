@@ -11,8 +11,9 @@ import logging
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from controlplane.domain.manifest import FileEntry
@@ -23,6 +24,8 @@ from controlplane.storage.base import ObjectStore, ProgressCallback
 from controlplane.storage.localfile import IncompleteFile, remove_abandoned
 
 logger = logging.getLogger(__name__)
+
+_PIN = ".pin"
 
 _Stamp = tuple[int, int, int, int]
 
@@ -79,10 +82,17 @@ class BlobCache:
     @contextmanager
     def pin(self, digests: Collection[str]) -> Iterator[None]:
         """Keep blobs, present or yet to come, from being evicted for the length of a block, by any process."""
-        with ExitStack() as stack:
-            for digest in sorted(set(digests)):
-                stack.enter_context(self._pin_lock(digest, shared=True))
+        path = self._locks / f"{uuid.uuid4().hex}{_PIN}"
+        pinned = FileLock(path)
+        # Evictions are held up while the pin is written: whoever evicts next reads it, and what was evicted before is
+        # seen to be missing by the fetch that follows.
+        with self._eviction_lock(shared=True):
+            pinned.acquire()
+            path.write_text("\n".join(sorted(set(digests))))
+        try:
             yield
+        finally:
+            pinned.release()
 
     def adopt(self, path: Path, sha256: str) -> Path:
         """Move a file in (copied where it lies on another file system). It is hashed when it is first asked for."""
@@ -160,31 +170,33 @@ class BlobCache:
         return True
 
     def _make_room(self, size_bytes: int, *, keep: str) -> None:
-        with FileLock(self._locks / "eviction"):
+        with self._eviction_lock():
             for folder in self._blobs.iterdir():
                 remove_abandoned(folder)
             entries = sorted(self._evictable())
             excess = sum(size for _, size, _ in entries) + size_bytes - self._max_bytes
+            if excess <= 0:
+                return
+            pinned = self._pinned() | {keep}
             for _, size, path in entries:
                 if excess <= 0:
                     return
-                if path.name != keep and self._evict(path):
+                if path.name not in pinned:
+                    self.drop(path.name)
+                    logger.info("evicted blob %s from the cache", path.name)
                     excess -= size
 
-    def _evict(self, path: Path) -> bool:
-        lock = self._pin_lock(path.name)
-        if not lock.try_acquire():
-            return False
-        try:
-            if path.stat().st_nlink > 1:
-                return False
-            self.drop(path.name)
-        except FileNotFoundError:
-            return False
-        finally:
-            lock.release()
-        logger.info("evicted blob %s from the cache", path.name)
-        return True
+    def _pinned(self) -> set[str]:
+        """Read the pins of every process, and remove those of processes that died. Under the eviction lock."""
+        pinned: set[str] = set()
+        for path in self._locks.glob(f"*{_PIN}"):
+            lock = FileLock(path)
+            if lock.try_acquire():
+                lock.release()
+            else:
+                with contextlib.suppress(FileNotFoundError):  # let go since we looked
+                    pinned.update(path.read_text().split())
+        return pinned
 
     def _evictable(self) -> Iterator[tuple[int, int, Path]]:
         """Yield last use, size and path of what only the cache holds."""
@@ -200,8 +212,8 @@ class BlobCache:
     def _fetch_lock(self, sha256: str) -> FileLock:
         return FileLock(self._locks / f"{sha256}.fetch")
 
-    def _pin_lock(self, sha256: str, *, shared: bool = False) -> FileLock:
-        return FileLock(self._locks / f"{sha256}.pin", shared=shared)
+    def _eviction_lock(self, *, shared: bool = False) -> FileLock:
+        return FileLock(self._locks / "eviction", shared=shared)
 
 
 def _stamp(stat: os.stat_result) -> _Stamp:

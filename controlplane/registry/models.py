@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 
 from controlplane.domain.model import ModelHead
 from controlplane.domain.names import validate_model_name
@@ -16,6 +15,7 @@ PREFIX = "models/"
 _PARALLEL_READS = 8
 _SUGGESTIONS_FROM = 1000
 """How many names are looked at for a suggestion: one LIST."""
+_NAMES_SHOWN = 10
 
 
 def explain(what: str, reason: str) -> str:
@@ -157,23 +157,20 @@ class Models:
 
     def missing(self, name: str) -> NotFoundError:
         """Return the error that says so and suggests the closest name there is."""
-        names = list(islice(self._store.list_folders(PREFIX, limit=_SUGGESTIONS_FROM), _SUGGESTIONS_FROM))
-        names = [other for other in names if other != name and not self._known_deleted(other)]
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+        names = [other for other in self._store.list_folders(PREFIX, limit=_SUGGESTIONS_FROM) if other != name]
+        # Deleted models have folders too; only what would be shown is looked at.
+        close = self._live(difflib.get_close_matches(name, names, n=5, cutoff=0.6))[:3]
+        shown = [] if close else self._live(names[:_NAMES_SHOWN])
         if close:
             hint = f"; did you mean {' or '.join(map(repr, close))}?"
-        elif names:
-            hint = f"; there are: {', '.join(names[:10])}" + (", …" if len(names) > 10 else "")
+        elif shown:
+            hint = f"; there are: {', '.join(shown)}" + (", …" if len(names) > _NAMES_SHOWN else "")
         else:
             hint = "; there are no models yet"
         return NotFoundError(f"there is no model {name!r}{hint}", model=name, suggestions=close)
 
-    def _known_deleted(self, name: str) -> bool:
-        try:
-            head = self.heads.read(name)
-        except InvalidInputError:
-            return True  # a folder that somebody made by hand
-        return head is None or head.value.deleted
+    def _live(self, names: Sequence[str]) -> Sequence[str]:
+        return [head.value.name for head in self._read_all(names) if not head.value.deleted]
 
     def _read_all(self, names: Sequence[str], *, fresh: bool = False) -> Sequence[Head[ModelHead]]:
         def read(name: str) -> Head[ModelHead] | None:

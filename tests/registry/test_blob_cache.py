@@ -1,5 +1,6 @@
 import hashlib
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -196,6 +197,51 @@ def test_a_pinned_blob_stays(tmp_path: Path) -> None:
     other_process.fetch(store, third)
     assert not path.exists()
     assert list((tmp_path / "locks").iterdir()) == []
+
+
+_PIN_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from controlplane.registry.cache import BlobCache
+
+with BlobCache(Path(sys.argv[1]), 10).pin(sys.argv[2:]):
+    print("pinned", flush=True)
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_another_process_keeps_its_pins_until_it_ends_however_it_ends(tmp_path: Path) -> None:
+    store = MemoryStore()
+    cache = BlobCache(tmp_path, 10)
+    pinned, second, third = (put(store, bytes([number]) * 10) for number in range(3))
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PIN_AND_DIE, str(tmp_path), pinned.sha256],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "pinned\n"
+    used_before(cache.fetch(store, pinned), 1000)
+    cache.fetch(store, second)
+    assert cache.get(pinned.sha256) is not None
+    process.communicate("die\n")
+    used_before(cache.path_of(pinned.sha256), 1000)
+    cache.fetch(store, third)
+    assert cache.get(pinned.sha256) is None
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_more_blobs_are_pinned_than_a_process_may_open_files(tmp_path: Path) -> None:
+    cache = BlobCache(tmp_path, 10)
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with cache.pin([f"{number:064x}" for number in range(1000)]):
+            assert len(list((tmp_path / "locks").iterdir())) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def test_a_staged_blob_stays_and_does_not_count(tmp_path: Path) -> None:
