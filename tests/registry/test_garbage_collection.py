@@ -5,7 +5,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.domain.deployment import DeploymentSpec
-from controlplane.errors import CommitConflictError, InUseError, NotFoundError, StoreError
+from controlplane.errors import StoreError
 from controlplane.registry.blobs import blob_key
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.intents import MARKER_STALE, write_marker
@@ -284,78 +283,79 @@ def test_large_collections_go_in_batches(tmp_path: Path, monkeypatch: pytest.Mon
 # Everything at once
 
 
-def churn(registry: Registry, folder: Path, model: str, seconds: float, seed: int) -> int:
+def churn(registry: Registry, folder: Path, model: str, rounds: int) -> None:
     """Publish and delete few contents over and over, so that blobs are shared, dropped and needed again."""
-    chance = random.Random(seed)
-    done = 0
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        content = f"content {chance.randrange(4)}".encode()
-        publish(registry, folder, content, model=model)
-        done += 1
+    chance = random.Random(model)
+    for _ in range(rounds):
+        whose = chance.choice([model, "shared"])
+        publish(registry, folder, f"{whose} {chance.randrange(3)}".encode(), model=model)
         require_readable(registry, model)
-        live = registry.get_model(model).live_versions
-        for entry in chance.sample(live, max(0, len(live) - 2)):
-            try:
-                registry.delete_version(model, entry.number, actor="a")
-            except (InUseError, NotFoundError, CommitConflictError):
-                continue
-    return done
+        for entry in registry.get_model(model).live_versions[:-2]:
+            registry.delete_version(model, entry.number, actor="a")
 
 
 def test_publishers_and_collectors_in_threads(store: ObjectStore, tmp_path: Path) -> None:
     stop = threading.Event()
-    deleted = 0
 
-    def collector() -> None:
-        nonlocal deleted
-        registry = new_registry(store, tmp_path / "gc")
-        while not stop.is_set():
+    def run_collector(number: int) -> int:
+        registry, deleted = new_registry(store, tmp_path / f"gc{number}"), 0
+        while True:
+            last = stop.is_set()  # one more round after the publishers have ended
             deleted += collect(registry)
+            if last:
+                return deleted
 
-    thread = threading.Thread(target=collector)
-    thread.start()
-    with ThreadPoolExecutor(4) as pool:
-        runs = [
-            pool.submit(
-                churn, new_registry(store, tmp_path / f"c{number}"), tmp_path / f"f{number}", f"m{number}", 2.0, number
-            )
-            for number in range(3)
+    with ThreadPoolExecutor(5) as pool:
+        collectors = [pool.submit(run_collector, number) for number in range(2)]
+        publishers = [
+            pool.submit(churn, new_registry(store, tmp_path / f"c{n}"), tmp_path / f"f{n}", f"m{n}", 12)
+            for n in range(3)
         ]
-        published = [run.result() for run in runs]
-    stop.set()
-    thread.join()
-    registry = new_registry(store, tmp_path / "gc")
+        try:
+            for publisher in publishers:
+                publisher.result()
+        finally:
+            stop.set()
+        assert sum(collector.result() for collector in collectors) > 0
+    registry = new_registry(store, tmp_path / "reader")
     for number in range(3):
         require_readable(registry, f"m{number}")
-    assert min(published) > 1
-    assert deleted > 0
+        assert registry.get_model(f"m{number}").next_number == 13
+
+
+_COLLECT_UNTIL_TOLD = """
+import select, sys
+from pathlib import Path
+from controlplane.storage.filesystem import FilesystemStore
+from tests.support.registries import new_registry
+
+folder = Path(sys.argv[1])
+registry = new_registry(FilesystemStore(folder / "store"), folder / "gc")
+print("ready", flush=True)
+deleted, last = 0, False
+while not last:
+    last = bool(select.select([sys.stdin], [], [], 0)[0])
+    deleted += registry.collect(dry_run=False, grace_seconds=0).blobs_deleted
+print(deleted)
+"""
 
 
 def test_publishers_and_collectors_in_processes(tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path\n"
-        "from controlplane.storage.filesystem import FilesystemStore\n"
-        "from tests.support.registries import new_registry\n"
-        "folder = Path(sys.argv[1]); registry = new_registry(FilesystemStore(folder / 'store'), folder / 'gc')\n"
-        "deleted = 0\n"
-        "print('ready', flush=True)\n"
-        "import select\n"
-        "while not select.select([sys.stdin], [], [], 0)[0]:\n"
-        "    deleted += registry.collect(dry_run=False, grace_seconds=0).blobs_deleted\n"
-        "print(deleted)\n"
-    )
     collector = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _COLLECT_UNTIL_TOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    assert collector.stdout is not None
-    assert collector.stdout.readline() == "ready\n"
-    store = FilesystemStore(tmp_path / "store")
-    registry = new_registry(store, tmp_path / "cache")
-    assert churn(registry, tmp_path / "f", "m", 3.0, 1) > 1
-    deleted = int(collector.communicate("stop\n")[0])
+    try:
+        assert collector.stdout is not None
+        assert collector.stdout.readline() == "ready\n"
+        registry = new_registry(FilesystemStore(tmp_path / "store"), tmp_path / "cache")
+        churn(registry, tmp_path / "f", "m", 25)
+    finally:
+        output, _ = collector.communicate("stop\n")
     assert collector.returncode == 0
-    assert deleted > 0
+    assert int(output) > 0
     require_readable(registry, "m")
 
 
