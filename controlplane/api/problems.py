@@ -36,6 +36,7 @@ STATUS: Mapping[type[ControlPlaneError], int] = {
     errors.TritonStartError: 503,
     errors.TritonTimeoutError: 504,
     errors.TritonError: 502,
+    errors.DeviceError: 503,
     errors.ControlPlaneError: 500,
 }
 
