@@ -9,19 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from controlplane.domain.deployment import Mode as Mode
+
 HOST = "host"
 """The name of the device that models on the CPU use."""
-
-
-class Mode(StrEnum):
-    """When a deployment is loaded."""
-
-    PINNED = "pinned"
-    """Always; never evicted."""
-    RESIDENT = "resident"
-    """When there is room; may be evicted for something that is wanted more."""
-    ON_DEMAND = "on-demand"
-    """At its first use; leaves after `keep_alive_seconds` without use, or when room is needed."""
 
 
 class FootprintSource(StrEnum):
@@ -85,6 +76,7 @@ class Holding:
         bytes: How much counts against the budget in this state.
         state: Reserved, loading, resident or unloading.
         since: Since when it is in this state.
+        over_bytes: What was measured beyond what the budget had left; counts as memory that nobody accounts for.
     """
 
     slot: Slot
@@ -92,6 +84,7 @@ class Holding:
     bytes: int
     state: HoldingState
     since: datetime
+    over_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +96,15 @@ class Budget:
         bytes: The budget; the ledger's sum never exceeds it.
         total_bytes: What the device has.
         used_bytes: What the device itself says is in use; None where it cannot be asked.
+        baseline_bytes: How much of that is known to be none of the models' (the server itself, the system); it was
+            there before the first load and is outside of the budget.
     """
 
     device: str
     bytes: int
     total_bytes: int
     used_bytes: int | None = None
+    baseline_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +113,7 @@ class Usage:
 
     Attributes:
         last_used_at: Its newest use; None where it was never used.
-        rate_per_second: Exponentially decaying rate of requests.
+        rate_per_second: Exponentially decaying rate of requests, as of `last_used_at`; see `controlplane.memory.usage`.
         pending: Requests that wait or run at this moment; with any, it is not evicted.
     """
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.names import Reference
 from controlplane.domain.states import DeploymentStatus, Event, Phase, ServerState, ServerStatus
 from controlplane.errors import ControlPlaneError
@@ -22,6 +23,7 @@ from controlplane.reconciler.actions import Action, Prove, Wait
 from controlplane.reconciler.events import EventLog
 from controlplane.reconciler.executor import Executor, Outcome
 from controlplane.reconciler.lease import Lease
+from controlplane.reconciler.memory_view import LoadPlanView, ServerMemory, WhyView
 from controlplane.reconciler.planner import choose_goal, plan
 from controlplane.reconciler.record import Backoff
 from controlplane.reconciler.servers import ManagedServer
@@ -30,6 +32,7 @@ from controlplane.reconciler.types import DesiredModel, Mark
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.watching import Sight, look
 from controlplane.reconciler.wishes import Wish, Wishes
+from controlplane.registry.leases import ModelLease
 from controlplane.registry.registry import Registry
 from controlplane.settings import ReconcilerSettings
 
@@ -239,6 +242,57 @@ class Reconciler:
                     await asyncio.wait_for(changed.wait(), left)
                     continue
             return status or DeploymentStatus(revision=revision, phase=Phase.PENDING, message="not looked at yet")
+
+    def memory(self) -> tuple[ServerMemory, ...]:
+        """Return the ledgers, by server. No I/O."""
+        raise NotImplementedError
+
+    def why(self, model: str) -> WhyView | None:
+        """Return why a model is where it is; None where no deployment of it is known. No I/O."""
+        raise NotImplementedError
+
+    def demand(self, model: str) -> None:
+        """Say that somebody wants to use a model now: it is loaded, and its keep-alive starts anew.
+
+        Any number of calls share one load. `status` and `wait_loaded` say how it goes.
+
+        Raises:
+            NotFoundError: It is not deployed.
+            ConflictError: Its deployment says unloaded.
+        """
+        raise NotImplementedError
+
+    async def wait_loaded(
+        self,
+        model: str,
+        timeout: float,  # noqa: ASYNC109 - a long poll
+    ) -> DeploymentStatus:
+        """Demand a model and wait until it is Ready, Degraded or Failed, at most ``timeout`` seconds.
+
+        Raises:
+            NotFoundError: It is not deployed.
+            ConflictError: Its deployment says unloaded.
+        """
+        raise NotImplementedError
+
+    def lease_changed(self, lease: ModelLease) -> None:
+        """Take in a client lease that was just taken, renewed or given back, before the bucket is read again."""
+        raise NotImplementedError
+
+    async def plan_load(
+        self, model: str, version: int | None = None, settings: DeploymentSettings | None = None
+    ) -> LoadPlanView:
+        """Say what loading a version would do. Changes nothing.
+
+        Args:
+            model: The model; it need not be deployed.
+            version: The version; None takes the deployed one, or the newest.
+            settings: How it would be run; None takes the deployment's.
+
+        Raises:
+            NotFoundError: No such model or version.
+        """
+        raise NotImplementedError
 
     @property
     def cycle_report(self) -> str:

@@ -256,4 +256,4 @@ def _runs(chain: Sequence[DeploymentRevision]) -> list[DeploymentRevision]:
 
 
 def _run_key(settings: DeploymentSettings) -> str:
-    return settings.model_dump_json(exclude={"bake_seconds"})
+    return settings.model_dump_json(exclude={"bake_seconds", "mode", "keep_alive_seconds", "priority"})
