@@ -1,3 +1,12 @@
+
+    unaccounted_report_bytes: int = Field(
+        default=512 * MIB, ge=0, description="Unaccounted memory that is reported as an event."
+    )
+    poll_interval_seconds: float = Field(
+        default=1.0, gt=0, description="Time between looks at the devices and at Triton's counters."
+    )
+
+
 """Frozen settings, read once where the application is put together.
 
 Every setting can be given as an environment variable with the prefix ``TRITONCTL_`` and ``__`` between groups, for
@@ -57,11 +66,6 @@ class TritonServerSettings(_Group):
     gpus: tuple[str, ...] = Field(
         default=(), description="UUIDs of its GPUs, in the order of its device numbers; empty: all there are."
     )
-    budget_bytes: dict[str, int] = Field(
-        default_factory=dict, description="Budget by device (host, gpu:0, gpu:0/mig:1); others: as in memory."
-    )
-    budget_share: float | None = Field(default=None, gt=0, le=1, description="Default: as in memory.")
-    headroom_bytes: int | None = Field(default=None, ge=0, description="Default: as in memory.")
 
 
 class TritonSettings(_Group):
@@ -82,29 +86,6 @@ class TritonSettings(_Group):
     request_timeout_seconds: float = Field(default=10.0, gt=0, description="Deadline of any other call.")
 
 
-class MemorySettings(_Group):
-    """What models may use of the devices' memory, and who makes room for whom."""
-
-    budget_bytes: dict[str, int] = Field(
-        default_factory=dict,
-        description="Budget by device (host, gpu:0, gpu:0/mig:1) on every server that has none of its own.",
-    )
-    budget_share: float = Field(default=0.9, gt=0, le=1, description="Budget of a GPU without one: share of its total.")
-    host_budget_share: float = Field(
-        default=0.8, gt=0, le=1, description="Budget of the host without one: share of the machine's or container's."
-    )
-    headroom_bytes: int = Field(default=0, ge=0, description="Left free on every device, beyond what the share leaves.")
-    policy: Literal["cost", "lru", "lfu"] = Field(default="cost", description="Who is evicted first.")
-    minimum_residence_seconds: float = Field(
-        default=10.0, ge=0, description="How long a loaded model stays whatever comes, but a higher priority."
-    )
-    max_concurrent_loads: int = Field(default=4, ge=1, description="Loads at once on one server.")
-    load_queue_timeout_seconds: float = Field(default=300.0, gt=0, description="How long a load waits for room.")
-    unaccounted_bound_bytes: int | None = Field(
-        default=None, ge=0, description="Unaccounted memory at which a server is restarted; null: never."
-    )
-
-
 class ReconcilerSettings(_Group):
     """The loop."""
 
@@ -114,30 +95,6 @@ class ReconcilerSettings(_Group):
     backoff_initial_seconds: float = Field(default=2.0, gt=0, description="Wait after a first failure.")
     backoff_max_seconds: float = Field(default=300.0, gt=0, description="Longest wait after repeated failures.")
     lease_seconds: float = Field(default=15.0, gt=0, description="How long the leader's lease holds unrenewed.")
-
-
-class MemorySettings(_Group):
-    """What may be used of the devices' memory, and how it is shared."""
-
-    budget_bytes: dict[str, int] = Field(
-        default_factory=dict,
-        description="Budget by device name (host, gpu:0, or server/host for one server's); empty: a share of each.",
-    )
-    budget_share: float = Field(default=0.9, gt=0, le=1, description="Share of a GPU that may be used.")
-    host_share: float = Field(default=0.8, gt=0, le=1, description="Share of the host's memory that may be used.")
-    headroom_bytes: int = Field(default=0, ge=0, description="Left free on each device besides.")
-    policy: Literal["cost", "lru", "lfu"] = Field(default="cost", description="Who makes room first.")
-    minimum_residence_seconds: float = Field(
-        default=10.0, ge=0, description="How long a loaded model is safe from those of its own priority."
-    )
-    max_concurrent_loads: int = Field(default=4, ge=1, description="Loads at once on one server.")
-    load_queue_timeout_seconds: float = Field(default=300.0, gt=0, description="How long a load may wait for room.")
-    unaccounted_bound_bytes: int = Field(
-        default=512 * MIB, ge=0, description="More memory than this that nobody accounts for is reported as an event."
-    )
-    poll_interval_seconds: float = Field(
-        default=1.0, gt=0, description="Time between looks at the devices and at Triton's counters."
-    )
 
 
 class ConversionSettings(_Group):
@@ -181,9 +138,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     cache: CacheSettings = CacheSettings()
     triton: TritonSettings = TritonSettings()
-    memory: MemorySettings = MemorySettings()
     reconciler: ReconcilerSettings = ReconcilerSettings()
-    memory: MemorySettings = MemorySettings()
     conversion: ConversionSettings = ConversionSettings()
     api: ApiSettings = ApiSettings()
     gc: GcSettings = GcSettings()
