@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 
-
 @dataclass(frozen=True, slots=True)
 class MemoryLevel:
     """One control group that limits memory.

@@ -26,9 +26,7 @@ class HostSource:
         root: Where ``proc/self`` and the control groups are looked for.
     """
 
-    def __init__(
-        self, processes: Processes | None = None, *, contained: bool = True, root: Path = Path("/")
-    ) -> None:
+    def __init__(self, processes: Processes | None = None, *, contained: bool = True, root: Path = Path("/")) -> None:
         self._processes = processes
         self._contained = contained
         self._root = root
