@@ -1,7 +1,7 @@
 """What the decisions about memory are made from, and what they say. Frozen values only; sizes in bytes, times in UTC.
 
-A *device* is one pool of memory of one Triton server: a GPU, a MIG instance, or the host's memory (``host``) that models
-on the CPU use. A *holding* is the memory that one loaded version has, or is about to have, on one device.
+A *device* is one pool of memory of one Triton server: a GPU, a MIG instance, or the host's memory (``host``) that
+models on the CPU use. A *holding* is the memory that one loaded version has, or is about to have, on one device.
 """
 
 from collections.abc import Mapping
@@ -140,7 +140,8 @@ class ModelMemory:
         loaded_at: Since when it is loaded.
         usage: How it is used.
         held_until: The end of its longest lease; None without one.
-        demanded_at: Since when somebody waits for it to be loaded (a `load` call, a lease, a first use); None if nobody.
+        demanded_at: Since when somebody waits for it to be loaded (a `load` call, a lease, a first use); None if
+            nobody does.
         evictions: How often it was evicted within its minimum residence time, lately; the policy backs off by it.
     """
 
