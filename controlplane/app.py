@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from controlplane.api.application import create_application
 from controlplane.api.metrics import Metrics
 from controlplane.errors import ConflictError, InvalidInputError
+from controlplane.gpu.factory import embedded_devices, server_devices
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.cache import BlobCache
@@ -157,9 +158,17 @@ class ControlPlane:
                 log_tail=embedded.log_tail,
             )
             stack.push_async_callback(client.close)
+            devices = embedded_devices(settings, embedded.processes)
+            stack.callback(devices.close)
             servers.append(
                 ManagedServer(
-                    EMBEDDED_NAME, client, ModelRepository(root), embedded, embedded.http_url, embedded.metrics_url
+                    EMBEDDED_NAME,
+                    client,
+                    ModelRepository(root),
+                    embedded,
+                    embedded.http_url,
+                    embedded.metrics_url,
+                    devices,
                 )
             )
         for server in settings.servers:
@@ -168,6 +177,8 @@ class ControlPlane:
             client = TritonClient(server.name, server.grpc_url, timeouts=timeouts)
             stack.push_async_callback(client.close)
             server.repository.mkdir(parents=True, exist_ok=True)
+            devices = server_devices(server, settings.request_timeout_seconds)
+            stack.callback(devices.close)
             servers.append(
                 ManagedServer(
                     server.name,
@@ -176,6 +187,7 @@ class ControlPlane:
                     None,
                     server.http_url,
                     server.metrics_url,
+                    devices,
                 )
             )
         return servers

@@ -1,9 +1,9 @@
 """The devices of a Triton server elsewhere, from its own metrics (``nv_gpu_*`` and ``nv_cpu_*``).
 
 Read in Triton's source (core, ``src/metrics.cc``): figures are taken every two seconds by default
-(``--metrics-interval-ms``); GPU memory comes from DCGM in whole MiB; a GPU that DCGM cannot ask any more stays at zero or
-at its last figures; only GPUs that CUDA shows to the server are there, labelled by UUID alone. The host's figures are
-those of the machine (``/proc/meminfo``), whatever the limit of the server's container.
+(``--metrics-interval-ms``); GPU memory comes from DCGM in whole MiB; a GPU that DCGM cannot ask any more stays at zero
+or at its last figures; only GPUs that CUDA shows to the server are there, labelled by UUID alone. The host's figures
+are those of the machine (``/proc/meminfo``), whatever the limit of the server's container.
 """
 
 import logging

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from controlplane.gpu.base import DeviceSource
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded.server import EmbeddedTriton
 from controlplane.triton.repository import ModelRepository
@@ -18,6 +19,7 @@ class ManagedServer:
         embedded: The supervisor, where this process started the server.
         http_url: URL of its HTTP service, for display.
         metrics_url: URL of its metrics, for display.
+        devices: What tells of its devices' memory; None: nobody does.
     """
 
     name: str
@@ -26,3 +28,4 @@ class ManagedServer:
     embedded: EmbeddedTriton | None = None
     http_url: str = ""
     metrics_url: str = ""
+    devices: DeviceSource | None = None

@@ -45,7 +45,7 @@ class ServerUrls(NamedTuple):
 class EmbeddedTriton:
     """The server and its supervisor.
 
-    Used from one event loop, except for the plain attributes and `processes_of`, which may be read anywhere.
+    Used from one event loop, except for the plain attributes, `processes` and `processes_of`, which may be read anywhere.
 
     Args:
         repository: Triton's model repository; made if missing.
@@ -106,6 +106,11 @@ class EmbeddedTriton:
         if self._launcher is None or self._launcher.returncode is not None:
             return None
         return next(iter(children_of(self._launcher.pid)), None)
+
+    def processes(self) -> list[int]:
+        """Process ids of the server and of all its models' instances; none while there is none."""
+        server = self.pid
+        return [] if server is None else [server, *children_of(server)]
 
     def processes_of(self, model: str, version: int | None = None) -> list[int]:
         """Process ids of a model's instances, of one version or of all."""
