@@ -45,7 +45,8 @@ class ServerUrls(NamedTuple):
 class EmbeddedTriton:
     """The server and its supervisor.
 
-    Used from one event loop, except for the plain attributes, `processes` and `processes_of`, which may be read anywhere.
+    Used from one event loop, except for the plain attributes, `processes` and `processes_of`, which may be read
+    anywhere.
 
     Args:
         repository: Triton's model repository; made if missing.
