@@ -60,6 +60,7 @@ def test_a_mistake_is_one_clear_line_and_an_exit_code(
     assert result.code == code
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_version_that_triton_cannot_load_fails_its_deployment_with_the_reason(cli: Cli, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "unnamed.pt"))
