@@ -84,6 +84,14 @@ class Wish:
         return self.revision.spec.model
 
     @property
+    def sentence(self) -> str:
+        """The revision, for an event."""
+        revision, spec = self.revision, self.revision.spec
+        what = f"version {spec.version}" if spec.loaded and not spec.deleted else "nothing"
+        why = f" ({revision.reason})" if revision.reason else ""
+        return f"revision {revision.number} by {revision.actor} wants {what} loaded{why}"
+
+    @property
     def wanted(self) -> Target:
         """The target that shall answer."""
         return self.targets[0]
