@@ -158,7 +158,8 @@ class _Worker:
         started = time.monotonic()
         with self._process() as (process, events):
             reason = self._supervise(process, events, started + self._timeout_seconds)
-            status = process.wait()
+        # Only now: leaving the block kills the worker and its children, and waits for it.
+        status = process.returncode
         seconds = time.monotonic() - started
         if reason is not None:
             raise self._failed(reason)
