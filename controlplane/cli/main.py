@@ -1,5 +1,6 @@
 """Assembles ``tritonctl``. Imports stay light here: ``--help`` and completion must answer at once."""
 
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -90,12 +91,20 @@ for module in (
     module.register(app)
 
 
+_INTERRUPTED = 130
+
+
 def main() -> NoReturn:
     """Run the CLI. Whatever goes wrong ends in one line and an exit code that says what kind of failure it was."""
     try:
         app(prog_name="tritonctl", standalone_mode=True)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            # At once: a thread that is stuck in a connection must not hold up somebody who wants out.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)
+        raise
     except BrokenPipeError:
         # `tritonctl … | head` is no failure. Python would complain once more when it flushes at exit.
         sys.stdout = None

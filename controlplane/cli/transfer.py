@@ -6,9 +6,10 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 import httpx
 
@@ -42,7 +43,43 @@ def fingerprint(artifact: Path, bar: Bar) -> tuple[LocalFile, ...]:
         InvalidArtifactError: Nothing is there, a folder without files, or a link that leads out of the folder.
     """
     bar.stage(f"hashing {artifact.name}", total=_total_bytes(artifact))
-    return tuple(LocalFile(entry, path) for entry, path in scan(artifact, progress=bar.advance))
+    with _workers(1) as (pool, stop):
+
+        def hashed(count: int) -> None:
+            stop.check()
+            bar.advance(count)
+
+        found = pool.submit(scan, artifact, progress=hashed).result()
+    return tuple(LocalFile(entry, path) for entry, path in found)
+
+
+class _Stop:
+    """Tells worker threads that nobody waits for them any more."""
+
+    def __init__(self) -> None:
+        self._event = Event()
+
+    def set(self) -> None:
+        """Say so."""
+        self._event.set()
+
+    def check(self) -> None:
+        """Raise in a worker if it was said."""
+        if self._event.is_set():
+            raise InterruptedError("nobody waits for this any more")
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[tuple[ThreadPoolExecutor, _Stop]]:
+    """Threads that do not hold up Ctrl-C: whoever leaves by an error does not wait for them."""
+    pool, stop = ThreadPoolExecutor(count), _Stop()
+    try:
+        yield pool, stop
+    except BaseException:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _total_bytes(artifact: Path) -> int:
@@ -97,12 +134,9 @@ def upload(client: Client, files: tuple[LocalFile, ...], bar: Bar, journal: Jour
     text += f" ({size(done)} there already)" if done else f" ({present} there already)" if present else ""
     bar.stage(text, total=total, done=done)
     by_digest = {file.entry.sha256: file for file in files}
-    with ThreadPoolExecutor(_PARALLEL) as pool:
-        list(
-            pool.map(
-                lambda file: _Sender(client, announced.id, bar).send(file, by_digest[file.sha256]), missing.values()
-            )
-        )
+    with _workers(_PARALLEL) as (pool, stop):
+        sender = _Sender(client, announced.id, bar, stop)
+        list(pool.map(lambda file: sender.send(file, by_digest[file.sha256]), missing.values()))
     return client.fetch(Upload, f"/v1/uploads/{announced.id}")
 
 
@@ -120,18 +154,19 @@ def _announce(client: Client, files: tuple[LocalFile, ...], journal: Journal) ->
 
 
 class _Sender:
-    """Sends one blob, going on from where the connection broke."""
+    """Sends blobs, going on from where the connection broke."""
 
-    def __init__(self, client: Client, upload_id: str, bar: Bar) -> None:
+    def __init__(self, client: Client, upload_id: str, bar: Bar, stop: _Stop) -> None:
         self._client = client
         self._upload_id = upload_id
         self._bar = bar
+        self._stop = stop
 
     def send(self, wanted: UploadFile, local: LocalFile) -> None:
         path = f"/v1/uploads/{self._upload_id}/blobs/{wanted.sha256}"
         offset = wanted.received_bytes
         for attempt in range(_ATTEMPTS):
-            counter = _Counter(self._bar)
+            counter = _Counter(self._bar, self._stop)
             try:
                 self._client.call(
                     "PUT",
@@ -168,12 +203,14 @@ def _worth_resuming(error: NotRunningError | ClientError) -> bool:
 class _Counter:
     """Counts what one attempt sent."""
 
-    def __init__(self, bar: Bar) -> None:
+    def __init__(self, bar: Bar, stop: _Stop) -> None:
         self._bar = bar
+        self._stop = stop
         self._lock = Lock()
         self.count = 0
 
     def add(self, count: int) -> None:
+        self._stop.check()
         with self._lock:
             self.count += count
         self._bar.advance(count)
