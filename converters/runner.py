@@ -171,7 +171,10 @@ class _Worker:
             raise self._error(document["error"])
         golden = self._folder / "golden.npz"
         samples = decode_samples(golden.read_bytes()) if golden.exists() else ()
-        result = read_result(self._job, document["result"], samples, self._log.text())
+        try:
+            result = read_result(self._job, document["result"], samples, self._log.text())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._failed("wrote a result that cannot be read") from error
         if isinstance(result, ConversionResult | RecordResult):
             return dataclasses.replace(result, seconds=seconds, peak_memory_bytes=self._peak_bytes)
         return result
@@ -273,7 +276,10 @@ class _Worker:
         path = self._folder / "result.json"
         if not path.is_file() or path.stat().st_size > MAX_RESULT_BYTES:
             return None
-        document = json.loads(path.read_bytes())
+        try:
+            document = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            return None
         return document if isinstance(document, dict) else None
 
     def _failed(self, reason: str) -> ConversionFailedError:

@@ -86,6 +86,11 @@ class Plugin(Converter):
             print("x" * 10_000)
         self.copy(original, request)
 
+    def forge(self, original, request):
+        folder = Path(sys.argv[1])
+        (folder / "result.json").write_text('{"result": {"format": "none of them"}}')
+        os._exit(0)
+
     def lie(self, original, request):
         os.write(int(sys.argv[2]), b"no event\\n{}\\n[1]\\n" + b"y" * 200_000 + b"\\n")
         self.copy(original, request)
@@ -187,7 +192,12 @@ def test_one_huge_allocation_is_refused_before_it_is_made(plugin, job):
 
 
 @pytest.mark.parametrize(
-    ("todo", "message"), [("crash", r"killed by SIGSEGV.*last words"), ("leave", "ended with status 3")]
+    ("todo", "message"),
+    [
+        ("crash", r"killed by SIGSEGV.*last words"),
+        ("leave", "ended with status 3"),
+        ("forge", "a result that cannot be read"),
+    ],
 )
 def test_a_worker_that_dies_is_an_error_with_the_end_of_its_log(plugin, job, todo, message):
     plugin(todo)
