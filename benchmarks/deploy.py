@@ -4,8 +4,8 @@ Ours: commit the deployment, wake the reconciler, wait for Ready; so it fetches 
 stages them, loads and proves. Theirs: the same files lie staged already and the very same configuration is sent with
 ``load_model``; then the golden samples are asked with ``infer``, as the proof does. Both sides use models of names of
 their own that were never loaded, in alternating order, on one Triton. "cached" has the blobs in the cache already, as
-after a publish on the same machine; the others get and verify them on the way. Loads of one and the same model differ by
-more than our part of a deploy; so that part is shown for itself, too.
+after a publish on the same machine; the others get and verify them on the way. Loads of one and the same model differ
+by more than our part of a deploy; so that part is shown for itself, too.
 """
 
 import argparse
