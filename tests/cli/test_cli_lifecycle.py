@@ -88,9 +88,24 @@ def test_ctrl_c_stops_everything(fresh: Cli) -> None:
 def test_a_port_that_is_taken_is_said_with_what_to_do(fresh: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = fresh("up", "--detach", "--port", taken.getsockname()[1])
-    assert result.code == 1
+    assert result.code == 5
     assert "another port" in result.err
     assert not fresh.tritons()
+
+
+def test_a_setting_that_cannot_be_used_is_named_by_its_variable(fresh: Cli) -> None:
+    result = fresh("up", TRITONCTL_API__PORT="eighty")
+    assert result.code == 6
+    assert "TRITONCTL_API__PORT" in result.err
+    assert fresh("up", "--store", "bogus://x", "--detach").code == 6
+
+
+def test_the_doctor_says_how_to_mend_what_is_broken(fresh: Cli) -> None:
+    result = fresh("doctor", "--data-dir", "/proc/nowhere")
+    assert result.code == 7
+    assert "give another one with --data-dir" in result.out
+    assert "start it with `tritonctl up`" in result.out
+    assert "data folder" in result.err
 
 
 def test_serve_runs_without_a_triton_of_its_own(fresh: Cli) -> None:
