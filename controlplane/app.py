@@ -122,7 +122,7 @@ class ControlPlane:
         settings = self.settings
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blocking")
         asyncio.get_running_loop().set_default_executor(threads)
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        _make_folder(settings.data_dir, "the data folder")
         store: ObjectStore = await asyncio.to_thread(open_store, settings.store, settings.data_dir)
         stack.push_async_callback(asyncio.to_thread, store.close)
         await asyncio.to_thread(check_store, store)
@@ -146,7 +146,7 @@ class ControlPlane:
         servers = []
         if settings.embedded:
             root = settings.repository or self.settings.data_dir / "model_repository"
-            root.mkdir(parents=True, exist_ok=True)
+            _make_folder(root, "the model repository")
             embedded = EmbeddedTriton(root, self.settings.data_dir / "triton", settings)
             stack.push_async_callback(embedded.stop)
             await embedded.start()
@@ -168,7 +168,7 @@ class ControlPlane:
                 raise InvalidInputError(f"two Triton servers have the name {server.name!r}", server=server.name)
             client = TritonClient(server.name, server.grpc_url, timeouts=timeouts)
             stack.push_async_callback(client.close)
-            server.repository.mkdir(parents=True, exist_ok=True)
+            _make_folder(server.repository, f"the model repository of server {server.name!r}")
             servers.append(
                 ManagedServer(
                     server.name,
@@ -239,7 +239,7 @@ def run(
         ConflictError: Another process uses this data folder.
         ControlPlaneError: It cannot be started.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    _make_folder(settings.data_dir, "the data folder")
     with _only_one(settings.data_dir), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, ready_file or settings.data_dir / READY_FILE, on_ready))
 
@@ -303,6 +303,13 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None] | a
     with suppress(asyncio.CancelledError):
         await task
     return False
+
+
+def _make_folder(path: Path, what: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{what} {path} cannot be made: {error.strerror}", path=str(path)) from error
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -301,3 +301,36 @@ def test_the_openapi_document_is_complete(bare: Api) -> None:
             for choice in body.get("anyOf", [body]):
                 if "$ref" in choice:
                     assert schemas[choice["$ref"].rpartition("/")[2]].get("examples"), choice
+
+
+def test_without_a_server_a_deployment_waits(published: Api) -> None:
+    deployment = published.ok(published.http.put("/v1/deployments/net", json={"reference": "net@champion"}), 202)
+    assert deployment["revision"] == 1
+    # The same again is no new revision.
+    again = published.ok(published.http.put("/v1/deployments/net", json={"reference": "net@champion"}), 202)
+    assert again["revision"] == 1
+    waited = published.ok(published.http.get("/v1/deployments/net/wait", params={"timeout": 0.5}))
+    assert waited["status"] is None or not waited["status"]["servers"]
+    inputs = {"inputs": [{"name": "x", "data": [[1, 2]]}]}
+    published.problem(published.http.post("/v1/deployments/net/infer", json=inputs), 409, "conflict")
+    published.problem(published.http.post("/v1/deployments/net/rollback"), 409, "conflict")
+    published.problem(published.http.post("/v1/deployments/net/rollback", json={"revision": 7}), 404, "not-found")
+    published.problem(published.http.delete("/v1/models/net/versions/1"), 409, "in-use")
+    later = published.ok(published.http.put("/v1/deployments/net", json={"reference": "net:2", "reason": "new"}), 202)
+    superseded = published.operation(deployment["operation_id"], wait=0)
+    assert (superseded["state"], superseded["progress"]["stage"]) == ("cancelled", "superseded")
+    back = published.ok(published.http.post("/v1/deployments/net/rollback", json={"revision": 1}), 202)
+    assert (later["revision"], back["revision"], back["spec"]["reference"]) == (2, 3, "net:1")
+    published.ok(published.http.delete("/v1/deployments/net"), 202)
+    published.problem(published.http.post("/v1/deployments/net/load"), 404, "not-found")
+
+
+def test_an_operation_can_be_cancelled(bare: Api) -> None:
+    upload = bare.upload({"m.onnx": onnx_scale(19)})
+    started = bare.ok(bare.http.post("/v1/models/stopped/versions", json={"upload_id": upload}), 202)
+    cancelled = bare.ok(bare.http.post(f"/v1/operations/{started['id']}/cancel"))
+    assert cancelled["state"] == "cancelled"
+    bare.problem(bare.http.get("/v1/models/stopped"), 404, "not-found")
+    # Nothing of it is left running or in use, and what has ended stays as it ended.
+    assert bare.http.delete(f"/v1/uploads/{upload}").status_code == 204
+    assert bare.ok(bare.http.post(f"/v1/operations/{started['id']}/cancel"))["state"] == "cancelled"
