@@ -161,6 +161,7 @@ def documented_codes() -> dict[str, int]:
     pending: list[type[ControlPlaneError]] = [ControlPlaneError]
     while pending:
         kind = pending.pop()
-        pending.extend(kind.__subclasses__())
+        # Only the public tree: what a module raises for itself alone never gets here.
+        pending.extend(child for child in kind.__subclasses__() if child.__module__ == errors.__name__)
         table[code_of(kind)] = next(status for base, status in STATUS.items() if issubclass(kind, base))
     return dict(sorted(table.items(), key=lambda item: (item[1], item[0])))
