@@ -139,7 +139,11 @@ def test_serve_works_on_a_bucket_and_a_triton_that_run_elsewhere(
         assert fresh.ok("servers", "-o", "json").json[0]["name"] == "elsewhere"
         answer = fresh.ok("infer", "remote", "-i", "-", "-o", "json", stdin='{"x": [[1, 1, 1, 1]]}').json
         assert answer["outputs"][0]["data"] == [4, 4, 4, 4]
-        fresh.ok("pull", "remote", fresh.folder / "back")
+        large = affine_onnx(tmp_path / "direct.onnx", scale=9.0, reserve_mib=40)
+        sent = fresh.ok("push", "remote", large, "--direct", "--no-golden")
+        assert "straight to the bucket" in sent.err
+        fresh.ok("pull", "remote:2", fresh.folder / "back")
+        assert (fresh.folder / "back" / "model.onnx").read_bytes() == large.read_bytes()
         fresh.ok("undeploy", "remote")
     finally:
         serving.terminate()
