@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 
 from controlplane.api.application import create_application
 from controlplane.api.metrics import Metrics
 from controlplane.errors import ConflictError, InvalidInputError
+from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.factory import embedded_devices, server_devices
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
@@ -122,7 +124,7 @@ class ControlPlane:
         settings = self.settings
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blocking")
         asyncio.get_running_loop().set_default_executor(threads)
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        _make_folder(settings.data_dir, "the data folder")
         store: ObjectStore = await asyncio.to_thread(open_store, settings.store, settings.data_dir)
         stack.push_async_callback(asyncio.to_thread, store.close)
         await asyncio.to_thread(check_store, store)
@@ -146,7 +148,7 @@ class ControlPlane:
         servers = []
         if settings.embedded:
             root = settings.repository or self.settings.data_dir / "model_repository"
-            root.mkdir(parents=True, exist_ok=True)
+            _make_folder(root, "the model repository")
             embedded = EmbeddedTriton(root, self.settings.data_dir / "triton", settings)
             stack.push_async_callback(embedded.stop)
             await embedded.start()
@@ -169,6 +171,7 @@ class ControlPlane:
                     embedded.http_url,
                     embedded.metrics_url,
                     devices,
+                    BudgetRules.from_settings(self.settings.memory),
                 )
             )
         for server in settings.servers:
@@ -176,9 +179,9 @@ class ControlPlane:
                 raise InvalidInputError(f"two Triton servers have the name {server.name!r}", server=server.name)
             client = TritonClient(server.name, server.grpc_url, timeouts=timeouts)
             stack.push_async_callback(client.close)
-            server.repository.mkdir(parents=True, exist_ok=True)
             devices = server_devices(server, settings.request_timeout_seconds)
             stack.callback(devices.close)
+            _make_folder(server.repository, f"the model repository of server {server.name!r}")
             servers.append(
                 ManagedServer(
                     server.name,
@@ -188,6 +191,7 @@ class ControlPlane:
                     server.http_url,
                     server.metrics_url,
                     devices,
+                    BudgetRules.from_settings(self.settings.memory, server),
                 )
             )
         return servers
@@ -250,8 +254,8 @@ def run(
         ConflictError: Another process uses this data folder.
         ControlPlaneError: It cannot be started.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with _only_one(settings.data_dir), asyncio.Runner() as runner:
+    _make_folder(settings.data_dir, "the data folder")
+    with _only_one(settings.data_dir), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, ready_file or settings.data_dir / READY_FILE, on_ready))
 
 
@@ -316,9 +320,18 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None] | a
     return False
 
 
+def _make_folder(path: Path, what: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{what} {path} cannot be made: {error.strerror}", path=str(path)) from error
+
+
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named because asyncio turns Nagle's algorithm off only on sockets that say they are TCP; with it,
+    # every answer waits 40 ms for the client's delayed acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

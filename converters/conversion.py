@@ -20,7 +20,7 @@ from converters.originals import open_original
 from converters.parity import check_parity, tolerances_for
 from converters.registry import find_converter
 from converters.runtimes import open_runtime
-from converters.sampling import Guess, guesses
+from converters.sampling import Guess, generate_inputs, guesses
 
 
 def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
@@ -51,6 +51,10 @@ def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
         )
     learnt = _signature(original, specs, tried, options, batched)
     wanted = _named(learnt, job, options)
+    if tried.guess is not None and learnt.batched and not batched:
+        # Found out only now that it batches: samples of several batch sizes show whether the result does too.
+        inputs = generate_inputs(specs, options, tried.guess, batched=True)
+        tried = try_samples(original.run, specs, inputs, options, batched=True, guess=tried.guess)
 
     job.output_dir.mkdir(parents=True, exist_ok=True)
     if any(job.output_dir.iterdir()):

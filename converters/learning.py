@@ -31,15 +31,29 @@ class Tried:
 
 
 def try_samples(
-    run: Run, specs: Sequence[TensorSpec], given: tuple[Tensors, ...], options: SamplingOptions, *, batched: bool
+    run: Run,
+    specs: Sequence[TensorSpec],
+    given: tuple[Tensors, ...],
+    options: SamplingOptions,
+    *,
+    batched: bool,
+    guess: Guess | None = None,
 ) -> Tried:
     """Run the original on the given inputs, or on generated ones that it accepts.
+
+    Args:
+        run: The original.
+        specs: Its inputs.
+        given: Inputs to use; none generates them.
+        options: How to generate.
+        batched: Whether generated samples differ in batch size.
+        guess: With which guess ``given`` was generated, where it was.
 
     Raises:
         ConversionFailedError: It fails on the given inputs, or on all that were generated.
     """
     if given:
-        return Tried(given, tuple(_must_run(run, inputs, number) for number, inputs in enumerate(given)), None)
+        return Tried(given, tuple(_must_run(run, inputs, number) for number, inputs in enumerate(given)), guess)
     first: RunError | None = None
     for guess in guesses(specs, options):
         inputs = generate_inputs(specs, options, guess, batched=batched)

@@ -158,7 +158,8 @@ class _Worker:
         started = time.monotonic()
         with self._process() as (process, events):
             reason = self._supervise(process, events, started + self._timeout_seconds)
-            status = process.wait()
+        # Only now: leaving the block kills the worker and its children, and waits for it.
+        status = process.returncode
         seconds = time.monotonic() - started
         if reason is not None:
             raise self._failed(reason)
@@ -170,7 +171,10 @@ class _Worker:
             raise self._error(document["error"])
         golden = self._folder / "golden.npz"
         samples = decode_samples(golden.read_bytes()) if golden.exists() else ()
-        result = read_result(self._job, document["result"], samples, self._log.text())
+        try:
+            result = read_result(self._job, document["result"], samples, self._log.text())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._failed("wrote a result that cannot be read") from error
         if isinstance(result, ConversionResult | RecordResult):
             return dataclasses.replace(result, seconds=seconds, peak_memory_bytes=self._peak_bytes)
         return result
@@ -272,7 +276,10 @@ class _Worker:
         path = self._folder / "result.json"
         if not path.is_file() or path.stat().st_size > MAX_RESULT_BYTES:
             return None
-        document = json.loads(path.read_bytes())
+        try:
+            document = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            return None
         return document if isinstance(document, dict) else None
 
     def _failed(self, reason: str) -> ConversionFailedError:

@@ -76,6 +76,9 @@ class StateMetrics(Collector):
         for state in self._reconciler.servers():
             servers.add_metric([state.name], float(state.state is ServerState.READY))
         yield servers
+        leading = GaugeMetricFamily("tritonctl_leading", "Whether this replica holds the lease and acts.")
+        leading.add_metric([], float(self._reconciler.leading))
+        yield leading
         running = GaugeMetricFamily("tritonctl_operations_running", "Operations that run.")
         running.add_metric([], self._services.operations.running)
         yield running

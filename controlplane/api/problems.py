@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError, ResponseValidationError
@@ -48,14 +49,14 @@ def status_of(error: ControlPlaneError) -> int:
     return next(status for kind, status in STATUS.items() if isinstance(error, kind))
 
 
-def problem_response(fault: Fault, status: int, instance: str, headers: Mapping[str, str] | None = None) -> Response:
+def problem_response(fault: Fault, status: int, path: str, headers: Mapping[str, str] | None = None) -> Response:
     """Return a problem as an HTTP answer."""
     problem = Problem(
         type=TYPE_PREFIX + fault.code,
         title=fault.title,
         status=status,
         detail=fault.detail,
-        instance=instance,
+        instance=quote(path),
         code=fault.code,
         details=fault.details,
     )
@@ -65,11 +66,11 @@ def problem_response(fault: Fault, status: int, instance: str, headers: Mapping[
     return Response(problem.model_dump_json(), status_code=status, media_type=MEDIA_TYPE, headers=sent)
 
 
-def error_response(error: BaseException, instance: str) -> Response:
+def error_response(error: BaseException, path: str) -> Response:
     """Return the answer to an error of any kind; one that is not ours says nothing of the inside."""
     if isinstance(error, ControlPlaneError):
-        return problem_response(fault_of(error), status_of(error), instance)
-    return problem_response(fault_of(error), 500, instance)
+        return problem_response(fault_of(error), status_of(error), path)
+    return problem_response(fault_of(error), 500, path)
 
 
 Documented = dict[int | str, dict[str, Any]]
@@ -105,8 +106,8 @@ async def _control_plane_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ControlPlaneError)
     status = status_of(error)
     if status >= 500:
-        logger.warning("%s %s: %s: %s", request.method, request.url.path, type(error).__name__, error.message)
-    return problem_response(fault_of(error), status, request.url.path)
+        logger.warning("%s %s: %s: %s", request.method, request.scope["path"], type(error).__name__, error.message)
+    return problem_response(fault_of(error), status, request.scope["path"])
 
 
 async def _request_validation(request: Request, error: Exception) -> Response:
@@ -133,25 +134,26 @@ def _invalid(request: Request, found: Any) -> Response:
         detail=f"{first['where']}: {first['what']}{more}",
         details={"errors": wrong[:50]},
     )
-    return problem_response(fault, 400 if malformed else 422, request.url.path)
+    return problem_response(fault, 400 if malformed else 422, request.scope["path"])
 
 
 async def _response_validation(request: Request, error: Exception) -> Response:
-    logger.error("%s %s: the answer does not fit its own schema", request.method, request.url.path, exc_info=error)
-    return problem_response(fault_of(error), 500, request.url.path)
+    logger.error("%s %s: the answer does not fit its own schema", request.method, request.scope["path"], exc_info=error)
+    return problem_response(fault_of(error), 500, request.scope["path"])
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    path = request.scope["path"]
     known = {
-        404: ("no-such-route", f"there is nothing at {request.url.path}"),
-        405: ("method-not-allowed", f"{request.method} is not possible at {request.url.path}"),
+        404: ("no-such-route", f"there is nothing at {request.scope['path']}"),
+        405: ("method-not-allowed", f"{request.method} is not possible at {request.scope['path']}"),
         413: ("too-large", str(error.detail)),
         400: ("malformed-request", str(error.detail)),
     }
     code, detail = known.get(error.status_code, ("http-error", str(error.detail)))
     fault = Fault(code=code, title=HTTPStatus(error.status_code).phrase, detail=detail)
-    return problem_response(fault, error.status_code, request.url.path, error.headers)
+    return problem_response(fault, error.status_code, path, error.headers)
 
 
 def documented_codes() -> dict[str, int]:
@@ -160,6 +162,7 @@ def documented_codes() -> dict[str, int]:
     pending: list[type[ControlPlaneError]] = [ControlPlaneError]
     while pending:
         kind = pending.pop()
-        pending.extend(kind.__subclasses__())
+        # Only the public tree: what a module raises for itself alone never gets here.
+        pending.extend(child for child in kind.__subclasses__() if child.__module__ == errors.__name__)
         table[code_of(kind)] = next(status for base, status in STATUS.items() if issubclass(kind, base))
     return dict(sorted(table.items(), key=lambda item: (item[1], item[0])))

@@ -6,32 +6,43 @@ from urllib.parse import urlsplit
 
 import typer
 
-from controlplane.cli.session import current
+from controlplane.cli.session import Session
 
 _SECONDS = 0.7
 
 
 def models(context: typer.Context, incomplete: str) -> list[str]:
     """Complete a model's name, and after it ``:`` or ``@``."""
-    del context
     name, colon, _ = incomplete.partition(":")
     if colon:
-        return [f"{name}:{entry['number']}" for entry in _items(f"/v1/models/{name}/versions?limit=100")]
-    return [entry["name"] for entry in _items("/v1/models?limit=200") if entry["name"].startswith(incomplete)]
+        return [f"{name}:{entry['number']}" for entry in _items(context, f"/v1/models/{name}/versions?limit=100")]
+    return [entry["name"] for entry in _items(context, "/v1/models?limit=200") if entry["name"].startswith(incomplete)]
 
 
 def deployments(context: typer.Context, incomplete: str) -> list[str]:
     """Complete the name of a deployed model."""
-    del context
-    return [entry["model"] for entry in _items("/v1/deployments?limit=200") if entry["model"].startswith(incomplete)]
+    return [
+        entry["model"]
+        for entry in _items(context, "/v1/deployments?limit=200")
+        if entry["model"].startswith(incomplete)
+    ]
 
 
-def _items(path: str) -> list[dict[str, str]]:
+def _items(context: typer.Context, path: str) -> list[dict[str, str]]:
     try:
-        parts = urlsplit(current().find_url())
+        parts = urlsplit(_session(context).find_url())
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=_SECONDS)
         connection.request("GET", path)
         items: list[dict[str, str]] = json.loads(connection.getresponse().read())["items"]
     except Exception:  # noqa: BLE001 - a completion that fails must not write into the line being typed
         return []
     return items
+
+
+def _session(context: typer.Context) -> Session:
+    """Read the common options; nothing of the line being typed is run, so nothing has merged them."""
+    session = Session()
+    for level in (context.find_root(), context):
+        session.url = level.params.get("url") or session.url
+        session.data_dir = level.params.get("data_dir") or session.data_dir
+    return session

@@ -75,6 +75,18 @@ class OperationFailedError(ControlPlaneError):
         self.code = code
 
 
+class ChildFailedError(ControlPlaneError):
+    """A ``tritonctl`` that this one started in the background ended with an error.
+
+    Attributes:
+        status: Its exit code, which becomes ours.
+    """
+
+    def __init__(self, message: str, *, status: int, **details: object) -> None:
+        super().__init__(message, **details)
+        self.status = status
+
+
 class WaitTimeoutError(ControlPlaneError):
     """What was waited for did not happen in the time that was given."""
 
@@ -108,6 +120,8 @@ _BY_STATUS = {
 
 def exit_code(error: ControlPlaneError) -> ExitCode:
     """Return the exit code of an error, its own class first, then the API's code, then the HTTP status."""
+    if isinstance(error, ChildFailedError):
+        return ExitCode(error.status) if error.status in set(ExitCode) else ExitCode.FAILURE
     code = getattr(error, "code", "")
     for cls, result in _BY_CLASS:
         if isinstance(error, cls) and cls is not OperationFailedError:

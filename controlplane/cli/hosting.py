@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from controlplane.cli.discovery import LOG_NAME, RECORD_NAME, UpRecord, is_locked
-from controlplane.cli.exits import NotRunningError, WaitTimeoutError
+from controlplane.cli.exits import ChildFailedError, NotRunningError, WaitTimeoutError
 from controlplane.cli.progress import waiting
 from controlplane.cli.session import Session
-from controlplane.errors import ConflictError, ControlPlaneError
+from controlplane.errors import ConflictError
 from controlplane.settings import Settings
 
 _POLL_SECONDS = 0.05
@@ -58,7 +58,7 @@ def start_detached(session: Session, data_dir: Path, options: Mapping[str, objec
 
     Raises:
         ConflictError: One is running already.
-        ControlPlaneError: It did not start; the message has the end of its log.
+        ChildFailedError: It did not start; the message has the end of its log.
         WaitTimeoutError: It is not ready in time; it is stopped.
     """
     out = session.out()
@@ -86,9 +86,9 @@ def start_detached(session: Session, data_dir: Path, options: Mapping[str, objec
     with waiting(out, "starting Triton and the control plane"):
         while (record := UpRecord.read(data_dir)) is None or record.pid != process.pid:
             if process.poll() is not None:
-                raise ControlPlaneError(
-                    f"tritonctl up did not start (exit code {process.returncode}); the end of {log}:\n"
-                    f"{log_tail(log, start=start)}",
+                raise ChildFailedError(
+                    f"tritonctl up did not start; the end of {log}:\n{log_tail(log, start=start)}",
+                    status=process.returncode,
                     log=str(log),
                 )
             if time.monotonic() > deadline:

@@ -1,5 +1,6 @@
 """Assembles ``tritonctl``. Imports stay light here: ``--help`` and completion must answer at once."""
 
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -90,12 +91,20 @@ for module in (
     module.register(app)
 
 
+_INTERRUPTED = 130
+
+
 def main() -> NoReturn:
     """Run the CLI. Whatever goes wrong ends in one line and an exit code that says what kind of failure it was."""
     try:
         app(prog_name="tritonctl", standalone_mode=True)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            # At once: a thread that is stuck in a connection must not hold up somebody who wants out.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)
+        raise
     except BrokenPipeError:
         # `tritonctl … | head` is no failure. Python would complain once more when it flushes at exit.
         sys.stdout = None
@@ -114,6 +123,7 @@ def _report(error: Exception) -> int:
         import traceback
 
         traceback.print_exception(error)
+    error = _settings_error(error) or error
     if isinstance(error, ControlPlaneError):
         code = exit_code(error)
         error_line(error.message)
@@ -126,6 +136,20 @@ def _report(error: Exception) -> int:
     hint = "" if current().debug else " (run it again with --debug for the traceback; this is a bug)"
     error_line(f"unexpected {type(error).__name__}: {error}{hint}")
     return int(ExitCode.FAILURE)
+
+
+def _settings_error(error: Exception) -> Exception | None:
+    """Name the environment variable that a setting was read from, where it cannot be used."""
+    from pydantic import ValidationError
+
+    from controlplane.errors import InvalidInputError
+
+    if not isinstance(error, ValidationError) or error.title != "Settings":
+        return None
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    variable = "TRITONCTL_" + "__".join(path).upper()
+    return InvalidInputError(f"the setting {'.'.join(path)} ({variable}) cannot be used: {first['msg']}")
 
 
 if __name__ == "__main__":

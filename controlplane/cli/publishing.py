@@ -35,6 +35,7 @@ class PublishOptions:
     aliases: tuple[str, ...] = ()
     reason: str = ""
     trust: bool = False
+    direct: bool = False
 
     def body(self) -> dict[str, Any]:
         """Return the request's fields, those that were given."""
@@ -101,8 +102,10 @@ def figures(pairs: list[str]) -> dict[str, float]:
     return read
 
 
-def send(client: Client, path: Path, samples: Path | None, data_dir: Path, out: Output) -> tuple[Upload, Journal]:
-    """Hash a file or folder and bring it to the server."""
+def send(
+    client: Client, path: Path, samples: Path | None, data_dir: Path, out: Output, *, direct: bool = False
+) -> tuple[Upload, Journal]:
+    """Hash a file or folder and bring it to the server, or (``direct``) to its bucket."""
     with Bar(out) as bar:
         files = fingerprint(path, bar)
         if samples is not None:
@@ -110,14 +113,14 @@ def send(client: Client, path: Path, samples: Path | None, data_dir: Path, out: 
             entry = FileEntry(path=SAMPLES_NAME, sha256=local.entry.sha256, size_bytes=local.entry.size_bytes)
             files = (*files, LocalFile(entry, samples))
         journal = Journal(data_dir, client.url, files)
-        return upload(client, files, bar, journal), journal
+        return upload(client, files, bar, journal, direct=direct), journal
 
 
 def publish(
     client: Client, name: str, path: Path, options: PublishOptions, data_dir: Path, out: Output
 ) -> dict[str, Any]:
     """Upload, publish, wait for it, and return the operation's result."""
-    sent, journal = send(client, path, options.samples, data_dir, out)
+    sent, journal = send(client, path, options.samples, data_dir, out, direct=options.direct)
     body = {"upload_id": sent.id, **options.body()}
     operation = client.read(Operation, client.post(f"/v1/models/{segment(name)}/versions", body))
     finished = follow(client, operation, out)

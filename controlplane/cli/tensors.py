@@ -54,7 +54,7 @@ def _size(text: str, spec: str) -> int:
 
 
 def parse_signature(inputs: Sequence[str], outputs: Sequence[str], *, batched: bool) -> Signature | None:
-    """Read a signature from ``--input`` and ``--output``; None where neither is given.
+    """Read a signature from ``--input`` and ``--out``; None where neither is given.
 
     Raises:
         InvalidInputError: Only one side is given, or the specs contradict each other.
@@ -62,7 +62,7 @@ def parse_signature(inputs: Sequence[str], outputs: Sequence[str], *, batched: b
     if not inputs and not outputs:
         return None
     if not inputs or not outputs:
-        missing = "--output" if inputs else "--input"
+        missing = "--out" if inputs else "--input"
         raise InvalidInputError(f"a signature needs inputs and outputs; {missing} is missing")
     try:
         return Signature(

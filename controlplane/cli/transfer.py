@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 import httpx
 
@@ -18,13 +20,15 @@ from controlplane.cli.output import size
 from controlplane.cli.progress import Bar
 from controlplane.cli.records import Upload, UploadFile
 from controlplane.domain.manifest import FileEntry
-from controlplane.errors import DigestMismatchError
+from controlplane.errors import DigestMismatchError, StoreUnavailableError
 from controlplane.registry.artifact import scan
 
 _CHUNK_BYTES = 1 << 20
 _PARALLEL = 4
 _ATTEMPTS = 5
 _FIRST_WAIT_SECONDS = 0.2
+_PRESIGNED_SECONDS = 24 * 3600
+_PART_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,43 @@ def fingerprint(artifact: Path, bar: Bar) -> tuple[LocalFile, ...]:
         InvalidArtifactError: Nothing is there, a folder without files, or a link that leads out of the folder.
     """
     bar.stage(f"hashing {artifact.name}", total=_total_bytes(artifact))
-    return tuple(LocalFile(entry, path) for entry, path in scan(artifact, progress=bar.advance))
+    with _workers(1) as (pool, stop):
+
+        def hashed(count: int) -> None:
+            stop.check()
+            bar.advance(count)
+
+        found = pool.submit(scan, artifact, progress=hashed).result()
+    return tuple(LocalFile(entry, path) for entry, path in found)
+
+
+class _Stop:
+    """Tells worker threads that nobody waits for them any more."""
+
+    def __init__(self) -> None:
+        self._event = Event()
+
+    def set(self) -> None:
+        """Say so."""
+        self._event.set()
+
+    def check(self) -> None:
+        """Raise in a worker if it was said."""
+        if self._event.is_set():
+            raise InterruptedError("nobody waits for this any more")
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[tuple[ThreadPoolExecutor, _Stop]]:
+    """Threads that do not hold up Ctrl-C: whoever leaves by an error does not wait for them."""
+    pool, stop = ThreadPoolExecutor(count), _Stop()
+    try:
+        yield pool, stop
+    except BaseException:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _total_bytes(artifact: Path) -> int:
@@ -78,8 +118,15 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
 
-def upload(client: Client, files: tuple[LocalFile, ...], bar: Bar, journal: Journal) -> Upload:
+def upload(client: Client, files: tuple[LocalFile, ...], bar: Bar, journal: Journal, *, direct: bool = False) -> Upload:
     """Bring the files' contents to the server; what it has already is not sent.
+
+    Args:
+        client: The control plane.
+        files: The files.
+        bar: Shows how far it is.
+        journal: Remembers the upload, for a push that is cut off.
+        direct: Write straight to the bucket, past the control plane.
 
     Raises:
         ClientError: The server refused.
@@ -97,12 +144,13 @@ def upload(client: Client, files: tuple[LocalFile, ...], bar: Bar, journal: Jour
     text += f" ({size(done)} there already)" if done else f" ({present} there already)" if present else ""
     bar.stage(text, total=total, done=done)
     by_digest = {file.entry.sha256: file for file in files}
-    with ThreadPoolExecutor(_PARALLEL) as pool:
-        list(
-            pool.map(
-                lambda file: _Sender(client, announced.id, bar).send(file, by_digest[file.sha256]), missing.values()
-            )
-        )
+    with _workers(_PARALLEL) as (pool, stop):
+        if direct:
+            bar.stage(f"{text}, straight to the bucket", total=total)
+            _send_direct(client, announced.id, by_digest, bar, pool, stop)
+            return client.fetch(Upload, f"/v1/uploads/{announced.id}")
+        sender = _Sender(client, announced.id, bar, stop)
+        list(pool.map(lambda file: sender.send(file, by_digest[file.sha256]), missing.values()))
     return client.fetch(Upload, f"/v1/uploads/{announced.id}")
 
 
@@ -120,18 +168,19 @@ def _announce(client: Client, files: tuple[LocalFile, ...], journal: Journal) ->
 
 
 class _Sender:
-    """Sends one blob, going on from where the connection broke."""
+    """Sends blobs, going on from where the connection broke."""
 
-    def __init__(self, client: Client, upload_id: str, bar: Bar) -> None:
+    def __init__(self, client: Client, upload_id: str, bar: Bar, stop: _Stop) -> None:
         self._client = client
         self._upload_id = upload_id
         self._bar = bar
+        self._stop = stop
 
     def send(self, wanted: UploadFile, local: LocalFile) -> None:
         path = f"/v1/uploads/{self._upload_id}/blobs/{wanted.sha256}"
         offset = wanted.received_bytes
         for attempt in range(_ATTEMPTS):
-            counter = _Counter(self._bar)
+            counter = _Counter(self._bar, self._stop)
             try:
                 self._client.call(
                     "PUT",
@@ -160,6 +209,51 @@ class _Sender:
         return int(response.headers.get("Upload-Offset", "0"))
 
 
+def _send_direct(
+    client: Client,
+    upload_id: str,
+    by_digest: Mapping[str, LocalFile],
+    bar: Bar,
+    pool: ThreadPoolExecutor,
+    stop: _Stop,
+) -> None:
+    """Write the missing contents with presigned URLs, part by part, and have each accepted."""
+    path = f"/v1/uploads/{upload_id}"
+    blobs = client.post(f"{path}/presigned", {"expires_seconds": _PRESIGNED_SECONDS})["items"]
+    with httpx.Client(timeout=httpx.Timeout(_PART_SECONDS, connect=30)) as http:
+
+        def put(part: tuple[str, Path, int, int]) -> None:
+            url, source, start, length = part
+            for attempt in range(_ATTEMPTS):
+                counter = _Counter(bar, stop)
+                content = _read_from(source, start, counter, length)
+                try:
+                    http.put(url, content=content, headers={"Content-Length": str(length)}).raise_for_status()
+                except httpx.HTTPError as error:
+                    bar.advance(-counter.count)
+                    if attempt + 1 == _ATTEMPTS:
+                        # Without its query: that is the permission to write.
+                        raise StoreUnavailableError(
+                            f"the bucket does not take the upload at {url.partition('?')[0]}: {type(error).__name__}; "
+                            "leave out --direct to send it through the control plane"
+                        ) from error
+                    time.sleep(_FIRST_WAIT_SECONDS * 2**attempt)
+                else:
+                    return
+
+        for blob in blobs:
+            local, step = by_digest[blob["sha256"]], blob["part_size_bytes"]
+            whole = local.entry.size_bytes
+            parts = [(url, local.path, at * step, min(step, whole - at * step)) for at, url in enumerate(blob["urls"])]
+            list(pool.map(put, parts))
+            # Read back and compared by the control plane, hence the patience.
+            client.post(
+                f"{path}/blobs/{blob['sha256']}/complete",
+                {"multipart_id": blob["multipart_id"]},
+                read_seconds=_PART_SECONDS,
+            )
+
+
 def _worth_resuming(error: NotRunningError | ClientError) -> bool:
     # 409: the server has another number of bytes than we think.
     return isinstance(error, NotRunningError) or error.status in {408, 409, 500, 502, 503, 504}
@@ -168,22 +262,26 @@ def _worth_resuming(error: NotRunningError | ClientError) -> bool:
 class _Counter:
     """Counts what one attempt sent."""
 
-    def __init__(self, bar: Bar) -> None:
+    def __init__(self, bar: Bar, stop: _Stop) -> None:
         self._bar = bar
+        self._stop = stop
         self._lock = Lock()
         self.count = 0
 
     def add(self, count: int) -> None:
+        self._stop.check()
         with self._lock:
             self.count += count
         self._bar.advance(count)
 
 
-def _read_from(path: Path, offset: int, counter: _Counter) -> Iterator[bytes]:
+def _read_from(path: Path, offset: int, counter: _Counter, length: int | None = None) -> Iterator[bytes]:
     with path.open("rb") as file:
         file.seek(offset)
-        while chunk := file.read(_CHUNK_BYTES):
+        left = sys.maxsize if length is None else length
+        while chunk := file.read(min(_CHUNK_BYTES, left)):
             yield chunk
+            left -= len(chunk)
             counter.add(len(chunk))
 
 

@@ -10,6 +10,8 @@ from controlplane.reconciler.record import ModelRecord
 from controlplane.reconciler.types import ObservedModel
 
 READY, LOADING, UNLOADING = "READY", "LOADING", "UNLOADING"
+_EMPTY = 0
+"""Stands for a candidate's folder without a version in it: a leftover, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,7 @@ class Facts:
             candidate=max(states.get((candidate, READY), ()), default=None),
             candidate_digest=digests.get(candidate),
             candidate_leaving=(candidate, UNLOADING) in states,
-            # A folder without a version is a leftover, too.
-            candidate_staged=frozenset(staged[candidate] or {0}) if candidate in staged else frozenset(),
+            candidate_staged=frozenset(staged[candidate] or {_EMPTY}) if candidate in staged else frozenset(),
         )
 
     def after(self, action: Action) -> "Facts":
@@ -66,7 +67,13 @@ class Facts:
             case Stage(target=target, candidate=True):
                 return replace(self, candidate_staged=self.candidate_staged | {target.version})
             case Stage(target=target):
-                return replace(self, staged=self.staged | {target.version})
+                staged = self.staged | {target.version}
+                if target.version not in self.candidate_staged:
+                    return replace(self, staged=staged)
+                # The repository took the candidate's folder over; the candidate's model folder is left.
+                return replace(
+                    self, staged=staged, candidate_staged=(self.candidate_staged - {target.version}) | {_EMPTY}
+                )
             case Load(target=target, candidate=True):
                 return replace(self, candidate=target.version, candidate_digest=target.digest)
             case Load(target=target, versions=versions):

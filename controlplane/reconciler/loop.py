@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.names import Reference
@@ -22,12 +22,14 @@ from controlplane.errors import ControlPlaneError
 from controlplane.reconciler.actions import Action, Prove, Wait
 from controlplane.reconciler.events import EventLog
 from controlplane.reconciler.executor import Executor, Outcome
+from controlplane.reconciler.fleet import KnownServer, report
 from controlplane.reconciler.lease import Lease
 from controlplane.reconciler.memory_view import LoadPlanView, ServerMemory, WhyView
 from controlplane.reconciler.planner import choose_goal, plan
+from controlplane.reconciler.reading import Reader
 from controlplane.reconciler.record import Backoff
 from controlplane.reconciler.servers import ManagedServer
-from controlplane.reconciler.status import Doing, Trouble, overall
+from controlplane.reconciler.status import Doing, overall
 from controlplane.reconciler.types import DesiredModel, Mark
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.watching import Sight, look
@@ -39,7 +41,8 @@ from controlplane.settings import ReconcilerSettings
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.05
-"""Time until the next look while Triton is finishing something."""
+_WAIT_GROWTH = 1.15
+"""Time until the next look while Triton is finishing something; it grows up to the interval between cycles."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,31 @@ class _Woken:
 @dataclass(frozen=True)
 class _Wished:
     wishes: dict[str, Wish]
-    model: str | None
 
 
 @dataclass(frozen=True)
 class _Seen:
-    server: str
+    server: KnownServer
     began: int
     sight: Sight
 
 
 @dataclass(frozen=True)
 class _Done:
+    server: KnownServer
     unit: Unit
     outcome: Outcome
+
+
+@dataclass(frozen=True)
+class _Cleaned:
+    server: KnownServer
+    done: bool
+
+
+@dataclass(frozen=True)
+class _LeaseChanged:
+    held: bool
 
 
 @dataclass(frozen=True)
@@ -71,26 +85,7 @@ class _Tick:
     pass
 
 
-_Message = _Woken | _Wished | _Seen | _Done | _Tick
-
-
-@dataclass
-class _Server:
-    """A server as the loop last saw it."""
-
-    managed: ManagedServer
-    sight: Sight = field(default_factory=lambda: Sight(ServerState.STARTING, "not looked at yet"))
-    observed_at: datetime | None = None
-    looking: "asyncio.Task[None] | None" = None
-    look_again: bool = False
-    later: asyncio.TimerHandle | None = None
-    units: dict[str, Unit] = field(default_factory=dict)
-
-    @property
-    def trouble(self) -> Trouble | None:
-        if self.sight.state is ServerState.READY:
-            return None
-        return Trouble(f"{self.managed.name} is {self.sight.state.lower()}: {self.sight.message}")
+_Message = _Woken | _Wished | _Seen | _Done | _Cleaned | _LeaseChanged | _Tick
 
 
 def _utc_now() -> datetime:
@@ -121,37 +116,38 @@ class Reconciler:
         self._clock = clock
         self._wishes = Wishes(registry)
         self._backoff = Backoff(settings.backoff_initial_seconds, settings.backoff_max_seconds)
-        self._lease = Lease(registry.store, seconds=settings.lease_seconds, on_change=self._lease_changed)
+        self._lease = Lease(
+            registry.store,
+            seconds=settings.lease_seconds,
+            on_change=lambda: self._post(_LeaseChanged(self._lease.held)),
+        )
         self._executor = Executor(
             registry,
             self._wishes,
             may_act=lambda: self._lease.held,
             proof_timeout_seconds=settings.proof_timeout_seconds,
         )
-        self._servers = {server.name: _Server(server) for server in servers}
+        self._reader = Reader(
+            self._wishes,
+            hand_over=lambda wishes: self._post(_Wished(wishes)),
+            may_follow=lambda: self._lease.held,
+        )
+        self._servers = {server.name: KnownServer(server) for server in servers}
         self._current: dict[str, Wish] = {}
         self._inbox: asyncio.Queue[_Message] = asyncio.Queue()
         self._events = EventLog(clock)
         self._changed = asyncio.Event()
         self._step = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._reading: set[str | None] = set()
-        self._read_again: set[str | None] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner: asyncio.Task[None] | None = None
-        self._store_trouble = ""
         self._report = "not started"
 
-    # ------------------------------------------------------------------ what others call
+    # What others call
 
     async def start(self) -> None:
-        """Clean up what a crash left, take the lease if it is free, and begin."""
+        """Take the lease if it is free, and begin."""
         self._loop = asyncio.get_running_loop()
-        for server in self._servers.values():
-            try:
-                await asyncio.to_thread(server.managed.repository.clean)
-            except ControlPlaneError as error:
-                logger.warning("%s: its model repository cannot be cleaned: %s", server.managed.name, error)
         await self._lease.start()
         self._owner = asyncio.create_task(self._own(), name="reconciler")
         self._post(_Tick())
@@ -162,10 +158,11 @@ class Reconciler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._reader.stop()
         for server in self._servers.values():
             if server.later:
                 server.later.cancel()
-        self._owner = None
+        self._owner = self._loop = None
         self._executor.close()
         await self._lease.stop()
 
@@ -193,7 +190,7 @@ class Reconciler:
             return None
         now = self._clock()
         statuses = [
-            self._unit(server, model).status(self._desired(server, wish), server.trouble, now)
+            server.unit(model).status(self._desired(server, wish), server.trouble, now)
             for server in self._servers.values()
         ]
         return overall(wish.revision.number, statuses)
@@ -209,7 +206,7 @@ class Reconciler:
 
     def servers(self) -> tuple[ServerStatus, ...]:
         """Return the servers as last seen."""
-        return tuple(_server_status(server) for server in self._servers.values())
+        return tuple(server.status() for server in self._servers.values())
 
     def events(self, after: int = 0) -> list[Event]:
         """Return the events with a larger id than ``after``, oldest first."""
@@ -309,7 +306,7 @@ class Reconciler:
         """Whether this process acts; others on the same bucket observe."""
         return self._lease.held
 
-    # ------------------------------------------------------------------ the owner
+    # The owner
 
     def _post(self, message: _Message) -> None:
         self._inbox.put_nowait(message)
@@ -330,60 +327,52 @@ class Reconciler:
         match message:
             case _Woken(model=model):
                 self._woken(model)
-            case _Wished(wishes=wishes, model=model):
-                self._wished(wishes, model)
+            case _Wished(wishes=wishes):
+                for wish in wishes.values():
+                    self._adopt(wish)
             case _Seen(server=server, began=began, sight=sight):
-                self._seen(self._servers[server], began, sight)
-            case _Done(unit=unit, outcome=outcome):
-                self._done(unit, outcome)
+                self._seen(server, began, sight)
+            case _Done(server=server, unit=unit, outcome=outcome):
+                self._done(server, unit, outcome)
+            case _Cleaned(server=server, done=done):
+                server.cleaning, server.cleaned = None, done
+                self._drive_all(server)
+            case _LeaseChanged(held=held):
+                self._lease_changed(held)
             case _Tick():
                 self._tick()
 
     def _tick(self) -> None:
         assert self._loop is not None
         self._loop.call_later(self._settings.interval_seconds, self._post, _Tick())
-        self._read(None)
+        self._reader.read(None)
         for server in self._servers.values():
+            self._clean(server)
             self._look(server)
-        self._tell()
+        role = "leading" if self._lease.held else f"following {self._lease.leader}"
+        sentence = report(role, self.statuses().values(), self._servers.values(), self._reader.trouble)
+        if sentence != self._report:
+            self._report = sentence
+            logger.info("%s", sentence)
 
     def _woken(self, model: str | None) -> None:
-        if model is None:
-            self._read(None)
-            return
-        wish = self._wishes.quick(model)
-        known = self._current.get(model)
+        wish = self._wishes.quick(model) if model is not None else None
+        known = self._current.get(model) if model is not None else None
         if wish is not None and (known is None or wish.revision.number > known.revision.number):
             self._adopt(wish)
         else:
-            self._read(model)  # an alias may have moved, or something is not in memory
-
-    def _wished(self, wishes: dict[str, Wish], model: str | None) -> None:
-        self._reading.discard(model)
-        for wish in wishes.values():
-            self._adopt(wish)
-        if model in self._read_again:
-            self._read_again.discard(model)
-            self._read(model)
+            self._reader.read(model)  # an alias may have moved, or something is not in memory
 
     def _adopt(self, wish: Wish) -> None:
         known = self._current.get(wish.model)
         if known is not None and wish.revision.number <= known.revision.number:
             return
         self._current[wish.model] = wish
-        spec = wish.revision.spec
-        if known is not None or not spec.deleted:
-            what = f"version {spec.version}" if spec.loaded and not spec.deleted else "nothing"
-            self._events.add(
-                "Normal",
-                "RevisionSeen",
-                wish.model,
-                f"revision {wish.revision.number} by {wish.revision.actor} wants {what} loaded"
-                + (f" ({wish.revision.reason})" if wish.revision.reason else ""),
-            )
+        if known is not None or not wish.revision.spec.deleted:
+            self._events.add("Normal", "RevisionSeen", wish.model, wish.sentence)
         now = self._clock()
         for server in self._servers.values():
-            unit = self._unit(server, wish.model)
+            unit = server.unit(wish.model)
             unit.adopt(wish, now, self._backoff)
             if unit.facts is None and unit.task is None and server.trouble is None:
                 unit.facts = server.sight.facts(wish.model)
@@ -391,52 +380,48 @@ class Reconciler:
                     self._look(server)
             self._drive(server, unit)
 
-    def _seen(self, server: _Server, began: int, sight: Sight) -> None:
+    def _seen(self, server: KnownServer, began: int, sight: Sight) -> None:
         server.looking = None
         before, server.sight, server.observed_at = server.sight, sight, self._clock()
+        well = sight.state is ServerState.READY
         if sight.state is not before.state:
-            good = sight.state is ServerState.READY
-            self._events.add(
-                "Normal" if good else "Warning",
-                f"Server{sight.state}",
-                server.managed.name,
-                f"Triton {sight.version} answers" if good else sight.message,
-            )
-        if sight.state is not ServerState.READY or sight.generation != before.generation:
+            message = f"Triton {sight.version} answers" if well else sight.message
+            self._events.add("Normal" if well else "Warning", f"Server{sight.state}", server.name, message)
+        if not well or sight.generation != before.generation:
             for unit in server.units.values():
                 unit.lost()
-        if sight.state is ServerState.READY:
+        if well:
             for model in self._current:
-                unit = self._unit(server, model)
-                # What we did since the look began is newer than the look.
-                if unit.task is None and (unit.changed <= began or unit.facts is None):
-                    if unit.changed > began:
-                        server.look_again = True
-                        continue
-                    facts = sight.facts(model)
-                    if facts is None:
-                        server.look_again = True
-                    else:
+                unit = server.unit(model)
+                if unit.task is None:
+                    # What we did since the look began is newer than the look.
+                    facts = sight.facts(model) if unit.changed <= began else None
+                    if facts is not None:
                         unit.see(facts)
-                self._drive(server, unit)
+                    elif unit.facts is None:
+                        server.look_again = True
+        self._drive_all(server)
         if server.look_again:
             server.look_again = False
             self._look(server)
 
-    def _done(self, unit: Unit, outcome: Outcome) -> None:
-        server = self._servers[unit.server]
+    def _done(self, server: KnownServer, unit: Unit, outcome: Outcome) -> None:
         unit.task = unit.doing = None
         unit.changed = self._step
-        unit.settle(outcome, now=self._clock(), backoff=self._backoff, events=self._events)
         if isinstance(outcome.action, Prove):
             unit.proved_at = time.monotonic()
+        unit.settle(outcome, now=self._clock(), backoff=self._backoff, events=self._events)
         if unit.facts is None:
             self._look(server)
-            self._announce(server, unit)
-        else:
-            self._drive(server, unit)
+        self._drive(server, unit)
 
-    def _drive(self, server: _Server, unit: Unit) -> None:
+    def _drive_all(self, server: KnownServer) -> None:
+        for model in self._current:
+            self._drive(server, server.unit(model))
+        if not any(unit.doing for unit in server.units.values()):
+            server.waits = 0
+
+    def _drive(self, server: KnownServer, unit: Unit) -> None:
         """Take the next step for one model on one server, if there is one and none is in flight."""
         wish = self._current.get(unit.model)
         if wish is None or unit.task is not None:
@@ -447,9 +432,9 @@ class Reconciler:
             if isinstance(action, Wait):
                 unit.doing = Doing(action)
                 self._look_later(server)
-            elif action is not None and (self._lease.held or _is_harmless(action)):
+            elif action is not None and self._may(server, action):
                 self._begin(server, unit, wish, action)
-        self._announce(server, unit)
+        unit.announce(self._desired(server, wish), server.trouble, self._clock(), self._events)
 
     def _next_action(self, desired: DesiredModel, unit: Unit) -> Action | None:
         assert unit.facts is not None
@@ -463,7 +448,13 @@ class Reconciler:
                 return Prove(goal, candidate=False, because=f"version {goal.version} is asked again from time to time")
         return action
 
-    def _begin(self, server: _Server, unit: Unit, wish: Wish, action: Action) -> None:
+    def _may(self, server: KnownServer, action: Action) -> bool:
+        """Whether this replica may do it. Asking a loaded version changes nothing, so every replica may."""
+        if isinstance(action, Prove) and not action.candidate:
+            return True
+        return self._lease.held and server.cleaned
+
+    def _begin(self, server: KnownServer, unit: Unit, wish: Wish, action: Action) -> None:
         target = getattr(action, "target", None)
         prepared = wish.prepared.get(target) if target is not None else None
         unit.doing = Doing(action)
@@ -474,15 +465,26 @@ class Reconciler:
 
         async def act() -> None:
             outcome = await self._executor.run(server.managed, unit.model, action, prepared, progress)
-            self._post(_Done(unit, outcome))
+            self._post(_Done(server, unit, outcome))
 
         logger.debug("%s on %s: %s", unit.model, unit.server, action)
         unit.task = self._spawn(act(), f"{type(action).__name__} {unit.model}")
 
-    # ------------------------------------------------------------------ what takes time
+    def _lease_changed(self, held: bool) -> None:
+        if held:
+            self._events.add("Normal", "Leading", "reconciler", "this replica holds the lease and acts")
+            for server in self._servers.values():
+                self._clean(server)
+            self._reader.read(None)
+        else:
+            self._events.add("Warning", "Following", "reconciler", f"{self._lease.leader} leads; this one observes")
+            for server in self._servers.values():
+                server.cleaned = False
 
-    def _spawn(self, coroutine: "asyncio._CoroutineLike[None]", name: str) -> "asyncio.Task[None]":
-        task: asyncio.Task[None] = asyncio.create_task(coroutine, name=name)
+    # What takes time
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        task = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
@@ -492,7 +494,23 @@ class Reconciler:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s ended by surprise", task.get_name(), exc_info=error)
 
-    def _look(self, server: _Server) -> None:
+    def _clean(self, server: KnownServer) -> None:
+        """Remove what a crash left in a model repository. The leader's alone: another's may be the leader's work."""
+        if not self._lease.held or server.cleaned or server.cleaning is not None:
+            return
+
+        async def clean() -> None:
+            try:
+                await asyncio.to_thread(server.managed.repository.clean)
+            except ControlPlaneError as error:
+                logger.warning("%s: its model repository cannot be cleaned: %s", server.name, error)
+                self._post(_Cleaned(server, done=False))
+            else:
+                self._post(_Cleaned(server, done=True))
+
+        server.cleaning = self._spawn(clean(), f"clean {server.name}")
+
+    def _look(self, server: KnownServer) -> None:
         if server.looking is not None:
             server.look_again = True
             return
@@ -501,11 +519,11 @@ class Reconciler:
 
         async def seen() -> None:
             sight = await look(server.managed, models, server.sight.version)
-            self._post(_Seen(server.managed.name, began, sight))
+            self._post(_Seen(server, began, sight))
 
-        server.looking = self._spawn(seen(), f"look at {server.managed.name}")
+        server.looking = self._spawn(seen(), f"look at {server.name}")
 
-    def _look_later(self, server: _Server) -> None:
+    def _look_later(self, server: KnownServer) -> None:
         assert self._loop is not None
         if server.later is None:
 
@@ -513,112 +531,9 @@ class Reconciler:
                 server.later = None
                 self._look(server)
 
-            server.later = self._loop.call_later(_WAIT_SECONDS, now)
+            pause = min(_WAIT_SECONDS * _WAIT_GROWTH ** min(server.waits, 100), self._settings.interval_seconds)
+            server.waits += 1
+            server.later = self._loop.call_later(pause, now)
 
-    def _read(self, model: str | None) -> None:
-        """Read one deployment, or all, and follow their aliases."""
-        if model in self._reading:
-            self._read_again.add(model)
-            return
-        self._reading.add(model)
-        leading = self._lease.held
-
-        def read() -> dict[str, Wish]:
-            if model is None:
-                wishes = self._wishes.read_all()
-            else:
-                wish = self._wishes.read(model)
-                wishes = {} if wish is None else {model: wish}
-            return {name: self._followed(wish) if leading else wish for name, wish in wishes.items()}
-
-        async def run() -> None:
-            wishes: dict[str, Wish] = {}
-            try:
-                wishes = await asyncio.to_thread(read)
-                self._store_trouble = ""
-            except ControlPlaneError as error:
-                if str(error) != self._store_trouble:
-                    logger.warning("the deployments cannot be read: %s", error)
-                self._store_trouble = str(error)
-            finally:
-                self._post(_Wished(wishes, model))
-
-        self._spawn(run(), f"read {model or 'deployments'}")
-
-    def _followed(self, wish: Wish) -> Wish:
-        if Reference.parse(wish.revision.spec.reference).alias is None:
-            return wish
-        try:
-            moved = self._wishes.follow_alias(wish)
-            return (self._wishes.read(wish.model) or wish) if moved else wish
-        except ControlPlaneError as error:
-            logger.warning("the alias of %s cannot be followed now: %s", wish.model, error)
-            return wish
-
-    # ------------------------------------------------------------------ reports
-
-    def _unit(self, server: _Server, model: str) -> Unit:
-        if model not in server.units:
-            server.units[model] = Unit(server.managed.name, model, proved_at=time.monotonic())
-        return server.units[model]
-
-    def _desired(self, server: _Server, wish: Wish) -> DesiredModel:
-        return wish.desired(self._unit(server, wish.model).record.good)
-
-    def _announce(self, server: _Server, unit: Unit) -> None:
-        wish = self._current[unit.model]
-        status = unit.status(self._desired(server, wish), server.trouble, self._clock())
-        if status.phase is unit.told:
-            return
-        unit.told = status.phase
-        if status.phase.settled:
-            bad = status.phase in {Phase.FAILED, Phase.DEGRADED}
-            message = f"on {unit.server}: {status.message}"
-            self._events.add("Warning" if bad else "Normal", status.phase.value, unit.model, message)
-
-    def _lease_changed(self) -> None:
-        if self._lease.held:
-            self._events.add("Normal", "Leading", "reconciler", "this replica holds the lease and acts")
-        else:
-            self._events.add("Warning", "Following", "reconciler", f"{self._lease.leader} leads; this one observes")
-        self.wake(None)
-
-    def _tell(self) -> None:
-        """Put the present state into one sentence, and log it where it changed."""
-        phases = Counter(str(status.phase) for status in self.statuses().values())
-        busy = [unit for server in self._servers.values() for unit in server.units.values() if unit.task is not None]
-        parts = ["leading" if self._lease.held else f"following {self._lease.leader}"]
-        parts.append(
-            ", ".join(f"{count} {phase}" for phase, count in sorted(phases.items()))
-            if phases
-            else "nothing is deployed"
-        )
-        parts.extend(server.trouble.message for server in self._servers.values() if server.trouble)
-        if self._store_trouble:
-            parts.append(f"the store cannot be read: {self._store_trouble}")
-        parts.extend(f"{unit.model} on {unit.server}: {unit.doing.action.because}" for unit in busy if unit.doing)
-        report = "; ".join(parts)
-        if report != self._report:
-            self._report = report
-            logger.info("%s", report)
-
-
-def _is_harmless(action: Action) -> bool:
-    """Whether a replica that does not lead may do it, too: asking a loaded version changes nothing."""
-    return isinstance(action, Prove) and not action.candidate
-
-
-def _server_status(server: _Server) -> ServerStatus:
-    managed, sight = server.managed, server.sight
-    return ServerStatus(
-        name=managed.name,
-        grpc_url=managed.client.grpc_url,
-        http_url=managed.http_url,
-        metrics_url=managed.metrics_url,
-        embedded=managed.embedded is not None,
-        state=sight.state,
-        message=sight.message,
-        triton_version=sight.version,
-        models=sight.index,
-        observed_at=server.observed_at,
-    )
+    def _desired(self, server: KnownServer, wish: Wish) -> DesiredModel:
+        return wish.desired(server.unit(wish.model).record.good)

@@ -30,7 +30,8 @@ and a step that failed are all the same case. The tree, whose numbers come back 
     4.3  not staged: stage it
     4.4  load it alone
 5.  The goal is not loaded, something else is.
-    5.1  besides the version that answers another one is baking: drop it (not three copies in memory)
+    5.1  besides the version that answers another one is baking: drop it (not three copies in memory); the
+         configuration stays what it is, also where it is not ours
     5.2  a lower version under the same configuration would not answer: stage it, load it beside, and 3.1 proves it
          (a candidate is unloaded first)
     5.3  it would answer at once and was not proved on this server: prove it under the candidate's name
@@ -72,7 +73,7 @@ def plan(desired: DesiredModel, observed: ObservedModel, now: datetime) -> Actio
         return _goal_loaded(desired, observed, goal, now)
     if not observed.loaded:  # 4
         return _load_first(observed, goal)
-    return _replace(observed, goal)  # 5
+    return _replace(observed, goal, now)  # 5
 
 
 def choose_goal(desired: DesiredModel, observed: ObservedModel, now: datetime) -> Target | None:
@@ -153,11 +154,12 @@ def _load_first(observed: ObservedModel, goal: Target) -> Action:
     return Load(goal, (goal.version,), because=f"nothing is loaded and version {goal.version} shall be")  # 4.4
 
 
-def _replace(observed: ObservedModel, goal: Target) -> Action:
+def _replace(observed: ObservedModel, goal: Target, now: datetime) -> Action:
     base = _base(observed)
-    if observed.loaded != {base}:  # 5.1
+    present = Target(base, observed.digest or "")
+    if observed.loaded != {base} and not _blocked(observed, present, now):  # 5.1
         return Load(
-            Target(base, observed.digest or goal.digest),
+            present,
             (base,),
             because=f"room is needed for version {goal.version}; version {base} goes on answering",
         )

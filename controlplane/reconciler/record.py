@@ -68,7 +68,7 @@ class ModelRecord:
         """
         if action.candidate:
             return replace(self, candidate_mark=Mark.UNPROVED)
-        renewed = action.reload or digest != action.target.digest
+        renewed = action.reload or (digest or "") != action.target.digest
         marks = {} if renewed else {v: mark for v, mark in self.marks.items() if v in action.versions}
         switched = self.switched
         if max(action.versions) != max(before, default=None):

@@ -13,6 +13,8 @@ class Mark(StrEnum):
     PASSED = "passed"
     BROKEN = "broken"
     """It did not answer. A reload may mend it."""
+    LATE = "late"
+    """It did not answer in time: broken, or only busy. What a proof finds; nothing that is remembered."""
     WRONG = "wrong"
     """It answered something else than what was recorded. Nothing but another version or other settings mends that."""
 

@@ -15,6 +15,9 @@ from controlplane.reconciler.status import Doing, Trouble, View, server_status
 from controlplane.reconciler.types import DesiredModel, Mark
 from controlplane.reconciler.wishes import Wish
 
+LATE_PROBES = 3
+"""So many probes in a row without an answer in time, and a version that was healthy counts as broken."""
+
 
 @dataclass
 class Unit:
@@ -32,6 +35,7 @@ class Unit:
         seconds: Time by stage of the newest rollout.
         proved_at: Monotonic time of the newest proof.
         told: The phase that was last told in an event.
+        late: Probes in a row that got no answer in time.
     """
 
     server: str
@@ -45,6 +49,7 @@ class Unit:
     seconds: dict[str, float] = field(default_factory=dict)
     proved_at: float = 0.0
     told: Phase | None = None
+    late: int = 0
 
     def adopt(self, wish: Wish, now: datetime, backoff: Backoff) -> None:
         """Something else is wanted."""
@@ -72,6 +77,17 @@ class Unit:
         observed = (self.facts or Facts()).with_record(self.record)
         view = View(self.server, desired, observed, self.record, self.doing, trouble, self.note, dict(self.seconds))
         return server_status(view, now)
+
+    def announce(self, desired: DesiredModel, trouble: Trouble | None, now: datetime, events: EventLog) -> None:
+        """Tell in an event that it settled in another phase than was told last."""
+        status = self.status(desired, trouble, now)
+        if status.phase is self.told:
+            return
+        self.told = status.phase
+        if status.phase.settled:
+            bad = status.phase in {Phase.FAILED, Phase.DEGRADED}
+            message = f"on {self.server}: {status.message}"
+            events.add("Warning" if bad else "Normal", status.phase.value, self.model, message)
 
     def settle(self, outcome: Outcome, *, now: datetime, backoff: Backoff, events: EventLog) -> None:
         """Take in how an action went. After a failure nothing is known until somebody looked."""
@@ -110,11 +126,20 @@ class Unit:
                 assert outcome.mark is not None
                 assert outcome.proof is not None
                 was = self.record.marks.get(target.version)
+                mark = outcome.mark
+                if mark is Mark.LATE:
+                    self.late += 1
+                    if was is Mark.PASSED and not candidate and self.late < LATE_PROBES:
+                        # Most likely it is busy, and to load it again would make that worse.
+                        events.add("Warning", "Slow", self.model, f"on {self.server}: {outcome.proof.message}")
+                        return
+                    mark = Mark.BROKEN
+                self.late = 0
                 self.record = self.record.after_proof(
-                    target, outcome.mark, outcome.proof, candidate=candidate, now=now, backoff=backoff
+                    target, mark, outcome.proof, candidate=candidate, now=now, backoff=backoff
                 )
-                if outcome.mark is not Mark.PASSED:
-                    reason = "ProofFailed" if outcome.mark is Mark.WRONG else "Unhealthy"
+                if mark is not Mark.PASSED:
+                    reason = "ProofFailed" if mark is Mark.WRONG else "Unhealthy"
                     what = f"version {target.version} on {self.server}: {outcome.proof.message}"
                     events.add("Warning", reason, self.model, what)
                 elif was is not Mark.PASSED:

@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 ACTOR = "reconciler"
 _REVISIONS_READ = 12
 _FALLBACKS = 4
-_SAMPLES_KEPT_BYTES = 8 * 1024 * 1024
+_SAMPLES_KEPT_BYTES = 1024 * 1024
+_PREPARED_KEPT = 512
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,14 @@ class Wish:
     def model(self) -> str:
         """The model's name."""
         return self.revision.spec.model
+
+    @property
+    def sentence(self) -> str:
+        """The revision, for an event."""
+        revision, spec = self.revision, self.revision.spec
+        what = f"version {spec.version}" if spec.loaded and not spec.deleted else "nothing"
+        why = f" ({revision.reason})" if revision.reason else ""
+        return f"revision {revision.number} by {revision.actor} wants {what} loaded{why}"
 
     @property
     def wanted(self) -> Target:
@@ -226,8 +235,8 @@ class Wishes:
         prepared = Prepared(
             Target(version, digest), manifest, settings, config, samples if size <= _SAMPLES_KEPT_BYTES else None
         )
-        if len(self._prepared) > 4096:
-            self._prepared.clear()
+        if len(self._prepared) >= _PREPARED_KEPT:
+            self._prepared.clear()  # what is in use is held by the wishes
         self._prepared[model, version, _run_key(settings)] = prepared
         return prepared
 

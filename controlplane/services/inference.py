@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.domain.names import Reference, validate_model_name
+from controlplane.domain.names import validate_model_name
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import DataType, Signature
 from controlplane.domain.states import DeploymentStatus, ServerDeploymentStatus
@@ -89,7 +89,7 @@ class Inference:
             raise TritonUnavailableError(f"server {where.server!r} is not managed by this replica")
         started = time.perf_counter()
         answer, answered_by = await server.client.infer(
-            Reference(model).model,
+            model,
             tensors,
             version=version,
             outputs=list(outputs) if outputs is not None else None,

@@ -159,37 +159,53 @@ class Publishing:
     async def _learn(
         self, command: PublishCommand, artifact: Path, given: tuple[Sample, ...], reporter: Reporter
     ) -> Learnt:
+        if command.golden and _is_servable(command, artifact):
+            return await self._record(command, artifact, given, reporter)
         inspection = await self._workers.run(
             InspectJob(source=artifact, signature=command.signature, format=command.format, trust=command.trust),
             reporter,
         )
         assert isinstance(inspection, Inspection)
-        signature = inspection.signature or command.signature
         if command.golden and inspection.format.backend is not None:
-            recorded = await self._workers.run(
-                RecordJob(
-                    source=artifact,
-                    signature=command.signature,
-                    format=inspection.format,
-                    sampling=SamplingOptions(seed=command.seed, sample_count=command.sample_count),
-                    samples=given,
-                ),
-                reporter,
-            )
-            assert isinstance(recorded, RecordResult)
-            tolerances = {**recorded.tolerances, **command.tolerances}
-            return Learnt(
-                recorded.inspection, recorded.signature or signature, recorded.samples, tolerances, recorded.warnings
-            )
+            return await self._record(command, artifact, given, reporter)
         if given:
             raise InvalidInputError(
                 "samples were given and are not going to be used: "
                 + ("golden is false" if not command.golden else f"{inspection.format.value} is recorded when converted")
             )
-        return Learnt(inspection, signature, (), {}, inspection.hints)
+        return Learnt(inspection, inspection.signature or command.signature, (), {}, inspection.hints)
+
+    async def _record(
+        self, command: PublishCommand, artifact: Path, given: tuple[Sample, ...], reporter: Reporter
+    ) -> Learnt:
+        recorded = await self._workers.run(
+            RecordJob(
+                source=artifact,
+                signature=command.signature,
+                format=command.format,
+                sampling=SamplingOptions(seed=command.seed, sample_count=command.sample_count),
+                samples=given,
+            ),
+            reporter,
+        )
+        assert isinstance(recorded, RecordResult)
+        return Learnt(
+            recorded.inspection,
+            recorded.signature or command.signature,
+            recorded.samples,
+            {**recorded.tolerances, **command.tolerances},
+            recorded.warnings,
+        )
 
     def _locate(self, upload_id: str, file: FileEntry) -> Path:
         return self._uploads.path(upload_id, file.sha256) or self._registry.fetch(file)
+
+
+def _is_servable(command: PublishCommand, artifact: Path) -> bool:
+    """Whether it is plain without looking inside that Triton runs it: that saves the start of a worker."""
+    if command.format is not None:
+        return command.format.backend is not None
+    return any(artifact.glob("*.onnx"))
 
 
 def split_samples(upload: Upload, samples: str | None) -> tuple[tuple[FileEntry, ...], FileEntry | None]:

@@ -28,6 +28,11 @@ class Spool:
     def __init__(self, root: Path) -> None:
         self._root = root
         root.mkdir(parents=True, exist_ok=True)
+        for path in root.iterdir():
+            if not (
+                path / "upload.json"
+            ).is_file():  # killed between the folder and its announcement, or while removing
+                shutil.rmtree(path, ignore_errors=True)
 
     def folder(self, upload_id: str) -> Path:
         """Return an upload's folder, there or not."""

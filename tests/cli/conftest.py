@@ -65,12 +65,12 @@ class Cli:
         assert result.code == 0, f"{arguments}: exit code {result.code}\n{result.out}\n{result.err}"
         return result
 
-    def start(self, *arguments: object) -> subprocess.Popen[str]:
+    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
         """Start a command and do not wait for it."""
         return subprocess.Popen(
             [*TRITONCTL, *map(str, arguments)],
             cwd=self.folder,
-            env=self.environment,
+            env={**self.environment, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -5,10 +5,14 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Cli
+from tests.support.models import affine_onnx
+from tests.support.s3server import S3Server
+from tests.support.triton import RunningTriton
 
 pytestmark = pytest.mark.triton
 
@@ -16,6 +20,13 @@ pytestmark = pytest.mark.triton
 def _record(cli: Cli) -> dict[str, object]:
     record: dict[str, object] = json.loads((cli.data_dir / "up.json").read_text())
     return record
+
+
+def _wait_for_record(cli: Cli) -> None:
+    for _ in range(600):
+        if (cli.data_dir / "up.json").exists():
+            return
+        time.sleep(0.05)
 
 
 def _gone(cli: Cli) -> bool:
@@ -61,10 +72,7 @@ def test_a_killed_up_leaves_nothing_behind_that_is_in_the_way(fresh: Cli) -> Non
 def test_ctrl_c_stops_everything(fresh: Cli) -> None:
     running = fresh.start("up", "--port", 0)
     try:
-        for _ in range(600):
-            if (fresh.data_dir / "up.json").exists():
-                break
-            time.sleep(0.05)
+        _wait_for_record(fresh)
         assert fresh.tritons()
         running.send_signal(signal.SIGINT)
         output, _ = running.communicate(timeout=60)
@@ -80,21 +88,63 @@ def test_ctrl_c_stops_everything(fresh: Cli) -> None:
 def test_a_port_that_is_taken_is_said_with_what_to_do(fresh: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = fresh("up", "--detach", "--port", taken.getsockname()[1])
-    assert result.code == 1
+    assert result.code == 5
     assert "another port" in result.err
     assert not fresh.tritons()
+
+
+def test_a_setting_that_cannot_be_used_is_named_by_its_variable(fresh: Cli) -> None:
+    result = fresh("up", TRITONCTL_API__PORT="eighty")
+    assert result.code == 6
+    assert "TRITONCTL_API__PORT" in result.err
+    assert fresh("up", "--store", "bogus://x", "--detach").code == 6
+
+
+def test_the_doctor_says_how_to_mend_what_is_broken(fresh: Cli) -> None:
+    result = fresh("doctor", "--data-dir", "/proc/nowhere")
+    assert result.code == 7
+    assert "give another one with --data-dir" in result.out
+    assert "start it with `tritonctl up`" in result.out
+    assert "data folder" in result.err
 
 
 def test_serve_runs_without_a_triton_of_its_own(fresh: Cli) -> None:
     serving = fresh.start("serve", "--port", 0, "--store", f"file://{fresh.folder / 'store'}")
     try:
-        for _ in range(600):
-            if (fresh.data_dir / "up.json").exists():
-                break
-            time.sleep(0.05)
+        _wait_for_record(fresh)
         assert fresh.ok("servers", "-o", "json").json == []
         assert fresh.ok("models", "--url", _record(fresh)["url"], "-o", "json").json == []
         assert not fresh.tritons()
+    finally:
+        serving.terminate()
+        output, _ = serving.communicate(timeout=30)
+    assert serving.returncode == 0, output
+
+
+def test_serve_works_on_a_bucket_and_a_triton_that_run_elsewhere(
+    fresh: Cli, moto: S3Server, triton: RunningTriton, tmp_path: Path
+) -> None:
+    server = triton.server
+    address = f"elsewhere={server.grpc_url},{server.http_url},{server.metrics_url},{server.repository}"
+    bucket = moto.new_bucket()
+    serving = fresh.start(
+        *("serve", "--port", 0, "--store", f"s3://{bucket}/registry", "--endpoint", moto.endpoint_url),
+        *("--region", "us-east-1", "--triton", address),
+        AWS_ACCESS_KEY_ID=moto.access_key_id,
+        AWS_SECRET_ACCESS_KEY=moto.secret_access_key,
+    )
+    try:
+        _wait_for_record(fresh)
+        fresh.ok("push", "remote", affine_onnx(tmp_path / "remote.onnx", scale=4.0), "--deploy")
+        assert fresh.ok("servers", "-o", "json").json[0]["name"] == "elsewhere"
+        answer = fresh.ok("infer", "remote", "-i", "-", "-o", "json", stdin='{"x": [[1, 1, 1, 1]]}').json
+        assert answer["outputs"][0]["data"] == [4, 4, 4, 4]
+        large = affine_onnx(tmp_path / "direct.onnx", scale=9.0, reserve_mib=40)
+        sent = fresh.ok("push", "remote", large, "--direct", "--no-golden")
+        assert "straight to the bucket" in sent.err
+        fresh.ok("pull", "remote:2", fresh.folder / "back")
+        assert (fresh.folder / "back" / "model.onnx").read_bytes() == large.read_bytes()
+        fresh.ok("undeploy", "remote")
     finally:
         serving.terminate()
         output, _ = serving.communicate(timeout=30)
@@ -107,4 +157,4 @@ def test_the_demo_plays_to_its_end_and_leaves_nothing(fresh: Cli) -> None:
     played = fresh.ok("demo", timeout=280, TMPDIR=str(fresh.folder))
     for words in ("parity with the original", "vad:1 answers after", "version 2 says", "vad:1 answers again after"):
         assert words in played.out
-    assert not list(fresh.folder.iterdir())
+    assert not list(fresh.folder.glob("tritonctl-*"))

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.triton
         ("push cut.onnx --metric a=b", 6, "is no number"),
         ("push cut.onnx --input x:FP99[1] --out y:FP32[1]", 6, "'FP99' is no element type"),
         ("push cut.onnx --input x:FP32[1]", 6, "--out is missing"),
+        ("push new.onnx --direct", 6, "takes no direct uploads"),
         ("validate cut.onnx", 6, "cut short"),
         ("convert steady:1 --to torchscript", 6, "onnx cannot be converted to torchscript"),
         ("convert ./nofile.pt2 --to onnx", 6, "there is no such file"),
@@ -52,6 +53,7 @@ def test_a_mistake_is_one_clear_line_and_an_exit_code(
     cli: Cli, published: str, doubling: Path, line: str, code: int, words: str
 ) -> None:
     (cli.folder / "cut.onnx").write_bytes(doubling.read_bytes()[:-20])
+    (cli.folder / "new.onnx").write_bytes(doubling.read_bytes() + b"new")
     (cli.folder / "hello.txt").write_text("hello\n")
     (cli.folder / "bad.json").write_text('{"x": [[1, 2')
     (cli.folder / "other.json").write_text('{"z": [[1, 2, 3, 4]]}')
@@ -60,6 +62,7 @@ def test_a_mistake_is_one_clear_line_and_an_exit_code(
     assert result.code == code
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_version_that_triton_cannot_load_fails_its_deployment_with_the_reason(cli: Cli, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "unnamed.pt"))

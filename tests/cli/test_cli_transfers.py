@@ -1,6 +1,7 @@
 """Uploads and downloads that are cut off, and bytes that are not what was published."""
 
 import json
+import signal
 from pathlib import Path
 
 import httpx
@@ -49,6 +50,18 @@ def test_a_push_that_was_killed_is_continued_by_the_next_one(cli: Cli, large: Pa
         assert "there already" in again.err
         assert relay.sent - before < 8 * MIB
     assert cli.ok("show", "large", "-o", "json").json["entry"]["number"] == 1
+
+
+def test_ctrl_c_ends_a_push_at_once_even_when_the_line_is_dead(cli: Cli, tmp_path: Path) -> None:
+    model = affine_onnx(tmp_path / "interrupted.onnx", scale=8.0, reserve_mib=12)
+    with relay_to(_url(cli)) as relay:
+        relay.stall_after = 3 * MIB
+        pushing = cli.start("push", model, "--url", relay.url)
+        assert relay.stalled.wait(60)
+        pushing.send_signal(signal.SIGINT)
+        output, _ = pushing.communicate(timeout=20)
+    assert pushing.returncode == 130
+    assert "Traceback" not in output
 
 
 def test_what_the_server_has_is_not_sent_again(cli: Cli, published: str, doubling: Path) -> None:

@@ -192,6 +192,20 @@ def test_external_data_that_is_too_short_is_refused(tmp_path):
     assert inspect_artifact(folder).attributes["external_data"] == {"w.bin": 48}
 
 
+def test_more_than_two_gibibytes_of_external_data_are_read_by_path(tmp_path):
+    elements = 600_000_000
+    folder = external(tmp_path / "artifact", "w.bin", offset="0", length=str(4 * elements))
+    model = onnx.load_model(folder / "net.onnx", load_external_data=False)
+    model.graph.initializer[0].dims[:] = [4, elements // 4]
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = elements // 4
+    (folder / "net.onnx").write_bytes(model.SerializeToString())
+    with (folder / "w.bin").open("wb") as file:
+        file.truncate(4 * elements)  # a hole: nothing is written, and inspection must not read it
+    found = inspect_artifact(folder)
+    assert found.attributes["parameters"] == elements
+    assert found.attributes["external_data"] == {"w.bin": 2_400_000_000}
+
+
 def test_a_folder_needs_exactly_one_model(tmp_path, models):
     with pytest.raises(InvalidArtifactError, match="found: none"):
         inspect_artifact(tmp_path)

@@ -113,19 +113,20 @@ class World:
                 t.candidate, t.candidate_digest = target.version, target.digest
                 self.record = self.record.after_load(action, before=frozenset(), digest=None, now=self.now)
             case Load(target=target, versions=versions):
-                added = set(versions) - t.loaded if t.digest == target.digest else set(versions)
+                same = (t.digest or "") == target.digest
+                added = set(versions) - t.loaded if same else set(versions)
                 assert added <= t.staged, "Triton would find no folder"
                 assert not (added & t.leaving)
                 if any(self.nature_refuses(version, target) for version in added):
                     self._refuses(target, force=True)
                     return
-                renewed = set(versions) if action.reload or t.digest != target.digest else added
+                renewed = added if same and not action.reload else set(versions)
                 t.dead -= renewed
                 t.leaving |= t.loaded - set(versions)
                 before, digest = frozenset(t.loaded), t.digest
                 # While a reload goes on, old and new are both in memory.
                 self.peak_copies = max(self.peak_copies, len(before) + len(renewed) + (t.candidate is not None))
-                t.loaded, t.digest = set(versions), target.digest
+                t.loaded, t.digest = set(versions), target.digest or None
                 self.record = self.record.after_load(action, before=before, digest=digest, now=self.now)
             case Prove(target=target, candidate=candidate):
                 self._prove(target, candidate)

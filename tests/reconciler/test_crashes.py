@@ -44,8 +44,9 @@ async def test_killed_at_any_step_it_ends_where_it_should(
         output, _ = await asyncio.wait_for(child.communicate(), 90)
         assert child.returncode == -9, output
         async with running(triton, registry, model, folder) as room:
-            status = await room.until(lambda status: status.phase.settled)
-            assert status.phase is Phase.READY, (how, step, status)
+            # Not merely settled: the journeys share one model repository, and each one's first cleaning can take away
+            # what another is just writing. No two control planes with one bucket do that: only the leader cleans.
+            await room.until(lambda status: status.phase is Phase.READY)
             expected = (2.0, second) if journey == "forward" else (1.0, first)
             assert await answer(room.server.client, model) == expected, (how, step)
             await nothing_half_there(room.server, model)

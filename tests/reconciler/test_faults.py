@@ -161,3 +161,44 @@ async def test_a_server_that_is_away_is_waited_for(registry: Registry, model: st
     finally:
         await reconciler.stop()
         await client.close()
+
+
+async def test_the_least_advanced_server_stands_for_all(
+    triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
+) -> None:
+    away = TritonClient("away", "127.0.0.1:9", timeouts=TritonTimeouts(request_seconds=1.0))
+    servers = [
+        ManagedServer("here", triton.client(), triton.repository),
+        ManagedServer("away", away, ModelRepository(tmp_path / "models")),
+    ]
+    reconciler = Reconciler(registry, servers, settings())
+    await reconciler.start()
+    try:
+        room = Room(registry, servers[0], reconciler, model, tmp_path)
+        room.put(f"{model}:{room.publish(1.0)}")
+        reconciler.wake(model)
+        status = await room.until(lambda status: status.servers[0].phase is Phase.READY)
+        assert await room.answer() == (1.0, 1)
+        assert status.phase is Phase.PENDING
+        assert status.message.startswith("away: ")
+        async with asyncio.timeout(10):
+            while "away is unreachable" not in reconciler.cycle_report:
+                await asyncio.sleep(0.05)
+        assert reconciler.cycle_report.startswith("leading; 1 Pending")
+    finally:
+        await reconciler.stop()
+        for server in servers:
+            await server.client.close()
+    await forget(triton, model)
+
+
+async def test_what_cannot_be_deployed_says_why_and_leaves_what_answers(room: Room) -> None:
+    version = room.publish(1.0)
+    await room.deploy(version)
+    contradiction = DeploymentSettings(config_overrides={"no_such_field": 1})
+    status = await room.deploy(version, settings=contradiction)
+    assert status.phase is Phase.DEGRADED
+    assert "no_such_field" in status.message
+    assert status.servers[0].retry_at is None
+    assert await room.answer() == (1.0, version)
+    assert (await room.deploy(version, settings=DeploymentSettings())).phase is Phase.READY

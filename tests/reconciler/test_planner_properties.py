@@ -100,7 +100,7 @@ def check_end(world: World, desired: DesiredModel) -> None:
             assert not world.observe().mark(answering.version).bad
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(data=st.data())
 def test_any_state_reaches_any_sequence_of_wishes(data: st.DataObject) -> None:
     world = World(data.draw(tritons()), START)
@@ -118,7 +118,7 @@ def test_any_state_reaches_any_sequence_of_wishes(data: st.DataObject) -> None:
 DISTURBANCES = ["restart_triton", "restart_control_plane", "external_unload", "kill_processes", "wait"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_disturbed_at_any_step_it_still_gets_there(data: st.DataObject) -> None:
     world = World(data.draw(tritons()), START)

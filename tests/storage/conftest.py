@@ -108,7 +108,8 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
         return
     behind: Behind = request.getfixturevalue(f"behind_{kind}")
     prefix = behind.new_prefix()
-    store = open_store(behind.server.settings(behind.bucket, prefix, part_size_bytes=PART_BYTES), tmp_path)
+    settings = behind.server.settings(behind.bucket, prefix, part_size_bytes=PART_BYTES, concurrency=4)
+    store = open_store(settings, tmp_path)
 
     def put_behind(key: str, data: bytes) -> None:
         behind.client.put_object(Bucket=behind.bucket, Key=f"{prefix}/{key}", Body=data)

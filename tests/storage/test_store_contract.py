@@ -220,7 +220,7 @@ def test_files_are_moved_in_constant_memory(case: Case, tmp_path: Path) -> None:
     if case.kind == "memory":
         pytest.skip("a store in memory holds what it is given")
     content_path = tmp_path / "in"
-    content = write_content(content_path, 96 * MIB)
+    content = write_content(content_path, 64 * MIB)
     size_bytes, sha256 = content.size_bytes, content.sha256
     del content
     tracemalloc.start()
@@ -230,7 +230,7 @@ def test_files_are_moved_in_constant_memory(case: Case, tmp_path: Path) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 60 * MIB
+    assert peak < 45 * MIB  # four parts of 5 MiB on their way, two waiting, and what HTTP needs
 
 
 def test_presigned_parts_need_nothing_but_http(case: Case, big: Content) -> None:

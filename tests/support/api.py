@@ -3,10 +3,12 @@
 import hashlib
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import uvicorn
@@ -103,7 +105,7 @@ class Api:
         assert body["type"] == f"urn:triton-control-plane:error:{code}"
         assert body["title"]
         assert body["detail"]
-        assert body["instance"] == response.request.url.path
+        assert unquote(body["instance"]) == response.request.url.path
         return body
 
 
@@ -126,6 +128,7 @@ def serving(settings: Settings) -> Iterator[Api]:
     server = uvicorn.Server(
         uvicorn.Config(plane.fastapi, port=0, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=1)
     )
+    task: Future[Any] | None = None
     try:
         loop.run(plane.start())
         task = loop.start(server.serve())
@@ -137,8 +140,9 @@ def serving(settings: Settings) -> Iterator[Api]:
         url = f"http://{host}:{port}"
         with httpx.Client(base_url=url, headers={"X-Actor": "ada"}, timeout=90) as http:
             yield Api(plane, http, url)
-        server.should_exit = True
-        task.result(30)
     finally:
+        server.should_exit = True
+        if task is not None:
+            task.result(30)
         loop.run(plane.stop())
         loop.close()

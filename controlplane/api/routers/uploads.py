@@ -1,8 +1,11 @@
 """Uploads: announce files, send what is missing, through here or directly to the bucket."""
 
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Request, Response
+from starlette.requests import ClientDisconnect
 
 from controlplane.api.answers import json_answer
 from controlplane.api.dependencies import IDEMPOTENT, Actor, App
@@ -14,6 +17,13 @@ router = APIRouter(prefix="/uploads", tags=["uploads"])
 
 UploadId = Annotated[str, Path(description="The upload's identifier.")]
 Digest = Annotated[str, Path(description="SHA-256 of the blob, in hexadecimal.", pattern="^[0-9a-f]{64}$")]
+
+
+async def _body(request: Request) -> AsyncIterator[bytes]:
+    """Yield the body; a client that went away ends it early, and what it sent is kept."""
+    with suppress(ClientDisconnect):
+        async for chunk in request.stream():
+            yield chunk
 
 
 @router.post(
@@ -68,7 +78,7 @@ async def put_blob(
 
     What arrived before a connection broke is kept. The digest is checked once all bytes are there.
     """
-    blob = await services.uploads.receive(upload_id, sha256, request.stream(), offset=upload_offset)
+    blob = await services.uploads.receive(upload_id, sha256, _body(request), offset=upload_offset)
     return json_answer(blob, headers={"Upload-Offset": str(blob.received_bytes)})
 
 

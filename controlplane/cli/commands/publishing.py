@@ -87,6 +87,9 @@ def push(
     alias: AliasOption = None,
     reason: ReasonOption = "",
     trust: TrustOption = False,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="Write the files straight to the bucket (S3), past the control plane.")
+    ] = False,
     deploy: Annotated[bool, typer.Option("--deploy", help="Deploy the new version and wait for it.")] = False,
 ) -> None:
     """Publish a file or a folder as a new version of a model.
@@ -118,6 +121,7 @@ def push(
         aliases=tuple(alias or ()),
         reason=reason,
         trust=trust,
+        direct=direct,
     )
     out = session.out()
     with session.client() as client:

@@ -31,7 +31,7 @@ def servers(session: Session) -> None:
         ("name", "state", "grpc", "http", "metrics", "triton", "loaded", "seen", "message"),
         (
             (
-                server.name + (" (embedded)" if server.embedded else ""),
+                server.name,
                 server.state.value,
                 server.grpc_url,
                 server.http_url,

@@ -1,0 +1,91 @@
+"""The servers and the models on them, as the loop knows them. Mutable; the loop's own."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from controlplane.domain.states import DeploymentStatus, ServerState, ServerStatus
+from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.status import Trouble
+from controlplane.reconciler.units import Unit
+from controlplane.reconciler.watching import Sight
+
+
+@dataclass
+class KnownServer:
+    """A server as the loop last saw it.
+
+    Attributes:
+        managed: The server.
+        sight: The newest look at it.
+        observed_at: When that was (UTC).
+        looking: The look that is going on.
+        look_again: Something changed since that one began.
+        later: The look that waits for its time.
+        waits: Looks in a row that found Triton still busy.
+        cleaned: Whether the leftovers of a crash were removed since this process leads; nothing is staged before.
+        cleaning: The task that does that.
+        units: By model.
+    """
+
+    managed: ManagedServer
+    sight: Sight = field(default_factory=lambda: Sight(ServerState.STARTING, "not looked at yet"))
+    observed_at: datetime | None = None
+    looking: "asyncio.Task[None] | None" = None
+    look_again: bool = False
+    later: asyncio.TimerHandle | None = None
+    waits: int = 0
+    cleaned: bool = False
+    cleaning: "asyncio.Task[None] | None" = None
+    units: dict[str, Unit] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The server's name."""
+        return self.managed.name
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why nothing can be done on it; None when it is well."""
+        if self.sight.state is ServerState.READY:
+            return None
+        return Trouble(f"{self.name} is {self.sight.state.lower()}: {self.sight.message}")
+
+    def unit(self, model: str) -> Unit:
+        """Return what is known of a model here."""
+        if model not in self.units:
+            self.units[model] = Unit(self.name, model, proved_at=time.monotonic())
+        return self.units[model]
+
+    def status(self) -> ServerStatus:
+        """Return the server as last seen."""
+        managed, sight = self.managed, self.sight
+        return ServerStatus(
+            name=managed.name,
+            grpc_url=managed.client.grpc_url,
+            http_url=managed.http_url,
+            metrics_url=managed.metrics_url,
+            embedded=managed.embedded is not None,
+            state=sight.state,
+            message=sight.message,
+            triton_version=sight.version,
+            models=sight.index,
+            observed_at=self.observed_at,
+        )
+
+
+def report(role: str, statuses: Iterable[DeploymentStatus], servers: Iterable[KnownServer], store_trouble: str) -> str:
+    """Put the present state into one sentence."""
+    phases = Counter(status.phase.value for status in statuses)
+    parts = [role, ", ".join(f"{count} {phase}" for phase, count in sorted(phases.items())) or "nothing is deployed"]
+    known = list(servers)
+    parts.extend(server.trouble.message for server in known if server.trouble)
+    if store_trouble:
+        parts.append(f"the store cannot be read: {store_trouble}")
+    for server in known:
+        busy = [(unit.model, unit.doing) for unit in server.units.values() if unit.task is not None]
+        parts.extend(f"{model} on {server.name}: {doing.action.because}" for model, doing in busy if doing is not None)
+    return "; ".join(parts)

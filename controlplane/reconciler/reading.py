@@ -1,0 +1,95 @@
+"""Reads the deployments in threads, follows aliases, and hands over what is wanted."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from controlplane.domain.names import Reference
+from controlplane.errors import ControlPlaneError
+from controlplane.reconciler.wishes import Wish, Wishes
+
+logger = logging.getLogger(__name__)
+
+
+class Reader:
+    """At most one read of a model, and one of all, at a time; what is asked for meanwhile is read once more after it.
+
+    Belongs to one event loop.
+
+    Args:
+        wishes: What reads.
+        hand_over: Called in the loop with what was read.
+        may_follow: Whether this process may commit the move of an alias.
+    """
+
+    def __init__(
+        self,
+        wishes: Wishes,
+        *,
+        hand_over: Callable[[dict[str, Wish]], None],
+        may_follow: Callable[[], bool],
+    ) -> None:
+        self._wishes = wishes
+        self._hand_over = hand_over
+        self._may_follow = may_follow
+        self._running: dict[str | None, asyncio.Task[None]] = {}
+        self._again: set[str | None] = set()
+        self.trouble = ""
+        """Why the store cannot be read; empty when it can."""
+
+    def read(self, model: str | None) -> None:
+        """Begin to read one deployment, or all."""
+        if model in self._running:
+            self._again.add(model)
+            return
+        task = asyncio.create_task(self._run(model), name=f"read {model or 'deployments'}")
+        self._running[model] = task
+
+    async def stop(self) -> None:
+        """Hand over nothing more."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, model: str | None) -> None:
+        again = True
+        try:
+            while again:
+                self._again.discard(model)
+                await self._once(model)
+                again = model in self._again
+        finally:
+            self._running.pop(model, None)
+
+    async def _once(self, model: str | None) -> None:
+        try:
+            wishes = await asyncio.to_thread(self._read, model)
+        except ControlPlaneError as error:
+            if str(error) != self.trouble:
+                logger.warning("the deployments cannot be read: %s", error)
+            self.trouble = str(error)
+        except Exception:
+            # The edge of a task that the loop depends on: the next read may succeed.
+            logger.exception("reading %s failed by surprise", model or "the deployments")
+        else:
+            self.trouble = ""
+            self._hand_over(wishes)
+
+    def _read(self, model: str | None) -> dict[str, Wish]:
+        if model is None:
+            wishes = self._wishes.read_all()
+        else:
+            wish = self._wishes.read(model)
+            wishes = {} if wish is None else {model: wish}
+        return {name: self._followed(wish) for name, wish in wishes.items()}
+
+    def _followed(self, wish: Wish) -> Wish:
+        if Reference.parse(wish.revision.spec.reference).alias is None or not self._may_follow():
+            return wish
+        try:
+            moved = self._wishes.follow_alias(wish)
+            return (self._wishes.read(wish.model) or wish) if moved else wish
+        except ControlPlaneError as error:
+            logger.warning("the alias of %s cannot be followed now: %s", wish.model, error)
+            return wish

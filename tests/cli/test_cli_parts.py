@@ -1,0 +1,145 @@
+"""The pure parts of the CLI."""
+
+import fcntl
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from controlplane import errors
+from controlplane.cli.discovery import UpRecord
+from controlplane.cli.exits import ClientError, ExitCode, OperationFailedError, error_code, exit_code
+from controlplane.cli.output import ago, size, span
+from controlplane.cli.publishing import model_name
+from controlplane.cli.tensors import parse_axes, parse_spec, read_tensors, save_npz, to_protocol
+from controlplane.domain.signature import DataType
+from controlplane.errors import InvalidInputError
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ClientError("", code="not-found", status=404), ExitCode.NOT_FOUND),
+        (ClientError("", code="in-use", status=409), ExitCode.CONFLICT),
+        (ClientError("", code="idempotency-mismatch", status=422), ExitCode.CONFLICT),
+        (ClientError("", code="conversion-failed", status=422), ExitCode.FAILED),
+        (ClientError("", code="store-unavailable", status=503), ExitCode.UNREACHABLE),
+        (ClientError("", code="triton-timeout", status=504), ExitCode.TIMEOUT),
+        (ClientError("", code="a-code-of-tomorrow", status=404), ExitCode.NOT_FOUND),
+        (ClientError("", code="internal-error", status=500), ExitCode.FAILURE),
+        (OperationFailedError("", code="parity"), ExitCode.FAILED),
+        (OperationFailedError("", code="invalid-artifact"), ExitCode.INVALID),
+        (OperationFailedError("", code="deployment-failed"), ExitCode.FAILED),
+        (errors.InvalidReferenceError(""), ExitCode.INVALID),
+        (errors.DigestMismatchError(""), ExitCode.FAILURE),
+    ],
+)
+def test_errors_become_the_exit_codes_that_are_documented(error: errors.ControlPlaneError, code: ExitCode) -> None:
+    assert exit_code(error) is code
+
+
+def test_an_error_from_here_has_a_code_of_the_same_form_as_one_from_the_server() -> None:
+    assert error_code(errors.InvalidReferenceError("")) == "invalid-reference"
+    assert error_code(ClientError("", code="in-use", status=409)) == "in-use"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("resnet50.onnx", "resnet50"),
+        ("/models/My Net (v2).onnx", "My-Net-v2"),
+        ("net.v1.2.pt", "net.v1.2"),
+        ("exported/", "exported"),
+        ("модель-7.onnx", "7"),
+    ],
+)
+def test_a_models_name_is_made_from_the_files(path: str, name: str) -> None:
+    assert model_name(Path(path)) == name
+
+
+def test_a_file_whose_name_gives_nothing_needs_a_name() -> None:
+    with pytest.raises(InvalidInputError, match="tritonctl push NAME"):
+        model_name(Path("модель.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype", "shape"),
+    [
+        ("x:FP32[-1,16]", DataType.FP32, (-1, 16)),
+        ("x:float32[?, 16]", DataType.FP32, (-1, 16)),
+        ("sr:INT64", DataType.INT64, ()),
+        ("sr:int64[]", DataType.INT64, ()),
+        ("model/in:0:string[-1]", DataType.BYTES, (-1,)),
+    ],
+)
+def test_tensor_specs_are_read(text: str, dtype: DataType, shape: tuple[int, ...]) -> None:
+    spec = parse_spec(text)
+    assert (spec.dtype, spec.shape) == (dtype, shape)
+    assert text.startswith(spec.name)
+
+
+@pytest.mark.parametrize("text", ["x", "x:FP31", "x:FP32[a]", "x:FP32[1", ":FP32[1]"])
+def test_what_is_no_tensor_spec_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInputError):
+        parse_spec(text)
+
+
+def test_dynamic_axes_are_read() -> None:
+    assert parse_axes(["x=0,2", "y=1"]) == {"x": [0, 2], "y": [1]}
+    assert parse_axes([]) is None
+    with pytest.raises(InvalidInputError, match="INPUT=DIM"):
+        parse_axes(["x"])
+
+
+def test_arrays_survive_the_way_through_the_protocol(tmp_path: Path) -> None:
+    arrays = {
+        "half": np.asarray([[1.5, np.nan, np.inf]], np.float16),
+        "text": np.asarray(["a", "größer"]),
+        "flag": np.asarray([True, False]),
+        "scalar": np.asarray(7, np.int64),
+    }
+    target = io.BytesIO()
+    save_npz(target, [json.loads(json.dumps(to_protocol(name, array))) for name, array in arrays.items()])
+    with np.load(io.BytesIO(target.getvalue()), allow_pickle=False) as back:
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(back[name], array)
+            assert back[name].shape == array.shape
+
+
+def test_a_number_in_json_is_a_scalar(tmp_path: Path) -> None:
+    (tmp_path / "request.json").write_text('{"x": [[1, 2]], "sr": 16000}')
+    x, rate = read_tensors(str(tmp_path / "request.json"), None)
+    assert x == {"name": "x", "data": [[1, 2]]}
+    assert (rate["shape"], rate["data"]) == ([], [16000])
+
+
+def test_a_record_counts_only_while_its_process_holds_the_lock(tmp_path: Path) -> None:
+    (tmp_path / "up.json").write_text('{"url": "http://127.0.0.1:1", "pid": 1}')
+    assert UpRecord.read(tmp_path) is None
+    with (tmp_path / "up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        record = UpRecord.read(tmp_path)
+        assert record is not None
+        assert record.url == "http://127.0.0.1:1"
+        (tmp_path / "up.json").write_text('{"url": ')
+        assert UpRecord.read(tmp_path) is None
+    assert UpRecord.read(tmp_path) is None
+
+
+def test_times_and_sizes_are_said_as_people_do() -> None:
+    now = datetime.now(UTC)
+    assert ago(now) == "now"
+    assert ago(now - timedelta(seconds=5.2)) == "5 s ago"
+    assert ago(now - timedelta(minutes=3)) == "3 min ago"
+    assert ago(now + timedelta(hours=5, seconds=5)) == "in 5 h"
+    assert [span(value) for value in (0.0042, 0.5, 2.34, 95.0, 600.0)] == [
+        "4.2 ms",
+        "500 ms",
+        "2.3 s",
+        "95 s",
+        "10 min",
+    ]
+    assert [size(count) for count in (7, 2048, 3 << 30)] == ["7 B", "2.0 KiB", "3.0 GiB"]

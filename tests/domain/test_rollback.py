@@ -1,0 +1,61 @@
+"""Where a rollback goes."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.rollback import rollback_target
+from controlplane.errors import ConflictError, NotFoundError
+
+
+@dataclass(frozen=True)
+class Revision:
+    number: int
+    spec: DeploymentSpec
+
+
+def history(*specs: DeploymentSpec) -> list[Revision]:
+    """Revisions in the order they were committed, as a chain lists them: newest first."""
+    return [Revision(number, spec) for number, spec in enumerate(specs, 1)][::-1]
+
+
+def spec(version: int, **changes: object) -> DeploymentSpec:
+    return DeploymentSpec.model_validate({"model": "m", "reference": f"m:{version}", "version": version, **changes})
+
+
+def test_it_goes_to_the_revision_before_and_back_again() -> None:
+    assert rollback_target(history(spec(1), spec(2))).version == 1
+    assert rollback_target(history(spec(1), spec(2), spec(1))).version == 2
+
+
+def test_it_pins_what_an_alias_pointed_at() -> None:
+    target = rollback_target(history(spec(1, reference="m@champion"), spec(2, reference="m@champion")))
+    assert target.reference == "m:1"
+
+
+def test_revisions_that_ran_the_same_are_passed_over() -> None:
+    one = rollback_target(history(spec(1), spec(2), spec(2, loaded=False), spec(2)))
+    assert (one.version, one.loaded) == (1, True)
+    other = DeploymentSettings(max_batch_size=4)
+    assert rollback_target(history(spec(1), spec(1, settings=other))).settings == DeploymentSettings()
+
+
+def test_removals_are_passed_over() -> None:
+    assert rollback_target(history(spec(1), spec(1, deleted=True), spec(2))).version == 1
+
+
+def test_a_named_revision() -> None:
+    assert rollback_target(history(spec(1), spec(2), spec(3)), 1).version == 1
+    with pytest.raises(NotFoundError, match="no revision 7"):
+        rollback_target(history(spec(1), spec(2)), 7)
+    with pytest.raises(ConflictError, match="removed the deployment"):
+        rollback_target(history(spec(1), spec(1, deleted=True), spec(2)), 2)
+
+
+@pytest.mark.parametrize(
+    "chain", [[], history(spec(1)), history(spec(1), spec(1)), history(spec(1), spec(1, deleted=True))]
+)
+def test_nothing_to_go_back_to(chain: list[Revision]) -> None:
+    with pytest.raises(ConflictError):
+        rollback_target(chain)
