@@ -1,8 +1,9 @@
 """A Triton server as the reconciler works with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from controlplane.gpu.base import DeviceSource
+from controlplane.gpu.budgets import BudgetRules
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded.server import EmbeddedTriton
 from controlplane.triton.repository import ModelRepository
@@ -20,6 +21,7 @@ class ManagedServer:
         http_url: URL of its HTTP service, for display.
         metrics_url: URL of its metrics, for display.
         devices: What tells of its devices' memory; None: nobody does.
+        budgets: How much of each of them models may use.
     """
 
     name: str
@@ -29,3 +31,4 @@ class ManagedServer:
     http_url: str = ""
     metrics_url: str = ""
     devices: DeviceSource | None = None
+    budgets: BudgetRules = field(default_factory=BudgetRules)
