@@ -121,10 +121,8 @@ class NvmlSource:
             yield from self._unreachable(index, error, name)
             return
         yield self._device(index, handle, replace(empty, allocatable=instances is None))
-        if instances is None:
-            return
         present = set()
-        for number, instance in instances:
+        for number, instance in instances or ():
             name_of_instance = f"{name}/mig:{number}"
             present.add(name_of_instance)
             yield self._device(

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 LOST = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_GPU_NOT_FOUND})
 """Errors that only a reset of the GPU or of the machine mends."""
 
+_NO_MIG = frozenset({pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND})
+
 _THROTTLE_REASONS = {
     # That it idles (bit 0) is no reason to worry.
     pynvml.nvmlClocksThrottleReasonApplicationsClocksSetting: "applications_clocks_setting",
@@ -76,15 +78,26 @@ def read_facts(handle: Handle) -> Facts:
 
 
 def mig_handles(handle: Handle) -> list[tuple[int, Handle]] | None:
-    """Return a GPU's MIG instances with their numbers; None where it is not in MIG mode."""
-    mode = optional(pynvml.nvmlDeviceGetMigMode, handle)
-    if mode is None or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+    """Return a GPU's MIG instances with their numbers; None where it is not in MIG mode.
+
+    Raises:
+        pynvml.NVMLError: It cannot be told; to guess that it is no MIG GPU would load models where none can be.
+    """
+    try:
+        mode, _ = pynvml.nvmlDeviceGetMigMode(handle)
+    except pynvml.NVMLError as error:
+        if error.value in _NO_MIG:
+            return None
+        raise
+    if mode != pynvml.NVML_DEVICE_MIG_ENABLE:
         return None
     found = []
-    for number in range(optional(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
-        instance = optional(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number)
-        if instance is not None:  # numbers have gaps
-            found.append((number, instance))
+    for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            found.append((number, pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)))
+        except pynvml.NVMLError as error:
+            if error.value != pynvml.NVML_ERROR_NOT_FOUND:  # numbers have gaps
+                raise
     return found
 
 
