@@ -40,6 +40,7 @@ from controlplane.services.operations import Operations
 from controlplane.services.publishing import Publishing
 from controlplane.services.servers import Servers
 from controlplane.services.spool import Spool
+from controlplane.services.tuning import Tunings
 from controlplane.services.uploads import Uploads
 from controlplane.services.validation import Validation
 from controlplane.services.versions import Versions
@@ -139,6 +140,8 @@ class ControlPlane:
         self._metrics.watch(services, reconciler)
         await reconciler.start()
         stack.push_async_callback(reconciler.stop)
+        await services.tunings.open()
+        stack.push_async_callback(services.tunings.close)
         stack.push_async_callback(services.operations.stop)
         logger.info("control plane %s works on %s", version(), store.url)
 
@@ -206,6 +209,7 @@ class ControlPlane:
         operations = Operations(registry.store)
         uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
         converters = [ConverterInfo(source=source.value, target=target.value) for source, target in BUILT_IN]
+        deployments = Deployments(registry, reconciler)
         return Services(
             models=Models(registry, reconciler),
             versions=Versions(registry),
@@ -213,9 +217,16 @@ class ControlPlane:
             publishing=Publishing(registry, uploads, operations, workers, workspace, reconciler),
             conversions=Conversions(registry, uploads, operations, workers, workspace, reconciler),
             validation=Validation(registry, uploads, operations, workers, workspace),
-            deployments=Deployments(registry, reconciler),
+            deployments=deployments,
             inference=Inference(registry, reconciler, servers),
             servers=Servers(reconciler),
+            tunings=Tunings(
+                registry,
+                deployments,
+                operations,
+                servers,
+                request_timeout_seconds=settings.reconciler.proof_timeout_seconds,
+            ),
             operations=operations,
             events=Events(reconciler),
             garbage=Garbage(registry, uploads, operations, settings.gc),

@@ -10,7 +10,17 @@ from controlplane.api import metrics as metrics_module
 from controlplane.api import problems
 from controlplane.api.metrics import Metrics
 from controlplane.api.middleware import Edge, IdempotencyKeys
-from controlplane.api.routers import deployments, inference, models, operations, system, uploads, versions, work
+from controlplane.api.routers import (
+    deployments,
+    inference,
+    models,
+    operations,
+    system,
+    tunings,
+    uploads,
+    versions,
+    work,
+)
 from controlplane.api.schemas.operations import EventList
 from controlplane.api.schemas.problems import Problem
 from controlplane.services.health import version
@@ -37,6 +47,7 @@ _TAGS = [
     {"name": "conversions", "description": "Conversion to ONNX or TorchScript, compared with the original."},
     {"name": "validations", "description": "Checks without publishing."},
     {"name": "deployments", "description": "What shall answer under a model's name, and what does."},
+    {"name": "tunings", "description": "Finding the settings to run a model with."},
     {"name": "inference", "description": "Asking a deployed model through the control plane."},
     {"name": "operations", "description": "What takes longer than a request."},
     {"name": "events", "description": "What changed, and why."},
@@ -71,6 +82,7 @@ def create_application(metrics: Metrics, lifespan: Lifespan | None = None) -> Fa
         uploads.router,
         work.router,
         deployments.router,
+        tunings.router,
         inference.router,
         operations.router,
         system.router,

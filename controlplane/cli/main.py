@@ -17,6 +17,7 @@ from controlplane.cli.commands import (
     publishing,
     pulling,
     servers,
+    tuning,
     upkeep,
 )
 from controlplane.cli.session import ActorOption, DataDirOption, DebugOption, OutputOption, UrlOption, current
@@ -82,6 +83,7 @@ for module in (
     models,
     pulling,
     deployments,
+    tuning,
     inference,
     servers,
     upkeep,

@@ -33,6 +33,7 @@ class Progress(Record):
     fraction: float | None = None
     bytes_done: int | None = None
     bytes_total: int | None = None
+    details: dict[str, Any] | None = None
 
 
 class Operation(Record):

@@ -13,6 +13,7 @@ from controlplane.services.models import Models
 from controlplane.services.operations import Operations
 from controlplane.services.publishing import Publishing
 from controlplane.services.servers import Servers
+from controlplane.services.tuning import Tunings
 from controlplane.services.uploads import Uploads
 from controlplane.services.validation import Validation
 from controlplane.services.versions import Versions
@@ -31,6 +32,7 @@ class Services:
     deployments: Deployments
     inference: Inference
     servers: Servers
+    tunings: Tunings
     operations: Operations
     events: Events
     garbage: Garbage
