@@ -22,6 +22,9 @@ _PREFIXES = ("nv_gpu_", "nv_cpu_")
 _MAX_BYTES = 64 * 1024 * 1024
 """Metrics of ten thousand models take about 20 MiB; nobody's metrics take this much."""
 
+_NOTHING_YET = "the server's metrics say 0: it just started, or could not read it, which its log says"
+"""Measured on Triton 2.51: every figure is 0 for the first two seconds. Read: and once DCGM failed on a GPU."""
+
 Figures = Mapping[str, Mapping[str, float]]
 """Value by GPU UUID (empty: none) by name of the metric."""
 
@@ -105,14 +108,15 @@ def devices(figures: Figures, uuids: Sequence[str] = ()) -> tuple[DeviceReading,
     """
     readings = []
     host_bytes = _bytes(figures, "nv_cpu_memory_total_bytes")
-    if host_bytes:
+    if host_bytes is not None:
         readings.append(
             DeviceReading(
                 name=HOST,
                 kind=DeviceKind.HOST,
                 total_bytes=host_bytes,
-                used_bytes=_bytes(figures, "nv_cpu_memory_used_bytes"),
-                utilisation=figures.get("nv_cpu_utilization", {}).get(""),
+                used_bytes=_bytes(figures, "nv_cpu_memory_used_bytes") if host_bytes else None,
+                utilisation=figures.get("nv_cpu_utilization", {}).get("") if host_bytes else None,
+                error="" if host_bytes else _NOTHING_YET,
             )
         )
     told = sorted({uuid for name, by_gpu in figures.items() if name.startswith("nv_gpu_") for uuid in by_gpu if uuid})
@@ -130,8 +134,8 @@ def _gpu(figures: Figures, number: int, uuid: str, *, known: bool, certain: bool
     error = ""
     if not known:
         error = f"the server's metrics tell of no GPU with the UUID {uuid!r}"
-    elif not total:  # what Triton tells once DCGM failed it
-        error = "the server's metrics tell no memory of this GPU; its log says why DCGM failed"
+    elif not total:
+        error = _NOTHING_YET
     return DeviceReading(
         name=f"gpu:{number}",
         kind=DeviceKind.GPU,
