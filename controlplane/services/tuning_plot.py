@@ -1,10 +1,10 @@
 """Draws what a tuning measured as an SVG: throughput against the 99th percentile of the latency. Pure, no library."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from controlplane.domain.tuning import Objective, Point, Trial, frontier, points
+from controlplane.domain.tuning import Objective, Point, Trial, TrialState, frontier, points
 
 _WIDTH, _HEIGHT = 960, 520
 _LEFT, _TOP, _RIGHT, _BOTTOM = 78, 64, 590, 450
@@ -102,7 +102,7 @@ class _Chart:
     def dots(self, best: Point | None) -> list[str]:
         line = [f"{self.x(p.measured.throughput):.1f},{self.y(p.measured.p99_seconds * 1000):.1f}" for p in self.edge]
         parts = [
-            self._dot(point, 3.5, _PRESENT if point.trial.present else _OTHER, opacity=0.75)
+            self._dot(point, 4, _PRESENT if point.trial.present else _OTHER, brief=_is_brief(point))
             for point in self._shown
             if point not in self.edge
         ]
@@ -117,14 +117,24 @@ class _Chart:
             parts.append(self._dot(best, 12, _BEST, ring=True))
         return parts
 
-    def _dot(self, point: Point, radius: float, color: str, *, opacity: float = 1, ring: bool = False) -> str:
+    def _dot(self, point: Point, radius: float, color: str, *, brief: bool = False, ring: bool = False) -> str:
         x, y = self.x(point.measured.throughput), self.y(point.measured.p99_seconds * 1000)
-        paint = f'fill="none" stroke="{color}" stroke-width="2"' if ring else f'fill="{color}" fill-opacity="{opacity}"'
+        paint = f'fill="{color}"'
+        if brief or ring:
+            paint = f'fill="{"none" if ring else "#ffffff"}" stroke="{color}" stroke-width="{2 if ring else 1.5}"'
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" {paint}><title>{escape(_words(point))}</title></circle>'
 
 
+def _is_brief(point: Point) -> bool:
+    """Whether it dropped out, and so was measured for a short time only."""
+    return point.trial.state is not TrialState.MEASURED
+
+
 def _legend(edge: Sequence[Point], best: Point | None) -> list[str]:
-    keys = [(_LINE, "on the frontier: nothing is better in both"), (_OTHER, "other settings and loads")]
+    keys = [
+        (_LINE, "on the frontier: nothing is better in both"),
+        (_OTHER, "others; hollow: measured in a short round"),
+    ]
     keys.append((_PRESENT, "what the deployment has now"))
     if best is not None:
         keys.append((_BEST, "the best for the objective (ringed)"))
@@ -162,30 +172,22 @@ def _text(
 
 
 def _linear_ticks(most: float) -> list[float]:
-    raw = most / 5
-    magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= raw)
+    step = _step(most / 5)
     return [step * number for number in range(int(most / step) + 1)]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, …; where fewer than three of them lie in the range, every tenth of a decade's digits."""
-    coarse = list(_digits(low, high, (1, 2, 5)))
-    return (
-        coarse
-        if len(coarse) >= 3
-        else list(_digits(low, high, tuple(n / 10 for n in range(10, 100))))[:: _thin(low, high)]
-    )
+    """Powers of ten, with as many digits between them as it takes for four ticks; in a narrow range even steps."""
+    for digits in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)):
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [float(f"{digit * 10.0**exponent:.3g}") for exponent in exponents for digit in digits]
+        if len(found := [tick for tick in ticks if low <= tick <= high]) >= 4:
+            return found
+    step = _step((high - low) / 4)
+    return [float(f"{step * number:.6g}") for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _digits(low: float, high: float, digits: Iterable[float]) -> Iterable[float]:
-    digits = tuple(digits)
-    for exponent in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
-        for digit in digits:
-            tick = float(f"{digit * 10.0**exponent:.3g}")
-            if low <= tick <= high:
-                yield tick
-
-
-def _thin(low: float, high: float) -> int:
-    return max(1, len(list(_digits(low, high, tuple(n / 10 for n in range(10, 100))))) // 6)
+def _step(least: float) -> float:
+    """Return the smallest of 1, 2, 5, 10, 20, … that is at least so large."""
+    magnitude: float = 10.0 ** math.floor(math.log10(least))
+    return next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= least * (1 - 1e-9))
