@@ -133,11 +133,14 @@ def decide(
         if loads_in_flight >= max_loads:
             return Queue(f"{loads_in_flight} loads are in flight, as many as may be")
         return Admit("its memory is reserved")
-    figures = figures_of(request, ledger, models, now=now, rules=rules)
+
+    def figures() -> Figures:
+        return figures_of(request, ledger, models, now=now, rules=rules)
+
     if never := _never(request, ledger, models):
-        return Refuse(never, figures)
+        return Refuse(never, figures())
     if loads_in_flight >= max_loads:
-        return Queue(f"{loads_in_flight} loads are in flight, as many as may be", figures)
+        return Queue(f"{loads_in_flight} loads are in flight, as many as may be", figures())
     taken = promised or {}
     missing = {
         device: need.reserve_bytes + taken.get(device, 0) - ledger.free(device) for device, need in footprint.items()
@@ -146,18 +149,18 @@ def decide(
         return Admit("there is room: " + _sizes({device: ledger.free(device) for device in footprint}) + " free")
     coming = {device: size - ledger.held(device, HoldingState.UNLOADING) for device, size in missing.items()}
     if all(size <= 0 for size in coming.values()):
-        return Queue("waits for memory that is being freed", figures)
+        return Queue("waits for memory that is being freed", figures())
     model = request.model
     leased = model.held_until is not None and model.held_until > now
     if model.mode is Mode.RESIDENT and not (model.loaded or leased or model.demanded_at):
-        return Queue("no room, and nothing is evicted for a resident model that nobody waits for", figures)
+        return Queue("no room, and nothing is evicted for a resident model that nobody waits for", figures())
     victims = choose(_others(models, request), coming, policy, now, rules=rules, priority=request.model.priority)
     if victims:
         reasons = {victim.model: policy.explain(victim, now) for victim in victims}
         names = ", ".join(victim.model for victim in victims)
         short = _sizes({device: size for device, size in coming.items() if size > 0})
         return Evict(victims, f"{slot.triton_name}:{slot.version} lacks {short}; to go: {names}", reasons)
-    return Queue(_stuck(request, ledger, models, coming, now=now, rules=rules), figures)
+    return Queue(_stuck(request, ledger, models, coming, now=now, rules=rules), figures())
 
 
 def figures_of(

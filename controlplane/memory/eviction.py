@@ -1,17 +1,31 @@
-"""Which models go when room is needed: the policies, who is protected, and the choice of a set.
+"""Which models go when room is needed: who is protected, and the choice among the rest.
 
 A policy gives each model a score, and the lowest goes first; lower priorities go before higher ones whatever their
 score. `choose` takes a *set* that covers the need of every device and that has no member which is not needed for it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
-from controlplane.memory.ledger import size_text
+from controlplane.memory.costing import CostPolicy
+from controlplane.memory.covering import cover, freed
 from controlplane.memory.types import Mode, ModelMemory
-from controlplane.memory.usage import HALF_LIFE_SECONDS, rate
+from controlplane.memory.valuing import EvictionPolicy, LfuPolicy, LruPolicy
+
+__all__ = [
+    "DEFAULT_RULES",
+    "CostPolicy",
+    "EvictionPolicy",
+    "EvictionRules",
+    "LfuPolicy",
+    "LruPolicy",
+    "choose",
+    "freed",
+    "policy_named",
+    "protection",
+    "thrashing",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,111 +44,38 @@ class EvictionRules:
 
     def residence_seconds(self, model: ModelMemory) -> float:
         """How long this model stays after its load, its history of early evictions taken into account."""
-        return max(
-            min(self.minimum_residence_seconds * self.backoff_factor**model.evictions, self.maximum_residence_seconds),
-            self.minimum_residence_seconds,
-        )
+        return self.grown_seconds(model.evictions)
+
+    def grown_seconds(self, evictions: int) -> float:
+        """The residence time after so many early evictions."""
+        if self.minimum_residence_seconds >= self.maximum_residence_seconds:
+            return self.minimum_residence_seconds
+        # 2 ** 64 is beyond any maximum, and floats overflow soon after 2 ** 1000.
+        growth = self.backoff_factor ** min(max(evictions, 0), 64)
+        return min(self.minimum_residence_seconds * growth, self.maximum_residence_seconds)
 
 
 DEFAULT_RULES = EvictionRules()
 
 
-class EvictionPolicy(Protocol):
-    """What a model's memory is worth."""
+def thrashing(
+    evictions: int, evicted_at: datetime | None, wanted_at: datetime, rules: EvictionRules = DEFAULT_RULES
+) -> int:
+    """How often a model was evicted too early, once it is wanted again: the next value of `ModelMemory.evictions`.
 
-    @property
-    def name(self) -> str:
-        """What it is called in the settings."""
-        ...
+    It counts as too early if it is wanted again within its (grown) minimum residence time. If it is not, one of the
+    earlier times is forgiven, so that a model that once thrashed is not kept for ever.
 
-    def score(self, model: ModelMemory, now: datetime) -> float:
-        """The lowest goes first."""
-        ...
-
-    def explain(self, model: ModelMemory, now: datetime) -> str:
-        """Why it has this score, for a person."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class LruPolicy:
-    """Least recently used."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in the settings."""
-        return "lru"
-
-    def score(self, model: ModelMemory, now: datetime) -> float:
-        """Seconds since the last use (or the load, if it was never used), negative."""
-        return -_idle_seconds(model, now)
-
-    def explain(self, model: ModelMemory, now: datetime) -> str:
-        """Its age."""
-        return _last_use(model, now)
-
-
-@dataclass(frozen=True, slots=True)
-class LfuPolicy:
-    """Least frequently used, by the decaying rate (plain counts would keep for ever what was once popular)."""
-
-    half_life_seconds: float = HALF_LIFE_SECONDS
-
-    @property
-    def name(self) -> str:
-        """What it is called in the settings."""
-        return "lfu"
-
-    def score(self, model: ModelMemory, now: datetime) -> float:
-        """Requests per second."""
-        return rate(model.usage, now, half_life_seconds=self.half_life_seconds)
-
-    def explain(self, model: ModelMemory, now: datetime) -> str:
-        """Its rate."""
-        return f"{self.score(model, now) * 3600:.3g} requests an hour"
-
-
-@dataclass(frozen=True, slots=True)
-class CostPolicy:
-    """Seconds of reloading that each byte saves: reload seconds times rate of use, by its bytes.
-
-    The GreedyDual-Size-Frequency family (Cao and Irani, "Cost-Aware WWW Proxy Caching Algorithms", USITS 1997;
-    Cherkasova, "Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching Policy", HPL-98-69R1, 1998).
-    Those age by an offset that grows with each eviction, which is state; here the rate itself decays with time.
+    Args:
+        evictions: The value so far.
+        evicted_at: When it was last evicted; None if it was not (it left by itself, or this was counted already).
+        wanted_at: When somebody asked for it again.
+        rules: Minimum residence and back-off.
     """
-
-    half_life_seconds: float = HALF_LIFE_SECONDS
-
-    @property
-    def name(self) -> str:
-        """What it is called in the settings."""
-        return "cost"
-
-    def score(self, model: ModelMemory, now: datetime) -> float:
-        """Expected seconds of reloading per second and GiB."""
-        uses = rate(model.usage, now, half_life_seconds=self.half_life_seconds)
-        return model.load_seconds * uses / max(_bytes(model), 1) * 2**30
-
-    def explain(self, model: ModelMemory, now: datetime) -> str:
-        """Cost, rate and size."""
-        uses = rate(model.usage, now, half_life_seconds=self.half_life_seconds)
-        return (
-            f"a reload costs {model.load_seconds:.3g} s, {uses * 3600:.3g} uses an hour are expected, "
-            f"it frees {size_text(_bytes(model))}"
-        )
-
-
-def policy_named(name: str) -> EvictionPolicy:
-    """The policy of a name: ``lru``, ``lfu`` or ``cost``.
-
-    Raises:
-        ValueError: There is none of that name.
-    """
-    policies: tuple[EvictionPolicy, ...] = (LruPolicy(), LfuPolicy(), CostPolicy())
-    for policy in policies:
-        if policy.name == name:
-            return policy
-    raise ValueError(f"no eviction policy {name!r}; there are: {', '.join(policy.name for policy in policies)}")
+    if evicted_at is None:
+        return evictions
+    within = rules.grown_seconds(evictions)
+    return evictions + 1 if (wanted_at - evicted_at).total_seconds() < within else max(evictions - 1, 0)
 
 
 def protection(
@@ -161,9 +102,12 @@ def protection(
     if model.demanded_at is not None:
         return "somebody waits for it"
     if model.loaded_at is not None and (priority is None or priority <= model.priority):
-        left = rules.residence_seconds(model) - (now - model.loaded_at).total_seconds()
-        if left > 0:
-            return f"loaded too recently, stays for {left:.3g} s more"
+        age = (now - model.loaded_at).total_seconds()
+        # Most are older than any residence time: one comparison for those, the power for the rest.
+        if age < max(rules.maximum_residence_seconds, rules.minimum_residence_seconds):
+            left = rules.residence_seconds(model) - age
+            if left > 0:
+                return f"loaded too recently, stays for {left:.3g} s more"
     return None
 
 
@@ -192,57 +136,27 @@ def choose(
     short = {device: size for device, size in need.items() if size > 0}
     if not short:
         return ()
-    scored = [
-        ((model.priority, policy.score(model, now), model.model), model)
-        for model in candidates
-        if any(device in model.footprint for device in short)
-        and protection(model, now, rules, priority=priority) is None
-    ]
-    scored.sort(key=lambda item: item[0])
-    taken: list[ModelMemory] = []
-    left = dict(short)
-    for _, model in scored:
-        gives = [device for device, size in left.items() if size > 0 and freed(model, device) > 0]
-        if not gives:
-            continue
-        taken.append(model)
-        for device in left:
-            left[device] -= freed(model, device)
-        if all(size <= 0 for size in left.values()):
-            return _needed(taken, left)
-    return None
+    return cover(
+        [
+            model
+            for model in candidates
+            if any(device in model.footprint for device in short)
+            and protection(model, now, rules, priority=priority) is None
+        ],
+        short,
+        policy,
+        now,
+    )
 
 
-def freed(model: ModelMemory, device: str) -> int:
-    """Bytes that its eviction gives back on a device."""
-    footprint = model.footprint.get(device)
-    return 0 if footprint is None else footprint.bytes
+def policy_named(name: str) -> EvictionPolicy:
+    """The policy of a name: ``lru``, ``lfu`` or ``cost``.
 
-
-def _needed(taken: Sequence[ModelMemory], left: Mapping[str, int]) -> tuple[ModelMemory, ...]:
-    """Spare whoever is not needed, the most valuable first. `left` is what is missing, so at most 0 everywhere."""
-    spare = {device: -size for device, size in left.items()}
-    kept = []
-    for model in reversed(taken):
-        gives = {device: freed(model, device) for device in spare}
-        if all(spare[device] >= size for device, size in gives.items()):
-            for device, size in gives.items():
-                spare[device] -= size
-        else:
-            kept.append(model)
-    return tuple(reversed(kept))
-
-
-def _bytes(model: ModelMemory) -> int:
-    return sum(footprint.bytes for footprint in model.footprint.values())
-
-
-def _idle_seconds(model: ModelMemory, now: datetime) -> float:
-    newest = max((at for at in (model.usage.last_used_at, model.loaded_at) if at is not None), default=None)
-    return float("inf") if newest is None else (now - newest).total_seconds()
-
-
-def _last_use(model: ModelMemory, now: datetime) -> str:
-    if model.usage.last_used_at is None:
-        return "never used"
-    return f"last used {max((now - model.usage.last_used_at).total_seconds(), 0):.3g} s ago"
+    Raises:
+        ValueError: There is none of that name.
+    """
+    policies: tuple[EvictionPolicy, ...] = (LruPolicy(), LfuPolicy(), CostPolicy())
+    for policy in policies:
+        if policy.name == name:
+            return policy
+    raise ValueError(f"no eviction policy {name!r}; there are: {', '.join(policy.name for policy in policies)}")
