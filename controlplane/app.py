@@ -29,6 +29,7 @@ from controlplane.registry.cache import BlobCache
 from controlplane.registry.registry import Registry
 from controlplane.services.conversions import Conversions
 from controlplane.services.deployments import Deployments
+from controlplane.services.devices import Devices
 from controlplane.services.events import Events
 from controlplane.services.facade import Services
 from controlplane.services.garbage import Garbage
@@ -220,6 +221,7 @@ class ControlPlane:
             deployments=deployments,
             inference=Inference(registry, reconciler, servers),
             servers=Servers(reconciler),
+            devices=Devices(servers),
             tunings=Tunings(
                 registry,
                 deployments,

@@ -12,6 +12,7 @@ from controlplane.api.metrics import Metrics
 from controlplane.api.middleware import Edge, IdempotencyKeys
 from controlplane.api.routers import (
     deployments,
+    devices,
     inference,
     models,
     operations,
@@ -86,6 +87,7 @@ def create_application(metrics: Metrics, lifespan: Lifespan | None = None) -> Fa
         inference.router,
         operations.router,
         system.router,
+        devices.router,
     ):
         v1.include_router(router)
     app.include_router(v1)
@@ -93,7 +95,7 @@ def create_application(metrics: Metrics, lifespan: Lifespan | None = None) -> Fa
 
     async def metrics_text() -> Response:
         """Return Prometheus metrics of the control plane itself; Triton has its own."""
-        return Response(metrics.text(), media_type=metrics_module.MEDIA_TYPE)
+        return Response(await metrics.text(), media_type=metrics_module.MEDIA_TYPE)
 
     app.add_api_route(
         "/metrics",

@@ -7,20 +7,14 @@ A *device* is one pool of memory of one Triton server: a GPU, a MIG instance, or
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Protocol
+
+from controlplane.domain.devices import DeviceKind
+
+__all__ = ["HOST", "DeviceKind", "DeviceReading", "DeviceSource"]
 
 HOST = "host"
 """The name of the device that models on the CPU use."""
-
-
-class DeviceKind(StrEnum):
-    """What kind of memory it is."""
-
-    HOST = "host"
-    GPU = "gpu"
-    MIG = "mig"
-    """A slice of a GPU with memory of its own (Multi-Instance GPU)."""
 
 
 @dataclass(frozen=True, slots=True)

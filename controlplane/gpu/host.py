@@ -1,5 +1,6 @@
 """The host's memory: the machine's, or the container's where that is less."""
 
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import psutil
 
 from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
 from controlplane.gpu.cgroup import memory_levels
+
+_LOAD_SECONDS = 0.5
+"""Core-seconds that make a figure: the kernel counts in hundredths."""
 
 Processes = Callable[[], Iterable[int]]
 """Gives process ids; called at each reading."""
@@ -30,6 +34,7 @@ class HostSource:
         self._processes = processes
         self._contained = contained
         self._root = root
+        self._load = _Load()
 
     def read(self) -> tuple[DeviceReading, ...]:
         """Return the one device ``host``."""
@@ -45,13 +50,41 @@ class HostSource:
                 total_bytes=total,
                 used_bytes=total - min(free, total),
                 processes=None if self._processes is None else resident_bytes(self._processes()),
-                # Of all cores since the reading before; the first has nothing to compare with and says 0.
-                utilisation=psutil.cpu_percent(interval=None) / 100,
+                utilisation=self._load.share(),
             ),
         )
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class _Load:
+    """The share of the time that all cores together work, since the reading before.
+
+    Not `psutil.cpu_percent`: it remembers the reading before by thread, and a pool's threads are many.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy, self._total = _cpu_seconds()
+        self._share: float | None = None
+
+    def share(self) -> float | None:
+        """Return it; None until there was time enough to tell."""
+        with self._lock:
+            busy, total = _cpu_seconds()
+            if total - self._total >= _LOAD_SECONDS:
+                self._share = min(max((busy - self._busy) / (total - self._total), 0.0), 1.0)
+                self._busy, self._total = busy, total
+            return self._share
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """Return the seconds that all cores worked, and all their seconds, since the machine was started."""
+    times = psutil.cpu_times()
+    # Guests' time is in the user's time already; a core that waits for a disk does not work.
+    total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return total - times.idle - getattr(times, "iowait", 0.0), total
 
 
 def resident_bytes(pids: Iterable[int]) -> dict[int, int]:

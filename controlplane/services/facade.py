@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from controlplane.services.conversions import Conversions
 from controlplane.services.deployments import Deployments
+from controlplane.services.devices import Devices
 from controlplane.services.events import Events
 from controlplane.services.garbage import Garbage
 from controlplane.services.health import Health
@@ -32,6 +33,7 @@ class Services:
     deployments: Deployments
     inference: Inference
     servers: Servers
+    devices: Devices
     tunings: Tunings
     operations: Operations
     events: Events

@@ -157,8 +157,17 @@ def test_the_containers_limit_counts_not_the_machines(tmp_path: Path) -> None:
     assert (reading.name, reading.kind, reading.device_id, reading.error) == ("host", DeviceKind.HOST, None, "")
     assert (reading.total_bytes, reading.used_bytes, reading.free_bytes) == (64 * MIB, 16 * MIB, 48 * MIB)
     assert reading.processes is None
-    assert reading.utilisation is not None
-    assert 0 <= reading.utilisation <= 1
+
+
+def test_the_load_of_the_machine_is_that_since_the_reading_before() -> None:
+    source = HostSource()
+    (reading,) = source.read()
+    while reading.utilisation is None:  # it takes half a core-second to tell
+        sum(range(100_000))
+        (reading,) = source.read()
+    assert 0 < reading.utilisation <= 1
+    (again,) = source.read()
+    assert again.utilisation == reading.utilisation, "too soon for another figure"
 
 
 def test_a_full_group_above_leaves_no_room(tmp_path: Path) -> None:
