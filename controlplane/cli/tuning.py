@@ -71,7 +71,8 @@ def show_tuning(out: Output, result: Mapping[str, Any]) -> None:
     for trial in trials:
         if trial.message and trial.state in {TrialState.WRONG, TrialState.FAILED}:
             out.note(f"{trial.setting}: {trial.message}", style=_STYLES[trial.state])
-    out.line(result["message"], style="green" if result["met"] else "yellow")
+    if result["met"]:
+        out.line(result["message"], style="green")
     present = result.get("present")
     if best and present and best["measurement"] != present:
         now, then = present, best["measurement"]

@@ -40,6 +40,7 @@ from controlplane.triton.model_config import build_config
 logger = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 5.0
+"""Time between attempts to sweep a server that is away, and how long a tuning waits for a sweep."""
 _WARMUP_SHARE = 0.25
 _WARMUP_MOST_SECONDS = 1.0
 _FREE_MEMORY_SHARE = 0.5
@@ -136,12 +137,12 @@ class Tunings:
             await asyncio.wait([sweeper])
 
     async def start(self, command: TuneCommand) -> Operation:
-        """Check what can be checked at once, and start.
+        """Check what can be checked at once, and start. Where somebody tunes on that server already, it fails.
 
         Raises:
             NotFoundError: The model is not deployed, or there is no such server.
-            InvalidInputError: The version has no golden samples, or a limit or a value cannot be.
-            ConflictError: Another tuning is under way on that server.
+            InvalidInputError: The version has no golden samples, or they do not fit the deployment.
+            ConflictError: This control plane has no servers.
         """
         job = await self._prepare(command)
 
@@ -205,7 +206,7 @@ class Tunings:
         began = time.monotonic()
         limit = await asyncio.to_thread(_memory_limit, job)
         spec = job.revision.spec
-        async with alone_on(job.server):
+        async with alone_on(job.server, patience_seconds=_SWEEP_SECONDS):
             client = TritonClient(job.server.name, job.server.client.grpc_url, timeouts=job.server.client.timeouts)
             copy = Copy(job.server, spec.model, spec.version, job.manifest, job.requests, client)
             try:

@@ -260,17 +260,24 @@ def _take(tensors: Tensors, rows: Any) -> Tensors:
 
 
 @asynccontextmanager
-async def alone_on(server: ManagedServer) -> AsyncIterator[None]:
+async def alone_on(server: ManagedServer, *, patience_seconds: float = 0.0) -> AsyncIterator[None]:
     """Be the only one who tunes on a server, with nothing left over from a tuning that was killed.
+
+    Args:
+        server: Where.
+        patience_seconds: How long to wait for somebody else; a `sweep` of what was left over takes seconds.
 
     Raises:
         ConflictError: Somebody tunes there: two at once would measure each other.
     """
     lock = FileLock(server.repository.root / LOCK)
-    if not await asyncio.to_thread(lock.try_acquire):
-        raise ConflictError(
-            f"another tuning is under way on {server.name}; wait until it ends, or cancel it", server=server.name
-        )
+    end = time.monotonic() + patience_seconds
+    while not await asyncio.to_thread(lock.try_acquire):
+        if time.monotonic() >= end:
+            raise ConflictError(
+                f"another tuning is under way on {server.name}; wait until it ends, or cancel it", server=server.name
+            )
+        await asyncio.sleep(_LOOK_SECONDS)
     try:
         await _remove_leftovers(server)
         yield

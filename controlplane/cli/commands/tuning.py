@@ -83,7 +83,8 @@ def tune(
     are not the recorded ones is out. What is measured shares the machine with everything else on it. Ctrl-C ends it
     and removes the copy. Exit code 7: no setting meets the objective; then nothing is applied.
     """
-    from controlplane.cli.exits import OperationFailedError
+    from controlplane.cli.exits import ExitCode
+    from controlplane.cli.output import error_line
     from controlplane.cli.tuning import follow_tuning, parse_size, show_tuning
     from controlplane.errors import InvalidInputError
 
@@ -122,4 +123,6 @@ def tune(
     if plot is not None:
         out.note(f"the plot is in {plot}")
     if not result["met"]:
-        raise OperationFailedError(result["message"], code="objective-not-met")
+        # Not an error document beside the result: with `-o json` stdout has one document.
+        error_line(result["message"])
+        raise typer.Exit(ExitCode.FAILED)
