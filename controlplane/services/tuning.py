@@ -35,12 +35,14 @@ from controlplane.services.tuning_search import (
     settings_to_try,
 )
 from controlplane.triton.client import TritonClient
+from controlplane.triton.config_json import canonical
 from controlplane.triton.model_config import build_config
 
 logger = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 5.0
 """Time between attempts to sweep a server that is away, and how long a tuning waits for a sweep."""
+_OVERRIDES = frozenset({"instance_group", "dynamic_batching", "sequence_batching", "model_transaction_policy"})
 _WARMUP_SHARE = 0.25
 _WARMUP_MOST_SECONDS = 1.0
 _FREE_MEMORY_SHARE = 0.5
@@ -165,6 +167,7 @@ class Tunings:
                 "answers with; publish a version with samples",
                 model=model,
             )
+        _check_overrides(model, spec.settings)
         batched = manifest.signature.batched
         if command.rows is not None and not batched:
             raise InvalidInputError(
@@ -344,6 +347,19 @@ class Tunings:
                     self._unswept.discard(name)
             if self._unswept:
                 await asyncio.sleep(_SWEEP_SECONDS)
+
+
+def _check_overrides(model: str, settings: DeploymentSettings) -> None:
+    """Refuse to tune what an override fixes: every setting would run the same, or need requests in sequences."""
+    fixed = _OVERRIDES.intersection(canonical(settings.config_overrides))
+    if fixed:
+        name = sorted(fixed)[0]
+        raise InvalidInputError(
+            f"{model} has config_overrides.{name}, which fixes what tuning would change; give it in the deployment's "
+            "settings instead, or leave it out",
+            model=model,
+            field=f"config_overrides.{name}",
+        )
 
 
 def _memory_limit(job: _Job) -> int | None:

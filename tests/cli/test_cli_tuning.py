@@ -22,18 +22,6 @@ def test_tune_shows_draws_and_says_what_is_best(cli: Cli, published: str, tmp_pa
     shown = cli.ok("tune", published, *QUICK, "--plot", plot)
     header, present, other = shown.out.splitlines()[:3]
     assert header.split() == _HEADINGS
-        "SETTING",
-        "ROUND",
-        "CLIENTS",
-        "REQUESTS/S",
-        "P50",
-        "MS",
-        "P99",
-        "MS",
-        "ANSWERS",
-        "MEMORY",
-        "STATE",
-    ]
     assert "=" in present.split()[0]
     assert "1 instance " in present
     assert "MiB" in present

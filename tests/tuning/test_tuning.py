@@ -194,3 +194,6 @@ def test_what_cannot_be_tuned_is_refused_at_once(api: Api, layers: str) -> None:
     api.publish("unproved", centred_onnx(3), golden=False)
     api.deploy("unproved:1")
     assert "no golden samples" in refused(422, "invalid-input", model="unproved")
+    api.publish("fixed", centred_onnx(5))
+    api.deploy("fixed:1", config_overrides={"instanceGroup": [{"count": 1, "kind": "KIND_CPU"}]})
+    assert "config_overrides.instance_group" in refused(422, "invalid-input", model="fixed")
