@@ -1,1 +1,1 @@
-"""A simulator of one server's memory: request traces, the engine that runs the control plane's own decisions, a bound."""
+"""A simulator of one server's memory: request traces, an engine for the control plane's own decisions, a bound."""

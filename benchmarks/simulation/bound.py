@@ -1,8 +1,8 @@
 """A lower bound on what any schedule pays, also one that knows the future. Aware of size and cost.
 
-Between two requests for the same model it is either kept, which takes its size all the time in between, or loaded again,
-which costs. With x the part that is kept, this is the interval formulation of caching with sizes and costs (Albers, Arora
-and Khanna, "Page Replacement for General Caching Problems", SODA 1999)::
+Between two requests for the same model it is either kept, which takes its size all the time in between, or loaded
+again, which costs. With x the part that is kept, this is the interval formulation of caching with sizes and costs
+(Albers, Arora and Khanna, "Page Replacement for General Caching Problems", SODA 1999)::
 
     min  sum of cost_i * (1 - x_i)    over the intervals i
     s.t. for each request j:  sum of size_i * x_i over the i that span j  <=  budget - size of what j asks for
@@ -18,8 +18,8 @@ is no more than that optimum. One price for all times is the bound PFOO-L of Ber
 and then let it vary over time, by gradient ascent, as far as it raises the bound. To this come the first loads,
 which nobody is spared.
 
-Requests are taken at their arrival: a schedule that keeps requests waiting so long that it serves some out of order is not
-bound by it. The time that unloads take is left out, which only lowers the bound.
+Requests are taken at their arrival: a schedule that keeps requests waiting so long that it serves some out of order is
+not bound by it. The time that unloads take is left out, which only lowers the bound.
 """
 
 from dataclasses import dataclass

@@ -37,6 +37,9 @@ _SOON_SECONDS = 1.0
 """Added to the time since the last use: uses are seen by polling, so times below this mean nothing."""
 
 
+_GIB = 2**30
+
+
 class Outlook(StrEnum):
     """How likely the next use is."""
 
@@ -58,14 +61,17 @@ class ValuePolicy:
 
     def score(self, model: ModelMemory, now: datetime) -> float:
         """Expected seconds of reloading per second and GiB."""
-        size = sum([footprint.bytes for footprint in model.footprint.values()])
-        return model.load_seconds * self.uses(model, now) / max(size, 1) * 2**30
+        size = 0
+        for footprint in model.footprint.values():  # the hottest loop there is: no generator
+            size += footprint.bytes
+        return model.load_seconds * self.uses(model, now) * _GIB / (size or 1)
 
     def uses(self, model: ModelMemory, now: datetime) -> float:
         """Uses per second that are to be expected now."""
         if self.outlook is Outlook.RATE:
             return rate(model.usage, now, half_life_seconds=self.half_life_seconds)
-        return 1.0 / (max(idle_seconds(model, now), 0.0) + _SOON_SECONDS)
+        idle = idle_seconds(model, now)
+        return 1.0 / (idle + _SOON_SECONDS) if idle > 0 else 1.0 / _SOON_SECONDS
 
     def explain(self, model: ModelMemory, now: datetime) -> str:
         """Cost, likelihood and size."""

@@ -37,5 +37,5 @@ def rate(usage: Usage, now: datetime, *, half_life_seconds: float = HALF_LIFE_SE
     """Requests per second as of now, decayed since the last use."""
     if usage.last_used_at is None:
         return 0.0
-    idle = max((now - usage.last_used_at).total_seconds(), 0.0)
-    return usage.rate_per_second * math.exp2(-idle / half_life_seconds)
+    idle = (now - usage.last_used_at).total_seconds()
+    return usage.rate_per_second * math.exp2(-idle / half_life_seconds) if idle > 0 else usage.rate_per_second

@@ -99,7 +99,9 @@ class LfuPolicy:
 
 def idle_seconds(model: ModelMemory, now: datetime) -> float:
     """Seconds since the last use, or the load of one that was never used; infinite without either."""
-    newest = max((at for at in (model.usage.last_used_at, model.loaded_at) if at is not None), default=None)
+    newest, loaded_at = model.usage.last_used_at, model.loaded_at
+    if newest is None or (loaded_at is not None and loaded_at > newest):
+        newest = loaded_at
     return float("inf") if newest is None else (now - newest).total_seconds()
 
 
