@@ -16,7 +16,7 @@ from controlplane.domain.tuning import Setting, Trial, TrialState
 from controlplane.errors import InvalidInputError
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
-_COLUMNS = ("", "setting", "round", "clients", "requests/s", "p50 ms", "p99 ms", "answers", "memory", "state")
+_COLUMNS = ("", "setting", "round", "clients", "requests/s", "±", "p50 ms", "p99 ms", "answers", "memory", "state")
 _STYLES = {
     TrialState.MEASURED: "",
     TrialState.DROPPED: "dim",
@@ -147,11 +147,12 @@ def _rows(
             mark += "=" if trial.present and first else ""
             cells: tuple[object, ...] = (mark, trial.setting if first else "", trial.round + 1 if first else "")
             if measured is None:
-                cells += ("", "", "", "", "")
+                cells += ("", "", "", "", "", "")
             else:
                 cells += (
                     measured.clients,
                     f"{measured.throughput:.1f}" if measured.throughput < 100 else f"{measured.throughput:.0f}",
+                    f"± {measured.spread:.0%}",
                     f"{measured.p50_seconds * 1000:.2f}",
                     f"{measured.p99_seconds * 1000:.2f}",
                     measured.answers,

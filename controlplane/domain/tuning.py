@@ -97,6 +97,11 @@ class Measurement(BaseModel):
     throughput: float = Field(gt=0, description="Answers per second.")
     p50_seconds: float = Field(ge=0, description="Latency that half of the answers kept to (nearest rank).")
     p99_seconds: float = Field(ge=0, description="Latency that 99 of 100 answers kept to (nearest rank).")
+    spread: float = Field(
+        default=0.0,
+        ge=0,
+        description="How unsure the throughput is: its relative standard error over fifths of the window.",
+    )
 
 
 class TrialState(StrEnum):
@@ -172,19 +177,22 @@ def rank(trial: Trial, objective: Objective) -> tuple[float, float]:
 
 
 NOISE = 0.03
-"""Figures of two runs of one and the same setting differ by this share; less is no reason to change a deployment."""
+"""Figures of two runs of one and the same setting differ by this share at least, so it is no reason for a change."""
 
 
 def choose(trials: Sequence[Trial], objective: Objective) -> Point | None:
     """Return the best point that keeps to the limits, or None where none does.
 
-    Among those that are as good within `NOISE`, what the deployment has now wins, then who needs the least memory.
+    Among those that are as good within `NOISE`, or within the best one's own spread where that is more, what the
+    deployment has now wins, then who needs the least memory.
     """
     good = [point for point in points(trials, finished=True) if objective.meets(point.measured)]
     if not good:
         return None
-    best = max(objective.value(point.measured) for point in good)
-    close = [point for point in good if objective.value(point.measured) >= best - NOISE * abs(best)]
+    top = max(good, key=lambda point: objective.value(point.measured)).measured
+    best = objective.value(top)
+    slack = max(NOISE, top.spread) * abs(best)
+    close = [point for point in good if objective.value(point.measured) >= best - slack]
     return min(
         close,
         key=lambda point: (

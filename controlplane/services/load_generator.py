@@ -12,6 +12,7 @@ kept to. Nothing is interpolated, and no answer is left out.
 
 import asyncio
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from controlplane.domain.samples import Tensors
 from controlplane.domain.tuning import Measurement
 from controlplane.errors import InferenceError, TritonTimeoutError
 from controlplane.triton.client import TritonClient
+
+_SLICES = 5
+"""A window is cut into so many slices to see how much its throughput varies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,9 @@ class _Run:
     end: float
     load: Load
     latencies: list[float] = field(default_factory=list)
+    moments: list[float] = field(default_factory=list)
     answers: dict[int, Tensors] = field(default_factory=dict)
     failure: str = ""
-    last: float = 0.0
 
     def over(self, now: float) -> bool:
         return bool(self.failure) or (now >= self.end and len(self.latencies) >= self.load.clients)
@@ -113,7 +117,7 @@ async def generate(
             # Those in flight when the window ends are not counted: what began later would be missing beside them.
             if answered >= run.begin and not run.over(answered):
                 run.latencies.append(answered - sent)
-                run.last = answered
+                run.moments.append(answered)
                 run.answers[index] = outputs
 
     try:
@@ -129,7 +133,8 @@ def _measured(run: _Run) -> Measurement | None:
     if run.failure or len(run.latencies) < run.load.clients:
         return None
     # A model that is slower than the window is measured until there are as many answers as clients.
-    seconds = max(run.end, run.last) - run.begin
+    end = max(run.end, run.moments[-1])
+    seconds = end - run.begin
     ordered = sorted(run.latencies)
     return Measurement(
         clients=run.load.clients,
@@ -138,7 +143,16 @@ def _measured(run: _Run) -> Measurement | None:
         throughput=len(ordered) / seconds,
         p50_seconds=percentile(ordered, 50),
         p99_seconds=percentile(ordered, 99),
+        spread=_spread(run.moments, run.begin, end),
     )
+
+
+def _spread(moments: Sequence[float], begin: float, end: float) -> float:
+    """Relative standard error of the throughput: of the answers in each slice of the window, over their mean."""
+    counts = [0] * _SLICES
+    for moment in moments:
+        counts[min(_SLICES - 1, int((moment - begin) / (end - begin) * _SLICES))] += 1
+    return statistics.stdev(counts) / math.sqrt(_SLICES) / statistics.mean(counts)
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:

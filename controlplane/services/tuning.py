@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from controlplane.domain.names import validate_model_name
 from controlplane.domain.samples import Sample
 from controlplane.domain.tuning import Objective, Point, Setting, Trial, TrialState, choose, frontier, points, rank
 from controlplane.errors import ConflictError, InvalidInputError, NotFoundError
-from controlplane.gpu.host import HostSource
+from controlplane.gpu.host import HostSource, resident_bytes
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
@@ -108,7 +108,16 @@ class _Job:
 
 
 class Tunings:
-    """Runs tunings."""
+    """Runs tunings.
+
+    Args:
+        registry: Where versions come from.
+        deployments: Where the best settings are written.
+        operations: Where tunings run.
+        servers: The Triton servers.
+        request_timeout_seconds: Deadline of one request.
+        room: Gives the bytes of host memory that a server's budget has left; None where there is no budget.
+    """
 
     def __init__(
         self,
@@ -118,7 +127,9 @@ class Tunings:
         servers: Sequence[ManagedServer],
         *,
         request_timeout_seconds: float,
+        room: Callable[[str], int | None] = lambda _server: None,
     ) -> None:
+        self._room = room
         self._registry = registry
         self._deployments = deployments
         self._operations = operations
@@ -207,7 +218,7 @@ class Tunings:
 
     async def _tune(self, job: _Job, reporter: Reporter) -> dict[str, Any]:
         began = time.monotonic()
-        limit = await asyncio.to_thread(_memory_limit, job)
+        limit = await asyncio.to_thread(self._memory_limit, job)
         spec = job.revision.spec
         async with alone_on(job.server, patience_seconds=_SWEEP_SECONDS):
             client = TritonClient(job.server.name, job.server.client.grpc_url, timeouts=job.server.client.timeouts)
@@ -223,10 +234,26 @@ class Tunings:
                 await asyncio.shield(asyncio.create_task(self._remove(copy)))
         return await self._conclude(job, race.outcome(), limit, time.monotonic() - began, reporter)
 
+    def _memory_limit(self, job: _Job) -> int | None:
+        """What was asked for, else half of what is free, and never more than the budget has left.
+
+        None where the server's processes cannot be seen.
+        """
+        if job.server.embedded is None:
+            return None
+        limit = job.command.memory_limit_bytes
+        if limit is None:
+            free = HostSource().read()[0].free_bytes
+            limit = None if free is None else int(free * _FREE_MEMORY_SHARE)
+        room = self._room(job.server.name)
+        return limit if room is None else room if limit is None else min(limit, room)
+
     async def _search(
         self, job: _Job, copy: Copy, race: Race, limit: int | None, end: float, reporter: Reporter
     ) -> None:
-        per_instance: int | None = None
+        # What an instance needs is known from the model's own, until the copy's first was seen.
+        per_instance = await asyncio.to_thread(_memory_of_an_instance, job)
+        seen = 0
         visits = 0.0  # seconds that loading, checking and unloading took, at most
         while line := race.next_round():
             loads = _loads(job.command, race.number, self._timeout)
@@ -262,7 +289,7 @@ class Tunings:
                 if trial.state is TrialState.MEASURED:
                     visits = max(visits, time.monotonic() - now - planned)
                 if trial.memory_bytes is not None:
-                    per_instance = max(per_instance or 0, trial.memory_bytes // setting.instances)
+                    per_instance = seen = max(seen, trial.memory_bytes // setting.instances)
             else:
                 continue
             # The first round was too much for its share of the time: what was measured goes on without the rest.
@@ -362,14 +389,13 @@ def _check_overrides(model: str, settings: DeploymentSettings) -> None:
         )
 
 
-def _memory_limit(job: _Job) -> int | None:
-    """The limit that was given, else half of what is free; None where the server's processes cannot be seen."""
+def _memory_of_an_instance(job: _Job) -> int | None:
+    """Resident memory of one of the model's own processes, where it is loaded and they can be seen."""
     if job.server.embedded is None:
         return None
-    if job.command.memory_limit_bytes is not None:
-        return job.command.memory_limit_bytes
-    free = HostSource().read()[0].free_bytes
-    return None if free is None else int(free * _FREE_MEMORY_SHARE)
+    spec = job.revision.spec
+    found = resident_bytes(job.server.embedded.processes_of(spec.model, spec.version))
+    return sum(found.values()) // len(found) if found else None
 
 
 def _loads(command: TuneCommand, number: int, timeout_seconds: float) -> tuple[Load, ...]:

@@ -102,17 +102,16 @@ class _Chart:
     def dots(self, best: Point | None) -> list[str]:
         line = [f"{self.x(p.measured.throughput):.1f},{self.y(p.measured.p99_seconds * 1000):.1f}" for p in self.edge]
         parts = [
-            self._dot(point, 4, _PRESENT if point.trial.present else _OTHER, brief=_is_brief(point))
+            self._dot(point, 4, _color(point, best, _OTHER), brief=_is_brief(point))
             for point in self._shown
             if point not in self.edge
         ]
         parts.append(f'<polyline points="{" ".join(line)}" fill="none" stroke="{_LINE}" stroke-width="1.5"/>')
         for number, point in enumerate(self.edge, 1):
-            chosen = point == best
-            color = _BEST if chosen else _PRESENT if point.trial.present else _LINE
-            parts.append(self._dot(point, 8.5, color))
+            color, brief = _color(point, best, _LINE), _is_brief(point)
+            parts.append(self._dot(point, 8.5, color, brief=brief))
             x, y = self.x(point.measured.throughput), self.y(point.measured.p99_seconds * 1000)
-            parts.append(_text(x, y + 4, f"{number}", anchor="middle", fill="#ffffff"))
+            parts.append(_text(x, y + 4, f"{number}", anchor="middle", fill=color if brief else "#ffffff"))
         if best is not None:
             parts.append(self._dot(best, 12, _BEST, ring=True))
         return parts
@@ -125,6 +124,10 @@ class _Chart:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" {paint}><title>{escape(_words(point))}</title></circle>'
 
 
+def _color(point: Point, best: Point | None, other: str) -> str:
+    return _BEST if point == best else _PRESENT if point.trial.present else other
+
+
 def _is_brief(point: Point) -> bool:
     """Whether it dropped out, and so was measured for a short time only."""
     return point.trial.state is not TrialState.MEASURED
@@ -133,15 +136,17 @@ def _is_brief(point: Point) -> bool:
 def _legend(edge: Sequence[Point], best: Point | None) -> list[str]:
     keys = [
         (_LINE, "on the frontier: nothing is better in both"),
-        (_OTHER, "others; hollow: measured in a short round"),
+        (_OTHER, "other settings and loads"),
     ]
     keys.append((_PRESENT, "what the deployment has now"))
     if best is not None:
         keys.append((_BEST, "the best for the objective (ringed)"))
+    keys.append(("", "hollow: measured in a short round only"))
     parts = []
     for row, (color, words) in enumerate(keys):
         y = _TOP + 6 + 20 * row
-        parts.append(f'<circle cx="{_LEGEND + 6}" cy="{y}" r="5" fill="{color}"/>')
+        paint = f'fill="{color}"' if color else f'fill="#ffffff" stroke="{_OTHER}" stroke-width="1.5"'
+        parts.append(f'<circle cx="{_LEGEND + 6}" cy="{y}" r="5" {paint}/>')
         parts.append(_text(_LEGEND + 18, y + 4, words))
     top = _TOP + 6 + 20 * len(keys) + 14
     # Of a long frontier the fastest are named: the numbers of the others are told by pointing at their dots.
