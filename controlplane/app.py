@@ -36,6 +36,8 @@ from controlplane.services.garbage import Garbage
 from controlplane.services.health import ConverterInfo, Health, version
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
+from controlplane.services.leases import Leases
+from controlplane.services.memory import Memory
 from controlplane.services.models import Models
 from controlplane.services.operations import Operations
 from controlplane.services.publishing import Publishing
@@ -135,7 +137,9 @@ class ControlPlane:
             store, cache, head_max_age_seconds=settings.store.head_max_age_seconds, gc=settings.gc
         )
         servers = await self._start_servers(stack)
-        reconciler = self._reconciler = Reconciler(registry, servers, settings.reconciler)
+        reconciler = self._reconciler = Reconciler(
+            registry, servers, settings.reconciler, memory=settings.memory
+        )
         services = self._build_services(stack, registry, reconciler, servers)
         self.fastapi.state.services = services
         self._metrics.watch(services, reconciler)
@@ -211,6 +215,7 @@ class ControlPlane:
         uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
         converters = [ConverterInfo(source=source.value, target=target.value) for source, target in BUILT_IN]
         deployments = Deployments(registry, reconciler)
+        memory = Memory(deployments, reconciler)
         return Services(
             models=Models(registry, reconciler),
             versions=Versions(registry),
@@ -219,6 +224,8 @@ class ControlPlane:
             conversions=Conversions(registry, uploads, operations, workers, workspace, reconciler),
             validation=Validation(registry, uploads, operations, workers, workspace),
             deployments=deployments,
+            memory=memory,
+            leases=Leases(registry.leases, deployments, memory, reconciler),
             inference=Inference(registry, reconciler, servers),
             servers=Servers(reconciler),
             devices=Devices(servers),

@@ -1,11 +1,11 @@
 """Measured footprints, kept with the version, so that the next machine need not guess.
 
-One chain for each way to run a version, ``footprints/<model>/<version>/<backend>-<kind>-b<batch>-i<instances>/``: what a
-version needs depends on the backend, the kind of device, the largest batch and the number of instances. A measurement is
-committed when it is the first, or when it is larger than what is known: a footprint that was corrected upwards
-stays so.
+One chain for each way to run a version, ``footprints/<model>/<version>/<backend>-<kind>-b<batch>-i<instances>/``: what
+a version needs depends on the backend, the kind of device, the largest batch and the number of instances. A
+measurement is committed when it is the first, or when it is larger than what is known.
 """
 
+import re
 import threading
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +19,7 @@ PREFIX = "footprints/"
 _SAME = 0.1
 """Two measurements that differ by less than this share of the larger one are the same."""
 _TRIES = 3
+_WAY = re.compile(r"(.+)-(cpu|gpu)-b(\d+)-i(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class Footprints:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._known: dict[FootprintKey, Revision | None] = {}
+        self._listed: set[tuple[str, int]] = set()
         self._guard = threading.Lock()
 
     def peek(self, key: FootprintKey) -> MeasuredFootprint | None:
@@ -92,6 +94,19 @@ class Footprints:
         with self._guard:
             self._known[key] = revision
         return _parse(revision) if revision else None
+
+    def load(self, model: str, version: int) -> None:
+        """Read whatever was measured of a version, however it is run, so that `peek` finds it. One LIST, once."""
+        with self._guard:
+            if (model, version) in self._listed:
+                return
+        prefix = f"{PREFIX}{model}/{version}/"
+        for way in self._store.list_folders(prefix):
+            match = _WAY.fullmatch(way)
+            if match:
+                self.get(FootprintKey(model, version, match[1], match[2], int(match[3]), int(match[4])))
+        with self._guard:
+            self._listed.add((model, version))
 
     def put(self, key: FootprintKey, measured: MeasuredFootprint, *, actor: str) -> MeasuredFootprint:
         """Commit a measurement if it says something new; return what counts now."""

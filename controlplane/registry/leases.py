@@ -106,9 +106,7 @@ class ModelLeases:
             if known is None or not known.active(self._clock()):
                 return
             try:
-                self._append(
-                    ModelLease(lease_id, model, known.holder, self._clock(), known.seconds), head, "give back"
-                )
+                self._append(ModelLease(lease_id, model, known.holder, self._clock(), known.seconds), head, "give back")
             except CommitConflictError:
                 continue
             return

@@ -19,7 +19,7 @@ from controlplane.settings import TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded import launcher
 from controlplane.triton.embedded.installation import Installation, assemble_backends, find_installation
-from controlplane.triton.embedded.processes import children_of, model_processes
+from controlplane.triton.embedded.processes import InstanceMemory, children_of, instance_memory, model_processes
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,11 @@ class EmbeddedTriton:
         """Process ids of a model's instances, of one version or of all."""
         server = self.pid
         return [] if server is None else model_processes(server, self.repository, model, version)
+
+    def instances(self) -> dict[tuple[str, int], InstanceMemory]:
+        """Memory of the models' instances by Triton name and version."""
+        server = self.pid
+        return {} if server is None else instance_memory(server, self.repository)
 
     def log_tail(self, lines: int = 40) -> str:
         """The end of the server's log."""
