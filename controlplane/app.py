@@ -137,9 +137,7 @@ class ControlPlane:
             store, cache, head_max_age_seconds=settings.store.head_max_age_seconds, gc=settings.gc
         )
         servers = await self._start_servers(stack)
-        reconciler = self._reconciler = Reconciler(
-            registry, servers, settings.reconciler, memory=settings.memory
-        )
+        reconciler = self._reconciler = Reconciler(registry, servers, settings.reconciler, memory=settings.memory)
         services = self._build_services(stack, registry, reconciler, servers)
         self.fastapi.state.services = services
         self._metrics.watch(services, reconciler)

@@ -22,6 +22,7 @@ leaves its adapter. A message says what was wrong, with which value, and what to
     │   ├── CommitConflictError      somebody else committed first; re-read and try again
     │   ├── InsufficientMemoryError  a device's budget has no room for it
     │   └── IdempotencyMismatchError same Idempotency-Key, different request
+    ├── DeploymentFailedError        what is deployed cannot be brought to answer
     ├── ConversionFailedError        the converter, or its worker process, failed
     │   └── ParityError              the converted model does not compute what the original did
     ├── StoreError                   the object store
@@ -118,6 +119,10 @@ class InsufficientMemoryError(ConflictError):
 
 class IdempotencyMismatchError(ConflictError):
     """The same Idempotency-Key came with a different request."""
+
+
+class DeploymentFailedError(ControlPlaneError):
+    """What is deployed cannot be brought to answer; the message says why."""
 
 
 class ConversionFailedError(ControlPlaneError):

@@ -14,6 +14,7 @@ from controlplane.api.routers import (
     deployments,
     devices,
     inference,
+    memory,
     models,
     operations,
     system,
@@ -24,6 +25,7 @@ from controlplane.api.routers import (
 )
 from controlplane.api.schemas.operations import EventList
 from controlplane.api.schemas.problems import Problem
+from controlplane.reconciler.memory_view import LoadPlanView
 from controlplane.services.health import version
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -48,6 +50,7 @@ _TAGS = [
     {"name": "conversions", "description": "Conversion to ONNX or TorchScript, compared with the original."},
     {"name": "validations", "description": "Checks without publishing."},
     {"name": "deployments", "description": "What shall answer under a model's name, and what does."},
+    {"name": "memory", "description": "Who holds which memory, why, and what would happen if."},
     {"name": "tunings", "description": "Finding the settings to run a model with."},
     {"name": "inference", "description": "Asking a deployed model through the control plane."},
     {"name": "operations", "description": "What takes longer than a request."},
@@ -88,6 +91,7 @@ def create_application(metrics: Metrics, lifespan: Lifespan | None = None) -> Fa
         operations.router,
         system.router,
         devices.router,
+        memory.router,
     ):
         v1.include_router(router)
     app.include_router(v1)
@@ -125,7 +129,7 @@ def _openapi(app: FastAPI) -> dict[str, object]:
             license_info=app.license_info,
         )
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (Problem, EventList):
+        for model in (Problem, EventList, LoadPlanView):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

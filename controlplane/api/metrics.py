@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 from starlette.types import Scope
 
 from controlplane.api.device_metrics import DeviceMetrics
+from controlplane.api.memory_metrics import MemoryMetrics
 from controlplane.domain.states import Phase, ServerState
 from controlplane.reconciler.loop import Reconciler
 from controlplane.services.facade import Services
@@ -103,7 +104,11 @@ class Metrics:
         for collector in self._watched:
             self.registry.unregister(collector)
         self._services = services
-        self._watched = (StateMetrics(services, reconciler), DeviceMetrics(services.devices))
+        self._watched = (
+            StateMetrics(services, reconciler),
+            DeviceMetrics(services.devices),
+            MemoryMetrics(services.memory),
+        )
         for collector in self._watched:
             self.registry.register(collector)
 

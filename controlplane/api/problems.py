@@ -28,6 +28,7 @@ STATUS: Mapping[type[ControlPlaneError], int] = {
     errors.NotFoundError: 404,
     errors.IdempotencyMismatchError: 422,
     errors.ConflictError: 409,
+    errors.DeploymentFailedError: 502,
     errors.ConversionFailedError: 422,
     errors.StoreUnavailableError: 503,
     errors.CommitOutcomeUnknownError: 503,

@@ -8,10 +8,12 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import Reference, validate_model_name
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import CommitConflictError, ConflictError, InvalidInputError, NotFoundError
 from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.memory_view import ModelMemoryView
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
 from controlplane.services.faults import Fault
@@ -22,6 +24,12 @@ _COMMIT_TRIES = 8
 _LOOK_SECONDS = 0.1
 """How often a wait looks for what is not settled; what is settled ends it at once."""
 _ROLLBACK_SEARCHES = 1000
+
+
+class DeploymentMemory(ModelMemoryView):
+    """The memory of a deployed model on one server: how much, since when, until when, and why."""
+
+    server: str = Field(description="The Triton server.")
 
 
 class Deployment(BaseModel):
@@ -38,6 +46,9 @@ class Deployment(BaseModel):
     status: DeploymentStatus | None = Field(
         default=None, description="What is there, as this replica last saw it; null before its first look."
     )
+    memory: tuple[DeploymentMemory, ...] = Field(
+        default=(), description="By server: mode, state, footprint, last use, expiry, and why; of this replica's look."
+    )
     operation_id: str = Field(description="The operation that follows this revision until it is settled.")
 
 
@@ -53,7 +64,11 @@ class Deployments:
         """Return the deployments by model."""
         revisions = await asyncio.to_thread(self._chains.list)
         chosen = sorted((r for r in revisions if r.spec.model > after), key=lambda r: r.spec.model)
-        return [self._describe(revision) for revision in chosen[:limit]]
+        memory: dict[str, list[DeploymentMemory]] = {}
+        for server in self._reconciler.memory():
+            for view in server.models:
+                memory.setdefault(view.model, []).append(_memory(server.server, view))
+        return [self._describe(one, tuple(memory.get(one.spec.model, ()))) for one in chosen[:limit]]
 
     async def get(self, model: str) -> Deployment:
         """Return a model's deployment.
@@ -77,6 +92,23 @@ class Deployments:
             InvalidInputError: It names another model, or a version of a format that Triton cannot run.
             NotFoundError: There is no such version.
         """
+        wanted, entry = await self.resolve(model, reference)
+
+        def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
+            kept = before.spec.settings if before is not None and not before.spec.deleted else DeploymentSettings()
+            spec = DeploymentSpec(model=model, reference=str(wanted), version=entry.number, settings=settings or kept)
+            return spec, reason or f"deploy {wanted}"
+
+        return await self._commit(model, change, actor)
+
+    async def resolve(self, model: str, reference: str) -> tuple[Reference, VersionEntry]:
+        """Return the version that a deployment by this reference would run.
+
+        Raises:
+            InvalidReferenceError: The reference is none.
+            InvalidInputError: It names another model, or a version of a format that Triton cannot run.
+            NotFoundError: There is no such version.
+        """
         validate_model_name(model)
         wanted = Reference.parse(reference)
         if wanted.model != model:
@@ -93,13 +125,7 @@ class Deployments:
                 version=entry.number,
                 format=entry.format.value,
             )
-
-        def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
-            kept = before.spec.settings if before is not None and not before.spec.deleted else DeploymentSettings()
-            spec = DeploymentSpec(model=model, reference=str(wanted), version=entry.number, settings=settings or kept)
-            return spec, reason or f"deploy {wanted}"
-
-        return await self._commit(model, change, actor)
+        return wanted, entry
 
     async def rollback(self, model: str, *, revision: int | None, actor: str, reason: str) -> Deployment:
         """Go back to an earlier revision: a new revision that wants what that one wanted, its version pinned.
@@ -250,8 +276,11 @@ class Deployments:
             model=current.spec.model,
         )
 
-    def _describe(self, revision: DeploymentRevision) -> Deployment:
+    def _describe(self, revision: DeploymentRevision, memory: tuple[DeploymentMemory, ...] | None = None) -> Deployment:
         status = self._reconciler.status(revision.spec.model)
+        if memory is None:
+            why = self._reconciler.why(revision.spec.model)
+            memory = tuple(_memory(one.server, one.model) for one in why.servers) if why else ()
         return Deployment(
             model=revision.spec.model,
             revision=revision.number,
@@ -261,8 +290,13 @@ class Deployments:
             spec=revision.spec,
             # A status of an older revision says nothing about this one, but what answers now is worth knowing.
             status=status,
+            memory=memory,
             operation_id=f"{OPERATION_PREFIX}{revision.spec.model}.{revision.number}",
         )
+
+
+def _memory(server: str, view: ModelMemoryView) -> DeploymentMemory:
+    return DeploymentMemory.model_construct(server=server, **dict(view))
 
 
 def _required(model: str, before: DeploymentRevision | None) -> DeploymentRevision:

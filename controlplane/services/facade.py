@@ -10,6 +10,8 @@ from controlplane.services.garbage import Garbage
 from controlplane.services.health import Health
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
+from controlplane.services.leases import Leases
+from controlplane.services.memory import Memory
 from controlplane.services.models import Models
 from controlplane.services.operations import Operations
 from controlplane.services.publishing import Publishing
@@ -31,6 +33,8 @@ class Services:
     conversions: Conversions
     validation: Validation
     deployments: Deployments
+    memory: Memory
+    leases: Leases
     inference: Inference
     servers: Servers
     devices: Devices
