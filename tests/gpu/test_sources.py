@@ -2,7 +2,9 @@
 
 import logging
 import threading
+from pathlib import Path
 
+import psutil
 import pytest
 
 from controlplane.errors import DeviceError
@@ -12,6 +14,7 @@ from controlplane.gpu.combined import CombinedSource
 from controlplane.gpu.factory import embedded_devices, server_devices
 from controlplane.settings import MemorySettings, TritonServerSettings, TritonSettings
 from tests.support.nvml import GIB
+from tests.support.triton import running_triton
 
 HOST = DeviceReading("host", DeviceKind.HOST, 100 * GIB, 10 * GIB)
 GPU = DeviceReading("gpu:0", DeviceKind.GPU, 80 * GIB, GIB)
@@ -81,6 +84,18 @@ def test_which_sources_a_server_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert server_devices(elsewhere(), 1).read() == ()
     with pytest.raises(DeviceError, match=r"127\.0\.0\.1:1"):
         server_devices(elsewhere(metrics_url="http://127.0.0.1:1"), 1).read()
+
+
+@pytest.mark.triton
+def test_the_embedded_server_counts_gpus_as_we_do_and_sees_its_own_alone(tmp_path: Path) -> None:
+    settings = TritonSettings(gpus=("GPU-2", "GPU-0"))
+    with running_triton(tmp_path, settings) as triton:
+        assert triton.server.pid is not None
+        environment = psutil.Process(triton.server.pid).environ()
+        assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+        assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-2,GPU-0"
+        read = embedded_devices(settings, triton.server.processes).read()
+    assert [(reading.name, reading.device_id) for reading in read] == [("host", None), ("GPU-2", 0), ("GPU-0", 1)]
 
 
 def test_budgets_are_figures_or_shares() -> None:

@@ -211,6 +211,13 @@ class EmbeddedTriton:
             f"--exit-timeout-secs={int(_EXIT_SECONDS)}",
         ]
 
+    def _visible_gpus(self) -> dict[str, str]:
+        """Let CUDA count GPUs as NVML does, by the PCI bus, and show it no other GPUs than those of the settings."""
+        visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        if self._settings.gpus:
+            visible["CUDA_VISIBLE_DEVICES"] = ",".join(self._settings.gpus)
+        return visible
+
     async def _launch(self) -> None:
         """Start one server and wait until it is live."""
         assert self._installation is not None
@@ -232,7 +239,7 @@ class EmbeddedTriton:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=self._installation.environment,
+                env=self._installation.environment | self._visible_gpus(),
                 start_new_session=True,
             )
         await self._wait_live(server_id, started + self._settings.start_timeout_seconds)
