@@ -43,7 +43,7 @@ from controlplane.services.operations import Operations
 from controlplane.services.publishing import Publishing
 from controlplane.services.servers import Servers
 from controlplane.services.spool import Spool
-from controlplane.services.tuning import Tunings
+from controlplane.services.tuning import Tunings, room_of
 from controlplane.services.uploads import Uploads
 from controlplane.services.validation import Validation
 from controlplane.services.versions import Versions
@@ -233,6 +233,7 @@ class ControlPlane:
                 operations,
                 servers,
                 request_timeout_seconds=settings.reconciler.proof_timeout_seconds,
+                room=room_of(reconciler),
             ),
             operations=operations,
             events=Events(reconciler),

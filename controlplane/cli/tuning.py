@@ -77,8 +77,8 @@ def show_tuning(out: Output, result: Mapping[str, Any]) -> None:
     if best and present and best["measurement"] != present:
         now, then = present, best["measurement"]
         out.line(
-            f"now: {now['throughput']:.0f} requests/s, p99 {now['p99_seconds'] * 1000:.1f} ms with {now['clients']} "
-            f"clients; best: {then['throughput'] / now['throughput']:.2f} x the throughput, "
+            f"now: {now['throughput']:.0f} requests/s, p99 {now['p99_seconds'] * 1000:.1f} ms with "
+            f"{_clients(now['clients'])}; best: {then['throughput'] / now['throughput']:.2f} x the throughput, "
             f"{then['p99_seconds'] / now['p99_seconds']:.2f} x the p99"
         )
     if result.get("applied_revision"):
@@ -163,10 +163,14 @@ def _rows(
             first = False
 
 
+def _clients(count: int) -> str:
+    return f"{count} client{'s' * (count > 1)}"
+
+
 def _summary(trial: Trial) -> str:
     if not trial.measurements:
         return f"{trial.state.value}: {trial.message}"
     return "; ".join(
-        f"{one.clients} client{'s' * (one.clients > 1)} {one.throughput:.0f}/s p99 {one.p99_seconds * 1000:.1f} ms"
+        f"{_clients(one.clients)} {one.throughput:.0f}/s p99 {one.p99_seconds * 1000:.1f} ms"
         for one in trial.measurements
     )

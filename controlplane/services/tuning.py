@@ -14,7 +14,9 @@ from controlplane.domain.names import validate_model_name
 from controlplane.domain.samples import Sample
 from controlplane.domain.tuning import Objective, Point, Setting, Trial, TrialState, choose, frontier, points, rank
 from controlplane.errors import ConflictError, InvalidInputError, NotFoundError
+from controlplane.gpu.base import HOST
 from controlplane.gpu.host import HostSource, resident_bytes
+from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
@@ -127,7 +129,7 @@ class Tunings:
         servers: Sequence[ManagedServer],
         *,
         request_timeout_seconds: float,
-        room: Callable[[str], int | None] = lambda _server: None,
+        room: Callable[[str], int | None],
     ) -> None:
         self._room = room
         self._registry = registry
@@ -218,7 +220,8 @@ class Tunings:
 
     async def _tune(self, job: _Job, reporter: Reporter) -> dict[str, Any]:
         began = time.monotonic()
-        limit = await asyncio.to_thread(self._memory_limit, job)
+        # The ledger is asked here: it belongs to this event loop.
+        limit = await asyncio.to_thread(_memory_limit, job, self._room(job.server.name))
         spec = job.revision.spec
         async with alone_on(job.server, patience_seconds=_SWEEP_SECONDS):
             client = TritonClient(job.server.name, job.server.client.grpc_url, timeouts=job.server.client.timeouts)
@@ -233,20 +236,6 @@ class Tunings:
                 # In a task of its own: a second cancellation must not keep it from being done.
                 await asyncio.shield(asyncio.create_task(self._remove(copy)))
         return await self._conclude(job, race.outcome(), limit, time.monotonic() - began, reporter)
-
-    def _memory_limit(self, job: _Job) -> int | None:
-        """What was asked for, else half of what is free, and never more than the budget has left.
-
-        None where the server's processes cannot be seen.
-        """
-        if job.server.embedded is None:
-            return None
-        limit = job.command.memory_limit_bytes
-        if limit is None:
-            free = HostSource().read()[0].free_bytes
-            limit = None if free is None else int(free * _FREE_MEMORY_SHARE)
-        room = self._room(job.server.name)
-        return limit if room is None else room if limit is None else min(limit, room)
 
     async def _search(
         self, job: _Job, copy: Copy, race: Race, limit: int | None, end: float, reporter: Reporter
@@ -389,6 +378,32 @@ def _check_overrides(model: str, settings: DeploymentSettings) -> None:
         )
 
 
+def _memory_limit(job: _Job, room: int | None) -> int | None:
+    """What was asked for, else half of what is free, and never more than the budget has left.
+
+    None where the server's processes cannot be seen.
+    """
+    if job.server.embedded is None:
+        return None
+    limit = job.command.memory_limit_bytes
+    if limit is None:
+        free = HostSource().read()[0].free_bytes
+        limit = None if free is None else int(free * _FREE_MEMORY_SHARE)
+    return limit if room is None else room if limit is None else min(limit, room)
+
+
+def room_of(reconciler: Reconciler) -> Callable[[str], int | None]:
+    """Return what says how much host memory the ledger has left on a server."""
+
+    def room(server: str) -> int | None:
+        for memory in reconciler.memory():
+            if memory.server == server:
+                return next((device.free_bytes for device in memory.devices if device.device == HOST), None)
+        return None
+
+    return room
+
+
 def _memory_of_an_instance(job: _Job) -> int | None:
     """Resident memory of one of the model's own processes, where it is loaded and they can be seen."""
     if job.server.embedded is None:
@@ -419,7 +434,7 @@ def _verdict(objective: Objective, trials: Sequence[Trial], best: Point | None) 
     """Say in a sentence what came of it."""
     if best is not None:
         figures = f"{best.measured.throughput:.0f} requests/s, p99 {best.measured.p99_seconds * 1000:.1f} ms"
-        where = f"with {best.measured.clients} clients"
+        where = f"with {_clients(best.measured.clients)}"
         if best.trial.present:
             return f"the present settings are the best for {objective}: {figures} {where}"
         return f"the best for {objective}: {best.trial.setting} ({figures} {where})"
@@ -431,5 +446,9 @@ def _verdict(objective: Objective, trials: Sequence[Trial], best: Point | None) 
     one = min(nearest.measurements, key=lambda m: (objective.shortfall(m), -objective.value(m)))
     return (
         f"no setting gives {objective}; the nearest is {nearest.setting}: {one.throughput:.0f} requests/s, "
-        f"p99 {one.p99_seconds * 1000:.1f} ms with {one.clients} clients"
+        f"p99 {one.p99_seconds * 1000:.1f} ms with {_clients(one.clients)}"
     )
+
+
+def _clients(count: int) -> str:
+    return f"{count} client{'s' * (count > 1)}"
