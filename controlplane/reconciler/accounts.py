@@ -103,6 +103,20 @@ class Accounts:
         instance = self.instances.get((slot.triton_name, slot.version))
         return instance.resident_bytes if instance else None
 
+    def settled(self) -> Ledger:
+        """Return the ledger for questions of the kind "what if this left": what is unaccounted now stays so.
+
+        The ledger itself would take what a holding leaves behind for unaccounted, because the device's figure is not
+        one of afterwards.
+        """
+        ledger = self.ledger
+        budgets = {
+            name: Budget(name, max(budget.bytes - ledger.unaccounted(name), 0), budget.total_bytes)
+            for name, budget in ledger.budgets.items()
+        }
+        holdings = tuple(replace(holding, over_bytes=0) for holding in ledger.holdings)
+        return Ledger(budgets, holdings)
+
     def _follow_instances(self, now: datetime) -> None:
         for holding in self.ledger.holdings:
             if holding.state is HoldingState.RESIDENT and holding.device == HOST:

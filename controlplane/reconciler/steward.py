@@ -525,7 +525,7 @@ class Steward:
                 request, self.accounts.ledger, self.models, now=now, rules=self.rules
             ).items()
         }
-        ledger = self.accounts.ledger
+        ledger = self.accounts.settled()
         slots = sorted({holding.slot for name in (model, candidate_name(model)) for holding in ledger.of_model(name)})
         if not slots:
             return False

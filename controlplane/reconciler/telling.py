@@ -158,7 +158,7 @@ def plan_for(
         choice = choose_switch(
             _old_slot(model, facts),
             size.by_device,
-            ledger,
+            steward.accounts.settled(),
             load_seconds=load_seconds,
             evictable={device: one.could_be_freed_bytes for device, one in figures.items()},
         )

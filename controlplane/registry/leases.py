@@ -92,24 +92,27 @@ class ModelLeases:
             except CommitConflictError:
                 continue  # two renewals at once: both are meant
 
-    def release(self, model: str, lease_id: str) -> None:
+    def release(self, model: str, lease_id: str) -> ModelLease:
         """Give it back. One that has ended already is no error.
+
+        Returns:
+            The lease with its end, for whoever has to know at once.
 
         Raises:
             NotFoundError: There never was one, or it ended long ago.
         """
         while True:
             head = self._head(model, lease_id)
-            if head is None:
+            known = _parse(head.body) if head else None
+            if known is None:
                 raise _missing(model, lease_id)
-            known = _parse(head.body)
-            if known is None or not known.active(self._clock()):
-                return
+            now = self._clock()
+            if not known.active(now):
+                return known
             try:
-                self._append(ModelLease(lease_id, model, known.holder, self._clock(), known.seconds), head, "give back")
+                return self._append(ModelLease(lease_id, model, known.holder, now, known.seconds), head, "give back")
             except CommitConflictError:
                 continue
-            return
 
     def get(self, model: str, lease_id: str) -> ModelLease:
         """Return a lease that holds at this moment.
