@@ -42,7 +42,7 @@ def devices(
                 one.server,
                 device.name,
                 device.product,
-                size(device.total_bytes),
+                size(device.total_bytes) if device.total_bytes else "-",
                 "-" if device.used_bytes is None else size(device.used_bytes),
                 "-" if device.free_bytes is None else size(device.free_bytes),
                 size(device.budget_bytes),
