@@ -91,20 +91,7 @@ def test_the_best_setting_is_found_shown_and_deployed(api: Api, layers: str) -> 
     assert ElementTree.fromstring(found["svg"]).tag.endswith("svg")
     assert found["applied_revision"] is None
 
-    # What runs depends on the machine; whatever is the best but the present one is applied.
-    found = result(
-        api,
-        model=layers,
-        apply=True,
-        objective="p99",
-        space={"instances": [1], "queue_delays_microseconds": [20_000], "max_batch_sizes": [16], "threads": [None]},
-        clients=[1],
-        max_settings=2,
-    )
-    assert found["best"]["trial"] == 0, "waiting 20 ms for nobody cannot be quicker"
-    assert found["applied_revision"] is None
-    assert "present settings" in found["message"]
-
+    # What is best depends on the machine; that waiting 20 ms for nobody is not, does not.
     api.deploy("layers:1", max_batch_size=16, dynamic_batching={"max_queue_delay_microseconds": 20_000})
     found = result(
         api,
