@@ -34,7 +34,7 @@ class TritonMetricsSource:
         url: Its address, ``http://host:8002/metrics``.
         uuids: UUIDs of the server's GPUs in the order of its device numbers. Empty: all it tells of, in the order of
             their UUIDs; with more than one GPU their numbers are then not known.
-        deadline_seconds: How long an answer may take, to its last byte.
+        deadline_seconds: How long an answer may take while it comes; twice that where it stalls just before the end.
     """
 
     def __init__(self, url: str, uuids: Sequence[str] = (), *, deadline_seconds: float = 5.0) -> None:

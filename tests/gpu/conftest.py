@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ceph import must_run
 from tests.support.nvml import Machine, compiled
 from tests.support.nvml_reading import Reader
 
@@ -13,7 +14,10 @@ from tests.support.nvml_reading import Reader
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("cc") is None:
-        pytest.fail("the stand-in for NVML needs a C compiler (cc)")
+        reason = "the stand-in for NVML is compiled, and there is no C compiler (cc)"
+        if must_run():
+            pytest.fail(reason)
+        pytest.skip(reason)
     return compiled(tmp_path_factory.mktemp("nvml"))
 
 
