@@ -1,13 +1,14 @@
 """Which models stay in memory: the policies against request traces, and against what nobody can beat.
 
 A simulated server with room for a tenth of its models' bytes is asked what a trace asks
-(`benchmarks.simulation.traces`). Each load, eviction and wait follows from the control plane's own `controlplane.memory`:
-usage, policies, protection, the choice of a set. What is simulated is time: an unload takes 1.2 s, a load what the
-model's load takes, four run at once; the requests themselves take none.
+(`benchmarks.simulation.traces`). Each load, eviction and wait follows from the control plane's own code in
+`controlplane.memory`: usage, policies, protection, the choice of a set. What is simulated is time: an unload takes
+1.2 s, a load what the model's load takes, four run at once; the requests themselves take none.
 
 ``optimum`` is a lower bound (`benchmarks.simulation.bound`), for each column by itself. ``foresight`` is a schedule
 that exists: Belady's rule with sizes and costs, evicting the least cost per byte and time to the next use, told the
-future. The best possible lies between the two.
+future. It is a heuristic, and where few models fit others may do better; the best possible lies between the bound and
+the best of the rows.
 """
 
 import argparse

@@ -136,11 +136,10 @@ class Engine:
             if self._states[number].memory.busy:  # its own unload is not over
                 continue
             need = self._sizes[number]
-            missing = need + promised - self._free
-            if missing <= 0:  # 4
+            missing = need + promised - self._free - self._freeing
+            if missing <= 0 and need <= self._free:  # 4
                 self._load(at, number)
                 continue
-            missing -= self._freeing
             if missing > 0:  # 5, 7
                 victims = choose(self._view(), {HOST: missing}, self._policy, now, rules=self._rules)
                 stuck |= victims is None

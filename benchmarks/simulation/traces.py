@@ -109,7 +109,7 @@ def scans(random: Generator, count: int, requests: int, rate: float) -> tuple[Fl
 
 def diurnal(random: Generator, count: int, requests: int, rate: float) -> tuple[Floats, Ints]:
     """Zipf 1.0, each model with a day of its own: its rate follows a sine of 24 hours, thinned to its phase."""
-    candidates = requests * 2
+    candidates = requests * 2 + 2 * round(requests**0.5) * 10
     times = poisson(random, candidates, rate * 2)
     models = random.permutation(count)[drawn(random, zipf(count, 1.0), candidates)]
     phases = random.choice([0.0, 8 / 24, 16 / 24], size=count)  # three regions of the world

@@ -126,7 +126,7 @@ def decide(
         max_loads: How many may run.
         now: The time.
         rules: Minimum residence and back-off.
-        promised: Free bytes, by device, that earlier requests in the queue wait for; this one may not take them.
+        promised: Bytes, by device, that those before it in the queue need, out of what is free or is being freed.
     """
     slot, footprint = request.slot, request.footprint
     if any(holding.state is not HoldingState.UNLOADING for holding in ledger.of(slot)):
@@ -141,26 +141,30 @@ def decide(
         return Refuse(never, figures())
     if loads_in_flight >= max_loads:
         return Queue(f"{loads_in_flight} loads are in flight, as many as may be", figures())
-    taken = promised or {}
-    missing = {
-        device: need.reserve_bytes + taken.get(device, 0) - ledger.free(device) for device, need in footprint.items()
+    free = {device: ledger.free(device) for device in footprint}
+    # Those before it have a claim on what is free and on what is coming, taken together.
+    lacking = {
+        device: need.reserve_bytes
+        + (promised or {}).get(device, 0)
+        - free[device]
+        - ledger.held(device, HoldingState.UNLOADING)
+        for device, need in footprint.items()
     }
-    if all(size <= 0 for size in missing.values()):
-        return Admit("there is room: " + _sizes({device: ledger.free(device) for device in footprint}) + " free")
-    coming = {device: size - ledger.held(device, HoldingState.UNLOADING) for device, size in missing.items()}
-    if all(size <= 0 for size in coming.values()):
+    if all(size <= 0 for size in lacking.values()):
+        if all(need.reserve_bytes <= free[device] for device, need in footprint.items()):
+            return Admit(f"there is room: {_sizes(free)} free")
         return Queue("waits for memory that is being freed", figures())
     model = request.model
     leased = model.held_until is not None and model.held_until > now
     if model.mode is Mode.RESIDENT and not (model.loaded or leased or model.demanded_at):
         return Queue("no room, and nothing is evicted for a resident model that nobody waits for", figures())
-    victims = choose(_others(models, request), coming, policy, now, rules=rules, priority=request.model.priority)
+    victims = choose(_others(models, request), lacking, policy, now, rules=rules, priority=request.model.priority)
     if victims:
         reasons = {victim.model: policy.explain(victim, now) for victim in victims}
         names = ", ".join(victim.model for victim in victims)
-        short = _sizes({device: size for device, size in coming.items() if size > 0})
+        short = _sizes({device: size for device, size in lacking.items() if size > 0})
         return Evict(victims, f"{slot.triton_name}:{slot.version} lacks {short}; to go: {names}", reasons)
-    return Queue(_stuck(request, ledger, models, coming, now=now, rules=rules), figures())
+    return Queue(_stuck(request, ledger, models, lacking, now=now, rules=rules), figures())
 
 
 def figures_of(
@@ -242,6 +246,8 @@ def decide_all(
             case Evict(victims):
                 for victim in victims:
                     remaining.pop(victim.model)
+                    for holding in ledger.of_model(victim.model):
+                        ledger = ledger.unloading(holding.slot, now)
                 _promise(promised, request)
             case Queue() if loads_in_flight < max_loads:
                 _promise(promised, request)
