@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 _SWEEP_SECONDS = 5.0
 """Time between attempts to sweep a server that is away, and how long a tuning waits for a sweep."""
 _OVERRIDES = frozenset({"instance_group", "dynamic_batching", "sequence_batching", "model_transaction_policy"})
+_COMBINATIONS_MOST = 2000
 _WARMUP_SHARE = 0.25
 _WARMUP_MOST_SECONDS = 1.0
 _FREE_MEMORY_SHARE = 0.5
@@ -186,9 +187,13 @@ class Tunings:
             raise InvalidInputError(
                 f"rows is {command.rows}, but {model}:{spec.version} has no batch dimension; leave it out", model=model
             )
-        requests = requests_of(samples, command.rows)
         config = build_config(model, manifest, spec.settings, [spec.version], samples=samples)
         largest = int(config.get("max_batch_size", 0))
+        if command.rows is not None and command.rows > largest:
+            raise InvalidInputError(
+                f"rows is {command.rows} and the deployment takes at most {largest}", rows=command.rows
+            )
+        requests = await asyncio.to_thread(requests_of, samples, command.rows)
         rows = most_rows(requests) if batched else 0
         if largest and rows > largest:
             raise InvalidInputError(
@@ -203,7 +208,19 @@ class Tunings:
         space = command.axes.over(
             default_space(present, batched=batched and largest > 0, cores=cores or 4, on_gpu=on_gpu)
         )
-        plan = settings_to_try(space, present, rows=rows, at_most=command.max_settings, cores=None if on_gpu else cores)
+        if space.combinations > _COMBINATIONS_MOST:
+            raise InvalidInputError(
+                f"the values given make {space.combinations} combinations; at most {_COMBINATIONS_MOST} can be chosen "
+                "from, so give fewer"
+            )
+        plan = await asyncio.to_thread(
+            settings_to_try,
+            space,
+            present,
+            rows=rows,
+            at_most=command.max_settings,
+            cores=None if on_gpu else cores,
+        )
         return _Job(command, revision, manifest, requests, server, present, plan)
 
     def _server(self, name: str | None) -> ManagedServer:

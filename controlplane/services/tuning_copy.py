@@ -7,6 +7,7 @@ loaded or staged is removed by whoever has the lock next (`sweep`).
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,13 +20,14 @@ from controlplane.domain.comparison import compare
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.names import TUNING_SUFFIX, tuning_name
-from controlplane.domain.samples import Sample, Tensors
+from controlplane.domain.samples import MAX_SAMPLES_BYTES, Sample, Tensors
 from controlplane.domain.tuning import Measurement, Setting, Trial, TrialState
 from controlplane.errors import (
     ConflictError,
     ControlPlaneError,
     InferenceError,
     InvalidConfigError,
+    InvalidInputError,
     LoadRefusedError,
     TritonTimeoutError,
 )
@@ -234,9 +236,19 @@ def requests_of(samples: Sequence[Sample], rows: int | None) -> tuple[Sample, ..
         samples: The samples.
         rows: Rows of each request, for a batched signature: samples are cut, and where they end they begin again.
             None leaves them as they were recorded.
+
+    Raises:
+        InvalidInputError: They would be too large to keep.
     """
     if rows is None:
         return tuple(samples)
+    size = sum(
+        math.ceil(array.shape[0] / rows) * rows * (array.nbytes // max(1, array.shape[0]))
+        for sample in samples
+        for array in (*sample.inputs.values(), *sample.outputs.values())
+    )
+    if size > MAX_SAMPLES_BYTES:
+        raise InvalidInputError(f"requests of {rows} rows would be {size} bytes in all; give fewer rows", rows=rows)
     made = []
     for sample in samples:
         have = _rows(sample.inputs)

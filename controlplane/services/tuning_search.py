@@ -42,6 +42,12 @@ class Space:
     preferred_batch_sizes: tuple[int, ...] = ()
     threads: tuple[int | None, ...] = (None,)
 
+    @property
+    def combinations(self) -> int:
+        """How many there are at most."""
+        batched = len(self.max_batch_sizes) * (1 + max(1, len(self.preferred_batch_sizes)))
+        return len(self.instances) * len(self.threads) * len(self.queue_delays_microseconds) * max(1, batched)
+
 
 def default_space(present: Setting, *, batched: bool, cores: int, on_gpu: bool) -> Space:
     """Return what is worth trying around the present setting.

@@ -192,6 +192,9 @@ def test_what_cannot_be_tuned_is_refused_at_once(api: Api, layers: str) -> None:
     assert "embedded" in refused(404, "not-found", model=layers, server="elsewhere")
     assert "clients" in refused(422, "invalid-request", model=layers, clients=[])
     assert "rows" in refused(422, "invalid-request", model=layers, rows=0)
+    assert "at most" in refused(422, "invalid-input", model=layers, rows=60_000)
+    many = {"instances": list(range(1, 17)), "threads": list(range(1, 17)), "max_batch_sizes": list(range(8, 24))}
+    assert "combinations" in refused(422, "invalid-input", model=layers, space=many)
     api.publish("unproved", centred_onnx(3), golden=False)
     api.deploy("unproved:1")
     assert "no golden samples" in refused(422, "invalid-input", model="unproved")

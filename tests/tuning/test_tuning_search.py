@@ -4,12 +4,15 @@ import itertools
 import math
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from controlplane.domain.deployment import DeploymentSettings, DynamicBatching
 from controlplane.domain.manifest import Format
+from controlplane.domain.samples import Sample
 from controlplane.domain.tuning import (
     NOISE,
     Goal,
@@ -22,7 +25,9 @@ from controlplane.domain.tuning import (
     frontier,
     points,
 )
+from controlplane.errors import InvalidInputError
 from controlplane.services.load_generator import percentile
+from controlplane.services.tuning_copy import most_rows, requests_of
 from controlplane.services.tuning_plot import plot
 from controlplane.services.tuning_search import (
     Race,
@@ -36,6 +41,7 @@ from controlplane.services.tuning_search import (
     settings_to_try,
 )
 
+UNTIMED = hypothesis_settings(deadline=None)
 SETTINGS = st.builds(
     Setting,
     instances=st.integers(1, 8),
@@ -94,12 +100,13 @@ def spaces(draw: st.DrawFn) -> Space:
     )
 
 
+@UNTIMED
 @given(spaces(), SETTINGS, st.integers(0, 40), st.integers(1, 20), st.sampled_from([None, 2, 4]))
 def test_what_is_tried_is_bounded_different_and_takes_every_request(
     space: Space, present: Setting, rows: int, at_most: int, cores: int | None
 ) -> None:
     tried = settings_to_try(space, present, rows=rows, at_most=at_most, cores=cores)
-    assert 1 <= len(tried) <= at_most
+    assert 1 <= len(tried) <= min(at_most, space.combinations + 1)
     assert tried[0] == present
     assert len(set(tried)) == len(tried)
     for setting in tried[1:]:
@@ -157,6 +164,7 @@ def test_a_setting_changes_its_own_fields_of_a_deployment_and_no_other() -> None
     assert "INTRA_OP_THREAD_COUNT" in applied(setting, have, Format.TORCHSCRIPT).parameters
 
 
+@UNTIMED
 @given(st.integers(1, 300))
 def test_rounds_shrink_and_are_few(count: int) -> None:
     sizes = rounds(count)
@@ -166,6 +174,7 @@ def test_rounds_shrink_and_are_few(count: int) -> None:
     assert sizes[-1] >= min(2, count)
 
 
+@UNTIMED
 @given(st.floats(0, 1e5), st.floats(-10, 1e4), st.integers(1, 4))
 def test_rounds_share_the_time_that_is_left(now: float, left: float, count: int) -> None:
     ends = [round_end(now, now + left, number, count) for number in range(count)]
@@ -173,6 +182,7 @@ def test_rounds_share_the_time_that_is_left(now: float, left: float, count: int)
     assert math.isclose(ends[-1], max(now, now + left), abs_tol=1e-6)
 
 
+@UNTIMED
 @given(st.lists(SETTINGS, min_size=1, max_size=20, unique=True), OBJECTIVES, st.data())
 def test_a_race_ends_and_its_books_are_whole(
     settings: list[Setting], objective: Objective, data: st.DataObject
@@ -233,6 +243,7 @@ def test_settings_that_the_first_round_does_not_come_to_are_left_out() -> None:
     assert [one.state for one in race.outcome()][4:] == [TrialState.TIME] * 5
 
 
+@UNTIMED
 @given(TRIALS)
 def test_nothing_beats_the_frontier_and_it_beats_all_else(trials: list[Trial]) -> None:
     everything = points(trials)
@@ -253,6 +264,7 @@ def test_nothing_beats_the_frontier_and_it_beats_all_else(trials: list[Trial]) -
             assert at_least_as_good == [point]
 
 
+@UNTIMED
 @given(TRIALS, OBJECTIVES)
 def test_the_choice_keeps_to_the_limits_and_is_the_best_within_the_noise(
     trials: list[Trial], objective: Objective
@@ -267,6 +279,7 @@ def test_the_choice_keeps_to_the_limits_and_is_the_best_within_the_noise(
         assert objective.value(best.measured) >= objective.value(top) - slack - 1e-12
 
 
+@UNTIMED
 @given(OBJECTIVES, MEASUREMENTS)
 def test_limits_are_met_exactly_where_nothing_is_missing(objective: Objective, one: Measurement) -> None:
     kept = objective.max_p99_seconds is None or one.p99_seconds <= objective.max_p99_seconds
@@ -292,6 +305,7 @@ def test_what_is_no_better_than_the_present_changes_nothing() -> None:
     assert second.trial is as_much, "less memory for the same"
 
 
+@UNTIMED
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=300), st.floats(0.1, 100))
 def test_a_percentile_is_the_smallest_value_that_so_many_keep_to(values: list[float], percent: float) -> None:
     ordered = sorted(values)
@@ -307,6 +321,28 @@ def test_percentiles_of_nothing_are_refused() -> None:
         percentile([], 50)
 
 
+@UNTIMED
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.integers(1, 9))
+def test_requests_are_cut_with_their_answers(sizes: list[int], rows: int) -> None:
+    counted = iter(range(100))
+    samples = []
+    for size in sizes:
+        x = np.array([[next(counted)] for _ in range(size)], dtype=np.float32)
+        samples.append(Sample({"x": x}, {"y": 2 * x}))
+    requests = requests_of(samples, rows)
+    assert {request.inputs["x"].shape for request in requests} == {(rows, 1)}
+    assert all((request.outputs["y"] == 2 * request.inputs["x"]).all() for request in requests)
+    sent = {float(value) for request in requests for value in request.inputs["x"].ravel()}
+    assert sent == set(range(sum(sizes))), "every recorded row is sent"
+    assert most_rows(requests_of(samples, None)) == max(sizes)
+
+
+def test_requests_that_would_not_fit_in_memory_are_refused() -> None:
+    x = np.zeros((1, 1 << 20), dtype=np.float32)
+    with pytest.raises(InvalidInputError, match="fewer rows"):
+        requests_of([Sample({"x": x}, {"y": x})], 1000)
+
+
 def test_a_setting_that_cannot_fit_is_known_before_it_is_loaded() -> None:
     setting = Setting(instances=3, max_batch_size=8)
     assert fits(setting, None, 100)
@@ -315,6 +351,7 @@ def test_a_setting_that_cannot_fit_is_known_before_it_is_loaded() -> None:
     assert fits(setting, 34, None)
 
 
+@UNTIMED
 @given(TRIALS, OBJECTIVES)
 def test_a_plot_is_a_document_whatever_was_measured(trials: list[Trial], objective: Objective) -> None:
     svg = plot("a<b>&c:1", trials, objective, choose(trials, objective))
