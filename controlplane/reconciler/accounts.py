@@ -57,6 +57,10 @@ class Accounts:
         """Whether there is a budget at all."""
         return self._told
 
+    def tells_of(self, device: str) -> bool:
+        """Whether a budget can be kept there: a GPU of a server that tells of no GPU is Triton's own business."""
+        return device in self.ledger.budgets or any(one.kind is not DeviceKind.HOST for one in self.devices)
+
     @property
     def devices(self) -> tuple[DeviceReading, ...]:
         """The devices as last read."""
@@ -78,7 +82,8 @@ class Accounts:
     def take(self, reading: Reading, step: int, now: datetime) -> None:
         """Take in a reading that began at the loop's ``step``."""
         if reading.devices is None:
-            reading = replace(reading, devices=self.reading.devices)
+            # Not now: what was told before stands. Never yet: nothing is known that could forbid a load.
+            reading = replace(reading, devices=self.reading.devices or ())
         self.reading = reading
         self._follow_instances(now)
         for slot, since in list(self._leaving.items()):
@@ -87,6 +92,8 @@ class Accounts:
                 self.ledger = self.ledger.released(slot)
         for device in self.devices if self._told else ():
             self._budget(device)
+        if self._told and HOST not in {device.name for device in self.devices}:
+            self.ledger = self.ledger.with_budget(Budget(HOST, _PLENTY, _PLENTY))
 
     def left(self, slot: Slot, step: int, now: datetime) -> None:
         """A slot is not loaded any more: it counts until a reading that began later shows its memory gone."""

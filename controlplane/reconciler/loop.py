@@ -552,7 +552,7 @@ class Reconciler:
             return
         unit.doing = None
         asked = False
-        if server.trouble is None and unit.facts is not None:
+        if server.trouble is None and unit.facts is not None and server.steward.accounts.known:
             action = self._next_action(self._desired(server, wish), unit)
             if isinstance(action, Wait):
                 unit.doing = Doing(action)

@@ -158,6 +158,7 @@ class Steward:
     def size(self, prepared: Prepared, model: str) -> Size:
         """Say what a version needs here."""
         size = size_of(prepared, model, self.accounts.devices, self._footprints)
+        size = replace(size, devices=tuple(name for name in size.devices if self.accounts.tells_of(name)))
         corrected = self._corrected.get(size.key, 0)
         if corrected > size.footprint.reserve_bytes:
             return replace(size, footprint=Footprint(corrected, 0, FootprintSource.MEASURED, corrected))

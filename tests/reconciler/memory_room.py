@@ -52,9 +52,9 @@ class MemoryRoom:
     def events(self, reason: str) -> list[str]:
         return [f"{e.subject}: {e.message}" for e in self.reconciler.events() if e.reason == reason]
 
-    def put(self, model: str, scale: float, *, reserve_mib: int = 0, **settings: object) -> int:
+    def put(self, model: str, scale: float, *, resident_mib: int = 0, **settings: object) -> int:
         """Publish a version and commit that it is wanted; return the revision."""
-        version = publish_affine(self.registry, model, self.work, scale=scale, reserve_mib=reserve_mib)
+        version = publish_affine(self.registry, model, self.work, scale=scale, resident_mib=resident_mib)
         self.scales[model] = scale
         return self.want(model, version, **settings)
 

@@ -68,11 +68,11 @@ async def test_a_measured_footprint_replaces_the_estimate_and_is_kept_with_the_v
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, 1024 * MIB) as room:
-        await room.deploy("m", 2.0, reserve_mib=40)
+        await room.deploy("m", 2.0, resident_mib=40)
         (footprint,) = room.view("m").footprint
         await room.until("it was measured", lambda: room.view("m").footprint[0].source == "measured")
         (footprint,) = room.view("m").footprint
-        assert 50 * MIB < footprint.bytes < 400 * MIB
+        assert 100 * MIB < footprint.bytes < 250 * MIB
         assert footprint.peak_bytes >= footprint.bytes
         assert room.memory.counters["measured"] == 1
     keys = [info.key for info in registry.store.list("footprints/")]
@@ -80,7 +80,9 @@ async def test_a_measured_footprint_replaces_the_estimate_and_is_kept_with_the_v
     assert keys[0].startswith("footprints/m/1/onnxruntime-cpu-b8-i1/")
     async with memory_room(registry, embedded, tmp_path, 1024 * MIB) as room:
         await room.until("it is adopted", lambda: room.memory.models and room.view("m").state == "loaded")
-        await room.until("the ledger is rebuilt", lambda: room.memory.devices[0].resident_bytes > 50 * MIB)
+        await room.until(
+            "the ledger is rebuilt", lambda: sum(one.resident_bytes for one in room.memory.devices) > 100 * MIB
+        )
         assert room.view("m").footprint[0].source == "measured"
 
 
@@ -150,7 +152,7 @@ async def test_resident_models_fill_the_room_and_nobody_goes_for_them(
         assert (await room.load("c")).phase is Phase.READY, "somebody asked for it"
         assert len(room.loaded()) == 2
         assert len(room.memory.evictions) == 1
-        big = await room.deploy("big", 1.0, reserve_mib=400)
+        big = await room.deploy("big", 1.0, resident_mib=400)
         assert big.phase is Phase.FAILED
         assert "out of memory" in big.message
 

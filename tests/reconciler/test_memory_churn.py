@@ -97,11 +97,14 @@ async def test_eight_of_forty_fit_and_every_request_is_answered(registry: Regist
             )
             room.reconciler.wake("one")
             await room.until("it is gone", lambda: not embedded.processes_of("one"))
-        budget = int(one * (FIT + 0.7))
+        budget = int((one + 20 * MIB) * (FIT + 0.7))  # 16 MiB of weights is the mean
         async with memory_room(registry, embedded, tmp_path, budget, minimum_residence_seconds=1.0) as room:
             names = [f"m{number}" for number in range(MODELS)]
             for number, name in enumerate(names, 2):
-                await asyncio.to_thread(room.put, name, float(number), mode="on-demand", keep_alive_seconds=None)
+                size = number % 5 * 8  # 0 to 32 MiB of weights: some are half as large again as others
+                await asyncio.to_thread(
+                    room.put, name, float(number), resident_mib=size, mode="on-demand", keep_alive_seconds=None
+                )
             room.reconciler.wake()
             await room.until("all are known", lambda: len(room.memory.models) >= MODELS, 60)
             watcher, tally = Watcher(embedded), Tally()
@@ -130,7 +133,7 @@ async def test_eight_of_forty_fit_and_every_request_is_answered(registry: Regist
             assert watcher.samples > 300
             assert watcher.peak <= budget + error
             assert memory.counters["evictions"] > 5
-            assert watcher.most >= FIT - 2, "the budget is made use of"
+            assert watcher.most >= FIT - 3, "the budget is made use of"
             assert before > 20
             assert tally.answers - before > 20, "it goes on after the kill"
             assert tally.interrupted <= 3 * CLIENTS
