@@ -61,6 +61,8 @@ _GREW = 1.1
 """A loaded version that has grown by this factor is measured again."""
 _CORRECTION = 1.5
 """What Triton had no memory for is taken to need this much more than was thought."""
+_ALL = 0.98
+"""So much of what could be freed is asked for at most, as its figure moves a little all the time."""
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|outofmemory|bad_alloc|cannot allocate memory|failed to allocate|unable to allocate|memoryerror"
@@ -133,6 +135,7 @@ class Steward:
         self.largest_error = 0
         self._footprints = footprints
         self._corrected: dict[FootprintKey, int] = {}
+        self._forced: dict[FootprintKey, int] = {}
         self._differences: dict[str, dict[str, int]] = {}
         self._reported: dict[str, int] = {}
         self._keys: dict[VersionKey, FootprintKey] = {}
@@ -159,7 +162,7 @@ class Steward:
         """Say what a version needs here."""
         size = size_of(prepared, model, self.accounts.devices, self._footprints)
         size = replace(size, devices=tuple(name for name in size.devices if self.accounts.tells_of(name)))
-        corrected = self._corrected.get(size.key, 0)
+        corrected = max(self._corrected.get(size.key, 0), self._forced.get(size.key, 0))
         if corrected > size.footprint.reserve_bytes:
             return replace(size, footprint=Footprint(corrected, 0, FootprintSource.MEASURED, corrected))
         return size
@@ -690,6 +693,9 @@ class Steward:
         if prepared is None or tenant.measured:
             return []
         tenant.measured = True
+        key = self.size(prepared, tenant.model).key
+        self._corrected.pop(key, None)
+        self._forced.pop(key, None)
         tenant.load_seconds = (tenant.load_seconds or 0.0) + outcome.seconds.get("prove", 0.0)
         measured = self._measure(tenant, prepared)
         if measured is None:
@@ -729,9 +735,24 @@ class Steward:
         self.counters["out_of_memory"] += 1
         if tenant.second_round:
             tenant.second_round = False
+            self._forced.pop(size.key, None)
             return False
         tenant.second_round = True
+        self._forced[size.key] = max((self._more_than_free(unit.model, device) for device in size.devices), default=0)
         return True
+
+    def _more_than_free(self, model: str, device: str) -> int:
+        """What is free by the ledger was not there: ask for more, so that somebody goes, if there is anybody."""
+        ledger = self.accounts.ledger
+        budget = ledger.budgets[device].bytes - ledger.unaccounted(device)
+        fixed = own = 0
+        for holding in ledger.holdings:
+            if holding.device == device:
+                name = holding.slot.triton_name.removesuffix(candidate_name(""))
+                known = self.models.get(name)
+                own += holding.bytes if name == model else 0
+                fixed += holding.bytes if known is not None and known.mode is Mode.PINNED and name != model else 0
+        return min(ledger.free(device) + own + 1, int((budget - fixed) * _ALL))
 
     def failed(self, model: str, why: str) -> None:
         """It cannot be loaded, and is not tried again soon: nobody waits for it any more."""

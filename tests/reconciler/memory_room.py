@@ -2,15 +2,16 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, Mode
 from controlplane.domain.states import DeploymentStatus, Phase
-from controlplane.errors import NotFoundError
+from controlplane.errors import LoadRefusedError, NotFoundError
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.host import HostSource
 from controlplane.reconciler.loop import Reconciler
@@ -27,13 +28,34 @@ from tests.support.models import publish_affine
 MIB = 1 << 20
 
 
+class ShortOfMemory(TritonClient):
+    """A client of a real Triton that can be told to refuse loads as Triton does when it has no memory.
+
+    Attributes:
+        refusals: How many loads of a model are still refused, by Triton name.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.refusals: dict[str, int] = {}
+
+    async def load(self, name: str, config: Mapping[str, Any]) -> None:
+        if self.refusals.get(name, 0) > 0:
+            self.refusals[name] -= 1
+            raise LoadRefusedError(
+                f"{self.name} refused to load {name}: Failed to allocate memory for requested buffer of size 41943040",
+                model=name,
+            )
+        await super().load(name, config)
+
+
 @dataclass
 class MemoryRoom:
     """A reconciler at work on a server with a budget."""
 
     registry: Registry
     embedded: EmbeddedTriton
-    client: TritonClient
+    client: ShortOfMemory
     reconciler: Reconciler
     work: Path
     scales: dict[str, float] = field(default_factory=dict)
@@ -124,7 +146,7 @@ async def embedded_triton(folder: Path) -> AsyncIterator[EmbeddedTriton]:
 async def memory_room(
     registry: Registry, embedded: EmbeddedTriton, work: Path, budget: int, **changes: object
 ) -> AsyncIterator[MemoryRoom]:
-    client = TritonClient(
+    client = ShortOfMemory(
         "own",
         embedded.grpc_url,
         timeouts=TritonTimeouts(load_seconds=60),

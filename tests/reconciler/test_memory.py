@@ -1,6 +1,8 @@
 """Memory is reserved before it is used: on a real Triton, with budgets that do not hold everything."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -179,3 +181,49 @@ async def test_a_new_version_that_does_not_fit_beside_the_old_takes_its_place(
         assert status.phase is Phase.READY
         assert await room.infer("m") == 2.0
         assert room.memory.counters["gaps"] == 1
+
+
+async def test_out_of_memory_corrects_the_footprint_and_makes_more_room_once(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, TWO) as room:
+        for number, model in enumerate("abc", 1):
+            await room.deploy(model, float(number), **small(model, keep_alive_seconds=None))
+        await room.load("a")
+        await asyncio.sleep(0.6)
+        before = room.view("b").footprint[0].bytes
+        room.client.refusals["b"] = 1
+        assert (await room.load("b")).phase is Phase.READY
+        assert room.events("OutOfMemory") != []
+        assert room.loaded() == ["b"], "with the larger footprint, others had to go"
+        await asyncio.sleep(0.6)
+        room.client.refusals["c"] = 9
+        status = await room.load("c")
+        assert status.phase is Phase.FAILED
+        assert "allocate memory" in status.message
+        assert room.client.refusals["c"] == 7, "the load and one more round"
+        assert room.view("c").footprint[0].bytes > before
+        assert room.loaded() in (["b"], []), "nothing else was lost but what made room"
+
+
+async def test_after_a_crash_of_triton_pinned_models_come_first_and_the_rest_by_use(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, 300 * MIB, max_concurrent_loads=1) as room:
+        await room.deploy("p", 1.0, mode="pinned")
+        for number, model in enumerate("abc", 2):
+            await room.deploy(model, float(number), **small(model, keep_alive_seconds=None))
+        await room.load("a")
+        await room.load("b")
+        await asyncio.sleep(0.6)
+        assert await room.infer("a") == 2.0
+        await room.until("the use is seen", lambda: room.view("a").rate_per_second > room.view("b").rate_per_second)
+        seen = len(room.events("Proved"))
+        assert embedded.pid is not None
+        os.kill(embedded.pid, signal.SIGKILL)
+        await room.until("the crash is noticed", lambda: room.loaded() == [])
+        await room.until("all are back", lambda: room.loaded() == ["a", "b", "p"], 60)
+        await room.until("and proved", lambda: len(room.events("Proved")) == seen + 3)
+        order = [line.partition(":")[0] for line in room.events("Proved")][seen:]
+        assert order == ["p", "a", "b"]
+        assert room.view("c").state == "unloaded", "nobody had asked for it"
