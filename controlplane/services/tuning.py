@@ -12,7 +12,7 @@ from controlplane.domain.deployment import DeploymentSettings, InstanceKind
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.names import validate_model_name
 from controlplane.domain.samples import Sample
-from controlplane.domain.tuning import Objective, Point, Setting, Trial, TrialState, choose, frontier, points, rank
+from controlplane.domain.tuning import Objective, Point, Setting, Trial, TrialState, choose, frontier, points
 from controlplane.errors import ConflictError, InvalidInputError, NotFoundError
 from controlplane.gpu.base import HOST
 from controlplane.gpu.host import HostSource, resident_bytes
@@ -25,6 +25,7 @@ from controlplane.services.load_generator import Load
 from controlplane.services.operations import Operation, Operations, Reporter
 from controlplane.services.tuning_copy import Ask, Copy, alone_on, most_rows, requests_of, sweep
 from controlplane.services.tuning_plot import plot
+from controlplane.services.tuning_report import best_of, details_of, verdict
 from controlplane.services.tuning_search import (
     ETA,
     Race,
@@ -276,7 +277,7 @@ class Tunings:
                     "measure",
                     f"round {race.number + 1} of {race.count}: {setting}",
                     fraction=min(1.0, (race.number + position / len(line)) / race.count),
-                    details=_details(race.outcome()),
+                    details=details_of(race.outcome()),
                 )
                 if not fits(setting, per_instance, limit):
                     assert per_instance is not None
@@ -307,7 +308,7 @@ class Tunings:
         objective = job.command.objective
         best = choose(trials, objective)
         present = next(trial for trial in trials if trial.present)
-        message = _verdict(objective, trials, best)
+        message = verdict(objective, trials, best)
         revision, operation = None, None
         if job.command.apply and best is not None and not best.trial.present:
             reporter.stage("apply", f"deploying {job.revision.spec.model} with {best.trial.setting}")
@@ -326,7 +327,7 @@ class Tunings:
             "frontier": [{"trial": trials.index(one.trial), "clients": one.measured.clients} for one in edge],
             "met": best is not None,
             "message": message,
-            "present": _best_of(present, objective),
+            "present": best_of(present, objective),
             "best": None
             if best is None
             else {
@@ -434,38 +435,3 @@ def _loads(command: TuneCommand, number: int, timeout_seconds: float) -> tuple[L
     window = command.window_seconds * ETA**number
     warmup = min(_WARMUP_SHARE * window, _WARMUP_MOST_SECONDS)
     return tuple(Load(clients, warmup, window, timeout_seconds) for clients in sorted(set(command.clients)))
-
-
-def _details(trials: Sequence[Trial]) -> dict[str, Any]:
-    return {"trials": [trial.model_dump(mode="json") for trial in trials]}
-
-
-def _best_of(trial: Trial, objective: Objective) -> dict[str, Any] | None:
-    if not trial.measurements:
-        return None
-    best = min(trial.measurements, key=lambda one: (objective.shortfall(one), -objective.value(one)))
-    return best.model_dump(mode="json")
-
-
-def _verdict(objective: Objective, trials: Sequence[Trial], best: Point | None) -> str:
-    """Say in a sentence what came of it."""
-    if best is not None:
-        figures = f"{best.measured.throughput:.0f} requests/s, p99 {best.measured.p99_seconds * 1000:.1f} ms"
-        where = f"with {_clients(best.measured.clients)}"
-        if best.trial.present:
-            return f"the present settings are the best for {objective}: {figures} {where}"
-        return f"the best for {objective}: {best.trial.setting} ({figures} {where})"
-    measured = [trial for trial in trials if trial.state is TrialState.MEASURED]
-    if not measured:
-        first = next((trial.message for trial in trials if trial.message), "the time was up")
-        return f"no setting could be measured: {first}"
-    nearest = min(measured, key=lambda trial: rank(trial, objective))
-    one = min(nearest.measurements, key=lambda m: (objective.shortfall(m), -objective.value(m)))
-    return (
-        f"no setting gives {objective}; the nearest is {nearest.setting}: {one.throughput:.0f} requests/s, "
-        f"p99 {one.p99_seconds * 1000:.1f} ms with {_clients(one.clients)}"
-    )
-
-
-def _clients(count: int) -> str:
-    return f"{count} client{'s' * (count > 1)}"
