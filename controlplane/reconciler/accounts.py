@@ -67,6 +67,11 @@ class Accounts:
         return self.reading.devices or ()
 
     @property
+    def topology(self) -> tuple[tuple[str, bool], ...]:
+        """What of the devices decides where a model is loaded."""
+        return tuple((device.name, device.allocatable and not device.lost) for device in self.devices)
+
+    @property
     def instances(self) -> Mapping[VersionKey, InstanceMemory]:
         """Memory of the models' processes as last read; none where they cannot be seen."""
         return self.reading.instances or {}

@@ -416,8 +416,7 @@ class Reconciler:
             case _Woken(model=model):
                 self._woken(model)
             case _Wished(wishes=wishes):
-                for wish in wishes.values():
-                    self._adopt(wish)
+                self._adopt(*wishes.values())
             case _Seen(server=server, began=began, sight=sight):
                 self._seen(server, began, sight)
             case _Done(server=server):
@@ -468,10 +467,18 @@ class Reconciler:
         else:
             self._reader.read(model)  # an alias may have moved, or something is not in memory
 
-    def _adopt(self, wish: Wish) -> None:
+    def _adopt(self, *wishes: Wish) -> None:
+        adopted = [wish.model for wish in wishes if self._take_in(wish)]
+        for server in self._servers.values() if adopted else ():
+            self._judge(server)
+            for model in adopted:
+                self._drive(server, server.unit(model))
+
+    def _take_in(self, wish: Wish) -> bool:
+        """Want what a revision wants, unless that or something newer is wanted already."""
         known = self._current.get(wish.model)
         if known is not None and wish.revision.number <= known.revision.number:
-            return
+            return False
         self._current[wish.model] = wish
         if known is not None or not wish.revision.spec.deleted:
             self._events.add("Normal", "RevisionSeen", wish.model, wish.sentence)
@@ -486,8 +493,7 @@ class Reconciler:
                     self._look(server)
                 else:
                     server.steward.see(wish.model, unit.facts, self._step, now)
-            self._judge(server)
-            self._drive(server, unit)
+        return True
 
     def _seen(self, server: KnownServer, began: int, sight: Sight) -> None:
         server.looking = None

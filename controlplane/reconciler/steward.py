@@ -136,6 +136,8 @@ class Steward:
         self._footprints = footprints
         self._corrected: dict[FootprintKey, int] = {}
         self._forced: dict[FootprintKey, int] = {}
+        self._sizes: dict[VersionKey, tuple[Prepared, Size]] = {}
+        self._sized_for: tuple[object, ...] = ()
         self._differences: dict[str, dict[str, int]] = {}
         self._reported: dict[str, int] = {}
         self._keys: dict[VersionKey, FootprintKey] = {}
@@ -160,8 +162,17 @@ class Steward:
 
     def size(self, prepared: Prepared, model: str) -> Size:
         """Say what a version needs here."""
-        size = size_of(prepared, model, self.accounts.devices, self._footprints)
-        size = replace(size, devices=tuple(name for name in size.devices if self.accounts.tells_of(name)))
+        state = (self._footprints.changes, self.accounts.topology)
+        if state != self._sized_for:
+            self._sizes.clear()
+            self._sized_for = state
+        known = self._sizes.get((model, prepared.target.version))
+        if known is not None and known[0] is prepared:
+            size = known[1]
+        else:
+            size = size_of(prepared, model, self.accounts.devices, self._footprints)
+            size = replace(size, devices=tuple(name for name in size.devices if self.accounts.tells_of(name)))
+            self._sizes[model, prepared.target.version] = (prepared, size)
         corrected = max(self._corrected.get(size.key, 0), self._forced.get(size.key, 0))
         if corrected > size.footprint.reserve_bytes:
             return replace(size, footprint=Footprint(corrected, 0, FootprintSource.MEASURED, corrected))

@@ -71,11 +71,16 @@ class MeasuredFootprint:
 
 
 class Footprints:
-    """Reads and commits measured footprints. Blocks; safe to use from several threads."""
+    """Reads and commits measured footprints. Blocks; safe to use from several threads.
+
+    Attributes:
+        changes: Grows whenever `peek` may say something else than before.
+    """
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._known: dict[FootprintKey, Revision | None] = {}
+        self.changes = 0
         self._listed: set[tuple[str, int]] = set()
         self._guard = threading.Lock()
 
@@ -93,6 +98,7 @@ class Footprints:
         revision = Chain(self._store, key.prefix).head()
         with self._guard:
             self._known[key] = revision
+            self.changes += 1
         return _parse(revision) if revision else None
 
     def load(self, model: str, version: int) -> None:
@@ -117,6 +123,7 @@ class Footprints:
             if known is not None and not _news(measured, known):
                 with self._guard:
                     self._known[key] = head
+                    self.changes += 1
                 return known
             kept = measured if known is None else _joined(measured, known)
             try:
@@ -127,6 +134,7 @@ class Footprints:
                 continue
             with self._guard:
                 self._known[key] = committed
+                self.changes += 1
             return _parse(committed) or kept
         return measured
 
