@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from controlplane.cli.client import Client
 from controlplane.cli.exits import ClientError, ExitCode, NotRunningError, WaitTimeoutError
 from controlplane.cli.memory_records import Lease
-from controlplane.cli.output import Output, span
+from controlplane.cli.output import Output, error_line, span
 from controlplane.cli.progress import waiting
 from controlplane.cli.rollout import deployment_path
 from controlplane.errors import InvalidInputError
@@ -103,6 +103,7 @@ def run(command: Sequence[str]) -> int:
     try:
         process = subprocess.Popen(list(command))
     except FileNotFoundError:
+        error_line(f"there is no command {command[0]!r}")
         return _SHELL_NOT_FOUND
     except OSError as error:
         raise InvalidInputError(f"{command[0]!r} cannot be run: {error.strerror}") from error

@@ -136,7 +136,7 @@ def show_why(out: Output, why: Why) -> None:
                 ("here so far", f"{model.loads} loads, {model.evictions} evictions"),
                 ("its load needs", sizes(one.needed)),
                 ("free", sizes(one.free)),
-                ("could be freed", sizes(one.could_be_freed)),
+                ("could be freed now", sizes(one.could_be_freed)),
             )
         )
         show_holders(out, one.holders)
@@ -169,6 +169,8 @@ def show_plan(out: Output, plan: Plan) -> None:
         if number:
             out.line()
         said, style = _DECISIONS.get(one.decision, (one.decision, ""))
+        if one.decision == "admit" and one.beside is False:
+            said, style = "it takes the place of the old version", "yellow"
         out.line(Text.assemble((f"{plan.model}:{plan.version}", "bold cyan"), f" on {one.server}: ", (said, style)))
         if one.why:
             out.line(one.why)
@@ -176,7 +178,7 @@ def show_plan(out: Output, plan: Plan) -> None:
             (
                 ("needs", sizes(one.needed)),
                 ("free", sizes(one.free)),
-                ("could be freed", sizes(one.could_be_freed)),
+                ("could be freed now", sizes(one.could_be_freed)),
                 ("bytes to fetch", size(one.fetch_bytes) if one.decision != "nothing" else None),
                 ("takes", f"{span(one.seconds)}: {one.seconds_why}" if one.seconds_why else None),
                 ("switch", _switch(one)),
