@@ -566,7 +566,7 @@ class Reconciler:
             elif action is not None and self._may(server, action):
                 asked = not self._begin_or_ask(server, unit, wish, action)
         if not asked and unit.task is None:
-            server.steward.withdraw(unit.model)
+            server.steward.queue.withdraw(unit.model)
         failure = unit.record.failures.get(wish.wanted)
         if failure is not None and failure.blocks(self._clock()):
             server.steward.failed(unit.model, failure.message)
@@ -574,11 +574,11 @@ class Reconciler:
 
     def _begin_or_ask(self, server: KnownServer, unit: Unit, wish: Wish, action: Action) -> bool:
         """Begin an action; one that needs memory only with a reservation, else it is put into the queue."""
-        need = server.steward.needs(wish, unit, action) if isinstance(action, Load) else None
-        if need is None or server.steward.granted(unit.model, need):
+        need = server.steward.queue.needs(wish, unit, action) if isinstance(action, Load) else None
+        if need is None or server.steward.queue.granted(unit.model, need):
             self._begin(server, unit, wish, action)
             return True
-        request = server.steward.ask(unit.model, need, self._clock())
+        request = server.steward.queue.ask(unit.model, need, self._clock())
         unit.doing = Doing(Wait(f"waits for memory: {request.why}"), Phase.PENDING)
         return False
 
@@ -650,7 +650,7 @@ class Reconciler:
                 self._arrange(server, now)
 
     def _arrange(self, server: KnownServer, now: datetime) -> None:
-        moves = server.steward.arrange(server.units, now)
+        moves = server.steward.queue.arrange(server.units, now)
         for model, why in moves.refused:
             self._refused(server, server.unit(model), why, now)
         for record in moves.evicted:
@@ -660,7 +660,7 @@ class Reconciler:
             unit = server.unit(model)
             self._drive(server, unit)
             if unit.task is None:
-                server.steward.withdraw(model)  # it wants something else by now
+                server.steward.queue.withdraw(model)  # it wants something else by now
         for model in moves.waiting:
             unit, request = server.unit(model), server.steward.tenant(model).request
             if unit.task is None and request is not None:

@@ -1,14 +1,19 @@
 """What a version is expected to need on which devices of a server. Pure, but for what the registry has in memory."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controlplane.domain.deployment import InstanceKind
 from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
 from controlplane.memory.footprint import estimate
 from controlplane.memory.types import Footprint, FootprintSource
+from controlplane.reconciler.accounts import Accounts
 from controlplane.reconciler.wishes import Prepared
 from controlplane.registry.footprints import FootprintKey, Footprints
+from controlplane.triton.statistics import VersionKey
+
+_CORRECTION = 1.5
+"""What Triton had no memory for is taken to need this much more than was thought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,54 @@ class Size:
     def by_device(self) -> dict[str, Footprint]:
         """The footprint on each device."""
         return dict.fromkeys(self.devices, self.footprint)
+
+
+class Sizes:
+    """The sizes of one server's models, with what Triton's refusals have taught. Belongs to one event loop.
+
+    Args:
+        footprints: Measurements; only what is in memory is used.
+    """
+
+    def __init__(self, footprints: Footprints) -> None:
+        self._footprints = footprints
+        self._corrected: dict[FootprintKey, int] = {}
+        self._forced: dict[FootprintKey, int] = {}
+        self._known: dict[VersionKey, tuple[Prepared, Size]] = {}
+        self._known_for: tuple[object, ...] = ()
+
+    def of(self, prepared: Prepared, model: str, accounts: Accounts) -> Size:
+        """Return a version's size."""
+        state = (self._footprints.changes, accounts.topology)
+        if state != self._known_for:
+            self._known.clear()
+            self._known_for = state
+        known = self._known.get((model, prepared.target.version))
+        if known is not None and known[0] is prepared:
+            size = known[1]
+        else:
+            size = size_of(prepared, model, accounts.devices, self._footprints)
+            size = replace(size, devices=tuple(name for name in size.devices if accounts.tells_of(name)))
+            self._known[model, prepared.target.version] = (prepared, size)
+        least = max(self._corrected.get(size.key, 0), self._forced.get(size.key, 0))
+        if least > size.footprint.reserve_bytes:
+            return replace(size, footprint=Footprint(least, 0, FootprintSource.MEASURED, least))
+        return size
+
+    def correct(self, size: Size) -> None:
+        """Triton had no memory for it."""
+        known = self._known.get((size.key.model, size.key.version))
+        thought = (known[1] if known else size).footprint.reserve_bytes
+        self._corrected[size.key] = int(max(thought, self._corrected.get(size.key, 0)) * _CORRECTION)
+
+    def force(self, size: Size, least_bytes: int) -> None:
+        """Ask for this much the next time, whatever it needs; 0 for what it needs."""
+        self._forced[size.key] = least_bytes
+
+    def proved(self, size: Size) -> None:
+        """It is loaded: what it has now counts."""
+        self._corrected.pop(size.key, None)
+        self._forced.pop(size.key, None)
 
 
 def size_of(prepared: Prepared, model: str, devices: Iterable[DeviceReading] | None, known: Footprints) -> Size:

@@ -4,49 +4,42 @@ It decides nothing itself: `controlplane.memory` does, from frozen values. The s
 (the ledger, use, demands, leases), and carries what they say to the loop, which acts:
 
 1. `judge` says for every model whether it shall be loaded; the planner then works towards that.
-2. A load that needs memory is begun only with a grant (`needs`, `ask`, `granted`). Who has none waits in the queue.
-3. `arrange` goes through the queue: grants, evictions, refusals. It is called whenever something changed.
-4. `began`, `ended`, `see` and `take` follow what happens.
+2. A load that needs memory is begun only with a grant. Who has none waits in the `queue`, which is gone through
+   whenever something changed: grants, evictions, refusals.
+3. `began`, `ended`, `see` and `take` follow what happens.
 
 No I/O, and nothing here waits.
 """
 
 import logging
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from controlplane.domain.deployment import Mode
 from controlplane.domain.names import candidate_name
-from controlplane.errors import InsufficientMemoryError, LoadRefusedError
+from controlplane.errors import LoadRefusedError
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.memory.admission import (
-    Admit,
-    Decision,
-    Evict,
     LoadRequest,
-    Queue,
     Refuse,
-    decide,
-    decide_all,
-    figures_of,
 )
 from controlplane.memory.eviction import EvictionRules, policy_named, thrashing
 from controlplane.memory.residency import Wanted, wanted
-from controlplane.memory.switching import UnloadFirst, choose_switch
 from controlplane.memory.types import HOST, Footprint, FootprintSource, HoldingState, ModelMemory, Slot
 from controlplane.memory.usage import used
 from controlplane.reconciler.accounts import Accounts
 from controlplane.reconciler.actions import Action, Load, Prove, Stage, Unload
+from controlplane.reconciler.counting import count
 from controlplane.reconciler.executor import Outcome
 from controlplane.reconciler.facts import Facts
 from controlplane.reconciler.gauging import Reading
-from controlplane.reconciler.memory_view import EvictionRecord
+from controlplane.reconciler.queueing import LoadQueue
 from controlplane.reconciler.servers import ManagedServer
-from controlplane.reconciler.sizing import Size, size_of
-from controlplane.reconciler.tenants import Request, Tenant
+from controlplane.reconciler.sizing import Size, Sizes, size_of
+from controlplane.reconciler.tenants import Tenant
 from controlplane.reconciler.types import Mark
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.wishes import Prepared, Wish
@@ -56,11 +49,8 @@ from controlplane.triton.statistics import VersionKey
 
 logger = logging.getLogger(__name__)
 
-_EVICTIONS_KEPT = 200
 _GREW = 1.1
 """A loaded version that has grown by this factor is measured again."""
-_CORRECTION = 1.5
-"""What Triton had no memory for is taken to need this much more than was thought."""
 _ALL = 0.98
 """So much of what could be freed is asked for at most, as its figure moves a little all the time."""
 _FIRST = datetime.min.replace(tzinfo=UTC)
@@ -69,36 +59,6 @@ _OUT_OF_MEMORY = re.compile(
     r"|insufficient memory|not enough memory",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class Need:
-    """Memory that a load needs.
-
-    Attributes:
-        slot: For which version, under which Triton name.
-        footprint: How much, by device.
-    """
-
-    slot: Slot
-    footprint: Mapping[str, Footprint]
-
-
-@dataclass
-class Moves:
-    """What the loop shall do now.
-
-    Attributes:
-        go: Models whose load may begin, or that are to be looked at again.
-        evicted: Evictions that were decided, to be unloaded.
-        refused: Loads that are given up, with the reason.
-        waiting: Models whose load goes on waiting.
-    """
-
-    go: list[str] = field(default_factory=list)
-    evicted: list[EvictionRecord] = field(default_factory=list)
-    refused: list[tuple[str, str]] = field(default_factory=list)
-    waiting: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -130,14 +90,21 @@ class Steward:
         self.accounts = Accounts(rules, told=told)
         self.tenants: dict[str, Tenant] = {}
         self.models: dict[str, ModelMemory] = {}
-        self.evictions: deque[EvictionRecord] = deque(maxlen=_EVICTIONS_KEPT)
         self.counters: Counter[str] = Counter()
         self.largest_error = 0
         self._footprints = footprints
-        self._corrected: dict[FootprintKey, int] = {}
-        self._forced: dict[FootprintKey, int] = {}
-        self._sizes: dict[VersionKey, tuple[Prepared, Size]] = {}
-        self._sized_for: tuple[object, ...] = ()
+        self._sizes = Sizes(footprints)
+        self.queue = LoadQueue(
+            server,
+            settings,
+            policy=self.policy,
+            rules=self.rules,
+            accounts=self.accounts,
+            sizes=self._sizes,
+            tenants=self.tenants,
+            models=self.models,
+            counters=self.counters,
+        )
         self._differences: dict[str, dict[str, int]] = {}
         self._reported: dict[str, int] = {}
         self._keys: dict[VersionKey, FootprintKey] = {}
@@ -155,28 +122,9 @@ class Steward:
             self.tenants[model] = Tenant(model)
         return self.tenants[model]
 
-    def forget(self, model: str) -> None:
-        """A model is not deployed any more."""
-        self.tenants.pop(model, None)
-        self.models.pop(model, None)
-
     def size(self, prepared: Prepared, model: str) -> Size:
         """Say what a version needs here."""
-        state = (self._footprints.changes, self.accounts.topology)
-        if state != self._sized_for:
-            self._sizes.clear()
-            self._sized_for = state
-        known = self._sizes.get((model, prepared.target.version))
-        if known is not None and known[0] is prepared:
-            size = known[1]
-        else:
-            size = size_of(prepared, model, self.accounts.devices, self._footprints)
-            size = replace(size, devices=tuple(name for name in size.devices if self.accounts.tells_of(name)))
-            self._sizes[model, prepared.target.version] = (prepared, size)
-        corrected = max(self._corrected.get(size.key, 0), self._forced.get(size.key, 0))
-        if corrected > size.footprint.reserve_bytes:
-            return replace(size, footprint=Footprint(corrected, 0, FootprintSource.MEASURED, corrected))
-        return size
+        return self._sizes.of(prepared, model, self.accounts)
 
     def desired(self, model: str) -> Wanted | None:
         """Whether a model shall be loaded, as last judged; None where memory has no say."""
@@ -236,7 +184,8 @@ class Steward:
                 continue
             self._settle_tenant(tenant, unit, now)
             models[wish.model] = self._memory_of(wish, unit, tenant)
-        self.models = models
+        self.models.clear()
+        self.models.update(models)
         answers = wanted(models, self.accounts.ledger, self.policy, now, rules=self.rules)
         changed = []
         for model, tenant in self.tenants.items():
@@ -264,24 +213,11 @@ class Steward:
                for device, need in model.footprint.items()):  # fmt: skip
             return verdict
         request = LoadRequest(model, Slot(model.model, model.version), model.footprint)
-        decision = self.decide(request, now)
+        decision = self.queue.decide(request, now)
         if isinstance(decision, Refuse):
             tenant.refused = f"out of memory: {decision.why}"
             return Wanted(loaded=False, why=tenant.refused)
         return verdict
-
-    def decide(self, request: LoadRequest, now: datetime) -> Decision:
-        """Say what would become of a load. Changes nothing."""
-        return decide(
-            request,
-            self.accounts.ledger,
-            self.models,
-            policy=self.policy,
-            loads_in_flight=0,
-            max_loads=self.settings.max_concurrent_loads,
-            now=now,
-            rules=self.rules,
-        )
 
     def _settle_tenant(self, tenant: Tenant, unit: Unit, now: datetime) -> None:
         facts = unit.facts
@@ -334,247 +270,7 @@ class Steward:
 
     def _expired(self, model: ModelMemory, verdict: Wanted, now: datetime) -> None:
         self.counters["expirations"] += 1
-        self._record(model, "", verdict.why, now)
-
-    def _record(self, model: ModelMemory, for_model: str, why: str, now: datetime) -> EvictionRecord:
-        freed = {device: footprint.bytes for device, footprint in model.footprint.items()}
-        record = EvictionRecord(
-            at=now, server=self.server, victim=model.model, for_model=for_model, bytes=freed, why=why
-        )
-        self.evictions.append(record)
-        return record
-
-    # Who may load
-
-    def needs(self, wish: Wish, unit: Unit, load: Load) -> Need | None:
-        """Return what memory a load needs; None where all of its versions are loaded already."""
-        assert unit.facts is not None
-        facts, model = unit.facts, unit.model
-        if load.candidate:
-            return self._need(Slot(candidate_name(model), load.target.version), [load.target.version], wish, load)
-        renewed = load.reload or bool(facts.loaded and facts.digest != load.target.digest)
-        new = [version for version in load.versions if renewed or version not in facts.loaded]
-        if not new:
-            return None
-        # Triton has the renewed ones beside the old ones for a while; those have a slot of that name already.
-        name = f"{model} (renewed)" if renewed and facts.loaded else model
-        return self._need(Slot(name, max(new)), new, wish, load)
-
-    def _need(self, slot: Slot, versions: list[int], wish: Wish, load: Load) -> Need | None:
-        by_version = {target.version: prepared for target, prepared in wish.prepared.items()}
-        footprint: dict[str, Footprint] = {}
-        for version in versions:
-            prepared = wish.prepared.get(load.target) if version == load.target.version else by_version.get(version)
-            if prepared is None:
-                continue  # what an earlier revision left loaded, as it is
-            for device, one in self.size(prepared, wish.model).by_device.items():
-                before = footprint.get(device)
-                footprint[device] = one if before is None else _sum(before, one)
-        return Need(slot, footprint) if footprint else None
-
-    def ask(self, model: str, need: Need, now: datetime) -> Request:
-        """Put a load into the queue, or find it there."""
-        tenant = self.tenant(model)
-        request = tenant.request
-        if request is None or request.slot != need.slot or request.footprint != need.footprint:
-            if request is not None:
-                self.withdraw(model)
-            deadline = now + timedelta(seconds=self.settings.load_queue_timeout_seconds)
-            request = tenant.request = Request(need.slot, need.footprint, now, deadline)
-        return request
-
-    def granted(self, model: str, need: Need) -> bool:
-        """Whether this load's memory is reserved."""
-        request = self.tenant(model).request
-        return request is not None and request.granted and request.slot == need.slot
-
-    def withdraw(self, model: str) -> None:
-        """A load is not wanted any more."""
-        tenant = self.tenant(model)
-        if tenant.request is not None:
-            if tenant.request.granted:
-                self.accounts.ledger = self.accounts.ledger.released(tenant.request.slot)
-            tenant.request = None
-
-    def arrange(self, units: Mapping[str, Unit], now: datetime) -> Moves:
-        """Go through the queue."""
-        moves = Moves()
-        waiting = {
-            model: tenant.request
-            for model, tenant in self.tenants.items()
-            if tenant.request is not None and not tenant.request.granted and model in self.models
-        }
-        if not waiting or not self.accounts.known:
-            return moves
-        in_flight = sum(
-            tenant.loading is not None or (tenant.request is not None and tenant.request.granted)
-            for tenant in self.tenants.values()
-        )
-        requests = [self._load_request(model, request, now) for model, request in waiting.items()]
-        entitled = [request for request in requests if self._entitled(request.model, now)]
-        promised: Counter[str] = Counter()
-        for request, decision in decide_all(
-            entitled,
-            self.accounts.ledger,
-            self.models,
-            policy=self.policy,
-            loads_in_flight=in_flight,
-            max_loads=self.settings.max_concurrent_loads,
-            now=now,
-            rules=self.rules,
-        ):
-            model = request.model.model
-            waits = waiting[model]
-            in_place = isinstance(decision, Queue | Refuse | Evict) and self._unload_first(request, units[model], now)
-            if in_place:
-                moves.go.append(model)
-                continue
-            match decision:
-                case Admit():
-                    in_flight += self._grant(model, waits, now, moves)
-                case Evict(victims=victims, why=why, reasons=reasons):
-                    waits.why = why
-                    for victim in victims:
-                        moves.evicted.append(self._evict(victim, model, reasons.get(victim.model, ""), now))
-                    _promise(promised, request)
-                case Queue(why=why):
-                    waits.why = why
-                    _promise(promised, request)
-                    if now >= waits.deadline:
-                        seconds = self.settings.load_queue_timeout_seconds
-                        self._refuse(model, f"no room after {seconds:g} s of waiting: {why}", moves)
-                case Refuse(why=why):
-                    self._refuse(model, f"out of memory: {why}", moves)
-        for request in requests:
-            model = request.model.model
-            if not self._entitled(request.model, now) and (left := self.tenant(model).request) is not None:
-                in_flight += self._let_in(request, left, promised, in_flight, now, moves)
-        moves.waiting.extend(
-            model for model in waiting if (still := self.tenant(model).request) is not None and not still.granted
-        )
-        return moves
-
-    def _let_in(
-        self,
-        request: LoadRequest,
-        waits: Request,
-        promised: Mapping[str, int],
-        in_flight: int,
-        now: datetime,
-        moves: Moves,
-    ) -> int:
-        """Decide about a model that is loaded only because there is room: nobody goes, and nobody waits, for it."""
-        decision = decide(
-            request,
-            self.accounts.ledger,
-            self.models,
-            policy=self.policy,
-            loads_in_flight=in_flight,
-            max_loads=self.settings.max_concurrent_loads,
-            now=now,
-            rules=self.rules,
-            promised=promised,
-        )
-        if isinstance(decision, Admit):
-            return self._grant(request.model.model, waits, now, moves)
-        waits.why = decision.why
-        if isinstance(decision, Refuse):
-            self._refuse(request.model.model, f"out of memory: {decision.why}", moves)
-        return 0
-
-    def _load_request(self, model: str, request: Request, now: datetime) -> LoadRequest:
-        memory = self.models[model]
-        since = request.since
-        if memory.mode is Mode.PINNED and not memory.loaded:
-            since = _FIRST  # after a restart of the server those come first
-        elif not self._entitled(memory, now) and memory.usage.last_used_at is not None:
-            since = now + max(now - memory.usage.last_used_at, timedelta())  # what was used most recently first
-        return LoadRequest(memory, request.slot, request.footprint, since)
-
-    def _entitled(self, model: ModelMemory, now: datetime) -> bool:
-        """Whether somebody waits for it, or it is pinned, or loaded and changed: others may have to go for it."""
-        leased = model.held_until is not None and model.held_until > now
-        return model.mode is Mode.PINNED or leased or model.demanded_at is not None or model.loaded
-
-    def _grant(self, model: str, request: Request, now: datetime, moves: Moves) -> int:
-        try:
-            self.accounts.ledger = self.accounts.ledger.reserve(request.slot, request.footprint, now)
-        except InsufficientMemoryError as error:
-            request.why = error.message
-            return 0
-        request.granted = True
-        self.counters["load_wait_milliseconds"] += int((now - request.since).total_seconds() * 1000)
-        moves.go.append(model)
-        return 1
-
-    def _evict(self, victim: ModelMemory, for_model: str, reason: str, now: datetime) -> EvictionRecord:
-        tenant = self.tenant(victim.model)
-        why = f"it makes room for {for_model}" + (f": {reason}" if reason else "")
-        record = self._record(victim, for_model, why, now)
-        tenant.leaving = record
-        tenant.verdict = Wanted(loaded=False, why=why)
-        tenant.evictions += 1
-        tenant.evicted_at = now
-        self.counters["evictions"] += 1
-        for name in (victim.model, candidate_name(victim.model)):
-            for holding in self.accounts.ledger.of_model(name):
-                self.accounts.ledger = self.accounts.ledger.unloading(holding.slot, now)
-        self.models.pop(victim.model, None)
-        return record
-
-    def _refuse(self, model: str, why: str, moves: Moves) -> None:
-        tenant = self.tenant(model)
-        tenant.request, tenant.demanded_at, tenant.refused = None, None, why
-        self.counters["refusals"] += 1
-        moves.refused.append((model, why))
-
-    def _unload_first(self, request: LoadRequest, unit: Unit, now: datetime) -> bool:
-        """Where old and new do not fit together, whoever else goes: the old one makes room for the new one."""
-        facts, model = unit.facts, request.model.model
-        if facts is None or not facts.loaded:
-            return False
-        others = [name for name in self.models if name != model]
-        evictable = {
-            device: figures.could_be_freed_bytes
-            for device, figures in figures_of(
-                request, self.accounts.ledger, self.models, now=now, rules=self.rules
-            ).items()
-        }
-        ledger = self.accounts.settled()
-        slots = sorted({holding.slot for name in (model, candidate_name(model)) for holding in ledger.of_model(name)})
-        if not slots:
-            return False
-        for slot in slots[1:]:
-            ledger = ledger.released(slot)
-        # Who may go only later is waited for, rather than making a gap: only what can never fit makes one.
-        for device, need in request.footprint.items():
-            pinned = sum(
-                holding.bytes
-                for name in others
-                if self.models[name].mode is Mode.PINNED
-                for holding in self.accounts.ledger.of_model(name)
-                if holding.device == device
-            )
-            own = sum(
-                holding.bytes for slot in slots for holding in self.accounts.ledger.of(slot) if holding.device == device
-            )
-            budget = self.accounts.ledger.budgets.get(device)
-            room = (budget.bytes if budget else 0) - self.accounts.ledger.unaccounted(device) - pinned - own
-            if need.reserve_bytes > room:
-                break
-        else:
-            return False
-        choice = choose_switch(
-            slots[0], request.footprint, ledger, load_seconds=request.model.load_seconds, evictable=evictable
-        )
-        if not isinstance(choice, UnloadFirst):
-            return False
-        tenant = self.tenant(model)
-        tenant.gap = f"unloaded before version {request.slot.version} is loaded: {choice.why}"
-        tenant.verdict = Wanted(loaded=False, why=tenant.gap)
-        tenant.request = None
-        self.counters["gaps"] += 1
-        return True
+        self.queue.record(model, "", verdict.why, now)
 
     # What happens
 
@@ -704,9 +400,7 @@ class Steward:
         if prepared is None or tenant.measured:
             return []
         tenant.measured = True
-        key = self.size(prepared, tenant.model).key
-        self._corrected.pop(key, None)
-        self._forced.pop(key, None)
+        self._sizes.proved(self.size(prepared, tenant.model))
         tenant.load_seconds = (tenant.load_seconds or 0.0) + outcome.seconds.get("prove", 0.0)
         measured = self._measure(tenant, prepared)
         if measured is None:
@@ -742,14 +436,14 @@ class Steward:
         if prepared is None:
             return False
         size = self.size(prepared, unit.model)
-        self._corrected[size.key] = int(size.footprint.reserve_bytes * _CORRECTION)
+        self._sizes.correct(size)
         self.counters["out_of_memory"] += 1
         if tenant.second_round:
             tenant.second_round = False
-            self._forced.pop(size.key, None)
+            self._sizes.force(size, 0)
             return False
         tenant.second_round = True
-        self._forced[size.key] = max((self._more_than_free(unit.model, device) for device in size.devices), default=0)
+        self._sizes.force(size, max((self._more_than_free(unit.model, device) for device in size.devices), default=0))
         return True
 
     def _more_than_free(self, model: str, device: str) -> int:
@@ -818,7 +512,7 @@ class Steward:
             tenant.counts.clear()
             tenant.usage = replace(tenant.usage, pending=0)
             if tenant.request is not None and not restarted:
-                self.withdraw(tenant.model)
+                self.queue.withdraw(tenant.model)
             tenant.request = None
             if restarted:
                 tenant.restore = tenant.restore or (tenant.loaded_at is not None and tenant.leaving is None)
@@ -840,7 +534,7 @@ class Steward:
         """
         self.accounts.take(reading, step, now)
         if reading.counters is not None:
-            self._count(reading, frozenset(busy), now)
+            self.counters["requests"] += count(self.tenants.values(), reading, frozenset(busy), now)
         return self._grown()
 
     def unaccounted(self) -> list[tuple[str, int]]:
@@ -855,40 +549,6 @@ class Steward:
                 self._reported[device] = size
                 found.append((device, size))
         return found
-
-    def _count(self, reading: Reading, busy: frozenset[str], now: datetime) -> None:
-        assert reading.counters is not None
-        by_model: dict[str, list[VersionKey]] = {}
-        for key in reading.counters:
-            by_model.setdefault(key[0], []).append(key)
-        for model, tenant in self.tenants.items():
-            keys = by_model.get(model, [])
-            if reading.pending is not None:
-                pending = sum(reading.pending.get(key, 0) for key in keys)
-                if model not in busy and pending != tenant.usage.pending:
-                    tenant.usage = replace(tenant.usage, pending=pending)
-            if model in busy:
-                continue
-            asked = 0
-            newest = None
-            for key in keys:
-                counters = reading.counters[key]
-                before = tenant.counts.get(key)
-                tenant.counts[key] = counters.requests
-                if before is None and tenant.loads == 0:
-                    # It was loaded before this process knew it: when it was asked last still says something.
-                    if counters.last_at is not None and tenant.usage.last_used_at is None:
-                        tenant.usage = used(tenant.usage, min(counters.last_at, now))
-                    continue
-                before = before or 0
-                asked += counters.requests - before if counters.requests >= before else counters.requests
-                if counters.last_at is not None:
-                    newest = max(newest or counters.last_at, counters.last_at)
-            ours = min(tenant.ours, asked)
-            tenant.ours -= ours
-            if asked > ours:
-                tenant.usage = used(tenant.usage, min(newest or now, now), asked - ours)
-                self.counters["requests"] += asked - ours
 
     def _grown(self) -> list[Measurement]:
         found = []
@@ -913,14 +573,3 @@ class Steward:
                     )
                 )
         return found
-
-
-def _sum(one: Footprint, other: Footprint) -> Footprint:
-    return Footprint(
-        one.bytes + other.bytes, one.error_bytes + other.error_bytes, one.source, one.peak_bytes + other.peak_bytes
-    )
-
-
-def _promise(promised: Counter[str], request: LoadRequest) -> None:
-    for device, need in request.footprint.items():
-        promised[device] += need.reserve_bytes

@@ -64,7 +64,7 @@ def server_memory(steward: Steward, occupants: Iterable[Occupant], now: datetime
         devices=_devices(steward),
         models=tuple(sorted(models, key=lambda model: model.model)),
         queue=_queue(steward),
-        evictions=tuple(reversed(steward.evictions)),
+        evictions=tuple(reversed(steward.queue.evictions)),
         next_victims=_next_victims(steward, now),
         counters=_counters(steward),
     )
@@ -116,7 +116,9 @@ def server_why(steward: Steward, occupant: Occupant, now: datetime) -> ServerWhy
         free={device: one.free_bytes for device, one in figures.items()},
         could_be_freed={device: one.could_be_freed_bytes for device, one in figures.items()},
         holders=holders,
-        evictions=tuple(record for record in reversed(steward.evictions) if model in (record.victim, record.for_model)),
+        evictions=tuple(
+            record for record in reversed(steward.queue.evictions) if model in (record.victim, record.for_model)
+        ),
         next=_next(steward, view, memory, now),
     )
 
@@ -144,7 +146,7 @@ def plan_for(
     request = LoadRequest(memory, slot, size.by_device)
     ledger = steward.accounts.ledger
     figures = figures_of(request, ledger, steward.models, now=now, rules=steward.rules)
-    decision = steward.decide(request, now)
+    decision = steward.queue.decide(request, now)
     load_seconds = size.load_seconds or (known.load_seconds if known else 1.0)
     fetch_seconds = fetch_bytes / _FETCH_BYTES_PER_SECOND
     measured = "measured" if size.load_seconds else "not measured yet"
