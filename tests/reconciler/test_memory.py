@@ -11,6 +11,7 @@ import pytest
 from controlplane.domain.states import Phase
 from controlplane.registry.registry import Registry
 from controlplane.triton.embedded.server import EmbeddedTriton
+from controlplane.triton.repository import ModelRepository
 from tests.reconciler.memory_room import MIB, embedded_triton, memory_room, small
 
 pytestmark = pytest.mark.triton
@@ -227,3 +228,27 @@ async def test_after_a_crash_of_triton_pinned_models_come_first_and_the_rest_by_
         order = [line.partition(":")[0] for line in room.events("Proved")][seen:]
         assert order == ["p", "a", "b"]
         assert room.view("c").state == "unloaded", "nobody had asked for it"
+
+
+async def test_memory_that_nobody_accounts_for_counts_against_the_budget(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, TWO, unaccounted_report_bytes=30 * MIB) as room:
+        await room.deploy("a", 1.0, keep_alive_seconds=None, mode="on-demand")
+        await room.deploy("b", 2.0, keep_alive_seconds=None, mode="on-demand")
+        await room.load("a")
+        config = await room.client.model_config("a")
+        repository = ModelRepository(embedded.repository)
+        source = repository.root / "a" / "1" / "model.onnx"
+        repository.stage("foreign", 1, {"model.onnx": source}, None)
+        policy = {"specific": {"versions": [1]}}
+        await room.client.load("foreign", {**config, "name": "foreign", "version_policy": policy})
+        await room.until("it is seen", lambda: room.memory.devices[0].unaccounted_bytes > 50 * MIB)
+        await room.until("it is told", lambda: room.events("UnaccountedMemory") != [])
+        await asyncio.sleep(0.6)
+        assert (await room.load("b")).phase is Phase.READY
+        assert room.loaded() == ["b"], "what the stranger has is not given out"
+        await room.client.unload("foreign")
+        await room.until("it is gone", lambda: room.memory.devices[0].unaccounted_bytes < 30 * MIB)
+        assert (await room.load("a")).phase is Phase.READY
+        assert room.loaded() == ["a", "b"]
