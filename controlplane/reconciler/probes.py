@@ -39,11 +39,11 @@ async def prove(
         samples: Its golden samples.
         timeout_seconds: Deadline of each inference.
 
-    Raises:
-        TritonUnavailableError: The server is not there; that says nothing about the version.
-
     Returns:
         The verdict, the proof, and how many requests were made for it.
+
+    Raises:
+        TritonUnavailableError: The server is not there; that says nothing about the version.
     """
     if not samples:
         return await _smoke(client, triton_name, prepared, timeout_seconds)
