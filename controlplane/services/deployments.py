@@ -76,11 +76,7 @@ class Deployments:
         Raises:
             NotFoundError: It is not deployed.
         """
-        validate_model_name(model)
-        revision = self._chains.peek(model)
-        if revision is None:
-            revision = await asyncio.to_thread(self._chains.get, model)
-        return self._describe(revision)
+        return self._describe(await self._newest(model))
 
     async def put(
         self, model: str, reference: str, *, settings: DeploymentSettings | None, actor: str, reason: str
@@ -192,11 +188,11 @@ class Deployments:
     async def wait(self, model: str, *, seconds: float) -> Deployment:
         """Wait until the newest revision is settled; return the deployment as it stands by then."""
         deadline = time.monotonic() + seconds
-        deployment = await self.get(model)
-        while not _settled(deployment) and (left := deadline - time.monotonic()) > 0:
-            await self._reconciler.wait_settled(model, deployment.revision, min(_LOOK_SECONDS, left))
-            deployment = await self.get(model)
-        return deployment
+        revision = await self._newest(model)
+        while not self._settled(revision) and (left := deadline - time.monotonic()) > 0:
+            await self._reconciler.wait_settled(model, revision.number, min(_LOOK_SECONDS, left))
+            revision = await self._newest(model)
+        return self._describe(revision)
 
     @staticmethod
     def is_operation(operation_id: str) -> bool:
@@ -266,6 +262,17 @@ class Deployments:
         self._reconciler.wake(model)
         return self._describe(revision)
 
+    async def _newest(self, model: str) -> DeploymentRevision:
+        validate_model_name(model)
+        revision = self._chains.peek(model)
+        if revision is None:
+            revision = await asyncio.to_thread(self._chains.get, model)
+        return revision
+
+    def _settled(self, revision: DeploymentRevision) -> bool:
+        status = self._reconciler.status(revision.spec.model)
+        return status is not None and status.revision >= revision.number and status.phase.settled
+
     def _earlier(self, current: DeploymentRevision) -> DeploymentRevision:
         now = (current.spec.version, current.spec.settings)
         for revision in self._chains.history(current.spec.model, before=current.number, limit=_ROLLBACK_SEARCHES):
@@ -303,11 +310,6 @@ def _required(model: str, before: DeploymentRevision | None) -> DeploymentRevisi
     if before is None or before.spec.deleted:
         raise NotFoundError(f"{model!r} is not deployed", model=model)
     return before
-
-
-def _settled(deployment: Deployment) -> bool:
-    status = deployment.status
-    return status is not None and status.revision >= deployment.revision and status.phase.settled
 
 
 def _parse_operation(operation_id: str) -> tuple[str, int]:
