@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -20,6 +21,7 @@ from fastapi import FastAPI
 
 from controlplane.api.application import create_application
 from controlplane.api.metrics import Metrics
+from controlplane.domain.states import ServerState
 from controlplane.errors import ConflictError, InvalidInputError
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
@@ -60,6 +62,7 @@ LOCK_FILE = "up.lock"
 
 _THREADS = 64
 """Threads for blocking calls to the store: they wait most of the time, so their number is not that of the cores."""
+_OBSERVE_SECONDS = 2.0
 _GRACE_SECONDS = 3
 """How long open connections (followers of events) are waited for at the end."""
 
@@ -111,6 +114,14 @@ class ControlPlane:
         async with AsyncExitStack() as stack:
             await self._start(stack)
             self._stack = stack.pop_all()
+
+    async def wait_observed(self) -> None:
+        """Wait until every server was looked at once, so that who reads the ready file sees their true state."""
+        deadline = time.monotonic() + _OBSERVE_SECONDS
+        while any(server.state is ServerState.STARTING for server in self.reconciler.servers()):
+            if time.monotonic() > deadline:
+                return  # one that is away or slow holds nothing up
+            await asyncio.sleep(0.01)
 
     async def stop(self) -> None:
         """Stop the reconciler, running operations and the embedded Triton with all its processes."""
@@ -275,6 +286,7 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.005)
+            await _unless(stopping, plane.wait_observed())
             document = _describe(plane, listener)
             _write_ready(ready_file, document)
             if on_ready is not None:
