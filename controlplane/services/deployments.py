@@ -4,13 +4,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
+from itertools import chain
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.names import Reference, validate_model_name
+from controlplane.domain.rollback import pinned, rollback_revision
 from controlplane.domain.states import DeploymentStatus, Phase
-from controlplane.errors import CommitConflictError, ConflictError, InvalidInputError, NotFoundError
+from controlplane.errors import CommitConflictError, InvalidInputError, NotFoundError
 from controlplane.reconciler.loop import Reconciler
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
@@ -112,16 +114,15 @@ class Deployments:
 
         def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
             current = _required(model, before)
-            goal = self._earlier(current) if revision is None else self._chains.revision(model, revision)
-            if goal.spec.deleted:
-                raise ConflictError(f"revision {goal.number} of {model!r} removed the deployment", model=model)
-            spec = DeploymentSpec(
-                model=model,
-                reference=f"{model}:{goal.spec.version}",
-                version=goal.spec.version,
-                settings=goal.spec.settings,
+            # A named revision is read directly; the whole history may be long.
+            earlier = (
+                self._chains.history(model, before=current.number, limit=_ROLLBACK_SEARCHES)
+                if revision is None
+                else (self._chains.revision(model, revision),)
             )
-            why = f"rollback to revision {goal.number} ({model}:{goal.spec.version})"
+            goal = rollback_revision(chain((current,), earlier), revision)
+            spec = pinned(goal.spec)
+            why = f"rollback to revision {goal.number} ({spec.reference})"
             return spec, f"{why}: {reason}" if reason else why
 
         return await self._commit(model, change, actor)
@@ -239,16 +240,6 @@ class Deployments:
         revision = await asyncio.to_thread(commit)
         self._reconciler.wake(model)
         return self._describe(revision)
-
-    def _earlier(self, current: DeploymentRevision) -> DeploymentRevision:
-        now = (current.spec.version, current.spec.settings)
-        for revision in self._chains.history(current.spec.model, before=current.number, limit=_ROLLBACK_SEARCHES):
-            if not revision.spec.deleted and (revision.spec.version, revision.spec.settings) != now:
-                return revision
-        raise ConflictError(
-            f"{current.spec.model!r} has no earlier revision with another version or other settings to go back to",
-            model=current.spec.model,
-        )
 
     def _describe(self, revision: DeploymentRevision) -> Deployment:
         status = self._reconciler.status(revision.spec.model)
