@@ -114,8 +114,7 @@ class ModelRepository:
             validate_file_path(path)
         with _translated(target):
             model.mkdir(parents=True, exist_ok=True)
-            for name, content in (warmup or {}).items():
-                self._write_warmup(model, name, content)
+            self.add_warmup(triton_name, warmup or {})
             if config is not None and not (model / CONFIG).exists():
                 self.write_config(triton_name, config)
             if target.is_dir() or self._promote(triton_name, version, files):
@@ -151,6 +150,27 @@ class ModelRepository:
             folder = self._model(triton_name) / str(version)
             with _translated(folder), contextlib.suppress(FileNotFoundError):
                 os.utime(folder)
+
+    def has_warmup(self, triton_name: str, names: Iterable[str]) -> bool:
+        """Whether the files of a warm-up request are all in the model's folder."""
+        folder = self._model(triton_name) / WARMUP
+        return all((folder / name).is_file() for name in names)
+
+    def add_warmup(self, triton_name: str, files: Mapping[str, bytes]) -> None:
+        """Put the files of a warm-up request into the model's folder; those that are there stay as they are.
+
+        A new one costs every version of the model a reload at its next load. So it is for a load that changes the
+        configuration, which reloads them anyway.
+
+        Raises:
+            StoreFullError: The disk is full.
+            StoreError: The repository cannot be written.
+        """
+        model = self._model(triton_name)
+        with _translated(model):
+            model.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                self._write_warmup(model, name, content)
 
     def write_config(self, triton_name: str, config: Mapping[str, Any]) -> bool:
         """Replace ``config.pbtxt`` by rename; returns whether it changed.
