@@ -197,7 +197,7 @@ class ControlPlane:
     ) -> Services:
         settings = self.settings
         workspace = Workspace(settings.data_dir / "work")
-        workers = Workers(settings.conversion)
+        workers = Workers(settings.conversion, workspace.root)
         stack.callback(workers.close)
         operations = Operations(registry.store)
         uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
