@@ -35,6 +35,7 @@ from controlplane.services.garbage import Garbage
 from controlplane.services.health import ConverterInfo, Health, version
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
+from controlplane.services.journal import Journal
 from controlplane.services.models import Models
 from controlplane.services.operations import Operations
 from controlplane.services.publishing import Publishing
@@ -144,6 +145,7 @@ class ControlPlane:
         servers = await self._start_servers(stack)
         reconciler = self._reconciler = Reconciler(registry, servers, settings.reconciler)
         services = self._build_services(stack, registry, reconciler, servers)
+        await services.operations.recover()
         self.fastapi.state.services = services
         self._metrics.watch(services, reconciler)
         await reconciler.start()
@@ -199,7 +201,7 @@ class ControlPlane:
         workspace = Workspace(settings.data_dir / "work")
         workers = Workers(settings.conversion, workspace.root)
         stack.callback(workers.close)
-        operations = Operations(registry.store)
+        operations = Operations(registry.store, Journal(settings.data_dir / "operations"))
         uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
         converters = [ConverterInfo(source=source.value, target=target.value) for source, target in BUILT_IN]
         return Services(
