@@ -215,7 +215,7 @@ class ModelRepository:
                 (model / str(version)).rename(leaving)
             except FileNotFoundError:
                 return False
-            shutil.rmtree(leaving)
+            _remove_tree(leaving)
         return True
 
     def remove_model(self, triton_name: str) -> bool:
@@ -227,7 +227,7 @@ class ModelRepository:
                 model.rename(leaving)
             except FileNotFoundError:
                 return False
-            shutil.rmtree(leaving)
+            _remove_tree(leaving)
         return True
 
     def clean(self) -> list[Path]:
@@ -237,7 +237,7 @@ class ModelRepository:
             left = list(self.root.glob(f"{_INCOMPLETE}*"))
             for path in left:
                 if path.is_dir():
-                    shutil.rmtree(path)
+                    _remove_tree(path)
                 else:
                     path.unlink(missing_ok=True)
         if left:
@@ -338,6 +338,13 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a folder that another process may be removing, too: whoever cleans after a crash removes what it finds."""
+    while path.exists():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 @contextlib.contextmanager
