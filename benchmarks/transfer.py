@@ -1,10 +1,13 @@
 """Publishing and pulling one large file: the stores, which verify every byte, against plain boto3 and ``cp``.
 
 S3 is a Ceph gateway on this machine, so client and server share its cores. Plain boto3 is ``upload_file`` and
-``download_file`` with their defaults, which compute no digest of the file. Neither side forces a download to disk. The
-folder store forces what it is given to the disk, so ``cp`` is followed by ``fsync`` there; its pull on the same file
-system is a hard link and one read of the file for its digest, across file systems a copy, both against ``cp`` without
-``fsync``. Each repetition runs both sides, in alternating order, each after a ``sync`` that is not timed.
+``download_file``, which compute no digest of the file, with the default ``TransferConfig`` (8 MiB parts, 10 threads),
+path-style addressing, and no request checksums beyond those that S3 requires (``when_required``), as the store has it.
+The rows "boto3's defaults" leave those on too (``when_supported``: a CRC trailer with every part). Neither side forces
+a download to disk, nor is removing it timed. The folder store forces what it is given to the disk, so ``cp`` is
+followed by ``fsync`` there; its pull on the same file system is a hard link and one read of the file for its digest,
+across file systems a copy, both against ``cp`` without ``fsync``. Each repetition runs both sides, in alternating
+order, each after a ``sync`` that is not timed.
 """
 
 import argparse
@@ -21,11 +24,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.filesystem import FilesystemStore
 from controlplane.storage.s3 import S3Store
 from tests.support.ceph import ceph_server, missing_programs
+from tests.support.s3server import S3Server
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 MIB = 1024 * 1024
 RESULTS = Path(__file__).parent / "results"
@@ -96,6 +109,7 @@ class Bench:
             bucket = server.new_bucket()
             store = S3Store(bucket, "ours", server.settings(bucket, prefix="ours", **tuning))
             client = server.client()
+            defaults = self._default_client(server)
             theirs = self._folder / "theirs"
             yield self._compare(
                 "publish to Ceph RGW: put_file / boto3 upload_file",
@@ -106,29 +120,40 @@ class Bench:
                 "pull from Ceph RGW: get_file / boto3 download_file",
                 lambda: self._pull(store),
                 lambda: client.download_file(bucket, "theirs/blob", str(theirs)),
-                after=lambda: theirs.unlink(missing_ok=True),
+                after=self._remove_pulled,
             )
-            store.close()
-            client.close()
+            try:
+                yield self._compare(
+                    "publish to Ceph RGW: put_file / boto3's defaults",
+                    lambda: store.put_file("blob", self._source, sha256=self._sha256),
+                    lambda: defaults.upload_file(str(self._source), bucket, "defaults/blob"),
+                )
+                yield self._compare(
+                    "pull from Ceph RGW: get_file / boto3's defaults",
+                    lambda: self._pull(store),
+                    lambda: defaults.download_file(bucket, "defaults/blob", str(theirs)),
+                    after=self._remove_pulled,
+                )
+            except (Boto3Error, ClientError) as error:
+                print(f"no comparison with boto3's defaults, this gateway does not take them: {error}")
+            for each in (store, client, defaults):
+                each.close()
 
     def folder_store(self) -> Iterator[Row]:
         store = FilesystemStore(self._folder / "store")
         theirs = self._folder / "theirs"
 
-        def after() -> None:
-            theirs.unlink(missing_ok=True)
-
         yield self._compare(
             "publish to a folder: put_file / cp + fsync",
             lambda: store.put_file("blob", self._source, sha256=self._sha256),
             lambda: copy(self._source, theirs, durable=True),
-            after=after,
+            after=self._remove_pulled,
         )
         yield self._compare(
             "pull from a folder, same file system: get_file / cp",
             lambda: self._pull(store),
             lambda: copy(self._source, theirs, durable=False),
-            after=after,
+            after=self._remove_pulled,
         )
         shared_memory = Path("/dev/shm")
         if shared_memory.is_dir() and shutil.disk_usage(shared_memory).free > 3 * self._size_bytes:
@@ -138,14 +163,28 @@ class Bench:
                     "pull from a folder to another file system: get_file / cp",
                     lambda: self._pull(store, elsewhere),
                     lambda: copy(self._source, elsewhere / "theirs", durable=False),
-                    after=lambda: (elsewhere / "theirs").unlink(missing_ok=True),
+                    after=lambda: self._remove_pulled(elsewhere),
                 )
         store.delete("blob")
 
     def _pull(self, store: ObjectStore, folder: Path | None = None) -> None:
         target = (folder or self._folder) / "ours"
         store.get_file("blob", target, size_bytes=self._size_bytes, sha256=self._sha256)
-        target.unlink()
+
+    def _remove_pulled(self, folder: Path | None = None) -> None:
+        for name in ("ours", "theirs"):
+            ((folder or self._folder) / name).unlink(missing_ok=True)
+
+    @staticmethod
+    def _default_client(server: S3Server) -> "S3Client":
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=server.endpoint_url,
+            region_name="us-east-1",
+            aws_access_key_id=server.access_key_id,
+            aws_secret_access_key=server.secret_access_key,
+            config=Config(s3={"addressing_style": "path"}),
+        )
 
     def _compare(
         self, what: str, ours: Callable[[], None], theirs: Callable[[], None], *, after: Callable[[], object] = int

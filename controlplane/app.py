@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -20,6 +21,7 @@ from fastapi import FastAPI
 
 from controlplane.api.application import create_application
 from controlplane.api.metrics import Metrics
+from controlplane.domain.states import ServerState
 from controlplane.errors import ConflictError, InvalidInputError
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.factory import embedded_devices, server_devices
@@ -36,6 +38,7 @@ from controlplane.services.garbage import Garbage
 from controlplane.services.health import ConverterInfo, Health, version
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
+from controlplane.services.journal import Journal
 from controlplane.services.leases import Leases
 from controlplane.services.memory import Memory
 from controlplane.services.models import Models
@@ -66,6 +69,7 @@ LOCK_FILE = "up.lock"
 
 _THREADS = 64
 """Threads for blocking calls to the store: they wait most of the time, so their number is not that of the cores."""
+_OBSERVE_SECONDS = 2.0
 _GRACE_SECONDS = 3
 """How long open connections (followers of events) are waited for at the end."""
 
@@ -118,6 +122,14 @@ class ControlPlane:
             await self._start(stack)
             self._stack = stack.pop_all()
 
+    async def wait_observed(self) -> None:
+        """Wait until every server was looked at once, so that who reads the ready file sees their true state."""
+        deadline = time.monotonic() + _OBSERVE_SECONDS
+        while any(server.state is ServerState.STARTING for server in self.reconciler.servers()):
+            if time.monotonic() > deadline:
+                return  # one that is away or slow holds nothing up
+            await asyncio.sleep(0.01)
+
     async def stop(self) -> None:
         """Stop the reconciler, running operations and the embedded Triton with all its processes."""
         stack, self._stack = self._stack, None
@@ -139,6 +151,7 @@ class ControlPlane:
         servers = await self._start_servers(stack)
         reconciler = self._reconciler = Reconciler(registry, servers, settings.reconciler, memory=settings.memory)
         services = self._build_services(stack, registry, reconciler, servers)
+        await services.operations.recover()
         self.fastapi.state.services = services
         self._metrics.watch(services, reconciler)
         await reconciler.start()
@@ -207,9 +220,9 @@ class ControlPlane:
     ) -> Services:
         settings = self.settings
         workspace = Workspace(settings.data_dir / "work")
-        workers = Workers(settings.conversion)
+        workers = Workers(settings.conversion, workspace.root)
         stack.callback(workers.close)
-        operations = Operations(registry.store)
+        operations = Operations(registry.store, Journal(settings.data_dir / "operations"))
         uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
         converters = [ConverterInfo(source=source.value, target=target.value) for source, target in BUILT_IN]
         deployments = Deployments(registry, reconciler)
@@ -309,6 +322,7 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.005)
+            await _unless(stopping, plane.wait_observed())
             document = _describe(plane, listener)
             _write_ready(ready_file, document)
             if on_ready is not None:

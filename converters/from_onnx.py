@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import onnx
-
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import Array, Signature
 from converters.base import ConversionRequest, Converter, Original
+from converters.onnx_artifact import load_model
 from converters.onnx_output import finish_onnx
 from converters.runtimes import OnnxRuntime
 
@@ -38,7 +37,7 @@ class OnnxToOnnx(Converter):
     def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
         """See `converters.base.Converter.convert`."""
         request.progress("convert", f"rewriting {original.path.name}")
-        model = onnx.load_model(original.path)
+        model = load_model(original.path, original.path.parent)
         finish_onnx(model, request.options, request.signature, request.output)
         if request.options.opset is None and request.options.precision == "fp32":
             return ("neither opset nor precision was asked for: the result is the original",)

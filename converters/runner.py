@@ -342,6 +342,7 @@ def _environment(folder: Path) -> dict[str, str]:
         "TMPDIR": str(folder / "tmp"),
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
     }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from controlplane.cli.discovery import LOG_NAME, RECORD_NAME, UpRecord, is_locked
 from controlplane.cli.exits import ChildFailedError, NotRunningError, WaitTimeoutError
+from controlplane.cli.output import Output
 from controlplane.cli.progress import waiting
 from controlplane.cli.session import Session
 from controlplane.errors import ConflictError
@@ -82,6 +83,19 @@ def start_detached(session: Session, data_dir: Path, options: Mapping[str, objec
             stderr=sink,
             start_new_session=True,
         )
+    try:
+        record = _await_record(process, data_dir, timeout, log, start, out)
+    except KeyboardInterrupt:
+        _end(process)
+        raise
+    out.result(record)
+    out.line(f"tritonctl is up at {record.url} (process {record.pid}, log in {log})", style="green")
+    out.line("stop it with `tritonctl down`")
+
+
+def _await_record(
+    process: subprocess.Popen[bytes], data_dir: Path, timeout: float, log: Path, start: int, out: Output
+) -> UpRecord:
     deadline = time.monotonic() + timeout
     with waiting(out, "starting Triton and the control plane"):
         while (record := UpRecord.read(data_dir)) is None or record.pid != process.pid:
@@ -95,9 +109,7 @@ def start_detached(session: Session, data_dir: Path, options: Mapping[str, objec
                 _end(process)
                 raise WaitTimeoutError(f"tritonctl up was not ready within {timeout:g} s; see {log}", log=str(log))
             time.sleep(_POLL_SECONDS)
-    out.result(record)
-    out.line(f"tritonctl is up at {record.url} (process {record.pid}, log in {log})", style="green")
-    out.line("stop it with `tritonctl down`")
+    return record
 
 
 def stop(session: Session, data_dir: Path, timeout: float) -> None:

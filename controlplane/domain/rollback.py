@@ -1,7 +1,8 @@
 """Where a rollback goes: the revision before, or a named one."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable
+from itertools import chain
+from typing import Protocol, TypeVar
 
 from controlplane.domain.deployment import DeploymentSpec
 from controlplane.domain.names import Reference
@@ -18,14 +19,31 @@ class NumberedSpec(Protocol):
     def spec(self) -> DeploymentSpec: ...  # noqa: D102
 
 
-def rollback_target(history: Sequence[NumberedSpec], revision: int | None = None) -> DeploymentSpec:
-    """Return the desired state to commit: that of an earlier revision, its version pinned.
+Revision = TypeVar("Revision", bound=NumberedSpec)
+
+
+def rollback_target(history: Iterable[NumberedSpec], revision: int | None = None) -> DeploymentSpec:
+    """Return the desired state to commit: that of `rollback_revision`, its version pinned.
 
     Pinned, because an alias that the earlier revision followed has moved on since: following it would undo the
     rollback at once.
 
     Args:
-        history: Revisions of one deployment, newest first; the first is the present one.
+        history: As for `rollback_revision`.
+        revision: As for `rollback_revision`.
+
+    Raises:
+        ConflictError: As by `rollback_revision`.
+        NotFoundError: As by `rollback_revision`.
+    """
+    return pinned(rollback_revision(history, revision).spec)
+
+
+def rollback_revision(history: Iterable[Revision], revision: int | None = None) -> Revision:
+    """Return the revision that a rollback goes to.
+
+    Args:
+        history: Revisions of one deployment, newest first; the first is the present one. Read no further than needed.
         revision: The revision to go back to; None means the newest one that ran something else than the present one:
             another version, or other settings.
 
@@ -33,38 +51,41 @@ def rollback_target(history: Sequence[NumberedSpec], revision: int | None = None
         ConflictError: Nothing is deployed, or there is nothing to go back to.
         NotFoundError: There is no revision of the given number.
     """
-    if not history or history[0].spec.deleted:
-        model = history[0].spec.model if history else "the model"
+    revisions = iter(history)
+    newest = next(revisions, None)
+    if newest is None or newest.spec.deleted:
+        model = newest.spec.model if newest else "the model"
         raise ConflictError(f"{model} is not deployed, so it cannot be rolled back; deploy a version instead")
-    present = history[0].spec
+    present = newest.spec
     if revision is None:
-        for earlier in history[1:]:
+        for earlier in revisions:
             if not earlier.spec.deleted and _differs(earlier.spec, present):
-                return _pinned(earlier.spec)
+                return earlier
         raise ConflictError(
             f"{present.model} has no earlier revision with another version or other settings to go back to",
             model=present.model,
         )
-    for earlier in history:
-        if earlier.number == revision:
-            if earlier.spec.deleted:
+    for candidate in chain((newest,), revisions):
+        if candidate.number == revision:
+            if candidate.spec.deleted:
                 raise ConflictError(
                     f"revision {revision} of {present.model} removed the deployment; choose another or undeploy",
                     model=present.model,
                     revision=revision,
                 )
-            return _pinned(earlier.spec)
+            return candidate
     raise NotFoundError(
-        f"the deployment of {present.model} has no revision {revision}; its newest is {history[0].number}",
+        f"the deployment of {present.model} has no revision {revision}; its newest is {newest.number}",
         model=present.model,
         revision=revision,
     )
 
 
-def _differs(one: DeploymentSpec, other: DeploymentSpec) -> bool:
-    return (one.version, one.settings) != (other.version, other.settings)
-
-
-def _pinned(spec: DeploymentSpec) -> DeploymentSpec:
+def pinned(spec: DeploymentSpec) -> DeploymentSpec:
+    """Return the desired state with its version pinned, and loaded."""
     reference = Reference(spec.model, version=spec.version)
     return spec.with_changes(reference=str(reference), loaded=True)
+
+
+def _differs(one: DeploymentSpec, other: DeploymentSpec) -> bool:
+    return (one.version, one.settings) != (other.version, other.settings)

@@ -19,7 +19,7 @@ from controlplane.reconciler.types import Mark
 from controlplane.reconciler.wishes import Prepared, Wishes
 from controlplane.registry.registry import Registry
 from controlplane.triton.repository import layout
-from controlplane.triton.warmup import warmup_files
+from controlplane.triton.warmup import warmup_files, warmup_names
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +160,9 @@ class Executor:
             else prepared.config_for(name, action.versions)
         )
         self._check_lease()
+        if prepared is not None:
+            # A version that was staged under other settings has no warm-up data, or that of others.
+            await asyncio.to_thread(self._add_warmup, server, name, prepared)
         if action.reload:
             # Triton takes a load that changes nothing for done. A version folder that is newer on disk is a change;
             # a newer config.pbtxt is none, because the load carries its configuration.
@@ -188,6 +191,10 @@ class Executor:
         if signature is None or not prepared.config.get("model_warmup"):
             return {}
         return warmup_files(signature, self._wishes.samples(prepared)[0], prepared.config)
+
+    def _add_warmup(self, server: ManagedServer, name: str, prepared: Prepared) -> None:
+        if not server.repository.has_warmup(name, warmup_names(prepared.config)):
+            server.repository.add_warmup(name, self._warmup(prepared))
 
     def _check_lease(self) -> None:
         if not self._may_act():

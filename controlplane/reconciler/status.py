@@ -107,7 +107,7 @@ def _phase(view: View, now: datetime) -> tuple[Phase, str]:
     if failure and failure.blocks(now) and not _mending(view):
         return _failed(failure, observed, now)
     if view.doing:
-        return _doing(view.doing)
+        return _doing(view.doing, observed)
     if failure and not failure.blocks(now) and failure.count:
         return _failed(failure, observed, now)
     return Phase.PENDING, f"version {wanted.version} is next"
@@ -144,17 +144,36 @@ def _failed(failure: Failure, observed: ObservedModel, now: datetime) -> tuple[P
     return Phase.FAILED, f"{failure.message}{again}"
 
 
-def _doing(doing: Doing) -> tuple[Phase, str]:
-    message = doing.action.because
+def _doing(doing: Doing, observed: ObservedModel) -> tuple[Phase, str]:
     match doing.action:
-        case Stage():
-            return doing.phase or Phase.FETCHING, message
-        case Prove():
-            return Phase.PROVING, message
-        case Wait():
-            return doing.phase or Phase.LOADING, message
-        case Load() | Unload():
-            return Phase.LOADING, message
+        case Stage(target=target, candidate=candidate):
+            phase = doing.phase or Phase.FETCHING
+            verb = "staging" if phase is Phase.STAGING else "fetching"
+            return phase, f"{verb} version {target.version}{_to_prove(candidate)}"
+        case Load() as load:
+            return Phase.LOADING, _loading(load, observed)
+        case Prove(target=target, candidate=candidate):
+            return Phase.PROVING, f"proving version {target.version}{' as a candidate' if candidate else ''}"
+        case Unload(candidate=candidate):
+            return Phase.LOADING, "unloading the candidate" if candidate else "unloading what is loaded"
         case CleanUp():
-            return Phase.LOADING, message
-    return Phase.PENDING, message
+            return Phase.LOADING, "removing folders that nothing needs"
+        case Wait(because=because):
+            return doing.phase or Phase.LOADING, because if doing.phase else f"waiting: {because}"
+
+
+def _loading(load: Load, observed: ObservedModel) -> str:
+    version = load.target.version
+    if load.candidate:
+        return f"loading version {version}{_to_prove(True)}"
+    if load.reload:
+        return f"loading version {version} again"
+    dropped = ", ".join(str(other) for other in sorted(observed.loaded - set(load.versions)))
+    if dropped and version in observed.loaded and load.target.digest == observed.digest:
+        return f"dropping version {dropped}; version {max(load.versions)} answers"
+    beside = ", ".join(str(other) for other in load.versions if other != version)
+    return f"loading version {version} beside version {beside}" if beside else f"loading version {version}"
+
+
+def _to_prove(candidate: bool) -> str:
+    return " as a candidate to prove it" if candidate else ""

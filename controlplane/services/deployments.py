@@ -4,14 +4,16 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
+from itertools import chain
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import Reference, validate_model_name
+from controlplane.domain.rollback import pinned, rollback_revision
 from controlplane.domain.states import DeploymentStatus, Phase
-from controlplane.errors import CommitConflictError, ConflictError, InvalidInputError, NotFoundError
+from controlplane.errors import CommitConflictError, InvalidInputError, NotFoundError
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.memory_view import ModelMemoryView
 from controlplane.registry.deployments import DeploymentRevision
@@ -134,16 +136,15 @@ class Deployments:
 
         def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
             current = _required(model, before)
-            goal = self._earlier(current) if revision is None else self._chains.revision(model, revision)
-            if goal.spec.deleted:
-                raise ConflictError(f"revision {goal.number} of {model!r} removed the deployment", model=model)
-            spec = DeploymentSpec(
-                model=model,
-                reference=f"{model}:{goal.spec.version}",
-                version=goal.spec.version,
-                settings=goal.spec.settings,
+            # A named revision is read directly; the whole history may be long.
+            earlier = (
+                self._chains.history(model, before=current.number, limit=_ROLLBACK_SEARCHES)
+                if revision is None
+                else (self._chains.revision(model, revision),)
             )
-            why = f"rollback to revision {goal.number} ({model}:{goal.spec.version})"
+            goal = rollback_revision(chain((current,), earlier), revision)
+            spec = pinned(goal.spec)
+            why = f"rollback to revision {goal.number} ({spec.reference})"
             return spec, f"{why}: {reason}" if reason else why
 
         return await self._commit(model, change, actor)
@@ -272,16 +273,6 @@ class Deployments:
     def _settled(self, revision: DeploymentRevision) -> bool:
         status = self._reconciler.status(revision.spec.model)
         return status is not None and status.revision >= revision.number and status.phase.settled
-
-    def _earlier(self, current: DeploymentRevision) -> DeploymentRevision:
-        now = (current.spec.version, current.spec.settings)
-        for revision in self._chains.history(current.spec.model, before=current.number, limit=_ROLLBACK_SEARCHES):
-            if not revision.spec.deleted and (revision.spec.version, revision.spec.settings) != now:
-                return revision
-        raise ConflictError(
-            f"{current.spec.model!r} has no earlier revision with another version or other settings to go back to",
-            model=current.spec.model,
-        )
 
     def _describe(self, revision: DeploymentRevision, memory: tuple[DeploymentMemory, ...] | None = None) -> Deployment:
         status = self._reconciler.status(revision.spec.model)

@@ -1,8 +1,9 @@
 """Operations: what takes longer than a request, with its progress, its result and its error.
 
 A running operation lives in this process's memory. Its last state is written to the bucket, so that every replica can
-answer for it afterwards, also after a restart. Identifiers count downwards in time, so one LIST of the bucket gives the
-newest first.
+answer for it afterwards, also after a restart. That it was begun is written to a file in this replica's data folder:
+what a killed process was at is found there at the next start, and its end is then that it was lost. Identifiers count
+downwards in time, so one LIST of the bucket gives the newest first.
 """
 
 import asyncio
@@ -15,10 +16,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from controlplane.errors import ConflictError, ControlPlaneError, NotFoundError, ObjectExistsError, ObjectNotFoundError
 from controlplane.services.faults import Fault, fault_of
+from controlplane.services.journal import Journal
 from controlplane.storage.base import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,12 @@ logger = logging.getLogger(__name__)
 PREFIX = "operations/"
 _FINISHED_KEPT = 512
 _RUNNING_MAX = 256
+_LOST = Fault(
+    code="operation-lost",
+    title="Operation lost",
+    detail="the control plane that ran it ended before it was done, or could say so; nothing is half done: unless its "
+    "result is there, run it again",
+)
 _CLOCK_TOP_MILLISECONDS = 1 << 44  # the year 2527
 
 
@@ -147,7 +155,10 @@ class _Live:
         self.task: asyncio.Task[None] | None = None
 
     def update(self, **changes: Any) -> None:
-        self.operation = self.operation.model_copy(update={"updated_at": datetime.now(UTC), **changes})
+        self.become(self.operation.model_copy(update={"updated_at": datetime.now(UTC), **changes}))
+
+    def become(self, operation: Operation) -> None:
+        self.operation = operation
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -163,10 +174,25 @@ class _Live:
 class Operations:
     """Starts operations and answers for them. Belongs to one event loop."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, journal: Journal) -> None:
         self._store = store
+        self._journal = journal
         self._live: OrderedDict[str, _Live] = OrderedDict()
         self.finished_total: dict[tuple[str, str], int] = {}
+
+    async def recover(self) -> None:
+        """Say of what an earlier process was at that it was lost, and write down the ends that it could not write."""
+        for document in await asyncio.to_thread(lambda: list(self._journal.left())):
+            try:
+                operation = Operation.model_validate_json(document)
+            except ValidationError:
+                logger.warning("an operation's file cannot be read: %.80s", document)
+                continue
+            live = self._live[operation.id] = _Live(operation)
+            if not operation.state.finished:
+                live.update(state=OperationState.FAILED, error=_LOST)
+                logger.warning("operation %s (%s) was lost with the process that ran it", operation.id, operation.kind)
+            await self._write(live.operation)
 
     def start(self, kind: str, work: Work, *, actor: str, subject: str = "") -> Operation:
         """Start ``work`` and return at once.
@@ -187,6 +213,7 @@ class Operations:
             updated_at=now,
         )
         live = self._live[operation.id] = _Live(operation)
+        self._journal.put(operation.id, operation.model_dump_json())  # before anybody learns its identifier
         self._forget_oldest()
         live.task = asyncio.create_task(self._run(live, work), name=f"operation {operation.id}")
         return operation
@@ -200,7 +227,7 @@ class Operations:
         """Return an operation as it stands.
 
         Raises:
-            NotFoundError: No such operation, or it runs in another replica, or its process was killed.
+            NotFoundError: No such operation, or it runs in another replica, or that one was killed and is not back.
         """
         if live := self._live.get(operation_id):
             return live.operation
@@ -210,8 +237,8 @@ class Operations:
             data = await asyncio.to_thread(self._store.get, _key(operation_id))
         except ObjectNotFoundError as error:
             raise NotFoundError(
-                f"operation {operation_id!r} is not known here: it never was, or it runs in another replica, or the "
-                "process that ran it was killed; start it again",
+                f"operation {operation_id!r} is not known here: it never was, or it runs in another replica, or that "
+                "replica was killed and is not back; start it again",
                 operation=operation_id,
             ) from error
         return Operation.model_validate_json(data)
@@ -277,23 +304,23 @@ class Operations:
 
     async def _run(self, live: _Live, work: Work) -> None:
         reporter = Reporter(asyncio.get_running_loop(), live.report)
+        end: dict[str, Any]
         try:
             live.update(state=OperationState.RUNNING)
             result = await work(reporter)
             await asyncio.sleep(0)  # progress told from threads arrives before the end does
-            live.update(
-                state=OperationState.SUCCEEDED,
-                result=result,
-                progress=live.operation.progress.model_copy(update={"stage": "done", "message": "", "fraction": 1.0}),
-            )
+            done = live.operation.progress.model_copy(update={"stage": "done", "message": "", "fraction": 1.0})
+            end = {"state": OperationState.SUCCEEDED, "result": result, "progress": done}
         except asyncio.CancelledError:
-            live.update(state=OperationState.CANCELLED)
+            end = {"state": OperationState.CANCELLED}
         except ControlPlaneError as error:
-            live.update(state=OperationState.FAILED, error=fault_of(error))
+            end = {"state": OperationState.FAILED, "error": fault_of(error)}
         except Exception as error:
             logger.exception("operation %s (%s) failed", live.operation.id, live.operation.kind)
-            live.update(state=OperationState.FAILED, error=fault_of(error))
-        operation = live.operation
+            end = {"state": OperationState.FAILED, "error": fault_of(error)}
+        operation = live.operation.model_copy(update={"updated_at": datetime.now(UTC), **end})
+        self._journal.put(operation.id, operation.model_dump_json())  # an end that was told is never lost afterwards
+        live.become(operation)
         counted = (operation.kind, operation.state.value)
         self.finished_total[counted] = self.finished_total.get(counted, 0) + 1
         if operation.error is not None:
@@ -302,14 +329,20 @@ class Operations:
 
     async def _write(self, operation: Operation) -> None:
         try:
-            await asyncio.to_thread(
-                self._store.create, _key(operation.id), operation.model_dump_json(indent=1).encode()
-            )
+            await asyncio.to_thread(self._write_now, operation)
+        except ControlPlaneError as error:
+            # What it did is done and committed; its record goes to the bucket at the next start.
+            logger.warning("the end of operation %s could not be written: %s", operation.id, error.message)
+
+    def _write_now(self, operation: Operation) -> None:
+        try:
+            self._store.create(_key(operation.id), operation.model_dump_json(indent=1).encode())
         except ObjectExistsError:
             logger.debug("operation %s was written already", operation.id)
-        except ControlPlaneError as error:
-            # What it did is done and committed; only its record is lost to the other replicas.
-            logger.warning("the end of operation %s could not be written: %s", operation.id, error.message)
+        except ControlPlaneError:
+            self._journal.put(operation.id, operation.model_dump_json())
+            raise
+        self._journal.remove(operation.id)
 
     def _forget_oldest(self) -> None:
         finished = [name for name, live in self._live.items() if live.operation.state.finished]

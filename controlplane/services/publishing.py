@@ -14,10 +14,11 @@ from controlplane.domain.signature import Signature
 from controlplane.errors import InvalidInputError
 from controlplane.reconciler.loop import Reconciler
 from controlplane.registry.registry import Registry
+from controlplane.services.announcement import Upload
 from controlplane.services.blobs import keep_bytes
 from controlplane.services.operations import Operation, Operations, Reporter
 from controlplane.services.sample_files import read_samples
-from controlplane.services.uploads import Upload, Uploads
+from controlplane.services.uploads import Uploads
 from controlplane.services.workers import Workers
 from controlplane.services.workspace import Workspace, assemble
 from converters.jobs import Inspection, InspectJob, RecordJob, RecordResult

@@ -11,12 +11,9 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from controlplane.domain.manifest import FileEntry, FilePath, Sha256
+from controlplane.domain.manifest import FileEntry
 from controlplane.errors import (
     ConflictError,
     DigestMismatchError,
@@ -27,6 +24,7 @@ from controlplane.errors import (
 )
 from controlplane.registry.blobs import blob_key
 from controlplane.registry.registry import Registry
+from controlplane.services.announcement import Announcement, BlobState, PresignedBlob, Upload, UploadFile
 from controlplane.services.spool import Spool
 from controlplane.storage.base import PresignedPut
 
@@ -34,68 +32,6 @@ logger = logging.getLogger(__name__)
 
 MAX_FILES = 10_000
 _BUFFER_BYTES = 1 << 20
-
-
-class BlobState(StrEnum):
-    """Whether a file's content has to be sent."""
-
-    PRESENT = "present"
-    MISSING = "missing"
-
-
-class UploadFile(BaseModel):
-    """One announced file and what of it is there."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    path: FilePath = Field(description="Path inside the artifact.", examples=["model.onnx"])
-    sha256: Sha256 = Field(description="SHA-256 of the content, in hexadecimal.")
-    size_bytes: int = Field(ge=0, description="Size of the content in bytes.")
-    state: BlobState = Field(description="present: nothing to send; missing: send it.")
-    received_bytes: int = Field(ge=0, description="Bytes that are here; a resumed transfer goes on from this offset.")
-
-
-class Upload(BaseModel):
-    """An upload and what is still missing."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    id: str = Field(description="Its identifier.", examples=["b41cc3a0f9d24e86b7d3"])
-    actor: str = Field(description="Who announced it.")
-    created_at: datetime = Field(description="When (UTC).")
-    files: tuple[UploadFile, ...] = Field(description="The files.")
-
-    @property
-    def missing(self) -> tuple[UploadFile, ...]:
-        """The files whose content is not here."""
-        return tuple(file for file in self.files if file.state is BlobState.MISSING)
-
-
-class _Announcement(BaseModel):
-    """What the spool keeps."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    actor: str
-    created_at: datetime
-    files: tuple[FileEntry, ...]
-    stored: frozenset[str]
-    """Contents that the store had when the upload was announced, or that came to it directly and were verified."""
-    holds: tuple[str, ...] = ()
-    """What keeps those contents from being collected as garbage until they are published."""
-
-
-class PresignedBlob(BaseModel):
-    """How to write one blob directly to the bucket."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    sha256: Sha256 = Field(description="The blob.")
-    size_bytes: int = Field(description="Its size in bytes.")
-    multipart_id: str = Field(description="To be given back when all parts are sent.")
-    part_size_bytes: int = Field(description="Every part but the last has this size.")
-    urls: tuple[str, ...] = Field(description="One URL for each part, in order; each takes a plain HTTP PUT.")
-    expires_at: datetime = Field(description="When the URLs end (UTC).")
 
 
 class Uploads:
@@ -119,7 +55,7 @@ class Uploads:
         entries = tuple(files)
         _check(entries, self._max_bytes)
         stored, holds = await asyncio.to_thread(self._look, entries)
-        announcement = _Announcement(
+        announcement = Announcement(
             actor=actor, created_at=datetime.now(UTC), files=entries, stored=stored, holds=holds
         )
         upload_id = secrets.token_hex(10)
@@ -294,18 +230,18 @@ class Uploads:
                 dropped += 1
                 data = self._spool.read(upload_id)
                 if not dry_run and data is not None:
-                    self._drop(upload_id, _Announcement.model_validate_json(data))
+                    self._drop(upload_id, Announcement.model_validate_json(data))
         return dropped
 
-    def _drop(self, upload_id: str, announcement: _Announcement) -> None:
+    def _drop(self, upload_id: str, announcement: Announcement) -> None:
         self._spool.remove(upload_id)
         for hold in announcement.holds:
             self._registry.release_blobs(hold)
 
-    async def _rewrite(self, upload_id: str, announcement: _Announcement) -> None:
+    async def _rewrite(self, upload_id: str, announcement: Announcement) -> None:
         await asyncio.to_thread(self._spool.rewrite, upload_id, announcement.model_dump_json(indent=1).encode())
 
-    async def _read(self, upload_id: str) -> _Announcement:
+    async def _read(self, upload_id: str) -> Announcement:
         known = len(upload_id) == 20 and all(character in "0123456789abcdef" for character in upload_id)
         data = await asyncio.to_thread(self._spool.read, upload_id) if known else None
         if data is None:
@@ -313,9 +249,9 @@ class Uploads:
                 f"there is no upload {upload_id[:80]!r} on this replica: it was published, dropped, or is too old",
                 upload=upload_id[:80],
             )
-        return _Announcement.model_validate_json(data)
+        return Announcement.model_validate_json(data)
 
-    def _describe(self, upload_id: str, announcement: _Announcement) -> Upload:
+    def _describe(self, upload_id: str, announcement: Announcement) -> Upload:
         return Upload(
             id=upload_id,
             actor=announcement.actor,
@@ -323,7 +259,7 @@ class Uploads:
             files=tuple(self._file(upload_id, announcement, entry) for entry in announcement.files),
         )
 
-    def _file(self, upload_id: str, announcement: _Announcement, entry: FileEntry) -> UploadFile:
+    def _file(self, upload_id: str, announcement: Announcement, entry: FileEntry) -> UploadFile:
         present = entry.sha256 in announcement.stored or self._spool.complete(upload_id, entry.sha256) is not None
         received = entry.size_bytes if present else self._spool.received(upload_id, entry.sha256)
         state = BlobState.PRESENT if present else BlobState.MISSING
@@ -398,7 +334,7 @@ def _check(entries: tuple[FileEntry, ...], max_bytes: int) -> None:
             raise InvalidInputError(f"content {entry.sha256} is announced with two sizes", sha256=entry.sha256)
 
 
-def _entry(upload_id: str, announcement: _Announcement, sha256: str) -> FileEntry:
+def _entry(upload_id: str, announcement: Announcement, sha256: str) -> FileEntry:
     for entry in announcement.files:
         if entry.sha256 == sha256:
             return entry

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from controlplane.services.operations import Reporter
 from controlplane.settings import ConversionSettings
@@ -11,10 +12,16 @@ from converters.runner import run_worker
 
 
 class Workers:
-    """Runs the converters' worker processes."""
+    """Runs the converters' worker processes.
 
-    def __init__(self, settings: ConversionSettings) -> None:
+    Args:
+        settings: Their number and limits.
+        work_root: Where their temporary folders are made; whoever owns it removes what a killed process left.
+    """
+
+    def __init__(self, settings: ConversionSettings, work_root: Path) -> None:
         self._settings = settings
+        self._work_root = work_root
         # Their own threads: one waits for each worker, and the event loop's default threads serve reads.
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="worker")
 
@@ -37,6 +44,7 @@ class Workers:
                 memory_bytes=self._settings.memory_bytes,
                 on_event=on_event,
                 cancel=cancel,
+                work_root=self._work_root,
             )
 
         reporter.stage("queue", "waiting for its turn")

@@ -17,14 +17,14 @@ class Workspace:
     """Gives out work folders below one root, and removes what a killed process left there."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
 
     @asynccontextmanager
     async def folder(self) -> AsyncIterator[Path]:
         """Give an empty folder for the length of the block."""
-        path = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self._root))
+        path = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self.root))
         try:
             yield path
         finally:

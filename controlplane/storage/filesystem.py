@@ -21,6 +21,7 @@ from controlplane.errors import (
 from controlplane.storage import localfile
 from controlplane.storage.base import ObjectInfo, PresignedPut, ProgressCallback
 from controlplane.storage.digest import check_digest, check_size, copy_and_hash, hash_file
+from controlplane.storage.durable import DurableFolders
 from controlplane.storage.keys import INCOMPLETE_FOLDER, check_folder, check_key, check_prefix, check_range, order
 
 # An object is never written to in place, and may be shared with the cache and Triton's repository by hard links.
@@ -31,8 +32,8 @@ class FilesystemStore:
     """An `ObjectStore` in which an object is a file of the same path.
 
     A create is a temporary file, ``fsync``, ``link`` (which fails where the name is taken, atomically between
-    processes) and ``fsync`` of the folders above: the same promise as S3's ``If-None-Match: *``. The folder must be on
-    a local file system with hard links.
+    processes) and ``fsync`` of the folder, and of those above it unless they are known to be durable: the same promise
+    as S3's ``If-None-Match: *``. The folder must be on a local file system with hard links.
 
     Args:
         root: The folder; made if it is not there.
@@ -44,6 +45,7 @@ class FilesystemStore:
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
         self._incomplete = self._root / INCOMPLETE_FOLDER
+        self._durable = DurableFolders(self._root)
         with localfile.translated(f"open the store {self._root}"):
             self._incomplete.mkdir(parents=True, exist_ok=True)
             localfile.remove_abandoned(self._incomplete)
@@ -69,7 +71,7 @@ class FilesystemStore:
             except FileExistsError as error:
                 raise ObjectExistsError(f"Object {key!r} exists already.", key=key) from error
             try:
-                self._sync_above(target)
+                self._sync(target)
             except OSError as error:
                 raise CommitOutcomeUnknownError(
                     f"Object {key!r} was written, but the disk did not confirm it: {error.strerror}.", key=key
@@ -149,7 +151,7 @@ class FilesystemStore:
             os.ftruncate(file.fd, size_bytes)  # what was reserved, if the file became shorter
             file.sync()
             self._publish(key, target, file.replace)
-            self._sync_above(target)
+            self._sync(target)
 
     def get_file(
         self, key: str, target: Path, *, size_bytes: int, sha256: str, progress: ProgressCallback | None = None
@@ -200,6 +202,7 @@ class FilesystemStore:
 
     def close(self) -> None:
         """See `ObjectStore.close`."""
+        self._durable.close()
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
@@ -229,13 +232,10 @@ class FilesystemStore:
         if not self._incomplete.is_dir():
             raise StoreUnavailableError(f"The store's folder {self._root} is gone.") from error
 
-    def _sync_above(self, target: Path) -> None:
-        # Every folder up to the root: another process may have made one of them and not yet synced it. That of a
-        # clean folder costs microseconds.
-        for folder in (*self._folders_above(target), self._root):
-            # An emptied folder may have been taken away by a `delete` since; then there is nothing to make durable.
-            with contextlib.suppress(FileNotFoundError):
-                localfile.sync_folder(folder)
+    def _sync(self, target: Path) -> None:
+        # The object may have been deleted since, and its folder with it; then there is nothing to make durable.
+        with contextlib.suppress(FileNotFoundError):
+            self._durable.sync(target.parent)
 
     def _folders_above(self, target: Path) -> Iterator[Path]:
         for folder in target.parents:

@@ -121,8 +121,7 @@ class ModelRepository:
             validate_file_path(path)
         with _translated(target):
             model.mkdir(parents=True, exist_ok=True)
-            for name, content in (warmup or {}).items():
-                self._write_warmup(model, name, content)
+            self.add_warmup(triton_name, warmup or {})
             if config is not None and not (model / CONFIG).exists():
                 self.write_config(triton_name, config)
             if target.is_dir() or self._promote(triton_name, version, files):
@@ -159,6 +158,27 @@ class ModelRepository:
             folder = self._model(triton_name) / str(version)
             with _translated(folder), contextlib.suppress(FileNotFoundError):
                 os.utime(folder)
+
+    def has_warmup(self, triton_name: str, names: Iterable[str]) -> bool:
+        """Whether the files of a warm-up request are all in the model's folder."""
+        folder = self._model(triton_name) / WARMUP
+        return all((folder / name).is_file() for name in names)
+
+    def add_warmup(self, triton_name: str, files: Mapping[str, bytes]) -> None:
+        """Put the files of a warm-up request into the model's folder; those that are there stay as they are.
+
+        A new one costs every version of the model a reload at its next load. So it is for a load that changes the
+        configuration, which reloads them anyway.
+
+        Raises:
+            StoreFullError: The disk is full.
+            StoreError: The repository cannot be written.
+        """
+        model = self._model(triton_name)
+        with _translated(model):
+            model.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                self._write_warmup(model, name, content)
 
     def write_config(self, triton_name: str, config: Mapping[str, Any]) -> bool:
         """Replace ``config.pbtxt`` by rename; returns whether it changed.
@@ -203,7 +223,7 @@ class ModelRepository:
                 (model / str(version)).rename(leaving)
             except FileNotFoundError:
                 return False
-            shutil.rmtree(leaving)
+            _remove_tree(leaving)
         return True
 
     def remove_model(self, triton_name: str) -> bool:
@@ -215,7 +235,7 @@ class ModelRepository:
                 model.rename(leaving)
             except FileNotFoundError:
                 return False
-            shutil.rmtree(leaving)
+            _remove_tree(leaving)
         return True
 
     def clean(self) -> list[Path]:
@@ -225,7 +245,7 @@ class ModelRepository:
             left = list(self.root.glob(f"{_INCOMPLETE}*"))
             for path in left:
                 if path.is_dir():
-                    shutil.rmtree(path)
+                    _remove_tree(path)
                 else:
                     path.unlink(missing_ok=True)
         if left:
@@ -329,6 +349,13 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a folder that another process may be removing, too: whoever cleans after a crash removes what it finds."""
+    while path.exists():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,13 @@ def warmup_files(signature: Signature, sample: Sample, config: Mapping[str, Any]
     return {_file_name(content): content for content in contents}
 
 
+def warmup_names(config: Mapping[str, Any]) -> set[str]:
+    """Return the names of the files that a configuration's warm-up requests read."""
+    requests = config.get("model_warmup") or ()
+    inputs = [tensor for request in requests for tensor in request.get("inputs", {}).values()]
+    return {str(tensor["input_data_file"]) for tensor in inputs if "input_data_file" in tensor}
+
+
 def _row(array: Array, *, batched: bool) -> Array:
     return np.asarray(array[0]) if batched else np.asarray(array)
 

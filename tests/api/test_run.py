@@ -53,6 +53,7 @@ def test_one_process_for_each_folder_that_stops_cleanly(tmp_path: Path) -> None:
         assert document["pid"] == process.pid
         assert httpx.get(document["url"] + "/healthz").json() == {"status": "ok"}
         assert document["servers"][0]["grpc_url"]
+        assert document["servers"][0]["state"] == "Ready"
 
         second = start(tmp_path)
         _, message = second.communicate(timeout=60)

@@ -1,6 +1,7 @@
 """ONNX files are read without being run, and may not reach outside their artifact."""
 
 import contextlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from controlplane.domain.manifest import Format
 from controlplane.domain.signature import DataType, Signature, TensorSpec
 from controlplane.errors import InvalidArtifactError, InvalidInputError
 from converters.inspect import inspect_artifact
+from converters.onnx_artifact import load_model
 
 SILERO = Path(silero_vad.__file__).parent / "data"
 
@@ -134,6 +136,33 @@ def test_external_data_inside_the_folder_is_kept(models):
     assert list(found.attributes["external_data"]) == ["weights.bin"]
     assert found.stored_path("net.onnx") == "model.onnx"
     assert found.stored_path("weights.bin") == "weights.bin"
+
+
+def test_an_artifact_of_hard_links_is_read_and_its_files_stay_as_they_are(models, tmp_path):
+    before = {file.name: file.read_bytes() for file in models.external.iterdir()}
+    for file in models.external.iterdir():
+        os.link(file, tmp_path / file.name)
+    assert inspect_artifact(tmp_path) == inspect_artifact(models.external)
+    loaded = load_model(tmp_path / "net.onnx", tmp_path)
+    whole = onnx.load_model(models.mlp_onnx)
+    assert [numpy_helper.to_array(t).tolist() for t in loaded.graph.initializer] == [
+        numpy_helper.to_array(t).tolist() for t in whole.graph.initializer
+    ]
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_loading_checks_where_the_external_data_lies(tmp_path):
+    (tmp_path / "secret").write_bytes(b"x" * 64)
+    folder = external(tmp_path / "artifact", "../secret")
+    with pytest.raises(InvalidArtifactError, match="outside the artifact"):
+        load_model(folder / "net.onnx", folder)
+
+
+def test_external_data_in_the_model_file_itself_leaves_that_file_alone(tmp_path):
+    folder = external(tmp_path / "artifact", "net.onnx", offset="0", length="48")
+    before = (folder / "net.onnx").read_bytes()
+    assert inspect_artifact(folder).attributes["external_data"] == {"net.onnx": len(before)}
+    assert (folder / "net.onnx").read_bytes() == before
 
 
 def test_a_bare_file_without_its_external_data_says_what_to_give(models, tmp_path):

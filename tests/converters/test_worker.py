@@ -53,6 +53,11 @@ class Plugin(Converter):
         shutil.copyfile(original.path, request.output)
         Path(__file__).with_name("environment").write_text(repr(dict(os.environ)))
 
+    def session(self, original, request):
+        self.copy(original, request)  # onnxruntime has been imported by now: it ran the original
+        found = sorted(path.name for path in Path(os.environ["TMPDIR"]).iterdir())
+        print("onnxruntime" in sys.modules, "and in the temporary folder:", found)
+
     def wrong(self, original, request):
         model = onnx.load(original.path)
         for tensor in model.graph.initializer:
@@ -139,6 +144,11 @@ def gone(pid: int) -> bool:
     except psutil.TimeoutExpired:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     return True
+
+
+def test_onnxruntime_leaves_no_telemetry_session(plugin, job, work):
+    plugin("session")
+    assert "True and in the temporary folder: []" in run_worker(job, work_root=work).log
 
 
 def test_a_plugin_converts_with_events_and_log(plugin, job, work, monkeypatch):

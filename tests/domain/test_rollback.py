@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
-from controlplane.domain.rollback import rollback_target
+from controlplane.domain.rollback import rollback_revision, rollback_target
 from controlplane.errors import ConflictError, NotFoundError
 
 
@@ -59,3 +59,9 @@ def test_a_named_revision() -> None:
 def test_nothing_to_go_back_to(chain: list[Revision]) -> None:
     with pytest.raises(ConflictError):
         rollback_target(chain)
+
+
+def test_the_history_is_read_no_further_than_needed() -> None:
+    rest = iter(history(spec(1), spec(2), spec(3)))
+    assert rollback_revision(rest).number == 2
+    assert [revision.number for revision in rest] == [1]

@@ -126,6 +126,84 @@ def test_a_create_that_is_killed_is_whole_or_not_there(tmp_path: Path, call: str
         store.create("chains/a/1.json", b"another")
 
 
+class Flushed:
+    """The folders that were forced to the disk since one last looked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._real = os.fsync
+        self._folders: list[Path] = []
+        monkeypatch.setattr(os, "fsync", self._fsync)
+
+    def _fsync(self, fd: int) -> None:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        if path.is_dir():
+            self._folders.append(path)
+        self._real(fd)
+
+    def take(self) -> list[Path]:
+        found = list(self._folders)
+        self._folders.clear()
+        return found
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> Flushed:
+    return Flushed(monkeypatch)
+
+
+def test_a_folder_is_flushed_with_those_above_it_once(tmp_path: Path, flushed: Flushed) -> None:
+    root = tmp_path / "new" / "store"
+    first, second = FilesystemStore(root), FilesystemStore(root)
+    first.create("chains/a/1", b"")
+    assert flushed.take()[:5] == [root / "chains/a", root / "chains", root, root.parent, tmp_path]
+    first.create("chains/a/2", b"")
+    assert flushed.take() == [root / "chains/a"]
+    first.create("chains/b/1", b"")
+    assert flushed.take() == [root / "chains/b", root / "chains"]
+    # That the first did so is not known to others: it might not have come that far.
+    second.create("chains/a/3", b"")
+    assert flushed.take()[:5] == [root / "chains/a", root / "chains", root, root.parent, tmp_path]
+    first.close()
+    second.close()
+
+
+def test_a_folder_that_was_made_again_by_a_killed_process_is_another_one(tmp_path: Path, flushed: Flushed) -> None:
+    root = tmp_path / "store"
+    store = FilesystemStore(root)
+    store.create("chains/a/0.json", b"")
+    store.create("chains/b/0.json", b"")
+    # Killed after it had published its object, before it could force the folders it made to the disk. On ext4 the new
+    # folder would get the removed one's inode number, were that not held.
+    FilesystemStore(root).delete("chains/a/0.json")
+    assert not (root / "chains/a").exists()
+    end(run_until_held(HELD, root, "create", "fsync", 2))
+    flushed.take()
+    store.create("chains/a/2.json", b"")
+    assert flushed.take() == [root / "chains/a", root / "chains"]
+    # And all of the folders on the way.
+    FilesystemStore(root).delete("chains/b/0.json")
+    for name in ("1.json", "2.json"):
+        FilesystemStore(root).delete(f"chains/a/{name}")
+    assert not (root / "chains").exists()
+    end(run_until_held(HELD, root, "create", "fsync", 2))
+    flushed.take()
+    store.create("chains/a/2.json", b"")
+    assert flushed.take() == [root / "chains/a", root / "chains", root]
+    store.close()
+
+
+def test_remembered_folders_do_not_use_up_the_descriptors(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    store = FilesystemStore(tmp_path)
+    for number in range(100):
+        store.create(f"chains/{number}/1", b"")
+        store.delete(f"chains/{number}/1")
+        store.create(f"chains/{number}/2", b"")
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 64
+    store.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
 @pytest.mark.parametrize(("call", "number"), [("pwrite", 1), ("pwrite", 3), ("fsync", 1)])
 def test_a_file_whose_writer_is_killed_is_not_there(tmp_path: Path, call: str, number: int) -> None:
     content = write_content(tmp_path / "in", 16 * MIB)
@@ -238,6 +316,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(small_disk: Path, tmp_path: Pat
     assert [path.name for path in small_disk.rglob("*")] == ["store", ".incomplete"]
     # And there is room again for what fits.
     store.create("chains/a", content.data[:MIB])
+    store.close()
 
 
 def test_across_file_systems_it_is_a_copy(small_disk: Path, tmp_path: Path) -> None:

@@ -251,9 +251,11 @@ def test_a_server_that_ignores_ranges_is_named(
         faulty.get_file("blobs/x", tmp_path / "out", size_bytes=content.size_bytes, sha256=content.sha256)
 
 
-def test_two_who_publish_the_same_blob_at_once_both_succeed(
-    faulty: S3Store, direct: tuple[S3Store, str], big: Content
-) -> None:
+@pytest.mark.ceph
+def test_two_who_publish_the_same_blob_at_once_both_succeed(ceph: S3Server, big: Content) -> None:
+    # On Ceph, which says NoSuchUpload of an upload that the other one has completed, as S3 does; moto answers 500.
+    bucket = ceph.new_bucket()
+    stores = [S3Store(bucket, "", ceph.settings(bucket, part_size_bytes=PART_BYTES)) for _ in range(2)]
     failures: list[BaseException] = []
     barrier = threading.Barrier(2)
 
@@ -264,13 +266,15 @@ def test_two_who_publish_the_same_blob_at_once_both_succeed(
         except BaseException as error:  # noqa: BLE001
             failures.append(error)
 
-    threads = [threading.Thread(target=publish, args=(store,)) for store in (faulty, direct[0])]
+    threads = [threading.Thread(target=publish, args=(store,)) for store in stores]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert failures == []
-    assert direct[0].get("blobs/big") == big.data
+    assert stores[0].get("blobs/big") == big.data
+    for store in stores:
+        store.close()
 
 
 @pytest.mark.ceph

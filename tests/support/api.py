@@ -111,13 +111,13 @@ class Api:
 
 def settings_for(folder: Path, *, embedded: bool, store: StoreSettings | None = None, **groups: Any) -> Settings:
     """Settings for a test: quick rounds, free ports, everything below one folder."""
-    return Settings(
-        data_dir=folder,
-        store=store or StoreSettings(),
-        triton=TritonSettings(embedded=embedded, load_timeout_seconds=60),
-        reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=3),
-        **{"api": ApiSettings(port=0), **groups},
-    )
+    defaults: dict[str, Any] = {
+        "store": store or StoreSettings(),
+        "triton": TritonSettings(embedded=embedded, load_timeout_seconds=60),
+        "reconciler": ReconcilerSettings(interval_seconds=0.3, lease_seconds=3),
+        "api": ApiSettings(port=0),
+    }
+    return Settings(data_dir=folder, **{**defaults, **groups})
 
 
 @contextmanager

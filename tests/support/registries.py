@@ -16,9 +16,7 @@ CACHE_BYTES = 1 << 30
 
 def new_registry(store: ObjectStore, cache: Path, *, head_max_age_seconds: float = 0.0) -> Registry:
     """A registry whose cache is in the folder ``cache``."""
-    return Registry(
-        store, BlobCache(cache, CACHE_BYTES), head_max_age_seconds=head_max_age_seconds, gc=GcSettings()
-    )
+    return Registry(store, BlobCache(cache, CACHE_BYTES), head_max_age_seconds=head_max_age_seconds, gc=GcSettings())
 
 
 def artifact(folder: Path, **contents: bytes) -> tuple[Manifest, dict[str, Path]]:

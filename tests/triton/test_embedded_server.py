@@ -61,6 +61,19 @@ async def load_one(server: EmbeddedTriton, tmp_path: Path) -> list[int]:
     return [server.pid, *server.processes_of("m")]
 
 
+async def test_onnxruntime_leaves_no_telemetry_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    server = EmbeddedTriton(tmp_path / "repository", tmp_path / "run", TritonSettings())
+    await server.start()
+    try:
+        await load_one(server, tmp_path)
+        assert not (temporary / ".ses").exists()
+    finally:
+        await server.stop()
+
+
 async def test_it_serves_on_free_ports_and_stops_with_all_its_children(tmp_path: Path) -> None:
     server = EmbeddedTriton(tmp_path / "repository", tmp_path / "run", TritonSettings())
     assert server.state is ServerState.STOPPED

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,16 @@ def test_layout_puts_the_model_where_triton_looks_and_data_beside_it() -> None:
         placed(Format.ONNX, "a.onnx", "b.onnx")
     with pytest.raises(InvalidArtifactError, match="convert it"):
         placed(Format.SKLEARN, "a.skops")
+
+
+def test_two_who_clean_at_once_do_not_stumble_over_each_other(tmp_path: Path) -> None:
+    repository = ModelRepository(tmp_path)
+    for number in range(40):
+        folder = tmp_path / f".incomplete-{number}" / "deep" / "deeper"
+        folder.mkdir(parents=True)
+        for name in range(10):
+            (folder / f"{name}").touch()
+    with ThreadPoolExecutor(4) as pool:
+        for cleaning in [pool.submit(repository.clean) for _ in range(4)]:
+            cleaning.result()
+    assert list(tmp_path.iterdir()) == []

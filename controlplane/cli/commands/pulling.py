@@ -33,10 +33,10 @@ def pull(
     """
     from urllib.parse import quote
 
+    from controlplane.cli.downloading import download
     from controlplane.cli.output import size
     from controlplane.cli.progress import Bar
     from controlplane.cli.references import fetch_version, version_path
-    from controlplane.cli.transfer import download
     from controlplane.domain.names import Reference
 
     out = session.out()

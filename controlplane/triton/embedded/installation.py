@@ -41,6 +41,9 @@ class Installation:
             libraries.append(inherited)
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+        # By the variable, because onnxruntime writes its session file (.ses) into the temporary folder when it is
+        # imported, before `disable_telemetry_events` could be called.
+        environment["ORT_DISABLE_TELEMETRY"] = "1"
         return environment
 
 

@@ -1,0 +1,46 @@
+"""What of the operations is not in the bucket yet: those that run, and ends that could not be written.
+
+One small file for each, in this replica's data folder, whose lock says that no other process runs them. What lies there
+at a start was left by a process that was killed.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+class Journal:
+    """The files. Nothing here stops an operation: a disk that is full costs the record, not the work."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, operation_id: str, document: str) -> None:
+        """Write an operation down as it stands."""
+        path = self._path(operation_id)
+        partial = path.with_suffix(".partial")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial.write_text(document, encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            logger.warning("operation %s cannot be written to %s: %s", operation_id, self._folder, error)
+
+    def remove(self, operation_id: str) -> None:
+        """Forget an operation: its end is in the bucket."""
+        try:
+            self._path(operation_id).unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("operation %s cannot be removed from %s: %s", operation_id, self._folder, error)
+
+    def left(self) -> Iterator[str]:
+        """Yield the documents that are there, oldest first."""
+        for path in sorted(self._folder.glob("*.json"), reverse=True):  # identifiers count downwards in time
+            with contextlib.suppress(OSError):
+                yield path.read_text(encoding="utf-8", errors="replace")
+
+    def _path(self, operation_id: str) -> Path:
+        return self._folder / f"{operation_id}.json"
