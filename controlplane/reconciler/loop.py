@@ -696,7 +696,8 @@ class Reconciler:
         for server in self._servers.values():
             unit = server.unit(model)
             server.steward.demand(model, self._clock())
-            if server.steward.tenant(model).demanded_at is not None and unit.task is None:
+            waits = server.steward.tenant(model).demanded_at is not None
+            if waits and unit.task is None and not wish.problem:
                 unit.record = unit.record.wanted_anew(wish.wanted)
             self._judge(server)
             self._drive(server, unit)

@@ -103,7 +103,7 @@ class LoadQueue:
     ) -> None:
         self._server = server
         self._settings = settings
-        self._policy = policy
+        self.policy = policy
         self._rules = rules
         self._accounts = accounts
         self._sizes = sizes
@@ -118,7 +118,7 @@ class LoadQueue:
             request,
             self._accounts.ledger,
             self._models,
-            policy=self._policy,
+            policy=self.policy,
             loads_in_flight=0,
             max_loads=self._settings.max_concurrent_loads,
             now=now,
@@ -205,7 +205,7 @@ class LoadQueue:
             entitled,
             self._accounts.ledger,
             self._models,
-            policy=self._policy,
+            policy=self.policy,
             loads_in_flight=in_flight,
             max_loads=self._settings.max_concurrent_loads,
             now=now,
@@ -256,7 +256,7 @@ class LoadQueue:
             request,
             self._accounts.ledger,
             self._models,
-            policy=self._policy,
+            policy=self.policy,
             loads_in_flight=in_flight,
             max_loads=self._settings.max_concurrent_loads,
             now=now,

@@ -26,7 +26,7 @@ from controlplane.memory.admission import (
     LoadRequest,
     Refuse,
 )
-from controlplane.memory.eviction import EvictionRules, policy_named, thrashing
+from controlplane.memory.eviction import EvictionPolicy, EvictionRules, policy_named, thrashing
 from controlplane.memory.residency import Wanted, wanted
 from controlplane.memory.types import HOST, Footprint, FootprintSource, HoldingState, ModelMemory, Slot
 from controlplane.memory.usage import used
@@ -85,7 +85,6 @@ class Steward:
     ) -> None:
         self.server = server
         self.settings = settings
-        self.policy = policy_named(settings.policy)
         self.rules = EvictionRules(minimum_residence_seconds=settings.minimum_residence_seconds)
         self.accounts = Accounts(rules, told=told)
         self.tenants: dict[str, Tenant] = {}
@@ -97,7 +96,7 @@ class Steward:
         self.queue = LoadQueue(
             server,
             settings,
-            policy=self.policy,
+            policy=policy_named(settings.policy),
             rules=self.rules,
             accounts=self.accounts,
             sizes=self._sizes,
@@ -113,6 +112,11 @@ class Steward:
     def of(cls, server: ManagedServer, settings: MemorySettings, footprints: Footprints) -> "Steward":
         """Return the steward of a server."""
         return cls(server.name, server.budgets, settings, footprints, told=server.devices is not None)
+
+    @property
+    def policy(self) -> EvictionPolicy:
+        """The eviction policy, as far as it has learnt."""
+        return self.queue.policy
 
     # What is known
 
@@ -184,6 +188,7 @@ class Steward:
                 continue
             self._settle_tenant(tenant, unit, now)
             models[wish.model] = self._memory_of(wish, unit, tenant)
+        self._learn(models, now)
         self.models.clear()
         self.models.update(models)
         answers = wanted(models, self.accounts.ledger, self.policy, now, rules=self.rules)
@@ -204,6 +209,16 @@ class Steward:
                 if verdict is not None and not verdict.loaded and models[model].loaded and tenant.leaving is None:
                     self._expired(models[model], verdict, now)
         return changed
+
+    def _learn(self, models: Mapping[str, ModelMemory], now: datetime) -> None:
+        """Let the policy learn from what was used since the last time."""
+        budgets = {device: budget.bytes for device, budget in self.accounts.ledger.budgets.items()}
+        for model, memory in models.items():
+            before = self.models.get(model)
+            if memory.usage.last_used_at is not None and (
+                before is None or before.usage.last_used_at != memory.usage.last_used_at
+            ):
+                self.queue.policy = self.policy.learned(memory, models, budgets, now)
 
     def _or_never(self, model: ModelMemory, verdict: Wanted, now: datetime) -> Wanted:
         """Tell a resident model that can never fit from one that waits for room."""

@@ -225,6 +225,7 @@ def test_what_fails_for_another_reason_is_told_to_who_waits(room: Api) -> None:
     answer = room.http.post("/v1/deployments/three/load", params={"wait": 30})
     problem = room.problem(answer, 502, "deployment-failed")
     assert problem["detail"].startswith("three cannot be loaded: ")
+    assert "no_such_field" in problem["detail"]
     assert problem["details"] == {"model": "three", "phase": "Failed"}
 
 
