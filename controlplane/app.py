@@ -23,12 +23,15 @@ from controlplane.api.application import create_application
 from controlplane.api.metrics import Metrics
 from controlplane.domain.states import ServerState
 from controlplane.errors import ConflictError, InvalidInputError
+from controlplane.gpu.budgets import BudgetRules
+from controlplane.gpu.factory import embedded_devices, server_devices
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.registry import Registry
 from controlplane.services.conversions import Conversions
 from controlplane.services.deployments import Deployments
+from controlplane.services.devices import Devices
 from controlplane.services.events import Events
 from controlplane.services.facade import Services
 from controlplane.services.garbage import Garbage
@@ -36,11 +39,14 @@ from controlplane.services.health import ConverterInfo, Health, version
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
 from controlplane.services.journal import Journal
+from controlplane.services.leases import Leases
+from controlplane.services.memory import Memory
 from controlplane.services.models import Models
 from controlplane.services.operations import Operations
 from controlplane.services.publishing import Publishing
 from controlplane.services.servers import Servers
 from controlplane.services.spool import Spool
+from controlplane.services.tuning import Tunings, room_of
 from controlplane.services.uploads import Uploads
 from controlplane.services.validation import Validation
 from controlplane.services.versions import Versions
@@ -143,13 +149,15 @@ class ControlPlane:
             store, cache, head_max_age_seconds=settings.store.head_max_age_seconds, gc=settings.gc
         )
         servers = await self._start_servers(stack)
-        reconciler = self._reconciler = Reconciler(registry, servers, settings.reconciler)
+        reconciler = self._reconciler = Reconciler(registry, servers, settings.reconciler, memory=settings.memory)
         services = self._build_services(stack, registry, reconciler, servers)
         await services.operations.recover()
         self.fastapi.state.services = services
         self._metrics.watch(services, reconciler)
         await reconciler.start()
         stack.push_async_callback(reconciler.stop)
+        await services.tunings.open()
+        stack.push_async_callback(services.tunings.close)
         stack.push_async_callback(services.operations.stop)
         logger.info("control plane %s works on %s", version(), store.url)
 
@@ -171,9 +179,18 @@ class ControlPlane:
                 log_tail=embedded.log_tail,
             )
             stack.push_async_callback(client.close)
+            devices = embedded_devices(settings, embedded.processes)
+            stack.callback(devices.close)
             servers.append(
                 ManagedServer(
-                    EMBEDDED_NAME, client, ModelRepository(root), embedded, embedded.http_url, embedded.metrics_url
+                    EMBEDDED_NAME,
+                    client,
+                    ModelRepository(root),
+                    embedded,
+                    embedded.http_url,
+                    embedded.metrics_url,
+                    devices,
+                    BudgetRules.from_settings(self.settings.memory),
                 )
             )
         for server in settings.servers:
@@ -181,6 +198,8 @@ class ControlPlane:
                 raise InvalidInputError(f"two Triton servers have the name {server.name!r}", server=server.name)
             client = TritonClient(server.name, server.grpc_url, timeouts=timeouts)
             stack.push_async_callback(client.close)
+            devices = server_devices(server, settings.request_timeout_seconds)
+            stack.callback(devices.close)
             _make_folder(server.repository, f"the model repository of server {server.name!r}")
             servers.append(
                 ManagedServer(
@@ -190,6 +209,8 @@ class ControlPlane:
                     None,
                     server.http_url,
                     server.metrics_url,
+                    devices,
+                    BudgetRules.from_settings(self.settings.memory, server),
                 )
             )
         return servers
@@ -204,6 +225,8 @@ class ControlPlane:
         operations = Operations(registry.store, Journal(settings.data_dir / "operations"))
         uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
         converters = [ConverterInfo(source=source.value, target=target.value) for source, target in BUILT_IN]
+        deployments = Deployments(registry, reconciler)
+        memory = Memory(deployments, reconciler)
         return Services(
             models=Models(registry, reconciler),
             versions=Versions(registry),
@@ -211,9 +234,20 @@ class ControlPlane:
             publishing=Publishing(registry, uploads, operations, workers, workspace, reconciler),
             conversions=Conversions(registry, uploads, operations, workers, workspace, reconciler),
             validation=Validation(registry, uploads, operations, workers, workspace),
-            deployments=Deployments(registry, reconciler),
+            deployments=deployments,
+            memory=memory,
+            leases=Leases(registry.leases, deployments, memory, reconciler),
             inference=Inference(registry, reconciler, servers),
             servers=Servers(reconciler),
+            devices=Devices(servers),
+            tunings=Tunings(
+                registry,
+                deployments,
+                operations,
+                servers,
+                request_timeout_seconds=settings.reconciler.proof_timeout_seconds,
+                room=room_of(reconciler),
+            ),
             operations=operations,
             events=Events(reconciler),
             garbage=Garbage(registry, uploads, operations, settings.gc),

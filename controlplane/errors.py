@@ -20,7 +20,9 @@ leaves its adapter. A message says what was wrong, with which value, and what to
     │   ├── AlreadyExistsError
     │   ├── InUseError               a deployment or an alias still needs it
     │   ├── CommitConflictError      somebody else committed first; re-read and try again
+    │   ├── InsufficientMemoryError  a device's budget has no room for it
     │   └── IdempotencyMismatchError same Idempotency-Key, different request
+    ├── DeploymentFailedError        what is deployed cannot be brought to answer
     ├── ConversionFailedError        the converter, or its worker process, failed
     │   └── ParityError              the converted model does not compute what the original did
     ├── StoreError                   the object store
@@ -32,6 +34,7 @@ leaves its adapter. A message says what was wrong, with which value, and what to
     │   ├── UnsupportedStoreError    found out at start: no conditional put
     │   ├── CommitOutcomeUnknownError  a commit was sent and its answer lost; look, never delete
     │   └── DigestMismatchError      bytes read are not the bytes that were written
+    ├── DeviceError                  a source of device readings (NVML, Triton's metrics) cannot be read
     └── TritonError                  a Triton server
         ├── TritonUnavailableError   not reachable
         ├── TritonTimeoutError       a call's deadline passed; what the server does is unknown
@@ -110,8 +113,16 @@ class CommitConflictError(ConflictError):
     """Somebody else committed this revision first; re-read and try again."""
 
 
+class InsufficientMemoryError(ConflictError):
+    """A device's budget has no room for a model; the details say what is needed, what is free, what holds the rest."""
+
+
 class IdempotencyMismatchError(ConflictError):
     """The same Idempotency-Key came with a different request."""
+
+
+class DeploymentFailedError(ControlPlaneError):
+    """What is deployed cannot be brought to answer; the message says why."""
 
 
 class ConversionFailedError(ControlPlaneError):
@@ -156,6 +167,10 @@ class CommitOutcomeUnknownError(StoreError):
 
 class DigestMismatchError(StoreError):
     """The bytes read are not the bytes that were written."""
+
+
+class DeviceError(ControlPlaneError):
+    """A source of device readings cannot be read as a whole."""
 
 
 class TritonError(ControlPlaneError):

@@ -51,6 +51,17 @@ class TritonServerSettings(_Group):
     http_url: str = Field(default="", description="URL of its HTTP service.")
     metrics_url: str = Field(default="", description="URL of its metrics.")
     repository: Path = Field(description="Its model repository, as this process sees it (a shared folder or volume).")
+    same_machine: bool = Field(
+        default=False, description="It runs on this machine: its GPUs are read through NVML, not from its metrics."
+    )
+    gpus: tuple[str, ...] = Field(
+        default=(), description="UUIDs of its GPUs, in the order of its device numbers; empty: all there are."
+    )
+    budget_bytes: dict[str, int] = Field(
+        default_factory=dict, description="Budget by device (host, gpu:0, gpu:0/mig:1); others: as in memory."
+    )
+    budget_share: float | None = Field(default=None, gt=0, le=1, description="Default: as in memory.")
+    headroom_bytes: int | None = Field(default=None, ge=0, description="Default: as in memory.")
 
 
 class TritonSettings(_Group):
@@ -59,6 +70,9 @@ class TritonSettings(_Group):
     servers: tuple[TritonServerSettings, ...] = Field(default=(), description="Servers that run elsewhere.")
     embedded: bool = Field(default=False, description="Start and supervise a Triton of our own.")
     repository: Path | None = Field(default=None, description="Embedded: default <data_dir>/model_repository.")
+    gpus: tuple[str, ...] = Field(
+        default=(), description="Embedded: UUIDs of its GPUs, in the order of its device numbers; empty: all there are."
+    )
     http_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
     grpc_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
     metrics_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
@@ -66,6 +80,35 @@ class TritonSettings(_Group):
     load_timeout_seconds: float = Field(default=600.0, gt=0, description="Deadline of a load.")
     unload_timeout_seconds: float = Field(default=60.0, gt=0, description="Deadline of an unload, memory included.")
     request_timeout_seconds: float = Field(default=10.0, gt=0, description="Deadline of any other call.")
+
+
+class MemorySettings(_Group):
+    """What models may use of the devices' memory, and who makes room for whom."""
+
+    budget_bytes: dict[str, int] = Field(
+        default_factory=dict,
+        description="Budget by device (host, gpu:0, gpu:0/mig:1) on every server that has none of its own.",
+    )
+    budget_share: float = Field(default=0.9, gt=0, le=1, description="Budget of a GPU without one: share of its total.")
+    host_budget_share: float = Field(
+        default=0.8, gt=0, le=1, description="Budget of the host without one: share of the machine's or container's."
+    )
+    headroom_bytes: int = Field(default=0, ge=0, description="Left free on every device, beyond what the share leaves.")
+    policy: Literal["cost", "lru", "lfu"] = Field(default="cost", description="Who is evicted first.")
+    minimum_residence_seconds: float = Field(
+        default=10.0, ge=0, description="How long a loaded model stays whatever comes, but a higher priority."
+    )
+    max_concurrent_loads: int = Field(default=4, ge=1, description="Loads at once on one server.")
+    load_queue_timeout_seconds: float = Field(default=300.0, gt=0, description="How long a load waits for room.")
+    unaccounted_bound_bytes: int | None = Field(
+        default=None, ge=0, description="Unaccounted memory at which a server is restarted; null: never."
+    )
+    unaccounted_report_bytes: int = Field(
+        default=512 * MIB, ge=0, description="Unaccounted memory that is reported as an event."
+    )
+    poll_interval_seconds: float = Field(
+        default=1.0, gt=0, description="Time between looks at the devices and at Triton's counters."
+    )
 
 
 class ReconcilerSettings(_Group):
@@ -121,6 +164,7 @@ class Settings(BaseSettings):
     cache: CacheSettings = CacheSettings()
     triton: TritonSettings = TritonSettings()
     reconciler: ReconcilerSettings = ReconcilerSettings()
+    memory: MemorySettings = MemorySettings()
     conversion: ConversionSettings = ConversionSettings()
     api: ApiSettings = ApiSettings()
     gc: GcSettings = GcSettings()

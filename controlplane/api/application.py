@@ -10,9 +10,22 @@ from controlplane.api import metrics as metrics_module
 from controlplane.api import problems
 from controlplane.api.metrics import Metrics
 from controlplane.api.middleware import Edge, IdempotencyKeys
-from controlplane.api.routers import deployments, inference, models, operations, system, uploads, versions, work
+from controlplane.api.routers import (
+    deployments,
+    devices,
+    inference,
+    memory,
+    models,
+    operations,
+    system,
+    tunings,
+    uploads,
+    versions,
+    work,
+)
 from controlplane.api.schemas.operations import EventList
 from controlplane.api.schemas.problems import Problem
+from controlplane.reconciler.memory_view import LoadPlanView
 from controlplane.services.health import version
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -37,6 +50,8 @@ _TAGS = [
     {"name": "conversions", "description": "Conversion to ONNX or TorchScript, compared with the original."},
     {"name": "validations", "description": "Checks without publishing."},
     {"name": "deployments", "description": "What shall answer under a model's name, and what does."},
+    {"name": "memory", "description": "Who holds which memory, why, and what would happen if."},
+    {"name": "tunings", "description": "Finding the settings to run a model with."},
     {"name": "inference", "description": "Asking a deployed model through the control plane."},
     {"name": "operations", "description": "What takes longer than a request."},
     {"name": "events", "description": "What changed, and why."},
@@ -71,9 +86,12 @@ def create_application(metrics: Metrics, lifespan: Lifespan | None = None) -> Fa
         uploads.router,
         work.router,
         deployments.router,
+        tunings.router,
         inference.router,
         operations.router,
         system.router,
+        devices.router,
+        memory.router,
     ):
         v1.include_router(router)
     app.include_router(v1)
@@ -81,7 +99,7 @@ def create_application(metrics: Metrics, lifespan: Lifespan | None = None) -> Fa
 
     async def metrics_text() -> Response:
         """Return Prometheus metrics of the control plane itself; Triton has its own."""
-        return Response(metrics.text(), media_type=metrics_module.MEDIA_TYPE)
+        return Response(await metrics.text(), media_type=metrics_module.MEDIA_TYPE)
 
     app.add_api_route(
         "/metrics",
@@ -111,7 +129,7 @@ def _openapi(app: FastAPI) -> dict[str, object]:
             license_info=app.license_info,
         )
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (Problem, EventList):
+        for model in (Problem, EventList, LoadPlanView):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema

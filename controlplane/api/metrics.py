@@ -8,6 +8,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
+from controlplane.api.device_metrics import DeviceMetrics
+from controlplane.api.memory_metrics import MemoryMetrics
 from controlplane.domain.states import Phase, ServerState
 from controlplane.reconciler.loop import Reconciler
 from controlplane.services.facade import Services
@@ -94,15 +96,24 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = RequestMetrics(self.registry)
-        self._state: StateMetrics | None = None
+        self._watched: tuple[Collector, ...] = ()
+        self._services: Services | None = None
 
     def watch(self, services: Services, reconciler: Reconciler) -> None:
         """Tell of these services from now on."""
-        if self._state is not None:
-            self.registry.unregister(self._state)
-        self._state = StateMetrics(services, reconciler)
-        self.registry.register(self._state)
+        for collector in self._watched:
+            self.registry.unregister(collector)
+        self._services = services
+        self._watched = (
+            StateMetrics(services, reconciler),
+            DeviceMetrics(services.devices),
+            MemoryMetrics(services.memory),
+        )
+        for collector in self._watched:
+            self.registry.register(collector)
 
-    def text(self) -> bytes:
-        """Return everything in Prometheus' text format."""
+    async def text(self) -> bytes:
+        """Return everything in Prometheus' text format, the devices read anew."""
+        if self._services is not None:
+            await self._services.devices.all()
         return generate_latest(self.registry)

@@ -28,6 +28,7 @@ STATUS: Mapping[type[ControlPlaneError], int] = {
     errors.NotFoundError: 404,
     errors.IdempotencyMismatchError: 422,
     errors.ConflictError: 409,
+    errors.DeploymentFailedError: 502,
     errors.ConversionFailedError: 422,
     errors.StoreUnavailableError: 503,
     errors.CommitOutcomeUnknownError: 503,
@@ -37,6 +38,7 @@ STATUS: Mapping[type[ControlPlaneError], int] = {
     errors.TritonStartError: 503,
     errors.TritonTimeoutError: 504,
     errors.TritonError: 502,
+    errors.DeviceError: 503,
     errors.ControlPlaneError: 500,
 }
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -87,7 +87,12 @@ class Output:
                 table.add_row(name, _cell(value))
         self._print(table)
 
-    def _print(self, table: Table) -> None:
+    def show(self, picture: RenderableType) -> None:
+        """Print something drawn with rich; with ``-o json`` nothing."""
+        if not self.json_wanted:
+            self._print(picture)
+
+    def _print(self, table: RenderableType) -> None:
         with self._console.capture() as capture:
             self._console.print(table)
         # Cells are padded to their column; nobody wants that at the end of a line.

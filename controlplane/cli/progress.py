@@ -104,9 +104,18 @@ def follow(client: Client, operation: Operation, out: Output, *, timeout: float 
         WaitTimeoutError: It takes longer than ``timeout`` seconds; it goes on.
     """
     with Bar(out) as bar:
-        for state in _states(client, operation, timeout):
+        for state in states(client, operation, timeout):
             operation = state
             bar.show(state.progress)
+    return ended(operation)
+
+
+def ended(operation: Operation) -> Operation:
+    """Return an operation that succeeded.
+
+    Raises:
+        OperationFailedError: It ended otherwise; the message is the operation's own.
+    """
     if operation.state == "succeeded":
         return operation
     if operation.state == "cancelled":
@@ -119,7 +128,12 @@ def follow(client: Client, operation: Operation, out: Output, *, timeout: float 
     raise failure
 
 
-def _states(client: Client, operation: Operation, timeout: float | None) -> Iterator[Operation]:
+def states(client: Client, operation: Operation, timeout: float | None) -> Iterator[Operation]:
+    """Yield an operation's states as they come, up to its end.
+
+    Raises:
+        WaitTimeoutError: It takes longer than ``timeout`` seconds; it goes on.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
     path = f"/v1/operations/{operation.id}"
     broken = 0

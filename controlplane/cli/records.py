@@ -33,6 +33,7 @@ class Progress(Record):
     fraction: float | None = None
     bytes_done: int | None = None
     bytes_total: int | None = None
+    details: dict[str, Any] | None = None
 
 
 class Operation(Record):
@@ -100,6 +101,44 @@ class Upload(Record):
     files: tuple[UploadFile, ...] = ()
 
 
+class Footprint(Record):
+    """What a version needs on one device."""
+
+    device: str
+    bytes: int
+    error_bytes: int = 0
+    peak_bytes: int = 0
+    source: str = ""
+    held_bytes: int = 0
+
+
+class ModelMemory(Record):
+    """One deployed model on one server."""
+
+    model: str
+    version: int
+    mode: str
+    state: str
+    server: str = ""
+    priority: int = 0
+    why: str = ""
+    footprint: tuple[Footprint, ...] = ()
+    loaded_at: datetime | None = None
+    last_used_at: datetime | None = None
+    rate_per_second: float = 0.0
+    pending: int = 0
+    expires_at: datetime | None = None
+    held_until: datetime | None = None
+    load_seconds: float | None = None
+    loads: int = 0
+    evictions: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """What the ledger counts for it, over all devices."""
+        return sum(one.held_bytes for one in self.footprint)
+
+
 class Deployment(Record):
     """What shall answer under a model's name, and what does."""
 
@@ -111,3 +150,4 @@ class Deployment(Record):
     spec: DeploymentSpec
     status: DeploymentStatus | None = None
     operation_id: str | None = None
+    memory: tuple[ModelMemory, ...] = ()

@@ -8,9 +8,16 @@ from typing import Any
 from controlplane.cli.client import Client, segment
 from controlplane.cli.exits import ClientError, OperationFailedError, WaitTimeoutError
 from controlplane.cli.output import Output, span
-from controlplane.cli.progress import follow
+from controlplane.cli.progress import follow, waiting
 from controlplane.cli.records import Deployment, Operation
 from controlplane.domain.names import Reference
+from controlplane.domain.states import Phase
+
+_ACCEPTED = 202
+_LONGEST_WAIT_SECONDS = 600.0
+"""The API waits no longer for one request."""
+_SHORTEST_WAIT_SECONDS = 0.001
+"""0 would not wait at all, and not tell a failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,34 @@ def deploy_and_wait(client: Client, out: Output, reference: str, *, reason: str 
     show_ready(out, deployment, seconds)
 
 
+def load_and_wait(
+    client: Client, out: Output, model: str, *, reason: str, wait: bool, timeout: float | None
+) -> tuple[Deployment, float]:
+    """Ask for a model to be loaded; with ``wait``, until it answers. Returns the deployment and the seconds it took.
+
+    Raises:
+        ClientError: It cannot be loaded; the message has the figures.
+        WaitTimeoutError: It takes longer than ``timeout``; it goes on.
+    """
+    started = time.monotonic()
+    path, body = f"{deployment_path(model)}/load", {"reason": reason}
+    if not wait:
+        return client.read(Deployment, client.post(path, body)), time.monotonic() - started
+    with waiting(out, f"loading {model}"):
+        while True:
+            spent = time.monotonic() - started
+            left = _LONGEST_WAIT_SECONDS if timeout is None else min(timeout - spent, _LONGEST_WAIT_SECONDS)
+            seconds = max(left, _SHORTEST_WAIT_SECONDS)
+            response = client.call("POST", path, body=body, params={"wait": seconds}, read_seconds=seconds + 30)
+            deployment = client.read(Deployment, response.json())
+            spent = time.monotonic() - started
+            if response.status_code != _ACCEPTED:
+                return deployment, spent
+            if timeout is not None and spent >= timeout:
+                how = deployment.status.message if deployment.status else "not looked at yet"
+                raise WaitTimeoutError(f"{model} does not answer after {timeout:g} s: {how}; it goes on", model=model)
+
+
 def merged_settings(client: Client, model: str, given: dict[str, Any]) -> dict[str, Any] | None:
     """Lay the given settings over those of the present deployment; None when none are given."""
     if not given:
@@ -90,8 +125,6 @@ def wait_for(client: Client, out: Output, model: str, timeout: float) -> Deploym
         OperationFailedError: It settled otherwise.
         WaitTimeoutError: It did not settle in time.
     """
-    from controlplane.cli.progress import waiting
-
     deadline = time.monotonic() + timeout
     with waiting(out, f"waiting for {model}") as bar:
         while True:
@@ -119,6 +152,10 @@ def show_ready(out: Output, deployment: Deployment, seconds: float) -> None:
     """Say that a version answers, and where the time went."""
     status = deployment.status
     version = deployment.spec.version
+    if status is not None and status.phase is Phase.UNLOADED:
+        why = next((one.why for one in deployment.memory if one.state != "loaded"), "") or status.message
+        out.line(f"{deployment.model}:{version} is deployed and not loaded: {why}")
+        return
     stages: dict[str, float] = {}
     proof = None
     for server in status.servers if status else ():

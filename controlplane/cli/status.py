@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from controlplane.cli.memory import expiry, held, needs, state
 from controlplane.cli.output import Output, ago, pairs, size, span
 from controlplane.cli.records import Deployment
 
@@ -10,7 +11,20 @@ from controlplane.cli.records import Deployment
 def show_deployments(out: Output, deployments: Sequence[Deployment]) -> None:
     """Print one line for each deployment."""
     out.table(
-        ("model", "wanted", "phase", "answers", "loaded", "proof", "since", "message"),
+        (
+            "model",
+            "wanted",
+            "phase",
+            "answers",
+            "loaded",
+            "memory",
+            "mode",
+            "used",
+            "expires",
+            "proof",
+            "since",
+            "message",
+        ),
         ((*_summary(one), ago(one.at), _message(one)) for one in deployments),
         empty="nothing is deployed; deploy a version with `tritonctl deploy NAME --wait`",
     )
@@ -54,6 +68,25 @@ def show_deployment(out: Output, deployment: Deployment) -> None:
             for server in status.servers
         ),
     )
+    if deployment.memory:
+        out.line()
+        out.table(
+            ("server", "mode", "memory is", "holds", "needs", "last used", "expires", "last load", "why"),
+            (
+                (
+                    one.server,
+                    one.mode,
+                    state(one),
+                    held(one),
+                    needs(one),
+                    ago(one.last_used_at),
+                    expiry(one),
+                    span(one.load_seconds) if one.load_seconds else None,
+                    one.why,
+                )
+                for one in deployment.memory
+            ),
+        )
 
 
 def _summary(deployment: Deployment) -> tuple[object, ...]:
@@ -71,7 +104,22 @@ def _summary(deployment: Deployment) -> tuple[object, ...]:
         status.phase.value if status else "Pending",
         ", ".join(map(str, answers)),
         ", ".join(map(str, loaded)),
+        *_memory(deployment),
         _proof(proofs[0]) if proofs else None,
+    )
+
+
+def _memory(deployment: Deployment) -> tuple[object, ...]:
+    """Say how much it holds over all servers, when it is loaded, its newest use, and until when it stays."""
+    views = deployment.memory
+    held = sum(one.held_bytes for one in views)
+    uses = [one.last_used_at for one in views if one.last_used_at is not None]
+    first = next((one for one in views if one.held_until or one.expires_at), None)
+    return (
+        size(held) if held else None,
+        deployment.spec.settings.mode.value,
+        ago(max(uses)) if uses else None,
+        expiry(first) if first else None,
     )
 
 

@@ -14,6 +14,17 @@ class InstanceKind(StrEnum):
     GPU = "gpu"
 
 
+class Mode(StrEnum):
+    """When a deployment is loaded."""
+
+    PINNED = "pinned"
+    """Always; never evicted."""
+    RESIDENT = "resident"
+    """When there is room; may be evicted for something that is wanted more."""
+    ON_DEMAND = "on-demand"
+    """At its first use; leaves after `keep_alive_seconds` without use, or when room is needed."""
+
+
 class DynamicBatching(BaseModel):
     """Triton's dynamic batcher."""
 
@@ -48,6 +59,19 @@ class DeploymentSettings(BaseModel):
         ge=0,
         le=7 * 86_400,
         description="How long the previous version stays loaded beside the new one, for a rollback in milliseconds.",
+    )
+    mode: Mode = Field(
+        default=Mode.RESIDENT,
+        description="When it is loaded: pinned (always, never evicted), resident (when there is room) or on-demand "
+        "(at its first use).",
+    )
+    keep_alive_seconds: float | None = Field(
+        default=300.0,
+        ge=0,
+        description="How long an on-demand model stays loaded without use; null means for ever.",
+    )
+    priority: int = Field(
+        default=0, ge=-1000, le=1000, description="Higher goes first in the queue of loads and last in eviction."
     )
     parameters: dict[str, str] = Field(
         default_factory=dict, description="Backend parameters, as in `parameters` of config.pbtxt."

@@ -22,6 +22,9 @@ LATEST = "latest"
 CANDIDATE_SUFFIX = "~candidate"
 """Ends the Triton name under which a version is proved before it takes the model's own name."""
 
+TUNING_SUFFIX = "~tune"
+"""Ends the Triton name of the copy that settings are tried on; the reconciler leaves it alone."""
+
 
 def validate_model_name(name: str) -> str:
     """Return the name, or say why it cannot be a model's name.
@@ -95,6 +98,11 @@ def validate_file_path(path: str) -> str:
 def candidate_name(model: str) -> str:
     """Return the Triton name under which a new version of ``model`` is proved."""
     return model + CANDIDATE_SUFFIX
+
+
+def tuning_name(model: str) -> str:
+    """Return the Triton name of the copy that ``model``'s settings are tried on."""
+    return model + TUNING_SUFFIX
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class Outcome:
         error: Why it failed; None when it succeeded.
         mark: A proof's result; None where none was made.
         proof: The proof.
+        requests: How many requests that took.
     """
 
     action: Action
@@ -49,6 +50,7 @@ class Outcome:
     error: ControlPlaneError | None = None
     mark: Mark | None = None
     proof: Proof | None = None
+    requests: int = 0
 
 
 class Executor:
@@ -176,7 +178,7 @@ class Executor:
         if samples is None:
             samples = await asyncio.to_thread(self._wishes.samples, prepared)
         with _timed(outcome, "prove"):
-            outcome.mark, outcome.proof = await prove(
+            outcome.mark, outcome.proof, outcome.requests = await prove(
                 server.client,
                 candidate_name(model) if action.candidate else model,
                 prepared,

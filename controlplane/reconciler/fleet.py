@@ -10,6 +10,7 @@ from datetime import datetime
 from controlplane.domain.states import DeploymentStatus, ServerState, ServerStatus
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.status import Trouble
+from controlplane.reconciler.steward import Steward
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.watching import Sight
 
@@ -20,6 +21,7 @@ class KnownServer:
 
     Attributes:
         managed: The server.
+        steward: Who looks after its memory.
         sight: The newest look at it.
         observed_at: When that was (UTC).
         looking: The look that is going on.
@@ -28,10 +30,12 @@ class KnownServer:
         waits: Looks in a row that found Triton still busy.
         cleaned: Whether the leftovers of a crash were removed since this process leads; nothing is staged before.
         cleaning: The task that does that.
+        gauging: The measurement that is going on.
         units: By model.
     """
 
     managed: ManagedServer
+    steward: Steward
     sight: Sight = field(default_factory=lambda: Sight(ServerState.STARTING, "not looked at yet"))
     observed_at: datetime | None = None
     looking: "asyncio.Task[None] | None" = None
@@ -40,6 +44,7 @@ class KnownServer:
     waits: int = 0
     cleaned: bool = False
     cleaning: "asyncio.Task[None] | None" = None
+    gauging: "asyncio.Task[None] | None" = None
     units: dict[str, Unit] = field(default_factory=dict)
 
     @property

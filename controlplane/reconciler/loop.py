@@ -11,34 +11,45 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from controlplane.domain.deployment import DeploymentSettings
+from controlplane.domain.names import Reference
 from controlplane.domain.states import DeploymentStatus, Event, Phase, ServerState, ServerStatus
-from controlplane.errors import ControlPlaneError
-from controlplane.reconciler.actions import Action, Prove, Wait
+from controlplane.errors import ConflictError, ControlPlaneError, NotFoundError
+from controlplane.memory.ledger import size_text
+from controlplane.reconciler.actions import Action, Load, Prove, Unload, Wait
 from controlplane.reconciler.events import EventLog
 from controlplane.reconciler.executor import Executor, Outcome
 from controlplane.reconciler.fleet import KnownServer, report
+from controlplane.reconciler.gauging import Reading, differences, gauge
+from controlplane.reconciler.holding import Holds
 from controlplane.reconciler.lease import Lease
+from controlplane.reconciler.memory_view import LoadPlanView, ServerMemory, WhyView
 from controlplane.reconciler.planner import choose_goal, plan
 from controlplane.reconciler.reading import Reader
 from controlplane.reconciler.record import Backoff
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.status import Doing, overall
+from controlplane.reconciler.steward import Measurement, Steward
+from controlplane.reconciler.telling import Occupant, plan_for, server_memory, server_why
 from controlplane.reconciler.types import DesiredModel, Mark
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.watching import Sight, look
-from controlplane.reconciler.wishes import Wish, Wishes
+from controlplane.reconciler.wishes import Prepared, Wish, Wishes
+from controlplane.registry.leases import ModelLease
 from controlplane.registry.registry import Registry
-from controlplane.settings import ReconcilerSettings
+from controlplane.settings import MemorySettings, ReconcilerSettings
 
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.05
 _WAIT_GROWTH = 1.15
 """Time until the next look while Triton is finishing something; it grows up to the interval between cycles."""
+_DEMAND_LEASE_SECONDS = 60.0
+"""A replica that does not lead passes a demand on by a client lease of this length."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,31 @@ class _Done:
     server: KnownServer
     unit: Unit
     outcome: Outcome
+    reading: Reading | None = None
+    grown: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Gauged:
+    server: KnownServer
+    began: int
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class _Demanded:
+    model: str
+    taken: "asyncio.Future[None]"
+
+
+@dataclass(frozen=True)
+class _Held:
+    pass
+
+
+@dataclass(frozen=True)
+class _Poll:
+    pass
 
 
 @dataclass(frozen=True)
@@ -81,7 +117,7 @@ class _Tick:
     pass
 
 
-_Message = _Woken | _Wished | _Seen | _Done | _Cleaned | _LeaseChanged | _Tick
+_Message = _Woken | _Wished | _Seen | _Done | _Gauged | _Demanded | _Held | _Cleaned | _LeaseChanged | _Tick | _Poll
 
 
 def _utc_now() -> datetime:
@@ -97,6 +133,7 @@ class Reconciler:
         registry: The bucket.
         servers: The Triton servers. Every deployment runs on all of them.
         settings: Intervals and back-off.
+        memory: What models may use of the servers' memory, and who makes room for whom.
         clock: Gives the time (UTC).
     """
 
@@ -106,6 +143,7 @@ class Reconciler:
         servers: Sequence[ManagedServer],
         settings: ReconcilerSettings,
         *,
+        memory: MemorySettings | None = None,
         clock: Callable[[], datetime] = _utc_now,
     ) -> None:
         self._settings = settings
@@ -128,7 +166,13 @@ class Reconciler:
             hand_over=lambda wishes: self._post(_Wished(wishes)),
             may_follow=lambda: self._lease.held,
         )
-        self._servers = {server.name: KnownServer(server) for server in servers}
+        self._holds = Holds(registry.leases, on_read=lambda: self._post(_Held()), may_sweep=lambda: self._lease.held)
+        self._registry = registry
+        self._memory = memory or MemorySettings()
+        self._servers = {
+            server.name: KnownServer(server, Steward.of(server, self._memory, registry.footprints))
+            for server in servers
+        }
         self._current: dict[str, Wish] = {}
         self._inbox: asyncio.Queue[_Message] = asyncio.Queue()
         self._events = EventLog(clock)
@@ -147,6 +191,7 @@ class Reconciler:
         await self._lease.start()
         self._owner = asyncio.create_task(self._own(), name="reconciler")
         self._post(_Tick())
+        self._post(_Poll())
 
     async def stop(self) -> None:
         """Stop acting. What Triton was told already, it goes on doing; the next start looks at what became of it."""
@@ -155,6 +200,7 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._reader.stop()
+        await self._holds.stop()
         for server in self._servers.values():
             if server.later:
                 server.later.cancel()
@@ -236,6 +282,102 @@ class Reconciler:
                     continue
             return status or DeploymentStatus(revision=revision, phase=Phase.PENDING, message="not looked at yet")
 
+    def memory(self) -> tuple[ServerMemory, ...]:
+        """Return the ledgers, by server. No I/O."""
+        now = self._clock()
+        return tuple(server_memory(server.steward, self._occupants(server), now) for server in self._servers.values())
+
+    def why(self, model: str) -> WhyView | None:
+        """Return why a model is where it is; None where no deployment of it is known. No I/O."""
+        wish = self._current.get(model)
+        if wish is None:
+            return None
+        now = self._clock()
+        servers = [server_why(server.steward, self._occupant(server, wish), now) for server in self._servers.values()]
+        return WhyView(model=model, servers=tuple(servers))
+
+    def demand(self, model: str) -> None:
+        """Say that somebody wants to use a model now: it is loaded, and its keep-alive starts anew.
+
+        Any number of calls share one load. `status` and `wait_loaded` say how it goes.
+
+        Raises:
+            NotFoundError: It is not deployed.
+            ConflictError: Its deployment says unloaded.
+        """
+        self._demand(model)
+
+    async def wait_loaded(
+        self,
+        model: str,
+        timeout: float,  # noqa: ASYNC109 - a long poll
+    ) -> DeploymentStatus:
+        """Demand a model and wait until it is Ready, Degraded or Failed, at most ``timeout`` seconds.
+
+        On a replica that does not lead, a short client lease passes the demand on to the one that does.
+
+        Returns:
+            The status by then; where ``phase.settled`` is false, the time was up.
+
+        Raises:
+            NotFoundError: It is not deployed.
+            ConflictError: Its deployment says unloaded.
+            StoreError: This replica does not lead, and the store failed.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        await self._demand(model)
+        if not self.leading:
+            seconds = max(min(timeout, _DEMAND_LEASE_SECONDS), 1.0)
+            await asyncio.to_thread(self._registry.leases.acquire, model, seconds=seconds, holder="load")
+        while True:
+            status = self.status(model)
+            if status is not None and status.phase.settled and not self._awaited(model, status):
+                return status
+            changed, left = self._changed, deadline - loop.time()
+            if left <= 0:
+                return status or DeploymentStatus(revision=0, phase=Phase.PENDING, message="not looked at yet")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), left)
+
+    def lease_changed(self, lease: ModelLease) -> None:
+        """Take in a client lease that was just taken, renewed or given back, before the bucket is read again."""
+        self._holds.tell(lease)
+        self._post(_Held())
+
+    async def plan_load(
+        self, model: str, version: int | None = None, settings: DeploymentSettings | None = None
+    ) -> LoadPlanView:
+        """Say what loading a version would do. Changes nothing.
+
+        Args:
+            model: The model; it need not be deployed.
+            version: The version; None takes the deployed one, or the newest.
+            settings: How it would be run; None takes the deployment's.
+
+        Raises:
+            NotFoundError: No such model or version.
+            InvalidInputError: It cannot be run so.
+        """
+        wish = self._current.get(model)
+        spec = wish.revision.spec if wish and not wish.revision.spec.deleted else None
+        wanted = settings or (spec.settings if spec else DeploymentSettings())
+
+        def prepare() -> tuple[Prepared, int]:
+            number = version or (spec.version if spec else self._registry.resolve(Reference(model)).number)
+            prepared = self._wishes.prepare(model, number, wanted)
+            missing = {file.sha256: file.size_bytes for file in prepared.manifest.files}
+            path_of = self._registry.cache.path_of
+            return prepared, sum(size for digest, size in missing.items() if not path_of(digest).exists())
+
+        prepared, fetch_bytes = await asyncio.to_thread(prepare)
+        now = self._clock()
+        plans = []
+        for server in self._servers.values():
+            facts = server.units[model].facts if model in server.units else None
+            plans.append(plan_for(server.steward, prepared, model, facts, fetch_bytes, now))
+        return LoadPlanView(model=model, version=prepared.target.version, servers=tuple(plans))
+
     @property
     def cycle_report(self) -> str:
         """What the loop is about, in one sentence."""
@@ -262,6 +404,7 @@ class Reconciler:
             self._step += 1
             try:
                 self._handle(message)
+                self._arrange_all()
             except Exception:
                 # The loop's edge: one model's surprise must not stop the others.
                 logger.exception("the reconciler stumbled over %s", type(message).__name__)
@@ -273,12 +416,19 @@ class Reconciler:
             case _Woken(model=model):
                 self._woken(model)
             case _Wished(wishes=wishes):
-                for wish in wishes.values():
-                    self._adopt(wish)
+                self._adopt(*wishes.values())
             case _Seen(server=server, began=began, sight=sight):
                 self._seen(server, began, sight)
-            case _Done(server=server, unit=unit, outcome=outcome):
-                self._done(server, unit, outcome)
+            case _Done(server=server):
+                self._done(server, message)
+            case _Gauged(server=server, began=began, reading=reading):
+                self._gauged(server, began, reading)
+            case _Demanded(model=model, taken=taken):
+                self._demanded(model)
+                if not taken.done():
+                    taken.set_result(None)
+            case _Held():
+                pass  # what follows from it is arranged after every message
             case _Cleaned(server=server, done=done):
                 server.cleaning, server.cleaned = None, done
                 self._drive_all(server)
@@ -286,11 +436,14 @@ class Reconciler:
                 self._lease_changed(held)
             case _Tick():
                 self._tick()
+            case _Poll():
+                self._poll()
 
     def _tick(self) -> None:
         assert self._loop is not None
         self._loop.call_later(self._settings.interval_seconds, self._post, _Tick())
         self._reader.read(None)
+        self._holds.read()
         for server in self._servers.values():
             self._clean(server)
             self._look(server)
@@ -300,6 +453,12 @@ class Reconciler:
             self._report = sentence
             logger.info("%s", sentence)
 
+    def _poll(self) -> None:
+        assert self._loop is not None
+        self._loop.call_later(self._memory.poll_interval_seconds, self._post, _Poll())
+        for server in self._servers.values():
+            self._gauge(server)
+
     def _woken(self, model: str | None) -> None:
         wish = self._wishes.quick(model) if model is not None else None
         known = self._current.get(model) if model is not None else None
@@ -308,10 +467,18 @@ class Reconciler:
         else:
             self._reader.read(model)  # an alias may have moved, or something is not in memory
 
-    def _adopt(self, wish: Wish) -> None:
+    def _adopt(self, *wishes: Wish) -> None:
+        adopted = [wish.model for wish in wishes if self._take_in(wish)]
+        for server in self._servers.values() if adopted else ():
+            self._judge(server)
+            for model in adopted:
+                self._drive(server, server.unit(model))
+
+    def _take_in(self, wish: Wish) -> bool:
+        """Want what a revision wants, unless that or something newer is wanted already."""
         known = self._current.get(wish.model)
         if known is not None and wish.revision.number <= known.revision.number:
-            return
+            return False
         self._current[wish.model] = wish
         if known is not None or not wish.revision.spec.deleted:
             self._events.add("Normal", "RevisionSeen", wish.model, wish.sentence)
@@ -319,11 +486,14 @@ class Reconciler:
         for server in self._servers.values():
             unit = server.unit(wish.model)
             unit.adopt(wish, now, self._backoff)
+            server.steward.adopt(wish.model)
             if unit.facts is None and unit.task is None and server.trouble is None:
                 unit.facts = server.sight.facts(wish.model)
                 if unit.facts is None:
                     self._look(server)
-            self._drive(server, unit)
+                else:
+                    server.steward.see(wish.model, unit.facts, self._step, now)
+        return True
 
     def _seen(self, server: KnownServer, began: int, sight: Sight) -> None:
         server.looking = None
@@ -335,6 +505,9 @@ class Reconciler:
         if not well or sight.generation != before.generation:
             for unit in server.units.values():
                 unit.lost()
+            server.steward.lost(restarted=sight.generation != before.generation)
+        if well and not server.steward.accounts.known:
+            self._gauge(server)
         if well:
             for model in self._current:
                 unit = server.unit(model)
@@ -343,21 +516,33 @@ class Reconciler:
                     facts = sight.facts(model) if unit.changed <= began else None
                     if facts is not None:
                         unit.see(facts)
+                        server.steward.see(model, facts, self._step, self._clock())
                     elif unit.facts is None:
                         server.look_again = True
+        self._judge(server)
         self._drive_all(server)
         if server.look_again:
             server.look_again = False
             self._look(server)
 
-    def _done(self, server: KnownServer, unit: Unit, outcome: Outcome) -> None:
+    def _done(self, server: KnownServer, done: _Done) -> None:
+        unit, outcome, now = done.unit, done.outcome, self._clock()
         unit.task = unit.doing = None
         unit.changed = self._step
         if isinstance(outcome.action, Prove):
             unit.proved_at = time.monotonic()
-        unit.settle(outcome, now=self._clock(), backoff=self._backoff, events=self._events)
+        wish = self._current.get(unit.model)
+        reading = done.reading if done.reading and done.reading.generation == server.sight.generation else None
+        self._keep(server, server.steward.ended(wish, unit, outcome, reading, done.grown, self._step, now))
+        if server.steward.out_of_memory(wish, unit, outcome):
+            unit.facts = None
+            message = f"on {unit.server}: {outcome.error}; its footprint is corrected, and others make room"
+            self._events.add("Warning", "OutOfMemory", unit.model, message)
+        else:
+            unit.settle(outcome, now=now, backoff=self._backoff, events=self._events)
         if unit.facts is None:
             self._look(server)
+        self._judge(server)
         self._drive(server, unit)
 
     def _drive_all(self, server: KnownServer) -> None:
@@ -372,14 +557,30 @@ class Reconciler:
         if wish is None or unit.task is not None:
             return
         unit.doing = None
-        if server.trouble is None and unit.facts is not None:
+        asked = False
+        if server.trouble is None and unit.facts is not None and server.steward.accounts.known:
             action = self._next_action(self._desired(server, wish), unit)
             if isinstance(action, Wait):
                 unit.doing = Doing(action)
                 self._look_later(server)
             elif action is not None and self._may(server, action):
-                self._begin(server, unit, wish, action)
+                asked = not self._begin_or_ask(server, unit, wish, action)
+        if not asked and unit.task is None:
+            server.steward.queue.withdraw(unit.model)
+        failure = unit.record.failures.get(wish.wanted)
+        if failure is not None and failure.blocks(self._clock()):
+            server.steward.failed(unit.model, failure.message)
         unit.announce(self._desired(server, wish), server.trouble, self._clock(), self._events)
+
+    def _begin_or_ask(self, server: KnownServer, unit: Unit, wish: Wish, action: Action) -> bool:
+        """Begin an action; one that needs memory only with a reservation, else it is put into the queue."""
+        need = server.steward.queue.needs(wish, unit, action) if isinstance(action, Load) else None
+        if need is None or server.steward.queue.granted(unit.model, need):
+            self._begin(server, unit, wish, action)
+            return True
+        request = server.steward.queue.ask(unit.model, need, self._clock())
+        unit.doing = Doing(Wait(f"waits for memory: {request.why}"), Phase.PENDING)
+        return False
 
     def _next_action(self, desired: DesiredModel, unit: Unit) -> Action | None:
         assert unit.facts is not None
@@ -408,9 +609,18 @@ class Reconciler:
             if unit.doing is not None and unit.doing.action is action:
                 unit.doing = Doing(action, phase)
 
+        managed = server.managed
+        loads = isinstance(action, Load) and server.steward.tenant(unit.model).request is not None
+        proves = isinstance(action, Prove) and unit.record.marks.get(action.target.version) is not Mark.PASSED
+        server.steward.began(unit, action, self._clock())
+
         async def act() -> None:
-            outcome = await self._executor.run(server.managed, unit.model, action, prepared, progress)
-            self._post(_Done(server, unit, outcome))
+            before = await gauge(managed, counters=False) if loads and managed.devices else None
+            outcome = await self._executor.run(managed, unit.model, action, prepared, progress)
+            after = None
+            if managed.devices and (loads or proves or isinstance(action, Unload)):
+                after = await gauge(managed, counters=False)
+            self._post(_Done(server, unit, outcome, after, differences(before, after)))
 
         logger.debug("%s on %s: %s", unit.model, unit.server, action)
         unit.task = self._spawn(act(), f"{type(action).__name__} {unit.model}")
@@ -425,6 +635,121 @@ class Reconciler:
             self._events.add("Warning", "Following", "reconciler", f"{self._lease.leader} leads; this one observes")
             for server in self._servers.values():
                 server.cleaned = False
+
+    # Memory
+
+    def _arrange_all(self) -> None:
+        """Give out memory, now that something may have changed."""
+        now = self._clock()
+        held = self._holds.until(now)
+        for server in self._servers.values():
+            server.steward.hold({model: end for model, end in held.items() if model in self._current}, now)
+            for model in self._judge(server):
+                self._drive(server, server.unit(model))
+            if server.trouble is None and self._lease.held:
+                self._arrange(server, now)
+
+    def _arrange(self, server: KnownServer, now: datetime) -> None:
+        moves = server.steward.queue.arrange(server.units, now)
+        for model, why in moves.refused:
+            self._refused(server, server.unit(model), why, now)
+        for record in moves.evicted:
+            self._events.add("Normal", "Evicted", record.victim, f"from {server.name}: {record.why}")
+            self._drive(server, server.unit(record.victim))
+        for model in moves.go:
+            unit = server.unit(model)
+            self._drive(server, unit)
+            if unit.task is None:
+                server.steward.queue.withdraw(model)  # it wants something else by now
+        for model in moves.waiting:
+            unit, request = server.unit(model), server.steward.tenant(model).request
+            if unit.task is None and request is not None:
+                unit.doing = Doing(Wait(f"waits for memory: {request.why}"), Phase.PENDING)
+
+    def _refused(self, server: KnownServer, unit: Unit, why: str, now: datetime) -> None:
+        wish = self._current.get(unit.model)
+        if wish is not None:
+            unit.record = unit.record.after_failure(wish.wanted, why, final=False, now=now, backoff=self._backoff)
+            self._events.add("Warning", "LoadRefused", unit.model, f"on {unit.server}: {why}")
+            self._judge(server)
+            self._drive(server, unit)
+
+    def _judge(self, server: KnownServer) -> list[str]:
+        """Ask the steward which models shall be loaded; return those for which that changed."""
+        pairs = [(wish, server.unit(model)) for model, wish in self._current.items()]
+        return server.steward.judge(pairs, self._clock())
+
+    def _demand(self, model: str) -> "asyncio.Future[None]":
+        wish = self._current.get(model)
+        if wish is None or wish.revision.spec.deleted:
+            raise NotFoundError(f"{model} is not deployed; deploy it first", model=model)
+        if not wish.revision.spec.loaded:
+            raise ConflictError(f"the deployment of {model} says unloaded; deploy it again to load it", model=model)
+        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._post(_Demanded(model, taken))
+        return taken
+
+    def _demanded(self, model: str) -> None:
+        wish = self._current.get(model)
+        if wish is None:
+            return
+        for server in self._servers.values():
+            unit = server.unit(model)
+            server.steward.demand(model, self._clock())
+            waits = server.steward.tenant(model).demanded_at is not None
+            if waits and unit.task is None and not wish.problem:
+                unit.record = unit.record.wanted_anew(wish.wanted)
+            self._judge(server)
+            self._drive(server, unit)
+
+    def _awaited(self, model: str, status: DeploymentStatus) -> bool:
+        """Whether a demand for a model that is not loaded is still at work somewhere."""
+        if status.phase is not Phase.UNLOADED:
+            return False
+        wish = self._current.get(model)
+        if wish is None or wish.revision.spec.deleted or not wish.revision.spec.loaded:
+            return False
+        return not self.leading or any(
+            server.steward.tenant(model).demanded_at is not None for server in self._servers.values()
+        )
+
+    def _gauged(self, server: KnownServer, began: int, reading: Reading) -> None:
+        server.gauging = None
+        steward = server.steward
+        if server.trouble is not None or reading.generation != server.sight.generation:
+            return
+        proving = [unit.model for unit in server.units.values() if unit.doing and isinstance(unit.doing.action, Prove)]
+        self._keep(server, steward.take(reading, proving, began, self._clock()))
+        for device, size in steward.unaccounted():
+            self._events.add(
+                "Warning",
+                "UnaccountedMemory",
+                server.name,
+                f"nobody accounts for {size_text(size)} in use on {device}; they count against its budget",
+            )
+
+    def _keep(self, server: KnownServer, measurements: list[Measurement]) -> None:
+        """Keep measured footprints with their versions in the bucket."""
+        if not measurements or not self._lease.held:
+            return
+
+        def put() -> None:
+            for one in measurements:
+                self._registry.footprints.put(one.key, one.measured, actor=f"reconciler on {server.name}")
+
+        async def run() -> None:
+            try:
+                await asyncio.to_thread(put)
+            except ControlPlaneError as error:
+                logger.warning("a measured footprint cannot be kept: %s", error)
+
+        self._spawn(run(), "keep footprints")
+
+    def _occupant(self, server: KnownServer, wish: Wish) -> Occupant:
+        return Occupant(wish, server.unit(wish.model), server.trouble.message if server.trouble else "")
+
+    def _occupants(self, server: KnownServer) -> list[Occupant]:
+        return [self._occupant(server, wish) for wish in self._current.values()]
 
     # What takes time
 
@@ -468,6 +793,16 @@ class Reconciler:
 
         server.looking = self._spawn(seen(), f"look at {server.name}")
 
+    def _gauge(self, server: KnownServer) -> None:
+        if server.gauging is not None:
+            return
+        began, counters = self._step, server.trouble is None
+
+        async def gauged() -> None:
+            self._post(_Gauged(server, began, await gauge(server.managed, counters=counters)))
+
+        server.gauging = self._spawn(gauged(), f"gauge {server.name}")
+
     def _look_later(self, server: KnownServer) -> None:
         assert self._loop is not None
         if server.later is None:
@@ -481,4 +816,9 @@ class Reconciler:
             server.later = self._loop.call_later(pause, now)
 
     def _desired(self, server: KnownServer, wish: Wish) -> DesiredModel:
-        return wish.desired(server.unit(wish.model).record.good)
+        desired = wish.desired(server.unit(wish.model).record.good)
+        verdict = server.steward.desired(wish.model)
+        if not desired.loaded or verdict is None or verdict.loaded:
+            return desired
+        refused = server.steward.tenant(wish.model).refused
+        return replace(desired, loaded=False, why=refused or verdict.why, refused=bool(refused))

@@ -26,7 +26,7 @@ async def prove(
     samples: tuple[Sample, ...],
     *,
     timeout_seconds: float,
-) -> tuple[Mark, Proof]:
+) -> tuple[Mark, Proof, int]:
     """Ask a loaded version every golden sample, by its number.
 
     A version without golden samples has nothing to be compared with: it passes when Triton says it is ready and its
@@ -38,6 +38,9 @@ async def prove(
         prepared: The version.
         samples: Its golden samples.
         timeout_seconds: Deadline of each inference.
+
+    Returns:
+        The verdict, the proof, and how many requests were made for it.
 
     Raises:
         TritonUnavailableError: The server is not there; that says nothing about the version.
@@ -59,7 +62,7 @@ async def prove(
             except (InferenceError, TritonTimeoutError) as error:
                 mark = Mark.LATE if isinstance(error, TritonTimeoutError) else Mark.BROKEN
                 message = f"golden sample {number} was not answered: {error}"
-                return mark, _proof(version, False, spent, requests, number, comparisons, message)
+                return mark, _proof(version, False, spent, requests, number, comparisons, message), requests + 1
             spent, requests = spent + time.monotonic() - began, requests + 1
             parts.append(outputs)
         comparisons.extend(compare(_joined(parts), sample.outputs, tolerances))
@@ -67,7 +70,7 @@ async def prove(
     wrong = [comparison.reason for comparison in joined if not comparison.agrees]
     message = f"Triton's answer is not the recorded one: {'; '.join(wrong)}" if wrong else ""
     proof = _proof(version, not wrong, spent, requests, len(samples), list(joined), message)
-    return (Mark.WRONG if wrong else Mark.PASSED), proof
+    return (Mark.WRONG if wrong else Mark.PASSED), proof, requests
 
 
 async def _ask(
@@ -86,29 +89,30 @@ async def _ask(
 
 async def _smoke(
     client: TritonClient, triton_name: str, prepared: Prepared, timeout_seconds: float
-) -> tuple[Mark, Proof]:
+) -> tuple[Mark, Proof, int]:
     version = prepared.target.version
     if not await client.ready(triton_name, version):
-        return Mark.BROKEN, _proof(version, False, 0.0, 0, 0, [], f"Triton says that version {version} is not ready")
+        message = f"Triton says that version {version} is not ready"
+        return Mark.BROKEN, _proof(version, False, 0.0, 0, 0, [], message), 0
     note = "no golden samples: proved only that it is ready"
     signature = prepared.manifest.signature
     if signature is None:
-        return Mark.PASSED, _proof(version, True, 0.0, 0, 0, [], note)
+        return Mark.PASSED, _proof(version, True, 0.0, 0, 0, [], note), 0
     began = time.monotonic()
     try:
         await client.infer(
             triton_name, _generated(signature), version=version, timeout=timeout_seconds, config=prepared.config
         )
     except TritonTimeoutError as error:
-        return Mark.LATE, _proof(version, False, 0.0, 0, 0, [], f"a generated request was not answered: {error}")
+        return Mark.LATE, _proof(version, False, 0.0, 0, 0, [], f"a generated request was not answered: {error}"), 1
     except InferenceError as error:
         if _DEAD in error.message:
-            return Mark.BROKEN, _proof(version, False, 0.0, 0, 0, [], f"a generated request failed: {error}")
+            return Mark.BROKEN, _proof(version, False, 0.0, 0, 0, [], f"a generated request failed: {error}"), 1
         # Zeros need not be a valid input; a model that says so is alive.
         note += f" (a generated request was refused: {error})"
     else:
         note += " and answers a generated request"
-    return Mark.PASSED, _proof(version, True, time.monotonic() - began, 1, 0, [], note)
+    return Mark.PASSED, _proof(version, True, time.monotonic() - began, 1, 0, [], note), 1
 
 
 def _proof(

@@ -1,7 +1,9 @@
 """A Triton server as the reconciler works with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from controlplane.gpu.base import DeviceSource
+from controlplane.gpu.budgets import BudgetRules
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded.server import EmbeddedTriton
 from controlplane.triton.repository import ModelRepository
@@ -18,6 +20,8 @@ class ManagedServer:
         embedded: The supervisor, where this process started the server.
         http_url: URL of its HTTP service, for display.
         metrics_url: URL of its metrics, for display.
+        devices: What tells of its devices' memory; None: nobody does.
+        budgets: How much of each of them models may use.
     """
 
     name: str
@@ -26,3 +30,5 @@ class ManagedServer:
     embedded: EmbeddedTriton | None = None
     http_url: str = ""
     metrics_url: str = ""
+    devices: DeviceSource | None = None
+    budgets: BudgetRules = field(default_factory=BudgetRules)

@@ -95,7 +95,9 @@ def _phase(view: View, now: datetime) -> tuple[Phase, str]:
         return Phase.PENDING, view.trouble.message
     if not desired.loaded:
         if observed.loaded or observed.candidate is not None or observed.leaving:
-            return Phase.UNLOADING, "it is being unloaded"
+            return Phase.UNLOADING, f"it is being unloaded: {desired.why}" if desired.why else "it is being unloaded"
+        if desired.why:
+            return (Phase.FAILED if desired.refused else Phase.UNLOADED), desired.why
         return Phase.UNLOADED, "it was undeployed" if desired.deleted else "it is not loaded, as was asked for"
     wanted = desired.targets[0]
     answers = observed.answering == wanted.version and observed.digest == wanted.digest
@@ -157,7 +159,7 @@ def _doing(doing: Doing, observed: ObservedModel) -> tuple[Phase, str]:
         case CleanUp():
             return Phase.LOADING, "removing folders that nothing needs"
         case Wait(because=because):
-            return Phase.LOADING, f"waiting: {because}"
+            return doing.phase or Phase.LOADING, because if doing.phase else f"waiting: {because}"
 
 
 def _loading(load: Load, observed: ObservedModel) -> str:

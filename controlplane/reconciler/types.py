@@ -71,6 +71,8 @@ class DesiredModel:
         history: Versions the deployment had, newest first, the wanted one left out; the first that is still loaded is
             the one kept in the bake window.
         bake_seconds: How long the version before stays loaded.
+        why: Why it shall not be loaded although the deployment would have it; empty where it is the deployment's word.
+        refused: Whether that is because it cannot be.
     """
 
     model: str
@@ -81,6 +83,8 @@ class DesiredModel:
     targets: tuple[Target, ...] = ()
     history: tuple[int, ...] = ()
     bake_seconds: float = 0.0
+    why: str = ""
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

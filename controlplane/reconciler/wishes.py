@@ -179,6 +179,15 @@ class Wishes:
         except (CommitConflictError, NotFoundError):
             return None  # somebody changed the deployment or the version; the next look sees it
 
+    def prepare(self, model: str, version: int, settings: DeploymentSettings) -> Prepared:
+        """Make a version ready that need not be deployed; blocks.
+
+        Raises:
+            NotFoundError: No such model or version.
+            InvalidInputError: It cannot be run so.
+        """
+        return self._prepare(model, version, settings)
+
     def samples(self, prepared: Prepared) -> tuple[Sample, ...]:
         """Return a target's golden samples; blocks where they are not kept."""
         return self._registry.samples(prepared.manifest) if prepared.samples is None else prepared.samples
@@ -229,6 +238,7 @@ class Wishes:
             )
         layout(manifest)  # says early what staging would say
         samples = self._registry.samples(manifest)
+        self._registry.footprints.load(model, version)
         config = build_config(model, manifest, settings, [version], samples=samples)
         digest = str(config["parameters"][DIGEST_PARAMETER]["string_value"])
         size = sum(array.nbytes for sample in samples for array in (*sample.inputs.values(), *sample.outputs.values()))
@@ -265,4 +275,4 @@ def _runs(chain: Sequence[DeploymentRevision]) -> list[DeploymentRevision]:
 
 
 def _run_key(settings: DeploymentSettings) -> str:
-    return settings.model_dump_json(exclude={"bake_seconds"})
+    return settings.model_dump_json(exclude={"bake_seconds", "mode", "keep_alive_seconds", "priority"})

@@ -19,7 +19,9 @@ from controlplane.registry.blobs import Blobs
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.chain import Revision
 from controlplane.registry.deployments import Deployments
+from controlplane.registry.footprints import Footprints
 from controlplane.registry.gc import Collector, GcReport
+from controlplane.registry.leases import ModelLeases
 from controlplane.registry.models import Models
 from controlplane.registry.publish import Publisher
 from controlplane.registry.versions import Versions
@@ -35,6 +37,8 @@ class Registry:
         cache: The local blob cache.
         blobs: The blobs in the bucket.
         deployments: The desired states.
+        footprints: Measured footprints of versions.
+        leases: Client leases on models.
     """
 
     def __init__(self, store: ObjectStore, cache: BlobCache, *, head_max_age_seconds: float, gc: GcSettings) -> None:
@@ -44,6 +48,8 @@ class Registry:
         self._models = Models(store, head_max_age_seconds=head_max_age_seconds)
         self.deployments = Deployments(store, self._models, head_max_age_seconds=head_max_age_seconds)
         self._versions = Versions(store, self._models, self.blobs, self.deployments)
+        self.footprints = Footprints(store)
+        self.leases = ModelLeases(store)
         self._publisher = Publisher(store, self._models, self.blobs)
         self._collector = Collector(store, self.blobs, self._models, self._versions, self.deployments, gc)
 

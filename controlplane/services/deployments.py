@@ -9,11 +9,13 @@ from itertools import chain
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import Reference, validate_model_name
 from controlplane.domain.rollback import pinned, rollback_revision
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import CommitConflictError, InvalidInputError, NotFoundError
 from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.memory_view import ModelMemoryView
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
 from controlplane.services.faults import Fault
@@ -24,6 +26,12 @@ _COMMIT_TRIES = 8
 _LOOK_SECONDS = 0.1
 """How often a wait looks for what is not settled; what is settled ends it at once."""
 _ROLLBACK_SEARCHES = 1000
+
+
+class DeploymentMemory(ModelMemoryView):
+    """The memory of a deployed model on one server: how much, since when, until when, and why."""
+
+    server: str = Field(description="The Triton server.")
 
 
 class Deployment(BaseModel):
@@ -40,6 +48,9 @@ class Deployment(BaseModel):
     status: DeploymentStatus | None = Field(
         default=None, description="What is there, as this replica last saw it; null before its first look."
     )
+    memory: tuple[DeploymentMemory, ...] = Field(
+        default=(), description="By server: mode, state, footprint, last use, expiry, and why; of this replica's look."
+    )
     operation_id: str = Field(description="The operation that follows this revision until it is settled.")
 
 
@@ -55,7 +66,11 @@ class Deployments:
         """Return the deployments by model."""
         revisions = await asyncio.to_thread(self._chains.list)
         chosen = sorted((r for r in revisions if r.spec.model > after), key=lambda r: r.spec.model)
-        return [self._describe(revision) for revision in chosen[:limit]]
+        memory: dict[str, list[DeploymentMemory]] = {}
+        for server in self._reconciler.memory():
+            for view in server.models:
+                memory.setdefault(view.model, []).append(_memory(server.server, view))
+        return [self._describe(one, tuple(memory.get(one.spec.model, ()))) for one in chosen[:limit]]
 
     async def get(self, model: str) -> Deployment:
         """Return a model's deployment.
@@ -63,16 +78,29 @@ class Deployments:
         Raises:
             NotFoundError: It is not deployed.
         """
-        validate_model_name(model)
-        revision = self._chains.peek(model)
-        if revision is None:
-            revision = await asyncio.to_thread(self._chains.get, model)
-        return self._describe(revision)
+        return self._describe(await self._newest(model))
 
     async def put(
         self, model: str, reference: str, *, settings: DeploymentSettings | None, actor: str, reason: str
     ) -> Deployment:
         """Deploy a version.
+
+        Raises:
+            InvalidReferenceError: The reference is none.
+            InvalidInputError: It names another model, or a version of a format that Triton cannot run.
+            NotFoundError: There is no such version.
+        """
+        wanted, entry = await self.resolve(model, reference)
+
+        def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
+            kept = before.spec.settings if before is not None and not before.spec.deleted else DeploymentSettings()
+            spec = DeploymentSpec(model=model, reference=str(wanted), version=entry.number, settings=settings or kept)
+            return spec, reason or f"deploy {wanted}"
+
+        return await self._commit(model, change, actor)
+
+    async def resolve(self, model: str, reference: str) -> tuple[Reference, VersionEntry]:
+        """Return the version that a deployment by this reference would run.
 
         Raises:
             InvalidReferenceError: The reference is none.
@@ -95,13 +123,7 @@ class Deployments:
                 version=entry.number,
                 format=entry.format.value,
             )
-
-        def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
-            kept = before.spec.settings if before is not None and not before.spec.deleted else DeploymentSettings()
-            spec = DeploymentSpec(model=model, reference=str(wanted), version=entry.number, settings=settings or kept)
-            return spec, reason or f"deploy {wanted}"
-
-        return await self._commit(model, change, actor)
+        return wanted, entry
 
     async def rollback(self, model: str, *, revision: int | None, actor: str, reason: str) -> Deployment:
         """Go back to an earlier revision: a new revision that wants what that one wanted, its version pinned.
@@ -167,11 +189,11 @@ class Deployments:
     async def wait(self, model: str, *, seconds: float) -> Deployment:
         """Wait until the newest revision is settled; return the deployment as it stands by then."""
         deadline = time.monotonic() + seconds
-        deployment = await self.get(model)
-        while not _settled(deployment) and (left := deadline - time.monotonic()) > 0:
-            await self._reconciler.wait_settled(model, deployment.revision, min(_LOOK_SECONDS, left))
-            deployment = await self.get(model)
-        return deployment
+        revision = await self._newest(model)
+        while not self._settled(revision) and (left := deadline - time.monotonic()) > 0:
+            await self._reconciler.wait_settled(model, revision.number, min(_LOOK_SECONDS, left))
+            revision = await self._newest(model)
+        return self._describe(revision)
 
     @staticmethod
     def is_operation(operation_id: str) -> bool:
@@ -241,8 +263,22 @@ class Deployments:
         self._reconciler.wake(model)
         return self._describe(revision)
 
-    def _describe(self, revision: DeploymentRevision) -> Deployment:
+    async def _newest(self, model: str) -> DeploymentRevision:
+        validate_model_name(model)
+        revision = self._chains.peek(model)
+        if revision is None:
+            revision = await asyncio.to_thread(self._chains.get, model)
+        return revision
+
+    def _settled(self, revision: DeploymentRevision) -> bool:
         status = self._reconciler.status(revision.spec.model)
+        return status is not None and status.revision >= revision.number and status.phase.settled
+
+    def _describe(self, revision: DeploymentRevision, memory: tuple[DeploymentMemory, ...] | None = None) -> Deployment:
+        status = self._reconciler.status(revision.spec.model)
+        if memory is None:
+            why = self._reconciler.why(revision.spec.model)
+            memory = tuple(_memory(one.server, one.model) for one in why.servers) if why else ()
         return Deployment(
             model=revision.spec.model,
             revision=revision.number,
@@ -252,19 +288,19 @@ class Deployments:
             spec=revision.spec,
             # A status of an older revision says nothing about this one, but what answers now is worth knowing.
             status=status,
+            memory=memory,
             operation_id=f"{OPERATION_PREFIX}{revision.spec.model}.{revision.number}",
         )
+
+
+def _memory(server: str, view: ModelMemoryView) -> DeploymentMemory:
+    return DeploymentMemory.model_construct(server=server, **dict(view))
 
 
 def _required(model: str, before: DeploymentRevision | None) -> DeploymentRevision:
     if before is None or before.spec.deleted:
         raise NotFoundError(f"{model!r} is not deployed", model=model)
     return before
-
-
-def _settled(deployment: Deployment) -> bool:
-    status = deployment.status
-    return status is not None and status.revision >= deployment.revision and status.phase.settled
 
 
 def _parse_operation(operation_id: str) -> tuple[str, int]:

@@ -4,15 +4,19 @@ from dataclasses import dataclass
 
 from controlplane.services.conversions import Conversions
 from controlplane.services.deployments import Deployments
+from controlplane.services.devices import Devices
 from controlplane.services.events import Events
 from controlplane.services.garbage import Garbage
 from controlplane.services.health import Health
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
+from controlplane.services.leases import Leases
+from controlplane.services.memory import Memory
 from controlplane.services.models import Models
 from controlplane.services.operations import Operations
 from controlplane.services.publishing import Publishing
 from controlplane.services.servers import Servers
+from controlplane.services.tuning import Tunings
 from controlplane.services.uploads import Uploads
 from controlplane.services.validation import Validation
 from controlplane.services.versions import Versions
@@ -29,8 +33,12 @@ class Services:
     conversions: Conversions
     validation: Validation
     deployments: Deployments
+    memory: Memory
+    leases: Leases
     inference: Inference
     servers: Servers
+    devices: Devices
+    tunings: Tunings
     operations: Operations
     events: Events
     garbage: Garbage

@@ -62,6 +62,9 @@ class Progress(BaseModel):
     fraction: float | None = Field(default=None, ge=0, le=1, description="Share done; null where nobody can know.")
     bytes_done: int | None = Field(default=None, description="Bytes moved in this stage, where bytes are moved.")
     bytes_total: int | None = Field(default=None, description="Bytes to move in this stage.")
+    details: dict[str, JsonValue] | None = Field(
+        default=None, description="What there is to see so far, for a program; which fields depends on the kind."
+    )
 
 
 class Operation(BaseModel):
@@ -70,7 +73,7 @@ class Operation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str = Field(description="Its identifier.", examples=["10cc1a83e2f4b0d1c2a"])
-    kind: str = Field(description="publish, convert, validate, deploy or gc.", examples=["publish"])
+    kind: str = Field(description="publish, convert, validate, deploy, tune or gc.", examples=["publish"])
     subject: str = Field(default="", description="What it is about: a model, a reference, an upload.")
     state: OperationState = Field(description="pending, running, succeeded, failed or cancelled.")
     actor: str = Field(description="Who started it.")
@@ -91,7 +94,15 @@ class Reporter:
         self._stage = Progress()
         self._bytes_told_at = 0.0
 
-    def stage(self, stage: str, message: str = "", *, fraction: float | None = None, total: int | None = None) -> None:
+    def stage(
+        self,
+        stage: str,
+        message: str = "",
+        *,
+        fraction: float | None = None,
+        total: int | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
         """Begin a stage, or say more about it.
 
         Args:
@@ -99,6 +110,7 @@ class Reporter:
             message: One sentence.
             fraction: Share done, from 0 to 1.
             total: Bytes that the stage will move, where `moved` is going to be called.
+            details: JSON-able facts for a program.
         """
         self._stage = Progress(
             stage=stage,
@@ -106,6 +118,7 @@ class Reporter:
             fraction=fraction if total is None else 0.0,
             bytes_done=None if total is None else 0,
             bytes_total=total,
+            details=details,
         )
         self._tell(self._stage, None)
 

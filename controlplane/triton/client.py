@@ -29,6 +29,7 @@ from controlplane.errors import (
 )
 from controlplane.settings import TritonSettings
 from controlplane.triton.model_config import message_to_json
+from controlplane.triton.statistics import VersionCounters, VersionKey, parse_statistics
 from controlplane.triton.tensors import from_response, to_request
 
 logger = logging.getLogger(__name__)
@@ -151,6 +152,21 @@ class TritonClient:
         except _TritonSaidNo as error:
             raise NotFoundError(f"{name} is not loaded on {self.name}: {error}", model=name) from error
         return message_to_json(response.config)
+
+    async def statistics(self) -> dict[VersionKey, VersionCounters]:
+        """The request counters of every loaded version, by Triton name and version.
+
+        Raises:
+            TritonUnavailableError: Not reachable.
+            TritonTimeoutError: No answer in time.
+            TritonError: Triton refused.
+        """
+        try:
+            return parse_statistics(
+                await self._call("ModelStatistics", service_pb2.ModelStatisticsRequest(), "statistics")
+            )
+        except _TritonSaidNo as error:
+            raise TritonError(f"{self.name} does not tell its statistics: {error}") from error
 
     async def ready(self, name: str, version: int | None = None) -> bool:
         """Triton's own word for a model. It is no proof: a dead stub leaves it at ready."""

@@ -8,7 +8,8 @@
     │   ├── config.pbtxt        written by rename
     │   ├── warmup/             data of warm-up requests, named by content
     │   └── 7/model.onnx        a hard link into the blob cache; there by one rename, never changed
-    └── resnet~candidate/…
+    ├── resnet~candidate/…
+    └── resnet~tune/…           a copy that settings are tried on; always files of its own
 
 A version's folder is never written to once it is there, and its number is never used for other bytes. Triton loads a
 version again, at the next load of its model, when any time stamp in its folder has changed, the inodes' *change* times
@@ -29,7 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.domain.manifest import FileEntry, Manifest
-from controlplane.domain.names import CANDIDATE_SUFFIX, candidate_name, validate_file_path, validate_model_name
+from controlplane.domain.names import (
+    CANDIDATE_SUFFIX,
+    TUNING_SUFFIX,
+    candidate_name,
+    validate_file_path,
+    validate_model_name,
+)
 from controlplane.errors import InvalidArtifactError, InvalidConfigError, StoreError, StoreFullError
 from controlplane.triton.config_json import to_pbtxt
 from controlplane.triton.warmup import FOLDER as WARMUP
@@ -120,7 +127,8 @@ class ModelRepository:
             if target.is_dir() or self._promote(triton_name, version, files):
                 return False
             building = self._incomplete(f"{triton_name}-{version}")
-            taken = self._inodes()
+            # A tuned copy goes while its model stays: it must not share a file even with what is still a candidate.
+            taken = self._inodes(candidates=triton_name.endswith(TUNING_SUFFIX))
             try:
                 building.mkdir()
                 for path, source in files.items():
@@ -245,7 +253,7 @@ class ModelRepository:
         return left
 
     def _model(self, triton_name: str) -> Path:
-        validate_model_name(triton_name.removesuffix(CANDIDATE_SUFFIX))
+        validate_model_name(triton_name.removesuffix(CANDIDATE_SUFFIX).removesuffix(TUNING_SUFFIX))
         return self.root / triton_name
 
     def _incomplete(self, what: str) -> Path:
@@ -266,11 +274,14 @@ class ModelRepository:
             self.remove_model(candidate.parent.name)
         return True
 
-    def _inodes(self) -> set[tuple[int, int]]:
-        """What the versions here consist of, candidates aside: theirs come and go before a load that matters."""
+    def _inodes(self, *, candidates: bool) -> set[tuple[int, int]]:
+        """What the versions here consist of.
+
+        Candidates count only where it is asked for: theirs come and go before a load that matters.
+        """
         found: set[tuple[int, int]] = set()
         for name, versions in self.staged().items():
-            if not name.endswith(CANDIDATE_SUFFIX):
+            if candidates or not name.endswith(CANDIDATE_SUFFIX):
                 for version in versions:
                     for folder, _, names in os.walk(self.root / name / str(version)):
                         found.update(_inode(Path(folder, name)) for name in names)

@@ -14,8 +14,19 @@ from controlplane.registry.artifact import scan
 from controlplane.registry.registry import Registry
 
 
-def affine_onnx(path: Path, *, scale: float, bias: float = 0.0, width: int = 4, reserve_mib: int = 0) -> Path:
-    """Write ``y = x * scale + bias`` over rows of ``width`` floats, and ``reserve_mib`` MiB of idle weights."""
+def affine_onnx(
+    path: Path, *, scale: float, bias: float = 0.0, width: int = 4, reserve_mib: int = 0, resident_mib: int = 0
+) -> Path:
+    """Write ``y = x * scale + bias`` over rows of ``width`` floats.
+
+    Args:
+        path: Where.
+        scale: The factor.
+        bias: The summand.
+        width: Floats in a row.
+        reserve_mib: MiB of weights that no node uses; ONNX Runtime reads them and lets go of them.
+        resident_mib: MiB of weights that stay in memory: one of them is read, and multiplied by zero.
+    """
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", width])
     constants = [
@@ -26,6 +37,17 @@ def affine_onnx(path: Path, *, scale: float, bias: float = 0.0, width: int = 4, 
     if reserve_mib:
         values = np.full(reserve_mib * 262_144, scale, dtype=np.float32)
         constants.append(helper.make_tensor("ballast", TensorProto.FLOAT, values.shape, values.tobytes(), raw=True))
+    if resident_mib:
+        values = np.full(resident_mib * 262_144, scale, dtype=np.float32)
+        constants.append(helper.make_tensor("weights", TensorProto.FLOAT, values.shape, values.tobytes(), raw=True))
+        constants.append(helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0]))
+        nodes[1] = helper.make_node("Add", ["m", "bias"], ["sum"])
+        nodes += [
+            helper.make_node("Shape", ["x"], ["shape"], end=1),  # known only when it is asked, so nothing is folded
+            helper.make_node("Gather", ["weights", "shape"], ["one"]),
+            helper.make_node("Mul", ["one", "zero"], ["nothing"]),
+            helper.make_node("Add", ["sum", "nothing"], ["y"]),
+        ]
     graph = helper.make_graph(nodes, "affine", [x], [y], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
@@ -58,6 +80,7 @@ def publish_affine(
     golden: tuple[Sample, ...] | str | None = "right",
     content: bytes | None = None,
     reserve_mib: int = 0,
+    resident_mib: int = 0,
     **publish: Any,
 ) -> int:
     """Publish a model that multiplies by ``scale``; return its version number.
@@ -71,11 +94,12 @@ def publish_affine(
         golden: ``"right"`` records its true answers; samples are recorded as they are; None records none.
         content: Bytes to publish in place of the model's, to have one that cannot be loaded.
         reserve_mib: MiB of weights that do nothing.
+        resident_mib: MiB of weights that stay in memory.
         publish: More for `Registry.publish`.
     """
     path = work / f"{model}-{scale}-{width}" / "model.onnx"
     if content is None:
-        affine_onnx(path, scale=scale, width=width, reserve_mib=reserve_mib)
+        affine_onnx(path, scale=scale, width=width, reserve_mib=reserve_mib, resident_mib=resident_mib)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

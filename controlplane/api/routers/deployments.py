@@ -12,6 +12,7 @@ from controlplane.api.dependencies import (
     Cursor,
     Limit,
     ModelName,
+    Wait,
     decode_cursor,
     decode_number_cursor,
     encode_cursor,
@@ -25,6 +26,7 @@ from controlplane.api.schemas.deployments import (
     RollbackRequest,
     StateRequest,
 )
+from controlplane.api.schemas.memory import LOADED_OR_PLANNED, PLANNED, DryRun
 from controlplane.services.deployments import Deployment
 
 router = APIRouter(prefix="/deployments", tags=["deployments"])
@@ -49,14 +51,21 @@ async def list_deployments(services: App, cursor: Cursor = None, limit: Limit = 
     operation_id="deploy",
     status_code=202,
     response_model=Deployment,
-    responses=responses(409, also=_ACCEPTED),
+    responses=responses(409, also={**_ACCEPTED, **PLANNED}),
 )
-async def deploy(services: App, model: ModelName, body: DeployRequest, actor: Actor) -> Response:
+async def deploy(
+    services: App, model: ModelName, body: DeployRequest, actor: Actor, dry_run: DryRun = False
+) -> Response:
     """Say which version shall answer under the model's name. Each change is a revision.
 
     The version is loaded beside the one that answers, proved with its golden samples, and then takes over; one that
     fails its proof never does. The same request again changes nothing.
+
+    With `dry_run` nothing changes at all: the answer says what would be evicted, how many bytes move, how long it
+    should take and why, whether there is a gap in which nothing answers, or why it cannot be.
     """
+    if dry_run:
+        return json_answer(await services.memory.plan_deploy(model, body.reference, body.settings))
     return _accepted(
         await services.deployments.put(model, body.reference, settings=body.settings, actor=actor, reason=body.reason)
     )
@@ -64,7 +73,7 @@ async def deploy(services: App, model: ModelName, body: DeployRequest, actor: Ac
 
 @router.get("/{model}", operation_id="getDeployment", response_model=Deployment, responses=responses())
 async def get_deployment(services: App, model: ModelName) -> Response:
-    """Return a deployment with its status."""
+    """Return a deployment with its status, and the memory it has on each server."""
     return json_answer(await services.deployments.get(model))
 
 
@@ -129,13 +138,29 @@ async def rollback(services: App, model: ModelName, actor: Actor, body: Rollback
     operation_id="loadDeployment",
     status_code=202,
     response_model=Deployment,
-    responses=responses(409, also=_ACCEPTED),
+    responses=responses(409, also={**_ACCEPTED, **LOADED_OR_PLANNED}),
 )
-async def load(services: App, model: ModelName, actor: Actor, body: StateRequest | None = None) -> Response:
-    """Load what is deployed, after an unload."""
-    return _accepted(
-        await services.deployments.set_loaded(model, loaded=True, actor=actor, reason=body.reason if body else "")
+async def load(
+    services: App,
+    model: ModelName,
+    actor: Actor,
+    body: StateRequest | None = None,
+    wait: Wait = 0.0,
+    dry_run: DryRun = False,
+) -> Response:
+    """Load what is deployed: after an unload, after an eviction, or at its first use.
+
+    Each call counts as a use, and any number of them share one load. Others make room for it by the eviction policy.
+    With `wait` the answer comes when the model answers (200) or cannot be loaded (`insufficient-memory` with figures,
+    or `deployment-failed`); where the time is up first, it is 202 and goes on. With `dry_run` nothing changes: the
+    answer is the plan.
+    """
+    if dry_run:
+        return json_answer(await services.memory.plan_load(model))
+    deployment, answers = await services.memory.load(
+        model, wait_seconds=wait, actor=actor, reason=body.reason if body else ""
     )
+    return json_answer(deployment) if answers and wait > 0 else _accepted(deployment)
 
 
 @router.post(

@@ -19,6 +19,14 @@ WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", "-w/-W", help="Fol
 TimeoutOption = Annotated[
     float | None, typer.Option("--timeout", min=0, help="Seconds to wait; then exit code 8.", show_default=False)
 ]
+ModeOption = Annotated[
+    Literal["pinned", "resident", "on-demand"] | None,
+    typer.Option("--mode", help="Always loaded, loaded while there is room, or loaded at its first use."),
+]
+PriorityOption = Annotated[
+    int | None,
+    typer.Option("--priority", min=-1000, max=1000, help="Higher is loaded first and evicted last."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +38,7 @@ def register(app: typer.Typer) -> None:
         examples=(
             "tritonctl deploy resnet:7 --wait",
             "tritonctl deploy resnet@champion --instances 2 --max-batch-size 16",
+            "tritonctl deploy resnet --mode on-demand --keep-alive 10m",
             'tritonctl deploy resnet --set \'{"dynamic_batching": {"max_queue_delay_microseconds": 500}}\'',
         ),
     )(deploy)
@@ -40,7 +49,7 @@ def register(app: typer.Typer) -> None:
         examples=('tritonctl rollback resnet --reason "too slow"', "tritonctl rollback resnet --to 3"),
     )(rollback)
     command(app, "undeploy", panel=PANEL, examples=("tritonctl undeploy resnet",))(undeploy)
-    command(app, "load", panel=PANEL, examples=("tritonctl load resnet",))(load)
+    command(app, "load", panel=PANEL, examples=("tritonctl load resnet", "tritonctl load resnet --timeout 60"))(load)
     command(app, "unload", panel=PANEL, examples=("tritonctl unload resnet",))(unload)
     command(app, "ps", panel=PANEL, examples=("tritonctl ps", "tritonctl ps resnet", "tritonctl ps -o json"))(ps)
     command(app, "wait", panel=PANEL, examples=("tritonctl wait resnet --timeout 120",))(wait)
@@ -64,6 +73,14 @@ def deploy(
     bake: Annotated[
         float | None, typer.Option("--bake-seconds", min=0, help="How long the version before stays loaded.")
     ] = None,
+    mode: ModeOption = None,
+    keep_alive: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-alive", metavar="TIME", help="How long it stays without use, on demand: 0, 90s, 10m, forever."
+        ),
+    ] = None,
+    priority: PriorityOption = None,
     warmup: Annotated[
         bool | None, typer.Option("--warmup/--no-warmup", help="Run a sample inside the load.", show_default=False)
     ] = None,
@@ -81,25 +98,26 @@ def deploy(
     a version that fails its proof never does. The version before stays loaded for a while, so that `rollback` is a
     matter of milliseconds. Settings that are not given stay as they are.
     """
+    from controlplane.cli.durations import parse_keep_alive
     from controlplane.cli.rollout import Change, apply, merged_settings, show_ready
     from controlplane.domain.names import Reference
 
     reference = Reference.parse(ref)
-    given: dict[str, Any] = _settings(set_)
-    given |= {
-        key: value
-        for key, value in {
-            "instance_count": instances,
-            "instance_kind": kind,
-            "gpus": gpu or None,
-            "max_batch_size": max_batch_size,
-            "dynamic_batching": None if queue_delay is None else {"max_queue_delay_microseconds": queue_delay},
-            "bake_seconds": bake,
-            "warmup": warmup,
-            "parameters": _parameters(parameter),
-        }.items()
-        if value is not None
-    }
+    given = given_settings(
+        set_,
+        instance_count=instances,
+        instance_kind=kind,
+        gpus=gpu or None,
+        max_batch_size=max_batch_size,
+        dynamic_batching=None if queue_delay is None else {"max_queue_delay_microseconds": queue_delay},
+        bake_seconds=bake,
+        mode=mode,
+        priority=priority,
+        warmup=warmup,
+        parameters=_parameters(parameter),
+    )
+    if keep_alive is not None:
+        given["keep_alive_seconds"] = parse_keep_alive(keep_alive)
     out = session.out()
     with session.client() as client:
         body = {"reference": ref, "settings": merged_settings(client, reference.model, given), "reason": reason}
@@ -160,8 +178,19 @@ def load(
     timeout: TimeoutOption = None,
     reason: ReasonOption = "",
 ) -> None:
-    """Load what is deployed again, after an `unload`."""
-    _change(session, name, "POST", "/load", "is loaded", reason=reason, wait=wait, timeout=timeout)
+    """Load what is deployed: after an `unload`, after an eviction, or at its first use.
+
+    Others make room for it by the eviction policy; any number of loads of a model are one. Each counts as a use, so
+    what is on demand stays for its keep-alive.
+    """
+    from controlplane.cli.output import span
+    from controlplane.cli.rollout import load_and_wait
+
+    out = session.out()
+    with session.client() as client:
+        deployment, seconds = load_and_wait(client, out, name, reason=reason, wait=wait, timeout=timeout)
+    out.result(deployment)
+    out.line(f"{name} is loaded after {span(seconds)}" if wait else f"{name} is asked for")
 
 
 def unload(
@@ -181,7 +210,7 @@ def ps(
         str | None, typer.Argument(metavar="[NAME]", help="Only this model.", autocompletion=complete.deployments)
     ] = None,
 ) -> None:
-    """Show what is deployed and what answers."""
+    """Show what is deployed, what answers, and the memory it has, until when."""
     from controlplane.cli.records import Deployment
     from controlplane.cli.rollout import deployment_path
     from controlplane.cli.status import show_deployment, show_deployments
@@ -234,6 +263,11 @@ def _change(
 
 def _servers(deployment: Any) -> tuple[Any, ...]:
     return deployment.status.servers if deployment.status else ()
+
+
+def given_settings(text: str | None, **options: Any) -> dict[str, Any]:
+    """Return the settings that were given: those of ``--set``, and over them the options that have a value."""
+    return _settings(text) | {key: value for key, value in options.items() if value is not None}
 
 
 def _settings(text: str | None) -> dict[str, Any]:

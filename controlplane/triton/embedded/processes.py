@@ -1,5 +1,7 @@
 """Which processes belong to a model. Read from /proc: Triton's API does not tell."""
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -30,3 +32,57 @@ def model_processes(server: int, repository: Path, model: str, version: int | No
         if len(arguments) > 1 and arguments[1].startswith(prefix):
             found.append(pid)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceMemory:
+    """Resident memory of the processes of one version.
+
+    Attributes:
+        processes: How many.
+        resident_bytes: Now; pages that processes share, libraries above all, count for each of them.
+        peak_bytes: The most that each has had since it started, summed.
+    """
+
+    processes: int
+    resident_bytes: int
+    peak_bytes: int
+
+
+def instance_memory(server: int, repository: Path) -> dict[tuple[str, int], InstanceMemory]:
+    """Return the memory of every model instance of a server, by Triton name and version."""
+    prefix = f"{repository}/".encode()
+    found: dict[tuple[str, int], InstanceMemory] = {}
+    for pid in children_of(server):
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            status = Path(f"/proc/{pid}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if len(arguments) < 2 or not arguments[1].startswith(prefix):
+            continue
+        name, _, rest = arguments[1][len(prefix) :].decode(errors="replace").partition("/")
+        version = rest.partition("/")[0]
+        if not version.isdigit():
+            continue
+        key = (name, int(version))
+        before = found.get(key, InstanceMemory(0, 0, 0))
+        found[key] = InstanceMemory(
+            before.processes + 1,
+            before.resident_bytes + _status_bytes(status, "VmRSS"),
+            before.peak_bytes + _status_bytes(status, "VmHWM"),
+        )
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    """Return a process's resident memory; 0 where it is gone."""
+    try:
+        return _status_bytes(Path(f"/proc/{pid}/status").read_text(), "VmRSS")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def _status_bytes(status: str, field: str) -> int:
+    match = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0

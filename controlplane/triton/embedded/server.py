@@ -19,7 +19,7 @@ from controlplane.settings import TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded import launcher
 from controlplane.triton.embedded.installation import Installation, assemble_backends, find_installation
-from controlplane.triton.embedded.processes import children_of, model_processes
+from controlplane.triton.embedded.processes import InstanceMemory, children_of, instance_memory, model_processes
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ class ServerUrls(NamedTuple):
 class EmbeddedTriton:
     """The server and its supervisor.
 
-    Used from one event loop, except for the plain attributes and `processes_of`, which may be read anywhere.
+    Used from one event loop, except for the plain attributes, `processes` and `processes_of`, which may be read
+    anywhere.
 
     Args:
         repository: Triton's model repository; made if missing.
@@ -107,10 +108,20 @@ class EmbeddedTriton:
             return None
         return next(iter(children_of(self._launcher.pid)), None)
 
+    def processes(self) -> list[int]:
+        """Process ids of the server and of all its models' instances; none while there is none."""
+        server = self.pid
+        return [] if server is None else [server, *children_of(server)]
+
     def processes_of(self, model: str, version: int | None = None) -> list[int]:
         """Process ids of a model's instances, of one version or of all."""
         server = self.pid
         return [] if server is None else model_processes(server, self.repository, model, version)
+
+    def instances(self) -> dict[tuple[str, int], InstanceMemory]:
+        """Memory of the models' instances by Triton name and version."""
+        server = self.pid
+        return {} if server is None else instance_memory(server, self.repository)
 
     def log_tail(self, lines: int = 40) -> str:
         """The end of the server's log."""
@@ -200,6 +211,13 @@ class EmbeddedTriton:
             f"--exit-timeout-secs={int(_EXIT_SECONDS)}",
         ]
 
+    def _visible_gpus(self) -> dict[str, str]:
+        """Let CUDA count GPUs as NVML does, by the PCI bus, and show it no other GPUs than those of the settings."""
+        visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        if self._settings.gpus:
+            visible["CUDA_VISIBLE_DEVICES"] = ",".join(self._settings.gpus)
+        return visible
+
     async def _launch(self) -> None:
         """Start one server and wait until it is live."""
         assert self._installation is not None
@@ -221,7 +239,7 @@ class EmbeddedTriton:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=self._installation.environment,
+                env=self._installation.environment | self._visible_gpus(),
                 start_new_session=True,
             )
         await self._wait_live(server_id, started + self._settings.start_timeout_seconds)

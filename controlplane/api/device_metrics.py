@@ -1,0 +1,54 @@
+"""What Prometheus is told of the devices."""
+
+from collections.abc import Iterator
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from controlplane.services.devices import Devices
+
+_GAUGES = {
+    "total_bytes": "Memory that may be had at most.",
+    "used_bytes": "Memory that cannot be had any more, whoever uses it.",
+    "budget_bytes": "Memory that models may use.",
+    "utilisation": "Share of the time that it works, 0 to 1.",
+    "temperature_celsius": "Temperature.",
+    "power_watts": "Power drawn.",
+    "power_limit_watts": "Power that may be drawn.",
+    "ecc_corrected": "Memory errors corrected since the driver started.",
+    "ecc_uncorrected": "Memory errors that could not be corrected since the driver started.",
+}
+_LABELS = ("server", "device", "kind", "uuid")
+
+
+class DeviceMetrics(Collector):
+    """Tells what was last read; whoever answers Prometheus reads first."""
+
+    def __init__(self, devices: Devices) -> None:
+        self._devices = devices
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield one family for each figure; a device that does not tell a figure is not in its family."""
+        found = [(one, device) for one in self._devices.latest() for device in one.devices]
+        up = GaugeMetricFamily("tritonctl_device_up", "Whether a device can be read.", labels=_LABELS)
+        throttled = GaugeMetricFamily(
+            "tritonctl_device_throttled", "Whether its clocks are lowered.", labels=(*_LABELS, "reason")
+        )
+        gauges = {
+            name: GaugeMetricFamily(f"tritonctl_device_{name}", text, labels=_LABELS) for name, text in _GAUGES.items()
+        }
+        for server, device in found:
+            labels = (server.server, device.name, device.kind.value, device.uuid)
+            readable = not (server.error or device.error)
+            up.add_metric(labels, float(readable))
+            if not readable:
+                continue  # figures of before must not pass for those of now
+            for reason in device.throttle_reasons or ():
+                throttled.add_metric((*labels, reason), 1)
+            for name, family in gauges.items():
+                value = getattr(device, name)
+                if value is not None:
+                    family.add_metric(labels, value)
+        yield up
+        yield throttled
+        yield from gauges.values()

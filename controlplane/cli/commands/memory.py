@@ -1,0 +1,187 @@
+"""Memory: who has it, why, and holding a model."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from controlplane.cli.commands.deployments import PANEL as DEPLOY_PANEL
+from controlplane.cli.commands.deployments import DeployedArgument, ModeOption, PriorityOption
+from controlplane.cli.commands.models import RefArgument
+from controlplane.cli.session import Session, command
+
+if TYPE_CHECKING:
+    from controlplane.cli.client import Client
+    from controlplane.cli.memory_records import ServerMemory
+
+PANEL = "Look after it"
+ServerOption = Annotated[str | None, typer.Option("--server", "-s", help="Only this server's.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    command(
+        app,
+        "memory",
+        panel=PANEL,
+        examples=("tritonctl memory", "tritonctl memory -o json | jq '.[].devices[] | {device, free_bytes}'"),
+    )(memory)
+    command(app, "top", panel=PANEL, examples=("tritonctl top", "tritonctl top --sort rate --interval 0.5"))(top)
+    command(app, "why", panel=PANEL, examples=("tritonctl why resnet",))(why)
+    command(
+        app,
+        "hold",
+        panel=DEPLOY_PANEL,
+        examples=("tritonctl hold resnet -- python batch.py", "tritonctl hold resnet --ttl 10m"),
+    )(hold)
+    command(
+        app,
+        "plan",
+        panel=DEPLOY_PANEL,
+        examples=("tritonctl plan deploy resnet:8", "tritonctl plan load resnet"),
+    )(plan)
+
+
+def memory(session: Session, server: ServerOption = None) -> None:
+    """Show what models hold of each device, a bar for each: resident, reserved, unaccounted, free.
+
+    Unaccounted is what the device says is in use and no model is known to hold; it counts against the budget.
+    """
+    from controlplane.cli.memory import show_memory
+
+    out = session.out()
+    with session.client() as client:
+        found = _read(client, server)
+    out.result([one.model_dump(mode="json") for one in found])
+    show_memory(out, found)
+
+
+def top(
+    session: Session,
+    sort: Annotated[
+        Literal["memory", "used", "rate", "name"], typer.Option("--sort", help="What to sort the models by.")
+    ] = "memory",
+    interval: Annotated[float, typer.Option("--interval", "-i", min=0.1, help="Seconds between two looks.")] = 1.0,
+    server: ServerOption = None,
+) -> None:
+    """Show devices and models live, as `top` does for processes.
+
+    Keys: m sorts by memory, u by last use, r by rate of requests, n by name; q quits. Where stdin or stdout is no
+    terminal, and with `-o json`, it is shown once.
+    """
+    import sys
+
+    from controlplane.cli.top import live, ordered, screen
+
+    out = session.out()
+    with session.client() as client:
+        if not out.json_wanted and sys.stdin.isatty() and sys.stdout.isatty():
+            live(lambda: _read(client, server), order=sort, interval=interval)
+            return
+        found = _read(client, server)
+    out.result([{"server": name, **model.model_dump(mode="json")} for name, model in ordered(found, sort)])
+    out.show(screen(found, sort))
+
+
+def why(session: Session, name: DeployedArgument) -> None:
+    """Say why a model is where it is: loaded, waiting, evicted for another, or why it cannot be loaded."""
+    from controlplane.cli.memory import show_why
+    from controlplane.cli.memory_records import Why
+    from controlplane.cli.rollout import deployment_path
+
+    out = session.out()
+    with session.client() as client:
+        found = client.fetch(Why, f"{deployment_path(name)}/why")
+    out.result(found)
+    show_why(out, found)
+
+
+def hold(
+    session: Session,
+    name: DeployedArgument,
+    line: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- COMMAND...]", help="Run this while the model is held.", show_default=False),
+    ] = None,
+    ttl: Annotated[
+        str, typer.Option("--ttl", metavar="TIME", help="The lease's time to live; it is renewed in time.")
+    ] = "5m",
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, max=600, help="Seconds to wait for the model; then exit code 8.")
+    ] = 300.0,
+) -> None:
+    """Load a model, and keep it loaded while a command runs, or until Ctrl-C.
+
+    Nobody evicts a model that is held. The lease is given back at the end; should this process be killed, it ends by
+    itself after its time to live. The exit code is the command's.
+    """
+    from controlplane.cli import holding
+    from controlplane.cli.durations import parse_duration
+
+    out = session.out()
+    seconds = parse_duration(ttl)
+    with (
+        session.client() as client,
+        holding.held(client, out, name, ttl_seconds=seconds, wait_seconds=timeout, actor=session.actor) as held,
+    ):
+        if line:
+            code = holding.run(line)
+        else:
+            out.result(held.lease)
+            out.line(f"{name} answers and is held; give it back with Ctrl-C")
+            code = holding.until_interrupted()
+    if code:
+        raise typer.Exit(code)
+
+
+def plan(
+    session: Session,
+    action: Annotated[Literal["deploy", "load"], typer.Argument(help="What to plan.")],
+    ref: RefArgument,
+    instances: Annotated[int | None, typer.Option("--instances", min=1, help="deploy: instances per device.")] = None,
+    max_batch_size: Annotated[
+        int | None, typer.Option("--max-batch-size", min=0, help="deploy: largest batch; 0 turns batching off.")
+    ] = None,
+    mode: ModeOption = None,
+    priority: PriorityOption = None,
+    set_: Annotated[
+        str | None, typer.Option("--set", metavar="JSON", help="deploy: settings as JSON, or a file with them.")
+    ] = None,
+) -> None:
+    """Say what a deploy or a load would do, and do nothing: evictions, bytes, seconds, a gap, or why it cannot be.
+
+    It ends with exit code 7 where it cannot be.
+    """
+    from controlplane.cli.commands.deployments import given_settings
+    from controlplane.cli.exits import ExitCode
+    from controlplane.cli.memory import show_plan
+    from controlplane.cli.memory_records import Plan
+    from controlplane.cli.rollout import deployment_path, merged_settings
+    from controlplane.domain.names import Reference
+    from controlplane.errors import InvalidInputError
+
+    out = session.out()
+    model = Reference.parse(ref).model
+    given: dict[str, Any] = given_settings(
+        set_, instance_count=instances, max_batch_size=max_batch_size, mode=mode, priority=priority
+    )
+    with session.client() as client:
+        if action == "deploy":
+            body = {"reference": ref, "settings": merged_settings(client, model, given)}
+            document = client.put(deployment_path(model), body, dry_run="true")
+        else:
+            if given or ref != model:
+                raise InvalidInputError(
+                    "a load takes what is deployed, as it is deployed: give the model's name alone, or plan a deploy"
+                )
+            document = client.post(f"{deployment_path(model)}/load", dry_run="true")
+        found = client.read(Plan, document)
+    out.result(found)
+    show_plan(out, found)
+    if any(one.decision == "refuse" for one in found.servers):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _read(client: "Client", server: str | None) -> "list[ServerMemory]":
+    from controlplane.cli.memory_records import ServerMemory
+
+    return [client.read(ServerMemory, item) for item in client.get("/v1/memory", server=server)["items"]]

@@ -1,0 +1,128 @@
+"""Finding the settings to run a model with."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from controlplane.cli.commands.deployments import PANEL, DeployedArgument
+from controlplane.cli.commands.publishing import ReasonOption
+from controlplane.cli.session import Session, command
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    command(
+        app,
+        "tune",
+        panel=PANEL,
+        examples=(
+            "tritonctl tune resnet --plot frontier.svg",
+            "tritonctl tune resnet --max-p99-ms 50 --apply",
+            "tritonctl tune resnet --objective p99 --min-throughput 200 --clients 8 --time-limit 120",
+            "tritonctl tune resnet --instances 1 --instances 2 --queue-delay-us 0 --queue-delay-us 500",
+        ),
+    )(tune)
+
+
+def tune(
+    session: Session,
+    name: DeployedArgument,
+    objective: Annotated[
+        Literal["throughput", "p99"], typer.Option("--objective", help="What shall be best.")
+    ] = "throughput",
+    max_p99: Annotated[
+        float | None, typer.Option("--max-p99-ms", min=0.001, help="The latency that 99 of 100 answers must keep to.")
+    ] = None,
+    min_throughput: Annotated[
+        float | None, typer.Option("--min-throughput", min=0.001, help="Requests per second that are needed.")
+    ] = None,
+    clients: Annotated[
+        list[int] | None,
+        typer.Option("--clients", min=1, max=256, help="Clients at once. Repeat it; each is measured. [1, 4, 16]"),
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, help="Rows of a request. Default: the golden samples as they are.")
+    ] = None,
+    settings: Annotated[int, typer.Option("--settings", min=1, max=200, help="How many settings to try.")] = 16,
+    time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds for all of it.")] = 300.0,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option("--memory-limit", metavar="SIZE", help="Memory for the copy: 2GiB. Default: half of the free."),
+    ] = None,
+    window: Annotated[
+        float, typer.Option("--window", min=0.05, max=60, help="Seconds that each load lasts in the first round.")
+    ] = 1.0,
+    instances: Annotated[
+        list[int] | None, typer.Option("--instances", min=1, help="Instance counts to try. Repeat it.")
+    ] = None,
+    max_batch_size: Annotated[
+        list[int] | None, typer.Option("--max-batch-size", min=1, help="Largest batches to try. Repeat it.")
+    ] = None,
+    queue_delay: Annotated[
+        list[int] | None,
+        typer.Option("--queue-delay-us", min=-1, help="Delays to try; -1: no dynamic batching. Repeat it."),
+    ] = None,
+    preferred: Annotated[
+        list[int] | None, typer.Option("--preferred", min=1, help="Preferred batch sizes to try. Repeat it.")
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option("--threads", min=0, help="Threads per instance to try; 0: the backend's choice. Repeat it."),
+    ] = None,
+    server: Annotated[str | None, typer.Option("--server", help="Where. Default: the first server.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw what was measured into a file.")
+    ] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Deploy with the best setting, if one was found.")] = False,
+    reason: ReasonOption = "",
+) -> None:
+    """Try settings on a copy of a deployed model, with real requests, and show the best.
+
+    The copy runs beside the model on the same server and gets the golden samples as requests; a setting whose answers
+    are not the recorded ones is out. What is measured shares the machine with everything else on it. Ctrl-C ends it
+    and removes the copy. Exit code 7: no setting meets the objective; then nothing is applied.
+    """
+    from controlplane.cli.exits import ExitCode
+    from controlplane.cli.output import error_line
+    from controlplane.cli.tuning import follow_tuning, parse_size, show_tuning
+    from controlplane.errors import InvalidInputError
+
+    if plot is not None and not plot.absolute().parent.is_dir():
+        raise InvalidInputError(f"--plot {plot}: there is no folder {plot.absolute().parent}")
+    space = {
+        "instances": instances,
+        "max_batch_sizes": max_batch_size,
+        "queue_delays_microseconds": [None if value < 0 else value for value in queue_delay] if queue_delay else None,
+        "preferred_batch_sizes": preferred,
+        "threads": [value or None for value in threads] if threads else None,
+    }
+    body = {
+        "model": name,
+        "objective": objective,
+        "max_p99_seconds": None if max_p99 is None else max_p99 / 1000,
+        "min_throughput": min_throughput,
+        "clients": clients or [1, 4, 16],
+        "rows": rows,
+        "space": {key: value for key, value in space.items() if value},
+        "max_settings": settings,
+        "window_seconds": window,
+        "time_limit_seconds": time_limit,
+        "memory_limit_bytes": None if memory_limit is None else parse_size(memory_limit),
+        "server": server,
+        "apply": apply,
+        "reason": reason,
+    }
+    out = session.out()
+    with session.client() as client:
+        result = follow_tuning(client, out, body)
+    if plot is not None:
+        plot.write_text(result["svg"], encoding="utf-8")
+    out.result(result)
+    show_tuning(out, result)
+    if plot is not None:
+        out.note(f"the plot is in {plot}")
+    if not result["met"]:
+        # Not an error document beside the result: with `-o json` stdout has one document.
+        error_line(result["message"])
+        raise typer.Exit(ExitCode.FAILED)

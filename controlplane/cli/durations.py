@@ -1,0 +1,35 @@
+"""Times as people type them."""
+
+import re
+
+from controlplane.errors import InvalidInputError
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d)?\s*")
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of ``90``, ``90s``, ``5m``, ``1h30m`` or ``2d``.
+
+    Raises:
+        InvalidInputError: It is none of these.
+    """
+    rest, seconds = text.strip().lower(), 0.0
+    if not rest:
+        raise InvalidInputError("a time cannot be empty; give 30s, 5m or 1h")
+    while rest:
+        match = _PART.match(rest)
+        if match is None:
+            raise InvalidInputError(f"{text!r} is no time; give 30s, 5m, 1h30m or 2d")
+        seconds += float(match[1]) * _UNITS[match[2] or ""]
+        rest = rest[match.end() :]
+    return seconds
+
+
+def parse_keep_alive(text: str) -> float | None:
+    """Return a keep-alive's seconds; None for ``forever``.
+
+    Raises:
+        InvalidInputError: It is no time.
+    """
+    return None if text.strip().lower() == "forever" else parse_duration(text)

@@ -1,0 +1,128 @@
+"""What the API says about memory, as this client reads it."""
+
+from datetime import datetime
+
+from pydantic import Field
+
+from controlplane.cli.records import ModelMemory, Record
+
+
+class DeviceMemory(Record):
+    """One pool of memory of one server."""
+
+    device: str
+    total_bytes: int
+    budget_bytes: int
+    used_bytes: int | None = None
+    reserved_bytes: int = 0
+    loading_bytes: int = 0
+    resident_bytes: int = 0
+    unloading_bytes: int = 0
+    unaccounted_bytes: int = 0
+    free_bytes: int = 0
+
+
+class Eviction(Record):
+    """One model made room for another."""
+
+    at: datetime
+    victim: str
+    for_model: str = ""
+    bytes: dict[str, int] = Field(default_factory=dict)
+    why: str = ""
+
+
+class QueuedLoad(Record):
+    """A load that waits."""
+
+    model: str
+    priority: int = 0
+    since: datetime
+    deadline: datetime
+    why: str = ""
+
+
+class ServerMemory(Record):
+    """The ledger of one server."""
+
+    server: str
+    policy: str = ""
+    devices: tuple[DeviceMemory, ...] = ()
+    models: tuple[ModelMemory, ...] = ()
+    queue: tuple[QueuedLoad, ...] = ()
+    evictions: tuple[Eviction, ...] = ()
+    next_victims: tuple[str, ...] = ()
+
+
+class HeldBy(Record):
+    """Something that keeps memory from a load."""
+
+    model: str
+    device: str
+    bytes: int
+    why: str = ""
+
+
+class ServerWhy(Record):
+    """Why a model is where it is, on one server."""
+
+    server: str
+    model: ModelMemory
+    needed: dict[str, int] = Field(default_factory=dict)
+    free: dict[str, int] = Field(default_factory=dict)
+    could_be_freed: dict[str, int] = Field(default_factory=dict)
+    holders: tuple[HeldBy, ...] = ()
+    evictions: tuple[Eviction, ...] = ()
+    next: str = ""
+
+
+class Why(Record):
+    """Why a model is where it is."""
+
+    model: str
+    servers: tuple[ServerWhy, ...] = ()
+
+
+class PlannedEviction(Record):
+    """A model that would make room."""
+
+    model: str
+    bytes: dict[str, int] = Field(default_factory=dict)
+    why: str = ""
+
+
+class ServerPlan(Record):
+    """What a load would do on one server."""
+
+    server: str
+    decision: str
+    why: str = ""
+    needed: dict[str, int] = Field(default_factory=dict)
+    free: dict[str, int] = Field(default_factory=dict)
+    could_be_freed: dict[str, int] = Field(default_factory=dict)
+    evictions: tuple[PlannedEviction, ...] = ()
+    holders: tuple[HeldBy, ...] = ()
+    fetch_bytes: int = 0
+    seconds: float = 0.0
+    seconds_why: str = ""
+    beside: bool | None = None
+    gap_seconds: float = 0.0
+
+
+class Plan(Record):
+    """What a load would do."""
+
+    model: str
+    version: int
+    servers: tuple[ServerPlan, ...] = ()
+
+
+class Lease(Record):
+    """Somebody holds a model."""
+
+    id: str
+    model: str
+    holder: str = ""
+    expires_at: datetime
+    ready: bool = False
+    message: str = ""

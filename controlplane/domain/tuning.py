@@ -1,0 +1,203 @@
+"""Tuning: settings that could be run, what was measured of each, and which of them is the best. Pure.
+
+A *trial* is one setting with its measurements, one for each number of concurrent clients. The search itself is in
+`controlplane.services.tuning_search`.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Goal(StrEnum):
+    """What shall be best."""
+
+    THROUGHPUT = "throughput"
+    """As many answers per second as possible."""
+    P99 = "p99"
+    """The 99th percentile of the latency as low as possible."""
+
+
+class Objective(BaseModel):
+    """What is looked for, and what must hold for it to count."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    goal: Goal = Field(default=Goal.THROUGHPUT, description="What shall be best: throughput or p99.")
+    max_p99_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="The latency that 99 of 100 answers must keep to."
+    )
+    min_throughput: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="The answers per second that are needed."
+    )
+
+    def meets(self, measured: "Measurement") -> bool:
+        """Whether a measurement keeps to the limits."""
+        return self.shortfall(measured) == 0.0
+
+    def shortfall(self, measured: "Measurement") -> float:
+        """How far a measurement is from the limits: 0 keeps to them, 1 misses one of them by a factor of two."""
+        missed = 0.0
+        if self.max_p99_seconds is not None:
+            missed = max(missed, measured.p99_seconds / self.max_p99_seconds - 1.0)
+        if self.min_throughput is not None:
+            missed = max(missed, self.min_throughput / max(measured.throughput, 1e-9) - 1.0)
+        return missed
+
+    def value(self, measured: "Measurement") -> float:
+        """The figure that shall be large."""
+        return measured.throughput if self.goal is Goal.THROUGHPUT else -measured.p99_seconds
+
+    def __str__(self) -> str:
+        limits = []
+        if self.max_p99_seconds is not None:
+            limits.append(f"a p99 of at most {self.max_p99_seconds * 1000:g} ms")
+        if self.min_throughput is not None:
+            limits.append(f"at least {self.min_throughput:g} requests/s")
+        what = "the highest throughput" if self.goal is Goal.THROUGHPUT else "the lowest p99"
+        return f"{what} with {' and '.join(limits)}" if limits else what
+
+
+class Setting(BaseModel):
+    """One point of the search space: the part of `DeploymentSettings` that tuning may change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instances: int = Field(ge=1, description="Instances per device.")
+    max_batch_size: int = Field(ge=0, description="Largest batch; 0: no batching.")
+    queue_delay_microseconds: int | None = Field(
+        default=None, ge=0, description="How long a request may wait for others; null: no dynamic batching."
+    )
+    preferred_batch_sizes: tuple[int, ...] = Field(default=(), description="Batch sizes the batcher aims for.")
+    threads: int | None = Field(
+        default=None, ge=1, description="Threads within an operator, per instance; null: the backend's own choice."
+    )
+
+    def __str__(self) -> str:
+        words = [f"{self.instances} instance{'s' * (self.instances > 1)}"]
+        if self.queue_delay_microseconds is not None:
+            words.append(f"batch {self.max_batch_size} after {self.queue_delay_microseconds} µs")
+            if self.preferred_batch_sizes:
+                words.append(f"preferred {'+'.join(map(str, self.preferred_batch_sizes))}")
+        if self.threads is not None:
+            words.append(f"{self.threads} thread{'s' * (self.threads > 1)}")
+        return ", ".join(words)
+
+
+class Measurement(BaseModel):
+    """What a number of clients saw, each sending its next request when it has the answer to the one before."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    clients: int = Field(ge=1, description="Clients at once.")
+    window_seconds: float = Field(gt=0, description="How long was measured, after the warm-up.")
+    answers: int = Field(ge=1, description="Answers in that time; with fewer than 100 the p99 is the slowest of them.")
+    throughput: float = Field(gt=0, description="Answers per second.")
+    p50_seconds: float = Field(ge=0, description="Latency that half of the answers kept to (nearest rank).")
+    p99_seconds: float = Field(ge=0, description="Latency that 99 of 100 answers kept to (nearest rank).")
+    spread: float = Field(
+        default=0.0,
+        ge=0,
+        description="How unsure the throughput is: its relative standard error over fifths of the window.",
+    )
+
+
+class TrialState(StrEnum):
+    """How far a setting came."""
+
+    MEASURED = "measured"
+    """It was measured in the last round that there was."""
+    DROPPED = "dropped"
+    """Others were so much better in a shorter round that it got no longer one."""
+    WRONG = "wrong"
+    """Its answers are not the recorded ones."""
+    MEMORY = "memory"
+    """It needs more memory than it may have."""
+    FAILED = "failed"
+    """Triton refused it, or a request failed."""
+    TIME = "time"
+    """The time was up before its turn."""
+
+
+class Trial(BaseModel):
+    """One setting and what came of it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    setting: Setting = Field(description="What was run.")
+    state: TrialState = Field(description="How far it came.")
+    round: int = Field(default=0, ge=0, description="The last round it was in; a later round measures for longer.")
+    measurements: tuple[Measurement, ...] = Field(default=(), description="By number of clients; of its last round.")
+    memory_bytes: int | None = Field(
+        default=None, description="Most resident memory of its processes; null where they cannot be seen."
+    )
+    present: bool = Field(default=False, description="Whether this is what the deployment has now.")
+    message: str = Field(default="", description="Why it came no further.")
+
+
+class Point(NamedTuple):
+    """One measurement of one trial."""
+
+    trial: Trial
+    measured: Measurement
+
+
+def points(trials: Sequence[Trial], *, finished: bool = False) -> list[Point]:
+    """Return the measurements of all trials whose answers are right.
+
+    Args:
+        trials: The trials.
+        finished: Only those of the last round: shorter ones are too noisy to decide by.
+    """
+    shown = {TrialState.MEASURED} if finished else {TrialState.MEASURED, TrialState.DROPPED, TrialState.TIME}
+    return [Point(trial, measured) for trial in trials if trial.state in shown for measured in trial.measurements]
+
+
+def frontier(candidates: Sequence[Point]) -> list[Point]:
+    """Return the points that no other one beats: none has both more throughput and a lower p99 (Pareto).
+
+    Ascending by throughput, and so by p99. Of equal points the first one is kept.
+    """
+    ordered = sorted(candidates, key=lambda point: (-point.measured.throughput, point.measured.p99_seconds))
+    kept: list[Point] = []
+    for point in ordered:
+        if not kept or point.measured.p99_seconds < kept[-1].measured.p99_seconds:
+            kept.append(point)
+    return kept[::-1]
+
+
+def rank(trial: Trial, objective: Objective) -> tuple[float, float]:
+    """Return what to sort trials by, the best first: by what they miss of the limits, then by the goal.
+
+    A trial counts by the best of its measurements.
+    """
+    return min((objective.shortfall(m), -objective.value(m)) for m in trial.measurements)
+
+
+NOISE = 0.03
+"""Figures of two runs of one and the same setting differ by this share at least, so it is no reason for a change."""
+
+
+def choose(trials: Sequence[Trial], objective: Objective) -> Point | None:
+    """Return the best point that keeps to the limits, or None where none does.
+
+    Among those that are as good within `NOISE`, or within the best one's own spread where that is more, what the
+    deployment has now wins, then who needs the least memory.
+    """
+    good = [point for point in points(trials, finished=True) if objective.meets(point.measured)]
+    if not good:
+        return None
+    top = max(good, key=lambda point: objective.value(point.measured)).measured
+    best = objective.value(top)
+    slack = max(NOISE, top.spread) * abs(best)
+    close = [point for point in good if objective.value(point.measured) >= best - slack]
+    return min(
+        close,
+        key=lambda point: (
+            not point.trial.present,
+            point.trial.memory_bytes or 0,
+            -objective.value(point.measured),
+        ),
+    )

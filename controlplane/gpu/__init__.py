@@ -1,0 +1,1 @@
+"""Devices and their memory: NVML, Triton's own metrics, the host."""

@@ -1,0 +1,51 @@
+"""Several sources as one: what one Triton server has."""
+
+import logging
+from collections.abc import Iterable
+
+from controlplane.errors import DeviceError
+from controlplane.gpu.base import DeviceReading, DeviceSource
+
+logger = logging.getLogger(__name__)
+
+
+class CombinedSource:
+    """Asks several sources; one that fails hides no other.
+
+    Devices keep the order of their sources. Where two sources know a device of the same name, the first one's
+    reading counts.
+    """
+
+    def __init__(self, sources: Iterable[DeviceSource]) -> None:
+        self._sources = tuple(sources)
+        self._failed: dict[int, str] = {}
+
+    def read(self) -> tuple[DeviceReading, ...]:
+        """Ask every source.
+
+        Raises:
+            DeviceError: Every one of them failed.
+        """
+        readings: dict[str, DeviceReading] = {}
+        problems = []
+        for number, source in enumerate(self._sources):
+            try:
+                found = source.read()
+            except DeviceError as error:
+                problems.append(error)
+                if self._failed.get(number) != error.message:  # once per cause, not once per round
+                    logger.warning("devices cannot be read: %s", error.message)
+                self._failed[number] = error.message
+                continue
+            if self._failed.pop(number, None) is not None:
+                logger.info("devices can be read again: %s", ", ".join(reading.name for reading in found) or "none")
+            for reading in found:
+                readings.setdefault(reading.name, reading)
+        if problems and len(problems) == len(self._sources):
+            raise DeviceError("; ".join(error.message for error in problems)) from problems[0]
+        return tuple(readings.values())
+
+    def close(self) -> None:
+        """Close every source."""
+        for source in self._sources:
+            source.close()

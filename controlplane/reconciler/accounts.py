@@ -1,0 +1,158 @@
+"""Keeps one server's ledger in step with what is seen: budgets, baselines, and holdings whose memory came free.
+
+What a device says is in use contains what the models have, what the server itself has, and what belongs to others.
+The *baseline* is what it says beyond the ledger at the first quiet look after the server started: the server itself
+and whoever was there before. What is used beyond ledger and baseline later is unaccounted, and counts against the
+budget. So does what the device cannot give any more because others took it, baseline or not.
+
+For an embedded server the host's own figure is not the machine's, which the rest of the machine moves up and down, but
+the resident memory of the server's processes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
+from controlplane.gpu.budgets import BudgetRules
+from controlplane.memory.ledger import Ledger
+from controlplane.memory.types import Budget, HoldingState, Slot
+from controlplane.reconciler.gauging import Reading
+from controlplane.triton.embedded.processes import InstanceMemory
+from controlplane.triton.statistics import VersionKey
+
+_PLENTY = 1 << 60
+"""Budget of a server whose devices nobody tells about: everything fits, and Triton says where it does not."""
+
+
+class Accounts:
+    """The ledger of one server with what it takes to keep it true.
+
+    Args:
+        rules: The budgets.
+        told: Whether there is somebody who tells about its devices.
+
+    Attributes:
+        ledger: The ledger.
+        reading: The newest reading.
+    """
+
+    def __init__(self, rules: BudgetRules, *, told: bool) -> None:
+        self._rules = rules
+        self._told = told
+        self.ledger = Ledger()
+        self.reading = Reading()
+        self._baselines: dict[str, int] = {}
+        self._leaving: dict[Slot, int] = {}
+        if not told:
+            self.ledger = self.ledger.with_budget(Budget(HOST, _PLENTY, _PLENTY))
+
+    @property
+    def known(self) -> bool:
+        """Whether the devices were read, so that there is something to decide by."""
+        return not self._told or self.reading.devices is not None
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a budget at all."""
+        return self._told
+
+    def tells_of(self, device: str) -> bool:
+        """Whether a budget can be kept there: a GPU of a server that tells of no GPU is Triton's own business."""
+        return device in self.ledger.budgets or any(one.kind is not DeviceKind.HOST for one in self.devices)
+
+    @property
+    def devices(self) -> tuple[DeviceReading, ...]:
+        """The devices as last read."""
+        return self.reading.devices or ()
+
+    @property
+    def topology(self) -> tuple[tuple[str, bool], ...]:
+        """What of the devices decides where a model is loaded."""
+        return tuple((device.name, device.allocatable and not device.lost) for device in self.devices)
+
+    @property
+    def instances(self) -> Mapping[VersionKey, InstanceMemory]:
+        """Memory of the models' processes as last read; none where they cannot be seen."""
+        return self.reading.instances or {}
+
+    def restarted(self) -> None:
+        """The server started anew: nothing is loaded."""
+        for slot in {holding.slot for holding in self.ledger.holdings}:
+            self.ledger = self.ledger.released(slot)
+        self._baselines.clear()
+        self._leaving.clear()
+        self.reading = Reading()
+
+    def take(self, reading: Reading, step: int, now: datetime) -> None:
+        """Take in a reading that began at the loop's ``step``."""
+        if reading.devices is None:
+            # Not now: what was told before stands. Never yet: nothing is known that could forbid a load.
+            reading = replace(reading, devices=self.reading.devices or ())
+        self.reading = reading
+        self._follow_instances(now)
+        for slot, since in list(self._leaving.items()):
+            if since <= step and (slot.triton_name, slot.version) not in self.instances:
+                del self._leaving[slot]
+                self.ledger = self.ledger.released(slot)
+        for device in self.devices if self._told else ():
+            self._budget(device)
+        if self._told and HOST not in {device.name for device in self.devices}:
+            self.ledger = self.ledger.with_budget(Budget(HOST, _PLENTY, _PLENTY))
+
+    def left(self, slot: Slot, step: int, now: datetime) -> None:
+        """A slot is not loaded any more: it counts until a reading that began later shows its memory gone."""
+        if self.ledger.of(slot):
+            self.ledger = self.ledger.unloading(slot, now)
+            self._leaving.setdefault(slot, step)
+
+    def back(self, slot: Slot) -> None:
+        """A slot that was on its way out is loaded after all."""
+        self._leaving.pop(slot, None)
+
+    def resident_bytes(self, slot: Slot) -> int | None:
+        """Resident memory of a slot's processes; None where they cannot be seen."""
+        instance = self.instances.get((slot.triton_name, slot.version))
+        return instance.resident_bytes if instance else None
+
+    def settled(self) -> Ledger:
+        """Return the ledger for questions of the kind "what if this left": what is unaccounted now stays so.
+
+        The ledger itself would take what a holding leaves behind for unaccounted, because the device's figure is not
+        one of afterwards.
+        """
+        ledger = self.ledger
+        budgets = {
+            name: Budget(name, max(budget.bytes - ledger.unaccounted(name), 0), budget.total_bytes)
+            for name, budget in ledger.budgets.items()
+        }
+        holdings = tuple(replace(holding, over_bytes=0) for holding in ledger.holdings)
+        return Ledger(budgets, holdings)
+
+    def _follow_instances(self, now: datetime) -> None:
+        for holding in self.ledger.holdings:
+            if holding.state is HoldingState.RESIDENT and holding.device == HOST:
+                size = self.resident_bytes(holding.slot)
+                if size is not None and size != holding.bytes + holding.over_bytes:
+                    self.ledger = self.ledger.resident(holding.slot, {HOST: size}, now)
+
+    def _budget(self, device: DeviceReading) -> None:
+        budget = self._rules.budget_bytes(device)
+        if device.error or device.used_bytes is None:
+            self.ledger = self.ledger.with_budget(Budget(device.name, budget, device.total_bytes))
+            return
+        own = device.used_bytes
+        if device.kind is DeviceKind.HOST and self.reading.instances is not None:
+            own = self.reading.server_bytes + sum(one.resident_bytes for one in self.instances.values())
+        here = [holding for holding in self.ledger.holdings if holding.device == device.name]
+        accounted = sum(holding.bytes for holding in here if holding.state is not HoldingState.RESERVED)
+        loading = sum(holding.bytes for holding in here if holding.state is HoldingState.LOADING)
+        quiet = not any(holding.state in {HoldingState.LOADING, HoldingState.UNLOADING} for holding in here)
+        if device.name not in self._baselines and quiet:
+            self._baselines[device.name] = max(own - accounted, 0)
+        baseline = self._baselines.get(device.name, 0)
+        if device.name not in self._baselines:
+            own = min(own, accounted)  # nothing can be said yet
+        squeezed = (budget - accounted) - max(device.total_bytes - device.used_bytes - loading, 0)
+        used = max(own, baseline + accounted + max(squeezed, 0))
+        self.ledger = self.ledger.with_budget(Budget(device.name, budget, device.total_bytes, used, baseline))

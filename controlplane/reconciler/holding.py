@@ -1,0 +1,78 @@
+"""Client leases as the loop knows them: read from the bucket, and taken in at once where this process was told."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+
+from controlplane.errors import ControlPlaneError
+from controlplane.registry.leases import ModelLease, ModelLeases
+
+logger = logging.getLogger(__name__)
+
+_SWEEP_READS = 60
+"""Reads between two removals of what has ended."""
+
+
+class Holds:
+    """Who holds which model, for how long. Belongs to one event loop.
+
+    Args:
+        leases: The bucket's.
+        on_read: Called in the loop after each read.
+        may_sweep: Whether this process may remove what has ended.
+    """
+
+    def __init__(self, leases: ModelLeases, *, on_read: Callable[[], None], may_sweep: Callable[[], bool]) -> None:
+        self._leases = leases
+        self._on_read = on_read
+        self._may_sweep = may_sweep
+        self._known: dict[str, ModelLease] = {}
+        self._told: dict[str, ModelLease] = {}
+        self._reads = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def until(self, now: datetime) -> dict[str, datetime]:
+        """Return the end of the longest lease by model."""
+        ends: dict[str, datetime] = {}
+        for lease in ({**self._known, **self._told}).values():
+            if lease.active(now):
+                ends[lease.model] = max(lease.expires_at, ends.get(lease.model, lease.expires_at))
+        return ends
+
+    def tell(self, lease: ModelLease) -> None:
+        """Take in a lease that was just taken, renewed or given back."""
+        self._told[lease.id] = lease
+
+    def read(self) -> None:
+        """Begin to read the bucket, unless that is going on."""
+        if self._task is None:
+            self._reads += 1
+            self._task = asyncio.create_task(self._read(), name="read client leases")
+
+    async def stop(self) -> None:
+        """Hand over nothing more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _read(self) -> None:
+        # What we are told while the list is made may be newer than what it says.
+        before, sweep = set(self._told), self._may_sweep() and self._reads % _SWEEP_READS == 0
+
+        def read() -> tuple[ModelLease, ...]:
+            if sweep:
+                self._leases.sweep()
+            return self._leases.list()
+
+        told = {key: self._told[key] for key in before}
+        try:
+            found = await asyncio.to_thread(read)
+        except ControlPlaneError as error:
+            logger.debug("the client leases cannot be read: %s", error)  # the deployments' warning says why
+        else:
+            self._known = {lease.id: lease for lease in found}
+            self._told = {key: lease for key, lease in self._told.items() if told.get(key) is not lease}
+        finally:
+            self._task = None
+        self._on_read()

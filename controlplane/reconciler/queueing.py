@@ -1,0 +1,382 @@
+"""The loads that ask one server for memory: who gets it, who makes room, who waits, who is refused. The loop's own.
+
+It decides nothing itself: `controlplane.memory.admission` does. What is here carries its answers into the ledger and
+back to the loop.
+"""
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from controlplane.domain.deployment import Mode
+from controlplane.domain.names import candidate_name
+from controlplane.errors import InsufficientMemoryError
+from controlplane.memory.admission import (
+    Admit,
+    Decision,
+    Evict,
+    LoadRequest,
+    Queue,
+    Refuse,
+    decide,
+    decide_all,
+    figures_of,
+)
+from controlplane.memory.eviction import EvictionPolicy, EvictionRules
+from controlplane.memory.residency import Wanted
+from controlplane.memory.switching import UnloadFirst, choose_switch
+from controlplane.memory.types import Footprint, ModelMemory, Slot
+from controlplane.reconciler.accounts import Accounts
+from controlplane.reconciler.actions import Load
+from controlplane.reconciler.memory_view import EvictionRecord
+from controlplane.reconciler.sizing import Sizes
+from controlplane.reconciler.tenants import Request, Tenant
+from controlplane.reconciler.units import Unit
+from controlplane.reconciler.wishes import Wish
+from controlplane.settings import MemorySettings
+
+_EVICTIONS_KEPT = 200
+_FIRST = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory that a load needs.
+
+    Attributes:
+        slot: For which version, under which Triton name.
+        footprint: How much, by device.
+    """
+
+    slot: Slot
+    footprint: Mapping[str, Footprint]
+
+
+@dataclass
+class Moves:
+    """What the loop shall do now.
+
+    Attributes:
+        go: Models whose load may begin, or that are to be looked at again.
+        evicted: Evictions that were decided, to be unloaded.
+        refused: Loads that are given up, with the reason.
+        waiting: Models whose load goes on waiting.
+    """
+
+    go: list[str] = field(default_factory=list)
+    evicted: list[EvictionRecord] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+
+
+class LoadQueue:
+    """The queue of one server. Shares the ledger and what is known of the models with the steward.
+
+    Args:
+        server: The server's name.
+        settings: Limits.
+        policy: Gives the order of eviction.
+        rules: What protects from it.
+        accounts: The ledger.
+        sizes: What versions need.
+        tenants: What is remembered of each model.
+        models: The same as the decisions see it.
+        counters: What happened how often.
+
+    Attributes:
+        evictions: The newest, newest last.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        settings: MemorySettings,
+        *,
+        policy: EvictionPolicy,
+        rules: EvictionRules,
+        accounts: Accounts,
+        sizes: Sizes,
+        tenants: dict[str, Tenant],
+        models: dict[str, ModelMemory],
+        counters: Counter[str],
+    ) -> None:
+        self._server = server
+        self._settings = settings
+        self.policy = policy
+        self._rules = rules
+        self._accounts = accounts
+        self._sizes = sizes
+        self._tenants = tenants
+        self._models = models
+        self._counters = counters
+        self.evictions: deque[EvictionRecord] = deque(maxlen=_EVICTIONS_KEPT)
+
+    def decide(self, request: LoadRequest, now: datetime) -> Decision:
+        """Say what would become of a load. Changes nothing."""
+        return decide(
+            request,
+            self._accounts.ledger,
+            self._models,
+            policy=self.policy,
+            loads_in_flight=0,
+            max_loads=self._settings.max_concurrent_loads,
+            now=now,
+            rules=self._rules,
+        )
+
+    def record(self, model: ModelMemory, for_model: str, why: str, now: datetime) -> EvictionRecord:
+        """Remember that a model leaves, and for whom."""
+        freed = {device: footprint.bytes for device, footprint in model.footprint.items()}
+        record = EvictionRecord(
+            at=now, server=self._server, victim=model.model, for_model=for_model, bytes=freed, why=why
+        )
+        self.evictions.append(record)
+        return record
+
+    def needs(self, wish: Wish, unit: Unit, load: Load) -> Need | None:
+        """Return what memory a load needs; None where all of its versions are loaded already."""
+        assert unit.facts is not None
+        facts, model = unit.facts, unit.model
+        if load.candidate:
+            return self._need(Slot(candidate_name(model), load.target.version), [load.target.version], wish, load)
+        renewed = load.reload or bool(facts.loaded and facts.digest != load.target.digest)
+        new = [version for version in load.versions if renewed or version not in facts.loaded]
+        if not new:
+            return None
+        # Triton has the renewed ones beside the old ones for a while; those have a slot of that name already.
+        name = f"{model} (renewed)" if renewed and facts.loaded else model
+        return self._need(Slot(name, max(new)), new, wish, load)
+
+    def _need(self, slot: Slot, versions: list[int], wish: Wish, load: Load) -> Need | None:
+        by_version = {target.version: prepared for target, prepared in wish.prepared.items()}
+        footprint: dict[str, Footprint] = {}
+        for version in versions:
+            prepared = wish.prepared.get(load.target) if version == load.target.version else by_version.get(version)
+            if prepared is None:
+                continue  # what an earlier revision left loaded, as it is
+            for device, one in self._sizes.of(prepared, wish.model, self._accounts).by_device.items():
+                before = footprint.get(device)
+                footprint[device] = one if before is None else _sum(before, one)
+        return Need(slot, footprint) if footprint else None
+
+    def ask(self, model: str, need: Need, now: datetime) -> Request:
+        """Put a load into the queue, or find it there."""
+        tenant = self._tenant(model)
+        request = tenant.request
+        if request is None or request.slot != need.slot or request.footprint != need.footprint:
+            if request is not None:
+                self.withdraw(model)
+            deadline = now + timedelta(seconds=self._settings.load_queue_timeout_seconds)
+            request = tenant.request = Request(need.slot, need.footprint, now, deadline)
+        return request
+
+    def granted(self, model: str, need: Need) -> bool:
+        """Whether this load's memory is reserved."""
+        request = self._tenant(model).request
+        return request is not None and request.granted and request.slot == need.slot
+
+    def withdraw(self, model: str) -> None:
+        """A load is not wanted any more."""
+        tenant = self._tenant(model)
+        if tenant.request is not None:
+            if tenant.request.granted:
+                self._accounts.ledger = self._accounts.ledger.released(tenant.request.slot)
+            tenant.request = None
+
+    def arrange(self, units: Mapping[str, Unit], now: datetime) -> Moves:
+        """Go through the queue."""
+        moves = Moves()
+        waiting = {
+            model: tenant.request
+            for model, tenant in self._tenants.items()
+            if tenant.request is not None and not tenant.request.granted and model in self._models
+        }
+        if not waiting or not self._accounts.known:
+            return moves
+        in_flight = sum(
+            tenant.loading is not None or (tenant.request is not None and tenant.request.granted)
+            for tenant in self._tenants.values()
+        )
+        requests = [self._load_request(model, request, now) for model, request in waiting.items()]
+        entitled = [request for request in requests if self._entitled(request.model, now)]
+        promised: Counter[str] = Counter()
+        for request, decision in decide_all(
+            entitled,
+            self._accounts.ledger,
+            self._models,
+            policy=self.policy,
+            loads_in_flight=in_flight,
+            max_loads=self._settings.max_concurrent_loads,
+            now=now,
+            rules=self._rules,
+        ):
+            model = request.model.model
+            waits = waiting[model]
+            in_place = isinstance(decision, Queue | Refuse | Evict) and self._unload_first(request, units[model], now)
+            if in_place:
+                moves.go.append(model)
+                continue
+            match decision:
+                case Admit():
+                    in_flight += self._grant(model, waits, now, moves)
+                case Evict(victims=victims, why=why, reasons=reasons):
+                    waits.why = why
+                    for victim in victims:
+                        moves.evicted.append(self._evict(victim, model, reasons.get(victim.model, ""), now))
+                    _promise(promised, request)
+                case Queue(why=why):
+                    waits.why = why
+                    _promise(promised, request)
+                    if now >= waits.deadline:
+                        seconds = self._settings.load_queue_timeout_seconds
+                        self._refuse(model, f"no room after {seconds:g} s of waiting: {why}", moves)
+                case Refuse(why=why):
+                    self._refuse(model, f"out of memory: {why}", moves)
+        for request in requests:
+            model = request.model.model
+            if not self._entitled(request.model, now) and (left := self._tenant(model).request) is not None:
+                in_flight += self._let_in(request, left, promised, in_flight, now, moves)
+        moves.waiting.extend(
+            model for model in waiting if (still := self._tenant(model).request) is not None and not still.granted
+        )
+        return moves
+
+    def _let_in(
+        self,
+        request: LoadRequest,
+        waits: Request,
+        promised: Mapping[str, int],
+        in_flight: int,
+        now: datetime,
+        moves: Moves,
+    ) -> int:
+        """Decide about a model that is loaded only because there is room: nobody goes, and nobody waits, for it."""
+        decision = decide(
+            request,
+            self._accounts.ledger,
+            self._models,
+            policy=self.policy,
+            loads_in_flight=in_flight,
+            max_loads=self._settings.max_concurrent_loads,
+            now=now,
+            rules=self._rules,
+            promised=promised,
+        )
+        if isinstance(decision, Admit):
+            return self._grant(request.model.model, waits, now, moves)
+        waits.why = decision.why
+        if isinstance(decision, Refuse):
+            self._refuse(request.model.model, f"out of memory: {decision.why}", moves)
+        return 0
+
+    def _load_request(self, model: str, request: Request, now: datetime) -> LoadRequest:
+        memory = self._models[model]
+        since = request.since
+        if memory.mode is Mode.PINNED and not memory.loaded:
+            since = _FIRST  # after a restart of the server those come first
+        elif not self._entitled(memory, now) and memory.usage.last_used_at is not None:
+            since = now + max(now - memory.usage.last_used_at, timedelta())  # what was used most recently first
+        return LoadRequest(memory, request.slot, request.footprint, since)
+
+    def _entitled(self, model: ModelMemory, now: datetime) -> bool:
+        """Whether somebody waits for it, or it is pinned, or loaded and changed: others may have to go for it."""
+        leased = model.held_until is not None and model.held_until > now
+        return model.mode is Mode.PINNED or leased or model.demanded_at is not None or model.loaded
+
+    def _grant(self, model: str, request: Request, now: datetime, moves: Moves) -> int:
+        try:
+            self._accounts.ledger = self._accounts.ledger.reserve(request.slot, request.footprint, now)
+        except InsufficientMemoryError as error:
+            request.why = error.message
+            return 0
+        request.granted = True
+        self._counters["load_wait_milliseconds"] += int((now - request.since).total_seconds() * 1000)
+        moves.go.append(model)
+        return 1
+
+    def _evict(self, victim: ModelMemory, for_model: str, reason: str, now: datetime) -> EvictionRecord:
+        tenant = self._tenant(victim.model)
+        why = f"it makes room for {for_model}" + (f": {reason}" if reason else "")
+        record = self.record(victim, for_model, why, now)
+        tenant.leaving = record
+        tenant.verdict = Wanted(loaded=False, why=why)
+        tenant.evictions += 1
+        tenant.evicted_at = now
+        self._counters["evictions"] += 1
+        for name in (victim.model, candidate_name(victim.model)):
+            for holding in self._accounts.ledger.of_model(name):
+                self._accounts.ledger = self._accounts.ledger.unloading(holding.slot, now)
+        self._models.pop(victim.model, None)
+        return record
+
+    def _refuse(self, model: str, why: str, moves: Moves) -> None:
+        tenant = self._tenant(model)
+        tenant.request, tenant.demanded_at, tenant.refused = None, None, why
+        self._counters["refusals"] += 1
+        moves.refused.append((model, why))
+
+    def _unload_first(self, request: LoadRequest, unit: Unit, now: datetime) -> bool:
+        """Where old and new do not fit together, whoever else goes: the old one makes room for the new one."""
+        facts, model = unit.facts, request.model.model
+        if facts is None or not facts.loaded:
+            return False
+        others = [name for name in self._models if name != model]
+        evictable = {
+            device: figures.could_be_freed_bytes
+            for device, figures in figures_of(
+                request, self._accounts.ledger, self._models, now=now, rules=self._rules
+            ).items()
+        }
+        ledger = self._accounts.settled()
+        slots = sorted({holding.slot for name in (model, candidate_name(model)) for holding in ledger.of_model(name)})
+        if not slots:
+            return False
+        for slot in slots[1:]:
+            ledger = ledger.released(slot)
+        # Who may go only later is waited for, rather than making a gap: only what can never fit makes one.
+        for device, need in request.footprint.items():
+            pinned = sum(
+                holding.bytes
+                for name in others
+                if self._models[name].mode is Mode.PINNED
+                for holding in self._accounts.ledger.of_model(name)
+                if holding.device == device
+            )
+            own = sum(
+                holding.bytes
+                for slot in slots
+                for holding in self._accounts.ledger.of(slot)
+                if holding.device == device
+            )
+            budget = self._accounts.ledger.budgets.get(device)
+            room = (budget.bytes if budget else 0) - self._accounts.ledger.unaccounted(device) - pinned - own
+            if need.reserve_bytes > room:
+                break
+        else:
+            return False
+        choice = choose_switch(
+            slots[0], request.footprint, ledger, load_seconds=request.model.load_seconds, evictable=evictable
+        )
+        if not isinstance(choice, UnloadFirst):
+            return False
+        tenant = self._tenant(model)
+        tenant.gap = f"unloaded before version {request.slot.version} is loaded: {choice.why}"
+        tenant.verdict = Wanted(loaded=False, why=tenant.gap)
+        tenant.request = None
+        self._counters["gaps"] += 1
+        return True
+
+    def _tenant(self, model: str) -> Tenant:
+        return self._tenants[model]
+
+
+def _sum(one: Footprint, other: Footprint) -> Footprint:
+    return Footprint(
+        one.bytes + other.bytes, one.error_bytes + other.error_bytes, one.source, one.peak_bytes + other.peak_bytes
+    )
+
+
+def _promise(promised: Counter[str], request: LoadRequest) -> None:
+    for device, need in request.footprint.items():
+        promised[device] += need.reserve_bytes

@@ -1,0 +1,590 @@
+"""The steward of one server's memory: who shall be loaded, who may load now, who makes room. Mutable; the loop's own.
+
+It decides nothing itself: `controlplane.memory` does, from frozen values. The steward keeps what those are made of
+(the ledger, use, demands, leases), and carries what they say to the loop, which acts:
+
+1. `judge` says for every model whether it shall be loaded; the planner then works towards that.
+2. A load that needs memory is begun only with a grant. Who has none waits in the `queue`, which is gone through
+   whenever something changed: grants, evictions, refusals.
+3. `began`, `ended`, `see` and `take` follow what happens.
+
+No I/O, and nothing here waits.
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from controlplane.domain.deployment import Mode
+from controlplane.domain.names import candidate_name
+from controlplane.errors import LoadRefusedError
+from controlplane.gpu.budgets import BudgetRules
+from controlplane.memory.admission import (
+    LoadRequest,
+    Refuse,
+)
+from controlplane.memory.eviction import EvictionPolicy, EvictionRules, policy_named, thrashing
+from controlplane.memory.residency import Wanted, wanted
+from controlplane.memory.types import HOST, Footprint, FootprintSource, HoldingState, ModelMemory, Slot
+from controlplane.memory.usage import used
+from controlplane.reconciler.accounts import Accounts
+from controlplane.reconciler.actions import Action, Load, Prove, Stage, Unload
+from controlplane.reconciler.counting import count
+from controlplane.reconciler.executor import Outcome
+from controlplane.reconciler.facts import Facts
+from controlplane.reconciler.gauging import Reading
+from controlplane.reconciler.queueing import LoadQueue
+from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.sizing import Size, Sizes, size_of
+from controlplane.reconciler.tenants import Tenant
+from controlplane.reconciler.types import Mark
+from controlplane.reconciler.units import Unit
+from controlplane.reconciler.wishes import Prepared, Wish
+from controlplane.registry.footprints import FootprintKey, Footprints, MeasuredFootprint
+from controlplane.settings import MemorySettings
+from controlplane.triton.statistics import VersionKey
+
+logger = logging.getLogger(__name__)
+
+_GREW = 1.1
+"""A loaded version that has grown by this factor is measured again."""
+_ALL = 0.98
+"""So much of what could be freed is asked for at most, as its figure moves a little all the time."""
+_FIRST = datetime.min.replace(tzinfo=UTC)
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|outofmemory|bad_alloc|cannot allocate memory|failed to allocate|unable to allocate|memoryerror"
+    r"|insufficient memory|not enough memory",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Something to be written to the registry."""
+
+    key: FootprintKey
+    measured: MeasuredFootprint
+
+
+class Steward:
+    """Looks after the memory of one server.
+
+    Args:
+        server: Its name.
+        rules: The budgets of its devices.
+        settings: Policy and limits.
+        footprints: What was measured; only what is in memory is used here.
+        told: Whether somebody tells about its devices.
+    """
+
+    def __init__(
+        self, server: str, rules: BudgetRules, settings: MemorySettings, footprints: Footprints, *, told: bool
+    ) -> None:
+        self.server = server
+        self.settings = settings
+        self.rules = EvictionRules(minimum_residence_seconds=settings.minimum_residence_seconds)
+        self.accounts = Accounts(rules, told=told)
+        self.tenants: dict[str, Tenant] = {}
+        self.models: dict[str, ModelMemory] = {}
+        self.counters: Counter[str] = Counter()
+        self.largest_error = 0
+        self._footprints = footprints
+        self._sizes = Sizes(footprints)
+        self.queue = LoadQueue(
+            server,
+            settings,
+            policy=policy_named(settings.policy),
+            rules=self.rules,
+            accounts=self.accounts,
+            sizes=self._sizes,
+            tenants=self.tenants,
+            models=self.models,
+            counters=self.counters,
+        )
+        self._differences: dict[str, dict[str, int]] = {}
+        self._reported: dict[str, int] = {}
+        self._keys: dict[VersionKey, FootprintKey] = {}
+
+    @classmethod
+    def of(cls, server: ManagedServer, settings: MemorySettings, footprints: Footprints) -> "Steward":
+        """Return the steward of a server."""
+        return cls(server.name, server.budgets, settings, footprints, told=server.devices is not None)
+
+    @property
+    def policy(self) -> EvictionPolicy:
+        """The eviction policy, as far as it has learnt."""
+        return self.queue.policy
+
+    # What is known
+
+    def tenant(self, model: str) -> Tenant:
+        """Return what is remembered of a model."""
+        if model not in self.tenants:
+            self.tenants[model] = Tenant(model)
+        return self.tenants[model]
+
+    def size(self, prepared: Prepared, model: str) -> Size:
+        """Say what a version needs here."""
+        return self._sizes.of(prepared, model, self.accounts)
+
+    def desired(self, model: str) -> Wanted | None:
+        """Whether a model shall be loaded, as last judged; None where memory has no say."""
+        tenant = self.tenants.get(model)
+        return tenant.verdict if tenant else None
+
+    def adopt(self, model: str) -> None:
+        """Something else is wanted of it: what was said against it may not hold any more."""
+        tenant = self.tenant(model)
+        tenant.refused, tenant.second_round = "", False
+
+    def demand(self, model: str, now: datetime) -> None:
+        """Somebody wants to use it now."""
+        tenant = self.tenant(model)
+        tenant.refused = ""
+        known = self.models.get(model)
+        if known is not None and known.loaded and not known.busy:
+            tenant.usage = used(tenant.usage, now)
+            return
+        if tenant.demanded_at is None:
+            tenant.demanded_at = now
+            self._count_thrash(tenant, now)
+
+    def hold(self, leases: Mapping[str, datetime], now: datetime) -> None:
+        """Take the ends of the client leases, by model, as they are now."""
+        for model in leases.keys() - self.tenants.keys():
+            self.tenant(model)
+        for model, tenant in self.tenants.items():
+            until = leases.get(model)
+            if until is not None and tenant.held_until is None:
+                tenant.refused = ""
+                known = self.models.get(model)
+                if known is not None and not known.loaded:
+                    self._count_thrash(tenant, now)
+            elif until is None and tenant.held_until is not None:
+                tenant.usage = used(tenant.usage, now)  # who held it has used it until now
+            tenant.held_until = until
+
+    def _count_thrash(self, tenant: Tenant, now: datetime) -> None:
+        tenant.thrash = thrashing(tenant.thrash, tenant.evicted_at, now, self.rules)
+        tenant.evicted_at = None
+
+    # Who shall be loaded
+
+    def judge(self, occupants: Iterable[tuple[Wish, Unit]], now: datetime) -> list[str]:
+        """Say for every model whether it shall be loaded; return those whose answer changed."""
+        models: dict[str, ModelMemory] = {}
+        loose: set[str] = set()
+        for wish, unit in occupants:
+            tenant = self.tenant(wish.model)
+            spec = wish.revision.spec
+            if spec.deleted or not spec.loaded or wish.wanted not in wish.prepared or not self.accounts.known:
+                loose.add(wish.model)
+                tenant.request = None if tenant.request and not tenant.request.granted else tenant.request
+                if spec.deleted or not spec.loaded:
+                    tenant.demanded_at, tenant.leaving, tenant.refused, tenant.gap = None, None, "", ""
+                continue
+            self._settle_tenant(tenant, unit, now)
+            models[wish.model] = self._memory_of(wish, unit, tenant)
+        self._learn(models, now)
+        self.models.clear()
+        self.models.update(models)
+        answers = wanted(models, self.accounts.ledger, self.policy, now, rules=self.rules)
+        changed = []
+        for model, tenant in self.tenants.items():
+            verdict = None if model in loose else answers.get(model)
+            if verdict is not None:
+                if tenant.leaving is not None:
+                    verdict = Wanted(loaded=False, why=tenant.leaving.why)
+                elif tenant.gap:
+                    verdict = Wanted(loaded=False, why=tenant.gap)
+                elif not verdict.loaded and models[model].mode is Mode.RESIDENT:
+                    verdict = self._or_never(models[model], verdict, now)
+            before = tenant.verdict
+            tenant.verdict = verdict
+            if (before is None or before.loaded) != (verdict is None or verdict.loaded):
+                changed.append(model)
+                if verdict is not None and not verdict.loaded and models[model].loaded and tenant.leaving is None:
+                    self._expired(models[model], verdict, now)
+        return changed
+
+    def _learn(self, models: Mapping[str, ModelMemory], now: datetime) -> None:
+        """Let the policy learn from what was used since the last time."""
+        budgets = {device: budget.bytes for device, budget in self.accounts.ledger.budgets.items()}
+        for model, memory in models.items():
+            before = self.models.get(model)
+            if memory.usage.last_used_at is not None and (
+                before is None or before.usage.last_used_at != memory.usage.last_used_at
+            ):
+                self.queue.policy = self.policy.learned(memory, models, budgets, now)
+
+    def _or_never(self, model: ModelMemory, verdict: Wanted, now: datetime) -> Wanted:
+        """Tell a resident model that can never fit from one that waits for room."""
+        tenant, budgets = self.tenant(model.model), self.accounts.ledger.budgets
+        tenant.refused = ""
+        if all(device in budgets and need.reserve_bytes <= budgets[device].bytes
+               for device, need in model.footprint.items()):  # fmt: skip
+            return verdict
+        request = LoadRequest(model, Slot(model.model, model.version), model.footprint)
+        decision = self.queue.decide(request, now)
+        if isinstance(decision, Refuse):
+            tenant.refused = f"out of memory: {decision.why}"
+            return Wanted(loaded=False, why=tenant.refused)
+        return verdict
+
+    def _settle_tenant(self, tenant: Tenant, unit: Unit, now: datetime) -> None:
+        facts = unit.facts
+        if facts is None or unit.task is not None:
+            return
+        gone = not facts.loaded and facts.candidate is None and not facts.leaving and not facts.candidate_leaving
+        if gone:
+            tenant.leaving = None
+            if tenant.gap:
+                # The new version takes the old one's place at once, whatever its mode.
+                tenant.gap = ""
+                tenant.demanded_at = tenant.demanded_at or now
+        if facts.loaded:
+            tenant.restore = False
+
+    def _memory_of(self, wish: Wish, unit: Unit, tenant: Tenant) -> ModelMemory:
+        settings = wish.revision.spec.settings
+        size = self.size(wish.prepared[wish.wanted], wish.model)
+        facts = unit.facts
+        loaded = facts is not None and bool(facts.loaded)
+        held = self._held(wish.model)
+        mode = settings.mode
+        if tenant.restore and not loaded and mode is Mode.ON_DEMAND:
+            mode = Mode.RESIDENT
+        return ModelMemory(
+            model=wish.model,
+            mode=mode,
+            version=wish.wanted.version,
+            footprint=held if loaded and held else size.by_device,
+            priority=settings.priority,
+            keep_alive_seconds=settings.keep_alive_seconds,
+            load_seconds=tenant.load_seconds or size.load_seconds or 1.0,
+            loaded=loaded,
+            # What is on its way out already is no candidate for another eviction.
+            busy=unit.task is not None or tenant.leaving is not None or bool(tenant.gap),
+            loaded_at=tenant.loaded_at,
+            usage=tenant.usage,
+            held_until=tenant.held_until,
+            demanded_at=tenant.demanded_at,
+            evictions=tenant.thrash,
+        )
+
+    def _held(self, model: str) -> dict[str, Footprint]:
+        held: dict[str, int] = {}
+        for name in (model, candidate_name(model)):
+            for holding in self.accounts.ledger.of_model(name):
+                if holding.state is not HoldingState.RESERVED:
+                    held[holding.device] = held.get(holding.device, 0) + holding.bytes
+        return {device: Footprint(size, 0, FootprintSource.MEASURED, size) for device, size in held.items()}
+
+    def _expired(self, model: ModelMemory, verdict: Wanted, now: datetime) -> None:
+        self.counters["expirations"] += 1
+        self.queue.record(model, "", verdict.why, now)
+
+    # What happens
+
+    def began(self, unit: Unit, action: Action, now: datetime) -> None:
+        """An action begins."""
+        tenant = self.tenant(unit.model)
+        if not isinstance(action, Load | Unload):
+            return
+        others = [other for other in self.tenants.values() if other.loading is not None]
+        busy = any(h.state is HoldingState.UNLOADING for h in self.accounts.ledger.holdings)
+        tenant.alone = not others and not busy
+        for other in others:
+            other.alone = False
+        if isinstance(action, Load) and (request := tenant.request) is not None and request.granted:
+            self.accounts.ledger = self.accounts.ledger.loading(request.slot, now)
+            tenant.loading, tenant.request = request.slot, None
+        if isinstance(action, Unload):
+            name = candidate_name(unit.model) if action.candidate else unit.model
+            for holding in self.accounts.ledger.of_model(name):
+                self.accounts.ledger = self.accounts.ledger.unloading(holding.slot, now)
+
+    def ended(
+        self,
+        wish: Wish | None,
+        unit: Unit,
+        outcome: Outcome,
+        reading: Reading | None,
+        differences: Mapping[str, int],
+        step: int,
+        now: datetime,
+    ) -> list[Measurement]:
+        """An action ended.
+
+        Args:
+            wish: What is wanted of the model.
+            unit: The model on this server.
+            outcome: How it went.
+            reading: What was measured right after it.
+            differences: By how much the use of each device has grown meanwhile.
+            step: The loop's step at which it ended.
+            now: The time.
+
+        Returns:
+            What was measured.
+        """
+        if reading is not None:
+            self.accounts.take(reading, step - 1, now)
+        measured = self._ended(wish, unit, outcome, differences, step, now)
+        if reading is not None:
+            self.accounts.take(reading, step, now)  # and what that says of the memory which the action set free
+        return measured
+
+    def _ended(
+        self, wish: Wish | None, unit: Unit, outcome: Outcome, differences: Mapping[str, int], step: int, now: datetime
+    ) -> list[Measurement]:
+        tenant, action = self.tenant(unit.model), outcome.action
+        for stage in ("fetch", "stage", "load", "prove"):
+            self.counters[f"{stage}_milliseconds"] += int(outcome.seconds.get(stage, 0.0) * 1000)
+        match action:
+            case Stage() if outcome.error is None:
+                tenant.stage_seconds = sum(outcome.seconds.values())
+            case Load():
+                self._load_ended(tenant, unit, action, outcome, differences, step, now)
+            case Prove():
+                tenant.ours += outcome.requests
+                if outcome.mark is Mark.PASSED and not action.candidate:
+                    return self._proved(tenant, wish, action, outcome, now)
+            case Unload() if outcome.error is None:
+                name = candidate_name(unit.model) if action.candidate else unit.model
+                for holding in self.accounts.ledger.of_model(name):
+                    self.accounts.left(holding.slot, step, now)
+                if not action.candidate:
+                    tenant.loaded_at = None
+        return []
+
+    def _load_ended(
+        self,
+        tenant: Tenant,
+        unit: Unit,
+        action: Load,
+        outcome: Outcome,
+        differences: Mapping[str, int],
+        step: int,
+        now: datetime,
+    ) -> None:
+        slot, tenant.loading = tenant.loading, None
+        if outcome.error is not None:
+            if slot is not None and isinstance(outcome.error, LoadRefusedError):
+                self.accounts.left(slot, step, now)
+            return  # after anything else nobody knows: the next look says what is there
+        name = candidate_name(unit.model) if action.candidate else unit.model
+        for key in [key for key in tenant.counts if key[0] == name]:
+            del tenant.counts[key]  # they start again at zero
+        if slot is None:
+            return
+        ledger = self.accounts.ledger
+        reserved = {holding.device: holding.bytes for holding in ledger.of(slot)}
+        real = Slot(name, slot.version)
+        if real != slot:
+            self.accounts.left(slot, step, now)  # the old ones leave after the new ones came
+        size = self.accounts.resident_bytes(real)
+        measured = dict(reserved) if real != slot else {}
+        if size is not None:
+            measured[HOST] = size
+        found = {device: differences.get(device, 0) for device in reserved if device != HOST or size is None}
+        if tenant.alone and found and all(size > 0 for size in found.values()):
+            measured.update(found)
+            self._differences[unit.model] = found
+        self.accounts.ledger = self.accounts.ledger.resident(real, measured, now)
+        tenant.load_seconds = tenant.stage_seconds + outcome.seconds.get("load", 0.0)
+        tenant.stage_seconds = 0.0
+        if not action.candidate:
+            tenant.loaded_at, tenant.measured = now, False
+            tenant.loads += 1
+            self.counters["loads"] += 1
+            self.counters["cold_starts"] += tenant.demanded_at is not None
+
+    def _proved(
+        self, tenant: Tenant, wish: Wish | None, action: Prove, outcome: Outcome, now: datetime
+    ) -> list[Measurement]:
+        tenant.second_round = False
+        tenant.refused = ""
+        if tenant.demanded_at is not None:
+            tenant.demanded_at = None
+            tenant.usage = used(tenant.usage, now)
+        prepared = wish.prepared.get(action.target) if wish else None
+        if prepared is None or tenant.measured:
+            return []
+        tenant.measured = True
+        self._sizes.proved(self.size(prepared, tenant.model))
+        tenant.load_seconds = (tenant.load_seconds or 0.0) + outcome.seconds.get("prove", 0.0)
+        measured = self._measure(tenant, prepared)
+        if measured is None:
+            return []
+        size = size_of(prepared, tenant.model, self.accounts.devices, self._footprints)
+        error = measured.bytes - size.estimate.bytes
+        self.counters["measured"] += 1
+        self.counters["estimate_error_bytes"] += abs(error)
+        self.largest_error = max(self.largest_error, error)
+        return [Measurement(size.key, measured)]
+
+    def _measure(self, tenant: Tenant, prepared: Prepared) -> MeasuredFootprint | None:
+        size = self.size(prepared, tenant.model)
+        instance = self.accounts.instances.get((tenant.model, prepared.target.version))
+        if instance is not None and size.key.kind == "cpu":
+            resident, peak, by = instance.resident_bytes, instance.peak_bytes, "processes"
+        elif found := self._differences.pop(tenant.model, None):
+            resident = peak = max(found.values())
+            by = "device"
+        else:
+            return None
+        self._keys[tenant.model, prepared.target.version] = size.key
+        return MeasuredFootprint(resident, peak, tenant.load_seconds or 0.0, size.estimate.bytes, by)
+
+    def out_of_memory(self, wish: Wish | None, unit: Unit, outcome: Outcome) -> bool:
+        """Whether Triton had no memory for a load, and it is worth another round with a larger footprint."""
+        action, tenant = outcome.action, self.tenant(unit.model)
+        if not isinstance(action, Load) or not isinstance(outcome.error, LoadRefusedError):
+            return False
+        if not _OUT_OF_MEMORY.search(str(outcome.error)):
+            return False
+        prepared = wish.prepared.get(action.target) if wish else None
+        if prepared is None:
+            return False
+        size = self.size(prepared, unit.model)
+        self._sizes.correct(size)
+        self.counters["out_of_memory"] += 1
+        if tenant.second_round:
+            tenant.second_round = False
+            self._sizes.force(size, 0)
+            return False
+        tenant.second_round = True
+        self._sizes.force(size, max((self._more_than_free(unit.model, device) for device in size.devices), default=0))
+        return True
+
+    def _more_than_free(self, model: str, device: str) -> int:
+        """What is free by the ledger was not there: ask for more, so that somebody goes, if there is anybody."""
+        ledger = self.accounts.ledger
+        budget = ledger.budgets[device].bytes - ledger.unaccounted(device)
+        fixed = own = 0
+        for holding in ledger.holdings:
+            if holding.device == device:
+                name = holding.slot.triton_name.removesuffix(candidate_name(""))
+                known = self.models.get(name)
+                own += holding.bytes if name == model else 0
+                fixed += holding.bytes if known is not None and known.mode is Mode.PINNED and name != model else 0
+        return min(ledger.free(device) + own + 1, int((budget - fixed) * _ALL))
+
+    def failed(self, model: str, why: str) -> None:
+        """It cannot be loaded, and is not tried again soon: nobody waits for it any more."""
+        tenant = self.tenant(model)
+        if tenant.demanded_at is not None:
+            tenant.demanded_at, tenant.refused = None, why
+
+    def see(self, model: str, facts: Facts, step: int, now: datetime) -> None:
+        """Bring the ledger to what a look showed of a model that nothing is being done to."""
+        tenant = self.tenant(model)
+        there = {Slot(model, version) for version in facts.loaded}
+        if facts.candidate is not None:
+            there.add(Slot(candidate_name(model), facts.candidate))
+        ledger = self.accounts.ledger
+        names = (model, candidate_name(model), f"{model} (renewed)")
+        held = {holding.slot: holding.state for name in names for holding in ledger.of_model(name)}
+        for slot in there:
+            if held.get(slot) is HoldingState.RESIDENT:
+                continue
+            if slot in held and tenant.leaving is not None:
+                continue
+            self.accounts.back(slot)
+            size = self.accounts.resident_bytes(slot)
+            expected = self._expected(model)
+            measured = {HOST: size} if size is not None else expected
+            self.accounts.ledger = self.accounts.ledger.resident(slot, measured, now)
+        if facts.loaded and tenant.loaded_at is None:
+            tenant.loaded_at = now
+        elif not facts.loaded and tenant.loaded_at is not None:
+            # Not our doing: somebody unloaded it, or a server that we do not supervise was restarted.
+            tenant.restore, tenant.loaded_at = tenant.leaving is None, None
+        leaving = {Slot(model, version) for version in facts.leaving}
+        for slot, state in held.items():
+            if slot not in there and not (facts.loading and state is HoldingState.LOADING):
+                if tenant.request is not None and tenant.request.slot == slot:
+                    continue
+                if slot in leaving and self.accounts.reading.instances is None:
+                    self.accounts.ledger = self.accounts.ledger.unloading(slot, now)
+                else:
+                    self.accounts.left(slot, step, now)
+
+    def _expected(self, model: str) -> dict[str, int]:
+        known = self.models.get(model)
+        if known is None:
+            return {}
+        return {device: footprint.bytes for device, footprint in known.footprint.items()}
+
+    def lost(self, *, restarted: bool) -> None:
+        """The server was not there, or started anew."""
+        for tenant in self.tenants.values():
+            tenant.loading = None
+            tenant.counts.clear()
+            tenant.usage = replace(tenant.usage, pending=0)
+            if tenant.request is not None and not restarted:
+                self.queue.withdraw(tenant.model)
+            tenant.request = None
+            if restarted:
+                tenant.restore = tenant.restore or (tenant.loaded_at is not None and tenant.leaving is None)
+                tenant.loaded_at, tenant.leaving, tenant.gap = None, None, ""
+        if restarted:
+            self.accounts.restarted()
+
+    def take(self, reading: Reading, busy: Iterable[str], step: int, now: datetime) -> list[Measurement]:
+        """Take in a reading that began at the loop's ``step``.
+
+        Args:
+            reading: The reading.
+            busy: Models that we are asking ourselves at this moment: their counters wait for the next reading.
+            step: The loop's step.
+            now: The time.
+
+        Returns:
+            Versions that have grown beyond what is recorded of them.
+        """
+        self.accounts.take(reading, step, now)
+        if reading.counters is not None:
+            self.counters["requests"] += count(self.tenants.values(), reading, frozenset(busy), now)
+        return self._grown()
+
+    def unaccounted(self) -> list[tuple[str, int]]:
+        """Devices whose unaccounted memory rose above the bound since it was last reported."""
+        found = []
+        for device in self.accounts.ledger.budgets if self.accounts.limited else ():
+            size = self.accounts.ledger.unaccounted(device)
+            before = self._reported.get(device, 0)
+            if size <= self.settings.unaccounted_report_bytes:
+                self._reported[device] = 0
+            elif size > before * _GREW:
+                self._reported[device] = size
+                found.append((device, size))
+        return found
+
+    def _grown(self) -> list[Measurement]:
+        found = []
+        for model, tenant in self.tenants.items():
+            known = self.models.get(model)
+            if known is None or not tenant.measured:
+                continue
+            instance = self.accounts.instances.get((model, known.version))
+            key = self._keys.get((model, known.version))
+            recorded = self._footprints.peek(key) if key else None
+            if instance is None or key is None or recorded is None or recorded.by != "processes":
+                continue
+            if instance.resident_bytes > recorded.bytes * _GREW:
+                found.append(
+                    Measurement(
+                        key,
+                        replace(
+                            recorded,
+                            bytes=instance.resident_bytes,
+                            peak_bytes=max(instance.peak_bytes, recorded.peak_bytes),
+                        ),
+                    )
+                )
+        return found

@@ -1,0 +1,184 @@
+"""Measured footprints, kept with the version, so that the next machine need not guess.
+
+One chain for each way to run a version, ``footprints/<model>/<version>/<backend>-<kind>-b<batch>-i<instances>/``: what
+a version needs depends on the backend, the kind of device, the largest batch and the number of instances. A
+measurement is committed when it is the first, or when it is larger than what is known.
+"""
+
+import re
+import threading
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from controlplane.errors import CommitConflictError
+from controlplane.registry.chain import Chain, Revision
+from controlplane.storage.base import ObjectStore
+
+PREFIX = "footprints/"
+_SAME = 0.1
+"""Two measurements that differ by less than this share of the larger one are the same."""
+_TRIES = 3
+_WAY = re.compile(r"(.+)-(cpu|gpu)-b(\d+)-i(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class FootprintKey:
+    """A way to run a version.
+
+    Attributes:
+        model: The model.
+        version: The version.
+        backend: Triton's backend.
+        kind: ``cpu`` or ``gpu``.
+        max_batch_size: The largest batch it is configured for.
+        instances: Instances on a device.
+    """
+
+    model: str
+    version: int
+    backend: str
+    kind: str
+    max_batch_size: int
+    instances: int
+
+    @property
+    def prefix(self) -> str:
+        """Where its chain lies."""
+        way = f"{self.backend}-{self.kind}-b{self.max_batch_size}-i{self.instances}"
+        return f"{PREFIX}{self.model}/{self.version}/{way}/"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredFootprint:
+    """What was measured, in bytes on each device it was loaded on.
+
+    Attributes:
+        bytes: Resident after the load and the first answers.
+        peak_bytes: The most that was seen during the load and the proof.
+        load_seconds: What the load took, without fetching.
+        estimate_bytes: What had been estimated; tells how good the estimates are.
+        by: How it was measured: ``processes``, ``device``, or ``refusal`` (Triton had not enough memory).
+        at: When (UTC); None before it is committed.
+    """
+
+    bytes: int
+    peak_bytes: int
+    load_seconds: float
+    estimate_bytes: int
+    by: str = "processes"
+    at: datetime | None = None
+
+
+class Footprints:
+    """Reads and commits measured footprints. Blocks; safe to use from several threads.
+
+    Attributes:
+        changes: Grows whenever `peek` may say something else than before.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._known: dict[FootprintKey, Revision | None] = {}
+        self.changes = 0
+        self._listed: set[tuple[str, int]] = set()
+        self._guard = threading.Lock()
+
+    def peek(self, key: FootprintKey) -> MeasuredFootprint | None:
+        """Return what is in memory. No I/O."""
+        revision = self._known.get(key)
+        return _parse(revision) if revision else None
+
+    def get(self, key: FootprintKey) -> MeasuredFootprint | None:
+        """Return what was measured last; None where nobody measured. Asks the store once for each key."""
+        with self._guard:
+            if key in self._known:
+                revision = self._known[key]
+                return _parse(revision) if revision else None
+        revision = Chain(self._store, key.prefix).head()
+        with self._guard:
+            self._known[key] = revision
+            self.changes += 1
+        return _parse(revision) if revision else None
+
+    def load(self, model: str, version: int) -> None:
+        """Read whatever was measured of a version, however it is run, so that `peek` finds it. One LIST, once."""
+        with self._guard:
+            if (model, version) in self._listed:
+                return
+        prefix = f"{PREFIX}{model}/{version}/"
+        for way in self._store.list_folders(prefix):
+            match = _WAY.fullmatch(way)
+            if match:
+                self.get(FootprintKey(model, version, match[1], match[2], int(match[3]), int(match[4])))
+        with self._guard:
+            self._listed.add((model, version))
+
+    def put(self, key: FootprintKey, measured: MeasuredFootprint, *, actor: str) -> MeasuredFootprint:
+        """Commit a measurement if it says something new; return what counts now."""
+        chain = Chain(self._store, key.prefix)
+        for _ in range(_TRIES):
+            head = chain.refresh(self._known.get(key))
+            known = _parse(head) if head else None
+            if known is not None and not _news(measured, known):
+                with self._guard:
+                    self._known[key] = head
+                    self.changes += 1
+                return known
+            kept = measured if known is None else _joined(measured, known)
+            try:
+                committed = chain.append(_body(kept), after=head, actor=actor, reason=f"measured by {measured.by}")
+            except CommitConflictError:
+                with self._guard:
+                    self._known.pop(key, None)
+                continue
+            with self._guard:
+                self._known[key] = committed
+                self.changes += 1
+            return _parse(committed) or kept
+        return measured
+
+
+def _news(measured: MeasuredFootprint, known: MeasuredFootprint) -> bool:
+    return (
+        measured.bytes > known.bytes * (1 + _SAME)
+        or measured.peak_bytes > known.peak_bytes * (1 + _SAME)
+        or (measured.by != "refusal" and known.by == "refusal")
+    )
+
+
+def _joined(measured: MeasuredFootprint, known: MeasuredFootprint) -> MeasuredFootprint:
+    if known.by == "refusal":
+        return measured
+    return MeasuredFootprint(
+        bytes=max(measured.bytes, known.bytes),
+        peak_bytes=max(measured.peak_bytes, known.peak_bytes),
+        load_seconds=measured.load_seconds or known.load_seconds,
+        estimate_bytes=measured.estimate_bytes,
+        by=measured.by,
+    )
+
+
+def _body(measured: MeasuredFootprint) -> dict[str, Any]:
+    return {
+        "bytes": measured.bytes,
+        "peak_bytes": measured.peak_bytes,
+        "load_seconds": round(measured.load_seconds, 3),
+        "estimate_bytes": measured.estimate_bytes,
+        "by": measured.by,
+    }
+
+
+def _parse(revision: Revision) -> MeasuredFootprint | None:
+    body = revision.body
+    try:
+        return MeasuredFootprint(
+            bytes=int(body["bytes"]),
+            peak_bytes=int(body["peak_bytes"]),
+            load_seconds=float(body["load_seconds"]),
+            estimate_bytes=int(body["estimate_bytes"]),
+            by=str(body.get("by", "processes")),
+            at=revision.at,
+        )
+    except (KeyError, ValueError, TypeError):
+        return None  # somebody else's: as if nobody had measured

@@ -1,0 +1,213 @@
+"""Client leases: somebody holds a model, so that it stays loaded until the lease ends.
+
+Each lease is a pruned chain of its own, ``leases/models/<model>/<lease id>/``: taking it is revision 1, renewing it the
+next one, giving it back a last one that says so. One LIST of the prefix finds all of them, and a revision that was read
+once never changes, so looking again costs one request where nothing changed.
+
+A lease ends by the writer's clock: its revision says until when. Clocks that differ by a second make it a second longer
+or shorter, which is why a client that must not lose the model renews in time rather than at the end.
+"""
+
+import re
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from controlplane.domain.names import validate_model_name
+from controlplane.errors import CommitConflictError, InvalidInputError, NotFoundError, ObjectNotFoundError
+from controlplane.registry.chain import Chain, Revision
+from controlplane.storage.base import ObjectStore
+
+PREFIX = "leases/models/"
+MAX_SECONDS = 24 * 3600.0
+_KEY = re.compile(r"leases/models/([^/]+)/([0-9a-f]{32})/(\d{12})\.json")
+_SWEEP_AFTER = timedelta(minutes=1)
+"""How long an ended lease's objects stay, for a renewal that is on its way."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLease:
+    """Somebody holds a model.
+
+    Attributes:
+        id: Names the lease.
+        model: The model that is held.
+        holder: Who holds it, for people.
+        expires_at: When it ends unless it is renewed (UTC).
+        seconds: The time to live that was asked for last.
+    """
+
+    id: str
+    model: str
+    holder: str
+    expires_at: datetime
+    seconds: float
+
+    def active(self, now: datetime) -> bool:
+        """Whether it holds at this moment."""
+        return now < self.expires_at
+
+
+Leases = tuple[ModelLease, ...]
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class ModelLeases:
+    """Takes, renews, gives back and lists client leases. Blocks; safe to use from several threads."""
+
+    def __init__(self, store: ObjectStore, *, clock: Callable[[], datetime] = _utc_now) -> None:
+        self._store = store
+        self._clock = clock
+        self._read: dict[str, ModelLease | None] = {}
+        self._guard = threading.Lock()
+
+    def acquire(self, model: str, *, seconds: float, holder: str = "") -> ModelLease:
+        """Hold a model.
+
+        Raises:
+            InvalidInputError: The time is not above 0, or longer than a day.
+        """
+        validate_model_name(model)
+        return self._append(ModelLease(uuid.uuid4().hex, model, holder, self._end(seconds), seconds), None, "take")
+
+    def renew(self, model: str, lease_id: str, *, seconds: float) -> ModelLease:
+        """Hold it for ``seconds`` from now.
+
+        Raises:
+            NotFoundError: It has ended: the model may be gone, so take a new one and see that it is loaded.
+            InvalidInputError: The time is not above 0, or longer than a day.
+        """
+        end = self._end(seconds)
+        while True:
+            head = self._head(model, lease_id)
+            known = self._active(head, model, lease_id)
+            try:
+                return self._append(ModelLease(lease_id, model, known.holder, end, seconds), head, "renew")
+            except CommitConflictError:
+                continue  # two renewals at once: both are meant
+
+    def release(self, model: str, lease_id: str) -> ModelLease:
+        """Give it back. One that has ended already is no error.
+
+        Returns:
+            The lease with its end, for whoever has to know at once.
+
+        Raises:
+            NotFoundError: There never was one, or it ended long ago.
+        """
+        while True:
+            head = self._head(model, lease_id)
+            known = _parse(head.body) if head else None
+            if known is None:
+                raise _missing(model, lease_id)
+            now = self._clock()
+            if not known.active(now):
+                return known
+            try:
+                return self._append(ModelLease(lease_id, model, known.holder, now, known.seconds), head, "give back")
+            except CommitConflictError:
+                continue
+
+    def get(self, model: str, lease_id: str) -> ModelLease:
+        """Return a lease that holds at this moment.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        return self._active(self._head(model, lease_id), model, lease_id)
+
+    def list(self, model: str | None = None) -> Leases:
+        """Return the leases that hold at this moment, of one model or of all, by their end."""
+        now = self._clock()
+        return tuple(sorted((one for one in self._all(model) if one.active(now)), key=lambda one: one.expires_at))
+
+    def sweep(self) -> int:
+        """Remove what ended a while ago; returns how many leases. For whoever leads."""
+        now, gone = self._clock(), 0
+        for lease in self._all(None):
+            if now - lease.expires_at > _SWEEP_AFTER:
+                for info in list(self._store.list(f"{PREFIX}{lease.model}/{lease.id}/")):
+                    self._store.delete(info.key)
+                gone += 1
+        return gone
+
+    def _all(self, model: str | None) -> Leases:
+        newest: dict[tuple[str, str], str] = {}
+        for info in self._store.list(PREFIX if model is None else f"{PREFIX}{model}/"):
+            match = _KEY.fullmatch(info.key)
+            if match:
+                newest.setdefault((match[1], match[2]), info.key)
+        with self._guard:
+            if model is None:
+                self._read = {key: lease for key, lease in self._read.items() if key in set(newest.values())}
+            read = dict(self._read)
+        for key in newest.values():
+            if key in read:
+                continue
+            try:
+                read[key] = _parse(Revision.from_json(self._store.get(key), key).body)
+            except ObjectNotFoundError:
+                read[key] = None  # pruned meanwhile: the next look sees the newer one
+                continue
+            with self._guard:
+                self._read[key] = read[key]
+        return tuple(lease for key in newest.values() if (lease := read[key]) is not None)
+
+    def _append(self, lease: ModelLease, after: Revision | None, reason: str) -> ModelLease:
+        body = {
+            "id": lease.id,
+            "model": lease.model,
+            "holder": lease.holder,
+            "expires_at": lease.expires_at.isoformat(),
+            "seconds": lease.seconds,
+        }
+        chain = self._chain(lease.model, lease.id)
+        chain.append(body, after=after, actor=lease.holder or "client", reason=reason)
+        if after is not None:
+            chain.prune(2)
+        return lease
+
+    def _head(self, model: str, lease_id: str) -> Revision | None:
+        validate_model_name(model)
+        if not re.fullmatch(r"[0-9a-f]{32}", lease_id):
+            raise _missing(model, lease_id)
+        return self._chain(model, lease_id).head()
+
+    def _active(self, head: Revision | None, model: str, lease_id: str) -> ModelLease:
+        lease = _parse(head.body) if head else None
+        if lease is None or not lease.active(self._clock()):
+            raise _missing(model, lease_id)
+        return lease
+
+    def _chain(self, model: str, lease_id: str) -> Chain:
+        return Chain(self._store, f"{PREFIX}{model}/{lease_id}/", pruned=True)
+
+    def _end(self, seconds: float) -> datetime:
+        if not 0 < seconds <= MAX_SECONDS:
+            raise InvalidInputError(
+                f"a lease of {seconds:g} s cannot be: give more than 0 and at most {MAX_SECONDS:g} s", seconds=seconds
+            )
+        return self._clock() + timedelta(seconds=seconds)
+
+
+def _parse(body: dict[str, Any]) -> ModelLease | None:
+    try:
+        return ModelLease(
+            id=str(body["id"]),
+            model=str(body["model"]),
+            holder=str(body.get("holder", "")),
+            expires_at=datetime.fromisoformat(body["expires_at"]),
+            seconds=float(body["seconds"]),
+        )
+    except (KeyError, ValueError, TypeError):
+        return None  # written by somebody else: it holds nothing
+
+
+def _missing(model: str, lease_id: str) -> NotFoundError:
+    return NotFoundError(f"{model} has no lease {lease_id}; it may have ended", model=model, lease=lease_id)

@@ -1,0 +1,121 @@
+"""The devices of the Triton servers, asked when somebody wants to know."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from controlplane.domain.devices import Device, DeviceProcess, ServerDevices
+from controlplane.errors import DeviceError, NotFoundError
+from controlplane.gpu.base import DeviceReading
+from controlplane.reconciler.servers import ManagedServer
+
+logger = logging.getLogger(__name__)
+
+_MAX_AGE_SECONDS = 0.5
+"""Readings this fresh are given to whoever else asks."""
+_WAIT_SECONDS = 3.0
+"""How long somebody waits for a reading. The reading itself goes on: NVML may hang for minutes on a GPU that fails."""
+
+
+class Devices:
+    """Tells of the devices. Used from one event loop.
+
+    Args:
+        servers: The servers.
+        wait_seconds: How long a question waits before it is answered with what was last seen.
+    """
+
+    def __init__(self, servers: Iterable[ManagedServer], *, wait_seconds: float = _WAIT_SECONDS) -> None:
+        self._watches = {server.name: _Watch(server, wait_seconds) for server in servers}
+
+    async def all(self) -> tuple[ServerDevices, ...]:
+        """Read the devices of all servers, at once; one that does not answer holds up nobody's answer for long."""
+        return tuple(await asyncio.gather(*(watch.read() for watch in self._watches.values())))
+
+    async def of(self, server: str) -> ServerDevices:
+        """Read the devices of one server.
+
+        Raises:
+            NotFoundError: There is no server of this name.
+        """
+        watch = self._watches.get(server)
+        if watch is None:
+            have = ", ".join(self._watches) or "none"
+            raise NotFoundError(f"there is no server {server[:80]!r}; the servers are: {have}", server=server[:80])
+        return await watch.read()
+
+    def latest(self) -> tuple[ServerDevices, ...]:
+        """Return what was last read; asks nobody."""
+        return tuple(watch.latest for watch in self._watches.values())
+
+
+class _Watch:
+    """One server's devices: at most one reading at a time, whoever asks how often."""
+
+    def __init__(self, server: ManagedServer, wait_seconds: float) -> None:
+        self._server = server
+        self._wait_seconds = wait_seconds
+        self._reading: asyncio.Task[None] | None = None
+        self._fresh_until = 0.0
+        self.latest = ServerDevices(server=server.name)
+
+    async def read(self) -> ServerDevices:
+        if time.monotonic() < self._fresh_until:
+            return self.latest
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read(), name=f"devices-{self._server.name}")
+        done, _ = await asyncio.wait([self._reading], timeout=self._wait_seconds)
+        if not done:
+            error = f"the devices have not answered for {self._wait_seconds:g} s or more; a GPU or a server may hang"
+            return self.latest.model_copy(update={"error": error})
+        return self.latest
+
+    async def _read(self) -> None:
+        source = self._server.devices
+        try:
+            readings = () if source is None else await asyncio.to_thread(source.read)
+        except DeviceError as error:
+            self.latest = self.latest.model_copy(update={"error": error.message})
+        except Exception as error:  # an adapter's mistake is told where its devices would be
+            logger.exception("reading the devices of server %s", self._server.name)
+            self.latest = self.latest.model_copy(update={"error": f"unexpected {type(error).__name__}; see the log"})
+        else:
+            self.latest = ServerDevices(
+                server=self._server.name,
+                observed_at=datetime.now(UTC),
+                devices=tuple(_device(reading, self._server) for reading in readings),
+            )
+        finally:
+            self._fresh_until = time.monotonic() + _MAX_AGE_SECONDS
+            self._reading = None
+
+
+def _device(reading: DeviceReading, server: ManagedServer) -> Device:
+    processes = reading.processes
+    return Device(
+        name=reading.name,
+        kind=reading.kind,
+        uuid=reading.uuid,
+        product=reading.product,
+        device_id=reading.device_id,
+        allocatable=reading.allocatable,
+        total_bytes=reading.total_bytes,
+        used_bytes=reading.used_bytes,
+        free_bytes=reading.free_bytes,
+        budget_bytes=server.budgets.budget_bytes(reading),
+        processes=None
+        if processes is None
+        else tuple(DeviceProcess(pid=pid, bytes=held) for pid, held in sorted(processes.items())),
+        utilisation=reading.utilisation,
+        temperature_celsius=reading.temperature_celsius,
+        power_watts=reading.power_watts,
+        power_limit_watts=reading.power_limit_watts,
+        ecc_corrected=reading.ecc_corrected,
+        ecc_uncorrected=reading.ecc_uncorrected,
+        throttle_reasons=reading.throttle_reasons,
+        parent=reading.parent,
+        error=reading.error,
+        lost=reading.lost,
+    )

@@ -1,0 +1,208 @@
+"""Memory on the command line: one real `up` with a budget that has room for two of three models."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from controlplane.cli.durations import parse_duration, parse_keep_alive
+from controlplane.cli.memory import BAR_WIDTH, bar
+from controlplane.cli.memory_records import DeviceMemory
+from controlplane.errors import InvalidInputError
+from tests.cli.conftest import TRITONCTL, Cli
+from tests.support.models import affine_onnx
+
+MIB = 1024 * 1024
+NAMES = ("one", "two", "three")
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """Three models on demand; two of them fit."""
+    root = tmp_path_factory.mktemp("room")
+    cli = Cli(root / "data", root)
+    budget = {
+        "TRITONCTL_MEMORY__BUDGET_BYTES": json.dumps({"host": 450 * MIB}),
+        "TRITONCTL_MEMORY__MINIMUM_RESIDENCE_SECONDS": "0.1",
+        "TRITONCTL_MEMORY__POLICY": "lru",
+    }
+    try:
+        cli.ok("up", "--detach", "--port", 0, **budget)
+        for name in NAMES:
+            cli.ok("push", name, affine_onnx(root / f"{name}.onnx", scale=2.0, resident_mib=80))
+            result = cli.ok("deploy", name, "--mode", "on-demand", "--keep-alive", "1h30m", "--wait")
+            assert f"{name}:1 is deployed and not loaded: on demand" in result.out
+        yield cli
+    finally:
+        cli("down")
+
+
+def _states(cli: Cli) -> dict[str, str]:
+    (server,) = cli.ok("memory", "-o", "json").json
+    return {model["model"]: model["state"] for model in server["models"]}
+
+
+@pytest.mark.triton
+def test_load_evict_and_say_why(room: Cli) -> None:
+    room.ok("load", "one")
+    room.ok("load", "two")
+    plan = room.ok("plan", "load", "three")
+    assert "others make room for it" in plan.out
+    assert re.search(r"^one +\d", plan.out, re.MULTILINE), plan.out
+    assert _states(room) == {"one": "loaded", "two": "loaded", "three": "unloaded"}
+    loaded = room.ok("load", "three", "--timeout", 60)
+    assert "three is loaded after" in loaded.out
+    assert _states(room) == {"one": "unloaded", "two": "loaded", "three": "loaded"}
+
+    why = room.ok("why", "one")
+    assert "one:1 is unloaded on embedded" in why.out
+    assert "one left" in why.out
+    assert "three" in why.out
+    shown = room.ok("memory").out
+    assert "embedded  host" in shown
+    assert "█" in shown
+    assert "the newest evictions" in shown
+    assert "next to go when room is needed (lru): two, three" in shown
+    listed = room.ok("ps").out
+    row = next(line for line in listed.splitlines() if line.startswith("three"))
+    assert "MiB" in row
+    assert "on-demand" in row
+    assert "in 1 h" in row or "in 90 min" in row or "in 89 min" in row
+    assert "holds" in room.ok("ps", "three").out.lower()
+
+
+@pytest.mark.triton
+def test_top_is_shown_once_where_nobody_looks(room: Cli) -> None:
+    lines = room.ok("top", "--sort", "name").out.splitlines()
+    names = [line.split()[0] for line in lines if line.split()[0] in NAMES]
+    assert names == sorted(NAMES)
+    assert any("models loaded" in line for line in lines)
+    assert [item["model"] for item in room.ok("top", "--sort", "name", "-o", "json").json] == sorted(NAMES)
+
+
+@pytest.mark.triton
+def test_top_lives_until_q(room: Cli) -> None:
+    main, child = pty.openpty()
+    environment = {**room.environment, "TERM": "xterm", "COLUMNS": "160", "LINES": "40"}
+    process = subprocess.Popen(
+        [*TRITONCTL, "top", "--interval", "0.2"], stdin=child, stdout=child, stderr=child, env=environment
+    )
+    os.close(child)
+    seen = b""
+
+    def wait_for(text: bytes) -> None:
+        nonlocal seen
+        end = time.monotonic() + 60
+        while text not in seen:
+            assert time.monotonic() < end, seen
+            if select.select([main], [], [], 1)[0]:
+                seen += os.read(main, 65_536)
+
+    try:
+        wait_for(b"sorted by memory")
+        os.write(main, b"n")
+        wait_for(b"sorted by name")
+        os.write(main, b"u")
+        wait_for(b"sorted by used")
+        os.write(main, b"q")
+        wait_for(b"\x1b[?1049l")  # the screen is as it was
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
+
+
+@pytest.mark.triton
+def test_a_model_is_held_while_a_command_runs(room: Cli) -> None:
+    inner = [*TRITONCTL, "why", "one", "-o", "json"]
+    held = room.ok("hold", "one", "--ttl", "3s", "--", *inner)
+    (server,) = json.loads(held.out)["servers"]
+    assert server["model"]["state"] == "loaded"
+    assert server["model"]["held_until"] is not None
+    (after,) = room.ok("why", "one", "-o", "json").json["servers"]
+    assert after["model"]["held_until"] is None
+    assert room("hold", "one", "--", "sh", "-c", "exit 3").code == 3
+    assert room("hold", "one", "--", "no-such-command").code == 127
+    assert room("hold", "nobody", "--", "true").code == 3
+    assert room("hold", "one", "--ttl", "soon", "--", "true").code == 6
+
+
+@pytest.mark.triton
+def test_a_lease_outlives_its_time_to_live_by_renewal_and_ends_with_ctrl_c(room: Cli) -> None:
+    running = room.start("hold", "two", "--ttl", "2s")
+    try:
+        assert running.stdout is not None
+        while "is held" not in (line := running.stdout.readline()):
+            assert line, "it ended"
+        time.sleep(4)
+        (server,) = room.ok("why", "two", "-o", "json").json["servers"]
+        assert server["model"]["held_until"] is not None
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=30)
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 0
+    (server,) = room.ok("why", "two", "-o", "json").json["servers"]
+    assert server["model"]["held_until"] is None
+
+
+@pytest.mark.triton
+def test_what_cannot_be_is_told_before_and_when_tried(room: Cli, tmp_path: Path) -> None:
+    plan = room("plan", "deploy", "one", "--instances", 16)
+    assert plan.code == 7
+    assert "it cannot be" in plan.out
+    before = room.ok("ps", "one", "-o", "json").json["revision"]
+    assert room("plan", "load", "one:1").code == 6
+    assert room.ok("ps", "one", "-o", "json").json["revision"] == before
+    room.ok("push", "huge", affine_onnx(tmp_path / "huge.onnx", scale=2.0, resident_mib=80))
+    room.ok("deploy", "huge", "--mode", "on-demand", "--priority", 3, "--instances", 16, "--keep-alive", "forever")
+    settings = room.ok("ps", "huge", "-o", "json").json["spec"]["settings"]
+    assert (settings["priority"], settings["keep_alive_seconds"]) == (3, None)
+    refused = room("load", "huge", "-o", "json")
+    assert refused.code == 5
+    assert refused.json["error"]["code"] == "insufficient-memory"
+    (server,) = refused.json["error"]["details"]["servers"]
+    assert server["needed"]["host"] > 450 * MIB
+    room.ok("undeploy", "huge")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("5m", 300.0), ("1h30m", 5400.0), ("2d", 172_800.0), ("0", 0.0)]
+)
+def test_times_are_read_as_people_type_them(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+    assert parse_keep_alive("forever") is None
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5 parsecs", "-3s", "1h-5m"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInputError):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "drawn"),
+    [
+        ({"free_bytes": 100}, "·" * 40),
+        ({"resident_bytes": 50, "free_bytes": 50}, "█" * 20 + "·" * 20),
+        ({"resident_bytes": 100}, "█" * 40),
+        ({"resident_bytes": 1, "unaccounted_bytes": 1, "free_bytes": 9_998}, "█░" + "·" * 38),
+        ({"resident_bytes": 90, "loading_bytes": 1, "reserved_bytes": 9}, "█" * 35 + "▓" + "▒" * 4),
+        ({"resident_bytes": 100, "unaccounted_bytes": 100}, "█" * 20 + "░" * 20),
+    ],
+)
+def test_a_bar_shows_every_part_that_is_there(sizes: dict[str, int], drawn: str) -> None:
+    budget = max(sum(sizes.values()), 100) if "unaccounted_bytes" not in sizes else sizes.get("free_bytes", 98) + 2
+    device = DeviceMemory.model_validate({"device": "host", "total_bytes": 1000, "budget_bytes": budget, **sizes})
+    assert bar(device).plain == drawn
+    assert len(bar(device).plain) == BAR_WIDTH

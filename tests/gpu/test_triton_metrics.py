@@ -1,0 +1,221 @@
+"""The devices of a server elsewhere, from its metrics: pages in the form of a GPU machine's, and a real server's."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+
+from controlplane.errors import DeviceError
+from controlplane.gpu.base import DeviceKind, DeviceReading
+from controlplane.gpu.triton_metrics import TritonMetricsSource, devices, parse
+from tests.support.triton import running_triton
+
+MIB = 1 << 20
+A, B = "GPU-1ccddeda-8caf-7d8e-cfe2-a63cddeaafd2", "GPU-a763c375-aefc-7f0c-76da-1c5554011402"
+
+# As Triton 2.51 writes it on a machine with two GPUs; models' metrics shortened.
+PAGE = f"""# HELP nv_inference_request_success Number of successful inference requests, all batch sizes
+# TYPE nv_inference_request_success counter
+nv_inference_request_success{{model="resnet_50",version="1"}} 2
+# HELP nv_inference_request_summary_us Summary of inference request duration in microseconds (includes cached requests)
+# TYPE nv_inference_request_summary_us summary
+nv_inference_request_summary_us_count{{model="resnet_50",version="1"}} 0
+nv_inference_request_summary_us{{model="resnet_50",version="1",quantile="0.5"}} Nan
+# HELP nv_gpu_utilization GPU utilization rate [0.0 - 1.0)
+# TYPE nv_gpu_utilization gauge
+nv_gpu_utilization{{gpu_uuid="{B}"}} 0.37
+nv_gpu_utilization{{gpu_uuid="{A}"}} 0
+# HELP nv_gpu_memory_total_bytes GPU total memory, in bytes
+# TYPE nv_gpu_memory_total_bytes gauge
+nv_gpu_memory_total_bytes{{gpu_uuid="{B}"}} 85899345920
+nv_gpu_memory_total_bytes{{gpu_uuid="{A}"}} 25769803776
+# HELP nv_gpu_memory_used_bytes GPU used memory, in bytes
+# TYPE nv_gpu_memory_used_bytes gauge
+nv_gpu_memory_used_bytes{{gpu_uuid="{B}"}} 1.073741824e+09
+nv_gpu_memory_used_bytes{{gpu_uuid="{A}"}} 534773760
+# HELP nv_gpu_power_usage GPU power usage in watts
+# TYPE nv_gpu_power_usage gauge
+nv_gpu_power_usage{{gpu_uuid="{B}"}} 76.5
+nv_gpu_power_usage{{gpu_uuid="{A}"}} 0
+# HELP nv_gpu_power_limit GPU power management limit in watts
+# TYPE nv_gpu_power_limit gauge
+nv_gpu_power_limit{{gpu_uuid="{B}"}} 400
+nv_gpu_power_limit{{gpu_uuid="{A}"}} 0
+# HELP nv_energy_consumption GPU energy consumption in joules since the Triton Server started
+# TYPE nv_energy_consumption counter
+nv_energy_consumption{{gpu_uuid="{B}"}} 129861.324
+# HELP nv_cpu_utilization CPU utilization rate [0.0 - 1.0]
+# TYPE nv_cpu_utilization gauge
+nv_cpu_utilization 0.0625
+# HELP nv_cpu_memory_total_bytes CPU total memory (RAM), in bytes
+# TYPE nv_cpu_memory_total_bytes gauge
+nv_cpu_memory_total_bytes 33532850176
+# HELP nv_cpu_memory_used_bytes CPU used memory (RAM), in bytes
+# TYPE nv_cpu_memory_used_bytes gauge
+nv_cpu_memory_used_bytes 4123484160
+"""
+
+
+def of(page: str, *uuids: str) -> dict[str, DeviceReading]:
+    return {reading.name: reading for reading in devices(parse(page), uuids)}
+
+
+def test_everything_that_a_page_tells() -> None:
+    read = of(PAGE, B, A)
+    assert list(read) == ["host", "gpu:0", "gpu:1"]
+    host, first, second = read.values()
+    assert (host.kind, host.total_bytes, host.used_bytes, host.utilisation) == (
+        DeviceKind.HOST,
+        33_532_850_176,
+        4_123_484_160,
+        0.0625,
+    )
+    assert (first.uuid, first.kind, first.device_id, first.total_bytes, first.used_bytes) == (
+        B,
+        DeviceKind.GPU,
+        0,
+        85_899_345_920,
+        1024 * MIB,
+    )
+    assert (first.utilisation, first.power_watts, first.power_limit_watts) == (0.37, 76.5, 400)
+    assert (second.uuid, second.device_id, second.utilisation, second.power_watts) == (A, 1, 0.0, None)
+    assert first.processes is first.temperature_celsius is first.ecc_corrected is first.throttle_reasons is None
+
+
+def test_without_settings_the_order_of_several_gpus_is_not_known() -> None:
+    read = of(PAGE)
+    assert {name: (one.uuid, one.device_id) for name, one in read.items() if name != "host"} == {
+        "gpu:0": (A, None),
+        "gpu:1": (B, None),
+    }
+    single = "\n".join(line for line in PAGE.splitlines() if A not in line)
+    assert (of(single)["gpu:0"].uuid, of(single)["gpu:0"].device_id) == (B, 0)
+
+
+def test_a_gpu_that_dcgm_lost_is_no_empty_gpu() -> None:
+    page = PAGE.replace(f'total_bytes{{gpu_uuid="{A}"}} 25769803776', f'total_bytes{{gpu_uuid="{A}"}} 0')
+    page = page.replace(f'used_bytes{{gpu_uuid="{A}"}} 534773760', f'used_bytes{{gpu_uuid="{A}"}} 0')
+    lost, other = of(page, A, B)["gpu:0"], of(page, A, B)["gpu:1"]
+    assert "could not read it" in lost.error
+    assert (lost.used_bytes, lost.utilisation) == (None, None)
+    assert (other.error, other.used_bytes) == ("", 1024 * MIB)
+
+
+def test_a_gpu_that_the_page_lacks() -> None:
+    read = of(PAGE, "GPU-9", B[:12])
+    assert "tell of no GPU with the UUID 'GPU-9'" in read["gpu:0"].error
+    assert (read["gpu:1"].uuid, read["gpu:1"].error) == (B, "")
+
+
+def test_a_server_without_gpus_or_without_metrics_of_devices() -> None:
+    assert list(of("\n".join(line for line in PAGE.splitlines() if "nv_gpu" not in line))) == ["host"]
+    assert of("# TYPE nv_inference_count counter\nnv_inference_count 1\n") == {}
+    assert of("") == {}
+
+
+@pytest.mark.parametrize("value", ["NaN", "-1", "+Inf"])
+def test_figures_that_are_none(value: str) -> None:
+    page = PAGE.replace("nv_cpu_memory_used_bytes 4123484160", f"nv_cpu_memory_used_bytes {value}")
+    assert of(page)["host"].used_bytes is None
+    assert of(page)["host"].total_bytes
+
+
+@pytest.mark.parametrize("page", ["nv_cpu_utilization", "nv_cpu_utilization zero", 'nv_gpu_utilization{gpu_uuid="GPU'])
+def test_a_broken_page_is_an_error(page: str) -> None:
+    with pytest.raises(DeviceError, match="no Prometheus metrics"):
+        parse(page)
+
+
+Answer = Callable[[BaseHTTPRequestHandler, threading.Event], None]
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[[Answer], str]]:
+    """Starts a server with one way to answer; returns its address."""
+    ended = threading.Event()
+    running = []
+
+    def start(answer: Answer) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answer(self, ended)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = HTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        running.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}/metrics"
+
+    yield start
+    ended.set()
+    for server, thread in running:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_page_is_fetched(served: Callable[[Answer], str]) -> None:
+    def answer(handler: BaseHTTPRequestHandler, _ended: threading.Event) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(PAGE.encode())
+
+    source = TritonMetricsSource(served(answer), [B])
+    assert [reading.name for reading in source.read()] == ["host", "gpu:0"]
+    source.close()
+    assert len(source.read()) == 2
+
+
+def test_what_is_no_metrics_page_is_said(served: Callable[[Answer], str]) -> None:
+    url = served(lambda handler, _ended: handler.send_error(404))
+    with pytest.raises(DeviceError, match="answers 404"):
+        TritonMetricsSource(url).read()
+
+
+def test_a_server_that_drips_is_given_up(served: Callable[[Answer], str]) -> None:
+    def drip(handler: BaseHTTPRequestHandler, ended: threading.Event) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while not ended.wait(0.02):  # each read is quick; the whole never ends
+            try:
+                handler.wfile.write(b"# nothing\n")
+            except OSError:
+                return
+
+    with pytest.raises(DeviceError, match=r"not answered fully after 0\.2 s"):
+        TritonMetricsSource(served(drip), deadline_seconds=0.2).read()
+
+
+def test_a_server_that_is_silent_is_given_up(served: Callable[[Answer], str]) -> None:
+    url = served(lambda _handler, ended: ended.wait(30) and None)
+    with pytest.raises(DeviceError, match=r"not answered after 0\.2 s"):
+        TritonMetricsSource(url, deadline_seconds=0.2).read()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/metrics", "127.0.0.1:8002/metrics", "http://[/", ""])
+def test_a_server_that_cannot_be_reached(url: str) -> None:
+    with pytest.raises(DeviceError, match="cannot be reached"):
+        TritonMetricsSource(url, deadline_seconds=1).read()
+
+
+@pytest.mark.triton
+def test_a_real_triton_without_a_gpu(tmp_path: Path) -> None:
+    with running_triton(tmp_path) as triton:
+        source = TritonMetricsSource(triton.server.metrics_url)
+        (host,) = source.read()
+        while host.error:  # all is 0 until its first look, two seconds after its start
+            assert (host.name, host.total_bytes, host.used_bytes, host.utilisation) == ("host", 0, None, None)
+            time.sleep(0.05)
+            (host,) = source.read()
+    machine = psutil.virtual_memory()
+    assert host.total_bytes == machine.total
+    assert host.used_bytes is not None
+    assert 0 < host.used_bytes < machine.total
+    assert host.utilisation is not None

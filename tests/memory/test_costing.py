@@ -1,0 +1,77 @@
+"""The default policy: its value, and how it finds out which outlook is right."""
+
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+
+import pytest
+
+from controlplane.memory.costing import CostPolicy, Outlook, Shadow, ValuePolicy
+from controlplane.memory.types import HOST, Mode, ModelMemory, Usage
+from controlplane.memory.usage import used
+
+Make = Callable[..., ModelMemory]
+
+
+def test_the_value_is_reload_seconds_by_time_and_bytes(model: Make, now: datetime) -> None:
+    found = model("a", 2**29, used=3600, rate=2.0, load_seconds=10.0)
+    # 10 s, once a second (2 decayed by one half-life), for half a GiB.
+    assert ValuePolicy(Outlook.RATE).score(found, now) == pytest.approx(20.0)
+    assert ValuePolicy(Outlook.RECENCY).score(found, now) == pytest.approx(20 / 3601)
+
+
+def test_by_recency_models_of_one_size_and_cost_are_ranked_as_lru_does(model: Make, now: datetime) -> None:
+    ages = [3, 1, 7, 2000, 50]
+    models = [model(f"m{age}", used=age, rate=age) for age in ages]
+    policy = ValuePolicy(Outlook.RECENCY)
+    assert sorted(ages, key=lambda age: policy.score(models[ages.index(age)], now)) == sorted(ages, reverse=True)
+
+
+def play(policy: CostPolicy, names: Iterable[str], now: datetime, model: Make, budget: int) -> CostPolicy:
+    """Uses one after the other, a minute apart."""
+    models: dict[str, ModelMemory] = {}
+    usages: dict[str, Usage] = {}
+    for minute, name in enumerate(names):
+        at = now + timedelta(minutes=minute)
+        usages[name] = used(usages.get(name, Usage()), at)
+        models[name] = model(name, 100, loaded_at=None, load_seconds=5.0, **{})
+        models[name] = ModelMemory(name, Mode.ON_DEMAND, 1, models[name].footprint, load_seconds=5.0,
+                                   usage=usages[name])  # fmt: skip
+        policy = policy.learned(models[name], models, {HOST: budget}, at)
+    return policy
+
+
+def test_bursts_make_recency_decide(model: Make, now: datetime) -> None:
+    # Each model has its day: forty uses in turn with one other, and never again.
+    names = [f"m{day + use % 2}" for day in range(0, 40, 2) for use in range(40)]
+    policy = play(CostPolicy(), names, now, model, budget=200)
+    assert policy.chosen.outlook is Outlook.RECENCY
+
+
+def test_lasting_popularity_makes_the_rate_decide(model: Make, now: datetime) -> None:
+    # Two favourites, used again and again, with strangers in between that come once.
+    names = [f"s{turn}" if turn % 4 in (1, 2, 3) else f"favourite{turn // 4 % 2}" for turn in range(600)]
+    recent = CostPolicy(chosen=ValuePolicy(Outlook.RECENCY))
+    policy = play(recent, names, now, model, budget=300)
+    assert policy.chosen.outlook is Outlook.RATE
+
+
+def test_a_use_that_is_in_every_shadow_changes_nothing(model: Make, now: datetime) -> None:
+    first = model("a", 100)
+    policy = CostPolicy().learned(first, {"a": first}, {HOST: 300}, now)
+    assert policy.learned(first, {"a": first}, {HOST: 300}, now) is policy
+
+
+def test_shadows_stay_within_the_budget_that_pinned_models_leave(model: Make, now: datetime) -> None:
+    models = {f"m{number}": model(f"m{number}", 100, used=number) for number in range(9)}
+    models["pinned"] = model("pinned", 250, mode=Mode.PINNED)
+    policy = CostPolicy()
+    for found in models.values():
+        policy = policy.learned(found, models, {HOST: 600}, now)
+    assert [len(shadow.loaded) for shadow in policy.shadows] == [3, 3]
+    assert all("pinned" not in shadow.loaded for shadow in policy.shadows)
+
+
+def test_a_deleted_model_leaves_the_shadow(model: Make, now: datetime) -> None:
+    gone = Shadow(ValuePolicy(), frozenset({"gone"}))
+    here = model("here", 100)
+    assert gone.loads(here, {"here": here}, {HOST: 100}, now).loaded >= {"here"}

@@ -1,0 +1,96 @@
+"""Which models shall be loaded, and why."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from controlplane.memory.eviction import CostPolicy
+from controlplane.memory.ledger import Ledger
+from controlplane.memory.residency import Wanted, expires_at, wanted
+from controlplane.memory.types import HOST, Budget, Mode, ModelMemory, Slot
+
+Make = Callable[..., ModelMemory]
+
+
+def ask(now: datetime, *models: ModelMemory, budget: int = 1000) -> dict[str, Wanted]:
+    ledger = Ledger({HOST: Budget(HOST, budget, budget)})
+    for model in models:
+        if model.loaded:
+            sizes = {device: need.bytes for device, need in model.footprint.items()}
+            ledger = ledger.resident(Slot(model.model, model.version), sizes, now)
+    return wanted({model.model: model for model in models}, ledger, CostPolicy(), now)
+
+
+def test_pinned_models_are_loaded_also_without_room(model: Make, now: datetime) -> None:
+    answers = ask(now, model("a", 5000, mode=Mode.PINNED, loaded=False))
+    assert answers["a"] == Wanted(loaded=True, why="pinned")
+
+
+def test_on_demand_models_wait_to_be_asked_for(model: Make, now: datetime) -> None:
+    answers = ask(
+        now,
+        model("idle", loaded=False),
+        model("asked", loaded=False, demanded_at=now),
+        model("leased", loaded=False, held_until=now + timedelta(seconds=1)),
+    )
+    assert [(name, answer.loaded) for name, answer in answers.items()] == [
+        ("idle", False), ("asked", True), ("leased", True)
+    ]  # fmt: skip
+
+
+def test_on_demand_models_leave_after_their_keep_alive(model: Make, now: datetime) -> None:
+    answers = ask(
+        now,
+        model("fresh", used=299),
+        model("stale", used=301),
+        model("busy", used=301, pending=1),
+        model("ever", used=1e6, keep_alive_seconds=None),
+        budget=100_000,
+    )
+    assert {name: answer.loaded for name, answer in answers.items()} == {
+        "fresh": True, "stale": False, "busy": True, "ever": True
+    }  # fmt: skip
+    assert answers["stale"].why == "on demand: not used for 300 s"
+
+
+def test_with_a_keep_alive_of_0_who_asked_still_finds_it(model: Make, now: datetime) -> None:
+    loaded = {"keep_alive_seconds": 0.0, "loaded_at": now - timedelta(seconds=9)}
+    assert ask(now, model("a", **loaded))["a"].loaded
+    assert ask(now, model("a", used=60, **loaded))["a"].loaded  # used before this load, not since
+    assert not ask(now, model("a", used=1, **loaded))["a"].loaded
+    assert not ask(now, model("a", keep_alive_seconds=0.0, loaded_at=now - timedelta(seconds=11)))["a"].loaded
+
+
+def test_expiry_is_told_only_where_there_is_one(model: Make, now: datetime) -> None:
+    assert expires_at(model("a", used=100)) == now + timedelta(seconds=200)
+    assert expires_at(model("a", mode=Mode.RESIDENT, used=100)) is None
+    assert expires_at(model("a", keep_alive_seconds=None, used=100)) is None
+    until = now + timedelta(hours=1)
+    assert expires_at(model("a", used=100, held_until=until)) == until
+
+
+def test_resident_models_stay_and_come_back_where_there_is_room(model: Make, now: datetime) -> None:
+    answers = ask(
+        now,
+        model("here", 600, mode=Mode.RESIDENT),
+        model("wanted", 300, mode=Mode.RESIDENT, loaded=False, used=60, rate=5.0),
+        model("unused", 300, mode=Mode.RESIDENT, loaded=False),
+    )
+    assert answers["here"].loaded
+    assert answers["wanted"] == Wanted(loaded=True, why="resident: there is room")
+    assert answers["unused"] == Wanted(loaded=False, why="resident: no room, lacks 200 B on host")
+
+
+def test_residency_does_not_race_those_who_are_waited_for(model: Make, now: datetime) -> None:
+    answers = ask(
+        now,
+        model("asked", 800, loaded=False, demanded_at=now),
+        model("resident", 300, mode=Mode.RESIDENT, loaded=False),
+    )
+    assert answers["asked"].loaded
+    assert not answers["resident"].loaded
+
+
+def test_higher_priorities_come_back_first(model: Make, now: datetime) -> None:
+    resident = {"mode": Mode.RESIDENT, "loaded": False}
+    answers = ask(now, model("low", 900, used=1, rate=9.0, **resident), model("high", 900, priority=1, **resident))
+    assert (answers["low"].loaded, answers["high"].loaded) == (False, True)

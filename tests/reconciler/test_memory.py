@@ -1,0 +1,254 @@
+"""Memory is reserved before it is used: on a real Triton, with budgets that do not hold everything."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from controlplane.domain.states import Phase
+from controlplane.registry.registry import Registry
+from controlplane.triton.embedded.server import EmbeddedTriton
+from controlplane.triton.repository import ModelRepository
+from tests.reconciler.memory_room import MIB, embedded_triton, memory_room, small
+
+pytestmark = pytest.mark.triton
+
+TWO = 200 * MIB
+"""Room for two of the small models (about 70 MiB each, reserved with their error), not for three."""
+
+
+@pytest.fixture
+async def embedded(tmp_path: Path) -> AsyncIterator[EmbeddedTriton]:
+    async with embedded_triton(tmp_path) as server:
+        yield server
+
+
+async def test_on_demand_models_are_loaded_at_first_use_and_leave_when_they_are_idle(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, TWO) as room:
+        status = await room.deploy("m", 2.0, **small("m", keep_alive_seconds=1.0))
+        assert status.phase is Phase.UNLOADED
+        assert "on demand" in status.message
+        assert room.view("m").state == "unloaded"
+        loads = await asyncio.gather(*(room.load("m") for _ in range(5)))
+        assert {status.phase for status in loads} == {Phase.READY}
+        assert room.view("m").loads == 1, "five requests share one load"
+        assert await room.infer("m") == 2.0
+        await room.until("it expires", lambda: room.view("m").state == "unloaded")
+        assert embedded.processes_of("m") == []
+        assert room.memory.devices[0].resident_bytes == 0
+        assert "not used for 1 s" in room.memory.evictions[0].why
+
+
+async def test_use_on_tritons_own_port_keeps_a_model_and_makes_others_go(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, TWO, policy="lru") as room:
+        for number, model in enumerate("abc", 1):
+            await room.deploy(model, float(number), **small(model, keep_alive_seconds=None))
+        await room.load("a")
+        await room.load("b")
+        await asyncio.sleep(1.2)  # past their minimum residence
+        used = room.view("a").last_used_at
+        assert await room.infer("a") == 1.0
+        await room.until("the use is seen", lambda: room.view("a").last_used_at != used)
+        assert (await room.load("c")).phase is Phase.READY
+        assert room.loaded() == ["a", "c"]
+        (record,) = room.memory.evictions
+        assert (record.victim, record.for_model) == ("b", "c")
+        assert record.bytes["host"] > 50 * MIB
+        why = room.reconciler.why("b")
+        assert why is not None
+        assert why.servers[0].evictions == (record,)
+        assert why.servers[0].needed["host"] > 50 * MIB
+
+
+async def test_a_measured_footprint_replaces_the_estimate_and_is_kept_with_the_version(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, 1024 * MIB) as room:
+        await room.deploy("m", 2.0, resident_mib=40)
+        (footprint,) = room.view("m").footprint
+        await room.until("it was measured", lambda: room.view("m").footprint[0].source == "measured")
+        (footprint,) = room.view("m").footprint
+        assert 100 * MIB < footprint.bytes < 250 * MIB
+        assert footprint.peak_bytes >= footprint.bytes
+        assert room.memory.counters["measured"] == 1
+    keys = [info.key for info in registry.store.list("footprints/")]
+    assert len(keys) == 1
+    assert keys[0].startswith("footprints/m/1/onnxruntime-cpu-b8-i1/")
+    async with memory_room(registry, embedded, tmp_path, 1024 * MIB) as room:
+        await room.until("it is adopted", lambda: room.memory.models and room.view("m").state == "loaded")
+        await room.until(
+            "the ledger is rebuilt", lambda: sum(one.resident_bytes for one in room.memory.devices) > 100 * MIB
+        )
+        assert room.view("m").footprint[0].source == "measured"
+
+
+async def test_pinned_models_stay_and_what_cannot_fit_is_refused_with_figures(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, TWO) as room:
+        assert (await room.deploy("p", 1.0, mode="pinned")).phase is Phase.READY
+        assert (await room.deploy("q", 2.0, mode="pinned")).phase is Phase.READY
+        await room.deploy("d", 3.0, **small("d"))
+        await asyncio.sleep(0.6)
+        status = await room.load("d")
+        assert status.phase is Phase.FAILED
+        assert "out of memory" in status.message
+        assert "needs" in status.message
+        assert "p " in status.message
+        assert "q " in status.message
+        assert room.loaded() == ["p", "q"]
+        assert room.memory.evictions == ()
+        assert room.view("d").state == "failed"
+        plan = await room.reconciler.plan_load("d")
+        assert plan.servers[0].decision == "refuse"
+        assert not plan.possible
+        assert {holder.why for holder in plan.servers[0].holders if holder.model} == {"pinned"}
+        room.want("q", 1, mode="on-demand", keep_alive_seconds=0)
+        assert (await room.load("d")).phase is Phase.READY, "what was against it is gone"
+
+
+async def test_a_lease_protects_and_its_end_lets_go(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, TWO) as room:
+        for number, model in enumerate("abc", 1):
+            await room.deploy(model, float(number), **small(model, keep_alive_seconds=None))
+        async with room.held("a"):
+            async with room.held("b"):
+                await room.until("both are loaded", lambda: room.loaded() == ["a", "b"])
+                waiting = asyncio.create_task(room.load("c"))
+                await room.until("it waits", lambda: room.view("c").state == "queued")
+                await room.until("it says for what", lambda: "lease" in room.view("c").why)
+                await asyncio.sleep(1.0)
+                assert not waiting.done()
+                assert await room.infer("a") == 1.0
+            assert (await waiting).phase is Phase.READY
+            assert room.loaded() == ["a", "c"], "who held it to the end kept it"
+
+
+async def test_leases_are_kept_in_the_bucket(registry: Registry, embedded: EmbeddedTriton, tmp_path: Path) -> None:
+    lease = registry.leases.acquire("m", seconds=60, holder="somebody")
+    async with memory_room(registry, embedded, tmp_path, TWO) as room:
+        await room.deploy("m", 1.0, **small("m"))
+        await room.until("the lease loads it", lambda: room.loaded() == ["m"])
+        assert room.view("m").held_until == lease.expires_at
+        renewed = registry.leases.renew("m", lease.id, seconds=120)
+        await room.until("the renewal is seen", lambda: room.view("m").held_until == renewed.expires_at)
+
+
+async def test_resident_models_fill_the_room_and_nobody_goes_for_them(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, TWO) as room:
+        statuses = [await room.deploy(model, 1.0) for model in "abc"]
+        assert [status.phase for status in statuses] == [Phase.READY, Phase.READY, Phase.UNLOADED]
+        assert "no room" in statuses[2].message
+        await asyncio.sleep(1.0)
+        assert room.loaded() == ["a", "b"]
+        assert (await room.load("c")).phase is Phase.READY, "somebody asked for it"
+        assert len(room.loaded()) == 2
+        assert len(room.memory.evictions) == 1
+        big = await room.deploy("big", 1.0, resident_mib=400)
+        assert big.phase is Phase.FAILED
+        assert "out of memory" in big.message
+
+
+async def test_a_higher_priority_goes_first(registry: Registry, embedded: EmbeddedTriton, tmp_path: Path) -> None:
+    async with memory_room(registry, embedded, tmp_path, TWO, minimum_residence_seconds=60) as room:
+        for model, priority in (("a", 0), ("b", 5), ("c", 10)):
+            await room.deploy(model, 1.0, **small(model, keep_alive_seconds=None, priority=priority))
+        await room.load("b")
+        await room.load("a")
+        assert (await room.load("c", 20)).phase is Phase.READY, "it need not wait out the residence time of others"
+        assert room.loaded() == ["b", "c"]
+        assert not (await room.load("a", 1.0)).phase.settled, "the least wanted waits"
+
+
+async def test_a_new_version_that_does_not_fit_beside_the_old_takes_its_place(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, 150 * MIB) as room:
+        assert (await room.deploy("m", 1.0)).phase is Phase.READY
+        plan = await room.reconciler.plan_load("m")
+        assert plan.servers[0].decision == "nothing"
+        status = await room.deploy("m", 2.0)
+        assert status.phase is Phase.READY
+        assert await room.infer("m") == 2.0
+        assert room.memory.counters["gaps"] == 1
+
+
+async def test_out_of_memory_corrects_the_footprint_and_makes_more_room_once(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, TWO) as room:
+        for number, model in enumerate("abc", 1):
+            await room.deploy(model, float(number), **small(model, keep_alive_seconds=None))
+        await room.load("a")
+        await asyncio.sleep(0.6)
+        before = room.view("b").footprint[0].bytes
+        room.client.refusals["b"] = 1
+        assert (await room.load("b")).phase is Phase.READY
+        assert room.events("OutOfMemory") != []
+        assert room.loaded() == ["b"], "with the larger footprint, others had to go"
+        await asyncio.sleep(0.6)
+        room.client.refusals["c"] = 9
+        status = await room.load("c")
+        assert status.phase is Phase.FAILED
+        assert "allocate memory" in status.message
+        assert room.client.refusals["c"] == 7, "the load and one more round"
+        assert room.view("c").footprint[0].bytes > before
+        assert room.loaded() in (["b"], []), "nothing else was lost but what made room"
+
+
+async def test_after_a_crash_of_triton_pinned_models_come_first_and_the_rest_by_use(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, 300 * MIB, max_concurrent_loads=1) as room:
+        await room.deploy("p", 1.0, mode="pinned")
+        for number, model in enumerate("abc", 2):
+            await room.deploy(model, float(number), **small(model, keep_alive_seconds=None))
+        await room.load("a")
+        await room.load("b")
+        await asyncio.sleep(0.6)
+        assert await room.infer("a") == 2.0
+        await room.until("the use is seen", lambda: room.view("a").rate_per_second > room.view("b").rate_per_second)
+        seen = len(room.events("Proved"))
+        assert embedded.pid is not None
+        os.kill(embedded.pid, signal.SIGKILL)
+        await room.until("the crash is noticed", lambda: room.loaded() == [])
+        await room.until("all are back", lambda: room.loaded() == ["a", "b", "p"], 60)
+        await room.until("and proved", lambda: len(room.events("Proved")) == seen + 3)
+        order = [line.partition(":")[0] for line in room.events("Proved")][seen:]
+        assert order == ["p", "a", "b"]
+        assert room.view("c").state == "unloaded", "nobody had asked for it"
+
+
+async def test_memory_that_nobody_accounts_for_counts_against_the_budget(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, TWO, unaccounted_report_bytes=30 * MIB) as room:
+        await room.deploy("a", 1.0, keep_alive_seconds=None, mode="on-demand")
+        await room.deploy("b", 2.0, keep_alive_seconds=None, mode="on-demand")
+        await room.load("a")
+        config = await room.client.model_config("a")
+        repository = ModelRepository(embedded.repository)
+        source = repository.root / "a" / "1" / "model.onnx"
+        repository.stage("foreign", 1, {"model.onnx": source}, None)
+        policy = {"specific": {"versions": [1]}}
+        await room.client.load("foreign", {**config, "name": "foreign", "version_policy": policy})
+        await room.until("it is seen", lambda: room.memory.devices[0].unaccounted_bytes > 50 * MIB)
+        await room.until("it is told", lambda: room.events("UnaccountedMemory") != [])
+        await asyncio.sleep(0.6)
+        assert (await room.load("b")).phase is Phase.READY
+        assert room.loaded() == ["b"], "what the stranger has is not given out"
+        await room.client.unload("foreign")
+        await room.until("it is gone", lambda: room.memory.devices[0].unaccounted_bytes < 30 * MIB)
+        assert (await room.load("a")).phase is Phase.READY
+        assert room.loaded() == ["a", "b"]
