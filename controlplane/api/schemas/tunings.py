@@ -68,7 +68,8 @@ class TuningRequest(BaseModel):
     rows: int | None = Field(
         default=None, ge=1, le=65_536, description="Rows of each request; null: the golden samples as they are."
     )
-    space: TuningSpace = Field(default_factory=TuningSpace, description="Values to try in place of the default ones.")
+    # Not in the words of the class: pydantic leaves out a field's description that says the same as its type's.
+    space: TuningSpace = Field(default_factory=TuningSpace, description="What to try; the default where it says null.")
     max_settings: int = Field(default=16, ge=1, le=200, description="How many settings are tried at most.")
     window_seconds: float = Field(
         default=1.0,
