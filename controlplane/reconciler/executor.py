@@ -15,6 +15,7 @@ from controlplane.errors import ControlPlaneError, TritonError
 from controlplane.reconciler.actions import Action, CleanUp, Load, Prove, Stage, Unload, Wait
 from controlplane.reconciler.probes import prove
 from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.traffic import DirectTraffic, Traffic
 from controlplane.reconciler.types import Mark
 from controlplane.reconciler.wishes import Prepared, Wishes
 from controlplane.registry.registry import Registry
@@ -61,6 +62,9 @@ class Executor:
         wishes: Gives golden samples.
         may_act: Whether this process still is the leader; asked right before anything is changed.
         proof_timeout_seconds: Deadline of one golden sample.
+
+    Attributes:
+        traffic: Who sends requests to the servers.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Executor:
         self._wishes = wishes
         self._may_act = may_act
         self._proof_timeout = proof_timeout_seconds
+        self.traffic: Traffic = DirectTraffic()
         # Threads of their own: downloads of many gigabytes must not hold up what else needs a thread.
         self._threads = ThreadPoolExecutor(_FETCHES, thread_name_prefix="stage")
 
@@ -103,10 +108,16 @@ class Executor:
                     await self._load(server, model, action, prepared, outcome)
                 case Prove():
                     await self._prove(server, model, action, _needed(prepared, action), outcome)
-                case Unload(candidate=candidate):
+                case Unload(candidate=True):
                     self._check_lease()
                     with _timed(outcome, "unload"):
-                        await server.client.unload(candidate_name(model) if candidate else model)
+                        await server.client.unload(candidate_name(model))
+                case Unload():
+                    self._check_lease()
+                    async with self.traffic.withdrawn(server.name, model):
+                        self._check_lease()
+                        with _timed(outcome, "unload"):
+                            await server.client.unload(model)
                 case CleanUp():
                     self._check_lease()
                     await asyncio.to_thread(_clean_up, server, model, action)

@@ -31,10 +31,12 @@ from controlplane.reconciler.memory_view import LoadPlanView, ServerMemory, WhyV
 from controlplane.reconciler.planner import choose_goal, plan
 from controlplane.reconciler.reading import Reader
 from controlplane.reconciler.record import Backoff
+from controlplane.reconciler.routing import Route, routes
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.status import Doing, overall
 from controlplane.reconciler.steward import Measurement, Steward
 from controlplane.reconciler.telling import Occupant, plan_for, server_memory, server_why
+from controlplane.reconciler.traffic import Traffic
 from controlplane.reconciler.types import DesiredModel, Mark
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.watching import Sight, look
@@ -249,6 +251,19 @@ class Reconciler:
     def servers(self) -> tuple[ServerStatus, ...]:
         """Return the servers as last seen."""
         return tuple(server.status() for server in self._servers.values())
+
+    def routes(self) -> dict[str, Route]:
+        """Return where every model that is proved can be asked. No I/O."""
+        well = [server for server in self._servers.values() if server.trouble is None]
+        return routes(self._current, (unit for server in well for unit in server.units.values()))
+
+    def send_through(self, traffic: Traffic) -> None:
+        """Say who sends requests to the servers, and has to be told before a model leaves one."""
+        self._executor.traffic = traffic
+
+    async def wait_change(self) -> None:
+        """Wait until something happened that may have changed what is there."""
+        await self._changed.wait()
 
     def events(self, after: int = 0) -> list[Event]:
         """Return the events with a larger id than ``after``, oldest first."""

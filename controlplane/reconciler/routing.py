@@ -1,0 +1,50 @@
+"""Where a model can be asked: on the servers where the version that answers is proved. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from controlplane.domain.deployment import Mode
+from controlplane.reconciler.actions import Unload
+from controlplane.reconciler.types import Mark
+from controlplane.reconciler.units import Unit
+from controlplane.reconciler.wishes import Wish
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a model can be asked.
+
+    Attributes:
+        servers: Names of the servers on which the version that answers is proved, sorted.
+        stays: Whether nothing evicts it (its mode is pinned), so that a stream to it may stay open for good.
+    """
+
+    servers: tuple[str, ...]
+    stays: bool = False
+
+
+def answers(unit: Unit) -> bool:
+    """Whether a model's own name is answered here by a version that is proved, and that is not about to go."""
+    if unit.facts is None:
+        return False
+    if unit.doing is not None and isinstance(unit.doing.action, Unload) and not unit.doing.action.candidate:
+        return False
+    answering = max(unit.facts.loaded, default=None)
+    return answering is not None and unit.record.marks.get(answering) is Mark.PASSED
+
+
+def routes(wishes: Mapping[str, Wish], units: Iterable[Unit]) -> dict[str, Route]:
+    """Return where every deployed model can be asked; what can be asked nowhere is left out.
+
+    Args:
+        wishes: What is wanted, by model.
+        units: The models on the servers that answer.
+    """
+    found: dict[str, list[str]] = {}
+    for unit in units:
+        if unit.model in wishes and answers(unit):
+            found.setdefault(unit.model, []).append(unit.server)
+    return {
+        model: Route(tuple(sorted(servers)), wishes[model].revision.spec.settings.mode is Mode.PINNED)
+        for model, servers in found.items()
+    }
