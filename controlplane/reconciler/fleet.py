@@ -4,15 +4,17 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controlplane.domain.states import DeploymentStatus, ServerState, ServerStatus
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.status import Trouble
 from controlplane.reconciler.steward import Steward
+from controlplane.reconciler.types import DesiredModel
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.watching import Sight
+from controlplane.reconciler.wishes import Wish
 
 
 @dataclass
@@ -64,6 +66,15 @@ class KnownServer:
         if model not in self.units:
             self.units[model] = Unit(self.name, model, proved_at=time.monotonic())
         return self.units[model]
+
+    def desired(self, wish: Wish) -> DesiredModel:
+        """Return what is wanted of a model here: what its deployment says, as far as memory allows it."""
+        desired = wish.desired(self.unit(wish.model).record.good)
+        verdict = self.steward.desired(wish.model)
+        if not desired.loaded or verdict is None or verdict.loaded:
+            return desired
+        refused = self.steward.tenant(wish.model).refused
+        return replace(desired, loaded=False, why=refused or verdict.why, refused=bool(refused))
 
     def status(self) -> ServerStatus:
         """Return the server as last seen."""

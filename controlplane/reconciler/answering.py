@@ -1,0 +1,126 @@
+"""Answers questions about the loop's state: statuses, ledgers, reasons, plans. Changes nothing."""
+
+import asyncio
+
+from controlplane.domain.deployment import DeploymentSettings
+from controlplane.domain.names import Reference
+from controlplane.domain.states import DeploymentStatus, Phase, ServerStatus
+from controlplane.reconciler.fleet import KnownServer
+from controlplane.reconciler.memory_view import LoadPlanView, ServerMemory, WhyView
+from controlplane.reconciler.routing import Route, routes
+from controlplane.reconciler.state import LoopState
+from controlplane.reconciler.status import overall
+from controlplane.reconciler.telling import Occupant, plan_for, server_memory, server_why
+from controlplane.reconciler.wishes import Prepared, Wish, Wishes
+from controlplane.registry.registry import Registry
+
+
+class Answers:
+    """What the loop tells. No I/O, except for `plan_load`.
+
+    Args:
+        state: What the loop knows.
+        wishes: Prepares versions that are not deployed.
+        registry: The bucket.
+    """
+
+    def __init__(self, state: LoopState, wishes: Wishes, registry: Registry) -> None:
+        self._state = state
+        self._wishes = wishes
+        self._registry = registry
+
+    def status(self, model: str) -> DeploymentStatus | None:
+        """Return how a deployment stands; None where none is known."""
+        wish = self._state.wishes.get(model)
+        if wish is None:
+            return None
+        now = self._state.clock()
+        statuses = [
+            server.unit(model).status(server.desired(wish), server.trouble, now)
+            for server in self._state.servers.values()
+        ]
+        return overall(wish.revision.number, statuses)
+
+    def statuses(self) -> dict[str, DeploymentStatus]:
+        """Return how all deployments stand, by model; removed ones only until they are gone."""
+        found = {}
+        for model, wish in self._state.wishes.items():
+            status = self.status(model)
+            if status and not (wish.revision.spec.deleted and status.phase is Phase.UNLOADED):
+                found[model] = status
+        return found
+
+    def servers(self) -> tuple[ServerStatus, ...]:
+        """Return the servers as last seen."""
+        return tuple(server.status() for server in self._state.servers.values())
+
+    def routes(self) -> dict[str, Route]:
+        """Return where every model that is proved can be asked."""
+        well = [server for server in self._state.servers.values() if server.trouble is None]
+        return routes(self._state.wishes, (unit for server in well for unit in server.units.values()))
+
+    def memory(self) -> tuple[ServerMemory, ...]:
+        """Return the ledgers, by server."""
+        now = self._state.clock()
+        wishes = self._state.wishes.values()
+        return tuple(
+            server_memory(server.steward, [_occupant(server, wish) for wish in wishes], now)
+            for server in self._state.servers.values()
+        )
+
+    def why(self, model: str) -> WhyView | None:
+        """Return why a model is where it is; None where no deployment of it is known."""
+        wish = self._state.wishes.get(model)
+        if wish is None:
+            return None
+        now = self._state.clock()
+        servers = [server_why(server.steward, _occupant(server, wish), now) for server in self._state.servers.values()]
+        return WhyView(model=model, servers=tuple(servers))
+
+    def awaited(self, model: str, status: DeploymentStatus, *, leading: bool) -> bool:
+        """Whether a demand for a model that is not loaded is still at work somewhere."""
+        if status.phase is not Phase.UNLOADED:
+            return False
+        wish = self._state.wishes.get(model)
+        if wish is None or wish.revision.spec.deleted or not wish.revision.spec.loaded:
+            return False
+        return not leading or any(
+            server.steward.tenant(model).demanded_at is not None for server in self._state.servers.values()
+        )
+
+    async def plan_load(
+        self, model: str, version: int | None = None, settings: DeploymentSettings | None = None
+    ) -> LoadPlanView:
+        """Say what loading a version would do.
+
+        Args:
+            model: The model; it need not be deployed.
+            version: The version; None takes the deployed one, or the newest.
+            settings: How it would be run; None takes the deployment's.
+
+        Raises:
+            NotFoundError: No such model or version.
+            InvalidInputError: It cannot be run so.
+        """
+        wish = self._state.wishes.get(model)
+        spec = wish.revision.spec if wish and not wish.revision.spec.deleted else None
+        wanted = settings or (spec.settings if spec else DeploymentSettings())
+
+        def prepare() -> tuple[Prepared, int]:
+            number = version or (spec.version if spec else self._registry.resolve(Reference(model)).number)
+            prepared = self._wishes.prepare(model, number, wanted)
+            missing = {file.sha256: file.size_bytes for file in prepared.manifest.files}
+            path_of = self._registry.cache.path_of
+            return prepared, sum(size for digest, size in missing.items() if not path_of(digest).exists())
+
+        prepared, fetch_bytes = await asyncio.to_thread(prepare)
+        now = self._state.clock()
+        plans = []
+        for server in self._state.servers.values():
+            facts = server.units[model].facts if model in server.units else None
+            plans.append(plan_for(server.steward, prepared, model, facts, fetch_bytes, now))
+        return LoadPlanView(model=model, version=prepared.target.version, servers=tuple(plans))
+
+
+def _occupant(server: KnownServer, wish: Wish) -> Occupant:
+    return Occupant(wish, server.unit(wish.model), server.trouble.message if server.trouble else "")

@@ -1,0 +1,141 @@
+"""What takes time and is no action: looks, measurements, cleaning, writing. Each sends a message when it is done."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from controlplane.errors import ControlPlaneError
+from controlplane.reconciler.fleet import KnownServer
+from controlplane.reconciler.gauging import gauge
+from controlplane.reconciler.messages import Cleaned, Gauged, Message, Seen
+from controlplane.reconciler.state import LoopState
+from controlplane.reconciler.steward import Measurement
+from controlplane.reconciler.watching import look
+from controlplane.registry.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 0.05
+_WAIT_GROWTH = 1.15
+"""Time until the next look while Triton is finishing something; it grows up to the interval between cycles."""
+
+
+class Background:
+    """The loop's tasks. At most one look, one measurement and one cleaning at a time for each server.
+
+    Args:
+        state: What the loop knows; read here, and the servers' task handles are kept in it.
+        post: Puts a message into the inbox.
+        leading: Whether this process may change anything.
+        registry: Where measured footprints are kept.
+        interval_seconds: Longest pause between two looks at a server that is busy.
+    """
+
+    def __init__(
+        self,
+        state: LoopState,
+        *,
+        post: Callable[[Message], None],
+        leading: Callable[[], bool],
+        registry: Registry,
+        interval_seconds: float,
+    ) -> None:
+        self._state = state
+        self._post = post
+        self._leading = leading
+        self._registry = registry
+        self._interval_seconds = interval_seconds
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        """Run something beside the loop."""
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def stop(self) -> None:
+        """End everything that runs."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for server in self._state.servers.values():
+            if server.later:
+                server.later.cancel()
+
+    def look(self, server: KnownServer) -> None:
+        """Look at a server; once more after the look that is going on, where there is one."""
+        if server.looking is not None:
+            server.look_again = True
+            return
+        began = self._state.step
+        models = tuple(self._state.wishes)
+
+        async def seen() -> None:
+            sight = await look(server.managed, models, server.sight.version)
+            self._post(Seen(server, began, sight))
+
+        server.looking = self.spawn(seen(), f"look at {server.name}")
+
+    def look_later(self, server: KnownServer) -> None:
+        """Look at a server that is busy, in a moment."""
+        if server.later is None:
+
+            def now() -> None:
+                server.later = None
+                self.look(server)
+
+            pause = min(_WAIT_SECONDS * _WAIT_GROWTH ** min(server.waits, 100), self._interval_seconds)
+            server.waits += 1
+            server.later = asyncio.get_running_loop().call_later(pause, now)
+
+    def gauge(self, server: KnownServer) -> None:
+        """Measure a server, unless that is going on."""
+        if server.gauging is not None:
+            return
+        began, counters = self._state.step, server.trouble is None
+
+        async def gauged() -> None:
+            self._post(Gauged(server, began, await gauge(server.managed, counters=counters)))
+
+        server.gauging = self.spawn(gauged(), f"gauge {server.name}")
+
+    def clean(self, server: KnownServer) -> None:
+        """Remove what a crash left in a model repository. The leader's alone: another's may be the leader's work."""
+        if not self._leading() or server.cleaned or server.cleaning is not None:
+            return
+
+        async def clean() -> None:
+            try:
+                await asyncio.to_thread(server.managed.repository.clean)
+            except ControlPlaneError as error:
+                logger.warning("%s: its model repository cannot be cleaned: %s", server.name, error)
+                self._post(Cleaned(server, done=False))
+            else:
+                self._post(Cleaned(server, done=True))
+
+        server.cleaning = self.spawn(clean(), f"clean {server.name}")
+
+    def keep(self, server: KnownServer, measurements: list[Measurement]) -> None:
+        """Keep measured footprints with their versions in the bucket."""
+        if not measurements or not self._leading():
+            return
+
+        def put() -> None:
+            for one in measurements:
+                self._registry.footprints.put(one.key, one.measured, actor=f"reconciler on {server.name}")
+
+        async def run() -> None:
+            try:
+                await asyncio.to_thread(put)
+            except ControlPlaneError as error:
+                logger.warning("a measured footprint cannot be kept: %s", error)
+
+        self.spawn(run(), "keep footprints")
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s ended by surprise", task.get_name(), exc_info=error)

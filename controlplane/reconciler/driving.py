@@ -1,0 +1,158 @@
+"""Takes the next step for a model on a server: asks the planner, begins the action, takes in how it went."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from controlplane.domain.states import Phase
+from controlplane.reconciler.actions import Action, Load, Prove, Unload, Wait
+from controlplane.reconciler.background import Background
+from controlplane.reconciler.executor import Executor
+from controlplane.reconciler.fleet import KnownServer
+from controlplane.reconciler.gauging import differences, gauge
+from controlplane.reconciler.messages import Done, Message
+from controlplane.reconciler.planner import choose_goal, plan
+from controlplane.reconciler.record import Backoff
+from controlplane.reconciler.state import LoopState
+from controlplane.reconciler.status import Doing
+from controlplane.reconciler.types import DesiredModel, Mark
+from controlplane.reconciler.units import Unit
+from controlplane.reconciler.wishes import Wish
+
+logger = logging.getLogger(__name__)
+
+
+class Driver:
+    """At most one action at a time for each model on each server.
+
+    Args:
+        state: What the loop knows.
+        background: Looks and measurements.
+        executor: Acts.
+        backoff: How long a failed step waits.
+        post: Puts a message into the inbox.
+        leading: Whether this process may change anything.
+        probe_interval_seconds: Time between proofs of a Ready model.
+    """
+
+    def __init__(
+        self,
+        state: LoopState,
+        background: Background,
+        executor: Executor,
+        backoff: Backoff,
+        *,
+        post: Callable[[Message], None],
+        leading: Callable[[], bool],
+        probe_interval_seconds: float,
+    ) -> None:
+        self._state = state
+        self._background = background
+        self._executor = executor
+        self._backoff = backoff
+        self._post = post
+        self._leading = leading
+        self._probe_interval_seconds = probe_interval_seconds
+
+    def drive_all(self, server: KnownServer) -> None:
+        """Take the next step for every model on a server."""
+        for model in self._state.wishes:
+            self.drive(server, server.unit(model))
+        if not any(unit.doing for unit in server.units.values()):
+            server.waits = 0
+
+    def drive(self, server: KnownServer, unit: Unit) -> None:
+        """Take the next step for one model on one server, if there is one and none is in flight."""
+        wish = self._state.wishes.get(unit.model)
+        if wish is None or unit.task is not None:
+            return
+        unit.doing = None
+        asked = False
+        if server.trouble is None and unit.facts is not None and server.steward.accounts.known:
+            action = self._next_action(server.desired(wish), unit)
+            if isinstance(action, Wait):
+                unit.doing = Doing(action)
+                self._background.look_later(server)
+            elif action is not None and self._may(server, action):
+                asked = not self._begin_or_ask(server, unit, wish, action)
+        if not asked and unit.task is None:
+            server.steward.queue.withdraw(unit.model)
+        failure = unit.record.failures.get(wish.wanted)
+        if failure is not None and failure.blocks(self._state.clock()):
+            server.steward.failed(unit.model, failure.message)
+        unit.announce(server.desired(wish), server.trouble, self._state.clock(), self._state.events)
+
+    def done(self, done: Done) -> None:
+        """An action ended."""
+        server, unit, outcome, now = done.server, done.unit, done.outcome, self._state.clock()
+        unit.task = unit.doing = None
+        unit.changed = self._state.step
+        if isinstance(outcome.action, Prove):
+            unit.proved_at = time.monotonic()
+        wish = self._state.wishes.get(unit.model)
+        reading = done.reading if done.reading and done.reading.generation == server.sight.generation else None
+        measured = server.steward.ended(wish, unit, outcome, reading, done.grown, self._state.step, now)
+        self._background.keep(server, measured)
+        if server.steward.out_of_memory(wish, unit, outcome):
+            unit.facts = None
+            message = f"on {unit.server}: {outcome.error}; its footprint is corrected, and others make room"
+            self._state.events.add("Warning", "OutOfMemory", unit.model, message)
+        else:
+            unit.settle(outcome, now=now, backoff=self._backoff, events=self._state.events)
+        if unit.facts is None:
+            self._background.look(server)
+        self._state.judge(server)
+        self.drive(server, unit)
+
+    def _begin_or_ask(self, server: KnownServer, unit: Unit, wish: Wish, action: Action) -> bool:
+        """Begin an action; one that needs memory only with a reservation, else it is put into the queue."""
+        need = server.steward.queue.needs(wish, unit, action) if isinstance(action, Load) else None
+        if need is None or server.steward.queue.granted(unit.model, need):
+            self._begin(server, unit, wish, action)
+            return True
+        request = server.steward.queue.ask(unit.model, need, self._state.clock())
+        unit.doing = Doing(Wait(f"waits for memory: {request.why}"), Phase.PENDING)
+        return False
+
+    def _next_action(self, desired: DesiredModel, unit: Unit) -> Action | None:
+        assert unit.facts is not None
+        now = self._state.clock()
+        observed = unit.facts.with_record(unit.record)
+        action = plan(desired, observed, now)
+        due = time.monotonic() - unit.proved_at >= self._probe_interval_seconds
+        if action is None and due and desired.loaded:
+            goal = choose_goal(desired, observed, now)
+            if goal and goal.version in observed.loaded and observed.mark(goal.version) is Mark.PASSED:
+                return Prove(goal, candidate=False, because=f"version {goal.version} is asked again from time to time")
+        return action
+
+    def _may(self, server: KnownServer, action: Action) -> bool:
+        """Whether this replica may do it. Asking a loaded version changes nothing, so every replica may."""
+        if isinstance(action, Prove) and not action.candidate:
+            return True
+        return self._leading() and server.cleaned
+
+    def _begin(self, server: KnownServer, unit: Unit, wish: Wish, action: Action) -> None:
+        target = getattr(action, "target", None)
+        prepared = wish.prepared.get(target) if target is not None else None
+        unit.doing = Doing(action)
+
+        def progress(phase: Phase) -> None:
+            if unit.doing is not None and unit.doing.action is action:
+                unit.doing = Doing(action, phase)
+
+        managed = server.managed
+        loads = isinstance(action, Load) and server.steward.tenant(unit.model).request is not None
+        proves = isinstance(action, Prove) and unit.record.marks.get(action.target.version) is not Mark.PASSED
+        server.steward.began(unit, action, self._state.clock())
+
+        async def act() -> None:
+            before = await gauge(managed, counters=False) if loads and managed.devices else None
+            outcome = await self._executor.run(managed, unit.model, action, prepared, progress)
+            after = None
+            if managed.devices and (loads or proves or isinstance(action, Unload)):
+                after = await gauge(managed, counters=False)
+            self._post(Done(server, unit, outcome, after, differences(before, after)))
+
+        logger.debug("%s on %s: %s", unit.model, unit.server, action)
+        unit.task = self._background.spawn(act(), f"{type(action).__name__} {unit.model}")

@@ -1,0 +1,112 @@
+"""Takes in what was seen: what is wanted (read from the bucket), and what is there (looks, measurements)."""
+
+from controlplane.domain.states import ServerState
+from controlplane.memory.ledger import size_text
+from controlplane.reconciler.actions import Prove
+from controlplane.reconciler.background import Background
+from controlplane.reconciler.driving import Driver
+from controlplane.reconciler.messages import Cleaned, Gauged, Seen
+from controlplane.reconciler.record import Backoff
+from controlplane.reconciler.state import LoopState
+from controlplane.reconciler.wishes import Wish
+
+
+class Observer:
+    """Brings the loop's state up to date, and has driven what that changed.
+
+    Args:
+        state: What the loop knows.
+        background: Looks and measurements.
+        driver: Takes next steps.
+        backoff: How long a failed step waits.
+    """
+
+    def __init__(self, state: LoopState, background: Background, driver: Driver, backoff: Backoff) -> None:
+        self._state = state
+        self._background = background
+        self._driver = driver
+        self._backoff = backoff
+
+    def adopt(self, *wishes: Wish) -> None:
+        """Want what these revisions want."""
+        adopted = [wish.model for wish in wishes if self._take_in(wish)]
+        for server in self._state.servers.values() if adopted else ():
+            self._state.judge(server)
+            for model in adopted:
+                self._driver.drive(server, server.unit(model))
+
+    def seen(self, seen: Seen) -> None:
+        """Take in a look at a server."""
+        server, sight = seen.server, seen.sight
+        server.looking = None
+        before, server.sight, server.observed_at = server.sight, sight, self._state.clock()
+        well = sight.state is ServerState.READY
+        if sight.state is not before.state:
+            message = f"Triton {sight.version} answers" if well else sight.message
+            self._state.events.add("Normal" if well else "Warning", f"Server{sight.state}", server.name, message)
+        if not well or sight.generation != before.generation:
+            for unit in server.units.values():
+                unit.lost()
+            server.steward.lost(restarted=sight.generation != before.generation)
+        if well and not server.steward.accounts.known:
+            self._background.gauge(server)
+        if well:
+            for model in self._state.wishes:
+                unit = server.unit(model)
+                if unit.task is None:
+                    # What we did since the look began is newer than the look.
+                    facts = sight.facts(model) if unit.changed <= seen.began else None
+                    if facts is not None:
+                        unit.see(facts)
+                        server.steward.see(model, facts, self._state.step, self._state.clock())
+                    elif unit.facts is None:
+                        server.look_again = True
+        self._state.judge(server)
+        self._driver.drive_all(server)
+        if server.look_again:
+            server.look_again = False
+            self._background.look(server)
+
+    def gauged(self, gauged: Gauged) -> None:
+        """Take in a measurement of a server."""
+        server, reading = gauged.server, gauged.reading
+        server.gauging = None
+        steward = server.steward
+        if server.trouble is not None or reading.generation != server.sight.generation:
+            return
+        proving = [unit.model for unit in server.units.values() if unit.doing and isinstance(unit.doing.action, Prove)]
+        self._background.keep(server, steward.take(reading, proving, gauged.began, self._state.clock()))
+        for device, size in steward.unaccounted():
+            self._state.events.add(
+                "Warning",
+                "UnaccountedMemory",
+                server.name,
+                f"nobody accounts for {size_text(size)} in use on {device}; they count against its budget",
+            )
+
+    def cleaned(self, cleaned: Cleaned) -> None:
+        """A server's model repository was cleaned, or could not be."""
+        cleaned.server.cleaning, cleaned.server.cleaned = None, cleaned.done
+        self._driver.drive_all(cleaned.server)
+
+    def _take_in(self, wish: Wish) -> bool:
+        """Want what a revision wants, unless that or something newer is wanted already."""
+        state = self._state
+        known = state.wishes.get(wish.model)
+        if known is not None and wish.revision.number <= known.revision.number:
+            return False
+        state.wishes[wish.model] = wish
+        if known is not None or not wish.revision.spec.deleted:
+            state.events.add("Normal", "RevisionSeen", wish.model, wish.sentence)
+        now = state.clock()
+        for server in state.servers.values():
+            unit = server.unit(wish.model)
+            unit.adopt(wish, now, self._backoff)
+            server.steward.adopt(wish.model)
+            if unit.facts is None and unit.task is None and server.trouble is None:
+                unit.facts = server.sight.facts(wish.model)
+                if unit.facts is None:
+                    self._background.look(server)
+                else:
+                    server.steward.see(wish.model, unit.facts, state.step, now)
+        return True
