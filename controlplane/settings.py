@@ -101,7 +101,19 @@ class MemorySettings(_Group):
     max_concurrent_loads: int = Field(default=4, ge=1, description="Loads at once on one server.")
     load_queue_timeout_seconds: float = Field(default=300.0, gt=0, description="How long a load waits for room.")
     unaccounted_bound_bytes: int | None = Field(
-        default=None, ge=0, description="Unaccounted memory at which a server is restarted; null: never."
+        default=None,
+        ge=0,
+        description="Memory beyond the ledger at which a server that we supervise is drained, restarted and restored; "
+        "for others an event says so; null: never.",
+    )
+    leak_patience_seconds: float = Field(
+        default=10.0, ge=0, description="How long a server must be above that bound without a break."
+    )
+    leak_drain_seconds: float = Field(
+        default=60.0, ge=0, description="How long who holds or asks a model is waited for before the restart."
+    )
+    leak_restart_interval_seconds: float = Field(
+        default=3600.0, ge=0, description="Least time between two restarts of a server for that reason."
     )
     unaccounted_report_bytes: int = Field(
         default=512 * MIB, ge=0, description="Unaccounted memory that is reported as an event."

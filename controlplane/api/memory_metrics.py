@@ -50,6 +50,14 @@ class MemoryMetrics(Collector):
             "Largest measured - estimated of a footprint since the start.",
             labels=("server",),
         )
+        excess = GaugeMetricFamily(
+            "tritonctl_server_excess_bytes",
+            "What a server has beyond its ledger, by device: what a restart would give back.",
+            labels=("server", "device"),
+        )
+        restarts = CounterMetricFamily(
+            "tritonctl_server_leak_restarts", "Restarts of a server that had lost memory.", labels=("server",)
+        )
         counters = {
             key: CounterMetricFamily(f"tritonctl_{name}", text, labels=("server",))
             for key, (name, text) in _COUNTERS.items()
@@ -67,6 +75,10 @@ class MemoryMetrics(Collector):
                     if footprint.held_bytes:
                         labels = (one.server, footprint.device, model.model, model.state)
                         models.add_metric(labels, footprint.held_bytes)
+            if one.leak is not None:
+                restarts.add_metric((one.server,), one.leak.restarts)
+                for name, size in one.leak.excess_bytes.items():
+                    excess.add_metric((one.server, name), size)
             queued.add_metric((one.server,), len(one.queue))
             largest.add_metric((one.server,), one.counters.get("estimate_error_max_bytes", 0.0))
             for key, family in counters.items():
@@ -74,5 +86,5 @@ class MemoryMetrics(Collector):
                     family.add_metric((one.server,), one.counters[key])
             for stage in _STAGES:
                 seconds.add_metric((one.server, stage), one.counters.get(f"load_{stage}_seconds", 0.0))
-        yield from (devices, budgets, models, queued, largest, seconds)
+        yield from (devices, budgets, models, queued, largest, seconds, excess, restarts)
         yield from counters.values()

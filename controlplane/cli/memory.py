@@ -103,9 +103,22 @@ def _show_moves(out: Output, servers: Sequence[ServerMemory]) -> None:
                 ("when", "model", "freed", "for", "why"),
                 ((ago(e.at), e.victim, sizes(e.bytes), e.for_model, e.why) for e in one.evictions[:_SHOWN_EVICTIONS]),
             )
+        if one.leak is not None and (one.leak.why or one.leak.restarts):
+            out.line()
+            out.line(leaking(one), style="yellow" if one.leak.why else "")
         if one.next_victims:
             out.line()
             out.line(f"{one.server}: next to go when room is needed ({one.policy}): {', '.join(one.next_victims)}")
+
+
+def leaking(server: ServerMemory) -> str:
+    """Say what is done about memory that a server has lost."""
+    leak = server.leak
+    assert leak is not None
+    doing = {"watching": "", "draining": "it is drained, to be restarted: ", "restarting": "it is restarted: "}
+    said = f"{server.server}: {doing.get(leak.state, '')}{leak.why or 'it has what it should have'}"
+    times = "once" if leak.restarts == 1 else f"{leak.restarts} times"
+    return said + (f" (restarted for lost memory {times}, {ago(leak.restarted_at)})" if leak.restarts else "")
 
 
 def show_why(out: Output, why: Why) -> None:

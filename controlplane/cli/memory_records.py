@@ -42,6 +42,16 @@ class QueuedLoad(Record):
     why: str = ""
 
 
+class Leak(Record):
+    """Memory that a server has beyond its ledger."""
+
+    bound_bytes: int | None = None
+    state: str = "watching"
+    why: str = ""
+    restarted_at: datetime | None = None
+    restarts: int = 0
+
+
 class ServerMemory(Record):
     """The ledger of one server."""
 
@@ -52,6 +62,7 @@ class ServerMemory(Record):
     queue: tuple[QueuedLoad, ...] = ()
     evictions: tuple[Eviction, ...] = ()
     next_victims: tuple[str, ...] = ()
+    leak: Leak | None = None
 
 
 class HeldBy(Record):

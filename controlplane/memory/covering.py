@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from heapq import heapify, heappop
 
 from controlplane.memory.types import ModelMemory
 from controlplane.memory.valuing import EvictionPolicy
@@ -15,11 +16,14 @@ def cover(
     By priority and score until the need is met, each of them giving something that is still missing; then whoever
     turns out not to be needed is spared, the most valuable first. So no member of the set can be left out.
     """
-    scored = [((model.priority, policy.score(model, now), model.model), model) for model in models]
-    scored.sort(key=lambda item: item[0])
+    score = policy.score
+    # A heap, since only the first few of it are ever taken; names are unique, so models are never compared.
+    order = [(model.priority, score(model, now), model.model, model) for model in models]
+    heapify(order)
     taken: list[ModelMemory] = []
     left = {device: size for device, size in need.items() if size > 0}
-    for _, model in scored:
+    while order:
+        model = heappop(order)[-1]
         if not any(size > 0 and freed(model, device) > 0 for device, size in left.items()):
             continue
         taken.append(model)

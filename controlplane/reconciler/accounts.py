@@ -18,6 +18,7 @@ from controlplane.gpu.budgets import BudgetRules
 from controlplane.memory.ledger import Ledger
 from controlplane.memory.types import Budget, HoldingState, Slot
 from controlplane.reconciler.gauging import Reading
+from controlplane.reconciler.own_memory import OwnMemory
 from controlplane.triton.embedded.processes import InstanceMemory
 from controlplane.triton.statistics import VersionKey
 
@@ -43,6 +44,7 @@ class Accounts:
         self.ledger = Ledger()
         self.reading = Reading()
         self._baselines: dict[str, int] = {}
+        self._own = OwnMemory()
         self._leaving: dict[Slot, int] = {}
         if not told:
             self.ledger = self.ledger.with_budget(Budget(HOST, _PLENTY, _PLENTY))
@@ -81,6 +83,7 @@ class Accounts:
         for slot in {holding.slot for holding in self.ledger.holdings}:
             self.ledger = self.ledger.released(slot)
         self._baselines.clear()
+        self._own = OwnMemory()
         self._leaving.clear()
         self.reading = Reading()
 
@@ -97,6 +100,7 @@ class Accounts:
                 self.ledger = self.ledger.released(slot)
         for device in self.devices if self._told else ():
             self._budget(device)
+        self._own.take(reading, self.ledger)
         if self._told and HOST not in {device.name for device in self.devices}:
             self.ledger = self.ledger.with_budget(Budget(HOST, _PLENTY, _PLENTY))
 
@@ -114,6 +118,24 @@ class Accounts:
         """Resident memory of a slot's processes; None where they cannot be seen."""
         instance = self.instances.get((slot.triton_name, slot.version))
         return instance.resident_bytes if instance else None
+
+    def excess(self, *, supervised: bool) -> dict[str, int]:
+        """Bytes beyond the ledger by device: what a restart of the server would give back.
+
+        Of a server of ours, what its own processes have; of others, whatever nobody accounts for.
+        """
+        if supervised:
+            return self._own.excess(self.ledger)
+        return {device: self.ledger.unaccounted(device) for device in self.ledger.budgets} if self._told else {}
+
+    def quiet(self) -> dict[str, int]:
+        """What the server's own processes had beyond the ledger, by device, when nothing moved there last."""
+        return self._own.quiet
+
+    def strangers(self) -> tuple[str, ...]:
+        """What is loaded on a server of ours and is in nobody's ledger, by Triton name."""
+        held = {holding.slot.triton_name for holding in self.ledger.holdings}
+        return tuple(sorted({name for name, _ in self.instances} - held))
 
     def settled(self) -> Ledger:
         """Return the ledger for questions of the kind "what if this left": what is unaccounted now stays so.

@@ -57,14 +57,20 @@ class Answers:
     def routes(self) -> dict[str, Route]:
         """Return where every model that is proved can be asked."""
         well = [server for server in self._state.servers.values() if server.trouble is None]
-        return routes(self._state.wishes, (unit for server in well for unit in server.units.values()))
+        # One that is drained goes on with what can be asked nowhere else, until it is about to be restarted.
+        drained = [server for server in self._state.servers.values() if not server.away and server.guard.answers]
+        found = (
+            routes(self._state.wishes, (unit for server in servers for unit in server.units.values()))
+            for servers in (drained, well)
+        )
+        return {model: route for part in found for model, route in part.items()}
 
     def memory(self) -> tuple[ServerMemory, ...]:
         """Return the ledgers, by server."""
         now = self._state.clock()
         wishes = self._state.wishes.values()
         return tuple(
-            server_memory(server.steward, [_occupant(server, wish) for wish in wishes], now)
+            server_memory(server.steward, [_occupant(server, wish) for wish in wishes], now, server.guard.view())
             for server in self._state.servers.values()
         )
 

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from datetime import datetime
 
 from controlplane.domain.states import Phase
+from controlplane.memory.leaks import LeakStep
 from controlplane.reconciler.actions import Wait
+from controlplane.reconciler.background import Background
 from controlplane.reconciler.driving import Driver
 from controlplane.reconciler.fleet import KnownServer
 from controlplane.reconciler.holding import Holds
@@ -20,16 +22,25 @@ class Arranger:
     Args:
         state: What the loop knows.
         driver: Takes next steps.
+        background: Restarts servers.
         holds: The client leases.
         backoff: How long a refused load waits.
         leading: Whether this process may change anything.
     """
 
     def __init__(
-        self, state: LoopState, driver: Driver, holds: Holds, backoff: Backoff, *, leading: Callable[[], bool]
+        self,
+        state: LoopState,
+        driver: Driver,
+        background: Background,
+        holds: Holds,
+        backoff: Backoff,
+        *,
+        leading: Callable[[], bool],
     ) -> None:
         self._state = state
         self._driver = driver
+        self._background = background
         self._holds = holds
         self._backoff = backoff
         self._leading = leading
@@ -44,6 +55,19 @@ class Arranger:
                 self._driver.drive(server, server.unit(model))
             if server.trouble is None and self._leading():
                 self._arrange(server, now)
+
+    def guard(self, server: KnownServer) -> None:
+        """Drain and restart a server that has lost too much memory. The leader's alone."""
+        now, embedded = self._state.clock(), server.managed.embedded
+        if not self._leading():
+            server.guard.call_off(now)
+            return
+        busy = [unit.model for unit in server.units.values() if unit.task is not None]
+        step = server.guard.look(self._holds.active(now), busy, self._state.events, now)
+        if step is LeakStep.RESTART and embedded is not None:
+            self._background.spawn(embedded.restart(), f"restart {server.name}")
+        elif step is LeakStep.RESUME:
+            self._driver.drive_all(server)
 
     def demanded(self, model: str) -> None:
         """Somebody wants to use a model now."""

@@ -95,7 +95,7 @@ class Background:
         """Measure a server, unless that is going on."""
         if server.gauging is not None:
             return
-        began, counters = self._state.step, server.trouble is None
+        began, counters = self._state.step, not server.away
 
         async def gauged() -> None:
             self._post(Gauged(server, began, await gauge(server.managed, counters=counters)))

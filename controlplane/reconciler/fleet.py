@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controlplane.domain.states import DeploymentStatus, ServerState, ServerStatus
+from controlplane.reconciler.leakguard import LeakGuard
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.status import Trouble
 from controlplane.reconciler.steward import Steward
@@ -34,6 +35,7 @@ class KnownServer:
         cleaning: The task that does that.
         gauging: The measurement that is going on.
         units: By model.
+        guard: Who drains and restarts it when it has lost too much memory.
     """
 
     managed: ManagedServer
@@ -48,6 +50,11 @@ class KnownServer:
     cleaning: "asyncio.Task[None] | None" = None
     gauging: "asyncio.Task[None] | None" = None
     units: dict[str, Unit] = field(default_factory=dict)
+    guard: LeakGuard = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Give it somebody who restarts it when it leaks."""
+        self.guard = LeakGuard(self.steward, supervised=self.managed.embedded is not None)
 
     @property
     def name(self) -> str:
@@ -55,10 +62,16 @@ class KnownServer:
         return self.managed.name
 
     @property
+    def away(self) -> bool:
+        """Whether it cannot be reached."""
+        return self.sight.state is not ServerState.READY
+
+    @property
     def trouble(self) -> Trouble | None:
         """Why nothing can be done on it; None when it is well."""
-        if self.sight.state is ServerState.READY:
-            return None
+        if not self.away:
+            draining = self.guard.draining
+            return Trouble(f"{self.name} takes no work: {draining}") if draining else None
         return Trouble(f"{self.name} is {self.sight.state.lower()}: {self.sight.message}")
 
     def unit(self, model: str) -> Unit:

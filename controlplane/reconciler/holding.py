@@ -40,6 +40,10 @@ class Holds:
                 ends[lease.model] = max(lease.expires_at, ends.get(lease.model, lease.expires_at))
         return ends
 
+    def active(self, now: datetime) -> dict[str, str]:
+        """Return the leases that hold: the model by the lease's id."""
+        return {key: lease.model for key, lease in {**self._known, **self._told}.items() if lease.active(now)}
+
     def tell(self, lease: ModelLease) -> None:
         """Take in a lease that was just taken, renewed or given back."""
         self._told[lease.id] = lease

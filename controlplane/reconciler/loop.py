@@ -128,7 +128,7 @@ class Reconciler:
             probe_interval_seconds=settings.probe_interval_seconds,
         )
         self._observer = Observer(self._state, self._background, self._driver, backoff)
-        self._arranger = Arranger(self._state, self._driver, self._holds, backoff, leading=leading)
+        self._arranger = Arranger(self._state, self._driver, self._background, self._holds, backoff, leading=leading)
         self._answers = Answers(self._state, self._wishes, registry)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._changed = asyncio.Event()
@@ -350,6 +350,7 @@ class Reconciler:
                 self._driver.done(message)
             case Gauged():
                 self._observer.gauged(message)
+                self._arranger.guard(message.server)
             case Demanded(model=model, taken=taken):
                 self._arranger.demanded(model)
                 if not taken.done():

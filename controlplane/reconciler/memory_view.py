@@ -97,6 +97,22 @@ class QueuedLoad(_View):
     why: str = Field(description="What it waits for, with the figures.")
 
 
+class LeakView(_View):
+    """Memory that a server has beyond its ledger, and what is done about it."""
+
+    bound_bytes: int | None = Field(description="Above this it is drained and restarted; null: never.")
+    state: Literal["watching", "draining", "restarting"] = Field(description="What is being done.")
+    why: str = Field(default="", description="One sentence with the figures, or what is waited for; empty below it.")
+    excess_bytes: dict[str, int] = Field(
+        default_factory=dict,
+        description="Bytes beyond the ledger by device: of a server of ours, what its own processes have.",
+    )
+    over_since: datetime | None = Field(default=None, description="Since when it is above the bound.")
+    draining_since: datetime | None = Field(default=None, description="Since when it is drained.")
+    restarted_at: datetime | None = Field(default=None, description="When it was restarted for that last.")
+    restarts: int = Field(default=0, description="How often that was since this process started.")
+
+
 class ServerMemory(_View):
     """The ledger of one server."""
 
@@ -107,6 +123,7 @@ class ServerMemory(_View):
     queue: tuple[QueuedLoad, ...] = Field(default=(), description="Loads that wait, next first.")
     evictions: tuple[EvictionRecord, ...] = Field(default=(), description="The newest evictions, newest first.")
     next_victims: tuple[str, ...] = Field(default=(), description="Who would be evicted next, first one first.")
+    leak: LeakView | None = Field(default=None, description="Memory beyond the ledger; null where nobody can tell.")
     counters: dict[str, float] = Field(
         default_factory=dict,
         description="Since the start of this process: loads, cold_starts, evictions, measured, estimate_error_bytes "

@@ -48,6 +48,8 @@ class Observer:
             for unit in server.units.values():
                 unit.lost()
             server.steward.lost(restarted=sight.generation != before.generation)
+        if sight.generation != before.generation:
+            server.guard.returned(self._state.events, self._state.clock())
         if well and not server.steward.accounts.known:
             self._background.gauge(server)
         if well:
@@ -72,7 +74,7 @@ class Observer:
         server, reading = gauged.server, gauged.reading
         server.gauging = None
         steward = server.steward
-        if server.trouble is not None or reading.generation != server.sight.generation:
+        if server.away or reading.generation != server.sight.generation:
             return
         proving = [unit.model for unit in server.units.values() if unit.doing and isinstance(unit.doing.action, Prove)]
         self._background.keep(server, steward.take(reading, proving, gauged.began, self._state.clock()))

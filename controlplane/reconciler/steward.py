@@ -90,6 +90,7 @@ class Steward:
         self.tenants: dict[str, Tenant] = {}
         self.models: dict[str, ModelMemory] = {}
         self.counters: Counter[str] = Counter()
+        self.draining = False
         self.largest_error = 0
         self._footprints = footprints
         self._sizes = Sizes(footprints)
@@ -145,7 +146,7 @@ class Steward:
         tenant = self.tenant(model)
         tenant.refused = ""
         known = self.models.get(model)
-        if known is not None and known.loaded and not known.busy:
+        if known is not None and known.loaded and not known.busy and not self.draining:
             tenant.usage = used(tenant.usage, now)
             return
         if tenant.demanded_at is None:
@@ -166,6 +167,13 @@ class Steward:
             elif until is None and tenant.held_until is not None:
                 tenant.usage = used(tenant.usage, now)  # who held it has used it until now
             tenant.held_until = until
+
+    def resume(self, now: datetime) -> None:
+        """The server is not restarted after all: who asked for something that is still loaded need not wait."""
+        for model, tenant in self.tenants.items():
+            known = self.models.get(model)
+            if tenant.demanded_at is not None and known is not None and known.loaded and not known.busy:
+                tenant.demanded_at, tenant.usage = None, used(tenant.usage, now)
 
     def _count_thrash(self, tenant: Tenant, now: datetime) -> None:
         tenant.thrash = thrashing(tenant.thrash, tenant.evicted_at, now, self.rules)

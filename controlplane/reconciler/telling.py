@@ -18,6 +18,7 @@ from controlplane.reconciler.memory_view import (
     DeviceFootprint,
     DeviceMemory,
     HeldBy,
+    LeakView,
     MemoryState,
     ModelMemoryView,
     PlannedEviction,
@@ -51,7 +52,9 @@ class Occupant:
     trouble: str = ""
 
 
-def server_memory(steward: Steward, occupants: Iterable[Occupant], now: datetime) -> ServerMemory:
+def server_memory(
+    steward: Steward, occupants: Iterable[Occupant], now: datetime, leak: LeakView | None = None
+) -> ServerMemory:
     """Return the ledger of a server."""
     models = [
         model_view(steward, occupant)
@@ -66,6 +69,7 @@ def server_memory(steward: Steward, occupants: Iterable[Occupant], now: datetime
         queue=_queue(steward),
         evictions=tuple(reversed(steward.queue.evictions)),
         next_victims=_next_victims(steward, now),
+        leak=leak if steward.accounts.limited else None,
         counters=_counters(steward),
     )
 

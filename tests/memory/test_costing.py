@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from controlplane.memory.costing import CostPolicy, Outlook, Shadow, ValuePolicy
-from controlplane.memory.types import HOST, Mode, ModelMemory, Usage
+from controlplane.memory.types import HOST, Footprint, Mode, ModelMemory, Usage
 from controlplane.memory.usage import used
 
 Make = Callable[..., ModelMemory]
@@ -17,6 +17,25 @@ def test_the_value_is_reload_seconds_by_time_and_bytes(model: Make, now: datetim
     # 10 s, once a second (2 decayed by one half-life), for half a GiB.
     assert ValuePolicy(Outlook.RATE).score(found, now) == pytest.approx(20.0)
     assert ValuePolicy(Outlook.RECENCY).score(found, now) == pytest.approx(20 / 3601)
+
+
+@pytest.mark.parametrize("outlook", Outlook)
+def test_the_value_is_the_product_of_its_parts(model: Make, now: datetime, outlook: Outlook) -> None:
+    policy = ValuePolicy(outlook)
+    both = {HOST: Footprint(2**29), "gpu:0": Footprint(2**30)}
+    cases = [
+        model("idle", 2**20, used=300, rate=0.2),
+        model("now", 2**20, used=0, rate=0.2),
+        model("later than now", 2**20, used=-5, rate=0.2),
+        model("never used", 2**20, used=None),
+        model("loaded since", 2**20, used=300, loaded_at=now - timedelta(seconds=20)),
+        model("never", 2**20, used=None, loaded_at=None),
+        model("everywhere", footprint=both, used=7, rate=3.0),
+        model("nothing", 0, used=7),
+    ]
+    for one in cases:
+        size = sum(footprint.bytes for footprint in one.footprint.values()) or 1
+        assert policy.score(one, now) == pytest.approx(one.load_seconds * policy.uses(one, now) * 2**30 / size)
 
 
 def test_by_recency_models_of_one_size_and_cost_are_ranked_as_lru_does(model: Make, now: datetime) -> None:

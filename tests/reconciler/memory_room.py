@@ -144,8 +144,9 @@ async def embedded_triton(folder: Path) -> AsyncIterator[EmbeddedTriton]:
 
 @contextlib.asynccontextmanager
 async def memory_room(
-    registry: Registry, embedded: EmbeddedTriton, work: Path, budget: int, **changes: object
+    registry: Registry, embedded: EmbeddedTriton, work: Path, budget: int, *, supervised: bool = True, **changes: object
 ) -> AsyncIterator[MemoryRoom]:
+    """Start a reconciler with the server as its only one, its own or somebody else's."""
     client = ShortOfMemory(
         "own",
         embedded.grpc_url,
@@ -157,7 +158,7 @@ async def memory_room(
         "own",
         client,
         ModelRepository(embedded.repository),
-        embedded,
+        embedded if supervised else None,
         metrics_url=embedded.metrics_url,
         devices=HostSource(embedded.processes),
         budgets=BudgetRules({"host": budget}),

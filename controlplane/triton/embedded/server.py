@@ -73,6 +73,7 @@ class EmbeddedTriton:
         self._launcher: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._asked = False
 
     @property
     def client_urls(self) -> ServerUrls:
@@ -172,6 +173,21 @@ class EmbeddedTriton:
             self._supervisor = None
         await self._end_launcher()
         self.state, self.message = ServerState.STOPPED, "stopped"
+
+    async def restart(self) -> None:
+        """Ask the server to end, requests in flight first; the supervisor starts it again on the same ports.
+
+        Returns once it was asked: a new `generation` says that it is back.
+        """
+        process = self._launcher
+        if process is None or process.returncode is not None:
+            return  # it ended by itself, and starts again already
+        self._asked = True
+        self.state, self.message = ServerState.STARTING, "being restarted"
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            process.stdin.write(b"stop\n")
+            await process.stdin.drain()
 
     def _choose_ports(self) -> tuple[int, int, int]:
         wanted = (self._settings.http_port, self._settings.grpc_port, self._settings.metrics_port)
@@ -288,12 +304,16 @@ class EmbeddedTriton:
             status = await self._launcher.wait()
             if time.monotonic() - began > _STABLE_SECONDS:
                 backoff = _BACKOFF_INITIAL_SECONDS
+            asked, self._asked = self._asked, False
             await self._end_launcher()
             self.state, self.message = ServerState.STARTING, f"ended with status {status}; starting again"
-            logger.warning("Triton ended with status %d; starting again in %.1f s", status, backoff)
+            if asked:
+                logger.info("Triton ended with status %d, as it was asked to; starting again", status)
+            else:
+                logger.warning("Triton ended with status %d; starting again in %.1f s", status, backoff)
             while True:
-                await asyncio.sleep(backoff)
-                backoff = min(backoff * 2, _BACKOFF_MAX_SECONDS)
+                await asyncio.sleep(0 if asked else backoff)
+                asked, backoff = False, backoff if asked else min(backoff * 2, _BACKOFF_MAX_SECONDS)
                 try:
                     await self._launch()
                     break

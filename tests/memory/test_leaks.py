@@ -1,0 +1,98 @@
+"""When a server that lost memory is restarted: the decision, step by step."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from controlplane.memory.leaks import LeakDecision, LeakRules, LeakStep, ServerExcess, decide_leak
+
+NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+MIB = 1 << 20
+RULES = LeakRules(bound_bytes=100 * MIB, patience_seconds=10, drain_seconds=60, interval_seconds=3600)
+OVER = ServerExcess(
+    excess_bytes={"host": 150 * MIB}, ledger_bytes={"host": 300 * MIB}, over_since=NOW - timedelta(seconds=30)
+)
+DRAINING = replace(OVER, draining_since=NOW - timedelta(seconds=5))
+CLOSED = replace(DRAINING, closed_since=NOW - timedelta(seconds=1))
+
+
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+def decided(server: ServerExcess, rules: LeakRules = RULES) -> LeakDecision:
+    return decide_leak(server, rules, NOW)
+
+
+def test_without_a_bound_nothing_is_ever_too_much() -> None:
+    assert decided(OVER, LeakRules()).step is LeakStep.NOTHING
+
+
+def test_at_the_bound_is_not_above_it() -> None:
+    assert decided(replace(OVER, excess_bytes={"host": 100 * MIB})).step is LeakStep.NOTHING
+    assert decided(replace(OVER, excess_bytes={"host": 100 * MIB + 1})).step is LeakStep.DRAIN
+
+
+def test_the_figures_are_said() -> None:
+    found = decided(replace(OVER, excess_bytes={"host": 150 * MIB, "gpu:0": 5, "gpu:1": 2048 * MIB}))
+    assert found.step is LeakStep.DRAIN
+    assert "150 MiB on host, where the ledger counts 300 MiB" in found.why
+    assert "2 GiB on gpu:1, where the ledger counts 0 B" in found.why
+    assert "gpu:0" not in found.why
+    assert "the bound is 100 MiB" in found.why
+
+
+def test_what_may_pass_is_watched() -> None:
+    assert decided(replace(OVER, over_since=None)).step is LeakStep.WATCH
+    assert decided(replace(OVER, over_since=ago(9.9))).step is LeakStep.WATCH
+    assert decided(replace(OVER, over_since=ago(10))).step is LeakStep.DRAIN
+
+
+def test_a_server_of_somebody_else_is_only_told_of() -> None:
+    found = decided(replace(OVER, supervised=False))
+    assert found.step is LeakStep.TELL
+    assert "restart it" in found.why
+
+
+def test_not_too_often() -> None:
+    found = decided(replace(OVER, restarted_at=ago(3599)))
+    assert found.step is LeakStep.TELL
+    assert "it was restarted for that at 11:00:01 UTC, and is not again before 12:00:01 UTC" in found.why
+    assert decided(replace(OVER, restarted_at=ago(3600))).step is LeakStep.DRAIN
+
+
+def test_what_nobody_would_load_again_is_not_taken_down() -> None:
+    found = decided(replace(OVER, strangers=("theirs",)))
+    assert found.step is LeakStep.TELL
+    assert "theirs" in found.why
+
+
+def test_who_holds_a_model_is_waited_for_then_requests_stop_and_end() -> None:
+    found = decided(replace(DRAINING, held=("a",), pending=("a", "b")))
+    assert found == LeakDecision(LeakStep.WAIT, "waits for who holds a model: a")
+    assert decided(replace(DRAINING, pending=("a", "b"))).step is LeakStep.CLOSE
+    found = decided(replace(CLOSED, pending=("a", "b")))
+    assert found == LeakDecision(LeakStep.WAIT, "waits for requests: a, b")
+    assert decided(CLOSED).step is LeakStep.RESTART
+
+
+def test_not_for_ever() -> None:
+    late = replace(DRAINING, draining_since=ago(60), held=("a",))
+    assert decided(late).step is LeakStep.CLOSE
+    late = replace(late, closed_since=ago(10), pending=("b",))
+    found = decided(late)
+    assert found.step is LeakStep.RESTART
+    assert "after 60 s of waiting still used: a, b" in found.why
+    # What is under way ends by itself, and is never cut off.
+    assert decided(replace(late, busy=("b",))).step is LeakStep.WAIT
+
+
+def test_memory_that_comes_back_ends_the_draining() -> None:
+    assert decided(replace(DRAINING, excess_bytes={"host": 1}, busy=("b",))).step is LeakStep.RESUME
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c", "d", "e"), ("a", "b", "c", "d", "e", "f", "g")])
+def test_many_names_are_counted(names: tuple[str, ...]) -> None:
+    why = decided(replace(DRAINING, held=names)).why
+    assert why.endswith("a, b, c, d, e" + (" and 2 more" if len(names) > 5 else ""))
