@@ -1,9 +1,13 @@
 """What is wanted: which version of a model shall answer, and how it shall be run."""
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from controlplane.domain.evidence import Evidence
+from controlplane.domain.strategy import RolloutStrategy
 
 
 class InstanceKind(StrEnum):
@@ -73,6 +77,10 @@ class DeploymentSettings(BaseModel):
     priority: int = Field(
         default=0, ge=-1000, le=1000, description="Higher goes first in the queue of loads and last in eviction."
     )
+    rollout: RolloutStrategy = Field(
+        default=RolloutStrategy(),
+        description="How a new version takes over from the one that answers: at once, or by evidence.",
+    )
     parameters: dict[str, str] = Field(
         default_factory=dict, description="Backend parameters, as in `parameters` of config.pbtxt."
     )
@@ -90,6 +98,52 @@ class DeploymentSettings(BaseModel):
         return self
 
 
+class RolloutPhase(StrEnum):
+    """Where a rollout stands."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    """It stays at its share until somebody resumes it; what is found to be worse is withdrawn all the same."""
+    PROMOTED = "promoted"
+    ABORTED = "aborted"
+
+    @property
+    def active(self) -> bool:
+        """Whether both versions shall be loaded."""
+        return self in {RolloutPhase.RUNNING, RolloutPhase.PAUSED}
+
+
+class Rollout(BaseModel):
+    """A new version on its way to take over, or how that ended."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = Field(description="Unique; what replicas measure is kept under it.")
+    version: int = Field(ge=1, description="The new version.")
+    reference: str = Field(description="What was asked for; becomes the deployment's reference when it is promoted.")
+    settings: DeploymentSettings = Field(description="How the new version is run; its `rollout` is the strategy.")
+    began_at: datetime = Field(description="When it began (UTC).")
+    phase: RolloutPhase = Field(default=RolloutPhase.RUNNING, description="running, paused, promoted or aborted.")
+    step: int = Field(default=0, ge=0, description="The present step, from 0.")
+    step_since: datetime | None = Field(
+        default=None, description="When both versions were ready and this step began (UTC); null before."
+    )
+    step_requests: int = Field(
+        default=0, ge=0, description="Requests that the new version had been given when the step began."
+    )
+    verdict: str = Field(default="", description="The newest decision, with its figures.")
+    evidence: Evidence = Field(default=Evidence(), description="What had been measured at the newest decision.")
+
+    @property
+    def strategy(self) -> RolloutStrategy:
+        """How the new version takes over."""
+        return self.settings.rollout
+
+    def with_changes(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        return self.model_copy(update=changes)
+
+
 class DeploymentSpec(BaseModel):
     """The desired state of one model, as one revision of its deployment chain."""
 
@@ -101,6 +155,15 @@ class DeploymentSpec(BaseModel):
     loaded: bool = Field(default=True, description="Whether it shall be loaded; false keeps the deployment, unloaded.")
     deleted: bool = Field(default=False, description="The deployment was removed; it can be deployed again.")
     settings: DeploymentSettings = Field(default_factory=DeploymentSettings, description="How it is run.")
+    rollout: Rollout | None = Field(
+        default=None, description="The newest rollout by evidence, under way or ended; null where there was none since."
+    )
+
+    @property
+    def trial(self) -> Rollout | None:
+        """The rollout that is under way."""
+        rollout = self.rollout
+        return rollout if rollout and rollout.phase.active and self.loaded and not self.deleted else None
 
     def with_changes(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""

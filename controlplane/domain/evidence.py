@@ -1,0 +1,120 @@
+"""What was measured of an old and a new version that answered side by side. Frozen; adds up over replicas."""
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.domain.latencies import Latencies, quantile
+from controlplane.domain.sequential import Labels
+
+
+class Signal(StrEnum):
+    """What a new version can be worse in."""
+
+    FAILURES = "failures"
+    MEDIAN = "p50"
+    """Answers slower than the old version's median."""
+    TAIL = "p99"
+    """Answers slower than the 99th percentile of the old version's."""
+    DIFFERENCES = "differences"
+    """Answers to the same request that differ; shadow only."""
+
+
+class ArmCounts(BaseModel):
+    """What one of the two versions did."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    requests: int = Field(default=0, ge=0, description="Requests it was given.")
+    failures: int = Field(default=0, ge=0, description="Those it failed.")
+    latencies: Latencies = Field(default=Latencies(), description="How long its good answers took.")
+
+    def plus(self, other: Self) -> Self:
+        """Return the sum."""
+        return self.model_copy(
+            update={
+                "requests": self.requests + other.requests,
+                "failures": self.failures + other.failures,
+                "latencies": self.latencies.plus(other.latencies),
+            }
+        )
+
+
+class LabelCounts(BaseModel):
+    """Events of one signal at one share of the requests."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    signal: Signal = Field(description="What happened.")
+    weight: float = Field(description="Share of the requests that went to the new version then, 0 to 1.")
+    old: int = Field(default=0, ge=0, description="Events of the old version.")
+    new: int = Field(default=0, ge=0, description="Events of the new version.")
+
+
+class Evidence(BaseModel):
+    """What was measured since a rollout began."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    old: ArmCounts = Field(default=ArmCounts(), description="The old version's part.")
+    new: ArmCounts = Field(default=ArmCounts(), description="The new version's part.")
+    labels: tuple[LabelCounts, ...] = Field(default=(), description="Events by signal and share.")
+    compared: int = Field(default=0, ge=0, description="Answers to the same request that were compared.")
+    differing: int = Field(default=0, ge=0, description="Those that differ by more than the tolerance.")
+    largest_difference: float = Field(default=0.0, ge=0, description="Largest absolute difference of an element.")
+    refused: int = Field(
+        default=0,
+        ge=0,
+        description="Requests that the new version could not take, as it was not loaded; the old one answered them.",
+    )
+    skipped: int = Field(default=0, ge=0, description="Copies that were not sent, as too many were under way.")
+
+    def plus(self, other: Self) -> Self:
+        """Return the sum of what two replicas measured."""
+        sums = {(one.signal, one.weight): one for one in self.labels}
+        for one in other.labels:
+            before = sums.get((one.signal, one.weight))
+            sums[one.signal, one.weight] = (
+                one
+                if before is None
+                else before.model_copy(update={"old": before.old + one.old, "new": before.new + one.new})
+            )
+        return self.model_copy(
+            update={
+                "old": self.old.plus(other.old),
+                "new": self.new.plus(other.new),
+                "labels": tuple(sums.values()),
+                "compared": self.compared + other.compared,
+                "differing": self.differing + other.differing,
+                "largest_difference": max(self.largest_difference, other.largest_difference),
+                "refused": self.refused + other.refused,
+                "skipped": self.skipped + other.skipped,
+            }
+        )
+
+    def labelled(self, signal: Signal) -> list[Labels]:
+        """Return the events of a signal, as the test takes them."""
+        return [Labels(one.weight, one.old, one.new) for one in self.labels if one.signal is signal]
+
+
+class ArmFigures(BaseModel):
+    """One version's figures, for a person."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    requests: int = Field(description="Requests it was given.")
+    failures: int = Field(description="Those it failed.")
+    p50_seconds: float | None = Field(description="Median latency in seconds; null without an answer.")
+    p99_seconds: float | None = Field(description="99th percentile of the latency in seconds; null without an answer.")
+
+    @classmethod
+    def of(cls, counts: ArmCounts) -> "ArmFigures":
+        """Read the figures out of the counts."""
+        latencies = counts.latencies.counts
+        return cls(
+            requests=counts.requests,
+            failures=counts.failures,
+            p50_seconds=quantile(latencies, 0.5),
+            p99_seconds=quantile(latencies, 0.99),
+        )

@@ -1,0 +1,48 @@
+"""A histogram of latencies that can be added up over replicas and kept in a few hundred bytes. Pure, frozen."""
+
+import math
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_GROWTH = 1.05
+_LOG_GROWTH = math.log(_GROWTH)
+_SMALLEST_SECONDS = 1e-5
+
+
+def bucket_of(seconds: float) -> int:
+    """Return a latency's bucket; bucket ``n`` ends at ``1e-5 * 1.05**n`` seconds."""
+    return max(0, math.ceil(math.log(max(seconds, _SMALLEST_SECONDS) / _SMALLEST_SECONDS) / _LOG_GROWTH))
+
+
+def quantile_bucket(counts: Mapping[int, int], share: float) -> int | None:
+    """Return the bucket that ``share`` of the requests do not exceed; None of none."""
+    left = math.ceil(share * sum(counts.values()))
+    for bucket in sorted(counts):
+        left -= counts[bucket]
+        if left <= 0:
+            return bucket
+    return None
+
+
+def quantile(counts: Mapping[int, int], share: float) -> float | None:
+    """Return the latency in seconds that ``share`` of the requests do not exceed (up to 5 % too high); None of none."""
+    bucket = quantile_bucket(counts, share)
+    return None if bucket is None else _SMALLEST_SECONDS * _GROWTH**bucket
+
+
+class Latencies(BaseModel):
+    """How many requests fell into which bucket."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    counts: dict[int, int] = Field(
+        default_factory=dict, description="Requests by bucket; bucket n ends at 1e-5 * 1.05**n seconds."
+    )
+
+    def plus(self, other: "Latencies") -> "Latencies":
+        """Return the sum of two histograms."""
+        counts = dict(self.counts)
+        for bucket, count in other.counts.items():
+            counts[bucket] = counts.get(bucket, 0) + count
+        return Latencies(counts=counts)

@@ -1,0 +1,87 @@
+"""Sequential tests: is the new version worse? They may be looked at after every request. Pure.
+
+The question is put to labels, not to rates. Every request is given to the new version with a known probability ``w``,
+by chance and by nothing else. If the new version is no worse, an *event* (a failure, an answer slower than a threshold)
+comes from it with a probability of at most ``w``, whatever the rate of events is and however that rate moves with load
+or time of day. So each event is a coin whose bias is known, and the evidence that the bias is larger is a likelihood
+ratio, multiplied up over the events. That product is a non-negative supermartingale that starts at 1 as long as the
+new version is no worse, and by Ville's inequality the chance that it *ever* reaches ``1 / error`` is at most
+``error``: one may look as often as one likes and stop when one likes.
+
+- The ratio is Wald's (A. Wald, Sequential tests of statistical hypotheses, Ann. Math. Statist. 16, 1945), mixed over
+  several alternatives as nobody knows how bad a bad version is: the mixture SPRT of H. Robbins (Ann. Math. Statist. 41,
+  1970) and, for A/B tests that are looked at all the time, R. Johari, P. Koomen, L. Pekelis, D. Walsh (Always valid
+  inference, Operations Research 70(3), 2022). A mixture of martingales is one.
+- To condition on the events and test their labels is how vaccines are watched: M. Kulldorff et al., A maximized
+  sequential probability ratio test for drug and vaccine safety surveillance, Sequential Analysis 30(1), 2011.
+- Ville's inequality and its use: S. Howard, A. Ramdas, J. McAuliffe, J. Sekhon, Time-uniform, nonparametric,
+  nonasymptotic confidence sequences, Ann. Statist. 49(2), 2021.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+RATIOS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+"""The alternatives that are mixed, in equal parts: the new version has so many times the events of the old one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Events that happened while the new version got one share of the requests.
+
+    Attributes:
+        weight: The probability with which a request was given to the new version, between 0 and 1.
+        old: Events of the old version.
+        new: Events of the new version.
+    """
+
+    weight: float
+    old: int
+    new: int
+
+
+def label_evidence(labels: Iterable[Labels]) -> float:
+    """Return the logarithm of the evidence that events come from the new version more often than its share.
+
+    Under "no worse" the chance that this ever exceeds ``log(1 / error)`` is at most ``error``.
+    """
+    counted = [one for one in labels if 0 < one.weight < 1 and one.old + one.new > 0]
+    return _mean_exp([sum(_label_ratio(one, ratio) for one in counted) for ratio in RATIOS])
+
+
+def share_evidence(events: int, trials: int, share: float) -> float:
+    """Return the logarithm of the evidence that events are more frequent than ``share`` of the trials.
+
+    Args:
+        events: Trials with the event.
+        trials: All trials.
+        share: The largest share that is no fault, at least 0 and below 1.
+    """
+    if share <= 0:
+        return math.inf if events else 0.0
+    if trials == 0:
+        return 0.0
+    odds = share / (1 - share)
+    return _mean_exp([_binomial_ratio(events, trials - events, share, ratio * odds) for ratio in RATIOS])
+
+
+def threshold(error: float, tests: int) -> float:
+    """Return what the logarithm of one test's evidence must reach, where ``tests`` share one ``error`` (Bonferroni)."""
+    return math.log(tests / error)
+
+
+def _label_ratio(labels: Labels, ratio: float) -> float:
+    odds = labels.weight / (1 - labels.weight)
+    return _binomial_ratio(labels.new, labels.old, labels.weight, ratio * odds)
+
+
+def _binomial_ratio(hits: int, misses: int, null: float, odds: float) -> float:
+    """Logarithm of the likelihood ratio of a coin with ``odds`` against one with the probability ``null``."""
+    chance = odds / (1 + odds)
+    return hits * math.log(chance / null) + misses * math.log((1 - chance) / (1 - null))
+
+
+def _mean_exp(logs: list[float]) -> float:
+    largest = max(logs)
+    return largest + math.log(sum(math.exp(one - largest) for one in logs) / len(logs))

@@ -1,0 +1,244 @@
+"""A rollout's decisions, one branch of the tree after the other, and how a rollout begins and ends."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from controlplane.domain import rollout as rules
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, Rollout, RolloutPhase
+from controlplane.domain.evidence import ArmCounts, Evidence, LabelCounts, Signal
+from controlplane.domain.latencies import Latencies, bucket_of, quantile
+from controlplane.domain.names import Reference
+from controlplane.domain.rollout import Readiness, RolloutAction, decide
+from controlplane.domain.strategy import RolloutStep, RolloutStrategy, StrategyKind
+from controlplane.errors import ConflictError
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+READY = Readiness(ready=True)
+STEPS = (RolloutStep(weight_percent=5, seconds=60), RolloutStep(weight_percent=25, seconds=60))
+
+
+def strategy(kind: StrategyKind = StrategyKind.CANARY, **more: Any) -> RolloutStrategy:
+    return RolloutStrategy(kind=kind, steps=STEPS, shadow_seconds=60, minimum_requests=10, **more)
+
+
+def rollout(kind: StrategyKind = StrategyKind.CANARY, **more: Any) -> Rollout:
+    settings = DeploymentSettings(rollout=strategy(kind))
+    fields = {"id": "r", "version": 2, "reference": "m:2", "settings": settings, "began_at": NOW, "step_since": NOW}
+    return Rollout(**(fields | more))
+
+
+def fine(new: int, old: int = 1000) -> Evidence:
+    return Evidence(old=ArmCounts(requests=old), new=ArmCounts(requests=new))
+
+
+def failing(**more: Any) -> Evidence:
+    labels = (LabelCounts(signal=Signal.FAILURES, weight=0.05, old=0, new=5),)
+    return Evidence(old=ArmCounts(requests=1000), new=ArmCounts(requests=50, failures=5), labels=labels).model_copy(
+        update=more
+    )
+
+
+def test_what_cannot_be_loaded_is_withdrawn() -> None:
+    decision = decide(rollout(step_since=None), Evidence(), Readiness(ready=False, failed="out of memory"), NOW)
+    assert decision.action is RolloutAction.ABORT
+    assert "out of memory" in decision.reason
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.RUNNING, RolloutPhase.PAUSED])
+def test_what_is_worse_is_withdrawn_at_any_time_with_its_figures(phase: RolloutPhase) -> None:
+    decision = decide(rollout(phase=phase), failing(), READY, NOW)
+    assert decision.action is RolloutAction.ABORT
+    assert "5 of 50 requests failed, 0 of 1000 on the old one" in decision.reason
+
+
+def test_the_first_step_begins_when_both_are_ready() -> None:
+    waiting = rollout(step_since=None)
+    assert decide(waiting, Evidence(), Readiness(ready=False, message="it is being loaded"), NOW) == (
+        rules.RolloutDecision(RolloutAction.HOLD, "it is being loaded")
+    )
+    assert decide(waiting, Evidence(), READY, NOW).action is RolloutAction.BEGIN
+
+
+@pytest.mark.parametrize(
+    ("seconds", "requests", "action"),
+    [
+        (59, 1000, RolloutAction.HOLD),
+        (60, 9, RolloutAction.HOLD),
+        (60, 0, RolloutAction.HOLD),
+        (86_400, 9, RolloutAction.HOLD),
+        (60, 10, RolloutAction.ADVANCE),
+    ],
+)
+def test_a_step_takes_its_time_and_its_requests(seconds: int, requests: int, action: RolloutAction) -> None:
+    assert decide(rollout(), fine(requests), READY, NOW + timedelta(seconds=seconds)).action is action
+
+
+def test_requests_of_an_earlier_step_do_not_count_for_the_next_one() -> None:
+    second = rollout(step=1, step_requests=100)
+    later = NOW + timedelta(seconds=60)
+    assert decide(second, fine(109), READY, later).action is RolloutAction.HOLD
+    assert decide(second, fine(110), READY, later).action is RolloutAction.PROMOTE
+
+
+def test_paused_and_pinned_are_ended_by_a_person_only() -> None:
+    later = NOW + timedelta(days=300)
+    for held in (rollout(phase=RolloutPhase.PAUSED), rollout(StrategyKind.PINNED)):
+        assert decide(held, fine(10**6), READY, later).action is RolloutAction.HOLD
+
+
+def test_while_one_is_not_ready_nothing_advances() -> None:
+    decision = decide(rollout(), fine(1000), Readiness(ready=False, message="it is reloaded"), NOW + timedelta(days=1))
+    assert (decision.action, decision.reason) == (RolloutAction.HOLD, "it is reloaded")
+
+
+def test_in_the_shadow_differing_answers_are_found() -> None:
+    shadowed = rollout(StrategyKind.SHADOW)
+    later = NOW + timedelta(seconds=60)
+    same = fine(200).model_copy(update={"compared": 200, "differing": 1})
+    other = fine(200).model_copy(update={"compared": 200, "differing": 30, "largest_difference": 0.5})
+    assert decide(shadowed, same, READY, later).action is RolloutAction.PROMOTE
+    decision = decide(shadowed, other, READY, later)
+    assert decision.action is RolloutAction.ABORT
+    assert "30 of 200 answers differ (largest by 0.5; 1.00% may)" in decision.reason
+
+
+@given(
+    failures=st.integers(0, 200),
+    old_failures=st.integers(0, 200),
+    seconds=st.floats(0, 1e6),
+    requests=st.integers(0, 10_000),
+    phase=st.sampled_from([RolloutPhase.RUNNING, RolloutPhase.PAUSED]),
+    kind=st.sampled_from([StrategyKind.CANARY, StrategyKind.SHADOW, StrategyKind.PINNED]),
+    ready=st.booleans(),
+)
+def test_nothing_passes_that_is_worse_or_untried(
+    failures: int,
+    old_failures: int,
+    seconds: float,
+    requests: int,
+    phase: RolloutPhase,
+    kind: StrategyKind,
+    ready: bool,
+) -> None:
+    labels = (LabelCounts(signal=Signal.FAILURES, weight=0.25, old=old_failures, new=failures),)
+    evidence = Evidence(
+        old=ArmCounts(requests=10_000, failures=old_failures),
+        new=ArmCounts(requests=requests, failures=min(failures, requests)),
+        labels=labels,
+    )
+    one = rollout(kind, phase=phase)
+    decision = decide(one, evidence, Readiness(ready=ready), NOW + timedelta(seconds=seconds))
+    worse = any(finding.worse for finding in rules.findings(one.strategy, evidence))
+    assert (decision.action is RolloutAction.ABORT) == worse
+    if decision.action in {RolloutAction.ADVANCE, RolloutAction.PROMOTE}:
+        assert ready
+        assert phase is RolloutPhase.RUNNING
+        assert kind is not StrategyKind.PINNED
+        assert seconds >= 60
+        assert requests >= 10
+    assert decision == decide(one, evidence, Readiness(ready=ready), NOW + timedelta(seconds=seconds))
+
+
+SPEC = DeploymentSpec(model="m", reference="m:1", version=1)
+CANARY = DeploymentSettings(instance_count=2, rollout=strategy())
+
+
+def begin(before: DeploymentSpec | None, settings: DeploymentSettings = CANARY, version: int = 2) -> DeploymentSpec:
+    return rules.deploy(before, Reference("m", version=version), version, settings, rollout_id="r", now=NOW)
+
+
+def test_a_rollout_leaves_what_answers_as_it_is() -> None:
+    begun = begin(SPEC)
+    assert (begun.version, begun.reference, begun.settings) == (1, "m:1", SPEC.settings)
+    assert begun.trial is not None
+    assert (begun.trial.version, begun.trial.settings) == (2, CANARY)
+    assert begin(begun) is begun
+
+
+@pytest.mark.parametrize(
+    "before", [None, SPEC.with_changes(deleted=True, loaded=False), SPEC.with_changes(loaded=False)]
+)
+def test_where_nothing_answers_there_is_nothing_to_compare_with(before: DeploymentSpec | None) -> None:
+    begun = begin(before)
+    assert (begun.version, begun.rollout) == (2, None)
+
+
+def test_a_switch_ends_a_rollout_and_other_ways_to_roll_out_are_no_rollout() -> None:
+    assert begin(begin(SPEC), DeploymentSettings(), 3).rollout is None
+    changed = begin(SPEC, DeploymentSettings(rollout=strategy()), 1)
+    assert (changed.rollout, changed.settings.rollout) == (None, strategy())
+
+
+def test_from_the_first_step_to_the_promotion() -> None:
+    spec, now = begin(SPEC), NOW
+    weights, requests = [rules.weight(rules.required(spec))], 0
+    while spec.trial is not None:
+        requests += 10
+        now += timedelta(seconds=60)
+        spec = rules.apply(spec, decide(spec.trial, fine(requests), READY, now), fine(requests), now)
+        if spec.trial:
+            weights.append(rules.weight(spec.trial))
+    assert weights == [0.0, 0.05, 0.25]
+    assert (spec.version, spec.reference, spec.settings) == (2, "m:2", CANARY)
+    assert spec.rollout is not None
+    assert spec.rollout.phase is RolloutPhase.PROMOTED
+    assert "no worse" in spec.rollout.verdict
+
+
+def test_an_abort_leaves_the_old_version_and_says_why() -> None:
+    begun = begin(SPEC)
+    spec = rules.apply(begun, decide(rollout(), failing(), READY, NOW), failing(), NOW)
+    assert (spec.version, spec.settings) == (1, SPEC.settings)
+    assert spec.trial is None
+    assert spec.rollout is not None
+    assert spec.rollout.phase is RolloutPhase.ABORTED
+    with pytest.raises(ConflictError, match="the newest one was aborted: version 2 is worse in failures"):
+        rules.required(spec)
+
+
+def test_pausing_and_going_on() -> None:
+    spec = rules.paused(begin(SPEC), pause=True, why="lunch")
+    assert spec.trial is not None
+    assert (spec.trial.phase, spec.trial.verdict) == (RolloutPhase.PAUSED, "lunch")
+    assert rules.required(rules.paused(spec, pause=False, why="back")).phase is RolloutPhase.RUNNING
+
+
+def test_steps_must_ascend_and_leave_something_to_compare_with() -> None:
+    with pytest.raises(ValidationError, match="must ascend"):
+        RolloutStrategy(steps=(RolloutStep(weight_percent=25), RolloutStep(weight_percent=5)))
+    with pytest.raises(ValidationError, match="below 100 %"):
+        RolloutStrategy(kind=StrategyKind.CANARY, steps=(RolloutStep(weight_percent=100),))
+    whole = RolloutStrategy(steps=(*STEPS, RolloutStep(weight_percent=100)))
+    assert whole.compared_steps == STEPS
+
+
+@given(st.lists(st.floats(1e-5, 1e3), min_size=1, max_size=200), st.floats(0.01, 1.0))
+def test_a_quantile_is_at_most_five_percent_too_high(seconds: list[float], share: float) -> None:
+    counts: dict[int, int] = {}
+    for one in seconds:
+        counts[bucket_of(one)] = counts.get(bucket_of(one), 0) + 1
+    exact = sorted(seconds)[max(0, -int(-share * len(seconds) // 1) - 1)]
+    found = quantile(counts, share)
+    assert found is not None
+    assert exact * (1 - 1e-9) <= found <= exact * 1.05 * (1 + 1e-9)
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.sampled_from([0.05, 0.5]))
+def test_what_replicas_measured_adds_up(one: int, other: int, weight: float) -> None:
+    def evidence(count: int) -> Evidence:
+        return Evidence(
+            new=ArmCounts(requests=count, latencies=Latencies(counts={count: count})),
+            labels=(LabelCounts(signal=Signal.TAIL, weight=weight, new=count),),
+            compared=count,
+        )
+
+    total = evidence(one).plus(evidence(other))
+    assert total.new.requests == total.compared == one + other
+    assert sum(total.new.latencies.counts.values()) == one + other
+    assert [label.new for label in total.labelled(Signal.TAIL)] == [one + other]
+    assert Evidence.model_validate_json(total.model_dump_json()) == total
