@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -23,6 +24,7 @@ from controlplane.api.application import create_application
 from controlplane.api.metrics import Metrics
 from controlplane.domain.states import ServerState
 from controlplane.errors import ConflictError, InvalidInputError
+from controlplane.gateway.splitting import Splits
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.factory import embedded_devices, server_devices
 from controlplane.reconciler.loop import Reconciler
@@ -44,6 +46,7 @@ from controlplane.services.memory import Memory
 from controlplane.services.models import Models
 from controlplane.services.operations import Operations
 from controlplane.services.publishing import Publishing
+from controlplane.services.rollouts import Rollouts
 from controlplane.services.servers import Servers
 from controlplane.services.spool import Spool
 from controlplane.services.tuning import Tunings, room_of
@@ -156,6 +159,8 @@ class ControlPlane:
         self._metrics.watch(services, reconciler)
         await reconciler.start()
         stack.push_async_callback(reconciler.stop)
+        await services.rollouts.start()
+        stack.push_async_callback(services.rollouts.stop)
         await services.tunings.open()
         stack.push_async_callback(services.tunings.close)
         stack.push_async_callback(services.operations.stop)
@@ -235,6 +240,7 @@ class ControlPlane:
             conversions=Conversions(registry, uploads, operations, workers, workspace, reconciler),
             validation=Validation(registry, uploads, operations, workers, workspace),
             deployments=deployments,
+            rollouts=Rollouts(registry, deployments, reconciler, Splits(), replica=uuid.uuid4().hex),
             memory=memory,
             leases=Leases(registry.leases, deployments, memory, reconciler),
             inference=Inference(registry, reconciler, servers),

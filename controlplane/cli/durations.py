@@ -33,3 +33,20 @@ def parse_keep_alive(text: str) -> float | None:
         InvalidInputError: It is no time.
     """
     return None if text.strip().lower() == "forever" else parse_duration(text)
+
+
+def parse_steps(text: str) -> list[dict[str, float]]:
+    """Return the steps of ``5%:10m,25%:1h,100%``, as the API takes them.
+
+    Raises:
+        InvalidInputError: They are none.
+    """
+    steps = []
+    for part in text.split(","):
+        share, _, time = part.strip().partition(":")
+        try:
+            weight = float(share.strip().removesuffix("%"))
+        except ValueError as error:
+            raise InvalidInputError(f"{part.strip()!r} is no step; give a share and a time: 5%:10m") from error
+        steps.append({"weight_percent": weight, "seconds": parse_duration(time) if time else 0.0})
+    return steps

@@ -115,6 +115,9 @@ def merged_settings(client: Client, model: str, given: dict[str, Any]) -> dict[s
         if error.status != 404:
             raise
         present = {}
+    if "rollout" in given:
+        # Of the strategy, too, what is not given stays as it is.
+        given = {**given, "rollout": {**present.get("rollout", {}), **given["rollout"]}}
     return {**present, **given}
 
 

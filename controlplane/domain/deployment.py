@@ -120,6 +120,7 @@ class Rollout(BaseModel):
 
     id: str = Field(description="Unique; what replicas measure is kept under it.")
     version: int = Field(ge=1, description="The new version.")
+    old_version: int = Field(ge=1, description="The version it is compared with.")
     reference: str = Field(description="What was asked for; becomes the deployment's reference when it is promoted.")
     settings: DeploymentSettings = Field(description="How the new version is run; its `rollout` is the strategy.")
     began_at: datetime = Field(description="When it began (UTC).")

@@ -84,7 +84,7 @@ def rollback_revision(history: Iterable[Revision], revision: int | None = None) 
 def pinned(spec: DeploymentSpec) -> DeploymentSpec:
     """Return the desired state with its version pinned, and loaded."""
     reference = Reference(spec.model, version=spec.version)
-    return spec.with_changes(reference=str(reference), loaded=True)
+    return spec.with_changes(reference=str(reference), loaded=True, rollout=None)
 
 
 def _differs(one: DeploymentSpec, other: DeploymentSpec) -> bool:

@@ -224,7 +224,14 @@ def deploy(
     trial = before.trial
     if trial and (trial.version, trial.settings, trial.reference) == (version, settings, str(reference)):
         return before
-    rollout = Rollout(id=rollout_id, version=version, reference=str(reference), settings=settings, began_at=now)
+    rollout = Rollout(
+        id=rollout_id,
+        version=version,
+        old_version=before.version,
+        reference=str(reference),
+        settings=settings,
+        began_at=now,
+    )
     return before.with_changes(rollout=rollout)
 
 

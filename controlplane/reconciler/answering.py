@@ -11,6 +11,7 @@ from controlplane.reconciler.routing import Route, routes
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.status import overall
 from controlplane.reconciler.telling import Occupant, plan_for, server_memory, server_why
+from controlplane.reconciler.trials import Trial, trial_of
 from controlplane.reconciler.wishes import Prepared, Wish, Wishes
 from controlplane.registry.registry import Registry
 
@@ -64,6 +65,12 @@ class Answers:
             for servers in (drained, well)
         )
         return {model: route for part in found for model, route in part.items()}
+
+    def trials(self) -> dict[str, Trial]:
+        """Return how every rollout that is under way stands, by model."""
+        servers = self._state.servers.values()
+        found = {model: trial_of(wish, servers) for model, wish in self._state.wishes.items()}
+        return {model: trial for model, trial in found.items() if trial is not None}
 
     def memory(self) -> tuple[ServerMemory, ...]:
         """Return the ledgers, by server."""

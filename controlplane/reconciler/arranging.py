@@ -87,6 +87,8 @@ class Arranger:
         moves = server.steward.queue.arrange(server.units, now)
         for model, why in moves.refused:
             self._refused(server, server.unit(model), why, now)
+        for model, why in moves.untried:
+            self._untried(server, server.unit(model), why, now)
         for record in moves.evicted:
             self._state.events.add("Normal", "Evicted", record.victim, f"from {server.name}: {record.why}")
             self._driver.drive(server, server.unit(record.victim))
@@ -106,4 +108,12 @@ class Arranger:
             unit.record = unit.record.after_failure(wish.wanted, why, final=False, now=now, backoff=self._backoff)
             self._state.events.add("Warning", "LoadRefused", unit.model, f"on {unit.server}: {why}")
             self._state.judge(server)
+            self._driver.drive(server, unit)
+
+    def _untried(self, server: KnownServer, unit: Unit, why: str, now: datetime) -> None:
+        """There is no room for a rollout's new version beside the old one, which goes on as it is."""
+        wish = self._state.wishes.get(unit.model)
+        if wish is not None and wish.trial is not None:
+            unit.record = unit.record.after_failure(wish.trial, why, final=True, now=now, backoff=self._backoff)
+            self._state.events.add("Warning", "TrialRefused", unit.model, f"on {unit.server}: {why}")
             self._driver.drive(server, unit)

@@ -50,6 +50,7 @@ from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.steward import Steward
 from controlplane.reconciler.traffic import Traffic
+from controlplane.reconciler.trials import Trial
 from controlplane.reconciler.wishes import Wishes
 from controlplane.registry.leases import ModelLease
 from controlplane.registry.registry import Registry
@@ -190,6 +191,10 @@ class Reconciler:
     def routes(self) -> dict[str, Route]:
         """Return where every model that is proved can be asked. No I/O."""
         return self._answers.routes()
+
+    def trials(self) -> dict[str, Trial]:
+        """Return how every rollout that is under way stands, by model. No I/O."""
+        return self._answers.trials()
 
     def send_through(self, traffic: Traffic) -> None:
         """Say who sends requests to the servers, and has to be told before a model leaves one."""

@@ -21,9 +21,13 @@ and a step that failed are all the same case. The tree, whose numbers come back 
     3.1  not proved: prove it, by its number (it need not be the one that answers)
     3.2  proved to be bad, and due for another try: load it again
     3.3  proved, and what is loaded is not just it and the version kept in the bake window: narrow the policy
-    3.4  a candidate is left: unload it
-    3.5  folders are left that nothing needs: clean up
-    3.6  nothing: it is Ready
+         (while a rollout tries a version, none is kept: not three copies in memory)
+    3.4  a rollout tries a version
+         3.4.1  it failed and has to wait: unload it
+         3.4.2  it is not loaded and proved under the candidate's name: bring it there, as in 5.3
+    3.5  a candidate is left: unload it
+    3.6  folders are left that nothing needs: clean up
+    3.7  nothing: it is Ready
 4.  The goal is not loaded, nothing else is loaded either, so nothing can be harmed: load under the model's own name.
     4.1  a candidate is loaded: unload it (not three copies in memory)
     4.2  the memory of what was loaded is not free yet: wait
@@ -90,7 +94,7 @@ def choose_goal(desired: DesiredModel, observed: ObservedModel, now: datetime) -
 
 def kept_beside(desired: DesiredModel, observed: ObservedModel, goal: Target, now: datetime) -> int | None:
     """Return the version that stays loaded beside the goal for its bake window; it is lower, so it does not answer."""
-    if now >= bake_until(desired, observed, goal.version):
+    if desired.trial is not None or now >= bake_until(desired, observed, goal.version):
         return None
     for version in desired.history:
         if version in observed.loaded and version < goal.version and not observed.mark(version).bad:
@@ -132,16 +136,23 @@ def _goal_loaded(desired: DesiredModel, observed: ObservedModel, goal: Target, n
     wanted = {goal.version} | ({beside} if beside is not None else set())
     if observed.loaded != wanted:  # 3.3
         return Load(goal, tuple(sorted(wanted)), because=f"version {goal.version} is proved and shall answer")
-    if observed.candidate is not None:  # 3.4
+    trial = desired.trial if goal == desired.targets[0] else None
+    if trial is not None and not _blocked(observed, trial, now):  # 3.4
+        if not on_trial(observed, trial):  # 3.4.2
+            return _prove_candidate(observed, trial)
+    elif observed.candidate is not None:  # 3.4.1, 3.5
         return Unload(candidate=True, because="the candidate is not needed any more")
     stale = observed.staged - wanted - observed.leaving
-    if (stale or observed.candidate_staged) and not observed.candidate_leaving:  # 3.5
-        return CleanUp(
-            because="folders are left of earlier versions",
-            versions=tuple(sorted(stale)),
-            candidate=bool(observed.candidate_staged),
-        )
-    return None  # 3.6
+    left = bool(observed.candidate_staged) and trial is None
+    if (stale or left) and not observed.candidate_leaving:  # 3.6
+        return CleanUp(because="folders are left of earlier versions", versions=tuple(sorted(stale)), candidate=left)
+    return None  # 3.7
+
+
+def on_trial(observed: ObservedModel, trial: Target) -> bool:
+    """Whether a rollout's new version is loaded and proved under the candidate's name."""
+    loaded = observed.candidate == trial.version and observed.candidate_digest == trial.digest
+    return loaded and observed.candidate_mark is Mark.PASSED
 
 
 def _load_first(observed: ObservedModel, goal: Target) -> Action:

@@ -6,7 +6,7 @@ back to the loop.
 
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from controlplane.domain.deployment import Mode
@@ -47,10 +47,12 @@ class Need:
     Attributes:
         slot: For which version, under which Triton name.
         footprint: How much, by device.
+        trial: Whether it is for a rollout's new version, for which the old one never makes room.
     """
 
     slot: Slot
     footprint: Mapping[str, Footprint]
+    trial: bool = False
 
 
 @dataclass
@@ -62,12 +64,14 @@ class Moves:
         evicted: Evictions that were decided, to be unloaded.
         refused: Loads that are given up, with the reason.
         waiting: Models whose load goes on waiting.
+        untried: Loads of a rollout's new version that are given up, with the reason.
     """
 
     go: list[str] = field(default_factory=list)
     evicted: list[EvictionRecord] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
+    untried: list[tuple[str, str]] = field(default_factory=list)
 
 
 class LoadQueue:
@@ -139,7 +143,8 @@ class LoadQueue:
         assert unit.facts is not None
         facts, model = unit.facts, unit.model
         if load.candidate:
-            return self._need(Slot(candidate_name(model), load.target.version), [load.target.version], wish, load)
+            need = self._need(Slot(candidate_name(model), load.target.version), [load.target.version], wish, load)
+            return replace(need, trial=load.target == wish.trial) if need else None
         renewed = load.reload or bool(facts.loaded and facts.digest != load.target.digest)
         new = [version for version in load.versions if renewed or version not in facts.loaded]
         if not new:
@@ -168,7 +173,7 @@ class LoadQueue:
             if request is not None:
                 self.withdraw(model)
             deadline = now + timedelta(seconds=self._settings.load_queue_timeout_seconds)
-            request = tenant.request = Request(need.slot, need.footprint, now, deadline)
+            request = tenant.request = Request(need.slot, need.footprint, now, deadline, trial=need.trial)
         return request
 
     def granted(self, model: str, need: Need) -> bool:
@@ -213,8 +218,8 @@ class LoadQueue:
         ):
             model = request.model.model
             waits = waiting[model]
-            in_place = isinstance(decision, Queue | Refuse | Evict) and self._unload_first(request, units[model], now)
-            if in_place:
+            in_place = isinstance(decision, Queue | Refuse | Evict) and not waits.trial
+            if in_place and self._unload_first(request, units[model], now):
                 moves.go.append(model)
                 continue
             match decision:
@@ -312,8 +317,12 @@ class LoadQueue:
 
     def _refuse(self, model: str, why: str, moves: Moves) -> None:
         tenant = self._tenant(model)
-        tenant.request, tenant.demanded_at, tenant.refused = None, None, why
         self._counters["refusals"] += 1
+        if tenant.request is not None and tenant.request.trial:
+            tenant.request = None
+            moves.untried.append((model, why))
+            return
+        tenant.request, tenant.demanded_at, tenant.refused = None, None, why
         moves.refused.append((model, why))
 
     def _unload_first(self, request: LoadRequest, unit: Unit, now: datetime) -> bool:

@@ -120,6 +120,9 @@ def _ready_message(view: View, now: datetime) -> str:
     if beside is not None:
         until = bake_until(view.desired, view.observed, wanted.version)
         message += f"; version {beside} stays loaded until {until:%H:%M:%S} UTC"
+    trial = view.desired.trial
+    if trial is not None:
+        message += f"; version {trial.version} is on trial"
     proof = view.record.proof
     if proof and proof.version == wanted.version and proof.samples == 0 and proof.message:
         message += f"; {proof.message}"

@@ -6,11 +6,12 @@ from datetime import datetime
 
 from controlplane.domain.deployment import Mode
 from controlplane.domain.names import candidate_name
+from controlplane.domain.strategy import StrategyKind
 from controlplane.memory.admission import Admit, Evict, Figures, LoadRequest, Queue, Refuse, figures_of, in_order
 from controlplane.memory.eviction import protection
 from controlplane.memory.ledger import size_text
 from controlplane.memory.residency import expires_at
-from controlplane.memory.switching import Beside, NoSwitch, UnloadFirst, choose_switch
+from controlplane.memory.switching import Beside, NoSwitch, SwitchChoice, UnloadFirst, choose_switch
 from controlplane.memory.types import Footprint, HoldingState, ModelMemory, Slot, Usage
 from controlplane.reconciler.actions import Load, Prove, Stage, Unload
 from controlplane.reconciler.facts import Facts
@@ -167,6 +168,8 @@ def plan_for(
             steward.accounts.settled(),
             load_seconds=load_seconds,
             evictable={device: one.could_be_freed_bytes for device, one in figures.items()},
+            # A rollout by evidence needs both at once.
+            forced=None if prepared.settings.rollout.kind is StrategyKind.SWITCH else SwitchChoice.BESIDE,
         )
         match choice:
             case Beside():

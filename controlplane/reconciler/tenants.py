@@ -21,6 +21,7 @@ class Request:
         deadline: When it is given up.
         why: What it waits for, as one sentence.
         granted: Whether its memory is reserved, so that it may begin.
+        trial: Whether it is for a rollout's new version.
     """
 
     slot: Slot
@@ -29,6 +30,7 @@ class Request:
     deadline: datetime
     why: str = "its turn has not come"
     granted: bool = False
+    trial: bool = False
 
 
 @dataclass

@@ -73,6 +73,8 @@ class DesiredModel:
         bake_seconds: How long the version before stays loaded.
         why: Why it shall not be loaded although the deployment would have it; empty where it is the deployment's word.
         refused: Whether that is because it cannot be.
+        trial: What shall be loaded and proved under the candidate's name, beside what answers, and stay there: the new
+            version of a rollout by evidence. None where there is none.
     """
 
     model: str
@@ -85,6 +87,7 @@ class DesiredModel:
     bake_seconds: float = 0.0
     why: str = ""
     refused: bool = False
+    trial: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,8 @@ class Unit:
     def adopt(self, wish: Wish, now: datetime, backoff: Backoff) -> None:
         """Something else is wanted."""
         self.record = self.record.wanted_anew(wish.wanted)
+        if wish.trial is not None:
+            self.record = self.record.wanted_anew(wish.trial)
         self.note, self.seconds = "", {}
         if wish.problem:
             self.record = self.record.after_failure(wish.wanted, wish.problem, final=True, now=now, backoff=backoff)

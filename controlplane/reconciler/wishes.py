@@ -4,13 +4,16 @@ Everything here blocks; the loop calls it in a thread, except for `Wishes.quick`
 """
 
 import logging
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
-from controlplane.domain.deployment import DeploymentSettings
+from controlplane.domain.deployment import DeploymentSettings, Rollout
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.names import Reference
+from controlplane.domain.rollout import deploy
 from controlplane.domain.samples import Sample
 from controlplane.errors import (
     CommitConflictError,
@@ -71,6 +74,8 @@ class Wish:
         history: Versions it had before, newest first.
         prepared: By target.
         problem: Why what is wanted cannot be acted on, whatever Triton says; empty when it can.
+        trial: The new version of a rollout that is under way.
+        trial_problem: Why that cannot be acted on; empty when it can.
     """
 
     revision: DeploymentRevision
@@ -78,6 +83,8 @@ class Wish:
     history: tuple[int, ...] = ()
     prepared: dict[Target, Prepared] = field(default_factory=dict)
     problem: str = ""
+    trial: Target | None = None
+    trial_problem: str = ""
 
     @property
     def model(self) -> str:
@@ -112,6 +119,7 @@ class Wish:
             targets=targets,
             history=self.history,
             bake_seconds=spec.settings.bake_seconds,
+            trial=self.trial,
         )
 
 
@@ -131,6 +139,9 @@ class Wishes:
             return None
         chain = _extended(chain, revision)
         if any(self._known(model, other.spec.version, other.spec.settings) is None for other in _runs(chain)):
+            return None
+        trial = revision.spec.trial
+        if trial is not None and self._known(model, trial.version, trial.settings) is None:
             return None
         self._chains[model] = chain
         return self._wish(chain)
@@ -167,11 +178,12 @@ class Wishes:
             version = self._registry.resolve(reference).number
         except NotFoundError:
             return None  # the alias was removed: what it pointed at goes on
-        if version == spec.version:
-            return None
+        if version == spec.version or (spec.rollout is not None and version == spec.rollout.version):
+            return None  # what the alias points at was tried, or is being tried
+        following = deploy(spec, reference, version, spec.settings, rollout_id=uuid.uuid4().hex, now=datetime.now(UTC))
         try:
             return self._registry.deployments.put(
-                spec.with_changes(version=version),
+                following.with_changes(loaded=spec.loaded),
                 after=wish.revision,
                 actor=ACTOR,
                 reason=f"alias {reference.alias} {spec.version} -> {version}",
@@ -219,7 +231,15 @@ class Wishes:
             if ready.target not in targets:
                 targets.append(ready.target)
         versions = dict.fromkeys(target.version for target in targets[1:] if target.version != head.spec.version)
-        return Wish(head, tuple(targets), tuple(versions), prepared, problem)
+        wish = Wish(head, tuple(targets), tuple(versions), prepared, problem)
+        return wish if head.spec.trial is None else self._with_trial(wish, head.spec.trial)
+
+    def _with_trial(self, wish: Wish, trial: Rollout) -> Wish:
+        try:
+            ready = self._prepare(wish.model, trial.version, trial.settings)
+        except (InvalidInputError, NotFoundError) as error:
+            return replace(wish, trial_problem=str(error))
+        return replace(wish, prepared={**wish.prepared, ready.target: ready}, trial=ready.target)
 
     def _known(self, model: str, version: int, settings: DeploymentSettings) -> Prepared | None:
         return self._prepared.get((model, version, _run_key(settings)))
@@ -275,4 +295,4 @@ def _runs(chain: Sequence[DeploymentRevision]) -> list[DeploymentRevision]:
 
 
 def _run_key(settings: DeploymentSettings) -> str:
-    return settings.model_dump_json(exclude={"bake_seconds", "mode", "keep_alive_seconds", "priority"})
+    return settings.model_dump_json(exclude={"bake_seconds", "mode", "keep_alive_seconds", "priority", "rollout"})

@@ -118,11 +118,11 @@ class Deployments:
         if head is not None and head.value == spec:
             return _view(head)
         if not spec.deleted:
-            self._models.get(model, fresh=True).version(spec.version)
+            self._require_versions(spec)
         committed = self._heads.append(model, spec, after=head.revision if head else None, actor=actor, reason=reason)
         if not spec.deleted:
             try:
-                self._models.get(model, fresh=True).version(spec.version)
+                self._require_versions(spec)
             except NotFoundError as error:
                 self._take_back(committed, head, str(error))
                 raise
@@ -159,12 +159,20 @@ class Deployments:
             return {}
         spec = head.value
         needed = {spec.version: f"the deployment of {model} runs it"}
+        if spec.trial is not None:
+            needed.setdefault(spec.trial.version, f"a rollout of {model} tries it")
         previous = self._baking(model, spec)
         if previous is not None:
             needed.setdefault(
                 previous, f"the deployment of {model} keeps it loaded for a rollback ({spec.settings.bake_seconds:g} s)"
             )
         return needed
+
+    def _require_versions(self, spec: DeploymentSpec) -> None:
+        head = self._models.get(spec.model, fresh=True)
+        head.version(spec.version)
+        if spec.trial is not None:
+            head.version(spec.trial.version)
 
     def _baking(self, model: str, spec: DeploymentSpec) -> int | None:
         """Return the version before the present one, while it is in its bake window."""

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import chain
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,7 @@ from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import Reference, validate_model_name
 from controlplane.domain.rollback import pinned, rollback_revision
+from controlplane.domain.rollout import RolloutAction, RolloutDecision, apply, deploy
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import CommitConflictError, InvalidInputError, NotFoundError
 from controlplane.reconciler.loop import Reconciler
@@ -94,8 +96,16 @@ class Deployments:
 
         def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
             kept = before.spec.settings if before is not None and not before.spec.deleted else DeploymentSettings()
-            spec = DeploymentSpec(model=model, reference=str(wanted), version=entry.number, settings=settings or kept)
-            return spec, reason or f"deploy {wanted}"
+            spec = deploy(
+                before.spec if before is not None else None,
+                wanted,
+                entry.number,
+                settings or kept,
+                rollout_id=uuid.uuid4().hex,
+                now=datetime.now(UTC),
+            )
+            how = f" by {spec.trial.strategy.kind}" if spec.trial is not None else ""
+            return spec, reason or f"deploy {wanted}{how}"
 
         return await self._commit(model, change, actor)
 
@@ -136,6 +146,10 @@ class Deployments:
 
         def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
             current = _required(model, before)
+            if revision is None and current.spec.trial is not None:
+                aborted = RolloutDecision(RolloutAction.ABORT, f"rollback by {actor}")
+                spec = apply(current.spec, aborted, current.spec.trial.evidence, datetime.now(UTC))
+                return spec, f"rollback of the rollout of version {current.spec.trial.version}" + _because(reason)
             # A named revision is read directly; the whole history may be long.
             earlier = (
                 self._chains.history(model, before=current.number, limit=_ROLLBACK_SEARCHES)
@@ -145,7 +159,7 @@ class Deployments:
             goal = rollback_revision(chain((current,), earlier), revision)
             spec = pinned(goal.spec)
             why = f"rollback to revision {goal.number} ({spec.reference})"
-            return spec, f"{why}: {reason}" if reason else why
+            return spec, why + _because(reason)
 
         return await self._commit(model, change, actor)
 
@@ -162,6 +176,17 @@ class Deployments:
             return spec, reason or ("load" if loaded else "unload")
 
         return await self._commit(model, change, actor)
+
+    async def change(
+        self, model: str, change: Callable[[DeploymentSpec], tuple[DeploymentSpec, str]], *, actor: str
+    ) -> Deployment:
+        """Commit what ``change`` makes of the newest desired state; it may be called again when somebody was faster.
+
+        Raises:
+            NotFoundError: The model is not deployed.
+        """
+        validate_model_name(model)
+        return await self._commit(model, lambda before: change(_required(model, before).spec), actor)
 
     async def delete(self, model: str, *, actor: str, reason: str) -> Deployment:
         """Remove a deployment; its revisions stay.
@@ -295,6 +320,10 @@ class Deployments:
 
 def _memory(server: str, view: ModelMemoryView) -> DeploymentMemory:
     return DeploymentMemory.model_construct(server=server, **dict(view))
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
 
 
 def _required(model: str, before: DeploymentRevision | None) -> DeploymentRevision:

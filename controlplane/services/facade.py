@@ -15,6 +15,7 @@ from controlplane.services.memory import Memory
 from controlplane.services.models import Models
 from controlplane.services.operations import Operations
 from controlplane.services.publishing import Publishing
+from controlplane.services.rollouts import Rollouts
 from controlplane.services.servers import Servers
 from controlplane.services.tuning import Tunings
 from controlplane.services.uploads import Uploads
@@ -33,6 +34,7 @@ class Services:
     conversions: Conversions
     validation: Validation
     deployments: Deployments
+    rollouts: Rollouts
     memory: Memory
     leases: Leases
     inference: Inference

@@ -28,7 +28,15 @@ def strategy(kind: StrategyKind = StrategyKind.CANARY, **more: Any) -> RolloutSt
 
 def rollout(kind: StrategyKind = StrategyKind.CANARY, **more: Any) -> Rollout:
     settings = DeploymentSettings(rollout=strategy(kind))
-    fields = {"id": "r", "version": 2, "reference": "m:2", "settings": settings, "began_at": NOW, "step_since": NOW}
+    fields = {
+        "id": "r",
+        "version": 2,
+        "old_version": 1,
+        "reference": "m:2",
+        "settings": settings,
+        "began_at": NOW,
+        "step_since": NOW,
+    }
     return Rollout(**(fields | more))
 
 

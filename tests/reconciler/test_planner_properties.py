@@ -52,6 +52,7 @@ def wants(draw: st.DrawFn, revision: int, now: datetime) -> DesiredModel:
         targets=tuple(chosen),
         history=history,
         bake_seconds=draw(st.sampled_from([0.0, 100.0])),
+        trial=draw(st.none() | targets.filter(lambda target: target not in chosen)),
     )
 
 
@@ -69,7 +70,15 @@ def run(world: World, desired: DesiredModel) -> None:
 
 def check_end(world: World, desired: DesiredModel) -> None:
     """Where nothing more is to be done, it is what was wanted, or the best that there is, and nothing is left over."""
-    triton = world.triton
+    triton, trial = world.triton, desired.trial
+    if trial is not None and desired.loaded and world.answering() == desired.targets[0]:
+        good = triton.nature(trial.version, trial.digest) is Nature.GOOD
+        event(f"a trial that is {'good' if good else 'bad'}")
+        tried = Target(triton.candidate, triton.candidate_digest or "") if triton.candidate else None
+        # One that is refused or broken may be at its next try just now; one that is good is there.
+        assert tried == trial if good else tried in (None, trial)
+        assert triton.loaded == {desired.targets[0].version}
+        return
     assert triton.candidate is None
     if not desired.loaded:
         assert not triton.loaded
@@ -107,6 +116,8 @@ def test_any_state_reaches_any_sequence_of_wishes(data: st.DataObject) -> None:
     for revision in range(1, data.draw(st.integers(2, 5))):
         desired = data.draw(wants(revision, world.now))
         world.record = world.record.wanted_anew(desired.targets[0])
+        if desired.trial is not None:
+            world.record = world.record.wanted_anew(desired.trial)
         # Failures of the fallbacks are of earlier revisions: they are final only where an answer was wrong.
         run(world, desired)
         for _ in range(14):  # retries of what failed go on in the background and must not change what answers

@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl deploy resnet:7 --wait",
             "tritonctl deploy resnet@champion --instances 2 --max-batch-size 16",
             "tritonctl deploy resnet --mode on-demand --keep-alive 10m",
+            "tritonctl deploy resnet:8 --strategy canary --steps 5%:10m,25%:10m,50%:10m",
             'tritonctl deploy resnet --set \'{"dynamic_batching": {"max_queue_delay_microseconds": 500}}\'',
         ),
     )(deploy)
@@ -81,6 +82,16 @@ def deploy(
         ),
     ] = None,
     priority: PriorityOption = None,
+    strategy: Annotated[
+        Literal["switch", "canary", "shadow", "pinned"] | None,
+        typer.Option("--strategy", help="How a new version takes over: at once, or by evidence (`rollout`)."),
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            "--steps", metavar="STEPS", help="Of a canary: share and time of each, like 5%:10m,25%:1h,50%:1h."
+        ),
+    ] = None,
     warmup: Annotated[
         bool | None, typer.Option("--warmup/--no-warmup", help="Run a sample inside the load.", show_default=False)
     ] = None,
@@ -98,7 +109,7 @@ def deploy(
     a version that fails its proof never does. The version before stays loaded for a while, so that `rollback` is a
     matter of milliseconds. Settings that are not given stay as they are.
     """
-    from controlplane.cli.durations import parse_keep_alive
+    from controlplane.cli.durations import parse_keep_alive, parse_steps
     from controlplane.cli.rollout import Change, apply, merged_settings, show_ready
     from controlplane.domain.names import Reference
 
@@ -118,12 +129,21 @@ def deploy(
     )
     if keep_alive is not None:
         given["keep_alive_seconds"] = parse_keep_alive(keep_alive)
+    if strategy is not None or steps is not None:
+        chosen = {"kind": strategy or "canary"} | ({} if steps is None else {"steps": parse_steps(steps)})
+        given["rollout"] = {**given.get("rollout", {}), **chosen}
     out = session.out()
     with session.client() as client:
         body = {"reference": ref, "settings": merged_settings(client, reference.model, given), "reason": reason}
         deployment, seconds = apply(client, out, reference.model, Change("PUT", body=body), wait=wait, timeout=timeout)
     out.result(deployment)
-    if wait:
+    trial = deployment.spec.trial
+    if trial is not None:
+        out.line(
+            f"{deployment.model}:{trial.version} is tried beside {deployment.spec.version} ({trial.strategy.kind})"
+        )
+        out.note(f"follow it with `tritonctl rollout {deployment.model} --watch`")
+    elif wait:
         show_ready(out, deployment, seconds)
     else:
         out.line(f"{deployment.model}:{deployment.spec.version} is wanted (revision {deployment.revision})")

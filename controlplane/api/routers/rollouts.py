@@ -1,0 +1,88 @@
+"""Rollouts by evidence: a new version on its way to take over."""
+
+from fastapi import APIRouter, Response
+
+from controlplane.api.answers import json_answer
+from controlplane.api.dependencies import (
+    IDEMPOTENT,
+    Actor,
+    App,
+    Cursor,
+    Limit,
+    ModelName,
+    decode_cursor,
+    encode_cursor,
+)
+from controlplane.api.problems import responses
+from controlplane.api.schemas.rollouts import RolloutPage, RolloutRequest
+from controlplane.services.rollout_view import RolloutView
+
+router = APIRouter(prefix="/rollouts", tags=["rollouts"])
+
+
+@router.get("", operation_id="listRollouts", response_model=RolloutPage, responses=responses())
+async def list_rollouts(services: App, cursor: Cursor = None, limit: Limit = 100) -> Response:
+    """List the newest rollout of every deployment that has one, under way or ended, by model."""
+    items = await services.rollouts.page(after=decode_cursor(cursor), limit=limit + 1)
+    more = encode_cursor(items[limit - 1].model) if len(items) > limit else None
+    return json_answer(RolloutPage(items=items[:limit], next_cursor=more))
+
+
+@router.get("/{model}", operation_id="getRollout", response_model=RolloutView, responses=responses())
+async def get_rollout(services: App, model: ModelName) -> Response:
+    """Return a model's rollout: step and weight, both versions' figures side by side, what the tests say.
+
+    A rollout begins when a version is deployed whose settings name a strategy other than `switch`. Every decision is a
+    revision of the deployment, with its figures as the reason.
+    """
+    return json_answer(await services.rollouts.get(model))
+
+
+@router.post(
+    "/{model}/promote",
+    dependencies=[IDEMPOTENT],
+    operation_id="promoteRollout",
+    response_model=RolloutView,
+    responses=responses(409),
+)
+async def promote(services: App, model: ModelName, actor: Actor, body: RolloutRequest | None = None) -> Response:
+    """Let the new version take over now, whatever was measured."""
+    return json_answer(await services.rollouts.promote(model, actor=actor, reason=body.reason if body else ""))
+
+
+@router.post(
+    "/{model}/abort",
+    dependencies=[IDEMPOTENT],
+    operation_id="abortRollout",
+    response_model=RolloutView,
+    responses=responses(409),
+)
+async def abort(services: App, model: ModelName, actor: Actor, body: RolloutRequest | None = None) -> Response:
+    """Withdraw the new version now. The old one is still loaded and gets all requests from the next one on."""
+    return json_answer(await services.rollouts.abort(model, actor=actor, reason=body.reason if body else ""))
+
+
+@router.post(
+    "/{model}/pause",
+    dependencies=[IDEMPOTENT],
+    operation_id="pauseRollout",
+    response_model=RolloutView,
+    responses=responses(409),
+)
+async def pause(services: App, model: ModelName, actor: Actor, body: RolloutRequest | None = None) -> Response:
+    """Keep a rollout at its present step. What is found to be worse is withdrawn even so."""
+    reason = body.reason if body else ""
+    return json_answer(await services.rollouts.pause(model, pause=True, actor=actor, reason=reason))
+
+
+@router.post(
+    "/{model}/resume",
+    dependencies=[IDEMPOTENT],
+    operation_id="resumeRollout",
+    response_model=RolloutView,
+    responses=responses(409),
+)
+async def resume(services: App, model: ModelName, actor: Actor, body: RolloutRequest | None = None) -> Response:
+    """Let a paused rollout go on."""
+    reason = body.reason if body else ""
+    return json_answer(await services.rollouts.pause(model, pause=False, actor=actor, reason=reason))

@@ -1,0 +1,21 @@
+"""Rollouts by evidence."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.api.schemas.models import Reason
+from controlplane.services.rollout_view import RolloutView
+
+
+class RolloutRequest(BaseModel):
+    """A person's word on a rollout."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "looks good"}]})
+
+    reason: Reason = Field(default="", description="Why; kept with the revision.")
+
+
+class RolloutPage(BaseModel):
+    """Some rollouts, by model."""
+
+    items: list[RolloutView] = Field(description="The rollouts.")
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")

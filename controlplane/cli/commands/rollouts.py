@@ -1,0 +1,70 @@
+"""Rollouts by evidence: looking at them, and ending them by hand."""
+
+from typing import Annotated
+
+import typer
+
+from controlplane.cli import complete
+from controlplane.cli.commands.deployments import PANEL
+from controlplane.cli.commands.publishing import ReasonOption
+from controlplane.cli.session import Session, command
+
+_VERBS = ("promote", "abort", "pause", "resume")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    command(
+        app,
+        "rollout",
+        panel=PANEL,
+        examples=(
+            "tritonctl rollout resnet",
+            "tritonctl rollout resnet --watch",
+            'tritonctl rollout abort resnet --reason "wrong labels"',
+            "tritonctl rollout promote resnet",
+        ),
+    )(rollout)
+
+
+def rollout(
+    session: Session,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[promote|abort|pause|resume] NAME",
+            help="A deployed model, and what to do with its rollout; nothing shows it.",
+            autocompletion=complete.deployments,
+        ),
+    ],
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it live until it ends.")] = False,
+    interval: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between two looks.")] = 1.0,
+    reason: ReasonOption = "",
+) -> None:
+    """Show how a new version fares beside the old one, or promote, abort, pause or resume it.
+
+    With `--watch` it ends with the rollout: exit code 0 when the version was promoted, 7 when it was withdrawn. Every
+    decision is in `tritonctl history`, with its figures.
+    """
+    from controlplane.cli.client import segment
+    from controlplane.cli.exits import ExitCode
+    from controlplane.cli.rollout_records import Rollout
+    from controlplane.cli.rollout_screen import screen
+    from controlplane.cli.rollout_screen import watch as follow
+    from controlplane.errors import InvalidInputError
+
+    verb, name = (words[0], words[1]) if len(words) == 2 else ("", words[0])
+    if len(words) > 2 or (verb and verb not in _VERBS):
+        raise InvalidInputError(f"give a model's name, and before it one of {', '.join(_VERBS)}, or nothing")
+    path = f"/v1/rollouts/{segment(name)}"
+    out = session.out()
+    with session.client() as client:
+        if verb:
+            client.post(f"{path}/{verb}", {"reason": reason})
+        found = client.fetch(Rollout, path)
+        if watch:
+            found = follow(lambda: client.fetch(Rollout, path), out, interval=interval)
+    out.result(found)
+    out.show(screen(found))
+    if watch and found.phase == "aborted":
+        raise typer.Exit(ExitCode.FAILED)

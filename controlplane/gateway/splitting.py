@@ -1,0 +1,215 @@
+"""Which of two versions answers a request while a rollout is under way, and what is learnt from it.
+
+One `Split` for each model with a rollout. It knows no protocol: a face (HTTP, gRPC) gives it a way to ask either
+version, and it decides who is asked, whose answer the client gets, and what is measured. The choice is made by chance
+for every request anew, with nothing else to it: the test relies on that (`domain.sequential`).
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from controlplane.domain import rollout as rules
+from controlplane.domain.comparison import OutputComparison
+from controlplane.domain.deployment import Rollout
+from controlplane.domain.evidence import Evidence
+from controlplane.gateway.measuring import Answer, Arm, Meter
+
+logger = logging.getLogger(__name__)
+
+PIN = "x-model-version"
+"""Header, metadata key or request parameter that names the version that shall answer."""
+MIRRORED_AT_ONCE = 32
+"""Copies under way for one model; further ones are skipped, so that a slow new version does not pile them up."""
+
+
+class Reply(Protocol):
+    """One version's answer, in a protocol's own form."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is an error. Also one that is the client's fault: those meet both versions alike."""
+        ...
+
+    @property
+    def absent(self) -> bool:
+        """Whether Triton did not know the model, so that nothing was done and another may be asked."""
+        ...
+
+
+R = TypeVar("R", bound=Reply)
+Ask = Callable[[Arm], Awaitable[R]]
+Compare = Callable[[R, R], tuple[OutputComparison, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tried(Generic[R]):
+    """What came of a request.
+
+    Attributes:
+        reply: What the client gets.
+        arm: Who gave it.
+        way: How it went, for the metrics: canary, shadow or pinned.
+    """
+
+    reply: R
+    arm: Arm
+    way: str
+
+
+class Split:
+    """The traffic of one model between an old and a new version. Belongs to one event loop.
+
+    Args:
+        model: The model.
+        rollout: What is tried, and beside which version.
+        chance: Gives a number from 0 to 1 for every request.
+    """
+
+    def __init__(self, model: str, rollout: Rollout, *, chance: Callable[[], float] = random.random) -> None:
+        self.model = model
+        self.rollout = rollout
+        self.servers: tuple[str, ...] = ()
+        self.meter = Meter(rollout.strategy.latency_tolerance)
+        self._chance = chance
+        self._copies: set[asyncio.Task[None]] = set()
+
+    @property
+    def weight(self) -> float:
+        """The share of the requests that the new version gets now."""
+        return rules.weight(self.rollout) if self.servers else 0.0
+
+    def named(self, version: str) -> Arm | None:
+        """Return whom a version in a request means; None where it means neither."""
+        return {str(self.rollout.old_version): Arm.OLD, str(self.rollout.version): Arm.NEW}.get(version)
+
+    def server(self) -> str:
+        """Return a server to ask the new version on."""
+        return self.servers[int(self._chance() * len(self.servers)) % len(self.servers)]
+
+    async def answer(self, named: Arm | None, ask: Ask[R], compare: Compare[R]) -> Tried[R]:
+        """Have a request answered.
+
+        Args:
+            named: Whom the request names; None where it does not care.
+            ask: Asks one of the two. What it raises is not the version's fault, and is not measured.
+            compare: Compares the old version's answer with the new one's.
+        """
+        if named is not None:
+            return await self._chosen(named, ask)
+        if self.servers and rules.mirrors(self.rollout):
+            return await self._mirrored(ask, compare)
+        weight = self.weight
+        arm = Arm.NEW if weight and self._chance() < weight else Arm.OLD
+        reply, answer = await _timed(ask, arm)
+        if arm is Arm.NEW and reply.absent:
+            return await self._instead(ask, "canary")
+        if weight:
+            self.meter.split(arm, answer, weight)
+        return Tried(reply, arm, "canary")
+
+    async def close(self) -> None:
+        """Give up the copies that are under way."""
+        copies = list(self._copies)
+        for copy in copies:
+            copy.cancel()
+        await asyncio.gather(*copies, return_exceptions=True)
+
+    async def _chosen(self, named: Arm, ask: Ask[R]) -> Tried[R]:
+        arm = named if named is Arm.OLD or self.servers else Arm.OLD
+        reply, answer = await _timed(ask, arm)
+        if arm is Arm.NEW and reply.absent:
+            return await self._instead(ask, "pinned")
+        self.meter.chosen(arm, answer)
+        return Tried(reply, arm, "pinned")
+
+    async def _instead(self, ask: Ask[R], way: str) -> Tried[R]:
+        """The new version was not there: the old one answers, and that says nothing about either."""
+        self.meter.refused()
+        return Tried(await ask(Arm.OLD), Arm.OLD, way)
+
+    async def _mirrored(self, ask: Ask[R], compare: Compare[R]) -> Tried[R]:
+        reply, answer = await _timed(ask, Arm.OLD)
+        if len(self._copies) >= MIRRORED_AT_ONCE:
+            self.meter.skipped()
+            return Tried(reply, Arm.OLD, "shadow")
+        copy = asyncio.create_task(self._copy(ask, compare, reply, answer), name=f"copy for {self.model}")
+        self._copies.add(copy)
+        copy.add_done_callback(self._copies.discard)
+        return Tried(reply, Arm.OLD, "shadow")
+
+    async def _copy(self, ask: Ask[R], compare: Compare[R], old_reply: R, old: Answer) -> None:
+        try:
+            reply, answer = await _timed(ask, Arm.NEW)
+            if reply.absent:
+                self.meter.refused()
+                return
+            self.meter.mirrored(old, answer)
+            if not old.failed and not answer.failed:
+                compared = await asyncio.to_thread(compare, old_reply, reply)
+                differs = any(not one.agrees for one in compared)
+                self.meter.compared(
+                    differs=differs, largest=max((one.max_absolute_error for one in compared), default=0.0)
+                )
+        except Exception:
+            # The edge of a task that nobody waits for: the client has its answer.
+            logger.exception("a copy of a request for %s came to nothing", self.model)
+
+
+class Splits:
+    """All splits, by model. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._splits: dict[str, Split] = {}
+
+    def get(self, model: str) -> Split | None:
+        """Return the split of a model; None where all its requests go to the version that answers."""
+        return self._splits.get(model)
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The models that must not be sent past us."""
+        return frozenset(self._splits)
+
+    async def keep(self, model: str, rollout: Rollout, servers: tuple[str, ...]) -> Split:
+        """Take in how a rollout stands.
+
+        Args:
+            model: The model.
+            rollout: The rollout.
+            servers: Names of the servers on which both versions are proved.
+        """
+        split = self._splits.get(model)
+        if split is not None and split.rollout.id != rollout.id:
+            await self.drop(model)
+            split = None
+        if split is None:
+            split = self._splits[model] = Split(model, rollout)
+        split.rollout, split.servers = rollout, servers
+        return split
+
+    async def drop(self, model: str) -> None:
+        """A rollout is over: from the next request on the version that answers gets everything."""
+        split = self._splits.pop(model, None)
+        if split is not None:
+            await split.close()
+
+    def evidence(self, model: str, rollout_id: str) -> Evidence:
+        """Return what was measured here for a rollout."""
+        split = self._splits.get(model)
+        return split.meter.evidence() if split is not None and split.rollout.id == rollout_id else Evidence()
+
+    async def close(self) -> None:
+        """Drop all."""
+        for model in list(self._splits):
+            await self.drop(model)
+
+
+async def _timed(ask: Ask[R], arm: Arm) -> tuple[R, Answer]:
+    began = time.perf_counter()
+    reply = await ask(arm)
+    return reply, Answer(reply.failed, time.perf_counter() - began)

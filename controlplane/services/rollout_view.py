@@ -1,0 +1,112 @@
+"""A rollout as the API tells it: where it stands, both versions' figures side by side, and what the tests say."""
+
+import math
+from datetime import datetime, timedelta
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.domain import rollout as rules
+from controlplane.domain.deployment import Rollout, RolloutPhase
+from controlplane.domain.evidence import ArmFigures, Evidence, Signal
+from controlplane.domain.strategy import StrategyKind
+from controlplane.registry.deployments import DeploymentRevision
+
+_LARGEST_LOG = 700.0
+"""exp of more is no float."""
+
+
+class RolloutArm(ArmFigures):
+    """One of the two versions."""
+
+    version: int = Field(description="The version.")
+
+
+class RolloutTest(BaseModel):
+    """What one of the sequential tests says so far."""
+
+    model_config = ConfigDict(frozen=True)
+
+    signal: Signal = Field(description="What is compared: failures, p50, p99 or differences.")
+    odds: float = Field(description="How much more likely what was seen is if the new version is worse, than if not.")
+    needed_odds: float = Field(description="At these odds the version is withdrawn.")
+    worse: bool = Field(description="Whether it is worse.")
+    figures: str = Field(description="What was seen, in words.")
+
+
+class RolloutView(BaseModel):
+    """Where a rollout stands."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str = Field(description="The model.")
+    revision: int = Field(description="The deployment's newest revision.")
+    phase: RolloutPhase = Field(description="running, paused, promoted or aborted.")
+    strategy: StrategyKind = Field(description="canary, shadow or pinned.")
+    step: int = Field(description="The present step, from 1; 0 before both versions were ready.")
+    steps: int = Field(description="How many steps there are.")
+    weight: float = Field(description="Share of the requests that the new version answers now, 0 to 1.")
+    ready: bool = Field(description="Whether both versions are loaded and proved.")
+    message: str = Field(description="What it waits for, or how it ended; with figures.")
+    began_at: datetime = Field(description="When it began (UTC).")
+    step_ends_at: datetime | None = Field(description="Until when the present step lasts at least (UTC).")
+    old: RolloutArm = Field(description="The version it is compared with.")
+    new: RolloutArm = Field(description="The version that is tried.")
+    tests: tuple[RolloutTest, ...] = Field(description="What the tests say so far.")
+    compared: int = Field(description="Shadow: answers to the same request that were compared.")
+    differing: int = Field(description="Shadow: those that differ by more than the tolerance.")
+    refused: int = Field(description="Requests that the old version answered because the new one was not loaded.")
+    skipped: int = Field(description="Shadow: copies that were not sent, as too many were under way.")
+
+
+def rollout_view(
+    revision: DeploymentRevision, rollout: Rollout, evidence: Evidence, *, ready: bool, message: str
+) -> RolloutView:
+    """Put a rollout together for the API.
+
+    Args:
+        revision: The deployment's newest revision.
+        rollout: Its rollout.
+        evidence: What was measured.
+        ready: Whether both versions are loaded and proved.
+        message: What it waits for.
+    """
+    active, strategy = rollout.phase.active, rollout.strategy
+    begun = rollout.step_since is not None
+    canary = strategy.kind is StrategyKind.CANARY
+    ends = None
+    if active and rollout.step_since is not None and strategy.kind is not StrategyKind.PINNED:
+        ends = rollout.step_since + timedelta(seconds=rules.step_seconds(rollout))
+    return RolloutView(
+        model=revision.spec.model,
+        revision=revision.number,
+        phase=rollout.phase,
+        strategy=strategy.kind,
+        step=rollout.step + 1 if begun else 0,
+        steps=len(strategy.compared_steps) if canary else 1,
+        weight=rules.weight(rollout) if active and ready else 0.0,
+        ready=ready,
+        message=message or rollout.verdict,
+        began_at=rollout.began_at,
+        step_ends_at=ends,
+        old=_arm(rollout.old_version, ArmFigures.of(evidence.old)),
+        new=_arm(rollout.version, ArmFigures.of(evidence.new)),
+        tests=tuple(_test(finding) for finding in rules.findings(strategy, evidence)),
+        compared=evidence.compared,
+        differing=evidence.differing,
+        refused=evidence.refused,
+        skipped=evidence.skipped,
+    )
+
+
+def _arm(version: int, figures: ArmFigures) -> RolloutArm:
+    return RolloutArm(version=version, **figures.model_dump())
+
+
+def _test(finding: rules.Finding) -> RolloutTest:
+    return RolloutTest(
+        signal=finding.signal,
+        odds=math.exp(min(finding.log_evidence, _LARGEST_LOG)),
+        needed_odds=math.exp(finding.log_threshold),
+        worse=finding.worse,
+        figures=finding.figures,
+    )

@@ -1,0 +1,230 @@
+"""Rollouts by evidence: every replica splits the traffic and measures, the leader decides and writes it down."""
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+
+from controlplane.domain import rollout as rules
+from controlplane.domain.deployment import DeploymentSpec
+from controlplane.domain.evidence import Evidence
+from controlplane.domain.names import validate_model_name
+from controlplane.domain.rollout import RolloutAction, RolloutDecision
+from controlplane.errors import ConflictError, ControlPlaneError, NotFoundError
+from controlplane.gateway.splitting import Splits
+from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.trials import Trial
+from controlplane.registry.deployments import DeploymentRevision
+from controlplane.registry.evidence import EvidenceLog
+from controlplane.registry.registry import Registry
+from controlplane.services.deployments import Deployments
+from controlplane.services.rollout_view import RolloutView, rollout_view
+
+logger = logging.getLogger(__name__)
+
+ACTOR = "rollouts"
+_LOOK_SECONDS = 0.25
+"""Time between two looks at the evidence. The tests allow any number of them."""
+_KEEP_SECONDS = 5.0
+"""Time between two writes of what was measured: what a killed replica loses at most."""
+
+
+class Rollouts:
+    """Use cases round rollouts, and the task that carries them on. Used from one event loop.
+
+    Args:
+        registry: The bucket.
+        deployments: Commits decisions.
+        reconciler: Says which versions are ready.
+        splits: Where the traffic is split and measured.
+        replica: Identifies this process.
+    """
+
+    def __init__(
+        self, registry: Registry, deployments: Deployments, reconciler: Reconciler, splits: Splits, *, replica: str
+    ) -> None:
+        self._registry = registry
+        self._deployments = deployments
+        self._reconciler = reconciler
+        self._splits = splits
+        self._log = EvidenceLog(registry.store, replica)
+        self._others: dict[str, Evidence] = {}
+        self._kept: dict[str, Evidence] = {}
+        self._kept_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to carry rollouts on."""
+        self._task = asyncio.create_task(self._run(), name="rollouts")
+
+    async def stop(self) -> None:
+        """Stop, and keep what was measured."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        try:
+            await self._keep(self._reconciler.trials())
+        except ControlPlaneError as error:
+            logger.warning("what was measured of rollouts cannot be kept: %s", error)
+        await self._splits.close()
+
+    # What others call
+
+    async def page(self, *, after: str, limit: int) -> list[RolloutView]:
+        """Return the newest rollout of every deployment that has one, by model."""
+        revisions = await asyncio.to_thread(self._registry.deployments.list)
+        chosen = sorted(
+            (one for one in revisions if one.spec.rollout is not None and one.spec.model > after),
+            key=lambda one: one.spec.model,
+        )
+        return [await self._view(one) for one in chosen[:limit]]
+
+    async def get(self, model: str) -> RolloutView:
+        """Return a model's rollout, under way or the newest that ended.
+
+        Raises:
+            NotFoundError: The model is not deployed, or was never rolled out by evidence.
+        """
+        validate_model_name(model)
+        revision = await asyncio.to_thread(self._registry.deployments.get, model, fresh=True)
+        return await self._view(revision)
+
+    async def promote(self, model: str, *, actor: str, reason: str) -> RolloutView:
+        """Let the new version take over now, whatever was measured.
+
+        Raises:
+            NotFoundError: The model is not deployed.
+            ConflictError: No rollout is under way.
+        """
+        return await self._by_hand(model, RolloutAction.PROMOTE, actor, reason)
+
+    async def abort(self, model: str, *, actor: str, reason: str) -> RolloutView:
+        """Withdraw the new version now; the old one gets all requests at once.
+
+        Raises:
+            NotFoundError: The model is not deployed.
+            ConflictError: No rollout is under way.
+        """
+        return await self._by_hand(model, RolloutAction.ABORT, actor, reason)
+
+    async def pause(self, model: str, *, pause: bool, actor: str, reason: str) -> RolloutView:
+        """Keep a rollout at its present step, or let it go on. What is found to be worse is withdrawn even so.
+
+        Raises:
+            NotFoundError: The model is not deployed.
+            ConflictError: No rollout is under way.
+        """
+        why = f"{'paused' if pause else 'resumed'} by {actor}" + (f": {reason}" if reason else "")
+
+        def change(spec: DeploymentSpec) -> tuple[DeploymentSpec, str]:
+            return rules.paused(spec, pause=pause, why=why), f"rollout of version {rules.required(spec).version} {why}"
+
+        await self._deployments.change(model, change, actor=actor)
+        return await self.get(model)
+
+    async def _by_hand(self, model: str, action: RolloutAction, actor: str, reason: str) -> RolloutView:
+        verb = "promoted" if action is RolloutAction.PROMOTE else "aborted"
+        why = f"{verb} by {actor}" + (f": {reason}" if reason else "")
+
+        def change(spec: DeploymentSpec) -> tuple[DeploymentSpec, str]:
+            rollout = rules.required(spec)
+            evidence = self._evidence(model, rollout.id)
+            seen = "; ".join(finding.figures for finding in rules.findings(rollout.strategy, evidence))
+            decision = RolloutDecision(action, f"{why} ({seen})")
+            return rules.apply(spec, decision, evidence, _now()), f"rollout of version {rollout.version} {why} ({seen})"
+
+        await self._deployments.change(model, change, actor=actor)
+        await self._splits.drop(model)
+        return await self.get(model)
+
+    async def _view(self, revision: DeploymentRevision) -> RolloutView:
+        spec = revision.spec
+        rollout = spec.rollout
+        if rollout is None:
+            raise NotFoundError(
+                f"no version of {spec.model} was rolled out by evidence since revision {revision.number}; deploy one "
+                "with --strategy canary, shadow or pinned",
+                model=spec.model,
+            )
+        if spec.trial is None:
+            return rollout_view(revision, rollout, rollout.evidence, ready=False, message="")
+        evidence = self._evidence(spec.model, rollout.id)
+        trial = self._reconciler.trials().get(spec.model)
+        if trial is None or trial.revision.number < revision.number:
+            return rollout_view(revision, rollout, evidence, ready=False, message="not looked at yet")
+        decision = rules.decide(rollout, evidence, trial.readiness, _now())
+        return rollout_view(revision, rollout, evidence, ready=trial.readiness.ready, message=decision.reason)
+
+    # The task
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except ControlPlaneError as error:
+                logger.warning("rollouts are not looked at now: %s", error)
+            except Exception:
+                # The loop's edge: the next look may fare better.
+                logger.exception("rollouts stumbled")
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _look(self) -> None:
+        trials = self._reconciler.trials()
+        for model in self._splits.models - trials.keys():
+            await self._splits.drop(model)
+        for model, trial in trials.items():
+            rollout = rules.required(trial.revision.spec)
+            await self._splits.keep(model, rollout, trial.servers)
+        if time.monotonic() - self._kept_at >= _KEEP_SECONDS:
+            await self._keep(trials)
+            self._kept_at = time.monotonic()
+        if self._reconciler.leading:
+            for model, trial in trials.items():
+                await self._decide(model, trial)
+
+    async def _decide(self, model: str, trial: Trial) -> None:
+        rollout = rules.required(trial.revision.spec)
+        evidence, now = self._evidence(model, rollout.id), _now()
+        decision = rules.decide(rollout, evidence, trial.readiness, now)
+        if decision.action is RolloutAction.HOLD:
+            return
+
+        def change(spec: DeploymentSpec) -> tuple[DeploymentSpec, str]:
+            if spec.trial != rollout:
+                raise ConflictError(f"the rollout of {model} changed while it was decided about", model=model)
+            return rules.apply(
+                spec, decision, evidence, now
+            ), f"rollout of version {rollout.version}: {decision.reason}"
+
+        try:
+            deployment = await self._deployments.change(model, change, actor=ACTOR)
+        except (ConflictError, NotFoundError):
+            return  # the next look sees what it is now
+        if deployment.spec.trial is None:
+            await self._splits.drop(model)
+            await asyncio.to_thread(self._log.forget, model, rollout.id)
+        else:
+            await self._splits.keep(model, deployment.spec.trial, trial.servers)
+
+    def _evidence(self, model: str, rollout_id: str) -> Evidence:
+        return self._splits.evidence(model, rollout_id).plus(self._others.get(rollout_id, Evidence()))
+
+    async def _keep(self, trials: dict[str, Trial]) -> None:
+        """Write down what was measured here, and read what was measured elsewhere."""
+        ids = set()
+        for model, trial in trials.items():
+            rollout = rules.required(trial.revision.spec)
+            ids.add(rollout.id)
+            mine = self._splits.evidence(model, rollout.id)
+            if mine != self._kept.get(rollout.id, Evidence()):
+                await asyncio.to_thread(self._log.put, model, rollout.id, mine)
+                self._kept[rollout.id] = mine
+            self._others[rollout.id] = await asyncio.to_thread(self._log.others, model, rollout.id)
+        for known in (self._kept, self._others):
+            for gone in known.keys() - ids:
+                del known[gone]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
