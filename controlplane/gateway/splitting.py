@@ -9,12 +9,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from controlplane.domain import rollout as rules
-from controlplane.domain.comparison import OutputComparison
+from controlplane.domain.comparison import OutputComparison, Tolerance
 from controlplane.domain.deployment import Rollout
 from controlplane.domain.evidence import Evidence
 from controlplane.gateway.measuring import Answer, Arm, Meter
@@ -105,7 +105,14 @@ class Split:
             return await self._mirrored(ask, compare)
         weight = self.weight
         arm = Arm.NEW if weight and self._chance() < weight else Arm.OLD
-        reply, answer = await _timed(ask, arm)
+        began = time.perf_counter()
+        try:
+            reply, answer = await _timed(ask, arm)
+        except asyncio.CancelledError:
+            # The client did not wait any longer. Left out, a version that hangs would never be found out.
+            if weight:
+                self.meter.split(arm, Answer(failed=True, seconds=time.perf_counter() - began), weight)
+            raise
         if arm is Arm.NEW and reply.absent:
             return await self._instead(ask, "canary")
         if weight:
@@ -172,8 +179,15 @@ class Splits:
 
     @property
     def models(self) -> frozenset[str]:
-        """The models that must not be sent past us."""
+        """The models with a rollout under way."""
         return frozenset(self._splits)
+
+    @property
+    def split_now(self) -> frozenset[str]:
+        """The models of which a new version may get requests now, so that none may be sent past us."""
+        return frozenset(
+            model for model, split in self._splits.items() if split.servers and split.rollout.step_since is not None
+        )
 
     async def keep(self, model: str, rollout: Rollout, servers: tuple[str, ...]) -> Split:
         """Take in how a rollout stands.
@@ -213,3 +227,9 @@ async def _timed(ask: Ask[R], arm: Arm) -> tuple[R, Answer]:
     began = time.perf_counter()
     reply = await ask(arm)
     return reply, Answer(reply.failed, time.perf_counter() - began)
+
+
+def tolerances(rollout: Rollout, outputs: Iterable[str]) -> Mapping[str, Tolerance]:
+    """Return what counts as no difference, by output, where the strategy says so."""
+    difference = rollout.strategy.difference
+    return {} if difference is None else dict.fromkeys(outputs, difference)

@@ -1,0 +1,179 @@
+"""Requests over HTTP while a rollout is under way: either version asked, its answer as it came, and both compared."""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import quote
+
+import httpx
+
+from controlplane.domain.comparison import OutputComparison, compare
+from controlplane.domain.names import candidate_name
+from controlplane.domain.signature import Array
+from controlplane.gateway.measuring import Arm
+from controlplane.gateway.splitting import PIN, Split, Tried, tolerances
+from controlplane.triton.answers import from_http
+
+UNKNOWN_MODEL = b"Request for unknown model"
+_HEAD = b"inference-header-content-length"
+_LENGTH = b"content-length"
+_ENCODING = b"content-encoding"
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Room(Protocol):
+    """Finds a server for the version that answers, and waits where there is none."""
+
+    def at(self, model: str, size: int) -> AbstractAsyncContextManager[str]: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """An inference request of a client.
+
+    Attributes:
+        version: The version in its path; empty where it names none.
+        query: Its query, without the question mark.
+        headers: Its headers, without those of the connection.
+        body: Its body.
+    """
+
+    version: str
+    query: str
+    headers: Headers
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HttpReply:
+    """Triton's answer.
+
+    Attributes:
+        status: HTTP status; 0 where there was no connection.
+        headers: Lower-case names.
+        body: As it came, compressed if so.
+    """
+
+    status: int
+    headers: Headers = ()
+    body: bytes = b""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is an error."""
+        return self.status >= 400
+
+    @property
+    def absent(self) -> bool:
+        """Whether Triton does not know the model, or is not there."""
+        return not self.status or (self.failed and UNKNOWN_MODEL in self.body[:500])
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return a header's value."""
+        return next((value for key, value in self.headers if key == name), None)
+
+
+async def ask_http(
+    split: Split, request: HttpRequest, room: Room, clients: Mapping[str, httpx.AsyncClient]
+) -> Tried[HttpReply]:
+    """Have one of the two versions answer.
+
+    Args:
+        split: The model's split.
+        request: The client's request.
+        room: Finds a server for the old version.
+        clients: The HTTP services of the servers, by name.
+
+    Raises:
+        ControlPlaneError: The old version cannot be asked.
+        httpx.ConnectError: There is no connection to the old version's server.
+    """
+    pinned = _pin(request) or request.version
+    named = split.named(pinned)
+
+    async def ask(arm: Arm) -> HttpReply:
+        if arm is Arm.NEW:
+            name = candidate_name(split.model)
+            try:
+                reply = await _send(clients[split.server()], name, "", request)
+            except httpx.ConnectError:
+                return HttpReply(0)
+            return _renamed(reply, name, split.model)
+        # A version that is neither of the two is Triton's to refuse.
+        version = request.version if named is Arm.NEW else pinned
+        async with room.at(split.model, len(request.body)) as server:
+            return await _send(clients[server], split.model, "" if named is Arm.NEW else version, request)
+
+    def compared(old: HttpReply, new: HttpReply) -> tuple[OutputComparison, ...]:
+        expected = _tensors(old)
+        return compare(_tensors(new), expected, tolerances(split.rollout, expected))
+
+    if pinned and named is None:
+        return Tried(await ask(Arm.OLD), Arm.OLD, "pinned")
+    return await split.answer(named, ask, compared)
+
+
+async def _send(client: httpx.AsyncClient, name: str, version: str, request: HttpRequest) -> HttpReply:
+    path = f"/v2/models/{quote(name)}" + (f"/versions/{quote(version)}" if version else "") + "/infer"
+    built = client.build_request("POST", f"{path}?{request.query}" if request.query else path, content=request.body)
+    length = str(len(request.body)).encode()
+    kept = [(key, value) for key, value in request.headers if key.lower() not in (b"host", _LENGTH)]
+    # httpx adds what a client of its own would say; the request goes on as it came.
+    built.headers = httpx.Headers([(b"host", built.url.netloc), *kept, (_LENGTH, length)])
+    try:
+        response = await client.send(built, stream=True)
+        try:
+            body = b"".join([chunk async for chunk in response.aiter_raw()])
+        finally:
+            await response.aclose()
+    except httpx.ConnectError:
+        raise
+    except httpx.TimeoutException:
+        return _own(504, "Triton gave no answer in time")
+    except httpx.TransportError as error:
+        return _own(502, f"the Triton server broke off: {type(error).__name__}")
+    return HttpReply(response.status_code, [(key.lower(), value) for key, value in response.headers.raw], body)
+
+
+def _own(status: int, error: str) -> HttpReply:
+    body = json.dumps({"error": error}).encode()
+    headers = [(b"content-type", b"application/json"), (_LENGTH, str(len(body)).encode())]
+    return HttpReply(status, headers, body)
+
+
+def _pin(request: HttpRequest) -> str:
+    for key, value in request.headers:
+        if key.lower() == PIN.encode():
+            return value.decode("latin-1").strip()
+    length = next((value for key, value in request.headers if key.lower() == _HEAD), None)
+    head = request.body[: int(length)] if length is not None and length.isdigit() else request.body
+    if f'"{PIN}"'.encode() not in head:  # parsing megabytes of JSON for nothing would cost everybody
+        return ""
+    try:
+        return str(json.loads(head)["parameters"][PIN])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _renamed(reply: HttpReply, name: str, own: str) -> HttpReply:
+    """Return an answer under the model's own name. One that is compressed keeps the candidate's."""
+    if reply.header(_ENCODING) not in (None, b"identity"):
+        return reply
+    body = reply.body.replace(json.dumps(name).encode(), json.dumps(own).encode(), 1)
+    shorter = len(reply.body) - len(body)
+    headers = [
+        (key, str(int(value) - shorter).encode() if key in (_HEAD, _LENGTH) else value) for key, value in reply.headers
+    ]
+    return HttpReply(reply.status, headers, body)
+
+
+def _tensors(reply: HttpReply) -> dict[str, Array]:
+    body = reply.body
+    if reply.header(_ENCODING) in (b"gzip", b"deflate"):
+        body = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body)
+    head = reply.header(_HEAD)
+    return from_http(body, int(head) if head is not None else None)

@@ -1,0 +1,184 @@
+"""Which version answers, and what is measured of it; the versions are functions here."""
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from controlplane.domain.comparison import OutputComparison, Tolerance, compare
+from controlplane.domain.deployment import DeploymentSettings, Rollout
+from controlplane.domain.evidence import Signal
+from controlplane.domain.strategy import RolloutStep, RolloutStrategy, StrategyKind
+from controlplane.gateway.measuring import Arm
+from controlplane.gateway.splitting import MIRRORED_AT_ONCE, Split, Splits, tolerances
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer."""
+
+    value: float = 1.0
+    failed: bool = False
+    absent: bool = False
+
+
+class Versions:
+    """Two versions that count their requests."""
+
+    def __init__(self, old: Said | None = None, new: Said | None = None) -> None:
+        self.says = {Arm.OLD: old or Said(), Arm.NEW: new or Said()}
+        self.asked: Counter[Arm] = Counter()
+
+    async def ask(self, arm: Arm) -> Said:
+        self.asked[arm] += 1
+        await asyncio.sleep(0)
+        return self.says[arm]
+
+
+def same(old: Said, new: Said) -> tuple[OutputComparison, ...]:
+    return compare({"y": np.array([new.value])}, {"y": np.array([old.value])}, {})
+
+
+def split(kind: StrategyKind, *, servers: tuple[str, ...] = ("a",), percent: float = 20, begun: bool = True) -> Split:
+    strategy = RolloutStrategy(kind=kind, steps=(RolloutStep(weight_percent=percent),))
+    rollout = Rollout(
+        id="r",
+        version=2,
+        old_version=1,
+        reference="m:2",
+        settings=DeploymentSettings(rollout=strategy),
+        began_at=NOW,
+        step_since=NOW if begun else None,
+    )
+    made = Split("m", rollout, chance=random.Random(7).random)
+    made.servers = servers
+    return made
+
+
+async def test_a_canary_gets_its_share_and_both_are_measured() -> None:
+    versions, canary = Versions(new=Said(failed=True)), split(StrategyKind.CANARY)
+    arms = Counter([(await canary.answer(None, versions.ask, same)).arm for _ in range(2000)])
+    assert 300 < arms[Arm.NEW] < 500
+    evidence = canary.meter.evidence()
+    assert (evidence.new.requests, evidence.old.requests) == (arms[Arm.NEW], arms[Arm.OLD])
+    (labels,) = evidence.labelled(Signal.FAILURES)
+    assert (labels.weight, labels.new, labels.old) == (0.2, arms[Arm.NEW], 0)
+
+
+async def test_before_it_began_and_without_a_server_the_old_one_answers() -> None:
+    for canary in (split(StrategyKind.CANARY, begun=False), split(StrategyKind.CANARY, servers=())):
+        versions = Versions()
+        for _ in range(100):
+            await canary.answer(None, versions.ask, same)
+        assert versions.asked == {Arm.OLD: 100}
+        assert canary.meter.evidence().old.requests == 0
+
+
+async def test_what_the_new_version_cannot_take_the_old_one_answers() -> None:
+    versions, canary = Versions(new=Said(failed=True, absent=True)), split(StrategyKind.CANARY)
+    tried = [await canary.answer(None, versions.ask, same) for _ in range(200)]
+    assert {one.arm for one in tried} == {Arm.OLD}
+    assert not any(one.reply.failed for one in tried)
+    evidence = canary.meter.evidence()
+    assert evidence.refused == versions.asked[Arm.NEW] > 0
+    assert evidence.new.requests == 0
+    assert versions.asked[Arm.OLD] == 200
+
+
+async def test_a_client_that_gives_up_waiting_counts_against_the_version() -> None:
+    canary = split(StrategyKind.CANARY, percent=99)
+
+    async def ask(arm: Arm) -> Said:
+        await asyncio.sleep(60 if arm is Arm.NEW else 0)
+        return Said()
+
+    for _ in range(20):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await canary.answer(None, ask, same)
+    evidence = canary.meter.evidence()
+    assert evidence.new.failures == evidence.new.requests >= 15
+    assert evidence.old.failures == 0
+
+
+async def test_who_names_a_version_gets_it_and_says_nothing_in_the_comparison() -> None:
+    versions, pinned = Versions(old=Said(1.0), new=Said(2.0, failed=True)), split(StrategyKind.PINNED)
+    assert pinned.named("2") is Arm.NEW
+    assert pinned.named("1") is Arm.OLD
+    assert pinned.named("3") is pinned.named("") is None
+    assert (await pinned.answer(Arm.NEW, versions.ask, same)).reply.value == 2.0
+    assert (await pinned.answer(Arm.OLD, versions.ask, same)).reply.value == 1.0
+    assert (await pinned.answer(None, versions.ask, same)).reply.value == 1.0
+    evidence = pinned.meter.evidence()
+    assert (evidence.new.requests, evidence.new.failures, evidence.labels) == (1, 1, ())
+
+
+async def test_in_the_shadow_nobody_waits_and_answers_are_compared() -> None:
+    shadow = split(StrategyKind.SHADOW)
+    release = asyncio.Event()
+
+    async def ask(arm: Arm) -> Said:
+        if arm is Arm.NEW:
+            await release.wait()
+        return Said(1.0 if arm is Arm.OLD else 1.5)
+
+    tried = [await shadow.answer(None, ask, same) for _ in range(MIRRORED_AT_ONCE + 3)]
+    assert {one.reply.value for one in tried} == {1.0}
+    assert shadow.meter.evidence().skipped == 3
+    release.set()
+    async with asyncio.timeout(10):
+        while shadow.meter.evidence().compared < MIRRORED_AT_ONCE:
+            await asyncio.sleep(0.01)
+    evidence = shadow.meter.evidence()
+    assert (evidence.differing, evidence.largest_difference) == (MIRRORED_AT_ONCE, 0.5)
+    assert evidence.new.requests == evidence.old.requests == MIRRORED_AT_ONCE
+
+
+async def test_a_copy_that_breaks_breaks_nothing_else() -> None:
+    shadow = split(StrategyKind.SHADOW)
+
+    async def ask(arm: Arm) -> Said:
+        if arm is Arm.NEW:
+            raise RuntimeError("a surprise")
+        return Said()
+
+    assert not (await shadow.answer(None, ask, same)).reply.failed
+    await shadow.close()
+
+
+async def test_splits_keep_what_they_measured_as_long_as_it_is_the_same_rollout() -> None:
+    splits, rollout = Splits(), split(StrategyKind.CANARY).rollout
+    first = await splits.keep("m", rollout, ("a",))
+    assert await splits.keep("m", rollout.with_changes(step=1), ("a", "b")) is first
+    assert first.servers == ("a", "b")
+    assert {first.server() for _ in range(50)} == {"a", "b"}
+    assert await splits.keep("m", rollout.with_changes(id="other"), ("a",)) is not first
+    assert splits.models == {"m"}
+    await splits.drop("m")
+    assert splits.get("m") is None
+    assert splits.models == frozenset()
+    await splits.close()
+
+
+async def test_only_what_is_being_tried_is_kept_from_the_fast_way() -> None:
+    splits, rollout = Splits(), split(StrategyKind.CANARY).rollout
+    await splits.keep("ready", rollout, ("a",))
+    await splits.keep("away", rollout, ())
+    await splits.keep("not-begun", rollout.with_changes(step_since=None), ("a",))
+    assert splits.models == {"ready", "away", "not-begun"}
+    assert splits.split_now == {"ready"}
+
+
+def test_the_strategy_says_what_counts_as_no_difference() -> None:
+    rollout = split(StrategyKind.SHADOW).rollout
+    assert tolerances(rollout, ["y"]) == {}
+    wide = Tolerance(absolute=1.0, relative=0.0)
+    strategy = rollout.strategy.model_copy(update={"difference": wide})
+    wider = rollout.with_changes(settings=DeploymentSettings(rollout=strategy))
+    assert tolerances(wider, ["y", "z"]) == {"y": wide, "z": wide}
