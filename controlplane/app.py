@@ -22,11 +22,14 @@ from fastapi import FastAPI
 
 from controlplane.api.application import create_application
 from controlplane.api.metrics import Metrics
+from controlplane.api.middleware import BodyLimits
+from controlplane.api.tls import tls_options
 from controlplane.domain.states import ServerState
 from controlplane.errors import ConflictError, InvalidInputError
 from controlplane.gateway.splitting import Splits
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.factory import embedded_devices, server_devices
+from controlplane.localkey import remove_local_key, write_local_key
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.cache import BlobCache
@@ -41,7 +44,9 @@ from controlplane.services.health import ConverterInfo, Health, version
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
 from controlplane.services.journal import Journal
+from controlplane.services.keys import Keys
 from controlplane.services.leases import Leases
+from controlplane.services.limits import RateLimits
 from controlplane.services.memory import Memory
 from controlplane.services.models import Models
 from controlplane.services.operations import Operations
@@ -91,13 +96,21 @@ class ControlPlane:
         self._stack: AsyncExitStack | None = None
         self._registry: Registry | None = None
         self._reconciler: Reconciler | None = None
-        self.fastapi: FastAPI = create_application(self._metrics, self._lifespan)
+        self._keys: Keys | None = None
+        limits = BodyLimits(settings.api.max_inference_bytes, settings.api.max_body_bytes)
+        self.fastapi: FastAPI = create_application(self._metrics, limits, self._lifespan)
 
     @property
     def services(self) -> Services:
         """The use cases; there once it was started."""
         services: Services = self.fastapi.state.services
         return services
+
+    @property
+    def keys(self) -> Keys:
+        """Who may use the API; there once it was started."""
+        assert self._keys is not None, "not started"
+        return self._keys
 
     @property
     def registry(self) -> Registry:
@@ -151,9 +164,12 @@ class ControlPlane:
         registry = self._registry = Registry(
             store, cache, head_max_age_seconds=settings.store.head_max_age_seconds, gc=settings.gc
         )
+        keys = self._keys = Keys(registry.keys, settings.auth, settings.api.host)
+        await keys.open()  # first: what must not be listened on is found out before anything else is started
+        stack.push_async_callback(keys.close)
         servers = await self._start_servers(stack)
         reconciler = self._reconciler = Reconciler(registry, servers, settings.reconciler, memory=settings.memory)
-        services = self._build_services(stack, registry, reconciler, servers)
+        services = self._build_services(stack, registry, reconciler, servers, keys)
         await services.operations.recover()
         self.fastapi.state.services = services
         self._metrics.watch(services, reconciler)
@@ -221,7 +237,12 @@ class ControlPlane:
         return servers
 
     def _build_services(
-        self, stack: AsyncExitStack, registry: Registry, reconciler: Reconciler, servers: list[ManagedServer]
+        self,
+        stack: AsyncExitStack,
+        registry: Registry,
+        reconciler: Reconciler,
+        servers: list[ManagedServer],
+        keys: Keys,
     ) -> Services:
         settings = self.settings
         workspace = Workspace(settings.data_dir / "work")
@@ -257,8 +278,10 @@ class ControlPlane:
             operations=operations,
             events=Events(reconciler),
             garbage=Garbage(registry, uploads, operations, settings.gc),
-            health=Health(registry, reconciler, settings.data_dir, converters),
+            health=Health(registry, reconciler, settings.data_dir, converters, keys),
             idempotency=Idempotency(registry.store),
+            keys=keys,
+            limits=RateLimits(settings.auth.rate_per_second, settings.auth.burst),
         )
 
     @asynccontextmanager
@@ -310,6 +333,7 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
+    tls = tls_options(settings.api.tls)
     plane = build(settings)
     with _listen(settings.api.host, settings.api.port) as listener:
         try:
@@ -323,6 +347,7 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
                     lifespan="off",
                     ws="none",
                     timeout_graceful_shutdown=_GRACE_SECONDS,
+                    **tls,
                 )
             )
             serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -330,6 +355,7 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
                 await asyncio.sleep(0.005)
             await _unless(stopping, plane.wait_observed())
             document = _describe(plane, listener)
+            write_local_key(settings.data_dir, plane.keys.local_token)
             _write_ready(ready_file, document)
             if on_ready is not None:
                 on_ready(document)
@@ -337,6 +363,7 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
                 await _unless(stopping, asyncio.shield(serving))
             finally:
                 ready_file.unlink(missing_ok=True)  # noqa: ASYNC240 - the last thing this loop does
+                remove_local_key(settings.data_dir)
                 server.should_exit = True
                 await serving
         finally:
@@ -386,13 +413,18 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _describe(plane: ControlPlane, listener: socket.socket) -> dict[str, object]:
     host, port = listener.getsockname()[:2]
+    tls = plane.settings.api.tls
+    scheme = "https" if tls.cert_file else "http"
     shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return {
-        "url": f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}",
+        "url": f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}",
+        "certificate": str(tls.cert_file.absolute()) if tls.cert_file else None,
         "pid": os.getpid(),
         "data_dir": str(plane.settings.data_dir.absolute()),
         "started_at": datetime.now(UTC).isoformat(),
         "version": version(),
+        "authentication": plane.keys.authentication.value,
+        "warning": plane.keys.warning,
         "servers": [
             server.model_dump(mode="json", include={"name", "grpc_url", "http_url", "metrics_url", "state"})
             for server in plane.reconciler.servers()

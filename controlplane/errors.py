@@ -22,6 +22,10 @@ leaves its adapter. A message says what was wrong, with which value, and what to
     │   ├── CommitConflictError      somebody else committed first; re-read and try again
     │   ├── InsufficientMemoryError  a device's budget has no room for it
     │   └── IdempotencyMismatchError same Idempotency-Key, different request
+    ├── AccessError                  who asks may not have it
+    │   ├── UnauthenticatedError     no API key, or one that is unknown, expired or revoked
+    │   ├── ForbiddenError           the key has not the scope, or is not for this model
+    │   └── RateLimitedError         more requests than the limit allows
     ├── DeploymentFailedError        what is deployed cannot be brought to answer
     ├── ConversionFailedError        the converter, or its worker process, failed
     │   └── ParityError              the converted model does not compute what the original did
@@ -119,6 +123,22 @@ class InsufficientMemoryError(ConflictError):
 
 class IdempotencyMismatchError(ConflictError):
     """The same Idempotency-Key came with a different request."""
+
+
+class AccessError(ControlPlaneError):
+    """Who asks may not have what was asked for."""
+
+
+class UnauthenticatedError(AccessError):
+    """No API key came with the request, or one that is unknown, expired or revoked."""
+
+
+class ForbiddenError(AccessError):
+    """The key is good, and has not the scope, or is not for this model."""
+
+
+class RateLimitedError(AccessError):
+    """More requests than the limit allows; the details say how many seconds to wait."""
 
 
 class DeploymentFailedError(ControlPlaneError):

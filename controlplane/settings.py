@@ -142,12 +142,46 @@ class ConversionSettings(_Group):
     concurrency: int = Field(default=1, ge=1, description="Conversions at once.")
 
 
+class TlsSettings(_Group):
+    """Encryption of the REST API."""
+
+    cert_file: Path | None = Field(default=None, description="Certificate chain (PEM); null: plain HTTP.")
+    key_file: Path | None = Field(default=None, description="Its private key (PEM); null: it is in cert_file.")
+    key_password: SecretStr | None = Field(default=None, description="The private key's password.")
+    client_ca_file: Path | None = Field(
+        default=None, description="Only clients with a certificate of this authority (PEM) may connect; null: all."
+    )
+
+
+class AuthSettings(_Group):
+    """Who may use the REST API."""
+
+    mode: Literal["auto", "required", "off"] = Field(
+        default="auto",
+        description="auto: a key is needed once there is one, and before that only loopback is listened on; required: "
+        "always; off: never, whoever reaches the port may do everything.",
+    )
+    refresh_seconds: float = Field(
+        default=5.0, gt=0, description="How long a change of the keys takes at most to reach every replica."
+    )
+    stale_max_seconds: float = Field(
+        default=300.0, gt=0, description="How long the last known keys count while the store cannot be reached."
+    )
+    rate_per_second: float = Field(
+        default=0.0, ge=0, description="Requests per second of a key that has no limit of its own; 0: no limit."
+    )
+    burst: int = Field(default=20, ge=1, description="Requests at once of a key that has no limit of its own.")
+
+
 class ApiSettings(_Group):
     """The REST API."""
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8090, ge=0, description="Port; 0 picks a free one.")
     max_upload_bytes: int = Field(default=100 * GIB, gt=0, description="Largest artifact accepted.")
+    max_inference_bytes: int = Field(default=64 * MIB, gt=0, description="Largest body of an inference.")
+    max_body_bytes: int = Field(default=8 * MIB, gt=0, description="Largest body of any other request but a blob.")
+    tls: TlsSettings = TlsSettings()
 
 
 class GcSettings(_Group):
@@ -179,4 +213,5 @@ class Settings(BaseSettings):
     memory: MemorySettings = MemorySettings()
     conversion: ConversionSettings = ConversionSettings()
     api: ApiSettings = ApiSettings()
+    auth: AuthSettings = AuthSettings()
     gc: GcSettings = GcSettings()

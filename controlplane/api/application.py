@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
@@ -9,11 +10,13 @@ from fastapi.openapi.utils import get_openapi
 from controlplane.api import metrics as metrics_module
 from controlplane.api import problems
 from controlplane.api.metrics import Metrics
-from controlplane.api.middleware import Edge, IdempotencyKeys
+from controlplane.api.middleware import BodyLimits, Edge, IdempotencyKeys
+from controlplane.api.needs import NEEDS, UNKNOWN
 from controlplane.api.routers import (
     deployments,
     devices,
     inference,
+    keys,
     memory,
     models,
     operations,
@@ -40,7 +43,9 @@ that are healthy by proof.
 * Every error is an RFC 9457 **problem** (`application/problem+json`) with a stable `code`.
 * Lists come in **pages**: give `next_cursor` back as `cursor`.
 * A `POST` with an **`Idempotency-Key`** can be repeated safely.
-* `X-Actor` says who asks; it is kept in every history.
+* An **API key** goes into `Authorization: Bearer …`. It is asked for once there is one, and always where others than
+  this machine can reach the port; `GET /v1/info` says so.
+* `X-Actor` says for whom the request is made; it is kept in every history, after the key's name.
 """
 
 _TAGS = [
@@ -58,17 +63,19 @@ _TAGS = [
     {"name": "operations", "description": "What takes longer than a request."},
     {"name": "events", "description": "What changed, and why."},
     {"name": "servers", "description": "The Triton servers."},
+    {"name": "keys", "description": "API keys: who may do what."},
     {"name": "maintenance", "description": "Garbage collection."},
     {"name": "info", "description": "The control plane itself."},
     {"name": "health", "description": "For orchestrators and Prometheus."},
 ]
 
 
-def create_application(metrics: Metrics, lifespan: Lifespan | None = None) -> FastAPI:
+def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan | None = None) -> FastAPI:
     """Return the application; ``app.state.services`` is set before it serves.
 
     Args:
         metrics: Where requests are counted.
+        limits: Largest bodies.
         lifespan: What starts and stops what the application needs.
     """
     app = FastAPI(
@@ -95,6 +102,7 @@ def create_application(metrics: Metrics, lifespan: Lifespan | None = None) -> Fa
         system.router,
         devices.router,
         memory.router,
+        keys.router,
     ):
         v1.include_router(router)
     app.include_router(v1)
@@ -114,7 +122,7 @@ def create_application(metrics: Metrics, lifespan: Lifespan | None = None) -> Fa
     )
     problems.install(app)
     app.add_middleware(IdempotencyKeys)
-    app.add_middleware(Edge, metrics=metrics.requests)
+    app.add_middleware(Edge, metrics=metrics.requests, limits=limits)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -131,7 +139,10 @@ def _openapi(app: FastAPI) -> dict[str, object]:
             tags=app.openapi_tags,
             license_info=app.license_info,
         )
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        components = document.setdefault("components", {})
+        components["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer"}}
+        _say_needs(document)
+        schemas = components.setdefault("schemas", {})
         for model in (Problem, EventList, LoadPlanView):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
@@ -140,3 +151,11 @@ def _openapi(app: FastAPI) -> dict[str, object]:
             schemas.pop(unused, None)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _say_needs(document: dict[str, Any]) -> None:
+    """Write into each operation which scope it needs."""
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            need = NEEDS.get(operation["operationId"], UNKNOWN)
+            operation["security"] = [] if need.scope is None else [{"apiKey": [need.scope.value]}, {}]

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request
 
+from controlplane.api.gate import principal_of
+from controlplane.domain.access import Principal
 from controlplane.errors import InvalidInputError
 from controlplane.services.facade import Services
 
@@ -24,23 +26,30 @@ async def _services(request: Request) -> Services:  # async: FastAPI runs plain 
     return services_of(request)
 
 
+async def _principal(request: Request) -> Principal | None:
+    return principal_of(request.scope)
+
+
 async def _actor(
+    request: Request,
     x_actor: Annotated[
         str | None,
         Header(
-            description=f"Who asks; kept in every history. Printable ASCII, at most {ACTOR_MAX} characters.",
+            description=f"Who asks; kept in every history, after the API key's name and a `/` where there is one. "
+            f"Printable ASCII, at most {ACTOR_MAX} characters.",
             examples=["ada@example.org"],
         ),
     ] = None,
 ) -> str:
+    principal = principal_of(request.scope)
     if x_actor is None:
-        return ANONYMOUS
+        return ANONYMOUS if principal is None else principal.actor(None)
     actor = x_actor.strip()
     if not actor or len(actor) > ACTOR_MAX or not (actor.isascii() and actor.isprintable()):
         raise InvalidInputError(
             f"the header X-Actor must be 1 to {ACTOR_MAX} printable ASCII characters, not {x_actor[:40]!r}"
         )
-    return actor
+    return actor if principal is None else principal.actor(actor)
 
 
 def encode_cursor(position: str) -> str:
@@ -80,8 +89,15 @@ def decode_number_cursor(cursor: str | None) -> int | None:
     return int(position)
 
 
+def may_see(asker: Principal | None, model: str) -> bool:
+    """Whether who asks is told of a model."""
+    return asker is None or asker.sees(model)
+
+
 App = Annotated[Services, Depends(_services)]
 Actor = Annotated[str, Depends(_actor)]
+Asker = Annotated[Principal | None, Depends(_principal)]
+"""Who asks, by their API key; None where keys are not asked for, and then nothing is kept from them."""
 Cursor = Annotated[str | None, Query(max_length=512, description="Where to begin: `next_cursor` of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="How many at most.")]
 Wait = Annotated[

@@ -1,4 +1,4 @@
-"""What stands round every request, as plain ASGI: counting, limits on bodies, strict JSON, idempotency keys.
+"""What stands round every request, as plain ASGI: counting, the gate, limits on bodies, strict JSON, idempotency keys.
 
 Plain ASGI rather than Starlette's ``BaseHTTPMiddleware``, which costs a task and two queues for each request.
 """
@@ -7,11 +7,13 @@ import json
 import logging
 import re
 import time
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from controlplane.api.gate import Gate, principal_of
 from controlplane.api.metrics import RequestMetrics
 from controlplane.api.problems import error_response, problem_response
 from controlplane.errors import ControlPlaneError
@@ -21,22 +23,39 @@ from controlplane.services.idempotency import StoredAnswer, Turn
 
 logger = logging.getLogger(__name__)
 
-BODY_MAX_BYTES = 64 * 1024 * 1024
-"""Largest body of a request that is not a blob: an inference's tensors. Blobs are bounded by what was announced."""
-
 _ANSWER_MAX_BYTES = 1024 * 1024
 _BLOB = re.compile(r"/v1/uploads/[^/]+/blobs/[^/]+")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-_UNREPEATED = re.compile(r"/v1/deployments/[^/]+/infer")
-"""POSTs that change nothing: their answers are not kept."""
+_INFERENCE = re.compile(r"/v[12]/.*/(?:infer|generate)")
+_UNREPEATED = re.compile(r"/v1/deployments/[^/]+/infer|/v1/keys")
+"""POSTs whose answers are not kept: those that change nothing, and the one that has a secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """Largest bodies, in bytes. Blobs are bounded by what was announced.
+
+    Attributes:
+        inference: Of an inference: its tensors.
+        other: Of everything else.
+    """
+
+    inference: int
+    other: int
+
+    def of(self, path: str) -> int:
+        """Return the limit for a path."""
+        return self.inference if _INFERENCE.fullmatch(path) else self.other
 
 
 class Edge:
-    """The outermost layer: counts requests, bounds and checks bodies, and answers what nobody foresaw."""
+    """The outermost layer: counts requests, lets in, bounds and checks bodies, and answers what nobody foresaw."""
 
-    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics, limits: BodyLimits) -> None:
         self._app = app
         self._metrics = metrics
+        self._limits = limits
+        self._gate = Gate()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -53,6 +72,11 @@ class Edge:
             await send(message)
 
         try:
+            try:
+                await self._gate.admit(scope)
+            except ControlPlaneError as error:
+                await error_response(error, scope["path"])(scope, receive, counted)
+                return
             if scope["method"] in _WITH_BODY and not (scope["method"] == "PUT" and _BLOB.fullmatch(scope["path"])):
                 await self._with_body(scope, receive, counted)
             else:
@@ -66,7 +90,7 @@ class Edge:
             self._metrics.count(scope, status, time.perf_counter() - started)
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _read(scope, receive)
+        body = await _read(scope, receive, self._limits.of(scope["path"]))
         if isinstance(body, Fault):
             await problem_response(body, 413, scope["path"])(scope, receive, send)
             return
@@ -98,7 +122,7 @@ class IdempotencyKeys:
         target = f"POST {scope['path']}?{scope['query_string'].decode('latin-1')}"
         try:
             begun = await services.idempotency.begin(
-                key, headers.get("x-actor", ""), target, scope.get("controlplane.body", b"")
+                key, _whose(scope, headers), target, scope.get("controlplane.body", b"")
             )
         except ControlPlaneError as error:
             await error_response(error, scope["path"])(scope, receive, send)
@@ -142,10 +166,17 @@ class IdempotencyKeys:
             await send(message)
 
 
-async def _read(scope: Scope, receive: Receive) -> bytes | Fault:
+def _whose(scope: Scope, headers: Headers) -> str:
+    """Return whose an idempotency key is: an API key's holders share none with others, whatever they say they are."""
+    principal = principal_of(scope)
+    claimed = headers.get("x-actor", "")
+    return claimed if principal is None else f"{principal.key_id}\n{claimed}"
+
+
+async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | Fault:
     length = Headers(scope=scope).get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length) > BODY_MAX_BYTES:
-        return _too_large()
+    if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+        return _too_large(limit)
     parts: list[bytes] = []
     size = 0
     while True:
@@ -154,19 +185,19 @@ async def _read(scope: Scope, receive: Receive) -> bytes | Fault:
             return b"".join(parts)
         part = message.get("body", b"")
         size += len(part)
-        if size > BODY_MAX_BYTES:
-            return _too_large()
+        if size > limit:
+            return _too_large(limit)
         parts.append(part)
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _too_large() -> Fault:
+def _too_large(limit: int) -> Fault:
     return Fault(
         code="too-large",
         title="Too large",
-        detail=f"the body has more than {BODY_MAX_BYTES} bytes; send files as uploads",
-        details={"limit_bytes": BODY_MAX_BYTES},
+        detail=f"the body has more than {limit} bytes; send files as uploads",
+        details={"limit_bytes": limit},
     )
 
 

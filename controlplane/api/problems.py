@@ -28,6 +28,9 @@ STATUS: Mapping[type[ControlPlaneError], int] = {
     errors.NotFoundError: 404,
     errors.IdempotencyMismatchError: 422,
     errors.ConflictError: 409,
+    errors.UnauthenticatedError: 401,
+    errors.RateLimitedError: 429,
+    errors.AccessError: 403,
     errors.DeploymentFailedError: 502,
     errors.ConversionFailedError: 422,
     errors.StoreUnavailableError: 503,
@@ -70,8 +73,16 @@ def problem_response(fault: Fault, status: int, path: str, headers: Mapping[str,
 def error_response(error: BaseException, path: str) -> Response:
     """Return the answer to an error of any kind; one that is not ours says nothing of the inside."""
     if isinstance(error, ControlPlaneError):
-        return problem_response(fault_of(error), status_of(error), path)
+        return problem_response(fault_of(error), status_of(error), path, _headers(error))
     return problem_response(fault_of(error), 500, path)
+
+
+def _headers(error: ControlPlaneError) -> dict[str, str]:
+    if isinstance(error, errors.UnauthenticatedError):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, errors.RateLimitedError):
+        return {"Retry-After": str(error.details["retry_after_seconds"])}
+    return {}
 
 
 Documented = dict[int | str, dict[str, Any]]
@@ -89,7 +100,7 @@ def responses(*statuses: int, also: Documented | None = None) -> Documented:
             "description": HTTPStatus(status).phrase,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
-        for status in sorted({*statuses, 400, 404, 413, 422, 500, 502, 503})
+        for status in sorted({*statuses, 400, 401, 403, 404, 413, 422, 429, 500, 502, 503})
     }
     return {**(also or {}), **problems}
 
@@ -108,7 +119,7 @@ async def _control_plane_error(request: Request, error: Exception) -> Response:
     status = status_of(error)
     if status >= 500:
         logger.warning("%s %s: %s: %s", request.method, request.scope["path"], type(error).__name__, error.message)
-    return problem_response(fault_of(error), status, request.scope["path"])
+    return problem_response(fault_of(error), status, request.scope["path"], _headers(error))
 
 
 async def _request_validation(request: Request, error: Exception) -> Response:

@@ -12,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from controlplane.cli.client import Client
 from controlplane.cli.discovery import UpRecord
 from controlplane.cli.exits import NotRunningError
 from controlplane.cli.output import size
@@ -208,13 +207,17 @@ def _api(session: Session) -> Iterator[Finding]:
         yield Finding("control plane", "warn", "not running", "start it with `tritonctl up`")
         return
     try:
-        with Client(url, actor=session.actor) as client:
+        with session.client() as client:
             info = client.get("/v1/info")
             servers = client.get("/v1/servers")["items"]
     except ControlPlaneError as error:
         yield Finding("control plane", "fail", error.message, "see its log, or start it with `tritonctl up`")
         return
     yield Finding("control plane", "ok", f"{info.get('version', '')} at {url}".strip())
+    if warning := info.get("warning", ""):
+        yield Finding("authentication", "warn", info["authentication"], warning)
+    else:
+        yield Finding("authentication", "ok", "every request needs an API key")
     for server in servers:
         good = server["state"] == "Ready"
         found = f"{server['state']} at {server['grpc_url']}" + (f": {server['message']}" if server["message"] else "")

@@ -7,6 +7,7 @@ becomes `NotRunningError`.
 import getpass
 import json
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,13 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from controlplane.cli.credentials import Credentials
 from controlplane.cli.exits import ClientError, NotRunningError, WaitTimeoutError
 
 _T = TypeVar("_T", bound=BaseModel)
 _CONNECT_SECONDS = 5.0
 _READ_SECONDS = 60.0
+_RETRY_AFTER_MAX_SECONDS = 10.0
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 
 
@@ -31,13 +34,17 @@ class Client:
     Args:
         url: Base URL, such as ``http://127.0.0.1:8090``.
         actor: Who the history shall name; default ``user@host``.
+        credentials: What is shown and what is trusted.
     """
 
-    def __init__(self, url: str, *, actor: str | None = None) -> None:
+    def __init__(self, url: str, *, actor: str | None = None, credentials: Credentials | None = None) -> None:
         self.url = url.rstrip("/")
+        shown = credentials or Credentials()
+        key = {"Authorization": f"Bearer {shown.api_key}"} if shown.api_key else {}
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"X-Actor": _header(actor or _whoami()), "Accept": "application/json"},
+            headers={"X-Actor": _header(actor or whoami()), "Accept": "application/json", **key},
+            verify=shown.tls() if self.url.startswith("https:") else False,
             timeout=httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS),
             # A proxy set for the internet is not meant for the control plane of this machine.
             trust_env=not _is_loopback(url),
@@ -73,7 +80,7 @@ class Client:
         if method == "POST":
             # The same key on the second attempt: a POST whose answer was lost is not done twice.
             sent.setdefault("Idempotency-Key", uuid.uuid4().hex)
-        attempts = 1 if content is not None else 2
+        attempts = 1 if content is not None else 3
         timeout = httpx.Timeout(read_seconds, connect=_CONNECT_SECONDS)
         for attempt in range(attempts):
             try:
@@ -87,9 +94,12 @@ class Client:
                     timeout=timeout,
                 )
             except httpx.TransportError as error:
-                if attempt + 1 < attempts and isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
+                if attempt == 0 and attempts > 1 and isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
                     continue
                 raise self.translate(error) from error
+            if response.status_code == httpx.codes.TOO_MANY_REQUESTS and attempt + 1 < attempts:
+                time.sleep(_retry_after(response))
+                continue
             if response.is_error:
                 raise problem(response)
             return response
@@ -243,11 +253,20 @@ def _sse(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
             name, data = "message", []
 
 
+def _retry_after(response: httpx.Response) -> float:
+    """Return how long the API asks us to wait, in seconds; at most what a person would put up with."""
+    try:
+        return min(float(response.headers.get("retry-after", "1")), _RETRY_AFTER_MAX_SECONDS)
+    except ValueError:
+        return 1.0
+
+
 def _given(params: dict[str, Any] | None) -> dict[str, Any]:
     return {key: value for key, value in (params or {}).items() if value is not None}
 
 
-def _whoami() -> str:
+def whoami() -> str:
+    """Return who runs this, as user@host."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container's user without a name

@@ -27,6 +27,9 @@ class UpRecord(BaseModel):
     url: str = Field(description="Where the API answers.")
     pid: int = Field(description="The process.")
     version: str = Field(default="", description="Version of the control plane.")
+    certificate: Path | None = Field(default=None, description="The certificate it shows, where it speaks TLS.")
+    authentication: str = Field(default="", description="Whether it asks for API keys.")
+    warning: str = Field(default="", description="What whoever runs it should know.")
     started_at: datetime = Field(default_factory=lambda: datetime.now(UTC), description="When it became ready (UTC).")
 
     @classmethod

@@ -4,6 +4,7 @@ import re
 from enum import IntEnum
 
 from controlplane.errors import (
+    AccessError,
     ConflictError,
     ControlPlaneError,
     ConversionFailedError,
@@ -28,6 +29,7 @@ class ExitCode(IntEnum):
     INVALID = 6
     FAILED = 7
     TIMEOUT = 8
+    DENIED = 9
     INTERRUPTED = 130
 
 
@@ -41,6 +43,7 @@ EXIT_HELP = {
     ExitCode.INVALID: "what was given cannot be accepted (a name, a file, settings, …)",
     ExitCode.FAILED: "the conversion, the deployment, the inference or a check failed",
     ExitCode.TIMEOUT: "it took longer than was allowed",
+    ExitCode.DENIED: "not allowed: no API key, one that has not this right, or too many requests",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
 }
 
@@ -95,6 +98,7 @@ _BY_CLASS: tuple[tuple[type[ControlPlaneError], ExitCode], ...] = (
     (NotRunningError, ExitCode.UNREACHABLE),
     (WaitTimeoutError, ExitCode.TIMEOUT),
     (OperationFailedError, ExitCode.FAILED),
+    (AccessError, ExitCode.DENIED),
     (NotFoundError, ExitCode.NOT_FOUND),
     (ConflictError, ExitCode.CONFLICT),
     (InvalidInputError, ExitCode.INVALID),
@@ -106,12 +110,15 @@ _BY_CLASS: tuple[tuple[type[ControlPlaneError], ExitCode], ...] = (
 )
 _BY_STATUS = {
     400: ExitCode.INVALID,
+    401: ExitCode.DENIED,
+    403: ExitCode.DENIED,
     404: ExitCode.NOT_FOUND,
     409: ExitCode.CONFLICT,
     412: ExitCode.CONFLICT,
     413: ExitCode.INVALID,
     415: ExitCode.INVALID,
     422: ExitCode.INVALID,
+    429: ExitCode.DENIED,
     502: ExitCode.FAILED,
     503: ExitCode.UNREACHABLE,
     504: ExitCode.TIMEOUT,

@@ -31,6 +31,7 @@ def run_here(session: Session, settings: Settings) -> None:
         out.line(f"the control plane is up at {record['url']} (data in {settings.data_dir})", style="green")
         for server in record["servers"] if isinstance(record["servers"], list) else ():
             out.line(f"Triton {server['name']}: gRPC {server['grpc_url']}, HTTP {server['http_url']}")
+        _say_warning(out, str(record.get("warning", "")))
         out.line("stop it with Ctrl-C or `tritonctl down`")
 
     _log_to_stderr(settings.log_level)
@@ -73,7 +74,9 @@ def start_detached(session: Session, data_dir: Path, options: Mapping[str, objec
         (data_dir / RECORD_NAME).unlink(missing_ok=True)  # of one that was killed
     log = data_dir / LOG_NAME
     arguments = ["up", f"--data-dir={data_dir}"]
-    arguments += [f"--{name}={value}" for name, value in options.items() if value is not None]
+    arguments += [
+        f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items() if value is not None
+    ]
     with log.open("ab") as sink:
         start = sink.tell()
         process = subprocess.Popen(
@@ -90,7 +93,13 @@ def start_detached(session: Session, data_dir: Path, options: Mapping[str, objec
         raise
     out.result(record)
     out.line(f"tritonctl is up at {record.url} (process {record.pid}, log in {log})", style="green")
+    _say_warning(out, record.warning)
     out.line("stop it with `tritonctl down`")
+
+
+def _say_warning(out: Output, warning: str) -> None:
+    if warning:
+        out.line(f"warning: {warning}", style="yellow")
 
 
 def _await_record(

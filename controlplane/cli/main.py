@@ -13,6 +13,7 @@ from controlplane.cli.commands import (
     devices,
     doctor,
     inference,
+    keys,
     local,
     memory,
     models,
@@ -23,7 +24,17 @@ from controlplane.cli.commands import (
     tuning,
     upkeep,
 )
-from controlplane.cli.session import ActorOption, DataDirOption, DebugOption, OutputOption, UrlOption, current
+from controlplane.cli.session import (
+    ActorOption,
+    CaFileOption,
+    ClientCertOption,
+    DataDirOption,
+    DebugOption,
+    KeyFileOption,
+    OutputOption,
+    UrlOption,
+    current,
+)
 
 _HELP = """The control plane for NVIDIA Triton: a model registry, verified conversion, deployments healthy by proof.
 
@@ -43,7 +54,7 @@ _EPILOG = """[bold]First steps[/bold]
 [bold]Exit codes[/bold]
 
 0 done · 1 failure · 2 wrong usage · 3 not found · 4 unreachable · 5 conflict · 6 invalid input · \
-7 conversion, deployment, inference or check failed · 8 timeout · 130 interrupted
+7 conversion, deployment, inference or check failed · 8 timeout · 9 not allowed · 130 interrupted
 """
 
 app = typer.Typer(
@@ -72,11 +83,23 @@ def _globals(
     output: OutputOption = None,
     actor: ActorOption = None,
     debug: DebugOption = False,
+    api_key_file: KeyFileOption = None,
+    ca_file: CaFileOption = None,
+    client_cert: ClientCertOption = None,
     _version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    current().merge(url=url, data_dir=data_dir, output=output, actor=actor, debug=debug)
+    current().merge(
+        url=url,
+        data_dir=data_dir,
+        output=output,
+        actor=actor,
+        debug=debug,
+        api_key_file=api_key_file,
+        ca_file=ca_file,
+        client_cert=client_cert,
+    )
 
 
 for module in (
@@ -93,6 +116,7 @@ for module in (
     servers,
     devices,
     upkeep,
+    keys,
     doctor,
     demo,
 ):

@@ -47,6 +47,33 @@ ActorOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        envvar="TRITONCTL_API_KEY_FILE",
+        help="A file with the API key. TRITONCTL_API_KEY holds the key itself.",
+        rich_help_panel=_PANEL,
+    ),
+]
+CaFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca-file",
+        envvar="TRITONCTL_CA_FILE",
+        help="Certificates (PEM) to trust in place of the system's.",
+        rich_help_panel=_PANEL,
+    ),
+]
+ClientCertOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--client-cert",
+        envvar="TRITONCTL_CLIENT_CERT",
+        help="Certificate and private key (PEM) to show to a control plane that asks for one.",
+        rich_help_panel=_PANEL,
+    ),
+]
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_PANEL, show_default=False)
 ]
@@ -61,6 +88,9 @@ class Session:
     output: OutputFormat = "table"
     actor: str | None = None
     debug: bool = False
+    api_key_file: Path | None = None
+    ca_file: Path | None = None
+    client_cert: Path | None = None
 
     def merge(
         self,
@@ -70,6 +100,9 @@ class Session:
         output: OutputFormat | None,
         actor: str | None,
         debug: bool,
+        api_key_file: Path | None = None,
+        ca_file: Path | None = None,
+        client_cert: Path | None = None,
     ) -> None:
         """Take over what was given."""
         self.url = url or self.url
@@ -77,6 +110,9 @@ class Session:
         self.output = output or self.output
         self.actor = actor or self.actor
         self.debug = debug or self.debug
+        self.api_key_file = api_key_file or self.api_key_file
+        self.ca_file = ca_file or self.ca_file
+        self.client_cert = client_cert or self.client_cert
 
     def folder(self) -> Path:
         """Return the data folder: the one given, else the default of the settings."""
@@ -109,8 +145,10 @@ class Session:
     def client(self) -> "Client":
         """Return a client of the control plane; use it as a context manager."""
         from controlplane.cli.client import Client
+        from controlplane.cli.credentials import credentials
 
-        return Client(self.find_url(), actor=self.actor)
+        url = self.find_url()
+        return Client(url, actor=self.actor, credentials=credentials(self, url))
 
     def out(self) -> "Output":
         """Return what this run prints with."""
@@ -181,4 +219,7 @@ _COMMON: dict[str, Any] = {
     "output": OutputOption,
     "actor": ActorOption,
     "debug": DebugOption,
+    "api_key_file": KeyFileOption,
+    "ca_file": CaFileOption,
+    "client_cert": ClientCertOption,
 }

@@ -21,6 +21,7 @@ from controlplane.registry.chain import Revision
 from controlplane.registry.deployments import Deployments
 from controlplane.registry.footprints import Footprints
 from controlplane.registry.gc import Collector, GcReport
+from controlplane.registry.keys import ApiKeys
 from controlplane.registry.leases import ModelLeases
 from controlplane.registry.models import Models
 from controlplane.registry.publish import Publisher
@@ -39,6 +40,7 @@ class Registry:
         deployments: The desired states.
         footprints: Measured footprints of versions.
         leases: Client leases on models.
+        keys: API keys.
     """
 
     def __init__(self, store: ObjectStore, cache: BlobCache, *, head_max_age_seconds: float, gc: GcSettings) -> None:
@@ -50,6 +52,7 @@ class Registry:
         self._versions = Versions(store, self._models, self.blobs, self.deployments)
         self.footprints = Footprints(store)
         self.leases = ModelLeases(store)
+        self.keys = ApiKeys(store)
         self._publisher = Publisher(store, self._models, self.blobs)
         self._collector = Collector(store, self.blobs, self._models, self._versions, self.deployments, gc)
 

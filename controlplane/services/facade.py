@@ -10,7 +10,9 @@ from controlplane.services.garbage import Garbage
 from controlplane.services.health import Health
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
+from controlplane.services.keys import Keys
 from controlplane.services.leases import Leases
+from controlplane.services.limits import RateLimits
 from controlplane.services.memory import Memory
 from controlplane.services.models import Models
 from controlplane.services.operations import Operations
@@ -46,3 +48,5 @@ class Services:
     garbage: Garbage
     health: Health
     idempotency: Idempotency
+    keys: Keys
+    limits: RateLimits

@@ -13,6 +13,7 @@ from controlplane.domain.states import ServerState, ServerStatus
 from controlplane.errors import ControlPlaneError
 from controlplane.reconciler.loop import Reconciler
 from controlplane.registry.registry import Registry
+from controlplane.services.keys import Authentication, Keys
 
 _STORE_TIMEOUT_SECONDS = 5.0
 
@@ -58,6 +59,11 @@ class Info(BaseModel):
     started_at: datetime = Field(description="Since when (UTC).")
     servers: tuple[ServerStatus, ...] = Field(description="The Triton servers.")
     converters: tuple[ConverterInfo, ...] = Field(description="The conversions there are.")
+    authentication: Authentication = Field(
+        description="on: every request needs an API key; off-loopback: there is no key yet, and only this machine "
+        "reaches the port; off-insisted: the settings turned it off."
+    )
+    warning: str = Field(default="", description="What whoever runs this should know; empty where there is nothing.")
 
 
 def version() -> str:
@@ -72,12 +78,18 @@ class Health:
     """Tells how the control plane is."""
 
     def __init__(
-        self, registry: Registry, reconciler: Reconciler, data_dir: Path, converters: Sequence[ConverterInfo]
+        self,
+        registry: Registry,
+        reconciler: Reconciler,
+        data_dir: Path,
+        converters: Sequence[ConverterInfo],
+        keys: Keys,
     ) -> None:
         self._registry = registry
         self._reconciler = reconciler
         self._data_dir = data_dir
         self._converters = tuple(converters)
+        self._keys = keys
         self._started_at = datetime.now(UTC)
 
     def info(self) -> Info:
@@ -90,6 +102,8 @@ class Health:
             started_at=self._started_at,
             servers=self._reconciler.servers(),
             converters=self._converters,
+            authentication=self._keys.authentication,
+            warning=self._keys.warning,
         )
 
     async def readiness(self) -> Readiness:

@@ -9,6 +9,7 @@ from controlplane.api.dependencies import (
     IDEMPOTENT,
     Actor,
     App,
+    Asker,
     Cursor,
     Limit,
     ModelName,
@@ -16,6 +17,7 @@ from controlplane.api.dependencies import (
     decode_cursor,
     decode_number_cursor,
     encode_cursor,
+    may_see,
 )
 from controlplane.api.problems import Documented, responses
 from controlplane.api.schemas.deployments import (
@@ -39,11 +41,12 @@ def _accepted(deployment: Deployment) -> Response:
 
 
 @router.get("", operation_id="listDeployments", response_model=DeploymentPage, responses=responses())
-async def list_deployments(services: App, cursor: Cursor = None, limit: Limit = 100) -> Response:
-    """List the deployments with their status, by model."""
+async def list_deployments(services: App, asker: Asker, cursor: Cursor = None, limit: Limit = 100) -> Response:
+    """List the deployments with their status, by model; for a key that is for some models, theirs."""
     items = await services.deployments.page(after=decode_cursor(cursor), limit=limit + 1)
     more = encode_cursor(items[limit - 1].model) if len(items) > limit else None
-    return json_answer(DeploymentPage(items=items[:limit], next_cursor=more))
+    shown = [item for item in items[:limit] if may_see(asker, item.model)]
+    return json_answer(DeploymentPage(items=shown, next_cursor=more))
 
 
 @router.put(

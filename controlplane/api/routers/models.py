@@ -8,12 +8,14 @@ from controlplane.api.answers import json_answer
 from controlplane.api.dependencies import (
     Actor,
     App,
+    Asker,
     Cursor,
     Limit,
     ModelName,
     decode_cursor,
     decode_number_cursor,
     encode_cursor,
+    may_see,
 )
 from controlplane.api.problems import responses
 from controlplane.api.schemas.models import Alias, AliasList, AliasTarget, Change, ChangePage, ModelChange, ModelPage
@@ -25,11 +27,12 @@ AliasPath = Annotated[str, Path(description="The alias.", examples=["champion"])
 
 
 @router.get("", tags=["models"], operation_id="listModels", response_model=ModelPage, responses=responses())
-async def list_models(services: App, cursor: Cursor = None, limit: Limit = 100) -> Response:
-    """List the models that are not deleted, by name."""
+async def list_models(services: App, asker: Asker, cursor: Cursor = None, limit: Limit = 100) -> Response:
+    """List the models that are not deleted, by name; for a key that is for some models, those."""
     models = await services.models.page(after=decode_cursor(cursor), limit=limit + 1)
     more = encode_cursor(models[limit - 1].name) if len(models) > limit else None
-    return json_answer(ModelPage(items=models[:limit], next_cursor=more))
+    shown = [model for model in models[:limit] if may_see(asker, model.name)]
+    return json_answer(ModelPage(items=shown, next_cursor=more))
 
 
 @router.get("/{model}", tags=["models"], operation_id="getModel", response_model=ModelHead, responses=responses())

@@ -7,9 +7,22 @@ from fastapi import APIRouter, Path, Query, Response
 
 from controlplane.api import sse
 from controlplane.api.answers import json_answer
-from controlplane.api.dependencies import IDEMPOTENT, App, Cursor, Limit, Wait, decode_cursor, encode_cursor
+from controlplane.api.dependencies import (
+    IDEMPOTENT,
+    App,
+    Asker,
+    Cursor,
+    Limit,
+    Wait,
+    decode_cursor,
+    encode_cursor,
+    may_see,
+)
 from controlplane.api.problems import Documented, responses
 from controlplane.api.schemas.operations import EventList, OperationPage
+from controlplane.domain.access import Principal
+from controlplane.errors import NotFoundError
+from controlplane.services.facade import Services
 from controlplane.services.operations import Operation
 
 router = APIRouter()
@@ -20,6 +33,25 @@ _EVENTS: Documented = {
 }
 
 
+def _concerns(operation: Operation, asker: Principal | None) -> bool:
+    """Whether who asks may see an operation: it is about a model of theirs, or they started it."""
+    if asker is None or operation.actor.partition("/")[0] == asker.name:
+        return True
+    about_model = operation.kind in {"publish", "convert", "deploy", "tune"}
+    return asker.sees(operation.subject.partition(":")[0].partition("@")[0]) if about_model else not asker.models
+
+
+async def _operation(services: Services, asker: Principal | None, operation_id: str, wait: float = 0.0) -> Operation:
+    """Return an operation, if who asks may see it."""
+    if services.deployments.is_operation(operation_id):
+        found = await services.deployments.operation(operation_id, wait_seconds=wait)
+    else:
+        found = await services.operations.wait(operation_id, wait)
+    if not _concerns(found, asker):
+        raise NotFoundError(f"there is no operation {operation_id!r} that this API key may see", operation=operation_id)
+    return found
+
+
 @router.get(
     "/operations",
     tags=["operations"],
@@ -27,11 +59,12 @@ _EVENTS: Documented = {
     response_model=OperationPage,
     responses=responses(),
 )
-async def list_operations(services: App, cursor: Cursor = None, limit: Limit = 20) -> Response:
+async def list_operations(services: App, asker: Asker, cursor: Cursor = None, limit: Limit = 20) -> Response:
     """List operations, newest first. Deployments are listed as deployments."""
     items = await services.operations.page(after=decode_cursor(cursor), limit=limit + 1)
     more = encode_cursor(items[limit - 1].id) if len(items) > limit else None
-    return json_answer(OperationPage(items=items[:limit], next_cursor=more))
+    shown = [item for item in items[:limit] if _concerns(item, asker)]
+    return json_answer(OperationPage(items=shown, next_cursor=more))
 
 
 @router.get(
@@ -41,11 +74,9 @@ async def list_operations(services: App, cursor: Cursor = None, limit: Limit = 2
     response_model=Operation,
     responses=responses(),
 )
-async def get_operation(services: App, operation_id: OperationId, wait: Wait = 0.0) -> Response:
+async def get_operation(services: App, asker: Asker, operation_id: OperationId, wait: Wait = 0.0) -> Response:
     """Return an operation; with `wait`, once it ended or that many seconds later, as it stands by then."""
-    if services.deployments.is_operation(operation_id):
-        return json_answer(await services.deployments.operation(operation_id, wait_seconds=wait))
-    return json_answer(await services.operations.wait(operation_id, wait))
+    return json_answer(await _operation(services, asker, operation_id, wait))
 
 
 @router.get(
@@ -55,13 +86,12 @@ async def get_operation(services: App, operation_id: OperationId, wait: Wait = 0
     response_class=Response,
     responses=responses(also=_EVENTS),
 )
-async def follow_operation(services: App, operation_id: OperationId) -> Response:
+async def follow_operation(services: App, asker: Asker, operation_id: OperationId) -> Response:
     """Follow an operation: an event `operation` for each change, up to its end."""
+    await _operation(services, asker, operation_id)
     if services.deployments.is_operation(operation_id):
-        await services.deployments.operation(operation_id, wait_seconds=0)
         states = services.deployments.follow(operation_id, heartbeat_seconds=sse.HEARTBEAT_SECONDS)
     else:
-        await services.operations.get(operation_id)
         states = services.operations.follow(operation_id, heartbeat_seconds=sse.HEARTBEAT_SECONDS)
 
     async def lines() -> AsyncIterator[str]:
@@ -79,8 +109,10 @@ async def follow_operation(services: App, operation_id: OperationId) -> Response
     response_model=Operation,
     responses=responses(),
 )
-async def cancel_operation(services: App, operation_id: OperationId) -> Response:
+async def cancel_operation(services: App, asker: Asker, operation_id: OperationId) -> Response:
     """Cancel an operation that runs in this replica. One that ended stays as it is; deployments cannot be cancelled."""
+    if asker is not None and asker.models:
+        await _operation(services, asker, operation_id)
     return json_answer(await services.operations.cancel(operation_id))
 
 
@@ -102,17 +134,21 @@ async def cancel_operation(services: App, operation_id: OperationId) -> Response
 )
 async def list_events(
     services: App,
+    asker: Asker,
     after: Annotated[int, Query(ge=0, le=2**53, description="Only events with a greater id.")] = 0,
     limit: Limit = 100,
     follow: Annotated[bool, Query(description="Go on with what comes, as server-sent events.")] = False,
 ) -> Response:
     """Return what changed on this replica, and why."""
     if not follow:
-        events = services.events.after(after)[-limit:]
+        events = [event for event in services.events.after(after) if may_see(asker, event.subject)][-limit:]
         return json_answer(EventList(items=events, last_id=events[-1].id if events else after))
 
     async def lines() -> AsyncIterator[str]:
         async for event in services.events.follow(after, heartbeat_seconds=sse.HEARTBEAT_SECONDS):
-            yield sse.HEARTBEAT if event is None else sse.event("event", event.model_dump_json(), str(event.id))
+            if event is None:
+                yield sse.HEARTBEAT
+            elif may_see(asker, event.subject):
+                yield sse.event("event", event.model_dump_json(), str(event.id))
 
     return sse.stream(lines())

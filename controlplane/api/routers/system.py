@@ -3,9 +3,10 @@
 from fastapi import APIRouter, Path, Response
 
 from controlplane.api.answers import accepted, json_answer
-from controlplane.api.dependencies import IDEMPOTENT, Actor, App
+from controlplane.api.dependencies import IDEMPOTENT, Actor, App, Asker, may_see
 from controlplane.api.problems import responses
 from controlplane.api.schemas.system import GcRequest, ServerList
+from controlplane.domain.access import Principal
 from controlplane.domain.states import ServerStatus
 from controlplane.services.health import Info, Readiness
 from controlplane.services.operations import Operation
@@ -15,17 +16,22 @@ health_router = APIRouter(tags=["health"])
 
 
 @router.get("/servers", tags=["servers"], operation_id="listServers", response_model=ServerList, responses=responses())
-async def list_servers(services: App) -> Response:
+async def list_servers(services: App, asker: Asker) -> Response:
     """List the Triton servers: addresses, state, versions loaded."""
-    return json_answer(ServerList(items=list(services.servers.all())))
+    return json_answer(ServerList(items=[_seen(server, asker) for server in services.servers.all()]))
 
 
 @router.get(
     "/servers/{name}", tags=["servers"], operation_id="getServer", response_model=ServerStatus, responses=responses()
 )
-async def get_server(services: App, name: str = Path(description="The server's name.")) -> Response:
+async def get_server(services: App, asker: Asker, name: str = Path(description="The server's name.")) -> Response:
     """Return one Triton server."""
-    return json_answer(services.servers.get(name))
+    return json_answer(_seen(services.servers.get(name), asker))
+
+
+def _seen(server: ServerStatus, asker: Principal | None) -> ServerStatus:
+    """Leave out the models that who asks is not told of."""
+    return server.model_copy(update={"models": tuple(one for one in server.models if may_see(asker, one.model))})
 
 
 @router.post(
@@ -43,9 +49,10 @@ async def collect_garbage(services: App, body: GcRequest, actor: Actor) -> Respo
 
 
 @router.get("/info", tags=["info"], operation_id="getInfo", response_model=Info, responses=responses())
-async def get_info(services: App) -> Response:
-    """Return what this control plane is: version, store, folders, servers, converters."""
-    return json_answer(services.health.info())
+async def get_info(services: App, asker: Asker) -> Response:
+    """Return what this control plane is: version, store, folders, servers, converters, and whether keys are needed."""
+    info = services.health.info()
+    return json_answer(info.model_copy(update={"servers": tuple(_seen(server, asker) for server in info.servers)}))
 
 
 @health_router.get("/healthz", operation_id="healthz")
@@ -63,4 +70,8 @@ async def healthz() -> dict[str, str]:
 async def readyz(services: App) -> Response:
     """Say whether the store can be reached, the reconciler runs, and the Triton servers answer."""
     readiness = await services.health.readiness()
+    if services.keys.enforced:
+        # This route is open to everybody: what fails is told, but not why (addresses, names).
+        quiet = tuple(check.model_copy(update={"message": ""}) for check in readiness.checks)
+        readiness = readiness.model_copy(update={"checks": quiet})
     return json_answer(readiness, 200 if readiness.ready else 503)

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 
 from controlplane.api.answers import accepted
-from controlplane.api.dependencies import IDEMPOTENT, Actor, App
+from controlplane.api.dependencies import IDEMPOTENT, Actor, App, Asker
 from controlplane.api.problems import Documented, responses
 from controlplane.api.schemas.tunings import TuningRequest, TuningSpace
 from controlplane.domain.tuning import Objective
@@ -24,13 +24,15 @@ _STARTED: Documented = {202: {"description": "Started; follow the operation"}}
     response_model=Operation,
     responses=responses(409, also=_STARTED),
 )
-async def tune(services: App, body: TuningRequest, actor: Actor) -> Response:
+async def tune(services: App, body: TuningRequest, actor: Actor, asker: Asker) -> Response:
     """Try settings on a copy of a deployed model on the real server, and find the best for an objective.
 
     The operation's `progress.details.trials` has what was measured so far. Its result has `trials`, `frontier`, `met`,
     `message`, `best`, `applied_revision` and the plot as `svg`. Where no setting meets the objective the operation
     succeeds with `met: false`, and nothing is applied. Cancelling it removes the copy.
     """
+    if asker is not None:
+        asker.require_model(body.model)
     command = TuneCommand(
         actor=actor,
         model=body.model,

@@ -3,10 +3,11 @@
 from fastapi import APIRouter, Response
 
 from controlplane.api.answers import accepted
-from controlplane.api.dependencies import IDEMPOTENT, Actor, App
+from controlplane.api.dependencies import IDEMPOTENT, Actor, App, Asker
 from controlplane.api.problems import Documented, responses
 from controlplane.api.schemas.conversions import ConversionRequest
 from controlplane.api.schemas.versions import ValidationRequest
+from controlplane.domain.names import Reference
 from controlplane.services.conversions import ConvertCommand
 from controlplane.services.operations import Operation
 from controlplane.services.validation import ValidateCommand
@@ -25,11 +26,15 @@ _STARTED: Documented = {202: {"description": "Started; follow the operation"}}
     response_model=Operation,
     responses=responses(409, also=_STARTED),
 )
-async def convert(services: App, body: ConversionRequest, actor: Actor) -> Response:
+async def convert(services: App, body: ConversionRequest, actor: Actor, asker: Asker) -> Response:
     """Convert a version, compare it with the original on samples, and publish it if it agrees.
 
     The operation's result has `model`, `version`, `reference`, `parity` and `warnings`.
     """
+    if asker is not None:
+        source = Reference.parse(body.source).model
+        asker.require_model(source)
+        asker.require_model(body.model or source)
     fields = dict(body)
     fields.pop("target")
     return accepted(await services.conversions.start(ConvertCommand(actor=actor, **fields)))

@@ -21,6 +21,20 @@ StoreOption = Annotated[
 EndpointOption = Annotated[
     str | None, typer.Option("--endpoint", help="S3 endpoint other than AWS: MinIO, Ceph RGW.", show_default=False)
 ]
+InsecureOption = Annotated[
+    bool,
+    typer.Option("--insecure-no-auth", help="Never ask for an API key: whoever reaches the port may do everything."),
+]
+TlsCertOption = Annotated[
+    Path | None, typer.Option("--tls-cert", help="Certificate chain (PEM): speak HTTPS.", show_default=False)
+]
+TlsKeyOption = Annotated[
+    Path | None, typer.Option("--tls-key", help="Its private key (PEM), where it is another file.", show_default=False)
+]
+TlsClientCaOption = Annotated[
+    Path | None,
+    typer.Option("--tls-client-ca", help="Only clients with a certificate of this authority.", show_default=False),
+]
 LevelOption = Annotated[
     Literal["debug", "info", "warning", "error"] | None, typer.Option("--log-level", help="What is logged to stderr.")
 ]
@@ -32,7 +46,12 @@ def register(app: typer.Typer) -> None:
         app,
         "up",
         panel=PANEL,
-        examples=("tritonctl up", "tritonctl up --detach", "tritonctl up --data-dir ./models --port 0 --detach"),
+        examples=(
+            "tritonctl up",
+            "tritonctl up --detach",
+            "tritonctl up --data-dir ./models --port 0 --detach",
+            "tritonctl up --host 0.0.0.0 --tls-cert server.pem --tls-key server.key",
+        ),
     )(up)
     command(app, "down", panel=PANEL, examples=("tritonctl down",))(down)
     command(
@@ -57,6 +76,10 @@ def up(
     metrics_port: Annotated[int, typer.Option("--triton-metrics-port", min=0, help="0 picks a free one.")] = 0,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready; `down` stops it.")] = False,
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="With --detach: seconds to become ready.")] = 120.0,
+    insecure: InsecureOption = False,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    tls_client_ca: TlsClientCaOption = None,
     log_level: LevelOption = None,
 ) -> None:
     """Run everything on this machine: a real Triton, the registry in a folder, the API.
@@ -77,12 +100,17 @@ def up(
             "triton-grpc-port": grpc_port,
             "triton-metrics-port": metrics_port,
             "log-level": log_level,
+            "tls-cert": tls_cert,
+            "tls-key": tls_key,
+            "tls-client-ca": tls_client_ca,
+            "insecure-no-auth": True if insecure else None,
         }
         start_detached(session, data_dir, options, timeout)
         return
     chosen: dict[str, Any] = {
         "data_dir": data_dir,
-        "api": _given(port=port, host=host),
+        "api": _api(port, host, tls_cert, tls_key, tls_client_ca),
+        "auth": _given(mode="off" if insecure else None),
         "store": _given(url=store, endpoint_url=endpoint),
         "triton": {
             "embedded": True,
@@ -120,6 +148,10 @@ def serve(
         ),
     ] = None,
     log_level: LevelOption = None,
+    insecure: InsecureOption = False,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    tls_client_ca: TlsClientCaOption = None,
 ) -> None:
     """Run the API against a bucket and Triton servers that run elsewhere.
 
@@ -132,12 +164,20 @@ def serve(
 
     chosen: dict[str, Any] = {
         "data_dir": session.folder(),
-        "api": _given(port=port, host=host),
+        "api": _api(port, host, tls_cert, tls_key, tls_client_ca),
+        "auth": _given(mode="off" if insecure else None),
         "store": _given(url=store, endpoint_url=endpoint, region=region),
         "triton": _given(servers=[_server(text) for text in triton] if triton else None),
         **_given(log_level=log_level),
     }
     run_here(session, Settings(**chosen))
+
+
+def _api(
+    port: int | None, host: str | None, tls_cert: Path | None, tls_key: Path | None, tls_client_ca: Path | None
+) -> dict[str, object]:
+    tls = _given(cert_file=tls_cert, key_file=tls_key, client_ca_file=tls_client_ca)
+    return {**_given(port=port, host=host), **({"tls": tls} if tls else {})}
 
 
 def _given(**values: object) -> dict[str, object]:

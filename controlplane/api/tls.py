@@ -1,0 +1,43 @@
+"""TLS of the REST API: from settings to what uvicorn takes."""
+
+import ssl
+from typing import Any
+
+from controlplane.errors import InvalidInputError
+from controlplane.settings import TlsSettings
+
+
+def tls_options(settings: TlsSettings) -> dict[str, Any]:
+    """Return uvicorn's options; none for plain HTTP.
+
+    Raises:
+        InvalidInputError: A file is missing or no good, or the key is not the certificate's.
+    """
+    if settings.cert_file is None:
+        if settings.key_file is not None or settings.client_ca_file is not None:
+            raise InvalidInputError("TLS needs a certificate: set api.tls.cert_file (TRITONCTL_API__TLS__CERT_FILE)")
+        return {}
+    password = settings.key_password.get_secret_value() if settings.key_password else ""
+    options: dict[str, Any] = {
+        "ssl_certfile": str(settings.cert_file),
+        "ssl_keyfile": str(settings.key_file) if settings.key_file else None,
+        "ssl_keyfile_password": password,
+    }
+    if settings.client_ca_file is not None:
+        options |= {"ssl_ca_certs": str(settings.client_ca_file), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    _try(settings, password)
+    return options
+
+
+def _try(settings: TlsSettings, password: str) -> None:
+    """Find out before anything is started what uvicorn would find out later, with a traceback."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # With a password that is empty OpenSSL would ask for one at the terminal; a function that gives it never does.
+        context.load_cert_chain(str(settings.cert_file), settings.key_file, lambda: password)
+        if settings.client_ca_file is not None:
+            context.load_verify_locations(str(settings.client_ca_file))
+    except (OSError, ssl.SSLError) as error:
+        files = ", ".join(str(one) for one in (settings.cert_file, settings.key_file, settings.client_ca_file) if one)
+        reason = error.strerror or type(error).__name__
+        raise InvalidInputError(f"TLS cannot be set up with {files}: {reason}") from error

@@ -1,0 +1,209 @@
+"""Who may do what: API keys, their scopes and the models they are for. Pure rules; no clock, no store.
+
+A key is a random secret of 256 bits. Nobody guesses or looks up such a number, so its SHA-256 is kept and not a slow
+hash: slow hashes protect passwords, which people choose, and would only make each request dear.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.domain.manifest import Sha256
+from controlplane.errors import ForbiddenError, InvalidInputError, InvalidNameError
+
+TOKEN_PREFIX = "tck"
+"""Begins every key, so that scanners for leaked secrets can find one."""
+
+KEY_NAME_MAX = 64
+PATTERNS_MAX = 64
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]*")
+_PATTERN = re.compile(r"[A-Za-z0-9_.*-]{1,128}")
+_TOKEN = re.compile(rf"{TOKEN_PREFIX}_([0-9a-f]{{12}})_[A-Za-z0-9_-]{{43}}")
+
+
+class Scope(StrEnum):
+    """What a key is good for."""
+
+    READ = "read"
+    """Look at everything."""
+    INFER = "infer"
+    """Ask models, and have them loaded for that."""
+    DEPLOY = "deploy"
+    """Publish, convert, deploy and roll back. Includes `read`."""
+    ADMIN = "admin"
+    """Keys, garbage collection, and everything else."""
+
+
+_INCLUDED: dict[Scope, frozenset[Scope]] = {
+    Scope.READ: frozenset({Scope.READ}),
+    Scope.INFER: frozenset({Scope.INFER}),
+    Scope.DEPLOY: frozenset({Scope.DEPLOY, Scope.READ}),
+    Scope.ADMIN: frozenset(Scope),
+}
+
+
+class ApiKey(BaseModel):
+    """A key as the bucket keeps it: everything but the secret."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = Field(pattern=r"^[0-9a-f]{12}$", description="Names the key; no secret.", examples=["3f9c1d27ab04"])
+    name: str = Field(description="Who it is for; the actor of what is done with it.", examples=["ci"])
+    digest: Sha256 = Field(description="SHA-256 of the whole key.")
+    scopes: tuple[Scope, ...] = Field(min_length=1, description="What it is good for.")
+    models: tuple[str, ...] = Field(default=(), description="Patterns of the models it is for; none: all.")
+    created_at: datetime = Field(description="When it was made (UTC).")
+    created_by: str = Field(description="Who made it.")
+    expires_at: datetime | None = Field(default=None, description="When it ends (UTC); null: never.")
+    revoked_at: datetime | None = Field(default=None, description="When it was revoked (UTC); null: it was not.")
+    revoked_by: str = Field(default="", description="Who revoked it.")
+    rate_per_second: float | None = Field(default=None, gt=0, description="Requests per second; null: the default.")
+    burst: int | None = Field(default=None, ge=1, description="Requests at once; null: the default.")
+
+    def why_not(self, now: datetime) -> str:
+        """Return why the key does not count any more, empty where it does."""
+        if self.revoked_at is not None:
+            return "was revoked"
+        if self.expires_at is not None and now >= self.expires_at:
+            return f"expired at {self.expires_at.isoformat(timespec='seconds')}"
+        return ""
+
+    @property
+    def wide(self) -> bool:
+        """Whether it is for all models."""
+        return not self.models
+
+
+class Keyring(BaseModel):
+    """All keys there ever were: the body of their chain's revisions."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    keys: tuple[ApiKey, ...] = Field(default=(), description="The keys, oldest first, revoked ones too.")
+
+    def get(self, key_id: str) -> ApiKey | None:
+        """Return a key by its id."""
+        return next((key for key in self.keys if key.id == key_id), None)
+
+    def has_admin(self, now: datetime) -> bool:
+        """Whether somebody can make and revoke keys over the API."""
+        return any(Scope.ADMIN in key.scopes and key.wide and not key.why_not(now) for key in self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks, as far as a key proves it.
+
+    Attributes:
+        key_id: The key's id.
+        name: The key's name.
+        scopes: What it may do, with all that its scopes include.
+        models: Patterns of the models it is for; none: all.
+        rate_per_second: Its own limit of requests, None for the default.
+        burst: Requests it may make at once, None for the default.
+    """
+
+    key_id: str
+    name: str
+    scopes: frozenset[Scope]
+    models: tuple[str, ...] = ()
+    rate_per_second: float | None = None
+    burst: int | None = None
+
+    @classmethod
+    def of(cls, key: ApiKey) -> "Principal":
+        """Return whom a key stands for."""
+        return cls(key.id, key.name, included(key.scopes), key.models, key.rate_per_second, key.burst)
+
+    def actor(self, claimed: str | None) -> str:
+        """Return who a history shall name: the key, and after it whom the client says it acts for.
+
+        A key's name has no ``/``, so what stands before the first one is proved and what follows is only said.
+        """
+        return f"{self.name}/{claimed}" if claimed else self.name
+
+    def sees(self, model: str) -> bool:
+        """Whether the key is for this model."""
+        return matches(self.models, model)
+
+    def require_scope(self, scope: Scope, what: str) -> None:
+        """Raise ForbiddenError unless the key has the scope."""
+        if scope not in self.scopes:
+            have = ", ".join(sorted(self.scopes))
+            raise ForbiddenError(
+                f"{what} needs the scope {scope.value!r}; the key {self.name!r} has {have}",
+                key=self.key_id,
+                needed=scope.value,
+                scopes=sorted(self.scopes),
+            )
+
+    def require_model(self, model: str) -> None:
+        """Raise ForbiddenError unless the key is for this model."""
+        if not self.sees(model):
+            raise ForbiddenError(
+                f"the key {self.name!r} is for the models {', '.join(self.models)}, not for {model[:128]!r}",
+                key=self.key_id,
+                models=list(self.models),
+            )
+
+    def require_wide(self, what: str) -> None:
+        """Raise ForbiddenError unless the key is for all models."""
+        if self.models:
+            raise ForbiddenError(
+                f"{what} concerns all models; the key {self.name!r} is for {', '.join(self.models)} alone",
+                key=self.key_id,
+                models=list(self.models),
+            )
+
+
+def included(scopes: Iterable[Scope]) -> frozenset[Scope]:
+    """Return the scopes with all that they include."""
+    return frozenset().union(*(_INCLUDED[scope] for scope in scopes))
+
+
+def matches(patterns: tuple[str, ...], model: str) -> bool:
+    """Whether a model's name fits one of the patterns, or there are none. ``*`` stands for any characters."""
+    return not patterns or any(re.fullmatch(".*".join(map(re.escape, one.split("*"))), model) for one in patterns)
+
+
+def key_id_of(token: str) -> str | None:
+    """Return the id inside a key; None where it has not the form of one."""
+    match = _TOKEN.fullmatch(token)
+    return match[1] if match else None
+
+
+def check_key_name(name: str) -> str:
+    """Return the name, or say why a key cannot have it.
+
+    Raises:
+        InvalidNameError: It is empty, too long, or has other characters than ``A-Z a-z 0-9 _ . @ -``.
+    """
+    if len(name) > KEY_NAME_MAX or not _NAME.fullmatch(name):
+        raise InvalidNameError(
+            f"{name[:KEY_NAME_MAX]!r} cannot be a key's name: use 1 to {KEY_NAME_MAX} letters, digits, '_', '-', '.' "
+            "and '@', starting with a letter or digit",
+            name=name[:KEY_NAME_MAX],
+        )
+    return name
+
+
+def check_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
+    """Return the patterns of models, or say what is wrong with one.
+
+    Raises:
+        InvalidInputError: One has characters that no model's name has, or there are too many.
+    """
+    given = tuple(dict.fromkeys(patterns))
+    if len(given) > PATTERNS_MAX:
+        raise InvalidInputError(f"{len(given)} model patterns are too many: give at most {PATTERNS_MAX}")
+    for pattern in given:
+        if not _PATTERN.fullmatch(pattern):
+            raise InvalidInputError(
+                f"{pattern[:128]!r} is no pattern of model names: use their letters, digits, '_', '-', '.', and '*' "
+                "for any characters, such as 'team-a-*'"
+            )
+    return given

@@ -1,0 +1,150 @@
+"""API keys in the bucket: one chain for all of them, so that one request tells whether anything changed.
+
+The chain has digests and never a secret. Who reads the bucket cannot use a key; who can write to it can make one, as
+can whoever may write to the folder of a `tritonctl up`.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from controlplane.domain.access import TOKEN_PREFIX, ApiKey, Keyring, Scope, check_key_name, check_patterns
+from controlplane.errors import ConflictError, InvalidInputError, NotFoundError
+from controlplane.registry.chain import Chain
+from controlplane.registry.heads import Head, HeadCache
+from controlplane.storage.base import ObjectStore
+
+PREFIX = "keys/revisions/"
+KEYS_MAX = 2000
+_NAME = "keys"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRequest:
+    """A key to make.
+
+    Attributes:
+        name: Who it is for; active keys have different names.
+        scopes: What it is good for.
+        models: Patterns of the models it is for; none: all.
+        expires_at: When it ends (UTC); None: never.
+        rate_per_second: Requests per second; None: the default.
+        burst: Requests at once; None: the default.
+    """
+
+    name: str
+    scopes: tuple[Scope, ...]
+    models: tuple[str, ...] = ()
+    expires_at: datetime | None = None
+    rate_per_second: float | None = None
+    burst: int | None = None
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_token() -> tuple[str, str]:
+    """Return a new key's id and the key itself, which has 256 random bits."""
+    key_id = secrets.token_hex(6)
+    return key_id, f"{TOKEN_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
+
+
+def digest_of(token: str) -> str:
+    """Return what is kept of a key."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class ApiKeys:
+    """Makes, revokes and reads keys. Blocks; safe to use from several threads."""
+
+    def __init__(self, store: ObjectStore, *, clock: Callable[[], datetime] = _utc_now) -> None:
+        self._clock = clock
+        self._heads: HeadCache[Keyring] = HeadCache(lambda _: Chain(store, PREFIX), Keyring, max_age_seconds=0)
+
+    def read(self) -> tuple[int, Keyring]:
+        """Look: one request where nothing changed. Returns the newest revision's number, 0 for none, and the keys."""
+        head: Head[Keyring] | None = self._heads.read(_NAME, fresh=True)
+        return (0, Keyring()) if head is None else (head.revision.number, head.value)
+
+    def create(self, request: KeyRequest, *, actor: str) -> tuple[ApiKey, str]:
+        """Make a key.
+
+        Returns:
+            The key as it is kept, and the secret itself, which nobody can find out again.
+
+        Raises:
+            InvalidInputError: A name, a pattern or a time cannot be, or the first key is none that could make others.
+            ConflictError: An active key has this name, or there are too many keys.
+        """
+        now = self._clock()
+        check_key_name(request.name)
+        models = check_patterns(request.models)
+        if not request.scopes:
+            raise InvalidInputError("a key needs a scope: " + ", ".join(Scope))
+        if request.expires_at is not None and request.expires_at <= now:
+            raise InvalidInputError(f"{request.expires_at.isoformat()} is over: a key must end in the future")
+        key_id, token = new_token()
+        key = ApiKey(
+            id=key_id,
+            name=request.name,
+            digest=digest_of(token),
+            scopes=tuple(sorted(set(request.scopes), key=list(Scope).index)),
+            models=models,
+            created_at=now,
+            created_by=actor,
+            expires_at=request.expires_at,
+            rate_per_second=request.rate_per_second,
+            burst=request.burst,
+        )
+
+        def add(ring: Keyring | None) -> tuple[Keyring, str]:
+            keys = ring.keys if ring else ()
+            if any(other.name == key.name and not other.why_not(now) for other in keys):
+                raise ConflictError(
+                    f"there is an active key {key.name!r}; revoke it first, or choose another name", name=key.name
+                )
+            if len(keys) >= KEYS_MAX:
+                raise ConflictError(f"there are {len(keys)} keys, revoked ones included, and no more than that can be")
+            after = Keyring(keys=(*keys, key))
+            if not after.has_admin(now):
+                raise InvalidInputError(
+                    "no active key could make or revoke others: make one with the scope 'admin' for all models first"
+                )
+            return after, f"create key {key.id} ({key.name})"
+
+        self._heads.edit(_NAME, add, actor=actor)
+        return key, token
+
+    def revoke(self, key_id: str, *, actor: str) -> ApiKey:
+        """Revoke a key, for good. One that is revoked already is no error.
+
+        Raises:
+            NotFoundError: There is no key with this id or name.
+        """
+
+        def change(ring: Keyring | None) -> tuple[Keyring, str] | None:
+            key = find(ring or Keyring(), key_id)
+            if key.revoked_at is not None:
+                return None
+            gone = key.model_copy(update={"revoked_at": self._clock(), "revoked_by": actor})
+            keys = tuple(gone if other.id == key.id else other for other in (ring.keys if ring else ()))
+            return Keyring(keys=keys), f"revoke key {key.id} ({key.name})"
+
+        head = self._heads.edit(_NAME, change, actor=actor)
+        return find(head.value if head else Keyring(), key_id)
+
+
+def find(ring: Keyring, wanted: str) -> ApiKey:
+    """Return a key by its id, or by its name: the one that is not revoked, else the newest.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    named: Iterable[ApiKey] = [key for key in ring.keys if key.name == wanted]
+    key = ring.get(wanted) or max(named, key=lambda key: (key.revoked_at is None, key.created_at), default=None)
+    if key is None:
+        raise NotFoundError(f"there is no API key {wanted[:64]!r}", key=wanted[:64])
+    return key

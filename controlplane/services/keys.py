@@ -1,0 +1,287 @@
+"""API keys: who asks, and who may. The keys are in memory; a task looks for changes in the bucket.
+
+A change made through this replica counts at once; one made elsewhere within ``auth.refresh_seconds``. A key that is not
+known is looked for in the bucket before it is refused, so that a new one works at once. While the store cannot be
+reached, what was last read counts for ``auth.stale_max_seconds``, and then nobody gets in.
+
+`Keys.active` is what a proxy needs that checks keys by itself: digests, scopes, model patterns, and a number that says
+whether anything changed.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from controlplane.domain.access import ApiKey, Keyring, Principal, Scope, included, key_id_of
+from controlplane.errors import (
+    ControlPlaneError,
+    InvalidInputError,
+    StoreUnavailableError,
+    UnauthenticatedError,
+)
+from controlplane.registry.keys import ApiKeys, KeyRequest, digest_of, find, new_token
+from controlplane.settings import AuthSettings
+
+logger = logging.getLogger(__name__)
+
+LOCAL_NAME = "local"
+"""The name of the key that a control plane makes for the commands on its own machine."""
+
+_LOOK_AGAIN_SECONDS = 1.0
+"""How often an unknown key makes us look into the bucket at most."""
+_NO_DIGEST = "0" * 64
+
+
+class Authentication(StrEnum):
+    """Whether keys are asked for, and why not."""
+
+    ON = "on"
+    OFF_LOOPBACK = "off-loopback"
+    """There is no key yet, and only this machine reaches the port."""
+    OFF_INSISTED = "off-insisted"
+    """The settings say so."""
+
+
+WARNINGS = {
+    Authentication.OFF_LOOPBACK: "authentication is off: every process on this machine may do everything; make the "
+    "first key with `tritonctl keys create NAME --scope admin`",
+    Authentication.OFF_INSISTED: "AUTHENTICATION IS OFF because the settings say so: whoever reaches the port may do "
+    "everything, and that is to run code on the Triton servers",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveKey:
+    """A key that counts, for whoever checks keys without us.
+
+    Attributes:
+        id: The key's id.
+        name: The key's name.
+        digest: SHA-256 of the whole key as the client sends it (``Authorization: Bearer KEY``), in hexadecimal.
+        scopes: What it may do, with all that its scopes include.
+        models: Patterns of the models it is for (``*``: any characters); none: all.
+        expires_at: When it ends (UTC); None: never.
+    """
+
+    id: str
+    name: str
+    digest: str
+    scopes: frozenset[Scope]
+    models: tuple[str, ...]
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveKeys:
+    """The keys that count at this moment.
+
+    Attributes:
+        version: Grows with every change of the keys; a key that only expires does not change it.
+        enforced: Whether a key is asked for at all.
+        keys: The keys.
+    """
+
+    version: int
+    enforced: bool
+    keys: tuple[ActiveKey, ...]
+
+
+class Keys:
+    """Checks, makes and revokes keys.
+
+    Args:
+        registry: The keys in the bucket.
+        settings: When keys are asked for.
+        host: The address that is listened on.
+        clock: Gives the time (UTC).
+        monotonic: Gives a time that only grows, in seconds.
+    """
+
+    def __init__(
+        self,
+        registry: ApiKeys,
+        settings: AuthSettings,
+        host: str,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._host = host
+        self._clock = clock
+        self._monotonic = monotonic
+        self._version = 0
+        self._ring = Keyring()
+        self._by_id: dict[str, ApiKey] = {}
+        self._looked_at = 0.0
+        self._looking = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        local_id, self._local_token = new_token()
+        self._local = Principal(local_id, LOCAL_NAME, included([Scope.ADMIN]))
+        self._local_digest = digest_of(self._local_token)
+
+    @property
+    def authentication(self) -> Authentication:
+        """Whether keys are asked for."""
+        if self._settings.mode == "off":
+            return Authentication.OFF_INSISTED
+        # Revoked and expired keys count here: taking the last one back must not open the door.
+        if self._settings.mode == "required" or self._version or not is_loopback(self._host):
+            return Authentication.ON
+        return Authentication.OFF_LOOPBACK
+
+    @property
+    def enforced(self) -> bool:
+        """Whether keys are asked for."""
+        return self.authentication is Authentication.ON
+
+    @property
+    def warning(self) -> str:
+        """What has to be said loudly, empty where there is nothing."""
+        return WARNINGS.get(self.authentication, "")
+
+    @property
+    def local_token(self) -> str:
+        """An admin key that lives in this process alone, for the commands of whoever may read its data folder."""
+        return self._local_token
+
+    async def open(self) -> None:
+        """Look at the keys and keep looking.
+
+        Raises:
+            InvalidInputError: Others than this machine could reach the port, and there is no key.
+            StoreError: The store cannot be reached.
+        """
+        await self._look()
+        if self._settings.mode == "auto" and not self._version and not is_loopback(self._host):
+            raise InvalidInputError(
+                f"refusing to listen on {self._host}: there is no API key yet, so everybody who reaches the port could "
+                "do everything. Make one with `tritonctl keys create NAME --scope admin --offline` (same store), "
+                "listen on 127.0.0.1, or insist with --insecure-no-auth (TRITONCTL_AUTH__MODE=off)",
+                host=self._host,
+            )
+        if self.warning:
+            logger.warning("%s", self.warning)
+        self._task = asyncio.create_task(self._watch(), name="api-keys")
+
+    async def close(self) -> None:
+        """Stop looking."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def authenticate(self, token: str | None) -> Principal:
+        """Return who asks.
+
+        Raises:
+            UnauthenticatedError: There is no key, or it does not count (any more).
+            StoreUnavailableError: The keys could not be read for too long.
+        """
+        if not token:
+            raise UnauthenticatedError(
+                "an API key is needed: send it as `Authorization: Bearer KEY` (tritonctl: TRITONCTL_API_KEY or "
+                "--api-key-file)"
+            )
+        digest = digest_of(token)
+        if hmac.compare_digest(digest, self._local_digest):
+            return self._local
+        key_id = key_id_of(token)
+        if key_id is not None and key_id not in self._by_id and self._age() > _LOOK_AGAIN_SECONDS:
+            with contextlib.suppress(ControlPlaneError):
+                await self._look()
+        if self._age() > self._settings.stale_max_seconds:
+            raise StoreUnavailableError(
+                f"the API keys could not be read for {self._age():.0f} s, so none is accepted; the store must come back"
+            )
+        key = self._by_id.get(key_id or "")
+        # The digests are compared in any case and in constant time: how long this takes says nothing about a key.
+        good = hmac.compare_digest(digest, key.digest if key else _NO_DIGEST)
+        if key is None or not good:
+            raise UnauthenticatedError("this API key is not known here")
+        if why := key.why_not(self._clock()):
+            raise UnauthenticatedError(f"the API key {key.name!r} ({key.id}) {why}", key=key.id)
+        return Principal.of(key)
+
+    def active(self) -> ActiveKeys:
+        """Return the keys that count at this moment, as far as this replica knows. No I/O."""
+        now = self._clock()
+        return ActiveKeys(
+            version=self._version,
+            enforced=self.enforced,
+            keys=tuple(
+                ActiveKey(key.id, key.name, key.digest, included(key.scopes), key.models, key.expires_at)
+                for key in self._ring.keys
+                if not key.why_not(now)
+            ),
+        )
+
+    async def create(self, request: KeyRequest, *, actor: str) -> tuple[ApiKey, str]:
+        """Make a key; the secret is returned this once (InvalidInputError, ConflictError)."""
+        made = await asyncio.to_thread(lambda: self._registry.create(request, actor=actor))
+        logger.info("%s made the API key %s (%s)", actor, made[0].id, made[0].name)
+        await self._look()
+        return made
+
+    async def revoke(self, key_id: str, *, actor: str) -> ApiKey:
+        """Revoke a key by its id or name (NotFoundError)."""
+        gone = await asyncio.to_thread(lambda: self._registry.revoke(key_id, actor=actor))
+        logger.info("%s revoked the API key %s (%s)", actor, gone.id, gone.name)
+        await self._look()
+        return gone
+
+    async def all(self) -> tuple[ApiKey, ...]:
+        """Return all keys, revoked ones too, oldest first."""
+        await self._look()
+        return self._ring.keys
+
+    async def get(self, key_id: str) -> ApiKey:
+        """Return a key by its id or name (NotFoundError)."""
+        await self._look()
+        return find(self._ring, key_id)
+
+    def _age(self) -> float:
+        return self._monotonic() - self._looked_at
+
+    async def _look(self) -> None:
+        async with self._looking:
+            began = self._monotonic()
+            version, ring = await asyncio.to_thread(self._registry.read)
+            was = self.authentication
+            if version != self._version:
+                self._version, self._ring = version, ring
+                self._by_id = {key.id: key for key in ring.keys}
+            self._looked_at = began
+            if was is not self.authentication:
+                logger.warning("there is an API key now: from here on every request needs one")
+
+    async def _watch(self) -> None:
+        failing = False
+        while True:
+            await asyncio.sleep(self._settings.refresh_seconds)
+            try:
+                await self._look()
+                failing = False
+            except ControlPlaneError as error:
+                if not failing:  # changes are logged, polls are not
+                    logger.warning("the API keys cannot be read now: %s", error.message)
+                failing = True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener on this address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

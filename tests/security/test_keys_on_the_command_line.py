@@ -1,0 +1,214 @@
+"""Keys and TLS as whoever runs it meets them: real processes, real certificates."""
+
+import json
+import os
+import ssl
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import trustme
+
+from tests.cli.conftest import TRITONCTL, Cli
+from tests.support.processes import free_port
+
+KEY = "TRITONCTL_API_KEY"
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Cli:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    return Cli(tmp_path / "data", folder)
+
+
+@contextmanager
+def serve(cli: Cli, *options: object, **environment: str) -> Iterator[dict[str, str]]:
+    """A `tritonctl serve` without a Triton; gives what its ready file says."""
+    record = cli.data_dir / "up.json"
+    log = cli.folder / "serve.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*TRITONCTL, "serve", "--port", "0", *map(str, options)],
+            cwd=cli.folder,
+            env={**cli.environment, **environment},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        psutil_process = psutil.Process(process.pid)
+        while not record.exists():
+            assert process.poll() is None, log.read_text()
+            psutil_process.cpu_percent(0.05)  # wait a moment
+        yield json.loads(record.read_text())
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_the_first_key_is_made_offline_and_the_door_is_shut(here: Cli) -> None:
+    refused = here("serve", "--host", "0.0.0.0", "--port", 0)
+    assert refused.code == 6
+    assert "refusing to listen on 0.0.0.0: there is no API key yet" in refused.err
+    assert "tritonctl keys create NAME --scope admin --offline" in refused.err
+    assert "--insecure-no-auth" in refused.err
+
+    not_first = here("keys", "create", "ci", "--scope", "deploy", "--offline")
+    assert (not_first.code, "no active key could make" in not_first.err) == (6, True)
+    secret = here.ok("keys", "create", "root", "--scope", "admin", "--offline", "-o", "json").json["secret"]
+    assert here("keys", "create", "root", "--scope", "admin", "--offline").code == 5
+    assert here("keys", "create", "x", "--scope", "everything", "--offline").code == 6
+    with serve(here, "--host", "0.0.0.0") as record:
+        assert record["authentication"] == "on"
+        url = record["url"]
+        # By an address, a command has the keys it is given, and nothing else.
+        nothing = here("models", "--url", url)
+        assert (nothing.code, "an API key is needed" in nothing.err) == (9, True)
+        wrong = here("models", "--url", url, **{KEY: secret[:-2] + "xx"})
+        assert (wrong.code, "not known here" in wrong.err) == (9, True)
+        assert secret[:-2] not in wrong.err
+        assert here.ok("models", "--url", url, "-o", "json", **{KEY: secret}).json == []
+        # Whoever may read the data folder needs none.
+        assert here.ok("models", "-o", "json").json == []
+        key_file = here.data_dir / "up.key"
+        assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+        assert {one["name"]: one["state"] for one in here.ok("keys", "list", "-o", "json").json} == {"root": "active"}
+
+        # A key for somebody else, in a file.
+        made = here.ok("keys", "create", "ci", "--scope", "read", "--expires", "90d", "--out", "ci.key")
+        assert stat.S_IMODE((here.folder / "ci.key").stat().st_mode) == 0o600
+        ci = (here.folder / "ci.key").read_text().strip()
+        assert ci not in made.out + made.err
+        assert here("keys", "create", "ci2", "--scope", "read", "--out", "ci.key").code == 6
+        here.ok("models", "--url", url, "--api-key-file", "ci.key")
+        denied = here("keys", "list", "--url", url, "--api-key-file", "ci.key")
+        assert (denied.code, "needs the scope 'admin'" in denied.err) == (9, True)
+        assert "authentication" in here("doctor", "--url", url, "--api-key-file", "ci.key").out
+        shown = here.ok("keys", "show", "ci").out
+        assert "read" in shown
+        assert ci not in shown
+        here.ok("keys", "revoke", "ci")
+        assert here("models", "--url", url, "--api-key-file", "ci.key").code == 9
+        assert here("models", "--url", url, "--api-key-file", "missing.key").code == 6
+
+        # The last one lost: whoever may write to the bucket makes another one, while it runs.
+        here.ok("keys", "revoke", "root", "--offline")
+        rescued = here.ok("keys", "create", "root", "--scope", "admin", "--offline", "-o", "json").json["secret"]
+        here.ok("keys", "list", "--url", url, **{KEY: rescued})
+    assert not key_file.exists()
+    written = (here.folder / "serve.log").read_text()
+    for one in (secret, ci, rescued):
+        assert one not in written
+        assert one.split("_", 2)[2] not in written
+
+
+def test_without_keys_it_is_said_loudly(here: Cli) -> None:
+    with serve(here) as record:
+        assert record["authentication"] == "off-loopback"
+        report = here("doctor")
+        assert "off-loopback" in report.out
+        assert "every process on this machine may do everything" in report.out
+        here.ok("models")
+    assert "authentication is off" in (here.folder / "serve.log").read_text()
+    with serve(here, "--host", "0.0.0.0", "--insecure-no-auth") as record:
+        assert record["authentication"] == "off-insisted"
+        assert httpx.get(f"{record['url']}/v1/info").json()["warning"].startswith("AUTHENTICATION IS OFF")
+    assert (here.folder / "serve.log").read_text().count("AUTHENTICATION IS OFF") >= 2  # the log, and what it prints
+
+
+@pytest.mark.triton
+def test_up_gives_its_own_machine_what_it_needs(fresh: Cli) -> None:
+    fresh.ok("keys", "create", "root", "--scope", "admin", "--offline")
+    said = fresh.ok("up", "--detach", "--port", 0)
+    assert "warning" not in said.out
+    assert fresh.ok("doctor").out.count("every request needs an API key") == 1
+    url = fresh.ok("servers", "-o", "json").json and json.loads((fresh.data_dir / "up.json").read_text())["url"]
+    assert fresh("servers", "--url", url).code == 9
+    # Histories name the key, and for whom it was used.
+    fresh.ok("keys", "create", "ci", "--scope", "deploy")
+    made = fresh.ok("keys", "show", "ci", "-o", "json").json
+    assert made["created_by"] == "local/ada"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def test_tls_with_a_certificate(here: Cli, authority: trustme.CA) -> None:
+    certificate, ca, other = here.folder / "server.pem", here.folder / "ca.pem", here.folder / "other.pem"
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    issued.private_key_and_cert_chain_pem.write_to_path(certificate)
+    authority.cert_pem.write_to_path(ca)
+    trustme.CA().cert_pem.write_to_path(other)
+    here.ok("keys", "create", "root", "--scope", "admin", "--offline", "--out", "root.key")
+    with serve(here, "--tls-cert", certificate) as record:
+        url = record["url"]
+        assert url.startswith("https://")
+        here.ok("models", "--url", url, "--ca-file", ca, "--api-key-file", "root.key")
+        here.ok("models")  # the `up` of this machine: exactly its certificate is trusted
+        for trusted in ((), ("--ca-file", other)):
+            failed = here("models", "--url", url, "--api-key-file", "root.key", *trusted)
+            assert (failed.code, "CERTIFICATE_VERIFY_FAILED" in failed.err) == (4, True)
+        # Nothing is answered without encryption.
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(url.replace("https://", "http://"))
+        assert httpx.get(f"{url}/healthz", verify=ssl.create_default_context(cafile=str(ca))).status_code == 200
+
+
+def test_tls_with_certificates_of_clients(here: Cli, authority: trustme.CA) -> None:
+    certificate, key, ca = (here.folder / name for name in ("server.pem", "server.key", "ca.pem"))
+    issued = authority.issue_cert("127.0.0.1")
+    with certificate.open("wb") as chain:
+        for part in issued.cert_chain_pems:
+            chain.write(part.bytes())
+    encrypted = subprocess.run(
+        ["openssl", "pkcs8", "-topk8", "-v2", "aes256", "-passout", "pass:tls-secret-1f2e"],
+        input=issued.private_key_pem.bytes(),
+        capture_output=True,
+        check=True,
+    )
+    key.write_bytes(encrypted.stdout)
+    authority.cert_pem.write_to_path(ca)
+    ours = here.folder / "client.pem"
+    authority.issue_cert("ada@example.org").private_key_and_cert_chain_pem.write_to_path(ours)
+    options = ("--tls-cert", certificate, "--tls-key", key, "--tls-client-ca", ca)
+    password = {"TRITONCTL_API__TLS__KEY_PASSWORD": "tls-secret-1f2e"}
+    with serve(here, *options, **password) as record:
+        url = record["url"]
+        assert here("models", "--url", url, "--ca-file", ca).code == 4
+        here.ok("models", "--url", url, "--ca-file", ca, "--client-cert", ours)
+    assert "tls-secret" not in (here.folder / "serve.log").read_text()
+    # What cannot work is said before anything is started.
+    locked = here("serve", *options, TRITONCTL_API__TLS__KEY_PASSWORD="another")
+    assert (locked.code, "TLS cannot be set up" in locked.err) == (6, True)
+    assert "another" not in locked.err
+    missing = here("serve", "--tls-cert", "none.pem")
+    assert (missing.code, "No such file" in missing.err) == (6, True)
+    assert here("serve", "--tls-key", key).code == 6
+
+
+def test_a_key_is_not_for_an_address_given_by_hand(here: Cli) -> None:
+    """The data folder's key stays with the control plane that wrote it, and a key in the clear is warned of."""
+    with serve(here):
+        port = free_port()
+        listener = (
+            "import socket,sys; s=socket.create_server(('127.0.0.1',int(sys.argv[1]))); print('up',flush=True); "
+            "c=s.accept()[0]; sys.stdout.write(c.recv(65536).decode())"
+        )
+        with subprocess.Popen([sys.executable, "-c", listener, str(port)], stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "up\n"
+            assert here("models", "--url", f"http://127.0.0.1:{port}").code == 4
+            heard = other.stdout.read()
+        assert "x-actor" in heard.lower()
+        assert "authorization" not in heard.lower()
+    loud = here("models", "--url", "http://control.invalid:1", **{KEY: "tck_0_x"})
+    assert "travels unencrypted" in loud.err
+    assert os.environ.get(KEY) is None
