@@ -85,7 +85,10 @@ class KnownServer:
         desired = wish.desired(self.unit(wish.model).record.good)
         verdict = self.steward.desired(wish.model)
         if not desired.loaded or verdict is None or verdict.loaded:
-            return desired
+            facts = self.unit(wish.model).facts
+            # Only a candidate makes it matter; to ask the ledger costs a walk through all its holdings.
+            beside = desired.loaded and facts is not None and facts.candidate is not None
+            return replace(desired, roomy=True) if beside and self.steward.roomy(wish) else desired
         refused = self.steward.tenant(wish.model).refused
         return replace(desired, loaded=False, why=refused or verdict.why, refused=bool(refused))
 

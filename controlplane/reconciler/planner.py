@@ -40,9 +40,10 @@ and a step that failed are all the same case. The tree, whose numbers come back 
          (a candidate is unloaded first)
     5.3  it would answer at once and was not proved on this server: prove it under the candidate's name
          (stage, load, prove; a stale candidate is unloaded first)
-    5.4  it was proved: unload the candidate, stage under the own name, then
+    5.4  it was proved: unless there is room for a third copy, unload the candidate; stage under the own name, then
          5.4.1  same configuration: load it beside the version that answers
          5.4.2  other configuration: load it alone (Triton loads it before it drops the other)
+         With room, 3.5 unloads the candidate once the version answers: nobody waits for its memory.
 """
 
 from datetime import datetime
@@ -77,7 +78,7 @@ def plan(desired: DesiredModel, observed: ObservedModel, now: datetime) -> Actio
         return _goal_loaded(desired, observed, goal, now)
     if not observed.loaded:  # 4
         return _load_first(observed, goal)
-    return _replace(observed, goal, now)  # 5
+    return _replace(observed, goal, now, roomy=desired.roomy)  # 5
 
 
 def choose_goal(desired: DesiredModel, observed: ObservedModel, now: datetime) -> Target | None:
@@ -165,7 +166,7 @@ def _load_first(observed: ObservedModel, goal: Target) -> Action:
     return Load(goal, (goal.version,), because=f"nothing is loaded and version {goal.version} shall be")  # 4.4
 
 
-def _replace(observed: ObservedModel, goal: Target, now: datetime) -> Action:
+def _replace(observed: ObservedModel, goal: Target, now: datetime, *, roomy: bool) -> Action:
     base = _base(observed)
     present = Target(base, observed.digest or "")
     if observed.loaded != {base} and not _blocked(observed, present, now):  # 5.1
@@ -180,7 +181,7 @@ def _replace(observed: ObservedModel, goal: Target, now: datetime) -> Action:
         return _load_own(observed, goal, (goal.version, base))
     if goal not in observed.cleared:  # 5.3
         return _prove_candidate(observed, goal)
-    if observed.candidate is not None:  # 5.4
+    if observed.candidate is not None and not roomy:  # 5.4
         return Unload(candidate=True, because=f"version {goal.version} is proved")
     if goal.digest == observed.digest:
         return _load_own(observed, goal, (base, goal.version))  # 5.4.1

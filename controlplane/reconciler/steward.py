@@ -136,6 +136,17 @@ class Steward:
         tenant = self.tenants.get(model)
         return tenant.verdict if tenant else None
 
+    def roomy(self, wish: Wish) -> bool:
+        """Whether a further copy of what is wanted has its memory already, or would get it with nobody going."""
+        prepared = wish.prepared.get(wish.wanted)
+        if prepared is None or not self.accounts.known:
+            return False
+        request = self.tenant(wish.model).request
+        if request is not None and request.granted:
+            return request.slot.triton_name != candidate_name(wish.model)
+        needs = self.size(prepared, wish.model).by_device
+        return bool(needs) and not self.accounts.ledger.shortage(needs)
+
     def adopt(self, model: str) -> None:
         """Something else is wanted of it: what was said against it may not hold any more."""
         tenant = self.tenant(model)

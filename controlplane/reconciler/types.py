@@ -75,6 +75,8 @@ class DesiredModel:
         refused: Whether that is because it cannot be.
         trial: What shall be loaded and proved under the candidate's name, beside what answers, and stay there: the new
             version of a rollout by evidence. None where there is none.
+        roomy: Whether a further copy of the wanted version fits into what is free, so that a proved candidate
+            may go after the version answers instead of before it is loaded.
     """
 
     model: str
@@ -88,6 +90,7 @@ class DesiredModel:
     why: str = ""
     refused: bool = False
     trial: Target | None = None
+    roomy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

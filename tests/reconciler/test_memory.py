@@ -184,6 +184,22 @@ async def test_a_new_version_that_does_not_fit_beside_the_old_takes_its_place(
         assert room.memory.counters["gaps"] == 1
 
 
+@pytest.mark.parametrize(("budget", "waited"), [(340 * MIB, False), (TWO, True)])
+async def test_the_memory_of_a_proved_candidate_is_waited_for_only_where_a_third_copy_has_no_room(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path, budget: int, waited: bool
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, budget) as room:
+        assert (await room.deploy("m", 1.0)).phase is Phase.READY
+        status = await room.deploy("m", 2.0, bake_seconds=60)
+        assert status.phase is Phase.READY
+        assert status.servers[0].loaded_versions == (1, 2)
+        assert ("unload" in status.servers[0].seconds) is waited
+        assert await room.infer("m") == 2.0
+        await room.until("the candidate is gone", lambda: not embedded.processes_of("m~candidate"))
+        await room.until("its memory is given back", lambda: room.memory.devices[0].reserved_bytes == 0)
+        assert room.memory.counters["gaps"] == 0
+
+
 async def test_out_of_memory_corrects_the_footprint_and_makes_more_room_once(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:

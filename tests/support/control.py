@@ -9,6 +9,7 @@ from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.names import Reference
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import NotFoundError
+from controlplane.gpu.host import HostSource
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.cache import BlobCache
@@ -59,7 +60,9 @@ async def control(triton: RunningTriton, folder: Path) -> AsyncIterator[Control]
         FilesystemStore(folder / "store"), BlobCache(folder / "cache", GIB), head_max_age_seconds=1.0, gc=GcSettings()
     )
     client = triton.client()
-    reconciler = Reconciler(registry, [ManagedServer("local", client, triton.repository)], ReconcilerSettings())
+    devices = HostSource(triton.server.processes)
+    server = ManagedServer("local", client, triton.repository, devices=devices)
+    reconciler = Reconciler(registry, [server], ReconcilerSettings())
     await reconciler.start()
     try:
         yield Control(registry, reconciler, client, triton.repository)
