@@ -1,0 +1,376 @@
+"""Makes the next plan from the one before and from what has changed.
+
+The order of things:
+
+1. Seats that may not stay are given up: of models that are gone, on servers that are gone, in trouble, without the
+   labels or devices that are asked for, or without the memory. Everything else stays where it is: a plan never moves a
+   copy for mere beauty (`rebalancing` weighs gains and costs).
+2. Firm workloads are placed before others, higher priorities before lower ones, larger before smaller.
+3. Each copy goes, in this order of weight, where it fits into a gap; where there is a GPU, if it can use one; to the
+   zone with the fewest of its copies; where it is loaded, else where its files are cached; into the smallest gap that
+   is large enough, so that large gaps stay (best fit).
+4. Where no gap is large enough, the least number of copies is placed all the same, where most is free: firm ones on
+   what soft ones share, soft ones on what no firm one has. Copies beyond the least number only ever go into gaps.
+5. A firm copy for which no server has room beside the firm ones is searched a place by rearranging them
+   (`searching`), lower priorities giving way.
+6. What cannot be placed is said, with why. Where a server in trouble is all there is, the copy waits for it.
+
+Pure, and deterministic: the same arguments give the same plan.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from controlplane.memory.ledger import size_text
+from controlplane.memory.placement.board import Board, copies_devices
+from controlplane.memory.placement.searching import rearrange
+from controlplane.memory.placement.types import (
+    GPU,
+    NO_HINTS,
+    UNLIMITED,
+    Hints,
+    Plan,
+    Pool,
+    Room,
+    Seat,
+    Server,
+    Workload,
+)
+
+_T = TypeVar("_T")
+
+
+def plan(
+    before: Plan, servers: Mapping[str, Server], workloads: Mapping[str, Workload], hints: Hints = NO_HINTS
+) -> Plan:
+    """Return the next plan; the one before itself where nothing changed.
+
+    What is the same object as in the plan before is taken for unchanged without a look into it, so a caller that keeps
+    its values pays for what has changed.
+
+    Args:
+        before: The plan before; `NO_PLAN` at first.
+        servers: The servers now, by name.
+        workloads: The workloads now, by model.
+        hints: Where models are loaded and cached.
+    """
+    changed = _changed(before.workloads, workloads)
+    moved = _changed(before.servers, servers)
+    if not changed and not moved:
+        return before
+    return _Planner(before, servers, workloads, hints).run(changed, moved)
+
+
+def _changed(before: Mapping[str, _T], now: Mapping[str, _T]) -> set[str]:
+    if before is now:
+        return set()
+    get = before.get
+    found = {name for name, one in now.items() if get(name) is not one and get(name) != one}
+    if len(now) < len(before) + len(found):
+        found.update(before.keys() - now.keys())
+    return found
+
+
+def order(workload: Workload) -> tuple[bool, int, int, str]:
+    """Who is placed first."""
+    return (not workload.firm, -workload.priority, -workload.largest, workload.model)
+
+
+class _Planner:
+    def __init__(
+        self, before: Plan, servers: Mapping[str, Server], workloads: Mapping[str, Workload], hints: Hints
+    ) -> None:
+        self.before, self.servers, self.workloads, self.hints = before, servers, workloads, hints
+        self.board = Board(before, servers)
+        self.lacking = dict(before.lacking)
+        self.aside: dict[str, tuple[Seat, ...]] = {}
+        """Seats that were given up, by model."""
+
+    def run(self, changed: set[str], moved: set[str]) -> Plan:
+        dirty = set(changed)
+        for name in moved:
+            dirty |= self.before.rooms.get(name, Room()).models
+        if moved or any(model in self.before.seats for model in changed):
+            dirty |= self.lacking.keys()  # something may have become free
+        while dirty:
+            self._settle(dirty)
+            dirty = self._squeezed()
+        rooms = {name: room for name, room in self.board.rooms.items() if name in self.servers and room.models}
+        return Plan(self.servers, self.workloads, self.board.seats, self.lacking, rooms)
+
+    def _settle(self, dirty: set[str]) -> None:
+        """Give up the seats of some models and place them anew, where they were if they may stay."""
+        held: dict[str, tuple[Seat, ...]] = {}
+        for model in dirty:
+            held[model] = self.board.seats.get(model, ()) or self._found(model)
+            for seat in self.board.seats.get(model, ()):
+                self.board.give_back(model, seat)
+            self.lacking.pop(model, None)
+            if model not in self.workloads:
+                self.aside.pop(model, None)
+        todo = sorted((self.workloads[model] for model in dirty if model in self.workloads), key=order)
+        for workload in todo:
+            self._keep(workload, held[workload.model])
+        for workload in todo:
+            self._place(workload)
+        for workload in todo:
+            self._place_more(workload)
+
+    def _found(self, model: str) -> tuple[Seat, ...]:
+        """The seats of a model that is new to the plan, but loaded already."""
+        workload = self.workloads.get(model)
+        found = []
+        for name, devices in sorted(self.hints.loaded.get(model, {}).items()) if workload else ():
+            server = self.servers.get(name)
+            if server is None or workload is None:
+                continue
+            chosen = None if devices else self.board.choose(workload, server, fitting=False)
+            names = devices or (tuple(pool.name for pool in chosen[0]) if chosen else ())
+            if names:
+                found.append(Seat(name, names, 0, why="it is loaded there"))
+        return tuple(found)
+
+    def _keep(self, workload: Workload, held: Sequence[Seat]) -> None:
+        """Take the seats again that may stay, the best ones where there are more than wanted."""
+        kept: list[Seat] = []
+        lost: list[Seat] = []
+        for seat in held:
+            stays = self._stays(workload, seat)
+            (lost if stays is None else kept).append(seat if stays is None else stays)
+        if len(kept) > workload.copies:
+            kept = self._best(workload, kept)[: workload.copies]
+        for seat in kept:
+            if self._stays(workload, seat) is None:
+                lost.append(seat)
+            else:
+                self.board.take(workload.model, seat)
+        self.aside[workload.model] = tuple(lost)
+
+    def _stays(self, workload: Workload, seat: Seat) -> Seat | None:
+        server = self.servers.get(seat.server)
+        if server is None or server.trouble or not self.board.allowed(workload, server):
+            return None
+        pools = {pool.name: pool for pool in self.board.pools_for(workload, server)}
+        if any(device not in pools for device in seat.devices):
+            return None
+        if len(seat.devices) != copies_devices(workload, list(pools.values())):
+            return None
+        need = workload.bytes[pools[seat.devices[0]].kind]
+        if any(self.board.firm_gap(seat.server, pools[device]) < need for device in seat.devices):
+            return None
+        if need == seat.bytes and workload.firm == seat.firm and not seat.waits:
+            return seat
+        why = f"{server.name} answers again" if seat.waits else seat.why
+        return Seat(seat.server, seat.devices, need, workload.firm, why)
+
+    def _best(self, workload: Workload, seats: Iterable[Seat]) -> list[Seat]:
+        """Order seats by how much it is worth to keep them: loaded ones of different zones first."""
+        loaded = self.hints.loaded.get(workload.model, {})
+        ranked = sorted(seats, key=lambda seat: (seat.server not in loaded, seat.server))
+        first: list[Seat] = []
+        rest: list[Seat] = []
+        zones: set[str] = set()
+        for seat in ranked:
+            zone = self.servers[seat.server].zone
+            (rest if zone in zones else first).append(seat)
+            zones.add(zone)
+        return first + rest
+
+    def _place(self, workload: Workload) -> None:
+        """Place the least number of copies, where memory has to be shared for it if need be."""
+        model = workload.model
+        while len(self.board.seats.get(model, ())) < min(workload.min_copies, workload.copies):
+            seat = self._find(workload, fitting=True) or self._find(workload, fitting=False)
+            if seat is not None:
+                self.board.take(model, seat)
+            elif not self._make_room(workload):
+                self._lack(workload)
+                return
+
+    def _place_more(self, workload: Workload) -> None:
+        """Place copies beyond the least number, into gaps alone."""
+        if workload.model in self.lacking:
+            return
+        while len(self.board.seats.get(workload.model, ())) < workload.copies:
+            seat = self._find(workload, fitting=True)
+            if seat is None:
+                return
+            self.board.take(workload.model, seat)
+
+    def _find(self, workload: Workload, *, fitting: bool) -> Seat | None:
+        """Find the best place for one more copy: with ``fitting``, into a gap."""
+        board, model = self.board, workload.model
+        taken = {seat.server for seat in board.seats.get(model, ())}
+        crowd: dict[str, int] = {}
+        for name in taken:
+            crowd[self.servers[name].zone] = crowd.get(self.servers[name].zone, 0) + 1
+        loaded = self.hints.loaded.get(model, {})
+        cached = self.hints.cached.get(model, frozenset())
+        warm = sorted({*loaded, *cached})
+        best: tuple[tuple[object, ...], Server, tuple[Pool, ...], int, int] | None = None
+        for zone in board.zones:
+            for server in board.candidates(workload, zone, fitting=fitting, preferred=warm):
+                if server.name in taken or server.trouble or not board.labelled(workload, server):
+                    continue
+                chosen = self._devices(workload, server, loaded.get(server.name), fitting=fitting)
+                if chosen is None:
+                    continue
+                pools, gap = chosen
+                heat = 0 if server.name in loaded else 1 if server.name in cached else 2
+                rank = _leftover(pools, gap, workload, fitting=fitting)
+                key = (pools[0].gpu is None, crowd.get(zone, 0), heat, rank, server.name)
+                if best is None or key < best[0]:
+                    best = (key, server, pools, gap, heat)
+                if heat == 2 and board.best_first(workload):
+                    break
+        if best is None:
+            return None
+        _, server, pools, gap, heat = best
+        why = self._reason(workload, server, pools, gap, heat, len(taken), crowd, fitting=fitting)
+        names = tuple(pool.name for pool in pools)
+        return Seat(server.name, names, workload.bytes[pools[0].kind], workload.firm, why)
+
+    def _devices(
+        self, workload: Workload, server: Server, loaded: tuple[str, ...] | None, *, fitting: bool
+    ) -> tuple[tuple[Pool, ...], int] | None:
+        """Choose devices on a server: those on which it is loaded, where they will do."""
+        board = self.board
+        if loaded is not None:
+            pools = {pool.name: pool for pool in board.pools_for(workload, server)}
+            seat = Seat(server.name, loaded, 0)
+            if loaded and all(device in pools for device in loaded) and self._stays(workload, seat) is not None:
+                chosen = tuple(pools[device] for device in loaded)
+                gap = min(board.gap(server.name, pool) for pool in chosen)
+                if not fitting or gap >= workload.bytes[chosen[0].kind]:
+                    return chosen, gap
+        return board.choose(workload, server, fitting=fitting)
+
+    def _make_room(self, workload: Workload) -> bool:
+        """Rearrange firm seats, so that one more firm copy finds a place; lower priorities give way."""
+        if not workload.firm:
+            return False
+        found = rearrange(self.board, workload, self.workloads)
+        if found is None:
+            return False
+        touched = found.seats.keys() | found.out
+        for model in sorted(touched):
+            for seat in self.board.seats.get(model, ()):
+                self.board.give_back(model, seat)
+        for model, seats in sorted(found.seats.items()):
+            for seat in seats:
+                self.board.take(model, seat)
+        for model in sorted(found.out):
+            self._place(self.workloads[model])
+            self._place_more(self.workloads[model])
+        return True
+
+    def _lack(self, workload: Workload) -> None:
+        """Say why a copy cannot be placed; where all there is is a server in trouble, wait for it."""
+        model = workload.model
+        taken = {seat.server for seat in self.board.seats.get(model, ())}
+        names = self.board.matching(workload.selector)
+        matching = [self.servers[name] for name in (sorted(self.servers) if names is None else names)]
+        able = [server for server in matching if self.board.allowed(workload, server)]
+        down = [server for server in able if server.trouble and server.name not in taken]
+        self.lacking[model] = _lacking(self.board, workload, matching, able, len(taken))
+        held = {seat.server: seat for seat in self.aside.get(model, ())}
+        down.sort(key=lambda server: (server.name not in held, server.name))
+        for server in down[: min(workload.min_copies, workload.copies) - len(taken)]:
+            chosen = self.board.choose(workload, server, fitting=False)
+            if chosen is not None:
+                pools, _ = chosen
+                devices = tuple(pool.name for pool in pools)
+                why = f"waits for {server.name}: {server.trouble}"
+                need = workload.bytes[pools[0].kind]
+                self.board.take(model, Seat(server.name, devices, need, workload.firm, why, waits=True))
+
+    def _squeezed(self) -> set[str]:
+        """Models whose copies cannot be loaded any more beside firm ones that came."""
+        found = set()
+        for name in self.board.grown:
+            server = self.servers[name]
+            gaps = {pool.name: self.board.firm_gap(name, pool) for pool in server.pools}
+            for model in self.board.rooms[name].models:
+                for seat in self.board.seats.get(model, ()):
+                    if seat.server == name and not seat.firm and any(gaps[d] < seat.bytes for d in seat.devices):
+                        found.add(model)
+        self.board.grown.clear()
+        return found
+
+    def _reason(
+        self,
+        workload: Workload,
+        server: Server,
+        pools: tuple[Pool, ...],
+        gap: int,
+        heat: int,
+        others: int,
+        crowd: Mapping[str, int],
+        *,
+        fitting: bool,
+    ) -> str:
+        if len(self.servers) == 1:
+            return "the only server"
+        need = workload.bytes[pools[0].kind]
+        where = ", ".join(pool.name for pool in pools)
+        parts = []
+        if heat < 2:
+            parts.append("it is loaded there" if heat == 0 else "its files are there")
+        if others and server.zone and not crowd.get(server.zone):
+            parts.append(f"none of its copies is in zone {server.zone} yet")
+        if gap >= UNLIMITED >> 1:
+            parts.append("no budget is known there")
+        elif fitting:
+            parts.append(f"it fits into {size_text(gap)} on {where}, and leaves {size_text(gap - need)}")
+        else:
+            parts.append(f"no gap holds {size_text(need)}; it shares {where}, where most is free")
+        return "; ".join(parts)
+
+
+def _leftover(pools: tuple[Pool, ...], gap: int, workload: Workload, *, fitting: bool) -> int:
+    """What counts among otherwise equal places, smaller is better."""
+    if not fitting or gap >= UNLIMITED >> 1:
+        return (UNLIMITED << 1) - gap
+    return gap - workload.bytes[pools[0].kind]
+
+
+def _lacking(board: Board, workload: Workload, matching: Sequence[Server], able: Sequence[Server], placed: int) -> str:
+    """Why a model has not the least number of copies."""
+    labels = ", ".join(f"{key}={value}" for key, value in workload.selector)
+    if not board.servers:
+        return "there is no Triton server to run it"
+    if not matching:
+        return f"no server has the labels {labels}"
+    whose = f"servers with {labels}" if labels else "servers"
+    if not able:
+        return f"none of the {len(matching)} {whose} has {_asked_for(workload)}"
+    wanted = min(workload.min_copies, workload.copies)
+    well = [server for server in able if not server.trouble]
+    if not well:
+        return f"no server that could run it answers: {'; '.join(server.trouble for server in able[:3])}"
+    if placed and placed >= len(well):
+        return f"{wanted} copies are wanted on different servers, and {len(well)} can run it"
+    need = max(workload.bytes[board.pools_for(workload, server)[0].kind] for server in well)
+    most = max(
+        (board.firm_gap(server.name, pool) for server in well for pool in board.pools_for(workload, server)),
+        default=0,
+    )
+    copies = f"{placed} of {wanted} copies are placed; another one" if placed else "it"
+    firm = " beside what is pinned" if any(board.rooms.get(server.name, Room()).firm for server in well) else ""
+    return f"{copies} needs {size_text(need)}, and a server that can run it has at most {size_text(most)}{firm}"
+
+
+def _asked_for(workload: Workload) -> str:
+    if GPU not in workload.bytes:
+        return "a host to run it on"
+    parts = []
+    if workload.gpus:
+        parts.append(f"the GPUs {', '.join(map(str, workload.gpus))}")
+    else:
+        count = workload.gpu_count or 1
+        parts.append(f"{count} GPU{'s' if count > 1 else ''}")
+    if workload.gpu_product:
+        parts.append(f"of product {workload.gpu_product!r}")
+    if workload.gpu_min_bytes:
+        parts.append(f"with at least {size_text(workload.gpu_min_bytes)}")
+    return " ".join(parts)
