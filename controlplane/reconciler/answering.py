@@ -2,7 +2,7 @@
 
 import asyncio
 
-from controlplane.domain.deployment import DeploymentSettings
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.names import Reference
 from controlplane.domain.states import DeploymentStatus, Phase, ServerStatus
 from controlplane.reconciler.fleet import KnownServer
@@ -54,6 +54,11 @@ class Answers:
     def servers(self) -> tuple[ServerStatus, ...]:
         """Return the servers as last seen."""
         return tuple(server.status() for server in self._state.servers.values())
+
+    def spec(self, model: str) -> DeploymentSpec | None:
+        """Return what is wanted of a model; None where no deployment of it is known."""
+        wish = self._state.wishes.get(model)
+        return None if wish is None or wish.revision.spec.deleted else wish.revision.spec
 
     def routes(self) -> dict[str, Route]:
         """Return where every model that is proved can be asked."""

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from controlplane.domain.deployment import DeploymentSettings
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.states import DeploymentStatus, Event, Phase, ServerStatus
 from controlplane.errors import ConflictError, NotFoundError
 from controlplane.reconciler.answering import Answers
@@ -195,6 +195,10 @@ class Reconciler:
     def trials(self) -> dict[str, Trial]:
         """Return how every rollout that is under way stands, by model. No I/O."""
         return self._answers.trials()
+
+    def spec(self, model: str) -> DeploymentSpec | None:
+        """Return what is wanted of a model; None where no deployment of it is known. No I/O."""
+        return self._answers.spec(model)
 
     def send_through(self, traffic: Traffic) -> None:
         """Say who sends requests to the servers, and has to be told before a model leaves one."""

@@ -7,6 +7,7 @@ from controlplane.services.deployments import Deployments
 from controlplane.services.devices import Devices
 from controlplane.services.events import Events
 from controlplane.services.garbage import Garbage
+from controlplane.services.gateway import Gateway
 from controlplane.services.health import Health
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
@@ -46,6 +47,7 @@ class Services:
     operations: Operations
     events: Events
     garbage: Garbage
+    gateway: Gateway
     health: Health
     idempotency: Idempotency
     keys: Keys

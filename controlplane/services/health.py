@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.states import ServerState, ServerStatus
 from controlplane.errors import ControlPlaneError
+from controlplane.gateway.view import GatewayAddress
 from controlplane.reconciler.loop import Reconciler
 from controlplane.registry.registry import Registry
+from controlplane.services.gateway import Gateway
 from controlplane.services.keys import Authentication, Keys
 
 _STORE_TIMEOUT_SECONDS = 5.0
@@ -23,7 +25,7 @@ class Check(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str = Field(description="store, reconciler, or server NAME.")
+    name: str = Field(description="store, reconciler, gateway, or server NAME.")
     ok: bool = Field(description="Whether it works.")
     message: str = Field(default="", description="Why it does not.")
 
@@ -58,6 +60,7 @@ class Info(BaseModel):
     pid: int = Field(description="The process.")
     started_at: datetime = Field(description="Since when (UTC).")
     servers: tuple[ServerStatus, ...] = Field(description="The Triton servers.")
+    gateway: GatewayAddress | None = Field(description="The front door for inference; null where there is none.")
     converters: tuple[ConverterInfo, ...] = Field(description="The conversions there are.")
     authentication: Authentication = Field(
         description="on: every request needs an API key; off-loopback: there is no key yet, and only this machine "
@@ -84,12 +87,14 @@ class Health:
         data_dir: Path,
         converters: Sequence[ConverterInfo],
         keys: Keys,
+        gateway: Gateway,
     ) -> None:
         self._registry = registry
         self._reconciler = reconciler
         self._data_dir = data_dir
         self._converters = tuple(converters)
         self._keys = keys
+        self._gateway = gateway
         self._started_at = datetime.now(UTC)
 
     def info(self) -> Info:
@@ -101,6 +106,7 @@ class Health:
             pid=os.getpid(),
             started_at=self._started_at,
             servers=self._reconciler.servers(),
+            gateway=self._gateway.address(),
             converters=self._converters,
             authentication=self._keys.authentication,
             warning=self._keys.warning,
@@ -113,6 +119,10 @@ class Health:
             Check(name=f"server {server.name}", ok=server.state is ServerState.READY, message=server.message)
             for server in self._reconciler.servers()
         ]
+        if (door := self._gateway.address()) is not None:
+            checks.append(
+                Check(name="gateway", ok=door.ready, message="" if door.ready else "HAProxy is being started")
+            )
         return Readiness(ready=all(check.ok for check in checks), checks=tuple(checks))
 
     async def _store(self) -> Check:

@@ -8,6 +8,7 @@ from controlplane.api.problems import responses
 from controlplane.api.schemas.system import GcRequest, ServerList
 from controlplane.domain.access import Principal
 from controlplane.domain.states import ServerStatus
+from controlplane.gateway.view import GatewayView
 from controlplane.services.health import Info, Readiness
 from controlplane.services.operations import Operation
 
@@ -32,6 +33,12 @@ async def get_server(services: App, asker: Asker, name: str = Path(description="
 def _seen(server: ServerStatus, asker: Principal | None) -> ServerStatus:
     """Leave out the models that who asks is not told of."""
     return server.model_copy(update={"models": tuple(one for one in server.models if may_see(asker, one.model))})
+
+
+@router.get("/gateway", tags=["info"], operation_id="getGateway", response_model=GatewayView, responses=responses(404))
+async def get_gateway(services: App) -> Response:
+    """Return how the front door stands: its URLs, which models go which way, what waits for a load."""
+    return json_answer(services.gateway.view())
 
 
 @router.post(

@@ -1,4 +1,4 @@
-r"""Runs one Triton server and takes it down, with all its stub processes, when the parent is gone or says so.
+r"""Runs one server and takes it down, with all its processes, when the parent is gone or says so: Triton, HAProxy.
 
 A program of its own, run as ``python -I launcher.py STOP_SECONDS SHM_PREFIX COMMAND…``. It holds one end of a pipe as
 its stdin. The kernel closes the other end when the parent dies, whatever killed it, so no parent can leave a server
@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=prepare) as server:
+    # What the parent passed on is for the server: sockets that outlive it. Python's own files are never inherited.
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=prepare, close_fds=False) as server:
         _supervise(server, stop_seconds)
         _end_group()
         _reap(deadline=time.monotonic() + 5.0)

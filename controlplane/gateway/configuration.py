@@ -1,0 +1,252 @@
+"""HAProxy's configuration, as text. Pure.
+
+Facts of HAProxy 2.8 that it is built on, each with a test:
+
+* A gRPC request begins with five bytes (a flag, a length) and the message, whose first field is the model's name in
+  all of v2's calls that name a model. The converter ``ungrpc`` wants the whole message in one buffer and finds nothing
+  in a larger one; ``bytes(5),protobuf(1)`` reads the name from the first bytes of a tensor of any size.
+* ``wait-for-body … at-least`` waits for as many bytes as a name can need, or for the end of a shorter body.
+* A stick table counts the requests in flight by slot and model: what a drain waits for.
+* Relative paths are looked up from the folder given with ``-C``, so that no path is too long for a socket.
+"""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from controlplane.domain.names import MODEL_NAME_MAX
+from controlplane.errors import InvalidInputError
+from controlplane.gateway.table import MODELS, STREAMS, Table
+from controlplane.settings import GatewaySettings
+
+ADMIN_SOCKET = "admin.sock"
+ACTIVATOR_HTTP = "activator-http.sock"
+ACTIVATOR_GRPC = "activator-grpc.sock"
+SERVICE = "/inference.GRPCInferenceService/"
+
+_NAME_BYTES = 5 + 2 + 1 + MODEL_NAME_MAX
+"""So many bytes of a body hold the whole name: gRPC's prefix, the field's tag and its length of one or two bytes."""
+_STREAM_BYTES = 5 + 2 + 1
+_INFLIGHT_ENTRIES = 20_000
+
+_REFUSED_PATHS = "/v2/repository /v2/systemsharedmemory /v2/cudasharedmemory /v2/trace /v2/logging"
+_V2_PATHS = (
+    r"^/v2(/health/(live|ready)|/models/stats|/models/[^/]+(/versions/[0-9]+)?"
+    r"(/(infer|generate|generate_stream|ready|config|stats))?)?$"
+)
+_REFUSAL = (
+    "the front door does not serve this: shared memory, the model repository, tracing and logging are for those who "
+    "reach the server itself"
+)
+_OF_ANY_SERVER = ("ServerLive", "ServerReady", "ServerMetadata")
+_OF_A_MODEL = ("ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+_STREAM = "ModelStreamInfer"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A Triton server as HAProxy knows it.
+
+    Attributes:
+        key: Its name in the configuration.
+        http: host:port of its HTTP service.
+        grpc: host:port of its gRPC service.
+    """
+
+    key: str
+    http: str
+    grpc: str
+
+    @classmethod
+    def of(cls, number: int, name: str, http_url: str, grpc_url: str) -> "Backend":
+        """Make one of a server's addresses.
+
+        Raises:
+            InvalidInputError: It has no HTTP address, or one that is not of the form ``http://host:port``.
+        """
+        parts = urlsplit(http_url)
+        if parts.scheme != "http" or not parts.hostname or not parts.port:
+            raise InvalidInputError(
+                f"the front door needs the HTTP address of Triton server {name!r} as http://host:port, not "
+                f"{http_url!r}; give it, or turn the front door off (gateway.enabled)",
+                server=name,
+            )
+        return cls(f"s{number}", parts.netloc, grpc_url)
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """File descriptors of the sockets that HAProxy listens on; it inherits them open, so that none waits for a port."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+def slots_for(servers: int, wanted: int) -> int:
+    """How many slots are of use: not more than there are sets of servers."""
+    return min(wanted, (1 << min(servers, 20)) - 1)
+
+
+def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backend], table: Table) -> str:
+    """Return the configuration with which HAProxy comes up knowing this table."""
+    answer = int(settings.request_timeout_seconds)
+    tls = f" ssl crt {_quoted(settings.tls_certificate)} alpn h2,http/1.1" if settings.tls_certificate else ""
+    tls_grpc = f" ssl crt {_quoted(settings.tls_certificate)} alpn h2" if settings.tls_certificate else " proto h2"
+    sections = [
+        f"""global
+    stats socket unix@{ADMIN_SOCKET} mode 600 level admin
+    maxconn {settings.max_connections}
+    no strict-limits
+    log stderr format raw daemon notice
+    {f"nbthread {settings.threads}" if settings.threads else ""}
+    # Large tensors: fewer turns of the event loop, and windows that do not make a client wait for each 64 KiB.
+    tune.bufsize 65536
+    tune.h2.fe.initial-window-size 1048576
+    tune.h2.be.initial-window-size 1048576""",
+        *(
+            f"""defaults {protocol}
+    mode http
+    log global
+    option dontlog-normal
+    option abortonclose
+    option redispatch 1
+    option http-keep-alive
+    option splice-auto
+    retries 3
+    retry-on conn-failure
+    balance leastconn
+    timeout connect 2s
+    timeout http-request 30s
+    timeout http-keep-alive 300s
+    timeout client {answer}s
+    timeout server {answer}s
+    default-server init-addr last,libc,none pool-purge-delay 60s
+    {errors}"""
+            for protocol, errors in (("http", _http_errors()), ("grpc", _grpc_errors()))
+        ),
+        "defaults",  # HAProxy warns of a named section that is the last before the proxies
+        "resolvers system\n    parse-resolv-conf",
+        f"""backend inflight from http
+    stick-table type string len {MODEL_NAME_MAX + 8} size {_INFLIGHT_ENTRIES} expire 24h \\
+        store conn_cur,http_req_cnt,http_err_cnt,http_fail_cnt,gpc0""",
+        f"""frontend http from http
+    bind fd@{sockets.http}{tls}
+    http-request return status 413 content-type application/json \\
+        string '{{"error":"the body has more than {settings.max_request_bytes} bytes, the most that is taken"}}' \\
+        if {{ req.body_size gt {settings.max_request_bytes} }}
+    http-request return status 403 content-type application/json \\
+        string '{{"error":"{_REFUSAL}"}}' \\
+        if {{ path_beg {_REFUSED_PATHS} }} || {{ path -m reg ^/v2/models/[^/]+(/versions/[0-9]+)?/trace }}
+    http-request return status 404 content-type application/json string '{{"error":"Not Found"}}' \\
+        if !{{ path -m reg {_V2_PATHS} }}
+    http-request set-var(txn.model) path,field(4,/) if {{ path_beg /v2/models/ }} !{{ path /v2/models/stats }}
+    http-request set-var(txn.slot) var(txn.model),map({MODELS}) if {{ var(txn.model) -m found }}
+{_choose("h")}
+    use_backend servers if !{{ var(txn.model) -m found }} {{ nbsrv(servers) gt 0 }}
+    default_backend activator-http""",
+        f"""frontend grpc from grpc
+    bind fd@{sockets.grpc}{tls_grpc}
+    http-request set-var(txn.call) path,field(3,/) if {{ path_beg {SERVICE} }}
+    acl of_model var(txn.call) -m str {" ".join(_OF_A_MODEL)}
+    acl of_stream var(txn.call) -m str {_STREAM}
+    acl of_any var(txn.call) -m str {" ".join(_OF_ANY_SERVER)}
+    acl of_any path_beg /grpc.health.v1.Health/
+    http-request return status 200 content-type application/grpc lf-string %[str()] hdr grpc-status 12 \\
+        hdr grpc-message "{_REFUSAL}" \\
+        if !of_model !of_stream !of_any
+    http-request wait-for-body time 30s at-least {_NAME_BYTES} if of_model
+    http-request wait-for-body time 30s at-least {_STREAM_BYTES} if of_stream
+    # A compressed message is no name to us; the activator reads it.
+    acl plain req.body,bytes(0,1),hex -m str 00
+    http-request set-var(txn.model) req.body,bytes(5),protobuf(1) if !of_any plain
+    http-request set-var(txn.slot) var(txn.model),map({MODELS}) if of_model {{ var(txn.model) -m found }}
+    http-request set-var(txn.slot) var(txn.model),map({STREAMS}) if of_stream {{ var(txn.model) -m found }}
+{_choose("g")}
+    use_backend servers-grpc if of_any {{ nbsrv(servers-grpc) gt 0 }}
+    default_backend activator-grpc
+    http-response sc-inc-gpc0(0) if {{ var(txn.key) -m found }} {{ res.hdr(grpc-status) -m found }} \\
+        !{{ res.hdr(grpc-status) -m str 0 }}""",
+        f"""frontend metrics from http
+    bind fd@{sockets.metrics}
+    http-request use-service prometheus-exporter if {{ path /metrics }}
+    http-request return status 404""",
+        f"""backend activator-http from http
+    timeout server {answer + int(settings.load_timeout_seconds)}s
+    server activator unix@{ACTIVATOR_HTTP}""",
+        f"""backend activator-grpc from grpc
+    timeout server {answer + int(settings.load_timeout_seconds)}s
+    server activator unix@{ACTIVATOR_GRPC} proto h2""",
+        "backend servers from http\n    option httpchk GET /v2/health/live\n"
+        + "\n".join(
+            f"    server {one.key} {one.http} check inter 500ms fall 2 rise 1{_resolved(one.http)}" for one in backends
+        ),
+        "backend servers-grpc from grpc\n"
+        + "\n".join(
+            f"    server {one.key} {one.grpc} proto h2 track servers/{one.key}{_resolved(one.grpc)}" for one in backends
+        ),
+    ]
+    for number, servers in enumerate(table.slots):
+        for kind, protocol in (("h", "http"), ("g", "grpc")):
+            sections.append(
+                f"backend {kind}-{number} from {protocol}\n"
+                + "\n".join(
+                    f"    server {one.key} {one.http if kind == 'h' else one.grpc + ' proto h2'} "
+                    f"track servers/{one.key}{_resolved(one.http if kind == 'h' else one.grpc)}"
+                    f"{'' if one.key in servers else ' disabled'}"
+                    for one in backends
+                )
+            )
+    # HAProxy has no continuation of lines.
+    return re.sub(r" \\\n +", " ", "\n\n".join(sections)) + "\n"
+
+
+def _choose(kind: str) -> str:
+    """Send what has a slot with a server in it there, counted under slot and model."""
+    return f"""    http-request set-var(txn.back) str({kind}-),concat(,txn.slot) if {{ var(txn.slot) -m found }}
+    acl served var(txn.back),nbsrv gt 0
+    http-request set-var(txn.key) var(txn.slot),concat(/,txn.model) if {{ var(txn.slot) -m found }} served
+    http-request track-sc0 var(txn.key) table inflight if {{ var(txn.key) -m found }}
+    use_backend %[var(txn.back)] if {{ var(txn.key) -m found }}"""
+
+
+def _http_errors() -> str:
+    words = {
+        502: "the Triton server broke off",
+        503: "no Triton server can be reached",
+        504: "Triton gave no answer in time",
+    }
+    return "\n    ".join(
+        f'http-error status {status} content-type application/json string \'{{"error":"{text}"}}\''
+        for status, text in words.items()
+    )
+
+
+def _grpc_errors() -> str:
+    words = {
+        502: (14, "the Triton server broke off"),
+        503: (14, "no Triton server can be reached"),
+        504: (4, "Triton gave no answer in time"),
+    }
+    return "\n    ".join(
+        f"http-error status {status} content-type application/grpc lf-string %[str()] "
+        f'hdr grpc-status {code} hdr grpc-message "{text}"'
+        for status, (code, text) in words.items()
+    )
+
+
+def _resolved(address: str) -> str:
+    """A name is looked up again when it changes; an address is not."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return " resolvers system"
+    return ""
+
+
+def _quoted(path: Path | None) -> str:
+    return "'" + str(path).replace("'", "'\\''") + "'"

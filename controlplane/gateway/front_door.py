@@ -1,0 +1,359 @@
+"""The front door: HAProxy, the activator behind it, and what keeps HAProxy's table in step with the servers."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import uvicorn
+
+from controlplane.errors import ConflictError, GatewayError
+from controlplane.gateway import table as tables
+from controlplane.gateway.activator import Activator, Resolve
+from controlplane.gateway.configuration import (
+    ACTIVATOR_GRPC,
+    ACTIVATOR_HTTP,
+    ADMIN_SOCKET,
+    Backend,
+    Sockets,
+    render,
+    slots_for,
+)
+from controlplane.gateway.grpc_face import GrpcFace
+from controlplane.gateway.http_face import HttpFace
+from controlplane.gateway.process import HAProxy
+from controlplane.gateway.runtime import RuntimeApi
+from controlplane.gateway.table import MODELS, STREAMS, Table
+from controlplane.gateway.tally import Tally
+from controlplane.gateway.traffic import Roads
+from controlplane.gateway.view import GatewayAddress, GatewayView, ModelRoad
+from controlplane.gateway.waiting import Limits, WaitingRoom
+from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.routing import Route
+from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.traffic import DirectTraffic
+from controlplane.settings import GatewaySettings
+
+logger = logging.getLogger(__name__)
+
+_PAUSE_SECONDS = 0.005
+"""Between two looks at the routes: what changes together is told together."""
+_DRAIN_SECONDS = 0.005
+_DRAIN_MAX_SECONDS = 0.1
+_BACKLOG = 1024
+
+
+class FrontDoor:
+    """One front door. Belongs to the event loop it was started in.
+
+    Args:
+        settings: Ports and limits.
+        binary: HAProxy.
+        folder: Where it keeps its files.
+        reconciler: Gets models loaded, and says where they are.
+        servers: The Triton servers.
+        resolve: Gives the version of an alias.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        binary: Path,
+        folder: Path,
+        reconciler: Reconciler,
+        servers: Sequence[ManagedServer],
+        resolve: Resolve,
+    ) -> None:
+        self._settings = settings
+        self._binary = binary
+        self._folder = folder.absolute()
+        self._reconciler = reconciler
+        self._servers = tuple(servers)
+        backends = [Backend.of(n, one.name, one.http_url, one.client.grpc_url) for n, one in enumerate(servers)]
+        self._backends = backends
+        self._keys = {one.name: backend.key for one, backend in zip(servers, backends, strict=True)}
+        self._roads = Roads()
+        self.tally = Tally()
+        limits = Limits(
+            settings.waiting_requests_per_model,
+            settings.waiting_requests,
+            settings.waiting_bytes_per_model,
+            settings.waiting_bytes,
+        )
+        self.activator = Activator(
+            reconciler,
+            self._roads,
+            WaitingRoom(limits),
+            self.tally,
+            resolve,
+            timeout_seconds=settings.load_timeout_seconds,
+        )
+        self._told: Table = tables.empty(slots_for(len(backends), settings.server_sets))
+        self._telling = asyncio.Lock()
+        self._stack: AsyncExitStack | None = None
+        self._haproxy: HAProxy | None = None
+        self._api: RuntimeApi | None = None
+        self._listeners: dict[str, socket.socket] = {}
+
+    @property
+    def http_url(self) -> str:
+        """URL for HTTP clients."""
+        scheme = "https" if self._settings.tls_certificate else "http"
+        return f"{scheme}://{_address(self._listeners['http'])}"
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port for gRPC clients."""
+        return _address(self._listeners["grpc"])
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of HAProxy's own metrics; without what is out of service."""
+        return f"http://{_address(self._listeners['metrics'])}/metrics?no-maint"
+
+    @property
+    def haproxy(self) -> HAProxy:
+        """The process; there once it was started."""
+        assert self._haproxy is not None, "not started"
+        return self._haproxy
+
+    @property
+    def api(self) -> RuntimeApi:
+        """HAProxy's runtime API; there once it was started."""
+        assert self._api is not None, "not started"
+        return self._api
+
+    async def start(self) -> None:
+        """Listen, start HAProxy, and stand between the reconciler and the clients from then on.
+
+        Raises:
+            ConflictError: A port is taken.
+            GatewayError: HAProxy does not start.
+        """
+        async with AsyncExitStack() as stack:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # The folder by its number: a socket's path has at most 107 characters.
+            number = os.open(self._folder, os.O_PATH | os.O_DIRECTORY)
+            stack.callback(os.close, number)
+            short = Path(f"/proc/self/fd/{number}")
+            self._listen(stack)
+            grpc_face = GrpcFace(self.activator, {one.name: one.client.grpc_url for one in self._servers})
+            stack.push_async_callback(grpc_face.close)
+            await grpc_face.start(
+                str(short / ACTIVATOR_GRPC), max_message_bytes=_message_limit(self._settings.waiting_bytes_per_model)
+            )
+            http_face = HttpFace(
+                self.activator,
+                {one.name: one.http_url for one in self._servers},
+                answer_seconds=self._settings.request_timeout_seconds,
+            )
+            stack.push_async_callback(http_face.close)
+            await stack.enter_async_context(_serving(http_face, short / ACTIVATOR_HTTP))
+            stack.push_async_callback(self.activator.close)
+            self._api = RuntimeApi(short / ADMIN_SOCKET)
+            self._haproxy = HAProxy(
+                self._binary,
+                self._folder,
+                prepare=self._prepare,
+                api=self._api,
+                sockets=tuple(listener.fileno() for listener in self._listeners.values()),
+            )
+            stack.push_async_callback(self._haproxy.stop)
+            await self._haproxy.start()
+            self._reconciler.send_through(self)
+            stack.callback(self._reconciler.send_through, DirectTraffic())
+            following = asyncio.create_task(self._follow(), name="front door")
+            stack.push_async_callback(_cancelled, following)
+            self._stack = stack.pop_all()
+        logger.info("the front door is open at %s and, for gRPC, %s", self.http_url, self.grpc_url)
+
+    async def stop(self) -> None:
+        """Close the door; requests in flight are cut off."""
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            await stack.aclose()
+
+    @asynccontextmanager
+    async def withdrawn(self, server: str, model: str) -> AsyncIterator[None]:
+        """See `controlplane.reconciler.traffic.Traffic`."""
+        with self._roads.without(server, model):
+            slot = self._told.models.get(model)
+            await self._tell()
+            try:
+                async with asyncio.timeout(self._settings.drain_timeout_seconds):
+                    await self._drained(server, model, slot)
+            except TimeoutError:
+                logger.warning(
+                    "%s leaves %s although requests to it are under way after %g s",
+                    model,
+                    server,
+                    self._settings.drain_timeout_seconds,
+                )
+            yield
+
+    def address(self) -> GatewayAddress:
+        """Return where it is."""
+        return GatewayAddress(
+            http_url=self.http_url,
+            grpc_url=self.grpc_url,
+            metrics_url=self.metrics_url,
+            tls=self._settings.tls_certificate is not None,
+            ready=self.haproxy.ready,
+        )
+
+    def view(self) -> GatewayView:
+        """Return how it stands."""
+        room = self.activator.room
+        waiting = dict(room.requests)
+        names = sorted({*self._roads.open, *waiting})
+        models = [
+            ModelRoad(
+                model=name,
+                way="fast" if name in self._told.models else "activated",
+                servers=self._roads.open[name].servers if name in self._roads.open else (),
+                streams="fast" if name in self._told.streams else "activated",
+                waiting=waiting.get(name, 0),
+            )
+            for name in names
+        ]
+        return GatewayView(
+            **dict(self.address()),
+            restarts=self.haproxy.restarts,
+            waiting_requests=sum(waiting.values()),
+            waiting_bytes=room.held.total(),
+            models=tuple(models),
+        )
+
+    def _listen(self, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        ports = (("http", settings.host, settings.http_port), ("grpc", settings.host, settings.grpc_port))
+        for name, host, port in (*ports, ("metrics", "127.0.0.1", 0)):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            try:
+                listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+            except OSError as error:
+                raise ConflictError(
+                    f"the front door cannot listen on {host}:{port} for {name}: {error.strerror}; give another port, "
+                    "or 0 for a free one",
+                    host=host,
+                    port=port,
+                ) from error
+            stack.enter_context(listener)
+            self._listeners[name] = listener
+
+    async def _prepare(self) -> None:
+        """Write what HAProxy reads when it starts, so that it knows every road before it takes a request."""
+        self._told = self._wanted()
+        sockets = Sockets(**{name: listener.fileno() for name, listener in self._listeners.items()})
+        files = {
+            "haproxy.cfg": render(self._settings, sockets, self._backends, self._told),
+            MODELS: self._told.map_text(MODELS),
+            STREAMS: self._told.map_text(STREAMS),
+        }
+        for name, text in files.items():
+            # Blocking, and as quick as a few kilobytes are: nothing may change between the table and its files.
+            (self._folder / name).write_text(text, encoding="utf-8")
+
+    def _wanted(self) -> Table:
+        routes = {
+            model: Route(tuple(self._keys[server] for server in route.servers), route.stays)
+            for model, route in self._roads.open.items()
+        }
+        return tables.arrange(self._told, routes)
+
+    async def _tell(self) -> None:
+        """Bring HAProxy's table up to what is open now."""
+        async with self._telling:
+            wanted = self._wanted()
+            if wanted == self._told or not self.haproxy.ready:
+                return  # one that starts reads everything
+            try:
+                await self.api.apply(tables.commands(self._told, wanted, self._keys.values()))
+            except GatewayError as error:
+                if self.haproxy.ready:
+                    logger.warning("HAProxy is started again, since its table is not what it should be: %s", error)
+                    self.haproxy.kill()
+                return
+            self._told = wanted
+
+    async def _follow(self) -> None:
+        while True:
+            changed = asyncio.create_task(self._reconciler.wait_change())
+            try:
+                self._roads.set(self._reconciler.routes())
+                await self._tell()
+                # By the clock, too: an HAProxy that has just come up may have missed the newest change.
+                await asyncio.wait({changed}, timeout=1.0)
+            except Exception:
+                # The loop's edge: a surprise must not leave clients without a door.
+                logger.exception("the front door stumbled")
+            finally:
+                changed.cancel()
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _drained(self, server: str, model: str, slot: int | None) -> None:
+        await self._roads.wait_idle(server, model)
+        pause = _DRAIN_SECONDS
+        while slot is not None and self.haproxy.ready:
+            with suppress(GatewayError):  # it died: with it, what was in flight
+                if not await self.api.in_flight(f"{slot}/{model}"):
+                    return
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _DRAIN_MAX_SECONDS)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def _serving(face: HttpFace, path: Path) -> AsyncIterator[None]:
+    path.unlink(missing_ok=True)  # noqa: ASYNC240 - one system call
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(_BACKLOG)
+        config = uvicorn.Config(
+            face,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            interface="asgi3",
+            server_header=False,
+            date_header=False,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=1,
+        )
+        server = _Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it
+                await asyncio.sleep(0.005)
+            yield
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
+
+
+def _message_limit(waiting_bytes: int) -> int:
+    """GRPC counts in an int of 32 bits."""
+    return min(max(waiting_bytes, 4 * 1024 * 1024), 2**31 - 1)

@@ -1,0 +1,236 @@
+"""The activator over gRPC: messages are bytes here, from the client to Triton and back.
+
+https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_service.proto
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, NoReturn
+
+import grpc
+
+from controlplane.errors import ControlPlaneError, ModelUnavailableError, NotFoundError, TooManyWaitingError
+from controlplane.gateway.activator import Activator
+from controlplane.gateway.configuration import SERVICE
+from controlplane.gateway.http_face import RETRY_AFTER_SECONDS
+from controlplane.gateway.wire import Names, is_ready, read_names, rename, stream_error
+
+logger = logging.getLogger(__name__)
+
+_UNLIMITED = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+_UNARY = frozenset({"ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"})
+_UNKNOWN = "(none)"
+_OURS = ("grpc-", ":")
+_NOT_PASSED = frozenset({"user-agent", "te", "content-type"})
+
+
+class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Handles every call of the inference service.
+
+    Args:
+        activator: Where requests wait.
+        servers: host:port of the gRPC service of every server, by name.
+    """
+
+    def __init__(self, activator: Activator, servers: Mapping[str, str]) -> None:
+        self._activator = activator
+        self._channels = {name: grpc.aio.insecure_channel(url, options=_UNLIMITED) for name, url in servers.items()}
+        self._server: Any = None
+
+    async def start(self, path: str, *, max_message_bytes: int) -> None:
+        """Listen on a Unix socket.
+
+        Args:
+            path: Where.
+            max_message_bytes: Larger messages are refused.
+        """
+        options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.max_send_message_length", -1)]
+        self._server = grpc.aio.server(options=options)
+        self._server.add_generic_rpc_handlers((self,))
+        self._server.add_insecure_port(f"unix:{path}")
+        await self._server.start()
+
+    async def close(self) -> None:
+        """Stop listening, and close the connections to the servers."""
+        if self._server is not None:
+            await self._server.stop(0)
+        for channel in self._channels.values():
+            await channel.close()
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Return who handles a call; None makes gRPC answer that there is no such method."""
+        path: str = handler_call_details.method
+        if not path.startswith(SERVICE):
+            return None
+        call = path.removeprefix(SERVICE)
+        if call == "ModelStreamInfer":
+            return grpc.stream_stream_rpc_method_handler(self._stream)
+        if call == "ServerLive":
+            return grpc.unary_unary_rpc_method_handler(_live)
+        if call == "ServerReady":
+            return grpc.unary_unary_rpc_method_handler(_not_ready)
+        if call not in _UNARY:
+            return None
+
+        async def unary(request: bytes, context: Any) -> bytes:
+            return await self._unary(call, request, context)
+
+        return grpc.unary_unary_rpc_method_handler(unary)
+
+    async def _unary(self, call: str, request: bytes, context: Any) -> bytes:
+        names = read_names(request)
+        model, known = names.name, False
+        try:
+            model, version = await self._activator.meant(names.name, names.version)
+            known = self._activator.known(model)
+            if call == "ModelReady":
+                return is_ready(self._activator.would_answer(model, version))
+            if call == "ModelStatistics" and not self._activator.at_once(model):
+                await self._abort(
+                    context, grpc.StatusCode.INVALID_ARGUMENT, f"requested model '{model}' is not available"
+                )
+            if (model, version) != (names.name, names.version):
+                request = rename(request, model, version)
+            async with self._activator.at(model, len(request)) as server:
+                method = self._channels[server].unary_unary(SERVICE + call)
+                answer = method(request, metadata=_passed(context), timeout=context.time_remaining())
+                response: bytes = await answer
+                self._activator.tally.answered(model, "grpc", "OK")
+                return response
+        except grpc.aio.AioRpcError as error:
+            self._activator.tally.answered(model if known else _UNKNOWN, "grpc", error.code().name)
+            await context.abort(error.code(), error.details(), tuple(error.trailing_metadata()))
+            raise AssertionError("unreachable") from error
+        except ControlPlaneError as error:
+            code, details, trailers = _refusal(error, names.name)
+            self._activator.tally.answered(model if known else _UNKNOWN, "grpc", code.name)
+            await context.abort(code, details, trailers)
+            raise AssertionError("unreachable") from error
+
+    async def _abort(self, context: Any, code: Any, details: str) -> NoReturn:
+        await context.abort(code, details)
+        raise AssertionError("unreachable")
+
+    async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """Send each message of a stream to where its model is, and give back what comes from there."""
+        stream = _Stream(self._activator, self._channels, _passed(context), context.time_remaining())
+        try:
+            async for response in stream.run(requests):
+                yield response
+        except grpc.aio.AioRpcError as error:
+            await context.abort(error.code(), error.details(), tuple(error.trailing_metadata()))
+
+
+class _Stream:
+    """One client's stream, and the streams to the servers that it became."""
+
+    def __init__(
+        self,
+        activator: Activator,
+        channels: Mapping[str, Any],
+        metadata: Sequence[tuple[str, Any]],
+        timeout: float | None,
+    ) -> None:
+        self._activator = activator
+        self._channels = channels
+        self._metadata = metadata
+        self._timeout = timeout
+        self._answers: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(maxsize=64)
+        self._calls: dict[str, Any] = {}
+        self._readers: list[asyncio.Task[None]] = []
+        self._asked: dict[str, list[AsyncExitStack]] = {}
+
+    async def run(self, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield the answers."""
+        feeding = asyncio.create_task(self._feed(requests))
+        try:
+            while (answer := await self._answers.get()) is not None:
+                if isinstance(answer, BaseException):
+                    raise answer
+                yield answer
+        finally:
+            for task in (feeding, *self._readers):
+                task.cancel()
+            for call in self._calls.values():
+                call.cancel()
+            await asyncio.gather(feeding, *self._readers, return_exceptions=True)
+            for stacks in self._asked.values():
+                for stack in stacks:
+                    await stack.aclose()
+
+    async def _feed(self, requests: AsyncIterator[bytes]) -> None:
+        try:
+            async for request in requests:
+                names = read_names(request)
+                try:
+                    await self._send(request, names)
+                except ControlPlaneError as error:
+                    await self._answers.put(stream_error(_refusal(error, names.name)[1], names.id))
+            for call in self._calls.values():
+                await call.done_writing()
+            await asyncio.gather(*self._readers)
+            await self._answers.put(None)
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+            await self._answers.put(error)
+
+    async def _send(self, request: bytes, names: Names) -> None:
+        model, version = await self._activator.meant(names.name, names.version)
+        if (model, version) != (names.name, names.version):
+            request = rename(request, model, version)
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(self._activator.at(model, len(request)))
+            call = self._calls.get(server)
+            if call is None:
+                method = self._channels[server].stream_stream(SERVICE + "ModelStreamInfer")
+                call = self._calls[server] = method(metadata=self._metadata, timeout=self._timeout)
+                self._readers.append(asyncio.create_task(self._read(server, call)))
+            # Counts as under way until an answer came back on this stream. A decoupled model may give none, or many:
+            # then a withdrawal waits for its deadline, or not for the last one.
+            self._asked.setdefault(server, []).append(stack.pop_all())
+            await call.write(request)
+        self._activator.tally.answered(model, "grpc-stream", "OK")
+
+    async def _read(self, server: str, call: Any) -> None:
+        try:
+            async for answer in call:
+                asked = self._asked.get(server)
+                if asked:
+                    await asked.pop(0).aclose()
+                await self._answers.put(answer)
+        except grpc.aio.AioRpcError as error:
+            await self._answers.put(error)
+
+
+def _refusal(error: ControlPlaneError, name: str) -> tuple[Any, str, tuple[tuple[str, str], ...]]:
+    """Return gRPC's code, the message and trailers for what kept a request from Triton."""
+    if isinstance(error, NotFoundError):
+        return grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found", ()
+    if isinstance(error, TooManyWaitingError):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, error.message, (("retry-after", str(RETRY_AFTER_SECONDS)),)
+    if isinstance(error, ModelUnavailableError):
+        return grpc.StatusCode.UNAVAILABLE, error.message, ()
+    return grpc.StatusCode.UNAVAILABLE, error.message, ()
+
+
+def _passed(context: Any) -> list[tuple[str, Any]]:
+    return [
+        (key, value)
+        for key, value in context.invocation_metadata() or ()
+        if not key.startswith(_OURS) and key not in _NOT_PASSED
+    ]
+
+
+async def _live(request: bytes, context: Any) -> bytes:  # noqa: ARG001 - gRPC's
+    return b"\x08\x01"  # ServerLiveResponse(live=true): the front door lives, whatever the servers do
+
+
+async def _not_ready(request: bytes, context: Any) -> bytes:  # noqa: ARG001 - gRPC's
+    return b""

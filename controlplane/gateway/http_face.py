@@ -1,0 +1,218 @@
+"""The activator over HTTP: plain ASGI, and bodies as they are.
+
+HAProxy has checked paths and sizes before; what comes here is well-formed and belongs to the v2 protocol.
+"""
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+import httpx
+from starlette.types import Receive, Scope, Send
+
+from controlplane.errors import ControlPlaneError, ModelUnavailableError, NotFoundError, TooManyWaitingError
+from controlplane.gateway.activator import Activator
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_SECONDS = 1
+_PATH = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]+))?(?:/(?P<call>[a-z_]+))?")
+_HOP_BY_HOP = frozenset(
+    name.encode()
+    for name in (
+        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"),
+        *("transfer-encoding", "upgrade", "host", "expect"),
+    )
+)
+"""RFC 9110 section 7.6.1, and two that are this hop's own business."""
+_UNKNOWN = "(none)"
+
+
+class _ClientGoneError(Exception):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    error: str
+    media_type: str = "application/json"
+    retry_after: int = 0
+
+
+class HttpFace:
+    """The ASGI application.
+
+    Args:
+        activator: Where requests wait.
+        servers: URL of the HTTP service of every server, by name.
+    """
+
+    def __init__(self, activator: Activator, servers: Mapping[str, str], *, answer_seconds: float) -> None:
+        self._activator = activator
+        timeout = httpx.Timeout(answer_seconds, connect=5.0)
+        self._clients = {
+            name: httpx.AsyncClient(
+                base_url=url, timeout=timeout, trust_env=False, limits=httpx.Limits(max_connections=None)
+            )
+            for name, url in servers.items()
+        }
+
+    async def close(self) -> None:
+        """Close the connections to the servers."""
+        for client in self._clients.values():
+            await client.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            return
+        raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        match = _PATH.fullmatch(raw_path.decode("latin-1"))
+        if match is None or match["model"] == "stats":
+            await _send(send, _of_the_server(scope["path"]))
+            return
+        name, version, call = unquote(match["model"]), match["version"] or "", match["call"] or ""
+        try:
+            model, version = await self._activator.meant(name, version)
+            known = self._activator.known(model)
+            answer = await self._handle(scope, receive, send, model, version, call)
+        except (_ClientGoneError, asyncio.CancelledError):
+            return
+        except NotFoundError:
+            answer, known = _Answer(404, f"Request for unknown model: '{name}' is not found"), False
+        if isinstance(answer, _Answer):
+            await _send(send, answer)
+        status = answer.status if isinstance(answer, _Answer) else answer
+        self._activator.tally.answered(model if known else _UNKNOWN, "http", str(status))
+
+    async def _handle(
+        self, scope: Scope, receive: Receive, send: Send, model: str, version: str, call: str
+    ) -> _Answer | int:
+        if call == "ready":
+            ready = self._activator.would_answer(model, version)
+            return _Answer(200, "") if ready else _Answer(400, "Model version not ready", "text/plain")
+        if call == "stats" and not self._activator.at_once(model):
+            return _Answer(400, f"requested model '{model}' is not available")
+        try:
+            return await self._forward(scope, receive, send, model, version, call)
+        except TooManyWaitingError as error:
+            return _Answer(429, error.message, retry_after=RETRY_AFTER_SECONDS)
+        except ModelUnavailableError as error:
+            return _Answer(503, error.message)
+        except httpx.TimeoutException:
+            return _Answer(504, "Triton gave no answer in time")
+        except httpx.TransportError as error:
+            return _Answer(502, f"the Triton server broke off: {type(error).__name__}")
+        except NotFoundError:
+            raise
+        except ControlPlaneError as error:
+            return _Answer(503, error.message)
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send, model: str, version: str, call: str) -> int:
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _HOP_BY_HOP]
+        path = f"/v2/models/{quote(model)}" + (f"/versions/{version}" if version else "") + (f"/{call}" if call else "")
+        query = scope["query_string"].decode("latin-1")
+        body = await self._read(receive, model)
+        async with _while_connected(receive) as gone, self._activator.at(model, len(body)) as server:
+            client = self._clients[server]
+            request = client.build_request(
+                scope["method"], f"{path}?{query}" if query else path, headers=headers, content=body
+            )
+            # httpx adds what a client of its own would say; the request goes on as it came.
+            request.headers = httpx.Headers([("host", request.url.netloc.decode()), *_text(headers)])
+            if body or "content-length" in request.headers:
+                request.headers["content-length"] = str(len(body))
+            response = await client.send(request, stream=True)
+            try:
+                gone.check()
+                await send(
+                    {
+                        "type": "http.response.start",
+                        "status": response.status_code,
+                        "headers": [(n.lower(), v) for n, v in response.headers.raw if n.lower() not in _HOP_BY_HOP],
+                    }
+                )
+                async for chunk in response.aiter_raw():
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+            finally:
+                await response.aclose()
+            return response.status_code
+
+    async def _read(self, receive: Receive, model: str) -> bytes:
+        """Read a body, of which not more is taken than may wait for the model."""
+        parts: list[bytes] = []
+        with self._activator.room.place(model) as place:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _ClientGoneError
+                part = message.get("body", b"")
+                self._activator.room.hold(place, len(part))
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _Gone:
+    """Whether the client has gone."""
+
+    def __init__(self) -> None:
+        self.happened = False
+
+    def check(self) -> None:
+        if self.happened:
+            raise _ClientGoneError
+
+
+@asynccontextmanager
+async def _while_connected(receive: Receive) -> AsyncIterator[_Gone]:
+    """Cancel what is inside when the client goes away, so that nothing waits, or is asked, for nobody."""
+    task, gone = asyncio.current_task(), _Gone()
+    assert task is not None
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.happened = True
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield gone
+    except asyncio.CancelledError:
+        if gone.happened and task.uncancel() == 0:
+            raise _ClientGoneError from None
+        raise
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+
+def _of_the_server(path: str) -> _Answer:
+    """Answer what any server could answer, where none can."""
+    if path == "/v2/health/live":
+        return _Answer(200, "")
+    if path == "/v2/health/ready":
+        return _Answer(400, "no Triton server is ready", "text/plain")
+    return _Answer(503, "no Triton server can be reached")
+
+
+def _text(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+
+
+async def _send(send: Send, answer: _Answer) -> None:
+    body = json.dumps({"error": answer.error}).encode() if answer.error else b""
+    headers = [(b"content-type", answer.media_type.encode()), (b"content-length", str(len(body)).encode())]
+    if answer.retry_after:
+        headers.append((b"retry-after", str(answer.retry_after).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

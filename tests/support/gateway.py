@@ -1,0 +1,67 @@
+"""What tests of the front door share."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from onnx import TensorProto, helper
+
+from tests.support.api import Api
+
+
+def onnx_join() -> bytes:
+    """Strings in, the same strings out, as an ONNX file."""
+    x = helper.make_tensor_value_info("x", TensorProto.STRING, [2])
+    y = helper.make_tensor_value_info("y", TensorProto.STRING, [2])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "join", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def ones(kind: Any = triton_grpc, rows: int = 1, value: float = 1.0) -> list[Any]:
+    """The input of a model made by `onnx_scale`, for a client of one of tritonclient's modules."""
+    x = kind.InferInput("x", [rows, 2], "FP32")
+    x.set_data_from_numpy(np.full((rows, 2), value, np.float32))
+    return [x]
+
+
+def urls(api: Api) -> tuple[str, str]:
+    """host:port of the front door, for HTTP and gRPC."""
+    door = api.plane.front_door
+    assert door is not None
+    return door.http_url.partition("://")[2], door.grpc_url
+
+
+def direct_urls(api: Api) -> tuple[str, str]:
+    """host:port of Triton itself, for HTTP and gRPC."""
+    server = api.plane.reconciler.servers()[0]
+    return server.http_url.partition("://")[2], server.grpc_url
+
+
+def grpc_client(api: Api) -> triton_grpc.InferenceServerClient:
+    return triton_grpc.InferenceServerClient(urls(api)[1])
+
+
+def http_client(api: Api, **options: Any) -> triton_http.InferenceServerClient:
+    return triton_http.InferenceServerClient(urls(api)[0], **options)
+
+
+def way(api: Api, model: str) -> str:
+    """How requests for a model go."""
+    for road in api.ok(api.http.get("/v1/gateway"))["models"]:
+        if road["model"] == model:
+            return str(road["way"])
+    return "closed"
+
+
+def until(what: str, condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.02)
+    return found
