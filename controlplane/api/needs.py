@@ -87,6 +87,12 @@ NEEDS: Mapping[str, Need] = {
     "unloadDeployment": _DEPLOY,
     "waitForDeployment": _READ,
     "getWhy": _READ,
+    "listRollouts": Need(Scope.READ, Models.CHECKED),
+    "getRollout": _READ,
+    "promoteRollout": _DEPLOY,
+    "abortRollout": _DEPLOY,
+    "pauseRollout": _DEPLOY,
+    "resumeRollout": _DEPLOY,
     # To ask a model, and to have it loaded and kept for that
     "infer": _INFER,
     "loadDeployment": _INFER,

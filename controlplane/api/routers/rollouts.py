@@ -7,11 +7,13 @@ from controlplane.api.dependencies import (
     IDEMPOTENT,
     Actor,
     App,
+    Asker,
     Cursor,
     Limit,
     ModelName,
     decode_cursor,
     encode_cursor,
+    may_see,
 )
 from controlplane.api.problems import responses
 from controlplane.api.schemas.rollouts import RolloutPage, RolloutRequest
@@ -21,11 +23,15 @@ router = APIRouter(prefix="/rollouts", tags=["rollouts"])
 
 
 @router.get("", operation_id="listRollouts", response_model=RolloutPage, responses=responses())
-async def list_rollouts(services: App, cursor: Cursor = None, limit: Limit = 100) -> Response:
-    """List the newest rollout of every deployment that has one, under way or ended, by model."""
+async def list_rollouts(services: App, asker: Asker, cursor: Cursor = None, limit: Limit = 100) -> Response:
+    """List the newest rollout of every deployment that has one, under way or ended, by model.
+
+    For a key that is for some models alone, theirs.
+    """
     items = await services.rollouts.page(after=decode_cursor(cursor), limit=limit + 1)
     more = encode_cursor(items[limit - 1].model) if len(items) > limit else None
-    return json_answer(RolloutPage(items=items[:limit], next_cursor=more))
+    shown = [item for item in items[:limit] if may_see(asker, item.model)]
+    return json_answer(RolloutPage(items=shown, next_cursor=more))
 
 
 @router.get("/{model}", operation_id="getRollout", response_model=RolloutView, responses=responses())
