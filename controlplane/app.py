@@ -32,6 +32,8 @@ from controlplane.gateway.splitting import Splits
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.factory import embedded_devices, server_devices
 from controlplane.localkey import remove_local_key, write_local_key
+from controlplane.monitoring.monitor import Monitor, Source
+from controlplane.monitoring.webhook import Webhook
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.cache import BlobCache
@@ -52,6 +54,7 @@ from controlplane.services.leases import Leases
 from controlplane.services.limits import RateLimits
 from controlplane.services.memory import Memory
 from controlplane.services.models import Models
+from controlplane.services.monitoring import Monitoring
 from controlplane.services.operations import Operations
 from controlplane.services.publishing import Publishing
 from controlplane.services.rollouts import Rollouts
@@ -186,6 +189,8 @@ class ControlPlane:
         if self.front_door is not None:
             await self.front_door.start()
             stack.push_async_callback(self.front_door.stop)
+        await services.monitoring.start()
+        stack.push_async_callback(services.monitoring.stop)
         await services.tunings.open()
         stack.push_async_callback(services.tunings.close)
         stack.push_async_callback(services.operations.stop)
@@ -277,6 +282,13 @@ class ControlPlane:
             inference=Inference(registry, reconciler, servers),
             servers=Servers(reconciler),
             devices=Devices(servers),
+            monitoring=Monitoring(
+                Monitor([_source(server) for server in servers], settings.monitoring),
+                reconciler,
+                deployments,
+                settings.monitoring,
+                Webhook(settings.monitoring),
+            ),
             tunings=Tunings(
                 registry,
                 deployments,
@@ -395,6 +407,11 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None] | a
     with suppress(asyncio.CancelledError):
         await task
     return False
+
+
+def _source(server: ManagedServer) -> Source:
+    cpu_seconds = server.embedded.cpu_seconds if server.embedded is not None else None
+    return Source(server.name, server.metrics_url, cpu_seconds)
 
 
 def _make_folder(path: Path, what: str) -> None:

@@ -123,6 +123,43 @@ class MemorySettings(_Group):
     )
 
 
+class BurnRule(_Group):
+    """When an objective's budget burns too fast: over a long window, and still over a short one."""
+
+    long_seconds: float = Field(gt=0, le=6 * 3600, description="The long window.")
+    short_seconds: float = Field(gt=0, le=6 * 3600, description="The short window.")
+    factor: float = Field(gt=0, description="The burn rate that both must reach.")
+
+
+class MonitoringSettings(_Group):
+    """How well models are doing, and who is told when they are not."""
+
+    interval_seconds: float = Field(default=1.0, gt=0, description="Time between looks at a server's metrics.")
+    timeout_seconds: float = Field(default=5.0, gt=0, description="Deadline of one look.")
+    objective_interval_seconds: float = Field(default=5.0, gt=0, description="Time between judgements of objectives.")
+    burn_rules: tuple[BurnRule, ...] = Field(
+        default=(
+            BurnRule(long_seconds=3600, short_seconds=300, factor=14.4),
+            BurnRule(long_seconds=21_600, short_seconds=1800, factor=6),
+        ),
+        description="Pairs of windows; the defaults are the pages of Google's SRE workbook, chapter 5.",
+    )
+    min_requests: float = Field(
+        default=10, ge=0, description="Fewer requests than this in a short window say nothing about an objective."
+    )
+    webhook_url: SecretStr | None = Field(
+        default=None, description="Gets a POST when an objective burns and when it is kept again; null: nobody does."
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="Signs it (Standard Webhooks): whsec_ and base64, or any other text of 16 characters."
+    )
+    webhook_timeout_seconds: float = Field(default=10.0, gt=0, description="Deadline of one delivery.")
+    webhook_backoff_initial_seconds: float = Field(default=1.0, gt=0, description="Wait after a first failure.")
+    webhook_backoff_max_seconds: float = Field(default=300.0, gt=0, description="Longest wait between two tries.")
+    webhook_give_up_seconds: float = Field(default=86_400.0, gt=0, description="How long one is tried.")
+    webhook_queue: int = Field(default=1000, ge=1, description="How many may wait; the oldest goes when it is full.")
+
+
 class ReconcilerSettings(_Group):
     """The loop."""
 
@@ -247,6 +284,7 @@ class Settings(BaseSettings):
     triton: TritonSettings = TritonSettings()
     reconciler: ReconcilerSettings = ReconcilerSettings()
     memory: MemorySettings = MemorySettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
     conversion: ConversionSettings = ConversionSettings()
     api: ApiSettings = ApiSettings()
     auth: AuthSettings = AuthSettings()

@@ -19,6 +19,7 @@ from controlplane.api.routers import (
     keys,
     memory,
     models,
+    monitoring,
     operations,
     rollouts,
     system,
@@ -58,6 +59,7 @@ _TAGS = [
     {"name": "deployments", "description": "What shall answer under a model's name, and what does."},
     {"name": "rollouts", "description": "New versions that take over by evidence."},
     {"name": "memory", "description": "Who holds which memory, why, and what would happen if."},
+    {"name": "monitoring", "description": "How well deployments are doing, and whether they keep their objectives."},
     {"name": "tunings", "description": "Finding the settings to run a model with."},
     {"name": "inference", "description": "Asking a deployed model through the control plane."},
     {"name": "operations", "description": "What takes longer than a request."},
@@ -103,6 +105,7 @@ def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan 
         devices.router,
         memory.router,
         keys.router,
+        monitoring.router,
     ):
         v1.include_router(router)
     app.include_router(v1)

@@ -118,7 +118,10 @@ def merged_settings(client: Client, model: str, given: dict[str, Any]) -> dict[s
     if "rollout" in given:
         # Of the strategy, too, what is not given stays as it is.
         given = {**given, "rollout": {**present.get("rollout", {}), **given["rollout"]}}
-    return {**present, **given}
+    merged = {**present, **given}
+    if present.get("objectives") and given.get("objectives"):
+        merged["objectives"] = {**present["objectives"], **given["objectives"]}  # one promise at a time may be changed
+    return merged
 
 
 def wait_for(client: Client, out: Output, model: str, timeout: float) -> Deployment:

@@ -40,6 +40,27 @@ class DynamicBatching(BaseModel):
     )
 
 
+class Objectives(BaseModel):
+    """What the users of a model are promised. Nothing is reloaded when it changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    p99_milliseconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=3_600_000,
+        allow_inf_nan=False,
+        description="99 in 100 requests take no longer inside Triton, in milliseconds; null promises nothing.",
+    )
+    failure_percent: float | None = Field(
+        default=None,
+        gt=0,
+        lt=100,
+        allow_inf_nan=False,
+        description="No more than this percentage of the requests fail; null promises nothing.",
+    )
+
+
 class DeploymentSettings(BaseModel):
     """How a deployment is run. Everything has a default that works."""
 
@@ -80,6 +101,10 @@ class DeploymentSettings(BaseModel):
     rollout: RolloutStrategy = Field(
         default=RolloutStrategy(),
         description="How a new version takes over from the one that answers: at once, or by evidence.",
+    )
+    objectives: Objectives | None = Field(
+        default=None,
+        description="What is promised to users: told about when it is not kept. Nothing is reloaded for it.",
     )
     parameters: dict[str, str] = Field(
         default_factory=dict, description="Backend parameters, as in `parameters` of config.pbtxt."

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Protocol, TypeVar
 
-from controlplane.domain.deployment import DeploymentSpec
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.names import Reference
 from controlplane.errors import ConflictError, NotFoundError
 
@@ -36,7 +36,11 @@ def rollback_target(history: Iterable[NumberedSpec], revision: int | None = None
         ConflictError: As by `rollback_revision`.
         NotFoundError: As by `rollback_revision`.
     """
-    return pinned(rollback_revision(history, revision).spec)
+    revisions = iter(history)
+    first = next(revisions, None)
+    seen = () if first is None else (first,)
+    goal = rollback_revision(chain(seen, revisions), revision).spec
+    return pinned(goal, goal if first is None else first.spec)
 
 
 def rollback_revision(history: Iterable[Revision], revision: int | None = None) -> Revision:
@@ -81,11 +85,17 @@ def rollback_revision(history: Iterable[Revision], revision: int | None = None) 
     )
 
 
-def pinned(spec: DeploymentSpec) -> DeploymentSpec:
-    """Return the desired state with its version pinned, and loaded."""
+def pinned(spec: DeploymentSpec, present: DeploymentSpec) -> DeploymentSpec:
+    """Return the desired state with its version pinned, and loaded; what is promised to users stays as it is."""
     reference = Reference(spec.model, version=spec.version)
-    return spec.with_changes(reference=str(reference), loaded=True, rollout=None)
+    settings = spec.settings.model_copy(update={"objectives": present.settings.objectives})
+    return spec.with_changes(reference=str(reference), loaded=True, settings=settings, rollout=None)
 
 
 def _differs(one: DeploymentSpec, other: DeploymentSpec) -> bool:
-    return (one.version, one.settings) != (other.version, other.settings)
+    """Whether they run something else; what is promised to users says nothing about what runs."""
+    return (one.version, _run(one.settings)) != (other.version, _run(other.settings))
+
+
+def _run(settings: DeploymentSettings) -> DeploymentSettings:
+    return settings.model_copy(update={"objectives": None})

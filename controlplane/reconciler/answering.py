@@ -13,6 +13,7 @@ from controlplane.reconciler.status import overall
 from controlplane.reconciler.telling import Occupant, plan_for, server_memory, server_why
 from controlplane.reconciler.trials import Trial, trial_of
 from controlplane.reconciler.wishes import Prepared, Wish, Wishes
+from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
 
 
@@ -50,6 +51,11 @@ class Answers:
             if status and not (wish.revision.spec.deleted and status.phase is Phase.UNLOADED):
                 found[model] = status
         return found
+
+    def deployed(self) -> dict[str, DeploymentRevision]:
+        """Return the newest revision of what is deployed, by model."""
+        revisions = {model: wish.revision for model, wish in self._state.wishes.items()}
+        return {model: revision for model, revision in revisions.items() if not revision.spec.deleted}
 
     def servers(self) -> tuple[ServerStatus, ...]:
         """Return the servers as last seen."""

@@ -14,6 +14,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Literal
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.states import DeploymentStatus, Event, Phase, ServerStatus
@@ -52,6 +53,7 @@ from controlplane.reconciler.steward import Steward
 from controlplane.reconciler.traffic import Traffic
 from controlplane.reconciler.trials import Trial
 from controlplane.reconciler.wishes import Wishes
+from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.leases import ModelLease
 from controlplane.registry.registry import Registry
 from controlplane.settings import MemorySettings, ReconcilerSettings
@@ -183,6 +185,14 @@ class Reconciler:
     def statuses(self) -> dict[str, DeploymentStatus]:
         """Return how all deployments stand, by model; removed ones only until they are gone."""
         return self._answers.statuses()
+
+    def deployed(self) -> dict[str, DeploymentRevision]:
+        """Return the newest revision of what is deployed, by model. No I/O."""
+        return self._answers.deployed()
+
+    def tell(self, type_: Literal["Normal", "Warning"], reason: str, subject: str, message: str) -> None:
+        """Add an event that another part of the control plane has to tell."""
+        self._state.events.add(type_, reason, subject, message)
 
     def servers(self) -> tuple[ServerStatus, ...]:
         """Return the servers as last seen."""

@@ -295,4 +295,8 @@ def _runs(chain: Sequence[DeploymentRevision]) -> list[DeploymentRevision]:
 
 
 def _run_key(settings: DeploymentSettings) -> str:
-    return settings.model_dump_json(exclude={"bake_seconds", "mode", "keep_alive_seconds", "priority", "rollout"})
+    return settings.model_dump_json(exclude=_RUN_THE_SAME)
+
+
+_RUN_THE_SAME = {"bake_seconds", "mode", "keep_alive_seconds", "priority", "rollout", "objectives"}
+"""Settings that Triton is not told of."""

@@ -157,7 +157,7 @@ class Deployments:
                 else (self._chains.revision(model, revision),)
             )
             goal = rollback_revision(chain((current,), earlier), revision)
-            spec = pinned(goal.spec)
+            spec = pinned(goal.spec, current.spec)
             why = f"rollback to revision {goal.number} ({spec.reference})"
             return spec, why + _because(reason)
 

@@ -16,6 +16,7 @@ from controlplane.services.leases import Leases
 from controlplane.services.limits import RateLimits
 from controlplane.services.memory import Memory
 from controlplane.services.models import Models
+from controlplane.services.monitoring import Monitoring
 from controlplane.services.operations import Operations
 from controlplane.services.publishing import Publishing
 from controlplane.services.rollouts import Rollouts
@@ -43,6 +44,7 @@ class Services:
     inference: Inference
     servers: Servers
     devices: Devices
+    monitoring: Monitoring
     tunings: Tunings
     operations: Operations
     events: Events

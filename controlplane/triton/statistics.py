@@ -6,19 +6,18 @@ alone. A version's counters start again at zero with every load.
 
 import logging
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
+from controlplane.errors import TritonError
+from controlplane.triton.page import fetch, page_client
 
 logger = logging.getLogger(__name__)
 
 _PENDING = re.compile(r"^nv_inference_pending_request_count\{([^}]*)\}\s+([0-9.e+]+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-_MAX_BYTES = 64 * 1024 * 1024
 
 VersionKey = tuple[str, int]
 """Triton name and version number."""
@@ -68,21 +67,9 @@ def parse_pending(text: str) -> dict[VersionKey, int]:
 
 def read_pending(url: str, deadline_seconds: float) -> Mapping[VersionKey, int] | None:
     """Ask a server's metrics page for the requests that wait or run; None where it does not answer. Blocks."""
-    end = time.monotonic() + deadline_seconds
-    received = bytearray()
-    try:
-        # A proxy set for the internet is not meant for a server's metrics port.
-        with (
-            httpx.Client(timeout=deadline_seconds, trust_env=False) as client,
-            client.stream("GET", url) as response,
-        ):
-            if response.status_code != httpx.codes.OK:
-                return None
-            for part in response.iter_bytes():
-                received += part
-                if time.monotonic() > end or len(received) > _MAX_BYTES:
-                    return None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        logger.debug("no pending requests from %s: %s", url, error)
-        return None
-    return parse_pending(received.decode(errors="replace"))
+    with page_client() as client:
+        try:
+            return parse_pending(fetch(client, url, deadline_seconds))
+        except TritonError as error:
+            logger.debug("no pending requests from %s: %s", url, error)
+            return None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.cli.durations import parse_duration, parse_keep_alive
+from controlplane.domain.durations import parse_duration, parse_keep_alive
 from controlplane.cli.memory import BAR_WIDTH, bar
 from controlplane.cli.memory_records import DeviceMemory
 from controlplane.errors import InvalidInputError

@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl deploy resnet@champion --instances 2 --max-batch-size 16",
             "tritonctl deploy resnet --mode on-demand --keep-alive 10m",
             "tritonctl deploy resnet:8 --strategy canary --steps 5%:10m,25%:10m,50%:10m",
+            "tritonctl deploy resnet --p99-ms 50 --max-failures 1",
             'tritonctl deploy resnet --set \'{"dynamic_batching": {"max_queue_delay_microseconds": 500}}\'',
         ),
     )(deploy)
@@ -92,6 +93,14 @@ def deploy(
             "--steps", metavar="STEPS", help="Of a canary: share and time of each, like 5%:10m,25%:1h,50%:1h."
         ),
     ] = None,
+    p99: Annotated[
+        float | None,
+        typer.Option("--p99-ms", min=0, help="Promise: 99 in 100 requests take no longer. 0 takes it back."),
+    ] = None,
+    failures: Annotated[
+        float | None,
+        typer.Option("--max-failures", min=0, max=100, help="Promise: no more percent of them fail. 0 takes it back."),
+    ] = None,
     warmup: Annotated[
         bool | None, typer.Option("--warmup/--no-warmup", help="Run a sample inside the load.", show_default=False)
     ] = None,
@@ -109,8 +118,8 @@ def deploy(
     a version that fails its proof never does. The version before stays loaded for a while, so that `rollback` is a
     matter of milliseconds. Settings that are not given stay as they are.
     """
-    from controlplane.cli.durations import parse_keep_alive, parse_steps
     from controlplane.cli.rollout import Change, apply, merged_settings, show_ready
+    from controlplane.domain.durations import parse_keep_alive, parse_steps
     from controlplane.domain.names import Reference
 
     reference = Reference.parse(ref)
@@ -132,6 +141,9 @@ def deploy(
     if strategy is not None or steps is not None:
         chosen = {"kind": strategy or "canary"} | ({} if steps is None else {"steps": parse_steps(steps)})
         given["rollout"] = {**given.get("rollout", {}), **chosen}
+    promised = {"p99_milliseconds": p99, "failure_percent": failures}
+    if objectives := {name: value or None for name, value in promised.items() if value is not None}:
+        given["objectives"] = {**(given.get("objectives") or {}), **objectives}
     out = session.out()
     with session.client() as client:
         body = {"reference": ref, "settings": merged_settings(client, reference.model, given), "reason": reason}

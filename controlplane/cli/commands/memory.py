@@ -115,7 +115,7 @@ def hold(
     itself after its time to live. The exit code is the command's.
     """
     from controlplane.cli import holding
-    from controlplane.cli.durations import parse_duration
+    from controlplane.domain.durations import parse_duration
 
     out = session.out()
     seconds = parse_duration(ttl)

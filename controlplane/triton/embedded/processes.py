@@ -1,5 +1,6 @@
 """Which processes belong to a model. Read from /proc: Triton's API does not tell."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,31 @@ def instance_memory(server: int, repository: Path) -> dict[tuple[str, int], Inst
             before.resident_bytes + _status_bytes(status, "VmRSS"),
             before.peak_bytes + _status_bytes(status, "VmHWM"),
         )
+    return found
+
+
+def instance_cpu_seconds(server: int, repository: Path) -> dict[tuple[str, int], float]:
+    """Return the processor time that the instances of a server have used, by Triton name and version.
+
+    From ``utime`` and ``stime`` of ``/proc/PID/stat`` (proc(5)), in clock ticks.
+    """
+    prefix = f"{repository}/".encode()
+    ticks = os.sysconf("SC_CLK_TCK")
+    found: dict[tuple[str, int], float] = {}
+    for pid in children_of(server):
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if len(arguments) < 2 or not arguments[1].startswith(prefix):
+            continue
+        name, _, rest = arguments[1][len(prefix) :].decode(errors="replace").partition("/")
+        version = rest.partition("/")[0]
+        fields = stat.rpartition(")")[2].split()  # the name before may have blanks and brackets in it
+        if version.isdigit():
+            key = (name, int(version))
+            found[key] = found.get(key, 0.0) + (int(fields[11]) + int(fields[12])) / ticks
     return found
 
 

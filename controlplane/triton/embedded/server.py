@@ -19,7 +19,13 @@ from controlplane.settings import TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded import launcher
 from controlplane.triton.embedded.installation import Installation, assemble_backends, find_installation
-from controlplane.triton.embedded.processes import InstanceMemory, children_of, instance_memory, model_processes
+from controlplane.triton.embedded.processes import (
+    InstanceMemory,
+    children_of,
+    instance_cpu_seconds,
+    instance_memory,
+    model_processes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +51,8 @@ class ServerUrls(NamedTuple):
 class EmbeddedTriton:
     """The server and its supervisor.
 
-    Used from one event loop, except for the plain attributes, `processes` and `processes_of`, which may be read
-    anywhere.
+    Used from one event loop, except for the plain attributes, `processes`, `processes_of` and `cpu_seconds`, which may
+    be read anywhere.
 
     Args:
         repository: Triton's model repository; made if missing.
@@ -123,6 +129,11 @@ class EmbeddedTriton:
         """Memory of the models' instances by Triton name and version."""
         server = self.pid
         return {} if server is None else instance_memory(server, self.repository)
+
+    def cpu_seconds(self) -> dict[tuple[str, int], float]:
+        """Processor time that the models' instances have used, by Triton name and version."""
+        server = self.pid
+        return {} if server is None else instance_cpu_seconds(server, self.repository)
 
     def log_tail(self, lines: int = 40) -> str:
         """The end of the server's log."""

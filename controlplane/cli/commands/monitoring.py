@@ -1,0 +1,59 @@
+"""How well deployments are doing."""
+
+from typing import Annotated
+
+import typer
+
+from controlplane.cli.commands.deployments import DeployedArgument
+from controlplane.cli.commands.memory import PANEL
+from controlplane.cli.session import Session, command
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    command(
+        app,
+        "metrics",
+        panel=PANEL,
+        examples=(
+            "tritonctl metrics resnet",
+            "tritonctl metrics resnet --window 1h",
+            "tritonctl metrics resnet --watch",
+            "tritonctl metrics resnet -o json | jq .total.latency",
+        ),
+    )(metrics)
+
+
+def metrics(
+    session: Session,
+    name: DeployedArgument,
+    window: Annotated[
+        str, typer.Option("--window", metavar="TIME", help="How far back: 30s, 5m, 1h30m; 6h at most.")
+    ] = "5m",
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option("--interval", "-i", min=0.1, help="Seconds between two looks.")] = 1.0,
+) -> None:
+    """Show how well a deployed model is doing: rates, failures, latency, queue and compute time, batches, objectives.
+
+    The curves show the window from its beginning to now. With `--watch` and `-o json` there is one document per line.
+    """
+    import json
+    import sys
+
+    from controlplane.cli.monitoring import Metrics, live, screen
+    from controlplane.cli.rollout import deployment_path
+    from controlplane.domain.durations import parse_duration
+
+    parse_duration(window)  # says what is wrong before anybody is asked
+    out = session.out()
+    with session.client() as client:
+
+        def read() -> Metrics:
+            return client.fetch(Metrics, f"{deployment_path(name)}/metrics", window=window)
+
+        if watch:
+            live(read, interval=interval, lines=out.json_wanted or not sys.stdout.isatty(), json_wanted=out.json_wanted)
+            return
+        found = read()
+    out.result(json.loads(found.model_dump_json()))
+    out.show(screen(found))

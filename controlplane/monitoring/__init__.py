@@ -1,0 +1,1 @@
+"""How well every model is doing: scraping, windows in memory, objectives, webhooks."""

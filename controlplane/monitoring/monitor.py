@@ -1,0 +1,286 @@
+"""Watches every server's metrics and answers how well each model is doing.
+
+Belongs to one event loop: a task for each server gets the page, in a thread, and takes it in; nobody else writes, so
+that everything may be asked in between without a lock.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import httpx
+import numpy as np
+
+from controlplane.domain.figures import Figures, Point, ServerUse
+from controlplane.errors import ControlPlaneError
+from controlplane.monitoring.figures import figures, latency, point, slow
+from controlplane.monitoring.series import COLUMNS, FAILED, INDEX, Series, bounds_of
+from controlplane.monitoring.windows import COARSE_SPAN_SECONDS, Row
+from controlplane.settings import MonitoringSettings
+from controlplane.triton.metrics import Page, PageReader
+from controlplane.triton.page import fetch, page_client
+from controlplane.triton.statistics import VersionKey
+
+logger = logging.getLogger(__name__)
+
+MAX_WINDOW_SECONDS = COARSE_SPAN_SECONDS
+MAX_VERSIONS = 8
+"""Versions of one model on one server that are kept, those that are gone included: the longest gone make room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A server to be watched.
+
+    Attributes:
+        name: Its name.
+        metrics_url: URL of its metrics; empty where it is not known.
+        cpu_seconds: Gives the processor time of its models' processes; None for a server that runs elsewhere.
+    """
+
+    name: str
+    metrics_url: str
+    cpu_seconds: Callable[[], Mapping[VersionKey, float]] | None = None
+
+
+@dataclass
+class Watched:
+    """What is known of one server.
+
+    Attributes:
+        source: The server.
+        series: By Triton name and version.
+        began_at: When it was first read (monotonic); None: never.
+        looked_at: When it was last read.
+        scraped_at: The same as a date.
+        error: Why it cannot be read now.
+        use: How busy it is.
+        looks: How many looks succeeded (``ok``) and failed (``failed``).
+        seconds: Seconds that the looks took, summed.
+        page_bytes: Size of the newest page.
+    """
+
+    source: Source
+    series: dict[VersionKey, Series] = field(default_factory=dict)
+    began_at: float | None = None
+    looked_at: float = 0.0
+    scraped_at: datetime | None = None
+    error: str = "not looked at yet"
+    use: Page | None = None
+    looks: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    page_bytes: int = 0
+
+    def take(self, page: Page, cpu: Mapping[VersionKey, float] | None, at: float) -> None:
+        """Take in a page that was got at a moment (monotonic)."""
+        first = self.began_at is None
+        if self.began_at is None:
+            self.began_at = self.looked_at = at
+        for key, sample in page.versions.items():
+            series = self.series.get(key)
+            bounds = bounds_of(sample)
+            if series is None or series.bounds != bounds:
+                # What served before we looked is not ours to count; what came since then is.
+                series = self.series[key] = Series(at, sample if first else None, bounds)
+            series.take(sample, at, cpu.get(key) if cpu is not None else None, since=self.looked_at)
+        for key in self.series.keys() - page.versions.keys():
+            self.series[key].gone()
+            if at - self.series[key].seen_at > COARSE_SPAN_SECONDS:
+                del self.series[key]
+        self._bound()
+        self.looked_at, self.error, self.use, self.page_bytes = at, "", page, page.bytes
+
+    def _bound(self) -> None:
+        versions = Counter(model for model, _ in self.series)
+        for model, count in versions.items():
+            if count > MAX_VERSIONS:
+                keys = sorted((key for key in self.series if key[0] == model), key=lambda key: self.series[key].seen_at)
+                for key in keys[: count - MAX_VERSIONS]:
+                    del self.series[key]
+
+
+class Monitor:
+    """The windows of all servers.
+
+    Args:
+        sources: The servers.
+        settings: Intervals.
+        clock: Gives seconds on a clock that never goes back.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], settings: MonitoringSettings, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._servers = {source.name: Watched(source) for source in sources}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin to watch."""
+        self._tasks = [
+            asyncio.create_task(self._watch(watched), name=f"monitor {watched.source.name}")
+            for watched in self._servers.values()
+            if watched.source.metrics_url
+        ]
+
+    async def stop(self) -> None:
+        """Watch no more; what is known can still be asked."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    def take(self, server: str, page: Page, cpu: Mapping[VersionKey, float] | None, at: float) -> None:
+        """Take in a server's page, as the task does."""
+        self._servers[server].take(page, cpu, at)
+
+    # What others ask; no I/O
+
+    def watched(self) -> tuple[Watched, ...]:
+        """Return what is known of each server."""
+        return tuple(self._servers.values())
+
+    def use(self) -> tuple[ServerUse, ...]:
+        """Return how busy each server is."""
+        return tuple(
+            ServerUse(
+                server=name,
+                scraped_at=watched.scraped_at,
+                error=watched.error if watched.source.metrics_url else "no metrics URL is set for it",
+                cpu_utilisation=watched.use.cpu_utilisation if watched.use and not watched.error else None,
+                gpu_utilisation=dict(watched.use.gpu_utilisation) if watched.use and not watched.error else {},
+            )
+            for name, watched in self._servers.items()
+        )
+
+    def versions(self, model: str, window_seconds: float = MAX_WINDOW_SECONDS) -> tuple[tuple[str, int], ...]:
+        """Return server and version of what is or was there under a Triton name within a window, in order."""
+        since = self._clock() - window_seconds
+        return tuple(
+            sorted({(w.source.name, key[1]) for w, key, series in self._all(model) if series.seen_at >= since})
+        )
+
+    def figures(
+        self, model: str, version: int | None = None, window_seconds: float = 300.0, server: str | None = None
+    ) -> Figures:
+        """Return what a model did in a window that ends now; zeros where nothing is known of it.
+
+        Args:
+            model: The name in Triton (a candidate has one of its own).
+            version: The version; None: all together.
+            window_seconds: The window, `MAX_WINDOW_SECONDS` at most.
+            server: The server; None: all together.
+        """
+        now = self._clock()
+        chosen = list(self._all(model, version, server))
+        total: Row = np.zeros(len(COLUMNS))
+        for _, _, series in chosen:
+            total += series.windows.total(window_seconds, now)[: len(COLUMNS)]
+        bounds = {series.bounds for _, _, series in chosen if series.bounds}
+        mixed: Row = total
+        if len(bounds) == 1:  # buckets of different histograms cannot be added
+            buckets = [s.windows.total(window_seconds, now)[len(COLUMNS) :] for _, _, s in chosen if s.bounds]
+            mixed = np.concatenate([total, np.sum(buckets, axis=0)])
+        return figures(
+            total,
+            model=model,
+            version=version,
+            server=server,
+            window_seconds=window_seconds,
+            covered_seconds=self._covered(window_seconds, now, server),
+            latency=latency(mixed, next(iter(bounds)) if len(bounds) == 1 else ()),
+            pending=sum(series.pending for _, _, series in chosen),
+            cpu_known=any(watched.source.cpu_seconds is not None for watched, _, _ in chosen),
+        )
+
+    def points(self, model: str, window_seconds: float, count: int) -> tuple[Point, ...]:
+        """Return a window cut into at most ``count`` equal parts, oldest first."""
+        now = self._clock()
+        totals: dict[float, Row] = {}
+        for _, _, series in self._all(model):
+            for ago, row in series.windows.points(window_seconds, now, count):
+                total = totals.setdefault(ago, np.zeros(len(COLUMNS)))
+                total += row[: len(COLUMNS)]
+        ends = sorted(totals, reverse=True)
+        seconds = ends[0] - ends[1] if len(ends) > 1 else window_seconds
+        return tuple(point(totals[ago], ago_seconds=ago, seconds=seconds) for ago in ends)
+
+    def slow(self, model: str, limit_seconds: float, window_seconds: float) -> tuple[float, float]:
+        """Return how many requests of a model were slower than a limit, and of how many that is known."""
+        now = self._clock()
+        counts = [
+            slow(series.windows.read(window_seconds, now), limit_seconds, series.bounds)
+            for _, _, series in self._all(model)
+        ]
+        return sum(one for one, _ in counts), sum(of for _, of in counts)
+
+    def failed(self, model: str, window_seconds: float) -> tuple[float, float]:
+        """Return how many requests of a model failed, and of how many."""
+        now = self._clock()
+        total: Row = np.zeros(len(COLUMNS))
+        for _, _, series in self._all(model):
+            total += series.windows.total(window_seconds, now)[: len(COLUMNS)]
+        bad = float(sum(total[INDEX[name]] for name in FAILED))
+        return bad, bad + float(total[INDEX["requests"]])
+
+    def _all(
+        self, model: str, version: int | None = None, server: str | None = None
+    ) -> Iterator[tuple[Watched, VersionKey, Series]]:
+        for watched in self._servers.values():
+            if server is None or watched.source.name == server:
+                for key, series in watched.series.items():
+                    if key[0] == model and version in (None, key[1]):
+                        yield watched, key, series
+
+    def _covered(self, window_seconds: float, now: float, server: str | None) -> float:
+        began = [
+            watched.began_at
+            for name, watched in self._servers.items()
+            if watched.began_at is not None and server in (None, name)
+        ]
+        return min(window_seconds, now - min(began)) if began else 0.0
+
+    # The task
+
+    async def _watch(self, watched: Watched) -> None:
+        reader = PageReader()
+        with page_client() as client:
+            due = self._clock()
+            while True:
+                began = self._clock()
+                try:
+                    page, cpu, at = await asyncio.to_thread(self._look, watched.source, client, reader)
+                    watched.take(page, cpu, at)
+                    watched.scraped_at = datetime.now(UTC)
+                    watched.looks["ok"] += 1
+                except ControlPlaneError as error:
+                    self._missed(watched, str(error))
+                except Exception:
+                    # The loop's edge: a page nobody foresaw must not end the watching.
+                    logger.exception("the metrics of %s cannot be taken in", watched.source.name)
+                    self._missed(watched, "its metrics cannot be understood; see the log")
+                watched.seconds += self._clock() - began
+                due = max(due + self._settings.interval_seconds, self._clock())
+                await asyncio.sleep(due - self._clock())
+
+    def _look(
+        self, source: Source, client: httpx.Client, reader: PageReader
+    ) -> tuple[Page, Mapping[VersionKey, float] | None, float]:
+        text = fetch(client, source.metrics_url, self._settings.timeout_seconds)
+        at = self._clock()
+        cpu = None
+        with contextlib.suppress(OSError):
+            cpu = source.cpu_seconds() if source.cpu_seconds is not None else None
+        return reader.read(text), cpu, at
+
+    def _missed(self, watched: Watched, error: str) -> None:
+        watched.looks["failed"] += 1
+        if watched.error != error:
+            logger.warning("%s: %s", watched.source.name, error)
+        watched.error = error

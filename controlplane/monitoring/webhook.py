@@ -1,0 +1,191 @@
+"""Tells a URL what happened: signed, in order, tried again with back-off, never more waiting than a bound.
+
+The form is that of Standard Webhooks (https://github.com/standard-webhooks/standard-webhooks, spec 1.0), so that its
+libraries can check the signature: headers ``webhook-id`` (the same on every try, to tell a repetition by),
+``webhook-timestamp`` (seconds since the epoch, of the try) and ``webhook-signature``: ``v1,`` and the base64 of the
+HMAC-SHA256 over ``{id}.{timestamp}.{body}``. The secret is the bytes after ``whsec_`` in base64, or any other text as
+UTF-8.
+"""
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import random
+import time
+import uuid
+from collections import Counter, deque
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+
+from controlplane.errors import InvalidInputError
+from controlplane.settings import MonitoringSettings
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "whsec_"
+_SECRET_MIN_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One thing to tell.
+
+    Attributes:
+        id: Names it, whichever try.
+        body: The JSON that is sent.
+        kind: What it says, such as ``objective.burning``.
+        since: When it was put into the queue (monotonic).
+    """
+
+    id: str
+    body: bytes
+    kind: str
+    since: float
+
+
+def key_of(secret: str) -> bytes:
+    """Return the key that a secret stands for.
+
+    Raises:
+        InvalidInputError: It is no base64 after ``whsec_``, or too short. The message does not show it.
+    """
+    try:
+        encoded = secret.removeprefix(_PREFIX)
+        key = base64.b64decode(encoded, validate=True) if secret.startswith(_PREFIX) else secret.encode()
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInputError("the webhook's secret begins with whsec_, but what follows is no base64") from error
+    if len(key) < _SECRET_MIN_BYTES:
+        raise InvalidInputError(f"the webhook's secret has {len(key)} bytes; give at least {_SECRET_MIN_BYTES}")
+    return key
+
+
+def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
+    """Return the value of ``webhook-signature``."""
+    digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(digest).decode()}"
+
+
+class Webhook:
+    """The messages on their way to one URL. Belongs to one event loop.
+
+    Args:
+        settings: URL, secret, deadlines and bounds.
+
+    Raises:
+        InvalidInputError: There is a URL without a usable secret, or what should be a URL is none.
+
+    Attributes:
+        outcomes: Messages by how they ended (``delivered``, ``given_up``, ``dropped``), and ``failed`` tries.
+    """
+
+    def __init__(self, settings: MonitoringSettings) -> None:
+        self._settings = settings
+        self._url = settings.webhook_url.get_secret_value() if settings.webhook_url else ""
+        self._key = b""
+        if self._url:
+            if settings.webhook_secret is None:
+                raise InvalidInputError("a webhook needs a secret: set TRITONCTL_MONITORING__WEBHOOK_SECRET")
+            self._key = key_of(settings.webhook_secret.get_secret_value())
+            if not self._url.startswith(("http://", "https://")):
+                raise InvalidInputError("TRITONCTL_MONITORING__WEBHOOK_URL must begin with http:// or https://")
+        self.outcomes: Counter[str] = Counter()
+        self._queue: deque[Message] = deque()
+        self._more = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait."""
+        return len(self._queue)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is anybody to tell."""
+        return bool(self._url)
+
+    def send(self, kind: str, data: dict[str, Any]) -> None:
+        """Put a message into the queue; the oldest goes when it is full. Nothing happens without a URL."""
+        if not self.enabled:
+            return
+        document = {"type": kind, "timestamp": datetime.now(UTC).isoformat(), "data": data}
+        body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(self._queue) >= self._settings.webhook_queue:
+            dropped = self._queue.popleft()
+            self.outcomes["dropped"] += 1
+            logger.warning("too many webhooks wait; the oldest (%s, %s) is dropped", dropped.kind, dropped.id)
+        self._queue.append(Message(f"msg_{uuid.uuid4().hex}", body, kind, time.monotonic()))
+        self._more.set()
+
+    async def start(self) -> None:
+        """Begin to deliver."""
+        if self.enabled:
+            self._task = asyncio.create_task(self._deliver_all(), name="webhook")
+
+    async def stop(self) -> None:
+        """Deliver no more; what waits is lost."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        if self._queue:
+            logger.warning("%d webhooks were not delivered before the end", len(self._queue))
+
+    async def _deliver_all(self) -> None:
+        async with httpx.AsyncClient(timeout=self._settings.webhook_timeout_seconds) as client:
+            failures = 0
+            while True:
+                while not self._queue:
+                    self._more.clear()
+                    await self._more.wait()
+                message = self._queue[0]
+                trouble = await self._try(client, message)
+                if not trouble:
+                    failures = 0
+                    self._end(message, "delivered")
+                    continue
+                self.outcomes["failed"] += 1
+                if time.monotonic() - message.since > self._settings.webhook_give_up_seconds:
+                    logger.warning("the webhook %s (%s) is given up: %s", message.id, message.kind, trouble)
+                    self._end(message, "given_up")
+                    continue
+                pause = min(
+                    self._settings.webhook_backoff_initial_seconds * 2 ** min(failures, 30),
+                    self._settings.webhook_backoff_max_seconds,
+                )
+                failures += 1
+                logger.info("the webhook %s failed (%s); again in %.1f s", message.id, trouble, pause)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+
+    def _end(self, message: Message, outcome: str) -> None:
+        self.outcomes[outcome] += 1
+        if self._queue and self._queue[0] is message:  # else it was dropped while it was tried
+            self._queue.popleft()
+
+    async def _try(self, client: httpx.AsyncClient, message: Message) -> str:
+        """Try once; return why it failed, empty when it did not. Never tells the URL, which may hold a token."""
+        timestamp = int(time.time())
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "tritonctl",
+            "webhook-id": message.id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": sign(self._key, message.id, timestamp, message.body),
+        }
+        try:
+            # The whole try has a deadline: httpx's own is for each part of an answer, and a slow one has many.
+            async with asyncio.timeout(self._settings.webhook_timeout_seconds):
+                async with client.stream("POST", self._url, content=message.body, headers=headers) as response:
+                    return "" if response.is_success else f"it was answered {response.status_code}"
+        except TimeoutError:
+            return f"no answer after {self._settings.webhook_timeout_seconds:g} s"
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return f"it cannot be reached ({type(error).__name__})"

@@ -1,0 +1,188 @@
+"""How well deployments are doing: figures for who asks, and a word to who must know when an objective is not kept."""
+
+import asyncio
+import contextlib
+import logging
+from datetime import UTC, datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.domain.deployment import DeploymentSpec
+from controlplane.domain.figures import Figures, ObjectiveKind, ObjectiveState, Point, ServerUse
+from controlplane.errors import InvalidInputError
+from controlplane.monitoring.monitor import MAX_WINDOW_SECONDS, Monitor
+from controlplane.monitoring.objectives import judge
+from controlplane.monitoring.webhook import Webhook
+from controlplane.reconciler.loop import Reconciler
+from controlplane.services.deployments import Deployments
+from controlplane.settings import MonitoringSettings
+
+logger = logging.getLogger(__name__)
+
+MAX_POINTS = 240
+
+
+class DeploymentMetrics(BaseModel):
+    """How well a deployment is doing."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str = Field(description="The model's name.")
+    at: datetime = Field(description="When the window ends (UTC).")
+    window_seconds: float = Field(description="The window.")
+    total: Figures = Field(description="All versions on all servers together.")
+    versions: tuple[Figures, ...] = Field(description="By version and server, those that were there in the window.")
+    points: tuple[Point, ...] = Field(description="The window cut into equal parts, oldest first.")
+    servers: tuple[ServerUse, ...] = Field(description="How busy the servers' processors are.")
+    objectives: tuple[ObjectiveState, ...] = Field(description="How its objectives are kept; none without objectives.")
+
+
+class Monitoring:
+    """Use cases round figures and objectives.
+
+    Args:
+        monitor: The windows.
+        reconciler: Knows what is deployed, and takes events.
+        deployments: Says whether a model is deployed.
+        settings: Windows and intervals.
+        webhook: Is told when an objective burns, and when it is kept again, by the replica that leads.
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        reconciler: Reconciler,
+        deployments: Deployments,
+        settings: MonitoringSettings,
+        webhook: Webhook,
+    ) -> None:
+        self.monitor = monitor
+        self.webhook = webhook
+        self._reconciler = reconciler
+        self._deployments = deployments
+        self._settings = settings
+        self._states: dict[str, tuple[ObjectiveState, ...]] = {}
+        self._burning: set[tuple[str, ObjectiveKind]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to watch the servers, and the objectives."""
+        await self.monitor.start()
+        await self.webhook.start()
+        self._task = asyncio.create_task(self._watch(), name="objectives")
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self.webhook.stop()
+        await self.monitor.stop()
+
+    async def metrics(self, model: str, *, window_seconds: float, points: int) -> DeploymentMetrics:
+        """Return a deployment's figures.
+
+        Raises:
+            NotFoundError: It is not deployed.
+            InvalidInputError: The window is longer than what is kept.
+        """
+        if window_seconds > MAX_WINDOW_SECONDS:
+            raise InvalidInputError(
+                f"a window of {window_seconds:g} s is too long; {MAX_WINDOW_SECONDS:g} s are kept (6h)",
+                limit_seconds=MAX_WINDOW_SECONDS,
+            )
+        await self._deployments.get(model)
+        monitor = self.monitor
+        return DeploymentMetrics(
+            model=model,
+            at=datetime.now(UTC),
+            window_seconds=window_seconds,
+            total=monitor.figures(model, None, window_seconds),
+            versions=tuple(
+                monitor.figures(model, version, window_seconds, server)
+                for server, version in monitor.versions(model, window_seconds)
+            ),
+            points=monitor.points(model, window_seconds, points),
+            servers=monitor.use(),
+            objectives=self.objectives(model),
+        )
+
+    def deployed(self) -> dict[str, DeploymentSpec]:
+        """Return what is deployed, by model. No I/O."""
+        return {model: revision.spec for model, revision in self._reconciler.deployed().items()}
+
+    def objectives(self, model: str) -> tuple[ObjectiveState, ...]:
+        """Return how a deployment's objectives are kept, as judged now; none without any. No I/O."""
+        spec = self.deployed().get(model)
+        return self._judge(model, spec) if spec is not None else ()
+
+    def states(self) -> dict[str, tuple[ObjectiveState, ...]]:
+        """Return how all objectives are kept, by model, as last judged. No I/O."""
+        return dict(self._states)
+
+    def _judge(self, model: str, spec: DeploymentSpec) -> tuple[ObjectiveState, ...]:
+        objectives = spec.settings.objectives
+        if objectives is None:
+            return ()
+        limit = (objectives.p99_milliseconds or 0.0) / 1000
+        return judge(
+            objectives,
+            slow=lambda window: self.monitor.slow(model, limit, window),
+            failed=lambda window: self.monitor.failed(model, window),
+            rules=self._settings.burn_rules,
+            min_requests=self._settings.min_requests,
+        )
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except Exception:
+                # The loop's edge: one judgement's surprise must not end all others.
+                logger.exception("objectives cannot be judged")
+            await asyncio.sleep(self._settings.objective_interval_seconds)
+
+    async def _look(self) -> None:
+        deployed = self.deployed()
+        for model in self._states.keys() - deployed.keys():
+            del self._states[model]
+        for model, spec in deployed.items():
+            states = self._judge(model, spec)
+            if states:
+                self._states[model] = states
+            else:
+                self._states.pop(model, None)
+            self._tell(model, spec, states)
+            await asyncio.sleep(0)  # hundreds of models take a while; others have their turn in between
+        self._burning = {key for key in self._burning if key[0] in deployed}
+
+    def _tell(self, model: str, spec: DeploymentSpec, states: tuple[ObjectiveState, ...]) -> None:
+        kinds = {state.kind for state in states}
+        self._burning -= {key for key in self._burning if key[0] == model and key[1] not in kinds}
+        for state in states:
+            key = (model, state.kind)
+            if state.burning is (key in self._burning):
+                continue
+            sentence = _sentence(state)
+            if state.burning:
+                self._burning.add(key)
+                self._reconciler.tell("Warning", "ObjectiveBurning", model, sentence)
+            else:
+                self._burning.discard(key)
+                self._reconciler.tell("Normal", "ObjectiveKept", model, sentence)
+            if self._reconciler.leading:  # of all replicas, one tells
+                kind = "objective.burning" if state.burning else "objective.kept"
+                data = {"model": model, "version": spec.version, "message": sentence}
+                self.webhook.send(kind, {**data, "objective": state.model_dump(mode="json")})
+
+
+def _sentence(state: ObjectiveState) -> str:
+    window = max(state.windows, key=lambda one: (one.burning, one.short_rate))
+    rates = (
+        f"over {window.long_seconds:g} s the budget burns {window.long_rate:.3g} times as fast as it may, over "
+        f"{window.short_seconds:g} s {window.short_rate:.3g} times"
+    )
+    if state.burning:
+        return f"not kept: {state.target}; {rates}"
+    return f"kept again: {state.target}; {rates}"
