@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from controlplane.cli.client import Client, segment
-from controlplane.domain.durations import parse_duration
 from controlplane.cli.output import ago
 from controlplane.cli.session import Session
+from controlplane.domain.durations import parse_duration
 from controlplane.errors import InvalidInputError
 
 Document = dict[str, Any]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.domain.durations import parse_duration, parse_keep_alive
 from controlplane.cli.memory import BAR_WIDTH, bar
 from controlplane.cli.memory_records import DeviceMemory
+from controlplane.domain.durations import parse_duration, parse_keep_alive
 from controlplane.errors import InvalidInputError
 from tests.cli.conftest import TRITONCTL, Cli
 from tests.support.models import affine_onnx
