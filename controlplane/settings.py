@@ -15,7 +15,8 @@ GIB = 1024 * MIB
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What cannot be used is not repeated: it may be a secret that was put into the wrong variable.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class StoreSettings(_Group):
@@ -50,6 +51,11 @@ class TritonServerSettings(_Group):
     grpc_url: str = Field(description="host:port of its gRPC service.")
     http_url: str = Field(default="", description="URL of its HTTP service.")
     metrics_url: str = Field(default="", description="URL of its metrics.")
+    control_key: SecretStr | None = Field(
+        default=None,
+        description="The key that it wants for model control: its --grpc-restricted-protocol=model-repository:"
+        "tritonctl-key=KEY.",
+    )
     repository: Path = Field(description="Its model repository, as this process sees it (a shared folder or volume).")
     same_machine: bool = Field(
         default=False, description="It runs on this machine: its GPUs are read through NVML, not from its metrics."
@@ -69,6 +75,10 @@ class TritonSettings(_Group):
 
     servers: tuple[TritonServerSettings, ...] = Field(default=(), description="Servers that run elsewhere.")
     embedded: bool = Field(default=False, description="Start and supervise a Triton of our own.")
+    restrict_control: bool = Field(
+        default=True,
+        description="Embedded: loads, unloads, trace and log settings need a key that this control plane alone has.",
+    )
     repository: Path | None = Field(default=None, description="Embedded: default <data_dir>/model_repository.")
     gpus: tuple[str, ...] = Field(
         default=(), description="Embedded: UUIDs of its GPUs, in the order of its device numbers; empty: all there are."
@@ -272,6 +282,7 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         frozen=True,
         extra="forbid",
+        hide_input_in_errors=True,
         nested_model_default_partial_update=True,
     )
 
