@@ -89,6 +89,7 @@ NEEDS: Mapping[str, Need] = {
     "getWhy": _READ,
     "listRollouts": Need(Scope.READ, Models.CHECKED),
     "getRollout": _READ,
+    "getDeploymentMetrics": _READ,
     "promoteRollout": _DEPLOY,
     "abortRollout": _DEPLOY,
     "pauseRollout": _DEPLOY,
