@@ -300,8 +300,10 @@ def _state(occupant: Occupant, tenant: Tenant) -> tuple[MemoryState, str]:
     spec, facts, verdict = wish.revision.spec, unit.facts, tenant.verdict
     why = verdict.why if verdict else ""
     action = unit.doing.action if unit.doing and unit.task is not None else None
-    if occupant.trouble:
+    if occupant.trouble and facts is None:
         return "unreachable", occupant.trouble
+    if occupant.trouble:
+        return ("loaded" if facts and facts.loaded else "pending"), occupant.trouble  # it is drained, and answers
     if isinstance(action, Unload):
         return "unloading", why or action.because
     if isinstance(action, Load) and not (facts and facts.loaded):
