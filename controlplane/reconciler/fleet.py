@@ -9,6 +9,7 @@ from datetime import datetime
 
 from controlplane.domain.states import DeploymentStatus, ServerState, ServerStatus
 from controlplane.reconciler.leakguard import LeakGuard
+from controlplane.reconciler.probing import Watch
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.status import Trouble
 from controlplane.reconciler.steward import Steward
@@ -77,7 +78,7 @@ class KnownServer:
     def unit(self, model: str) -> Unit:
         """Return what is known of a model here."""
         if model not in self.units:
-            self.units[model] = Unit(self.name, model, proved_at=time.monotonic())
+            self.units[model] = Unit(self.name, model, watch=Watch(asked_at=time.monotonic()))
         return self.units[model]
 
     def desired(self, wish: Wish) -> DesiredModel:

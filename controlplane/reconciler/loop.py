@@ -129,6 +129,7 @@ class Reconciler:
             post=self._post,
             leading=leading,
             probe_interval_seconds=settings.probe_interval_seconds,
+            poll_seconds=self._memory.poll_interval_seconds,
         )
         self._observer = Observer(self._state, self._background, self._driver, backoff)
         self._arranger = Arranger(self._state, self._driver, self._background, self._holds, backoff, leading=leading)

@@ -76,6 +76,9 @@ class Observer:
         steward = server.steward
         if server.away or reading.generation != server.sight.generation:
             return
+        for unit in server.units.values():
+            if unit.watched(reading, gauged.began):
+                self._driver.drive(server, unit)
         proving = [unit.model for unit in server.units.values() if unit.doing and isinstance(unit.doing.action, Prove)]
         self._background.keep(server, steward.take(reading, proving, gauged.began, self._state.clock()))
         for device, size in steward.unaccounted():
