@@ -55,7 +55,10 @@ def _loaded(message: str, desired: DesiredModel, observed: ObservedModel, *, bli
         return _condition(kind, False, "NotWantedNow", message)
     others = ", ".join(str(version) for version in sorted(observed.loaded))
     return _condition(
-        kind, False, "OtherVersionLoaded" if others else "NotLoaded", f"version {others} is loaded" if others else message
+        kind,
+        False,
+        "OtherVersionLoaded" if others else "NotLoaded",
+        f"version {others} is loaded" if others else message,
     )
 
 
