@@ -175,6 +175,15 @@ class ReconcilerSettings(_Group):
 
     interval_seconds: float = Field(default=2.0, gt=0, description="Time between observations when nothing happens.")
     probe_interval_seconds: float = Field(default=30.0, gt=0, description="Time between proofs of a Ready model.")
+    hung_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="How long a server may be silent, or go on with a load beyond its deadline, before one of our own "
+        "is helped.",
+    )
+    pressure_share: float = Field(
+        default=0.05, ge=0, le=1, description="Share of a server's disk below which too little of it is free."
+    )
     proof_timeout_seconds: float = Field(default=60.0, gt=0, description="Deadline of one golden sample's inference.")
     backoff_initial_seconds: float = Field(default=2.0, gt=0, description="Wait after a first failure.")
     backoff_max_seconds: float = Field(default=300.0, gt=0, description="Longest wait after repeated failures.")

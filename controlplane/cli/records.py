@@ -5,7 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from controlplane.domain.conditions import Condition
 from controlplane.domain.deployment import DeploymentSpec
+from controlplane.domain.health import ServerHealth
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.states import DeploymentStatus
 
@@ -171,3 +173,11 @@ class Deployment(Record):
     status: DeploymentStatus | None = None
     operation_id: str | None = None
     memory: tuple[ModelMemory, ...] = ()
+
+
+class DeploymentHealth(Record):
+    """What the probes of a deployment found."""
+
+    model: str
+    conditions: tuple[Condition, ...] = ()
+    servers: tuple[ServerHealth, ...] = ()

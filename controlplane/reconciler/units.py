@@ -7,7 +7,7 @@ from datetime import datetime
 
 from controlplane.domain.conditions import Condition
 from controlplane.domain.states import Phase, Proof, ServerDeploymentStatus
-from controlplane.errors import InvalidInputError, NotFoundError, TritonUnavailableError
+from controlplane.errors import InvalidInputError, NotFoundError, TritonTimeoutError, TritonUnavailableError
 from controlplane.reconciler.actions import CleanUp, Load, Prove, Stage, Unload, Wait
 from controlplane.reconciler.events import EventLog
 from controlplane.reconciler.executor import NotLeaderError, Outcome
@@ -40,6 +40,7 @@ class Unit:
         told: The phase that was last told in an event.
         late: Probes in a row that got no answer in time.
         watch: What is known of how it answers.
+        overdue: Whether a load of ours passed its deadline; Triton may be at it still.
         conditions: What could be said of it last, and since when.
     """
 
@@ -55,6 +56,7 @@ class Unit:
     told: Phase | None = None
     late: int = 0
     watch: Watch = field(default_factory=Watch)
+    overdue: bool = False
     conditions: tuple[Condition, ...] = ()
 
     def adopt(self, wish: Wish, now: datetime, backoff: Backoff) -> None:
@@ -150,6 +152,7 @@ class Unit:
         assert before is not None
         self.record = self.record.released()
         self.facts = before.after(action)
+        self.overdue = False
         match action:
             case Load(candidate=False, versions=versions, target=target):
                 self.record = self.record.after_load(action, before=before.loaded, digest=before.digest, now=now)
@@ -224,6 +227,7 @@ class Unit:
         action, error = outcome.action, outcome.error
         assert error is not None
         self.facts = None
+        self.overdue = isinstance(action, Load) and isinstance(error, TritonTimeoutError)
         if isinstance(action, Prove):
             self.watch.asked_at = time.monotonic()
         if isinstance(error, NotLeaderError):

@@ -212,6 +212,20 @@ class EmbeddedTriton:
             process.stdin.write(b"stop\n")
             await process.stdin.drain()
 
+    def kill(self, why: str) -> None:
+        """Kill a server that does not answer; the supervisor starts it again, each time after a longer pause.
+
+        Args:
+            why: Shown until it is back.
+        """
+        server = self.pid
+        if server is None:
+            return  # it ended by itself, and starts again already
+        self.state, self.message = ServerState.STARTING, f"killed: {why}"
+        # The launcher sees the end of it, ends what it left behind, and ends itself.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+
     def _choose_ports(self) -> tuple[int, int, int]:
         wanted = (self._settings.http_port, self._settings.grpc_port, self._settings.metrics_port)
         with contextlib.ExitStack() as stack:
