@@ -86,6 +86,7 @@ NEEDS: Mapping[str, Need] = {
     "rollback": _DEPLOY,
     "unloadDeployment": _DEPLOY,
     "waitForDeployment": _READ,
+    "getDeploymentHealth": _READ,
     "getWhy": _READ,
     "listRollouts": Need(Scope.READ, Models.CHECKED),
     "getRollout": _READ,

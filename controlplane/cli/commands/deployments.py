@@ -290,8 +290,8 @@ def wait(
 
     With `--for` it waits for that condition alone, whatever else becomes of the deployment, until the time is up.
     """
-    from controlplane.cli.durations import parse_duration
     from controlplane.cli.rollout import wait_for, wait_for_condition
+    from controlplane.domain.durations import parse_duration
 
     out = session.out()
     seconds = parse_duration(timeout)
