@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo up test lint bench clean
+.PHONY: demo up test lint faults bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 12), "Python 3.11 or 3.12 is needed; set PYTHON="'
@@ -26,6 +26,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+faults: $(STAMP)  ## The long version of the fault suite, or parts of it: make faults PARTS="store planes"
+	$(BIN)/python -m tests.faults $(PARTS)
 
 bench: $(STAMP)  ## All benchmarks, or one: make bench NAME=rollback
 	$(BIN)/python -m benchmarks $(NAME)

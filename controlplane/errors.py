@@ -37,7 +37,8 @@ leaves its adapter. A message says what was wrong, with which value, and what to
     │   ├── StoreFullError           no space left
     │   ├── UnsupportedStoreError    found out at start: no conditional put
     │   ├── CommitOutcomeUnknownError  a commit was sent and its answer lost; look, never delete
-    │   └── DigestMismatchError      bytes read are not the bytes that were written
+    │   ├── DigestMismatchError      bytes read are not the bytes that were written
+    │   └── DamagedRevisionError     an object in a chain is no revision, or not as it was written
     ├── GatewayError                 the front door: HAProxy cannot be started, or does not do what it is told
     │   ├── ModelUnavailableError    a model cannot be brought to answer a request now
     │   └── TooManyWaitingError      more requests, or bytes of them, wait for models than a limit allows
@@ -190,6 +191,10 @@ class CommitOutcomeUnknownError(StoreError):
 
 class DigestMismatchError(StoreError):
     """The bytes read are not the bytes that were written."""
+
+
+class DamagedRevisionError(StoreError):
+    """An object in a chain is no revision, or not as it was written."""
 
 
 class GatewayError(ControlPlaneError):

@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 
 from controlplane.api import metrics as metrics_module
 from controlplane.api import problems
+from controlplane.api.links import add_links
 from controlplane.api.metrics import Metrics
 from controlplane.api.middleware import BodyLimits, Edge, IdempotencyKeys
 from controlplane.api.needs import NEEDS, UNKNOWN
@@ -152,6 +153,7 @@ def _openapi(app: FastAPI) -> dict[str, object]:
             schemas[model.__name__] = schema
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
+        add_links(document)
         app.openapi_schema = document
     return app.openapi_schema
 

@@ -20,8 +20,7 @@ from controlplane.errors import InvalidInputError
 
 Tensors = Mapping[str, Array]
 
-# What zipfile, zlib, numpy and this module's own reading raise for bytes that somebody made up.
-_UNREADABLE = (
+UNREADABLE = (
     ArithmeticError,
     AttributeError,
     EOFError,
@@ -36,6 +35,7 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+"""What zipfile, zlib, numpy and this module's own reading raise for bytes that somebody made up."""
 
 MAX_SAMPLES_BYTES = 256 * 1024 * 1024
 """Samples are probes, not data sets: more than this, unpacked, is refused."""
@@ -87,7 +87,7 @@ def decode_samples(data: bytes) -> tuple[Sample, ...]:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             index = json.loads(arrays["index"].tobytes())
             return tuple(Sample(_read(arrays, entry["inputs"]), _read(arrays, entry["outputs"])) for entry in index)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InvalidInputError(f"the golden samples cannot be read: {error}") from error
 
 

@@ -61,3 +61,12 @@ class EventLog:
                 return []
             found = self.after(after)
         return found
+
+
+def tell_unread(events: EventLog, subject: str, why: str) -> None:
+    """Say that the store, or one deployment, cannot be read now, or (``why`` is empty) that it can again."""
+    what = "Store" if subject == "store" else "Deployment"
+    if why:
+        events.add("Warning", f"{what}Unreadable", subject, f"{why}; what answers goes on, and it is tried again")
+    else:
+        events.add("Normal", f"{what}Readable", subject, "it can be read again")

@@ -123,6 +123,8 @@ class Lease:
         self._held_until = 0.0
         self._was_held = False
         self._task: asyncio.Task[None] | None = None
+        self.trouble = ""
+        """Why the store could not be asked the last time; empty where it could."""
         # A thread of its own: a renewal must not queue behind downloads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lease")
 
@@ -210,7 +212,10 @@ class Lease:
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self.attempt)
         except (StoreError, CommitOutcomeUnknownError) as error:
+            self.trouble = str(error)
             logger.warning("the lease cannot be renewed or looked at: %s", error)
+        else:
+            self.trouble = ""
         if self.held != self._was_held:
             self._was_held = self.held
             self._on_change()

@@ -17,14 +17,13 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
-from controlplane.domain.health import ServerHealth
 from controlplane.domain.states import DeploymentStatus, Event, Phase, ServerStatus
 from controlplane.errors import ConflictError, NotFoundError
 from controlplane.reconciler.answering import Answers
 from controlplane.reconciler.arranging import Arranger
 from controlplane.reconciler.background import Background
 from controlplane.reconciler.driving import Driver
-from controlplane.reconciler.events import EventLog
+from controlplane.reconciler.events import EventLog, tell_unread
 from controlplane.reconciler.executor import Executor
 from controlplane.reconciler.fleet import KnownServer, report
 from controlplane.reconciler.holding import Holds
@@ -44,7 +43,6 @@ from controlplane.reconciler.messages import (
     Wished,
     Woken,
 )
-from controlplane.reconciler.nursing import Nurse
 from controlplane.reconciler.observing import Observer
 from controlplane.reconciler.reading import Reader
 from controlplane.reconciler.record import Backoff
@@ -113,7 +111,12 @@ class Reconciler:
         self._executor = Executor(
             registry, self._wishes, may_act=leading, proof_timeout_seconds=settings.proof_timeout_seconds
         )
-        self._reader = Reader(self._wishes, hand_over=lambda wishes: self._post(Wished(wishes)), may_follow=leading)
+        self._reader = Reader(
+            self._wishes,
+            hand_over=lambda wishes: self._post(Wished(wishes)),
+            tell=lambda subject, why: tell_unread(self._state.events, subject, why),
+            may_follow=leading,
+        )
         self._holds = Holds(registry.leases, on_read=lambda: self._post(Held()), may_sweep=leading)
         backoff = Backoff(settings.backoff_initial_seconds, settings.backoff_max_seconds)
         self._background = Background(
@@ -131,10 +134,8 @@ class Reconciler:
             post=self._post,
             leading=leading,
             probe_interval_seconds=settings.probe_interval_seconds,
-            poll_seconds=self._memory.poll_interval_seconds,
         )
-        nurse = Nurse(self._state, hung_seconds=settings.hung_seconds, pressure_share=settings.pressure_share)
-        self._observer = Observer(self._state, self._background, self._driver, nurse, backoff)
+        self._observer = Observer(self._state, self._background, self._driver, backoff)
         self._arranger = Arranger(self._state, self._driver, self._background, self._holds, backoff, leading=leading)
         self._answers = Answers(self._state, self._wishes, registry)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
@@ -197,10 +198,6 @@ class Reconciler:
     def tell(self, type_: Literal["Normal", "Warning"], reason: str, subject: str, message: str) -> None:
         """Add an event that another part of the control plane has to tell."""
         self._state.events.add(type_, reason, subject, message)
-
-    def health(self, model: str) -> tuple[ServerHealth, ...]:
-        """Return what the probes of a model found, by server. No I/O."""
-        return self._answers.health(model)
 
     def servers(self) -> tuple[ServerStatus, ...]:
         """Return the servers as last seen."""
@@ -428,7 +425,8 @@ class Reconciler:
                 self._background.clean(server)
             self._reader.read(None)
         else:
-            message = f"{self._lease.leader} leads; this one observes"
+            why = f"the lease could not be renewed: {self._lease.trouble}" if self._lease.trouble else ""
+            message = f"{why or f'{self._lease.leader} leads'}; this one observes"
             self._state.events.add("Warning", "Following", "reconciler", message)
             for server in self._state.servers.values():
                 server.cleaned = False

@@ -10,6 +10,9 @@ from controlplane.reconciler.wishes import Wish, Wishes
 
 logger = logging.getLogger(__name__)
 
+STORE = "store"
+"""What is told where no deployment can be read."""
+
 
 class Reader:
     """At most one read of a model, and one of all, at a time; what is asked for meanwhile is read once more after it.
@@ -19,6 +22,7 @@ class Reader:
     Args:
         wishes: What reads.
         hand_over: Called in the loop with what was read.
+        tell: Called in the loop with what cannot be read ("store", or a model) and why; with "" once it can again.
         may_follow: Whether this process may commit the move of an alias.
     """
 
@@ -27,10 +31,13 @@ class Reader:
         wishes: Wishes,
         *,
         hand_over: Callable[[dict[str, Wish]], None],
+        tell: Callable[[str, str], None],
         may_follow: Callable[[], bool],
     ) -> None:
         self._wishes = wishes
         self._hand_over = hand_over
+        self._tell = tell
+        self._unread: set[str] = set()
         self._may_follow = may_follow
         self._running: dict[str | None, asyncio.Task[None]] = {}
         self._again: set[str | None] = set()
@@ -64,25 +71,35 @@ class Reader:
 
     async def _once(self, model: str | None) -> None:
         try:
-            wishes = await asyncio.to_thread(self._read, model)
+            wishes, unread = await asyncio.to_thread(self._read, model)
         except ControlPlaneError as error:
-            if str(error) != self.trouble:
-                logger.warning("the deployments cannot be read: %s", error)
             self.trouble = str(error)
+            self._note(model or STORE, self.trouble)
         except Exception:
             # The edge of a task that the loop depends on: the next read may succeed.
             logger.exception("reading %s failed by surprise", model or "the deployments")
         else:
             self.trouble = ""
+            for name in (STORE, *wishes):
+                self._note(name, "")
+            for name, why in unread.items():
+                self._note(name, why)
             self._hand_over(wishes)
 
-    def _read(self, model: str | None) -> dict[str, Wish]:
+    def _note(self, subject: str, why: str) -> None:
+        """Tell once that something cannot be read, and once that it can again."""
+        if bool(why) is not (subject in self._unread):
+            self._unread.symmetric_difference_update({subject})
+            self._tell(subject, why)
+
+    def _read(self, model: str | None) -> tuple[dict[str, Wish], dict[str, str]]:
+        unread: dict[str, str] = {}
         if model is None:
-            wishes = self._wishes.read_all()
+            wishes, unread = self._wishes.read_all()
         else:
             wish = self._wishes.read(model)
             wishes = {} if wish is None else {model: wish}
-        return {name: self._followed(wish) for name, wish in wishes.items()}
+        return {name: self._followed(wish) for name, wish in wishes.items()}, unread
 
     def _followed(self, wish: Wish) -> Wish:
         if Reference.parse(wish.revision.spec.reference).alias is None or not self._may_follow():

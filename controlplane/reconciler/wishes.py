@@ -3,7 +3,6 @@
 Everything here blocks; the loop calls it in a thread, except for `Wishes.quick`, which does no I/O.
 """
 
-import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,8 +26,6 @@ from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
 from controlplane.triton.model_config import DIGEST_PARAMETER, build_config
 from controlplane.triton.repository import layout
-
-logger = logging.getLogger(__name__)
 
 ACTOR = "reconciler"
 _REVISIONS_READ = 12
@@ -154,15 +151,16 @@ class Wishes:
             return None
         return self._of(revision)
 
-    def read_all(self) -> dict[str, Wish]:
-        """Return the newest wish of every deployment, the removed ones included."""
+    def read_all(self) -> tuple[dict[str, Wish], dict[str, str]]:
+        """Return the newest wish of every deployment, the removed ones included, and why others cannot be read now."""
         wishes: dict[str, Wish] = {}
+        unread: dict[str, str] = {}
         for revision in self._registry.deployments.list(deleted=True):
             try:
                 wishes[revision.spec.model] = self._of(revision)
             except ControlPlaneError as error:
-                logger.warning("the deployment of %s cannot be read now: %s", revision.spec.model, error)
-        return wishes
+                unread[revision.spec.model] = f"revision {revision.number} cannot be read now: {error}"
+        return wishes, unread
 
     def follow_alias(self, wish: Wish) -> DeploymentRevision | None:
         """Commit a revision where the alias that a deployment follows has moved; return it.

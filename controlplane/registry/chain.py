@@ -12,6 +12,7 @@ numbered downwards, so that listing one key finds the newest revision. Three tra
    pruned, a LIST of one key.
 """
 
+import hashlib
 import json
 import logging
 import random
@@ -19,6 +20,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +28,7 @@ from typing import Any
 from controlplane.errors import (
     CommitConflictError,
     CommitOutcomeUnknownError,
+    DamagedRevisionError,
     NotFoundError,
     ObjectExistsError,
     ObjectNotFoundError,
@@ -40,6 +43,8 @@ _TOP = 10**12
 _KEY = re.compile(r"(\d{12})\.json")
 _UNKNOWN_OUTCOME_TRIES = 5
 _HEAD_TRIES = 10
+_DAMAGED_TRIES = 3
+"""How often a damaged revision is read: bytes that were changed on their way come whole the next time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class Revision:
     body: dict[str, Any]
 
     def to_json(self) -> bytes:
-        """Return the object's content, indented for whoever reads the bucket."""
+        """Return the object's content, indented for whoever reads the bucket, with a digest of the rest."""
         document = {
             "number": self.number,
             "commit_id": self.commit_id,
@@ -75,17 +80,21 @@ class Revision:
             "reason": self.reason,
             "body": self.body,
         }
-        return json.dumps(document, indent=2, allow_nan=False).encode()
+        read_back = json.loads(json.dumps(document, allow_nan=False))
+        return json.dumps({**document, "sha256": _digest(read_back)}, indent=2, allow_nan=False).encode()
 
     @classmethod
     def from_json(cls, data: bytes, key: str) -> "Revision":
-        """Read a revision.
+        """Read a revision. One that a person wrote by hand may lack the digest.
 
         Raises:
-            StoreError: The object is not a revision; someone else wrote it, or it is damaged.
+            DamagedRevisionError: The object is not a revision; someone else wrote it, or it is damaged.
         """
         try:
             document = json.loads(data)
+            digest = document.pop("sha256", None)
+            if digest is not None and digest != _digest(document):
+                raise ValueError("its content is not what its sha256 says")  # noqa: TRY301
             return cls(
                 number=int(document["number"]),
                 commit_id=str(document["commit_id"]),
@@ -96,7 +105,15 @@ class Revision:
                 body=dict(document["body"]),
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{key} is damaged: it is no revision of a chain ({error!r})", key=key) from error
+            raise DamagedRevisionError(
+                f"{key} is damaged: it is no revision of a chain ({error!r})", key=key
+            ) from error
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """Return the SHA-256 of a revision's canonical JSON: sorted keys, no spaces."""
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _utc_now() -> datetime:
@@ -290,6 +307,9 @@ class Chain:
 
     def _read(self, number: int) -> Revision:
         key = self.key(number)
+        for _ in range(_DAMAGED_TRIES - 1):
+            with suppress(DamagedRevisionError):
+                return Revision.from_json(self._store.get(key), key)
         return Revision.from_json(self._store.get(key), key)
 
     def _newest_number(self) -> int | None:

@@ -7,14 +7,25 @@ them do not run at once on any replicas, and the answer after it. A claim whose 
 
 import asyncio
 import hashlib
+import logging
 import time
+import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
-from controlplane.errors import ConflictError, IdempotencyMismatchError, ObjectExistsError, ObjectNotFoundError
+from controlplane.errors import (
+    CommitOutcomeUnknownError,
+    ConflictError,
+    IdempotencyMismatchError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+)
 from controlplane.storage.base import ObjectStore
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "idempotency/"
 CLAIM_SECONDS = 120.0
@@ -41,6 +52,8 @@ class _Claim(BaseModel):
 
     request: str
     at: datetime
+    id: str = ""
+    """Unique: a create whose answer was lost meets its own claim on the retry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +70,9 @@ class Idempotency:
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
+        # Claims of this process that nobody acts on: it was not to be learnt whether they were written. One operation
+        # at a time, so no lock.
+        self._idle: set[str] = set()
 
     async def begin(self, key: str, actor: str, target: str, body: bytes) -> StoredAnswer | Turn:
         """Return the answer that was given before, or the right to give the first one.
@@ -84,41 +100,66 @@ class Idempotency:
             await asyncio.sleep(0.1)
 
     async def finish(self, turn: Turn, answer: StoredAnswer) -> None:
-        """Keep the answer."""
+        """Keep the answer.
+
+        Where the store fails, the answer is still true and its client shall have it; a repetition is then refused as
+        "still being done" for as long as the claim counts.
+        """
 
         def write() -> None:
             try:
                 self._store.create(f"{turn.folder}answer.json", answer.model_dump_json().encode())
             except ObjectExistsError:
                 return  # taken over meanwhile: the first answer that was written stands
+            except StoreError as error:
+                logger.warning("the answer to a request with an Idempotency-Key cannot be kept: %s", error)
 
         await asyncio.to_thread(write)
 
     async def abandon(self, turn: Turn) -> None:
         """Give the claim back: nothing was done, and the request may be sent again."""
-        await asyncio.to_thread(self._store.delete, f"{turn.folder}claim.{turn.number}.json")
+
+        def remove() -> None:
+            try:
+                self._store.delete(f"{turn.folder}claim.{turn.number}.json")
+            except StoreError as error:  # why the request failed says more than this
+                logger.warning("a claim of an Idempotency-Key cannot be given back: %s", error)
+
+        await asyncio.to_thread(remove)
 
     def _look(self, folder: str, request: str, key: str) -> StoredAnswer | Turn | None:
-        claim = _Claim(request=request, at=datetime.now(UTC)).model_dump_json().encode()
+        claim = _Claim(request=request, at=datetime.now(UTC), id=uuid.uuid4().hex)
         for number in range(1, _TAKEOVERS + 1):
             name = f"{folder}claim.{number}.json"
+            if self._create(name, claim):
+                return Turn(folder, number, request)
             try:
-                self._store.create(name, claim)
-            except ObjectExistsError:
-                try:
-                    before = _Claim.model_validate_json(self._store.get(name))
-                except ObjectNotFoundError:
-                    return None  # given back at this moment
-                if before.request != request:
-                    raise IdempotencyMismatchError(
-                        f"the Idempotency-Key {key[:60]!r} was used before for another request; use a fresh key"
-                    ) from None
-                try:
-                    return StoredAnswer.model_validate_json(self._store.get(f"{folder}answer.json"))
-                except ObjectNotFoundError:
-                    pass
-                if datetime.now(UTC) - before.at < timedelta(seconds=CLAIM_SECONDS):
-                    return None
-                continue  # its process died: the next number is free
-            return Turn(folder, number, request)
+                before = _Claim.model_validate_json(self._store.get(name))
+            except ObjectNotFoundError:
+                return None  # given back at this moment
+            if before.request != request:
+                raise IdempotencyMismatchError(
+                    f"the Idempotency-Key {key[:60]!r} was used before for another request; use a fresh key"
+                )
+            if before.id and (before.id == claim.id or before.id in self._idle):
+                self._idle.discard(before.id)
+                return Turn(folder, number, request)
+            try:
+                return StoredAnswer.model_validate_json(self._store.get(f"{folder}answer.json"))
+            except ObjectNotFoundError:
+                pass
+            if datetime.now(UTC) - before.at < timedelta(seconds=CLAIM_SECONDS):
+                return None
+            # Its process died: the next number is free.
         raise ConflictError(f"the Idempotency-Key {key[:60]!r} was tried too often; use a fresh key")
+
+    def _create(self, name: str, claim: _Claim) -> bool:
+        """Write a claim; False where there is one, which may be this one."""
+        try:
+            self._store.create(name, claim.model_dump_json().encode())
+        except ObjectExistsError:
+            return False
+        except CommitOutcomeUnknownError:
+            self._idle.add(claim.id)
+            raise
+        return True

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from controlplane.domain.samples import MAX_SAMPLES_BYTES, Sample, decode_samples
+from controlplane.domain.samples import MAX_SAMPLES_BYTES, UNREADABLE, Sample, decode_samples
 from controlplane.errors import InvalidInputError
 
 
@@ -28,7 +28,7 @@ def read_samples(path: Path) -> tuple[Sample, ...]:
             return decode_samples(data)
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             inputs = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InvalidInputError(
             f"the samples cannot be read: {error}; give an .npz with one array for each input"
         ) from error

@@ -1,8 +1,12 @@
 """The API against its own OpenAPI document: whatever is sent, no server error, and answers of the promised form."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import content_type_conformance, not_a_server_error, response_schema_conformance
@@ -52,3 +56,77 @@ def test_no_request_makes_the_server_fail(seeded: Api, mode: GenerationMode) -> 
             continue  # nothing about this operation can be wrong
         tried += 1
     assert tried >= 20
+
+
+@dataclass(frozen=True)
+class Link:
+    """One answer's link to another operation."""
+
+    source: str
+    status: int
+    target: str
+    parameters: tuple[tuple[str, str], ...]
+
+    def values(self, case: schemathesis.Case, body: Any) -> dict[str, Any]:
+        """What the target's parameters are, by the link's expressions."""
+        found = {}
+        for name, expression in self.parameters:
+            where, _, pointer = expression.partition("#/" if "#" in expression else ".path.")
+            value: Any = body if where == "$response.body" else case.path_parameters
+            for part in pointer.split("/"):
+                value = value[int(part) if isinstance(value, list) else part]
+            found[name] = value
+        return found
+
+
+def links_of(document: dict[str, Any]) -> list[Link]:
+    """All links of an OpenAPI document, but those to answers that have no end."""
+    return [
+        Link(operation["operationId"], int(status), link["operationId"], tuple(link["parameters"].items()))
+        for path in document["paths"].values()
+        for operation in path.values()
+        for status, answer in operation["responses"].items()
+        for link in answer.get("links", {}).values()
+        if operation["operationId"] not in _LEFT_OUT
+    ]
+
+
+@pytest.mark.slow
+def test_no_sequence_along_the_links_makes_the_server_fail(seeded: Api) -> None:
+    """What one answer gives is what the next request uses; the rest of both is made up."""
+    links = links_of(seeded.ok(seeded.http.get("/openapi.json")))
+    schema = schemathesis.openapi.from_url(f"{seeded.url}/openapi.json")
+    made_up = {
+        operation.definition.raw["operationId"]: operation.as_strategy(GenerationMode.POSITIVE)
+        for operation in (result.ok() for result in schema.get_all_operations())
+        if operation.definition.raw["operationId"] in {name for link in links for name in (link.source, link.target)}
+    }
+    followed: set[tuple[str, str]] = set()
+
+    # What is drawn must not depend on what the server says: its state outlives an example.
+    @settings(
+        max_examples=250,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(data=st.data())
+    def attempt(data: st.DataObject) -> None:
+        link = data.draw(st.sampled_from(links))
+        first, second, known = (
+            data.draw(made_up[link.source]),
+            data.draw(made_up[link.target]),
+            data.draw(st.booleans()),
+        )
+        if known and "model" in first.path_parameters:
+            first.path_parameters["model"] = "resnet"
+        response = first.call_and_validate(checks=_CHECKS)
+        if response.status_code == link.status:
+            second.path_parameters.update(link.values(first, response.json()))
+            second.call_and_validate(checks=_CHECKS)
+            followed.add((link.source, link.target))
+
+    attempt()
+    assert len(followed) >= 6, followed

@@ -10,15 +10,16 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.states import Phase, ServerState
-from controlplane.errors import TritonUnavailableError
+from controlplane.errors import StoreUnavailableError, TritonUnavailableError
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.registry import Registry
-from controlplane.settings import TritonSettings
+from controlplane.settings import GcSettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import Room, answer, forget, nothing_half_there, running, settings, traffic
+from tests.support.hooked_store import HookedStore
 from tests.support.models import affine_samples
 from tests.support.triton import RunningTriton
 
@@ -202,3 +203,41 @@ async def test_what_cannot_be_deployed_says_why_and_leaves_what_answers(room: Ro
     assert status.servers[0].retry_at is None
     assert await room.answer() == (1.0, version)
     assert (await room.deploy(version, settings=DeploymentSettings())).phase is Phase.READY
+
+
+async def test_a_store_that_cannot_be_read_is_told_with_its_cause(
+    triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
+) -> None:
+    trouble = ""
+
+    def fail(operation: str, key: str) -> None:
+        if trouble and (trouble == "all" or trouble in key):
+            raise StoreUnavailableError(f"{key} cannot be had")
+
+    registry.store = HookedStore(registry.store, before=fail)
+    hooked = Registry(registry.store, registry.cache, head_max_age_seconds=0.0, gc=GcSettings())
+    async with running(triton, hooked, model, tmp_path) as room:
+        first, second = room.publish(1.0), room.publish(2.0)
+        await room.deploy(first)
+        trouble = "all"
+        await told(room, "store", "StoreUnreadable", "cannot be had")
+        trouble = ""
+        await told(room, "store", "StoreReadable", "")
+        revision = room.put(f"{model}:{second}")
+        trouble = "blobs/"  # the manifest of what is wanted
+        await told(room, model, "DeploymentUnreadable", f"revision {revision.number} cannot be read")
+        assert await room.answer() == (1.0, first)
+        trouble = ""
+        await told(room, model, "DeploymentReadable", "")
+        await room.until(lambda status: status.revision == revision.number and status.phase is Phase.READY)
+    await forget(triton, model)
+
+
+async def told(room: Room, subject: str, reason: str, words: str) -> None:
+    """Wait for an event."""
+    async with asyncio.timeout(20):
+        while not any(
+            (event.subject, event.reason) == (subject, reason) and words in event.message
+            for event in room.reconciler.events()
+        ):
+            await asyncio.sleep(0.02)

@@ -114,7 +114,11 @@ def _start(folder: Path, stack: contextlib.ExitStack) -> S3Server:
         "radosgw-admin", "-n", "client.rgw", "user", "create", "--uid=tests", "--display-name=tests",
         f"--access-key={_ACCESS_KEY}", f"--secret-key={secret}",
     )  # fmt: skip
-    return S3Server("ceph", f"http://127.0.0.1:{rgw_port}", _ACCESS_KEY, secret)
+
+    def suspend(suspended: bool) -> None:
+        run("radosgw-admin", "-n", "client.rgw", "user", "suspend" if suspended else "enable", "--uid=tests")
+
+    return S3Server("ceph", f"http://127.0.0.1:{rgw_port}", _ACCESS_KEY, secret, suspend)
 
 
 def _run(command: list[str]) -> None:

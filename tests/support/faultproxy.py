@@ -21,7 +21,8 @@ class Action(Enum):
     RESET_REQUEST = auto()  # the connection is reset in the middle of the request's body; the server never sees it
     LOSE_ANSWER = auto()  # the server acts on it; the connection is reset instead of its answer
     CUT_RESPONSE = auto()  # the connection is reset in the middle of the response's body
-    STALL = auto()  # the server acts on it; no answer comes for as long as the proxy runs
+    STALL = auto()  # the server acts on it; no answer comes for as long as the proxy runs, or the fault lasts
+    REFUSE = auto()  # the connection is reset before anything is read; the server never sees it
     FLIP = auto()  # one bit of the response's body is changed
     FLIP_REQUEST = auto()  # one bit of the request's body is changed
 
@@ -32,7 +33,7 @@ class Fault:
 
     Attributes:
         action: What happens.
-        method: The requests' HTTP method.
+        method: The requests' HTTP method; empty for all.
         contains: Text in the path or query.
         times: How often.
         skip: How many matching requests go through first.
@@ -41,12 +42,17 @@ class Fault:
     """
 
     action: Action
-    method: str
+    method: str = ""
     contains: str = ""
     times: int = 1
     skip: int = 0
     status: int = 503
     code: str = "SlowDown"
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def concerns(self, method: str, target: str) -> bool:
+        """Whether a request is of the kind that it is for."""
+        return self.method in {"", method} and self.contains in target
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class FaultProxy:
     strip_headers: set[str] = field(default_factory=set)
     seen: list[Seen] = field(default_factory=list)
     _faults: list[Fault] = field(default_factory=list)
+    _lasting: list[Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -79,6 +86,18 @@ class FaultProxy:
         """Arm a fault."""
         with self._lock:
             self._faults.append(fault)
+
+    @contextlib.contextmanager
+    def lasting(self, fault: Fault) -> Iterator[None]:
+        """A fault for every request that matches, for the length of a block."""
+        with self._lock:
+            self._lasting.append(fault)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._lasting.remove(fault)
+            fault.over.set()
 
     def count(self, method: str, contains: str = "") -> int:
         """How many requests came of this kind."""
@@ -89,19 +108,22 @@ class FaultProxy:
         with self._lock:
             found = None
             for fault in self._faults:
-                if fault.method == method and fault.contains in target and fault.times > 0:
+                if fault.concerns(method, target) and fault.times > 0:
                     if fault.skip:
                         fault.skip -= 1
                         continue
                     fault.times -= 1
                     found = fault
                     break
+            if found is None:
+                found = next((fault for fault in self._lasting if fault.concerns(method, target)), None)
             self.seen.append(Seen(method, target, found.action if found else None))
             return found
 
-    def wait_for_stop(self) -> None:
-        """Block until the proxy is stopped."""
-        self._stopping.wait()
+    def hold(self, fault: Fault) -> None:
+        """Block until the proxy is stopped or a lasting fault is over."""
+        while not (self._stopping.is_set() or fault.over.wait(0.05)):
+            pass
 
     def stop(self) -> None:
         """Let stalled requests go."""
@@ -134,6 +156,9 @@ def fault_proxy(upstream_url: str) -> Iterator[FaultProxy]:
         def forward(self) -> None:
             fault = proxy.take(self.command, self.path)
             length = int(self.headers.get("Content-Length", 0))
+            if fault and fault.action is Action.REFUSE:
+                self.reset()
+                return
             if fault and fault.action is Action.RESET_REQUEST:
                 self.rfile.read(length // 2)
                 self.reset()
@@ -147,7 +172,7 @@ def fault_proxy(upstream_url: str) -> Iterator[FaultProxy]:
             if fault and fault.action is Action.LOSE_ANSWER:
                 self.reset()
             elif fault and fault.action is Action.STALL:
-                proxy.wait_for_stop()
+                proxy.hold(fault)
                 self.reset()
             elif fault and fault.action is Action.CUT_RESPONSE:
                 self.answer(status, headers, answer, send=len(answer) // 2)
@@ -192,7 +217,6 @@ def fault_proxy(upstream_url: str) -> Iterator[FaultProxy]:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             self.rfile.close()
-            self.wfile.close()
             self.connection.close()
 
     class Server(ThreadingHTTPServer):

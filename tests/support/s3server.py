@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,12 +27,14 @@ class S3Server:
         endpoint_url: Its address.
         access_key_id: A user of it.
         secret_access_key: That user's secret.
+        suspend: Suspends that user, or lets it in again; None where the server knows no users.
     """
 
     kind: str
     endpoint_url: str
     access_key_id: str
     secret_access_key: str = field(repr=False)
+    suspend: Callable[[bool], None] | None = None
 
     def client(self) -> "S3Client":
         """A plain boto3 client, to look at what is there and to set things up. Close it."""

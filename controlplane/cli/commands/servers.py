@@ -19,7 +19,6 @@ def register(app: typer.Typer) -> None:
 
 def servers(session: Session) -> None:
     """Show the Triton servers: addresses, state, what they have loaded."""
-    from controlplane.cli.health import ailments
     from controlplane.cli.output import ago
     from controlplane.domain.states import ServerStatus
 
@@ -40,7 +39,7 @@ def servers(session: Session) -> None:
                 server.triton_version,
                 ", ".join(f"{one.model}:{one.version}" for one in server.models),
                 ago(server.observed_at),
-                server.message.partition("\n")[0] or ailments(server.conditions),
+                server.message.partition("\n")[0],
             )
             for server in found
         ),

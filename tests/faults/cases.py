@@ -1,0 +1,168 @@
+"""Cases: what is broken, how it is told, how it heals; and the table of what was seen."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.faults.sighting import Sighting, Sightings
+
+if TYPE_CHECKING:
+    from tests.faults.stage import Stage
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "faults.json"
+
+
+@dataclass
+class Trial:
+    """One injection.
+
+    Attributes:
+        stage: The system.
+        sightings: Who looks for the report.
+        detected: The first report; None where there was none.
+        healed: Seconds to the first good answer: from the injection where a fault ends by itself, else from its end.
+        problems: What did not hold.
+    """
+
+    stage: "Stage"
+    sightings: Sightings
+    detected: Sighting | None = None
+    healed: float | None = None
+    problems: list[str] = field(default_factory=list)
+    _began: float = field(default_factory=time.monotonic)
+
+    def lifted(self) -> None:
+        """The fault is over now; healing counts from here."""
+        self._began = time.monotonic()
+
+    def heals(self, good: Callable[[], bool], seconds: float = 90) -> None:
+        """Wait for the first good answer."""
+        end = time.monotonic() + seconds
+        while not good():
+            if time.monotonic() > end:
+                self.problems.append(f"no good answer within {seconds:g} s")
+                return
+            time.sleep(0.03)
+        self.healed = time.monotonic() - self._began
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of fault.
+
+    Attributes:
+        name: Its name in the table.
+        run: Injects it once, while clients work.
+        cause: What a report of it says (a regular expression); empty where it is to be borne in silence.
+        quick: How often in the short version.
+        long: How often in the long version.
+    """
+
+    name: str
+    run: Callable[[Trial], None]
+    cause: str = ""
+    quick: int = 1
+    long: int = 5
+
+
+def quick(cases: Sequence[Case]) -> list[Case]:
+    """The cases of the short version."""
+    return [case for case in cases if case.quick]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was seen of one kind of fault. Times are in seconds."""
+
+    fault: str
+    injected: int
+    violations: list[str]
+    detect_seconds: list[float]
+    heal_seconds: list[float]
+    reports: list[str] = field(default_factory=list)
+
+
+def inject(stage: "Stage", case: Case, times: int) -> Row:
+    """Inject a fault several times under traffic, and check all invariants after each."""
+    trials: list[Trial] = []
+    for _ in range(times):
+        with _trial(stage, case) as trial:
+            case.run(trial)
+            if case.cause:
+                trial.detected = trial.sightings.wait(15)
+                if trial.detected is None:
+                    trial.problems.append(f"nobody reported it: {trial.sightings.others[-8:]}")
+        trials.append(trial)
+        if trial.problems:
+            break  # the system is not in the state that the next one expects
+    problems = [problem for trial in trials for problem in trial.problems]
+    stage.record.violations.clear()
+    return Row(
+        case.name,
+        len(trials),
+        problems,
+        [trial.detected.seconds for trial in trials if trial.detected],
+        [trial.healed for trial in trials if trial.healed is not None],
+        [trial.detected.text for trial in trials if trial.detected],
+    )
+
+
+@contextmanager
+def _trial(stage: "Stage", case: Case) -> Iterator[Trial]:
+    sightings = Sightings(stage.url, stage.record, case.cause or "(?!)")
+    with stage.traffic.running():
+        time.sleep(stage.lead_seconds)  # so that work is in flight
+        with sightings.watching():
+            trial = Trial(stage, sightings)
+            yield trial
+    trial.problems += stage.at_rest()
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows for people: median and worst."""
+    head = ("fault", "injected", "violations", "find: median", "worst", "heal: median", "worst")
+    body = [
+        (
+            row.fault,
+            str(row.injected),
+            str(len(row.violations)),
+            *_median_and_worst(row.detect_seconds),
+            *_median_and_worst(row.heal_seconds),
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(line, widths, strict=True)) for line in (head, *body))
+    ]
+    return "\n".join(lines)
+
+
+def _median_and_worst(seconds: Sequence[float]) -> tuple[str, str]:
+    return (f"{statistics.median(seconds):.2f} s", f"{max(seconds):.2f} s") if seconds else ("-", "-")
+
+
+def write(rows: Sequence[Row], path: Path = RESULTS) -> None:
+    """Keep the rows for programs."""
+    documents = [
+        {
+            "fault": row.fault,
+            "injected": row.injected,
+            "violations": len(row.violations),
+            "detect_seconds": _summary(row.detect_seconds),
+            "heal_seconds": _summary(row.heal_seconds),
+        }
+        for row in rows
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(documents, indent=1) + "\n", encoding="utf-8")
+
+
+def _summary(seconds: Sequence[float]) -> dict[str, float] | None:
+    return {"median": round(statistics.median(seconds), 3), "worst": round(max(seconds), 3)} if seconds else None

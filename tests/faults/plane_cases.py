@@ -1,0 +1,123 @@
+"""The control planes themselves, beside a Triton that outlives them: killed, paused, and two at once."""
+
+import time
+from collections.abc import Callable
+
+from tests.faults.cases import Case, Trial
+from tests.faults.planes import Plane
+from tests.faults.stage import MOVING, Stage
+
+
+def killed_at_random(trial: Trial) -> None:
+    """SIGKILL at a random moment, in a start as well as at work; started again at once."""
+    stage = trial.stage
+    plane = stage.rng.choice(stage.planes)
+    excuse = stage.record.excuse
+    excuse("api")
+    if not plane.running:
+        plane.start()
+    time.sleep(stage.rng.uniform(0.0, 1.5))
+    plane.kill()
+    if stage.rng.random() < 0.3:  # once more, before it is up
+        plane.launch()
+        time.sleep(stage.rng.uniform(0.1, 2.0))
+        plane.kill()
+    if not stage.answers():
+        trial.problems.append("inference needs the control plane")
+    plane.start()
+    stage.record.expect("api")
+    trial.heals(lambda: _is_ready(stage, plane))
+
+
+def _is_ready(stage: Stage, plane: Plane) -> bool:
+    """Whether a change through this control plane is made and takes effect."""
+    number = stage.planes.index(plane)
+    return stage.answers() and stage.work.caller.call("GET", "/readyz", on=number)["ready"]
+
+
+def leader_of(stage: Stage) -> Plane:
+    """The control plane that holds the lease, by the lease in the bucket."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        pid = stage.auditor.leader_pid()
+        for plane in stage.planes:
+            if plane.running and plane.pid == pid:
+                return plane
+        time.sleep(0.05)
+    raise AssertionError("nobody leads")
+
+
+def _other(stage: Stage, plane: Plane) -> int:
+    return next(number for number, one in enumerate(stage.planes) if one is not plane)
+
+
+def leader_killed(trial: Trial) -> None:
+    """SIGKILL to the one that leads; the other deploys as soon as it has the lease."""
+    stage = trial.stage
+    leader = leader_of(stage)
+    stage.record.excuse("api")
+    with stage.deployer_off():
+        leader.kill()
+        _takes_over(trial, _other(stage, leader))
+    leader.start()
+    stage.record.expect("api")
+
+
+def leader_paused(trial: Trial) -> None:
+    """SIGSTOP to the one that leads, in the middle of a rollout; it wakes when another has led for a while."""
+    stage = trial.stage
+    leader = leader_of(stage)
+    stage.record.excuse("api")
+    with stage.deployer_off():
+        number = _other(stage, leader)
+        versions = sorted({one.version for one in stage.record.published if one.model == MOVING})
+        stage.work.move_to(MOVING, stage.rng.choice(versions), on=number)
+        time.sleep(stage.rng.uniform(0.0, 0.6))
+        before = stage.auditor.fencing_number()
+        leader.pause()
+        try:
+            _takes_over(trial, number)
+        finally:
+            leader.resume()
+        if stage.auditor.fencing_number() <= before:
+            trial.problems.append("the lease changed hands without a higher number")
+        end = time.monotonic() + 30
+        while stage.leads(leader) and time.monotonic() < end:
+            time.sleep(0.05)
+        if stage.leads(leader):
+            trial.problems.append("a leader that woke up late leads beside the other")
+    stage.record.expect("api")
+
+
+def _takes_over(trial: Trial, number: int) -> None:
+    stage = trial.stage
+    versions = sorted({one.version for one in stage.record.published if one.model == MOVING})
+    wanted = stage.rng.choice(versions)
+    stage.work.move_to(MOVING, wanted, on=number)
+    trial.heals(lambda: stage.asker.ask(MOVING) == wanted and stage.leads(stage.planes[number]))
+
+
+def both_serve(trial: Trial) -> None:
+    """No fault: what one acknowledges, the other knows, at once for changes and within a second for reads."""
+    stage = trial.stage
+    for number in range(len(stage.planes)):
+        version = stage.work.publish("shared", on=number).version
+        other = (number + 1) % len(stage.planes)
+        stage.work.caller.call("PUT", "/v1/models/shared/aliases/newest", on=other, json={"version": version})
+
+        def known(other: int = other, version: int = version) -> bool:
+            alias = stage.work.caller.call("GET", "/v1/models/shared/aliases/newest", on=(other + 1) % 2)
+            return alias["version"] == version
+
+        trial.heals(known, 10)
+
+
+def plane_cases() -> list[Case]:
+    """All of them; they need two control planes beside one Triton."""
+    takeover: Callable[[Trial], None] = leader_killed
+    return [
+        Case("replicas: both serve the API", both_serve, long=5),
+        Case("replicas: the leader killed", takeover, long=10),
+        Case("replicas: the leader paused", leader_paused, r"Following|Leading", quick=1, long=8),
+        Case("control plane: SIGKILL at random", killed_at_random, quick=3, long=150),
+    ]

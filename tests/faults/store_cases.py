@@ -1,0 +1,105 @@
+"""The store, through the proxy before the real S3 server."""
+
+import shutil
+import time
+from collections.abc import Callable
+
+from tests.faults.cases import Case, Trial
+from tests.faults.stage import MOVING
+from tests.support.faultproxy import Action, Fault, FaultProxy
+
+_STORE = r"^readyz store|store-unavailable|store-access|commit-outcome-unknown|event \d+ Store"
+
+
+def _proxy(trial: Trial) -> FaultProxy:
+    assert trial.stage.proxy is not None
+    return trial.stage.proxy
+
+
+def passing(*faults: Callable[[], Fault]) -> Callable[[Trial], None]:
+    """Faults of single requests, which nobody should notice: a publish and a deploy succeed at the first try."""
+
+    def run(trial: Trial) -> None:
+        for make in faults:
+            _proxy(trial).inject(make())
+        if not (trial.stage.publishes() and trial.stage.deploys_in_peace()):
+            trial.problems.append(f"a failed request was not made good: {trial.stage.last_failure}")
+        trial.heals(trial.stage.answers)
+
+    return run
+
+
+def lasting(make: Callable[[], Fault], seconds: float) -> Callable[[Trial], None]:
+    """A store that is not well for a while, while clients go on; afterwards everything goes on by itself."""
+
+    def run(trial: Trial) -> None:
+        with _proxy(trial).lasting(make()):
+            end = time.monotonic() + seconds
+            trial.stage.publishes()
+            trial.sightings.wait(max(15.0, seconds))
+            while time.monotonic() < end:
+                if not trial.stage.answers():
+                    trial.problems.append("inference needs the store")
+                time.sleep(0.1)
+        trial.lifted()
+        trial.heals(lambda: trial.stage.publishes() and trial.stage.deploys())
+
+    return run
+
+
+def wrong_bytes(trial: Trial) -> None:
+    """Every read of a blob has one bit changed, while a version that is not in the cache is deployed."""
+    stage = trial.stage
+    cache = stage.plane.folder / "cache" / "sha256"
+    with stage.deployer_off():
+        published = stage.work.publish(MOVING)
+        newest = published.version
+        # Its manifest, and sometimes the file alone: the one is read by the loop, the other by the fetch.
+        of = stage.rng.choice(("blobs/", published.sha256))
+        with _proxy(trial).lasting(Fault(Action.FLIP, "GET", contains=of)):
+            for folder in cache.iterdir():
+                shutil.rmtree(folder)
+            stage.work.deploy(MOVING, newest)
+            trial.sightings.wait(15)
+        trial.lifted()
+        trial.heals(lambda: stage.asker.ask(MOVING) == newest)
+
+
+def store_cases(long: bool) -> list[Case]:
+    """All of them; in the long version faults that last do so longer."""
+    seconds = 12.0 if long else 3.0
+    answer = Action.ANSWER
+    single: dict[str, list[Callable[[], Fault]]] = {
+        "500, twice": [lambda: Fault(answer, times=2, status=500, code="InternalError")],
+        "503 SlowDown, twice": [lambda: Fault(answer, times=2)],
+        "reset in a body, up and down": [
+            lambda: Fault(Action.RESET_REQUEST, "PUT", times=2),
+            lambda: Fault(Action.CUT_RESPONSE, "GET", times=2),
+        ],
+        "a commit's answer lost": [
+            lambda: Fault(Action.LOSE_ANSWER, "PUT", contains="/models/"),
+            lambda: Fault(Action.LOSE_ANSWER, "PUT", contains="/deployments/"),
+        ],
+        "all answers of a commit lost": [
+            lambda: Fault(Action.LOSE_ANSWER, "PUT", contains="/models/", times=4),
+            lambda: Fault(Action.LOSE_ANSWER, "PUT", contains="/deployments/", times=4),
+        ],
+        "a key's claim's answer lost": [lambda: Fault(Action.LOSE_ANSWER, "PUT", contains="/idempotency/")],
+        "a request stalls": [lambda: Fault(Action.STALL, "PUT"), lambda: Fault(Action.STALL, "GET")],
+        "a revision changed on its way": [lambda: Fault(Action.FLIP, "GET", contains="/revisions/", times=2)],
+    }
+    every = [make for name, makes in single.items() if name != "all answers of a commit lost" for make in makes]
+    return [
+        Case("S3: each single fault at once", passing(*every), long=5),
+        *(Case(f"S3: {name}", passing(*makes), quick=0, long=8) for name, makes in single.items()),
+        Case(
+            "S3: 500, all the time",
+            lasting(lambda: Fault(answer, status=500, code="InternalError"), seconds),
+            _STORE,
+            quick=0,
+        ),
+        Case("S3: 503 SlowDown, all the time", lasting(lambda: Fault(answer), seconds), _STORE, long=3),
+        Case("S3: all requests stall", lasting(lambda: Fault(Action.STALL), seconds), _STORE, quick=0, long=3),
+        Case("S3: blobs changed on their way", wrong_bytes, "the content its name says|has SHA-256", long=6),
+        Case("S3: bucket away", lasting(lambda: Fault(Action.REFUSE), 60.0 if long else 4.0), _STORE, long=2),
+    ]
