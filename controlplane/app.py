@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import time
@@ -203,7 +204,10 @@ class ControlPlane:
         if settings.embedded:
             root = settings.repository or self.settings.data_dir / "model_repository"
             _make_folder(root, "the model repository")
-            embedded = EmbeddedTriton(root, self.settings.data_dir / "triton", settings)
+            # A web page, or a container beside us, that can send to a port of this machine could load a model, and that
+            # is to run code. The key is new each time and on no disk.
+            control_key = secrets.token_urlsafe(32) if settings.restrict_control else None
+            embedded = EmbeddedTriton(root, self.settings.data_dir / "triton", settings, control_key=control_key)
             stack.push_async_callback(embedded.stop)
             await embedded.start()
             client = TritonClient(
@@ -212,6 +216,7 @@ class ControlPlane:
                 timeouts=timeouts,
                 processes=embedded.processes_of,
                 log_tail=embedded.log_tail,
+                control_key=control_key,
             )
             stack.push_async_callback(client.close)
             devices = embedded_devices(settings, embedded.processes)
@@ -231,7 +236,8 @@ class ControlPlane:
         for server in settings.servers:
             if any(server.name == other.name for other in servers):
                 raise InvalidInputError(f"two Triton servers have the name {server.name!r}", server=server.name)
-            client = TritonClient(server.name, server.grpc_url, timeouts=timeouts)
+            key = server.control_key.get_secret_value() if server.control_key else None
+            client = TritonClient(server.name, server.grpc_url, timeouts=timeouts, control_key=key)
             stack.push_async_callback(client.close)
             devices = server_devices(server, settings.request_timeout_seconds)
             stack.callback(devices.close)

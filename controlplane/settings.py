@@ -15,7 +15,8 @@ GIB = 1024 * MIB
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What cannot be used is not repeated: it may be a secret that was put into the wrong variable.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class StoreSettings(_Group):
@@ -50,6 +51,11 @@ class TritonServerSettings(_Group):
     grpc_url: str = Field(description="host:port of its gRPC service.")
     http_url: str = Field(default="", description="URL of its HTTP service.")
     metrics_url: str = Field(default="", description="URL of its metrics.")
+    control_key: SecretStr | None = Field(
+        default=None,
+        description="The key that it wants for model control: its --grpc-restricted-protocol=model-repository:"
+        "tritonctl-key=KEY.",
+    )
     repository: Path = Field(description="Its model repository, as this process sees it (a shared folder or volume).")
     same_machine: bool = Field(
         default=False, description="It runs on this machine: its GPUs are read through NVML, not from its metrics."
@@ -69,6 +75,10 @@ class TritonSettings(_Group):
 
     servers: tuple[TritonServerSettings, ...] = Field(default=(), description="Servers that run elsewhere.")
     embedded: bool = Field(default=False, description="Start and supervise a Triton of our own.")
+    restrict_control: bool = Field(
+        default=True,
+        description="Embedded: loads, unloads, trace and log settings need a key that this control plane alone has.",
+    )
     repository: Path | None = Field(default=None, description="Embedded: default <data_dir>/model_repository.")
     gpus: tuple[str, ...] = Field(
         default=(), description="Embedded: UUIDs of its GPUs, in the order of its device numbers; empty: all there are."
@@ -165,6 +175,15 @@ class ReconcilerSettings(_Group):
 
     interval_seconds: float = Field(default=2.0, gt=0, description="Time between observations when nothing happens.")
     probe_interval_seconds: float = Field(default=30.0, gt=0, description="Time between proofs of a Ready model.")
+    hung_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="How long a server may be silent, or go on with a load beyond its deadline, before one of our own "
+        "is helped.",
+    )
+    pressure_share: float = Field(
+        default=0.05, ge=0, le=1, description="Share of a server's disk below which too little of it is free."
+    )
     proof_timeout_seconds: float = Field(default=60.0, gt=0, description="Deadline of one golden sample's inference.")
     backoff_initial_seconds: float = Field(default=2.0, gt=0, description="Wait after a first failure.")
     backoff_max_seconds: float = Field(default=300.0, gt=0, description="Longest wait after repeated failures.")
@@ -272,6 +291,7 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         frozen=True,
         extra="forbid",
+        hide_input_in_errors=True,
         nested_model_default_partial_update=True,
     )
 

@@ -1,13 +1,13 @@
 """A version in full, for people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from controlplane.cli.output import Output, ago, pairs, size, span
-from controlplane.cli.records import VersionDetail
+from controlplane.cli.records import VersionDetail, VersionFootprint
 from controlplane.domain.manifest import ParityReport
 from controlplane.domain.signature import Signature
 
@@ -43,6 +43,43 @@ def describe(out: Output, detail: VersionDetail) -> None:
     if manifest.parity is not None:
         out.line()
         show_parity(out, manifest.parity)
+
+
+def show_footprints(out: Output, footprints: Sequence[VersionFootprint]) -> None:
+    """Print what was measured of its memory, where somebody measured."""
+    if not footprints:
+        return
+    out.line()
+    out.line("memory, as measured on each device, by the way it was run:")
+    out.table(
+        (
+            "backend",
+            "on",
+            "batch",
+            "instances",
+            "estimated",
+            "load peak",
+            "resident",
+            "peak since",
+            "stayed",
+            "measured",
+        ),
+        (
+            (
+                one.backend,
+                one.kind,
+                one.max_batch_size,
+                one.instances,
+                size(one.estimate_bytes),
+                size(one.load_peak_bytes),
+                size(one.resident_bytes),
+                size(one.inference_peak_bytes) if one.inference_peak_bytes else "-",
+                "-" if one.left_bytes is None else size(one.left_bytes),
+                ago(one.at),
+            )
+            for one in footprints
+        ),
+    )
 
 
 def show_parity(out: Output, parity: ParityReport) -> None:

@@ -246,7 +246,9 @@ def sizes(by_device: Mapping[str, int]) -> str:
 def _footprint(one: Footprint) -> str:
     known = f"needs {size(one.bytes)} ({one.source}"
     known += f", at most {size(one.error_bytes)} more)" if one.error_bytes else ")"
-    peak = f", {size(one.peak_bytes)} while it loads" if one.peak_bytes > one.bytes else ""
+    peak = f", {size(one.load_peak_bytes)} while it loads" if one.load_peak_bytes > one.bytes else ""
+    peak += f", {size(one.inference_peak_bytes)} at most since" if one.inference_peak_bytes > one.bytes else ""
+    peak += f", {size(one.left_bytes)} stayed after an unload" if one.left_bytes else ""
     now = f", holds {size(one.held_bytes)}" if one.held_bytes else ""
     return f"{one.device}: {known}{peak}{now}"
 

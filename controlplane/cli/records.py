@@ -5,7 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from controlplane.domain.conditions import Condition
 from controlplane.domain.deployment import DeploymentSpec
+from controlplane.domain.health import ServerHealth
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.states import DeploymentStatus
 
@@ -84,6 +86,23 @@ class VersionDetail(Record):
     aliases: tuple[str, ...] = ()
 
 
+class VersionFootprint(Record):
+    """What a version was measured to need, run in one way."""
+
+    backend: str
+    kind: str
+    max_batch_size: int
+    instances: int
+    resident_bytes: int
+    load_peak_bytes: int
+    inference_peak_bytes: int = 0
+    left_bytes: int | None = None
+    estimate_bytes: int = 0
+    load_seconds: float = 0.0
+    by: str = ""
+    at: datetime | None = None
+
+
 class UploadFile(Record):
     """One file of an upload, and how much of it the server has."""
 
@@ -108,6 +127,9 @@ class Footprint(Record):
     bytes: int
     error_bytes: int = 0
     peak_bytes: int = 0
+    load_peak_bytes: int = 0
+    inference_peak_bytes: int = 0
+    left_bytes: int | None = None
     source: str = ""
     held_bytes: int = 0
 
@@ -151,3 +173,11 @@ class Deployment(Record):
     status: DeploymentStatus | None = None
     operation_id: str | None = None
     memory: tuple[ModelMemory, ...] = ()
+
+
+class DeploymentHealth(Record):
+    """What the probes of a deployment found."""
+
+    model: str
+    conditions: tuple[Condition, ...] = ()
+    servers: tuple[ServerHealth, ...] = ()

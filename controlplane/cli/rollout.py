@@ -10,12 +10,15 @@ from controlplane.cli.exits import ClientError, OperationFailedError, WaitTimeou
 from controlplane.cli.output import Output, span
 from controlplane.cli.progress import follow, waiting
 from controlplane.cli.records import Deployment, Operation
+from controlplane.domain.conditions import Awaited
 from controlplane.domain.names import Reference
 from controlplane.domain.states import Phase
 
 _ACCEPTED = 202
 _LONGEST_WAIT_SECONDS = 600.0
 """The API waits no longer for one request."""
+_LONGEST_LOOK_SECONDS = 30.0
+"""So long one request waits for a condition, so that no proxy in between takes the silence for an end."""
 _SHORTEST_WAIT_SECONDS = 0.001
 """0 would not wait at all, and not tell a failure."""
 
@@ -151,6 +154,35 @@ def wait_for(client: Client, out: Output, model: str, timeout: float) -> Deploym
         return deployment
     raise OperationFailedError(
         f"{model} is {status.phase.value}: {status.message or 'no reason was given'}", code="not-ready"
+    )
+
+
+def wait_for_condition(client: Client, out: Output, model: str, wanted: str, timeout: float) -> Deployment:
+    """Wait until a condition of a deployment holds, whatever else becomes of it.
+
+    Raises:
+        InvalidInputError: There is no such condition.
+        WaitTimeoutError: It did not come in time; the message says how things stand.
+    """
+    awaited = Awaited.parse(wanted)
+    deadline = time.monotonic() + timeout
+    with waiting(out, f"waiting for {model} to be {awaited}"):
+        while True:
+            left = min(max(0.0, deadline - time.monotonic()), _LONGEST_LOOK_SECONDS)
+            path = f"{deployment_path(model)}/wait"
+            document = client.get(path, read_seconds=left + 30, timeout=left, **{"for": wanted})
+            deployment = client.read(Deployment, document)
+            status = deployment.status
+            known = status is not None and status.revision >= deployment.revision
+            if status is not None and known and awaited.holds(status.phase, status.conditions):
+                return deployment
+            if time.monotonic() >= deadline:
+                break
+    about = [one for one in status.conditions if one.type == awaited.type] if status else []
+    how = about[0].message if about else status.message if status else ""
+    phase = status.phase.value if status else "Pending"
+    raise WaitTimeoutError(
+        f"{model} is not {awaited} after {timeout:g} s; it is {phase}: {how or 'no reason was given'}", model=model
     )
 
 

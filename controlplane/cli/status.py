@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from controlplane.cli.health import evidence, show_conditions
 from controlplane.cli.memory import expiry, held, needs, state
 from controlplane.cli.output import Output, ago, pairs, size, span
 from controlplane.cli.records import Deployment
@@ -68,6 +69,13 @@ def show_deployment(out: Output, deployment: Deployment) -> None:
             for server in status.servers
         ),
     )
+    if status.conditions:
+        out.line()
+        show_conditions(out, status.conditions)
+    probed = [(server.server, evidence(server.health)) for server in status.servers if evidence(server.health)]
+    if probed:
+        out.line()
+        out.table(("server", "evidence"), probed)
     if deployment.memory:
         out.line()
         out.table(

@@ -6,6 +6,8 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.comparison import OutputComparison
+from controlplane.domain.conditions import Condition
+from controlplane.domain.health import HealthSummary
 
 
 class Phase(StrEnum):
@@ -61,6 +63,10 @@ class ServerDeploymentStatus(BaseModel):
         default_factory=dict,
         description="Seconds the newest rollout spent by stage: fetch, stage, load, prove, switch.",
     )
+    conditions: tuple[Condition, ...] = Field(
+        default=(), description="Loaded, Proved, Ready, Progressing, Degraded, Healthy: whether, since when, and why."
+    )
+    health: HealthSummary | None = Field(default=None, description="What the probes of this server found.")
 
 
 class DeploymentStatus(BaseModel):
@@ -72,6 +78,9 @@ class DeploymentStatus(BaseModel):
     phase: Phase = Field(description="The least advanced phase over all servers.")
     message: str = Field(default="", description="One sentence.")
     servers: tuple[ServerDeploymentStatus, ...] = Field(default=(), description="Per Triton server.")
+    conditions: tuple[Condition, ...] = Field(
+        default=(), description="Loaded, Proved, Ready, Progressing, Degraded, Healthy, over all servers."
+    )
 
 
 class ServerState(StrEnum):
@@ -109,6 +118,11 @@ class ServerStatus(BaseModel):
     triton_version: str = Field(default="", description="Its version, once it answered.")
     models: tuple[LoadedVersion, ...] = Field(default=(), description="What its repository index lists as loaded.")
     observed_at: datetime | None = Field(default=None, description="When it was last asked (UTC).")
+    conditions: tuple[Condition, ...] = Field(
+        default=(),
+        description="Live, Ready, MetricsAvailable, LoadsStuck, DiskPressure, SharedMemoryPressure: whether, since "
+        "when, and why.",
+    )
 
 
 class Event(BaseModel):

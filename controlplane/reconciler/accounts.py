@@ -132,6 +132,10 @@ class Accounts:
         """What the server's own processes had beyond the ledger, by device, when nothing moved there last."""
         return self._own.quiet
 
+    def quiet_now(self) -> frozenset[str]:
+        """The devices of which that is the newest figure."""
+        return self._own.fresh
+
     def strangers(self) -> tuple[str, ...]:
         """What is loaded on a server of ours and is in nobody's ledger, by Triton name."""
         held = {holding.slot.triton_name for holding in self.ledger.holdings}

@@ -47,11 +47,13 @@ class Prove:
         target: What to prove.
         candidate: Under the candidate's name instead of the model's own.
         because: One sentence for a person.
+        light: The smallest sample alone.
     """
 
     target: Target
     candidate: bool
     because: str
+    light: bool = False
 
 
 @dataclass(frozen=True, slots=True)

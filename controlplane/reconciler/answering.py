@@ -3,6 +3,7 @@
 import asyncio
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.health import ServerHealth
 from controlplane.domain.names import Reference
 from controlplane.domain.states import DeploymentStatus, Phase, ServerStatus
 from controlplane.reconciler.fleet import KnownServer
@@ -56,6 +57,14 @@ class Answers:
         """Return the newest revision of what is deployed, by model."""
         revisions = {model: wish.revision for model, wish in self._state.wishes.items()}
         return {model: revision for model, revision in revisions.items() if not revision.spec.deleted}
+
+    def health(self, model: str) -> tuple[ServerHealth, ...]:
+        """Return what the probes of a model found, by server."""
+        found = []
+        for server in self._state.servers.values():
+            watch = server.unit(model).watch
+            found.append(ServerHealth(server=server.name, summary=watch.summary(), results=tuple(watch.results)))
+        return tuple(found)
 
     def servers(self) -> tuple[ServerStatus, ...]:
         """Return the servers as last seen."""

@@ -1,7 +1,6 @@
 """Takes the next step for a model on a server: asks the planner, begins the action, takes in how it went."""
 
 import logging
-import time
 from collections.abc import Callable
 
 from controlplane.domain.states import Phase
@@ -32,7 +31,8 @@ class Driver:
         backoff: How long a failed step waits.
         post: Puts a message into the inbox.
         leading: Whether this process may change anything.
-        probe_interval_seconds: Time between proofs of a Ready model.
+        probe_interval_seconds: Time between probes of a Ready model.
+        poll_seconds: Time between looks at a server's counters.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Driver:
         post: Callable[[Message], None],
         leading: Callable[[], bool],
         probe_interval_seconds: float,
+        poll_seconds: float,
     ) -> None:
         self._state = state
         self._background = background
@@ -53,6 +54,7 @@ class Driver:
         self._post = post
         self._leading = leading
         self._probe_interval_seconds = probe_interval_seconds
+        self._poll_seconds = poll_seconds
 
     def drive_all(self, server: KnownServer) -> None:
         """Take the next step for every model on a server."""
@@ -87,8 +89,6 @@ class Driver:
         server, unit, outcome, now = done.server, done.unit, done.outcome, self._state.clock()
         unit.task = unit.doing = None
         unit.changed = self._state.step
-        if isinstance(outcome.action, Prove):
-            unit.proved_at = time.monotonic()
         wish = self._state.wishes.get(unit.model)
         reading = done.reading if done.reading and done.reading.generation == server.sight.generation else None
         measured = server.steward.ended(wish, unit, outcome, reading, done.grown, self._state.step, now)
@@ -119,11 +119,12 @@ class Driver:
         now = self._state.clock()
         observed = unit.facts.with_record(unit.record)
         action = plan(desired, observed, now)
-        due = time.monotonic() - unit.proved_at >= self._probe_interval_seconds
-        if action is None and due and desired.loaded:
+        if action is None and desired.loaded:
             goal = choose_goal(desired, observed, now)
-            if goal and goal.version in observed.loaded and observed.mark(goal.version) is Mark.PASSED:
-                return Prove(goal, candidate=False, because=f"version {goal.version} is asked again from time to time")
+            proved = goal and goal.version in observed.loaded and observed.mark(goal.version) is Mark.PASSED
+            if goal and proved and unit.probe_due(self._probe_interval_seconds, self._poll_seconds):
+                because = f"version {goal.version} is asked again from time to time"
+                return Prove(goal, candidate=False, because=because, light=True)
         return action
 
     def _may(self, server: KnownServer, action: Action) -> bool:

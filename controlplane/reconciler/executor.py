@@ -13,7 +13,7 @@ from controlplane.domain.names import candidate_name
 from controlplane.domain.states import Phase, Proof
 from controlplane.errors import ControlPlaneError, TritonError
 from controlplane.reconciler.actions import Action, CleanUp, Load, Prove, Stage, Unload, Wait
-from controlplane.reconciler.probes import prove
+from controlplane.reconciler.probes import prove, smallest
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.traffic import DirectTraffic, Traffic
 from controlplane.reconciler.types import Mark
@@ -188,6 +188,8 @@ class Executor:
         samples = prepared.samples
         if samples is None:
             samples = await asyncio.to_thread(self._wishes.samples, prepared)
+        if action.light:
+            samples = smallest(samples)
         with _timed(outcome, "prove"):
             outcome.mark, outcome.proof, outcome.requests = await prove(
                 server.client,

@@ -9,11 +9,13 @@ from datetime import datetime
 
 from controlplane.domain.states import DeploymentStatus, ServerState, ServerStatus
 from controlplane.reconciler.leakguard import LeakGuard
+from controlplane.reconciler.probing import Watch
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.status import Trouble
 from controlplane.reconciler.steward import Steward
 from controlplane.reconciler.types import DesiredModel
 from controlplane.reconciler.units import Unit
+from controlplane.reconciler.vitals import Vitals
 from controlplane.reconciler.watching import Sight
 from controlplane.reconciler.wishes import Wish
 
@@ -35,6 +37,7 @@ class KnownServer:
         cleaning: The task that does that.
         gauging: The measurement that is going on.
         units: By model.
+        vitals: How it is.
         guard: Who drains and restarts it when it has lost too much memory.
     """
 
@@ -50,6 +53,7 @@ class KnownServer:
     cleaning: "asyncio.Task[None] | None" = None
     gauging: "asyncio.Task[None] | None" = None
     units: dict[str, Unit] = field(default_factory=dict)
+    vitals: Vitals = field(default_factory=Vitals)
     guard: LeakGuard = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +81,7 @@ class KnownServer:
     def unit(self, model: str) -> Unit:
         """Return what is known of a model here."""
         if model not in self.units:
-            self.units[model] = Unit(self.name, model, proved_at=time.monotonic())
+            self.units[model] = Unit(self.name, model, watch=Watch(asked_at=time.monotonic()))
         return self.units[model]
 
     def desired(self, wish: Wish) -> DesiredModel:
@@ -106,6 +110,7 @@ class KnownServer:
             triton_version=sight.version,
             models=sight.index,
             observed_at=self.observed_at,
+            conditions=self.vitals.conditions,
         )
 
 

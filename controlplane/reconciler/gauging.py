@@ -25,6 +25,7 @@ class Reading:
         generation: Start count of an embedded server at the time.
         counters: Requests by Triton name and version; None where they were not asked for, or not told.
         pending: Requests that wait or run now; None likewise.
+        metrics: Whether the server's metrics could be read; None where nobody tried.
     """
 
     devices: tuple[DeviceReading, ...] | None = None
@@ -33,6 +34,7 @@ class Reading:
     generation: int = 0
     counters: Mapping[VersionKey, VersionCounters] | None = field(default=None, repr=False)
     pending: Mapping[VersionKey, int] | None = None
+    metrics: bool | None = None
 
 
 async def gauge(server: ManagedServer, *, counters: bool) -> Reading:
@@ -44,7 +46,7 @@ async def gauge(server: ManagedServer, *, counters: bool) -> Reading:
     """
     memory = asyncio.create_task(asyncio.to_thread(_memory, server))
     try:
-        told = await _counters(server) if counters else (None, None)
+        told = await _counters(server) if counters else (None, None, None)
     finally:
         reading = await memory
     return Reading(reading.devices, reading.instances, reading.server_bytes, reading.generation, *told)
@@ -52,16 +54,16 @@ async def gauge(server: ManagedServer, *, counters: bool) -> Reading:
 
 async def _counters(
     server: ManagedServer,
-) -> tuple[Mapping[VersionKey, VersionCounters] | None, Mapping[VersionKey, int] | None]:
+) -> tuple[Mapping[VersionKey, VersionCounters] | None, Mapping[VersionKey, int] | None, bool | None]:
     try:
         counters = await server.client.statistics()
     except ControlPlaneError as error:
         logger.debug("no statistics from %s: %s", server.name, error)
-        return None, None
+        return None, None, None
     if not server.metrics_url:
-        return counters, None
+        return counters, None, None
     pending = await asyncio.to_thread(read_pending, server.metrics_url, server.client.timeouts.request_seconds)
-    return counters, pending
+    return counters, pending, pending is not None
 
 
 def _memory(server: ManagedServer) -> Reading:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.health import ServerHealth
 from controlplane.domain.states import DeploymentStatus, Event, Phase, ServerStatus
 from controlplane.errors import ConflictError, NotFoundError
 from controlplane.reconciler.answering import Answers
@@ -43,6 +44,7 @@ from controlplane.reconciler.messages import (
     Wished,
     Woken,
 )
+from controlplane.reconciler.nursing import Nurse
 from controlplane.reconciler.observing import Observer
 from controlplane.reconciler.reading import Reader
 from controlplane.reconciler.record import Backoff
@@ -134,8 +136,10 @@ class Reconciler:
             post=self._post,
             leading=leading,
             probe_interval_seconds=settings.probe_interval_seconds,
+            poll_seconds=self._memory.poll_interval_seconds,
         )
-        self._observer = Observer(self._state, self._background, self._driver, backoff)
+        nurse = Nurse(self._state, hung_seconds=settings.hung_seconds, pressure_share=settings.pressure_share)
+        self._observer = Observer(self._state, self._background, self._driver, nurse, backoff)
         self._arranger = Arranger(self._state, self._driver, self._background, self._holds, backoff, leading=leading)
         self._answers = Answers(self._state, self._wishes, registry)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
@@ -198,6 +202,10 @@ class Reconciler:
     def tell(self, type_: Literal["Normal", "Warning"], reason: str, subject: str, message: str) -> None:
         """Add an event that another part of the control plane has to tell."""
         self._state.events.add(type_, reason, subject, message)
+
+    def health(self, model: str) -> tuple[ServerHealth, ...]:
+        """Return what the probes of a model found, by server. No I/O."""
+        return self._answers.health(model)
 
     def servers(self) -> tuple[ServerStatus, ...]:
         """Return the servers as last seen."""

@@ -48,7 +48,14 @@ class DeviceFootprint(_View):
     device: str = Field(description="The device.")
     bytes: int = Field(description="The figure.")
     error_bytes: int = Field(description="By how much it may be wrong, upwards.")
-    peak_bytes: int = Field(description="The most that was seen during a load; 0 where unknown.")
+    peak_bytes: int = Field(description="The most that was seen at any time; of an estimate, the figure itself.")
+    load_peak_bytes: int = Field(default=0, description="The most that was seen during a load; 0: not measured.")
+    inference_peak_bytes: int = Field(
+        default=0, description="The most that was seen while it answered; 0: not measured."
+    )
+    left_bytes: int | None = Field(
+        default=None, description="The most that stayed in a server after its unload; null: nobody could tell."
+    )
     source: Literal["estimate", "measured"] = Field(description="How it is known.")
     held_bytes: int = Field(default=0, description="What the ledger counts for it at this moment.")
 

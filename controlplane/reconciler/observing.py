@@ -6,6 +6,7 @@ from controlplane.reconciler.actions import Prove
 from controlplane.reconciler.background import Background
 from controlplane.reconciler.driving import Driver
 from controlplane.reconciler.messages import Cleaned, Gauged, Seen
+from controlplane.reconciler.nursing import Nurse
 from controlplane.reconciler.record import Backoff
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.wishes import Wish
@@ -18,13 +19,17 @@ class Observer:
         state: What the loop knows.
         background: Looks and measurements.
         driver: Takes next steps.
+        nurse: Looks after the servers themselves.
         backoff: How long a failed step waits.
     """
 
-    def __init__(self, state: LoopState, background: Background, driver: Driver, backoff: Backoff) -> None:
+    def __init__(
+        self, state: LoopState, background: Background, driver: Driver, nurse: Nurse, backoff: Backoff
+    ) -> None:
         self._state = state
         self._background = background
         self._driver = driver
+        self._nurse = nurse
         self._backoff = backoff
 
     def adopt(self, *wishes: Wish) -> None:
@@ -63,6 +68,7 @@ class Observer:
                         server.steward.see(model, facts, self._state.step, self._state.clock())
                     elif unit.facts is None:
                         server.look_again = True
+        self._nurse.look(server)
         self._state.judge(server)
         self._driver.drive_all(server)
         if server.look_again:
@@ -74,8 +80,12 @@ class Observer:
         server, reading = gauged.server, gauged.reading
         server.gauging = None
         steward = server.steward
+        server.vitals.metrics = reading.metrics
         if server.away or reading.generation != server.sight.generation:
             return
+        for unit in server.units.values():
+            if unit.watched(reading, gauged.began):
+                self._driver.drive(server, unit)
         proving = [unit.model for unit in server.units.values() if unit.doing and isinstance(unit.doing.action, Prove)]
         self._background.keep(server, steward.take(reading, proving, gauged.began, self._state.clock()))
         for device, size in steward.unaccounted():

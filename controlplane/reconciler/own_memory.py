@@ -18,15 +18,18 @@ class OwnMemory:
     Attributes:
         quiet: Bytes beyond the ledger and the baseline, by device, when nothing was loaded or unloaded there last;
             below 0 where holdings count for more than is there.
+        fresh: The devices of which the newest reading was such a one.
     """
 
     def __init__(self) -> None:
         self.quiet: dict[str, int] = {}
+        self.fresh: frozenset[str] = frozenset()
         self._used: dict[str, int] = {}
         self._baselines: dict[str, int] = {}
 
     def take(self, reading: Reading, ledger: Ledger) -> None:
         """Take in a reading; the ledger is up to date with it."""
+        fresh = set()
         for device in reading.devices or ():
             used = own_bytes(device, reading, ledger)
             if used is None:
@@ -37,6 +40,8 @@ class OwnMemory:
                 continue
             beyond = used - _accounted(ledger, device.name)
             self.quiet[device.name] = beyond - self._baselines.setdefault(device.name, max(beyond, 0))
+            fresh.add(device.name)
+        self.fresh = frozenset(fresh)
 
     def excess(self, ledger: Ledger) -> dict[str, int]:
         """Bytes beyond the ledger now, by device. While something moves it is rather too low than too high."""

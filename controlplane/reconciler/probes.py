@@ -73,6 +73,13 @@ async def prove(
     return (Mark.WRONG if wrong else Mark.PASSED), proof, requests
 
 
+def smallest(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+    """Return the sample with the fewest bytes of input alone; none where there is none."""
+    if not samples:
+        return ()
+    return (min(samples, key=lambda sample: sum(array.nbytes for array in sample.inputs.values())),)
+
+
 async def _ask(
     client: TritonClient, triton_name: str, inputs: Tensors, prepared: Prepared, timeout_seconds: float
 ) -> Tensors:

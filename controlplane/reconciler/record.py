@@ -11,6 +11,10 @@ from controlplane.domain.states import Proof
 from controlplane.reconciler.actions import Load
 from controlplane.reconciler.types import Failure, Mark, Target
 
+CRASH_WINDOW = timedelta(minutes=10)
+"""A version that stopped answering within this time of an earlier such fault is loaded again with back-off."""
+_CRASHES_KEPT = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
@@ -38,6 +42,7 @@ class ModelRecord:
     proof: Proof | None = None
     hold_until: datetime | None = None
     holds: int = 0
+    crashes: dict[Target, tuple[datetime, ...]] = field(default_factory=dict)
 
     def seen(self, loaded: Iterable[int], *, digest_changed: bool, candidate: bool) -> "ModelRecord":
         """Forget the marks of what is not loaded any more, or was loaded again by somebody else."""
@@ -55,7 +60,8 @@ class ModelRecord:
     def wanted_anew(self, target: Target) -> "ModelRecord":
         """Something else is wanted, or the same again: a target that failed gets a new chance."""
         failures = {key: failure for key, failure in self.failures.items() if key != target}
-        return replace(self, failures=failures, hold_until=None, holds=0)
+        crashes = {key: times for key, times in self.crashes.items() if key != target}
+        return replace(self, failures=failures, crashes=crashes, hold_until=None, holds=0)
 
     def after_load(self, action: Load, *, before: frozenset[int], digest: str | None, now: datetime) -> "ModelRecord":
         """A load succeeded.
@@ -82,7 +88,8 @@ class ModelRecord:
     ) -> "ModelRecord":
         """A proof was done.
 
-        A version that answered wrongly is final. One that stopped answering gets one reload at once, then back-off.
+        A version that answered wrongly is final. One that stopped answering gets one reload at once, then back-off;
+        also where each reload helps for a while, as with a process that dies of the requests it gets.
         """
         if mark is Mark.PASSED:
             failures = {key: failure for key, failure in self.failures.items() if key != target}
@@ -92,19 +99,26 @@ class ModelRecord:
             return replace(passed, marks={**self.marks, target.version: mark}, good=target)
         known = self.failures.get(target)
         count = known.count + 1 if known else 1
-        if mark is Mark.WRONG:
+        crashes, message = self.crashes, proof.message
+        if mark.final:
             retry_at = None
         elif not candidate and self.marks.get(target.version) is Mark.PASSED:
-            retry_at, count = now, 0
+            recent = tuple(at for at in crashes.get(target, ()) if now - at < CRASH_WINDOW)
+            crashes = {**crashes, target: (*recent, now)[-_CRASHES_KEPT:]}
+            retry_at, count = (backoff.until(now, len(recent)), len(recent)) if recent else (now, 0)
+            if recent:
+                minutes = CRASH_WINDOW.total_seconds() / 60
+                message = f"it stopped answering {len(recent) + 1} times within {minutes:g} minutes: {message}"
         else:
             retry_at = backoff.until(now, max(count, 1))
-        failure = Failure(count, proof.message, retry_at)
+        failure = Failure(count, message, retry_at)
         failed = replace(
             self,
             cleared=self.cleared - {target},
             failures={**self.failures, target: failure},
             proof=proof,
-            good=None if self.good == target and mark is Mark.WRONG else self.good,
+            good=None if self.good == target and mark.final else self.good,
+            crashes=crashes,
         )
         if candidate:
             return replace(failed, candidate_mark=mark)

@@ -108,7 +108,7 @@ def size_of(prepared: Prepared, model: str, devices: Iterable[DeviceReading] | N
     measured = known.peek(key)
     if measured is None:
         return Size(names, key, guess, guess)
-    footprint = Footprint(measured.bytes, 0, FootprintSource.MEASURED, measured.peak_bytes)
+    footprint = Footprint(measured.bytes, 0, FootprintSource.MEASURED, measured.most_bytes)
     return Size(names, key, footprint, guess, measured.load_seconds or None)
 
 

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from controlplane.domain.conditions import Condition, joined, kept
+from controlplane.domain.health import HealthSummary
 from controlplane.domain.states import DeploymentStatus, Phase, ServerDeploymentStatus
 from controlplane.reconciler.actions import Action, CleanUp, Load, Prove, Stage, Unload, Wait
+from controlplane.reconciler.conditions import deployment_conditions
 from controlplane.reconciler.planner import kept_beside
 from controlplane.reconciler.record import ModelRecord
 from controlplane.reconciler.types import DesiredModel, Failure, Mark, ObservedModel, bake_until
@@ -57,6 +60,8 @@ class View:
     trouble: Trouble | None = None
     note: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
+    health: HealthSummary = field(default_factory=HealthSummary)
+    conditions: tuple[Condition, ...] = ()
 
 
 def server_status(view: View, now: datetime) -> ServerDeploymentStatus:
@@ -67,6 +72,8 @@ def server_status(view: View, now: datetime) -> ServerDeploymentStatus:
     failure = observed.failures.get(wanted) if wanted else None
     baking = kept_beside(desired, observed, wanted, now) if wanted and phase is Phase.READY else None
     proof = record.proof
+    blind = view.trouble is not None
+    conditions = deployment_conditions(phase, message, desired, observed, view.health, blind=blind)
     return ServerDeploymentStatus(
         server=view.server,
         phase=phase,
@@ -77,6 +84,8 @@ def server_status(view: View, now: datetime) -> ServerDeploymentStatus:
         proof=proof if proof and wanted and proof.version == wanted.version else None,
         retry_at=failure.retry_at if failure and failure.retry_at and failure.retry_at > now else None,
         seconds=view.seconds,
+        conditions=kept(view.conditions, conditions, now),
+        health=view.health,
     )
 
 
@@ -86,7 +95,10 @@ def overall(revision: int, servers: Sequence[ServerDeploymentStatus]) -> Deploym
         return DeploymentStatus(revision=revision, phase=Phase.PENDING, message="there is no Triton server to run it")
     least = min(servers, key=lambda status: _RANK.index(status.phase))
     message = least.message if len(servers) == 1 else f"{least.server}: {least.message}"
-    return DeploymentStatus(revision=revision, phase=least.phase, message=message, servers=tuple(servers))
+    conditions = joined([(status.server, status.conditions) for status in servers])
+    return DeploymentStatus(
+        revision=revision, phase=least.phase, message=message, servers=tuple(servers), conditions=conditions
+    )
 
 
 def _phase(view: View, now: datetime) -> tuple[Phase, str]:

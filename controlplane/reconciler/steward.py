@@ -36,6 +36,7 @@ from controlplane.reconciler.counting import count
 from controlplane.reconciler.executor import Outcome
 from controlplane.reconciler.facts import Facts
 from controlplane.reconciler.gauging import Reading
+from controlplane.reconciler.leftovers import Leftovers
 from controlplane.reconciler.queueing import LoadQueue
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.sizing import Size, Sizes, size_of
@@ -105,6 +106,7 @@ class Steward:
             models=self.models,
             counters=self.counters,
         )
+        self._leftovers = Leftovers(self.accounts)
         self._differences: dict[str, dict[str, int]] = {}
         self._reported: dict[str, int] = {}
         self._keys: dict[VersionKey, FootprintKey] = {}
@@ -130,6 +132,10 @@ class Steward:
     def size(self, prepared: Prepared, model: str) -> Size:
         """Say what a version needs here."""
         return self._sizes.of(prepared, model, self.accounts)
+
+    def measured(self, prepared: Prepared, model: str) -> MeasuredFootprint | None:
+        """What is kept of a version's memory; None where nobody measured."""
+        return self._footprints.peek(self.size(prepared, model).key)
 
     def desired(self, model: str) -> Wanted | None:
         """Whether a model shall be loaded, as last judged; None where memory has no say."""
@@ -318,6 +324,11 @@ class Steward:
         tenant.alone = not others and not busy
         for other in others:
             other.alone = False
+        if isinstance(action, Unload):
+            self._leftovers.unload_began(unit.model, own=not action.candidate)
+        elif tenant.request is not None:
+            first = not action.candidate and not (unit.facts and unit.facts.loaded)
+            self._leftovers.load_began(unit.model, first=first)
         if isinstance(action, Load) and (request := tenant.request) is not None and request.granted:
             self.accounts.ledger = self.accounts.ledger.loading(request.slot, now)
             tenant.loading, tenant.request = request.slot, None
@@ -355,13 +366,14 @@ class Steward:
         measured = self._ended(wish, unit, outcome, differences, step, now)
         if reading is not None:
             self.accounts.take(reading, step, now)  # and what that says of the memory which the action set free
-        return measured
+        return measured + self._left()
 
     def _ended(
         self, wish: Wish | None, unit: Unit, outcome: Outcome, differences: Mapping[str, int], step: int, now: datetime
     ) -> list[Measurement]:
         tenant, action = self.tenant(unit.model), outcome.action
-        for stage in ("fetch", "stage", "load", "prove"):
+        proved = unit.record.marks.get(action.target.version) if isinstance(action, Prove) else None
+        for stage in ("fetch", "stage", "load", "prove") if proved is not Mark.PASSED else ():
             self.counters[f"{stage}_milliseconds"] += int(outcome.seconds.get(stage, 0.0) * 1000)
         match action:
             case Stage() if outcome.error is None:
@@ -406,6 +418,8 @@ class Steward:
         if real != slot:
             self.accounts.left(slot, step, now)  # the old ones leave after the new ones came
         size = self.accounts.resident_bytes(real)
+        instance = self.accounts.instances.get((real.triton_name, real.version))
+        tenant.load_peak = instance.peak_bytes if instance else 0
         measured = dict(reserved) if real != slot else {}
         if size is not None:
             measured[HOST] = size
@@ -450,14 +464,17 @@ class Steward:
         size = self.size(prepared, tenant.model)
         instance = self.accounts.instances.get((tenant.model, prepared.target.version))
         if instance is not None and size.key.kind == "cpu":
-            resident, peak, by = instance.resident_bytes, instance.peak_bytes, "processes"
+            resident, most, by = instance.resident_bytes, instance.peak_bytes, "processes"
+            peak = tenant.load_peak or most
         elif found := self._differences.pop(tenant.model, None):
             resident = peak = max(found.values())
-            by = "device"
+            most, by = 0, "device"
         else:
             return None
         self._keys[tenant.model, prepared.target.version] = size.key
-        return MeasuredFootprint(resident, peak, tenant.load_seconds or 0.0, size.estimate.bytes, by)
+        return MeasuredFootprint(
+            resident, peak, tenant.load_seconds or 0.0, size.estimate.bytes, by, inference_peak_bytes=most
+        )
 
     def out_of_memory(self, wish: Wish | None, unit: Unit, outcome: Outcome) -> bool:
         """Whether Triton had no memory for a load, and it is worth another round with a larger footprint."""
@@ -553,6 +570,7 @@ class Steward:
                 tenant.loaded_at, tenant.leaving, tenant.gap = None, None, ""
         if restarted:
             self.accounts.restarted()
+            self._leftovers.restarted()
 
     def take(self, reading: Reading, busy: Iterable[str], step: int, now: datetime) -> list[Measurement]:
         """Take in a reading that began at the loop's ``step``.
@@ -568,8 +586,10 @@ class Steward:
         """
         self.accounts.take(reading, step, now)
         if reading.counters is not None:
+            before = {model: tenant.usage.last_used_at for model, tenant in self.tenants.items()}
             self.counters["requests"] += count(self.tenants.values(), reading, frozenset(busy), now)
-        return self._grown()
+            self._leftovers.used(m for m, tenant in self.tenants.items() if tenant.usage.last_used_at != before[m])
+        return self._grown() + self._left()
 
     def unaccounted(self) -> list[tuple[str, int]]:
         """Devices whose unaccounted memory rose above the bound since it was last reported."""
@@ -595,15 +615,19 @@ class Steward:
             recorded = self._footprints.peek(key) if key else None
             if instance is None or key is None or recorded is None or recorded.by != "processes":
                 continue
-            if instance.resident_bytes > recorded.bytes * _GREW:
-                found.append(
-                    Measurement(
-                        key,
-                        replace(
-                            recorded,
-                            bytes=instance.resident_bytes,
-                            peak_bytes=max(instance.peak_bytes, recorded.peak_bytes),
-                        ),
-                    )
-                )
+            grown = instance.resident_bytes > recorded.bytes * _GREW
+            if grown or instance.peak_bytes > recorded.inference_peak_bytes * _GREW:
+                resident = instance.resident_bytes if grown else recorded.bytes
+                peak = max(instance.peak_bytes, recorded.inference_peak_bytes)
+                found.append(Measurement(key, replace(recorded, bytes=resident, inference_peak_bytes=peak)))
+        return found
+
+    def _left(self) -> list[Measurement]:
+        """What versions that were unloaded left behind."""
+        found = []
+        for version, size in self._leftovers.found().items():
+            key = self._keys.get(version)
+            recorded = self._footprints.peek(key) if key else None
+            if key is not None and recorded is not None:
+                found.append(Measurement(key, replace(recorded, left_bytes=size)))
         return found

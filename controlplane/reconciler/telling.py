@@ -274,6 +274,7 @@ def _counters(steward: Steward) -> dict[str, float]:
 def _footprint(steward: Steward, wish: Wish) -> tuple[DeviceFootprint, ...]:
     prepared = wish.prepared.get(wish.wanted)
     expected: dict[str, Footprint] = steward.size(prepared, wish.model).by_device if prepared else {}
+    measured = steward.measured(prepared, wish.model) if prepared else None
     held: dict[str, int] = {}
     for name in (wish.model, candidate_name(wish.model)):
         for holding in steward.accounts.ledger.of_model(name):
@@ -284,6 +285,9 @@ def _footprint(steward: Steward, wish: Wish) -> tuple[DeviceFootprint, ...]:
             bytes=footprint.bytes,
             error_bytes=footprint.error_bytes,
             peak_bytes=footprint.peak_bytes,
+            load_peak_bytes=measured.peak_bytes if measured else 0,
+            inference_peak_bytes=measured.inference_peak_bytes if measured else 0,
+            left_bytes=measured.left_bytes if measured else None,
             source=footprint.source.value,
             held_bytes=held.get(device, 0),
         )
@@ -296,8 +300,10 @@ def _state(occupant: Occupant, tenant: Tenant) -> tuple[MemoryState, str]:
     spec, facts, verdict = wish.revision.spec, unit.facts, tenant.verdict
     why = verdict.why if verdict else ""
     action = unit.doing.action if unit.doing and unit.task is not None else None
-    if occupant.trouble:
+    if occupant.trouble and facts is None:
         return "unreachable", occupant.trouble
+    if occupant.trouble:
+        return ("loaded" if facts and facts.loaded else "pending"), occupant.trouble  # it is drained, and answers
     if isinstance(action, Unload):
         return "unloading", why or action.because
     if isinstance(action, Load) and not (facts and facts.loaded):

@@ -61,6 +61,7 @@ class Tenant:
         gap: Why the old version is unloaded before the new one is loaded; empty where it is not.
         verdict: The newest answer to whether it shall be loaded.
         measured: Whether the present load was measured.
+        load_peak: The most that its processes had by the end of its load; 0 where they cannot be seen.
     """
 
     model: str
@@ -86,3 +87,4 @@ class Tenant:
     gap: str = ""
     verdict: Wanted | None = None
     measured: bool = False
+    load_peak: int = 0

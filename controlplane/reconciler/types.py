@@ -17,11 +17,18 @@ class Mark(StrEnum):
     """It did not answer in time: broken, or only busy. What a proof finds; nothing that is remembered."""
     WRONG = "wrong"
     """It answered something else than what was recorded. Nothing but another version or other settings mends that."""
+    REGRESSED = "regressed"
+    """It answers rightly, and is slower or larger than its deployment allows. Final, too."""
 
     @property
     def bad(self) -> bool:
         """Whether it is known not to answer as it should."""
-        return self in {Mark.BROKEN, Mark.WRONG}
+        return self in {Mark.BROKEN, Mark.WRONG, Mark.REGRESSED}
+
+    @property
+    def final(self) -> bool:
+        """Whether to try again would find the same."""
+        return self in {Mark.WRONG, Mark.REGRESSED}
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -1,15 +1,19 @@
 """One model on one server: what is remembered, what is in flight, what an outcome means. Mutable; the loop's own."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from controlplane.domain.states import Phase, ServerDeploymentStatus
-from controlplane.errors import InvalidInputError, NotFoundError, TritonUnavailableError
+from controlplane.domain.conditions import Condition
+from controlplane.domain.states import Phase, Proof, ServerDeploymentStatus
+from controlplane.errors import InvalidInputError, NotFoundError, TritonTimeoutError, TritonUnavailableError
 from controlplane.reconciler.actions import CleanUp, Load, Prove, Stage, Unload, Wait
 from controlplane.reconciler.events import EventLog
 from controlplane.reconciler.executor import NotLeaderError, Outcome
 from controlplane.reconciler.facts import Facts
+from controlplane.reconciler.gauging import Reading
+from controlplane.reconciler.probing import Due, Watch, due, gone
 from controlplane.reconciler.record import Backoff, ModelRecord
 from controlplane.reconciler.status import Doing, Trouble, View, server_status
 from controlplane.reconciler.types import DesiredModel, Mark
@@ -33,9 +37,11 @@ class Unit:
         changed: Number of the loop's step that last changed something; looks that began before do not count.
         note: Something about the newest rollout that a person should know.
         seconds: Time by stage of the newest rollout.
-        proved_at: Monotonic time of the newest proof.
         told: The phase that was last told in an event.
         late: Probes in a row that got no answer in time.
+        watch: What is known of how it answers.
+        overdue: Whether a load of ours passed its deadline; Triton may be at it still.
+        conditions: What could be said of it last, and since when.
     """
 
     server: str
@@ -47,9 +53,11 @@ class Unit:
     changed: int = 0
     note: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
-    proved_at: float = 0.0
     told: Phase | None = None
     late: int = 0
+    watch: Watch = field(default_factory=Watch)
+    overdue: bool = False
+    conditions: tuple[Condition, ...] = ()
 
     def adopt(self, wish: Wish, now: datetime, backoff: Backoff) -> None:
         """Something else is wanted."""
@@ -71,18 +79,57 @@ class Unit:
         """The server was not there, or started anew."""
         self.facts = None
         self.record = self.record.server_lost()
+        self.watch.loaded()
+
+    def watched(self, reading: Reading, began: int) -> bool:
+        """Take in what a reading of the server that began at the loop's step ``began`` tells of what answers.
+
+        Returns:
+            Whether something looks sick: a real request failed, or a process is gone.
+        """
+        answering = max(self.facts.loaded, default=None) if self.facts else None
+        if answering is None or self.task is not None or began < self.changed:
+            return False
+        key = (self.model, answering)
+        if reading.counters is not None:
+            self.watch.take_counters(key, reading.counters, time.monotonic())
+        if reading.instances is not None:
+            self.watch.take_processes(key, reading.instances)
+        return self.watch.alarming
+
+    def probe_due(self, interval_seconds: float, poll_seconds: float) -> bool:
+        """Whether what answers, and was proved, is to be asked again now."""
+        now = time.monotonic()
+        match due(self.watch.signs(now), interval_seconds=interval_seconds, poll_seconds=poll_seconds):
+            case Due.ASK:
+                return True
+            case Due.SKIP:
+                self.watch.skip(now)
+        return False
 
     def status(self, desired: DesiredModel, trouble: Trouble | None, now: datetime) -> ServerDeploymentStatus:
         """Return how the deployment stands here."""
         if self.facts is None and trouble is None:
             trouble = Trouble(f"{self.server} is being looked at")
         observed = (self.facts or Facts()).with_record(self.record)
-        view = View(self.server, desired, observed, self.record, self.doing, trouble, self.note, dict(self.seconds))
+        view = View(
+            self.server,
+            desired,
+            observed,
+            self.record,
+            self.doing,
+            trouble,
+            self.note,
+            dict(self.seconds),
+            self.watch.summary(),
+            self.conditions,
+        )
         return server_status(view, now)
 
     def announce(self, desired: DesiredModel, trouble: Trouble | None, now: datetime, events: EventLog) -> None:
-        """Tell in an event that it settled in another phase than was told last."""
+        """Tell in an event that it settled in another phase than was told last; keep when its conditions turned."""
         status = self.status(desired, trouble, now)
+        self.conditions = status.conditions
         if status.phase is self.told:
             return
         self.told = status.phase
@@ -105,9 +152,11 @@ class Unit:
         assert before is not None
         self.record = self.record.released()
         self.facts = before.after(action)
+        self.overdue = False
         match action:
             case Load(candidate=False, versions=versions, target=target):
                 self.record = self.record.after_load(action, before=before.loaded, digest=before.digest, now=now)
+                self.watch.loaded()
                 took = outcome.seconds.get("load", 0.0) + outcome.seconds.get("switch", 0.0)
                 if max(versions) != max(before.loaded, default=None):
                     events.add(
@@ -124,42 +173,63 @@ class Unit:
                     )
             case Load():
                 self.record = self.record.after_load(action, before=frozenset(), digest=None, now=now)
-            case Prove(target=target, candidate=candidate):
-                assert outcome.mark is not None
-                assert outcome.proof is not None
-                was = self.record.marks.get(target.version)
-                mark = outcome.mark
-                if mark is Mark.LATE:
-                    self.late += 1
-                    if was is Mark.PASSED and not candidate and self.late < LATE_PROBES:
-                        # Most likely it is busy, and to load it again would make that worse.
-                        events.add("Warning", "Slow", self.model, f"on {self.server}: {outcome.proof.message}")
-                        return
-                    mark = Mark.BROKEN
-                self.late = 0
-                self.record = self.record.after_proof(
-                    target, mark, outcome.proof, candidate=candidate, now=now, backoff=backoff
-                )
-                if mark is not Mark.PASSED:
-                    reason = "ProofFailed" if mark is Mark.WRONG else "Unhealthy"
-                    what = f"version {target.version} on {self.server}: {outcome.proof.message}"
-                    events.add("Warning", reason, self.model, what)
-                elif was is not Mark.PASSED:
-                    where = " as a candidate" if candidate else ""
-                    events.add(
-                        "Normal",
-                        "Proved",
-                        self.model,
-                        f"version {target.version} answers {outcome.proof.samples} golden samples as recorded "
-                        f"on {self.server}{where}",
-                    )
+            case Prove():
+                self._proved(outcome, action, now, backoff, events)
             case Unload(candidate=False):
                 events.add("Normal", "Unloaded", self.model, f"unloaded from {self.server}: {action.because}")
+
+    def _proved(self, outcome: Outcome, action: Prove, now: datetime, backoff: Backoff, events: EventLog) -> None:
+        target, candidate = action.target, action.candidate
+        mark, proof, was = outcome.mark, outcome.proof, self.record.marks.get(action.target.version)
+        assert mark is not None
+        assert proof is not None
+        if not candidate and was is Mark.PASSED and mark is Mark.PASSED and self.watch.missing[0]:
+            mark, proof = Mark.BROKEN, gone(self.watch.missing, now, target.version)
+        clock = time.monotonic()
+        if not candidate:
+            self.watch.asked(proof, mark, light=action.light, requests=outcome.requests, now=clock)
+        if mark is Mark.LATE:
+            self.late += 1
+            if was is Mark.PASSED and not candidate and self.late < LATE_PROBES:
+                # Most likely it is busy, and to load it again would make that worse.
+                events.add("Warning", "Slow", self.model, f"on {self.server}: {proof.message}")
+                return
+            mark = Mark.BROKEN
+        self.late = 0
+        if action.light and mark is Mark.PASSED and was is Mark.PASSED:
+            proof = self._refreshed(proof)
+        self.record = self.record.after_proof(target, mark, proof, candidate=candidate, now=now, backoff=backoff)
+        if mark is not Mark.PASSED:
+            if was is Mark.PASSED and not candidate:
+                self.watch.broke(clock)
+            reason = {Mark.WRONG: "ProofFailed", Mark.REGRESSED: "Regressed"}.get(mark, "Unhealthy")
+            what = f"version {target.version} on {self.server}: {proof.message}"
+            events.add("Warning", reason, self.model, what)
+        elif was is not Mark.PASSED:
+            if not candidate:
+                self.watch.answers(clock)
+            where = " as a candidate" if candidate else ""
+            events.add(
+                "Normal",
+                "Proved",
+                self.model,
+                f"version {target.version} answers {proof.samples} golden samples as recorded on {self.server}{where}",
+            )
+
+    def _refreshed(self, newest: Proof) -> Proof:
+        """A probe of one sample renews the proof that it stands on: that one tells of all samples."""
+        proof = self.record.proof
+        if proof is None or proof.version != newest.version or not proof.agrees:
+            return newest
+        return proof.model_copy(update={"at": newest.at, "latency_seconds": newest.latency_seconds})
 
     def _failed(self, outcome: Outcome, now: datetime, backoff: Backoff, events: EventLog) -> None:
         action, error = outcome.action, outcome.error
         assert error is not None
         self.facts = None
+        self.overdue = isinstance(action, Load) and isinstance(error, TritonTimeoutError)
+        if isinstance(action, Prove):
+            self.watch.asked_at = time.monotonic()
         if isinstance(error, NotLeaderError):
             return
         if isinstance(error, TritonUnavailableError):

@@ -2,17 +2,40 @@
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from controlplane.domain.conditions import ServerCondition
 from controlplane.domain.names import CANDIDATE_SUFFIX, candidate_name
 from controlplane.domain.states import LoadedVersion, ServerState
-from controlplane.errors import ControlPlaneError, NotFoundError
+from controlplane.errors import ControlPlaneError, NotFoundError, TritonTimeoutError
 from controlplane.reconciler.facts import READY, Facts
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.triton.model_config import DIGEST_PARAMETER
 
 logger = logging.getLogger(__name__)
+
+_SHARED_MEMORY = Path("/dev/shm")
+"""Through it a Python-based backend's processes talk with the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """How much of a disk is free.
+
+    Attributes:
+        kind: The condition that it decides.
+        path: Where.
+        free_bytes: Free.
+        total_bytes: In all.
+    """
+
+    kind: ServerCondition
+    path: str
+    free_bytes: int
+    total_bytes: int
 
 
 @dataclass(frozen=True)
@@ -28,6 +51,9 @@ class Sight:
         digests: Configuration digest by Triton name of what was watched and is loaded.
         staged: Versions in the model repository by Triton name.
         watched: The models whose digests were asked for.
+        live: Whether Triton says that it is live.
+        timed_out: Whether it let the look's deadline pass, rather than refuse it.
+        spaces: Disk and shared memory that it needs, as far as they can be seen from here.
     """
 
     state: ServerState
@@ -39,6 +65,9 @@ class Sight:
     staged: dict[str, set[int]] = field(default_factory=dict)
     watched: frozenset[str] = frozenset()
     by_model: dict[str, list[LoadedVersion]] = field(default_factory=dict)
+    live: bool = False
+    timed_out: bool = False
+    spaces: tuple[Space, ...] = ()
 
     def facts(self, model: str) -> Facts | None:
         """Return what was seen of a model; None where something is loaded that nobody looked at closely."""
@@ -58,8 +87,9 @@ async def look(server: ManagedServer, models: Collection[str], known_version: st
     """
     embedded = server.embedded
     generation = embedded.generation if embedded else 0
+    spaces = await asyncio.to_thread(_spaces, server)
     if embedded and embedded.state is not ServerState.READY:
-        return Sight(embedded.state, embedded.message, known_version, generation)
+        return Sight(embedded.state, embedded.message, known_version, generation, spaces=spaces)
     try:
         version = known_version or await server.client.server_metadata()
         index = await server.client.index()
@@ -70,8 +100,10 @@ async def look(server: ManagedServer, models: Collection[str], known_version: st
                 loaded[entry.model] = max(entry.version, loaded.get(entry.model, 0))
         digests = await asyncio.gather(*(_digest(server, name, number) for name, number in loaded.items()))
         staged = await asyncio.to_thread(server.repository.staged)
+        live = await server.client.server_live()
     except (ControlPlaneError, OSError) as error:
-        return Sight(ServerState.UNREACHABLE, str(error), known_version, generation)
+        timed_out = isinstance(error, TritonTimeoutError)
+        return Sight(ServerState.UNREACHABLE, str(error), known_version, generation, timed_out=timed_out, spaces=spaces)
     by_model: dict[str, list[LoadedVersion]] = {}
     for entry in index:
         by_model.setdefault(entry.model.removesuffix(CANDIDATE_SUFFIX), []).append(entry)
@@ -84,7 +116,24 @@ async def look(server: ManagedServer, models: Collection[str], known_version: st
         staged=staged,
         watched=frozenset(models),
         by_model=by_model,
+        live=live,
+        spaces=spaces,
     )
+
+
+def _spaces(server: ManagedServer) -> tuple[Space, ...]:
+    """Read how much is free of the model repository's disk, and of the shared memory of a server on this machine."""
+    places = [(ServerCondition.DISK_PRESSURE, server.repository.root)]
+    if server.embedded is not None:
+        places.append((ServerCondition.SHARED_MEMORY_PRESSURE, _SHARED_MEMORY))
+    found = []
+    for kind, path in places:
+        try:
+            usage = shutil.disk_usage(path)
+        except OSError:
+            continue  # staging says what is wrong with it
+        found.append(Space(kind, str(path), usage.free, usage.total))
+    return tuple(found)
 
 
 async def _digest(server: ManagedServer, name: str, version: int) -> str | None:

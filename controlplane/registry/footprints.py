@@ -2,7 +2,7 @@
 
 One chain for each way to run a version, ``footprints/<model>/<version>/<backend>-<kind>-b<batch>-i<instances>/``: what
 a version needs depends on the backend, the kind of device, the largest batch and the number of instances. A
-measurement is committed when it is the first, or when it is larger than what is known.
+measurement is committed when it is the first, or when one of its figures is larger than what is known.
 """
 
 import re
@@ -18,6 +18,8 @@ from controlplane.storage.base import ObjectStore
 PREFIX = "footprints/"
 _SAME = 0.1
 """Two measurements that differ by less than this share of the larger one are the same."""
+_NOISE_BYTES = 1024 * 1024
+"""What stays in a server differs by so much from one time to the next for no reason."""
 _TRIES = 3
 _WAY = re.compile(r"(.+)-(cpu|gpu)-b(\d+)-i(\d+)")
 
@@ -55,7 +57,10 @@ class MeasuredFootprint:
 
     Attributes:
         bytes: Resident after the load and the first answers.
-        peak_bytes: The most that was seen during the load and the proof.
+        peak_bytes: The most that was seen during the load.
+        inference_peak_bytes: The most that was seen since, while it answered; 0 where it was not measured.
+        left_bytes: The most that stayed in the server after its unload; None where nobody could tell (others were at
+            work in the meantime).
         load_seconds: What the load took, without fetching.
         estimate_bytes: What had been estimated; tells how good the estimates are.
         by: How it was measured: ``processes``, ``device``, or ``refusal`` (Triton had not enough memory).
@@ -68,6 +73,13 @@ class MeasuredFootprint:
     estimate_bytes: int
     by: str = "processes"
     at: datetime | None = None
+    inference_peak_bytes: int = 0
+    left_bytes: int | None = None
+
+    @property
+    def most_bytes(self) -> int:
+        """The most that was seen at any time."""
+        return max(self.bytes, self.peak_bytes, self.inference_peak_bytes)
 
 
 class Footprints:
@@ -114,6 +126,18 @@ class Footprints:
         with self._guard:
             self._listed.add((model, version))
 
+    def of(self, model: str, version: int) -> list[tuple[FootprintKey, MeasuredFootprint]]:
+        """Return what was measured of a version, however it was run. Asks the store."""
+        prefix, found = f"{PREFIX}{model}/{version}/", []
+        for way in sorted(self._store.list_folders(prefix)):
+            if match := _WAY.fullmatch(way):
+                key = FootprintKey(model, version, match[1], match[2], int(match[3]), int(match[4]))
+                head = Chain(self._store, key.prefix).head()
+                measured = _parse(head) if head else None
+                if measured is not None:
+                    found.append((key, measured))
+        return found
+
     def put(self, key: FootprintKey, measured: MeasuredFootprint, *, actor: str) -> MeasuredFootprint:
         """Commit a measurement if it says something new; return what counts now."""
         chain = Chain(self._store, key.prefix)
@@ -143,8 +167,14 @@ def _news(measured: MeasuredFootprint, known: MeasuredFootprint) -> bool:
     return (
         measured.bytes > known.bytes * (1 + _SAME)
         or measured.peak_bytes > known.peak_bytes * (1 + _SAME)
+        or measured.inference_peak_bytes > known.inference_peak_bytes * (1 + _SAME)
+        or _left_more(measured.left_bytes, known.left_bytes)
         or (measured.by != "refusal" and known.by == "refusal")
     )
+
+
+def _left_more(measured: int | None, known: int | None) -> bool:
+    return measured is not None and (known is None or measured > known * (1 + _SAME) + _NOISE_BYTES)
 
 
 def _joined(measured: MeasuredFootprint, known: MeasuredFootprint) -> MeasuredFootprint:
@@ -156,6 +186,8 @@ def _joined(measured: MeasuredFootprint, known: MeasuredFootprint) -> MeasuredFo
         load_seconds=measured.load_seconds or known.load_seconds,
         estimate_bytes=measured.estimate_bytes,
         by=measured.by,
+        inference_peak_bytes=max(measured.inference_peak_bytes, known.inference_peak_bytes),
+        left_bytes=max((one for one in (measured.left_bytes, known.left_bytes) if one is not None), default=None),
     )
 
 
@@ -166,6 +198,8 @@ def _body(measured: MeasuredFootprint) -> dict[str, Any]:
         "load_seconds": round(measured.load_seconds, 3),
         "estimate_bytes": measured.estimate_bytes,
         "by": measured.by,
+        "inference_peak_bytes": measured.inference_peak_bytes,
+        "left_bytes": measured.left_bytes,
     }
 
 
@@ -179,6 +213,8 @@ def _parse(revision: Revision) -> MeasuredFootprint | None:
             estimate_bytes=int(body["estimate_bytes"]),
             by=str(body.get("by", "processes")),
             at=revision.at,
+            inference_peak_bytes=int(body.get("inference_peak_bytes", 0)),
+            left_bytes=None if body.get("left_bytes") is None else int(body["left_bytes"]),
         )
     except (KeyError, ValueError, TypeError):
         return None  # somebody else's: as if nobody had measured

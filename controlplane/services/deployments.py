@@ -4,12 +4,15 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from controlplane.domain.conditions import Awaited, Condition
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.health import ServerHealth
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import Reference, validate_model_name
 from controlplane.domain.rollback import pinned, rollback_revision
@@ -54,6 +57,16 @@ class Deployment(BaseModel):
         default=(), description="By server: mode, state, footprint, last use, expiry, and why; of this replica's look."
     )
     operation_id: str = Field(description="The operation that follows this revision until it is settled.")
+
+
+class DeploymentHealth(BaseModel):
+    """What the probes of a deployment found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str = Field(description="The model's name.")
+    conditions: tuple[Condition, ...] = Field(description="What can be said of it, over all servers.")
+    servers: tuple[ServerHealth, ...] = Field(description="By server: the newest probes, as this replica made them.")
 
 
 class Deployments:
@@ -211,14 +224,38 @@ class Deployments:
         validate_model_name(model)
         return await asyncio.to_thread(lambda: list(self._chains.history(model, before=before, limit=limit)))
 
-    async def wait(self, model: str, *, seconds: float) -> Deployment:
-        """Wait until the newest revision is settled; return the deployment as it stands by then."""
+    async def wait(self, model: str, *, seconds: float, awaited: Awaited | None = None) -> Deployment:
+        """Wait until the newest revision is settled, or something else has come; return how it stands by then.
+
+        Args:
+            model: The model.
+            seconds: How long at most.
+            awaited: What to wait for; None: that it is Ready, Degraded, Failed or Unloaded.
+
+        Raises:
+            NotFoundError: It is not deployed.
+        """
         deadline = time.monotonic() + seconds
         revision = await self._newest(model)
-        while not self._settled(revision) and (left := deadline - time.monotonic()) > 0:
-            await self._reconciler.wait_settled(model, revision.number, min(_LOOK_SECONDS, left))
+        while not self._come(revision, awaited) and (left := deadline - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._reconciler.wait_change(), min(_LOOK_SECONDS, left))
             revision = await self._newest(model)
         return self._describe(revision)
+
+    async def health(self, model: str) -> DeploymentHealth:
+        """Return what the probes of a deployment found, on each server.
+
+        Raises:
+            NotFoundError: It is not deployed.
+        """
+        revision = await self._newest(model)
+        status = self._reconciler.status(revision.spec.model)
+        return DeploymentHealth(
+            model=revision.spec.model,
+            conditions=status.conditions if status else (),
+            servers=self._reconciler.health(revision.spec.model),
+        )
 
     @staticmethod
     def is_operation(operation_id: str) -> bool:
@@ -295,9 +332,11 @@ class Deployments:
             revision = await asyncio.to_thread(self._chains.get, model)
         return revision
 
-    def _settled(self, revision: DeploymentRevision) -> bool:
+    def _come(self, revision: DeploymentRevision, awaited: Awaited | None) -> bool:
         status = self._reconciler.status(revision.spec.model)
-        return status is not None and status.revision >= revision.number and status.phase.settled
+        if status is None or status.revision < revision.number:
+            return False
+        return status.phase.settled if awaited is None else awaited.holds(status.phase, status.conditions)
 
     def _describe(self, revision: DeploymentRevision, memory: tuple[DeploymentMemory, ...] | None = None) -> Deployment:
         status = self._reconciler.status(revision.spec.model)

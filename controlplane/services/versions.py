@@ -10,6 +10,7 @@ from controlplane.domain.model import ModelHead, VersionEntry
 from controlplane.domain.names import LATEST, Reference, validate_alias, validate_model_name
 from controlplane.errors import DigestMismatchError, InvalidReferenceError, NotFoundError
 from controlplane.registry.blobs import blob_key
+from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
 from controlplane.registry.registry import Registry
 
 _MANIFESTS_KEPT = 1024
@@ -107,6 +108,11 @@ class Versions:
             if len(self._manifests) > _MANIFESTS_KEPT:
                 self._manifests.popitem(last=False)
         return known
+
+    async def footprints(self, model: str, selector: str) -> list[tuple[FootprintKey, MeasuredFootprint]]:
+        """Return what was measured of a version's memory, by the way it was run."""
+        entry = await self.select(model, selector)
+        return await asyncio.to_thread(self._registry.footprints.of, model, entry.number)
 
     async def download(self, model: str, selector: str, path: str) -> Download:
         """Return a file of a version, to be sent.

@@ -49,6 +49,13 @@ _CHANNEL = [
     # One connection of our own, so that closing one client cannot disturb another.
     ("grpc.use_local_subchannel_pool", 1),
 ]
+CONTROL_HEADER = "tritonctl-key"
+"""The header's name in ``--http-restricted-api`` and ``--grpc-restricted-protocol`` of every server that we control."""
+
+CONTROL_METADATA = f"triton-grpc-protocol-{CONTROL_HEADER}"
+"""Triton puts this prefix before the name over gRPC (docs/customization_guide/inference_protocols.md of its server)."""
+
+_RESTRICTED = "This protocol is restricted"
 _ORPHAN_SECONDS = 2.0
 _GONE = frozenset({"UNAVAILABLE", "UNKNOWN", ""})
 _TRACEBACK = re.compile(r"\s*\n+At:\n.*", re.DOTALL)
@@ -82,6 +89,7 @@ class TritonClient:
         processes: Where the server is local: process ids of a model's instances. An unload then waits until they
             are gone, because only then their memory is free.
         log_tail: Where the server is local: the end of its log, for refusals that say nothing themselves.
+        control_key: What the server wants for model control, where it restricts that.
     """
 
     def __init__(
@@ -92,12 +100,14 @@ class TritonClient:
         timeouts: TritonTimeouts | None = None,
         processes: _Processes | None = None,
         log_tail: Callable[[], str] | None = None,
+        control_key: str | None = None,
     ) -> None:
         self.name = name
         self.grpc_url = grpc_url
         self.timeouts = timeouts or TritonTimeouts()
         self._processes = processes
         self._log_tail = log_tail
+        self._control = () if control_key is None else ((CONTROL_METADATA, control_key),)
         self._channel: grpc.aio.Channel | None = None
         self._service: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -321,12 +331,20 @@ class TritonClient:
         """
         limit = self.timeouts.request_seconds if limit is None else limit
         try:
-            return await getattr(self._stub(), method)(request, timeout=limit)
+            # Only what is restricted gets the key: what is not shown cannot be caught.
+            shown = self._control if method.startswith("Repository") else ()
+            return await getattr(self._stub(), method)(request, timeout=limit, metadata=shown)
         except grpc.aio.AioRpcError as error:
             reason = error.details() or error.code().name
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise TritonTimeoutError(
                     f"{self.name} ({self.grpc_url}) did not answer in {limit:g} s: {what}", seconds=limit
+                ) from error
+            if reason.startswith(_RESTRICTED):
+                wrong = "its control key is not the one it was started with" if self._control else "it wants a key"
+                raise TritonUnavailableError(
+                    f"{self.name} ({self.grpc_url}) does not let us control it: {wrong}; set control_key of this "
+                    "server in TRITONCTL_TRITON__SERVERS"
                 ) from error
             if error.code() is grpc.StatusCode.UNAVAILABLE and not _is_about_model(reason):
                 raise TritonUnavailableError(

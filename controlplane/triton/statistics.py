@@ -31,11 +31,13 @@ class VersionCounters:
         requests: Requests since it was loaded, failed ones included.
         last_at: When the newest was answered (the server's clock); None before the first.
         queue_seconds: Seconds that its requests waited in Triton's queue, summed.
+        failures: Those of the requests that failed.
     """
 
     requests: int
     last_at: datetime | None
     queue_seconds: float
+    failures: int = 0
 
 
 def parse_statistics(response: Any) -> dict[VersionKey, VersionCounters]:
@@ -50,6 +52,7 @@ def parse_statistics(response: Any) -> dict[VersionKey, VersionCounters]:
             requests=int(stats.success.count + stats.fail.count),
             last_at=datetime.fromtimestamp(last / 1000, UTC) if last else None,
             queue_seconds=stats.queue.ns / 1e9,
+            failures=int(stats.fail.count),
         )
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from controlplane.settings import MemorySettings
+from controlplane.settings import MemorySettings, ReconcilerSettings
 from tests.support.api import Api, serving, settings_for
 from tests.support.models import affine_onnx
 
@@ -27,7 +27,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     memory = MemorySettings(
         budget_bytes={"host": BUDGET}, minimum_residence_seconds=0.1, poll_interval_seconds=0.2, policy="lru"
     )
-    with serving(settings_for(folder / "data", embedded=True, memory=memory)) as api:
+    reconciler = ReconcilerSettings(interval_seconds=0.3, lease_seconds=3, probe_interval_seconds=5)
+    with serving(settings_for(folder / "data", embedded=True, memory=memory, reconciler=reconciler)) as api:
         for name in NAMES:
             data = affine_onnx(folder / f"{name}.onnx", scale=2.0, resident_mib=RESIDENT_MIB).read_bytes()
             api.publish(name, data)
@@ -107,6 +108,34 @@ def test_the_ledger_by_device_and_model(room: Api) -> None:
     assert len(room.ok(room.http.get("/v1/memory", params={"server": "embedded"}))["items"]) == 1
     problem = room.problem(room.http.get("/v1/memory", params={"server": "nowhere"}), 404, "not-found")
     assert "embedded" in problem["detail"]
+
+
+def test_what_was_measured_is_kept_with_the_version(room: Api) -> None:
+    _only(room, "one")
+    (found,) = room.ok(room.http.get("/v1/models/one/versions/1/footprints"))["items"]
+    assert (found["backend"], found["kind"], found["instances"], found["by"]) == ("onnxruntime", "cpu", 1, "processes")
+    assert 0 < found["resident_bytes"] <= max(found["load_peak_bytes"], found["inference_peak_bytes"])
+    (footprint,) = room.ok(room.http.get("/v1/deployments/one"))["memory"][0]["footprint"]
+    assert footprint["load_peak_bytes"] == found["load_peak_bytes"]
+    leak = _memory(room)["leak"]
+    assert (leak["bound_bytes"], leak["state"], leak["restarts"]) == (None, "watching", 0)
+    assert _metric(room, "tritonctl_server_excess_bytes", device="host") >= 0
+    assert _metric(room, "tritonctl_server_leak_restarts_total", server="embedded") == 0
+    room.problem(room.http.get("/v1/models/one/versions/9/footprints"), 404, "not-found")
+    assert room.ok(room.http.get("/v1/models/one/versions/@latest/footprints"))["items"] == [found]
+
+
+def test_proofs_of_what_answers_already_are_no_loading(room: Api) -> None:
+    _only(room, "one")
+    before = _metric(room, "tritonctl_load_seconds_total", stage="prove")
+    loads = _metric(room, "tritonctl_model_loads_total", server="embedded")
+    proved = room.ok(room.http.get("/v1/deployments/one"))["status"]["servers"][0]["proof"]["at"]
+    deadline = time.monotonic() + 60
+    while room.ok(room.http.get("/v1/deployments/one"))["status"]["servers"][0]["proof"]["at"] == proved:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert _metric(room, "tritonctl_model_loads_total", server="embedded") == loads
+    assert _metric(room, "tritonctl_load_seconds_total", stage="prove") == before
 
 
 def test_a_plan_says_who_would_go_and_the_load_does_it(room: Api) -> None:

@@ -111,6 +111,35 @@ async def test_a_server_that_keeps_memory_is_drained_restarted_and_restored_unde
         assert (await room.infer("p")) == 1.0
 
 
+async def test_what_a_version_needed_at_most_and_left_behind_is_kept_with_it(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, BUDGET) as room:
+        assert ready(await deploy_wide(room))
+        await room.until("it was measured", lambda: registry.footprints.of("wide", 1) != [])
+        ((key, first),) = registry.footprints.of("wide", 1)
+        assert (key.backend, key.kind, key.max_batch_size) == ("onnxruntime", "cpu", 64)
+        assert 0 < first.bytes <= first.most_bytes
+        assert first.left_bytes is None, "it is loaded"
+        await leak(room)
+
+        def measured() -> int:
+            return registry.footprints.of("wide", 1)[0][1].inference_peak_bytes
+
+        await room.until("what it had at most is kept", lambda: measured() > first.bytes + ROWS * MIB)
+        head = registry.deployments.get("wide", fresh=True)
+        registry.deployments.put(head.spec.with_changes(loaded=False), after=head, actor="test", reason="")
+        room.reconciler.wake("wide")
+        await room.until("it is kept", lambda: registry.footprints.of("wide", 1)[0][1].left_bytes is not None)
+        left = registry.footprints.of("wide", 1)[0][1].left_bytes
+        assert left is not None
+        assert left > ROWS * MIB, "the server keeps the buffers of the largest tensors"
+        assert left < 40 * ROWS * MIB
+        assert room.memory.devices[0].unaccounted_bytes == pytest.approx(left, rel=0.2)
+        (footprint,) = room.view("wide").footprint
+        assert (footprint.left_bytes, footprint.inference_peak_bytes) == (left, measured())
+
+
 async def test_who_asks_during_the_draining_waits_for_the_restart_and_is_served(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
@@ -128,7 +157,7 @@ async def test_who_asks_during_the_draining_waits_for_the_restart_and_is_served(
             assert not any(load.done() for load in loads), "nothing begins on a server that is drained"
             assert await room.infer("a") == 2.0, "who holds it is served"
             assert embedded.generation == first
-            assert room.view("b").state == "unreachable"
+            assert room.view("b").state == "pending"
             assert "takes no work" in room.view("b").why
             await room.until("it says for whom it waits", lambda: "a" in (room.memory.leak and room.memory.leak.why))
         assert all(ready(status) for status in await asyncio.gather(*loads))

@@ -1,51 +1,193 @@
-"""Forty models where eight fit, several clients, a Triton that is killed: for a minute or more."""
+"""Forty models where eight fit, several clients, and both Triton and the control plane killed under them.
+
+Everything is real: `tritonctl up` as a process of its own, its Triton, clients that hold a model over REST and ask
+Triton itself, SIGKILL. It lasts as long as it takes to make some progress in each of its three parts (from the start,
+after Triton was killed, after the control plane was killed); ``CHURN_SECONDS`` makes each part at least so long, for a
+soak::
+
+    CHURN_SECONDS=600 make test ARGS="-k churn"
+"""
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import httpx
+import numpy as np
 import psutil
 import pytest
 
-from controlplane.domain.states import ServerState
-from controlplane.errors import InferenceError, TritonError
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.errors import TritonError
+from controlplane.registry.cache import BlobCache
 from controlplane.registry.registry import Registry
-from controlplane.triton.embedded.server import EmbeddedTriton
-from tests.reconciler.memory_room import MIB, MemoryRoom, embedded_triton, memory_room, ready
+from controlplane.settings import GcSettings
+from controlplane.storage.filesystem import FilesystemStore
+from controlplane.triton.client import TritonClient
+from tests.support.models import publish_affine
+from tests.support.processes import tied_to_us
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(600)]
+PART_SECONDS = float(os.environ.get("CHURN_SECONDS", "15"))
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(600 + 6 * PART_SECONDS)]
 
+MIB = 1 << 20
 MODELS = 40
 FIT = 8
+EACH = 92 * MIB
+"""A process of 70 MiB, and the mean of the weights with what ONNX Runtime makes of them."""
+BUDGET = int(EACH * (FIT + 0.7))
 CLIENTS = 5
-SECONDS = 75.0
+PROGRESS = 25
+"""Answers that each part has at least."""
+RECOVERY_SECONDS = 180.0
+
+
+@dataclass
+class Plane:
+    """The control plane, as a process that may be another one in a moment.
+
+    Attributes:
+        down: When it was disturbed, and until when.
+    """
+
+    folder: Path
+    process: "subprocess.Popen[bytes] | None" = None
+    down: list[list[float]] = field(default_factory=list)
+    error: float = 0.0
+
+    @property
+    def ready_file(self) -> Path:
+        return self.folder / "data" / "up.json"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self.ready_file.unlink(missing_ok=True)
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("TRITONCTL_")}
+        memory = {
+            "BUDGET_BYTES": json.dumps({"host": BUDGET}),
+            "MINIMUM_RESIDENCE_SECONDS": "1",
+            "POLL_INTERVAL_SECONDS": "0.3",
+        }
+        command = [sys.executable, "-m", "controlplane.cli.main", "up", "--data-dir", str(self.folder / "data")]
+        with (self.folder / "up.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                tied_to_us([*command, "--port", "0"]),
+                env={**kept, **{f"TRITONCTL_MEMORY__{name}": value for name, value in memory.items()}},
+                stdout=log,
+                stderr=log,
+            )
+        end = time.monotonic() + RECOVERY_SECONDS
+        while not self.ready_file.exists():
+            assert self.process.poll() is None, (self.folder / "up.log").read_text()[-3000:]
+            assert time.monotonic() < end, "it does not come up"
+            time.sleep(0.05)
+
+    def triton(self) -> psutil.Process | None:
+        """The server's process."""
+        assert self.process is not None
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                if process.name().startswith("tritonserver"):
+                    return process
+        return None
+
+    def disturbed(self, since: float) -> bool:
+        """Whether something was killed, or not back yet, since a moment."""
+        return any(end >= since for _, end in self.down)
+
+    @property
+    def url(self) -> str:
+        return str(json.loads(self.ready_file.read_text())["url"])
+
+    def memory(self) -> dict[str, Any]:
+        """The ledger, as told over REST."""
+        (server,) = httpx.get(f"{self.url}/v1/memory", timeout=30).raise_for_status().json()["items"]
+        self.error = max(self.error, server["counters"]["estimate_error_max_bytes"])
+        return dict(server)
+
+    def kill_triton(self) -> None:
+        """Kill the server, and wait until another one answers."""
+        killed = self.triton()
+        assert killed is not None
+        self.down.append([time.monotonic(), float("inf")])
+        os.kill(killed.pid, signal.SIGKILL)
+        end = time.monotonic() + RECOVERY_SECONDS
+        while True:
+            (server,) = httpx.get(f"{self.url}/v1/servers", timeout=30).raise_for_status().json()["items"]
+            new = self.triton()
+            if server["state"] == "Ready" and new is not None and new.pid != killed.pid:
+                break
+            assert time.monotonic() < end, server
+            time.sleep(0.05)
+        self.down[-1][1] = time.monotonic()
+
+    def kill(self) -> None:
+        """Kill the control plane, whose Triton goes with it, and start another on the same folder."""
+        assert self.process is not None
+        self.memory()
+        self.down.append([time.monotonic(), float("inf")])
+        orphans = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        _, alive = psutil.wait_procs(orphans, timeout=RECOVERY_SECONDS)
+        assert not alive, "a Triton outlived its control plane"
+        self.start()
+        self.down[-1][1] = time.monotonic()
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[Plane]:
+    """Forty deployed models, of 0 to 32 MiB of weights, none of them loaded."""
+    store = FilesystemStore(tmp_path / "data" / "store")
+    registry = Registry(store, BlobCache(tmp_path / "filling", 1 << 30), head_max_age_seconds=1.0, gc=GcSettings())
+    settings = DeploymentSettings.model_validate({"mode": "on-demand", "keep_alive_seconds": None, "bake_seconds": 0})
+    for number in range(MODELS):
+        name = f"m{number}"
+        publish_affine(registry, name, tmp_path / "files", scale=number + 2.0, resident_mib=number % 5 * 8)
+        spec = DeploymentSpec(model=name, reference=name, version=1, settings=settings)
+        registry.deployments.put(spec, after=None, actor="test", reason="")
+    plane = Plane(tmp_path)
+    plane.start()
+    try:
+        yield plane
+    finally:
+        assert plane.process is not None
+        plane.process.terminate()
+        try:
+            plane.process.wait(60)
+        finally:
+            plane.process.kill()
 
 
 @dataclass
 class Watcher:
     """Reads from the operating system, all the time, what the models' processes have."""
 
-    embedded: EmbeddedTriton
+    plane: Plane
     peak: int = 0
     most: int = 0
     samples: int = 0
-    over: list[tuple[int, int]] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
         while not self.stop.wait(0.05):
-            server = self.embedded.pid
+            server = self.plane.triton()
             if server is None:
                 continue
             total = count = 0
             with contextlib.suppress(psutil.Error):
-                for child in psutil.Process(server).children(recursive=True):
+                for child in server.children(recursive=True):
                     with contextlib.suppress(psutil.Error):
                         total += child.memory_info().rss
                         count += 1
@@ -59,81 +201,90 @@ class Tally:
     failures: list[str] = field(default_factory=list)
 
 
-async def client(room: MemoryRoom, names: list[str], until: float, seed: int, tally: Tally) -> None:
-    rng = random.Random(seed)
-    weights = [1 / (rank + 1) for rank in range(len(names))]
-    while time.monotonic() < until:
-        (name,) = rng.choices(names, weights)
-        generation = room.embedded.generation
-        async with room.held(name):
+class Client:
+    """Holds a model over REST, asks Triton itself, gives it back, and takes the next one."""
+
+    def __init__(self, plane: Plane, tally: Tally, seed: int) -> None:
+        self._plane = plane
+        self._tally = tally
+        self._random = random.Random(seed)
+        self._weights = [1 / (rank + 1) for rank in range(MODELS)]
+
+    async def work(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            (number,) = self._random.choices(range(MODELS), self._weights)
+            began = time.monotonic()
             try:
-                status = await room.load(name, 90)
-                if not ready(status):
-                    raise InferenceError(f"{name}: {status.phase} {status.message}")
-                for _ in range(rng.randint(1, 4)):
-                    assert await room.infer(name) == room.scales[name]
-                    tally.answers += 1
-            except TritonError as error:
-                if room.embedded.generation != generation or room.embedded.state is not ServerState.READY:
-                    tally.interrupted += 1  # the server was killed under it: the client comes again
+                await self._use(number)
+            except (httpx.HTTPError, TritonError, json.JSONDecodeError, FileNotFoundError) as error:
+                await asyncio.sleep(1.0)  # who was hit by a kill may know before the one that killed
+                if self._plane.disturbed(began):
+                    self._tally.interrupted += 1  # the client comes again
                 else:
-                    await asyncio.sleep(0.5)
-                    if room.embedded.generation != generation or room.embedded.state is not ServerState.READY:
-                        tally.interrupted += 1
-                    else:
-                        tally.failures.append(f"{name}: {error}")
-        await asyncio.sleep(rng.uniform(0, 0.2))
+                    body = error.response.text if isinstance(error, httpx.HTTPStatusError) else ""
+                    self._tally.failures.append(f"m{number}: {type(error).__name__} {error} {body}")
+            await asyncio.sleep(self._random.uniform(0, 0.2))
 
-
-async def test_eight_of_forty_fit_and_every_request_is_answered(registry: Registry, tmp_path: Path) -> None:
-    async with embedded_triton(tmp_path) as embedded:
-        async with memory_room(registry, embedded, tmp_path, 2048 * MIB) as room:
-            await room.deploy("one", 1.0)
-            await room.until("it is measured", lambda: room.view("one").footprint[0].source == "measured")
-            one = room.view("one").footprint[0].bytes
-            registry_revision = registry.deployments.get("one", fresh=True)
-            registry.deployments.put(
-                registry_revision.spec.with_changes(deleted=True), after=registry_revision, actor="test", reason=""
-            )
-            room.reconciler.wake("one")
-            await room.until("it is gone", lambda: not embedded.processes_of("one"))
-        budget = int((one + 20 * MIB) * (FIT + 0.7))  # 16 MiB of weights is the mean
-        async with memory_room(registry, embedded, tmp_path, budget, minimum_residence_seconds=1.0) as room:
-            names = [f"m{number}" for number in range(MODELS)]
-            for number, name in enumerate(names, 2):
-                size = number % 5 * 8  # 0 to 32 MiB of weights: some are half as large again as others
-                await asyncio.to_thread(
-                    room.put, name, float(number), resident_mib=size, mode="on-demand", keep_alive_seconds=None
-                )
-            room.reconciler.wake()
-            await room.until("all are known", lambda: len(room.memory.models) >= MODELS, 60)
-            watcher, tally = Watcher(embedded), Tally()
-            thread = threading.Thread(target=watcher.run)
-            thread.start()
+    async def _use(self, number: int) -> None:
+        name = f"m{number}"
+        async with httpx.AsyncClient(base_url=self._plane.url, timeout=120) as http:
+            leases = f"/v1/deployments/{name}/leases"
+            taken = (await http.post(leases, params={"wait": 90}, json={"ttl_seconds": 20})).raise_for_status().json()
+            assert taken["ready"], taken
+            (server,) = (await http.get("/v1/servers")).raise_for_status().json()["items"]
+            triton = TritonClient("embedded", server["grpc_url"])
             try:
-                until = time.monotonic() + SECONDS
-                clients = [asyncio.create_task(client(room, names, until, seed, tally)) for seed in range(CLIENTS)]
-                await asyncio.sleep(SECONDS / 2)
-                before = tally.answers
-                assert embedded.pid is not None
-                os.kill(embedded.pid, signal.SIGKILL)
-                await asyncio.gather(*clients)
+                for _ in range(self._random.randint(1, 4)):
+                    outputs, _ = await triton.infer(name, {"x": np.ones((1, 4), np.float32)})
+                    assert float(outputs["y"][0, 0]) == number + 2.0
+                    self._tally.answers += 1
             finally:
-                watcher.stop.set()
-                thread.join()
-            memory = room.memory
-            error = int(max(memory.counters["estimate_error_max_bytes"], 0))
-            print(
-                f"one {one / MIB:.1f} MiB, budget {budget / MIB:.1f} MiB, peak {watcher.peak / MIB:.1f} MiB of at most "
-                f"{watcher.most} processes in {watcher.samples} samples, largest estimate error {error / MIB:.1f} MiB; "
-                f"{tally.answers} answers ({tally.answers - before} after the kill), {tally.interrupted} interrupted; "
-                f"{memory.counters}"
-            )
-            assert tally.failures == []
-            assert watcher.samples > 300
-            assert watcher.peak <= budget + error
-            assert memory.counters["evictions"] > 5
-            assert watcher.most >= FIT - 3, "the budget is made use of"
-            assert before > 20
-            assert tally.answers - before > 20, "it goes on after the kill"
-            assert tally.interrupted <= 3 * CLIENTS
+                await triton.close()
+            (await http.delete(f"{leases}/{taken['id']}")).raise_for_status()
+
+
+async def part(tally: Tally) -> int:
+    """Let the clients work until there is progress; return the answers."""
+    before, began = tally.answers, time.monotonic()
+    async with asyncio.timeout(RECOVERY_SECONDS + PART_SECONDS):
+        while tally.answers < before + PROGRESS or time.monotonic() < began + PART_SECONDS:
+            await asyncio.sleep(0.1)
+    return tally.answers - before
+
+
+async def test_eight_of_forty_fit_and_every_request_that_can_be_served_is(plane: Plane) -> None:
+    watcher, tally, stop = Watcher(plane), Tally(), asyncio.Event()
+    thread = threading.Thread(target=watcher.run)
+    thread.start()
+    clients = [asyncio.create_task(Client(plane, tally, seed).work(stop)) for seed in range(CLIENTS)]
+    try:
+        parts = [await part(tally)]
+        evictions = (await asyncio.to_thread(plane.memory))["counters"]["evictions"]
+        await asyncio.to_thread(plane.kill_triton)
+        parts.append(await part(tally))
+        await asyncio.to_thread(plane.kill)
+        parts.append(await part(tally))
+        stop.set()
+        await asyncio.gather(*clients)
+    finally:
+        for client in clients:
+            client.cancel()
+        watcher.stop.set()
+        thread.join()
+    counters = (await asyncio.to_thread(plane.memory))["counters"]
+    error = int(max(plane.error, 0))
+    print(
+        f"budget {BUDGET / MIB:.0f} MiB, peak {watcher.peak / MIB:.0f} MiB of at most {watcher.most} processes in "
+        f"{watcher.samples} samples, largest estimate error {error / MIB:.1f} MiB; answers {parts}, "
+        f"{tally.interrupted} interrupted; down for {[round(end - begin, 1) for begin, end in plane.down]} s; "
+        f"{counters}"
+    )
+    assert tally.failures == []
+    assert watcher.samples > 100
+    assert watcher.peak <= BUDGET + error
+    assert watcher.most >= FIT - 3, "the budget is made use of"
+    assert evictions > 3
+    assert counters["loads"] > 3, "it goes on loading after both kills"
+    # Each client is hit once by each kill, and while the control plane is away it tries again once a second.
+    away = sum(end - begin for begin, end in plane.down)
+    assert tally.interrupted <= CLIENTS * (2 * len(plane.down) + away)

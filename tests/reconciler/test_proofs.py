@@ -42,9 +42,7 @@ async def test_a_ready_model_is_asked_again_from_time_to_time(room: Room) -> Non
 
 
 def unit(mark: Mark) -> Unit:
-    made = Unit("server", "m", facts=Facts(loaded=frozenset({1}), digest="a"), record=ModelRecord(marks={1: mark}))
-    made.proved_at = 0.0
-    return made
+    return Unit("server", "m", facts=Facts(loaded=frozenset({1}), digest="a"), record=ModelRecord(marks={1: mark}))
 
 
 def proved(mark: Mark) -> Outcome:

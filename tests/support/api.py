@@ -113,7 +113,8 @@ def settings_for(folder: Path, *, embedded: bool, store: StoreSettings | None = 
     """Settings for a test: quick rounds, free ports, everything below one folder."""
     defaults: dict[str, Any] = {
         "store": store or StoreSettings(),
-        "triton": TritonSettings(embedded=embedded, load_timeout_seconds=60),
+        # Tests load and unload by hand, as others do; that a key is needed has a test of its own.
+        "triton": TritonSettings(embedded=embedded, load_timeout_seconds=60, restrict_control=False),
         "reconciler": ReconcilerSettings(interval_seconds=0.3, lease_seconds=3),
         "api": ApiSettings(port=0),
     }

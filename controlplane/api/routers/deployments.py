@@ -29,7 +29,8 @@ from controlplane.api.schemas.deployments import (
     StateRequest,
 )
 from controlplane.api.schemas.memory import LOADED_OR_PLANNED, PLANNED, DryRun
-from controlplane.services.deployments import Deployment
+from controlplane.domain.conditions import Awaited
+from controlplane.services.deployments import Deployment, DeploymentHealth
 
 router = APIRouter(prefix="/deployments", tags=["deployments"])
 
@@ -181,6 +182,14 @@ async def unload(services: App, model: ModelName, actor: Actor, body: StateReque
     )
 
 
+@router.get(
+    "/{model}/health", operation_id="getDeploymentHealth", response_model=DeploymentHealth, responses=responses()
+)
+async def health(services: App, model: ModelName) -> Response:
+    """Return what the probes found on each server: the newest ones, their latency, how far answers drifted, faults."""
+    return json_answer(await services.deployments.health(model))
+
+
 @router.get("/{model}/wait", operation_id="waitForDeployment", response_model=Deployment, responses=responses())
 async def wait(
     services: App,
@@ -188,6 +197,20 @@ async def wait(
     timeout: Annotated[  # noqa: ASYNC109 - the client chooses it, and is told where things stand by then
         float, Query(ge=0, le=600, allow_inf_nan=False, description="Seconds to wait at most.")
     ] = 60.0,
+    for_: Annotated[
+        str | None,
+        Query(
+            alias="for",
+            max_length=64,
+            description="What to wait for: a condition (`Ready`, `Healthy`, `condition=Degraded=False`) or `unloaded`; "
+            "left out, that it is settled.",
+            examples=["Ready"],
+        ),
+    ] = None,
 ) -> Response:
-    """Wait until the newest revision is Ready, Degraded, Failed or Unloaded; answer as it stands by then."""
-    return json_answer(await services.deployments.wait(model, seconds=timeout))
+    """Wait until the newest revision is Ready, Degraded, Failed or Unloaded, or for a condition.
+
+    The answer is the deployment as it stands by then, also when the time is up first: its conditions tell.
+    """
+    awaited = Awaited.parse(for_) if for_ is not None else None
+    return json_answer(await services.deployments.wait(model, seconds=timeout, awaited=awaited))

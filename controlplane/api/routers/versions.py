@@ -20,7 +20,13 @@ from controlplane.api.dependencies import (
 )
 from controlplane.api.problems import responses
 from controlplane.api.ranges import ByteRange, parse_range
-from controlplane.api.schemas.versions import PublishRequest, VersionDetail, VersionPage
+from controlplane.api.schemas.versions import (
+    FootprintList,
+    PublishRequest,
+    VersionDetail,
+    VersionFootprint,
+    VersionPage,
+)
 from controlplane.services.operations import Operation
 from controlplane.services.publishing import PublishCommand
 from controlplane.services.versions import Download
@@ -63,6 +69,13 @@ async def get_version(services: App, model: ModelName, version: VersionSelector)
     head, entry, manifest = await services.versions.detail(model, version)
     aliases = sorted(name for name, number in head.aliases.items() if number == entry.number)
     return json_answer(VersionDetail(model=head.name, entry=entry, manifest=manifest, aliases=aliases))
+
+
+@router.get("/{version}/footprints", operation_id="getFootprints", response_model=FootprintList, responses=responses())
+async def get_footprints(services: App, model: ModelName, version: VersionSelector) -> Response:
+    """Return what was measured of the memory that a version needs, on whatever machine, by the way it was run."""
+    found = await services.versions.footprints(model, version)
+    return json_answer(FootprintList(items=[VersionFootprint.of(key, measured) for key, measured in found]))
 
 
 @router.delete("/{version}", operation_id="deleteVersion", status_code=204, responses=responses(409))

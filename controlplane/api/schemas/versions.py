@@ -1,6 +1,7 @@
 """Versions, and publishing them."""
 
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -9,6 +10,7 @@ from controlplane.domain.comparison import Tolerance
 from controlplane.domain.manifest import FilePath, Format, Manifest
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.signature import Signature
+from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
 
 AliasName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
@@ -27,6 +29,51 @@ class VersionDetail(BaseModel):
     entry: VersionEntry = Field(description="The version as the model lists it.")
     manifest: Manifest = Field(description="Everything that was fixed when it was published.")
     aliases: list[str] = Field(description="The aliases that point to it.")
+
+
+class VersionFootprint(BaseModel):
+    """What a version was measured to need on one device, run in one way."""
+
+    backend: str = Field(description="Triton's backend.")
+    kind: Literal["cpu", "gpu"] = Field(description="The kind of device.")
+    max_batch_size: int = Field(description="The largest batch it was configured for.")
+    instances: int = Field(description="Instances on a device.")
+    resident_bytes: int = Field(description="After the load and the first answers.")
+    load_peak_bytes: int = Field(description="The most that was seen during the load.")
+    inference_peak_bytes: int = Field(description="The most that was seen while it answered; 0: not measured.")
+    left_bytes: int | None = Field(
+        description="The most that stayed in the server after its unload; null: not known, as others were at work."
+    )
+    estimate_bytes: int = Field(description="What had been estimated before.")
+    load_seconds: float = Field(description="What the load took.")
+    by: Literal["processes", "device", "refusal"] = Field(
+        description="How it was measured: its own processes, the device's difference, or that Triton had no memory."
+    )
+    at: datetime = Field(description="When one of the figures grew last (UTC).")
+
+    @classmethod
+    def of(cls, key: FootprintKey, measured: MeasuredFootprint) -> Self:
+        """Describe a measurement."""
+        return cls.model_validate(
+            {
+                "backend": key.backend,
+                "kind": key.kind,
+                "max_batch_size": key.max_batch_size,
+                "instances": key.instances,
+                "resident_bytes": measured.bytes,
+                "load_peak_bytes": measured.peak_bytes,
+                **{
+                    name: getattr(measured, name)
+                    for name in ("inference_peak_bytes", "left_bytes", "estimate_bytes", "load_seconds", "by", "at")
+                },
+            }
+        )
+
+
+class FootprintList(BaseModel):
+    """What was measured of a version."""
+
+    items: list[VersionFootprint] = Field(description="One for each way it was run.")
 
 
 class PublishRequest(BaseModel):

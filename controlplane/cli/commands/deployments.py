@@ -54,7 +54,18 @@ def register(app: typer.Typer) -> None:
     command(app, "load", panel=PANEL, examples=("tritonctl load resnet", "tritonctl load resnet --timeout 60"))(load)
     command(app, "unload", panel=PANEL, examples=("tritonctl unload resnet",))(unload)
     command(app, "ps", panel=PANEL, examples=("tritonctl ps", "tritonctl ps resnet", "tritonctl ps -o json"))(ps)
-    command(app, "wait", panel=PANEL, examples=("tritonctl wait resnet --timeout 120",))(wait)
+    command(
+        app,
+        "wait",
+        panel=PANEL,
+        examples=(
+            "tritonctl wait resnet --timeout 2m",
+            "tritonctl wait resnet --for=Ready --timeout 60s",
+            "tritonctl wait resnet --for=condition=Degraded=False",
+            "tritonctl wait resnet --for=unloaded",
+        ),
+    )(wait)
+    command(app, "health", panel=PANEL, examples=("tritonctl health resnet", "tritonctl health resnet -o json"))(health)
 
 
 def deploy(
@@ -262,17 +273,49 @@ def ps(
 def wait(
     session: Session,
     name: DeployedArgument,
-    timeout: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait; then exit code 8.")] = 300.0,
+    for_: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="CONDITION",
+            help="Loaded, Proved, Ready, Progressing, Degraded, Healthy, condition=TYPE=STATUS, or unloaded.",
+            show_default=False,
+        ),
+    ] = None,
+    timeout: Annotated[
+        str, typer.Option("--timeout", metavar="TIME", help="How long: 90, 60s, 5m; then exit code 8.")
+    ] = "300s",
 ) -> None:
-    """Wait until a deployment is Ready; fails when it ends otherwise."""
-    from controlplane.cli.rollout import wait_for
+    """Wait until a deployment is Ready; fails at once when it ends otherwise.
+
+    With `--for` it waits for that condition alone, whatever else becomes of the deployment, until the time is up.
+    """
+    from controlplane.cli.rollout import wait_for, wait_for_condition
+    from controlplane.domain.durations import parse_duration
 
     out = session.out()
+    seconds = parse_duration(timeout)
     with session.client() as client:
-        deployment = wait_for(client, out, name, timeout)
+        if for_ is None:
+            deployment = wait_for(client, out, name, seconds)
+        else:
+            deployment = wait_for_condition(client, out, name, for_, seconds)
     out.result(deployment)
     phase = deployment.status.phase.value if deployment.status else "Pending"
     out.line(f"{name}:{deployment.spec.version} is {phase}")
+
+
+def health(session: Session, name: DeployedArgument) -> None:
+    """Show what the probes of a deployment found: conditions, latency, drift, and the newest fault."""
+    from controlplane.cli.health import show_health
+    from controlplane.cli.records import DeploymentHealth
+    from controlplane.cli.rollout import deployment_path
+
+    out = session.out()
+    with session.client() as client:
+        found = client.fetch(DeploymentHealth, f"{deployment_path(name)}/health")
+    out.result(found)
+    show_health(out, found)
 
 
 def _change(

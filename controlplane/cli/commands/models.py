@@ -92,14 +92,19 @@ def versions(session: Session, name: ModelArgument) -> None:
 
 def show(session: Session, ref: RefArgument) -> None:
     """Show all that is known about a version."""
-    from controlplane.cli.describe import describe
-    from controlplane.cli.references import fetch_version
+    from controlplane.cli.describe import describe, show_footprints
+    from controlplane.cli.records import VersionFootprint
+    from controlplane.cli.references import fetch_version, version_path
+    from controlplane.domain.names import Reference
 
     out = session.out()
     with session.client() as client:
         detail = fetch_version(client, ref)
-    out.result(detail)
+        path = f"{version_path(Reference(detail.model, version=detail.entry.number))}/footprints"
+        footprints = [client.read(VersionFootprint, item) for item in client.get(path)["items"]]
+    out.result({**detail.model_dump(mode="json"), "footprints": [one.model_dump(mode="json") for one in footprints]})
     describe(out, detail)
+    show_footprints(out, footprints)
 
 
 def alias(

@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def servers(session: Session) -> None:
     """Show the Triton servers: addresses, state, what they have loaded."""
+    from controlplane.cli.health import ailments
     from controlplane.cli.output import ago
     from controlplane.domain.states import ServerStatus
 
@@ -39,7 +40,7 @@ def servers(session: Session) -> None:
                 server.triton_version,
                 ", ".join(f"{one.model}:{one.version}" for one in server.models),
                 ago(server.observed_at),
-                server.message.partition("\n")[0],
+                server.message.partition("\n")[0] or ailments(server.conditions),
             )
             for server in found
         ),

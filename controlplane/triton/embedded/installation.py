@@ -35,7 +35,8 @@ class Installation:
         The stub is linked against libpython and the wheel's own libraries. Without them it dies at start and the
         load that wanted it never returns. It finds its site-packages by the `python3` that comes first in PATH.
         """
-        environment = dict(os.environ)
+        # Neither the server nor what runs in it has any use for our secrets, or the store's.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_SECRET)}
         libraries = [str(path) for path in self.libraries]
         if inherited := environment.get("LD_LIBRARY_PATH"):
             libraries.append(inherited)
@@ -45,6 +46,9 @@ class Installation:
         # imported, before `disable_telemetry_events` could be called.
         environment["ORT_DISABLE_TELEMETRY"] = "1"
         return environment
+
+
+_SECRET = ("TRITONCTL_", "AWS_")
 
 
 def find_installation() -> Installation:

@@ -101,6 +101,25 @@ def instance_cpu_seconds(server: int, repository: Path) -> dict[tuple[str, int],
     return found
 
 
+_STATES = {
+    "R": "running",
+    "S": "sleeping",
+    "D": "waiting for a disk or a device",
+    "T": "stopped by a signal",
+    "t": "stopped by a debugger",
+    "Z": "dead and not waited for",
+}
+
+
+def process_state(pid: int) -> str:
+    """Say what the kernel says that a process does (proc(5)); empty where it is gone."""
+    try:
+        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return ""
+    return _STATES.get(letter, letter)
+
+
 def resident_bytes(pid: int) -> int:
     """Return a process's resident memory; 0 where it is gone."""
     try:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from controlplane.domain.states import ServerState
 from controlplane.errors import TritonError, TritonStartError
 from controlplane.settings import TritonSettings
-from controlplane.triton.client import TritonClient, TritonTimeouts
+from controlplane.triton.client import CONTROL_HEADER, TritonClient, TritonTimeouts
 from controlplane.triton.embedded import launcher
 from controlplane.triton.embedded.installation import Installation, assemble_backends, find_installation
 from controlplane.triton.embedded.processes import (
@@ -40,6 +40,14 @@ _LOG_MAX_BYTES = 16 * 1024 * 1024
 _FREE_PORT_ATTEMPTS = 3
 
 
+def restriction(control_key: str | None) -> list[str]:
+    """Return the options by which Triton wants a key for what changes it, over both of its protocols."""
+    if control_key is None:
+        return []
+    what = f"model-repository,trace,logging:{CONTROL_HEADER}={control_key}"
+    return [f"--http-restricted-api={what}", f"--grpc-restricted-protocol={what}"]
+
+
 class ServerUrls(NamedTuple):
     """Where a server answers."""
 
@@ -58,6 +66,7 @@ class EmbeddedTriton:
         repository: Triton's model repository; made if missing.
         run_dir: Where the backend directory and the log go.
         settings: Ports (0 picks a free one, kept over restarts) and the time to become live.
+        control_key: Wanted for model control, and for trace and log settings, which write files; None: nothing is.
 
     Attributes:
         state: Starting, Ready or Stopped.
@@ -65,7 +74,9 @@ class EmbeddedTriton:
         generation: Grows by one each time a server becomes Ready. A new generation has no model loaded.
     """
 
-    def __init__(self, repository: Path, run_dir: Path, settings: TritonSettings) -> None:
+    def __init__(
+        self, repository: Path, run_dir: Path, settings: TritonSettings, *, control_key: str | None = None
+    ) -> None:
         self.repository = repository.absolute()
         self.state = ServerState.STOPPED
         self.message = "not started"
@@ -73,6 +84,7 @@ class EmbeddedTriton:
         self.log_path = run_dir.absolute() / "triton.log"
         self._run_dir = run_dir.absolute()
         self._settings = settings
+        self._control_key = control_key
         self._installation: Installation | None = None
         self._backends = Path()
         self._ports: tuple[int, int, int] | None = None
@@ -200,6 +212,20 @@ class EmbeddedTriton:
             process.stdin.write(b"stop\n")
             await process.stdin.drain()
 
+    def kill(self, why: str) -> None:
+        """Kill a server that does not answer; the supervisor starts it again, each time after a longer pause.
+
+        Args:
+            why: Shown until it is back.
+        """
+        server = self.pid
+        if server is None:
+            return  # it ended by itself, and starts again already
+        self.state, self.message = ServerState.STARTING, f"killed: {why}"
+        # The launcher sees the end of it, ends what it left behind, and ends itself.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+
     def _choose_ports(self) -> tuple[int, int, int]:
         wanted = (self._settings.http_port, self._settings.grpc_port, self._settings.metrics_port)
         with contextlib.ExitStack() as stack:
@@ -236,6 +262,7 @@ class EmbeddedTriton:
             "--metrics-config=summary_latencies=true",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
             f"--exit-timeout-secs={int(_EXIT_SECONDS)}",
+            *restriction(self._control_key),
         ]
 
     def _visible_gpus(self) -> dict[str, str]:

@@ -1,0 +1,104 @@
+"""Looks after the servers themselves: says how they are, kills what hangs. What is remembered is in their `Vitals`."""
+
+import logging
+import os
+import signal
+import time
+
+from controlplane.domain.conditions import Condition, ConditionStatus, ServerCondition, kept
+from controlplane.domain.names import candidate_name
+from controlplane.domain.states import ServerState
+from controlplane.reconciler.fleet import KnownServer
+from controlplane.reconciler.state import LoopState
+from controlplane.reconciler.vitals import Remedy, ServerSigns, remedy, server_conditions
+from controlplane.triton.embedded.processes import process_state
+from controlplane.triton.embedded.server import EmbeddedTriton
+
+logger = logging.getLogger(__name__)
+
+_TOLD = {
+    ServerCondition.METRICS_AVAILABLE: ConditionStatus.FALSE,
+    ServerCondition.LOADS_STUCK: ConditionStatus.TRUE,
+    ServerCondition.DISK_PRESSURE: ConditionStatus.TRUE,
+    ServerCondition.SHARED_MEMORY_PRESSURE: ConditionStatus.TRUE,
+}
+"""Conditions that are told in events, with the status that is bad. Whether it answers is told where it is seen."""
+
+
+class Nurse:
+    """Looks after the servers.
+
+    Args:
+        state: What the loop knows.
+        hung_seconds: How long a server may be silent, or go on with a load beyond its deadline.
+        pressure_share: Share of a disk below which too little of it is free.
+    """
+
+    def __init__(self, state: LoopState, *, hung_seconds: float, pressure_share: float) -> None:
+        self._state = state
+        self._hung_seconds = hung_seconds
+        self._pressure_share = pressure_share
+
+    def look(self, server: KnownServer) -> None:
+        """Take in the newest look at a server, tell what turned, and do what has to be done about it."""
+        now, embedded = time.monotonic(), server.managed.embedded
+        allowed = server.managed.client.timeouts.load_seconds
+        loads = {
+            name: 0.0 if unit.overdue else allowed
+            for unit in server.units.values()
+            if unit.task is None  # else we wait for it ourselves
+            for name in (unit.model, candidate_name(unit.model))
+        }
+        there = embedded is not None and embedded.state is ServerState.READY
+        server.vitals.seen(server.sight, process_there=there, loads=loads, now=now)
+        signs = server.vitals.signs(server.sight, supervised=embedded is not None, now=now)
+        before = server.vitals.conditions
+        found = server_conditions(signs, self._pressure_share, self._hung_seconds)
+        server.vitals.conditions = kept(before, found, self._state.clock())
+        self._tell(server, before)
+        if embedded is not None:
+            self._treat(server, embedded, signs, now)
+
+    def _treat(self, server: KnownServer, embedded: EmbeddedTriton, signs: ServerSigns, now: float) -> None:
+        match remedy(signs, self._hung_seconds):
+            case Remedy.KILL:
+                why = self._why(embedded, signs)
+                server.vitals.killed()
+                self._state.events.add("Warning", "ServerKilled", server.name, f"{why}; it is killed and started again")
+                embedded.kill(why)
+            case Remedy.END_LOADS:
+                stuck = [load for load in signs.stuck if load.ended is None and load.seconds >= self._hung_seconds]
+                server.vitals.ended(stuck, now)
+                for load in stuck:
+                    processes = embedded.processes_of(load.name, load.version)
+                    for process in processes:
+                        _kill(process)
+                    what = f"{load.name}:{load.version} has been loading for {load.seconds:.0f} s beyond its deadline"
+                    done = f"its process {processes[0]} is killed" if processes else "it has no process of its own"
+                    self._state.events.add("Warning", "LoadEnded", server.name, f"{what}; {done}")
+
+    def _why(self, embedded: EmbeddedTriton, signs: ServerSigns) -> str:
+        if signs.silent_seconds is None:
+            stuck = ", ".join(f"{load.name}:{load.version}" for load in signs.stuck)
+            return f"it does not give up the load of {stuck}"
+        state = process_state(embedded.pid) if embedded.pid else ""
+        seen = f" (process {embedded.pid} is {state})" if state else ""
+        return f"it has not answered for {signs.silent_seconds:.0f} s although its process is there{seen}"
+
+    def _tell(self, server: KnownServer, before: tuple[Condition, ...]) -> None:
+        known = {one.type: one for one in before}
+        for one in server.vitals.conditions:
+            bad, earlier = _TOLD.get(ServerCondition(one.type)), known.get(one.type)
+            if bad is None or ConditionStatus.UNKNOWN is one.status:
+                continue
+            if one.status is bad and (earlier is None or earlier.status is not bad):
+                self._state.events.add("Warning", one.reason, server.name, one.message)
+            elif one.status is not bad and earlier is not None and earlier.status is bad:
+                self._state.events.add("Normal", one.reason, server.name, one.message or f"{one.type} is over")
+
+
+def _kill(process: int) -> None:
+    try:
+        os.kill(process, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError) as error:
+        logger.debug("process %d cannot be killed: %s", process, error)

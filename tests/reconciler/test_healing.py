@@ -1,0 +1,162 @@
+"""Sick models on a real Triton of the test's own: found, healed, backed off, with the evidence."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from controlplane.domain.conditions import Condition
+from controlplane.domain.deployment import DeploymentSettings
+from controlplane.domain.health import ProbeOutcome
+from controlplane.domain.states import Phase
+from controlplane.errors import InferenceError
+from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.servers import ManagedServer
+from controlplane.registry.registry import Registry
+from controlplane.settings import MemorySettings, TritonSettings
+from controlplane.triton.client import TritonClient, TritonTimeouts
+from controlplane.triton.repository import ModelRepository
+from tests.reconciler.conftest import Room, settings
+from tests.support.faulty_triton import FaultyTriton, faulty_triton
+
+pytestmark = pytest.mark.triton
+
+
+@dataclass
+class Ward(Room):
+    """A room with a server of its own that can be made sick."""
+
+    triton: FaultyTriton
+
+    def condition(self, kind: str) -> Condition:
+        status = self.reconciler.status(self.model)
+        assert status is not None
+        (found,) = [one for one in status.conditions if one.type == kind]
+        return found
+
+    async def ask(self) -> None:
+        with contextlib.suppress(InferenceError):
+            await self.server.client.infer(self.model, {"x": np.ones((1, 4), np.float32)}, timeout=5)
+
+    def processes(self) -> list[int]:
+        return self.triton.server.processes_of(self.model)
+
+
+@contextlib.asynccontextmanager
+async def ward_of(
+    registry: Registry, model: str, folder: Path, *, load_seconds: float = 60.0, **changes: Any
+) -> AsyncIterator[Ward]:
+    triton = faulty_triton(folder, TritonSettings())
+    await triton.server.start()
+    client = TritonClient(
+        "own",
+        triton.server.grpc_url,
+        timeouts=TritonTimeouts(load_seconds=load_seconds, request_seconds=5.0),
+        processes=triton.server.processes_of,
+        log_tail=triton.server.log_tail,
+    )
+    server = ManagedServer(
+        "own", client, ModelRepository(triton.server.repository), triton.server, metrics_url=triton.server.metrics_url
+    )
+    memory = MemorySettings(poll_interval_seconds=0.2)
+    reconciler = Reconciler(registry, [server], settings(**changes), memory=memory)
+    await reconciler.start()
+    try:
+        yield Ward(registry, server, reconciler, model, folder, triton)
+    finally:
+        await reconciler.stop()
+        await client.close()
+        await triton.server.stop()
+
+
+@pytest.fixture
+async def ward(registry: Registry, model: str, tmp_path: Path) -> AsyncIterator[Ward]:
+    async with ward_of(registry, model, tmp_path, probe_interval_seconds=300.0) as ward:
+        yield ward
+
+
+async def test_a_killed_process_is_seen_long_before_the_next_probe_and_healed(
+    ward: Ward, record_property: Callable[[str, object], None]
+) -> None:
+    """The probe interval is five minutes here: the process table tells, and a probe makes sure."""
+    version = ward.publish(1.5)
+    await ward.deploy(version)
+    await ward.until(lambda status: bool(ward.reconciler.servers()[0].models))
+    (process,) = ward.processes()
+    await asyncio.sleep(0.5)  # for a look at the process table, without which nobody knows what is gone
+    os.kill(process, signal.SIGKILL)
+    began = time.monotonic()
+    assert await ward.server.client.ready(ward.model, version), "Triton goes on saying READY"
+    await ward.until(lambda _: ward.condition("Healthy").status == "False")
+    found = time.monotonic() - began
+    await ward.until(lambda status: status.phase is Phase.READY and ward.condition("Healthy").status == "True")
+    record_property("find_seconds", round(found, 2))
+    record_property("heal_seconds", round(time.monotonic() - began, 2))
+    assert await ward.answer() == (1.5, version)
+    status = ward.reconciler.status(ward.model)
+    assert status is not None
+    health = status.servers[0].health
+    assert health is not None
+    assert health.heals == 1
+    assert health.last_failure is not None
+    assert health.last_failure.outcome is ProbeOutcome.UNANSWERED
+    assert "not healthy" in health.last_failure.message
+    assert [message for message in ward.events("Unhealthy") if "not healthy" in message]
+
+
+async def test_one_dead_process_of_two_is_found_although_the_other_answers(ward: Ward) -> None:
+    version = ward.publish(1.5)
+    await ward.deploy(version, settings=DeploymentSettings(instance_count=2))
+    await asyncio.sleep(0.5)
+    processes = ward.processes()
+    assert len(processes) == 2
+    os.kill(processes[0], signal.SIGKILL)
+    await ward.until(lambda _: bool(ward.events("Unhealthy")))
+    await ward.until(lambda status: status.phase is Phase.READY and len(ward.processes()) == 2)
+    assert processes[0] not in ward.processes()
+
+
+async def test_a_process_that_dies_of_real_requests_is_backed_off_and_then_failed_with_the_evidence(
+    ward: Ward,
+) -> None:
+    """Every reload helps until the next request: no endless row of reloads."""
+    version = ward.publish(1.0)
+    await ward.deploy(version, settings=ward.triton.settings("die", switched=True))
+    ward.triton.on()
+    await ward.ask()
+    await ward.until(lambda _: len(ward.events("Unhealthy")) >= 2)
+    await ward.until(lambda status: status.phase is Phase.FAILED)
+    status = ward.reconciler.status(ward.model)
+    assert status is not None
+    assert "not healthy" in status.message
+    assert status.servers[0].retry_at is not None
+    assert ward.condition("Ready").status == "False"
+    assert ward.condition("Healthy").reason == "ProbeNotAnswered"
+    ward.triton.off()
+    await ward.until(lambda status: status.phase is Phase.READY)
+    assert await ward.answer() == (1.0, version)
+
+
+async def test_answers_that_drift_are_found_and_nothing_goes_on_answering_wrongly(
+    registry: Registry, model: str, tmp_path: Path
+) -> None:
+    async with ward_of(registry, model, tmp_path, probe_interval_seconds=0.5) as ward:
+        good = ward.publish(1.0)
+        await ward.deploy(good)
+        bad = ward.publish(2.0)
+        await ward.deploy(bad, settings=ward.triton.settings("drift", switched=True))
+        assert await ward.answer() == (2.0, bad)
+        ward.triton.on()
+        status = await ward.until(lambda status: status.phase is Phase.DEGRADED)
+        assert status.servers[0].serving_version == good
+        assert await ward.answer() == (1.0, good)
+        assert ward.condition("Degraded").status == "True"
+        assert "not the recorded one" in ward.condition("Ready").message

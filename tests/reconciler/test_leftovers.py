@@ -1,0 +1,122 @@
+"""What a version left behind, from readings: when it can be told, and when not."""
+
+from datetime import UTC, datetime
+
+from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
+from controlplane.gpu.budgets import BudgetRules
+from controlplane.memory.types import Footprint, Slot
+from controlplane.reconciler.accounts import Accounts
+from controlplane.reconciler.gauging import Reading
+from controlplane.reconciler.leftovers import Leftovers
+from controlplane.triton.embedded.processes import InstanceMemory
+
+NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+GIB = 1 << 30
+
+
+class Server:
+    """A server as its readings show it: its own process, and 100 bytes for each model that is loaded."""
+
+    def __init__(self, own: int = 1000) -> None:
+        self.own = own
+        self.accounts = Accounts(BudgetRules({HOST: GIB}), told=True)
+        self.leftovers = Leftovers(self.accounts)
+        self.loaded: set[str] = set()
+        self.look()
+
+    def look(self) -> dict[tuple[str, int], int]:
+        host = DeviceReading(HOST, DeviceKind.HOST, 4 * GIB, GIB)
+        instances = {(model, 1): InstanceMemory(1, 100, 120) for model in self.loaded}
+        self.accounts.take(Reading((host,), instances, self.own), 1, NOW)
+        return self.leftovers.found()
+
+    def begin_load(self, model: str) -> None:
+        self.leftovers.load_began(model, first=True)
+        ledger = self.accounts.ledger.reserve(Slot(model, 1), {HOST: Footprint(150)}, NOW)
+        self.accounts.ledger = ledger.loading(Slot(model, 1), NOW)
+
+    def end_load(self, model: str) -> None:
+        self.loaded.add(model)
+        self.accounts.ledger = self.accounts.ledger.resident(Slot(model, 1), {HOST: 100}, NOW)
+        self.look()
+
+    def load(self, model: str) -> None:
+        self.begin_load(model)
+        self.end_load(model)
+
+    def begin_unload(self, model: str) -> None:
+        self.leftovers.unload_began(model, own=True)
+        self.accounts.ledger = self.accounts.ledger.unloading(Slot(model, 1), NOW)
+
+    def end_unload(self, model: str) -> dict[tuple[str, int], int]:
+        self.loaded.remove(model)
+        self.accounts.left(Slot(model, 1), 0, NOW)
+        return self.look()
+
+
+def test_from_before_the_load_to_after_the_unload() -> None:
+    server = Server()
+    server.load("a")
+    server.own += 400  # while it answers
+    server.look()
+    server.begin_unload("a")
+    server.own -= 70  # some of it comes back
+    assert server.end_unload("a") == {("a", 1): 330}
+    assert server.look() == {}, "once"
+
+
+def test_nothing_below_nothing_stays() -> None:
+    server = Server(own=5000)
+    server.load("a")
+    server.own = 4000
+    server.begin_unload("a")
+    assert server.end_unload("a") == {("a", 1): 0}
+
+
+def test_what_grew_while_others_worked_is_nobodys_but_over_the_unload_it_is_told() -> None:
+    server = Server()
+    server.load("a")
+    server.load("b")
+    server.own += 400
+    server.leftovers.used(["b"])
+    server.look()
+    server.begin_unload("a")
+    server.own += 30
+    assert server.end_unload("a") == {("a", 1): 30}
+
+
+def test_its_own_use_disturbs_nobody() -> None:
+    server = Server()
+    server.load("a")
+    server.own += 400
+    server.leftovers.used(["a"])
+    server.look()
+    server.begin_unload("a")
+    assert server.end_unload("a") == {("a", 1): 400}
+
+
+def test_where_others_move_meanwhile_nobody_can_tell() -> None:
+    server = Server()
+    server.load("a")
+    server.begin_unload("a")
+    server.begin_load("b")
+    assert server.end_unload("a") == {}
+    server.end_load("b")
+    server.load("c")
+    server.begin_unload("b")
+    server.begin_unload("c")
+    assert server.end_unload("b") == {}
+    assert server.end_unload("c") == {}
+
+
+def test_a_restart_forgets() -> None:
+    server = Server()
+    server.load("a")
+    server.accounts.restarted()
+    server.leftovers.restarted()
+    server.own, server.loaded = 500, set()
+    server.look()
+    server.load("a")
+    server.own += 25
+    server.begin_unload("a")
+    assert server.end_unload("a") == {("a", 1): 25}

@@ -1,0 +1,117 @@
+"""Servers that hang, go on with a load for ever, or run out of something: found, helped where they are ours, told."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from controlplane.domain.conditions import Condition, ConditionStatus, ServerCondition
+from controlplane.domain.states import Phase, ServerState
+from controlplane.reconciler.vitals import Remedy, ServerSigns, StuckLoad, Vitals, remedy, server_conditions
+from controlplane.reconciler.watching import Sight, Space
+from controlplane.registry.registry import Registry
+from tests.reconciler.test_healing import Ward, ward_of
+
+HUNG = 30.0
+
+
+def signs(**changes: object) -> ServerSigns:
+    return ServerSigns(**{"supervised": True, "state": ServerState.READY, "live": True, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, Remedy.NOTHING),
+        ({"state": ServerState.UNREACHABLE, "silent_seconds": 29.0}, Remedy.NOTHING),
+        ({"state": ServerState.UNREACHABLE, "silent_seconds": 30.0}, Remedy.KILL),
+        ({"state": ServerState.UNREACHABLE, "silent_seconds": 99.0, "supervised": False}, Remedy.NOTHING),
+        ({"stuck": (StuckLoad("m", 1, 29.0),)}, Remedy.NOTHING),
+        ({"stuck": (StuckLoad("m", 1, 30.0),)}, Remedy.END_LOADS),
+        ({"stuck": (StuckLoad("m", 1, 50.0, ended=20.0),)}, Remedy.NOTHING),
+        ({"stuck": (StuckLoad("m", 1, 60.0, ended=30.0),)}, Remedy.KILL),
+        ({"stuck": (StuckLoad("m", 1, 60.0),), "supervised": False}, Remedy.NOTHING),
+    ],
+)
+def test_what_is_done_about_a_server(changes: dict[str, object], wanted: Remedy) -> None:
+    assert remedy(signs(**changes), HUNG) is wanted
+
+
+def said(given: ServerSigns) -> dict[str, tuple[str, str]]:
+    return {one.type: (one.status.value, one.reason) for one in server_conditions(given, 0.05, HUNG)}
+
+
+def test_what_is_said_of_a_server() -> None:
+    disk = Space(ServerCondition.DISK_PRESSURE, "/models", 4, 100)
+    memory = Space(ServerCondition.SHARED_MEMORY_PRESSURE, "/dev/shm", 50, 100)
+    assert said(signs(metrics=False, spaces=(disk, memory), stuck=(StuckLoad("m", 1, 31.0),))) == {
+        "Live": ("True", "Live"),
+        "Ready": ("True", "Ready"),
+        "MetricsAvailable": ("False", "MetricsMissing"),
+        "LoadsStuck": ("True", "LoadStuck"),
+        "DiskPressure": ("True", "NearlyFull"),
+        "SharedMemoryPressure": ("False", "Enough"),
+    }
+    hung = said(signs(state=ServerState.UNREACHABLE, timed_out=True))
+    assert hung["Ready"] == ("False", "Hung")
+    assert hung["LoadsStuck"] == ("Unknown", "NotSeen")
+    assert said(signs(state=ServerState.UNREACHABLE))["Ready"] == ("False", "Unreachable")
+
+
+def test_silence_counts_only_where_the_process_is_there() -> None:
+    vitals, away = Vitals(), Sight(ServerState.UNREACHABLE, "no answer")
+    vitals.seen(away, process_there=True, loads={}, now=10.0)
+    vitals.seen(away, process_there=True, loads={}, now=25.0)
+    assert vitals.signs(away, supervised=True, now=25.0).silent_seconds == 15.0
+    vitals.seen(away, process_there=False, loads={}, now=26.0)
+    assert vitals.signs(away, supervised=True, now=26.0).silent_seconds is None
+
+
+@pytest.mark.triton
+async def test_a_stopped_server_is_killed_and_comes_back_with_what_was_deployed(
+    registry: Registry, model: str, tmp_path: Path
+) -> None:
+    async with ward_of(registry, model, tmp_path, hung_seconds=1.0, pressure_share=1.0) as ward:
+        version = ward.publish(1.5)
+        await ward.deploy(version)
+        server = ward.triton.server
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        await ward.until(lambda _: condition(ward, "Ready").status is ConditionStatus.FALSE, 60)
+        await ward.until(lambda _: server.generation == 2, 60)
+        await ward.until(lambda status: status.phase is Phase.READY, 60)
+        assert await ward.answer() == (1.5, version)
+        (killed,) = [e for e in ward.reconciler.events() if e.reason == "ServerKilled"]
+        assert "stopped by a signal" in killed.message
+        # Real figures of a real disk, with a bound that no disk keeps.
+        assert condition(ward, "DiskPressure").status is ConditionStatus.TRUE
+        assert "are free on" in condition(ward, "DiskPressure").message
+        await ward.until(lambda _: condition(ward, "MetricsAvailable").status is ConditionStatus.TRUE)
+
+
+@pytest.mark.triton
+async def test_a_load_that_never_returns_is_ended_without_harm_to_others(
+    registry: Registry, model: str, tmp_path: Path
+) -> None:
+    async with ward_of(registry, model, tmp_path, hung_seconds=4.0, load_seconds=4.0) as ward:
+        good = ward.publish(1.0)
+        await ward.deploy(good)
+        (answering,) = ward.processes()
+        hanging = ward.publish(2.0)
+        ward.triton.on()
+        ward.put(f"{model}:{hanging}", settings=ward.triton.settings("hang-load", switched=True))
+        ward.reconciler.wake(model)
+        await ward.until(lambda status: status.phase is Phase.DEGRADED, 60)
+        await ward.until(lambda _: any(e.reason == "LoadEnded" for e in ward.reconciler.events()), 60)
+        ward.triton.off()
+        await ward.until(lambda status: status.phase is Phase.READY, 90)
+        assert await ward.answer() == (2.0, hanging)
+        assert ward.triton.server.generation == 1, "nobody else paid for it"
+        assert answering not in ward.processes() or len(ward.processes()) == 2
+
+
+def condition(ward: Ward, kind: str) -> Condition:
+    (server,) = ward.reconciler.servers()
+    (found,) = [one for one in server.conditions if one.type == kind]
+    return found
