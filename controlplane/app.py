@@ -106,6 +106,7 @@ class ControlPlane:
         self._reconciler: Reconciler | None = None
         self._keys: Keys | None = None
         limits = BodyLimits(settings.api.max_inference_bytes, settings.api.max_body_bytes)
+        self._splits = Splits()
         self.front_door: FrontDoor | None = None
         self.fastapi: FastAPI = create_application(self._metrics, limits, self._lifespan)
 
@@ -178,7 +179,7 @@ class ControlPlane:
         stack.push_async_callback(keys.close)
         servers = await self._start_servers(stack)
         reconciler = self._reconciler = Reconciler(registry, servers, settings.reconciler, memory=settings.memory)
-        self.front_door = front_door(settings, registry, reconciler, servers)
+        self.front_door = front_door(settings, registry, reconciler, servers, self._splits)
         services = self._build_services(stack, registry, reconciler, servers, keys)
         await services.operations.recover()
         self.fastapi.state.services = services
@@ -271,7 +272,7 @@ class ControlPlane:
         operations = Operations(registry.store, Journal(settings.data_dir / "operations"))
         uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
         converters = [ConverterInfo(source=source.value, target=target.value) for source, target in BUILT_IN]
-        deployments = Deployments(registry, reconciler)
+        deployments = Deployments(registry, reconciler, front_door=self.front_door is not None)
         memory = Memory(deployments, reconciler)
         gateway = Gateway(self.front_door)
         return Services(
@@ -282,7 +283,7 @@ class ControlPlane:
             conversions=Conversions(registry, uploads, operations, workers, workspace, reconciler),
             validation=Validation(registry, uploads, operations, workers, workspace),
             deployments=deployments,
-            rollouts=Rollouts(registry, deployments, reconciler, Splits(), replica=uuid.uuid4().hex),
+            rollouts=Rollouts(registry, deployments, reconciler, self._splits, replica=uuid.uuid4().hex),
             memory=memory,
             leases=Leases(registry.leases, deployments, memory, reconciler),
             inference=Inference(registry, reconciler, servers),

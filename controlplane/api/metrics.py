@@ -10,6 +10,7 @@ from starlette.types import Scope
 
 from controlplane.api.device_metrics import DeviceMetrics
 from controlplane.api.memory_metrics import MemoryMetrics
+from controlplane.api.rollout_metrics import RolloutMetrics
 from controlplane.domain.states import Phase, ServerState
 from controlplane.reconciler.loop import Reconciler
 from controlplane.services.facade import Services
@@ -108,6 +109,7 @@ class Metrics:
             StateMetrics(services, reconciler),
             DeviceMetrics(services.devices),
             MemoryMetrics(services.memory),
+            RolloutMetrics(services.rollouts),
         )
         for collector in self._watched:
             self.registry.register(collector)

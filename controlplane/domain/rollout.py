@@ -9,10 +9,13 @@ The decision tree, whose numbers come back in the code:
 5.  It is paused, or pinned, which only a person ends: hold.
 6.  The step's time is not over: hold.
 7.  The new version has answered too few requests in this step: hold. Too little traffic is no evidence.
-8.  It was the last step: promote.
-9.  Go to the next step.
+8.  What was seen makes it `DOUBT` times as likely that it is worse, which is too much to pass it and too little to
+    withdraw it: hold. More requests decide, or a person.
+9.  It was the last step: promote.
+10. Go to the next step.
 """
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -23,6 +26,9 @@ from controlplane.domain.names import Reference
 from controlplane.domain.sequential import label_evidence, share_evidence, threshold
 from controlplane.domain.strategy import RolloutStrategy, StrategyKind
 from controlplane.errors import ConflictError
+
+DOUBT = 10.0
+"""Odds at which a version is not passed on. A fine one seldom gets there, and mostly back again."""
 
 
 class RolloutAction(StrEnum):
@@ -113,7 +119,8 @@ def decide(rollout: Rollout, evidence: Evidence, readiness: Readiness, now: date
     version, strategy = rollout.version, rollout.strategy
     if readiness.failed:  # 1
         return RolloutDecision(RolloutAction.ABORT, f"version {version} cannot answer: {readiness.failed}")
-    for finding in findings(strategy, evidence):  # 2
+    found = findings(strategy, evidence)
+    for finding in found:  # 2
         if finding.worse:
             return RolloutDecision(
                 RolloutAction.ABORT,
@@ -138,11 +145,17 @@ def decide(rollout: Rollout, evidence: Evidence, readiness: Readiness, now: date
             f"{describe_step(rollout)}: version {version} has answered {answered} of the {strategy.minimum_requests} "
             "requests that a step takes",
         )
-    what = "; ".join(finding.figures for finding in findings(strategy, evidence))
-    if strategy.kind is StrategyKind.SHADOW or rollout.step + 1 >= len(strategy.compared_steps):  # 8
+    doubts = [finding for finding in found if finding.log_evidence >= math.log(DOUBT)]
+    if doubts:  # 8
+        what = "; ".join(f"{finding.figures}, {_odds(finding)}" for finding in doubts)
+        return RolloutDecision(
+            RolloutAction.HOLD, f"{describe_step(rollout)}: undecided whether version {version} is worse: {what}"
+        )
+    what = "; ".join(finding.figures for finding in found)
+    if strategy.kind is StrategyKind.SHADOW or rollout.step + 1 >= len(strategy.compared_steps):  # 9
         return RolloutDecision(RolloutAction.PROMOTE, f"version {version} is no worse: {what}")
     following = rollout.with_changes(step=rollout.step + 1)
-    return RolloutDecision(RolloutAction.ADVANCE, f"{describe_step(following)}; no worse so far: {what}")  # 9
+    return RolloutDecision(RolloutAction.ADVANCE, f"{describe_step(following)}; no worse so far: {what}")  # 10
 
 
 def apply(spec: DeploymentSpec, decision: RolloutDecision, evidence: Evidence, now: datetime) -> DeploymentSpec:
@@ -307,4 +320,4 @@ def _odds(finding: Finding) -> str:
 def _odds_text(log_evidence: float) -> str:
     if log_evidence > 20:
         return "more than 10^8 to 1"
-    return f"{2.718281828459045**log_evidence:.0f} to 1"
+    return f"{math.exp(log_evidence):.0f} to 1"

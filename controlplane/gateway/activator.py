@@ -21,6 +21,7 @@ from controlplane.errors import (
     NotFoundError,
     TooManyWaitingError,
 )
+from controlplane.gateway.splitting import Splits
 from controlplane.gateway.tally import Tally
 from controlplane.gateway.traffic import Roads
 from controlplane.gateway.waiting import WaitingRoom
@@ -45,6 +46,7 @@ class Activator:
         tally: Counts how they fare.
         resolve: Gives the version of an alias; may block.
         timeout_seconds: How long a request waits for its model.
+        splits: Which models have a rollout under way.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class Activator:
         resolve: Resolve,
         *,
         timeout_seconds: float,
+        splits: Splits,
     ) -> None:
+        self.splits = splits
         self._reconciler = reconciler
         self._roads = roads
         self.room = room
@@ -93,7 +97,8 @@ class Activator:
         spec, status = self._reconciler.spec(model), self._reconciler.status(model)
         if spec is None or not spec.loaded or status is None or status.phase is Phase.FAILED:
             return False
-        return not version or version == str(spec.version)
+        split = self.splits.get(model)
+        return not version or version == str(spec.version) or (split is not None and split.named(version) is not None)
 
     def at_once(self, model: str) -> bool:
         """Whether it can be asked without waiting."""

@@ -26,6 +26,7 @@ from controlplane.gateway.grpc_face import GrpcFace
 from controlplane.gateway.http_face import HttpFace
 from controlplane.gateway.process import HAProxy
 from controlplane.gateway.runtime import RuntimeApi
+from controlplane.gateway.splitting import Splits
 from controlplane.gateway.table import MODELS, STREAMS, Table
 from controlplane.gateway.tally import Tally
 from controlplane.gateway.traffic import Roads
@@ -56,6 +57,7 @@ class FrontDoor:
         reconciler: Gets models loaded, and says where they are.
         servers: The Triton servers.
         resolve: Gives the version of an alias.
+        splits: Which models have a rollout under way; those are asked by the activator alone.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class FrontDoor:
         reconciler: Reconciler,
         servers: Sequence[ManagedServer],
         resolve: Resolve,
+        splits: Splits,
     ) -> None:
         self._settings = settings
         self._binary = binary
@@ -90,6 +93,7 @@ class FrontDoor:
             self.tally,
             resolve,
             timeout_seconds=settings.load_timeout_seconds,
+            splits=splits,
         )
         self._told: Table = tables.empty(slots_for(len(backends), settings.server_sets))
         self._telling = asyncio.Lock()
@@ -261,6 +265,7 @@ class FrontDoor:
         routes = {
             model: Route(tuple(self._keys[server] for server in route.servers), route.stays)
             for model, route in self._roads.open.items()
+            if model not in self.activator.splits.split_now
         }
         return tables.arrange(self._told, routes)
 

@@ -15,6 +15,7 @@ from controlplane.errors import ControlPlaneError, ModelUnavailableError, NotFou
 from controlplane.gateway.activator import Activator
 from controlplane.gateway.configuration import SERVICE
 from controlplane.gateway.http_face import RETRY_AFTER_SECONDS
+from controlplane.gateway.split_grpc import GrpcRequest, ask_grpc
 from controlplane.gateway.wire import Names, is_ready, read_names, rename, stream_error
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,14 @@ class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
                 )
             if (model, version) != (names.name, names.version):
                 request = rename(request, model, version)
+            split = self._activator.splits.get(model) if call == "ModelInfer" else None
+            if split is not None:
+                asked = GrpcRequest(request, version, _passed(context), context.time_remaining())
+                reply = (await ask_grpc(split, asked, self._activator, self._channels)).reply
+                if reply.error is not None:
+                    raise reply.error
+                self._activator.tally.answered(model, "grpc", "OK")
+                return reply.message
             async with self._activator.at(model, len(request)) as server:
                 method = self._channels[server].unary_unary(SERVICE + call)
                 answer = method(request, metadata=_passed(context), timeout=context.time_remaining())

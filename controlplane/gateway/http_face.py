@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from controlplane.errors import ControlPlaneError, ModelUnavailableError, NotFoundError, TooManyWaitingError
 from controlplane.gateway.activator import Activator
+from controlplane.gateway.split_http import Headers, HttpRequest, ask_http
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,15 @@ class HttpFace:
         path = f"/v2/models/{quote(model)}" + (f"/versions/{version}" if version else "") + (f"/{call}" if call else "")
         query = scope["query_string"].decode("latin-1")
         body = await self._read(receive, model)
+        split = self._activator.splits.get(model) if call == "infer" else None
+        if split is not None:
+            async with _while_connected(receive) as gone:
+                asked = HttpRequest(version, query, headers, body)
+                reply = (await ask_http(split, asked, self._activator, self._clients)).reply
+                gone.check()
+                await _send_on(send, reply.status, reply.headers)
+                await send({"type": "http.response.body", "body": reply.body})
+            return reply.status
         async with _while_connected(receive) as gone, self._activator.at(model, len(body)) as server:
             client = self._clients[server]
             request = client.build_request(
@@ -131,13 +141,7 @@ class HttpFace:
             response = await client.send(request, stream=True)
             try:
                 gone.check()
-                await send(
-                    {
-                        "type": "http.response.start",
-                        "status": response.status_code,
-                        "headers": [(n.lower(), v) for n, v in response.headers.raw if n.lower() not in _HOP_BY_HOP],
-                    }
-                )
+                await _send_on(send, response.status_code, response.headers.raw)
                 async for chunk in response.aiter_raw():
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
@@ -216,3 +220,8 @@ async def _send(send: Send, answer: _Answer) -> None:
         headers.append((b"retry-after", str(answer.retry_after).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def _send_on(send: Send, status: int, headers: Headers) -> None:
+    kept = [(name.lower(), value) for name, value in headers if name.lower() not in _HOP_BY_HOP]
+    await send({"type": "http.response.start", "status": status, "headers": kept})

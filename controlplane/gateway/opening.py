@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from controlplane.errors import GatewayError
 from controlplane.gateway.front_door import FrontDoor
 from controlplane.gateway.process import find_haproxy
+from controlplane.gateway.splitting import Splits
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.registry import Registry
@@ -15,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def front_door(
-    settings: Settings, registry: Registry, reconciler: Reconciler, servers: Sequence[ManagedServer]
+    settings: Settings, registry: Registry, reconciler: Reconciler, servers: Sequence[ManagedServer], splits: Splits
 ) -> FrontDoor | None:
     """Return the front door the settings ask for, not started; None where there shall be none.
 
@@ -40,4 +41,5 @@ def front_door(
         reconciler,
         servers,
         lambda reference: registry.resolve(reference).number,
+        splits,
     )

@@ -1,7 +1,6 @@
 """Requests over HTTP while a rollout is under way: either version asked, its answer as it came, and both compared."""
 
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from controlplane.triton.answers import from_http
 UNKNOWN_MODEL = b"Request for unknown model"
 _HEAD = b"inference-header-content-length"
 _LENGTH = b"content-length"
-_ENCODING = b"content-encoding"
+_NOT_SENT = (b"host", _LENGTH, b"accept-encoding")
+"""Both versions answer uncompressed, so that the answer can be compared, and be told under the model's own name."""
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -55,7 +55,7 @@ class HttpReply:
     Attributes:
         status: HTTP status; 0 where there was no connection.
         headers: Lower-case names.
-        body: As it came, compressed if so.
+        body: As it came.
     """
 
     status: int
@@ -121,7 +121,7 @@ async def _send(client: httpx.AsyncClient, name: str, version: str, request: Htt
     path = f"/v2/models/{quote(name)}" + (f"/versions/{quote(version)}" if version else "") + "/infer"
     built = client.build_request("POST", f"{path}?{request.query}" if request.query else path, content=request.body)
     length = str(len(request.body)).encode()
-    kept = [(key, value) for key, value in request.headers if key.lower() not in (b"host", _LENGTH)]
+    kept = [(key, value) for key, value in request.headers if key.lower() not in _NOT_SENT]
     # httpx adds what a client of its own would say; the request goes on as it came.
     built.headers = httpx.Headers([(b"host", built.url.netloc), *kept, (_LENGTH, length)])
     try:
@@ -160,9 +160,7 @@ def _pin(request: HttpRequest) -> str:
 
 
 def _renamed(reply: HttpReply, name: str, own: str) -> HttpReply:
-    """Return an answer under the model's own name. One that is compressed keeps the candidate's."""
-    if reply.header(_ENCODING) not in (None, b"identity"):
-        return reply
+    """Return an answer under the model's own name."""
     body = reply.body.replace(json.dumps(name).encode(), json.dumps(own).encode(), 1)
     shorter = len(reply.body) - len(body)
     headers = [
@@ -172,8 +170,5 @@ def _renamed(reply: HttpReply, name: str, own: str) -> HttpReply:
 
 
 def _tensors(reply: HttpReply) -> dict[str, Array]:
-    body = reply.body
-    if reply.header(_ENCODING) in (b"gzip", b"deflate"):
-        body = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body)
     head = reply.header(_HEAD)
-    return from_http(body, int(head) if head is not None else None)
+    return from_http(reply.body, int(head) if head is not None else None)

@@ -177,6 +177,10 @@ class Splits:
         """Return the split of a model; None where all its requests go to the version that answers."""
         return self._splits.get(model)
 
+    def all(self) -> list[Split]:
+        """Return all of them."""
+        return list(self._splits.values())
+
     @property
     def models(self) -> frozenset[str]:
         """The models with a rollout under way."""

@@ -9,7 +9,7 @@ v2's requests that name a model have the name as field 1 and the version as fiel
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-NAME, VERSION, ID = 1, 2, 3
+NAME, VERSION, ID, PARAMETERS = 1, 2, 3, 4
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
@@ -48,6 +48,31 @@ def rename(message: bytes, name: str, version: str) -> bytes:
         del start
     head = _text(NAME, name) + (_text(VERSION, version) if version else b"")
     return head + message[rest:]
+
+
+def parameter(message: bytes, key: str) -> str:
+    """Return the value of a parameter of a ``ModelInferRequest``, if it is a text or a number; else an empty text."""
+    try:
+        for number, kind, _, start, end in _fields(message):
+            if number > PARAMETERS:
+                break  # tensors follow
+            if number == PARAMETERS and kind == _LENGTH:
+                entry = message[start:end]  # of a map: the key as field 1, an InferParameter as field 2
+                fields = {n: entry[s:e] for n, k, _, s, e in _fields(entry) if k == _LENGTH}
+                if fields.get(1) == key.encode():
+                    return _value(fields.get(2, b""))
+    except (IndexError, ValueError):
+        pass
+    return ""
+
+
+def _value(parameter_message: bytes) -> str:
+    for number, kind, _, start, end in _fields(parameter_message):
+        if (number, kind) == (3, _LENGTH):  # string_param
+            return parameter_message[start:end].decode()
+        if (number, kind) == (2, _VARINT):  # int64_param
+            return str(_varint(parameter_message, start)[0])
+    return ""
 
 
 def stream_error(reason: str, request_id: str) -> bytes:

@@ -75,7 +75,7 @@ class Driver:
             if isinstance(action, Wait):
                 unit.doing = Doing(action)
                 self._background.look_later(server)
-            elif action is not None and self._may(server, action):
+            elif action is not None and self._may(server, wish, action):
                 asked = not self._begin_or_ask(server, unit, wish, action)
         if not asked and unit.task is None:
             server.steward.queue.withdraw(unit.model)
@@ -127,9 +127,9 @@ class Driver:
                 return Prove(goal, candidate=False, because=because, light=True)
         return action
 
-    def _may(self, server: KnownServer, action: Action) -> bool:
-        """Whether this replica may do it. Asking a loaded version changes nothing, so every replica may."""
-        if isinstance(action, Prove) and not action.candidate:
+    def _may(self, server: KnownServer, wish: Wish, action: Action) -> bool:
+        """Whether this replica may do it. Asking a version that stays loaded changes nothing, so every replica may."""
+        if isinstance(action, Prove) and (not action.candidate or action.target == wish.trial):
             return True
         return self._leading() and server.cleaned
 

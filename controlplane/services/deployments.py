@@ -18,7 +18,7 @@ from controlplane.domain.names import Reference, validate_model_name
 from controlplane.domain.rollback import pinned, rollback_revision
 from controlplane.domain.rollout import RolloutAction, RolloutDecision, apply, deploy
 from controlplane.domain.states import DeploymentStatus, Phase
-from controlplane.errors import CommitConflictError, InvalidInputError, NotFoundError
+from controlplane.errors import CommitConflictError, ConflictError, InvalidInputError, NotFoundError
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.memory_view import ModelMemoryView
 from controlplane.registry.deployments import DeploymentRevision
@@ -70,9 +70,16 @@ class DeploymentHealth(BaseModel):
 
 
 class Deployments:
-    """Use cases round deployments."""
+    """Use cases round deployments.
 
-    def __init__(self, registry: Registry, reconciler: Reconciler) -> None:
+    Args:
+        registry: The bucket.
+        reconciler: Works towards what is wanted.
+        front_door: Whether there is one, that can split the traffic of a model.
+    """
+
+    def __init__(self, registry: Registry, reconciler: Reconciler, *, front_door: bool) -> None:
+        self._front_door = front_door
         self._registry = registry
         self._chains = registry.deployments
         self._reconciler = reconciler
@@ -104,6 +111,7 @@ class Deployments:
             InvalidReferenceError: The reference is none.
             InvalidInputError: It names another model, or a version of a format that Triton cannot run.
             NotFoundError: There is no such version.
+            ConflictError: Its strategy needs a front door, and there is none.
         """
         wanted, entry = await self.resolve(model, reference)
 
@@ -117,6 +125,13 @@ class Deployments:
                 rollout_id=uuid.uuid4().hex,
                 now=datetime.now(UTC),
             )
+            if spec.trial is not None and not self._front_door:
+                raise ConflictError(
+                    f"a rollout by {spec.trial.strategy.kind} needs the front door, which splits the traffic and "
+                    "measures it; turn it on (gateway.enabled), or deploy with the switch strategy",
+                    model=model,
+                    strategy=spec.trial.strategy.kind.value,
+                )
             how = f" by {spec.trial.strategy.kind}" if spec.trial is not None else ""
             return spec, reason or f"deploy {wanted}{how}"
 

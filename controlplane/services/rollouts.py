@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime
 
 from controlplane.domain import rollout as rules
-from controlplane.domain.deployment import DeploymentSpec
+from controlplane.domain.deployment import DeploymentSpec, Rollout
 from controlplane.domain.evidence import Evidence
 from controlplane.domain.names import validate_model_name
 from controlplane.domain.rollout import RolloutAction, RolloutDecision
@@ -89,6 +89,10 @@ class Rollouts:
         validate_model_name(model)
         revision = await asyncio.to_thread(self._registry.deployments.get, model, fresh=True)
         return await self._view(revision)
+
+    def measured(self) -> list[tuple[str, Rollout, float, Evidence]]:
+        """Return model, rollout, the new version's share and what was measured here, for what is under way."""
+        return [(one.model, one.rollout, one.weight, one.meter.evidence()) for one in self._splits.all()]
 
     async def promote(self, model: str, *, actor: str, reason: str) -> RolloutView:
         """Let the new version take over now, whatever was measured.

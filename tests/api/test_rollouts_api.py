@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controlplane.settings import MemorySettings
+from controlplane.settings import GatewaySettings, MemorySettings
 from tests.cli.conftest import Cli, Result
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.models import affine_onnx
@@ -62,6 +62,7 @@ def test_begun_paused_resumed_and_promoted_by_hand(api: Api, model: str) -> None
     assert [test["signal"] for test in found["tests"]] == ["failures", "p50", "p99"]
     assert all(test["odds"] == 1.0 and test["needed_odds"] == pytest.approx(300) for test in found["tests"])
     assert api.infer(model, [1.0, 2.0]) == ([1.0, 2.0], 1), "Triton's own port goes on answering with the old one"
+    assert f'tritonctl_rollout_weight{{model="{model}"}} 0.05' in api.http.get("/metrics").text
     assert model in [one["model"] for one in api.ok(api.http.get("/v1/rollouts"))["items"]]
     assert api.ok(api.http.post(f"/v1/rollouts/{model}/pause", json={"reason": "lunch"}))["phase"] == "paused"
     assert api.ok(api.http.post(f"/v1/rollouts/{model}/resume"))["phase"] == "running"
@@ -168,6 +169,17 @@ def test_where_both_do_not_fit_the_plan_says_so_and_the_old_one_stays(tmp_path: 
         assert api.infer("m", [1.0, 2.0])[1] == 1
         status = api.ok(api.http.get("/v1/deployments/m"))["status"]
         assert status["phase"] == "Ready"
+
+
+def test_without_a_front_door_there_is_nobody_to_split_the_traffic(tmp_path: Path) -> None:
+    gateway = GatewaySettings(enabled=False)
+    with serving(settings_for(tmp_path / "data", embedded=True, gateway=gateway)) as api:
+        for scale in (1.0, 2.0):
+            api.publish("m", onnx_scale(scale))
+        assert api.deploy("m:1", rollout=CANARY)["state"] == "succeeded", "a first version is no rollout"
+        problem = api.problem(api.http.put("/v1/deployments/m", json={"reference": "m:2"}), 409, "conflict")
+        assert "needs the front door" in problem["detail"]
+        assert api.deploy("m:2", rollout={"kind": "switch"})["state"] == "succeeded"
 
 
 @pytest.fixture(scope="module")

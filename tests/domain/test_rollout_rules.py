@@ -1,5 +1,6 @@
 """A rollout's decisions, one branch of the tree after the other, and how a rollout begins and ends."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -93,6 +94,23 @@ def test_requests_of_an_earlier_step_do_not_count_for_the_next_one() -> None:
     assert decide(second, fine(110), READY, later).action is RolloutAction.PROMOTE
 
 
+def test_what_is_in_doubt_is_neither_passed_nor_withdrawn() -> None:
+    def seen(failures: int) -> Evidence:
+        labels = (LabelCounts(signal=Signal.FAILURES, weight=0.05, new=failures),)
+        new = ArmCounts(requests=100, failures=failures)
+        return Evidence(old=ArmCounts(requests=1900), new=new, labels=labels)
+
+    later = NOW + timedelta(seconds=60)
+    ends = [decide(rollout(), seen(failures), READY, later) for failures in range(4)]
+    assert [one.action for one in ends] == [
+        RolloutAction.ADVANCE,
+        RolloutAction.ADVANCE,
+        RolloutAction.HOLD,
+        RolloutAction.ABORT,
+    ]
+    assert "undecided whether version 2 is worse: 2 of 100 requests failed" in ends[2].reason
+
+
 def test_paused_and_pinned_are_ended_by_a_person_only() -> None:
     later = NOW + timedelta(days=300)
     for held in (rollout(phase=RolloutPhase.PAUSED), rollout(StrategyKind.PINNED)):
@@ -149,6 +167,8 @@ def test_nothing_passes_that_is_worse_or_untried(
         assert kind is not StrategyKind.PINNED
         assert seconds >= 60
         assert requests >= 10
+        odds = [finding.log_evidence for finding in rules.findings(one.strategy, evidence)]
+        assert max(odds) < math.log(rules.DOUBT)
     assert decision == decide(one, evidence, Readiness(ready=ready), NOW + timedelta(seconds=seconds))
 
 

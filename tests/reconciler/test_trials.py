@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,9 @@ from controlplane.domain.rollout import RolloutAction, RolloutDecision
 from controlplane.domain.states import Phase
 from controlplane.domain.strategy import RolloutStrategy, StrategyKind
 from controlplane.reconciler.trials import Trial
-from tests.reconciler.conftest import Room, answer, nothing_half_there, traffic
+from tests.reconciler.conftest import Room, answer, nothing_half_there, open_registry, running, traffic
 from tests.support.models import affine_samples
+from tests.support.triton import RunningTriton
 
 pytestmark = pytest.mark.triton
 
@@ -113,3 +115,19 @@ async def test_a_trial_that_somebody_unloads_comes_back(room: Room) -> None:
             await asyncio.sleep(0.02)
     await trial(room, ready=True)
     assert await answer(room.server.client, candidate_name(room.model)) == (2.0, second)
+
+
+async def test_a_replica_that_does_not_lead_knows_it_too(
+    triton: RunningTriton, room: Room, model: str, tmp_path: Path
+) -> None:
+    """Every replica has a front door of its own, and splits the traffic there."""
+    first, second = room.publish(1.0), room.publish(2.0)
+    await room.deploy(first)
+    async with running(triton, open_registry(tmp_path), model, tmp_path) as other:
+        await begin(room, second)
+        assert (await trial(room, ready=True)).servers == (await trial(other, ready=True)).servers == ("test",)
+        assert [one.reconciler.leading for one in (room, other)] == [True, False]
+        await end(room, RolloutAction.ABORT)
+        async with asyncio.timeout(30):
+            while other.reconciler.trials():
+                await asyncio.sleep(0.02)

@@ -1,0 +1,284 @@
+"""Rollouts by evidence through the front door: how soon a bad version is withdrawn, and what the way costs.
+
+Cases: clients ask all the while over HTTP and gRPC; a new version is rolled out as a canary (5 % of the requests,
+25 %, 50 %) or in the shadow. A row says how it ended, how many requests the new version had by then, and what share
+that is of the requests since the first step began, next to the share that was asked for. Ways: the same requests past
+the control plane (the fast way, HAProxy to Triton), and through the activator while a rollout is under way, in turns.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc.aio as grpc_client
+import tritonclient.http.aio as http_client
+from tritonclient.utils import InferenceServerException
+
+from tests.gateway.rollout_models import WIDTH, model
+from tests.support.api import Api, serving, settings_for
+
+RESULTS = Path(__file__).parent / "results"
+CANARY = {
+    "kind": "canary",
+    "steps": [{"weight_percent": weight, "seconds": 10} for weight in (5, 25, 50)],
+    "minimum_requests": 100,
+}
+SHADOW = {"kind": "shadow", "shadow_seconds": 10, "minimum_requests": 100}
+CASES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+    ("slower", CANARY, {"slow": True}),
+    ("fails every tenth", CANARY, {"fails_above": 0.9}),
+    ("other outputs", SHADOW, {"scale": 1.1}),
+    ("fine", CANARY, {}),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a rollout went.
+
+    Attributes:
+        case: What the new version does.
+        strategy: canary or shadow.
+        ended: promoted or aborted.
+        seconds: From the beginning of the first step to the end.
+        requests: Requests of clients in that time.
+        new_requests: Requests, or copies, that the new version had.
+        asked_share: Share of the step in which it ended; of the shadow 1.
+        share: new_requests of requests.
+        client_errors: Errors that clients saw.
+        old_errors: Errors of the old version.
+        message: The decision.
+    """
+
+    case: str
+    strategy: str
+    ended: str
+    seconds: float
+    requests: int
+    new_requests: int
+    asked_share: float
+    share: float
+    client_errors: int
+    old_errors: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Way:
+    """What the way through the activator costs. Medians of the rounds.
+
+    Attributes:
+        protocol: http or grpc.
+        clients: At once.
+        fast_per_second: Past the control plane.
+        split_per_second: While a rollout is under way.
+        throughput_ratio: split / fast.
+        fast_p50_ms: Median latency past the control plane.
+        split_p50_ms: Median latency while a rollout is under way.
+        added_p50_ms: The difference.
+    """
+
+    protocol: str
+    clients: int
+    fast_per_second: float
+    split_per_second: float
+    throughput_ratio: float
+    fast_p50_ms: float
+    split_p50_ms: float
+    added_p50_ms: float
+
+
+@dataclass(frozen=True)
+class Abort:
+    """An abort by hand at 50 % of the requests, under load. Milliseconds.
+
+    Attributes:
+        answered_ms: Until the API had written it down and answered.
+        last_new_ms: Until the last answer of the new version came; negative if before the API's answer.
+        errors: Errors that clients saw.
+    """
+
+    answered_ms: float
+    last_new_ms: float
+    errors: int
+
+
+class Load:
+    """Clients in a loop."""
+
+    def __init__(self, api: Api, name: str) -> None:
+        assert api.plane.front_door is not None
+        self._urls = {
+            "http": api.plane.front_door.http_url.removeprefix("http://"),
+            "grpc": api.plane.front_door.grpc_url,
+        }
+        self._name = name
+        self.answers: list[tuple[float, str]] = []
+        self.latencies: list[float] = []
+        self.errors = 0
+
+    async def run(self, protocol: str, seed: int, stop: asyncio.Event, **how: Any) -> None:
+        library: Any = http_client if protocol == "http" else grpc_client
+        chance = np.random.default_rng(seed)
+        async with library.InferenceServerClient(self._urls[protocol]) as client:
+            while not stop.is_set():
+                tensor = library.InferInput("x", [1, WIDTH], "FP32")
+                tensor.set_data_from_numpy(chance.random((1, WIDTH), dtype=np.float32))
+                began = time.perf_counter()
+                try:
+                    answer = (await client.infer(self._name, [tensor], **how)).get_response()
+                except InferenceServerException:
+                    self.errors += 1
+                    continue
+                now = time.perf_counter()
+                self.latencies.append(now - began)
+                version = answer["model_version"] if protocol == "http" else answer.model_version
+                self.answers.append((now, version))
+
+
+def rollout(api: Api, name: str) -> dict[str, Any]:
+    return api.ok(api.http.get(f"/v1/rollouts/{name}"))
+
+
+def publish(api: Api, folder: Path, name: str, **second: Any) -> None:
+    api.publish(name, model(folder / "1.onnx"))
+    api.publish(name, model(folder / "2.onnx", **second))
+    assert api.deploy(f"{name}:1")["state"] == "succeeded"
+
+
+def begin(api: Api, name: str, strategy: dict[str, Any]) -> None:
+    body = {"reference": f"{name}:2", "settings": {"rollout": strategy}}
+    api.ok(api.http.put(f"/v1/deployments/{name}", json=body), 202)
+
+
+async def case(api: Api, folder: Path, number: int) -> Case:
+    what, strategy, second = CASES[number]
+    name = f"case{number}"
+    publish(api, folder, name, **second)
+    load, stop = Load(api, name), asyncio.Event()
+    tasks = [asyncio.create_task(load.run(kind, seed, stop)) for seed, kind in enumerate(("http", "grpc") * 2)]
+    await asyncio.to_thread(begin, api, name, strategy)
+    while (found := await asyncio.to_thread(rollout, api, name))["step"] == 0:
+        await asyncio.sleep(0.02)
+    began, before = time.perf_counter(), len(load.answers) + load.errors
+    share = 1.0 if strategy["kind"] == "shadow" else 0.05
+    while (found := await asyncio.to_thread(rollout, api, name))["phase"] == "running":
+        share = found["weight"] or share
+        await asyncio.sleep(0.05)
+    seconds, requests = time.perf_counter() - began, len(load.answers) + load.errors - before
+    stop.set()
+    await asyncio.gather(*tasks)
+    new = found["new"]["requests"]
+    return Case(
+        what,
+        found["strategy"],
+        found["phase"],
+        round(seconds, 2),
+        requests,
+        new,
+        share,
+        round(new / max(requests, 1), 4),
+        load.errors,
+        found["old"]["failures"],
+        found["message"],
+    )
+
+
+async def one_way(api: Api, name: str, protocol: str, clients: int, seconds: float) -> tuple[float, float]:
+    load, stop = Load(api, name), asyncio.Event()
+    tasks = [asyncio.create_task(load.run(protocol, seed, stop)) for seed in range(clients)]
+    await asyncio.sleep(seconds / 4)
+    load.latencies.clear()
+    began = time.perf_counter()
+    await asyncio.sleep(seconds)
+    took = time.perf_counter() - began
+    latencies = list(load.latencies)
+    stop.set()
+    await asyncio.gather(*tasks)
+    return len(latencies) / took, statistics.median(latencies)
+
+
+async def ways(api: Api, folder: Path, rounds: int, seconds: float) -> list[Way]:
+    """Two models of the same kind: one has a rollout under way that nobody names, the other has none."""
+    for name in ("fast", "split"):
+        publish(api, folder, name)
+    await asyncio.to_thread(begin, api, "split", {"kind": "pinned"})
+    while (await asyncio.to_thread(rollout, api, "split"))["step"] == 0:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(2)  # until the front door has changed its table
+    rows = []
+    for protocol in ("http", "grpc"):
+        for clients in (1, 8):
+            seen: dict[str, list[tuple[float, float]]] = {"fast": [], "split": []}
+            for _ in range(rounds):
+                for name, found in seen.items():
+                    found.append(await one_way(api, name, protocol, clients, seconds))
+            rate = {name: statistics.median(one[0] for one in found) for name, found in seen.items()}
+            p50 = {name: statistics.median(one[1] for one in found) * 1000 for name, found in seen.items()}
+            rows.append(
+                Way(
+                    protocol,
+                    clients,
+                    round(rate["fast"], 1),
+                    round(rate["split"], 1),
+                    round(rate["split"] / rate["fast"], 3),
+                    round(p50["fast"], 3),
+                    round(p50["split"], 3),
+                    round(p50["split"] - p50["fast"], 3),
+                )
+            )
+    return rows
+
+
+async def abort(api: Api, folder: Path) -> Abort:
+    publish(api, folder, "abort")
+    load, stop = Load(api, "abort"), asyncio.Event()
+    tasks = [asyncio.create_task(load.run(kind, seed, stop)) for seed, kind in enumerate(("http", "grpc") * 2)]
+    await asyncio.to_thread(begin, api, "abort", {"kind": "canary", "steps": [{"weight_percent": 50, "seconds": 600}]})
+    while sum(version == "2" for _, version in load.answers) < 200:
+        await asyncio.sleep(0.02)
+    began = time.perf_counter()
+    await asyncio.to_thread(lambda: api.ok(api.http.post("/v1/rollouts/abort/abort")))
+    answered = time.perf_counter()
+    await asyncio.sleep(1)
+    stop.set()
+    await asyncio.gather(*tasks)
+    last = max(at for at, version in load.answers if version == "2")
+    return Abort(round((answered - began) * 1000, 1), round((last - began) * 1000, 1), load.errors)
+
+
+async def measure(rounds: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        with serving(settings_for(work / "data", embedded=True)) as api:
+            cases = [asdict(await case(api, work, number)) for number in range(len(CASES))]
+            for row in cases:
+                print({key: value for key, value in row.items() if key != "message"})
+                print("   ", row["message"])
+            aborted = [asdict(await abort(api, work))]
+            print(aborted[0])
+            costs = [asdict(row) for row in await ways(api, work, rounds, seconds)]
+            for row in costs:
+                print(row)
+    return {"cases": cases, "abort": aborted, "ways": costs}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    given = parser.parse_args(arguments)
+    rows = asyncio.run(measure(given.rounds, given.seconds))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "rollouts.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Requests over gRPC while a rollout is under way: either version asked, its answer as it came, and both compared."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from controlplane.domain.comparison import OutputComparison, compare
+from controlplane.domain.names import candidate_name
+from controlplane.gateway.configuration import SERVICE
+from controlplane.gateway.measuring import Arm
+from controlplane.gateway.split_http import UNKNOWN_MODEL, Room
+from controlplane.gateway.splitting import PIN, Split, Tried, tolerances
+from controlplane.gateway.wire import parameter, rename
+from controlplane.triton.answers import from_grpc
+
+Metadata = Sequence[tuple[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcRequest:
+    """An inference request of a client.
+
+    Attributes:
+        message: The ``ModelInferRequest``, under the model's own name.
+        version: The version in it; empty where it names none.
+        metadata: What goes along.
+        timeout: The client's deadline in seconds.
+    """
+
+    message: bytes
+    version: str
+    metadata: Metadata
+    timeout: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcReply:
+    """Triton's answer.
+
+    Attributes:
+        message: The ``ModelInferResponse``; empty after an error.
+        error: What came instead.
+    """
+
+    message: bytes = b""
+    error: grpc.aio.AioRpcError | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is an error."""
+        return self.error is not None
+
+    @property
+    def absent(self) -> bool:
+        """Whether Triton does not know the model, or is not there."""
+        return self.error is not None and (
+            UNKNOWN_MODEL.decode() in (self.error.details() or "")
+            or (self.error.code() is grpc.StatusCode.UNAVAILABLE and "connect" in (self.error.details() or ""))
+        )
+
+
+async def ask_grpc(split: Split, request: GrpcRequest, room: Room, channels: Mapping[str, Any]) -> Tried[GrpcReply]:
+    """Have one of the two versions answer.
+
+    Args:
+        split: The model's split.
+        request: The client's request.
+        room: Finds a server for the old version.
+        channels: The gRPC services of the servers, by name.
+
+    Raises:
+        ControlPlaneError: The old version cannot be asked.
+    """
+    pinned = _pin(request) or request.version
+    named = split.named(pinned)
+    model = split.model
+
+    async def ask(arm: Arm) -> GrpcReply:
+        if arm is Arm.NEW:
+            reply = await _send(channels[split.server()], rename(request.message, candidate_name(model), ""), request)
+            return reply if reply.failed else GrpcReply(rename(reply.message, model, str(split.rollout.version)))
+        message = rename(request.message, model, "" if named is Arm.NEW else pinned)
+        async with room.at(model, len(message)) as server:
+            return await _send(channels[server], message, request)
+
+    def compared(old: GrpcReply, new: GrpcReply) -> tuple[OutputComparison, ...]:
+        expected = from_grpc(old.message)
+        return compare(from_grpc(new.message), expected, tolerances(split.rollout, expected))
+
+    if pinned and named is None:
+        return Tried(await ask(Arm.OLD), Arm.OLD, "pinned")
+    return await split.answer(named, ask, compared)
+
+
+async def _send(channel: Any, message: bytes, request: GrpcRequest) -> GrpcReply:
+    try:
+        answer: bytes = await channel.unary_unary(SERVICE + "ModelInfer")(
+            message, metadata=request.metadata, timeout=request.timeout
+        )
+    except grpc.aio.AioRpcError as error:
+        return GrpcReply(error=error)
+    return GrpcReply(answer)
+
+
+def _pin(request: GrpcRequest) -> str:
+    for key, value in request.metadata:
+        if key == PIN:
+            return str(value).strip()
+    return parameter(request.message, PIN)

@@ -1,0 +1,92 @@
+"""A control plane that is killed in the middle of a rollout, and the one that goes on with it."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.api import Api, onnx_scale
+
+pytestmark = pytest.mark.triton
+
+_RUN = """
+import sys
+from pathlib import Path
+from controlplane.app import run
+from controlplane.settings import ApiSettings, ReconcilerSettings, Settings, TritonSettings
+run(
+    Settings(
+        data_dir=Path(sys.argv[1]),
+        api=ApiSettings(port=0),
+        triton=TritonSettings(embedded=True),
+        reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=3),
+    )
+)
+"""
+STEPS = [{"weight_percent": 30, "seconds": 0}, {"weight_percent": 60, "seconds": 600}]
+CANARY = {"kind": "canary", "steps": STEPS, "minimum_requests": 20}
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[tuple[Api, httpx.Client]]:
+    """A control plane as a process, killed at the end of the block, and a client of its front door."""
+    ready = folder / "up.json"
+    ready.unlink(missing_ok=True)
+    process = subprocess.Popen([sys.executable, "-c", _RUN, str(folder)])
+    try:
+        while not ready.exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        document = json.loads(ready.read_text())
+        with (
+            httpx.Client(base_url=document["url"], timeout=60) as http,
+            httpx.Client(base_url=document["gateway"]["http_url"], timeout=60) as door,
+        ):
+            yield Api(None, http, document["url"]), door  # type: ignore[arg-type] - it is another process's
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask(door: httpx.Client) -> str:
+    body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}
+    answer = door.post("/v2/models/net/infer", json=body)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["model_version"])
+
+
+def rollout(api: Api) -> dict[str, Any]:
+    return api.ok(api.http.get("/v1/rollouts/net"))
+
+
+def test_a_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
+    with running(tmp_path) as (api, door):
+        for scale in (1.0, 2.0):
+            api.publish("net", onnx_scale(scale))
+        assert api.deploy("net:1")["state"] == "succeeded"
+        api.deploy("net:2", rollout=CANARY)
+        end = time.monotonic() + 120
+        while (before := rollout(api))["step"] < 2:
+            assert time.monotonic() < end, before
+            ask(door)
+    with running(tmp_path) as (api, door):
+        end = time.monotonic() + 120
+        while not (after := rollout(api))["ready"]:
+            assert time.monotonic() < end, after
+            time.sleep(0.05)
+        assert (after["step"], after["phase"]) == (2, "running")
+        assert after["began_at"] == before["began_at"]
+        assert after["step_ends_at"] == before["step_ends_at"]
+        while "2" not in {ask(door) for _ in range(20)}:
+            assert time.monotonic() < end
+        aborted = api.ok(api.http.post("/v1/rollouts/net/abort"))
+        assert aborted["phase"] == "aborted"
+        assert aborted["new"]["requests"] > 0
+        assert {ask(door) for _ in range(50)} == {"1"}
