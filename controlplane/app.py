@@ -21,6 +21,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from controlplane import tracing
 from controlplane.api.application import create_application
 from controlplane.api.metrics import Metrics
 from controlplane.api.middleware import BodyLimits
@@ -70,6 +71,7 @@ from controlplane.services.workspace import Workspace
 from controlplane.settings import Settings
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.factory import open_store
+from controlplane.storage.metered import MeteredStore
 from controlplane.storage.probe import check_store
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
@@ -164,12 +166,16 @@ class ControlPlane:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         settings = self.settings
+        if settings.tracing.otlp_endpoint:
+            turn_off = tracing.turn_on(settings.tracing.otlp_endpoint)
+            stack.push_async_callback(asyncio.to_thread, turn_off)
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blocking")
         asyncio.get_running_loop().set_default_executor(threads)
         _make_folder(settings.data_dir, "the data folder")
         store: ObjectStore = await asyncio.to_thread(open_store, settings.store, settings.data_dir)
         stack.push_async_callback(asyncio.to_thread, store.close)
         await asyncio.to_thread(check_store, store)
+        store = MeteredStore(store, self._metrics.store.observe)
         cache = BlobCache(settings.cache.path or settings.data_dir / "cache", settings.cache.max_bytes)
         registry = self._registry = Registry(
             store, cache, head_max_age_seconds=settings.store.head_max_age_seconds, gc=settings.gc

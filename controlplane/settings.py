@@ -170,6 +170,14 @@ class MonitoringSettings(_Group):
     webhook_queue: int = Field(default=1000, ge=1, description="How many may wait; the oldest goes when it is full.")
 
 
+class TracingSettings(_Group):
+    """Traces of OpenTelemetry; needs the extra ``otel``."""
+
+    otlp_endpoint: str = Field(
+        default="", description="OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; empty: no traces."
+    )
+
+
 class ReconcilerSettings(_Group):
     """The loop."""
 
@@ -305,6 +313,7 @@ class Settings(BaseSettings):
     reconciler: ReconcilerSettings = ReconcilerSettings()
     memory: MemorySettings = MemorySettings()
     monitoring: MonitoringSettings = MonitoringSettings()
+    tracing: TracingSettings = TracingSettings()
     conversion: ConversionSettings = ConversionSettings()
     api: ApiSettings = ApiSettings()
     auth: AuthSettings = AuthSettings()

@@ -31,6 +31,7 @@ from controlplane.api.routers import (
 )
 from controlplane.api.schemas.operations import EventList
 from controlplane.api.schemas.problems import Problem
+from controlplane.api.traced import Traced
 from controlplane.reconciler.memory_view import LoadPlanView
 from controlplane.services.health import version
 
@@ -127,6 +128,7 @@ def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan 
     problems.install(app)
     app.add_middleware(IdempotencyKeys)
     app.add_middleware(Edge, metrics=metrics.requests, limits=limits)
+    app.add_middleware(Traced)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -9,7 +9,9 @@ from prometheus_client.registry import Collector
 from starlette.types import Scope
 
 from controlplane.api.device_metrics import DeviceMetrics
+from controlplane.api.loop_metrics import LoopMetrics, StoreMetrics
 from controlplane.api.memory_metrics import MemoryMetrics
+from controlplane.api.monitoring_metrics import MonitoringMetrics
 from controlplane.api.rollout_metrics import RolloutMetrics
 from controlplane.domain.states import Phase, ServerState
 from controlplane.reconciler.loop import Reconciler
@@ -20,6 +22,14 @@ MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _UNMATCHED = "(none)"
 _PREFIX = "/v1/"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+
+def route_of(scope: Scope) -> str:
+    """Return the route that a request went to, as the OpenAPI document names it."""
+    route: str = getattr(scope.get("route"), "path", _UNMATCHED)
+    if scope["path"].startswith(_PREFIX) and route != _UNMATCHED:
+        route = _PREFIX.rstrip("/") + route.removeprefix(_PREFIX.rstrip("/"))  # an included route lacks its prefix
+    return route
 
 
 class RequestMetrics:
@@ -40,9 +50,7 @@ class RequestMetrics:
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
         """Count one request; status 0 is a client that went away before the answer began."""
-        route = getattr(scope.get("route"), "path", _UNMATCHED)
-        if scope["path"].startswith(_PREFIX) and route != _UNMATCHED:
-            route = _PREFIX.rstrip("/") + route.removeprefix(_PREFIX.rstrip("/"))  # an included route lacks its prefix
+        route = route_of(scope)
         key = (scope["method"] if route != _UNMATCHED else "any", route, status)
         child = self._children.get(key)
         if child is None:
@@ -97,6 +105,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = RequestMetrics(self.registry)
+        self.store = StoreMetrics(self.registry)
         self._watched: tuple[Collector, ...] = ()
         self._services: Services | None = None
 
@@ -110,6 +119,8 @@ class Metrics:
             DeviceMetrics(services.devices),
             MemoryMetrics(services.memory),
             RolloutMetrics(services.rollouts),
+            MonitoringMetrics(services.monitoring),
+            LoopMetrics(reconciler),
         )
         for collector in self._watched:
             self.registry.register(collector)

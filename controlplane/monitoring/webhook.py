@@ -124,9 +124,14 @@ class Webhook:
         self._queue.append(Message(f"msg_{uuid.uuid4().hex}", body, kind, time.monotonic()))
         self._more.set()
 
+    def _hidden(self, record: logging.LogRecord) -> bool:
+        """Keep httpx's own line about each request out of the log: it has the whole URL, which may hold a token."""
+        return self._url not in record.getMessage()
+
     async def start(self) -> None:
         """Begin to deliver."""
         if self.enabled:
+            logging.getLogger("httpx").addFilter(self._hidden)
             self._task = asyncio.create_task(self._deliver_all(), name="webhook")
 
     async def stop(self) -> None:
@@ -136,6 +141,7 @@ class Webhook:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+            logging.getLogger("httpx").removeFilter(self._hidden)
         if self._queue:
             logger.warning("%d webhooks were not delivered before the end", len(self._queue))
 

@@ -1,6 +1,7 @@
 """Performs one action on one server, with deadlines, and says how it went. Decides nothing."""
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlplane import tracing
 from controlplane.domain.names import candidate_name
 from controlplane.domain.states import Phase, Proof
 from controlplane.errors import ControlPlaneError, TritonError
@@ -100,6 +102,23 @@ class Executor:
             progress: Told when a stage begins.
         """
         outcome = Outcome(action)
+        with tracing.below(
+            f"reconcile {type(action).__name__.lower()}", parent=tracing.carried(model), model=model, server=server.name
+        ):
+            await self._run(server, model, action, prepared, outcome, progress)
+        if isinstance(action, Prove) and not action.candidate and outcome.mark is Mark.PASSED:
+            tracing.done(model)  # it answers: what comes now is no part of the request any more
+        return outcome
+
+    async def _run(
+        self,
+        server: ManagedServer,
+        model: str,
+        action: Action,
+        prepared: Prepared | None,
+        outcome: Outcome,
+        progress: Progress,
+    ) -> None:
         try:
             match action:
                 case Stage():
@@ -127,7 +146,6 @@ class Executor:
             outcome.error = error
         except OSError as error:
             outcome.error = ControlPlaneError(f"{type(action).__name__} of {model} failed: {error}")
-        return outcome
 
     async def _stage(
         self,
@@ -159,7 +177,7 @@ class Executor:
             finally:
                 checkout.__exit__(None, None, None)
 
-        await loop.run_in_executor(self._threads, fetch_and_stage)
+        await loop.run_in_executor(self._threads, contextvars.copy_context().run, fetch_and_stage)
 
     async def _load(
         self, server: ManagedServer, model: str, action: Load, prepared: Prepared | None, outcome: Outcome
@@ -239,6 +257,7 @@ def _clean_up(server: ManagedServer, model: str, action: CleanUp) -> None:
 def _timed(outcome: Outcome, stage: str) -> Iterator[None]:
     began = time.monotonic()
     try:
-        yield
+        with tracing.below(stage):
+            yield
     finally:
         outcome.seconds[stage] = outcome.seconds.get(stage, 0.0) + time.monotonic() - began

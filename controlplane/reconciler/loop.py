@@ -12,6 +12,7 @@ gives out memory, `answering` tells. What takes time is in `background`, the sta
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Literal
@@ -46,6 +47,7 @@ from controlplane.reconciler.messages import (
 )
 from controlplane.reconciler.nursing import Nurse
 from controlplane.reconciler.observing import Observer
+from controlplane.reconciler.pulse import Pulse
 from controlplane.reconciler.reading import Reader
 from controlplane.reconciler.record import Backoff
 from controlplane.reconciler.routing import Route
@@ -147,6 +149,7 @@ class Reconciler:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner: asyncio.Task[None] | None = None
         self._report = "not started"
+        self.pulse = Pulse()
 
     # What others call
 
@@ -323,6 +326,11 @@ class Reconciler:
         return self._report
 
     @property
+    def waiting(self) -> int:
+        """How many messages wait for the loop."""
+        return self._inbox.qsize()
+
+    @property
     def alive(self) -> bool:
         """Whether the loop runs."""
         return self._owner is not None and not self._owner.done()
@@ -361,12 +369,14 @@ class Reconciler:
         while True:
             message = await self._inbox.get()
             self._state.step += 1
+            began = time.perf_counter()
             try:
                 self._handle(message)
                 self._arranger.arrange_all()
             except Exception:
                 # The loop's edge: one model's surprise must not stop the others.
                 logger.exception("the reconciler stumbled over %s", type(message).__name__)
+            self.pulse.beat(type(message).__name__, time.perf_counter() - began)
             self._changed.set()
             self._changed = asyncio.Event()
 

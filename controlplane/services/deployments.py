@@ -10,6 +10,7 @@ from itertools import chain
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from controlplane import tracing
 from controlplane.domain.conditions import Awaited, Condition
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.health import ServerHealth
@@ -336,7 +337,9 @@ class Deployments:
                         raise
             raise AssertionError("unreachable")
 
-        revision = await asyncio.to_thread(commit)
+        with tracing.below("commit deployment", model=model):
+            revision = await asyncio.to_thread(commit)
+        tracing.carry(model)
         self._reconciler.wake(model)
         return self._describe(revision)
 

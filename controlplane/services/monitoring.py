@@ -14,6 +14,7 @@ from controlplane.monitoring.monitor import MAX_WINDOW_SECONDS, Monitor
 from controlplane.monitoring.objectives import judge
 from controlplane.monitoring.webhook import Webhook
 from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.pulse import Lags
 from controlplane.services.deployments import Deployments
 from controlplane.settings import MonitoringSettings
 
@@ -63,6 +64,7 @@ class Monitoring:
         self._settings = settings
         self._states: dict[str, tuple[ObjectiveState, ...]] = {}
         self._burning: set[tuple[str, ObjectiveKind]] = set()
+        self._lags = Lags()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -112,6 +114,10 @@ class Monitoring:
         """Return what is deployed, by model. No I/O."""
         return {model: revision.spec for model, revision in self._reconciler.deployed().items()}
 
+    def lags(self) -> dict[str, float]:
+        """Return for how many seconds each deployment has not been what was asked for; 0: it is. No I/O."""
+        return self._lags.see(datetime.now(UTC), self._reconciler.deployed(), self._reconciler.statuses())
+
     def objectives(self, model: str) -> tuple[ObjectiveState, ...]:
         """Return how a deployment's objectives are kept, as judged now; none without any. No I/O."""
         spec = self.deployed().get(model)
@@ -145,6 +151,7 @@ class Monitoring:
 
     async def _look(self) -> None:
         deployed = self.deployed()
+        self.lags()  # so that what begins to lag is seen when it does
         for model in self._states.keys() - deployed.keys():
             del self._states[model]
         for model, spec in deployed.items():

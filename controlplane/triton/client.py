@@ -16,6 +16,7 @@ from typing import Any, Self
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from controlplane import tracing
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import Array
 from controlplane.domain.states import LoadedVersion
@@ -333,7 +334,8 @@ class TritonClient:
         try:
             # Only what is restricted gets the key: what is not shown cannot be caught.
             shown = self._control if method.startswith("Repository") else ()
-            return await getattr(self._stub(), method)(request, timeout=limit, metadata=shown)
+            with tracing.below(f"triton {method}", server=self.name, what=what):
+                return await getattr(self._stub(), method)(request, timeout=limit, metadata=shown)
         except grpc.aio.AioRpcError as error:
             reason = error.details() or error.code().name
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -14,6 +14,7 @@ from controlplane.storage.base import ObjectStore
 from controlplane.storage.factory import open_store
 from controlplane.storage.filesystem import FilesystemStore
 from controlplane.storage.memory import MemoryStore
+from controlplane.storage.metered import MeteredStore
 from tests.support.faultproxy import FaultProxy, fault_proxy
 from tests.support.s3server import S3Server
 
@@ -39,7 +40,7 @@ class Case:
     """A store under test.
 
     Attributes:
-        kind: memory, filesystem, moto or ceph.
+        kind: memory (behind what measures, as in the application), filesystem, moto or ceph.
         store: The store.
         damage: Puts other bytes under a key behind the store's back.
     """
@@ -95,7 +96,11 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
     kind: str = request.param
     if kind == "memory":
         memory = MemoryStore()
-        yield Case(kind, memory, lambda key, data: memory._objects.update({key: (data, datetime.now(UTC))}))
+        yield Case(
+            kind,
+            MeteredStore(memory, lambda *_: None),
+            lambda key, data: memory._objects.update({key: (data, datetime.now(UTC))}),
+        )
         return
     if kind == "filesystem":
         root = tmp_path / "store"

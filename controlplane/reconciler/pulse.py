@@ -1,0 +1,76 @@
+"""How the loop itself is doing: how long it takes for each kind of message, and how far what is there lags behind."""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from controlplane.domain.states import DeploymentStatus, Phase
+from controlplane.registry.deployments import DeploymentRevision
+
+BOUNDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
+"""Upper bounds of the buckets, in seconds; beyond is one more."""
+
+
+@dataclass
+class Beats:
+    """Messages of one kind.
+
+    Attributes:
+        buckets: How many took how long, by `BOUNDS`.
+        seconds: How long all of them took.
+    """
+
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
+    seconds: float = 0.0
+
+
+class Pulse:
+    """Counts what the loop handles. Written by the loop alone."""
+
+    def __init__(self) -> None:
+        self.beats: dict[str, Beats] = {}
+
+    def beat(self, kind: str, seconds: float) -> None:
+        """Count one message."""
+        beats = self.beats.get(kind)
+        if beats is None:
+            beats = self.beats[kind] = Beats()
+        beats.buckets[bisect_left(BOUNDS, seconds)] += 1
+        beats.seconds += seconds
+
+
+class Lags:
+    """Since when each deployment is not what was asked for. No clock: the time is given."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, datetime] = {}
+        self._reached: dict[str, int] = {}
+
+    def see(
+        self, now: datetime, wanted: Mapping[str, DeploymentRevision], found: Mapping[str, DeploymentStatus]
+    ) -> dict[str, float]:
+        """Take in what is wanted and what is there; return by how many seconds each deployment lags, 0 for none.
+
+        A newer revision lags since it was written down; one that was reached once, since it was first seen not to be.
+        """
+        lags = {}
+        for model, revision in wanted.items():
+            status = found.get(model)
+            if status is not None and status.revision >= revision.number and status.phase in _REACHED:
+                self._reached[model] = revision.number
+                self._since.pop(model, None)
+                lags[model] = 0.0
+                continue
+            if model not in self._since:
+                fell = self._reached.get(model) == revision.number
+                self._since[model] = now if fell else revision.at
+            lags[model] = max((now - self._since[model]).total_seconds(), 0.0)
+        for gone in self._since.keys() - wanted.keys():
+            del self._since[gone]
+        for gone in self._reached.keys() - wanted.keys():
+            del self._reached[gone]
+        return lags
+
+
+_REACHED = frozenset({Phase.READY, Phase.UNLOADED})

@@ -1,0 +1,177 @@
+"""Burn rates, and end to end: what a real model does not keep is told by an event and a webhook, and so is its end."""
+
+import base64
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, Objectives
+from controlplane.domain.figures import ObjectiveKind
+from controlplane.domain.rollback import rollback_target
+from controlplane.domain.states import DeploymentStatus, Phase
+from controlplane.errors import ConflictError
+from controlplane.monitoring.objectives import judge, threshold
+from controlplane.reconciler.pulse import Lags
+from controlplane.registry.deployments import DeploymentRevision
+from controlplane.settings import BurnRule, MonitoringSettings
+from tests.support.api import Api, onnx_scale, serving, settings_for
+from tests.support.receiver import Receiver
+
+RULES = (BurnRule(long_seconds=3600, short_seconds=300, factor=14.4),)
+PROMISE = Objectives(failure_percent=1)
+
+
+def failures(long: float, short: float, requests: float = 1000) -> bool:
+    def failed(window: float) -> tuple[float, float]:
+        return (long if window == 3600 else short) * requests, requests
+
+    (state,) = judge(PROMISE, slow=failed, failed=failed, rules=RULES, min_requests=10)
+    assert state.kind is ObjectiveKind.FAILURES
+    return state.burning
+
+
+def test_it_burns_when_both_windows_say_so() -> None:
+    assert failures(0.15, 0.15)
+    assert not failures(0.15, 0.14)  # it was bad, and is not any more
+    assert not failures(0.14, 0.9)  # a blip
+    assert not failures(1, 1, requests=9)  # too few to say
+    assert not failures(0, 0, requests=0)
+
+
+def test_each_promise_is_judged_by_itself() -> None:
+    promise = Objectives(p99_milliseconds=50, failure_percent=1)
+    slow, failed = judge(promise, slow=lambda _: (20, 100), failed=lambda _: (0, 100), rules=RULES, min_requests=10)
+    assert (slow.kind, slow.burning, slow.budget, slow.windows[0].long_rate) == (ObjectiveKind.LATENCY, True, 0.01, 20)
+    assert (failed.burning, failed.windows[0].short_rate) == (False, 0)
+    assert judge(Objectives(), slow=lambda _: (1, 1), failed=lambda _: (1, 1), rules=RULES, min_requests=0) == ()
+
+
+@given(st.floats(0.0001, 0.99), st.floats(1, 20))
+def test_every_budget_can_burn(budget: float, factor: float) -> None:
+    assert budget < threshold(factor, budget) * budget + 1e-9 <= 1 + 1e-9
+
+
+def test_promises_are_no_reason_for_a_rollback_and_survive_it() -> None:
+    class Numbered:
+        def __init__(self, number: int, version: int, objectives: Objectives | None) -> None:
+            self.number = number
+            settings = DeploymentSettings(objectives=objectives)
+            self.spec = DeploymentSpec(model="m", reference=f"m:{version}", version=version, settings=settings)
+
+    promise = Objectives(p99_milliseconds=5)
+    target = rollback_target([Numbered(3, 2, promise), Numbered(2, 2, None), Numbered(1, 1, None)])
+    assert (target.version, target.settings.objectives) == (1, promise)
+    with pytest.raises(ConflictError):
+        rollback_target([Numbered(2, 1, promise), Numbered(1, 1, None)])
+
+
+def test_a_deployment_lags_since_it_was_written_down_or_since_it_fell() -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    spec = DeploymentSpec(model="m", reference="m:1", version=1)
+
+    def revision(number: int, seconds: float) -> dict[str, DeploymentRevision]:
+        return {"m": DeploymentRevision(number, start + timedelta(seconds=seconds), "ada", "", str(number), spec)}
+
+    def status(number: int, phase: Phase) -> dict[str, DeploymentStatus]:
+        return {"m": DeploymentStatus(revision=number, phase=phase)}
+
+    def at(seconds: float) -> datetime:
+        return start + timedelta(seconds=seconds)
+
+    lags = Lags()
+    assert lags.see(at(5), revision(1, 0), {}) == {"m": 5}
+    assert lags.see(at(6), revision(1, 0), status(1, Phase.LOADING)) == {"m": 6}
+    assert lags.see(at(7), revision(1, 0), status(1, Phase.READY)) == {"m": 0}
+    assert lags.see(at(500), revision(1, 0), status(1, Phase.FAILED)) == {"m": 0}  # it fell just now
+    assert lags.see(at(510), revision(1, 0), status(1, Phase.FAILED)) == {"m": 10}
+    assert lags.see(at(520), revision(1, 0), status(1, Phase.READY)) == {"m": 0}
+    assert lags.see(at(530), revision(2, 525), status(1, Phase.READY)) == {"m": 5}  # something newer is wanted
+    assert lags.see(at(540), revision(2, 525), status(2, Phase.UNLOADED)) == {"m": 0}
+    assert lags.see(at(550), {}, {}) == {}
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    one = Receiver()
+    one.start()
+    yield one
+    one.stop()
+
+
+def until(what: Callable[[], Any], seconds: float = 90) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.triton
+def test_a_promise_that_is_broken_is_told_and_so_is_that_it_is_kept_again(
+    receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    secret = "whsec_" + base64.b64encode(b"x" * 24).decode()
+    monitoring = MonitoringSettings.model_validate(
+        {
+            "interval_seconds": 0.2,
+            "objective_interval_seconds": 0.2,
+            "burn_rules": [{"long_seconds": 60, "short_seconds": 4, "factor": 2}],
+            "webhook_url": receiver.url,
+            "webhook_secret": secret,
+            "webhook_backoff_initial_seconds": 0.05,
+        }
+    )
+    settings = settings_for(tmp_path_factory.mktemp("promises"), embedded=True, monitoring=monitoring)
+    with serving(settings) as api:
+        api.publish("net", onnx_scale(2))
+        api.deploy("net:1", bake_seconds=0, objectives={"p99_milliseconds": 0.001})
+        before = api.ok(api.http.get("/v1/deployments/net"))["memory"][0]["loaded_at"]
+        receiver.status = 503  # it is told all the same, later
+        url = api.ok(api.http.get("/v1/servers"))["items"][0]["http_url"]
+        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 1.0]}]}
+
+        def event(reason: str) -> dict[str, Any] | None:
+            return next((one for one in events(api) if one["reason"] == reason), None)
+
+        def asked_until(reason: str) -> dict[str, Any] | None:
+            with httpx.Client(base_url=url, timeout=30) as http:
+                for _ in range(20):
+                    http.post("/v2/models/net/infer", json=body).raise_for_status()
+            return event(reason)
+
+        told = until(lambda: asked_until("ObjectiveBurning"))
+        assert (told["type"], told["subject"]) == ("Warning", "net")
+        assert "0.001 ms" in told["message"]
+        (state,) = api.ok(api.http.get("/v1/deployments/net/metrics"))["objectives"]
+        assert state["burning"]
+        page = api.http.get("/metrics").text
+        assert 'tritonctl_objective_burning{model="net",objective="latency"} 1.0' in page
+        receiver.status = 200
+        until(lambda: receiver.matching(lambda one: b"objective.burning" in one.body))
+
+        # A promise that can be kept: the model is as slow as before, and nothing is loaded anew for it.
+        reference = {"reference": "net:1", "settings": {"bake_seconds": 0, "objectives": {"p99_milliseconds": 60_000}}}
+        api.operation(api.ok(api.http.put("/v1/deployments/net", json=reference), 202)["operation_id"])
+        until(lambda: asked_until("ObjectiveKept"))
+        until(lambda: receiver.matching(lambda one: b"objective.kept" in one.body))
+        assert api.ok(api.http.get("/v1/deployments/net"))["memory"][0]["loaded_at"] == before
+        documents = [json.loads(one.body) for one in receiver.received]
+        assert documents[-1]["type"] == "objective.kept"
+        assert documents[-1]["data"]["model"] == "net"
+        assert documents[0]["data"]["objective"]["burning"]
+        for answer in ("/v1/info", "/v1/events", "/metrics", "/v1/deployments/net/metrics"):
+            text = api.http.get(answer).text
+            assert secret not in text
+            assert "very-secret-token" not in text
+
+
+def events(api: Api) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = api.ok(api.http.get("/v1/events"))["items"]
+    return found
