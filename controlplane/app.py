@@ -184,7 +184,9 @@ class ControlPlane:
         await keys.open()  # first: what must not be listened on is found out before anything else is started
         stack.push_async_callback(keys.close)
         servers = await self._start_servers(stack)
-        reconciler = self._reconciler = Reconciler(registry, servers, settings.reconciler, memory=settings.memory)
+        reconciler = self._reconciler = Reconciler(
+            registry, servers, settings.reconciler, memory=settings.memory, placement=settings.placement
+        )
         self.front_door = front_door(settings, registry, reconciler, servers, self._splits)
         services = self._build_services(stack, registry, reconciler, servers, keys)
         await services.operations.recover()
@@ -238,6 +240,8 @@ class ControlPlane:
                     embedded.metrics_url,
                     devices,
                     BudgetRules.from_settings(self.settings.memory),
+                    settings.zone,
+                    settings.labels,
                 )
             )
         for server in settings.servers:
@@ -259,6 +263,8 @@ class ControlPlane:
                     server.metrics_url,
                     devices,
                     BudgetRules.from_settings(self.settings.memory, server),
+                    server.zone,
+                    server.labels,
                 )
             )
         return servers

@@ -48,6 +48,8 @@ class TritonServerSettings(_Group):
     """A Triton server that runs elsewhere."""
 
     name: str = Field(description="A name for it.")
+    zone: str = Field(default="", description="Its failure domain: copies of a model are spread over zones.")
+    labels: dict[str, str] = Field(default_factory=dict, description="What node selectors are matched with.")
     grpc_url: str = Field(description="host:port of its gRPC service.")
     http_url: str = Field(default="", description="URL of its HTTP service.")
     metrics_url: str = Field(default="", description="URL of its metrics.")
@@ -83,6 +85,8 @@ class TritonSettings(_Group):
     gpus: tuple[str, ...] = Field(
         default=(), description="Embedded: UUIDs of its GPUs, in the order of its device numbers; empty: all there are."
     )
+    zone: str = Field(default="", description="Embedded: its failure domain.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Embedded: what node selectors are matched with.")
     http_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
     grpc_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
     metrics_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
@@ -176,6 +180,21 @@ class TracingSettings(_Group):
     otlp_endpoint: str = Field(
         default="", description="OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; empty: no traces."
     )
+
+
+class PlacementSettings(_Group):
+    """Which server a model runs on, and how many copies there are."""
+
+    grace_seconds: float = Field(
+        default=5.0, ge=0, description="How long a server may be away before its models are placed elsewhere."
+    )
+    scale_up_seconds: float = Field(
+        default=15.0, gt=0, description="How long requests wait too long before a copy is added."
+    )
+    scale_down_seconds: float = Field(
+        default=300.0, gt=0, description="How long a model is idle before a copy is taken away."
+    )
+    window_seconds: float = Field(default=5.0, gt=0, description="Over which queue times are averaged.")
 
 
 class ReconcilerSettings(_Group):
@@ -314,6 +333,7 @@ class Settings(BaseSettings):
     memory: MemorySettings = MemorySettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     tracing: TracingSettings = TracingSettings()
+    placement: PlacementSettings = PlacementSettings()
     conversion: ConversionSettings = ConversionSettings()
     api: ApiSettings = ApiSettings()
     auth: AuthSettings = AuthSettings()

@@ -106,6 +106,25 @@ class DeploymentSettings(BaseModel):
         default=None,
         description="What is promised to users: told about when it is not kept. Nothing is reloaded for it.",
     )
+    min_copies: int = Field(
+        default=1, ge=1, le=1000, description="On how many servers it is placed at least, one copy on each."
+    )
+    max_copies: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="On how many servers it is placed at most, while requests wait longer than "
+        "`queue_objective_milliseconds` and there is room; null: never on more than `min_copies`.",
+    )
+    queue_objective_milliseconds: float = Field(
+        default=100.0,
+        gt=0,
+        le=3_600_000,
+        description="How long requests may wait in Triton's queue, in the mean, before another copy is placed.",
+    )
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, max_length=32, description="Labels that a server must have to be given a copy."
+    )
     parameters: dict[str, str] = Field(
         default_factory=dict, description="Backend parameters, as in `parameters` of config.pbtxt."
     )
@@ -120,6 +139,8 @@ class DeploymentSettings(BaseModel):
             raise ValueError("gpus cannot be given together with instance_kind 'cpu'")
         if self.dynamic_batching and self.max_batch_size == 0:
             raise ValueError("dynamic_batching needs a max_batch_size above 0")
+        if self.max_copies is not None and self.max_copies < self.min_copies:
+            raise ValueError(f"max_copies {self.max_copies} is less than min_copies {self.min_copies}")
         return self
 
 
@@ -168,6 +189,10 @@ class Rollout(BaseModel):
     def with_changes(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""
         return self.model_copy(update=changes)
+
+
+PLACEMENT_FIELDS = frozenset({"min_copies", "max_copies", "queue_objective_milliseconds", "node_selector"})
+"""Settings that say where a deployment runs and how often; nothing of them is in Triton's configuration."""
 
 
 class DeploymentSpec(BaseModel):

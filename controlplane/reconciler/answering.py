@@ -1,16 +1,17 @@
 """Answers questions about the loop's state: statuses, ledgers, reasons, plans. Changes nothing."""
 
 import asyncio
+from collections.abc import Callable
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.health import ServerHealth
 from controlplane.domain.names import Reference
 from controlplane.domain.states import DeploymentStatus, Phase, ServerStatus
 from controlplane.reconciler.fleet import KnownServer
-from controlplane.reconciler.memory_view import LoadPlanView, ServerMemory, WhyView
+from controlplane.reconciler.memory_view import LoadPlanView, PlacementView, SeatView, ServerMemory, WhyView
 from controlplane.reconciler.routing import Route, routes
 from controlplane.reconciler.state import LoopState
-from controlplane.reconciler.status import overall
+from controlplane.reconciler.status import overall, placed
 from controlplane.reconciler.telling import Occupant, plan_for, server_memory, server_why
 from controlplane.reconciler.trials import Trial, trial_of
 from controlplane.reconciler.wishes import Prepared, Wish, Wishes
@@ -25,10 +26,19 @@ class Answers:
         state: What the loop knows.
         wishes: Prepares versions that are not deployed.
         registry: The bucket.
+        preview: Says on which servers a version would be placed.
     """
 
-    def __init__(self, state: LoopState, wishes: Wishes, registry: Registry) -> None:
+    def __init__(
+        self,
+        state: LoopState,
+        wishes: Wishes,
+        registry: Registry,
+        *,
+        preview: Callable[[str, Prepared], tuple[str, ...]],
+    ) -> None:
         self._state = state
+        self._preview = preview
         self._wishes = wishes
         self._registry = registry
 
@@ -38,11 +48,19 @@ class Answers:
         if wish is None:
             return None
         now = self._state.clock()
-        statuses = [
-            server.unit(model).status(server.desired(wish), server.trouble, now)
-            for server in self._state.servers.values()
-        ]
-        return overall(wish.revision.number, statuses)
+        seats, others = [], []
+        for server in self._state.servers.values():
+            place = server.places.get(model)
+            status = server.unit(model).status(server.desired(wish), server.trouble, now)
+            if place is None or place.seat:
+                seats.append(status)
+            elif place.here or (server.trouble is None and status.phase is not Phase.UNLOADED):
+                others.append(status)  # it stays until it answers elsewhere, or is about to go
+        spec = wish.revision.spec
+        if spec.loaded and not spec.deleted:
+            least = spec.settings.min_copies
+            return placed(wish.revision.number, seats, others, least, self._state.plan.lacking.get(model, ""))
+        return overall(wish.revision.number, seats + others)
 
     def statuses(self) -> dict[str, DeploymentStatus]:
         """Return how all deployments stand, by model; removed ones only until they are gone."""
@@ -108,7 +126,24 @@ class Answers:
             return None
         now = self._state.clock()
         servers = [server_why(server.steward, _occupant(server, wish), now) for server in self._state.servers.values()]
-        return WhyView(model=model, servers=tuple(servers))
+        return WhyView(model=model, servers=tuple(servers), placement=self._placement(wish))
+
+    def _placement(self, wish: Wish) -> PlacementView | None:
+        workload = self._state.plan.workloads.get(wish.model)
+        if workload is None:
+            return None
+        settings, scale = wish.revision.spec.settings, self._state.scales.get(wish.model)
+        return PlacementView(
+            copies=workload.copies,
+            min_copies=settings.min_copies,
+            max_copies=settings.max_copies or settings.min_copies,
+            copies_why=scale.why if scale else "",
+            seats=tuple(
+                SeatView(server=seat.server, devices=seat.devices, bytes=seat.bytes, why=seat.why)
+                for seat in self._state.plan.seats.get(wish.model, ())
+            ),
+            lacking=self._state.plan.lacking.get(wish.model, ""),
+        )
 
     def awaited(self, model: str, status: DeploymentStatus, *, leading: bool) -> bool:
         """Whether a demand for a model that is not loaded is still at work somewhere."""
@@ -149,11 +184,13 @@ class Answers:
         prepared, fetch_bytes = await asyncio.to_thread(prepare)
         now = self._state.clock()
         plans = []
-        for server in self._state.servers.values():
+        for server in (self._state.servers[name] for name in self._preview(model, prepared)):
             facts = server.units[model].facts if model in server.units else None
             plans.append(plan_for(server.steward, prepared, model, facts, fetch_bytes, now))
         return LoadPlanView(model=model, version=prepared.target.version, servers=tuple(plans))
 
 
 def _occupant(server: KnownServer, wish: Wish) -> Occupant:
-    return Occupant(wish, server.unit(wish.model), server.trouble.message if server.trouble else "")
+    place = server.places.get(wish.model)
+    elsewhere = place.why if place is not None and not place.here else ""
+    return Occupant(wish, server.unit(wish.model), server.trouble.message if server.trouble else "", elsewhere)

@@ -75,6 +75,8 @@ class Arranger:
         if wish is None:
             return
         for server in self._state.servers.values():
+            if not server.has_place(model):
+                continue
             unit = server.unit(model)
             server.steward.demand(model, self._state.clock())
             waits = server.steward.tenant(model).demanded_at is not None

@@ -66,7 +66,7 @@ class Driver:
     def drive(self, server: KnownServer, unit: Unit) -> None:
         """Take the next step for one model on one server, if there is one and none is in flight."""
         wish = self._state.wishes.get(unit.model)
-        if wish is None or unit.task is not None:
+        if wish is None or unit.task is not None or unit.model not in server.places:
             return
         unit.doing = None
         asked = False
@@ -82,7 +82,8 @@ class Driver:
         failure = unit.record.failures.get(wish.wanted)
         if failure is not None and failure.blocks(self._state.clock()):
             server.steward.failed(unit.model, failure.message)
-        unit.announce(server.desired(wish), server.trouble, self._state.clock(), self._state.events)
+        if server.has_place(unit.model) or unit.told is not None:  # that it is not where it never was, is no news
+            unit.announce(server.desired(wish), server.trouble, self._state.clock(), self._state.events)
 
     def done(self, done: Done) -> None:
         """An action ended."""

@@ -20,6 +20,21 @@ from controlplane.reconciler.watching import Sight
 from controlplane.reconciler.wishes import Wish
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Whether a model's place is on a server.
+
+    Attributes:
+        here: Whether.
+        why: Why, or where it is instead.
+        seat: Whether it is assigned; else it only stays until it answers where it is.
+    """
+
+    here: bool
+    why: str
+    seat: bool = False
+
+
 @dataclass
 class KnownServer:
     """A server as the loop last saw it.
@@ -36,6 +51,7 @@ class KnownServer:
         cleaned: Whether the leftovers of a crash were removed since this process leads; nothing is staged before.
         cleaning: The task that does that.
         gauging: The measurement that is going on.
+        places: Whether a model's place is here, by model; a model that is not in it has not been decided on.
         units: By model.
         vitals: How it is.
         guard: Who drains and restarts it when it has lost too much memory.
@@ -52,6 +68,7 @@ class KnownServer:
     cleaned: bool = False
     cleaning: "asyncio.Task[None] | None" = None
     gauging: "asyncio.Task[None] | None" = None
+    places: dict[str, Place] = field(default_factory=dict)
     units: dict[str, Unit] = field(default_factory=dict)
     vitals: Vitals = field(default_factory=Vitals)
     guard: LeakGuard = field(init=False)
@@ -84,9 +101,17 @@ class KnownServer:
             self.units[model] = Unit(self.name, model, watch=Watch(asked_at=time.monotonic()))
         return self.units[model]
 
+    def has_place(self, model: str) -> bool:
+        """Whether a model's place is here."""
+        place = self.places.get(model)
+        return place is not None and place.here
+
     def desired(self, wish: Wish) -> DesiredModel:
-        """Return what is wanted of a model here: what its deployment says, as far as memory allows it."""
+        """Return what is wanted here: what the deployment says, if the model's place is here and memory allows it."""
         desired = wish.desired(self.unit(wish.model).record.good)
+        place = self.places.get(wish.model)
+        if desired.loaded and place is not None and not place.here:
+            return replace(desired, loaded=False, why=place.why)
         verdict = self.steward.desired(wish.model)
         if not desired.loaded or verdict is None or verdict.loaded:
             facts = self.unit(wish.model).facts

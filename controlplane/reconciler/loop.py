@@ -5,8 +5,9 @@ done, the clock) is a message in its inbox, and the handlers between two message
 takes time (a look, a read of the store, an action) runs in a task of its own and sends a message when it is done; a
 model with an action in flight is left alone until then.
 
-The handlers: `observing` takes in what was seen, `driving` takes the next step for a model on a server, `arranging`
-gives out memory, `answering` tells. What takes time is in `background`, the state they share in `state`.
+The handlers: `observing` takes in what was seen, `placing` says on which servers a model is, `driving` takes the next
+step for a model on a server, `arranging` gives out memory, `answering` tells. What takes time is in `background`, the
+state they share in `state`.
 """
 
 import asyncio
@@ -47,6 +48,7 @@ from controlplane.reconciler.messages import (
 )
 from controlplane.reconciler.nursing import Nurse
 from controlplane.reconciler.observing import Observer
+from controlplane.reconciler.placing import Placer
 from controlplane.reconciler.pulse import Pulse
 from controlplane.reconciler.reading import Reader
 from controlplane.reconciler.record import Backoff
@@ -60,7 +62,7 @@ from controlplane.reconciler.wishes import Wishes
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.leases import ModelLease
 from controlplane.registry.registry import Registry
-from controlplane.settings import MemorySettings, ReconcilerSettings
+from controlplane.settings import MemorySettings, PlacementSettings, ReconcilerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +81,10 @@ class Reconciler:
 
     Args:
         registry: The bucket.
-        servers: The Triton servers. Every deployment runs on all of them.
+        servers: The Triton servers. Each deployment is placed on as many of them as it wants copies.
         settings: Intervals and back-off.
         memory: What models may use of the servers' memory, and who makes room for whom.
+        placement: How patient to be with servers that are away, and with queues.
         clock: Gives the time (UTC).
     """
 
@@ -92,6 +95,7 @@ class Reconciler:
         settings: ReconcilerSettings,
         *,
         memory: MemorySettings | None = None,
+        placement: PlacementSettings | None = None,
         clock: Callable[[], datetime] = _utc_now,
     ) -> None:
         self._settings = settings
@@ -142,8 +146,9 @@ class Reconciler:
         )
         nurse = Nurse(self._state, hung_seconds=settings.hung_seconds, pressure_share=settings.pressure_share)
         self._observer = Observer(self._state, self._background, self._driver, nurse, backoff)
+        self._placer = Placer(self._state, self._driver, placement or PlacementSettings(), leading=leading)
         self._arranger = Arranger(self._state, self._driver, self._background, self._holds, backoff, leading=leading)
-        self._answers = Answers(self._state, self._wishes, registry)
+        self._answers = Answers(self._state, self._wishes, registry, preview=self._placer.preview)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -372,6 +377,7 @@ class Reconciler:
             began = time.perf_counter()
             try:
                 self._handle(message)
+                self._placer.place()
                 self._arranger.arrange_all()
             except Exception:
                 # The loop's edge: one model's surprise must not stop the others.
@@ -392,6 +398,7 @@ class Reconciler:
                 self._driver.done(message)
             case Gauged():
                 self._observer.gauged(message)
+                self._placer.counted(message)
                 self._arranger.guard(message.server)
             case Demanded(model=model, taken=taken):
                 self._arranger.demanded(model)

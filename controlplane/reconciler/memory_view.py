@@ -11,14 +11,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from controlplane.domain.deployment import Mode
 
 MemoryState = Literal[
-    "unloaded", "queued", "reserved", "loading", "loaded", "unloading", "pending", "failed", "disabled", "unreachable"
+    "unloaded",
+    "queued",
+    "reserved",
+    "loading",
+    "loaded",
+    "unloading",
+    "pending",
+    "failed",
+    "disabled",
+    "elsewhere",
+    "unreachable",
 ]
 """Where a model is, as far as memory goes.
 
 ``unloaded``: not loaded, and nobody waits for it. ``queued``: it shall be loaded and waits (for room, its turn, or an
 eviction that is under way). ``reserved``: memory is set aside, the load is about to begin. ``loading``, ``loaded``,
 ``unloading``. ``failed``: it cannot be loaded; ``why`` has the figures. ``disabled``: the deployment says unloaded.
-``pending``: wanted and not looked at yet. ``unreachable``: the server does not answer.
+``elsewhere``: it is placed on other servers; ``why`` says where. ``pending``: wanted and not looked at yet.
+``unreachable``: the server does not answer.
 """
 
 
@@ -161,11 +172,34 @@ class ServerWhy(_View):
     next: str = Field(default="", description="What happens next, as one sentence.")
 
 
+class SeatView(_View):
+    """One copy's place."""
+
+    server: str = Field(description="The server.")
+    devices: tuple[str, ...] = Field(description="Its devices there.")
+    bytes: int = Field(description="What the plan counts for it on each of them.")
+    why: str = Field(description="Why there.")
+
+
+class PlacementView(_View):
+    """On which servers a model is placed."""
+
+    copies: int = Field(description="How many copies are wanted now, one on each server.")
+    min_copies: int = Field(description="How many are wanted at least.")
+    max_copies: int = Field(description="How many there may be while requests wait too long.")
+    copies_why: str = Field(default="", description="Why so many, where queues or idleness changed the number.")
+    seats: tuple[SeatView, ...] = Field(default=(), description="Where the copies are placed.")
+    lacking: str = Field(default="", description="Why there are fewer than `min_copies`; empty where there are not.")
+
+
 class WhyView(_View):
     """Why a model is where it is."""
 
     model: str = Field(description="The model.")
     servers: tuple[ServerWhy, ...] = Field(description="Per Triton server.")
+    placement: PlacementView | None = Field(
+        default=None, description="Where its copies are placed, and why; null where nothing shall or can be loaded."
+    )
 
 
 class PlannedEviction(_View):

@@ -1,5 +1,6 @@
 """A Triton server as the reconciler works with it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from controlplane.gpu.base import DeviceSource
@@ -22,6 +23,8 @@ class ManagedServer:
         metrics_url: URL of its metrics, for display.
         devices: What tells of its devices' memory; None: nobody does.
         budgets: How much of each of them models may use.
+        zone: Its failure domain.
+        labels: What node selectors are matched with.
     """
 
     name: str
@@ -32,3 +35,5 @@ class ManagedServer:
     metrics_url: str = ""
     devices: DeviceSource | None = None
     budgets: BudgetRules = field(default_factory=BudgetRules)
+    zone: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)

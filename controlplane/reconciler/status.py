@@ -101,6 +101,35 @@ def overall(revision: int, servers: Sequence[ServerDeploymentStatus]) -> Deploym
     )
 
 
+def placed(
+    revision: int,
+    seats: Sequence[ServerDeploymentStatus],
+    others: Sequence[ServerDeploymentStatus],
+    least: int,
+    lacking: str,
+) -> DeploymentStatus:
+    """Join the statuses of the servers on which a deployment is placed.
+
+    The best ``least`` of them stand for the whole, so a further copy that is on its way does not make it less than
+    Ready; nor does one that moves, while the old copy answers.
+
+    Args:
+        revision: The deployment's revision.
+        seats: Its statuses where it is assigned.
+        others: Where it stays until it answers elsewhere, or is being unloaded.
+        least: The least number of copies.
+        lacking: Why there are fewer places than that; empty where there are not.
+    """
+    if not seats and not others:
+        phase = Phase.FAILED if lacking else Phase.PENDING
+        return DeploymentStatus(revision=revision, phase=phase, message=lacking or "it is being placed")
+    best = sorted((*seats, *others), key=lambda status: -_RANK.index(status.phase))
+    count = max(min(least, len(seats)), 1)
+    joined = overall(revision, best[:count])
+    message = f"{joined.message}; {lacking}" if lacking and joined.phase is Phase.READY else joined.message
+    return joined.model_copy(update={"message": message, "servers": (*seats, *others)})
+
+
 def _phase(view: View, now: datetime) -> tuple[Phase, str]:
     desired, observed = view.desired, view.observed
     if view.trouble:

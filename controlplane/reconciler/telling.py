@@ -46,11 +46,13 @@ class Occupant:
         wish: What is wanted of it.
         unit: How it stands.
         trouble: Why nothing can be done on the server; empty when it is well.
+        elsewhere: Where its place is instead; empty where it is here, or not decided.
     """
 
     wish: Wish
     unit: Unit
     trouble: str = ""
+    elsewhere: str = ""
 
 
 def server_memory(
@@ -316,6 +318,8 @@ def _state(occupant: Occupant, tenant: Tenant) -> tuple[MemoryState, str]:
         return ("unloading" if tenant.leaving or tenant.gap else "loaded"), why
     if tenant.leaving or facts.leaving:
         return "unloading", why
+    if occupant.elsewhere and spec.loaded and not spec.deleted:
+        return "elsewhere", occupant.elsewhere
     if spec.deleted or not spec.loaded:
         return "disabled", "the deployment says unloaded"
     if tenant.refused:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from controlplane.domain.deployment import DeploymentSettings, Rollout
+from controlplane.domain.deployment import PLACEMENT_FIELDS, DeploymentSettings, Rollout
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.names import Reference
 from controlplane.domain.rollout import deploy
@@ -296,5 +296,5 @@ def _run_key(settings: DeploymentSettings) -> str:
     return settings.model_dump_json(exclude=_RUN_THE_SAME)
 
 
-_RUN_THE_SAME = {"bake_seconds", "mode", "keep_alive_seconds", "priority", "rollout", "objectives"}
+_RUN_THE_SAME = {"bake_seconds", "mode", "keep_alive_seconds", "priority", "rollout", "objectives", *PLACEMENT_FIELDS}
 """Settings that Triton is not told of."""

@@ -164,7 +164,7 @@ async def test_a_server_that_is_away_is_waited_for(registry: Registry, model: st
         await client.close()
 
 
-async def test_the_least_advanced_server_stands_for_all(
+async def test_a_server_that_is_away_holds_nothing_up_where_another_answers(
     triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
 ) -> None:
     away = TritonClient("away", "127.0.0.1:9", timeouts=TritonTimeouts(request_seconds=1.0))
@@ -178,14 +178,16 @@ async def test_the_least_advanced_server_stands_for_all(
         room = Room(registry, servers[0], reconciler, model, tmp_path)
         room.put(f"{model}:{room.publish(1.0)}")
         reconciler.wake(model)
-        status = await room.until(lambda status: status.servers[0].phase is Phase.READY)
+        await room.until(lambda status: status.phase is Phase.READY)
         assert await room.answer() == (1.0, 1)
-        assert status.phase is Phase.PENDING
-        assert status.message.startswith("away: ")
+        room.put(f"{model}:1", settings=DeploymentSettings(min_copies=2))
+        reconciler.wake(model)
+        status = await room.until(lambda status: "2 copies are wanted" in status.message)
+        assert status.phase is Phase.READY
+        assert [server.server for server in status.servers] == ["here"]
         async with asyncio.timeout(10):
-            while "away is unreachable" not in reconciler.cycle_report:
+            while not reconciler.cycle_report.startswith("leading; 1 Ready; away is unreachable"):
                 await asyncio.sleep(0.05)
-        assert reconciler.cycle_report.startswith("leading; 1 Pending")
     finally:
         await reconciler.stop()
         for server in servers:

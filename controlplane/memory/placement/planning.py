@@ -265,7 +265,7 @@ class _Planner:
         return True
 
     def _lack(self, workload: Workload) -> None:
-        """Say why a copy cannot be placed; where all there is is a server in trouble, wait for it."""
+        """Say why a copy cannot be placed; where servers in trouble are all there is, wait for one."""
         model = workload.model
         taken = {seat.server for seat in self.board.seats.get(model, ())}
         names = self.board.matching(workload.selector)
@@ -275,7 +275,7 @@ class _Planner:
         self.lacking[model] = _lacking(self.board, workload, matching, able, len(taken))
         held = {seat.server: seat for seat in self.aside.get(model, ())}
         down.sort(key=lambda server: (server.name not in held, server.name))
-        for server in down[: min(workload.min_copies, workload.copies) - len(taken)]:
+        for server in down if not taken else ():
             chosen = self.board.choose(workload, server, fitting=False)
             if chosen is not None:
                 pools, _ = chosen
@@ -283,6 +283,7 @@ class _Planner:
                 why = f"waits for {server.name}: {server.trouble}"
                 need = workload.bytes[pools[0].kind]
                 self.board.take(model, Seat(server.name, devices, need, workload.firm, why, waits=True))
+                return
 
     def _squeezed(self) -> set[str]:
         """Models whose copies cannot be loaded any more beside firm ones that came."""

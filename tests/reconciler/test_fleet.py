@@ -1,0 +1,269 @@
+"""Several real Triton servers: models packed and spread over them, one server killed, copies that follow the queue."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.states import DeploymentStatus, Phase
+from controlplane.errors import InferenceError, NotFoundError
+from controlplane.gpu.budgets import BudgetRules
+from controlplane.gpu.host import HostSource
+from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.servers import ManagedServer
+from controlplane.registry.registry import Registry
+from controlplane.settings import MemorySettings, PlacementSettings, TritonSettings
+from controlplane.triton.client import TritonClient, TritonTimeouts
+from controlplane.triton.embedded.server import EmbeddedTriton
+from controlplane.triton.repository import ModelRepository
+from tests.reconciler.conftest import answer
+from tests.reconciler.conftest import settings as reconciler_settings
+from tests.support.models import publish_affine
+
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
+MIB = 1 << 20
+
+
+@dataclass
+class Fleet:
+    """Servers, a reconciler that takes them for somebody else's, and what tests do with them."""
+
+    registry: Registry
+    servers: dict[str, EmbeddedTriton]
+    clients: dict[str, TritonClient]
+    reconciler: Reconciler
+    work: Path
+
+    def put(self, model: str, scale: float, **settings: Any) -> int:
+        """Publish a version where there is none yet, and commit that it is wanted; return the revision."""
+        deployments = self.registry.deployments
+        try:
+            before = deployments.get(model, fresh=True, deleted=True)
+            version = before.spec.version
+        except NotFoundError:
+            before, version = None, publish_affine(self.registry, model, self.work, scale=scale)
+        wanted = DeploymentSettings.model_validate(settings)
+        spec = DeploymentSpec(model=model, reference=f"{model}:{version}", version=version, settings=wanted)
+        revision = deployments.put(spec, after=before, actor="test", reason="")
+        self.reconciler.wake(model)
+        return revision.number
+
+    async def ready(self, model: str, scale: float, **settings: Any) -> DeploymentStatus:
+        revision = self.put(model, scale, **settings)
+        status = await self.reconciler.wait_settled(model, revision, 60)
+        assert status.phase is Phase.READY, status
+        return status
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await asyncio.sleep(0.05)
+
+    def seats(self, model: str, reconciler: Reconciler | None = None) -> list[str]:
+        """Where a model is placed, as `why` says it."""
+        why = (reconciler or self.reconciler).why(model)
+        return [seat.server for seat in why.placement.seats] if why and why.placement else []
+
+    async def loaded(self) -> dict[str, set[str]]:
+        """What the servers themselves say they have."""
+        return {
+            name: {entry.model for entry in await client.index() if entry.state == "READY"}
+            for name, client in self.clients.items()
+            if self.servers[name].pid is not None
+        }
+
+    def events(self, reason: str) -> list[str]:
+        return [f"{e.subject} {e.message}" for e in self.reconciler.events() if e.reason == reason]
+
+    async def kill(self, name: str) -> None:
+        """End a server and all its processes at once, for good."""
+        for pid in self.servers[name].processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await self.servers[name].stop()
+
+
+def managed(name: str, embedded: EmbeddedTriton, client: TritonClient, budget: int, zone: str) -> ManagedServer:
+    return ManagedServer(
+        name,
+        client,
+        ModelRepository(embedded.repository),
+        metrics_url=embedded.metrics_url,
+        devices=HostSource(embedded.processes),
+        budgets=BudgetRules({"host": budget}),
+        zone=zone,
+        labels={"name": name},
+    )
+
+
+@contextlib.asynccontextmanager
+async def fleet(
+    registry: Registry, folder: Path, *names: str, budget: int = 1000 * MIB, **placement: float
+) -> AsyncIterator[Fleet]:
+    async with contextlib.AsyncExitStack() as stack:
+        servers = {name: EmbeddedTriton(folder / name / "models", folder / name, TritonSettings()) for name in names}
+        for server in servers.values():
+            stack.push_async_callback(server.stop)
+        await asyncio.gather(*(server.start() for server in servers.values()))
+        clients = {}
+        for name, server in servers.items():
+            clients[name] = TritonClient(name, server.grpc_url, timeouts=TritonTimeouts(load_seconds=60))
+            stack.push_async_callback(clients[name].close)
+        several = [managed(name, server, clients[name], budget, f"zone-{name}") for name, server in servers.items()]
+        reconciler = reconciler_of(registry, several, **placement)
+        await reconciler.start()
+        stack.push_async_callback(reconciler.stop)
+        yield Fleet(registry, servers, clients, reconciler, folder)
+
+
+def reconciler_of(registry: Registry, servers: list[ManagedServer], **placement: float) -> Reconciler:
+    memory = MemorySettings(minimum_residence_seconds=0.5, poll_interval_seconds=0.3)
+    patience = PlacementSettings(**{"grace_seconds": 1.0, **placement})
+    return Reconciler(registry, servers, reconciler_settings(), memory=memory, placement=patience)
+
+
+async def test_models_are_packed_and_spread_and_a_killed_servers_models_are_served_by_the_other(
+    registry: Registry, tmp_path: Path
+) -> None:
+    async with fleet(registry, tmp_path, "one", "two") as here:
+        for number in (2, 3):
+            await here.ready(f"small{number}", number)
+        status = await here.ready("pair", 5, min_copies=2)
+        assert {server.server for server in status.servers} == {"one", "two"}
+        (home,) = here.seats("small2")
+        assert here.seats("small3") == [home], here.events("Placed")  # it fits beside, so that the large gap stays
+        other = "two" if home == "one" else "one"
+        assert await here.loaded() == {home: {"small2", "small3", "pair"}, other: {"pair"}}
+
+        why = here.reconciler.why("small2")
+        assert why is not None
+        said = {one.server: (one.model.state, one.model.why) for one in why.servers}
+        assert said[home][0] == "loaded"
+        assert said[other] == ("elsewhere", f"placed on {home}")
+        status = here.reconciler.status("small2")
+        assert status is not None
+        assert [server.server for server in status.servers] == [home], "only where it is placed counts"
+
+        async with watching(here) as follower:
+            await here.until(lambda: all(here.seats(m, follower) == here.seats(m) for m in ("small2", "small3")))
+            await here.until(lambda: sorted(here.seats("pair", follower)) == ["one", "two"])
+
+            await here.kill(home)
+            for model, scale in (("small2", 2.0), ("small3", 3.0), ("pair", 5.0)):
+                await here.until(lambda model=model: here.seats(model) == [other] and is_ready(here, model))
+                assert (await answer(here.clients[other], model))[0] == scale
+            await here.until(lambda: all(here.seats(m, follower) == [other] for m in ("small2", "small3", "pair")))
+        why = here.reconciler.why("pair")
+        assert why is not None
+        assert why.placement is not None
+        assert why.placement.lacking == "2 copies are wanted on different servers, and 1 can run it"
+
+
+@contextlib.asynccontextmanager
+async def watching(here: Fleet) -> AsyncIterator[Reconciler]:
+    """A second replica on the same bucket and servers; it follows."""
+    clients = {
+        name: TritonClient(name, server.grpc_url, timeouts=TritonTimeouts(load_seconds=60))
+        for name, server in here.servers.items()
+    }
+    servers = [
+        managed(name, server, clients[name], 1000 * MIB, f"zone-{name}") for name, server in here.servers.items()
+    ]
+    follower = reconciler_of(here.registry, servers)
+    await follower.start()
+    try:
+        assert not follower.leading
+        yield follower
+    finally:
+        await follower.stop()
+        for client in clients.values():
+            await client.close()
+
+
+def is_ready(here: Fleet, model: str) -> bool:
+    status = here.reconciler.status(model)
+    return status is not None and status.phase is Phase.READY
+
+
+async def test_a_move_is_made_before_it_is_broken(registry: Registry, tmp_path: Path) -> None:
+    async with fleet(registry, tmp_path, "one", "two") as here:
+        await here.ready("moves", 2, node_selector={"name": "one"})
+        assert await here.loaded() == {"one": {"moves"}, "two": set()}
+        answers: list[float] = []
+        stop = asyncio.Event()
+
+        async def ask() -> None:
+            """A client that knows both servers, and asks the other one where the first has not the model any more."""
+            while not stop.is_set():
+                for name in ready_on(here, "moves"):
+                    try:
+                        answers.append((await answer(here.clients[name], "moves"))[0])
+                    except (InferenceError, NotFoundError):
+                        continue  # it went between the question where it is and the request
+                    break
+                else:
+                    assert ready_on(here, "moves"), f"nobody answers: {here.reconciler.status('moves')}"
+
+        asking = asyncio.create_task(ask())
+        here.put("moves", 2, node_selector={"name": "two"})
+        await here.until(lambda: any("unloaded from one" in message for message in here.events("Unloaded")))
+        stop.set()
+        await asking
+        assert set(answers) == {2.0}
+        assert await here.loaded() == {"one": set(), "two": {"moves"}}
+        order = [(e.reason, e.message) for e in here.reconciler.events() if e.subject == "moves"]
+        proved = next(at for at, (reason, message) in enumerate(order) if reason == "Proved" and "on two" in message)
+        gone = next(at for at, (reason, message) in enumerate(order) if reason == "Unloaded" and "one" in message)
+        assert proved < gone, order
+        revision = here.put("moves", 2, node_selector={"name": "three"})
+        status = await here.reconciler.wait_settled("moves", revision, 30)
+        assert status.phase is Phase.READY, "nobody takes away what answers"
+        why = here.reconciler.why("moves")
+        assert why is not None
+        assert why.placement is not None
+        assert why.placement.lacking == "no server has the labels name=three"
+
+
+async def test_copies_follow_the_queue_and_go_when_nobody_asks(registry: Registry, tmp_path: Path) -> None:
+    patience = {"scale_up_seconds": 1.0, "scale_down_seconds": 2.0, "window_seconds": 0.5}
+    async with fleet(registry, tmp_path, "one", "two", **patience) as here:
+        await here.ready("busy", 2, max_copies=2, queue_objective_milliseconds=0.2)
+        (home,) = here.seats("busy")
+        stop = asyncio.Event()
+        config = await here.clients[home].model_config("busy")
+
+        async def ask() -> None:
+            while not stop.is_set():
+                await here.clients[home].infer("busy", {"x": np.ones((1, 4), np.float32)}, config=config)
+
+        clients = [asyncio.create_task(ask()) for _ in range(8)]
+        try:
+            await here.until(lambda: len(here.seats("busy")) == 2)
+            assert is_ready(here, "busy"), "a copy on its way does not make it less than Ready"
+            other = "two" if home == "one" else "one"
+            await here.until(lambda: len(ready_on(here, "busy")) == 2)
+            assert (await answer(here.clients[other], "busy"))[0] == 2.0
+        finally:
+            stop.set()
+            await asyncio.gather(*clients)
+        why = here.reconciler.why("busy")
+        assert why is not None
+        assert why.placement is not None
+        assert "more than the objective of 0.2 ms" in why.placement.copies_why
+        await here.until(lambda: len(here.seats("busy")) == 1)
+        await here.until(lambda: len(ready_on(here, "busy")) == 1)
+        assert any("there were few" in message for message in here.events("Scaled"))
+        assert await here.until(lambda: is_ready(here, "busy")) is None
+
+
+def ready_on(here: Fleet, model: str) -> list[str]:
+    status = here.reconciler.status(model)
+    return [one.server for one in status.servers if one.phase is Phase.READY] if status else []
