@@ -58,6 +58,7 @@ from controlplane.services.memory import Memory
 from controlplane.services.models import Models
 from controlplane.services.monitoring import Monitoring
 from controlplane.services.operations import Operations
+from controlplane.services.placement import Placement
 from controlplane.services.publishing import Publishing
 from controlplane.services.rollouts import Rollouts
 from controlplane.services.servers import Servers
@@ -296,6 +297,7 @@ class ControlPlane:
             validation=Validation(registry, uploads, operations, workers, workspace),
             deployments=deployments,
             rollouts=Rollouts(registry, deployments, reconciler, self._splits, replica=uuid.uuid4().hex),
+            placement=Placement(reconciler),
             memory=memory,
             leases=Leases(registry.leases, deployments, memory, reconciler),
             inference=Inference(registry, reconciler, servers),

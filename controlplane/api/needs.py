@@ -111,6 +111,7 @@ NEEDS: Mapping[str, Need] = {
     "getMemory": Need(Scope.READ, Models.ALL),
     "getGateway": Need(Scope.READ, Models.ALL),
     "collectGarbage": Need(Scope.ADMIN, Models.ALL),
+    "defragment": Need(Scope.ADMIN, Models.ALL),
     "getInfo": Need(Scope.READ, Models.CHECKED),
     "metrics": Need(Scope.READ, Models.ALL),
     "createKey": Need(Scope.ADMIN, Models.ALL),

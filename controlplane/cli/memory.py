@@ -125,7 +125,12 @@ def show_why(out: Output, why: Why) -> None:
     """Print why a model is where it is."""
     if not why.servers:
         out.line(f"{why.model} was not looked at yet")
-    for number, one in enumerate(why.servers):
+    if why.placement is not None:
+        from controlplane.cli.placement import show_placement
+
+        show_placement(out, why.model, why.placement)
+    elsewhere = [one for one in why.servers if one.model.state == "elsewhere"]
+    for number, one in enumerate(one for one in why.servers if one.model.state != "elsewhere"):
         if number:
             out.line()
         model = one.model
@@ -155,6 +160,9 @@ def show_why(out: Output, why: Why) -> None:
         show_holders(out, one.holders)
         for record in one.evictions[:_SHOWN_EVICTIONS]:
             out.line(f"{ago(record.at)}: {record.victim} left ({sizes(record.bytes)}): {record.why}")
+    if elsewhere:
+        out.line()
+        out.line(f"not on {', '.join(one.server for one in elsewhere)}: {elsewhere[0].model.why}")
 
 
 def show_holders(out: Output, holders: Sequence[HeldBy]) -> None:

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from pydantic import Field
 
+from controlplane.cli.placement_records import Placement
 from controlplane.cli.records import ModelMemory, Record
 
 
@@ -92,6 +93,7 @@ class Why(Record):
 
     model: str
     servers: tuple[ServerWhy, ...] = ()
+    placement: Placement | None = None
 
 
 class PlannedEviction(Record):

@@ -191,7 +191,10 @@ def show_ready(out: Output, deployment: Deployment, seconds: float) -> None:
     status = deployment.status
     version = deployment.spec.version
     if status is not None and status.phase is Phase.UNLOADED:
-        why = next((one.why for one in deployment.memory if one.state != "loaded"), "") or status.message
+        why = (
+            next((one.why for one in deployment.memory if one.state not in {"loaded", "elsewhere"}), "")
+            or status.message
+        )
         out.line(f"{deployment.model}:{version} is deployed and not loaded: {why}")
         return
     stages: dict[str, float] = {}

@@ -48,6 +48,7 @@ from controlplane.reconciler.messages import (
 )
 from controlplane.reconciler.nursing import Nurse
 from controlplane.reconciler.observing import Observer
+from controlplane.reconciler.placement_view import DefragmentationView, defragmentation_view
 from controlplane.reconciler.placing import Placer
 from controlplane.reconciler.pulse import Pulse
 from controlplane.reconciler.reading import Reader
@@ -324,6 +325,11 @@ class Reconciler:
             InvalidInputError: It cannot be run so.
         """
         return await self._answers.plan_load(model, version, settings)
+
+    def defragment(self, *, dry_run: bool, limit: int) -> DefragmentationView:
+        """Move copies where that gains more than it costs, or only say which. No I/O: the moves follow."""
+        found = self._placer.defragment(dry_run=dry_run, limit=limit)
+        return defragmentation_view(found, dry_run=dry_run)
 
     @property
     def cycle_report(self) -> str:

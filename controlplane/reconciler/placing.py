@@ -15,6 +15,7 @@ from controlplane.domain.deployment import DeploymentSettings, InstanceKind, Mod
 from controlplane.domain.states import ServerState
 from controlplane.memory.placement.board import suits
 from controlplane.memory.placement.planning import plan
+from controlplane.memory.placement.rebalancing import Defragmentation, defragment
 from controlplane.memory.placement.scaling import Scale, ScalingRules, Window, rescale
 from controlplane.memory.placement.types import CPU, GPU, UNLIMITED, Hints, Plan, Pool, Room, Server, Workload
 from controlplane.memory.types import HOST
@@ -115,6 +116,20 @@ class Placer:
         made = plan(self._state.plan, servers, {**self._state.plan.workloads, model: workload})
         seats = tuple(seat.server for seat in made.seats.get(model, ()))
         return seats or tuple(filter(None, (_largest(made, workload),)))
+
+    def defragment(self, *, dry_run: bool, limit: int) -> Defragmentation:
+        """Say which moves are worth their cost, and make them unless it is a dry run."""
+        rates: dict[str, float] = {}
+        for server in self._state.servers.values():
+            for model, tenant in server.steward.tenants.items():
+                rates[model] = rates.get(model, 0.0) + tenant.usage.rate_per_second
+        cached = self._hints(self._state.plan.seats.keys()).cached
+        found = defragment(self._state.plan, Hints(cached=cached, rates=rates), limit=limit)
+        if not dry_run and found.moves:
+            before, self._state.plan = self._state.plan, found.plan
+            self._tell(before, found.plan)
+            self.place()
+        return found
 
     def _follow(self) -> set[str]:
         """Models that the leader has put elsewhere than this replica thought; the numbers of copies it chose."""

@@ -18,6 +18,7 @@ from controlplane.services.memory import Memory
 from controlplane.services.models import Models
 from controlplane.services.monitoring import Monitoring
 from controlplane.services.operations import Operations
+from controlplane.services.placement import Placement
 from controlplane.services.publishing import Publishing
 from controlplane.services.rollouts import Rollouts
 from controlplane.services.servers import Servers
@@ -40,6 +41,7 @@ class Services:
     deployments: Deployments
     rollouts: Rollouts
     memory: Memory
+    placement: Placement
     leases: Leases
     inference: Inference
     servers: Servers

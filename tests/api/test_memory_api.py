@@ -293,3 +293,26 @@ def test_everything_about_memory_is_described(room: Api) -> None:
         assert operations[name]["description"]
     assert "200" in operations["deploy"]["responses"]
     assert "200" in operations["loadDeployment"]["responses"]
+
+
+def test_where_a_model_is_placed_and_what_a_defragmentation_would_do(room: Api) -> None:
+    why = room.ok(room.http.get("/v1/deployments/one/why"))
+    assert [seat["server"] for seat in why["placement"]["seats"]] == ["embedded"]
+    assert why["placement"]["seats"][0]["why"] == "the only server"
+    for params in ({"dry_run": True}, {"limit": 5}):
+        found = room.ok(room.http.post("/v1/placement/defragment", params=params))
+        assert found["dry_run"] is ("dry_run" in params)
+        assert found["moves"] == []
+        assert found["largest_gap_before"] == found["largest_gap_after"]
+    room.problem(room.http.post("/v1/placement/defragment", params={"limit": 0}), 422, "invalid-request")
+
+
+def test_a_server_without_the_labels_is_given_no_copy(room: Api) -> None:
+    before = room.ok(room.http.get("/v1/deployments/one"))["spec"]["settings"]
+    operation = room.deploy("one", **{**before, "node_selector": {"disk": "tape"}})
+    why = room.ok(room.http.get("/v1/deployments/one/why"))
+    assert why["placement"]["lacking"] == "no server has the labels disk=tape"
+    assert operation["state"] in {"failed", "succeeded"}, "what answers goes on"
+    assert room.deploy("one", **before)["state"] in {"succeeded", "failed"}
+    bad = {"reference": "one", "settings": {"min_copies": 3, "max_copies": 2}}
+    room.problem(room.http.put("/v1/deployments/one", json=bad), 422, "invalid-request")

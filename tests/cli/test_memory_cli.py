@@ -206,3 +206,8 @@ def test_a_bar_shows_every_part_that_is_there(sizes: dict[str, int], drawn: str)
     device = DeviceMemory.model_validate({"device": "host", "total_bytes": 1000, "budget_bytes": budget, **sizes})
     assert bar(device).plain == drawn
     assert len(bar(device).plain) == BAR_WIDTH
+
+
+def test_a_defragmentation_of_one_server_has_nothing_to_move(room: Cli) -> None:
+    assert "nothing moves" in room.ok("defrag", "--dry-run").out
+    assert room.ok("defrag", "--limit", 3, "-o", "json").json["moves"] == []

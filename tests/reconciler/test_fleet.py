@@ -91,7 +91,7 @@ class Fleet:
         await self.servers[name].stop()
 
 
-def managed(name: str, embedded: EmbeddedTriton, client: TritonClient, budget: int, zone: str) -> ManagedServer:
+def managed(name: str, embedded: EmbeddedTriton, client: TritonClient, budget: int) -> ManagedServer:
     return ManagedServer(
         name,
         client,
@@ -99,8 +99,8 @@ def managed(name: str, embedded: EmbeddedTriton, client: TritonClient, budget: i
         metrics_url=embedded.metrics_url,
         devices=HostSource(embedded.processes),
         budgets=BudgetRules({"host": budget}),
-        zone=zone,
-        labels={"name": name},
+        zone=name[0],
+        labels={"name": name, "zone": name[0]},
     )
 
 
@@ -117,7 +117,7 @@ async def fleet(
         for name, server in servers.items():
             clients[name] = TritonClient(name, server.grpc_url, timeouts=TritonTimeouts(load_seconds=60))
             stack.push_async_callback(clients[name].close)
-        several = [managed(name, server, clients[name], budget, f"zone-{name}") for name, server in servers.items()]
+        several = [managed(name, server, clients[name], budget) for name, server in servers.items()]
         reconciler = reconciler_of(registry, several, **placement)
         await reconciler.start()
         stack.push_async_callback(reconciler.stop)
@@ -174,9 +174,7 @@ async def watching(here: Fleet) -> AsyncIterator[Reconciler]:
         name: TritonClient(name, server.grpc_url, timeouts=TritonTimeouts(load_seconds=60))
         for name, server in here.servers.items()
     }
-    servers = [
-        managed(name, server, clients[name], 1000 * MIB, f"zone-{name}") for name, server in here.servers.items()
-    ]
+    servers = [managed(name, server, clients[name], 1000 * MIB) for name, server in here.servers.items()]
     follower = reconciler_of(here.registry, servers)
     await follower.start()
     try:
@@ -267,3 +265,23 @@ async def test_copies_follow_the_queue_and_go_when_nobody_asks(registry: Registr
 def ready_on(here: Fleet, model: str) -> list[str]:
     status = here.reconciler.status(model)
     return [one.server for one in status.servers if one.phase is Phase.READY] if status else []
+
+
+async def test_defragmentation_takes_copies_apart_that_could_fail_together(registry: Registry, tmp_path: Path) -> None:
+    async with fleet(registry, tmp_path, "a1", "a2", "b1") as here:
+        await here.ready("pair", 2, min_copies=2, node_selector={"zone": "a"})
+        await here.ready("pair", 2, min_copies=2)
+        assert sorted(here.seats("pair")) == ["a1", "a2"], "nothing moves by itself"
+
+        planned = here.reconciler.defragment(dry_run=True, limit=10)
+        assert [(move.model, move.to_server) for move in planned.moves] == [("pair", "b1")]
+        assert planned.moves[0].why == "two copies are in zone a"
+        assert planned.seconds > 0
+        assert sorted(here.seats("pair")) == ["a1", "a2"], "it was a dry run"
+
+        done = here.reconciler.defragment(dry_run=False, limit=10)
+        left = done.moves[0].from_server
+        await here.until(lambda: any(f"unloaded from {left}" in message for message in here.events("Unloaded")))
+        assert {name for name, models in (await here.loaded()).items() if models} == {"a1", "a2", "b1"} - {left}
+        assert is_ready(here, "pair")
+        assert here.reconciler.defragment(dry_run=True, limit=10).moves == ()

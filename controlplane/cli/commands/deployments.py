@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl deploy resnet:7 --wait",
             "tritonctl deploy resnet@champion --instances 2 --max-batch-size 16",
             "tritonctl deploy resnet --mode on-demand --keep-alive 10m",
+            "tritonctl deploy resnet --copies 2 --max-copies 4 --on gpu=h200",
             "tritonctl deploy resnet:8 --strategy canary --steps 5%:10m,25%:10m,50%:10m",
             "tritonctl deploy resnet --p99-ms 50 --max-failures 1",
             'tritonctl deploy resnet --set \'{"dynamic_batching": {"max_queue_delay_microseconds": 500}}\'',
@@ -94,6 +95,19 @@ def deploy(
         ),
     ] = None,
     priority: PriorityOption = None,
+    copies: Annotated[
+        int | None, typer.Option("--copies", min=1, max=1000, help="On how many servers at least, one copy on each.")
+    ] = None,
+    max_copies: Annotated[
+        int | None,
+        typer.Option("--max-copies", min=1, max=1000, help="On how many at most, while requests wait too long."),
+    ] = None,
+    queue_objective: Annotated[
+        float | None, typer.Option("--queue-objective-ms", help="How long requests may wait before a copy is added.")
+    ] = None,
+    on: Annotated[
+        list[str] | None, typer.Option("--on", metavar="LABEL=VALUE", help="A label its servers must have. Repeat it.")
+    ] = None,
     strategy: Annotated[
         Literal["switch", "canary", "shadow", "pinned"] | None,
         typer.Option("--strategy", help="How a new version takes over: at once, or by evidence (`rollout`)."),
@@ -144,6 +158,10 @@ def deploy(
         bake_seconds=bake,
         mode=mode,
         priority=priority,
+        min_copies=copies,
+        max_copies=max_copies,
+        queue_objective_milliseconds=queue_objective,
+        node_selector=_parameters(on, "--on"),
         warmup=warmup,
         parameters=_parameters(parameter),
     )
@@ -371,7 +389,7 @@ def _settings(text: str | None) -> dict[str, Any]:
     return document
 
 
-def _parameters(pairs: list[str] | None) -> dict[str, str] | None:
+def _parameters(pairs: list[str] | None, option: str = "--param") -> dict[str, str] | None:
     from controlplane.cli.publishing import key_values
 
-    return key_values(pairs, "--param") if pairs else None
+    return key_values(pairs, option) if pairs else None

@@ -1,0 +1,25 @@
+"""Where models are placed, as far as a person has a say in it at once: defragmentation."""
+
+from controlplane.errors import ConflictError
+from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.placement_view import DefragmentationView
+
+
+class Placement:
+    """Use cases round placement. Used from one event loop."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+
+    def defragment(self, *, dry_run: bool, limit: int) -> DefragmentationView:
+        """Say which moves are worth their cost, and make them unless it is a dry run.
+
+        Raises:
+            ConflictError: This replica does not lead, so it cannot move anything.
+        """
+        if not dry_run and not self._reconciler.leading:
+            raise ConflictError(
+                f"this replica only follows ({self._reconciler.cycle_report.partition(';')[0]}); ask the one that "
+                "leads, or make it a dry run"
+            )
+        return self._reconciler.defragment(dry_run=dry_run, limit=limit)
