@@ -179,7 +179,11 @@ class ControlPlane:
         store = MeteredStore(store, self._metrics.store.observe)
         cache = BlobCache(settings.cache.path or settings.data_dir / "cache", settings.cache.max_bytes)
         registry = self._registry = Registry(
-            store, cache, head_max_age_seconds=settings.store.head_max_age_seconds, gc=settings.gc
+            store,
+            cache,
+            head_max_age_seconds=settings.store.head_max_age_seconds,
+            gc=settings.gc,
+            signing=settings.signing,
         )
         keys = self._keys = Keys(registry.keys, settings.auth, settings.api.host)
         await keys.open()  # first: what must not be listened on is found out before anything else is started

@@ -12,6 +12,7 @@ leaves its adapter. A message says what was wrong, with which value, and what to
     │   ├── InvalidReferenceError    not of the form name, name:7 or name@alias
     │   ├── InvalidArtifactError     a file is not what it claims, is cut short, or is unsafe
     │   ├── UntrustedArtifactError   reading it would run its code, and nobody said trust
+    │   ├── UnverifiedVersionError   no trusted key signed this version as it is
     │   ├── UnsupportedConversionError  no converter for this pair of formats
     │   ├── InvalidConfigError       Triton settings that contradict the signature or each other
     │   └── TooLargeError            more bytes than a limit allows
@@ -87,6 +88,10 @@ class InvalidArtifactError(InvalidInputError):
 
 class UntrustedArtifactError(InvalidInputError):
     """Reading the artifact would run code it carries, and nobody said ``trust``."""
+
+
+class UnverifiedVersionError(InvalidInputError):
+    """No trusted key has signed this version as it is."""
 
 
 class UnsupportedConversionError(InvalidInputError):

@@ -236,6 +236,13 @@ class TlsSettings(_Group):
     )
 
 
+class SigningSettings(_Group):
+    """Signatures of versions."""
+
+    required: bool = Field(default=False, description="Deploy only versions that a trusted key has signed.")
+    public_keys: tuple[Path, ...] = Field(default=(), description="Public keys (PEM) that are trusted.")
+
+
 class AuthSettings(_Group):
     """Who may use the REST API."""
 
@@ -337,5 +344,6 @@ class Settings(BaseSettings):
     conversion: ConversionSettings = ConversionSettings()
     api: ApiSettings = ApiSettings()
     auth: AuthSettings = AuthSettings()
+    signing: SigningSettings = SigningSettings()
     gateway: GatewaySettings = GatewaySettings()
     gc: GcSettings = GcSettings()

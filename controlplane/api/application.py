@@ -24,6 +24,7 @@ from controlplane.api.routers import (
     operations,
     placement,
     rollouts,
+    signatures,
     system,
     tunings,
     uploads,
@@ -97,6 +98,7 @@ def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan 
     for router in (
         models.router,
         versions.router,
+        signatures.router,
         uploads.router,
         work.router,
         deployments.router,

@@ -59,6 +59,8 @@ NEEDS: Mapping[str, Need] = {
     "publishVersion": _DEPLOY,
     "getVersion": _READ,
     "deleteVersion": _DEPLOY,
+    "addSignature": _DEPLOY,
+    "listSignatures": _READ,
     "downloadFile": _READ,
     "downloadSamples": _READ,
     "downloadLog": _READ,

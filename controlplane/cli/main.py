@@ -23,6 +23,7 @@ from controlplane.cli.commands import (
     pulling,
     rollouts,
     servers,
+    signing,
     tuning,
     upkeep,
 )
@@ -110,6 +111,7 @@ for module in (
     conversions,
     models,
     pulling,
+    signing,
     deployments,
     rollouts,
     tuning,

@@ -254,6 +254,7 @@ class Wishes:
                 model=model,
                 version=version,
             )
+        self._registry.signatures.demand(model, version, manifest)
         layout(manifest)  # says early what staging would say
         samples = self._registry.samples(manifest)
         self._registry.footprints.load(model, version)

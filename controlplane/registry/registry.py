@@ -25,8 +25,9 @@ from controlplane.registry.keys import ApiKeys
 from controlplane.registry.leases import ModelLeases
 from controlplane.registry.models import Models
 from controlplane.registry.publish import Publisher
+from controlplane.registry.signatures import Signatures
 from controlplane.registry.versions import Versions
-from controlplane.settings import GcSettings
+from controlplane.settings import GcSettings, SigningSettings
 from controlplane.storage.base import ObjectStore, ProgressCallback
 
 
@@ -41,9 +42,18 @@ class Registry:
         footprints: Measured footprints of versions.
         leases: Client leases on models.
         keys: API keys.
+        signatures: Signatures of versions, and which may be deployed.
     """
 
-    def __init__(self, store: ObjectStore, cache: BlobCache, *, head_max_age_seconds: float, gc: GcSettings) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        cache: BlobCache,
+        *,
+        head_max_age_seconds: float,
+        gc: GcSettings,
+        signing: SigningSettings | None = None,
+    ) -> None:
         self.store = store
         self.cache = cache
         self.blobs = Blobs(store)
@@ -53,6 +63,7 @@ class Registry:
         self.footprints = Footprints(store)
         self.leases = ModelLeases(store)
         self.keys = ApiKeys(store)
+        self.signatures = Signatures(store, signing or SigningSettings())
         self._publisher = Publisher(store, self._models, self.blobs)
         self._collector = Collector(store, self.blobs, self._models, self._versions, self.deployments, gc)
 

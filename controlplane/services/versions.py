@@ -12,6 +12,7 @@ from controlplane.errors import DigestMismatchError, InvalidReferenceError, NotF
 from controlplane.registry.blobs import blob_key
 from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
 from controlplane.registry.registry import Registry
+from controlplane.registry.signatures import StoredSignature
 
 _MANIFESTS_KEPT = 1024
 _CHUNK_BYTES = 1 << 20
@@ -161,3 +162,24 @@ class Versions:
         """
         entry = await self.select(model, selector)
         await asyncio.to_thread(lambda: self._registry.delete_version(model, entry.number, actor=actor, reason=reason))
+
+    async def sign(self, model: str, selector: str, bundle: bytes) -> StoredSignature:
+        """Keep a signature of a version (NotFoundError; and what `Signatures.add` raises)."""
+        entry = await self.select(model, selector)
+        return await asyncio.to_thread(
+            lambda: self._registry.signatures.add(
+                model, entry.number, self._registry.manifest(model, entry.number), bundle
+            )
+        )
+
+    async def signatures(self, model: str, selector: str) -> list[StoredSignature]:
+        """Return a version's signatures, each judged by the keys that are trusted here (NotFoundError)."""
+        entry = await self.select(model, selector)
+        return await asyncio.to_thread(
+            lambda: self._registry.signatures.list(model, entry.number, self._registry.manifest(model, entry.number))
+        )
+
+    @property
+    def signatures_required(self) -> bool:
+        """Whether a version must be signed to be deployed."""
+        return self._registry.signatures.required

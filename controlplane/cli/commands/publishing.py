@@ -60,6 +60,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl push resnet ./exported-folder --alias staging --metric top1=0.76",
             'tritonctl push vad vad.pt --input "input:FP32\\[-1,512]" --out "output:FP32\\[-1,1]" --batched',
             "tritonctl push resnet resnet50.onnx --deploy",
+            "tritonctl push resnet resnet50.onnx --sign-key release.pem",
         ),
     )(push)
 
@@ -90,6 +91,14 @@ def push(
     direct: Annotated[
         bool, typer.Option("--direct", help="Write the files straight to the bucket (S3), past the control plane.")
     ] = False,
+    sign_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--sign-key",
+            help="Sign the new version with this private key (PEM). Its password: TRITONCTL_SIGN_KEY_PASSWORD.",
+            show_default=False,
+        ),
+    ] = None,
     deploy: Annotated[bool, typer.Option("--deploy", help="Deploy the new version and wait for it.")] = False,
 ) -> None:
     """Publish a file or a folder as a new version of a model.
@@ -124,11 +133,23 @@ def push(
         direct=direct,
     )
     out = session.out()
+    if sign_key is not None:
+        from controlplane.cli.signing import check_key
+
+        check_key(sign_key)
     with session.client() as client:
         result = publish(client, name, source, options, session.folder(), out)
+        if sign_key is not None:
+            from controlplane.cli.references import fetch_version
+            from controlplane.cli.signing import local_digests, sign_version
+
+            detail = fetch_version(client, f"{name}:{result['version']}")
+            result["signature"] = sign_version(client, detail, sign_key, local=local_digests(source, out))
         if not deploy:
             out.result(result)
         show_result(out, result)
+        if sign_key is not None:
+            out.line(f"signed {result['reference']} with the key {result['signature']['key'][:16]}")
         if deploy:
             from controlplane.cli.rollout import deploy_and_wait
 

@@ -1,0 +1,1 @@
+"""Signatures of versions: the only place that imports `model_signing`."""

@@ -1,0 +1,148 @@
+"""Signs and verifies with Sigstore's `model-signing` (the OpenSSF Model Signing format), with keys and offline.
+
+A signature is a Sigstore bundle: a DSSE envelope round an in-toto statement that names the version and the SHA-256 of each
+of its files. `model_signing verify key` accepts what is made here. The library's own interface reads all files again to
+hash them; a version's digests are known and checked on every read, so they are given to the layer below, which is
+why the extra pins the minor release.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from controlplane.domain.manifest import FileEntry
+from controlplane.domain.trust import Statement
+from controlplane.errors import InvalidInputError, UnverifiedVersionError
+
+BUNDLE_MAX_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A key that verifies.
+
+    Attributes:
+        id: SHA-256 of the key in PEM, the hint that a bundle carries.
+        path: Where it is.
+    """
+
+    id: str
+    path: Path
+
+
+def require_library() -> None:
+    """Raise InvalidInputError unless the library is installed."""
+    try:
+        import model_signing  # noqa: F401
+    except ImportError as error:
+        raise InvalidInputError(
+            "signatures need the extra `signing`: pip install 'triton-control-plane[signing]'"
+        ) from error
+
+
+def load_public_key(path: Path) -> PublicKey:
+    """Read a public key (PEM, NIST P-256, P-384 or P-521).
+
+    Raises:
+        InvalidInputError: There is none, or it is of another kind; or the library is not installed.
+    """
+    require_library()
+    from cryptography.hazmat.primitives import serialization
+    from model_signing._signing.sign_ec_key import Verifier
+
+    try:
+        Verifier(path)  # says what kind of key it cannot use
+        key = serialization.load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InvalidInputError(f"{path} is no public key for signatures ({_reason(error)}): {_HOW}") from error
+    pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return PublicKey(sha256(pem).hexdigest(), path)
+
+
+def sign(subject: str, files: Sequence[FileEntry], private_key: Path, password: str | None = None) -> bytes:
+    """Return the signature of a version.
+
+    Args:
+        subject: The version, as ``name:7``.
+        files: Its files.
+        private_key: The key (PEM, NIST P-256, P-384 or P-521).
+        password: The key's password.
+
+    Raises:
+        InvalidInputError: The key cannot be used, or the library is not installed.
+    """
+    require_library()
+    from model_signing import manifest
+    from model_signing._hashing.hashing import Digest
+    from model_signing._signing.sign_ec_key import Signer
+    from model_signing._signing.signing import Payload
+
+    try:
+        signer = Signer(private_key, password.encode() if password else None)  # type: ignore[arg-type]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InvalidInputError(f"{private_key} is no private key to sign with ({_reason(error)}): {_HOW}") from error
+    items = [
+        manifest.FileManifestItem(path=PurePosixPath(file.path), digest=Digest("sha256", bytes.fromhex(file.sha256)))
+        for file in files
+    ]
+    kind = manifest.SerializationType.from_args({"method": "files", "hash_type": "sha256", "allow_symlinks": False})
+    signature: Any = signer.sign(Payload(manifest.Manifest(subject, items, kind)))
+    bundle: str = signature.bundle.to_json()
+    return bundle.encode()
+
+
+def key_hint(bundle: bytes) -> str:
+    """Return which key made a signature, by its own word.
+
+    Raises:
+        InvalidInputError: It is no Sigstore bundle with a key's hint.
+    """
+    try:
+        hint = json.loads(bundle)["verificationMaterial"]["publicKey"]["hint"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InvalidInputError("this is no Sigstore bundle that was signed with a key") from error
+    if not isinstance(hint, str) or not hint:
+        raise InvalidInputError("the bundle does not say which key signed it; sign it again with model-signing 1.1")
+    return hint
+
+
+def verify(bundle: bytes, keys: Sequence[PublicKey]) -> Statement:
+    """Return what was signed, if one of these keys signed it.
+
+    Raises:
+        UnverifiedVersionError: None of them did, or the signature is not good.
+        InvalidInputError: It is no signature at all; or the library is not installed.
+    """
+    require_library()
+    from cryptography.exceptions import InvalidSignature
+    from model_signing._signing.sign_ec_key import Verifier
+    from model_signing._signing.sign_sigstore_pb import Signature
+    from sigstore_models.bundle.v1 import Bundle
+
+    hint = key_hint(bundle)
+    key = next((key for key in keys if key.id == hint), None)
+    if key is None:
+        raise UnverifiedVersionError(f"it was signed with the key {hint[:16]}…, which is not trusted here", key=hint)
+    try:
+        document = json.loads(bundle)
+        document["verificationMaterial"].setdefault("tlogEntries", [])
+        signed = Verifier(key.path).verify(Signature(Bundle.from_dict(document)))
+        files = {item.identifier: item.digest for item in signed.resource_descriptors()}
+        if any(digest.algorithm != "sha256" for digest in files.values()):
+            raise UnverifiedVersionError("its digests are not SHA-256")
+        return Statement(signed.model_name, {path: digest.digest_hex for path, digest in files.items()}, hint)
+    except InvalidSignature as error:
+        raise UnverifiedVersionError(f"the signature by the key {hint[:16]}… is not good") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, RecursionError) as error:
+        # What a bundle's parts may be is up to whoever wrote it: each of these is a bundle that says nothing.
+        raise UnverifiedVersionError(f"the signature cannot be read ({type(error).__name__})") from error
+
+
+_HOW = "make one with `openssl ecparam -name prime256v1 -genkey -noout -out key.pem` (and `openssl ec -pubout`)"
+
+
+def _reason(error: BaseException) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:200]
