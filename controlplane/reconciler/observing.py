@@ -106,7 +106,10 @@ class Observer:
         state = self._state
         known = state.wishes.get(wish.model)
         if known is not None and wish.revision.number <= known.revision.number:
-            return False
+            # The same revision again is news only where it could not be acted on, and now can: it was signed since.
+            mended = wish.revision.number == known.revision.number and known.problem and not wish.problem
+            if not mended:
+                return False
         state.wishes[wish.model] = wish
         if known is not None or not wish.revision.spec.deleted:
             state.events.add("Normal", "RevisionSeen", wish.model, wish.sentence)

@@ -1,7 +1,7 @@
 """Signatures of versions, and whether a version may be deployed.
 
-A signature is an object of its own, ``signatures/NAME/7/SHA256.json``, created and never changed: a version can be signed
-after it was published (a converted one was never on anybody's machine before), and by several.
+A signature is an object of its own, ``signatures/NAME/7/SHA256.json``, created and never changed: a version can be
+signed after it was published (a converted one was never on anybody's machine before), and by several.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """Signs and verifies with Sigstore's `model-signing` (the OpenSSF Model Signing format), with keys and offline.
 
-A signature is a Sigstore bundle: a DSSE envelope round an in-toto statement that names the version and the SHA-256 of each
-of its files. `model_signing verify key` accepts what is made here. The library's own interface reads all files again to
-hash them; a version's digests are known and checked on every read, so they are given to the layer below, which is
-why the extra pins the minor release.
+A signature is a Sigstore bundle: a DSSE envelope round an in-toto statement that names the version and the SHA-256 of
+each of its files. `model_signing verify key` accepts what is made here. The library's own interface reads all files
+again to hash them; a version's digests are known and checked on every read, so they are given to the layer below, which
+is why the extra pins the minor release.
 """
 
 import json
