@@ -93,6 +93,7 @@ NEEDS: Mapping[str, Need] = {
     "listRollouts": Need(Scope.READ, Models.CHECKED),
     "getRollout": _READ,
     "getDeploymentMetrics": _READ,
+    "getFootprints": _READ,
     "promoteRollout": _DEPLOY,
     "abortRollout": _DEPLOY,
     "pauseRollout": _DEPLOY,
