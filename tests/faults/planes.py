@@ -32,6 +32,7 @@ QUICK: dict[str, str] = {
     "TRITON__REQUEST_TIMEOUT_SECONDS": "3",
     "TRITON__LOAD_TIMEOUT_SECONDS": "8",
     "TRITON__UNLOAD_TIMEOUT_SECONDS": "15",
+    "TRITON__RESTRICT_CONTROL": "false",  # somebody else loads and unloads by hand
     "GC__GRACE_SECONDS": "3600",
 }
 """Shorter intervals and deadlines than the defaults: what is found after a deadline is found sooner."""
