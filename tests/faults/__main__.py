@@ -24,8 +24,8 @@ from tests.support.moto import moto_server
 from tests.support.s3server import S3Server
 from tests.support.triton import running_triton
 
-ARTIFACTS = 3000
-SOAK_OPERATIONS = 8_000
+ARTIFACTS = 1500
+SOAK_OPERATIONS = 5_000
 
 
 def main(names: Sequence[str]) -> int:

@@ -61,6 +61,7 @@ class Case:
         cause: What a report of it says (a regular expression); empty where it is to be borne in silence.
         quick: How often in the short version.
         long: How often in the long version.
+        each: How many faults one run of it injects.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Case:
     cause: str = ""
     quick: int = 1
     long: int = 5
+    each: int = 1
 
 
 def quick(cases: Sequence[Case]) -> list[Case]:
@@ -104,7 +106,7 @@ def inject(stage: "Stage", case: Case, times: int) -> Row:
     stage.record.violations.clear()
     return Row(
         case.name,
-        len(trials),
+        len(trials) * case.each,
         problems,
         [trial.detected.seconds for trial in trials if trial.detected],
         [trial.healed for trial in trials if trial.healed is not None],
@@ -149,8 +151,8 @@ def _median_and_worst(seconds: Sequence[float]) -> tuple[str, str]:
 
 
 def write(rows: Sequence[Row], path: Path = RESULTS) -> None:
-    """Keep the rows for programs."""
-    documents = [
+    """Keep the rows for programs; rows of parts that were not run stay."""
+    new = [
         {
             "fault": row.fault,
             "injected": row.injected,
@@ -161,6 +163,9 @@ def write(rows: Sequence[Row], path: Path = RESULTS) -> None:
         for row in rows
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
+    ran = {row.fault for row in rows}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    documents = [row for row in before if row["fault"] not in ran] + new
     path.write_text(json.dumps(documents, indent=1) + "\n", encoding="utf-8")
 
 

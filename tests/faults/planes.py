@@ -27,6 +27,7 @@ QUICK: dict[str, str] = {
     "RECONCILER__BACKOFF_INITIAL_SECONDS": "0.5",
     "RECONCILER__BACKOFF_MAX_SECONDS": "4",
     "RECONCILER__LEASE_SECONDS": "6",
+    "RECONCILER__HUNG_SECONDS": "5",
     "STORE__TIMEOUT_SECONDS": "3",
     "STORE__RETRIES": "3",
     "TRITON__REQUEST_TIMEOUT_SECONDS": "3",
@@ -116,6 +117,10 @@ class Plane:
     def start(self) -> None:
         """Start the process and wait until it answers."""
         self.launch()
+        self.wait_up()
+
+    def wait_up(self) -> None:
+        """Wait until it answers."""
         end = time.monotonic() + START_SECONDS
         while not self._is_up():
             if not self.running or time.monotonic() > end:
