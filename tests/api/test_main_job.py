@@ -129,6 +129,7 @@ def test_metrics_tell_of_requests_deployments_and_servers(api: Api) -> None:
     api.publish("counted", onnx_scale(2))
     api.deploy("counted")
     text = api.http.get("/metrics").text
+    assert "process_open_fds" in text
     assert 'tritonctl_http_requests_total{method="PUT",route="/v1/deployments/{model}",status="202"}' in text
     assert 'tritonctl_server_up{server="embedded"} 1.0' in text
     assert 'tritonctl_serving_version{model="counted",server="embedded"} 1.0' in text

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.faults.clients import LostError, RefusedError
 from tests.faults.sighting import Sighting, Sightings
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ def inject(stage: "Stage", case: Case, times: int) -> Row:
     trials: list[Trial] = []
     for _ in range(times):
         with _trial(stage, case) as trial:
-            case.run(trial)
+            try:
+                case.run(trial)
+            except (RefusedError, LostError) as error:
+                trial.problems.append(f"what the case itself asked for failed: {error}")
             if case.cause:
                 trial.detected = trial.sightings.wait(15)
                 if trial.detected is None:
