@@ -24,8 +24,8 @@ from tests.support.moto import moto_server
 from tests.support.s3server import S3Server
 from tests.support.triton import running_triton
 
-ARTIFACTS = 1500
-SOAK_OPERATIONS = 5_000
+ARTIFACTS = 1000
+SOAK_OPERATIONS = 4_000
 
 
 def main(names: Sequence[str]) -> int:

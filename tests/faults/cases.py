@@ -69,7 +69,7 @@ class Case:
     run: Callable[[Trial], None]
     cause: str = ""
     quick: int = 1
-    long: int = 5
+    long: int = 3
     each: int = 1
 
 

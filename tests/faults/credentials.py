@@ -33,4 +33,4 @@ def revoked(seconds: float) -> Callable[[Trial], None]:
 
 def credential_cases(seconds: float) -> list[Case]:
     """All of them."""
-    return [Case("S3: credentials revoked", revoked(seconds), _DENIED, long=3)]
+    return [Case("S3: credentials revoked", revoked(seconds), _DENIED, long=2)]

@@ -117,7 +117,7 @@ def plane_cases() -> list[Case]:
     """All of them; they need two control planes beside one Triton."""
     takeover: Callable[[Trial], None] = leader_killed
     return [
-        Case("replicas: both serve the API", both_serve, long=5),
+        Case("replicas: both serve the API", both_serve, long=3),
         Case("replicas: the leader killed", takeover, long=5),
         Case("replicas: the leader paused", leader_paused, r"Following|Leading", quick=1, long=5),
         Case("control plane: SIGKILL at random", killed_at_random, quick=1, long=20, each=KILLS),

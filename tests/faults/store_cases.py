@@ -90,17 +90,17 @@ def store_cases(long: bool) -> list[Case]:
     }
     every = [make for name, makes in single.items() if name != "all answers of a commit lost" for make in makes]
     return [
-        Case("S3: each single fault at once", passing(*every), long=5),
-        *(Case(f"S3: {name}", passing(*makes), quick=0, long=4) for name, makes in single.items()),
+        Case("S3: each single fault at once", passing(*every), long=3),
+        *(Case(f"S3: {name}", passing(*makes), quick=0, long=3) for name, makes in single.items()),
         Case(
             "S3: 500, all the time",
             lasting(lambda: Fault(answer, status=500, code="InternalError"), seconds),
             _STORE,
             quick=0,
-            long=3,
+            long=2,
         ),
-        Case("S3: 503 SlowDown, all the time", lasting(lambda: Fault(answer), seconds), _STORE, long=3),
-        Case("S3: all requests stall", lasting(lambda: Fault(Action.STALL), seconds), _STORE, quick=0, long=3),
-        Case("S3: blobs changed on their way", wrong_bytes, "the content its name says|has SHA-256", long=6),
-        Case("S3: bucket away", lasting(lambda: Fault(Action.REFUSE), 60.0 if long else 4.0), _STORE, long=2),
+        Case("S3: 503 SlowDown, all the time", lasting(lambda: Fault(answer), seconds), _STORE, long=2),
+        Case("S3: all requests stall", lasting(lambda: Fault(Action.STALL), seconds), _STORE, quick=0, long=2),
+        Case("S3: blobs changed on their way", wrong_bytes, "the content its name says|has SHA-256", long=4),
+        Case("S3: bucket away", lasting(lambda: Fault(Action.REFUSE), 60.0 if long else 4.0), _STORE, long=1),
     ]

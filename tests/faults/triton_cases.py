@@ -195,11 +195,11 @@ def loaded_by_hand(trial: Trial) -> None:
 def triton_cases() -> list[Case]:
     """All of them."""
     return [
-        Case("Triton: SIGKILL", killed, _SERVER, long=10),
-        Case("Triton: SIGSTOP, hung", hung, _SERVER, quick=0, long=3),
-        Case("Triton: killed in a loop", killed_in_a_loop, _SERVER, quick=0, long=3),
-        Case("Triton: backend process killed", backend_killed, r"Unhealthy|is not healthy|stopped answering", long=10),
-        Case("Triton: a load that fails", load_fails, r"nobody\.knows|Mystery", long=5),
+        Case("Triton: SIGKILL", killed, _SERVER, long=4),
+        Case("Triton: SIGSTOP, hung", hung, _SERVER, quick=0, long=2),
+        Case("Triton: killed in a loop", killed_in_a_loop, _SERVER, quick=0, long=2),
+        Case("Triton: backend process killed", backend_killed, r"Unhealthy|is not healthy|stopped answering", long=4),
+        Case("Triton: a load that fails", load_fails, r"nobody\.knows|Mystery", long=4),
         Case(
             "Triton: a load that hangs",
             load_hangs,
@@ -207,7 +207,7 @@ def triton_cases() -> list[Case]:
             quick=0,
             long=3,
         ),
-        Case("Triton: a slow unload", unload_is_slow, "Unloaded slow", long=5),
-        Case("Triton: unloaded by somebody else", unloaded_by_hand, rf"{STEADY}", long=10),
-        Case("Triton: loaded by somebody else", loaded_by_hand, long=5),
+        Case("Triton: a slow unload", unload_is_slow, "Unloaded slow", long=4),
+        Case("Triton: unloaded by somebody else", unloaded_by_hand, rf"{STEADY}", long=4),
+        Case("Triton: loaded by somebody else", loaded_by_hand, long=4),
     ]
