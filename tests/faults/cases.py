@@ -41,7 +41,7 @@ class Trial:
         """The fault is over now; healing counts from here."""
         self._began = time.monotonic()
 
-    def heals(self, good: Callable[[], bool], seconds: float = 90) -> None:
+    def heals(self, good: Callable[[], bool], seconds: float = 240) -> None:
         """Wait for the first good answer."""
         end = time.monotonic() + seconds
         while not good():
@@ -100,7 +100,7 @@ def inject(stage: "Stage", case: Case, times: int) -> Row:
             except (RefusedError, LostError) as error:
                 trial.problems.append(f"what the case itself asked for failed: {error}")
             if case.cause:
-                trial.detected = trial.sightings.wait(15)
+                trial.detected = trial.sightings.wait(60)
                 if trial.detected is None:
                     trial.problems.append(f"nobody reported it: {trial.sightings.others[-8:]}")
         trials.append(trial)

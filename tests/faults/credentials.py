@@ -18,7 +18,7 @@ def revoked(seconds: float) -> Callable[[Trial], None]:
         server.suspend(True)
         try:
             end = time.monotonic() + seconds
-            trial.sightings.wait(30)
+            trial.sightings.wait(60)
             while time.monotonic() < end:
                 if not trial.stage.answers():
                     trial.problems.append("inference needs the store")

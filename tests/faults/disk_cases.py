@@ -65,7 +65,7 @@ def full(where: Callable[[Stage], Path], act: Callable[[Trial, int], None]) -> C
             _fill(ballast)
             try:
                 act(trial, newest)
-                trial.sightings.wait(20)
+                trial.sightings.wait(60)
                 if not stage.answers():
                     trial.problems.append("a full disk stops what is loaded")
             finally:

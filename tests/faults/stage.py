@@ -22,7 +22,7 @@ from tests.support.triton import RunningTriton
 
 STEADY = "steady"
 MOVING = "moving"
-_REST_SECONDS = 90.0
+_REST_SECONDS = 240.0
 
 
 @dataclass

@@ -36,7 +36,7 @@ def lasting(make: Callable[[], Fault], seconds: float) -> Callable[[Trial], None
         with _proxy(trial).lasting(make()):
             end = time.monotonic() + seconds
             trial.stage.publishes()
-            trial.sightings.wait(max(15.0, seconds))
+            trial.sightings.wait(60)
             while time.monotonic() < end:
                 if not trial.stage.answers():
                     trial.problems.append("inference needs the store")
@@ -60,7 +60,7 @@ def wrong_bytes(trial: Trial) -> None:
             for folder in cache.iterdir():
                 shutil.rmtree(folder)
             stage.work.deploy(MOVING, newest)
-            trial.sightings.wait(15)
+            trial.sightings.wait(60)
         trial.lifted()
         trial.heals(lambda: stage.asker.ask(MOVING) == newest)
 
@@ -81,8 +81,8 @@ def store_cases(long: bool) -> list[Case]:
             lambda: Fault(Action.LOSE_ANSWER, "PUT", contains="/deployments/"),
         ],
         "all answers of a commit lost": [
-            lambda: Fault(Action.LOSE_ANSWER, "PUT", contains="/models/", times=4),
-            lambda: Fault(Action.LOSE_ANSWER, "PUT", contains="/deployments/", times=4),
+            lambda: Fault(Action.LOSE_ANSWER, "PUT", contains="/models/", times=6),
+            lambda: Fault(Action.LOSE_ANSWER, "PUT", contains="/deployments/", times=6),
         ],
         "a key's claim's answer lost": [lambda: Fault(Action.LOSE_ANSWER, "PUT", contains="/idempotency/")],
         "a request stalls": [lambda: Fault(Action.STALL, "PUT"), lambda: Fault(Action.STALL, "GET")],
