@@ -1,4 +1,4 @@
-"""The long version: ``python -m tests.faults [PART ...]``, with the parts store, triton, disk, planes, artifacts, soak.
+"""The long version of the fault suite: ``python -m tests.faults [--case TEXT] [--times N] [PART ...]``.
 
 Prints a table, and writes its rows to ``benchmarks/results/faults.json``. Ends with 1 where an invariant was violated.
 """
@@ -6,8 +6,10 @@ Prints a table, and writes its rows to ``benchmarks/results/faults.json``. Ends 
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.artifacts import fuzz_artifacts
@@ -28,9 +30,22 @@ ARTIFACTS = 1000
 SOAK_OPERATIONS = 4_000
 
 
-def main(names: Sequence[str]) -> int:
+@dataclass(frozen=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+        case: Only cases with this in their name; empty for all.
+        times: How often each case is run; None as often as it says itself.
+    """
+
+    case: str = ""
+    times: int | None = None
+
+
+def main(arguments: Sequence[str]) -> int:
     """Run the parts that are named, or all."""
-    parts: dict[str, Callable[[S3Server, Path], list[Row]]] = {
+    parts: dict[str, Callable[[S3Server, Path, Plan], list[Row]]] = {
         "store": _store,
         "triton": _triton,
         "disk": _disk,
@@ -38,16 +53,19 @@ def main(names: Sequence[str]) -> int:
         "artifacts": _artifacts,
         "soak": _soak,
     }
-    unknown = [name for name in names if name not in parts]
-    if unknown:
-        print(f"no part {unknown[0]!r}; there are: {', '.join(parts)}", file=sys.stderr)
-        return 2
+    parser = ArgumentParser(prog="make faults", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
+    parser.add_argument("--case", default="", help="only cases with this in their name")
+    parser.add_argument("--times", type=int, help="how often each case is run, in place of its own number")
+    chosen = parser.parse_args(arguments)
+    if unknown := [name for name in chosen.parts if name not in parts]:
+        parser.error(f"no part {unknown[0]!r}; there are: {', '.join(parts)}")
     rows: list[Row] = []
     server: AbstractContextManager[S3Server] = moto_server() if missing_programs() else ceph_server()
     with server as s3, tempfile.TemporaryDirectory(prefix="faults-") as folder:
         print(f"the S3 server is {s3.kind}", flush=True)
-        for name in names or parts:
-            rows += parts[name](s3, Path(folder) / name)
+        for name in chosen.parts or parts:
+            rows += parts[name](s3, Path(folder) / name, Plan(chosen.case, chosen.times))
             write(rows)
     print(table(rows))
     for row in rows:
@@ -56,11 +74,13 @@ def main(names: Sequence[str]) -> int:
     return 1 if any(row.violations for row in rows) else 0
 
 
-def _run(stage: Stage, cases: Sequence[Case]) -> list[Row]:
+def _run(stage: Stage, cases: Sequence[Case], plan: Plan) -> list[Row]:
     rows = []
     for case in cases:
+        if plan.case not in case.name:
+            continue
         began = time.monotonic()
-        row = inject(stage, case, case.long)
+        row = inject(stage, case, plan.times or case.long)
         rows.append(row)
         report = row.reports[0][:160] if row.reports else "-"
         print(f"{row.fault}: {row.injected} in {time.monotonic() - began:.0f} s; reported as: {report}", flush=True)
@@ -69,38 +89,38 @@ def _run(stage: Stage, cases: Sequence[Case]) -> list[Row]:
     return rows
 
 
-def _store(server: S3Server, folder: Path) -> list[Row]:
+def _store(server: S3Server, folder: Path, plan: Plan) -> list[Row]:
     with stage_with_own_triton(server, folder) as stage:
         cases = store_cases(long=True)
-        return _run(stage, cases + credential_cases(seconds=10) if server.suspend else cases)
+        return _run(stage, cases + credential_cases(seconds=10) if server.suspend else cases, plan)
 
 
-def _triton(server: S3Server, folder: Path) -> list[Row]:
+def _triton(server: S3Server, folder: Path, plan: Plan) -> list[Row]:
     with stage_with_own_triton(server, folder) as stage:
-        return _run(stage, triton_cases())
+        return _run(stage, triton_cases(), plan)
 
 
-def _disk(_: S3Server, folder: Path) -> list[Row]:
+def _disk(_: S3Server, folder: Path, plan: Plan) -> list[Row]:
     if not may_mount():
         print("disk: left out; only root may mount the small disks that it fills")
         return []
     with stage_on_small_disks(folder) as stage:
-        return _run(stage, disk_cases())
+        return _run(stage, disk_cases(), plan)
 
 
-def _planes(server: S3Server, folder: Path) -> list[Row]:
+def _planes(server: S3Server, folder: Path, plan: Plan) -> list[Row]:
     with (
         running_triton(folder / "triton") as triton,
         stage_beside_triton(server, triton, folder, replicas=2) as stage,
     ):
-        return _run(stage, plane_cases())
+        return _run(stage, plane_cases(), plan)
 
 
-def _artifacts(_: S3Server, folder: Path) -> list[Row]:
+def _artifacts(_: S3Server, folder: Path, __: Plan) -> list[Row]:
     return fuzz_artifacts(folder, ARTIFACTS)
 
 
-def _soak(server: S3Server, folder: Path) -> list[Row]:
+def _soak(server: S3Server, folder: Path, _: Plan) -> list[Row]:
     return [soak(server, folder, SOAK_OPERATIONS)]
 
 
