@@ -82,8 +82,9 @@ def _run(stage: Stage, cases: Sequence[Case], plan: Plan) -> list[Row]:
         began = time.monotonic()
         row = inject(stage, case, plan.times or case.long)
         rows.append(row)
+        write([row])  # what comes later may take long, or be stopped
         report = row.reports[0][:160] if row.reports else "-"
-        print(f"{row.fault}: {row.injected} in {time.monotonic() - began:.0f} s; reported as: {report}", flush=True)
+        print(table([row], head=False), f"; {time.monotonic() - began:.0f} s; reported as: {report}", flush=True)
         for violation in row.violations:
             print(f"  VIOLATED: {violation}", flush=True)
     return rows

@@ -129,9 +129,9 @@ def _trial(stage: "Stage", case: Case) -> Iterator[Trial]:
     trial.problems += stage.at_rest()
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row], *, head: bool = True) -> str:
     """The rows for people: median and worst."""
-    head = ("fault", "injected", "violations", "find: median", "worst", "heal: median", "worst")
+    titles = ("fault", "injected", "violations", "find: median", "worst", "heal: median", "worst")
     body = [
         (
             row.fault,
@@ -142,12 +142,15 @@ def table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(line, widths, strict=True)) for line in (head, *body))
-    ]
-    return "\n".join(lines)
+    lines = [titles, *body] if head else body
+    widths = [max(len(line[column]) for line in (titles, *body)) for column in range(len(titles))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
 
 
 def _median_and_worst(seconds: Sequence[float]) -> tuple[str, str]:
