@@ -62,6 +62,7 @@ NEEDS: Mapping[str, Need] = {
     "addSignature": _DEPLOY,
     "listSignatures": _READ,
     "downloadFile": _READ,
+    "listReports": _READ,
     "downloadSamples": _READ,
     "downloadLog": _READ,
     # Uploads and work: an upload is no model yet

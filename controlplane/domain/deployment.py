@@ -125,6 +125,26 @@ class DeploymentSettings(BaseModel):
     node_selector: dict[str, str] = Field(
         default_factory=dict, max_length=32, description="Labels that a server must have to be given a copy."
     )
+    auto_rollback: bool = Field(
+        default=False,
+        description="Go back to the version before where this one fails and that one answers and is proved: the "
+        "leader commits the rollback, with the evidence as its reason.",
+    )
+    max_latency_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="A version whose probes take more than this many times as long (median) as those of the version "
+        "that answers is not given the traffic; null: it is measured and told.",
+    )
+    max_memory_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="The same for the resident memory of a backend process, where that can be seen.",
+    )
     parameters: dict[str, str] = Field(
         default_factory=dict, description="Backend parameters, as in `parameters` of config.pbtxt."
     )

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from controlplane.domain.report import VersionReport
 from controlplane.errors import ControlPlaneError
 from controlplane.reconciler.fleet import KnownServer
 from controlplane.reconciler.gauging import gauge
@@ -134,6 +135,19 @@ class Background:
                 logger.warning("a measured footprint cannot be kept: %s", error)
 
         self.spawn(run(), "keep footprints")
+
+    def keep_report(self, report: VersionReport) -> None:
+        """Keep what was found out about a version with it in the bucket."""
+        if not self._leading():
+            return
+
+        async def run() -> None:
+            try:
+                await asyncio.to_thread(self._registry.reports.put, report, actor="reconciler")
+            except ControlPlaneError as error:
+                logger.warning("the report of %s:%d cannot be kept: %s", report.model, report.version, error)
+
+        self.spawn(run(), "keep report")
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)

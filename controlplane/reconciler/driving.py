@@ -6,6 +6,7 @@ from collections.abc import Callable
 from controlplane.domain.states import Phase
 from controlplane.reconciler.actions import Action, Load, Prove, Unload, Wait
 from controlplane.reconciler.background import Background
+from controlplane.reconciler.examining import Exam
 from controlplane.reconciler.executor import Executor
 from controlplane.reconciler.fleet import KnownServer
 from controlplane.reconciler.gauging import differences, gauge
@@ -14,7 +15,7 @@ from controlplane.reconciler.planner import choose_goal, plan
 from controlplane.reconciler.record import Backoff
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.status import Doing
-from controlplane.reconciler.types import DesiredModel, Mark
+from controlplane.reconciler.types import DesiredModel, Mark, Target
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.wishes import Wish
 
@@ -100,6 +101,9 @@ class Driver:
             self._state.events.add("Warning", "OutOfMemory", unit.model, message)
         else:
             unit.settle(outcome, now=now, backoff=self._backoff, events=self._state.events)
+        if outcome.report is not None:
+            version = server.sight.version
+            self._background.keep_report(outcome.report.model_copy(update={"triton_version": version}))
         if unit.facts is None:
             self._background.look(server)
         self._state.judge(server)
@@ -128,6 +132,21 @@ class Driver:
                 return Prove(goal, candidate=False, because=because, light=True)
         return action
 
+    def _exam(self, unit: Unit, wish: Wish, action: Action) -> Exam | None:
+        """Say what a proof looks at beside the answers: once, when the wanted version comes to a server."""
+        if not isinstance(action, Prove) or action.light or not self._leading() or unit.facts is None:
+            return None
+        if action.target != wish.wanted or action.target in unit.record.cleared:
+            return None
+        answering = max(unit.facts.loaded, default=None)
+        present = Target(answering, unit.facts.digest or "") if answering is not None else None
+        settings = wish.revision.spec.settings
+        return Exam(
+            peer=wish.prepared.get(present) if present is not None and present != action.target else None,
+            max_latency_ratio=settings.max_latency_ratio,
+            max_memory_ratio=settings.max_memory_ratio,
+        )
+
     def _may(self, server: KnownServer, wish: Wish, action: Action) -> bool:
         """Whether this replica may do it. Asking a version that stays loaded changes nothing, so every replica may."""
         if isinstance(action, Prove) and (not action.candidate or action.target == wish.trial):
@@ -137,6 +156,7 @@ class Driver:
     def _begin(self, server: KnownServer, unit: Unit, wish: Wish, action: Action) -> None:
         target = getattr(action, "target", None)
         prepared = wish.prepared.get(target) if target is not None else None
+        exam = self._exam(unit, wish, action)
         unit.doing = Doing(action)
 
         def progress(phase: Phase) -> None:
@@ -150,7 +170,7 @@ class Driver:
 
         async def act() -> None:
             before = await gauge(managed, counters=False) if loads and managed.devices else None
-            outcome = await self._executor.run(managed, unit.model, action, prepared, progress)
+            outcome = await self._executor.run(managed, unit.model, action, prepared, progress, exam)
             after = None
             if managed.devices and (loads or proves or isinstance(action, Unload)):
                 after = await gauge(managed, counters=False)

@@ -12,9 +12,12 @@ from typing import Any
 
 from controlplane import tracing
 from controlplane.domain.names import candidate_name
+from controlplane.domain.report import Verdict, VersionReport
+from controlplane.domain.samples import Sample
 from controlplane.domain.states import Phase, Proof
-from controlplane.errors import ControlPlaneError, TritonError
+from controlplane.errors import ControlPlaneError, InvalidArtifactError, TritonError
 from controlplane.reconciler.actions import Action, CleanUp, Load, Prove, Stage, Unload, Wait
+from controlplane.reconciler.examining import Exam, artifact_check, examine
 from controlplane.reconciler.probes import prove, smallest
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.traffic import DirectTraffic, Traffic
@@ -46,6 +49,8 @@ class Outcome:
         mark: A proof's result; None where none was made.
         proof: The proof.
         requests: How many requests that took.
+        report: What else was found out about the version; None where nobody looked.
+        peer_requests: How many requests the version that answers was sent for that.
     """
 
     action: Action
@@ -54,6 +59,8 @@ class Outcome:
     mark: Mark | None = None
     proof: Proof | None = None
     requests: int = 0
+    report: VersionReport | None = None
+    peer_requests: int = 0
 
 
 class Executor:
@@ -90,7 +97,13 @@ class Executor:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(
-        self, server: ManagedServer, model: str, action: Action, prepared: Prepared | None, progress: Progress
+        self,
+        server: ManagedServer,
+        model: str,
+        action: Action,
+        prepared: Prepared | None,
+        progress: Progress,
+        exam: Exam | None = None,
     ) -> Outcome:
         """Perform an action.
 
@@ -100,6 +113,7 @@ class Executor:
             action: What.
             prepared: The action's target, where it is one that the present wish knows.
             progress: Told when a stage begins.
+            exam: What a proof is to look at beside the answers; None: nothing.
         """
         outcome = Outcome(action)
         with tracing.below(
@@ -126,7 +140,7 @@ class Executor:
                 case Load():
                     await self._load(server, model, action, prepared, outcome)
                 case Prove():
-                    await self._prove(server, model, action, _needed(prepared, action), outcome)
+                    await self._prove(server, model, action, _needed(prepared, action), outcome, exam)
                 case Unload(candidate=True):
                     self._check_lease()
                     with _timed(outcome, "unload"):
@@ -159,6 +173,9 @@ class Executor:
         self._check_lease()
         loop = asyncio.get_running_loop()
         name = candidate_name(model) if action.candidate else model
+        artifact = await asyncio.to_thread(artifact_check, server, prepared)
+        if artifact.verdict is Verdict.FAILED:
+            raise InvalidArtifactError(artifact.message, model=model, version=prepared.target.version)
 
         def fetch_and_stage() -> None:
             with _timed(outcome, "fetch"):
@@ -201,11 +218,15 @@ class Executor:
             await server.client.load(name, config)
 
     async def _prove(
-        self, server: ManagedServer, model: str, action: Prove, prepared: Prepared, outcome: Outcome
+        self,
+        server: ManagedServer,
+        model: str,
+        action: Prove,
+        prepared: Prepared,
+        outcome: Outcome,
+        exam: Exam | None,
     ) -> None:
-        samples = prepared.samples
-        if samples is None:
-            samples = await asyncio.to_thread(self._wishes.samples, prepared)
+        samples = await self._samples(prepared)
         if action.light:
             samples = smallest(samples)
         with _timed(outcome, "prove"):
@@ -216,6 +237,38 @@ class Executor:
                 samples,
                 timeout_seconds=self._proof_timeout,
             )
+        if exam is not None:
+            with _timed(outcome, "examine"):
+                await self._examine(server, model, action, prepared, samples, outcome, exam)
+
+    async def _examine(
+        self,
+        server: ManagedServer,
+        model: str,
+        action: Prove,
+        prepared: Prepared,
+        samples: tuple[Sample, ...],
+        outcome: Outcome,
+        exam: Exam,
+    ) -> None:
+        mark, proof = outcome.mark, outcome.proof
+        assert mark is not None
+        assert proof is not None
+        name = candidate_name(model) if action.candidate else model
+        peer_samples = await self._samples(exam.peer) if exam.peer is not None else ()
+        outcome.report, requests, outcome.peer_requests = await examine(
+            server, model, (name, prepared, samples), exam, peer_samples, (mark, proof), self._proof_timeout
+        )
+        outcome.requests += requests
+        failed = [check.message for check in outcome.report.checks if check.verdict is Verdict.FAILED]
+        if mark is Mark.PASSED and failed:
+            outcome.mark = Mark.REGRESSED
+            outcome.proof = proof.model_copy(update={"agrees": False, "message": "; ".join(failed)})
+
+    async def _samples(self, prepared: Prepared) -> tuple[Sample, ...]:
+        if prepared.samples is not None:
+            return prepared.samples
+        return await asyncio.to_thread(self._wishes.samples, prepared)
 
     def _warmup(self, prepared: Prepared) -> dict[str, bytes]:
         signature = prepared.manifest.signature

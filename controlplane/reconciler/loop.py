@@ -53,6 +53,7 @@ from controlplane.reconciler.placing import Placer
 from controlplane.reconciler.pulse import Pulse
 from controlplane.reconciler.reading import Reader
 from controlplane.reconciler.record import Backoff
+from controlplane.reconciler.reverting import Reverter
 from controlplane.reconciler.routing import Route
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.state import LoopState
@@ -149,6 +150,9 @@ class Reconciler:
         self._observer = Observer(self._state, self._background, self._driver, nurse, backoff)
         self._placer = Placer(self._state, self._driver, placement or PlacementSettings(), leading=leading)
         self._arranger = Arranger(self._state, self._driver, self._background, self._holds, backoff, leading=leading)
+        self._reverter = Reverter(
+            self._state, self._wishes, registry, self._background, leading=leading, wake=self.wake
+        )
         self._answers = Answers(self._state, self._wishes, registry, preview=self._placer.preview)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._changed = asyncio.Event()
@@ -429,6 +433,7 @@ class Reconciler:
         for server in self._state.servers.values():
             self._background.clean(server)
             self._background.look(server)
+        self._reverter.look()
         role = "leading" if self._lease.held else f"following {self._lease.leader}"
         sentence = report(role, self.statuses().values(), self._state.servers.values(), self._reader.trouble)
         if sentence != self._report:

@@ -55,7 +55,7 @@ async def prove(
     spent, requests = 0.0, 0
     for number, sample in enumerate(samples):
         parts: list[Tensors] = []
-        for inputs in _chunks(sample.inputs, limit):
+        for inputs in chunks(sample.inputs, limit):
             began = time.monotonic()
             try:
                 outputs = await _ask(client, triton_name, inputs, prepared, timeout_seconds)
@@ -153,7 +153,7 @@ def _generated(signature: Signature) -> dict[str, Array]:
     return tensors
 
 
-def _chunks(inputs: Tensors, limit: int) -> Iterator[Tensors]:
+def chunks(inputs: Tensors, limit: int) -> Iterator[Tensors]:
     """Split a sample that is larger than the deployment's largest batch; rows of a batch do not know of each other."""
     rows = next(iter(inputs.values())).shape[0] if limit > 0 else 0
     if rows <= limit:

@@ -152,6 +152,10 @@ class Watch:
             )
         )
 
+    def compared(self, requests: int) -> None:
+        """The version that answers was asked so often by us, to compare a new one with it."""
+        self._ours[True] = self._ours.get(True, 0) + requests
+
     def broke(self, now: float) -> None:
         """It was healthy, and has stopped answering."""
         self._broken_at = now

@@ -381,7 +381,8 @@ class Steward:
             case Load():
                 self._load_ended(tenant, unit, action, outcome, differences, step, now)
             case Prove():
-                tenant.ours += outcome.requests
+                # The counters are those of the model's own name; a candidate's are others.
+                tenant.ours += outcome.peer_requests + (0 if action.candidate else outcome.requests)
                 if outcome.mark is Mark.PASSED and not action.candidate:
                     return self._proved(tenant, wish, action, outcome, now)
             case Unload() if outcome.error is None:

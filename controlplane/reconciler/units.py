@@ -188,6 +188,8 @@ class Unit:
         clock = time.monotonic()
         if not candidate:
             self.watch.asked(proof, mark, light=action.light, requests=outcome.requests, now=clock)
+        if outcome.peer_requests:
+            self.watch.compared(outcome.peer_requests)
         if mark is Mark.LATE:
             self.late += 1
             if was is Mark.PASSED and not candidate and self.late < LATE_PROBES:

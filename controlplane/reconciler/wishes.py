@@ -297,5 +297,16 @@ def _run_key(settings: DeploymentSettings) -> str:
     return settings.model_dump_json(exclude=_RUN_THE_SAME)
 
 
-_RUN_THE_SAME = {"bake_seconds", "mode", "keep_alive_seconds", "priority", "rollout", "objectives", *PLACEMENT_FIELDS}
+_RUN_THE_SAME = {
+    "bake_seconds",
+    "mode",
+    "keep_alive_seconds",
+    "priority",
+    "rollout",
+    "objectives",
+    "auto_rollback",
+    "max_latency_ratio",
+    "max_memory_ratio",
+    *PLACEMENT_FIELDS,
+}
 """Settings that Triton is not told of."""

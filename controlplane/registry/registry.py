@@ -25,6 +25,7 @@ from controlplane.registry.keys import ApiKeys
 from controlplane.registry.leases import ModelLeases
 from controlplane.registry.models import Models
 from controlplane.registry.publish import Publisher
+from controlplane.registry.reports import Reports
 from controlplane.registry.signatures import Signatures
 from controlplane.registry.versions import Versions
 from controlplane.settings import GcSettings, SigningSettings
@@ -40,6 +41,7 @@ class Registry:
         blobs: The blobs in the bucket.
         deployments: The desired states.
         footprints: Measured footprints of versions.
+        reports: What was found out about versions.
         leases: Client leases on models.
         keys: API keys.
         signatures: Signatures of versions, and which may be deployed.
@@ -61,6 +63,7 @@ class Registry:
         self.deployments = Deployments(store, self._models, head_max_age_seconds=head_max_age_seconds)
         self._versions = Versions(store, self._models, self.blobs, self.deployments)
         self.footprints = Footprints(store)
+        self.reports = Reports(store)
         self.leases = ModelLeases(store)
         self.keys = ApiKeys(store)
         self.signatures = Signatures(store, signing or SigningSettings())

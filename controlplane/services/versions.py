@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from controlplane.domain.manifest import FileEntry, Manifest
 from controlplane.domain.model import ModelHead, VersionEntry
 from controlplane.domain.names import LATEST, Reference, validate_alias, validate_model_name
+from controlplane.domain.report import VersionReport
 from controlplane.errors import DigestMismatchError, InvalidReferenceError, NotFoundError
 from controlplane.registry.blobs import blob_key
 from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
@@ -153,6 +154,16 @@ class Versions:
         if manifest.lineage is None or manifest.lineage.log is None:
             raise NotFoundError(f"{model}:{entry.number} has no conversion log", model=model, version=entry.number)
         return Download(self._registry, manifest.lineage.log)
+
+    async def reports(self, model: str, selector: str, *, before: int | None, limit: int) -> list[VersionReport]:
+        """Return what was found out about a version on servers, newest first.
+
+        Raises:
+            InvalidReferenceError: The selector is none.
+            NotFoundError: No such model, alias or version.
+        """
+        entry = await asyncio.to_thread(self._registry.resolve, parse_selector(model, selector))
+        return await asyncio.to_thread(self._registry.reports.history, model, entry.number, limit=limit, before=before)
 
     async def delete(self, model: str, selector: str, *, actor: str, reason: str) -> None:
         """Delete a version.

@@ -65,6 +65,45 @@ def config_digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def differences(asked: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Name the fields in which a configuration that runs is not the one that was asked for.
+
+    Fields that nobody asked for are Triton's own defaults; which versions are loaded, and under which name, is decided
+    for each load. Both are left out.
+
+    Args:
+        asked: What was sent with the load.
+        present: What Triton says.
+    """
+    wanted = message_to_json(json_to_message(asked))
+    skipped = {"name", "version_policy"}
+    return _differences({key: value for key, value in wanted.items() if key not in skipped}, present, "")
+
+
+def _differences(asked: Any, present: Any, path: str) -> list[str]:
+    if isinstance(asked, Mapping) and isinstance(present, Mapping):
+        found: list[str] = []
+        for key, value in asked.items():
+            here = f"{path}.{key}" if path else str(key)
+            if key not in present:
+                found.append(f"{here}: asked {_short(value)}, and Triton has none")
+            else:
+                found += _differences(value, present[key], here)
+        return found
+    if isinstance(asked, list) and isinstance(present, list) and len(asked) == len(present):
+        return [
+            one
+            for number, pair in enumerate(zip(asked, present, strict=True))
+            for one in _differences(*pair, f"{path}[{number}]")
+        ]
+    return [] if asked == present else [f"{path}: asked {_short(asked)}, and Triton has {_short(present)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
 def merge(base: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Merge overrides into a configuration: messages and maps by key, inputs and outputs by name, other lists whole.
 

@@ -16,7 +16,8 @@ import pytest
 from controlplane.domain.conditions import Condition
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.health import ProbeOutcome
-from controlplane.domain.states import Phase
+from controlplane.domain.report import Verdict, VersionReport
+from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import InferenceError
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
@@ -160,3 +161,75 @@ async def test_answers_that_drift_are_found_and_nothing_goes_on_answering_wrongl
         assert await ward.answer() == (1.0, good)
         assert ward.condition("Degraded").status == "True"
         assert "not the recorded one" in ward.condition("Ready").message
+
+
+async def test_a_version_that_dies_is_rolled_back_with_the_evidence_and_not_again(ward: Ward) -> None:
+    """`auto_rollback`: the leader commits it, the version before answers, and there is no going to and fro."""
+    good = ward.publish(1.0)
+    await ward.deploy(good)
+    bad = ward.publish(2.0)
+    ward.put(f"{ward.model}:{bad}", settings=ward.triton.settings("die", auto_rollback=True))
+    ward.reconciler.wake(ward.model)
+
+    def rolled_back(status: DeploymentStatus) -> bool:
+        return status.revision == 3 and status.phase is Phase.READY
+
+    await ward.until(rolled_back, 60)
+    head, *_ = ward.registry.deployments.history(ward.model)
+    assert head.actor == "reconciler"
+    assert head.reason.startswith(
+        f"automatic rollback to revision 1 ({ward.model}:{good}): version {bad} failed on own"
+    )
+    assert "not healthy" in head.reason
+    assert head.spec.version == good
+    assert await ward.answer() == (1.0, good)
+    assert ward.events("RolledBack")
+
+    # The version that was gone back to fails as well: nothing is rolled back to the one that failed before.
+    for process in ward.processes():
+        os.kill(process, signal.SIGKILL)
+    await ward.until(lambda _: bool(ward.events("Unhealthy")))
+    await ward.until(lambda status: status.phase is Phase.READY)
+    assert len(list(ward.registry.deployments.history(ward.model))) == 3
+
+
+async def test_a_slower_version_is_stopped_where_that_is_asked_for_and_the_report_says_why(ward: Ward) -> None:
+    fast = ward.publish(1.0)
+    await ward.deploy(fast)
+    slow = ward.publish(2.0)
+    settings = ward.triton.settings("slow:0.05", max_latency_ratio=3.0)
+    status = await ward.deploy(slow, settings=settings)
+    assert status.phase is Phase.DEGRADED
+    assert "times as long as version 1" in status.message
+    assert await ward.answer() == (1.0, fast)
+    assert ward.events("Regressed")
+
+    async def reports(version: int, count: int) -> list[VersionReport]:
+        async with asyncio.timeout(20):
+            while True:
+                found = ward.registry.reports.history(ward.model, version, limit=10)
+                if len(found) >= count:
+                    return found
+                await asyncio.sleep(0.05)
+
+    (report,) = await reports(slow, 1)
+    checks = {check.name: check for check in report.checks}
+    assert report.verdict is Verdict.FAILED
+    assert {name: check.verdict.value for name, check in checks.items()} == {
+        "artifact": "passed",
+        "configuration": "passed",
+        "numbers": "passed",
+        "performance": "failed",
+    }
+    figures = checks["performance"].details
+    assert figures["version"]["p50_seconds"] > 3 * figures["previous"]["p50_seconds"]  # type: ignore[index,call-overload,operator]
+    assert figures["version"]["process_bytes"] > 2**20  # type: ignore[index,call-overload,operator]
+    (first,) = await reports(fast, 1)
+    assert first.verdict is Verdict.PASSED
+
+    # Without the bound it is measured, told, and goes live.
+    await ward.deploy(slow, settings=ward.triton.settings("slow:0.05"))
+    assert await ward.answer() == (2.0, slow)
+    newest, before = await reports(slow, 2)
+    assert newest.verdict is Verdict.PASSED
+    assert before == report, "a record that was kept never changes"

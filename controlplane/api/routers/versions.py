@@ -23,6 +23,7 @@ from controlplane.api.ranges import ByteRange, parse_range
 from controlplane.api.schemas.versions import (
     FootprintList,
     PublishRequest,
+    ReportPage,
     VersionDetail,
     VersionFootprint,
     VersionPage,
@@ -134,6 +135,20 @@ async def download_samples(services: App, model: ModelName, version: VersionSele
 async def download_log(services: App, model: ModelName, version: VersionSelector) -> Response:
     """Download the log of the conversion that made a version."""
     return await _send(await services.versions.log(model, version), None, None, None, media_type="text/plain")
+
+
+@router.get("/{version}/reports", operation_id="listReports", response_model=ReportPage, responses=responses())
+async def list_reports(
+    services: App, model: ModelName, version: VersionSelector, cursor: Cursor = None, limit: Limit = 20
+) -> Response:
+    """Return what was found out about a version when it was brought to servers, newest first.
+
+    Artifact, configuration, numbers and performance, each with a verdict; records that never change.
+    """
+    before = decode_number_cursor(cursor)
+    items = await services.versions.reports(model, version, before=before, limit=limit + 1)
+    more = encode_cursor(str(items[limit - 1].number)) if len(items) > limit else None
+    return json_answer(ReportPage(items=items[:limit], next_cursor=more))
 
 
 async def _send(

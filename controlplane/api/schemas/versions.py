@@ -9,6 +9,7 @@ from controlplane.api.schemas.models import Labels, Reason
 from controlplane.domain.comparison import Tolerance
 from controlplane.domain.manifest import FilePath, Format, Manifest
 from controlplane.domain.model import VersionEntry
+from controlplane.domain.report import VersionReport
 from controlplane.domain.signature import Signature
 from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
 
@@ -136,3 +137,10 @@ class ValidationRequest(BaseModel):
     sample_count: int = Field(default=1, ge=1, le=64, description="How many samples to generate.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the generated samples.")
     trust: bool = Field(default=False, description="Read files that can run code (pickles). Only if you made them.")
+
+
+class ReportPage(BaseModel):
+    """Some reports, newest first."""
+
+    items: list[VersionReport] = Field(description="The reports.")
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")

@@ -129,6 +129,22 @@ def deploy(
     warmup: Annotated[
         bool | None, typer.Option("--warmup/--no-warmup", help="Run a sample inside the load.", show_default=False)
     ] = None,
+    auto_rollback: Annotated[
+        bool | None,
+        typer.Option(
+            "--auto-rollback/--no-auto-rollback",
+            help="Go back by itself where this version fails and the one before answers.",
+            show_default=False,
+        ),
+    ] = None,
+    max_latency_ratio: Annotated[
+        float | None,
+        typer.Option("--max-latency-ratio", min=0.01, help="No switch if its probes take so many times as long."),
+    ] = None,
+    max_memory_ratio: Annotated[
+        float | None,
+        typer.Option("--max-memory-ratio", min=0.01, help="No switch if its processes have so many times the memory."),
+    ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("--param", metavar="KEY=VALUE", help="A backend parameter. Repeat it.")
     ] = None,
@@ -163,6 +179,9 @@ def deploy(
         queue_objective_milliseconds=queue_objective,
         node_selector=_parameters(on, "--on"),
         warmup=warmup,
+        auto_rollback=auto_rollback,
+        max_latency_ratio=max_latency_ratio,
+        max_memory_ratio=max_memory_ratio,
         parameters=_parameters(parameter),
     )
     if keep_alive is not None:

@@ -20,6 +20,9 @@ def register(app: typer.Typer) -> None:
     command(app, "models", panel=PANEL, examples=("tritonctl models", "tritonctl models -o json"))(models)
     command(app, "versions", panel=PANEL, examples=("tritonctl versions resnet",))(versions)
     command(app, "show", panel=PANEL, examples=("tritonctl show resnet:7", "tritonctl show resnet@champion"))(show)
+    command(app, "report", panel=PANEL, examples=("tritonctl report resnet", "tritonctl report resnet:7 -o json"))(
+        report
+    )
     command(
         app,
         "alias",
@@ -105,6 +108,35 @@ def show(session: Session, ref: RefArgument) -> None:
     out.result({**detail.model_dump(mode="json"), "footprints": [one.model_dump(mode="json") for one in footprints]})
     describe(out, detail)
     show_footprints(out, footprints)
+
+
+def report(
+    session: Session,
+    ref: RefArgument,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="How many of the newest.")] = 10,
+) -> None:
+    """Show what was found out about a version when it was brought to a server.
+
+    Its artifact, the configuration that Triton runs it with, its answers to the golden samples, and how fast and how
+    large it is next to the version before. It exits with 7 when the newest report says that a check failed.
+    """
+    from controlplane.cli.exits import OperationFailedError
+    from controlplane.cli.references import fetch_version, version_path
+    from controlplane.cli.reports import show_reports
+    from controlplane.domain.names import Reference
+    from controlplane.domain.report import Verdict, VersionReport
+
+    out = session.out()
+    with session.client() as client:
+        detail = fetch_version(client, ref)
+        path = f"{version_path(Reference(detail.model, version=detail.entry.number))}/reports"
+        found = [client.read(VersionReport, item) for item in client.items(path, at_most=limit, limit=limit)]
+    out.result(found)
+    name = f"{detail.model}:{detail.entry.number}"
+    show_reports(out, name, found)
+    if found and found[0].verdict is Verdict.FAILED:
+        failed = "; ".join(check.message for check in found[0].checks if check.verdict is Verdict.FAILED)
+        raise OperationFailedError(f"{name} did not pass: {failed}", code="not-passed")
 
 
 def alias(

@@ -1,0 +1,94 @@
+"""What was found out about a version before it was given the traffic: a report that a person can read."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+
+class Verdict(StrEnum):
+    """What came of a check."""
+
+    PASSED = "passed"
+    WARNING = "warning"
+    """Not as it should be, and no reason to stop."""
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """Nothing could be checked; the message says why."""
+
+
+class Performance(BaseModel):
+    """How a version did in the probes of an examination."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: int = Field(description="The version.")
+    requests: int = Field(description="Requests that were timed.")
+    p50_seconds: float = Field(description="Median latency, in seconds.")
+    p99_seconds: float = Field(description="99th percentile, in seconds; of few requests it is the slowest one.")
+    process_bytes: int | None = Field(
+        default=None, description="Resident memory of one of its backend processes; null where it cannot be seen."
+    )
+
+
+class ReportCheck(BaseModel):
+    """One part of a report."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = Field(description="artifact, configuration, numbers or performance.")
+    verdict: Verdict = Field(description="passed, warning, failed or skipped.")
+    message: str = Field(description="What was found, as one sentence.")
+    details: dict[str, JsonValue] = Field(default_factory=dict, description="The figures, by what they are of.")
+
+
+class VersionReport(BaseModel):
+    """What was found when a version was brought to a server."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str = Field(description="The model's name.")
+    version: int = Field(description="The version.")
+    number: int = Field(default=0, description="The report's own number, ascending from 1 for each version.")
+    at: datetime = Field(description="When (UTC).")
+    server: str = Field(description="The Triton server.")
+    triton_version: str = Field(default="", description="Its version.")
+    config_digest: str = Field(description="Digest of the configuration that it was loaded with.")
+    verdict: Verdict = Field(description="The worst of the checks, those left out not counted.")
+    checks: tuple[ReportCheck, ...] = Field(description="The checks.")
+
+
+_WORST = (Verdict.FAILED, Verdict.WARNING)
+
+
+def worst_of(checks: tuple[ReportCheck, ...]) -> Verdict:
+    """Return the verdict over all checks."""
+    found = {check.verdict for check in checks}
+    return next((verdict for verdict in _WORST if verdict in found), Verdict.PASSED)
+
+
+def regressions(
+    ours: Performance, previous: Performance, max_latency_ratio: float | None, max_memory_ratio: float | None
+) -> list[str]:
+    """Say in which way a version is worse than the one before by more than is allowed; empty where it is not.
+
+    The medians decide: of the few requests of an examination, the slowest one says more about the machine.
+    """
+    found = []
+    if max_latency_ratio is not None and previous.p50_seconds > 0:
+        ratio = ours.p50_seconds / previous.p50_seconds
+        if ratio > max_latency_ratio:
+            found.append(
+                f"it takes {ratio:.2f} times as long as version {previous.version} (median "
+                f"{ours.p50_seconds * 1000:.3g} ms after {previous.p50_seconds * 1000:.3g} ms), and "
+                f"{max_latency_ratio:g} times are allowed"
+            )
+    if max_memory_ratio is not None and ours.process_bytes and previous.process_bytes:
+        ratio = ours.process_bytes / previous.process_bytes
+        if ratio > max_memory_ratio:
+            found.append(
+                f"its process has {ratio:.2f} times the memory of version {previous.version}'s "
+                f"({ours.process_bytes / 2**20:.0f} MiB after {previous.process_bytes / 2**20:.0f} MiB), and "
+                f"{max_memory_ratio:g} times are allowed"
+            )
+    return found
