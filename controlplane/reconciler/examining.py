@@ -5,7 +5,7 @@ machine does is in both figures.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -60,12 +60,27 @@ class Asked:
     inputs: Tensors
 
     @classmethod
-    def of(cls, name: str, prepared: Prepared, samples: tuple[Sample, ...]) -> "Asked | None":
+    def of(cls, name: str, prepared: Prepared, samples: tuple[Sample, ...], limits: Iterable[int]) -> "Asked | None":
         """Take the smallest sample, as much of it as one request may carry; None where there is none."""
         if not samples:
             return None
         (sample,) = smallest(samples)
-        return cls(name, prepared, next(chunks(sample.inputs, int(prepared.config.get("max_batch_size", 0)))))
+        limit = min((limit for limit in limits if limit > 0), default=0)
+        return cls(name, prepared, next(chunks(sample.inputs, limit)))
+
+
+def _both(
+    model: str, ours: tuple[str, Prepared, tuple[Sample, ...]], peer: Prepared | None, peer_samples: tuple[Sample, ...]
+) -> tuple[Asked | None, Asked | None]:
+    """Return how a version and the one that answers are asked: with the same request, where both take it."""
+    name, prepared, samples = ours
+    limits = [int(one.config.get("max_batch_size", 0)) for one in (prepared, peer) if one is not None]
+    mine = Asked.of(name, prepared, samples, limits)
+    if mine is None or peer is None:
+        return mine, None
+    if peer.manifest.signature == prepared.manifest.signature:
+        return mine, Asked(model, peer, mine.inputs)
+    return mine, Asked.of(model, peer, peer_samples, limits[1:])
 
 
 async def examine(
@@ -94,13 +109,12 @@ async def examine(
     Raises:
         TritonUnavailableError: The server is not there; that says nothing about the version.
     """
-    name, prepared, samples = ours
+    name, prepared, _ = ours
     mark, proof = proved
     checks = [artifact_check(server, prepared), await _configuration(server, name, prepared), _numbers(mark, proof)]
     asked = peer = 0
     if mark is Mark.PASSED:
-        mine = Asked.of(name, prepared, samples)
-        other = Asked.of(model, exam.peer, peer_samples) if exam.peer is not None else None
+        mine, other = _both(model, ours, exam.peer, peer_samples)
         check, asked, peer = await _performance(server, mine, other, exam, timeout_seconds)
         checks.append(check)
     report = VersionReport(
