@@ -119,7 +119,7 @@ class Executor:
         with tracing.below(
             f"reconcile {type(action).__name__.lower()}", parent=tracing.carried(model), model=model, server=server.name
         ):
-            await self._run(server, model, action, prepared, outcome, progress)
+            await self._run(server, model, action, prepared, outcome, progress, exam)
         if isinstance(action, Prove) and not action.candidate and outcome.mark is Mark.PASSED:
             tracing.done(model)  # it answers: what comes now is no part of the request any more
         return outcome
@@ -132,6 +132,7 @@ class Executor:
         prepared: Prepared | None,
         outcome: Outcome,
         progress: Progress,
+        exam: Exam | None,
     ) -> None:
         try:
             match action:
