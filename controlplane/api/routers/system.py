@@ -7,6 +7,7 @@ from controlplane.api.dependencies import IDEMPOTENT, Actor, App, Asker, may_see
 from controlplane.api.problems import responses
 from controlplane.api.schemas.system import GcRequest, ServerList
 from controlplane.domain.access import Principal
+from controlplane.domain.conditions import ServerCondition
 from controlplane.domain.states import ServerStatus
 from controlplane.gateway.view import GatewayView
 from controlplane.services.health import Info, Readiness
@@ -31,8 +32,14 @@ async def get_server(services: App, asker: Asker, name: str = Path(description="
 
 
 def _seen(server: ServerStatus, asker: Principal | None) -> ServerStatus:
-    """Leave out the models that who asks is not told of."""
-    return server.model_copy(update={"models": tuple(one for one in server.models if may_see(asker, one.model))})
+    """Leave out the models that who asks is not told of, also where a condition's message names them."""
+    models = tuple(one for one in server.models if may_see(asker, one.model))
+    told = len(models) == len(server.models) and (asker is None or not asker.models)
+    conditions = tuple(
+        one if told or one.type != ServerCondition.LOADS_STUCK else one.model_copy(update={"message": ""})
+        for one in server.conditions
+    )
+    return server.model_copy(update={"models": models, "conditions": conditions})
 
 
 @router.get("/gateway", tags=["info"], operation_id="getGateway", response_model=GatewayView, responses=responses(404))
