@@ -8,7 +8,14 @@ from controlplane.domain.health import ServerHealth
 from controlplane.domain.names import Reference
 from controlplane.domain.states import DeploymentStatus, Phase, ServerStatus
 from controlplane.reconciler.fleet import KnownServer
-from controlplane.reconciler.memory_view import LoadPlanView, PlacementView, SeatView, ServerMemory, WhyView
+from controlplane.reconciler.memory_view import (
+    LoadPlanView,
+    PlacementView,
+    SeatView,
+    ServerLoadPlan,
+    ServerMemory,
+    WhyView,
+)
 from controlplane.reconciler.routing import Route, routes
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.status import overall, placed
@@ -26,7 +33,7 @@ class Answers:
         state: What the loop knows.
         wishes: Prepares versions that are not deployed.
         registry: The bucket.
-        preview: Says on which servers a version would be placed.
+        preview: Says on which servers a version would be placed, and why on none.
     """
 
     def __init__(
@@ -35,7 +42,7 @@ class Answers:
         wishes: Wishes,
         registry: Registry,
         *,
-        preview: Callable[[str, Prepared], tuple[str, ...]],
+        preview: Callable[[str, Prepared, DeploymentSettings], tuple[tuple[str, ...], str]],
     ) -> None:
         self._state = state
         self._preview = preview
@@ -184,7 +191,11 @@ class Answers:
         prepared, fetch_bytes = await asyncio.to_thread(prepare)
         now = self._state.clock()
         plans = []
-        for server in (self._state.servers[name] for name in self._preview(model, prepared)):
+        names, lacking = self._preview(model, prepared, wanted)
+        if not names:
+            nowhere = ServerLoadPlan(server="(none)", decision="refuse", why=lacking)
+            return LoadPlanView(model=model, version=prepared.target.version, servers=(nowhere,))
+        for server in (self._state.servers[name] for name in names):
             facts = server.units[model].facts if model in server.units else None
             plans.append(plan_for(server.steward, prepared, model, facts, fetch_bytes, now))
         return LoadPlanView(model=model, version=prepared.target.version, servers=tuple(plans))

@@ -106,16 +106,16 @@ class Placer:
             if made.copies != scale.copies:
                 self._state.events.add("Normal", "Scaled", model, made.why or f"{made.copies} copies")
 
-    def preview(self, model: str, prepared: Prepared) -> tuple[str, ...]:
-        """Return where a version would be placed that need not be deployed. Changes nothing."""
+    def preview(self, model: str, prepared: Prepared, settings: DeploymentSettings) -> tuple[tuple[str, ...], str]:
+        """Return where a version would be placed that need not be deployed, and why nowhere. Changes nothing."""
         servers = dict(self._state.plan.servers)
         if not servers:
-            return tuple(self._state.servers)
-        scale = self._state.scales.get(model, Scale(prepared.settings.min_copies))
-        workload = self._workload(model, prepared, prepared.settings, scale, servers)
+            return tuple(self._state.servers), ""
+        scale = self._state.scales.get(model, Scale(settings.min_copies))
+        workload = self._workload(model, prepared, settings, scale, servers)
         made = plan(self._state.plan, servers, {**self._state.plan.workloads, model: workload})
         seats = tuple(seat.server for seat in made.seats.get(model, ()))
-        return seats or tuple(filter(None, (_largest(made, workload),)))
+        return seats or tuple(filter(None, (_largest(made, workload),))), made.lacking.get(model, "")
 
     def defragment(self, *, dry_run: bool, limit: int) -> Defragmentation:
         """Say which moves are worth their cost, and make them unless it is a dry run."""

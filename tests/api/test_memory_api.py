@@ -313,6 +313,11 @@ def test_a_server_without_the_labels_is_given_no_copy(room: Api) -> None:
     why = room.ok(room.http.get("/v1/deployments/one/why"))
     assert why["placement"]["lacking"] == "no server has the labels disk=tape"
     assert operation["state"] in {"failed", "succeeded"}, "what answers goes on"
+    body = {"reference": "one", "settings": {"node_selector": {"disk": "tape"}}}
+    planned = room.ok(room.http.put("/v1/deployments/one", params={"dry_run": True}, json=body))
+    assert [(one["decision"], one["why"]) for one in planned["servers"]] == [
+        ("refuse", "no server has the labels disk=tape")
+    ]
     assert room.deploy("one", **before)["state"] in {"succeeded", "failed"}
     bad = {"reference": "one", "settings": {"min_copies": 3, "max_copies": 2}}
     room.problem(room.http.put("/v1/deployments/one", json=bad), 422, "invalid-request")

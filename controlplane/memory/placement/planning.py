@@ -19,6 +19,7 @@ Pure, and deterministic: the same arguments give the same plan.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import is_
 from typing import TypeVar
 
 from controlplane.memory.ledger import size_text
@@ -61,7 +62,8 @@ def plan(
 
 
 def _changed(before: Mapping[str, _T], now: Mapping[str, _T]) -> set[str]:
-    if before is now:
+    """Names of what is not the same. Each value has its name in it, so the same objects have the same names."""
+    if before is now or (len(before) == len(now) and all(map(is_, before.values(), now.values()))):
         return set()
     get = before.get
     found = {name for name, one in now.items() if get(name) is not one and get(name) != one}
