@@ -42,14 +42,15 @@ class Fleet:
     reconciler: Reconciler
     work: Path
 
-    def put(self, model: str, scale: float, **settings: Any) -> int:
+    def put(self, model: str, scale: float, *, resident_mib: int = 0, **settings: Any) -> int:
         """Publish a version where there is none yet, and commit that it is wanted; return the revision."""
         deployments = self.registry.deployments
         try:
             before = deployments.get(model, fresh=True, deleted=True)
             version = before.spec.version
         except NotFoundError:
-            before, version = None, publish_affine(self.registry, model, self.work, scale=scale)
+            before = None
+            version = publish_affine(self.registry, model, self.work, scale=scale, resident_mib=resident_mib)
         wanted = DeploymentSettings.model_validate(settings)
         spec = DeploymentSpec(model=model, reference=f"{model}:{version}", version=version, settings=wanted)
         revision = deployments.put(spec, after=before, actor="test", reason="")
@@ -134,8 +135,9 @@ async def test_models_are_packed_and_spread_and_a_killed_servers_models_are_serv
     registry: Registry, tmp_path: Path
 ) -> None:
     async with fleet(registry, tmp_path, "one", "two") as here:
+        # More than what a server may have that nobody accounts for, so that it is clear which gap is the smaller one.
         for number in (2, 3):
-            await here.ready(f"small{number}", number)
+            await here.ready(f"small{number}", number, resident_mib=200)
         status = await here.ready("pair", 5, min_copies=2)
         assert {server.server for server in status.servers} == {"one", "two"}
         (home,) = here.seats("small2")
