@@ -62,7 +62,7 @@ class Activator:
     ) -> None:
         self.splits = splits
         self._reconciler = reconciler
-        self._roads = roads
+        self.roads = roads
         self.room = room
         self.tally = tally
         self._resolve = resolve
@@ -102,7 +102,7 @@ class Activator:
 
     def at_once(self, model: str) -> bool:
         """Whether it can be asked without waiting."""
-        return self._roads.choose(model) is not None
+        return self.roads.choose(model) is not None
 
     def known(self, model: str) -> bool:
         """Whether it is deployed."""
@@ -124,10 +124,10 @@ class Activator:
             ModelUnavailableError: It cannot be loaded, or is not in time.
             TooManyWaitingError: Too many requests wait already.
         """
-        server = self._roads.choose(model)
+        server = self.roads.choose(model)
         if server is None:
             server = await self._wait(model, size)
-        with self._roads.used(server, model):
+        with self.roads.used(server, model):
             yield server
 
     async def _wait(self, model: str, size: int) -> str:
@@ -136,7 +136,7 @@ class Activator:
         try:
             with self.room.place(model, size):
                 async with asyncio.timeout(self._timeout):
-                    while (server := self._roads.choose(model)) is None:
+                    while (server := self.roads.choose(model)) is None:
                         await self._brought(model)
             outcome = "loaded"
         except TooManyWaitingError:
@@ -188,9 +188,9 @@ class Activator:
         waiting = asyncio.create_task(self._demand(model))
         try:
             while True:
-                moved = asyncio.ensure_future(self._roads.moved.wait())
+                moved = asyncio.ensure_future(self.roads.moved.wait())
                 try:
-                    if self._roads.choose(model) is not None:
+                    if self.roads.choose(model) is not None:
                         self.tally.started(before, self._reconciler.status(model))
                         return
                     if waiting.done():
@@ -209,5 +209,5 @@ class Activator:
             status = await self._reconciler.wait_loaded(model, self._timeout)
         except ConflictError as error:
             raise ModelUnavailableError(error.message, model=model) from error
-        if status.phase in {Phase.FAILED, Phase.UNLOADED}:
+        if status.phase is Phase.FAILED:  # one that is unloaded had to go again at once: it is demanded anew
             raise ModelUnavailableError(f"{model} cannot be loaded: {status.message}", model=model)

@@ -5,8 +5,8 @@ https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_servic
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
@@ -29,6 +29,7 @@ _UNLIMITED = [
 ]
 _UNARY = frozenset({"ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"})
 _UNKNOWN = "(none)"
+_READER = "reads a stream of Triton"
 _OURS = ("grpc-", ":")
 _NOT_PASSED = frozenset({"user-agent", "te", "content-type"})
 
@@ -138,8 +139,23 @@ class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
             await context.abort(error.code(), error.details(), tuple(error.trailing_metadata()))
 
 
+@dataclass
+class _Upstream:
+    """A stream to one model on one server, and whoever reads it."""
+
+    call: Any
+    writing: asyncio.Lock
+    reader: "asyncio.Task[None]"
+    closer: "asyncio.Task[None]"
+    open: bool = True
+
+
 class _Stream:
-    """One client's stream, and the streams to the servers that it became."""
+    """One client's stream, and the streams that it became: one for every model and server.
+
+    A stream on which a model was asked keeps that model from being unloaded until it ends (Triton 2.51: it stays
+    UNLOADING). So each ends when its model is withdrawn, after its last answer, and the next request opens another.
+    """
 
     def __init__(
         self,
@@ -153,27 +169,22 @@ class _Stream:
         self._metadata = metadata
         self._timeout = timeout
         self._answers: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(maxsize=64)
-        self._calls: dict[str, Any] = {}
-        self._readers: list[asyncio.Task[None]] = []
-        self._asked: dict[str, list[AsyncExitStack]] = {}
+        self._upstreams: dict[tuple[str, str], _Upstream] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Yield the answers."""
-        feeding = asyncio.create_task(self._feed(requests))
+        feeding = self._task(self._feed(requests))
         try:
             while (answer := await self._answers.get()) is not None:
                 if isinstance(answer, BaseException):
                     raise answer
                 yield answer
         finally:
-            for task in (feeding, *self._readers):
+            tasks = [feeding, *self._tasks]
+            for task in tasks:
                 task.cancel()
-            for call in self._calls.values():
-                call.cancel()
-            await asyncio.gather(feeding, *self._readers, return_exceptions=True)
-            for stacks in self._asked.values():
-                for stack in stacks:
-                    await stack.aclose()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _feed(self, requests: AsyncIterator[bytes]) -> None:
         try:
@@ -183,9 +194,10 @@ class _Stream:
                     await self._send(request, names)
                 except ControlPlaneError as error:
                     await self._answers.put(stream_error(_refusal(error, names.name)[1], names.id))
-            for call in self._calls.values():
-                await call.done_writing()
-            await asyncio.gather(*self._readers)
+            readers = [upstream.reader for upstream in self._upstreams.values()]
+            for key in list(self._upstreams):
+                await self._end(key)
+            await asyncio.gather(*readers, *(task for task in self._tasks if task.get_name() == _READER))
             await self._answers.put(None)
         except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
             await self._answers.put(error)
@@ -194,28 +206,60 @@ class _Stream:
         model, version = await self._activator.meant(names.name, names.version)
         if (model, version) != (names.name, names.version):
             request = rename(request, model, version)
-        async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(self._activator.at(model, len(request)))
-            call = self._calls.get(server)
-            if call is None:
-                method = self._channels[server].stream_stream(SERVICE + "ModelStreamInfer")
-                call = self._calls[server] = method(metadata=self._metadata, timeout=self._timeout)
-                self._readers.append(asyncio.create_task(self._read(server, call)))
-            # Counts as under way until an answer came back on this stream. A decoupled model may give none, or many:
-            # then a withdrawal waits for its deadline, or not for the last one.
-            self._asked.setdefault(server, []).append(stack.pop_all())
-            await call.write(request)
+        async with self._activator.at(model, len(request)) as server:
+            while True:
+                upstream = self._upstreams.get((server, model)) or self._open(server, model)
+                async with upstream.writing:
+                    if upstream.open:  # it may have been ended while we waited
+                        await upstream.call.write(request)
+                        break
         self._activator.tally.answered(model, "grpc-stream", "OK")
 
-    async def _read(self, server: str, call: Any) -> None:
+    def _open(self, server: str, model: str) -> _Upstream:
+        key = (server, model)
+        method = self._channels[server].stream_stream(SERVICE + "ModelStreamInfer")
+        call = method(metadata=self._metadata, timeout=self._timeout)
+        reader = self._task(self._read(server, model, call), _READER)
+        upstream = _Upstream(call, asyncio.Lock(), reader, self._task(self._end_withdrawn(server, model)))
+        self._upstreams[key] = upstream
+        reader.add_done_callback(lambda _: self._forget(key, upstream))
+        return upstream
+
+    def _forget(self, key: tuple[str, str], upstream: _Upstream) -> None:
+        upstream.open = False
+        upstream.closer.cancel()
+        if self._upstreams.get(key) is upstream:
+            del self._upstreams[key]
+
+    async def _end_withdrawn(self, server: str, model: str) -> None:
+        await self._activator.roads.wait_closed(server, model)
+        await self._end((server, model))
+
+    async def _end(self, key: tuple[str, str]) -> None:
+        """Say that nothing more comes; what was asked is still answered."""
+        upstream = self._upstreams.pop(key, None)
+        if upstream is not None:
+            async with upstream.writing:
+                upstream.open = False
+                await upstream.call.done_writing()
+
+    async def _read(self, server: str, model: str, call: Any) -> None:
         try:
-            async for answer in call:
-                asked = self._asked.get(server)
-                if asked:
-                    await asked.pop(0).aclose()
-                await self._answers.put(answer)
+            # Under way until it has ended: a withdrawal waits for that.
+            with self._activator.roads.used(server, model):
+                try:
+                    async for answer in call:
+                        await self._answers.put(answer)
+                finally:
+                    call.cancel()
         except grpc.aio.AioRpcError as error:
             await self._answers.put(error)
+
+    def _task(self, work: Coroutine[Any, Any, None], name: str | None = None) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _refusal(error: ControlPlaneError, name: str) -> tuple[Any, str, tuple[tuple[str, str], ...]]:

@@ -77,6 +77,15 @@ class Roads:
         while self._used[server, model]:
             await self._idle.wait()
 
+    async def wait_closed(self, server: str, model: str) -> None:
+        """Wait until a model is not to be asked on a server any more."""
+        while True:
+            moved = self._moved
+            route = self._open.get(model)
+            if route is None or server not in route.servers:
+                return
+            await moved.wait()
+
     @property
     def moved(self) -> asyncio.Event:
         """Is set when what is open changes. A new event each time: take it before looking."""

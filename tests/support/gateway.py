@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import psutil
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from onnx import TensorProto, helper
@@ -65,3 +66,13 @@ def until(what: str, condition: Callable[[], Any], seconds: float = 60) -> Any:
         assert time.monotonic() < end, f"never: {what}"
         time.sleep(0.02)
     return found
+
+
+def triton_pid(api: Api) -> int:
+    """Process id of the embedded Triton itself."""
+    port = f"--grpc-port={direct_urls(api)[1].rpartition(':')[2]}"
+    for child in psutil.Process().children(recursive=True):
+        command = child.cmdline()
+        if port in command and command[0].endswith("tritonserver"):
+            return int(child.pid)
+    raise AssertionError(f"no tritonserver with {port}")

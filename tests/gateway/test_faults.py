@@ -1,0 +1,193 @@
+"""HAProxy killed, Triton killed under load, the control plane killed while requests wait."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from controlplane.settings import GatewaySettings, TritonServerSettings, TritonSettings
+from tests.support.api import Api, onnx_scale, serving, settings_for
+from tests.support.gateway import http_client, ones, until, urls, way
+from tests.support.triton import running_triton
+
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
+
+
+def haproxy_pid(api: Api) -> int:
+    door = api.plane.front_door
+    assert door is not None
+    pid = door.haproxy.pid
+    assert pid is not None
+    return pid
+
+
+def test_a_killed_haproxy_comes_back_with_its_maps(door: Api) -> None:
+    """What is in flight is cut off; who comes meanwhile waits in the socket, which is ours; Python is not asked."""
+    before = door.plane.front_door.tally.requests.copy()  # type: ignore[union-attr]
+    for _ in range(3):
+        pid = haproxy_pid(door)
+        os.kill(pid, signal.SIGKILL)
+        for _ in range(20):  # new connections, from the moment of the kill on
+            with http_client(door) as client:
+                assert client.infer("net", ones(triton_http)).as_numpy("y")[0, 0] == 2.0
+        assert haproxy_pid(door) != pid
+    assert door.plane.front_door.tally.requests == before  # type: ignore[union-attr]
+    assert door.ok(door.http.get("/v1/gateway"))["restarts"] >= 3
+
+
+def test_what_changes_while_haproxy_is_away_is_known_to_the_next(door: Api) -> None:
+    door.publish("late", onnx_scale(5.0))
+    os.kill(haproxy_pid(door), signal.SIGSTOP)  # it does not answer its commands either
+    stopped = haproxy_pid(door)
+    assert door.deploy("late:1")["state"] == "succeeded"
+    os.kill(stopped, signal.SIGKILL)
+    until("the fast way", lambda: way(door, "late") == "fast")
+    with http_client(door) as client:
+        assert client.infer("late", ones(triton_http)).as_numpy("y")[0, 0] == 5.0
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    with serving(settings_for(tmp_path, embedded=True)) as api:
+        pid = haproxy_pid(api)
+    assert not psutil.pid_exists(pid)
+
+
+def test_one_of_two_servers_killed_under_load(tmp_path: Path) -> None:
+    """The other one answers; nothing fails but what was under way on the one that died."""
+    with (
+        running_triton(tmp_path / "a") as first,
+        running_triton(tmp_path / "b") as second,
+    ):
+        servers = tuple(
+            TritonServerSettings(
+                name=name,
+                grpc_url=one.server.grpc_url,
+                http_url=one.server.http_url,
+                metrics_url=one.server.metrics_url,
+                repository=one.server.repository,
+            )
+            for name, one in (("a", first), ("b", second))
+        )
+        settings = settings_for(
+            tmp_path / "plane",
+            embedded=False,
+            triton=TritonSettings(servers=servers, request_timeout_seconds=2.0),
+            gateway=GatewaySettings(enabled=True),
+        )
+        with serving(settings) as api:
+            api.publish("net", onnx_scale(2.0))
+            assert api.deploy("net:1", copies=2)["state"] == "succeeded"
+            until(
+                "both servers",
+                lambda: [r["servers"] for r in api.http.get("/v1/gateway").json()["models"]] == [["a", "b"]],
+            )
+            outcomes: Counter[str] = Counter()
+            stop = threading.Event()
+            threads = [
+                threading.Thread(target=_hammer, args=(api, kind, stop, outcomes))
+                for kind in (triton_http, triton_grpc, triton_http, triton_grpc)
+            ]
+            for thread in threads:
+                thread.start()
+            try:
+                until("traffic", lambda: outcomes["answered"] > 200)
+                pid = first.server.pid
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+                killed_at = outcomes["answered"]
+                until("traffic on the other one", lambda: outcomes["answered"] > killed_at + 500)
+                until(
+                    "the first is back",
+                    lambda: [r["servers"] for r in api.http.get("/v1/gateway").json()["models"]] == [["a", "b"]],
+                )
+            finally:
+                stop.set()
+                for thread in threads:
+                    thread.join(60)
+            failed = sum(count for outcome, count in outcomes.items() if outcome != "answered")
+            # Each client has at most one request under way on the server that dies.
+            assert failed <= len(threads), outcomes
+
+
+def _hammer(api: Api, kind: Any, stop: threading.Event, outcomes: Counter[str]) -> None:
+    with kind.InferenceServerClient(urls(api)[kind is triton_grpc]) as client:
+        while not stop.is_set():
+            try:
+                client.infer("net", ones(kind))
+                outcomes["answered"] += 1
+            except InferenceServerException as error:
+                outcomes[f"{kind.__name__}: {error}"] += 1
+
+
+_RUN = """
+import sys
+from pathlib import Path
+from controlplane.app import run
+from controlplane.settings import ApiSettings, Settings, TritonSettings
+run(Settings(data_dir=Path(sys.argv[1]), api=ApiSettings(port=0), triton=TritonSettings(embedded=True)))
+"""
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", dict[str, Any]]]:
+    """A control plane as a process, killed at the end of the block."""
+    ready = folder / "up.json"
+    ready.unlink(missing_ok=True)
+    process = subprocess.Popen([sys.executable, "-c", _RUN, str(folder)])
+    try:
+        until("the control plane", lambda: ready.exists() or process.poll() is not None)
+        yield process, json.loads(ready.read_text())
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_control_plane_killed_while_500_requests_wait(tmp_path: Path) -> None:
+    """Every client is told at once, nothing is left running, and the next control plane answers."""
+    with serving(settings_for(tmp_path, embedded=True)) as api:
+        api.publish("lazy", onnx_scale(3.0))
+        api.deploy("lazy:1", mode="on-demand")
+    outcomes: Counter[str] = Counter()
+    with running(tmp_path) as (process, up):
+        children = psutil.Process(process.pid).children(recursive=True)
+        triton = next(child for child in children if child.name() == "tritonserver")
+        triton.suspend()  # so that no load comes to its end
+        base = up["gateway"]["http_url"]
+        body = json.dumps({"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 1.0]}]})
+
+        def ask() -> None:
+            try:
+                answer = httpx.post(f"{base}/v2/models/lazy/infer", content=body, timeout=60)
+                outcomes[str(answer.status_code)] += 1
+            except httpx.TransportError as error:
+                outcomes[type(error).__name__] += 1
+
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(500)]
+        for thread in threads:
+            thread.start()
+        with httpx.Client(base_url=up["url"], timeout=30) as http:
+            until("500 wait", lambda: http.get("/v1/gateway").json()["waiting_requests"] == 500)
+        process.kill()
+        for thread in threads:
+            thread.join(30)
+        assert outcomes.total() == 500
+        assert "200" not in outcomes
+        psutil.wait_procs(children, timeout=15)
+        assert not [child for child in children if child.is_running()]
+    with running(tmp_path) as (_, up):
+        answer = httpx.post(f"{up['gateway']['http_url']}/v2/models/lazy/infer", content=body, timeout=60)
+        assert answer.json()["outputs"][0]["data"] == [3.0, 3.0]
