@@ -47,6 +47,7 @@ from controlplane.services.events import Events
 from controlplane.services.facade import Services
 from controlplane.services.garbage import Garbage
 from controlplane.services.gateway import Gateway
+from controlplane.services.gateway_access import GatewayAccess
 from controlplane.services.health import ConverterInfo, Health, version
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
@@ -192,8 +193,12 @@ class ControlPlane:
         reconciler = self._reconciler = Reconciler(
             registry, servers, settings.reconciler, memory=settings.memory, placement=settings.placement
         )
-        self.front_door = front_door(settings, registry, reconciler, servers, self._splits)
-        services = self._build_services(stack, registry, reconciler, servers, keys)
+        limits = RateLimits(settings.auth.rate_per_second, settings.auth.burst)
+        access = GatewayAccess(keys, limits, limited=settings.auth.rate_per_second > 0)
+        self.front_door = front_door(settings, registry, reconciler, servers, self._splits, access)
+        if self.front_door is not None:
+            keys.check_host(settings.gateway.host)
+        services = self._build_services(stack, registry, reconciler, servers, keys, limits)
         await services.operations.recover()
         self.fastapi.state.services = services
         self._metrics.watch(services, reconciler)
@@ -281,6 +286,7 @@ class ControlPlane:
         reconciler: Reconciler,
         servers: list[ManagedServer],
         keys: Keys,
+        limits: RateLimits,
     ) -> Services:
         settings = self.settings
         workspace = Workspace(settings.data_dir / "work")
@@ -304,7 +310,7 @@ class ControlPlane:
             placement=Placement(reconciler),
             memory=memory,
             leases=Leases(registry.leases, deployments, memory, reconciler),
-            inference=Inference(registry, reconciler, servers),
+            inference=Inference(registry, reconciler, servers, self.front_door),
             servers=Servers(reconciler),
             devices=Devices(servers),
             monitoring=Monitoring(
@@ -329,7 +335,7 @@ class ControlPlane:
             gateway=gateway,
             idempotency=Idempotency(registry.store),
             keys=keys,
-            limits=RateLimits(settings.auth.rate_per_second, settings.auth.burst),
+            limits=limits,
         )
 
     @asynccontextmanager

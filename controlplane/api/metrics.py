@@ -10,6 +10,7 @@ from starlette.types import Scope
 
 from controlplane.api.device_metrics import DeviceMetrics
 from controlplane.api.loop_metrics import LoopMetrics, StoreMetrics
+from controlplane.api.gateway_metrics import GatewayMetrics
 from controlplane.api.memory_metrics import MemoryMetrics
 from controlplane.api.monitoring_metrics import MonitoringMetrics
 from controlplane.api.rollout_metrics import RolloutMetrics
@@ -122,6 +123,7 @@ class Metrics:
             RolloutMetrics(services.rollouts),
             MonitoringMetrics(services.monitoring),
             LoopMetrics(reconciler),
+            GatewayMetrics(services.gateway),
         )
         for collector in self._watched:
             self.registry.register(collector)
@@ -130,4 +132,5 @@ class Metrics:
         """Return everything in Prometheus' text format, the devices read anew."""
         if self._services is not None:
             await self._services.devices.all()
+            await self._services.gateway.look()
         return generate_latest(self.registry)

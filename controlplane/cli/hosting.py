@@ -31,6 +31,8 @@ def run_here(session: Session, settings: Settings) -> None:
         out.line(f"the control plane is up at {record['url']} (data in {settings.data_dir})", style="green")
         for server in record["servers"] if isinstance(record["servers"], list) else ():
             out.line(f"Triton {server['name']}: gRPC {server['grpc_url']}, HTTP {server['http_url']}")
+        if isinstance(door := record.get("gateway"), Mapping):
+            out.line(f"front door: HTTP {door['http_url']}, gRPC {door['grpc_url']}")
         _say_warning(out, str(record.get("warning", "")))
         out.line("stop it with Ctrl-C or `tritonctl down`")
 

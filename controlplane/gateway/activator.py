@@ -21,6 +21,7 @@ from controlplane.errors import (
     NotFoundError,
     TooManyWaitingError,
 )
+from controlplane.gateway.access import Access
 from controlplane.gateway.splitting import Splits
 from controlplane.gateway.tally import Tally
 from controlplane.gateway.traffic import Roads
@@ -45,6 +46,7 @@ class Activator:
         room: Where requests wait.
         tally: Counts how they fare.
         resolve: Gives the version of an alias; may block.
+        access: Who may ask which model.
         timeout_seconds: How long a request waits for its model.
         splits: Which models have a rollout under way.
     """
@@ -56,6 +58,7 @@ class Activator:
         room: WaitingRoom,
         tally: Tally,
         resolve: Resolve,
+        access: Access,
         *,
         timeout_seconds: float,
         splits: Splits,
@@ -66,6 +69,7 @@ class Activator:
         self.room = room
         self.tally = tally
         self._resolve = resolve
+        self.access = access
         self._timeout = timeout_seconds
         self._bringing: dict[str, asyncio.Task[None]] = {}
         self._interested: Counter[str] = Counter()

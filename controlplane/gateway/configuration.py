@@ -19,12 +19,15 @@ from urllib.parse import urlsplit
 
 from controlplane.domain.names import MODEL_NAME_MAX
 from controlplane.errors import InvalidInputError
-from controlplane.gateway.table import MODELS, STREAMS, Table
+from controlplane.gateway.access import ANYBODY
+from controlplane.gateway.table import ALL, GRANTS, KEYS, MODELS, STREAMS, Table
 from controlplane.settings import GatewaySettings
 
 ADMIN_SOCKET = "admin.sock"
 ACTIVATOR_HTTP = "activator-http.sock"
 ACTIVATOR_GRPC = "activator-grpc.sock"
+CLIENT_HEADER = "x-tritonctl-client"
+"""Tells the activator who asks; what a client says itself is overwritten."""
 SERVICE = "/inference.GRPCInferenceService/"
 
 _NAME_BYTES = 5 + 2 + 1 + MODEL_NAME_MAX
@@ -41,7 +44,8 @@ _REFUSAL = (
     "the front door does not serve this: shared memory, the model repository, tracing and logging are for those who "
     "reach the server itself"
 )
-_OF_ANY_SERVER = ("ServerLive", "ServerReady", "ServerMetadata")
+_OF_ANY_SERVER = ("ServerLive", "ServerReady")
+_OF_ALL = "ServerMetadata"
 _OF_A_MODEL = ("ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
 _STREAM = "ModelStreamInfer"
 
@@ -135,6 +139,10 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
         store conn_cur,http_req_cnt,http_err_cnt,http_fail_cnt,gpc0""",
         f"""frontend http from http
     bind fd@{sockets.http}{tls}
+    # A page of another site can make a browser on this machine send requests; no other client sends this header.
+    http-request return status 403 content-type application/json \
+        string '{{"error":"the request comes from a page of another site"}}' \
+        if !METH_GET {{ req.hdr(sec-fetch-site) -m str cross-site same-site }}
     http-request return status 413 content-type application/json \\
         string '{{"error":"the body has more than {settings.max_request_bytes} bytes, the most that is taken"}}' \\
         if {{ req.body_size gt {settings.max_request_bytes} }}
@@ -146,7 +154,7 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     http-request set-var(txn.model) path,field(4,/) if {{ path_beg /v2/models/ }} !{{ path /v2/models/stats }}
     http-request set-var(txn.slot) var(txn.model),map({MODELS}) if {{ var(txn.model) -m found }}
 {_choose("h")}
-    use_backend servers if !{{ var(txn.model) -m found }} {{ nbsrv(servers) gt 0 }}
+    use_backend servers if {{ path_beg /v2/health/ }} {{ nbsrv(servers) gt 0 }}
     default_backend activator-http""",
         f"""frontend grpc from grpc
     bind fd@{sockets.grpc}{tls_grpc}
@@ -155,14 +163,15 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     acl of_stream var(txn.call) -m str {_STREAM}
     acl of_any var(txn.call) -m str {" ".join(_OF_ANY_SERVER)}
     acl of_any path_beg /grpc.health.v1.Health/
+    acl of_all var(txn.call) -m str {_OF_ALL}
     http-request return status 200 content-type application/grpc lf-string %[str()] hdr grpc-status 12 \\
         hdr grpc-message "{_REFUSAL}" \\
-        if !of_model !of_stream !of_any
+        if !of_model !of_stream !of_any !of_all
     http-request wait-for-body time 30s at-least {_NAME_BYTES} if of_model
     http-request wait-for-body time 30s at-least {_STREAM_BYTES} if of_stream
     # A compressed message is no name to us; the activator reads it.
     acl plain req.body,bytes(0,1),hex -m str 00
-    http-request set-var(txn.model) req.body,bytes(5),protobuf(1) if !of_any plain
+    http-request set-var(txn.model) req.body,bytes(5),protobuf(1) if !of_any !of_all plain
     http-request set-var(txn.slot) var(txn.model),map({MODELS}) if of_model {{ var(txn.model) -m found }}
     http-request set-var(txn.slot) var(txn.model),map({STREAMS}) if of_stream {{ var(txn.model) -m found }}
 {_choose("g")}
@@ -175,9 +184,11 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     http-request use-service prometheus-exporter if {{ path /metrics }}
     http-request return status 404""",
         f"""backend activator-http from http
+    http-request set-header {CLIENT_HEADER} %[src]
     timeout server {answer + int(settings.load_timeout_seconds)}s
     server activator unix@{ACTIVATOR_HTTP}""",
         f"""backend activator-grpc from grpc
+    http-request set-header {CLIENT_HEADER} %[src]
     timeout server {answer + int(settings.load_timeout_seconds)}s
     server activator unix@{ACTIVATOR_GRPC} proto h2""",
         "backend servers from http\n    option httpchk GET /v2/health/live\n"
@@ -192,7 +203,7 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     for number, servers in enumerate(table.slots):
         for kind, protocol in (("h", "http"), ("g", "grpc")):
             sections.append(
-                f"backend {kind}-{number} from {protocol}\n"
+                f"backend {kind}-{number} from {protocol}\n    http-request del-header authorization\n"
                 + "\n".join(
                     f"    server {one.key} {one.http if kind == 'h' else one.grpc + ' proto h2'} "
                     f"track servers/{one.key}{_resolved(one.http if kind == 'h' else one.grpc)}"
@@ -208,7 +219,15 @@ def _choose(kind: str) -> str:
     """Send what has a slot with a server in it there, counted under slot and model."""
     return f"""    http-request set-var(txn.back) str({kind}-),concat(,txn.slot) if {{ var(txn.slot) -m found }}
     acl served var(txn.back),nbsrv gt 0
-    http-request set-var(txn.key) var(txn.slot),concat(/,txn.model) if {{ var(txn.slot) -m found }} served
+    acl granted var(txn.granted) -m found
+    http-request set-var(txn.who) str({ANYBODY}),map({KEYS}) if {{ var(txn.slot) -m found }}
+    acl known var(txn.who) -m found
+    http-request set-var(txn.digest) req.hdr(authorization),word(2,' '),sha2(256),hex,lower if !known \
+        {{ req.hdr(authorization) -m beg -i "bearer " }}
+    http-request set-var(txn.who) var(txn.digest),map({KEYS}) if !known {{ var(txn.digest) -m found }}
+    http-request set-var(txn.granted) bool(true) if known {{ var(txn.who) -m str {ALL} }}
+    http-request set-var(txn.granted) var(txn.who),concat(/,txn.model),map({GRANTS}) if known !granted
+    http-request set-var(txn.key) var(txn.slot),concat(/,txn.model) if {{ var(txn.slot) -m found }} granted served
     http-request track-sc0 var(txn.key) table inflight if {{ var(txn.key) -m found }}
     use_backend %[var(txn.back)] if {{ var(txn.key) -m found }}"""
 

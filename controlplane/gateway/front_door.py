@@ -12,6 +12,7 @@ import uvicorn
 
 from controlplane.errors import ConflictError, GatewayError
 from controlplane.gateway import table as tables
+from controlplane.gateway.access import Access
 from controlplane.gateway.activator import Activator, Resolve
 from controlplane.gateway.configuration import (
     ACTIVATOR_GRPC,
@@ -27,7 +28,7 @@ from controlplane.gateway.http_face import HttpFace
 from controlplane.gateway.process import HAProxy
 from controlplane.gateway.runtime import RuntimeApi
 from controlplane.gateway.splitting import Splits
-from controlplane.gateway.table import MODELS, STREAMS, Table
+from controlplane.gateway.table import MAPS, Table
 from controlplane.gateway.tally import Tally
 from controlplane.gateway.traffic import Roads
 from controlplane.gateway.view import GatewayAddress, GatewayView, ModelRoad
@@ -57,6 +58,7 @@ class FrontDoor:
         reconciler: Gets models loaded, and says where they are.
         servers: The Triton servers.
         resolve: Gives the version of an alias.
+        access: Who may ask which model.
         splits: Which models have a rollout under way; those are asked by the activator alone.
     """
 
@@ -69,8 +71,10 @@ class FrontDoor:
         servers: Sequence[ManagedServer],
         resolve: Resolve,
         splits: Splits,
+        access: Access,
     ) -> None:
         self._settings = settings
+        self._access = access
         self._binary = binary
         self._folder = folder.absolute()
         self._reconciler = reconciler
@@ -92,6 +96,7 @@ class FrontDoor:
             WaitingRoom(limits),
             self.tally,
             resolve,
+            access,
             timeout_seconds=settings.load_timeout_seconds,
             splits=splits,
         )
@@ -254,8 +259,7 @@ class FrontDoor:
         sockets = Sockets(**{name: listener.fileno() for name, listener in self._listeners.items()})
         files = {
             "haproxy.cfg": render(self._settings, sockets, self._backends, self._told),
-            MODELS: self._told.map_text(MODELS),
-            STREAMS: self._told.map_text(STREAMS),
+            **{name: self._told.map_text(name) for name in MAPS},
         }
         for name, text in files.items():
             # Blocking, and as quick as a few kilobytes are: nothing may change between the table and its files.
@@ -267,7 +271,7 @@ class FrontDoor:
             for model, route in self._roads.open.items()
             if model not in self.activator.splits.split_now
         }
-        return tables.arrange(self._told, routes)
+        return tables.arrange(self._told, routes, self._access.direct())
 
     async def _tell(self) -> None:
         """Bring HAProxy's table up to what is open now."""

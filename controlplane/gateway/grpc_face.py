@@ -5,15 +5,23 @@ https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_servic
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
 
-from controlplane.errors import ControlPlaneError, ModelUnavailableError, NotFoundError, TooManyWaitingError
+from controlplane.errors import (
+    ControlPlaneError,
+    ForbiddenError,
+    NotFoundError,
+    RateLimitedError,
+    TooManyWaitingError,
+    UnauthenticatedError,
+)
+from controlplane.gateway.access import bearer
 from controlplane.gateway.activator import Activator
-from controlplane.gateway.configuration import SERVICE
+from controlplane.gateway.configuration import CLIENT_HEADER, SERVICE
 from controlplane.gateway.http_face import RETRY_AFTER_SECONDS
 from controlplane.gateway.split_grpc import GrpcRequest, ask_grpc
 from controlplane.gateway.wire import Names, is_ready, read_names, rename, stream_error
@@ -31,7 +39,7 @@ _UNARY = frozenset({"ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", 
 _UNKNOWN = "(none)"
 _READER = "reads a stream of Triton"
 _OURS = ("grpc-", ":")
-_NOT_PASSED = frozenset({"user-agent", "te", "content-type"})
+_NOT_PASSED = frozenset({"user-agent", "te", "content-type", "authorization", CLIENT_HEADER})
 
 
 class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -79,6 +87,8 @@ class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
             return grpc.unary_unary_rpc_method_handler(_live)
         if call == "ServerReady":
             return grpc.unary_unary_rpc_method_handler(_not_ready)
+        if call == "ServerMetadata":
+            return grpc.unary_unary_rpc_method_handler(self._metadata)
         if call not in _UNARY:
             return None
 
@@ -92,6 +102,7 @@ class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
         model, known = names.name, False
         try:
             model, version = await self._activator.meant(names.name, names.version)
+            await self._activator.access.admit(_token(context), model, _client(context))
             known = self._activator.known(model)
             if call == "ModelReady":
                 return is_ready(self._activator.would_answer(model, version))
@@ -125,13 +136,35 @@ class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
             await context.abort(code, details, trailers)
             raise AssertionError("unreachable") from error
 
+    async def _metadata(self, request: bytes, context: Any) -> bytes:
+        """Ask any server that answers; all are of one kind."""
+        try:
+            await self._activator.access.admit(_token(context), None, _client(context))
+        except ControlPlaneError as error:
+            code, details, trailers = _refusal(error, "")
+            await context.abort(code, details, trailers)
+        for channel in self._channels.values():
+            try:
+                response: bytes = await channel.unary_unary(SERVICE + "ServerMetadata")(request, timeout=5.0)
+            except grpc.aio.AioRpcError:
+                continue
+            return response
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "no Triton server can be reached")
+        raise AssertionError("unreachable")
+
     async def _abort(self, context: Any, code: Any, details: str) -> NoReturn:
         await context.abort(code, details)
         raise AssertionError("unreachable")
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Send each message of a stream to where its model is, and give back what comes from there."""
-        stream = _Stream(self._activator, self._channels, _passed(context), context.time_remaining())
+        stream = _Stream(
+            self._activator,
+            self._channels,
+            _passed(context),
+            context.time_remaining(),
+            lambda model: self._activator.access.admit(_token(context), model, _client(context)),
+        )
         try:
             async for response in stream.run(requests):
                 yield response
@@ -163,7 +196,9 @@ class _Stream:
         channels: Mapping[str, Any],
         metadata: Sequence[tuple[str, Any]],
         timeout: float | None,
+        admit: Callable[[str], Awaitable[None]],
     ) -> None:
+        self._admit = admit
         self._activator = activator
         self._channels = channels
         self._metadata = metadata
@@ -204,6 +239,7 @@ class _Stream:
 
     async def _send(self, request: bytes, names: Names) -> None:
         model, version = await self._activator.meant(names.name, names.version)
+        await self._admit(model)
         if (model, version) != (names.name, names.version):
             request = rename(request, model, version)
         async with self._activator.at(model, len(request)) as server:
@@ -268,9 +304,26 @@ def _refusal(error: ControlPlaneError, name: str) -> tuple[Any, str, tuple[tuple
         return grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found", ()
     if isinstance(error, TooManyWaitingError):
         return grpc.StatusCode.RESOURCE_EXHAUSTED, error.message, (("retry-after", str(RETRY_AFTER_SECONDS)),)
-    if isinstance(error, ModelUnavailableError):
-        return grpc.StatusCode.UNAVAILABLE, error.message, ()
+    if isinstance(error, RateLimitedError):
+        wait = str(error.details.get("retry_after_seconds", RETRY_AFTER_SECONDS))
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, error.message, (("retry-after", wait),)
+    if isinstance(error, UnauthenticatedError):
+        return grpc.StatusCode.UNAUTHENTICATED, error.message, ()
+    if isinstance(error, ForbiddenError):
+        return grpc.StatusCode.PERMISSION_DENIED, error.message, ()
     return grpc.StatusCode.UNAVAILABLE, error.message, ()
+
+
+def _token(context: Any) -> str | None:
+    return bearer(_said(context, "authorization"))
+
+
+def _client(context: Any) -> str:
+    return _said(context, CLIENT_HEADER) or ""
+
+
+def _said(context: Any, name: str) -> str | None:
+    return next((str(value) for key, value in context.invocation_metadata() or () if key == name), None)
 
 
 def _passed(context: Any) -> list[tuple[str, Any]]:

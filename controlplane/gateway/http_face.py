@@ -15,8 +15,20 @@ from urllib.parse import quote, unquote
 import httpx
 from starlette.types import Receive, Scope, Send
 
-from controlplane.errors import ControlPlaneError, ModelUnavailableError, NotFoundError, TooManyWaitingError
+from controlplane.errors import (
+    AccessError,
+    ControlPlaneError,
+    ForbiddenError,
+    ModelUnavailableError,
+    NotFoundError,
+    RateLimitedError,
+    StoreError,
+    TooManyWaitingError,
+    UnauthenticatedError,
+)
+from controlplane.gateway.access import bearer
 from controlplane.gateway.activator import Activator
+from controlplane.gateway.configuration import CLIENT_HEADER
 from controlplane.gateway.split_http import Headers, HttpRequest, ask_http
 
 logger = logging.getLogger(__name__)
@@ -27,7 +39,7 @@ _HOP_BY_HOP = frozenset(
     name.encode()
     for name in (
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"),
-        *("transfer-encoding", "upgrade", "host", "expect"),
+        *("transfer-encoding", "upgrade", "host", "expect", "authorization", CLIENT_HEADER),
     )
 )
 """RFC 9110 section 7.6.1, and two that are this hop's own business."""
@@ -76,21 +88,53 @@ class HttpFace:
         raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
         match = _PATH.fullmatch(raw_path.decode("latin-1"))
         if match is None or match["model"] == "stats":
-            await _send(send, _of_the_server(scope["path"]))
+            await self._of_the_server(scope, send)
             return
         name, version, call = unquote(match["model"]), match["version"] or "", match["call"] or ""
         try:
             model, version = await self._activator.meant(name, version)
+            await self._admit(scope, model)
             known = self._activator.known(model)
             answer = await self._handle(scope, receive, send, model, version, call)
         except (_ClientGoneError, asyncio.CancelledError):
             return
         except NotFoundError:
             answer, known = _Answer(404, f"Request for unknown model: '{name}' is not found"), False
+        except (AccessError, StoreError) as error:
+            answer, known = _refused(error), False
         if isinstance(answer, _Answer):
             await _send(send, answer)
         status = answer.status if isinstance(answer, _Answer) else answer
         self._activator.tally.answered(model if known else _UNKNOWN, "http", str(status))
+
+    async def _admit(self, scope: Scope, model: str | None) -> None:
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        client = headers.get(CLIENT_HEADER.encode(), "")
+        await self._activator.access.admit(bearer(headers.get(b"authorization")), model, client)
+
+    async def _of_the_server(self, scope: Scope, send: Send) -> None:
+        """Answer what any server could: health where none can, and what concerns all models for who may see them."""
+        path = scope["path"]
+        if path == "/v2/health/live":
+            await _send(send, _Answer(200, ""))
+            return
+        if path == "/v2/health/ready":
+            await _send(send, _Answer(400, "no Triton server is ready", "text/plain"))
+            return
+        try:
+            await self._admit(scope, None)
+        except (AccessError, StoreError) as error:
+            await _send(send, _refused(error))
+            return
+        for client in self._clients.values():
+            try:
+                response = await client.request(scope["method"], path, headers={"accept-encoding": "identity"})
+            except httpx.TransportError:
+                continue
+            await _send_on(send, response.status_code, response.headers.raw)
+            await send({"type": "http.response.body", "body": response.content})
+            return
+        await _send(send, _Answer(503, "no Triton server can be reached"))
 
     async def _handle(
         self, scope: Scope, receive: Receive, send: Send, model: str, version: str, call: str
@@ -200,13 +244,15 @@ async def _while_connected(receive: Receive) -> AsyncIterator[_Gone]:
             await watching
 
 
-def _of_the_server(path: str) -> _Answer:
-    """Answer what any server could answer, where none can."""
-    if path == "/v2/health/live":
-        return _Answer(200, "")
-    if path == "/v2/health/ready":
-        return _Answer(400, "no Triton server is ready", "text/plain")
-    return _Answer(503, "no Triton server can be reached")
+def _refused(error: ControlPlaneError) -> _Answer:
+    match error:
+        case UnauthenticatedError():
+            return _Answer(401, error.message)
+        case ForbiddenError():
+            return _Answer(403, error.message)
+        case RateLimitedError():
+            return _Answer(429, error.message, retry_after=int(error.details.get("retry_after_seconds", 1)))
+    return _Answer(503, error.message)
 
 
 def _text(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from controlplane.errors import GatewayError
+from controlplane.gateway.access import Access
 from controlplane.gateway.front_door import FrontDoor
 from controlplane.gateway.process import find_haproxy
 from controlplane.gateway.splitting import Splits
@@ -16,7 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 def front_door(
-    settings: Settings, registry: Registry, reconciler: Reconciler, servers: Sequence[ManagedServer], splits: Splits
+    settings: Settings,
+    registry: Registry,
+    reconciler: Reconciler,
+    servers: Sequence[ManagedServer],
+    splits: Splits,
+    access: Access,
 ) -> FrontDoor | None:
     """Return the front door the settings ask for, not started; None where there shall be none.
 
@@ -42,4 +48,5 @@ def front_door(
         servers,
         lambda reference: registry.resolve(reference).number,
         splits,
+        access,
     )

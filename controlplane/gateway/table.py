@@ -5,12 +5,15 @@ servers, of which those of one set are in service. Deployments mostly run on a f
 slots do for any number of models, and no change needs a reload.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from controlplane.domain.access import matches
 from controlplane.reconciler.routing import Route
 
-MODELS, STREAMS = "models.map", "streams.map"
+MODELS, STREAMS, KEYS, GRANTS = MAPS = "models.map", "streams.map", "keys.map", "grants.map"
+ALL = "*"
+"""In the map of keys: a key for all models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +24,29 @@ class Table:
         slots: The servers in service, by slot.
         models: The slot of every model that is asked directly.
         streams: The slot of every model whose gRPC streams go directly, too.
+        keys: `ALL` by digest of a key for all models; the digest itself for one that is for some.
+        grants: What the latter may ask directly: ``digest/model``.
     """
 
     slots: tuple[frozenset[str], ...]
     models: Mapping[str, int] = field(default_factory=dict)
     streams: Mapping[str, int] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    grants: Mapping[str, int] = field(default_factory=dict)
+
+    def entries(self, name: str) -> Mapping[str, str | int]:
+        """The entries of one of the maps."""
+        maps: dict[str, Mapping[str, str | int]] = {
+            MODELS: self.models,
+            STREAMS: self.streams,
+            KEYS: self.keys,
+            GRANTS: self.grants,
+        }
+        return maps[name]
 
     def map_text(self, name: str) -> str:
         """The content of one of the map files."""
-        entries = self.models if name == MODELS else self.streams
-        return "".join(f"{model} {slot}\n" for model, slot in sorted(entries.items()))
+        return "".join(f"{key} {value}\n" for key, value in sorted(self.entries(name).items()))
 
 
 def empty(slots: int) -> Table:
@@ -38,10 +54,15 @@ def empty(slots: int) -> Table:
     return Table((frozenset(),) * slots)
 
 
-def arrange(before: Table, routes: Mapping[str, Route]) -> Table:
+def arrange(before: Table, routes: Mapping[str, Route], direct: Mapping[str, tuple[str, ...]]) -> Table:
     """Return the table for these routes, changing as few slots as possible.
 
     A model whose set of servers finds no slot is left out: the activator serves it.
+
+    Args:
+        before: The table there is.
+        routes: Where models can be asked.
+        direct: Patterns of model names by digest of the keys whose requests may go directly.
     """
     wanted = dict.fromkeys(frozenset(route.servers) for route in routes.values())
     slots = list(before.slots)
@@ -53,7 +74,19 @@ def arrange(before: Table, routes: Mapping[str, Route]) -> Table:
             place[servers] = free.pop(0)
             slots[place[servers]] = servers
     models = {model: place[frozenset(r.servers)] for model, r in routes.items() if frozenset(r.servers) in place}
-    return Table(tuple(slots), models, {model: slot for model, slot in models.items() if routes[model].stays})
+    return Table(
+        tuple(slots),
+        models,
+        {model: slot for model, slot in models.items() if routes[model].stays},
+        {digest: digest if patterns else ALL for digest, patterns in direct.items()},
+        {
+            f"{digest}/{model}": 1
+            for digest, patterns in direct.items()
+            if patterns
+            for model in models
+            if matches(patterns, model)
+        },
+    )
 
 
 def commands(before: Table, after: Table, servers: Iterable[str]) -> list[str]:
@@ -65,13 +98,15 @@ def commands(before: Table, after: Table, servers: Iterable[str]) -> list[str]:
     known = list(servers)
     out, states, into = [], [], []
     changed = {number for number, pair in enumerate(zip(before.slots, after.slots, strict=True)) if pair[0] != pair[1]}
-    for name, old, new in ((MODELS, before.models, after.models), (STREAMS, before.streams, after.streams)):
-        for model, slot in old.items():
-            if new.get(model) != slot or slot in changed:
-                out.append(f"del map {name} {model}")
-        for model, slot in new.items():
-            if old.get(model) != slot or slot in changed:
-                into.append(f"add map {name} {model} {slot}")
+    for name in MAPS:
+        old, new = before.entries(name), after.entries(name)
+        moved: Collection[str | int] = changed if name in (MODELS, STREAMS) else ()
+        for key, value in old.items():
+            if new.get(key) != value or value in moved:
+                out.append(f"del map {name} {key}")
+        for key, value in new.items():
+            if old.get(key) != value or value in moved:
+                into.append(f"add map {name} {key} {value}")
     for number in sorted(changed):
         for server in known:
             is_in = server in after.slots[number]

@@ -9,8 +9,9 @@ from typing import Any
 from controlplane.domain.names import validate_model_name
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import DataType, Signature
-from controlplane.domain.states import DeploymentStatus, ServerDeploymentStatus
+from controlplane.domain.states import DeploymentStatus, Phase, ServerDeploymentStatus
 from controlplane.errors import ConflictError, InvalidInputError, NotFoundError, TritonUnavailableError
+from controlplane.gateway.front_door import FrontDoor
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.registry import Registry
@@ -50,7 +51,14 @@ class Answer:
 class Inference:
     """Asks deployed models."""
 
-    def __init__(self, registry: Registry, reconciler: Reconciler, servers: Sequence[ManagedServer]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        reconciler: Reconciler,
+        servers: Sequence[ManagedServer],
+        front_door: FrontDoor | None = None,
+    ) -> None:
+        self._front_door = front_door
         self._registry = registry
         self._reconciler = reconciler
         self._servers = {server.name: server for server in servers}
@@ -69,6 +77,7 @@ class Inference:
         Raises:
             NotFoundError: The model is not deployed.
             ConflictError: Nothing answers for it now, or that version is not loaded.
+            GatewayError: It is not loaded, and cannot be.
             InvalidInputError: The inputs do not fit the signature.
             InferenceError: Triton refused or failed.
             TritonTimeoutError: No answer in time.
@@ -78,6 +87,8 @@ class Inference:
         if status is None:
             await asyncio.to_thread(self._registry.deployments.get, model)
             raise ConflictError(f"{model!r} is deployed and not looked at yet; try again", model=model)
+        if self._front_door is not None and version is None and status.phase is Phase.UNLOADED:
+            status = await self._loaded(model, self._front_door, timeout_seconds) or status
         where = _choose(model, status, version)
         answering = version if version is not None else where.serving_version
         assert answering is not None
@@ -97,6 +108,16 @@ class Inference:
         )
         seconds = time.perf_counter() - started
         return Answer(answered_by, server.name, seconds, _write(answer))
+
+    async def _loaded(self, model: str, door: FrontDoor, timeout_seconds: float) -> DeploymentStatus | None:
+        """Have a model loaded as the front door does, and return how it stands then; None where it shall not be."""
+        if not door.activator.would_answer(model, ""):
+            return None
+        try:
+            async with asyncio.timeout(timeout_seconds), door.activator.at(model, 0):
+                return self._reconciler.status(model)
+        except TimeoutError:
+            return self._reconciler.status(model)
 
 
 def _choose(model: str, status: DeploymentStatus, version: int | None) -> ServerDeploymentStatus:

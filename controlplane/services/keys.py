@@ -68,6 +68,7 @@ class ActiveKey:
         scopes: What it may do, with all that its scopes include.
         models: Patterns of the models it is for (``*``: any characters); none: all.
         expires_at: When it ends (UTC); None: never.
+        limited: Whether it has a limit of requests of its own, which somebody has to count.
     """
 
     id: str
@@ -76,6 +77,7 @@ class ActiveKey:
     scopes: frozenset[Scope]
     models: tuple[str, ...]
     expires_at: datetime | None
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +163,24 @@ class Keys:
             StoreError: The store cannot be reached.
         """
         await self._look()
-        if self._settings.mode == "auto" and not self._version and not is_loopback(self._host):
-            raise InvalidInputError(
-                f"refusing to listen on {self._host}: there is no API key yet, so everybody who reaches the port could "
-                "do everything. Make one with `tritonctl keys create NAME --scope admin --offline` (same store), "
-                "listen on 127.0.0.1, or insist with --insecure-no-auth (TRITONCTL_AUTH__MODE=off)",
-                host=self._host,
-            )
+        self.check_host(self._host)
         if self.warning:
             logger.warning("%s", self.warning)
         self._task = asyncio.create_task(self._watch(), name="api-keys")
+
+    def check_host(self, host: str) -> None:
+        """Make sure that nobody but this machine gets in without a key.
+
+        Raises:
+            InvalidInputError: Others than this machine could reach the port, and there is no key.
+        """
+        if self._settings.mode == "auto" and not self._version and not is_loopback(host):
+            raise InvalidInputError(
+                f"refusing to listen on {host}: there is no API key yet, so everybody who reaches the port could "
+                "do everything. Make one with `tritonctl keys create NAME --scope admin --offline` (same store), "
+                "listen on 127.0.0.1, or insist with --insecure-no-auth (TRITONCTL_AUTH__MODE=off)",
+                host=host,
+            )
 
     async def close(self) -> None:
         """Stop looking."""
@@ -219,7 +229,15 @@ class Keys:
             version=self._version,
             enforced=self.enforced,
             keys=tuple(
-                ActiveKey(key.id, key.name, key.digest, included(key.scopes), key.models, key.expires_at)
+                ActiveKey(
+                    key.id,
+                    key.name,
+                    key.digest,
+                    included(key.scopes),
+                    key.models,
+                    key.expires_at,
+                    key.rate_per_second is not None,
+                )
                 for key in self._ring.keys
                 if not key.why_not(now)
             ),

@@ -74,6 +74,20 @@ def up(
     http_port: Annotated[int, typer.Option("--triton-http-port", min=0, help="0 picks a free one.")] = 0,
     grpc_port: Annotated[int, typer.Option("--triton-grpc-port", min=0, help="0 picks a free one.")] = 0,
     metrics_port: Annotated[int, typer.Option("--triton-metrics-port", min=0, help="0 picks a free one.")] = 0,
+    gateway_http_port: Annotated[
+        int | None,
+        typer.Option("--http-port", min=0, max=65535, help="Front door, HTTP; 0: a free one.", show_default="8091"),
+    ] = None,
+    gateway_grpc_port: Annotated[
+        int | None,
+        typer.Option("--grpc-port", min=0, max=65535, help="Front door, gRPC; 0: a free one.", show_default="8092"),
+    ] = None,
+    gateway: Annotated[
+        bool | None,
+        typer.Option(
+            "--gateway/--no-gateway", help="The front door for inference.", show_default="if HAProxy is there"
+        ),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready; `down` stops it.")] = False,
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="With --detach: seconds to become ready.")] = 120.0,
     insecure: InsecureOption = False,
@@ -99,6 +113,10 @@ def up(
             "triton-http-port": http_port,
             "triton-grpc-port": grpc_port,
             "triton-metrics-port": metrics_port,
+            "http-port": gateway_http_port,
+            "grpc-port": gateway_grpc_port,
+            "gateway": True if gateway else None,
+            "no-gateway": True if gateway is False else None,
             "log-level": log_level,
             "tls-cert": tls_cert,
             "tls-key": tls_key,
@@ -116,9 +134,20 @@ def up(
             "embedded": True,
             **_given(http_port=http_port or None, grpc_port=grpc_port or None, metrics_port=metrics_port or None),
         },
+        "gateway": _gateway(port, gateway_http_port, gateway_grpc_port, gateway),
         **_given(log_level=log_level),
     }
     run_here(session, Settings(**chosen))
+
+
+def _gateway(port: int | None, http_port: int | None, grpc_port: int | None, wanted: bool | None) -> dict[str, object]:
+    """The front door's ports follow the API's: 8090, 8091, 8092; beside an API on a free port, free ones."""
+    default = (0, 0) if port == 0 else ((port or 8090) + 1, (port or 8090) + 2)
+    return {
+        "http_port": default[0] if http_port is None else http_port,
+        "grpc_port": default[1] if grpc_port is None else grpc_port,
+        **_given(enabled=wanted),
+    }
 
 
 def down(

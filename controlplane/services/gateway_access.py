@@ -1,0 +1,45 @@
+"""What the front door has to know of the API keys."""
+
+from collections.abc import Mapping
+
+from controlplane.domain.access import Scope
+from controlplane.gateway.access import ANYBODY
+from controlplane.services.keys import Keys
+from controlplane.services.limits import RateLimits
+
+
+class GatewayAccess:
+    """Lets requests to the front door in, by the same keys and limits as requests to the API.
+
+    Args:
+        keys: The keys.
+        limits: Requests per second.
+        limited: Whether there is a limit for who has none of their own.
+    """
+
+    def __init__(self, keys: Keys, limits: RateLimits, *, limited: bool) -> None:
+        self._keys = keys
+        self._limits = limits
+        self._limited = limited
+
+    def direct(self) -> Mapping[str, tuple[str, ...]]:
+        """See `controlplane.gateway.access.Access`. Whose requests are counted is looked at each time."""
+        if self._limited:
+            return {}
+        active = self._keys.active()
+        if not active.enforced:
+            return {ANYBODY: ()}
+        return {key.digest: key.models for key in active.keys if Scope.INFER in key.scopes and not key.limited}
+
+    async def admit(self, token: str | None, model: str | None, client: str) -> None:
+        """See `controlplane.gateway.access.Access`."""
+        if not self._keys.enforced:
+            self._limits.take(f"address {client}")
+            return
+        principal = await self._keys.authenticate(token)
+        self._limits.take(f"key {principal.key_id}", principal.rate_per_second, principal.burst)
+        principal.require_scope(Scope.INFER, "asking a model")
+        if model is None:
+            principal.require_wide("this")
+        else:
+            principal.require_model(model)

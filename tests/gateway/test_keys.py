@@ -1,0 +1,132 @@
+"""API keys at the front door: the same on the fast way and at the activator, over both protocols."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from tests.support.api import Api, onnx_scale, serving, settings_for
+from tests.support.gateway import ones, until, urls, way
+
+pytestmark = pytest.mark.triton
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, dict[str, str]]]:
+    """A front door that asks for keys, and some of them by name."""
+    with serving(settings_for(tmp_path_factory.mktemp("keyed"), embedded=True)) as api:
+        api.publish("team-net", onnx_scale(2.0))
+        api.publish("other", onnx_scale(3.0))
+        api.publish("team-lazy", onnx_scale(4.0))
+        for model, mode in (("team-net", "resident"), ("other", "resident"), ("team-lazy", "on-demand")):
+            assert api.deploy(f"{model}:1", mode=mode)["state"] == "succeeded"
+        secrets: dict[str, str] = {}
+        for name, body in (
+            ("root", {"scopes": ["admin"]}),
+            ("app", {"scopes": ["infer"]}),
+            ("team", {"scopes": ["infer"], "models": ["team-*"]}),
+            ("reader", {"scopes": ["read"]}),
+            ("slow", {"scopes": ["infer"], "rate_per_second": 0.1, "burst": 2}),
+            ("gone", {"scopes": ["infer"]}),
+        ):
+            auth = {"authorization": f"Bearer {secrets['root']}"} if "root" in secrets else {}
+            made = api.ok(api.http.post("/v1/keys", json={"name": name, **body}, headers=auth), 201)
+            secrets[name] = made["secret"]
+        api.http.headers["authorization"] = f"Bearer {secrets['root']}"
+        api.ok(api.http.delete("/v1/keys/gone"))
+        for model in ("team-net", "other"):
+            until(f"{model} on the fast way", lambda model=model: way(api, model) == "fast")
+        yield api, secrets
+
+
+def ask(api: Api, kind: Any, model: str, key: str | None, header: str = "authorization") -> str:
+    """``ok``, or the status of the refusal."""
+    headers = {header: f"Bearer {key}"} if key else {}
+    with kind.InferenceServerClient(urls(api)[kind is triton_grpc]) as client:
+        try:
+            client.infer(model, ones(kind), headers=headers)
+        except InferenceServerException as error:
+            return str(error.status()).removeprefix("StatusCode.")
+        return "ok"
+
+
+CASES = [
+    (None, "other", "401", "UNAUTHENTICATED"),
+    ("nonsense", "other", "401", "UNAUTHENTICATED"),
+    ("gone", "other", "401", "UNAUTHENTICATED"),
+    ("app", "other", "ok", "ok"),
+    ("app", "team-lazy", "ok", "ok"),
+    ("root", "other", "ok", "ok"),
+    ("team", "team-net", "ok", "ok"),
+    ("team", "team-lazy", "ok", "ok"),
+    ("team", "other", "403", "PERMISSION_DENIED"),
+    ("team", "nobody", "403", "PERMISSION_DENIED"),
+    ("reader", "team-net", "403", "PERMISSION_DENIED"),
+    ("reader", "team-lazy", "403", "PERMISSION_DENIED"),
+]
+
+
+@pytest.mark.parametrize(("key", "model", "http", "grpc"), CASES)
+def test_who_may_ask_what(keyed: tuple[Api, dict[str, str]], key: str | None, model: str, http: str, grpc: str) -> None:
+    api, secrets = keyed
+    token = secrets.get(key, key) if key else None
+    assert ask(api, triton_http, model, token) == http
+    assert ask(api, triton_grpc, model, token) == grpc
+
+
+def test_keys_that_may_go_directly_do(keyed: tuple[Api, dict[str, str]]) -> None:
+    api, secrets = keyed
+    door = api.plane.front_door
+    assert door is not None
+    before = door.tally.requests.copy()
+    for kind in (triton_http, triton_grpc):
+        assert ask(api, kind, "team-net", secrets["team"]) == "ok"
+        assert ask(api, kind, "other", secrets["app"]) == "ok"
+    assert door.tally.requests == before
+
+
+@pytest.mark.parametrize(("kind", "refused"), [(triton_http, "429"), (triton_grpc, "RESOURCE_EXHAUSTED")])
+def test_a_key_with_a_limit_is_counted(keyed: tuple[Api, dict[str, str]], kind: Any, refused: str) -> None:
+    api, secrets = keyed
+    assert refused in [ask(api, kind, "other", secrets["slow"]) for _ in range(4)]
+
+
+def test_a_stream_is_looked_at_message_by_message(keyed: tuple[Api, dict[str, str]]) -> None:
+    api, secrets = keyed
+    answers: list[Any] = []
+    with triton_grpc.InferenceServerClient(urls(api)[1]) as client:
+        client.start_stream(
+            lambda result, error: answers.append(error or result),
+            headers={"authorization": f"Bearer {secrets['team']}"},
+        )
+        client.async_stream_infer("team-net", ones())
+        client.async_stream_infer("other", ones())
+        until("two answers", lambda: len(answers) == 2)
+        client.stop_stream()
+    (refused,) = [answer for answer in answers if isinstance(answer, Exception)]
+    assert "not for 'other'" in str(refused)
+
+
+def test_health_needs_no_key_and_what_concerns_all_models_a_wide_one(keyed: tuple[Api, dict[str, str]]) -> None:
+    api, secrets = keyed
+    for kind in (triton_http, triton_grpc):
+        with kind.InferenceServerClient(urls(api)[kind is triton_grpc]) as client:
+            assert client.is_server_live()
+            assert client.is_server_ready()
+            for key in (None, secrets["team"]):
+                with pytest.raises(InferenceServerException):
+                    client.get_server_metadata(headers={"authorization": f"Bearer {key}"} if key else {})
+            assert client.get_server_metadata(headers={"authorization": f"Bearer {secrets['app']}"})
+
+
+def test_a_revoked_key_is_out_on_the_fast_way(keyed: tuple[Api, dict[str, str]]) -> None:
+    api, _ = keyed
+    made = api.ok(api.http.post("/v1/keys", json={"name": "short", "scopes": ["infer"]}), 201)
+    door = api.plane.front_door
+    assert door is not None
+    assert ask(api, triton_http, "other", made["secret"]) == "ok"  # at once: the activator knows it
+    api.ok(api.http.delete("/v1/keys/short"))
+    until("the revocation", lambda: ask(api, triton_http, "other", made["secret"]) == "401")
