@@ -9,8 +9,8 @@ from prometheus_client.registry import Collector
 from starlette.types import Scope
 
 from controlplane.api.device_metrics import DeviceMetrics
-from controlplane.api.loop_metrics import LoopMetrics, StoreMetrics
 from controlplane.api.gateway_metrics import GatewayMetrics
+from controlplane.api.loop_metrics import LoopMetrics, StoreMetrics
 from controlplane.api.memory_metrics import MemoryMetrics
 from controlplane.api.monitoring_metrics import MonitoringMetrics
 from controlplane.api.rollout_metrics import RolloutMetrics
