@@ -1,8 +1,8 @@
 """Inference through the front door, against the same requests to Triton's own ports, in one run.
 
-tritonclient's clients, each in a thread of one process of its own, ask an identity model as often as they can; the front
-door and Triton take turns, several times, on the same cores. Then cold starts: a model that is not loaded, asked at the
-front door, against the raw calls of a person: ``load_model`` and ``infer`` of a model that lies staged already.
+tritonclient's clients, each in a thread of one process of its own, ask an identity model as often as they can; the
+front door and Triton take turns, several times, on the same cores. Then cold starts: a model that is not loaded, asked
+at the front door, against the raw calls of a person: ``load_model`` and ``infer`` of a model that is staged already.
 """
 
 import argparse
