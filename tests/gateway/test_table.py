@@ -1,0 +1,99 @@
+"""The table and the commands that change it; names read from raw messages. Pure."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
+
+from controlplane.gateway.table import GRANTS, KEYS, MAPS, MODELS, STREAMS, Table, arrange, commands, empty
+from controlplane.gateway.wire import read_names, rename, stream_error
+from controlplane.reconciler.routing import Route
+
+SERVERS = ("s0", "s1", "s2")
+_routes = st.dictionaries(
+    st.sampled_from([f"m{number}" for number in range(6)]),
+    st.builds(
+        lambda servers, stays: Route(tuple(sorted(servers)), stays),
+        st.sets(st.sampled_from(SERVERS), min_size=1),
+        st.booleans(),
+    ),
+)
+_direct = st.dictionaries(
+    st.sampled_from(["k0", "k1", "anybody"]), st.sampled_from([(), ("m1",), ("m*",), ("x*", "m2")])
+)
+
+
+class Machine:
+    """What HAProxy makes of the commands."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots: list[set[str]] = [set() for _ in range(slots)]
+        self.maps: dict[str, dict[str, str]] = {name: {} for name in MAPS}
+
+    def run(self, command: str, wrong: Table) -> None:
+        match command.split():
+            case ["del", "map", name, key]:
+                del self.maps[name][key]
+            case ["add", "map", name, key, value]:
+                assert key not in self.maps[name], "HAProxy would keep both"
+                self.maps[name][key] = value
+            case ["set", "server", place, "state", state]:
+                kind, _, rest = place.partition("-")
+                slot, _, server = rest.partition("/")
+                if kind == "h":
+                    (self.slots[int(slot)].add if state == "ready" else self.slots[int(slot)].discard)(server)
+            case _:
+                raise AssertionError(command)
+
+
+@given(st.lists(st.tuples(_routes, _direct), min_size=1, max_size=6), st.integers(1, 4))
+def test_commands_lead_to_the_table_and_never_to_a_server_without_the_model(
+    steps: list[tuple[dict[str, Route], dict[str, tuple[str, ...]]]], slots: int
+) -> None:
+    table, machine = empty(slots), Machine(slots)
+    for routes, direct in steps:
+        before, table = table, arrange(table, routes, direct)
+        for command in commands(before, table, SERVERS):
+            machine.run(command, table)
+            for name in (MODELS, STREAMS):
+                for model, slot in machine.maps[name].items():
+                    sent = machine.slots[int(slot)]
+                    old = before.slots[before.models[model]] if model in before.models else set()
+                    assert sent in (set(routes[model].servers) if model in routes else None, set(old))
+        assert machine.maps == {name: {k: str(v) for k, v in table.entries(name).items()} for name in MAPS}
+        assert machine.slots == [set(servers) for servers in table.slots]
+        for model, slot in table.models.items():
+            assert table.slots[slot] == set(routes[model].servers)
+        if len({route.servers for route in routes.values()}) <= slots:
+            assert table.models.keys() == routes.keys()
+        assert set(table.streams) == {model for model in table.models if routes[model].stays}
+
+
+def test_a_key_is_granted_what_it_is_for_and_no_more() -> None:
+    routes = {"team-a": Route(("s0",)), "other": Route(("s0",))}
+    table = arrange(empty(1), routes, {"wide": (), "team": ("team-*",)})
+    assert table.entries(KEYS) == {"wide": "*", "team": "team"}
+    assert table.entries(GRANTS) == {"team/team-a": 1}
+
+
+_text = st.text(min_size=1, max_size=40)
+
+
+@given(_text, st.from_regex(r"[0-9]{0,5}", fullmatch=True), st.text(max_size=20), st.binary(max_size=3000))
+def test_names_are_read_and_changed_in_raw_messages(name: str, version: str, number: str, raw: bytes) -> None:
+    request = service_pb2.ModelInferRequest(model_name=name, model_version=version, id=number)
+    request.raw_input_contents.append(raw)
+    names = read_names(request.SerializeToString())
+    assert (names.name, names.version, names.id) == (name, version, number)
+    changed = service_pb2.ModelInferRequest.FromString(rename(request.SerializeToString(), "net", "7"))
+    request.model_name, request.model_version = "net", "7"
+    assert changed == request
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_make_the_reader_stumble(raw: bytes) -> None:
+    assert isinstance(read_names(raw).name, str)
+
+
+def test_an_error_inside_a_stream_is_one_that_tritons_clients_read() -> None:
+    response = service_pb2.ModelStreamInferResponse.FromString(stream_error("no", "7"))
+    assert (response.error_message, response.infer_response.id) == ("no", "7")
