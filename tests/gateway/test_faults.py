@@ -90,7 +90,7 @@ def test_one_of_two_servers_killed_under_load(tmp_path: Path) -> None:
         )
         with serving(settings) as api:
             api.publish("net", onnx_scale(2.0))
-            assert api.deploy("net:1")["state"] == "succeeded"
+            assert api.deploy("net:1", min_copies=2)["state"] == "succeeded"
             until(
                 "both servers",
                 lambda: [r["servers"] for r in api.http.get("/v1/gateway").json()["models"]] == [["a", "b"]],
