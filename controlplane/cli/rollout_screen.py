@@ -53,11 +53,12 @@ def watch(read: Callable[[], Rollout], out: Output, *, interval: float) -> Rollo
     """Show a rollout until it ends; return it as it ended. Where nobody looks live, each change is a line."""
     rollout, trouble = read(), ""
     if out.json_wanted or not out.errors.is_terminal:
-        said = ""
+        said: tuple[object, ...] = ()
         while True:
-            if rollout.message != said and not out.json_wanted:
+            stands = (rollout.phase, rollout.step, rollout.ready)  # the message counts seconds and requests
+            if stands != said and not out.json_wanted:
                 out.note(f"{rollout.phase}: {rollout.message}", style="")
-                said = rollout.message
+                said = stands
             if rollout.ended:
                 return rollout
             time.sleep(interval)

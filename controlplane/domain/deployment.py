@@ -195,9 +195,7 @@ class Rollout(BaseModel):
     step_since: datetime | None = Field(
         default=None, description="When both versions were ready and this step began (UTC); null before."
     )
-    step_requests: int = Field(
-        default=0, ge=0, description="Requests that the new version had been given when the step began."
-    )
+    step_evidence: Evidence = Field(default=Evidence(), description="What had been measured when the step began.")
     verdict: str = Field(default="", description="The newest decision, with its figures.")
     evidence: Evidence = Field(default=Evidence(), description="What had been measured at the newest decision.")
 

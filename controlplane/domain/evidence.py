@@ -40,6 +40,16 @@ class ArmCounts(BaseModel):
             }
         )
 
+    def minus(self, earlier: Self) -> Self:
+        """Return what was added since."""
+        return self.model_copy(
+            update={
+                "requests": max(self.requests - earlier.requests, 0),
+                "failures": max(self.failures - earlier.failures, 0),
+                "latencies": self.latencies.minus(earlier.latencies),
+            }
+        )
+
 
 class LabelCounts(BaseModel):
     """Events of one signal at one share of the requests."""

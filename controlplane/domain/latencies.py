@@ -46,3 +46,8 @@ class Latencies(BaseModel):
         for bucket, count in other.counts.items():
             counts[bucket] = counts.get(bucket, 0) + count
         return Latencies(counts=counts)
+
+    def minus(self, earlier: "Latencies") -> "Latencies":
+        """Return what was added since; never less than nothing, should a replica's part have been lost."""
+        left = {bucket: count - earlier.counts.get(bucket, 0) for bucket, count in self.counts.items()}
+        return Latencies(counts={bucket: count for bucket, count in left.items() if count > 0})

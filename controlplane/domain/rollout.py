@@ -30,6 +30,9 @@ from controlplane.errors import ConflictError
 DOUBT = 10.0
 """Odds at which a version is not passed on. A fine one seldom gets there, and mostly back again."""
 
+_WINDOW_REQUESTS = 20
+"""A step's own figures are shown once the new version has had so many requests in it."""
+
 
 class RolloutAction(StrEnum):
     """What is to be done."""
@@ -97,14 +100,29 @@ def signals(kind: StrategyKind) -> tuple[Signal, ...]:
     return (*tested, Signal.DIFFERENCES) if kind is StrategyKind.SHADOW else tested
 
 
-def findings(strategy: RolloutStrategy, evidence: Evidence) -> tuple[Finding, ...]:
-    """Test every signal."""
+def findings(rollout: Rollout, evidence: Evidence) -> tuple[Finding, ...]:
+    """Test every signal over the whole rollout; latencies are told of the present step."""
+    strategy = rollout.strategy
     tested = signals(strategy.kind)
     needed = threshold(strategy.error, len(tested))
+    shown = of_step(rollout, evidence)
     return tuple(
-        Finding(signal, _evidence_of(signal, strategy, evidence), needed, _figures(signal, strategy, evidence))
+        Finding(signal, _evidence_of(signal, strategy, evidence), needed, _figures(signal, strategy, evidence, shown))
         for signal in tested
     )
+
+
+def of_step(rollout: Rollout, evidence: Evidence) -> tuple[ArmFigures, ArmFigures]:
+    """Return old and new over one and the same window: the present step, or all of it while that is too young.
+
+    Over several steps the two would have different shares of busy and quiet times.
+    """
+    before = rollout.step_evidence
+    young = evidence.new.requests - before.new.requests < _WINDOW_REQUESTS
+    old, new = evidence.old, evidence.new
+    if young:
+        return ArmFigures.of(old), ArmFigures.of(new)
+    return ArmFigures.of(old.minus(before.old)), ArmFigures.of(new.minus(before.new))
 
 
 def decide(rollout: Rollout, evidence: Evidence, readiness: Readiness, now: datetime) -> RolloutDecision:
@@ -119,7 +137,7 @@ def decide(rollout: Rollout, evidence: Evidence, readiness: Readiness, now: date
     version, strategy = rollout.version, rollout.strategy
     if readiness.failed:  # 1
         return RolloutDecision(RolloutAction.ABORT, f"version {version} cannot answer: {readiness.failed}")
-    found = findings(strategy, evidence)
+    found = findings(rollout, evidence)
     for finding in found:  # 2
         if finding.worse:
             return RolloutDecision(
@@ -138,7 +156,7 @@ def decide(rollout: Rollout, evidence: Evidence, readiness: Readiness, now: date
     left = step_seconds(rollout) - (now - rollout.step_since).total_seconds()
     if left > 0:  # 6
         return RolloutDecision(RolloutAction.HOLD, f"{describe_step(rollout)}, {left:.0f} s to go")
-    answered = evidence.new.requests - rollout.step_requests
+    answered = evidence.new.requests - rollout.step_evidence.new.requests
     if answered < strategy.minimum_requests:  # 7
         return RolloutDecision(
             RolloutAction.HOLD,
@@ -170,9 +188,9 @@ def apply(spec: DeploymentSpec, decision: RolloutDecision, evidence: Evidence, n
         case RolloutAction.HOLD:
             return spec
         case RolloutAction.BEGIN:
-            return spec.with_changes(rollout=decided.with_changes(step_since=now, step_requests=evidence.new.requests))
+            return spec.with_changes(rollout=decided.with_changes(step_since=now, step_evidence=evidence))
         case RolloutAction.ADVANCE:
-            moved = decided.with_changes(step=rollout.step + 1, step_since=now, step_requests=evidence.new.requests)
+            moved = decided.with_changes(step=rollout.step + 1, step_since=now, step_evidence=evidence)
             return spec.with_changes(rollout=moved)
         case RolloutAction.PROMOTE:
             return spec.with_changes(
@@ -294,7 +312,9 @@ def _evidence_of(signal: Signal, strategy: RolloutStrategy, evidence: Evidence) 
     return label_evidence(evidence.labelled(signal))
 
 
-def _figures(signal: Signal, strategy: RolloutStrategy, evidence: Evidence) -> str:
+def _figures(
+    signal: Signal, strategy: RolloutStrategy, evidence: Evidence, shown: tuple[ArmFigures, ArmFigures]
+) -> str:
     old, new = evidence.old, evidence.new
     if signal is Signal.DIFFERENCES:
         return (
@@ -303,7 +323,7 @@ def _figures(signal: Signal, strategy: RolloutStrategy, evidence: Evidence) -> s
         )
     if signal is Signal.FAILURES:
         return f"{new.failures} of {new.requests} requests failed, {old.failures} of {old.requests} on the old one"
-    new_figures, old_figures = ArmFigures.of(new), ArmFigures.of(old)
+    old_figures, new_figures = shown
     if signal is Signal.MEDIAN:
         return f"p50 {_span(new_figures.p50_seconds)}, {_span(old_figures.p50_seconds)} on the old one"
     return f"p99 {_span(new_figures.p99_seconds)}, {_span(old_figures.p99_seconds)} on the old one"

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain import rollout as rules
 from controlplane.domain.deployment import Rollout, RolloutPhase
-from controlplane.domain.evidence import ArmFigures, Evidence, Signal
+from controlplane.domain.evidence import ArmCounts, ArmFigures, Evidence, Signal
 from controlplane.domain.strategy import StrategyKind
 from controlplane.registry.deployments import DeploymentRevision
 
@@ -16,7 +16,7 @@ _LARGEST_LOG = 700.0
 
 
 class RolloutArm(ArmFigures):
-    """One of the two versions."""
+    """One of the two versions: requests and failures of the whole rollout, latencies of its present step."""
 
     version: int = Field(description="The version.")
 
@@ -76,6 +76,7 @@ def rollout_view(
     ends = None
     if active and rollout.step_since is not None and strategy.kind is not StrategyKind.PINNED:
         ends = rollout.step_since + timedelta(seconds=rules.step_seconds(rollout))
+    old, new = rules.of_step(rollout, evidence)
     return RolloutView(
         model=revision.spec.model,
         revision=revision.number,
@@ -88,9 +89,9 @@ def rollout_view(
         message=message or rollout.verdict,
         began_at=rollout.began_at,
         step_ends_at=ends,
-        old=_arm(rollout.old_version, ArmFigures.of(evidence.old)),
-        new=_arm(rollout.version, ArmFigures.of(evidence.new)),
-        tests=tuple(_test(finding) for finding in rules.findings(strategy, evidence)),
+        old=_arm(rollout.old_version, evidence.old, old),
+        new=_arm(rollout.version, evidence.new, new),
+        tests=tuple(_test(finding) for finding in rules.findings(rollout, evidence)),
         compared=evidence.compared,
         differing=evidence.differing,
         refused=evidence.refused,
@@ -98,8 +99,14 @@ def rollout_view(
     )
 
 
-def _arm(version: int, figures: ArmFigures) -> RolloutArm:
-    return RolloutArm(version=version, **figures.model_dump())
+def _arm(version: int, counts: ArmCounts, shown: ArmFigures) -> RolloutArm:
+    return RolloutArm(
+        version=version,
+        requests=counts.requests,
+        failures=counts.failures,
+        p50_seconds=shown.p50_seconds,
+        p99_seconds=shown.p99_seconds,
+    )
 
 
 def _test(finding: rules.Finding) -> RolloutTest:

@@ -134,7 +134,7 @@ class Rollouts:
         def change(spec: DeploymentSpec) -> tuple[DeploymentSpec, str]:
             rollout = rules.required(spec)
             evidence = self._evidence(model, rollout.id)
-            seen = "; ".join(finding.figures for finding in rules.findings(rollout.strategy, evidence))
+            seen = "; ".join(finding.figures for finding in rules.findings(rollout, evidence))
             decision = RolloutDecision(action, f"{why} ({seen})")
             return rules.apply(spec, decision, evidence, _now()), f"rollout of version {rollout.version} {why} ({seen})"
 

@@ -88,7 +88,7 @@ def test_a_step_takes_its_time_and_its_requests(seconds: int, requests: int, act
 
 
 def test_requests_of_an_earlier_step_do_not_count_for_the_next_one() -> None:
-    second = rollout(step=1, step_requests=100)
+    second = rollout(step=1, step_evidence=fine(100))
     later = NOW + timedelta(seconds=60)
     assert decide(second, fine(109), READY, later).action is RolloutAction.HOLD
     assert decide(second, fine(110), READY, later).action is RolloutAction.PROMOTE
@@ -159,7 +159,7 @@ def test_nothing_passes_that_is_worse_or_untried(
     )
     one = rollout(kind, phase=phase)
     decision = decide(one, evidence, Readiness(ready=ready), NOW + timedelta(seconds=seconds))
-    worse = any(finding.worse for finding in rules.findings(one.strategy, evidence))
+    worse = any(finding.worse for finding in rules.findings(one, evidence))
     assert (decision.action is RolloutAction.ABORT) == worse
     if decision.action in {RolloutAction.ADVANCE, RolloutAction.PROMOTE}:
         assert ready
@@ -167,7 +167,7 @@ def test_nothing_passes_that_is_worse_or_untried(
         assert kind is not StrategyKind.PINNED
         assert seconds >= 60
         assert requests >= 10
-        odds = [finding.log_evidence for finding in rules.findings(one.strategy, evidence)]
+        odds = [finding.log_evidence for finding in rules.findings(one, evidence)]
         assert max(odds) < math.log(rules.DOUBT)
     assert decision == decide(one, evidence, Readiness(ready=ready), NOW + timedelta(seconds=seconds))
 
@@ -243,6 +243,22 @@ def test_steps_must_ascend_and_leave_something_to_compare_with() -> None:
         RolloutStrategy(kind=StrategyKind.CANARY, steps=(RolloutStep(weight_percent=100),))
     whole = RolloutStrategy(steps=(*STEPS, RolloutStep(weight_percent=100)))
     assert whole.compared_steps == STEPS
+
+
+def test_latencies_are_told_of_one_and_the_same_window() -> None:
+    """The old version had its quiet time when the new one had no requests yet."""
+
+    def counts(quiet: int, busy: int) -> ArmCounts:
+        latencies = Latencies(counts={bucket_of(0.001): quiet, bucket_of(0.1): busy})
+        return ArmCounts(requests=quiet + busy, latencies=latencies)
+
+    quiet = Evidence(old=counts(1000, 0), new=counts(20, 0))
+    later = Evidence(old=counts(1000, 300), new=counts(20, 300))
+    old, new = rules.of_step(rollout(step=1, step_evidence=quiet), later)
+    assert old == new
+    assert old.p50_seconds == pytest.approx(0.1, rel=0.05)
+    old, new = rules.of_step(rollout(step=1, step_evidence=quiet), quiet)
+    assert old.p50_seconds == pytest.approx(0.001, rel=0.05)
 
 
 @given(st.lists(st.floats(1e-5, 1e3), min_size=1, max_size=200), st.floats(0.01, 1.0))
