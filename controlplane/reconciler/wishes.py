@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from controlplane.domain.deployment import PLACEMENT_FIELDS, DeploymentSettings, Rollout
+from controlplane.domain.deployment import PLACEMENT_FIELDS, DeploymentSettings, DeploymentSpec, Rollout
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.names import Reference
-from controlplane.domain.rollout import deploy
+from controlplane.domain.rollout import RolloutAction, RolloutDecision, apply, deploy
 from controlplane.domain.samples import Sample
 from controlplane.errors import (
     CommitConflictError,
@@ -176,16 +176,19 @@ class Wishes:
             version = self._registry.resolve(reference).number
         except NotFoundError:
             return None  # the alias was removed: what it pointed at goes on
+        if spec.trial is not None and version == spec.version and spec.trial.reference == spec.reference:
+            why = f"alias {reference.alias} points at version {version} again"
+            back = apply(spec, RolloutDecision(RolloutAction.ABORT, why), spec.trial.evidence, datetime.now(UTC))
+            return self._follow(wish, back, why)
         if version == spec.version or (spec.rollout is not None and version == spec.rollout.version):
             return None  # what the alias points at was tried, or is being tried
         following = deploy(spec, reference, version, spec.settings, rollout_id=uuid.uuid4().hex, now=datetime.now(UTC))
+        why = f"alias {reference.alias} {spec.version} -> {version}"
+        return self._follow(wish, following.with_changes(loaded=spec.loaded), why)
+
+    def _follow(self, wish: Wish, spec: DeploymentSpec, why: str) -> DeploymentRevision | None:
         try:
-            return self._registry.deployments.put(
-                following.with_changes(loaded=spec.loaded),
-                after=wish.revision,
-                actor=ACTOR,
-                reason=f"alias {reference.alias} {spec.version} -> {version}",
-            )
+            return self._registry.deployments.put(spec, after=wish.revision, actor=ACTOR, reason=why)
         except (CommitConflictError, NotFoundError):
             return None  # somebody changed the deployment or the version; the next look sees it
 

@@ -51,6 +51,7 @@ class Rollouts:
         self._others: dict[str, Evidence] = {}
         self._kept: dict[str, Evidence] = {}
         self._kept_at = 0.0
+        self._ended: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -138,8 +139,9 @@ class Rollouts:
             decision = RolloutDecision(action, f"{why} ({seen})")
             return rules.apply(spec, decision, evidence, _now()), f"rollout of version {rollout.version} {why} ({seen})"
 
-        await self._deployments.change(model, change, actor=actor)
-        await self._splits.drop(model)
+        deployment = await self._deployments.change(model, change, actor=actor)
+        if deployment.spec.rollout is not None:
+            await self._over(model, deployment.spec.rollout.id)
         return await self.get(model)
 
     async def _view(self, revision: DeploymentRevision) -> RolloutView:
@@ -152,7 +154,8 @@ class Rollouts:
                 model=spec.model,
             )
         if spec.trial is None:
-            return rollout_view(revision, rollout, rollout.evidence, ready=False, message="")
+            unloaded = "it is unloaded; the rollout goes on when it is loaded again" if rollout.phase.active else ""
+            return rollout_view(revision, rollout, rollout.evidence, ready=False, message=unloaded)
         evidence = self._evidence(spec.model, rollout.id)
         trial = self._reconciler.trials().get(spec.model)
         if trial is None or trial.revision.number < revision.number:
@@ -174,9 +177,21 @@ class Rollouts:
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _look(self) -> None:
-        trials = self._reconciler.trials()
-        for model in self._splits.models - trials.keys():
-            await self._splits.drop(model)
+        known = self._reconciler.trials()
+        # The reconciler may not have seen yet that a rollout has ended; the traffic must not go back to it.
+        self._ended &= {rules.required(trial.revision.spec).id for trial in known.values()}
+        trials = {
+            model: trial for model, trial in known.items() if rules.required(trial.revision.spec).id not in self._ended
+        }
+        for split in self._splits.all():
+            if split.model in trials:
+                continue
+            spec = self._reconciler.spec(split.model)
+            rollout = spec.rollout if spec is not None else None
+            if rollout is not None and rollout.id == split.rollout.id and rollout.phase.active:
+                split.servers = ()  # the model is unloaded; its rollout goes on when it is loaded again
+            else:
+                await self._over(split.model, split.rollout.id)
         for model, trial in trials.items():
             rollout = rules.required(trial.revision.spec)
             await self._splits.keep(model, rollout, trial.servers)
@@ -206,10 +221,20 @@ class Rollouts:
         except (ConflictError, NotFoundError):
             return  # the next look sees what it is now
         if deployment.spec.trial is None:
-            await self._splits.drop(model)
-            await asyncio.to_thread(self._log.forget, model, rollout.id)
+            await self._over(model, rollout.id)
         else:
             await self._splits.keep(model, deployment.spec.trial, trial.servers)
+
+    async def _over(self, model: str, rollout_id: str) -> None:
+        """A rollout has ended: the traffic is whole again, and what was measured is in the revision that ended it."""
+        self._ended.add(rollout_id)
+        await self._splits.drop(model)
+        if not self._reconciler.leading:
+            return
+        try:
+            await asyncio.to_thread(self._log.forget, model, rollout_id)
+        except ControlPlaneError as error:
+            logger.warning("what was measured of a rollout of %s is left in the bucket: %s", model, error)
 
     def _evidence(self, model: str, rollout_id: str) -> Evidence:
         return self._splits.evidence(model, rollout_id).plus(self._others.get(rollout_id, Evidence()))

@@ -94,6 +94,19 @@ def test_a_rollback_of_a_rollout_is_its_end(api: Api, model: str) -> None:
     assert api.infer(model, [1.0, 2.0]) == ([1.0, 2.0], 1)
 
 
+def test_while_the_model_is_unloaded_its_rollout_waits(api: Api, model: str) -> None:
+    api.deploy(f"{model}:2", rollout=CANARY)
+    begun = until(api, model, lambda one: one["step"] == 1)
+    api.operation(api.ok(api.http.post(f"/v1/deployments/{model}/unload"), 202)["operation_id"])
+    found = rollout(api, model)
+    assert (found["phase"], found["ready"], found["weight"]) == ("running", False, 0.0)
+    assert "goes on when it is loaded again" in found["message"]
+    api.ok(api.http.post(f"/v1/deployments/{model}/load", params={"wait": 60}))
+    found = until(api, model, lambda one: one["ready"])
+    assert (found["step"], found["began_at"]) == (1, begun["began_at"])
+    api.ok(api.http.post(f"/v1/rollouts/{model}/abort"))
+
+
 def test_a_version_under_trial_cannot_be_deleted(api: Api, model: str) -> None:
     api.deploy(f"{model}:2", rollout=CANARY)
     until(api, model, lambda one: one["step"] == 1)
@@ -117,8 +130,11 @@ def test_an_alias_that_moves_begins_a_rollout_once(api: Api, model: str) -> None
         assert time.monotonic() < end
         time.sleep(0.05)
     assert rollout(api, model)["new"]["version"] == 2
-    api.ok(api.http.post(f"/v1/rollouts/{model}/abort"))
+    api.ok(api.http.put(alias, json={"version": 1}))
+    found = until(api, model, lambda one: one["phase"] == "aborted")
+    assert found["message"] == "alias champion points at version 1 again"
     number = len(reasons(api, model))
+    api.ok(api.http.put(alias, json={"version": 2}))
     time.sleep(1.0)  # several rounds of the reconciler, which reads aliases in each
     assert len(reasons(api, model)) == number, "what was withdrawn is not tried again because the alias still says so"
     assert rollout(api, model)["phase"] == "aborted"
