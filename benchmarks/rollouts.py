@@ -22,7 +22,8 @@ import tritonclient.http.aio as http_client
 from tritonclient.utils import InferenceServerException
 
 from tests.gateway.rollout_models import WIDTH, model
-from tests.support.api import Api, serving, settings_for
+from tests.support.api import Api
+from tests.support.control_process import running
 
 RESULTS = Path(__file__).parent / "results"
 CANARY = {
@@ -114,11 +115,8 @@ class Load:
     """Clients in a loop."""
 
     def __init__(self, api: Api, name: str) -> None:
-        assert api.plane.front_door is not None
-        self._urls = {
-            "http": api.plane.front_door.http_url.removeprefix("http://"),
-            "grpc": api.plane.front_door.grpc_url,
-        }
+        door = api.ok(api.http.get("/v1/gateway"))
+        self._urls = {"http": door["http_url"].removeprefix("http://"), "grpc": door["grpc_url"]}
         self._name = name
         self.answers: list[tuple[float, str]] = []
         self.latencies: list[float] = []
@@ -255,9 +253,10 @@ async def abort(api: Api, folder: Path) -> Abort:
 
 
 async def measure(rounds: int, seconds: float) -> dict[str, list[dict[str, Any]]]:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="rollouts-") as folder:
         work = Path(folder)
-        with serving(settings_for(work / "data", embedded=True)) as api:
+        # A process of its own, as it is in use: clients in the same one would take its time.
+        with running(work / "data") as (api, _):
             cases = [asdict(await case(api, work, number)) for number in range(len(CASES))]
             for row in cases:
                 print({key: value for key, value in row.items() if key != "message"})

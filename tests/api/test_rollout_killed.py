@@ -1,11 +1,6 @@
 """A control plane that is killed in the middle of a rollout, and the one that goes on with it."""
 
-import contextlib
-import json
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +8,12 @@ import httpx
 import pytest
 
 from tests.support.api import Api, onnx_scale
+from tests.support.control_process import running
 
 pytestmark = pytest.mark.triton
 
-_RUN = """
-import sys
-from pathlib import Path
-from controlplane.app import run
-from controlplane.settings import ApiSettings, ReconcilerSettings, Settings, TritonSettings
-run(
-    Settings(
-        data_dir=Path(sys.argv[1]),
-        api=ApiSettings(port=0),
-        triton=TritonSettings(embedded=True),
-        reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=3),
-    )
-)
-"""
 STEPS = [{"weight_percent": 30, "seconds": 0}, {"weight_percent": 60, "seconds": 600}]
 CANARY = {"kind": "canary", "steps": STEPS, "minimum_requests": 20}
-
-
-@contextlib.contextmanager
-def running(folder: Path) -> Iterator[tuple[Api, httpx.Client]]:
-    """A control plane as a process, killed at the end of the block, and a client of its front door."""
-    ready = folder / "up.json"
-    ready.unlink(missing_ok=True)
-    process = subprocess.Popen([sys.executable, "-c", _RUN, str(folder)])
-    try:
-        while not ready.exists():
-            assert process.poll() is None
-            time.sleep(0.02)
-        document = json.loads(ready.read_text())
-        with (
-            httpx.Client(base_url=document["url"], timeout=60) as http,
-            httpx.Client(base_url=document["gateway"]["http_url"], timeout=60) as door,
-        ):
-            yield Api(None, http, document["url"]), door  # type: ignore[arg-type] - it is another process's
-    finally:
-        process.kill()
-        process.wait()
 
 
 def ask(door: httpx.Client) -> str:

@@ -1,0 +1,49 @@
+"""A control plane with an embedded Triton and a front door, as a process that can be killed."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from tests.support.api import Api
+
+_RUN = """
+import sys
+from pathlib import Path
+from controlplane.app import run
+from controlplane.settings import ApiSettings, ReconcilerSettings, Settings, TritonSettings
+run(
+    Settings(
+        data_dir=Path(sys.argv[1]),
+        api=ApiSettings(port=0),
+        triton=TritonSettings(embedded=True),
+        reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=3),
+    )
+)
+"""
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[tuple[Api, httpx.Client]]:
+    """A control plane as a process, killed at the end of the block, and a client of its front door."""
+    ready = folder / "up.json"
+    ready.unlink(missing_ok=True)
+    process = subprocess.Popen([sys.executable, "-c", _RUN, str(folder)])
+    try:
+        while not ready.exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        document = json.loads(ready.read_text())
+        with (
+            httpx.Client(base_url=document["url"], timeout=60) as http,
+            httpx.Client(base_url=document["gateway"]["http_url"], timeout=60) as door,
+        ):
+            yield Api(None, http, document["url"]), door  # type: ignore[arg-type] - it is another process's
+    finally:
+        process.kill()
+        process.wait()
