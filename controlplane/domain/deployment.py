@@ -212,6 +212,19 @@ class Rollout(BaseModel):
 PLACEMENT_FIELDS = frozenset({"min_copies", "max_copies", "queue_objective_milliseconds", "node_selector"})
 """Settings that say where a deployment runs and how often; nothing of them is in Triton's configuration."""
 
+RUN_THE_SAME_FIELDS = PLACEMENT_FIELDS | {
+    "bake_seconds",
+    "mode",
+    "keep_alive_seconds",
+    "priority",
+    "rollout",
+    "objectives",
+    "auto_rollback",
+    "max_latency_ratio",
+    "max_memory_ratio",
+}
+"""All settings that Triton is not told of: a version answers the same with any of them."""
+
 
 class DeploymentSpec(BaseModel):
     """The desired state of one model, as one revision of its deployment chain."""

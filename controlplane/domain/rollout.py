@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, Rollout, RolloutPhase
+from controlplane.domain.deployment import (
+    RUN_THE_SAME_FIELDS,
+    DeploymentSettings,
+    DeploymentSpec,
+    Rollout,
+    RolloutPhase,
+)
 from controlplane.domain.evidence import ArmFigures, Evidence, Signal
 from controlplane.domain.names import Reference
 from controlplane.domain.sequential import label_evidence, share_evidence, threshold
@@ -251,7 +257,7 @@ def deploy(
     if before is None or before.deleted or not before.loaded or settings.rollout.kind is StrategyKind.SWITCH:
         return switched
     if before.version == version and _run(before.settings) == _run(settings):
-        return switched
+        return switched  # nothing that answers differently
     trial = before.trial
     if trial and (trial.version, trial.settings, trial.reference) == (version, settings, str(reference)):
         return before
@@ -301,9 +307,9 @@ def describe_step(rollout: Rollout) -> str:
             return f"step {rollout.step + 1} of {len(steps)}, {step.weight_percent:g} % of the requests"
 
 
-def _run(settings: DeploymentSettings) -> DeploymentSettings:
+def _run(settings: DeploymentSettings) -> str:
     """What of the settings makes a difference to how a version runs."""
-    return settings.model_copy(update={"rollout": RolloutStrategy()})
+    return settings.model_dump_json(exclude=set(RUN_THE_SAME_FIELDS))
 
 
 def _evidence_of(signal: Signal, strategy: RolloutStrategy, evidence: Evidence) -> float:

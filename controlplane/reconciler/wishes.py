@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from controlplane.domain.deployment import PLACEMENT_FIELDS, DeploymentSettings, DeploymentSpec, Rollout
+from controlplane.domain.deployment import RUN_THE_SAME_FIELDS, DeploymentSettings, DeploymentSpec, Rollout
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.names import Reference
 from controlplane.domain.rollout import RolloutAction, RolloutDecision, apply, deploy
@@ -297,19 +297,4 @@ def _runs(chain: Sequence[DeploymentRevision]) -> list[DeploymentRevision]:
 
 
 def _run_key(settings: DeploymentSettings) -> str:
-    return settings.model_dump_json(exclude=_RUN_THE_SAME)
-
-
-_RUN_THE_SAME = {
-    "bake_seconds",
-    "mode",
-    "keep_alive_seconds",
-    "priority",
-    "rollout",
-    "objectives",
-    "auto_rollback",
-    "max_latency_ratio",
-    "max_memory_ratio",
-    *PLACEMENT_FIELDS,
-}
-"""Settings that Triton is not told of."""
+    return settings.model_dump_json(exclude=set(RUN_THE_SAME_FIELDS))

@@ -202,6 +202,14 @@ def test_a_switch_ends_a_rollout_and_other_ways_to_roll_out_are_no_rollout() -> 
     assert (changed.rollout, changed.settings.rollout) == (None, strategy())
 
 
+def test_settings_that_triton_is_not_told_of_are_no_new_version() -> None:
+    """Where it runs, how long it stays: there is nothing to compare."""
+    settings = DeploymentSettings(rollout=strategy(), priority=7, max_copies=2)
+    changed = begin(SPEC, settings, 1)
+    assert (changed.rollout, changed.settings) == (None, settings)
+    assert begin(SPEC, DeploymentSettings(rollout=strategy(), instance_count=2), 1).trial is not None
+
+
 def test_from_the_first_step_to_the_promotion() -> None:
     spec, now = begin(SPEC), NOW
     weights, requests = [rules.weight(rules.required(spec))], 0
