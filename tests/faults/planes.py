@@ -18,7 +18,7 @@ from controlplane.triton.embedded.processes import model_processes
 from tests.support.processes import free_port, tied_to_us
 from tests.support.triton import RunningTriton
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 
 QUICK: dict[str, str] = {
     "RECONCILER__INTERVAL_SECONDS": "0.3",
