@@ -3,10 +3,12 @@
 import asyncio
 import contextvars
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +32,8 @@ from controlplane.triton.warmup import warmup_files, warmup_names
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[Phase], None]
+_SWEEP_SECONDS = 5.0
+"""So long the processes that a reload replaces may take to end by themselves."""
 _FETCHES = 4
 """Versions fetched and staged at once."""
 
@@ -89,12 +93,15 @@ class Executor:
         self._may_act = may_act
         self._proof_timeout = proof_timeout_seconds
         self.traffic: Traffic = DirectTraffic()
+        self._sweeps: set[asyncio.Task[None]] = set()
         # Threads of their own: downloads of many gigabytes must not hold up what else needs a thread.
         self._threads = ThreadPoolExecutor(_FETCHES, thread_name_prefix="stage")
 
     def close(self) -> None:
         """Begin nothing more; what is being fetched ends by itself."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        for sweep in self._sweeps:
+            sweep.cancel()
 
     async def run(
         self,
@@ -214,9 +221,14 @@ class Executor:
             # Triton takes a load that changes nothing for done. A version folder that is newer on disk is a change;
             # a newer config.pbtxt is none, because the load carries its configuration.
             await asyncio.to_thread(server.repository.renew, name, action.versions)
+        replaced = server.embedded.processes_of(name) if action.reload and server.embedded else []
         narrows = len(action.versions) == 1 and not action.candidate and not action.reload
         with _timed(outcome, "switch" if narrows and action.because.endswith("shall answer") else "load"):
             await server.client.load(name, config)
+        if replaced:
+            sweep = asyncio.create_task(_sweep(server, name, replaced), name=f"sweep {name}")
+            self._sweeps.add(sweep)
+            sweep.add_done_callback(self._sweeps.discard)
 
     async def _prove(
         self,
@@ -290,6 +302,23 @@ def _needed(prepared: Prepared | None, action: Stage | Prove) -> Prepared:
     if prepared is None:
         raise TritonError(f"version {action.target.version} cannot be acted on: its configuration is not known")
     return prepared
+
+
+async def _sweep(server: ManagedServer, name: str, replaced: list[int]) -> None:
+    """End what a reload should have ended.
+
+    Where an inference failed on one instance's dead process, Triton (2.51) never lets go of the others that were loaded
+    with it: they stay, with their memory, and nobody asks them any more.
+    """
+    await asyncio.sleep(_SWEEP_SECONDS)
+    assert server.embedded is not None
+    present, old = set(server.embedded.processes_of(name)), set(replaced)
+    if not present - old:
+        return  # no new ones came, so the old ones are those that answer
+    for process in present & old:
+        logger.warning("%s: process %d of %s outlived its reload; it is killed", server.name, process, name)
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 async def _present_config(server: ManagedServer, name: str, versions: tuple[int, ...]) -> dict[str, Any]:
