@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from controlplane.domain.evidence import Evidence
-from controlplane.domain.strategy import RolloutStrategy
+from controlplane.domain.strategy import RolloutStrategy, StrategyKind
 
 
 class InstanceKind(StrEnum):
@@ -27,6 +27,17 @@ class Mode(StrEnum):
     """When there is room; may be evicted for something that is wanted more."""
     ON_DEMAND = "on-demand"
     """At its first use; leaves after `keep_alive_seconds` without use, or when room is needed."""
+
+
+class Switch(StrEnum):
+    """How a new version gets its memory while the old one is loaded."""
+
+    AUTO = "auto"
+    """Beside the old one where both fit, else after it."""
+    BESIDE = "beside"
+    """Beside it or not at all: nobody is left without an answer, and where both can never fit the old one stays."""
+    UNLOAD_FIRST = "unload-first"
+    """The old one is unloaded first: nothing answers for a while, and no more memory is taken than for one."""
 
 
 class DynamicBatching(BaseModel):
@@ -98,6 +109,11 @@ class DeploymentSettings(BaseModel):
     priority: int = Field(
         default=0, ge=-1000, le=1000, description="Higher goes first in the queue of loads and last in eviction."
     )
+    switch: Switch = Field(
+        default=Switch.AUTO,
+        description="How a new version gets its memory: auto (beside the old one where both fit, else after "
+        "it), beside (or not at all) or unload-first (nothing answers for a while).",
+    )
     rollout: RolloutStrategy = Field(
         default=RolloutStrategy(),
         description="How a new version takes over from the one that answers: at once, or by evidence.",
@@ -161,6 +177,10 @@ class DeploymentSettings(BaseModel):
             raise ValueError("dynamic_batching needs a max_batch_size above 0")
         if self.max_copies is not None and self.max_copies < self.min_copies:
             raise ValueError(f"max_copies {self.max_copies} is less than min_copies {self.min_copies}")
+        if self.switch is Switch.UNLOAD_FIRST and self.rollout.kind is not StrategyKind.SWITCH:
+            raise ValueError(
+                f"a {self.rollout.kind} rollout needs both versions at once: switch cannot be unload-first"
+            )
         return self
 
 
@@ -217,6 +237,7 @@ RUN_THE_SAME_FIELDS = PLACEMENT_FIELDS | {
     "mode",
     "keep_alive_seconds",
     "priority",
+    "switch",
     "rollout",
     "objectives",
     "auto_rollback",

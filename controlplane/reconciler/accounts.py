@@ -46,6 +46,7 @@ class Accounts:
         self._baselines: dict[str, int] = {}
         self._own = OwnMemory()
         self._leaving: dict[Slot, int] = {}
+        self._promised: dict[Slot, int] = {}
         if not told:
             self.ledger = self.ledger.with_budget(Budget(HOST, _PLENTY, _PLENTY))
 
@@ -85,6 +86,7 @@ class Accounts:
         self._baselines.clear()
         self._own = OwnMemory()
         self._leaving.clear()
+        self._promised.clear()
         self.reading = Reading()
 
     def take(self, reading: Reading, step: int, now: datetime) -> None:
@@ -100,7 +102,9 @@ class Accounts:
                 self.ledger = self.ledger.released(slot)
         for device in self.devices if self._told else ():
             self._budget(device)
-        self._own.take(reading, self.ledger)
+        held = {holding.slot for holding in self.ledger.holdings}
+        self._promised = {slot: size for slot, size in self._promised.items() if slot in held}
+        self._own.take(reading, self.ledger, settled=not self._promised)
         if self._told and HOST not in {device.name for device in self.devices}:
             self.ledger = self.ledger.with_budget(Budget(HOST, _PLENTY, _PLENTY))
 
@@ -114,10 +118,19 @@ class Accounts:
         """A slot that was on its way out is loaded after all."""
         self._leaving.pop(slot, None)
 
+    def promise(self, slot: Slot, size: int) -> None:
+        """Count a slot on the host for at least this much until `proved`: its processes grow on after the load."""
+        self._promised[slot] = size
+
+    def proved(self, slot: Slot, now: datetime) -> None:
+        """A slot has answered: from now on what its processes have counts."""
+        if self._promised.pop(slot, None) is not None:
+            self._follow_instances(now)
+
     def resident_bytes(self, slot: Slot) -> int | None:
-        """Resident memory of a slot's processes; None where they cannot be seen."""
+        """Resident memory of a slot's processes, or what it was promised; None where they cannot be seen."""
         instance = self.instances.get((slot.triton_name, slot.version))
-        return instance.resident_bytes if instance else None
+        return max(instance.resident_bytes, self._promised.get(slot, 0)) if instance else None
 
     def excess(self, *, supervised: bool) -> dict[str, int]:
         """Bytes beyond the ledger by device: what a restart of the server would give back.

@@ -27,8 +27,14 @@ class OwnMemory:
         self._used: dict[str, int] = {}
         self._baselines: dict[str, int] = {}
 
-    def take(self, reading: Reading, ledger: Ledger) -> None:
-        """Take in a reading; the ledger is up to date with it."""
+    def take(self, reading: Reading, ledger: Ledger, *, settled: bool = True) -> None:
+        """Take in a reading; the ledger is up to date with it.
+
+        Args:
+            reading: The reading.
+            ledger: Of the server.
+            settled: Whether every model that is loaded counts for what it has, none for what it is still to take.
+        """
         fresh = set()
         for device in reading.devices or ():
             used = own_bytes(device, reading, ledger)
@@ -36,7 +42,7 @@ class OwnMemory:
                 continue
             self._used[device.name] = used
             here = [holding for holding in ledger.holdings if holding.device == device.name]
-            if any(holding.state in _MOVING for holding in here):
+            if not settled or any(holding.state in _MOVING for holding in here):
                 continue
             beyond = used - _accounted(ledger, device.name)
             self.quiet[device.name] = beyond - self._baselines.setdefault(device.name, max(beyond, 0))

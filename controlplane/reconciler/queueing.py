@@ -5,11 +5,11 @@ back to the loop.
 """
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from controlplane.domain.deployment import Mode
+from controlplane.domain.deployment import Mode, Switch
 from controlplane.domain.names import candidate_name
 from controlplane.errors import InsufficientMemoryError
 from controlplane.memory.admission import (
@@ -25,8 +25,8 @@ from controlplane.memory.admission import (
 )
 from controlplane.memory.eviction import EvictionPolicy, EvictionRules
 from controlplane.memory.residency import Wanted
-from controlplane.memory.switching import UnloadFirst, choose_switch
-from controlplane.memory.types import Footprint, ModelMemory, Slot
+from controlplane.memory.switching import SwitchChoice, UnloadFirst, choose_switch
+from controlplane.memory.types import Footprint, HoldingState, ModelMemory, Slot
 from controlplane.reconciler.accounts import Accounts
 from controlplane.reconciler.actions import Load
 from controlplane.reconciler.memory_view import EvictionRecord
@@ -48,11 +48,13 @@ class Need:
         slot: For which version, under which Triton name.
         footprint: How much, by device.
         trial: Whether it is for a rollout's new version, for which the old one never makes room.
+        switch: How it gets memory while another version of the model is loaded.
     """
 
     slot: Slot
     footprint: Mapping[str, Footprint]
     trial: bool = False
+    switch: Switch = Switch.AUTO
 
 
 @dataclass
@@ -163,7 +165,7 @@ class LoadQueue:
             for device, one in self._sizes.of(prepared, wish.model, self._accounts).by_device.items():
                 before = footprint.get(device)
                 footprint[device] = one if before is None else _sum(before, one)
-        return Need(slot, footprint) if footprint else None
+        return Need(slot, footprint, switch=wish.revision.spec.settings.switch) if footprint else None
 
     def ask(self, model: str, need: Need, now: datetime) -> Request:
         """Put a load into the queue, or find it there."""
@@ -173,7 +175,9 @@ class LoadQueue:
             if request is not None:
                 self.withdraw(model)
             deadline = now + timedelta(seconds=self._settings.load_queue_timeout_seconds)
-            request = tenant.request = Request(need.slot, need.footprint, now, deadline, trial=need.trial)
+            request = tenant.request = Request(
+                need.slot, need.footprint, now, deadline, trial=need.trial, switch=need.switch
+            )
         return request
 
     def granted(self, model: str, need: Need) -> bool:
@@ -218,9 +222,13 @@ class LoadQueue:
         ):
             model = request.model.model
             waits = waiting[model]
-            in_place = isinstance(decision, Queue | Refuse | Evict) and not waits.trial
-            if in_place and self._unload_first(request, units[model], now):
+            asked = waits.switch is Switch.UNLOAD_FIRST
+            in_place = asked or (isinstance(decision, Queue | Refuse | Evict) and waits.switch is not Switch.BESIDE)
+            if in_place and not waits.trial and self._unload_first(request, units[model], now, asked=asked):
                 moves.go.append(model)
+                continue
+            if isinstance(decision, Queue) and waits.switch is Switch.BESIDE and self.no_room_beside(request):
+                self._refuse(model, f"out of memory: beside the version that is loaded, {decision.why}", moves)
                 continue
             match decision:
                 case Admit():
@@ -325,12 +333,11 @@ class LoadQueue:
         tenant.request, tenant.demanded_at, tenant.refused = None, None, why
         moves.refused.append((model, why))
 
-    def _unload_first(self, request: LoadRequest, unit: Unit, now: datetime) -> bool:
-        """Where old and new do not fit together, whoever else goes: the old one makes room for the new one."""
+    def _unload_first(self, request: LoadRequest, unit: Unit, now: datetime, *, asked: bool) -> bool:
+        """Where old and new do not fit together, whoever else goes, or as asked: the old one makes room for the new."""
         facts, model = unit.facts, request.model.model
         if facts is None or not facts.loaded:
             return False
-        others = [name for name in self._models if name != model]
         evictable = {
             device: figures.could_be_freed_bytes
             for device, figures in figures_of(
@@ -344,28 +351,15 @@ class LoadQueue:
         for slot in slots[1:]:
             ledger = ledger.released(slot)
         # Who may go only later is waited for, rather than making a gap: only what can never fit makes one.
-        for device, need in request.footprint.items():
-            pinned = sum(
-                holding.bytes
-                for name in others
-                if self._models[name].mode is Mode.PINNED
-                for holding in self._accounts.ledger.of_model(name)
-                if holding.device == device
-            )
-            own = sum(
-                holding.bytes
-                for slot in slots
-                for holding in self._accounts.ledger.of(slot)
-                if holding.device == device
-            )
-            budget = self._accounts.ledger.budgets.get(device)
-            room = (budget.bytes if budget else 0) - self._accounts.ledger.unaccounted(device) - pinned - own
-            if need.reserve_bytes > room:
-                break
-        else:
+        if not asked and not self._never_beside(request, slots):
             return False
         choice = choose_switch(
-            slots[0], request.footprint, ledger, load_seconds=request.model.load_seconds, evictable=evictable
+            slots[0],
+            request.footprint,
+            ledger,
+            load_seconds=request.model.load_seconds,
+            evictable=evictable,
+            forced=SwitchChoice.UNLOAD_FIRST if asked else None,
         )
         if not isinstance(choice, UnloadFirst):
             return False
@@ -375,6 +369,28 @@ class LoadQueue:
         tenant.request = None
         self._counters["gaps"] += 1
         return True
+
+    def no_room_beside(self, request: LoadRequest) -> bool:
+        """Whether a version can never be loaded beside what is loaded under the model's own name, whoever leaves."""
+        held = self._accounts.ledger.of_model(request.model.model)
+        slots = {holding.slot for holding in held if holding.state is HoldingState.RESIDENT}
+        return bool(slots - {request.slot}) and self._never_beside(request, sorted(slots - {request.slot}))
+
+    def _never_beside(self, request: LoadRequest, slots: Sequence[Slot]) -> bool:
+        ledger = self._accounts.ledger
+        kept = {
+            holding
+            for name, model in self._models.items()
+            if name != request.model.model and model.mode is Mode.PINNED
+            for holding in ledger.of_model(name)
+        }
+        kept |= {holding for slot in slots for holding in ledger.of(slot)}
+        for device, need in request.footprint.items():
+            budget = ledger.budgets.get(device)
+            fixed = sum(holding.bytes for holding in kept if holding.device == device) + ledger.unaccounted(device)
+            if need.reserve_bytes > (budget.bytes if budget else 0) - fixed:
+                return True
+        return False
 
     def _tenant(self, model: str) -> Tenant:
         return self._tenants[model]

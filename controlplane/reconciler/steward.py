@@ -383,6 +383,9 @@ class Steward:
             case Prove():
                 # The counters are those of the model's own name; a candidate's are others.
                 tenant.ours += outcome.peer_requests + (0 if action.candidate else outcome.requests)
+                if outcome.mark is Mark.PASSED:
+                    name = candidate_name(unit.model) if action.candidate else unit.model
+                    self.accounts.proved(Slot(name, action.target.version), now)
                 if outcome.mark is Mark.PASSED and not action.candidate:
                     return self._proved(tenant, wish, action, outcome, now)
             case Unload() if outcome.error is None:
@@ -416,8 +419,11 @@ class Steward:
         ledger = self.accounts.ledger
         reserved = {holding.device: holding.bytes for holding in ledger.of(slot)}
         real = Slot(name, slot.version)
-        if real != slot:
+        renewed = real != slot
+        if renewed:
             self.accounts.left(slot, step, now)  # the old ones leave after the new ones came
+        if HOST in reserved and not renewed:
+            self.accounts.promise(real, reserved[HOST])
         size = self.accounts.resident_bytes(real)
         instance = self.accounts.instances.get((real.triton_name, real.version))
         tenant.load_peak = instance.peak_bytes if instance else 0

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from controlplane.domain.deployment import Mode
+from controlplane.domain.deployment import DeploymentSettings, Mode, Switch
 from controlplane.domain.names import candidate_name
 from controlplane.domain.strategy import StrategyKind
 from controlplane.memory.admission import Admit, Evict, Figures, LoadRequest, Queue, Refuse, figures_of, in_order
@@ -170,15 +170,14 @@ def plan_for(
             steward.accounts.settled(),
             load_seconds=load_seconds,
             evictable={device: one.could_be_freed_bytes for device, one in figures.items()},
-            # A rollout by evidence needs both at once.
-            forced=None if prepared.settings.rollout.kind is StrategyKind.SWITCH else SwitchChoice.BESIDE,
+            forced=_forced(prepared.settings),
         )
         match choice:
             case Beside():
                 beside = True
             case UnloadFirst(why=why, gap_seconds=gap):
                 beside, kind, victims = False, "admit", ()
-            case NoSwitch(why=why):
+            case NoSwitch(why=why) if kind != "queue" or steward.queue.no_room_beside(request):
                 kind, victims = "refuse", ()
     return ServerLoadPlan.model_validate(
         {
@@ -205,6 +204,13 @@ def plan_for(
             "gap_seconds": round(gap, 3),
         }
     )
+
+
+def _forced(settings: DeploymentSettings) -> SwitchChoice | None:
+    """What the settings insist on; a rollout by evidence needs both versions at once."""
+    if settings.rollout.kind is not StrategyKind.SWITCH:
+        return SwitchChoice.BESIDE
+    return None if settings.switch is Switch.AUTO else SwitchChoice(settings.switch.value)
 
 
 def _old_slot(model: str, facts: Facts | None) -> Slot:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from controlplane.domain.deployment import Switch
 from controlplane.memory.residency import Wanted
 from controlplane.memory.types import Footprint, Slot, Usage
 from controlplane.reconciler.memory_view import EvictionRecord
@@ -22,6 +23,7 @@ class Request:
         why: What it waits for, as one sentence.
         granted: Whether its memory is reserved, so that it may begin.
         trial: Whether it is for a rollout's new version.
+        switch: How it gets memory while another version of the model is loaded.
     """
 
     slot: Slot
@@ -31,6 +33,7 @@ class Request:
     why: str = "its turn has not come"
     granted: bool = False
     trial: bool = False
+    switch: Switch = Switch.AUTO
 
 
 @dataclass

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.domain.deployment import DeploymentSettings, Switch
 from controlplane.domain.states import Phase
 from controlplane.registry.registry import Registry
 from controlplane.triton.embedded.server import EmbeddedTriton
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.memory_room import MIB, embedded_triton, memory_room, small
+from tests.support.models import publish_affine
 
 pytestmark = pytest.mark.triton
 
@@ -197,6 +199,39 @@ async def test_the_memory_of_a_proved_candidate_is_waited_for_only_where_a_third
         assert await room.infer("m") == 2.0
         await room.until("the candidate is gone", lambda: not embedded.processes_of("m~candidate"))
         await room.until("its memory is given back", lambda: room.memory.devices[0].reserved_bytes == 0)
+        assert room.memory.counters["gaps"] == 0
+
+
+async def test_the_switch_is_made_as_asked(registry: Registry, embedded: EmbeddedTriton, tmp_path: Path) -> None:
+    async with memory_room(registry, embedded, tmp_path, 600 * MIB) as room:
+        assert (await room.deploy("m", 1.0)).phase is Phase.READY
+        await room.deploy("m", 2.0, switch="beside")
+        assert room.memory.counters["gaps"] == 0
+        version = publish_affine(registry, "m", tmp_path, scale=3.0)
+        asked = DeploymentSettings(switch=Switch.UNLOAD_FIRST)
+        (plan,) = (await room.reconciler.plan_load("m", version, asked)).servers
+        assert (plan.beside, plan.why) == (False, "as asked")
+        assert plan.gap_seconds > 0
+        revision = room.want("m", version, switch="unload-first")
+        assert (await room.reconciler.wait_settled("m", revision, 60)).phase is Phase.READY
+        assert await room.infer("m") == 3.0
+        assert room.memory.counters["gaps"] == 1
+
+
+async def test_a_switch_beside_that_does_not_fit_leaves_the_old_version_where_it_is(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, 150 * MIB) as room:
+        assert (await room.deploy("m", 1.0)).phase is Phase.READY
+        version = publish_affine(registry, "m", tmp_path, scale=2.0)
+        (plan,) = (await room.reconciler.plan_load("m", version, DeploymentSettings(switch=Switch.BESIDE))).servers
+        assert plan.decision == "refuse"
+        assert "do not fit together" in plan.why
+        revision = room.want("m", version, switch="beside")
+        status = await room.reconciler.wait_settled("m", revision, 60)
+        assert status.phase is Phase.DEGRADED
+        assert "version 1 goes on answering: out of memory" in status.message
+        assert await room.infer("m") == 1.0
         assert room.memory.counters["gaps"] == 0
 
 

@@ -23,6 +23,10 @@ ModeOption = Annotated[
     Literal["pinned", "resident", "on-demand"] | None,
     typer.Option("--mode", help="Always loaded, loaded while there is room, or loaded at its first use."),
 ]
+SwitchOption = Annotated[
+    Literal["auto", "beside", "unload-first"] | None,
+    typer.Option("--switch", help="Load a new version beside the old one, or after it; auto: beside where both fit."),
+]
 PriorityOption = Annotated[
     int | None,
     typer.Option("--priority", min=-1000, max=1000, help="Higher is loaded first and evicted last."),
@@ -108,6 +112,7 @@ def deploy(
     on: Annotated[
         list[str] | None, typer.Option("--on", metavar="LABEL=VALUE", help="A label its servers must have. Repeat it.")
     ] = None,
+    switch: SwitchOption = None,
     strategy: Annotated[
         Literal["switch", "canary", "shadow", "pinned"] | None,
         typer.Option("--strategy", help="How a new version takes over: at once, or by evidence (`rollout`)."),
@@ -178,6 +183,7 @@ def deploy(
         max_copies=max_copies,
         queue_objective_milliseconds=queue_objective,
         node_selector=_parameters(on, "--on"),
+        switch=switch,
         warmup=warmup,
         auto_rollback=auto_rollback,
         max_latency_ratio=max_latency_ratio,

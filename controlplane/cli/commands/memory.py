@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from controlplane.cli.commands.deployments import PANEL as DEPLOY_PANEL
-from controlplane.cli.commands.deployments import DeployedArgument, ModeOption, PriorityOption
+from controlplane.cli.commands.deployments import DeployedArgument, ModeOption, PriorityOption, SwitchOption
 from controlplane.cli.commands.models import RefArgument
 from controlplane.cli.session import Session, command
 
@@ -143,6 +143,7 @@ def plan(
     ] = None,
     mode: ModeOption = None,
     priority: PriorityOption = None,
+    switch: SwitchOption = None,
     set_: Annotated[
         str | None, typer.Option("--set", metavar="JSON", help="deploy: settings as JSON, or a file with them.")
     ] = None,
@@ -162,7 +163,7 @@ def plan(
     out = session.out()
     model = Reference.parse(ref).model
     given: dict[str, Any] = given_settings(
-        set_, instance_count=instances, max_batch_size=max_batch_size, mode=mode, priority=priority
+        set_, instance_count=instances, max_batch_size=max_batch_size, mode=mode, priority=priority, switch=switch
     )
     with session.client() as client:
         if action == "deploy":
