@@ -11,7 +11,7 @@ from controlplane.cli.publishing import SAMPLES_NAME, PublishOptions, model_name
 from controlplane.cli.records import Operation
 from controlplane.cli.transfer import Journal, LocalFile, fingerprint, upload
 from controlplane.domain.manifest import FileEntry
-from controlplane.errors import InvalidArtifactError
+from controlplane.errors import InvalidArtifactError, InvalidInputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,20 @@ def is_file(source: str) -> bool:
     if "/" in source or "\\" in source:
         raise InvalidArtifactError(f"{source}: there is no such file or folder", path=source)
     return False
+
+
+def is_artifact(source: str) -> bool:
+    """Whether what is to be validated is a path rather than a reference; ``model.onnx`` is meant as a file.
+
+    Raises:
+        InvalidArtifactError: It looks like a path and nothing is there.
+    """
+    found = is_file(source)
+    if not found and Path(source).suffix and ":" not in source and "@" not in source:
+        raise InvalidArtifactError(
+            f"{source}: there is no such file or folder; a version is named like vad:7 or vad@champion", path=source
+        )
+    return found
 
 
 def convert_and_publish(
@@ -112,3 +126,18 @@ def validate_artifact(
     finally:
         client.delete(f"/v1/uploads/{sent.id}")
         journal.clear()
+
+
+def validate_version(
+    client: Client, reference: str, samples: Path | None, body: dict[str, Any], out: Output
+) -> dict[str, Any]:
+    """Have a published version checked on its golden samples' inputs; return the report.
+
+    Raises:
+        InvalidInputError: Samples were given, too.
+    """
+    if samples is not None:
+        raise InvalidInputError(f"{reference} is run on its own golden samples; --samples is for files")
+    request = {key: value for key, value in body.items() if value is not None} | {"reference": reference}
+    operation = client.read(Operation, client.post("/v1/validations", request))
+    return follow(client, operation, out).result or {}

@@ -1,7 +1,6 @@
 """A version in full, for people."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -115,7 +114,7 @@ def show_result(out: Output, result: Mapping[str, Any]) -> None:
         out.note(f"note: {warning}", style="yellow")
 
 
-def show_validation(out: Output, path: Path, report: Mapping[str, Any]) -> None:
+def show_validation(out: Output, source: str, report: Mapping[str, Any]) -> None:
     """Print what the checks found."""
     out.table(
         ("check", "result", "took", "found"),
@@ -128,7 +127,7 @@ def show_validation(out: Output, path: Path, report: Mapping[str, Any]) -> None:
     out.line()
     out.facts(
         (
-            ("path", path),
+            ("source", source),
             ("format", report.get("format")),
             ("inputs", _tensors(signature, "inputs") if signature else None),
             ("outputs", _tensors(signature, "outputs") if signature else None),

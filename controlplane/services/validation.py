@@ -1,13 +1,16 @@
-"""Looking at an upload as a publish would, and publishing nothing."""
+"""Looking at an upload, or at a version that was published, as a publish would; publishing nothing."""
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from controlplane.domain.manifest import FileEntry, Format
+from controlplane.domain.names import Reference
 from controlplane.domain.samples import Sample
 from controlplane.domain.signature import Signature
+from controlplane.errors import InvalidInputError
 from controlplane.registry.registry import Registry
 from controlplane.services.operations import Operation, Operations, Reporter
 from controlplane.services.publishing import split_samples
@@ -24,7 +27,8 @@ class ValidateCommand:
     """What to look at; the fields are those of the API's request."""
 
     actor: str
-    upload_id: str
+    upload_id: str | None = None
+    reference: str | None = None
     format: Format | None = None
     signature: Signature | None = None
     samples: str | None = None
@@ -34,7 +38,7 @@ class ValidateCommand:
 
 
 class Validation:
-    """Validates uploads."""
+    """Validates uploads and versions."""
 
     def __init__(
         self, registry: Registry, uploads: Uploads, operations: Operations, workers: Workers, workspace: Workspace
@@ -46,33 +50,63 @@ class Validation:
         self._workspace = workspace
 
     async def start(self, command: ValidateCommand) -> Operation:
-        """Start a validation. The upload stays, so that it can be published afterwards.
+        """Start a validation. An upload stays, so that it can be published afterwards.
+
+        A version is read from the bucket again, every byte verified, and run on its own golden samples' inputs.
 
         Raises:
-            NotFoundError: No such upload.
+            NotFoundError: No such upload, model or version.
             ConflictError: The upload is not complete.
-            InvalidInputError: It has no such samples file.
+            InvalidInputError: It has no such samples file, or neither or both of upload and reference are given.
         """
+        if command.reference is not None and command.upload_id is None:
+            return await self._start_version(command, Reference.parse(command.reference))
+        if command.upload_id is None or command.reference is not None:
+            raise InvalidInputError("say what to validate: either upload_id or reference")
         upload = await self._uploads.whole(command.upload_id)
         files, samples = split_samples(upload, command.samples)
 
+        def locate(file: FileEntry) -> Path:
+            return self._uploads.path(upload.id, file.sha256) or self._registry.fetch(file)
+
         async def work(reporter: Reporter) -> dict[str, Any]:
             with self._uploads.use(upload.id):
-                return await self._validate(command, files, samples, reporter)
+                given: tuple[Sample, ...] = ()
+                if samples is not None:
+                    given = await asyncio.to_thread(lambda: read_samples(locate(samples)))
+                return await self._validate(command, files, locate, given, reporter)
 
         return self._operations.start("validate", work, actor=command.actor, subject=upload.id)
 
+    async def _start_version(self, command: ValidateCommand, reference: Reference) -> Operation:
+        if command.samples is not None:
+            raise InvalidInputError("samples names a file of an upload; a version is run on its own golden samples")
+        entry = await asyncio.to_thread(self._registry.resolve, reference)
+        manifest = await asyncio.to_thread(self._registry.manifest, reference.model, entry.number)
+        as_published = replace(
+            command,
+            format=command.format or manifest.format,
+            signature=command.signature or manifest.signature,
+        )
+
+        async def work(reporter: Reporter) -> dict[str, Any]:
+            given = await asyncio.to_thread(self._registry.samples, manifest)
+            return await self._validate(as_published, manifest.files, self._registry.fetch, given, reporter)
+
+        subject = f"{reference.model}:{entry.number}"
+        return self._operations.start("validate", work, actor=command.actor, subject=subject)
+
     async def _validate(
-        self, command: ValidateCommand, files: tuple[FileEntry, ...], samples: FileEntry | None, reporter: Reporter
+        self,
+        command: ValidateCommand,
+        files: tuple[FileEntry, ...],
+        locate: Callable[[FileEntry], Path],
+        given: tuple[Sample, ...],
+        reporter: Reporter,
     ) -> dict[str, Any]:
         async with self._workspace.folder() as folder:
             reporter.stage("prepare", "putting the files together")
-            await asyncio.to_thread(
-                assemble, folder / "artifact", files, lambda file: self._locate(command.upload_id, file)
-            )
-            given: tuple[Sample, ...] = ()
-            if samples is not None:
-                given = await asyncio.to_thread(lambda: read_samples(self._locate(command.upload_id, samples)))
+            await asyncio.to_thread(assemble, folder / "artifact", files, locate)
             report = await self._workers.run(
                 ValidateJob(
                     source=folder / "artifact",
@@ -87,6 +121,3 @@ class Validation:
             assert isinstance(report, ValidationReport)
             reporter.log(report.log)
             return report.model_dump(mode="json", exclude={"log"})
-
-    def _locate(self, upload_id: str, file: FileEntry) -> Path:
-        return self._uploads.path(upload_id, file.sha256) or self._registry.fetch(file)

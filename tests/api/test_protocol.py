@@ -252,6 +252,19 @@ def test_a_validation_publishes_nothing(bare: Api) -> None:
     bare.done(bare.http.post("/v1/models/validated/versions", json={"upload_id": good}))
 
 
+def test_a_published_version_is_validated_anew(bare: Api) -> None:
+    bare.publish("checked", onnx_scale(19))
+    report = bare.done(bare.http.post("/v1/validations", json={"reference": "checked:1"}))
+    assert report["ok"]
+    assert report["format"] == "onnx"
+    assert {"load", "run"} <= {check["name"] for check in report["checks"]}
+    bare.problem(bare.http.post("/v1/validations", json={"reference": "checked:2"}), 404, "not-found")
+    bare.problem(bare.http.post("/v1/validations", json={}), 422, "invalid-input")
+    both = {"reference": "checked:1", "upload_id": "b41cc3a0f9d24e86b7d3"}
+    bare.problem(bare.http.post("/v1/validations", json=both), 422, "invalid-input")
+    assert len(bare.ok(bare.http.get("/v1/models/checked/versions"))["items"]) == 1
+
+
 def test_garbage_is_counted_and_collected(bare: Api) -> None:
     bare.publish("trash", onnx_scale(17))
     bare.http.delete("/v1/models/trash")

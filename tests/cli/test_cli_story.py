@@ -144,6 +144,18 @@ def test_validate_says_what_a_file_is_and_publishes_nothing(cli: Cli, doubling: 
     assert cli.ok("models", "-o", "json").json == before
 
 
+def test_a_published_version_is_validated_by_its_name(cli: Cli, doubling: Path) -> None:
+    cli.ok("push", "validated", doubling)
+    assert cli.ok("validate", "validated:1", "-o", "json").json["ok"] is True
+    shown = cli.ok("validate", "validated:1").out
+    assert "validated:1" in shown
+    assert "loads it" in shown
+    absent, missing = cli("validate", "validated:7"), cli("validate", "nowhere.onnx")
+    assert (absent.code, missing.code) == (3, 6)
+    assert "has no version 7" in absent.err
+    assert "no such file" in missing.err
+
+
 @pytest.mark.slow
 def test_a_local_torch_model_is_published_and_converted_in_one_go(cli: Cli, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")

@@ -49,9 +49,12 @@ async def convert(services: App, body: ConversionRequest, actor: Actor, asker: A
     response_model=Operation,
     responses=responses(409, also=_STARTED),
 )
-async def validate(services: App, body: ValidationRequest, actor: Actor) -> Response:
-    """Check an upload as a publish would, and publish nothing.
+async def validate(services: App, body: ValidationRequest, actor: Actor, asker: Asker) -> Response:
+    """Check an upload, or a published version, as a publish would; publish nothing.
 
+    A version's files are read from the bucket again and verified, and it is run on its golden samples' inputs.
     The operation succeeds when the checks were made; its result says in `ok` whether they passed.
     """
+    if asker is not None and body.reference is not None:
+        asker.require_model(Reference.parse(body.reference).model)
     return accepted(await services.validation.start(ValidateCommand(actor=actor, **dict(body))))

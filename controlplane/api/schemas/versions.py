@@ -126,11 +126,17 @@ class PublishRequest(BaseModel):
 
 
 class ValidationRequest(BaseModel):
-    """Look at an upload as a publish would, and publish nothing."""
+    """Look at an upload, or at a published version, as a publish would; publish nothing."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"upload_id": "b41cc3a0f9d24e86b7d3"}]})
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"upload_id": "b41cc3a0f9d24e86b7d3"}, {"reference": "resnet:1"}]},
+    )
 
-    upload_id: str = Field(max_length=64, description="The upload with the files.")
+    upload_id: str | None = Field(default=None, max_length=64, description="The upload with the files.")
+    reference: str | None = Field(
+        default=None, max_length=256, description="Instead of an upload, a version: name:7, name@alias or name."
+    )
     format: Format | None = Field(default=None, description="What kind of model it is; null: found out.")
     signature: Signature | None = Field(default=None, description="Inputs and outputs, where the file does not tell.")
     samples: FilePath | None = Field(default=None, description="A file of the upload (.npz) with sample inputs.")

@@ -36,7 +36,10 @@ def register(app: typer.Typer) -> None:
         ),
     )(convert)
     command(
-        app, "validate", panel=PANEL, examples=("tritonctl validate model.onnx", "tritonctl validate model.pt -o json")
+        app,
+        "validate",
+        panel=PANEL,
+        examples=("tritonctl validate model.onnx", "tritonctl validate model.pt -o json", "tritonctl validate vad:7"),
     )(validate)
 
 
@@ -129,7 +132,7 @@ def convert(
 
 def validate(
     session: Session,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or a folder.")],
+    source: Annotated[str, typer.Argument(metavar="PATH|REF", help="A file or a folder, or a published version.")],
     input_: InputOption = None,
     output_spec: OutputSpecOption = None,
     batched: BatchedOption = False,
@@ -137,8 +140,8 @@ def validate(
     samples: SamplesOption = None,
     trust: TrustOption = False,
 ) -> None:
-    """Check a file or a folder as a push would, and publish nothing."""
-    from controlplane.cli.converting import validate_artifact
+    """Check a file or a folder as a push would, or a published version anew; publish nothing."""
+    from controlplane.cli.converting import is_artifact, validate_artifact, validate_version
     from controlplane.cli.describe import show_validation
     from controlplane.cli.exits import OperationFailedError
     from controlplane.cli.tensors import parse_signature
@@ -151,12 +154,15 @@ def validate(
     }
     out = session.out()
     with session.client() as client:
-        report = validate_artifact(client, path, samples, body, session.folder(), out)
+        if is_artifact(source):
+            report = validate_artifact(client, Path(source), samples, body, session.folder(), out)
+        else:
+            report = validate_version(client, source, samples, body, out)
     out.result(report)
-    show_validation(out, path, report)
+    show_validation(out, source, report)
     if not report["ok"]:
         failed = [check for check in report["checks"] if not check["ok"]]
         raise OperationFailedError(
-            f"{path} cannot be served: {failed[0]['message'] if failed else 'a check failed'}",
+            f"{source} cannot be served: {failed[0]['message'] if failed else 'a check failed'}",
             code="invalid-artifact",
         )
