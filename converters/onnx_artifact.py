@@ -119,7 +119,19 @@ def read_model(path: Path) -> ModelProto:
         model.ParseFromString(path.read_bytes())
     except (DecodeError, ValueError, RuntimeError) as error:
         raise InvalidArtifactError(f"{path.name} is no ONNX file, or it is cut short: it cannot be parsed") from error
+    _check_names(model, path)
     return model
+
+
+def _check_names(model: ModelProto, path: Path) -> None:
+    """Refuse names that are no text; protobuf's upb gives strings that are no UTF-8 as bytes."""
+    values = (*model.graph.input, *model.graph.output)
+    names: list[object] = [model.producer_name, model.producer_version, *(entry.domain for entry in model.opset_import)]
+    names += [value.name for value in values]
+    names += [dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim]
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidArtifactError(f"{path.name} is damaged: the name {name!r} in it is no text (UTF-8)")
 
 
 def check_external_data(model: ModelProto, path: Path, root: Path) -> dict[str, int]:

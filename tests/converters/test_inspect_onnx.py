@@ -59,6 +59,14 @@ def test_a_named_batch_dimension_is_read(models):
     assert found.stored_path("mlp.onnx") == "model.onnx"
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    data = small().SerializeToString()
+    assert b"batch" in data
+    (tmp_path / "m.onnx").write_bytes(data.replace(b"batch", b"ba\xf4ch"))
+    with pytest.raises(InvalidArtifactError, match=r"m\.onnx is damaged: the name .* is no text"):
+        inspect_artifact(tmp_path / "m.onnx")
+
+
 def test_equal_dynamic_dimensions_without_a_name_are_no_batch(tmp_path):
     onnx.save_model(small(batch=None), tmp_path / "m.onnx")
     found = inspect_artifact(tmp_path / "m.onnx")

@@ -38,6 +38,9 @@ QUICK: dict[str, str] = {
 }
 """Shorter intervals and deadlines than the defaults: what is found after a deadline is found sooner."""
 
+# The ports that follow a chosen one need not be free.
+_FREE_DOOR = {"up": ("--http-port=0", "--grpc-port=0")}
+
 
 def environment(store: StoreSettings | None, changes: Mapping[str, str]) -> dict[str, str]:
     """The environment variables that give a process these settings."""
@@ -110,7 +113,10 @@ class Plane:
         command = [sys.executable, "-m", "controlplane.cli.main", f"--data-dir={self.folder}", self._command]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                tied_to_us([*command, f"--port={self.port}"]), stdout=log, stderr=log, env=self._environment
+                tied_to_us([*command, f"--port={self.port}", *_FREE_DOOR.get(self._command, ())]),
+                stdout=log,
+                stderr=log,
+                env=self._environment,
             )
         self.starts += 1
 

@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from controlplane.errors import TooManyWaitingError
 from controlplane.gateway.waiting import Limits, WaitingRoom
-from controlplane.settings import GatewaySettings, MemorySettings
+from controlplane.settings import GatewaySettings, MemorySettings, ReconcilerSettings
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.gateway import grpc_client, http_client, ones, triton_pid, until, urls, way
 
@@ -38,6 +38,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         embedded=True,
         gateway=GatewaySettings(waiting_requests_per_model=3, waiting_bytes_per_model=4 * MIB, load_timeout_seconds=60),
         memory=MemorySettings(minimum_residence_seconds=0.2, poll_interval_seconds=0.2),
+        # Who is stopped by a test for a while is not helped meanwhile.
+        reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=3, hung_seconds=300),
     )
     with serving(settings) as api:
         for name, factor in (("one", 2.0), ("two", 3.0), ("three", 4.0)):

@@ -1,5 +1,6 @@
 """What tests of the front door share."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -72,7 +73,8 @@ def triton_pid(api: Api) -> int:
     """Process id of the embedded Triton itself."""
     port = f"--grpc-port={direct_urls(api)[1].rpartition(':')[2]}"
     for child in psutil.Process().children(recursive=True):
-        command = child.cmdline()
-        if port in command and command[0].endswith("tritonserver"):
-            return int(child.pid)
+        with contextlib.suppress(psutil.Error):  # another test's, that has just ended
+            command = child.cmdline()
+            if port in command and command[0].endswith("tritonserver"):
+                return int(child.pid)
     raise AssertionError(f"no tritonserver with {port}")
