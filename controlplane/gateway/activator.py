@@ -188,6 +188,7 @@ class Activator:
             NotFoundError: It is not deployed.
             ModelUnavailableError: It cannot be loaded.
         """
+        await self._reconciler.wait_read()
         before = self._reconciler.status(model)
         waiting = asyncio.create_task(self._demand(model))
         try:

@@ -127,6 +127,7 @@ class Reconciler:
             tell=lambda subject, why: tell_unread(self._state.events, subject, why),
             may_follow=leading,
         )
+        self._read = asyncio.Event()
         self._holds = Holds(registry.leases, on_read=lambda: self._post(Held()), may_sweep=leading)
         backoff = Backoff(settings.backoff_initial_seconds, settings.backoff_max_seconds)
         self._background = Background(
@@ -275,6 +276,10 @@ class Reconciler:
         """Return why a model is where it is; None where no deployment of it is known. No I/O."""
         return self._answers.why(model)
 
+    async def wait_read(self) -> None:
+        """Wait until the deployments were read once; before, nobody can say that a model is not deployed."""
+        await self._read.wait()
+
     def demand(self, model: str) -> None:
         """Say that somebody wants to use a model now: it is loaded, and its keep-alive starts anew.
 
@@ -402,6 +407,8 @@ class Reconciler:
                 self._woken(model)
             case Wished(wishes=wishes):
                 self._observer.adopt(*wishes.values())
+                if self._reader.complete:
+                    self._read.set()
             case Seen():
                 self._observer.seen(message)
             case Done():

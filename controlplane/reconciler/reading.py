@@ -43,6 +43,8 @@ class Reader:
         self._again: set[str | None] = set()
         self.trouble = ""
         """Why the store cannot be read; empty when it can."""
+        self.complete = False
+        """Whether all deployments were read once."""
 
     def read(self, model: str | None) -> None:
         """Begin to read one deployment, or all."""
@@ -84,6 +86,7 @@ class Reader:
                 self._note(name, "")
             for name, why in unread.items():
                 self._note(name, why)
+            self.complete = self.complete or model is None
             self._hand_over(wishes)
 
     def _note(self, subject: str, why: str) -> None:
