@@ -246,7 +246,7 @@ class FrontDoor:
             except OSError as error:
                 raise ConflictError(
                     f"the front door cannot listen on {host}:{port} for {name}: {error.strerror}; give another port, "
-                    "or 0 for a free one",
+                    f"or 0 for a free one: --{name}-port, or --no-gateway to do without it",
                     host=host,
                     port=port,
                 ) from error
