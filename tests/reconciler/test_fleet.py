@@ -134,8 +134,9 @@ def reconciler_of(registry: Registry, servers: list[ManagedServer], **placement:
 async def test_models_are_packed_and_spread_and_a_killed_servers_models_are_served_by_the_other(
     registry: Registry, tmp_path: Path
 ) -> None:
-    async with fleet(registry, tmp_path, "one", "two") as here:
-        # More than what a server may have that nobody accounts for, so that it is clear which gap is the smaller one.
+    # A model takes more than what a server may have that nobody accounts for, so that it is clear which gap is the
+    # smaller one; and a server has room for both, and for what a load takes for a moment.
+    async with fleet(registry, tmp_path, "one", "two", budget=1600 * MIB) as here:
         for number in (2, 3):
             await here.ready(f"small{number}", number, resident_mib=200)
         status = await here.ready("pair", 5, min_copies=2)

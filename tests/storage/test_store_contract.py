@@ -220,7 +220,7 @@ def test_files_are_moved_in_constant_memory(case: Case, tmp_path: Path) -> None:
     if case.kind == "memory":
         pytest.skip("a store in memory holds what it is given")
     content_path = tmp_path / "in"
-    content = write_content(content_path, 64 * MIB)
+    content = write_content(content_path, 160 * MIB)
     size_bytes, sha256 = content.size_bytes, content.sha256
     del content
     tracemalloc.start()
@@ -230,7 +230,8 @@ def test_files_are_moved_in_constant_memory(case: Case, tmp_path: Path) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 45 * MIB  # four parts of 5 MiB on their way, two waiting, and what HTTP needs
+    # Four parts of 5 MiB on their way, two waiting, and what HTTP and the other threads of the tests need.
+    assert peak < 80 * MIB
 
 
 def test_presigned_parts_need_nothing_but_http(case: Case, big: Content) -> None:
