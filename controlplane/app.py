@@ -1,39 +1,28 @@
 """The one place where everything is put together."""
 
 import asyncio
-import fcntl
-import json
 import logging
-import os
 import secrets
-import signal
-import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import uvicorn
-import uvloop
 from fastapi import FastAPI
 
 from controlplane import tracing
 from controlplane.api.application import create_application
 from controlplane.api.metrics import Metrics
 from controlplane.api.middleware import BodyLimits
-from controlplane.api.tls import tls_options
 from controlplane.domain.states import ServerState
-from controlplane.errors import ConflictError, InvalidInputError
+from controlplane.errors import InvalidInputError
 from controlplane.gateway.front_door import FrontDoor
 from controlplane.gateway.opening import front_door
 from controlplane.gateway.splitting import Splits
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.factory import embedded_devices, server_devices
-from controlplane.localkey import remove_local_key, write_local_key
 from controlplane.monitoring.monitor import Monitor, Source
 from controlplane.monitoring.webhook import Webhook
 from controlplane.reconciler.loop import Reconciler
@@ -83,14 +72,10 @@ from converters.registry import BUILT_IN
 logger = logging.getLogger(__name__)
 
 EMBEDDED_NAME = "embedded"
-READY_FILE = "up.json"
-LOCK_FILE = "up.lock"
 
 _THREADS = 64
 """Threads for blocking calls to the store: they wait most of the time, so their number is not that of the cores."""
 _OBSERVE_SECONDS = 2.0
-_GRACE_SECONDS = 3
-"""How long open connections (followers of events) are waited for at the end."""
 
 
 class ControlPlane:
@@ -173,7 +158,7 @@ class ControlPlane:
             stack.push_async_callback(asyncio.to_thread, turn_off)
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blocking")
         asyncio.get_running_loop().set_default_executor(threads)
-        _make_folder(settings.data_dir, "the data folder")
+        make_folder(settings.data_dir, "the data folder")
         store: ObjectStore = await asyncio.to_thread(open_store, settings.store, settings.data_dir)
         stack.push_async_callback(asyncio.to_thread, store.close)
         await asyncio.to_thread(check_store, store)
@@ -222,7 +207,7 @@ class ControlPlane:
         servers = []
         if settings.embedded:
             root = settings.repository or self.settings.data_dir / "model_repository"
-            _make_folder(root, "the model repository")
+            make_folder(root, "the model repository")
             # A web page, or a container beside us, that can send to a port of this machine could load a model, and that
             # is to run code. The key is new each time and on no disk.
             control_key = secrets.token_urlsafe(32) if settings.restrict_control else None
@@ -262,7 +247,7 @@ class ControlPlane:
             stack.push_async_callback(client.close)
             devices = server_devices(server, settings.request_timeout_seconds)
             stack.callback(devices.close)
-            _make_folder(server.repository, f"the model repository of server {server.name!r}")
+            make_folder(server.repository, f"the model repository of server {server.name!r}")
             servers.append(
                 ManagedServer(
                     server.name,
@@ -354,166 +339,22 @@ def build(settings: Settings) -> ControlPlane:
     return ControlPlane(settings)
 
 
-def run(
-    settings: Settings, ready_file: Path | None = None, *, on_ready: Callable[[dict[str, object]], None] | None = None
-) -> None:
-    """Run a control plane until SIGINT or SIGTERM.
-
-    Args:
-        settings: Its settings.
-        ready_file: Gets a JSON document with the URL once requests are answered, and is removed at the end; default
-            ``<data_dir>/up.json``, where `tritonctl` looks for it.
-        on_ready: Called with that document.
-
-    Raises:
-        ConflictError: Another process uses this data folder.
-        ControlPlaneError: It cannot be started.
-    """
-    _make_folder(settings.data_dir, "the data folder")
-    with _only_one(settings.data_dir), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, ready_file or settings.data_dir / READY_FILE, on_ready))
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: signals count from the first moment on, not only once it serves."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[str, object]], None] | None) -> None:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    tls = tls_options(settings.api.tls)
-    plane = build(settings)
-    with _listen(settings.api.host, settings.api.port) as listener:
-        try:
-            if not await _unless(stopping, plane.start()):
-                return
-            server = _Server(
-                uvicorn.Config(
-                    plane.fastapi,
-                    log_config=None,
-                    access_log=False,
-                    lifespan="off",
-                    ws="none",
-                    timeout_graceful_shutdown=_GRACE_SECONDS,
-                    **tls,
-                )
-            )
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it
-                await asyncio.sleep(0.005)
-            await _unless(stopping, plane.wait_observed())
-            document = _describe(plane, listener)
-            write_local_key(settings.data_dir, plane.keys.local_token)
-            _write_ready(ready_file, document)
-            if on_ready is not None:
-                on_ready(document)
-            try:
-                await _unless(stopping, asyncio.shield(serving))
-            finally:
-                ready_file.unlink(missing_ok=True)  # noqa: ASYNC240 - the last thing this loop does
-                remove_local_key(settings.data_dir)
-                server.should_exit = True
-                await serving
-        finally:
-            await plane.stop()
-
-
-async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None] | asyncio.Future[None]) -> bool:
-    """Wait for ``work``; False if the stop came first, and then the work is cancelled."""
-    task: asyncio.Future[None] = asyncio.ensure_future(work)
-    stop: asyncio.Future[bool] = asyncio.ensure_future(stopping.wait())
-    both: list[asyncio.Future[Any]] = [task, stop]
-    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        stop.cancel()
-        task.result()
-        return True
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
-    return False
-
-
 def _source(server: ManagedServer) -> Source:
     cpu_seconds = server.embedded.cpu_seconds if server.embedded is not None else None
     return Source(server.name, server.metrics_url, cpu_seconds)
 
 
-def _make_folder(path: Path, what: str) -> None:
+def make_folder(path: Path, what: str) -> None:
+    """Make a folder that the settings name.
+
+    Args:
+        path: The folder.
+        what: What it is for, as an error says it.
+
+    Raises:
+        InvalidInputError: It cannot be made.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInputError(f"{what} {path} cannot be made: {error.strerror}", path=str(path)) from error
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio turns Nagle's algorithm off only on sockets that say they are TCP; with it,
-    # every answer waits 40 ms for the client's delayed acknowledgement.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ConflictError(
-            f"cannot listen on {host}:{port}: {error.strerror}; give another port, or 0 for a free one",
-            host=host,
-            port=port,
-        ) from error
-    return listener
-
-
-def _describe(plane: ControlPlane, listener: socket.socket) -> dict[str, object]:
-    host, port = listener.getsockname()[:2]
-    tls = plane.settings.api.tls
-    scheme = "https" if tls.cert_file else "http"
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return {
-        "url": f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}",
-        "certificate": str(tls.cert_file.absolute()) if tls.cert_file else None,
-        "pid": os.getpid(),
-        "data_dir": str(plane.settings.data_dir.absolute()),
-        "started_at": datetime.now(UTC).isoformat(),
-        "version": version(),
-        "authentication": plane.keys.authentication.value,
-        "warning": plane.keys.warning,
-        "gateway": plane.front_door.address().model_dump(mode="json") if plane.front_door else None,
-        "servers": [
-            server.model_dump(mode="json", include={"name", "grpc_url", "http_url", "metrics_url", "state"})
-            for server in plane.reconciler.servers()
-        ],
-    }
-
-
-def _write_ready(path: Path, document: dict[str, object]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    temporary.replace(path)
-    logger.info("listening on %s", document["url"])
-
-
-@contextmanager
-def _only_one(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder's lock; the kernel lets go of it when the process ends, however it ends."""
-    with (data_dir / LOCK_FILE).open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            owner = lock.read().strip()
-            raise ConflictError(
-                f"another control plane{f' (pid {owner})' if owner else ''} uses {data_dir}; stop it, or give another "
-                "--data-dir",
-                data_dir=str(data_dir),
-            ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield

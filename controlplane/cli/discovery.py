@@ -1,7 +1,7 @@
 """How a command finds the `tritonctl up` that runs on this machine.
 
 A control plane holds a lock on ``<data_dir>/up.lock`` for as long as it lives and writes its address to
-``<data_dir>/up.json`` once it answers (see `controlplane.app.run`). The lock is what counts: the kernel drops it
+``<data_dir>/up.json`` once it answers (see `controlplane.running.run`). The lock is what counts: the kernel drops it
 however the process ends, so a file that a killed ``up`` left behind is known to be stale, and its process id, which
 may be another's by now, is never trusted alone.
 """

@@ -22,7 +22,7 @@ _POLL_SECONDS = 0.05
 
 def run_here(session: Session, settings: Settings) -> None:
     """Be the control plane: run until asked to stop."""
-    from controlplane import app
+    from controlplane import running
 
     out = session.out()
 
@@ -37,7 +37,7 @@ def run_here(session: Session, settings: Settings) -> None:
         out.line("stop it with Ctrl-C or `tritonctl down`")
 
     _log_to_stderr(settings.log_level)
-    app.run(settings, on_ready=ready)
+    running.run(settings, on_ready=ready)
 
 
 def _log_to_stderr(level: str) -> None:

@@ -138,7 +138,7 @@ def _hammer(api: Api, kind: Any, stop: threading.Event, outcomes: Counter[str]) 
 _RUN = """
 import sys
 from pathlib import Path
-from controlplane.app import run
+from controlplane.running import run
 from controlplane.settings import ApiSettings, Settings, TritonSettings
 run(Settings(data_dir=Path(sys.argv[1]), api=ApiSettings(port=0), triton=TritonSettings(embedded=True)))
 """

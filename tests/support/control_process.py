@@ -15,7 +15,7 @@ from tests.support.api import Api
 _RUN = """
 import sys
 from pathlib import Path
-from controlplane.app import run
+from controlplane.running import run
 from controlplane.settings import ApiSettings, ReconcilerSettings, Settings, TritonSettings
 run(
     Settings(
