@@ -301,6 +301,12 @@ class GatewaySettings(_Group):
     load_timeout_seconds: float = Field(
         default=300.0, gt=0, description="How long a request may wait for its model to be loaded."
     )
+    measured_per_second: float = Field(
+        default=50.0,
+        ge=0,
+        description="Up to so many requests per second of a model with a rollout under way all are measured, which "
+        "sends them through the control plane; of more than that a sample is.",
+    )
     drain_timeout_seconds: float = Field(
         default=10.0, ge=0, description="How long an unload waits for the requests in flight."
     )

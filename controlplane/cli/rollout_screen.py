@@ -20,7 +20,7 @@ def screen(rollout: Rollout, *, trouble: str = "") -> RenderableType:
     """Draw one picture."""
     how = {
         "canary": f"step {rollout.step} of {rollout.steps}, {rollout.weight * 100:g} % of the requests",
-        "shadow": "a copy of each request",
+        "shadow": "copies of requests",
         "pinned": "who names it",
     }[rollout.strategy]
     head = Text.assemble(

@@ -281,7 +281,7 @@ def weight(rollout: Rollout) -> float:
 
 
 def mirrors(rollout: Rollout) -> bool:
-    """Whether the new version gets a copy of each request."""
+    """Whether the new version gets copies of requests."""
     return rollout.step_since is not None and rollout.strategy.kind is StrategyKind.SHADOW
 
 
@@ -298,7 +298,7 @@ def describe_step(rollout: Rollout) -> str:
     strategy = rollout.strategy
     match strategy.kind:
         case StrategyKind.SHADOW:
-            return "a copy of each request goes to it"
+            return "copies of requests go to it"
         case StrategyKind.PINNED:
             return "it answers who names it"
         case _:

@@ -19,7 +19,7 @@ class StrategyKind(StrEnum):
     CANARY = "canary"
     """It gets a share of the requests, step by step, and is compared with the old version after each."""
     SHADOW = "shadow"
-    """It gets a copy of the requests, its answers are compared, and nobody waits for them."""
+    """It gets copies of a share of the requests, its answers are compared, and nobody waits for them."""
     PINNED = "pinned"
     """It answers only who names it; a person promotes or aborts it."""
 
@@ -49,6 +49,19 @@ class RolloutStrategy(BaseModel):
         max_length=20,
         description="Canary: the shares, ascending. After the last one the version is promoted; a last step of 100 "
         "says the same.",
+    )
+    control_ratio: float = Field(
+        default=1.0,
+        ge=1,
+        le=1000,
+        description="Canary: how many requests of the old version are measured for each of the new one, where not all "
+        "are. More of them find a worse version sooner, and send more requests through the control plane.",
+    )
+    shadow_share: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Shadow: share of the requests of which the new version gets a copy, where not all are copied.",
     )
     shadow_seconds: float = Field(
         default=600.0, ge=0, le=_YEAR_SECONDS, description="Shadow: least time with copies of the requests, in seconds."

@@ -7,10 +7,13 @@ Facts of HAProxy 2.8 that it is built on, each with a test:
   in a larger one; ``bytes(5),protobuf(1)`` reads the name from the first bytes of a tensor of any size.
 * ``wait-for-body … at-least`` waits for as many bytes as a name can need, or for the end of a shorter body.
 * A stick table counts the requests in flight by slot and model: what a drain waits for.
+* Text is searched up to the first byte that is zero, so a message is searched in hexadecimal.
+* ``rand(n)`` draws anew for each request, over HTTP and gRPC alike.
 * Relative paths are looked up from the folder given with ``-C``, so that no path is too long for a socket.
 """
 
 import ipaddress
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +21,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from controlplane.domain.names import MODEL_NAME_MAX
+from controlplane.domain.sampling import PARTS
 from controlplane.errors import InvalidInputError
 from controlplane.gateway.access import ANYBODY
-from controlplane.gateway.table import ALL, GRANTS, KEYS, MODELS, STREAMS, Table
+from controlplane.gateway.table import ALL, GRANTS, KEYS, MODELS, SPLITS, STREAMS, Table
 from controlplane.settings import GatewaySettings
 
 ADMIN_SOCKET = "admin.sock"
@@ -28,12 +32,25 @@ ACTIVATOR_HTTP = "activator-http.sock"
 ACTIVATOR_GRPC = "activator-grpc.sock"
 CLIENT_HEADER = "x-tritonctl-client"
 """Tells the activator who asks; what a client says itself is overwritten."""
+DRAWN_HEADER = "x-tritonctl-drawn"
+"""Tells the activator that a request was drawn to be measured, from how many of a million; no client can say it."""
+PIN = "x-model-version"
+"""Header, metadata key or request parameter that names the version that shall answer."""
+HEAD_LENGTH = "inference-header-content-length"
+"""How many bytes of a body are JSON, where tensors follow it."""
 SERVICE = "/inference.GRPCInferenceService/"
 
 _NAME_BYTES = 5 + 2 + 1 + MODEL_NAME_MAX
 """So many bytes of a body hold the whole name: gRPC's prefix, the field's tag and its length of one or two bytes."""
 _STREAM_BYTES = 5 + 2 + 1
 _INFLIGHT_ENTRIES = 20_000
+_RATE_SECONDS = 10
+"""Over which the requests of a model with a rollout under way are counted, to see whether all can be measured."""
+_TRIED_ENTRIES = 2000
+_HTTP_HEAD_BYTES = 16_384
+"""So many bytes of a body are looked through for the parameter that names a version, while a rollout is under way."""
+_GRPC_HEAD_BYTES = 4096
+"""The same in gRPC, where parameters stand before the tensors."""
 
 _REFUSED_PATHS = "/v2/repository /v2/systemsharedmemory /v2/cudasharedmemory /v2/trace /v2/logging"
 _V2_PATHS = (
@@ -100,6 +117,7 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     answer = int(settings.request_timeout_seconds)
     tls = f" ssl crt {_quoted(settings.tls_certificate)} alpn h2,http/1.1" if settings.tls_certificate else ""
     tls_grpc = f" ssl crt {_quoted(settings.tls_certificate)} alpn h2" if settings.tls_certificate else " proto h2"
+    all_measured = math.ceil(settings.measured_per_second * _RATE_SECONDS)
     sections = [
         f"""global
     stats socket unix@{ADMIN_SOCKET} mode 600 level admin
@@ -137,6 +155,9 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
         f"""backend inflight from http
     stick-table type string len {MODEL_NAME_MAX + 8} size {_INFLIGHT_ENTRIES} expire 24h \\
         store conn_cur,http_req_cnt,http_err_cnt,http_fail_cnt,gpc0""",
+        f"""backend tried from http
+    stick-table type string len {MODEL_NAME_MAX} size {_TRIED_ENTRIES} expire 60s \
+        store http_req_rate({_RATE_SECONDS}s)""",
         f"""frontend http from http
     bind fd@{sockets.http}{tls}
     # A page of another site can make a browser on this machine send requests; no other client sends this header.
@@ -152,6 +173,8 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     http-request return status 404 content-type application/json string '{{"error":"Not Found"}}' \\
         if !{{ path -m reg {_V2_PATHS} }}
     http-request set-var(txn.model) path,field(4,/) if {{ path_beg /v2/models/ }} !{{ path /v2/models/stats }}
+{_tried_http(all_measured)}
+    # From here to the choice nothing waits: a model that leaves the map now is sent no request later.
     http-request set-var(txn.slot) var(txn.model),map({MODELS}) if {{ var(txn.model) -m found }}
 {_choose("h")}
     use_backend servers if {{ path_beg /v2/health/ }} {{ nbsrv(servers) gt 0 }}
@@ -172,6 +195,7 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     # A compressed message is no name to us; the activator reads it.
     acl plain req.body,bytes(0,1),hex -m str 00
     http-request set-var(txn.model) req.body,bytes(5),protobuf(1) if !of_any !of_all plain
+{_tried_grpc(all_measured)}
     http-request set-var(txn.slot) var(txn.model),map({MODELS}) if of_model {{ var(txn.model) -m found }}
     http-request set-var(txn.slot) var(txn.model),map({STREAMS}) if of_stream {{ var(txn.model) -m found }}
 {_choose("g")}
@@ -185,10 +209,14 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     http-request return status 404""",
         f"""backend activator-http from http
     http-request set-header {CLIENT_HEADER} %[src]
+    http-request del-header {DRAWN_HEADER}
+    http-request set-header {DRAWN_HEADER} %[var(txn.drawn)] if {{ var(txn.drawn) -m found }}
     timeout server {answer + int(settings.load_timeout_seconds)}s
     server activator unix@{ACTIVATOR_HTTP}""",
         f"""backend activator-grpc from grpc
     http-request set-header {CLIENT_HEADER} %[src]
+    http-request del-header {DRAWN_HEADER}
+    http-request set-header {DRAWN_HEADER} %[var(txn.drawn)] if {{ var(txn.drawn) -m found }}
     timeout server {answer + int(settings.load_timeout_seconds)}s
     server activator unix@{ACTIVATOR_GRPC} proto h2""",
         "backend servers from http\n    option httpchk GET /v2/health/live\n"
@@ -216,7 +244,7 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
 
 
 def _choose(kind: str) -> str:
-    """Send what has a slot with a server in it there, counted under slot and model."""
+    """Send what has a slot with a server in it there, counted under slot and model; but not what is to be measured."""
     return f"""    http-request set-var(txn.back) str({kind}-),concat(,txn.slot) if {{ var(txn.slot) -m found }}
     acl served var(txn.back),nbsrv gt 0
     acl granted var(txn.granted) -m found
@@ -227,9 +255,53 @@ def _choose(kind: str) -> str:
     http-request set-var(txn.who) var(txn.digest),map({KEYS}) if !known {{ var(txn.digest) -m found }}
     http-request set-var(txn.granted) bool(true) if known {{ var(txn.who) -m str {ALL} }}
     http-request set-var(txn.granted) var(txn.who),concat(/,txn.model),map({GRANTS}) if known !granted
-    http-request set-var(txn.key) var(txn.slot),concat(/,txn.model) if {{ var(txn.slot) -m found }} granted served
+    # Only of what would go directly: the activator draws for itself among what comes to it for other reasons.
+    http-request set-var(txn.direct) bool(true) if {{ var(txn.slot) -m found }} granted served !aside
+    acl direct var(txn.direct) -m found
+    acl measured var(txn.parts) -m int gt 0
+    http-request set-var(txn.drawn) int({PARTS}) if tried measured direct quiet
+    http-request set-var(txn.drawn) var(txn.parts) if tried measured direct !quiet \
+        {{ rand({PARTS}),sub(txn.parts) lt 0 }}
+    http-request set-var(txn.key) var(txn.slot),concat(/,txn.model) if direct !{{ var(txn.drawn) -m found }}
     http-request track-sc0 var(txn.key) table inflight if {{ var(txn.key) -m found }}
     use_backend %[var(txn.back)] if {{ var(txn.key) -m found }}"""
+
+
+def _tried_http(most: int) -> str:
+    """Find out whether a rollout is under way, and whether the request names a version, or may do so unseen.
+
+    Such a request is the activator's. A client's JSON comes first, and its parameters may be the last of it.
+    """
+    return f"""    http-request set-var(txn.parts) var(txn.model),map_str_int({SPLITS}) \
+        if {{ path_end /infer }} {{ var(txn.model) -m found }}
+    acl tried var(txn.parts) -m found
+    acl aside var(txn.aside) -m found
+    http-request track-sc1 var(txn.model) table tried if tried
+    acl quiet sc1_http_req_rate(tried) lt {most}
+    http-request wait-for-body time 30s at-least {_HTTP_HEAD_BYTES} if tried
+    http-request set-var(txn.head) req.hdr_val(content-length) if tried
+    http-request set-var(txn.head) req.hdr_val({HEAD_LENGTH}) if tried {{ req.hdr({HEAD_LENGTH}) -m found }}
+    http-request set-var(txn.there) req.body_len if tried
+    http-request set-var(txn.aside) bool(true) if tried {{ req.hdr({PIN}) -m found }}
+    http-request set-var(txn.aside) bool(true) if tried {{ path,field(5,/) -m str versions }}
+    http-request set-var(txn.aside) bool(true) if tried !{{ var(txn.head) -m found }}
+    http-request set-var(txn.aside) bool(true) if tried !aside {{ var(txn.head),sub(txn.there) gt 0 }}
+    http-request set-var(txn.aside) bool(true) if tried !aside {{ req.body -m sub {PIN} }}"""
+
+
+def _tried_grpc(most: int) -> str:
+    """Find out whether a rollout is under way, and whether the request names a version: the same for gRPC."""
+    return f"""    http-request set-var(txn.parts) var(txn.model),map_str_int({SPLITS}) \
+        if {{ var(txn.call) -m str ModelInfer }} {{ var(txn.model) -m found }}
+    acl tried var(txn.parts) -m found
+    acl aside var(txn.aside) -m found
+    http-request track-sc1 var(txn.model) table tried if tried
+    acl quiet sc1_http_req_rate(tried) lt {most}
+    http-request wait-for-body time 30s at-least {_GRPC_HEAD_BYTES} if tried
+    http-request set-var(txn.aside) bool(true) if tried {{ req.hdr({PIN}) -m found }}
+    http-request set-var(txn.aside) bool(true) if tried {{ req.body,bytes(5),protobuf(2) -m found }}
+    http-request set-var(txn.aside) bool(true) if tried !aside \
+        {{ req.body,bytes(5,{_GRPC_HEAD_BYTES}),hex -m sub {PIN.encode().hex().upper()} }}"""
 
 
 def _http_errors() -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
+from controlplane.domain.sampling import PARTS
 from controlplane.errors import ConflictError, GatewayError
 from controlplane.gateway import table as tables
 from controlplane.gateway.access import Access
@@ -31,7 +32,7 @@ from controlplane.gateway.splitting import Splits
 from controlplane.gateway.table import MAPS, Table
 from controlplane.gateway.tally import Tally
 from controlplane.gateway.traffic import Roads
-from controlplane.gateway.view import GatewayAddress, GatewayView, ModelRoad
+from controlplane.gateway.view import GatewayAddress, GatewayView, ModelRoad, Way
 from controlplane.gateway.waiting import Limits, WaitingRoom
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.routing import Route
@@ -59,7 +60,7 @@ class FrontDoor:
         servers: The Triton servers.
         resolve: Gives the version of an alias.
         access: Who may ask which model.
-        splits: Which models have a rollout under way; those are asked by the activator alone.
+        splits: Which models have a rollout under way, and how many of their requests the activator gets.
     """
 
     def __init__(
@@ -221,7 +222,8 @@ class FrontDoor:
         models = [
             ModelRoad(
                 model=name,
-                way="fast" if name in self._told.models else "activated",
+                way=self._way(name),
+                measured_share=self._told.splits.get(name, 0) / PARTS,
                 servers=self._roads.open[name].servers if name in self._roads.open else (),
                 streams="fast" if name in self._told.streams else "activated",
                 waiting=waiting.get(name, 0),
@@ -235,6 +237,11 @@ class FrontDoor:
             waiting_bytes=room.held.total(),
             models=tuple(models),
         )
+
+    def _way(self, model: str) -> Way:
+        if model not in self._told.models:
+            return "activated"
+        return "split" if model in self._told.splits else "fast"
 
     def _listen(self, stack: AsyncExitStack) -> None:
         settings = self._settings
@@ -269,9 +276,8 @@ class FrontDoor:
         routes = {
             model: Route(tuple(self._keys[server] for server in route.servers), route.stays)
             for model, route in self._roads.open.items()
-            if model not in self.activator.splits.split_now
         }
-        return tables.arrange(self._told, routes, self._access.direct())
+        return tables.arrange(self._told, routes, self._access.direct(), self.activator.splits.parts())
 
     async def _tell(self) -> None:
         """Bring HAProxy's table up to what is open now."""
@@ -291,16 +297,18 @@ class FrontDoor:
     async def _follow(self) -> None:
         while True:
             changed = asyncio.create_task(self._reconciler.wait_change())
+            moved = asyncio.create_task(self.activator.splits.changed.wait())
             try:
                 self._roads.set(self._reconciler.routes())
                 await self._tell()
                 # By the clock, too: an HAProxy that has just come up may have missed the newest change.
-                await asyncio.wait({changed}, timeout=1.0)
+                await asyncio.wait({changed, moved}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
             except Exception:
                 # The loop's edge: a surprise must not leave clients without a door.
                 logger.exception("the front door stumbled")
             finally:
                 changed.cancel()
+                moved.cancel()
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _drained(self, server: str, model: str, slot: int | None) -> None:

@@ -21,7 +21,7 @@ from controlplane.errors import (
 )
 from controlplane.gateway.access import bearer
 from controlplane.gateway.activator import Activator
-from controlplane.gateway.configuration import CLIENT_HEADER, SERVICE
+from controlplane.gateway.configuration import CLIENT_HEADER, DRAWN_HEADER, SERVICE
 from controlplane.gateway.http_face import RETRY_AFTER_SECONDS
 from controlplane.gateway.split_grpc import GrpcRequest, ask_grpc
 from controlplane.gateway.wire import Names, is_ready, read_names, rename, stream_error
@@ -39,7 +39,7 @@ _UNARY = frozenset({"ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", 
 _UNKNOWN = "(none)"
 _READER = "reads a stream of Triton"
 _OURS = ("grpc-", ":")
-_NOT_PASSED = frozenset({"user-agent", "te", "content-type", "authorization", CLIENT_HEADER})
+_NOT_PASSED = frozenset({"user-agent", "te", "content-type", "authorization", CLIENT_HEADER, DRAWN_HEADER})
 
 
 class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -114,7 +114,10 @@ class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
                 request = rename(request, model, version)
             split = self._activator.splits.get(model) if call == "ModelInfer" else None
             if split is not None:
-                asked = GrpcRequest(request, version, _passed(context), context.time_remaining())
+                drawn = _said(context, DRAWN_HEADER)
+                asked = GrpcRequest(
+                    request, version, _passed(context), context.time_remaining(), int(drawn) if drawn else None
+                )
                 reply = (await ask_grpc(split, asked, self._activator, self._channels)).reply
                 if reply.error is not None:
                     raise reply.error

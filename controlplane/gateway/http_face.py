@@ -28,7 +28,7 @@ from controlplane.errors import (
 )
 from controlplane.gateway.access import bearer
 from controlplane.gateway.activator import Activator
-from controlplane.gateway.configuration import CLIENT_HEADER
+from controlplane.gateway.configuration import CLIENT_HEADER, DRAWN_HEADER
 from controlplane.gateway.split_http import Headers, HttpRequest, ask_http
 
 logger = logging.getLogger(__name__)
@@ -40,9 +40,10 @@ _HOP_BY_HOP = frozenset(
     for name in (
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"),
         *("transfer-encoding", "upgrade", "host", "expect", "authorization", CLIENT_HEADER),
+        DRAWN_HEADER,
     )
 )
-"""RFC 9110 section 7.6.1, and two that are this hop's own business."""
+"""RFC 9110 section 7.6.1, and three that are this hop's own business."""
 _UNKNOWN = "(none)"
 
 
@@ -167,7 +168,8 @@ class HttpFace:
         split = self._activator.splits.get(model) if call == "infer" else None
         if split is not None:
             async with _while_connected(receive) as gone:
-                asked = HttpRequest(version, query, headers, body)
+                drawn = next((int(value) for name, value in scope["headers"] if name == DRAWN_HEADER.encode()), None)
+                asked = HttpRequest(version, query, headers, body, drawn)
                 reply = (await ask_http(split, asked, self._activator, self._clients)).reply
                 gone.check()
                 await _send_on(send, reply.status, reply.headers)

@@ -8,10 +8,10 @@ import grpc
 
 from controlplane.domain.comparison import OutputComparison, compare
 from controlplane.domain.names import candidate_name
-from controlplane.gateway.configuration import SERVICE
+from controlplane.gateway.configuration import PIN, SERVICE
 from controlplane.gateway.measuring import Arm
 from controlplane.gateway.split_http import UNKNOWN_MODEL, Room
-from controlplane.gateway.splitting import PIN, Split, Tried, tolerances
+from controlplane.gateway.splitting import Split, Tried, tolerances
 from controlplane.gateway.wire import parameter, rename
 from controlplane.triton.answers import from_grpc
 
@@ -27,12 +27,14 @@ class GrpcRequest:
         version: The version in it; empty where it names none.
         metadata: What goes along.
         timeout: The client's deadline in seconds.
+        drawn: From a sample of how many of a million requests it is; None: it came for another reason.
     """
 
     message: bytes
     version: str
     metadata: Metadata
     timeout: float | None
+    drawn: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,11 @@ async def ask_grpc(split: Split, request: GrpcRequest, room: Room, channels: Map
 
     async def ask(arm: Arm) -> GrpcReply:
         if arm is Arm.NEW:
-            reply = await _send(channels[split.server()], rename(request.message, candidate_name(model), ""), request)
-            return reply if reply.failed else GrpcReply(rename(reply.message, model, str(split.rollout.version)))
+            name = candidate_name(model)
+            reply = await _send(channels[split.server()], rename(request.message, name, ""), request)
+            if reply.error is not None:
+                return GrpcReply(error=_renamed(reply.error, name, model))
+            return GrpcReply(rename(reply.message, model, str(split.rollout.version)))
         message = rename(request.message, model, "" if named is Arm.NEW else pinned)
         async with room.at(model, len(message)) as server:
             return await _send(channels[server], message, request)
@@ -91,7 +96,7 @@ async def ask_grpc(split: Split, request: GrpcRequest, room: Room, channels: Map
 
     if pinned and named is None:
         return Tried(await ask(Arm.OLD), Arm.OLD, "pinned")
-    return await split.answer(named, ask, compared)
+    return await split.answer(named, request.drawn, ask, compared)
 
 
 async def _send(channel: Any, message: bytes, request: GrpcRequest) -> GrpcReply:
@@ -102,6 +107,12 @@ async def _send(channel: Any, message: bytes, request: GrpcRequest) -> GrpcReply
     except grpc.aio.AioRpcError as error:
         return GrpcReply(error=error)
     return GrpcReply(answer)
+
+
+def _renamed(error: grpc.aio.AioRpcError, name: str, own: str) -> grpc.aio.AioRpcError:
+    """Return an error in whose words the model has its own name."""
+    words = (error.details() or "").replace(name, own)
+    return grpc.aio.AioRpcError(error.code(), error.initial_metadata(), error.trailing_metadata(), words)
 
 
 def _pin(request: GrpcRequest) -> str:

@@ -12,12 +12,13 @@ import httpx
 from controlplane.domain.comparison import OutputComparison, compare
 from controlplane.domain.names import candidate_name
 from controlplane.domain.signature import Array
+from controlplane.gateway.configuration import HEAD_LENGTH, PIN
 from controlplane.gateway.measuring import Arm
-from controlplane.gateway.splitting import PIN, Split, Tried, tolerances
+from controlplane.gateway.splitting import Split, Tried, tolerances
 from controlplane.triton.answers import from_http
 
 UNKNOWN_MODEL = b"Request for unknown model"
-_HEAD = b"inference-header-content-length"
+_HEAD = HEAD_LENGTH.encode()
 _LENGTH = b"content-length"
 _NOT_SENT = (b"host", _LENGTH, b"accept-encoding")
 """Both versions answer uncompressed, so that the answer can be compared, and be told under the model's own name."""
@@ -40,12 +41,14 @@ class HttpRequest:
         query: Its query, without the question mark.
         headers: Its headers, without those of the connection.
         body: Its body.
+        drawn: From a sample of how many of a million requests it is; None: it came for another reason.
     """
 
     version: str
     query: str
     headers: Headers
     body: bytes
+    drawn: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ async def ask_http(
 
     if pinned and named is None:
         return Tried(await ask(Arm.OLD), Arm.OLD, "pinned")
-    return await split.answer(named, ask, compared)
+    return await split.answer(named, request.drawn, ask, compared)
 
 
 async def _send(client: httpx.AsyncClient, name: str, version: str, request: HttpRequest) -> HttpReply:
@@ -161,7 +164,10 @@ def _pin(request: HttpRequest) -> str:
 
 def _renamed(reply: HttpReply, name: str, own: str) -> HttpReply:
     """Return an answer under the model's own name."""
-    body = reply.body.replace(json.dumps(name).encode(), json.dumps(own).encode(), 1)
+    if reply.failed:  # in words
+        body = reply.body.replace(name.encode(), own.encode())
+    else:
+        body = reply.body.replace(json.dumps(name).encode(), json.dumps(own).encode(), 1)
     shorter = len(reply.body) - len(body)
     headers = [
         (key, str(int(value) - shorter).encode() if key in (_HEAD, _LENGTH) else value) for key, value in reply.headers

@@ -1,6 +1,7 @@
 """Which of two versions answers a request while a rollout is under way, and what is learnt from it.
 
-One `Split` for each model with a rollout. It knows no protocol: a face (HTTP, gRPC) gives it a way to ask either
+HAProxy draws a sample of the requests (`domain.sampling`), and what is not in it goes past us to the old version. One
+`Split` for each model with a rollout. It knows no protocol: a face (HTTP, gRPC) gives it a way to ask either
 version, and it decides who is asked, whose answer the client gets, and what is measured. The choice is made by chance
 for every request anew, with nothing else to it: the test relies on that (`domain.sequential`).
 """
@@ -17,12 +18,11 @@ from controlplane.domain import rollout as rules
 from controlplane.domain.comparison import OutputComparison, Tolerance
 from controlplane.domain.deployment import Rollout
 from controlplane.domain.evidence import Evidence
+from controlplane.domain.sampling import PARTS, sample, weight
 from controlplane.gateway.measuring import Answer, Arm, Meter
 
 logger = logging.getLogger(__name__)
 
-PIN = "x-model-version"
-"""Header, metadata key or request parameter that names the version that shall answer."""
 MIRRORED_AT_ONCE = 32
 """Copies under way for one model; further ones are skipped, so that a slow new version does not pile them up."""
 
@@ -53,7 +53,7 @@ class Tried(Generic[R]):
     Attributes:
         reply: What the client gets.
         arm: Who gave it.
-        way: How it went, for the metrics: canary, shadow or pinned.
+        way: How it went, for the metrics: canary, shadow, pinned; activated where a rollout had no part in it.
     """
 
     reply: R
@@ -80,8 +80,13 @@ class Split:
 
     @property
     def weight(self) -> float:
-        """The share of the requests that the new version gets now."""
+        """The share of all requests that the new version gets now."""
         return rules.weight(self.rollout) if self.servers else 0.0
+
+    @property
+    def parts(self) -> int | None:
+        """How many of a million requests are to be measured; None where not even who names the new version gets it."""
+        return sample(self.rollout) if self.servers and self.rollout.step_since is not None else None
 
     def named(self, version: str) -> Arm | None:
         """Return whom a version in a request means; None where it means neither."""
@@ -91,32 +96,37 @@ class Split:
         """Return a server to ask the new version on."""
         return self.servers[int(self._chance() * len(self.servers)) % len(self.servers)]
 
-    async def answer(self, named: Arm | None, ask: Ask[R], compare: Compare[R]) -> Tried[R]:
+    async def answer(self, named: Arm | None, drawn: int | None, ask: Ask[R], compare: Compare[R]) -> Tried[R]:
         """Have a request answered.
 
         Args:
             named: Whom the request names; None where it does not care.
+            drawn: From a sample of how many of a million requests it is. None of what came to us for another reason (a
+                key with a limit, a compressed message): of those, too, the new version gets its share.
             ask: Asks one of the two. What it raises is not the version's fault, and is not measured.
             compare: Compares the old version's answer with the new one's.
         """
         if named is not None:
             return await self._chosen(named, ask)
-        if self.servers and rules.mirrors(self.rollout):
-            return await self._mirrored(ask, compare)
-        weight = self.weight
-        arm = Arm.NEW if weight and self._chance() < weight else Arm.OLD
+        parts = self.parts
+        if not parts:
+            return Tried(await ask(Arm.OLD), Arm.OLD, "activated")
+        if rules.mirrors(self.rollout):
+            if drawn or self._chance() * PARTS < parts:
+                return await self._mirrored(ask, compare)
+            return Tried(await ask(Arm.OLD), Arm.OLD, "activated")
+        chance = weight(self.rollout, drawn or PARTS)
+        arm = Arm.NEW if self._chance() < chance else Arm.OLD
         began = time.perf_counter()
         try:
             reply, answer = await _timed(ask, arm)
         except asyncio.CancelledError:
             # The client did not wait any longer. Left out, a version that hangs would never be found out.
-            if weight:
-                self.meter.split(arm, Answer(failed=True, seconds=time.perf_counter() - began), weight)
+            self.meter.split(arm, Answer(failed=True, seconds=time.perf_counter() - began), chance)
             raise
         if arm is Arm.NEW and reply.absent:
             return await self._instead(ask, "canary")
-        if weight:
-            self.meter.split(arm, answer, weight)
+        self.meter.split(arm, answer, chance)
         return Tried(reply, arm, "canary")
 
     async def close(self) -> None:
@@ -172,6 +182,12 @@ class Splits:
 
     def __init__(self) -> None:
         self._splits: dict[str, Split] = {}
+        self._changed = asyncio.Event()
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Is set when other shares are to be drawn. A new event each time: take it before looking."""
+        return self._changed
 
     def get(self, model: str) -> Split | None:
         """Return the split of a model; None where all its requests go to the version that answers."""
@@ -186,12 +202,10 @@ class Splits:
         """The models with a rollout under way."""
         return frozenset(self._splits)
 
-    @property
-    def split_now(self) -> frozenset[str]:
-        """The models of which a new version may get requests now, so that none may be sent past us."""
-        return frozenset(
-            model for model, split in self._splits.items() if split.servers and split.rollout.step_since is not None
-        )
+    def parts(self) -> dict[str, int]:
+        """Return how many of a million requests HAProxy has to draw, by model of which a new version can be asked."""
+        found = {model: split.parts for model, split in self._splits.items()}
+        return {model: parts for model, parts in found.items() if parts is not None}
 
     async def keep(self, model: str, rollout: Rollout, servers: tuple[str, ...]) -> Split:
         """Take in how a rollout stands.
@@ -201,20 +215,27 @@ class Splits:
             rollout: The rollout.
             servers: Names of the servers on which both versions are proved.
         """
-        split = self._splits.get(model)
+        before, split = self.parts(), self._splits.get(model)
         if split is not None and split.rollout.id != rollout.id:
             await self.drop(model)
             split = None
         if split is None:
             split = self._splits[model] = Split(model, rollout)
         split.rollout, split.servers = rollout, servers
+        if self.parts() != before:
+            self._move()
         return split
 
     async def drop(self, model: str) -> None:
         """A rollout is over: from the next request on the version that answers gets everything."""
         split = self._splits.pop(model, None)
         if split is not None:
+            self._move()
             await split.close()
+
+    def _move(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def evidence(self, model: str, rollout_id: str) -> Evidence:
         """Return what was measured here for a rollout."""

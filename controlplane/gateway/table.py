@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from controlplane.domain.access import matches
 from controlplane.reconciler.routing import Route
 
-MODELS, STREAMS, KEYS, GRANTS = MAPS = "models.map", "streams.map", "keys.map", "grants.map"
+MODELS, STREAMS, SPLITS, KEYS, GRANTS = MAPS = "models.map", "streams.map", "splits.map", "keys.map", "grants.map"
 ALL = "*"
 """In the map of keys: a key for all models."""
 
@@ -24,6 +24,7 @@ class Table:
         slots: The servers in service, by slot.
         models: The slot of every model that is asked directly.
         streams: The slot of every model whose gRPC streams go directly, too.
+        splits: Of every model with a rollout under way, how many of a million requests are drawn to be measured.
         keys: `ALL` by digest of a key for all models; the digest itself for one that is for some.
         grants: What the latter may ask directly: ``digest/model``.
     """
@@ -31,6 +32,7 @@ class Table:
     slots: tuple[frozenset[str], ...]
     models: Mapping[str, int] = field(default_factory=dict)
     streams: Mapping[str, int] = field(default_factory=dict)
+    splits: Mapping[str, int] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     grants: Mapping[str, int] = field(default_factory=dict)
 
@@ -39,6 +41,7 @@ class Table:
         maps: dict[str, Mapping[str, str | int]] = {
             MODELS: self.models,
             STREAMS: self.streams,
+            SPLITS: self.splits,
             KEYS: self.keys,
             GRANTS: self.grants,
         }
@@ -54,7 +57,9 @@ def empty(slots: int) -> Table:
     return Table((frozenset(),) * slots)
 
 
-def arrange(before: Table, routes: Mapping[str, Route], direct: Mapping[str, tuple[str, ...]]) -> Table:
+def arrange(
+    before: Table, routes: Mapping[str, Route], direct: Mapping[str, tuple[str, ...]], splits: Mapping[str, int]
+) -> Table:
     """Return the table for these routes, changing as few slots as possible.
 
     A model whose set of servers finds no slot is left out: the activator serves it.
@@ -63,6 +68,7 @@ def arrange(before: Table, routes: Mapping[str, Route], direct: Mapping[str, tup
         before: The table there is.
         routes: Where models can be asked.
         direct: Patterns of model names by digest of the keys whose requests may go directly.
+        splits: How many of a million requests are measured, by model with a rollout under way.
     """
     wanted = dict.fromkeys(frozenset(route.servers) for route in routes.values())
     slots = list(before.slots)
@@ -78,6 +84,7 @@ def arrange(before: Table, routes: Mapping[str, Route], direct: Mapping[str, tup
         tuple(slots),
         models,
         {model: slot for model, slot in models.items() if routes[model].stays},
+        {model: parts for model, parts in splits.items() if model in models},
         {digest: digest if patterns else ALL for digest, patterns in direct.items()},
         {
             f"{digest}/{model}": 1
@@ -101,6 +108,9 @@ def commands(before: Table, after: Table, servers: Iterable[str]) -> list[str]:
     for name in MAPS:
         old, new = before.entries(name), after.entries(name)
         moved: Collection[str | int] = changed if name in (MODELS, STREAMS) else ()
+        if name == SPLITS:  # in one go: no request may go by as if there were no rollout
+            states += [f"set map {name} {key} {new[key]}" for key in old.keys() & new.keys() if old[key] != new[key]]
+            old = {key: new.get(key, value) for key, value in old.items()}
         for key, value in old.items():
             if new.get(key) != value or value in moved:
                 out.append(f"del map {name} {key}")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Way = Literal["fast", "activated"]
+Way = Literal["fast", "split", "activated"]
 
 
 class ModelRoad(BaseModel):
@@ -13,7 +13,13 @@ class ModelRoad(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     model: str = Field(description="The model.")
-    way: Way = Field(description="fast: HAProxy to Triton. activated: through the control plane, which loads it.")
+    way: Way = Field(
+        description="fast: HAProxy to Triton. activated: through the control plane, which loads it. split: fast, but "
+        "for requests that are measured in the control plane, or name a version, while a rollout is under way."
+    )
+    measured_share: float = Field(
+        description="Share of the requests that are measured for a rollout, 0 to 1; where they are few, all are."
+    )
     streams: Way = Field(description="The way of gRPC streams; fast for pinned models alone.")
     servers: tuple[str, ...] = Field(description="The servers on which it is proved and asked.")
     waiting: int = Field(description="Requests that wait for it to be loaded.")

@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.gateway.rollout_models import WIDTH, model, row
 from tests.support.api import Api, serving, settings_for
+from tests.support.gateway import way
 
 pytestmark = pytest.mark.triton
 
@@ -186,6 +187,23 @@ async def test_a_fine_version_is_promoted(api: Api, tmp_path: Path, strategy: di
     assert serving_version(api, name) == 2
     history = api.ok(api.http.get(f"/v1/deployments/{name}/revisions"))["items"]
     assert any("requests failed" in item["reason"] for item in history), "decisions stand there with their figures"
+
+
+async def test_of_a_model_with_few_requests_all_are_measured(api: Api, tmp_path: Path) -> None:
+    publish(api, tmp_path, "quiet")
+    strategy = {"kind": "canary", "steps": [{"weight_percent": 1, "seconds": 600}]}
+    body = {"reference": "quiet:2", "settings": {"rollout": strategy}}
+    await asyncio.to_thread(lambda: api.ok(api.http.put("/v1/deployments/quiet", json=body), 202))
+    end = time.monotonic() + 60
+    while await asyncio.to_thread(way, api, "quiet") != "split":
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    clients = Clients(api, "quiet", {"1": 1.0, "2": 1.0})
+    async with clients.asking() as seen:
+        while seen.versions.total() < 40:
+            await asyncio.sleep(0.01)
+    found = await asyncio.to_thread(lambda: api.ok(api.http.post("/v1/rollouts/quiet/abort")))
+    assert found["old"]["requests"] + found["new"]["requests"] == seen.versions.total() < 500, seen
 
 
 async def test_who_names_a_version_gets_it(api: Api, tmp_path: Path) -> None:

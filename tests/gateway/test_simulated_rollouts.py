@@ -11,6 +11,7 @@ from controlplane.domain import rollout as rules
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, RolloutPhase
 from controlplane.domain.names import Reference
 from controlplane.domain.rollout import Readiness
+from controlplane.domain.sampling import PARTS, sample, weight
 from controlplane.domain.strategy import RolloutStep, RolloutStrategy, StrategyKind
 from controlplane.gateway.measuring import Answer, Arm, Meter
 
@@ -47,10 +48,19 @@ def tenth_slower(chance: random.Random, load: float) -> Answer:
     return Answer(answer.failed, answer.seconds * 1.1)
 
 
-def roll_out(new: Behaviour, seed: int, kind: StrategyKind = StrategyKind.CANARY) -> tuple[RolloutPhase, int]:
-    """Run one rollout to its end; return how it ended and how many requests the new version had by then."""
+def roll_out(
+    new: Behaviour, seed: int, kind: StrategyKind = StrategyKind.CANARY, *, busy: bool
+) -> tuple[RolloutPhase, int]:
+    """Run one rollout to its end; return how it ended and how many requests the new version had by then.
+
+    Args:
+        new: What the new version does.
+        seed: Makes the chance.
+        kind: The strategy.
+        busy: Whether a sample is measured, as of a model with many requests; else all.
+    """
     steps = tuple(RolloutStep(weight_percent=weight, seconds=8) for weight in (5, 25, 50, 80))
-    strategy = RolloutStrategy(kind=kind, steps=steps, shadow_seconds=8, minimum_requests=50)
+    strategy = RolloutStrategy(kind=kind, steps=steps, shadow_seconds=32 if busy else 8, minimum_requests=50)
     settings = DeploymentSettings(rollout=strategy)
     spec = DeploymentSpec(model="m", reference="m:1", version=1)
     spec = rules.deploy(spec, Reference("m", version=2), 2, settings, rollout_id="r", now=NOW)
@@ -61,10 +71,13 @@ def roll_out(new: Behaviour, seed: int, kind: StrategyKind = StrategyKind.CANARY
         spec = rules.apply(spec, rules.decide(rollout, evidence, Readiness(ready=True), now), evidence, now)
         if spec.trial is None:
             break
-        share = rules.weight(spec.trial)
+        parts = sample(spec.trial) if busy else PARTS
+        share = weight(spec.trial, parts)
         for _ in range(LOOK_EVERY):
             served += 1
             load = 2.0 if served % 1000 < 200 else 1.0
+            if chance.random() * PARTS >= parts:
+                continue  # HAProxy sends it past the control plane
             if kind is StrategyKind.SHADOW:
                 meter.mirrored(fine(chance, load), new(chance, load))
             elif chance.random() < share:
@@ -75,9 +88,11 @@ def roll_out(new: Behaviour, seed: int, kind: StrategyKind = StrategyKind.CANARY
     return spec.rollout.phase, spec.rollout.evidence.new.requests
 
 
-@pytest.mark.parametrize(("behaviour", "rollouts"), [(fine, 200), (tenth_slower, 50)])
-def test_of_fine_rollouts_no_more_are_withdrawn_than_is_stated(behaviour: Behaviour, rollouts: int) -> None:
-    ends = Counter(roll_out(behaviour, seed)[0] for seed in range(rollouts))
+@pytest.mark.parametrize(
+    ("behaviour", "rollouts", "busy"), [(fine, 200, True), (fine, 200, False), (tenth_slower, 50, True)]
+)
+def test_of_fine_rollouts_no_more_are_withdrawn_than_is_stated(behaviour: Behaviour, rollouts: int, busy: bool) -> None:
+    ends = Counter(roll_out(behaviour, seed, busy=busy)[0] for seed in range(rollouts))
     print(ends)
     assert ends[RolloutPhase.ABORTED] <= rollouts * RolloutStrategy().error
     assert ends[RolloutPhase.PROMOTED] == rollouts - ends[RolloutPhase.ABORTED]
@@ -85,8 +100,10 @@ def test_of_fine_rollouts_no_more_are_withdrawn_than_is_stated(behaviour: Behavi
 
 @pytest.mark.parametrize("behaviour", [slower, slow_tail, failing])
 @pytest.mark.parametrize("kind", [StrategyKind.CANARY, StrategyKind.SHADOW])
-def test_bad_ones_are_withdrawn(behaviour: Behaviour, kind: StrategyKind) -> None:
-    ends = [roll_out(behaviour, seed, kind) for seed in range(20)]
+@pytest.mark.parametrize("busy", [True, False], ids=["sample", "all"])
+def test_bad_ones_are_withdrawn(behaviour: Behaviour, kind: StrategyKind, busy: bool) -> None:
+    # A quarter of the requests are copied: the simulated shadow takes four times as long for as many.
+    ends = [roll_out(behaviour, seed, kind, busy=busy) for seed in range(20)]
     requests = sorted(count for _, count in ends)
     print(behaviour.__name__, kind, Counter(phase for phase, _ in ends), requests)
     assert {phase for phase, _ in ends} == {RolloutPhase.ABORTED}

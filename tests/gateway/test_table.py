@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from controlplane.gateway.table import GRANTS, KEYS, MAPS, MODELS, STREAMS, Table, arrange, commands, empty
+from controlplane.gateway.table import GRANTS, KEYS, MAPS, MODELS, SPLITS, STREAMS, Table, arrange, commands, empty
 from controlplane.gateway.wire import read_names, rename, stream_error
 from controlplane.reconciler.routing import Route
 
@@ -36,6 +36,9 @@ class Machine:
             case ["add", "map", name, key, value]:
                 assert key not in self.maps[name], "HAProxy would keep both"
                 self.maps[name][key] = value
+            case ["set", "map", name, key, value]:
+                assert key in self.maps[name], "HAProxy would refuse it"
+                self.maps[name][key] = value
             case ["set", "server", place, "state", state]:
                 kind, _, rest = place.partition("-")
                 slot, _, server = rest.partition("/")
@@ -45,15 +48,20 @@ class Machine:
                 raise AssertionError(command)
 
 
-@given(st.lists(st.tuples(_routes, _direct), min_size=1, max_size=6), st.integers(1, 4))
+_splits = st.dictionaries(st.sampled_from([f"m{number}" for number in range(6)]), st.integers(0, 1_000_000))
+
+
+@given(st.lists(st.tuples(_routes, _direct, _splits), min_size=1, max_size=6), st.integers(1, 4))
 def test_commands_lead_to_the_table_and_never_to_a_server_without_the_model(
-    steps: list[tuple[dict[str, Route], dict[str, tuple[str, ...]]]], slots: int
+    steps: list[tuple[dict[str, Route], dict[str, tuple[str, ...]], dict[str, int]]], slots: int
 ) -> None:
     table, machine = empty(slots), Machine(slots)
-    for routes, direct in steps:
-        before, table = table, arrange(table, routes, direct)
+    for routes, direct, splits in steps:
+        before, table = table, arrange(table, routes, direct, splits)
         for command in commands(before, table, SERVERS):
             machine.run(command, table)
+            stays = before.splits.keys() & table.splits.keys()
+            assert machine.maps[SPLITS].keys() >= stays, "no request goes by as if there were no rollout"
             for name in (MODELS, STREAMS):
                 for model, slot in machine.maps[name].items():
                     sent = machine.slots[int(slot)]
@@ -65,12 +73,13 @@ def test_commands_lead_to_the_table_and_never_to_a_server_without_the_model(
             assert table.slots[slot] == set(routes[model].servers)
         if len({route.servers for route in routes.values()}) <= slots:
             assert table.models.keys() == routes.keys()
+        assert table.splits == {model: parts for model, parts in splits.items() if model in table.models}
         assert set(table.streams) == {model for model in table.models if routes[model].stays}
 
 
 def test_a_key_is_granted_what_it_is_for_and_no_more() -> None:
     routes = {"team-a": Route(("s0",)), "other": Route(("s0",))}
-    table = arrange(empty(1), routes, {"wide": (), "team": ("team-*",)})
+    table = arrange(empty(1), routes, {"wide": (), "team": ("team-*",)}, {})
     assert table.entries(KEYS) == {"wide": "*", "team": "team"}
     assert table.entries(GRANTS) == {"team/team-a": 1}
 
