@@ -18,6 +18,7 @@ from controlplane.reconciler.status import Doing
 from controlplane.reconciler.types import DesiredModel, Mark, Target
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.wishes import Wish
+from controlplane.triton.embedded.processes import since_boot
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ class Driver:
         target = getattr(action, "target", None)
         prepared = wish.prepared.get(target) if target is not None else None
         exam = self._exam(unit, wish, action)
-        unit.doing = Doing(action)
+        unit.doing, unit.began = Doing(action), since_boot()
 
         def progress(phase: Phase) -> None:
             if unit.doing is not None and unit.doing.action is action:

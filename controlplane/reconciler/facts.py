@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from controlplane.domain.names import candidate_name
 from controlplane.domain.states import LoadedVersion
@@ -9,6 +10,7 @@ from controlplane.reconciler.actions import Action, CleanUp, Load, Stage, Unload
 from controlplane.reconciler.record import ModelRecord
 from controlplane.reconciler.types import ObservedModel
 
+NONE: Mapping[str, str] = MappingProxyType({})
 READY, LOADING, UNLOADING = "READY", "LOADING", "UNLOADING"
 _EMPTY = 0
 """Stands for a candidate's folder without a version in it: a leftover, too."""
@@ -16,7 +18,13 @@ _EMPTY = 0
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The part of `ObservedModel` that can be seen from outside; its attributes are told there."""
+    """The part of `ObservedModel` that can be seen from outside; its attributes are told there.
+
+    Attributes:
+        fingerprint: Of the whole configuration that Triton tells of what is loaded; empty where nobody looked since.
+        ours: The fingerprint as of the first look after our own load.
+        foreign: Whether it is another one now, under our digest: somebody loaded it with a changed copy of ours.
+    """
 
     loaded: frozenset[int] = frozenset()
     digest: str | None = None
@@ -27,6 +35,9 @@ class Facts:
     candidate_digest: str | None = None
     candidate_leaving: bool = False
     candidate_staged: frozenset[int] = frozenset()
+    fingerprint: str = ""
+    ours: str = ""
+    foreign: bool = False
 
     @classmethod
     def of(
@@ -35,6 +46,7 @@ class Facts:
         index: Iterable[LoadedVersion],
         digests: Mapping[str, str | None],
         staged: Mapping[str, set[int]],
+        fingerprints: Mapping[str, str] = NONE,
     ) -> "Facts":
         """Read one model's facts out of what was seen of its server.
 
@@ -43,6 +55,7 @@ class Facts:
             index: The server's repository index.
             digests: Configuration digest by Triton name, for what is loaded.
             staged: Versions in the model repository by Triton name.
+            fingerprints: Of whole configurations, by Triton name.
         """
         candidate = candidate_name(model)
         states: dict[tuple[str, str], set[int]] = {}
@@ -59,6 +72,7 @@ class Facts:
             candidate_digest=digests.get(candidate),
             candidate_leaving=(candidate, UNLOADING) in states,
             candidate_staged=frozenset(staged[candidate] or {_EMPTY}) if candidate in staged else frozenset(),
+            fingerprint=fingerprints.get(model, ""),
         )
 
     def after(self, action: Action) -> "Facts":
@@ -78,7 +92,15 @@ class Facts:
                 return replace(self, candidate=target.version, candidate_digest=target.digest)
             case Load(target=target, versions=versions):
                 dropped = self.loaded - set(versions)
-                return replace(self, loaded=frozenset(versions), digest=target.digest, leaving=self.leaving | dropped)
+                return replace(
+                    self,
+                    loaded=frozenset(versions),
+                    digest=target.digest,
+                    leaving=self.leaving | dropped,
+                    fingerprint="",
+                    ours="",
+                    foreign=False,
+                )
             case Unload(candidate=True):
                 return replace(self, candidate=None, candidate_digest=None, candidate_leaving=False)
             case Unload():
@@ -95,7 +117,7 @@ class Facts:
         """Return the planner's view: what is seen and what is remembered."""
         return ObservedModel(
             loaded=self.loaded,
-            digest=self.digest,
+            digest=None if self.foreign else self.digest,
             loading=self.loading,
             leaving=self.leaving,
             staged=self.staged,

@@ -29,6 +29,7 @@ from controlplane.reconciler.driving import Driver
 from controlplane.reconciler.events import EventLog, tell_unread
 from controlplane.reconciler.executor import Executor
 from controlplane.reconciler.fleet import KnownServer, report
+from controlplane.reconciler.foreign import Foreigners
 from controlplane.reconciler.holding import Holds
 from controlplane.reconciler.lease import Lease
 from controlplane.reconciler.memory_view import LoadPlanView, ServerMemory, WhyView
@@ -148,7 +149,8 @@ class Reconciler:
             poll_seconds=self._memory.poll_interval_seconds,
         )
         nurse = Nurse(self._state, hung_seconds=settings.hung_seconds, pressure_share=settings.pressure_share)
-        self._observer = Observer(self._state, self._background, self._driver, nurse, backoff)
+        foreigners = Foreigners(self._state, complete=lambda: self._reader.complete, leading=leading)
+        self._observer = Observer(self._state, self._background, self._driver, nurse, foreigners, backoff)
         self._placer = Placer(self._state, self._driver, placement or PlacementSettings(), leading=leading)
         self._arranger = Arranger(self._state, self._driver, self._background, self._holds, backoff, leading=leading)
         self._reverter = Reverter(

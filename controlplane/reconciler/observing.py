@@ -5,6 +5,7 @@ from controlplane.memory.ledger import size_text
 from controlplane.reconciler.actions import Prove
 from controlplane.reconciler.background import Background
 from controlplane.reconciler.driving import Driver
+from controlplane.reconciler.foreign import Foreigners, judged
 from controlplane.reconciler.messages import Cleaned, Gauged, Seen
 from controlplane.reconciler.nursing import Nurse
 from controlplane.reconciler.record import Backoff
@@ -20,16 +21,24 @@ class Observer:
         background: Looks and measurements.
         driver: Takes next steps.
         nurse: Looks after the servers themselves.
+        foreigners: Tells what others do.
         backoff: How long a failed step waits.
     """
 
     def __init__(
-        self, state: LoopState, background: Background, driver: Driver, nurse: Nurse, backoff: Backoff
+        self,
+        state: LoopState,
+        background: Background,
+        driver: Driver,
+        nurse: Nurse,
+        foreigners: Foreigners,
+        backoff: Backoff,
     ) -> None:
         self._state = state
         self._background = background
         self._driver = driver
         self._nurse = nurse
+        self._foreigners = foreigners
         self._backoff = backoff
 
     def adopt(self, *wishes: Wish) -> None:
@@ -57,6 +66,7 @@ class Observer:
             server.guard.returned(self._state.events, self._state.clock())
         if well and not server.steward.accounts.known:
             self._background.gauge(server)
+        watched = self._foreigners.looked(server)
         if well:
             for model in self._state.wishes:
                 unit = server.unit(model)
@@ -64,7 +74,10 @@ class Observer:
                     # What we did since the look began is newer than the look.
                     facts = sight.facts(model) if unit.changed <= seen.began else None
                     if facts is not None:
-                        unit.see(facts)
+                        earlier = unit.facts
+                        unit.see(judged(facts, earlier))
+                        if watched:
+                            self._foreigners.compare(server, unit, earlier)
                         server.steward.see(model, facts, self._state.step, self._state.clock())
                     elif unit.facts is None:
                         server.look_again = True
@@ -83,6 +96,7 @@ class Observer:
         server.vitals.metrics = reading.metrics
         if server.away or reading.generation != server.sight.generation:
             return
+        self._foreigners.count(server, reading)
         for unit in server.units.values():
             if unit.watched(reading, gauged.began):
                 self._driver.drive(server, unit)

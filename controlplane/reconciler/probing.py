@@ -15,7 +15,7 @@ from enum import Enum, auto
 from controlplane.domain.health import HealthSummary, ProbeKind, ProbeOutcome, ProbeResult, percentile
 from controlplane.domain.states import Proof
 from controlplane.reconciler.types import Mark
-from controlplane.triton.embedded.processes import InstanceMemory
+from controlplane.triton.embedded.processes import InstanceMemory, since_boot
 from controlplane.triton.statistics import VersionCounters, VersionKey
 
 REMEMBERED = 240
@@ -28,6 +28,9 @@ _RECENT_POLLS = 3.0
 """A success is recent for so many times the interval between polls."""
 _ALARM_SECONDS = 2.0
 """What looks sick is asked no more often than this: requests that fail may be the fault of who sends them."""
+
+_LEAVE_SECONDS = 30.0
+"""After a load, what was loaded in its place has this time to leave; it takes Triton a second or two."""
 
 _OUTCOMES = {
     Mark.PASSED: ProbeOutcome.PASSED,
@@ -106,7 +109,9 @@ class Watch:
     _ours: dict[bool, int] = field(default_factory=dict)
     _succeeded_at: float | None = None
     _failed_at: float | None = None
-    _processes: dict[VersionKey, int] = field(default_factory=dict)
+    _processes: dict[VersionKey, tuple[int, int]] = field(default_factory=dict)
+    _load_began: float = 0.0
+    _settled_at: float = 0.0
     _broken_at: float | None = None
 
     @property
@@ -168,9 +173,15 @@ class Watch:
             self.last_heal_seconds = now - self._broken_at
             self._broken_at = None
 
-    def loaded(self) -> None:
-        """It was loaded: its processes and counters are new ones."""
+    def loaded(self, began: float = 0.0) -> None:
+        """It was loaded: its processes and counters are new ones.
+
+        Args:
+            began: When the load began, in seconds since the machine started. Processes from before are those of what
+                was loaded in its place, and leave, or its own still, where Triton had no need to load it anew.
+        """
         self._processes.clear()
+        self._load_began, self._settled_at = began, since_boot() + _LEAVE_SECONDS
         self._counts.clear()
         self._ours.clear()
         self._succeeded_at = self._failed_at = None
@@ -190,12 +201,25 @@ class Watch:
         elif succeeded > 0:
             self._succeeded_at = now
 
-    def take_processes(self, key: VersionKey, instances: Mapping[VersionKey, InstanceMemory]) -> None:
-        """Take in how many processes the version that answers has. All that it ever had must stay."""
-        present = instances[key].processes if key in instances else 0
-        most = max(self._processes.get(key, 0), present)
-        self._processes = {key: most}
-        self.missing = (most - present, most)
+    def take_processes(
+        self, key: VersionKey, instances: Mapping[VersionKey, InstanceMemory], now: float | None = None
+    ) -> None:
+        """Take in how many processes the version that answers has. All that it ever had must stay.
+
+        Args:
+            key: The version.
+            instances: All processes of the server.
+            now: Seconds since the machine started; None asks the clock.
+        """
+        found = instances.get(key, InstanceMemory(0, 0, 0))
+        old = sum(at < self._load_began for at in found.started)
+        new = found.processes - old
+        most_new, most_old = self._processes.get(key, (0, 0))
+        if (since_boot() if now is None else now) < self._settled_at:
+            most_old = 0  # that those are leaving is no fault
+        most_new, most_old = max(most_new, new), max(most_old, old)
+        self._processes = {key: (most_new, most_old)}
+        self.missing = (most_new + most_old - found.processes, most_new + most_old)
 
     def summary(self) -> HealthSummary:
         """Say what the remembered probes found. It is asked for often, so it is made once for each change."""

@@ -18,6 +18,7 @@ from controlplane.reconciler.record import Backoff, ModelRecord
 from controlplane.reconciler.status import Doing, Trouble, View, server_status
 from controlplane.reconciler.types import DesiredModel, Mark
 from controlplane.reconciler.wishes import Wish
+from controlplane.triton.embedded.processes import since_boot
 
 LATE_PROBES = 3
 """So many probes in a row without an answer in time, and a version that was healthy counts as broken."""
@@ -34,6 +35,7 @@ class Unit:
         record: What is remembered.
         task: The action in flight.
         doing: The same for display; also set while waiting for Triton.
+        began: When the newest action began, in seconds since the machine started.
         changed: Number of the loop's step that last changed something; looks that began before do not count.
         note: Something about the newest rollout that a person should know.
         seconds: Time by stage of the newest rollout.
@@ -50,6 +52,7 @@ class Unit:
     record: ModelRecord = field(default_factory=ModelRecord)
     task: "asyncio.Task[None] | None" = None
     doing: Doing | None = None
+    began: float = 0.0
     changed: int = 0
     note: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -71,7 +74,9 @@ class Unit:
     def see(self, facts: Facts) -> None:
         """A look showed this."""
         before = self.facts
-        changed = before is not None and bool(before.loaded) and before.digest != facts.digest
+        changed = before is not None and bool(before.loaded) and (before.digest != facts.digest or facts.foreign)
+        if changed:
+            self.watch.loaded(since_boot())  # somebody loaded it again: what it had before leaves
         self.facts = facts
         self.record = self.record.seen(facts.loaded, digest_changed=changed, candidate=facts.candidate is not None)
 
@@ -156,7 +161,7 @@ class Unit:
         match action:
             case Load(candidate=False, versions=versions, target=target):
                 self.record = self.record.after_load(action, before=before.loaded, digest=before.digest, now=now)
-                self.watch.loaded()
+                self.watch.loaded(self.began)
                 took = outcome.seconds.get("load", 0.0) + outcome.seconds.get("switch", 0.0)
                 if max(versions) != max(before.loaded, default=None):
                     events.add(

@@ -1,11 +1,14 @@
 """Looks at a server: what Triton has loaded, under which configuration, and what lies in its model repository."""
 
 import asyncio
+import hashlib
+import json
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from controlplane.domain.conditions import ServerCondition
 from controlplane.domain.names import CANDIDATE_SUFFIX, candidate_name
@@ -49,6 +52,7 @@ class Sight:
         generation: Start count of an embedded server; 0 for others.
         index: Its repository index.
         digests: Configuration digest by Triton name of what was watched and is loaded.
+        fingerprints: Of the whole configurations, likewise.
         staged: Versions in the model repository by Triton name.
         watched: The models whose digests were asked for.
         live: Whether Triton says that it is live.
@@ -62,6 +66,7 @@ class Sight:
     generation: int = 0
     index: tuple[LoadedVersion, ...] = ()
     digests: dict[str, str | None] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
     staged: dict[str, set[int]] = field(default_factory=dict)
     watched: frozenset[str] = frozenset()
     by_model: dict[str, list[LoadedVersion]] = field(default_factory=dict)
@@ -74,7 +79,7 @@ class Sight:
         entries = self.by_model.get(model, [])
         if model not in self.watched and any(entry.state == READY for entry in entries):
             return None
-        return Facts.of(model, entries, self.digests, self.staged)
+        return Facts.of(model, entries, self.digests, self.staged, self.fingerprints)
 
 
 async def look(server: ManagedServer, models: Collection[str], known_version: str) -> Sight:
@@ -98,7 +103,7 @@ async def look(server: ManagedServer, models: Collection[str], known_version: st
         for entry in index:
             if entry.state == READY and entry.model in watched:
                 loaded[entry.model] = max(entry.version, loaded.get(entry.model, 0))
-        digests = await asyncio.gather(*(_digest(server, name, number) for name, number in loaded.items()))
+        configs = await asyncio.gather(*(_config(server, name, number) for name, number in loaded.items()))
         staged = await asyncio.to_thread(server.repository.staged)
         live = await server.client.server_live()
     except (ControlPlaneError, OSError) as error:
@@ -112,7 +117,8 @@ async def look(server: ManagedServer, models: Collection[str], known_version: st
         version=version,
         generation=generation,
         index=index,
-        digests=dict(zip(loaded, digests, strict=True)),
+        digests={name: _digest(config) for name, config in zip(loaded, configs, strict=True)},
+        fingerprints={name: _fingerprint(config) for name, config in zip(loaded, configs, strict=True)},
         staged=staged,
         watched=frozenset(models),
         by_model=by_model,
@@ -136,10 +142,18 @@ def _spaces(server: ManagedServer) -> tuple[Space, ...]:
     return tuple(found)
 
 
-async def _digest(server: ManagedServer, name: str, version: int) -> str | None:
+async def _config(server: ManagedServer, name: str, version: int) -> Mapping[str, Any]:
     try:
-        config = await server.client.model_config(name, version)
+        return await server.client.model_config(name, version)
     except NotFoundError:
-        return None  # unloaded since
+        return {}  # unloaded since
+
+
+def _digest(config: Mapping[str, Any]) -> str | None:
     value = config.get("parameters", {}).get(DIGEST_PARAMETER, {})
     return str(value["string_value"]) if "string_value" in value else None
+
+
+def _fingerprint(config: Mapping[str, Any]) -> str:
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest() if config else ""

@@ -37,6 +37,10 @@ class Trial:
     problems: list[str] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
 
+    def injected(self) -> None:
+        """What came before was preparation; the time to find counts from here."""
+        self.sightings.restart()
+
     def lifted(self) -> None:
         """The fault is over now; healing counts from here."""
         self._began = time.monotonic()

@@ -32,7 +32,7 @@ QUICK: dict[str, str] = {
     "STORE__RETRIES": "5",
     "TRITON__REQUEST_TIMEOUT_SECONDS": "3",
     "TRITON__LOAD_TIMEOUT_SECONDS": "8",
-    "TRITON__UNLOAD_TIMEOUT_SECONDS": "15",
+    "TRITON__UNLOAD_TIMEOUT_SECONDS": "3",
     "TRITON__RESTRICT_CONTROL": "false",  # somebody else loads and unloads by hand
     "GC__GRACE_SECONDS": "3600",
 }

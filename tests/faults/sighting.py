@@ -55,6 +55,10 @@ class Sightings:
     def first(self) -> Sighting | None:
         return self._found
 
+    def restart(self) -> None:
+        """Count from here. What was seen already stays seen."""
+        self._began = time.monotonic()
+
     def wait(self, seconds: float) -> Sighting | None:
         """Wait for the first report."""
         self._seen.wait(seconds)

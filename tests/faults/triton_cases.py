@@ -1,22 +1,32 @@
 """The Triton server that a control plane supervises."""
 
 import contextlib
+import json
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import grpc
+import httpx
 import psutil
 from onnx import TensorProto, helper
 from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
+from controlplane.triton.statistics import read_pending
 from tests.faults.cases import Case, Trial
 from tests.faults.clients import RefusedError
-from tests.faults.stage import MOVING, STEADY, meanwhile
+from tests.faults.planes import QUICK
+from tests.faults.stage import MOVING, STEADY, Stage, meanwhile
+from tests.support.api import onnx_scale
 
 _SERVER = r"^readyz server|Server\w+ embedded|is (starting|unreachable|stopped)|triton-unavailable|triton-timeout"
+_OTHERS = f"ChangedByOthers {STEADY}: "
 _WAIT_SECONDS = 120.0
+_TRY_TURNS = 300_000
+_SLOW_SECONDS = 4 * float(QUICK["TRITON__UNLOAD_TIMEOUT_SECONDS"])
 
 
 def onnx_that_does_not_load() -> bytes:
@@ -99,6 +109,7 @@ def load_fails(trial: Trial) -> None:
     broken = stage.work.publish(
         "fragile", onnx_that_does_not_load(), golden=False, signature={**signature, "batched": True}, format="onnx"
     )
+    trial.injected()
     try:
         stage.work.settled(stage.work.deploy("fragile", broken.version))
     except RefusedError:
@@ -132,6 +143,7 @@ def load_hangs(trial: Trial) -> None:
 
     with stage.deployer_off(), _excused(trial, "triton"):
         newest = stage.work.publish(MOVING)
+        trial.injected()
         with meanwhile(stop):
             stage.work.deploy(MOVING, newest.version)
         if not stopped:
@@ -146,25 +158,103 @@ def load_hangs(trial: Trial) -> None:
         trial.heals(lambda: stage.asker.ask(MOVING) == newest.version)
 
 
+def onnx_that_takes_its_time() -> bytes:
+    """Goes round a loop as often as the largest number that it is given, and answers with what it was given."""
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in ("v", "v_out")]
+    turn, go, go_out = (
+        helper.make_tensor_value_info(name, kind, [])
+        for name, kind in (("turn", TensorProto.INT64), ("go", TensorProto.BOOL), ("go_out", TensorProto.BOOL))
+    )
+    nothing = helper.make_tensor("nothing", TensorProto.FLOAT, [1], [0.0])
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_out"]), helper.make_node("Add", ["v", "nothing"], ["v_out"])],
+        "turn", [turn, go, value[0]], [go_out, value[1]], [nothing],
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("Abs", ["x"], ["size"]),
+        helper.make_node("ReduceMax", ["size"], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["turns"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["turns", "", "x"], ["y"], body=body),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in "xy")
+    model = helper.make_model(
+        helper.make_graph(nodes, f"slow{time.monotonic_ns()}", [x], [y]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=9,
+    )
+    data: bytes = model.SerializeToString()
+    return data
+
+
 def unload_is_slow(trial: Trial) -> None:
-    """A model's backend process is stopped for three seconds while it shall end."""
+    """A request that takes longer than the unload's deadline is in flight when a model is undeployed."""
     stage = trial.stage
-    old = stage.work.publish("slow")
-    stage.work.settled(stage.work.deploy("slow", old.version))
-    (pid,) = stage.plane.backend_pids("slow")
-    process = psutil.Process(pid)
-    process.suspend()
-    removed = stage.work.caller.call("DELETE", "/v1/deployments/slow")
-    time.sleep(3)
-    if not stage.answers():
-        trial.problems.append("others do not answer while one is unloaded")
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.resume()  # Triton's own patience may have ended first
+    published = stage.work.publish("slow", onnx_that_takes_its_time())
+    stage.work.settled(stage.work.deploy("slow", published.version))
+    _loops(stage, 1)  # the first one is no measure
+    began = time.monotonic()
+    _loops(stage, _TRY_TURNS)
+    turns = int(_TRY_TURNS * _SLOW_SECONDS / (time.monotonic() - began))
+    answers: list[int] = []
+    with meanwhile(lambda: answers.append(_loops(stage, turns))):
+        _until(lambda: bool(answers) or _pending(stage, "slow"))
+        trial.injected()
+        removed = stage.work.caller.call("DELETE", "/v1/deployments/slow")
+        while not answers:
+            held, state = _held(stage, "slow"), _state_of(stage, removed)
+            if answers:
+                break
+            if held <= 0 or not stage.plane.backend_pids("slow"):
+                trial.problems.append("its memory counts as free while a request is in flight")
+                break
+            if state == "succeeded":
+                trial.problems.append("it says unloaded while a request is in flight")
+                break
+            if not stage.answers():
+                trial.problems.append("others do not answer while one is unloaded")
+                break
+            time.sleep(0.1)
+    if answers != [200]:
+        trial.problems.append(f"a request that was in flight at the unload was answered {answers}")
     trial.lifted()
-    trial.heals(lambda: bool(stage.work.settled(removed)))
-    if stage.plane.backend_pids("slow"):
-        trial.problems.append("it says unloaded, and its process is there")
+    trial.heals(lambda: _state_of(stage, removed) == "succeeded")
+    if left := stage.plane.backend_pids("slow"):
+        trial.problems.append(f"it says unloaded, and its process is there: {left}")
+    _until(lambda: _held(stage, "slow") == 0)  # by the next reading; that it counts for longer does no harm
     stage.record.deployments.pop("slow")
+
+
+def _loops(stage: Stage, turns: int) -> int:
+    """Ask the slow model for so many turns; return the status of the answer."""
+    body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [float(turns), 1.0]}]}
+    return httpx.post(f"{stage.http_url}/v2/models/slow/infer", json=body, timeout=_WAIT_SECONDS).status_code
+
+
+def _pending(stage: Stage, model: str) -> bool:
+    (server,) = stage.work.caller.call("GET", "/v1/servers")["items"]
+    return any(name == model for name, _ in read_pending(server["metrics_url"], 5) or ())
+
+
+def _held(stage: Stage, model: str) -> int:
+    return sum(
+        device["held_bytes"] for one in _memory_of(stage) if one["model"] == model for device in one["footprint"]
+    )
+
+
+def _memory_of(stage: Stage) -> list[dict[str, Any]]:
+    return [model for server in stage.work.caller.call("GET", "/v1/memory")["items"] for model in server["models"]]
+
+
+def _state_of(stage: Stage, change: dict[str, Any]) -> str:
+    return str(stage.work.caller.call("GET", f"/v1/operations/{change['operation_id']}")["state"])
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + _WAIT_SECONDS
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError("what the case waits for does not come")
+        time.sleep(0.05)
 
 
 def unloaded_by_hand(trial: Trial) -> None:
@@ -175,21 +265,37 @@ def unloaded_by_hand(trial: Trial) -> None:
         trial.heals(lambda: trial.stage.asker.ask(STEADY) is not None)
 
 
-def loaded_by_hand(trial: Trial) -> None:
-    """Somebody else loads a deployed model with another configuration, again and again for a while."""
+def changed_by_hand(trial: Trial) -> None:
+    """Somebody else loads a deployed model with a changed copy of its configuration, that still names us."""
     with InferenceServerClient(trial.stage.grpc_url) as somebody, _excused(trial, STEADY):
-        ours = somebody.get_model_config(STEADY, as_json=True)["config"]["parameters"]
-        for _ in range(3):
-            with contextlib.suppress(grpc.RpcError, Exception):
-                somebody.load_model(STEADY)
-            time.sleep(0.2)
+
+        def batch() -> int:
+            try:
+                return int(somebody.get_model_config(STEADY, as_json=True)["config"]["max_batch_size"])
+            except InferenceServerException:
+                return 0  # it is not loaded at this moment
+
+        ours = batch()
+        config = somebody.get_model_config(STEADY, as_json=True)["config"]
+        somebody.load_model(STEADY, config=json.dumps({**config, "max_batch_size": ours + 3}))
+        trial.sightings.wait(60)
+        trial.heals(lambda: batch() == ours and trial.stage.asker.ask(STEADY) is not None)
+
+
+def stranger_loaded(trial: Trial) -> None:
+    """Somebody else loads a model that is no deployment: it is told with its size, and nobody takes it away."""
+    name = f"stranger{time.monotonic_ns()}"
+    with InferenceServerClient(trial.stage.grpc_url) as somebody:
+        data = onnx_scale(3.0)
+        somebody.load_model(name, config=json.dumps({"backend": "onnxruntime"}), files={"file:1/model.onnx": data})
+        seen = trial.sightings.wait(60)
+        if seen is not None and not re.search(rf"{name}:1 is loaded .* [\d.]+ [KMG]iB now", seen.text):
+            trial.problems.append(f"it is told without its name or its size: {seen.text}")
         trial.lifted()
-
-        def put_right() -> bool:
-            config = somebody.get_model_config(STEADY, as_json=True)["config"]
-            return config["parameters"] == ours and trial.stage.asker.ask(STEADY) is not None
-
-        trial.heals(put_right)
+        trial.heals(trial.stage.answers)
+        if not somebody.is_model_ready(name):
+            trial.problems.append("a model that is not ours was unloaded")
+        somebody.unload_model(name)
 
 
 def triton_cases() -> list[Case]:
@@ -207,7 +313,13 @@ def triton_cases() -> list[Case]:
             quick=0,
             long=3,
         ),
-        Case("Triton: a slow unload", unload_is_slow, "Unloaded slow", long=4),
-        Case("Triton: unloaded by somebody else", unloaded_by_hand, rf"{STEADY}", long=4),
-        Case("Triton: loaded by somebody else", loaded_by_hand, long=4),
+        Case("Triton: a slow unload", unload_is_slow, "UnloadFailed slow: .*not gone from", long=4),
+        Case("Triton: unloaded by somebody else", unloaded_by_hand, f"{_OTHERS}.*was unloaded", long=4),
+        Case(
+            "Triton: loaded differently by somebody else",
+            changed_by_hand,
+            rf"{_OTHERS}.*(another configuration|a load was begun)",
+            long=4,
+        ),
+        Case("Triton: a model that is not ours loaded", stranger_loaded, "UnknownModel embedded", long=4),
     ]

@@ -12,7 +12,7 @@ from controlplane.domain.states import Proof
 from controlplane.reconciler.probing import MAX_SKIPS, REMEMBERED, Due, Signs, Watch, due
 from controlplane.reconciler.record import Backoff, ModelRecord
 from controlplane.reconciler.types import Mark, Target
-from controlplane.triton.embedded.processes import InstanceMemory
+from controlplane.triton.embedded.processes import InstanceMemory, since_boot
 from controlplane.triton.statistics import VersionCounters
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -109,6 +109,25 @@ def test_a_process_that_is_gone_is_seen_and_a_load_brings_new_ones() -> None:
     watch.loaded()
     watch.take_processes(KEY, {KEY: one})
     assert watch.missing == (0, 1)
+
+
+def test_processes_from_before_a_load_may_leave_for_a_while_and_new_ones_may_not() -> None:
+    watch, began = Watch(), since_boot()
+    before, after = began - 5.0, began + 0.5
+
+    def at(now: float, *started: float) -> tuple[int, int]:
+        watch.take_processes(KEY, {KEY: InstanceMemory(len(started), 1, 1, started)}, now)
+        return watch.missing
+
+    watch.loaded(began)
+    assert at(began + 1, before, before, after) == (0, 3), "two are leaving"
+    assert at(began + 2, before, after) == (0, 2)
+    assert at(began + 3, after) == (0, 1)
+    assert at(began + 4) == (1, 1)
+    watch.loaded(began)
+    assert at(began + 1, before, after) == (0, 2), "one that Triton had no need to load anew"
+    assert at(began + 100, before, after) == (0, 2)
+    assert at(began + 101, after) == (1, 2)
 
 
 def test_what_is_remembered_is_bounded_and_summed() -> None:

@@ -2,8 +2,12 @@
 
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
+
+_INSTANCE_ARGUMENT = 8
+"""Where a stub's command line has its instance's name (Python backend of Triton 2.51)."""
 
 
 def children_of(pid: int) -> list[int]:
@@ -43,27 +47,38 @@ class InstanceMemory:
         processes: How many.
         resident_bytes: Now; pages that processes share, libraries above all, count for each of them.
         peak_bytes: The most that each has had since it started, summed.
+        started: When each started, in seconds since the machine did (`since_boot`), to a hundredth.
     """
 
     processes: int
     resident_bytes: int
     peak_bytes: int
+    started: tuple[float, ...] = ()
 
 
 def instance_memory(server: int, repository: Path) -> dict[tuple[str, int], InstanceMemory]:
-    """Return the memory of every model instance of a server, by Triton name and version."""
+    """Return the memory of every model instance of a server, by Triton name and version.
+
+    One that was loaded with its files in the request (``file:``) lies in a folder that does not tell its name; it goes
+    by the name of its instance group: the model's, or that and a number, unless its configuration says otherwise.
+    """
     prefix = f"{repository}/".encode()
+    ticks = os.sysconf("SC_CLK_TCK")
     found: dict[tuple[str, int], InstanceMemory] = {}
     for pid in children_of(server):
         try:
             arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             status = Path(f"/proc/{pid}/status").read_text()
+            stat = Path(f"/proc/{pid}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if len(arguments) < 2 or not arguments[1].startswith(prefix):
+        if len(arguments) < 2:
             continue
-        name, _, rest = arguments[1][len(prefix) :].decode(errors="replace").partition("/")
-        version = rest.partition("/")[0]
+        if arguments[1].startswith(prefix):
+            name, _, rest = arguments[1][len(prefix) :].decode(errors="replace").partition("/")
+            version = rest.partition("/")[0]
+        else:
+            name, version = _brought(arguments)
         if not version.isdigit():
             continue
         key = (name, int(version))
@@ -72,8 +87,17 @@ def instance_memory(server: int, repository: Path) -> dict[tuple[str, int], Inst
             before.processes + 1,
             before.resident_bytes + _status_bytes(status, "VmRSS"),
             before.peak_bytes + _status_bytes(status, "VmHWM"),
+            (*before.started, int(_fields(stat)[19]) / ticks),
         )
     return found
+
+
+def _brought(arguments: list[bytes]) -> tuple[str, str]:
+    """The instance group and the version of a stub that runs outside of the repository; empty where it is no stub."""
+    if not arguments[0].endswith(b"/triton_python_backend_stub") or len(arguments) <= _INSTANCE_ARGUMENT:
+        return "", ""
+    name = arguments[_INSTANCE_ARGUMENT].decode(errors="replace").rpartition("_")[0]
+    return name, Path(arguments[1].decode(errors="replace")).parent.name
 
 
 def instance_cpu_seconds(server: int, repository: Path) -> dict[tuple[str, int], float]:
@@ -94,11 +118,21 @@ def instance_cpu_seconds(server: int, repository: Path) -> dict[tuple[str, int],
             continue
         name, _, rest = arguments[1][len(prefix) :].decode(errors="replace").partition("/")
         version = rest.partition("/")[0]
-        fields = stat.rpartition(")")[2].split()  # the name before may have blanks and brackets in it
+        fields = _fields(stat)
         if version.isdigit():
             key = (name, int(version))
             found[key] = found.get(key, 0.0) + (int(fields[11]) + int(fields[12])) / ticks
     return found
+
+
+def since_boot() -> float:
+    """Seconds since the machine started, as the kernel counts them for the start of processes."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _fields(stat: str) -> list[str]:
+    """The fields of ``/proc/PID/stat`` from the third on; the name before may have blanks and brackets in it."""
+    return stat.rpartition(")")[2].split()
 
 
 _STATES = {
@@ -114,7 +148,7 @@ _STATES = {
 def process_state(pid: int) -> str:
     """Say what the kernel says that a process does (proc(5)); empty where it is gone."""
     try:
-        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        letter = _fields(Path(f"/proc/{pid}/stat").read_text())[0]
     except (FileNotFoundError, ProcessLookupError, IndexError):
         return ""
     return _STATES.get(letter, letter)

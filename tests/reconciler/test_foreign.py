@@ -1,0 +1,135 @@
+"""Somebody else gives orders to our real Triton: ours is put right, what is not ours is told and left alone."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tritonclient.grpc.aio import InferenceServerClient
+
+from controlplane.domain.states import LoadedVersion
+from controlplane.errors import InferenceError, NotFoundError
+from controlplane.reconciler.facts import Facts
+from controlplane.reconciler.foreign import changed_by_others, judged, unknown_models
+from controlplane.reconciler.gauging import Reading
+from controlplane.registry.registry import Registry
+from controlplane.triton.embedded.server import EmbeddedTriton
+from controlplane.triton.statistics import VersionCounters
+from tests.reconciler.memory_room import MIB, MemoryRoom, embedded_triton, memory_room, ready
+from tests.support.api import onnx_scale
+
+OURS = Facts(loaded=frozenset({1}), digest="d", fingerprint="f", ours="f")
+
+
+@pytest.fixture
+async def embedded(tmp_path: Path) -> AsyncIterator[EmbeddedTriton]:
+    async with embedded_triton(tmp_path) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (OURS, OURS, ""),
+        (OURS, Facts(), "version 1 was unloaded"),
+        (OURS, Facts(leaving=frozenset({1})), "version 1 was unloaded"),
+        (Facts(), Facts(), ""),
+        (Facts(), OURS, "version 1 was loaded"),
+        (Facts(), Facts(loading=True), "a load was begun"),
+        (Facts(loading=True), OURS, ""),
+        (OURS, Facts(loaded=frozenset({1, 2}), digest="d"), "version 1, 2 was loaded in place of version 1"),
+        (OURS, Facts(loaded=frozenset({1}), digest="e"), "version 1 was loaded again with another configuration"),
+        (OURS, Facts(loaded=frozenset({1}), digest="d", fingerprint="g"), "version 1 was loaded again with another"),
+    ],
+)
+def test_what_others_did_is_what_changed_without_us(before: Facts, now: Facts, said: str) -> None:
+    what = changed_by_others(before, judged(now, before))
+    assert what.startswith(said)
+    assert bool(what) == bool(said)
+
+
+def test_a_changed_copy_of_our_configuration_is_foreign_until_we_load_again() -> None:
+    seen = judged(Facts(loaded=frozenset({1}), digest="d", fingerprint="g"), OURS)
+    assert seen.foreign
+    again = judged(Facts(loaded=frozenset({1}), digest="d", fingerprint="g"), seen)
+    assert again.foreign, "it stays so however often it is looked at"
+    assert not judged(Facts(loaded=frozenset({1}), digest="d", fingerprint="f"), again).foreign
+    first = judged(Facts(loaded=frozenset({1}), digest="d", fingerprint="g"), None)
+    assert (first.ours, first.foreign) == ("g", False), "who has just started takes it as it is; its answers are proved"
+
+
+def test_unknown_is_what_no_deployment_and_no_copy_of_one_is() -> None:
+    index = [LoadedVersion(model=name, version=1, state="READY") for name in ("a", "a~candidate", "a~tune", "b")]
+    index.append(LoadedVersion(model="c", version=1, state="UNAVAILABLE"))
+    reading = Reading(counters={("d", 2): VersionCounters(0, None, 0.0)})
+    assert unknown_models({"a"}, index, reading) == {("b", 1), ("d", 2)}
+
+
+async def put_right(room: MemoryRoom, config: dict[str, Any], times: int) -> None:
+    await room.until("it is told", lambda: len(room.events("ChangedByOthers")) == times, 60)
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(NotFoundError, InferenceError):
+                if await room.client.model_config("ours") == config and await room.infer("ours") == 2.0:
+                    break
+            await asyncio.sleep(0.05)
+
+    def good() -> bool:
+        status = room.reconciler.status("ours")
+        return status is not None and ready(status)
+
+    await room.until("it is proved", good, 60)
+
+
+@pytest.mark.triton
+async def test_ours_is_put_right_and_what_is_not_ours_is_told_and_left_alone(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with (
+        memory_room(registry, embedded, tmp_path, 3000 * MIB) as room,
+        InferenceServerClient(embedded.grpc_url) as somebody,
+    ):
+        assert ready(await room.deploy("ours", 2.0))
+        config = await room.client.model_config("ours")
+        looked = room.reconciler.servers()[0].observed_at
+        await room.until("it was looked at", lambda: room.reconciler.servers()[0].observed_at != looked)
+
+        # A changed copy of our own configuration, with our digest in it.
+        await room.client.load("ours", {**config, "max_batch_size": config["max_batch_size"] + 3})
+        await put_right(room, config, 1)
+        # Whether a look falls into the load, nobody knows.
+        assert any(what in room.events("ChangedByOthers")[0] for what in ("another configuration", "a load was begun"))
+        assert "by somebody else; what differs from the deployment is put right" in room.events("ChangedByOthers")[0]
+
+        await somebody.unload_model("ours")
+        await put_right(room, config, 2)
+        assert "version 1 was unloaded by somebody else" in room.events("ChangedByOthers")[1]
+
+        # Ours, but the deployment says unloaded.
+        head = registry.deployments.get("ours", fresh=True)
+        registry.deployments.put(head.spec.with_changes(loaded=False), after=head, actor="test", reason="")
+        room.reconciler.wake("ours")
+        await room.until("it is unloaded", lambda: room.events("Unloaded") != [])
+        (embedded.repository / "ours").mkdir(exist_ok=True)
+        await room.until("its folder may stay", lambda: room.loaded() == [])
+        await room.client.load("ours", {**config, "version_policy": {"specific": {"versions": [1]}}})
+        await room.until("it is unloaded again", lambda: len(room.events("Unloaded")) == 2, 60)
+        assert any(what in room.events("ChangedByOthers")[2] for what in ("version 1 was loaded", "a load was begun"))
+
+        # Nobody's: from the repository, and with the files in the request, which Triton's index does not list.
+        (embedded.repository / "mystery" / "1").mkdir(parents=True)
+        (embedded.repository / "mystery" / "1" / "model.onnx").write_bytes(onnx_scale(3.0))
+        plain = '{"backend": "onnxruntime", "max_batch_size": 4}'
+        await somebody.load_model("mystery", config=plain)
+        await somebody.load_model("brought", config=plain, files={"file:1/model.onnx": onnx_scale(4.0)})
+        await room.until("both are told", lambda: len(room.events("UnknownModel")) == 2, 60)
+        told = "\n".join(room.events("UnknownModel"))
+        assert "own: mystery:1 is loaded and is no deployment: nobody accounts for its memory, " in told
+        assert "own: brought:1 is loaded" in told
+        assert told.count(" MiB now. It is left alone") == 2
+        assert [await somebody.is_model_ready(name) for name in ("mystery", "brought")] == [True, True]
+        for name in ("mystery", "brought"):
+            await somebody.unload_model(name)
+        await room.until("that they went is told", lambda: len(room.events("UnknownModelGone")) == 2, 60)
