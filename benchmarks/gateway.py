@@ -1,17 +1,23 @@
-"""Inference through the front door, against the same requests to Triton's own ports, in one run.
+"""Inference through the front door, against Triton's own ports and against a bare HAProxy, in one run.
 
-tritonclient's clients, each in a thread of one process of its own, ask an identity model as often as they can; the
-front door and Triton take turns, several times, on the same cores. Then cold starts: a model that is not loaded, asked
-at the front door, against the raw calls of a person: ``load_model`` and ``infer`` of a model that is staged already.
+tritonclient's clients, each in a thread of one process of its own, ask an identity model as often as they can. Three
+sides take turns on the same cores: Triton itself; the *limit*, the same HAProxy that passes everything on and looks at
+nothing (with ``--tcp`` also one that passes on bytes); and the front door. Then cold starts: a model that is not
+loaded, asked at the front door, against the raw calls of a person: ``load_model`` and ``infer`` of a model that is
+staged already, with no proof of what it answers.
 """
 
 import argparse
 import json
 import multiprocessing
+import multiprocessing.pool
 import statistics
+import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +27,18 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from onnx import TensorProto, helper
 
-from tests.support.api import Api, onnx_scale, serving, settings_for
-from tests.support.gateway import direct_urls, ones, until, urls, way
+from controlplane.gateway.process import find_haproxy
+from tests.support.api import Api, onnx_scale
+from tests.support.control_process import running
+from tests.support.gateway import ones, until, way
+from tests.support.processes import free_port, listening, tied_to_us
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = {"http": triton_http, "grpc": triton_grpc}
+SMALL, LARGE = 64, 16 << 20
+CASES = ((1, SMALL), (8, SMALL), (1, LARGE), (4, LARGE))
+Urls = Mapping[str, Mapping[str, str]]
+"""host:port by side and protocol."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +50,24 @@ class Row:
         clients: Clients at once.
         tensor_bytes: Size of the input, and of the output.
         direct_per_second: Requests per second to Triton's own port.
+        limit_per_second: The same through a HAProxy that looks at nothing.
         gateway_per_second: The same through the front door.
         throughput_ratio: gateway / direct.
+        limit_ratio: limit / direct.
         added_p50_seconds: Median latency through the front door less that without.
+        limit_added_p50_seconds: The same of the limit.
     """
 
     protocol: str
     clients: int
     tensor_bytes: int
     direct_per_second: float
+    limit_per_second: float
     gateway_per_second: float
     throughput_ratio: float
+    limit_ratio: float
     added_p50_seconds: float
+    limit_added_p50_seconds: float
 
 
 def identity() -> bytes:
@@ -60,13 +79,41 @@ def identity() -> bytes:
     return data
 
 
+@contextmanager
+def bare_proxy(folder: Path, targets: Mapping[str, str]) -> Iterator[Urls]:
+    """HAProxy without a rule, before Triton's ports: one that knows the protocols, and one that passes on bytes."""
+    binary = find_haproxy(None)
+    assert binary is not None, "there is no HAProxy"
+    urls: dict[str, dict[str, str]] = {"limit": {}, "tcp": {}}
+    text = """
+defaults
+    timeout connect 2s
+    timeout client 60s
+    timeout server 60s
+"""
+    for side, mode in (("limit", "http"), ("tcp", "tcp")):
+        for protocol, target in targets.items():
+            urls[side][protocol] = address = f"127.0.0.1:{free_port()}"
+            spoken = " proto h2" if (side, protocol) == ("limit", "grpc") else ""
+            text += f"""
+listen {side}-{protocol}
+    mode {mode}
+    bind {address}{spoken}
+    server triton {target}{spoken}
+"""
+    (folder / "bare.cfg").write_text(text)
+    process = subprocess.Popen(tied_to_us([str(binary), "-db", "-f", str(folder / "bare.cfg")]))
+    try:
+        ports = [int(address.rpartition(":")[2]) for side in urls.values() for address in side.values()]
+        until("the bare proxy", lambda: all(listening(port) for port in ports))
+        yield urls
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
 def load(protocol: str, url: str, clients: int, size: int, seconds: float) -> tuple[float, float]:
-    """Requests per second and median latency, measured in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_load, (protocol, url, clients, size, seconds))
-
-
-def _load(protocol: str, url: str, clients: int, size: int, seconds: float) -> tuple[float, float]:
+    """Requests per second and median latency; runs in a process of its own."""
     kind: Any = KINDS[protocol]
     latencies: list[float] = []
     begin = threading.Barrier(clients + 1)
@@ -77,7 +124,7 @@ def _load(protocol: str, url: str, clients: int, size: int, seconds: float) -> t
         x.set_data_from_numpy(np.zeros((1, size // 4), np.float32))
         mine = []
         with kind.InferenceServerClient(url) as client:
-            for _ in range(3):
+            for _ in range(2):
                 client.infer("identity", [x])
             begin.wait()
             while time.perf_counter() < end[0] or not mine:
@@ -89,8 +136,7 @@ def _load(protocol: str, url: str, clients: int, size: int, seconds: float) -> t
     threads = [threading.Thread(target=run) for _ in range(clients)]
     for thread in threads:
         thread.start()
-    began = time.perf_counter()
-    end[0] = began + 3600
+    end[0] = time.perf_counter() + 3600
     begin.wait()
     began = time.perf_counter()
     end[0] = began + seconds
@@ -99,86 +145,170 @@ def _load(protocol: str, url: str, clients: int, size: int, seconds: float) -> t
     return len(latencies) / (time.perf_counter() - began), statistics.median(latencies)
 
 
-def measure(api: Api, protocol: str, clients: int, size: int, rounds: int, seconds: float) -> Row:
-    which = protocol == "grpc"
-    direct, through = [], []
+def measure(
+    pool: "multiprocessing.pool.Pool", urls: Urls, protocol: str, clients: int, size: int, rounds: int, seconds: float
+) -> Row:
+    results: dict[str, list[tuple[float, float]]] = {side: [] for side in urls}
     for number in range(rounds):
-        sides = [(direct, direct_urls(api)[which]), (through, urls(api)[which])]
-        for results, url in sides if number % 2 else sides[::-1]:
-            results.append(load(protocol, url, clients, size, seconds))
-    rates = [statistics.median(rate for rate, _ in side) for side in (direct, through)]
-    ratio = statistics.median(one[0] / other[0] for one, other in zip(through, direct, strict=True))
-    added = statistics.median(one[1] - other[1] for one, other in zip(through, direct, strict=True))
-    row = Row(protocol, clients, size, round(rates[0], 1), round(rates[1], 1), round(ratio, 3), round(added, 6))
-    print(
-        f"{protocol:5}{clients:8}{size:12}{row.direct_per_second:12.1f}{row.gateway_per_second:12.1f}"
-        f"{row.throughput_ratio:8.3f}{row.added_p50_seconds * 1000:10.3f} ms",
-        flush=True,
+        sides = list(urls) if number % 2 else list(urls)[::-1]
+        for side in sides:
+            results[side].append(pool.apply(load, (protocol, urls[side][protocol], clients, size, seconds)))
+    rates = {side: statistics.median(rate for rate, _ in found) for side, found in results.items()}
+    compared = {
+        side: (
+            statistics.median(one[0] / other[0] for one, other in zip(found, results["direct"], strict=True)),
+            statistics.median(one[1] - other[1] for one, other in zip(found, results["direct"], strict=True)),
+        )
+        for side, found in results.items()
+    }
+    print(f"{protocol:5}{clients:8}{size:10}{rates['direct']:10.1f}", end="")
+    for side in list(urls)[1:]:
+        print(f"{rates[side]:10.1f}{compared[side][0]:7.3f}{compared[side][1] * 1000:+8.2f}", end="")
+    print(flush=True)
+    return Row(
+        protocol,
+        clients,
+        size,
+        *(round(rates[side], 1) for side in ("direct", "limit", "gateway")),
+        *(round(compared[side][0], 3) for side in ("gateway", "limit")),
+        *(round(compared[side][1], 6) for side in ("gateway", "limit")),
     )
-    return row
 
 
-def cold_starts(api: Api, repetitions: int) -> dict[str, float]:
-    """Median seconds to the first answer: through the front door, and by hand."""
-    through, by_hand = [], []
+def cold_starts(api: Api, folder: Path, urls: Urls, repetitions: int) -> dict[str, Any]:
+    """Median seconds to the first answer: at the front door for the first time and once more, and by hand."""
+    seen: dict[str, list[float]] = {"first": [], "again": [], "by_hand": []}
+    stages: dict[str, list[float]] = {}
     with (
-        triton_grpc.InferenceServerClient(urls(api)[1]) as door,
-        triton_grpc.InferenceServerClient(direct_urls(api)[1]) as triton,
+        triton_grpc.InferenceServerClient(urls["gateway"]["grpc"]) as door,
+        triton_grpc.InferenceServerClient(urls["direct"]["grpc"]) as triton,
     ):
+        config: dict[str, Any] = {}
         for number in range(repetitions + 1):  # the first warms up and is not counted
-            name = f"cold{number}"
+            name, raw = f"cold{number}", f"cold{number}-raw"
             api.publish(name, onnx_scale(number + 1.0))
-            api.deploy(f"{name}:1", mode="on-demand")
-            began = time.perf_counter()
-            door.infer(name, ones())
-            took = time.perf_counter() - began
-            config = triton.get_model_config(name, as_json=True)["config"]
-            api.http.delete(f"/v1/deployments/{name}")
-            until("unloaded", lambda name=name: not triton.is_model_ready(name))
-            hand = _by_hand(api, triton, name, config, number + 1.0)
-            if number:
-                through.append(took)
-                by_hand.append(hand)
-    return {"front_door": statistics.median(through), "by_hand": statistics.median(by_hand)}
+            # It leaves as soon as nobody uses it.
+            assert api.deploy(f"{name}:1", mode="on-demand", keep_alive_seconds=0)["state"] == "succeeded"
+
+            def first() -> float:
+                took = _ask(door, name)  # noqa: B023 - called before the next turn
+                until("unloaded", lambda: _phase(api, name) == "Unloaded")  # noqa: B023
+                return took
+
+            def again() -> float:
+                before = _stages(api, name)  # noqa: B023
+                took = first()
+                for stage, seconds in _stages(api, name).items():  # noqa: B023
+                    stages.setdefault(stage, []).append(seconds - before.get(stage, 0.0))
+                return took
+
+            def by_hand() -> float:
+                return _by_hand(folder, triton, raw, {**config, "name": raw}, number + 1.0)  # noqa: B023
+
+            if not config:
+                door.infer(name, ones())
+                config = triton.get_model_config(name, as_json=True)["config"]
+                until("unloaded", lambda: _phase(api, name) == "Unloaded")  # noqa: B023
+                by_hand()
+                continue
+            turns = {"first": first, "by_hand": by_hand, "again": again}
+            order = ("first", "by_hand", "again") if number % 2 else ("by_hand", "first", "again")
+            for turn in order:
+                seen[turn].append(turns[turn]())
+    result: dict[str, Any] = {side: round(statistics.median(found), 4) for side, found in seen.items()}
+    result["stages"] = {stage: round(statistics.median(found), 4) for stage, found in stages.items() if any(found)}
+    for side in ("first", "again"):
+        ratios = [one / other for one, other in zip(seen[side], seen["by_hand"], strict=True)]
+        result[f"{side}_ratio"] = round(statistics.median(ratios), 3)
+    return result
 
 
-def _by_hand(api: Api, triton: Any, name: str, config: dict[str, Any], factor: float) -> float:
-    raw = f"{name}-raw"
-    folder = api.plane.settings.data_dir / "model_repository" / raw / "1"
-    folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(onnx_scale(factor))
-    text = json.dumps({**config, "name": raw})
+def _ask(door: Any, name: str) -> float:
     began = time.perf_counter()
-    triton.load_model(raw, config=text)
-    triton.infer(raw, ones())
+    door.infer(name, ones())
+    return time.perf_counter() - began
+
+
+def _stages(api: Api, name: str) -> dict[str, float]:
+    (server,) = api.ok(api.http.get(f"/v1/deployments/{name}"))["status"]["servers"]
+    return dict(server["seconds"])
+
+
+def _phase(api: Api, name: str) -> str:
+    return str(api.ok(api.http.get(f"/v1/deployments/{name}"))["status"]["phase"])
+
+
+def _gone(triton: Any, name: str) -> bool:
+    states = {one["name"]: one for one in triton.get_model_repository_index(as_json=True).get("models", [])}
+    return states.get(name, {}).get("state", "UNAVAILABLE") == "UNAVAILABLE"
+
+
+def _by_hand(folder: Path, triton: Any, name: str, config: dict[str, Any], factor: float) -> float:
+    version = folder / "model_repository" / name / "1"
+    version.mkdir(parents=True)
+    (version / "model.onnx").write_bytes(onnx_scale(factor))
+    text = json.dumps(config)
+    began = time.perf_counter()
+    triton.load_model(name, config=text)
+    triton.infer(name, ones())
     took = time.perf_counter() - began
-    triton.unload_model(raw)
+    triton.unload_model(name)
+    until("unloaded", lambda: _gone(triton, name))
     return took
+
+
+def addresses(api: Api) -> dict[str, dict[str, str]]:
+    (server,) = api.ok(api.http.get("/v1/servers"))["items"]
+    door = api.ok(api.http.get("/v1/gateway"))
+    return {
+        side: {"http": one["http_url"].partition("://")[2], "grpc": one["grpc_url"]}
+        for side, one in (("direct", server), ("gateway", door))
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--cold", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds with small tensors; large ones have 3 at most")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each turn with small tensors; large ones twice")
+    parser.add_argument("--cold", type=int, default=7, help="cold starts of each kind; 0: none")
+    parser.add_argument("--protocol", choices=KINDS, action="append", help="only this one")
+    parser.add_argument("--size", type=int, choices=(SMALL, LARGE), action="append", help="only these tensors")
+    parser.add_argument("--tcp", action="store_true", help="also a HAProxy that passes on bytes")
     arguments = parser.parse_args()
-    rows = []
+    rows, cold = [], {}
     with (
-        tempfile.TemporaryDirectory(prefix="gateway-") as folder,
-        serving(settings_for(Path(folder), embedded=True)) as api,
+        tempfile.TemporaryDirectory(prefix="gateway-") as name,
+        # A process of its own, as it is in use; its Triton takes loads from others, too: those by hand.
+        running(Path(name) / "data", restricted=False) as (api, _),
+        multiprocessing.get_context("spawn").Pool(1) as pool,
     ):
+        folder = Path(name)
         api.publish("identity", identity())
         assert api.deploy("identity:1", max_batch_size=0)["state"] == "succeeded"
         until("the fast way", lambda: way(api, "identity") == "fast")
-        print(f"{'':5}{'clients':>8}{'bytes':>12}{'direct/s':>12}{'gateway/s':>12}{'ratio':>8}{'added p50':>13}")
-        for protocol in KINDS:
-            for clients, size in ((1, 64), (8, 64), (1, 16 << 20), (4, 16 << 20)):
-                rows.append(measure(api, protocol, clients, size, arguments.rounds, arguments.seconds))
-        cold = cold_starts(api, arguments.cold)
-        ratio = cold["front_door"] / cold["by_hand"]
-        print(f"cold start: front door {cold['front_door']:.3f} s, by hand {cold['by_hand']:.3f} s, ratio {ratio:.2f}")
+        real = addresses(api)
+        with bare_proxy(folder, real["direct"]) as bare:
+            shown = {"limit": bare["limit"], **({"tcp": bare["tcp"]} if arguments.tcp else {})}
+            urls = {"direct": real["direct"], **shown, "gateway": real["gateway"]}
+            print(f"{'':5}{'clients':>8}{'bytes':>10}{'direct/s':>10}", end="")
+            print("".join(f"{side + '/s':>10}{'ratio':>7}{'p50 ms':>8}" for side in list(urls)[1:]))
+            for protocol in arguments.protocol or KINDS:
+                for clients, size in CASES:
+                    if size in (arguments.size or (size,)):
+                        large = size == LARGE
+                        rounds = min(arguments.rounds, 3) if large else arguments.rounds
+                        seconds = arguments.seconds * (1 + large)
+                        rows.append(measure(pool, urls, protocol, clients, size, rounds, seconds))
+        if arguments.cold:
+            cold = cold_starts(api, folder / "data", real, arguments.cold)
+            for side in ("first", "again"):
+                print(
+                    f"cold start, {side}: front door {cold[side]:.3f} s, by hand {cold['by_hand']:.3f} s, "
+                    f"ratio {cold[f'{side}_ratio']:.3f}"
+                )
+            print("of it, again:", ", ".join(f"{stage} {took * 1000:.1f} ms" for stage, took in cold["stages"].items()))
     RESULTS.mkdir(exist_ok=True)
-    document = {"rows": [asdict(row) for row in rows], "cold_start_seconds": cold, "cold_start_ratio": round(ratio, 3)}
+    document = {"rows": [asdict(row) for row in rows], "cold_start": cold}
     (RESULTS / "gateway.json").write_text(json.dumps(document, indent=2) + "\n")
 
 

@@ -59,14 +59,17 @@ def expires_at(model: ModelMemory, rules: EvictionRules = DEFAULT_RULES) -> date
     """When a loaded on-demand model leaves if it is not used again; None for never, or where it does not apply.
 
     Counted from its last use. One that was not used since its load stays at least its minimum residence time, so
-    that with a keep-alive of 0 whoever asked for it still finds it.
+    that with a keep-alive of 0 whoever asked for it still finds it. The demand that had it loaded counts as a use at
+    that moment, not after it.
     """
     if model.mode is not Mode.ON_DEMAND or not model.loaded or model.keep_alive_seconds is None:
         return None
     ends = []
     if model.usage.last_used_at is not None:
         ends.append(model.usage.last_used_at + timedelta(seconds=model.keep_alive_seconds))
-    if model.loaded_at is not None and (model.usage.last_used_at is None or model.usage.last_used_at < model.loaded_at):
+    if model.loaded_at is not None and (
+        model.usage.last_used_at is None or model.usage.last_used_at <= model.loaded_at
+    ):
         grace = max(model.keep_alive_seconds, rules.minimum_residence_seconds)
         ends.append(model.loaded_at + timedelta(seconds=grace))
     if model.held_until is not None:

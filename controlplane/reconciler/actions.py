@@ -48,12 +48,14 @@ class Prove:
         candidate: Under the candidate's name instead of the model's own.
         because: One sentence for a person.
         light: The smallest sample alone.
+        examine: It answers already, and is looked at more closely now.
     """
 
     target: Target
     candidate: bool
     because: str
     light: bool = False
+    examine: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 
 from controlplane.domain.states import Phase
+from controlplane.gpu.base import DeviceKind
 from controlplane.reconciler.actions import Action, Load, Prove, Unload, Wait
 from controlplane.reconciler.background import Background
 from controlplane.reconciler.examining import Exam
@@ -103,6 +104,7 @@ class Driver:
         else:
             unit.settle(outcome, now=now, backoff=self._backoff, events=self._state.events)
         if outcome.report is not None:
+            unit.unexamined = None
             version = server.sight.version
             self._background.keep_report(outcome.report.model_copy(update={"triton_version": version}))
         if unit.facts is None:
@@ -128,20 +130,30 @@ class Driver:
         if action is None and desired.loaded:
             goal = choose_goal(desired, observed, now)
             proved = goal and goal.version in observed.loaded and observed.mark(goal.version) is Mark.PASSED
+            if goal and proved and unit.unexamined == goal:
+                because = f"version {goal.version} answers, and was not examined yet"
+                return Prove(goal, candidate=False, because=because, examine=True)
             if goal and proved and unit.probe_due(self._probe_interval_seconds, self._poll_seconds):
                 because = f"version {goal.version} is asked again from time to time"
                 return Prove(goal, candidate=False, because=because, light=True)
         return action
 
-    def _exam(self, unit: Unit, wish: Wish, action: Action) -> Exam | None:
-        """Say what a proof looks at beside the answers: once, when the wanted version comes to a server."""
+    def _exam(self, unit: Unit, wish: Wish, action: Action, *, awaited: bool) -> Exam | None:
+        """Say what a proof looks at beside the answers: once, when the wanted version comes to a server.
+
+        Where requests wait for it and nothing answers that it could be compared with, nothing can come of it that
+        would keep it from answering: then it comes afterwards.
+        """
         if not isinstance(action, Prove) or action.light or not self._leading() or unit.facts is None:
             return None
-        if action.target != wish.wanted or action.target in unit.record.cleared:
+        if action.target != wish.wanted or (action.target in unit.record.cleared and not action.examine):
             return None
         answering = max(unit.facts.loaded, default=None)
         present = Target(answering, unit.facts.digest or "") if answering is not None else None
         settings = wish.revision.spec.settings
+        if awaited and not action.examine and not action.candidate and present == action.target:
+            unit.unexamined = action.target
+            return None
         return Exam(
             peer=wish.prepared.get(present) if present is not None and present != action.target else None,
             max_latency_ratio=settings.max_latency_ratio,
@@ -157,20 +169,23 @@ class Driver:
     def _begin(self, server: KnownServer, unit: Unit, wish: Wish, action: Action) -> None:
         target = getattr(action, "target", None)
         prepared = wish.prepared.get(target) if target is not None else None
-        exam = self._exam(unit, wish, action)
+        awaited = server.steward.tenant(unit.model).demanded_at is not None
+        exam = self._exam(unit, wish, action, awaited=awaited)
         unit.doing, unit.began = Doing(action), since_boot()
 
         def progress(phase: Phase) -> None:
             if unit.doing is not None and unit.doing.action is action:
                 unit.doing = Doing(action, phase)
 
-        managed = server.managed
-        loads = isinstance(action, Load) and server.steward.tenant(unit.model).request is not None
+        managed, steward = server.managed, server.steward
+        loads = isinstance(action, Load) and steward.tenant(unit.model).request is not None
         proves = isinstance(action, Prove) and unit.record.marks.get(action.target.version) is not Mark.PASSED
-        server.steward.began(unit, action, self._state.clock())
+        # Somebody waits for the load: what the processes themselves tell afterwards need not be measured before.
+        compares = managed.embedded is None or any(one.kind is not DeviceKind.HOST for one in steward.accounts.devices)
+        steward.began(unit, action, self._state.clock())
 
         async def act() -> None:
-            before = await gauge(managed, counters=False) if loads and managed.devices else None
+            before = await gauge(managed, counters=False) if loads and compares and managed.devices else None
             outcome = await self._executor.run(managed, unit.model, action, prepared, progress, exam)
             after = None
             if managed.devices and (loads or proves or isinstance(action, Unload)):

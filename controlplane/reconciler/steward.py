@@ -292,7 +292,7 @@ class Steward:
             load_seconds=tenant.load_seconds or size.load_seconds or 1.0,
             loaded=loaded,
             # What is on its way out already is no candidate for another eviction.
-            busy=unit.task is not None or tenant.leaving is not None or bool(tenant.gap),
+            busy=unit.engaged or tenant.leaving is not None or bool(tenant.gap),
             loaded_at=tenant.loaded_at,
             usage=tenant.usage,
             held_until=tenant.held_until,
@@ -450,7 +450,8 @@ class Steward:
         tenant.refused = ""
         if tenant.demanded_at is not None:
             tenant.demanded_at = None
-            tenant.usage = used(tenant.usage, now)
+            # Whoever waits for it has yet to ask it: of its keep-alive nothing has passed.
+            tenant.usage, tenant.loaded_at = used(tenant.usage, now), now
         prepared = wish.prepared.get(action.target) if wish else None
         if prepared is None or tenant.measured:
             return []

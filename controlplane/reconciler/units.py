@@ -16,7 +16,7 @@ from controlplane.reconciler.gauging import Reading
 from controlplane.reconciler.probing import Due, Watch, due, gone
 from controlplane.reconciler.record import Backoff, ModelRecord
 from controlplane.reconciler.status import Doing, Trouble, View, server_status
-from controlplane.reconciler.types import DesiredModel, Mark
+from controlplane.reconciler.types import DesiredModel, Mark, Target
 from controlplane.reconciler.wishes import Wish
 from controlplane.triton.embedded.processes import since_boot
 
@@ -44,6 +44,7 @@ class Unit:
         watch: What is known of how it answers.
         overdue: Whether a load of ours passed its deadline; Triton may be at it still.
         conditions: What could be said of it last, and since when.
+        unexamined: What was proved for somebody who waited for it, and is to be examined now that it answers.
     """
 
     server: str
@@ -61,6 +62,13 @@ class Unit:
     watch: Watch = field(default_factory=Watch)
     overdue: bool = False
     conditions: tuple[Condition, ...] = ()
+    unexamined: Target | None = None
+
+    @property
+    def engaged(self) -> bool:
+        """Whether an action is in flight that it has to be left alone for; to be examined is none."""
+        action = self.doing.action if self.doing is not None else None
+        return self.task is not None and not (isinstance(action, Prove) and action.examine)
 
     def adopt(self, wish: Wish, now: datetime, backoff: Backoff) -> None:
         """Something else is wanted."""

@@ -97,6 +97,27 @@ def test_the_first_request_loads_the_model_and_the_next_goes_directly(small: Api
         assert small.plane.front_door.tally.requests.total() == before  # type: ignore[union-attr]
 
 
+def test_with_a_keep_alive_of_0_who_asks_is_answered(small: Api) -> None:
+    for _ in range(2):
+        unload(small, "one")
+        small.ok(small.http.put("/v1/deployments/one", json=_wanted("one", keep_alive_seconds=0.0)), 202)
+        with grpc_client(small) as client:
+            answer = client.infer("one", ones(), client_timeout=60)
+        assert answer.as_numpy("y").tolist() == [[2.0, 2.0]]
+
+
+def test_who_waits_is_answered_before_the_version_is_examined(small: Api) -> None:
+    small.publish("fresh", onnx_scale(5.0))
+    small.deploy("fresh:1", mode="on-demand", max_batch_size=0)
+    with grpc_client(small) as client:
+        assert client.infer("fresh", ones()).as_numpy("y").tolist() == [[5.0, 5.0]]
+    seen = small.ok(small.http.get("/v1/deployments/fresh"))["status"]["servers"][0]["seconds"]
+    until("the report", lambda: small.ok(small.http.get("/v1/models/fresh/versions/1/reports"))["items"])
+    after = small.ok(small.http.get("/v1/deployments/fresh"))["status"]["servers"][0]["seconds"]
+    assert "prove" in seen
+    assert after["examine"] > seen.get("examine", 0.0)
+
+
 def test_metadata_loads_what_is_asked_for(small: Api) -> None:
     unload(small, "two")
     with grpc_client(small) as client:

@@ -56,6 +56,7 @@ def test_with_a_keep_alive_of_0_who_asked_still_finds_it(model: Make, now: datet
     loaded = {"keep_alive_seconds": 0.0, "loaded_at": now - timedelta(seconds=9)}
     assert ask(now, model("a", **loaded))["a"].loaded
     assert ask(now, model("a", used=60, **loaded))["a"].loaded  # used before this load, not since
+    assert ask(now, model("a", used=9, **loaded))["a"].loaded  # the demand that had it loaded
     assert not ask(now, model("a", used=1, **loaded))["a"].loaded
     assert not ask(now, model("a", keep_alive_seconds=0.0, loaded_at=now - timedelta(seconds=11)))["a"].loaded
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 
 from tests.support.api import Api
+from tests.support.processes import tied_to_us
 
 _RUN = """
 import sys
@@ -21,7 +22,7 @@ run(
     Settings(
         data_dir=Path(sys.argv[1]),
         api=ApiSettings(port=0),
-        triton=TritonSettings(embedded=True),
+        triton=TritonSettings(embedded=True, restrict_control=sys.argv[2] == "restricted"),
         reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=3),
     )
 )
@@ -29,11 +30,17 @@ run(
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[tuple[Api, httpx.Client]]:
-    """A control plane as a process, killed at the end of the block, and a client of its front door."""
+def running(folder: Path, *, restricted: bool = True) -> Iterator[tuple[Api, httpx.Client]]:
+    """A control plane as a process, killed at the end of the block, and a client of its front door.
+
+    Args:
+        folder: Where it keeps everything.
+        restricted: Whether its Triton takes loads and unloads from it alone.
+    """
     ready = folder / "up.json"
     ready.unlink(missing_ok=True)
-    process = subprocess.Popen([sys.executable, "-c", _RUN, str(folder)])
+    command = [sys.executable, "-c", _RUN, str(folder), "restricted" if restricted else "open"]
+    process = subprocess.Popen(tied_to_us(command))
     try:
         while not ready.exists():
             assert process.poll() is None
