@@ -2,8 +2,8 @@
 
 Cases: clients ask all the while over HTTP and gRPC; a new version is rolled out as a canary (5 % of the requests,
 25 %, 50 %) or in the shadow. A row says how it ended, how many requests the new version had by then, and what share
-that is of the requests since the first step began, next to the share that was asked for. Ways: the same requests past
-the control plane (the fast way, HAProxy to Triton), and through the activator while a rollout is under way, in turns.
+that is of the requests since the first step began, next to the share that was asked for. Ways: the same requests of a
+model without a rollout (the fast way, HAProxy to Triton), and of others whose rollout is in one of its steps, in turns.
 """
 
 import argparse
@@ -38,6 +38,12 @@ CASES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("other outputs", SHADOW, {"scale": 1.1}),
     ("fine", CANARY, {}),
 )
+STAGES: dict[str, dict[str, Any]] = {
+    **{f"canary {weight} %": {"steps": [{"weight_percent": weight, "seconds": 3600}]} for weight in (5, 25, 50)},
+    "shadow": {"kind": "shadow", "shadow_seconds": 3600},
+}
+LASTING = {"kind": "canary", "error": 1e-12, "latency_tolerance": 100}
+"""Rollouts that end by hand alone."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +79,23 @@ class Case:
 
 @dataclass(frozen=True)
 class Way:
-    """What the way through the activator costs. Medians of the rounds.
+    """What a rollout costs the requests of its model. Medians of the rounds.
 
     Attributes:
+        stage: What the rollout does.
+        measured_share: Share of the requests that goes through the control plane, once they are many.
         protocol: http or grpc.
         clients: At once.
-        fast_per_second: Past the control plane.
-        split_per_second: While a rollout is under way.
+        fast_per_second: Without a rollout.
+        split_per_second: While it is under way.
         throughput_ratio: split / fast.
-        fast_p50_ms: Median latency past the control plane.
-        split_p50_ms: Median latency while a rollout is under way.
+        fast_p50_ms: Median latency without a rollout.
+        split_p50_ms: Median latency while it is under way.
         added_p50_ms: The difference.
     """
 
+    stage: str
+    measured_share: float
     protocol: str
     clients: int
     fast_per_second: float
@@ -204,34 +214,41 @@ async def one_way(api: Api, name: str, protocol: str, clients: int, seconds: flo
 
 
 async def ways(api: Api, folder: Path, rounds: int, seconds: float) -> list[Way]:
-    """Two models of the same kind: one has a rollout under way that nobody names, the other has none."""
-    for name in ("fast", "split"):
-        publish(api, folder, name)
-    await asyncio.to_thread(begin, api, "split", {"kind": "pinned"})
-    while (await asyncio.to_thread(rollout, api, "split"))["step"] == 0:
-        await asyncio.sleep(0.05)
+    """Models of the same kind: one for each stage of a rollout, and one without any."""
+    names = {"fast": "fast", **{stage: f"stage{number}" for number, stage in enumerate(STAGES)}}
+    for stage, name in names.items():
+        await asyncio.to_thread(publish, api, folder, name)
+        if stage in STAGES:
+            await asyncio.to_thread(begin, api, name, {**LASTING, **STAGES[stage]})
+            while (await asyncio.to_thread(rollout, api, name))["step"] == 0:
+                await asyncio.sleep(0.05)
     await asyncio.sleep(2)  # until the front door has changed its table
+    roads = (await asyncio.to_thread(lambda: api.ok(api.http.get("/v1/gateway"))))["models"]
+    share = {road["model"]: road["measured_share"] for road in roads}
     rows = []
     for protocol in ("http", "grpc"):
         for clients in (1, 8):
-            seen: dict[str, list[tuple[float, float]]] = {"fast": [], "split": []}
+            seen: dict[str, list[tuple[float, float]]] = {stage: [] for stage in names}
             for _ in range(rounds):
-                for name, found in seen.items():
-                    found.append(await one_way(api, name, protocol, clients, seconds))
-            rate = {name: statistics.median(one[0] for one in found) for name, found in seen.items()}
-            p50 = {name: statistics.median(one[1] for one in found) * 1000 for name, found in seen.items()}
-            rows.append(
+                for stage, found in seen.items():
+                    found.append(await one_way(api, names[stage], protocol, clients, seconds))
+            rate = {stage: statistics.median(one[0] for one in found) for stage, found in seen.items()}
+            p50 = {stage: statistics.median(one[1] for one in found) * 1000 for stage, found in seen.items()}
+            rows += [
                 Way(
+                    stage,
+                    share[names[stage]],
                     protocol,
                     clients,
                     round(rate["fast"], 1),
-                    round(rate["split"], 1),
-                    round(rate["split"] / rate["fast"], 3),
+                    round(rate[stage], 1),
+                    round(rate[stage] / rate["fast"], 3),
                     round(p50["fast"], 3),
-                    round(p50["split"], 3),
-                    round(p50["split"] - p50["fast"], 3),
+                    round(p50[stage], 3),
+                    round(p50[stage] - p50["fast"], 3),
                 )
-            )
+                for stage in STAGES
+            ]
     return rows
 
 
@@ -263,6 +280,8 @@ async def measure(rounds: int, seconds: float) -> dict[str, list[dict[str, Any]]
                 print("   ", row["message"])
             aborted = [asdict(await abort(api, work))]
             print(aborted[0])
+        # As of a busy model from its first request on: else the first five hundred would all be measured.
+        with running(work / "busy", TRITONCTL_GATEWAY__MEASURED_PER_SECOND="0") as (api, _):
             costs = [asdict(row) for row in await ways(api, work, rounds, seconds)]
             for row in costs:
                 print(row)

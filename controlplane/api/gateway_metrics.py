@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from controlplane.gateway.tally import SECONDS, Histogram
+from controlplane.gateway.tally import SECONDS, Histogram, Kind
 from controlplane.services.gateway import Gateway
 
 _HAPROXY = {
@@ -31,14 +31,12 @@ class GatewayMetrics(Collector):
             return
         requests = CounterMetricFamily(
             "tritonctl_gateway_model_requests",
-            "Requests by model, way (fast, activated), protocol and code; on the fast way the code is ok or error.",
-            labels=["model", "way", "protocol", "code"],
+            "Requests by model, way (fast, activated, canary, shadow, pinned), version, protocol and code; on the fast "
+            "way the code is a class of them. A shadow's requests to the new version are the copies.",
+            labels=list(Kind._fields),
         )
-        for (model, protocol, code), count in told.tally.requests.items():
-            requests.add_metric([model, "activated", protocol, code], count)
-        for model, (total, failed) in told.fast.items():
-            requests.add_metric([model, "fast", "any", "ok"], total - failed)
-            requests.add_metric([model, "fast", "any", "error"], failed)
+        for kind, count in (*told.fast.items(), *told.tally.requests.items()):
+            requests.add_metric(list(kind), count)
         yield requests
         waits = CounterMetricFamily(
             "tritonctl_gateway_waits",

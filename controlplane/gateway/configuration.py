@@ -6,7 +6,7 @@ Facts of HAProxy 2.8 that it is built on, each with a test:
   all of v2's calls that name a model. The converter ``ungrpc`` wants the whole message in one buffer and finds nothing
   in a larger one; ``bytes(5),protobuf(1)`` reads the name from the first bytes of a tensor of any size.
 * ``wait-for-body … at-least`` waits for as many bytes as a name can need, or for the end of a shorter body.
-* A stick table counts the requests in flight by slot and model: what a drain waits for.
+* A stick table counts requests, and those in flight, by backend, model and version: for metrics, and for drains.
 * Text is searched up to the first byte that is zero, so a message is searched in hexadecimal.
 * ``rand(n)`` draws anew for each request, over HTTP and gRPC alike.
 * Relative paths are looked up from the folder given with ``-C``, so that no path is too long for a socket.
@@ -24,7 +24,7 @@ from controlplane.domain.names import MODEL_NAME_MAX
 from controlplane.domain.sampling import PARTS
 from controlplane.errors import InvalidInputError
 from controlplane.gateway.access import ANYBODY
-from controlplane.gateway.table import ALL, GRANTS, KEYS, MODELS, SPLITS, STREAMS, Table
+from controlplane.gateway.table import ALL, GRANTS, KEYS, MODELS, SPLITS, STREAMS, VERSIONS, Table
 from controlplane.settings import GatewaySettings
 
 ADMIN_SOCKET = "admin.sock"
@@ -44,6 +44,8 @@ _NAME_BYTES = 5 + 2 + 1 + MODEL_NAME_MAX
 """So many bytes of a body hold the whole name: gRPC's prefix, the field's tag and its length of one or two bytes."""
 _STREAM_BYTES = 5 + 2 + 1
 _INFLIGHT_ENTRIES = 20_000
+_AROUND = 24
+"""Bytes of a key beside the model's name: backend, version and what stands between them."""
 _RATE_SECONDS = 10
 """Over which the requests of a model with a rollout under way are counted, to see whether all can be measured."""
 _TRIED_ENTRIES = 2000
@@ -153,7 +155,7 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
         "defaults",  # HAProxy warns of a named section that is the last before the proxies
         "resolvers system\n    parse-resolv-conf",
         f"""backend inflight from http
-    stick-table type string len {MODEL_NAME_MAX + 8} size {_INFLIGHT_ENTRIES} expire 24h \\
+    stick-table type string len {MODEL_NAME_MAX + _AROUND} size {_INFLIGHT_ENTRIES} expire 24h \\
         store conn_cur,http_req_cnt,http_err_cnt,http_fail_cnt,gpc0""",
         f"""backend tried from http
     stick-table type string len {MODEL_NAME_MAX} size {_TRIED_ENTRIES} expire 60s \
@@ -262,7 +264,9 @@ def _choose(kind: str) -> str:
     http-request set-var(txn.drawn) int({PARTS}) if tried measured direct quiet
     http-request set-var(txn.drawn) var(txn.parts) if tried measured direct !quiet \
         {{ rand({PARTS}),sub(txn.parts) lt 0 }}
-    http-request set-var(txn.key) var(txn.slot),concat(/,txn.model) if direct !{{ var(txn.drawn) -m found }}
+    http-request set-var(txn.version) var(txn.model),map({VERSIONS},-) if direct
+    http-request set-var(txn.key) var(txn.back),concat(/,txn.model),concat(/,txn.version) \
+        if direct !{{ var(txn.drawn) -m found }}
     http-request track-sc0 var(txn.key) table inflight if {{ var(txn.key) -m found }}
     use_backend %[var(txn.back)] if {{ var(txn.key) -m found }}"""
 

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -35,7 +36,6 @@ from controlplane.gateway.traffic import Roads
 from controlplane.gateway.view import GatewayAddress, GatewayView, ModelRoad, Way
 from controlplane.gateway.waiting import Limits, WaitingRoom
 from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.routing import Route
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.traffic import DirectTraffic
 from controlplane.settings import GatewaySettings
@@ -274,7 +274,7 @@ class FrontDoor:
 
     def _wanted(self) -> Table:
         routes = {
-            model: Route(tuple(self._keys[server] for server in route.servers), route.stays)
+            model: replace(route, servers=tuple(self._keys[server] for server in route.servers))
             for model, route in self._roads.open.items()
         }
         return tables.arrange(self._told, routes, self._access.direct(), self.activator.splits.parts())
@@ -316,7 +316,7 @@ class FrontDoor:
         pause = _DRAIN_SECONDS
         while slot is not None and self.haproxy.ready:
             with suppress(GatewayError):  # it died: with it, what was in flight
-                if not await self.api.in_flight(f"{slot}/{model}"):
+                if not await self.api.in_flight(slot, model):
                     return
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _DRAIN_MAX_SECONDS)

@@ -23,7 +23,9 @@ from controlplane.gateway.access import bearer
 from controlplane.gateway.activator import Activator
 from controlplane.gateway.configuration import CLIENT_HEADER, DRAWN_HEADER, SERVICE
 from controlplane.gateway.http_face import RETRY_AFTER_SECONDS
-from controlplane.gateway.split_grpc import GrpcRequest, ask_grpc
+from controlplane.gateway.measuring import Arm
+from controlplane.gateway.split_grpc import GrpcReply, GrpcRequest, ask_grpc
+from controlplane.gateway.tally import Kind
 from controlplane.gateway.wire import Names, is_ready, read_names, rename, stream_error
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
     async def _unary(self, call: str, request: bytes, context: Any) -> bytes:
         names = read_names(request)
         model, known = names.name, False
+        asked_way, asked_version = "activated", ""
         try:
             model, version = await self._activator.meant(names.name, names.version)
             await self._activator.access.admit(_token(context), model, _client(context))
@@ -118,26 +121,39 @@ class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
                 asked = GrpcRequest(
                     request, version, _passed(context), context.time_remaining(), int(drawn) if drawn else None
                 )
-                reply = (await ask_grpc(split, asked, self._activator, self._channels)).reply
+                new = split.version(Arm.NEW)
+                tried = await ask_grpc(
+                    split,
+                    asked,
+                    self._activator,
+                    self._channels,
+                    lambda copy: self._count(model, _code(copy), "shadow", new),
+                )
+                reply = tried.reply
+                asked_way, asked_version = tried.way, split.version(tried.arm)
                 if reply.error is not None:
                     raise reply.error
-                self._activator.tally.answered(model, "grpc", "OK")
+                self._count(model, "OK", asked_way, asked_version)
                 return reply.message
             async with self._activator.at(model, len(request)) as server:
+                asked_version = self._activator.roads.version(model, version)
                 method = self._channels[server].unary_unary(SERVICE + call)
                 answer = method(request, metadata=_passed(context), timeout=context.time_remaining())
                 response: bytes = await answer
-                self._activator.tally.answered(model, "grpc", "OK")
+                self._count(model, "OK", asked_way, asked_version)
                 return response
         except grpc.aio.AioRpcError as error:
-            self._activator.tally.answered(model if known else _UNKNOWN, "grpc", error.code().name)
+            self._count(model if known else _UNKNOWN, error.code().name, asked_way, asked_version)
             await context.abort(error.code(), error.details(), tuple(error.trailing_metadata()))
             raise AssertionError("unreachable") from error
         except ControlPlaneError as error:
             code, details, trailers = _refusal(error, names.name)
-            self._activator.tally.answered(model if known else _UNKNOWN, "grpc", code.name)
+            self._count(model if known else _UNKNOWN, code.name, asked_way, asked_version)
             await context.abort(code, details, trailers)
             raise AssertionError("unreachable") from error
+
+    def _count(self, model: str, code: str, way: str, version: str) -> None:
+        self._activator.tally.answered(Kind(model, way, version, "grpc", code))
 
     async def _metadata(self, request: bytes, context: Any) -> bytes:
         """Ask any server that answers; all are of one kind."""
@@ -252,7 +268,8 @@ class _Stream:
                     if upstream.open:  # it may have been ended while we waited
                         await upstream.call.write(request)
                         break
-        self._activator.tally.answered(model, "grpc-stream", "OK")
+        asked_version = self._activator.roads.version(model, version)
+        self._activator.tally.answered(Kind(model, "activated", asked_version, "grpc-stream", "OK"))
 
     def _open(self, server: str, model: str) -> _Upstream:
         key = (server, model)
@@ -299,6 +316,10 @@ class _Stream:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _code(reply: GrpcReply) -> str:
+    return reply.error.code().name if reply.error is not None else "OK"
 
 
 def _refusal(error: ControlPlaneError, name: str) -> tuple[Any, str, tuple[tuple[str, str], ...]]:

@@ -29,7 +29,9 @@ from controlplane.errors import (
 from controlplane.gateway.access import bearer
 from controlplane.gateway.activator import Activator
 from controlplane.gateway.configuration import CLIENT_HEADER, DRAWN_HEADER
+from controlplane.gateway.measuring import Arm
 from controlplane.gateway.split_http import Headers, HttpRequest, ask_http
+from controlplane.gateway.tally import Kind
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,15 @@ class _Answer:
     error: str
     media_type: str = "application/json"
     retry_after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """An answer that was sent, for the metrics."""
+
+    status: int
+    way: str = "activated"
+    version: str = ""
 
 
 class HttpFace:
@@ -105,8 +116,11 @@ class HttpFace:
             answer, known = _refused(error), False
         if isinstance(answer, _Answer):
             await _send(send, answer)
-        status = answer.status if isinstance(answer, _Answer) else answer
-        self._activator.tally.answered(model if known else _UNKNOWN, "http", str(status))
+            answer = _Sent(answer.status)
+        self._count(model if known else _UNKNOWN, answer)
+
+    def _count(self, model: str, sent: "_Sent") -> None:
+        self._activator.tally.answered(Kind(model, sent.way, sent.version, "http", str(sent.status)))
 
     async def _admit(self, scope: Scope, model: str | None) -> None:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -139,7 +153,7 @@ class HttpFace:
 
     async def _handle(
         self, scope: Scope, receive: Receive, send: Send, model: str, version: str, call: str
-    ) -> _Answer | int:
+    ) -> _Answer | _Sent:
         if call == "ready":
             ready = self._activator.would_answer(model, version)
             return _Answer(200, "") if ready else _Answer(400, "Model version not ready", "text/plain")
@@ -160,7 +174,7 @@ class HttpFace:
         except ControlPlaneError as error:
             return _Answer(503, error.message)
 
-    async def _forward(self, scope: Scope, receive: Receive, send: Send, model: str, version: str, call: str) -> int:
+    async def _forward(self, scope: Scope, receive: Receive, send: Send, model: str, version: str, call: str) -> _Sent:
         headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _HOP_BY_HOP]
         path = f"/v2/models/{quote(model)}" + (f"/versions/{version}" if version else "") + (f"/{call}" if call else "")
         query = scope["query_string"].decode("latin-1")
@@ -170,13 +184,22 @@ class HttpFace:
             async with _while_connected(receive) as gone:
                 drawn = next((int(value) for name, value in scope["headers"] if name == DRAWN_HEADER.encode()), None)
                 asked = HttpRequest(version, query, headers, body, drawn)
-                reply = (await ask_http(split, asked, self._activator, self._clients)).reply
+                new = split.version(Arm.NEW)
+                tried = await ask_http(
+                    split,
+                    asked,
+                    self._activator,
+                    self._clients,
+                    lambda copy: self._count(model, _Sent(copy.status, "shadow", new)),
+                )
+                reply = tried.reply
                 gone.check()
                 await _send_on(send, reply.status, reply.headers)
                 await send({"type": "http.response.body", "body": reply.body})
-            return reply.status
+            return _Sent(reply.status, tried.way, split.version(tried.arm))
         async with _while_connected(receive) as gone, self._activator.at(model, len(body)) as server:
             client = self._clients[server]
+            asked_version = self._activator.roads.version(model, version)
             request = client.build_request(
                 scope["method"], f"{path}?{query}" if query else path, headers=headers, content=body
             )
@@ -193,7 +216,7 @@ class HttpFace:
                 await send({"type": "http.response.body", "body": b""})
             finally:
                 await response.aclose()
-            return response.status_code
+            return _Sent(response.status_code, version=asked_version)
 
     async def _read(self, receive: Receive, model: str) -> bytes:
         """Read a body, of which not more is taken than may wait for the model."""

@@ -5,12 +5,26 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from controlplane.errors import GatewayError
 
 _TIMEOUT_SECONDS = 5.0
 _BATCH = 100
 """Commands in one line; HAProxy reads a line into one buffer."""
+
+
+class Road(NamedTuple):
+    """Under what HAProxy counts a request: the backend, the model and the version that answers."""
+
+    backend: str
+    model: str
+    version: str
+
+    @property
+    def protocol(self) -> str:
+        """By which protocol it came."""
+        return "http" if self.backend.startswith("h-") else "grpc"
 
 
 class RuntimeApi:
@@ -35,21 +49,22 @@ class RuntimeApi:
             if answer:
                 raise GatewayError(f"HAProxy refused a command of {batch[0]!r}…: {answer.splitlines()[0]}")
 
-    async def in_flight(self, key: str) -> int:
-        """Return how many requests are on their way under a key of the table ``inflight``."""
-        for line in (await self._ask(f"show table inflight key {key}")).splitlines():
-            for word in line.split():
-                if word.startswith("conn_cur="):
-                    return int(word.removeprefix("conn_cur="))
-        return 0
+    async def in_flight(self, slot: int, model: str) -> int:
+        """Return how many requests for a model are on their way through a slot, by either protocol, to any version."""
+        under_way = await self._table("show table inflight data.conn_cur gt 0")
+        places = (f"h-{slot}", f"g-{slot}")
+        return sum(one["conn_cur"] for road, one in under_way.items() if road.backend in places and road.model == model)
 
-    async def counters(self) -> dict[str, dict[str, int]]:
-        """Return the counters of the table ``inflight`` by key."""
+    async def counters(self) -> "dict[Road, dict[str, int]]":
+        """Return the counters of the table ``inflight``."""
+        return await self._table("show table inflight")
+
+    async def _table(self, question: str) -> "dict[Road, dict[str, int]]":
         found = {}
-        for line in (await self._ask("show table inflight")).splitlines():
+        for line in (await self._ask(question)).splitlines():
             words = dict(word.partition("=")[::2] for word in line.split() if "=" in word)
-            if "key" in words:
-                found[words["key"]] = {name: int(value) for name, value in words.items() if value.isdigit()}
+            if (key := words.get("key", "")).count("/") == 2:
+                found[Road(*key.split("/"))] = {name: int(value) for name, value in words.items() if value.isdigit()}
         return found
 
     async def statistics(self) -> list[dict[str, str]]:

@@ -1,6 +1,6 @@
 """Requests over gRPC while a rollout is under way: either version asked, its answer as it came, and both compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,13 @@ class GrpcReply:
         )
 
 
-async def ask_grpc(split: Split, request: GrpcRequest, room: Room, channels: Mapping[str, Any]) -> Tried[GrpcReply]:
+async def ask_grpc(
+    split: Split,
+    request: GrpcRequest,
+    room: Room,
+    channels: Mapping[str, Any],
+    copied: Callable[[GrpcReply], None],
+) -> Tried[GrpcReply]:
     """Have one of the two versions answer.
 
     Args:
@@ -71,6 +77,7 @@ async def ask_grpc(split: Split, request: GrpcRequest, room: Room, channels: Map
         request: The client's request.
         room: Finds a server for the old version.
         channels: The gRPC services of the servers, by name.
+        copied: Told the new version's answer to a copy of the request.
 
     Raises:
         ControlPlaneError: The old version cannot be asked.
@@ -96,7 +103,7 @@ async def ask_grpc(split: Split, request: GrpcRequest, room: Room, channels: Map
 
     if pinned and named is None:
         return Tried(await ask(Arm.OLD), Arm.OLD, "pinned")
-    return await split.answer(named, request.drawn, ask, compared)
+    return await split.answer(named, request.drawn, ask, compared, copied)
 
 
 async def _send(channel: Any, message: bytes, request: GrpcRequest) -> GrpcReply:

@@ -1,7 +1,7 @@
 """Requests over HTTP while a rollout is under way: either version asked, its answer as it came, and both compared."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -81,7 +81,11 @@ class HttpReply:
 
 
 async def ask_http(
-    split: Split, request: HttpRequest, room: Room, clients: Mapping[str, httpx.AsyncClient]
+    split: Split,
+    request: HttpRequest,
+    room: Room,
+    clients: Mapping[str, httpx.AsyncClient],
+    copied: Callable[[HttpReply], None],
 ) -> Tried[HttpReply]:
     """Have one of the two versions answer.
 
@@ -90,6 +94,7 @@ async def ask_http(
         request: The client's request.
         room: Finds a server for the old version.
         clients: The HTTP services of the servers, by name.
+        copied: Told the new version's answer to a copy of the request.
 
     Raises:
         ControlPlaneError: The old version cannot be asked.
@@ -117,7 +122,7 @@ async def ask_http(
 
     if pinned and named is None:
         return Tried(await ask(Arm.OLD), Arm.OLD, "pinned")
-    return await split.answer(named, request.drawn, ask, compared)
+    return await split.answer(named, request.drawn, ask, compared, copied)
 
 
 async def _send(client: httpx.AsyncClient, name: str, version: str, request: HttpRequest) -> HttpReply:

@@ -92,11 +92,17 @@ class Split:
         """Return whom a version in a request means; None where it means neither."""
         return {str(self.rollout.old_version): Arm.OLD, str(self.rollout.version): Arm.NEW}.get(version)
 
+    def version(self, arm: Arm) -> str:
+        """Return the version that one of the two is."""
+        return str(self.rollout.version if arm is Arm.NEW else self.rollout.old_version)
+
     def server(self) -> str:
         """Return a server to ask the new version on."""
         return self.servers[int(self._chance() * len(self.servers)) % len(self.servers)]
 
-    async def answer(self, named: Arm | None, drawn: int | None, ask: Ask[R], compare: Compare[R]) -> Tried[R]:
+    async def answer(
+        self, named: Arm | None, drawn: int | None, ask: Ask[R], compare: Compare[R], copied: Callable[[R], None]
+    ) -> Tried[R]:
         """Have a request answered.
 
         Args:
@@ -105,6 +111,7 @@ class Split:
                 key with a limit, a compressed message): of those, too, the new version gets its share.
             ask: Asks one of the two. What it raises is not the version's fault, and is not measured.
             compare: Compares the old version's answer with the new one's.
+            copied: Told the new version's answer to a copy.
         """
         if named is not None:
             return await self._chosen(named, ask)
@@ -113,7 +120,7 @@ class Split:
             return Tried(await ask(Arm.OLD), Arm.OLD, "activated")
         if rules.mirrors(self.rollout):
             if drawn or self._chance() * PARTS < parts:
-                return await self._mirrored(ask, compare)
+                return await self._mirrored(ask, compare, copied)
             return Tried(await ask(Arm.OLD), Arm.OLD, "activated")
         chance = weight(self.rollout, drawn or PARTS)
         arm = Arm.NEW if self._chance() < chance else Arm.OLD
@@ -149,22 +156,25 @@ class Split:
         self.meter.refused()
         return Tried(await ask(Arm.OLD), Arm.OLD, way)
 
-    async def _mirrored(self, ask: Ask[R], compare: Compare[R]) -> Tried[R]:
+    async def _mirrored(self, ask: Ask[R], compare: Compare[R], copied: Callable[[R], None]) -> Tried[R]:
         reply, answer = await _timed(ask, Arm.OLD)
         if len(self._copies) >= MIRRORED_AT_ONCE:
             self.meter.skipped()
             return Tried(reply, Arm.OLD, "shadow")
-        copy = asyncio.create_task(self._copy(ask, compare, reply, answer), name=f"copy for {self.model}")
+        copy = asyncio.create_task(self._copy(ask, compare, copied, reply, answer), name=f"copy for {self.model}")
         self._copies.add(copy)
         copy.add_done_callback(self._copies.discard)
         return Tried(reply, Arm.OLD, "shadow")
 
-    async def _copy(self, ask: Ask[R], compare: Compare[R], old_reply: R, old: Answer) -> None:
+    async def _copy(
+        self, ask: Ask[R], compare: Compare[R], copied: Callable[[R], None], old_reply: R, old: Answer
+    ) -> None:
         try:
             reply, answer = await _timed(ask, Arm.NEW)
             if reply.absent:
                 self.meter.refused()
                 return
+            copied(reply)
             self.meter.mirrored(old, answer)
             if not old.failed and not answer.failed:
                 compared = await asyncio.to_thread(compare, old_reply, reply)

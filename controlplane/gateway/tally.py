@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from controlplane.domain.states import DeploymentStatus
 
@@ -23,25 +24,43 @@ class Histogram:
         self.sum += seconds
 
 
+class Kind(NamedTuple):
+    """How a request went.
+
+    Attributes:
+        model: A model that is deployed; others are counted together.
+        way: activated, or what a rollout made of it: canary, shadow (also the copy), pinned.
+        version: Which version was asked; empty where none was.
+        protocol: http, grpc or grpc-stream.
+        code: An HTTP status or a gRPC code.
+    """
+
+    model: str
+    way: str
+    version: str
+    protocol: str
+    code: str
+
+
 @dataclass
 class Tally:
     """What happened since the start.
 
     Attributes:
-        requests: Requests that came by the activator, by model, protocol and code (an HTTP status, a gRPC code).
+        requests: Requests that came by the activator, and copies of them.
         waits: Requests that waited for a load, by model and outcome: loaded, failed, late, refused, gone.
         wait_seconds: How long they waited, by outcome.
         stage_seconds: Time of loads that somebody waited for, by stage.
     """
 
-    requests: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    requests: Counter[Kind] = field(default_factory=Counter)
     waits: Counter[tuple[str, str]] = field(default_factory=Counter)
     wait_seconds: dict[str, Histogram] = field(default_factory=dict)
     stage_seconds: dict[str, Histogram] = field(default_factory=dict)
 
-    def answered(self, model: str, protocol: str, code: str) -> None:
-        """A request was answered. The model is one that is deployed; others are counted together."""
-        self.requests[model, protocol, code] += 1
+    def answered(self, kind: Kind) -> None:
+        """A request was answered."""
+        self.requests[kind] += 1
 
     def waited(self, model: str, outcome: str, seconds: float) -> None:
         """A request's wait ended."""

@@ -4,8 +4,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 from controlplane.reconciler.routing import Route
+
+
+def version_label(route: Route | None) -> str:
+    """Return which version a route leads to, as the metrics name it."""
+    return str(route.version) if route is not None and route.version is not None else "mixed" if route else ""
 
 
 class Roads:
@@ -35,6 +41,11 @@ class Roads:
         if route is None:
             return None
         return min(route.servers, key=lambda server: self._busy(server))
+
+    def version(self, model: str, named: str) -> str:
+        """Return which version a request asks, as the metrics name it; one that it names by itself is just that."""
+        answers = version_label(self._open.get(model))
+        return answers if named in ("", answers) else "named"
 
     def _busy(self, server: str) -> int:
         return sum(count for (where, _), count in self._used.items() if where == server)
@@ -70,7 +81,7 @@ class Roads:
             if not self._withdrawn[key]:
                 del self._withdrawn[key]
             if route := self._routes.get(model):
-                self._routes[model] = Route(tuple(name for name in route.servers if name != server), route.stays)
+                self._routes[model] = replace(route, servers=tuple(name for name in route.servers if name != server))
 
     async def wait_idle(self, server: str, model: str) -> None:
         """Wait until no request of ours is under way to a model on a server."""
@@ -96,7 +107,7 @@ class Roads:
         for model, route in self._routes.items():
             servers = tuple(name for name in route.servers if (name, model) not in self._withdrawn)
             if servers:
-                opened[model] = Route(servers, route.stays)
+                opened[model] = replace(route, servers=servers)
         if opened != self._open:
             self._open = opened
             self._moved.set()

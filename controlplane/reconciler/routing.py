@@ -17,10 +17,12 @@ class Route:
     Attributes:
         servers: Names of the servers on which the version that answers is proved, sorted.
         stays: Whether nothing evicts it (its mode is pinned), so that a stream to it may stay open for good.
+        version: Which version answers there; None while the servers differ.
     """
 
     servers: tuple[str, ...]
     stays: bool = False
+    version: int | None = None
 
 
 def answers(unit: Unit) -> bool:
@@ -40,11 +42,16 @@ def routes(wishes: Mapping[str, Wish], units: Iterable[Unit]) -> dict[str, Route
         wishes: What is wanted, by model.
         units: The models on the servers that answer.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, int]] = {}
     for unit in units:
         if unit.model in wishes and answers(unit):
-            found.setdefault(unit.model, []).append(unit.server)
+            assert unit.facts is not None
+            found.setdefault(unit.model, {})[unit.server] = max(unit.facts.loaded)
     return {
-        model: Route(tuple(sorted(servers)), wishes[model].revision.spec.settings.mode is Mode.PINNED)
+        model: Route(
+            tuple(sorted(servers)),
+            wishes[model].revision.spec.settings.mode is Mode.PINNED,
+            next(iter(servers.values())) if len(set(servers.values())) == 1 else None,
+        )
         for model, servers in found.items()
     }

@@ -1,12 +1,13 @@
 """What the front door does, for who asks."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from controlplane.errors import GatewayError, NotFoundError
 from controlplane.gateway.front_door import FrontDoor
-from controlplane.gateway.tally import Tally
+from controlplane.gateway.tally import Kind, Tally
 from controlplane.gateway.view import GatewayAddress, GatewayView
 
 
@@ -17,14 +18,24 @@ class Told:
     Attributes:
         view: How it stands.
         tally: What the activator counted.
-        fast: Requests on the fast way since HAProxy started, and how many of them failed, by model.
+        fast: Requests on the fast way since HAProxy started.
         haproxy: HAProxy's statistics, a row for each of its parts.
     """
 
     view: GatewayView
     tally: Tally
-    fast: Mapping[str, tuple[int, int]]
+    fast: Mapping[Kind, int]
     haproxy: Sequence[Mapping[str, str]]
+
+
+def _codes(protocol: str, counters: Mapping[str, int]) -> dict[str, int]:
+    """Return HAProxy's counts by code: classes of them, since that is what it counts."""
+    if protocol == "grpc":
+        failed = {"error": counters.get("gpc0", 0)}
+    else:
+        failed = {"4xx": counters.get("http_err_cnt", 0), "5xx": counters.get("http_fail_cnt", 0)}
+    well = counters.get("http_req_cnt", 0) - sum(failed.values())
+    return {"OK" if protocol == "grpc" else "2xx": max(well, 0), **failed}
 
 
 class Gateway:
@@ -39,14 +50,12 @@ class Gateway:
         door = self._front_door
         if door is None:
             return
-        fast: dict[str, tuple[int, int]] = {}
+        fast: Counter[Kind] = Counter()
         rows: list[dict[str, str]] = []
         with suppress(GatewayError):  # it is being started: what it counted is gone with it
-            for key, counters in (await door.api.counters()).items():
-                model = key.partition("/")[2]
-                total, failed = fast.get(model, (0, 0))
-                failures = sum(counters.get(name, 0) for name in ("http_err_cnt", "http_fail_cnt", "gpc0"))
-                fast[model] = (total + counters.get("http_req_cnt", 0), failed + failures)
+            for road, counters in (await door.api.counters()).items():
+                for code, count in _codes(road.protocol, counters).items():
+                    fast[Kind(road.model, "fast", road.version, road.protocol, code)] += count
             rows = await door.api.statistics()
         self.told = Told(door.view(), door.tally, fast, rows)
 

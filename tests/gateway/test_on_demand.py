@@ -326,6 +326,17 @@ def test_a_switch_under_load_loses_no_request(small: Api) -> None:
         for thread in threads:
             thread.join(60)
     assert set(outcomes) == {1.0, 2.0}, outcomes
+    fast = [
+        line
+        for line in small.http.get("/metrics").text.splitlines()
+        if line.startswith("tritonctl_gateway_model_requests_total{")
+        and 'model="switched"' in line
+        and 'way="fast"' in line
+    ]
+    for version in (1, 2):
+        for protocol in ("http", "grpc"):
+            told = [line for line in fast if f'version="{version}"' in line and f'protocol="{protocol}"' in line]
+            assert sum(float(line.rpartition(" ")[2]) for line in told) > 0, fast
 
 
 def test_limits_count_what_waits_and_forget_it() -> None:

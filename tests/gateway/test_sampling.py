@@ -19,6 +19,7 @@ import tritonclient.grpc.aio as grpc_client
 import tritonclient.http.aio as http_client
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from controlplane.domain import rollout as rules
 from controlplane.domain.names import candidate_name
@@ -137,7 +138,20 @@ def directly(api: Api) -> int:
 
 
 def by_python(api: Api) -> int:
-    return api.plane.front_door.tally.requests.total()  # type: ignore[union-attr]
+    """Requests that came by the control plane, copies not counted."""
+    requests = api.plane.front_door.tally.requests  # type: ignore[union-attr]
+    return sum(count for kind, count in requests.items() if (kind.way, kind.version) != ("shadow", "2"))
+
+
+def counted(api: Api, protocol: str) -> Counter[tuple[str, str, str]]:
+    """Requests by way, version and code, as Prometheus is told."""
+    found = Counter[tuple[str, str, str]]()
+    for family in text_string_to_metric_families(api.http.get("/metrics").text):
+        for line in family.samples if family.name == "tritonctl_gateway_model_requests" else ():
+            labels = line.labels
+            if (labels["model"], labels["protocol"]) == ("net", protocol):
+                found[labels["way"], labels["version"], labels["code"]] += int(line.value)
+    return found
 
 
 async def ask(url: str, kind: Any, requests: int) -> Counter[float]:
@@ -158,7 +172,8 @@ async def ask(url: str, kind: Any, requests: int) -> Counter[float]:
 def test_a_canary_gets_its_share_and_most_requests_go_directly(api: Api, kind: Any) -> None:
     begin(api, kind="canary", steps=[{"weight_percent": 10, "seconds": 600}])
     assert road(api)["measured_share"] == 0.2
-    before = by_python(api), directly(api)
+    before, protocol = (by_python(api), directly(api)), "grpc" if kind is grpc_client else "http"
+    told = counted(api, protocol)
     seen = asyncio.run(ask(urls(api)[kind is grpc_client], kind, _REQUESTS))
     # Nobody is asked twice, and no request is missing. The last ones are counted a moment after they are answered.
     until("the count", lambda: by_python(api) + directly(api) == sum(before) + _REQUESTS)
@@ -171,6 +186,12 @@ def test_a_canary_gets_its_share_and_most_requests_go_directly(api: Api, kind: A
     assert found["new"]["requests"] == seen[3.0]
     assert found["old"]["requests"] + found["new"]["requests"] == python, "all that went through Python was measured"
     assert not strays(found["new"]["requests"], python, 0.5)
+    well, class_of_it = ("OK", "OK") if protocol == "grpc" else ("200", "2xx")
+    assert +(counted(api, protocol) - told) == {
+        ("fast", "1", class_of_it): _REQUESTS - python,
+        ("canary", "1", well): python - seen[3.0],
+        ("canary", "2", well): seen[3.0],
+    }
 
 
 @pytest.mark.triton
@@ -186,6 +207,10 @@ def test_of_a_shadow_a_share_is_copied(api: Api) -> None:
         return int(evidence.new.requests + evidence.skipped)
 
     until("all copies", lambda: copied() == python)
+    told = counted(api, "grpc")
+    assert told["shadow", "1", "OK"] == python
+    skipped = api.plane.front_door.activator.splits.get("net").meter.evidence().skipped  # type: ignore[union-attr]
+    assert told["shadow", "2", "OK"] == python - skipped
     end(api)
     assert seen == {2.0: _REQUESTS}
     assert not strays(python, _REQUESTS, 0.3)
@@ -221,4 +246,6 @@ def test_whoever_names_a_version_gets_it_however_the_request_is_made(api: Api) -
     assert by_python(api) == python, "who names none goes directly"
     assert asked(body(large)) == 2.0
     assert asked(body(large), **{"x-model-version": "1"}) == 2.0
+    told = counted(api, "http")
+    assert (told["pinned", "1", "200"], told["pinned", "2", "200"]) == (1, 5)
     end(api)

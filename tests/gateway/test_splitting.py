@@ -45,6 +45,10 @@ def same(old: Said, new: Said) -> tuple[OutputComparison, ...]:
     return compare({"y": np.array([new.value])}, {"y": np.array([old.value])}, {})
 
 
+def ignored(reply: Said) -> None:
+    """A copy's reply."""
+
+
 def split(kind: StrategyKind, *, servers: tuple[str, ...] = ("a",), percent: float = 20, begun: bool = True) -> Split:
     strategy = RolloutStrategy(kind=kind, steps=(RolloutStep(weight_percent=percent),))
     rollout = Rollout(
@@ -63,7 +67,7 @@ def split(kind: StrategyKind, *, servers: tuple[str, ...] = ("a",), percent: flo
 
 async def test_a_canary_gets_its_share_and_both_are_measured() -> None:
     versions, canary = Versions(new=Said(failed=True)), split(StrategyKind.CANARY)
-    arms = Counter([(await canary.answer(None, 400_000, versions.ask, same)).arm for _ in range(2000)])
+    arms = Counter([(await canary.answer(None, 400_000, versions.ask, same, ignored)).arm for _ in range(2000)])
     assert 800 < arms[Arm.NEW] < 1200, "of the sample, which is twice its share"
     evidence = canary.meter.evidence()
     assert (evidence.new.requests, evidence.old.requests) == (arms[Arm.NEW], arms[Arm.OLD])
@@ -75,14 +79,14 @@ async def test_before_it_began_and_without_a_server_the_old_one_answers() -> Non
     for canary in (split(StrategyKind.CANARY, begun=False), split(StrategyKind.CANARY, servers=())):
         versions = Versions()
         for _ in range(100):
-            await canary.answer(None, 400_000, versions.ask, same)
+            await canary.answer(None, 400_000, versions.ask, same, ignored)
         assert versions.asked == {Arm.OLD: 100}
         assert canary.meter.evidence().old.requests == 0
 
 
 async def test_what_the_new_version_cannot_take_the_old_one_answers() -> None:
     versions, canary = Versions(new=Said(failed=True, absent=True)), split(StrategyKind.CANARY)
-    tried = [await canary.answer(None, 400_000, versions.ask, same) for _ in range(200)]
+    tried = [await canary.answer(None, 400_000, versions.ask, same, ignored) for _ in range(200)]
     assert {one.arm for one in tried} == {Arm.OLD}
     assert not any(one.reply.failed for one in tried)
     evidence = canary.meter.evidence()
@@ -101,7 +105,7 @@ async def test_a_client_that_gives_up_waiting_counts_against_the_version() -> No
     for _ in range(20):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.01):
-                await canary.answer(None, 400_000, ask, same)
+                await canary.answer(None, 400_000, ask, same, ignored)
     evidence = canary.meter.evidence()
     assert evidence.new.failures == evidence.new.requests >= 15
     assert evidence.old.failures == 0
@@ -112,9 +116,9 @@ async def test_who_names_a_version_gets_it_and_says_nothing_in_the_comparison() 
     assert pinned.named("2") is Arm.NEW
     assert pinned.named("1") is Arm.OLD
     assert pinned.named("3") is pinned.named("") is None
-    assert (await pinned.answer(Arm.NEW, None, versions.ask, same)).reply.value == 2.0
-    assert (await pinned.answer(Arm.OLD, None, versions.ask, same)).reply.value == 1.0
-    assert (await pinned.answer(None, 400_000, versions.ask, same)).reply.value == 1.0
+    assert (await pinned.answer(Arm.NEW, None, versions.ask, same, ignored)).reply.value == 2.0
+    assert (await pinned.answer(Arm.OLD, None, versions.ask, same, ignored)).reply.value == 1.0
+    assert (await pinned.answer(None, 400_000, versions.ask, same, ignored)).reply.value == 1.0
     evidence = pinned.meter.evidence()
     assert (evidence.new.requests, evidence.new.failures, evidence.labels) == (1, 1, ())
 
@@ -128,7 +132,7 @@ async def test_in_the_shadow_nobody_waits_and_answers_are_compared() -> None:
             await release.wait()
         return Said(1.0 if arm is Arm.OLD else 1.5)
 
-    tried = [await shadow.answer(None, 400_000, ask, same) for _ in range(MIRRORED_AT_ONCE + 3)]
+    tried = [await shadow.answer(None, 400_000, ask, same, ignored) for _ in range(MIRRORED_AT_ONCE + 3)]
     assert {one.reply.value for one in tried} == {1.0}
     assert shadow.meter.evidence().skipped == 3
     release.set()
@@ -148,7 +152,7 @@ async def test_a_copy_that_breaks_breaks_nothing_else() -> None:
             raise RuntimeError("a surprise")
         return Said()
 
-    assert not (await shadow.answer(None, 400_000, ask, same)).reply.failed
+    assert not (await shadow.answer(None, 400_000, ask, same, ignored)).reply.failed
     await shadow.close()
 
 
@@ -169,11 +173,11 @@ async def test_splits_keep_what_they_measured_as_long_as_it_is_the_same_rollout(
 async def test_who_comes_for_another_reason_is_drawn_anew() -> None:
     """HAProxy drew none of them, so of these, too, the new version gets its share, and is copied its share."""
     versions, canary = Versions(), split(StrategyKind.CANARY)
-    arms = Counter([(await canary.answer(None, None, versions.ask, same)).arm for _ in range(2000)])
+    arms = Counter([(await canary.answer(None, None, versions.ask, same, ignored)).arm for _ in range(2000)])
     assert 300 < arms[Arm.NEW] < 500
     assert [labels.weight for labels in canary.meter.evidence().labelled(Signal.FAILURES)] == []
     shadow = split(StrategyKind.SHADOW)
-    ways = Counter([(await shadow.answer(None, None, versions.ask, same)).way for _ in range(2000)])
+    ways = Counter([(await shadow.answer(None, None, versions.ask, same, ignored)).way for _ in range(2000)])
     assert 400 < ways["shadow"] < 600
     assert ways["activated"] == 2000 - ways["shadow"]
     await shadow.close()

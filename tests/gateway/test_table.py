@@ -12,9 +12,10 @@ SERVERS = ("s0", "s1", "s2")
 _routes = st.dictionaries(
     st.sampled_from([f"m{number}" for number in range(6)]),
     st.builds(
-        lambda servers, stays: Route(tuple(sorted(servers)), stays),
+        lambda servers, stays, version: Route(tuple(sorted(servers)), stays, version),
         st.sets(st.sampled_from(SERVERS), min_size=1),
         st.booleans(),
+        st.none() | st.integers(1, 3),
     ),
 )
 _direct = st.dictionaries(
@@ -74,6 +75,7 @@ def test_commands_lead_to_the_table_and_never_to_a_server_without_the_model(
         if len({route.servers for route in routes.values()}) <= slots:
             assert table.models.keys() == routes.keys()
         assert table.splits == {model: parts for model, parts in splits.items() if model in table.models}
+        assert table.versions == {model: str(routes[model].version or "mixed") for model in table.models}
         assert set(table.streams) == {model for model in table.models if routes[model].stays}
 
 

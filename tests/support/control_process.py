@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -30,17 +31,18 @@ run(
 
 
 @contextlib.contextmanager
-def running(folder: Path, *, restricted: bool = True) -> Iterator[tuple[Api, httpx.Client]]:
+def running(folder: Path, *, restricted: bool = True, **environment: str) -> Iterator[tuple[Api, httpx.Client]]:
     """A control plane as a process, killed at the end of the block, and a client of its front door.
 
     Args:
         folder: Where it keeps everything.
         restricted: Whether its Triton takes loads and unloads from it alone.
+        environment: More settings.
     """
     ready = folder / "up.json"
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-c", _RUN, str(folder), "restricted" if restricted else "open"]
-    process = subprocess.Popen(tied_to_us(command))
+    process = subprocess.Popen(tied_to_us(command), env={**os.environ, **environment})
     try:
         while not ready.exists():
             assert process.poll() is None
