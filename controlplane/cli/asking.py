@@ -1,8 +1,13 @@
 """The request behind `infer`."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from controlplane.cli.client import Client
+from controlplane.cli.door import Door, why_not
+from controlplane.cli.exits import ClientError, NotRunningError
 from controlplane.cli.records import Deployment
 from controlplane.cli.references import fetch_version, version_path
 from controlplane.cli.rollout import deployment_path
@@ -11,48 +16,113 @@ from controlplane.domain.names import Reference
 from controlplane.domain.samples import decode_samples
 from controlplane.domain.signature import Signature
 from controlplane.errors import InvalidInputError
+from controlplane.gateway.view import GatewayAddress
 
 
-def request_tensors(
-    client: Client, model: str, source: str | None, version: int | None
-) -> tuple[list[dict[str, Any]], Signature | None]:
-    """Return the inputs to send: from a file or stdin, else those of the version's first golden sample.
+class Via(StrEnum):
+    """Which way a request goes."""
 
-    The version's signature comes with them.
+    AUTO = "auto"
+    DOOR = "door"
+    API = "api"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request to a deployed model.
+
+    Attributes:
+        deployment: The deployment.
+        tensors: Its inputs, in the v2 protocol's JSON.
+        signature: That of the version that is meant.
+        version: The version that is asked for; None: the one that answers.
+        timeout: Deadline in seconds.
+    """
+
+    deployment: Deployment
+    tensors: Sequence[dict[str, Any]]
+    signature: Signature | None
+    version: int | None
+    timeout: float
+
+
+def prepare(client: Client, model: str, source: str | None, *, version: int | None, timeout: float) -> Request:
+    """Return the request to send: inputs from a file or stdin, else those of the version's first golden sample.
 
     Raises:
         InvalidInputError: The file does not fit, or the version has no golden samples.
     """
-    if version is None:
-        version = _answering(client.fetch(Deployment, deployment_path(model)))
-    reference = Reference(model, version=version)
+    deployment = client.fetch(Deployment, deployment_path(model))
+    reference = Reference(model, version=version or _answering(deployment))
     detail = fetch_version(client, reference)
     signature = detail.manifest.signature
     if source is not None:
-        return read_tensors(source, signature), signature
-    if detail.manifest.golden is None:
+        tensors = read_tensors(source, signature)
+    elif detail.manifest.golden is None:
         raise InvalidInputError(f"{reference} carries no golden samples; give the inputs with --input FILE")
-    samples = decode_samples(client.call("GET", f"{version_path(reference)}/samples").content)
-    return [to_protocol(name, array) for name, array in samples[0].inputs.items()], signature
+    else:
+        samples = decode_samples(client.call("GET", f"{version_path(reference)}/samples").content)
+        tensors = [to_protocol(name, array) for name, array in samples[0].inputs.items()]
+    return Request(deployment, tensors, signature, version, timeout)
 
 
-def ask(
-    client: Client,
-    model: str,
-    tensors: list[dict[str, Any]],
-    signature: Signature | None,
-    *,
-    version: int | None,
-    timeout: float,
-) -> dict[str, Any]:
-    """Send the request and return the answer, its outputs in the order of the signature."""
+def ask(client: Client, request: Request, via: Via) -> dict[str, Any]:
+    """Send a request and return the answer, its outputs in the order of the signature.
+
+    By itself it goes to the front door where that can be reached from here and would answer, else to the API's route,
+    which says best why nothing answers.
+
+    Raises:
+        ClientError: It was refused; or the front door is wanted, and there is none.
+        NotRunningError: Nobody answers there.
+        WaitTimeoutError: No answer in time.
+    """
+    if via is Via.API:
+        return _ordered(_by_api(client, request), request.signature)
+    found = client.get("/v1/info").get("gateway")
+    door = GatewayAddress.model_validate(found) if found else None
+    obstacle = why_not(door, client.url, client.credentials)
+    if via is Via.AUTO and (obstacle or not _answers(request)):
+        return _ordered(_by_api(client, request), request.signature)
+    if obstacle or door is None:
+        raise ClientError(f"{obstacle}; --via api asks the API's route", code="not-found", status=404)
+    try:
+        with Door(door.http_url, client.credentials) as connection:
+            answer = connection.ask(
+                request.deployment.model,
+                request.tensors,
+                request.signature,
+                version=request.version,
+                timeout=request.timeout,
+            )
+    except NotRunningError:
+        if via is Via.DOOR:
+            raise
+        answer = _by_api(client, request)
+    return _ordered({"via": Via.DOOR.value, **answer}, request.signature)
+
+
+def _by_api(client: Client, request: Request) -> dict[str, Any]:
     answer: dict[str, Any] = client.post(
-        f"{deployment_path(model)}/infer",
-        {"inputs": tensors},
-        read_seconds=timeout + 10,
-        version=version,
-        timeout=timeout,
+        f"{deployment_path(request.deployment.model)}/infer",
+        {"inputs": request.tensors},
+        read_seconds=request.timeout + 10,
+        version=request.version,
+        timeout=request.timeout,
     )
+    return {"via": Via.API.value, **answer}
+
+
+def _answers(request: Request) -> bool:
+    """Whether the front door would answer, after a load if need be."""
+    deployment, version = request.deployment, request.version
+    if version is None:
+        return deployment.spec.loaded
+    servers = deployment.status.servers if deployment.status else ()
+    return any(version in server.loaded_versions for server in servers)
+
+
+def _ordered(answer: dict[str, Any], signature: Signature | None) -> dict[str, Any]:
     order = {spec.name: place for place, spec in enumerate(signature.outputs if signature else ())}
     answer["outputs"].sort(key=lambda tensor: order.get(tensor["name"], len(order)))
     return answer

@@ -39,7 +39,7 @@ class Client:
 
     def __init__(self, url: str, *, actor: str | None = None, credentials: Credentials | None = None) -> None:
         self.url = url.rstrip("/")
-        shown = credentials or Credentials()
+        shown = self.credentials = credentials or Credentials()
         key = {"Authorization": f"Bearer {shown.api_key}"} if shown.api_key else {}
         self._http = httpx.Client(
             base_url=self.url,
@@ -47,7 +47,7 @@ class Client:
             verify=shown.tls() if self.url.startswith("https:") else False,
             timeout=httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS),
             # A proxy set for the internet is not meant for the control plane of this machine.
-            trust_env=not _is_loopback(url),
+            trust_env=not is_loopback(url),
         )
 
     def __enter__(self) -> Self:
@@ -279,6 +279,7 @@ def _header(text: str) -> str:
     return text.encode("ascii", "replace").decode().replace("\n", " ").replace("\r", " ")
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """Whether a URL is of this machine."""
     host = httpx.URL(url).host if "://" in url else url.partition(":")[0]
     return host in {"localhost", "127.0.0.1", "::1"}

@@ -23,6 +23,8 @@ class ModelRoad(BaseModel):
     streams: Way = Field(description="The way of gRPC streams; fast for pinned models alone.")
     servers: tuple[str, ...] = Field(description="The servers on which it is proved and asked.")
     waiting: int = Field(description="Requests that wait for it to be loaded.")
+    fast_requests: int = Field(default=0, description="Requests that went past Python, since HAProxy started.")
+    activated_requests: int = Field(default=0, description="Requests by the control plane, since that started.")
 
 
 class GatewayAddress(BaseModel):

@@ -50,12 +50,9 @@ class Gateway:
         door = self._front_door
         if door is None:
             return
-        fast: Counter[Kind] = Counter()
         rows: list[dict[str, str]] = []
-        with suppress(GatewayError):  # it is being started: what it counted is gone with it
-            for road, counters in (await door.api.counters()).items():
-                for code, count in _codes(road.protocol, counters).items():
-                    fast[Kind(road.model, "fast", road.version, road.protocol, code)] += count
+        fast = await _fast(door)
+        with suppress(GatewayError):
             rows = await door.api.statistics()
         self.told = Told(door.view(), door.tally, fast, rows)
 
@@ -63,8 +60,8 @@ class Gateway:
         """Return where it is; None where there is none."""
         return self._front_door.address() if self._front_door else None
 
-    def view(self) -> GatewayView:
-        """Return how it stands.
+    async def view(self) -> GatewayView:
+        """Return how it stands, and what went which way.
 
         Raises:
             NotFoundError: It is turned off.
@@ -73,4 +70,23 @@ class Gateway:
             raise NotFoundError(
                 "this control plane has no front door: the setting gateway.enabled is off, or HAProxy is not installed"
             )
-        return self._front_door.view()
+        fast, activated = Counter[str](), Counter[str]()
+        for found, counts in ((fast, await _fast(self._front_door)), (activated, self._front_door.tally.requests)):
+            for kind, count in counts.items():
+                found[kind.model] += count
+        view = self._front_door.view()
+        models = tuple(
+            road.model_copy(update={"fast_requests": fast[road.model], "activated_requests": activated[road.model]})
+            for road in view.models
+        )
+        return view.model_copy(update={"models": models})
+
+
+async def _fast(door: FrontDoor) -> Counter[Kind]:
+    """Ask HAProxy for the requests on the fast way."""
+    fast: Counter[Kind] = Counter()
+    with suppress(GatewayError):  # it is being started: what it counted is gone with it
+        for road, counters in (await door.api.counters()).items():
+            for code, count in _codes(road.protocol, counters).items():
+                fast[Kind(road.model, "fast", road.version, road.protocol, code)] += count
+    return fast

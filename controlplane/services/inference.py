@@ -8,24 +8,14 @@ from typing import Any
 
 from controlplane.domain.names import validate_model_name
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import DataType, Signature
+from controlplane.domain.signature import Signature
 from controlplane.domain.states import DeploymentStatus, Phase, ServerDeploymentStatus
-from controlplane.errors import ConflictError, InvalidInputError, NotFoundError, TritonUnavailableError
+from controlplane.errors import ConflictError, NotFoundError, TritonUnavailableError
 from controlplane.gateway.front_door import FrontDoor
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.registry import Registry
-from controlplane.services.tensors import from_array, to_array
-
-
-@dataclass(frozen=True, slots=True)
-class InputTensor:
-    """An input as the client sent it."""
-
-    name: str
-    datatype: DataType | None
-    shape: Sequence[int] | None
-    data: Any
+from controlplane.services.tensors import InputTensor, from_array, read_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +83,7 @@ class Inference:
         answering = version if version is not None else where.serving_version
         assert answering is not None
         manifest = await asyncio.to_thread(self._registry.manifest, model, answering)
-        tensors = _read(inputs, manifest.signature)
+        tensors = read_inputs(inputs, manifest.signature)
         _check_outputs(outputs, manifest.signature)
         server = self._servers.get(where.server)
         if server is None:
@@ -140,38 +130,6 @@ def _choose(model: str, status: DeploymentStatus, version: int | None) -> Server
         version=version,
         loaded=loaded,
     )
-
-
-def _read(inputs: Sequence[InputTensor], signature: Signature | None) -> Tensors:
-    specs = {spec.name: spec for spec in signature.inputs} if signature else {}
-    tensors = {}
-    for tensor in inputs:
-        if tensor.name in tensors:
-            raise InvalidInputError(f"input {tensor.name!r} is given twice", input=tensor.name)
-        spec = specs.get(tensor.name)
-        if signature is not None and spec is None:
-            raise InvalidInputError(
-                f"there is no input {tensor.name!r}; the inputs are {', '.join(map(str, signature.inputs))}",
-                input=tensor.name,
-            )
-        dtype = tensor.datatype or (spec.dtype if spec else None)
-        if dtype is None:
-            raise InvalidInputError(f"input {tensor.name!r} needs a datatype", input=tensor.name)
-        if spec is not None and dtype is not spec.dtype:
-            raise InvalidInputError(
-                f"input {tensor.name!r} is {dtype.value}; the model takes {spec}", input=tensor.name
-            )
-        array = to_array(tensor.name, dtype, tensor.shape, tensor.data)
-        if spec is not None and not spec.accepts(array.shape):
-            raise InvalidInputError(
-                f"input {tensor.name!r} has the shape {list(array.shape)}; the model takes {spec}", input=tensor.name
-            )
-        tensors[tensor.name] = array
-    if missing := [name for name in specs if name not in tensors]:
-        raise InvalidInputError(
-            f"input {missing[0]!r} is missing; the model takes {specs[missing[0]]}", input=missing[0]
-        )
-    return tensors
 
 
 def _check_outputs(outputs: Sequence[str] | None, signature: Signature | None) -> None:

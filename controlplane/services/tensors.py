@@ -3,14 +3,63 @@
 import base64
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from controlplane.domain.signature import Array, DataType
+from controlplane.domain.samples import Tensors
+from controlplane.domain.signature import Array, DataType, Signature
 from controlplane.errors import InvalidInputError
 
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """An input as the client sent it."""
+
+    name: str
+    datatype: DataType | None
+    shape: Sequence[int] | None
+    data: Any
+
+
+def read_inputs(inputs: Sequence[InputTensor], signature: Signature | None) -> Tensors:
+    """Read the inputs of a request.
+
+    Raises:
+        InvalidInputError: They do not fit the signature, or one has no values of its type.
+    """
+    specs = {spec.name: spec for spec in signature.inputs} if signature else {}
+    tensors = {}
+    for tensor in inputs:
+        if tensor.name in tensors:
+            raise InvalidInputError(f"input {tensor.name!r} is given twice", input=tensor.name)
+        spec = specs.get(tensor.name)
+        if signature is not None and spec is None:
+            raise InvalidInputError(
+                f"there is no input {tensor.name!r}; the inputs are {', '.join(map(str, signature.inputs))}",
+                input=tensor.name,
+            )
+        dtype = tensor.datatype or (spec.dtype if spec else None)
+        if dtype is None:
+            raise InvalidInputError(f"input {tensor.name!r} needs a datatype", input=tensor.name)
+        if spec is not None and dtype is not spec.dtype:
+            raise InvalidInputError(
+                f"input {tensor.name!r} is {dtype.value}; the model takes {spec}", input=tensor.name
+            )
+        array = to_array(tensor.name, dtype, tensor.shape, tensor.data)
+        if spec is not None and not spec.accepts(array.shape):
+            raise InvalidInputError(
+                f"input {tensor.name!r} has the shape {list(array.shape)}; the model takes {spec}", input=tensor.name
+            )
+        tensors[tensor.name] = array
+    if missing := [name for name in specs if name not in tensors]:
+        raise InvalidInputError(
+            f"input {missing[0]!r} is missing; the model takes {specs[missing[0]]}", input=missing[0]
+        )
+    return tensors
 
 
 def to_array(name: str, dtype: DataType, shape: Sequence[int] | None, data: Any) -> Array:

@@ -1,12 +1,6 @@
-"""Numpy arrays to v2 tensors and back, in the shapes that a model's signature has.
+"""Numpy arrays to v2 tensors and back, in the shapes that a model's signature has."""
 
-Triton has no rank-0 tensors. A model whose signature has one is configured with ``dims: [1]`` (see
-`controlplane.triton.model_config`), and a batched tensor of one element per row with ``dims: [1]`` reshaped to ``[]``.
-So ``()`` travels as ``(1,)`` and ``(N,)`` as ``(N, 1)``; what is done here is undone here.
-"""
-
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from tritonclient.grpc import service_pb2
@@ -14,10 +8,9 @@ from tritonclient.grpc import service_pb2
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import Array, DataType
 from controlplane.errors import InferenceError
-from controlplane.triton.model_config import SCALARS_PARAMETER, data_type_of
+from controlplane.triton.model_config import data_type_of
+from controlplane.triton.shapes import Config, from_wire, to_wire
 from controlplane.triton.wire import deserialise, serialise
-
-Config = Mapping[str, Any]
 
 
 def to_request(
@@ -58,9 +51,7 @@ def from_response(response: service_pb2.ModelInferResponse, config: Config) -> d
         raw = response.raw_output_contents[position] if position < len(response.raw_output_contents) else b""
         array = deserialise(raw, DataType(output.datatype)).reshape(tuple(output.shape))
         spec = specs.get(output.name)
-        if spec is not None and _drops_last(spec, config) and array.shape[-1:] == (1,):
-            array = array.reshape(array.shape[:-1])
-        answer[output.name] = array
+        answer[output.name] = array if spec is None else from_wire(array, spec, config)
     return answer
 
 
@@ -71,19 +62,6 @@ def _add_input(request: service_pb2.ModelInferRequest, name: str, array: Array, 
             raise InferenceError(f"input {name!r} takes strings (BYTES), not {array.dtype}", input=name)
     elif array.dtype != datatype.numpy:
         raise InferenceError(f"input {name!r} takes {datatype}, not {array.dtype}", input=name)
-    if _drops_last(spec, config) and array.ndim == _rank(spec, config) - 1:
-        array = array.reshape((*array.shape, 1))
+    array = to_wire(array, spec, config)
     request.inputs.add(name=name, datatype=str(datatype), shape=list(array.shape))
     request.raw_input_contents.append(serialise(array, datatype))
-
-
-def _rank(spec: Config, config: Config) -> int:
-    return len(spec.get("dims", ())) + (1 if config.get("max_batch_size", 0) else 0)
-
-
-def _drops_last(spec: Config, config: Config) -> bool:
-    """Whether the wire has one dimension of size 1 more than the signature."""
-    if config.get("max_batch_size", 0):
-        return "reshape" in spec and not spec["reshape"].get("shape") and list(spec.get("dims", ())) == [1]
-    parameter = config.get("parameters", {}).get(SCALARS_PARAMETER, {})
-    return str(spec["name"]) in str(parameter.get("string_value", "")).split("\n")

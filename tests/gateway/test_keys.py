@@ -8,6 +8,10 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
+from controlplane.cli.credentials import Credentials
+from controlplane.cli.door import Door, why_not
+from controlplane.cli.exits import ClientError, ExitCode, exit_code
+from controlplane.gateway.view import GatewayAddress
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.gateway import ones, until, urls, way
 
@@ -130,3 +134,40 @@ def test_a_revoked_key_is_out_on_the_fast_way(keyed: tuple[Api, dict[str, str]])
     assert ask(api, triton_http, "other", made["secret"]) == "ok"  # at once: the activator knows it
     api.ok(api.http.delete("/v1/keys/short"))
     until("the revocation", lambda: ask(api, triton_http, "other", made["secret"]) == "401")
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "code"),
+    [
+        ("app", "other", ExitCode.OK),
+        ("root", "team-lazy", ExitCode.OK),
+        ("team", "other", ExitCode.DENIED),
+        ("gone", "other", ExitCode.DENIED),
+        ("app", "nobody", ExitCode.NOT_FOUND),
+    ],
+)
+def test_the_cli_shows_its_key(keyed: tuple[Api, dict[str, str]], key: str, model: str, code: ExitCode) -> None:
+    api, secrets = keyed
+    address = GatewayAddress.model_validate(api.ok(api.http.get("/v1/info"))["gateway"])
+    shown = Credentials(secrets[key])
+    assert why_not(address, api.url, shown) == ""
+    tensors = [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 1]}]
+    with Door(address.http_url, shown) as door:
+        if code is ExitCode.OK:
+            assert door.ask(model, tensors, None, version=None, timeout=60)["model_version"] == "1"
+            return
+        with pytest.raises(ClientError) as refused:
+            door.ask(model, tensors, None, version=None, timeout=60)
+    assert exit_code(refused.value) is code
+    assert secrets[key] not in refused.value.message
+
+
+def test_a_key_does_not_travel_where_others_may_read_it(keyed: tuple[Api, dict[str, str]]) -> None:
+    api, secrets = keyed
+    address = GatewayAddress.model_validate(api.ok(api.http.get("/v1/info"))["gateway"])
+    elsewhere = address.model_copy(update={"http_url": "http://192.0.2.1:8091"})
+    assert "unencrypted" in why_not(elsewhere, "https://192.0.2.1:8090", Credentials(secrets["app"]))
+    assert why_not(elsewhere, "https://192.0.2.1:8090", Credentials()) == ""
+    assert why_not(elsewhere.model_copy(update={"tls": True}), "https://192.0.2.1:8090", Credentials("k")) == ""
+    assert "not this machine's" in why_not(address, "http://192.0.2.1:8090", Credentials())
+    assert "HAProxy" in why_not(address.model_copy(update={"ready": False}), api.url, Credentials())

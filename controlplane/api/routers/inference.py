@@ -8,7 +8,7 @@ from controlplane.api.answers import json_answer
 from controlplane.api.dependencies import App, ModelName
 from controlplane.api.problems import responses
 from controlplane.api.schemas.inference import InferenceRequest, InferenceResponse, ResponseTensor
-from controlplane.services.inference import InputTensor
+from controlplane.services.tensors import InputTensor
 
 router = APIRouter(prefix="/deployments/{model}/infer", tags=["inference"])
 

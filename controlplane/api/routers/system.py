@@ -44,8 +44,8 @@ def _seen(server: ServerStatus, asker: Principal | None) -> ServerStatus:
 
 @router.get("/gateway", tags=["info"], operation_id="getGateway", response_model=GatewayView, responses=responses(404))
 async def get_gateway(services: App) -> Response:
-    """Return how the front door stands: its URLs, which models go which way, what waits for a load."""
-    return json_answer(services.gateway.view())
+    """Return how the front door stands: its URLs, which models go which way and how often, what waits for a load."""
+    return json_answer(await services.gateway.view())
 
 
 @router.post(

@@ -1,12 +1,14 @@
 """Asking a model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from controlplane.cli.commands.deployments import DeployedArgument
 from controlplane.cli.session import Session, command
+
+Way = Literal["auto", "door", "api"]
 
 
 def register(app: typer.Typer) -> None:
@@ -35,13 +37,16 @@ def infer(
     ] = None,
     save: Annotated[Path | None, typer.Option("--save", metavar="FILE.npz", help="Write the outputs as .npz.")] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.001, max=600, help="Deadline in seconds.")] = 30.0,
+    via: Annotated[
+        Way, typer.Option("--via", help="`door`: the front door; `api`: the API's route; `auto`: the door, if it can.")
+    ] = "auto",
 ) -> None:
     """Send one request to a deployed model and show the answer.
 
-    This goes through the control plane, for people and scripts. Programs talk to Triton's own ports, which
-    `tritonctl servers` shows.
+    It goes by the front door, which loads the model if need be, or where there is none by the API. Programs do the
+    same with any client of the v2 protocol: `tritonctl gateway` shows the addresses.
     """
-    from controlplane.cli.asking import ask, request_tensors
+    from controlplane.cli.asking import Via, ask, prepare
     from controlplane.cli.output import span
     from controlplane.cli.tensors import preview, save_npz
 
@@ -49,8 +54,8 @@ def infer(
         raise typer.BadParameter("give either --input FILE or --sample")
     out = session.out()
     with session.client() as client:
-        tensors, signature = request_tensors(client, name, input_, version)
-        answer = ask(client, name, tensors, signature, version=version, timeout=timeout)
+        request = prepare(client, name, input_, version=version, timeout=timeout)
+        answer = ask(client, request, Via(via))
     if save is not None:
         with save.open("wb") as target:
             save_npz(target, answer["outputs"])

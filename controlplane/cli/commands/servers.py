@@ -14,6 +14,9 @@ def register(app: typer.Typer) -> None:
     command(
         app, "servers", panel=PANEL, examples=("tritonctl servers", "tritonctl servers -o json | jq -r .[0].grpc_url")
     )(servers)
+    command(app, "gateway", panel=PANEL, examples=("tritonctl gateway", "tritonctl gateway -o json | jq -r .http_url"))(
+        gateway
+    )
     command(app, "events", panel=PANEL, examples=("tritonctl events", "tritonctl events --follow"))(events)
 
 
@@ -45,6 +48,45 @@ def servers(session: Session) -> None:
             for server in found
         ),
         empty="this control plane has no Triton servers",
+    )
+
+
+def gateway(session: Session) -> None:
+    """Show the front door: addresses, which models go which way, how many requests did, what waits."""
+    from controlplane.cli.output import size
+    from controlplane.gateway.view import GatewayView
+
+    out = session.out()
+    with session.client() as client:
+        document = client.get("/v1/gateway")
+        view = client.read(GatewayView, document)
+    out.result(document)
+    restarts = f", started again {view.restarts} times" if view.restarts else ""
+    out.facts(
+        (
+            ("http", view.http_url),
+            ("grpc", view.grpc_url + (" (TLS)" if view.tls else "")),
+            ("haproxy's metrics", view.metrics_url),
+            ("haproxy", f"{'answers' if view.ready else 'does not answer at this moment'}{restarts}"),
+            ("waiting", f"{view.waiting_requests} requests, {size(view.waiting_bytes)}"),
+        )
+    )
+    out.line()
+    out.table(
+        ("model", "way", "streams", "servers", "fast", "activated", "waiting"),
+        (
+            (
+                road.model,
+                road.way + (f" ({road.measured_share:.2%} measured)" if road.way == "split" else ""),
+                road.streams,
+                ", ".join(road.servers) or "-",
+                str(road.fast_requests),
+                str(road.activated_requests),
+                str(road.waiting),
+            )
+            for road in view.models
+        ),
+        empty="no model is open: one that is deployed is loaded when it is asked for",
     )
 
 
