@@ -61,7 +61,7 @@ def page(counts: list[int], rng: random.Random) -> str:
 def measure(models: int, busy: float, looks: int) -> Row:
     rng = random.Random(1)
     counts, asked = [0] * models, range(int(models * busy))
-    reader, watched = PageReader(), Watched(Source("one", ""))
+    reader, watched = PageReader(), Watched(Source("one", None))
     read = take = parser = size = 0.0
     text = page(counts, rng)
     for look in range(looks):

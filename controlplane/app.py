@@ -66,6 +66,7 @@ from controlplane.storage.metered import MeteredStore
 from controlplane.storage.probe import check_store
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
+from controlplane.triton.page import PageSource
 from controlplane.triton.repository import ModelRepository
 from converters.registry import BUILT_IN
 
@@ -232,7 +233,7 @@ class ControlPlane:
                     ModelRepository(root),
                     embedded,
                     embedded.http_url,
-                    embedded.metrics_url,
+                    self._page(stack, embedded.metrics_url),
                     devices,
                     BudgetRules.from_settings(self.settings.memory),
                     settings.zone,
@@ -255,7 +256,7 @@ class ControlPlane:
                     ModelRepository(server.repository),
                     None,
                     server.http_url,
-                    server.metrics_url,
+                    self._page(stack, server.metrics_url),
                     devices,
                     BudgetRules.from_settings(self.settings.memory, server),
                     server.zone,
@@ -263,6 +264,15 @@ class ControlPlane:
                 )
             )
         return servers
+
+    def _page(self, stack: AsyncExitStack, url: str) -> PageSource | None:
+        """Return a server's metrics page for all who look at it, each in an interval of their own."""
+        if not url:
+            return None
+        looks = (self.settings.monitoring.interval_seconds, self.settings.memory.poll_interval_seconds)
+        page = PageSource(url, shared_seconds=min(looks) / 2)
+        stack.callback(page.close)
+        return page
 
     def _build_services(
         self,
@@ -341,7 +351,7 @@ def build(settings: Settings) -> ControlPlane:
 
 def _source(server: ManagedServer) -> Source:
     cpu_seconds = server.embedded.cpu_seconds if server.embedded is not None else None
-    return Source(server.name, server.metrics_url, cpu_seconds)
+    return Source(server.name, server.page, cpu_seconds)
 
 
 def make_folder(path: Path, what: str) -> None:

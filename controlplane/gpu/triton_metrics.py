@@ -57,9 +57,10 @@ class TritonMetricsSource:
         end = time.monotonic() + self._deadline_seconds
         received = bytearray()
         try:
-            # A proxy set for the internet is not meant for a server's metrics port.
+            # A proxy set for the internet is not meant for a server's metrics port. What TLS needs takes 20 ms to read.
+            tls = self._url.startswith("https:")
             with (
-                httpx.Client(timeout=self._deadline_seconds, trust_env=False) as client,
+                httpx.Client(timeout=self._deadline_seconds, trust_env=False, verify=tls) as client,
                 client.stream("GET", self._url) as response,
             ):
                 if response.status_code != httpx.codes.OK:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-import httpx
 import numpy as np
 
 from controlplane.domain.figures import Figures, Point, ServerUse
@@ -23,7 +22,7 @@ from controlplane.monitoring.series import COLUMNS, FAILED, INDEX, Series, bound
 from controlplane.monitoring.windows import COARSE_SPAN_SECONDS, Row
 from controlplane.settings import MonitoringSettings
 from controlplane.triton.metrics import Page, PageReader
-from controlplane.triton.page import fetch, page_client
+from controlplane.triton.page import PageSource
 from controlplane.triton.statistics import VersionKey
 
 logger = logging.getLogger(__name__)
@@ -39,12 +38,12 @@ class Source:
 
     Attributes:
         name: Its name.
-        metrics_url: URL of its metrics; empty where it is not known.
+        page: Its metrics; None where their address is not known.
         cpu_seconds: Gives the processor time of its models' processes; None for a server that runs elsewhere.
     """
 
     name: str
-    metrics_url: str
+    page: PageSource | None
     cpu_seconds: Callable[[], Mapping[VersionKey, float]] | None = None
 
 
@@ -126,7 +125,7 @@ class Monitor:
         self._tasks = [
             asyncio.create_task(self._watch(watched), name=f"monitor {watched.source.name}")
             for watched in self._servers.values()
-            if watched.source.metrics_url
+            if watched.source.page is not None
         ]
 
     async def stop(self) -> None:
@@ -152,7 +151,7 @@ class Monitor:
             ServerUse(
                 server=name,
                 scraped_at=watched.scraped_at,
-                error=watched.error if watched.source.metrics_url else "no metrics URL is set for it",
+                error=watched.error if watched.source.page is not None else "no metrics URL is set for it",
                 cpu_utilisation=watched.use.cpu_utilisation if watched.use and not watched.error else None,
                 gpu_utilisation=dict(watched.use.gpu_utilisation) if watched.use and not watched.error else {},
             )
@@ -250,34 +249,32 @@ class Monitor:
 
     async def _watch(self, watched: Watched) -> None:
         reader = PageReader()
-        with page_client() as client:
-            due = self._clock()
-            while True:
-                began = self._clock()
-                try:
-                    page, cpu, at = await asyncio.to_thread(self._look, watched.source, client, reader)
-                    watched.take(page, cpu, at)
-                    watched.scraped_at = datetime.now(UTC)
-                    watched.looks["ok"] += 1
-                except ControlPlaneError as error:
-                    self._missed(watched, str(error))
-                except Exception:
-                    # The loop's edge: a page nobody foresaw must not end the watching.
-                    logger.exception("the metrics of %s cannot be taken in", watched.source.name)
-                    self._missed(watched, "its metrics cannot be understood; see the log")
-                watched.seconds += self._clock() - began
-                due = max(due + self._settings.interval_seconds, self._clock())
-                await asyncio.sleep(due - self._clock())
+        due = self._clock()
+        while True:
+            began = self._clock()
+            try:
+                page, cpu, at = await asyncio.to_thread(self._look, watched.source, reader)
+                watched.take(page, cpu, at)
+                watched.scraped_at = datetime.now(UTC)
+                watched.looks["ok"] += 1
+            except ControlPlaneError as error:
+                self._missed(watched, str(error))
+            except Exception:
+                # The loop's edge: a page nobody foresaw must not end the watching.
+                logger.exception("the metrics of %s cannot be taken in", watched.source.name)
+                self._missed(watched, "its metrics cannot be understood; see the log")
+            watched.seconds += self._clock() - began
+            due = max(due + self._settings.interval_seconds, self._clock())
+            await asyncio.sleep(due - self._clock())
 
-    def _look(
-        self, source: Source, client: httpx.Client, reader: PageReader
-    ) -> tuple[Page, Mapping[VersionKey, float] | None, float]:
-        text = fetch(client, source.metrics_url, self._settings.timeout_seconds)
-        at = self._clock()
+    def _look(self, source: Source, reader: PageReader) -> tuple[Page, Mapping[VersionKey, float] | None, float]:
+        assert source.page is not None
+        got = source.page.read(self._settings.timeout_seconds)
+        at = self._clock() - (time.monotonic() - got.at)
         cpu = None
         with contextlib.suppress(OSError):
             cpu = source.cpu_seconds() if source.cpu_seconds is not None else None
-        return reader.read(text), cpu, at
+        return reader.read(got.text), cpu, at
 
     def _missed(self, watched: Watched, error: str) -> None:
         watched.looks["failed"] += 1

@@ -60,9 +60,9 @@ async def _counters(
     except ControlPlaneError as error:
         logger.debug("no statistics from %s: %s", server.name, error)
         return None, None, None
-    if not server.metrics_url:
+    if server.page is None:
         return counters, None, None
-    pending = await asyncio.to_thread(read_pending, server.metrics_url, server.client.timeouts.request_seconds)
+    pending = await asyncio.to_thread(read_pending, server.page, server.client.timeouts.request_seconds)
     return counters, pending, pending is not None
 
 

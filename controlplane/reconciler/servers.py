@@ -7,6 +7,7 @@ from controlplane.gpu.base import DeviceSource
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded.server import EmbeddedTriton
+from controlplane.triton.page import PageSource
 from controlplane.triton.repository import ModelRepository
 
 
@@ -20,7 +21,7 @@ class ManagedServer:
         repository: Its model repository, as this process sees it.
         embedded: The supervisor, where this process started the server.
         http_url: URL of its HTTP service, for display.
-        metrics_url: URL of its metrics, for display.
+        page: Its metrics; None where their address is not known.
         devices: What tells of its devices' memory; None: nobody does.
         budgets: How much of each of them models may use.
         zone: Its failure domain.
@@ -32,8 +33,13 @@ class ManagedServer:
     repository: ModelRepository
     embedded: EmbeddedTriton | None = None
     http_url: str = ""
-    metrics_url: str = ""
+    page: PageSource | None = None
     devices: DeviceSource | None = None
     budgets: BudgetRules = field(default_factory=BudgetRules)
     zone: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of its metrics, for display."""
+        return self.page.url if self.page is not None else ""

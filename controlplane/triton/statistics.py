@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from controlplane.errors import TritonError
-from controlplane.triton.page import fetch, page_client
+from controlplane.triton.page import PageSource
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +68,10 @@ def parse_pending(text: str) -> dict[VersionKey, int]:
     return found
 
 
-def read_pending(url: str, deadline_seconds: float) -> Mapping[VersionKey, int] | None:
+def read_pending(page: PageSource, deadline_seconds: float) -> Mapping[VersionKey, int] | None:
     """Ask a server's metrics page for the requests that wait or run; None where it does not answer. Blocks."""
-    with page_client() as client:
-        try:
-            return parse_pending(fetch(client, url, deadline_seconds))
-        except TritonError as error:
-            logger.debug("no pending requests from %s: %s", url, error)
-            return None
+    try:
+        return parse_pending(page.read(deadline_seconds).text)
+    except TritonError as error:
+        logger.debug("no pending requests from %s: %s", page.url, error)
+        return None

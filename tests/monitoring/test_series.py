@@ -109,7 +109,7 @@ def test_one_counter_that_fell_means_that_all_of_them_began_again() -> None:
 
 def test_what_served_before_we_looked_is_not_counted_and_what_came_later_is() -> None:
     now = 100.0
-    monitor = Monitor([Source("one", "")], MonitoringSettings(), clock=lambda: now)
+    monitor = Monitor([Source("one", None)], MonitoringSettings(), clock=lambda: now)
     reader = PageReader()
     monitor.take("one", reader.read(page(1000)), None, now)
     assert monitor.figures("net").requests == 0
@@ -131,7 +131,7 @@ def test_what_served_before_we_looked_is_not_counted_and_what_came_later_is() ->
 
 
 def test_what_is_gone_for_long_is_forgotten_and_versions_are_bounded() -> None:
-    monitor = Monitor([Source("one", "")], MonitoringSettings(), clock=lambda: 0.0)
+    monitor = Monitor([Source("one", None)], MonitoringSettings(), clock=lambda: 0.0)
     reader = PageReader()
     at = 0.0
     for version in range(1, 60):

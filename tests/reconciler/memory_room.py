@@ -21,6 +21,7 @@ from controlplane.registry.registry import Registry
 from controlplane.settings import MemorySettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
+from controlplane.triton.page import PageSource
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import settings as reconciler_settings
 from tests.support.models import publish_affine
@@ -159,7 +160,7 @@ async def memory_room(
         client,
         ModelRepository(embedded.repository),
         embedded if supervised else None,
-        metrics_url=embedded.metrics_url,
+        page=PageSource(embedded.metrics_url),
         devices=HostSource(embedded.processes),
         budgets=BudgetRules({"host": budget}),
     )

@@ -23,6 +23,7 @@ from controlplane.registry.registry import Registry
 from controlplane.settings import MemorySettings, PlacementSettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
+from controlplane.triton.page import PageSource
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import answer
 from tests.reconciler.conftest import settings as reconciler_settings
@@ -97,7 +98,7 @@ def managed(name: str, embedded: EmbeddedTriton, client: TritonClient, budget: i
         name,
         client,
         ModelRepository(embedded.repository),
-        metrics_url=embedded.metrics_url,
+        page=PageSource(embedded.metrics_url),
         devices=HostSource(embedded.processes),
         budgets=BudgetRules({"host": budget}),
         zone=name[0],

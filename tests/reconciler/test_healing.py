@@ -24,6 +24,7 @@ from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.registry import Registry
 from controlplane.settings import MemorySettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
+from controlplane.triton.page import PageSource
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import Room, settings
 from tests.support.faulty_triton import FaultyTriton, faulty_triton
@@ -65,7 +66,11 @@ async def ward_of(
         log_tail=triton.server.log_tail,
     )
     server = ManagedServer(
-        "own", client, ModelRepository(triton.server.repository), triton.server, metrics_url=triton.server.metrics_url
+        "own",
+        client,
+        ModelRepository(triton.server.repository),
+        triton.server,
+        page=PageSource(triton.server.metrics_url),
     )
     memory = MemorySettings(poll_interval_seconds=0.2)
     reconciler = Reconciler(registry, [server], settings(**changes), memory=memory)
