@@ -197,6 +197,7 @@ def show_plan(out: Output, plan: Plan) -> None:
             out.line(one.why)
         out.facts(
             (
+                ("placed", _placed(one)),
                 ("needs", sizes(one.needed)),
                 ("free", sizes(one.free)),
                 ("could be freed now", sizes(one.could_be_freed)),
@@ -211,6 +212,14 @@ def show_plan(out: Output, plan: Plan) -> None:
                 ("evicted", "frees", "why"), ((gone.model, sizes(gone.bytes), gone.why) for gone in one.evictions)
             )
         show_holders(out, one.holders)
+
+
+def _placed(one: ServerPlan) -> str | None:
+    """Say on which devices it would be; nothing where it could be on no others."""
+    if not one.devices or one.devices == ("host",):
+        return None
+    devices = ", ".join(one.devices)
+    return one.placed_why if devices in one.placed_why else f"{devices}: {one.placed_why}".removesuffix(": ")
 
 
 def _switch(one: ServerPlan) -> str | None:

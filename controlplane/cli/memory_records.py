@@ -110,6 +110,8 @@ class ServerPlan(Record):
     server: str
     decision: str
     why: str = ""
+    devices: tuple[str, ...] = ()
+    placed_why: str = ""
     needed: dict[str, int] = Field(default_factory=dict)
     free: dict[str, int] = Field(default_factory=dict)
     could_be_freed: dict[str, int] = Field(default_factory=dict)

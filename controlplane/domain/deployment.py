@@ -79,7 +79,27 @@ class DeploymentSettings(BaseModel):
 
     instance_count: int = Field(default=1, ge=1, le=64, description="Instances per device.")
     instance_kind: InstanceKind = Field(default=InstanceKind.AUTO, description="auto, cpu or gpu.")
-    gpus: tuple[int, ...] = Field(default=(), description="GPU indices to use; empty means all that Triton sees.")
+    gpus: tuple[int, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Numbers of the GPUs to use, as Triton counts them; a server without all of them gets no copy. "
+        "Empty leaves the choice to the placement.",
+    )
+    gpu_count: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="How many GPUs of a server each copy uses, with `instance_count` instances on each; the placement "
+        "chooses which. Null: all that suit. With a number it runs on servers with GPUs alone.",
+    )
+    gpu_product: str = Field(
+        default="",
+        max_length=100,
+        description="Part of the product's name that its GPUs must have, such as H100, whatever the case.",
+    )
+    gpu_min_memory_bytes: int = Field(
+        default=0, ge=0, le=1 << 50, description="Least memory that each of its GPUs must have in all, in bytes."
+    )
     max_batch_size: int | None = Field(
         default=None,
         ge=0,
@@ -173,6 +193,14 @@ class DeploymentSettings(BaseModel):
     def _check(self) -> Self:
         if self.gpus and self.instance_kind is InstanceKind.CPU:
             raise ValueError("gpus cannot be given together with instance_kind 'cpu'")
+        if chooses_gpus(self) and self.instance_kind is InstanceKind.CPU:
+            raise ValueError(
+                "gpu_count, gpu_product and gpu_min_memory_bytes cannot be given together with instance_kind 'cpu'"
+            )
+        if self.gpus and self.gpu_count not in (None, len(self.gpus)):
+            raise ValueError(f"gpu_count is {self.gpu_count}, and gpus names {len(self.gpus)}: give one of them")
+        if len(set(self.gpus)) < len(self.gpus) or min(self.gpus, default=0) < 0:
+            raise ValueError(f"gpus must be different numbers from 0, not {list(self.gpus)}")
         if self.dynamic_batching and self.max_batch_size == 0:
             raise ValueError("dynamic_batching needs a max_batch_size above 0")
         if self.max_copies is not None and self.max_copies < self.min_copies:
@@ -182,6 +210,11 @@ class DeploymentSettings(BaseModel):
                 f"a {self.rollout.kind} rollout needs both versions at once: switch cannot be unload-first"
             )
         return self
+
+
+def chooses_gpus(settings: DeploymentSettings) -> bool:
+    """Whether something is asked of the GPUs beside their numbers, so that a server without GPUs will not do."""
+    return bool(settings.gpu_count or settings.gpu_product or settings.gpu_min_memory_bytes)
 
 
 class RolloutPhase(StrEnum):
@@ -229,8 +262,18 @@ class Rollout(BaseModel):
         return self.model_copy(update=changes)
 
 
-PLACEMENT_FIELDS = frozenset({"min_copies", "max_copies", "queue_objective_milliseconds", "node_selector"})
-"""Settings that say where a deployment runs and how often; nothing of them is in Triton's configuration."""
+PLACEMENT_FIELDS = frozenset(
+    {
+        "min_copies",
+        "max_copies",
+        "queue_objective_milliseconds",
+        "node_selector",
+        "gpu_count",
+        "gpu_product",
+        "gpu_min_memory_bytes",
+    }
+)
+"""Settings that say where a deployment runs and how often; nothing of them is in its configuration for all servers."""
 
 RUN_THE_SAME_FIELDS = PLACEMENT_FIELDS | {
     "bake_seconds",

@@ -130,6 +130,28 @@ class Ledger:
             made.append(Holding(slot, device, counted, HoldingState.RESIDENT, now, over_bytes=size - counted))
         return replace(others, holdings=others.holdings + tuple(made))
 
+    def replaced(self, slot: Slot, by: Slot, now: datetime) -> Self:
+        """What `by` had reserved is the slot's own from now on; what the slot had counts as `by`'s until `released`.
+
+        So it is when a version is loaded again: the old instances leave after the new ones came, on other devices or
+        on the same ones.
+        """
+        swapped = {slot: by, by: slot}
+        return replace(
+            self,
+            holdings=tuple(
+                replace(
+                    holding,
+                    slot=swapped[holding.slot],
+                    state=HoldingState.UNLOADING if holding.slot == slot else holding.state,
+                    since=now if holding.slot == slot else holding.since,
+                )
+                if holding.slot in swapped
+                else holding
+                for holding in self.holdings
+            ),
+        )
+
     def released(self, slot: Slot) -> Self:
         """The memory is really free, or the reservation was given up."""
         return replace(self, holdings=tuple(holding for holding in self.holdings if holding.slot != slot))

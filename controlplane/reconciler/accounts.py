@@ -9,7 +9,7 @@ For an embedded server the host's own figure is not the machine's, which the res
 the resident memory of the server's processes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -20,6 +20,7 @@ from controlplane.memory.types import Budget, HoldingState, Slot
 from controlplane.reconciler.gauging import Reading
 from controlplane.reconciler.own_memory import OwnMemory
 from controlplane.triton.embedded.processes import InstanceMemory
+from controlplane.triton.instance_groups import Gpus
 from controlplane.triton.statistics import VersionKey
 
 _PLENTY = 1 << 60
@@ -36,6 +37,7 @@ class Accounts:
     Attributes:
         ledger: The ledger.
         reading: The newest reading.
+        unusable: GPUs that Triton refused to use, although the driver has them.
     """
 
     def __init__(self, rules: BudgetRules, *, told: bool) -> None:
@@ -43,10 +45,11 @@ class Accounts:
         self._told = told
         self.ledger = Ledger()
         self.reading = Reading()
+        self.unusable: frozenset[str] = frozenset()
         self._baselines: dict[str, int] = {}
         self._own = OwnMemory()
         self._leaving: dict[Slot, int] = {}
-        self._promised: dict[Slot, int] = {}
+        self._promised: dict[Slot, dict[str, int]] = {}
         if not told:
             self.ledger = self.ledger.with_budget(Budget(HOST, _PLENTY, _PLENTY))
 
@@ -70,9 +73,34 @@ class Accounts:
         return self.reading.devices or ()
 
     @property
-    def topology(self) -> tuple[tuple[str, bool], ...]:
+    def gpus(self) -> tuple[DeviceReading, ...]:
+        """The GPUs and MIG instances that models can be loaded on."""
+        return tuple(
+            device
+            for device in self.devices
+            if device.kind is not DeviceKind.HOST
+            and device.allocatable
+            and not device.lost
+            and device.name not in self.unusable
+        )
+
+    @property
+    def topology(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What of the devices decides where a model is loaded."""
-        return tuple((device.name, device.allocatable and not device.lost) for device in self.devices)
+        return tuple(device.name for device in self.devices), tuple(device.name for device in self.gpus)
+
+    def numbers(self, devices: Iterable[str]) -> Gpus | None:
+        """Return Triton's numbers of a place's GPUs: none for the host of a server with GPUs, None where not known."""
+        known = {device.name: device.device_id for device in self.devices if device.kind is not DeviceKind.HOST}
+        found = [known.get(name) for name in devices if name != HOST]
+        if not found:
+            return () if known else None
+        return None if None in found else tuple(sorted(number for number in found if number is not None))
+
+    def names(self, gpus: Gpus) -> tuple[str, ...]:
+        """Return the devices of Triton's numbers; none means the host."""
+        named = {device.device_id: device.name for device in self.devices if device.device_id is not None}
+        return tuple(named.get(number, f"gpu:{number}") for number in gpus) or (HOST,)
 
     @property
     def instances(self) -> Mapping[VersionKey, InstanceMemory]:
@@ -118,19 +146,48 @@ class Accounts:
         """A slot that was on its way out is loaded after all."""
         self._leaving.pop(slot, None)
 
-    def promise(self, slot: Slot, size: int) -> None:
-        """Count a slot on the host for at least this much until `proved`: its processes grow on after the load."""
-        self._promised[slot] = size
+    def promise(self, slot: Slot, sizes: Mapping[str, int]) -> None:
+        """Count a slot for at least this much, by device, until `proved`: its processes grow on after the load."""
+        self._promised[slot] = dict(sizes)
 
     def proved(self, slot: Slot, now: datetime) -> None:
         """A slot has answered: from now on what its processes have counts."""
         if self._promised.pop(slot, None) is not None:
             self._follow_instances(now)
 
-    def resident_bytes(self, slot: Slot) -> int | None:
-        """Resident memory of a slot's processes, or what it was promised; None where they cannot be seen."""
-        instance = self.instances.get((slot.triton_name, slot.version))
-        return max(instance.resident_bytes, self._promised.get(slot, 0)) if instance else None
+    def seen_bytes(self, slot: Slot, device: str = HOST) -> int | None:
+        """Memory of a slot's processes on a device, or what it was promised; None where they cannot be seen."""
+        seen = self.process_bytes((slot.triton_name, slot.version), device)
+        return None if seen is None else max(seen, self._promised.get(slot, {}).get(device, 0))
+
+    def process_bytes(self, version: VersionKey, device: str) -> int | None:
+        """Memory of a version's own processes on a device; None where they cannot be seen, or are none of its own.
+
+        On a GPU it is what the driver says of them. It says nothing where it may not, or knows them by other process
+        ids than we do (containers).
+        """
+        instance = self.instances.get(version)
+        if instance is None:
+            return None
+        if device == HOST:
+            return instance.resident_bytes
+        told = next((one.processes for one in self.devices if one.name == device and not one.error), None)
+        found = [told[pid] for pid in instance.pids if pid in told] if told else []
+        return sum(found) if found else None
+
+    def own_bytes(self, version: VersionKey, devices: Iterable[str]) -> tuple[int, int] | None:
+        """Memory of a version's own processes now and at most, on the one of its devices where that is the most.
+
+        On GPUs the host's share does not count, and the driver tells no peak: what is there now is the most that is
+        known. None where not all of it can be seen.
+        """
+        instance = self.instances.get(version)
+        gpus = [device for device in devices if device != HOST]
+        if instance is None or not gpus:
+            return (instance.resident_bytes, instance.peak_bytes) if instance else None
+        found = [self.process_bytes(version, device) for device in gpus]
+        known = [size for size in found if size is not None]
+        return (max(known), max(known)) if len(known) == len(found) else None
 
     def excess(self, *, supervised: bool) -> dict[str, int]:
         """Bytes beyond the ledger by device: what a restart of the server would give back.
@@ -170,10 +227,10 @@ class Accounts:
 
     def _follow_instances(self, now: datetime) -> None:
         for holding in self.ledger.holdings:
-            if holding.state is HoldingState.RESIDENT and holding.device == HOST:
-                size = self.resident_bytes(holding.slot)
+            if holding.state is HoldingState.RESIDENT:
+                size = self.seen_bytes(holding.slot, holding.device)
                 if size is not None and size != holding.bytes + holding.over_bytes:
-                    self.ledger = self.ledger.resident(holding.slot, {HOST: size}, now)
+                    self.ledger = self.ledger.resident(holding.slot, {holding.device: size}, now)
 
     def _budget(self, device: DeviceReading) -> None:
         budget = self._rules.budget_bytes(device)

@@ -7,6 +7,7 @@ from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.health import ServerHealth
 from controlplane.domain.names import Reference
 from controlplane.domain.states import DeploymentStatus, Phase, ServerStatus
+from controlplane.memory.placement.types import Seat
 from controlplane.reconciler.fleet import KnownServer
 from controlplane.reconciler.memory_view import (
     LoadPlanView,
@@ -42,7 +43,7 @@ class Answers:
         wishes: Wishes,
         registry: Registry,
         *,
-        preview: Callable[[str, Prepared, DeploymentSettings], tuple[tuple[str, ...], str]],
+        preview: Callable[[str, Prepared, DeploymentSettings], tuple[tuple[Seat, ...], str]],
     ) -> None:
         self._state = state
         self._preview = preview
@@ -191,13 +192,14 @@ class Answers:
         prepared, fetch_bytes = await asyncio.to_thread(prepare)
         now = self._state.clock()
         plans = []
-        names, lacking = self._preview(model, prepared, wanted)
-        if not names:
+        seats, lacking = self._preview(model, prepared, wanted)
+        if not seats:
             nowhere = ServerLoadPlan(server="(none)", decision="refuse", why=lacking)
             return LoadPlanView(model=model, version=prepared.target.version, servers=(nowhere,))
-        for server in (self._state.servers[name] for name in names):
+        for seat in seats:
+            server = self._state.servers[seat.server]
             facts = server.units[model].facts if model in server.units else None
-            plans.append(plan_for(server.steward, prepared, model, facts, fetch_bytes, now))
+            plans.append(plan_for(server.steward, prepared, model, facts, fetch_bytes, seat, now))
         return LoadPlanView(model=model, version=prepared.target.version, servers=tuple(plans))
 
 

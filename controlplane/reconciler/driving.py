@@ -101,6 +101,9 @@ class Driver:
             unit.facts = None
             message = f"on {unit.server}: {outcome.error}; its footprint is corrected, and others make room"
             self._state.events.add("Warning", "OutOfMemory", unit.model, message)
+        elif refused := server.steward.gpus_refused(outcome):
+            unit.facts = None
+            self._state.events.add("Warning", "GpuUnusable", server.name, refused)
         else:
             unit.settle(outcome, now=now, backoff=self._backoff, events=self._state.events)
         if outcome.report is not None:
@@ -171,6 +174,8 @@ class Driver:
         prepared = wish.prepared.get(target) if target is not None else None
         awaited = server.steward.tenant(unit.model).demanded_at is not None
         exam = self._exam(unit, wish, action, awaited=awaited)
+        load = action if isinstance(action, Load) else None
+        gpus = server.gpus(unit.model, prepared, load) if prepared is not None else None
         unit.doing, unit.began = Doing(action), since_boot()
 
         def progress(phase: Phase) -> None:
@@ -186,7 +191,7 @@ class Driver:
 
         async def act() -> None:
             before = await gauge(managed, counters=False) if loads and compares and managed.devices else None
-            outcome = await self._executor.run(managed, unit.model, action, prepared, progress, exam)
+            outcome = await self._executor.run(managed, unit.model, action, prepared, progress, exam, gpus)
             after = None
             if managed.devices and (loads or proves or isinstance(action, Unload)):
                 after = await gauge(managed, counters=False)

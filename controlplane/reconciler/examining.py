@@ -20,6 +20,7 @@ from controlplane.reconciler.types import Mark
 from controlplane.reconciler.wishes import Prepared
 from controlplane.triton.config_json import differences
 from controlplane.triton.embedded.opsets import newest_opset
+from controlplane.triton.instance_groups import Gpus, on_gpus
 
 _WARM_UPS = 2
 _ROUNDS = 50
@@ -38,11 +39,13 @@ class Exam:
         peer: The version that answers; None where nothing does.
         max_latency_ratio: The deployment's bound; None: none.
         max_memory_ratio: Likewise.
+        gpus: The GPUs that its load asked for; None: it left them to Triton.
     """
 
     peer: Prepared | None
     max_latency_ratio: float | None = None
     max_memory_ratio: float | None = None
+    gpus: Gpus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,11 @@ async def examine(
     """
     name, prepared, _ = ours
     mark, proof = proved
-    checks = [artifact_check(server, prepared), await _configuration(server, name, prepared), _numbers(mark, proof)]
+    checks = [
+        artifact_check(server, prepared),
+        await _configuration(server, name, prepared, exam.gpus),
+        _numbers(mark, proof),
+    ]
     asked = peer = 0
     if mark is Mark.PASSED:
         mine, other = _both(model, ours, exam.peer, peer_samples)
@@ -146,12 +153,12 @@ def artifact_check(server: ManagedServer, prepared: Prepared) -> ReportCheck:
     return ReportCheck(name="artifact", verdict=Verdict.PASSED, message=what, details=details)
 
 
-async def _configuration(server: ManagedServer, name: str, prepared: Prepared) -> ReportCheck:
+async def _configuration(server: ManagedServer, name: str, prepared: Prepared, gpus: Gpus | None) -> ReportCheck:
     try:
         present = await server.client.model_config(name, prepared.target.version)
     except NotFoundError as error:
         return ReportCheck(name="configuration", verdict=Verdict.SKIPPED, message=str(error))
-    found = differences(prepared.config, present)
+    found = differences(on_gpus(prepared.config, gpus), present)
     if not found:
         message = "Triton runs it with the configuration that was asked for"
         return ReportCheck(name="configuration", verdict=Verdict.PASSED, message=message)

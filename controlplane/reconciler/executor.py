@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from controlplane import tracing
@@ -26,6 +26,7 @@ from controlplane.reconciler.traffic import DirectTraffic, Traffic
 from controlplane.reconciler.types import Mark
 from controlplane.reconciler.wishes import Prepared, Wishes
 from controlplane.registry.registry import Registry
+from controlplane.triton.instance_groups import Gpus, on_gpus
 from controlplane.triton.repository import layout
 from controlplane.triton.warmup import warmup_files, warmup_names
 
@@ -53,6 +54,7 @@ class Outcome:
         mark: A proof's result; None where none was made.
         proof: The proof.
         requests: How many requests that took.
+        gpus: The GPUs that a load asked for; None: it left them to Triton.
         report: What else was found out about the version; None where nobody looked.
         peer_requests: How many requests the version that answers was sent for that.
     """
@@ -63,6 +65,7 @@ class Outcome:
     mark: Mark | None = None
     proof: Proof | None = None
     requests: int = 0
+    gpus: Gpus | None = None
     report: VersionReport | None = None
     peer_requests: int = 0
 
@@ -111,6 +114,7 @@ class Executor:
         prepared: Prepared | None,
         progress: Progress,
         exam: Exam | None = None,
+        gpus: Gpus | None = None,
     ) -> Outcome:
         """Perform an action.
 
@@ -121,8 +125,9 @@ class Executor:
             prepared: The action's target, where it is one that the present wish knows.
             progress: Told when a stage begins.
             exam: What a proof is to look at beside the answers; None: nothing.
+            gpus: The GPUs that the target says on this server; None leaves them to Triton.
         """
-        outcome = Outcome(action)
+        outcome = Outcome(action, gpus=gpus)
         with tracing.below(
             f"reconcile {type(action).__name__.lower()}", parent=tracing.carried(model), model=model, server=server.name
         ):
@@ -194,7 +199,7 @@ class Executor:
                 loop.call_soon_threadsafe(progress, Phase.STAGING)
                 self._check_lease()
                 with _timed(outcome, "stage"):
-                    config = prepared.config_for(name, [prepared.target.version])
+                    config = on_gpus(prepared.config_for(name, [prepared.target.version]), outcome.gpus)
                     placed = {path: files[entry.path] for path, entry in layout(prepared.manifest).items()}
                     server.repository.stage(
                         name, prepared.target.version, placed, config, warmup=self._warmup(prepared)
@@ -211,7 +216,7 @@ class Executor:
         config = (
             await _present_config(server, name, action.versions)
             if prepared is None
-            else prepared.config_for(name, action.versions)
+            else on_gpus(prepared.config_for(name, action.versions), outcome.gpus)
         )
         self._check_lease()
         if prepared is not None:
@@ -270,7 +275,13 @@ class Executor:
         name = candidate_name(model) if action.candidate else model
         peer_samples = await self._samples(exam.peer) if exam.peer is not None else ()
         outcome.report, requests, outcome.peer_requests = await examine(
-            server, model, (name, prepared, samples), exam, peer_samples, (mark, proof), self._proof_timeout
+            server,
+            model,
+            (name, prepared, samples),
+            replace(exam, gpus=outcome.gpus),
+            peer_samples,
+            (mark, proof),
+            self._proof_timeout,
         )
         outcome.requests += requests
         failed = [check.message for check in outcome.report.checks if check.verdict is Verdict.FAILED]

@@ -9,8 +9,10 @@ from controlplane.domain.states import LoadedVersion
 from controlplane.reconciler.actions import Action, CleanUp, Load, Stage, Unload
 from controlplane.reconciler.record import ModelRecord
 from controlplane.reconciler.types import ObservedModel
+from controlplane.triton.instance_groups import Gpus
 
 NONE: Mapping[str, str] = MappingProxyType({})
+NOWHERE: Mapping[str, Gpus | None] = MappingProxyType({})
 READY, LOADING, UNLOADING = "READY", "LOADING", "UNLOADING"
 _EMPTY = 0
 """Stands for a candidate's folder without a version in it: a leftover, too."""
@@ -24,6 +26,8 @@ class Facts:
         fingerprint: Of the whole configuration that Triton tells of what is loaded; empty where nobody looked since.
         ours: The fingerprint as of the first look after our own load.
         foreign: Whether it is another one now, under our digest: somebody loaded it with a changed copy of ours.
+        gpus: Numbers of the GPUs that what is loaded under the own name uses; none means the host, None that nobody
+            knows.
     """
 
     loaded: frozenset[int] = frozenset()
@@ -38,6 +42,7 @@ class Facts:
     fingerprint: str = ""
     ours: str = ""
     foreign: bool = False
+    gpus: Gpus | None = None
 
     @classmethod
     def of(
@@ -47,6 +52,7 @@ class Facts:
         digests: Mapping[str, str | None],
         staged: Mapping[str, set[int]],
         fingerprints: Mapping[str, str] = NONE,
+        gpus: Mapping[str, Gpus | None] = NOWHERE,
     ) -> "Facts":
         """Read one model's facts out of what was seen of its server.
 
@@ -56,6 +62,7 @@ class Facts:
             digests: Configuration digest by Triton name, for what is loaded.
             staged: Versions in the model repository by Triton name.
             fingerprints: Of whole configurations, by Triton name.
+            gpus: GPUs by Triton name, for what is loaded.
         """
         candidate = candidate_name(model)
         states: dict[tuple[str, str], set[int]] = {}
@@ -73,10 +80,26 @@ class Facts:
             candidate_leaving=(candidate, UNLOADING) in states,
             candidate_staged=frozenset(staged[candidate] or {_EMPTY}) if candidate in staged else frozenset(),
             fingerprint=fingerprints.get(model, ""),
+            gpus=gpus.get(model),
         )
 
-    def after(self, action: Action) -> "Facts":
-        """Return the facts after an action that succeeded, so that nobody needs to ask Triton what is known."""
+    def differs(self, later: "Facts") -> bool:
+        """Whether what is loaded later runs under another configuration, or on other GPUs."""
+        moved = self.gpus is not None and later.gpus is not None and self.gpus != later.gpus
+        return self.digest != later.digest or moved
+
+    def loads_anew(self, load: Load) -> bool:
+        """Whether a load brings anything that is not loaded as it is; else it only says which of the versions stay."""
+        same = self.digest == load.target.digest and self.loaded.issuperset(load.versions) and not self.foreign
+        return load.candidate or load.reload or not same
+
+    def after(self, action: Action, gpus: Gpus | None = None) -> "Facts":
+        """Return the facts after an action that succeeded, so that nobody needs to ask Triton what is known.
+
+        Args:
+            action: The action.
+            gpus: The GPUs that a load asked for.
+        """
         match action:
             case Stage(target=target, candidate=True):
                 return replace(self, candidate_staged=self.candidate_staged | {target.version})
@@ -100,11 +123,12 @@ class Facts:
                     fingerprint="",
                     ours="",
                     foreign=False,
+                    gpus=gpus,
                 )
             case Unload(candidate=True):
                 return replace(self, candidate=None, candidate_digest=None, candidate_leaving=False)
             case Unload():
-                return replace(self, loaded=frozenset(), digest=None, leaving=frozenset())
+                return replace(self, loaded=frozenset(), digest=None, leaving=frozenset(), gpus=None)
             case CleanUp(versions=versions, candidate=candidate, model=model):
                 return replace(
                     self,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controlplane.domain.states import DeploymentStatus, ServerState, ServerStatus
+from controlplane.reconciler.actions import Load
 from controlplane.reconciler.leakguard import LeakGuard
 from controlplane.reconciler.probing import Watch
 from controlplane.reconciler.servers import ManagedServer
@@ -17,7 +18,8 @@ from controlplane.reconciler.types import DesiredModel
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.vitals import Vitals
 from controlplane.reconciler.watching import Sight
-from controlplane.reconciler.wishes import Wish
+from controlplane.reconciler.wishes import Prepared, Wish
+from controlplane.triton.instance_groups import Gpus, asked_gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,13 @@ class Place:
         here: Whether.
         why: Why, or where it is instead.
         seat: Whether it is assigned; else it only stays until it answers where it is.
+        devices: The devices of the server that it is assigned; empty where that is not said.
     """
 
     here: bool
     why: str
     seat: bool = False
+    devices: tuple[str, ...] = ()
 
 
 @dataclass
@@ -106,10 +110,40 @@ class KnownServer:
         place = self.places.get(model)
         return place is not None and place.here
 
+    def gpus(self, model: str, prepared: Prepared, load: Load | None = None) -> Gpus | None:
+        """Return the GPUs that a version says here; None where it leaves them to Triton.
+
+        Args:
+            model: The model.
+            prepared: The version.
+            load: The load that says it. One after which nothing is loaded that was not before says what is there.
+        """
+        facts, place = self.unit(model).facts, self.places.get(model)
+        if load is not None and facts is not None and not facts.loads_anew(load):
+            return facts.gpus
+        devices = place.devices if place is not None else ()
+        return asked_gpus(prepared.config, self.steward.accounts.numbers(devices)) if devices else None
+
+    def _displaced(self, wish: Wish) -> str:
+        """Why what is loaded has to be loaded again on other GPUs; empty where it is where it should be."""
+        facts, place = self.unit(wish.model).facts, self.places.get(wish.model)
+        if facts is None or not facts.loaded or facts.gpus is None or facts.foreign:
+            return ""
+        if place is None or not place.devices:
+            return ""
+        found = (
+            one for key, one in wish.prepared.items() if key.digest == facts.digest and key.version in facts.loaded
+        )
+        prepared = next(found, None)
+        gpus = self.gpus(wish.model, prepared) if prepared is not None else None
+        return "" if gpus is None or gpus == facts.gpus else f"its place is on {', '.join(place.devices)} now"
+
     def desired(self, wish: Wish) -> DesiredModel:
         """Return what is wanted here: what the deployment says, if the model's place is here and memory allows it."""
         desired = wish.desired(self.unit(wish.model).record.good)
         place = self.places.get(wish.model)
+        if displaced := self._displaced(wish):
+            desired = replace(desired, displaced=displaced)
         if desired.loaded and place is not None and not place.here:
             return replace(desired, loaded=False, why=place.why)
         verdict = self.steward.desired(wish.model)

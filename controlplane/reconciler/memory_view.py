@@ -219,6 +219,8 @@ class ServerLoadPlan(_View):
         "queue: it would wait; refuse: it cannot be."
     )
     why: str = Field(description="One sentence, with figures.")
+    devices: tuple[str, ...] = Field(default=(), description="The devices of the server that it would be placed on.")
+    placed_why: str = Field(default="", description="Why there.")
     needed: dict[str, int] = Field(default_factory=dict, description="What it needs, by device.")
     free: dict[str, int] = Field(default_factory=dict, description="What is free, by device.")
     could_be_freed: dict[str, int] = Field(default_factory=dict, description="What eviction could free, by device.")

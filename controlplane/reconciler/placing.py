@@ -11,13 +11,13 @@ answers and is proved; unless it is pinned and the server has no room for it bes
 from collections.abc import Callable, Mapping, Set
 from datetime import datetime, timedelta
 
-from controlplane.domain.deployment import DeploymentSettings, InstanceKind, Mode
+from controlplane.domain.deployment import DeploymentSettings, Mode, chooses_gpus
 from controlplane.domain.states import ServerState
-from controlplane.memory.placement.board import suits
+from controlplane.memory.placement.board import Board, copies_devices, suits
 from controlplane.memory.placement.planning import plan
 from controlplane.memory.placement.rebalancing import Defragmentation, defragment
 from controlplane.memory.placement.scaling import Scale, ScalingRules, Window, rescale
-from controlplane.memory.placement.types import CPU, GPU, UNLIMITED, Hints, Plan, Pool, Room, Server, Workload
+from controlplane.memory.placement.types import CPU, GPU, UNLIMITED, Hints, Plan, Pool, Room, Seat, Server, Workload
 from controlplane.memory.types import HOST
 from controlplane.reconciler.driving import Driver
 from controlplane.reconciler.fleet import KnownServer, Place
@@ -27,10 +27,13 @@ from controlplane.reconciler.routing import answers
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.wishes import Prepared, Wish
 from controlplane.settings import PlacementSettings
+from controlplane.triton.instance_groups import may_use_gpu, named_gpus, wants_gpu
 
 _STEPS = 64
 """What nobody accounts for is taken off a budget in steps of this part of it, so that plans do not change at once."""
 _NOBODY = Window(0, 0.0, 1.0)
+_SOME_GPU = "gpu:0"
+"""Stands for a GPU where there is none, to say what one would have to hold."""
 
 
 class Placer:
@@ -63,13 +66,19 @@ class Placer:
             return
         before = self._state.plan
         servers = self._servers(now)
+        touched = {
+            model
+            for name, server in servers.items()
+            if before.servers.get(name) is not server and name in before.rooms
+            for model in before.rooms[name].models
+        }
         strayed = set() if self._leading() else self._follow()
         workloads = self._workloads(servers)
         if strayed:
             others = {model: one for model, one in workloads.items() if model not in strayed}
             self._state.plan = plan(before, servers, others)
         new = workloads.keys() - self._state.plan.seats.keys()
-        self._state.plan = made = plan(self._state.plan, servers, workloads, self._hints(new))
+        self._state.plan = made = plan(self._state.plan, servers, workloads, self._hints(new | touched))
         if made is not before:
             self._tell(before, made)
         changed: list[tuple[KnownServer, str]] = []
@@ -106,16 +115,15 @@ class Placer:
             if made.copies != scale.copies:
                 self._state.events.add("Normal", "Scaled", model, made.why or f"{made.copies} copies")
 
-    def preview(self, model: str, prepared: Prepared, settings: DeploymentSettings) -> tuple[tuple[str, ...], str]:
+    def preview(self, model: str, prepared: Prepared, settings: DeploymentSettings) -> tuple[tuple[Seat, ...], str]:
         """Return where a version would be placed that need not be deployed, and why nowhere. Changes nothing."""
         servers = dict(self._state.plan.servers)
         if not servers:
-            return tuple(self._state.servers), ""
+            return tuple(Seat(name, (), 0) for name in self._state.servers), ""
         scale = self._state.scales.get(model, Scale(settings.min_copies))
         workload = self._workload(model, prepared, settings, scale, servers)
         made = plan(self._state.plan, servers, {**self._state.plan.workloads, model: workload})
-        seats = tuple(seat.server for seat in made.seats.get(model, ()))
-        return seats or tuple(filter(None, (_largest(made, workload),))), made.lacking.get(model, "")
+        return made.seats.get(model) or _provisional(made, workload), made.lacking.get(model, "")
 
     def defragment(self, *, dry_run: bool, limit: int) -> Defragmentation:
         """Say which moves are worth their cost, and make them unless it is a dry run."""
@@ -137,12 +145,28 @@ class Placer:
         for model, seats in self._state.plan.seats.items():
             loaded = self._loaded_on(model)
             here = {seat.server for seat in seats}
-            if loaded - here and (here - loaded or len(loaded) > len(here)):
+            elsewhere = loaded - here and (here - loaded or len(loaded) > len(here))
+            if elsewhere or any(self._on_others(model, seat) for seat in seats):
                 strayed.add(model)
             scale = self._state.scales.get(model)
             if loaded and scale is not None and scale.copies != len(loaded):
                 self._state.scales[model] = Scale(len(loaded))
         return strayed
+
+    def _on_others(self, model: str, seat: Seat) -> bool:
+        """Whether a model is loaded on other devices of a server than those of its seat."""
+        devices = self._loaded_devices(self._state.servers[seat.server], model)
+        return bool(devices) and set(devices) != set(seat.devices)
+
+    @staticmethod
+    def _loaded_devices(server: KnownServer, model: str) -> tuple[str, ...]:
+        """The devices that a loaded model is seen on; empty where nobody can tell."""
+        unit = server.units.get(model)
+        if unit is None or unit.facts is None or not unit.facts.loaded or unit.facts.gpus is None:
+            return ()
+        accounts = server.steward.accounts
+        # On a server without GPUs the host goes without saying.
+        return accounts.names(unit.facts.gpus) if accounts.gpus else ()
 
     def _loaded_on(self, model: str) -> set[str]:
         return {
@@ -205,18 +229,10 @@ class Placer:
         scale: Scale,
         servers: Mapping[str, Server],
     ) -> Workload:
-        sizes: dict[str, int] = {}
-        seconds = 1.0
-        for name, server in self._state.servers.items():
-            kind = GPU if servers[name].has_gpu else CPU
-            if kind not in sizes and server.steward.accounts.known:
-                size = server.steward.size(prepared, model)
-                kind = CPU if HOST in size.devices or not servers[name].has_gpu else GPU
-                sizes[kind] = size.footprint.reserve_bytes
-                seconds = size.load_seconds or seconds
+        sizes, seconds = self._sizes(model, prepared, servers)
         most = settings.max_copies or settings.min_copies
-        if settings.instance_kind is InstanceKind.GPU and GPU in sizes:
-            sizes.pop(CPU, None)
+        if chooses_gpus(settings) or wants_gpu(prepared.config):
+            sizes = self._on_gpus_alone(model, prepared, sizes, chooses=chooses_gpus(settings))
         return Workload(
             model,
             sizes or {CPU: 0},
@@ -225,9 +241,36 @@ class Placer:
             firm=settings.mode is Mode.PINNED,
             priority=settings.priority,
             selector=tuple(sorted(settings.node_selector.items())),
-            gpus=settings.gpus if GPU in sizes else (),
+            gpus=named_gpus(prepared.config) if GPU in sizes else (),
+            gpu_count=settings.gpu_count,
+            gpu_product=settings.gpu_product,
+            gpu_min_bytes=settings.gpu_min_memory_bytes,
             load_seconds=seconds,
         )
+
+    def _sizes(self, model: str, prepared: Prepared, servers: Mapping[str, Server]) -> tuple[dict[str, int], float]:
+        """What a copy needs of each device, by kind, and how long its load takes."""
+        sizes: dict[str, int] = {}
+        seconds = 1.0
+        for name, server in self._state.servers.items():
+            steward, pools = server.steward, servers[name].pools
+            kind = GPU if servers[name].has_gpu and may_use_gpu(prepared.config) else CPU
+            if kind not in sizes and steward.accounts.known:
+                size = steward.size(prepared, model, tuple(pool.name for pool in pools if pool.kind == kind))
+                sizes[kind] = size.footprint.reserve_bytes
+                seconds = size.load_seconds or seconds
+        return sizes, seconds
+
+    def _on_gpus_alone(self, model: str, prepared: Prepared, sizes: dict[str, int], *, chooses: bool) -> dict[str, int]:
+        """What a copy that insists on GPUs needs. Where nobody tells of any, Triton may have one all the same."""
+        if GPU in sizes:
+            return {GPU: sizes[GPU]}
+        stewards = [server.steward for server in self._state.servers.values()]
+        if any(not steward.accounts.known for steward in stewards):
+            return sizes
+        if not chooses and any(not steward.accounts.limited for steward in stewards):
+            return sizes
+        return {GPU: stewards[0].size(prepared, model, (_SOME_GPU,)).footprint.reserve_bytes} if stewards else sizes
 
     def _hints(self, models: Set[str]) -> Hints:
         """Where models that have no place yet are loaded, or have their files."""
@@ -237,7 +280,7 @@ class Placer:
             for model in models | self._state.plan.lacking.keys():
                 unit = server.units.get(model)
                 if unit is not None and unit.facts is not None and unit.facts.loaded:
-                    loaded.setdefault(model, {})[name] = ()
+                    loaded.setdefault(model, {})[name] = self._loaded_devices(server, model)
                 if unit is not None and unit.facts is not None and unit.facts.staged:
                     cached.setdefault(model, set()).add(name)
         return Hints(loaded, {model: frozenset(names) for model, names in cached.items()})
@@ -250,7 +293,9 @@ class Placer:
         seats = {seat.server: seat for seat in self._state.plan.seats.get(model, ())}
         workload = self._state.plan.workloads.get(model)
         # Where it can be loaded nowhere for want of memory, one server says so with its figures.
-        provisional = "" if seats or workload is None else _largest(self._state.plan, workload)
+        provisional = (
+            {} if seats or workload is None else {s.server: s for s in _provisional(self._state.plan, workload)}
+        )
         answering = bool(seats) and all(self._serves(name, model) for name in seats)
         elsewhere = ", ".join(seats) or "no server"
         changed = []
@@ -259,9 +304,10 @@ class Placer:
                 # Nothing is to be loaded, or nothing can be; whoever still has it has to let it go.
                 place = Place(True, "", seat=bool(spec.loaded and not spec.deleted))
             elif name in seats:
-                place = Place(True, seats[name].why, seat=True)
-            elif name == provisional:
-                place = Place(True, self._state.plan.lacking.get(model, ""), seat=True)
+                place = Place(True, seats[name].why, seat=True, devices=seats[name].devices)
+            elif name in provisional:
+                why = self._state.plan.lacking.get(model, "")
+                place = Place(True, why, seat=True, devices=provisional[name].devices)
             elif not answering and self._stays(server, model):
                 place = Place(True, f"it stays until it answers on {elsewhere}")
             else:
@@ -270,7 +316,9 @@ class Placer:
             before = server.places.get(model)
             if before != place:
                 server.places[model] = place
-                if before is None or before.here != place.here:
+                if place.seat:
+                    server.steward.seat(model, place.devices)
+                if before is None or before.here != place.here or (place.seat and before.devices != place.devices):
                     changed.append(server)
         self._hand_over(model, changed)
         return changed
@@ -335,15 +383,18 @@ class Placer:
                 events.add("Warning", "NotPlaced", model, why)
 
 
-def _largest(made: Plan, workload: Workload) -> str:
-    """The largest server that has the labels and a device for it; empty where there is none."""
-    able = [
-        (not server.trouble, max(pool.bytes for pool in server.pools), name)
-        for name, server in made.servers.items()
-        if all(server.labels.get(key) == value for key, value in workload.selector)
-        and any(suits(workload, pool) for pool in server.pools)
-    ]
-    return max(able, default=(False, 0, ""))[2]
+def _provisional(made: Plan, workload: Workload) -> tuple[Seat, ...]:
+    """The largest devices that a workload could use if nobody else did; empty where no server has such."""
+    able = []
+    for name, server in made.servers.items():
+        pools = sorted(Board.pools_for(workload, server), key=lambda pool: (-pool.bytes, pool.name))
+        if pools and Board.labelled(workload, server):
+            chosen = tuple(pool.name for pool in pools[: copies_devices(workload, pools)])
+            able.append((not server.trouble, pools[0].bytes, name, chosen))
+    if not able:
+        return ()
+    _, _, name, devices = max(able)
+    return (Seat(name, devices, 0, why=made.lacking.get(workload.model, "")),)
 
 
 def _runnable(wish: Wish) -> Prepared | None:
@@ -361,14 +412,16 @@ def _pools(server: KnownServer) -> tuple[Pool, ...]:
     found: list[Pool] = []
     for device in accounts.devices:
         budget = accounts.ledger.budgets.get(device.name)
-        if budget is None or (device.name != HOST and (device.lost or not device.allocatable)):
+        if budget is None or (device.name != HOST and device not in accounts.gpus):
             continue
         step = max(budget.bytes // _STEPS, 1)
         stray = -(-accounts.ledger.unaccounted(device.name) // step) * step
+        size = max(budget.bytes - stray, 0)
+        if device.name == HOST:
+            found.append(Pool(HOST, size))
+            continue
         number = device.device_id if device.device_id is not None else len(found)
-        found.append(
-            Pool(device.name, max(budget.bytes - stray, 0), None if device.name == HOST else number, device.product)
-        )
+        found.append(Pool(device.name, size, number, device.product, device.total_bytes, device.device_id is not None))
     if not any(pool.name == HOST for pool in found):
         found.append(Pool(HOST, UNLIMITED))
     return tuple(found)

@@ -12,7 +12,7 @@ and a step that failed are all the same case. The tree, whose numbers come back 
     1.3  its memory is not free yet: wait
     1.4  folders are left that nothing needs: clean up
 2.  Choose the goal: the first of these that is not blocked by a failure.
-    2.1  the wanted target
+    2.1  the wanted target; also where it is loaded and answers, and only could not be brought to its place's GPUs
     2.2  a fallback that is loaded and not known to be bad: what answered goes on
     2.3  a fallback that is not loaded, or has to be mended
     2.4  none, and what answers is known to be bad: unload (it can only do harm)
@@ -20,6 +20,8 @@ and a step that failed are all the same case. The tree, whose numbers come back 
 3.  The goal is loaded, under the right configuration.
     3.1  not proved: prove it, by its number (it need not be the one that answers)
     3.2  proved to be bad, and due for another try: load it again
+    3.2b proved, and on other GPUs than its place: load it again there; Triton drops the old ones after that (when it
+         failed, nothing but waiting for the next try: every load of it would move it)
     3.3  proved, and what is loaded is not just it and the version kept in the bake window: narrow the policy
          (while a rollout tries a version, none is kept: not three copies in memory)
     3.4  a rollout tries a version
@@ -42,7 +44,7 @@ and a step that failed are all the same case. The tree, whose numbers come back 
          (stage, load, prove; a stale candidate is unloaded first)
     5.4  it was proved: unless there is room for a third copy, unload the candidate; stage under the own name, then
          5.4.1  same configuration: load it beside the version that answers
-         5.4.2  other configuration: load it alone (Triton loads it before it drops the other)
+         5.4.2  other configuration, or other GPUs: load it alone (Triton loads it before it drops the other)
          With room, 3.5 unloads the candidate once the version answers: nobody waits for its memory.
 """
 
@@ -78,14 +80,15 @@ def plan(desired: DesiredModel, observed: ObservedModel, now: datetime) -> Actio
         return _goal_loaded(desired, observed, goal, now)
     if not observed.loaded:  # 4
         return _load_first(observed, goal)
-    return _replace(observed, goal, now, roomy=desired.roomy)  # 5
+    return _replace(desired, observed, goal, now)  # 5
 
 
 def choose_goal(desired: DesiredModel, observed: ObservedModel, now: datetime) -> Target | None:
     """Return the target to work towards: the wanted one, or while that is blocked, what to fall back to."""
+    wanted = desired.targets[0] if desired.targets else None
     free = [target for target in desired.targets if not _blocked(observed, target, now)]
-    if free and free[0] == desired.targets[0]:  # 2.1
-        return free[0]
+    if wanted is not None and (wanted in free[:1] or _only_displaced(desired, observed, wanted)):  # 2.1
+        return wanted
     for target in free:  # 2.2
         loaded = target.version in observed.loaded and target.digest == observed.digest
         if loaded and not observed.mark(target.version).bad:
@@ -101,6 +104,12 @@ def kept_beside(desired: DesiredModel, observed: ObservedModel, goal: Target, no
         if version in observed.loaded and version < goal.version and not observed.mark(version).bad:
             return version
     return None
+
+
+def _only_displaced(desired: DesiredModel, observed: ObservedModel, target: Target) -> bool:
+    """Whether a target is loaded and not known to be bad, and is merely not where it should be."""
+    loaded = target.version in observed.loaded and target.digest == observed.digest
+    return bool(desired.displaced) and loaded and not observed.mark(target.version).bad
 
 
 def _blocked(observed: ObservedModel, target: Target, now: datetime) -> bool:
@@ -133,6 +142,10 @@ def _goal_loaded(desired: DesiredModel, observed: ObservedModel, goal: Target, n
             reload=True,
             because=f"version {goal.version} does not answer as it should",
         )
+    if desired.displaced:  # 3.2b
+        if _blocked(observed, goal, now):
+            return None
+        return Load(goal, tuple(sorted(observed.loaded)), reload=True, because=desired.displaced)
     beside = kept_beside(desired, observed, goal, now)
     wanted = {goal.version} | ({beside} if beside is not None else set())
     if observed.loaded != wanted:  # 3.3
@@ -166,8 +179,8 @@ def _load_first(observed: ObservedModel, goal: Target) -> Action:
     return Load(goal, (goal.version,), because=f"nothing is loaded and version {goal.version} shall be")  # 4.4
 
 
-def _replace(observed: ObservedModel, goal: Target, now: datetime, *, roomy: bool) -> Action:
-    base = _base(observed)
+def _replace(desired: DesiredModel, observed: ObservedModel, goal: Target, now: datetime) -> Action:
+    base, same = _base(observed), goal.digest == observed.digest and not desired.displaced
     present = Target(base, observed.digest or "")
     if observed.loaded != {base} and not _blocked(observed, present, now):  # 5.1
         return Load(
@@ -175,15 +188,15 @@ def _replace(observed: ObservedModel, goal: Target, now: datetime, *, roomy: boo
             (base,),
             because=f"room is needed for version {goal.version}; version {base} goes on answering",
         )
-    if goal.digest == observed.digest and goal.version < base:  # 5.2
+    if same and goal.version < base:  # 5.2
         if observed.candidate is not None:
             return Unload(candidate=True, because=f"version {goal.version} needs no candidate")
         return _load_own(observed, goal, (goal.version, base))
     if goal not in observed.cleared:  # 5.3
         return _prove_candidate(observed, goal)
-    if observed.candidate is not None and not roomy:  # 5.4
+    if observed.candidate is not None and not desired.roomy:  # 5.4
         return Unload(candidate=True, because=f"version {goal.version} is proved")
-    if goal.digest == observed.digest:
+    if same:
         return _load_own(observed, goal, (base, goal.version))  # 5.4.1
     return _load_own(observed, goal, (goal.version,))  # 5.4.2
 

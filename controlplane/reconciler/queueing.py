@@ -147,7 +147,7 @@ class LoadQueue:
         if load.candidate:
             need = self._need(Slot(candidate_name(model), load.target.version), [load.target.version], wish, load)
             return replace(need, trial=load.target == wish.trial) if need else None
-        renewed = load.reload or bool(facts.loaded and facts.digest != load.target.digest)
+        renewed = load.reload or bool(facts.loaded and (facts.digest != load.target.digest or facts.foreign))
         new = [version for version in load.versions if renewed or version not in facts.loaded]
         if not new:
             return None

@@ -1,16 +1,14 @@
 """What a version is expected to need on which devices of a server. Pure, but for what the registry has in memory."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from controlplane.domain.deployment import InstanceKind
-from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
+from controlplane.gpu.base import HOST
 from controlplane.memory.footprint import estimate
 from controlplane.memory.types import Footprint, FootprintSource
 from controlplane.reconciler.accounts import Accounts
 from controlplane.reconciler.wishes import Prepared
 from controlplane.registry.footprints import FootprintKey, Footprints
-from controlplane.triton.statistics import VersionKey
+from controlplane.triton.instance_groups import may_use_gpu, named_gpus, wants_gpu
 
 _CORRECTION = 1.5
 """What Triton had no memory for is taken to need this much more than was thought."""
@@ -51,22 +49,31 @@ class Sizes:
         self._footprints = footprints
         self._corrected: dict[FootprintKey, int] = {}
         self._forced: dict[FootprintKey, int] = {}
-        self._known: dict[VersionKey, tuple[Prepared, Size]] = {}
+        self._known: dict[tuple[str, int, tuple[str, ...]], tuple[Prepared, Size]] = {}
         self._known_for: tuple[object, ...] = ()
+        self.places: dict[str, tuple[str, ...]] = {}
 
-    def of(self, prepared: Prepared, model: str, accounts: Accounts) -> Size:
-        """Return a version's size."""
+    def of(self, prepared: Prepared, model: str, accounts: Accounts, place: tuple[str, ...] | None = None) -> Size:
+        """Return a version's size.
+
+        Args:
+            prepared: The version with its settings.
+            model: The model's name.
+            accounts: The server's devices.
+            place: The devices it would have its place on; None: those where the model has it.
+        """
+        place = self.places.get(model, ()) if place is None else place
         state = (self._footprints.changes, accounts.topology)
         if state != self._known_for:
             self._known.clear()
             self._known_for = state
-        known = self._known.get((model, prepared.target.version))
+        known = self._known.get((model, prepared.target.version, place))
         if known is not None and known[0] is prepared:
             size = known[1]
         else:
-            size = size_of(prepared, model, accounts.devices, self._footprints)
+            size = size_of(prepared, model, accounts, self._footprints, place)
             size = replace(size, devices=tuple(name for name in size.devices if accounts.tells_of(name)))
-            self._known[model, prepared.target.version] = (prepared, size)
+            self._known[model, prepared.target.version, place] = (prepared, size)
         least = max(self._corrected.get(size.key, 0), self._forced.get(size.key, 0))
         if least > size.footprint.reserve_bytes:
             return replace(size, footprint=Footprint(least, 0, FootprintSource.MEASURED, least))
@@ -74,8 +81,8 @@ class Sizes:
 
     def correct(self, size: Size) -> None:
         """Triton had no memory for it."""
-        known = self._known.get((size.key.model, size.key.version))
-        thought = (known[1] if known else size).footprint.reserve_bytes
+        known = next((one for _, one in self._known.values() if one.key == size.key), size)
+        thought = known.footprint.reserve_bytes
         self._corrected[size.key] = int(max(thought, self._corrected.get(size.key, 0)) * _CORRECTION)
 
     def force(self, size: Size, least_bytes: int) -> None:
@@ -88,16 +95,17 @@ class Sizes:
         self._forced.pop(size.key, None)
 
 
-def size_of(prepared: Prepared, model: str, devices: Iterable[DeviceReading] | None, known: Footprints) -> Size:
+def size_of(prepared: Prepared, model: str, accounts: Accounts, known: Footprints, place: tuple[str, ...] = ()) -> Size:
     """Say what a version needs: measured where somebody measured it, else estimated.
 
     Args:
         prepared: The version with its settings.
         model: The model's name.
-        devices: The server's devices.
+        accounts: The server's devices.
         known: Measurements that are in memory.
+        place: The devices that it has its place on; empty: all GPUs, or the host.
     """
-    names, kind = _devices(prepared, tuple(devices or ()))
+    names, kind = _devices(prepared, accounts, place)
     backend = prepared.manifest.format.backend or ""
     instances = _instances(prepared)
     batch = int(prepared.config.get("max_batch_size", 0))
@@ -117,15 +125,10 @@ def _instances(prepared: Prepared) -> int:
     return sum(int(group.get("count", 1)) for group in groups)
 
 
-def _devices(prepared: Prepared, devices: tuple[DeviceReading, ...]) -> tuple[tuple[str, ...], str]:
-    settings = prepared.settings
-    gpus = [
-        device for device in devices if device.kind is not DeviceKind.HOST and device.allocatable and not device.lost
-    ]
-    if settings.instance_kind is InstanceKind.CPU or (settings.instance_kind is InstanceKind.AUTO and not gpus):
+def _devices(prepared: Prepared, accounts: Accounts, place: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    config, gpus = prepared.config, tuple(gpu.name for gpu in accounts.gpus)
+    if not may_use_gpu(config) or (not wants_gpu(config) and (place == (HOST,) or not (place or gpus))):
         return (HOST,), "cpu"
-    if settings.gpus:
-        named = {device.device_id: device.name for device in devices if device.device_id is not None}
-        # One that is not there keeps its name, so that the refusal can say it.
-        return tuple(named.get(number, f"gpu:{number}") for number in settings.gpus), "gpu"
-    return tuple(device.name for device in gpus) or ("gpu:0",), "gpu"
+    if named := named_gpus(config):
+        return accounts.names(named), "gpu"  # one that is not there keeps its name, so that the refusal can say it
+    return tuple(name for name in place if name != HOST) or gpus or ("gpu:0",), "gpu"

@@ -141,7 +141,7 @@ def _phase(view: View, now: datetime) -> tuple[Phase, str]:
             return (Phase.FAILED if desired.refused else Phase.UNLOADED), desired.why
         return Phase.UNLOADED, "it was undeployed" if desired.deleted else "it is not loaded, as was asked for"
     wanted = desired.targets[0]
-    answers = observed.answering == wanted.version and observed.digest == wanted.digest
+    answers = observed.answering == wanted.version and observed.digest == wanted.digest and not desired.displaced
     if answers and observed.mark(wanted.version) is Mark.PASSED:
         return Phase.READY, _ready_message(view, now)
     failure = observed.failures.get(wanted)

@@ -36,10 +36,11 @@ from controlplane.reconciler.counting import count
 from controlplane.reconciler.executor import Outcome
 from controlplane.reconciler.facts import Facts
 from controlplane.reconciler.gauging import Reading
+from controlplane.reconciler.gpu_refusals import unusable_gpus
 from controlplane.reconciler.leftovers import Leftovers
 from controlplane.reconciler.queueing import LoadQueue
 from controlplane.reconciler.servers import ManagedServer
-from controlplane.reconciler.sizing import Size, Sizes, size_of
+from controlplane.reconciler.sizing import Size, Sizes
 from controlplane.reconciler.tenants import Tenant
 from controlplane.reconciler.types import Mark
 from controlplane.reconciler.units import Unit
@@ -129,9 +130,13 @@ class Steward:
             self.tenants[model] = Tenant(model)
         return self.tenants[model]
 
-    def size(self, prepared: Prepared, model: str) -> Size:
-        """Say what a version needs here."""
-        return self._sizes.of(prepared, model, self.accounts)
+    def size(self, prepared: Prepared, model: str, place: tuple[str, ...] | None = None) -> Size:
+        """Say what a version needs here, on the devices where its place is or on those that are given."""
+        return self._sizes.of(prepared, model, self.accounts, place)
+
+    def seat(self, model: str, devices: tuple[str, ...]) -> None:
+        """Say which devices of the server a model has its place on; none: that is not said."""
+        self._sizes.places[model] = devices
 
     def measured(self, prepared: Prepared, model: str) -> MeasuredFootprint | None:
         """What is kept of a version's memory; None where nobody measured."""
@@ -421,16 +426,20 @@ class Steward:
         real = Slot(name, slot.version)
         renewed = real != slot
         if renewed:
+            self.accounts.ledger = self.accounts.ledger.replaced(real, slot, now)
             self.accounts.left(slot, step, now)  # the old ones leave after the new ones came
-        if HOST in reserved and not renewed:
-            self.accounts.promise(real, reserved[HOST])
-        size = self.accounts.resident_bytes(real)
-        instance = self.accounts.instances.get((real.triton_name, real.version))
-        tenant.load_peak = instance.peak_bytes if instance else 0
+        else:
+            self.accounts.promise(real, reserved)
+        size = self.accounts.seen_bytes(real)
+        own = self.accounts.own_bytes((real.triton_name, real.version), reserved)
+        tenant.load_peak = own[1] if own else 0
         measured = dict(reserved) if real != slot else {}
         if size is not None:
             measured[HOST] = size
-        found = {device: differences.get(device, 0) for device in reserved if device != HOST or size is None}
+        seen = {device: self.accounts.seen_bytes(real, device) for device in reserved}
+        if not renewed:
+            measured |= {device: one for device, one in seen.items() if one is not None}
+        found = {device: differences.get(device, 0) for device, one in seen.items() if one is None}
         if tenant.alone and found and all(size > 0 for size in found.values()):
             measured.update(found)
             self._differences[unit.model] = found
@@ -453,7 +462,7 @@ class Steward:
             # Whoever waits for it has yet to ask it: of its keep-alive nothing has passed.
             tenant.usage, tenant.loaded_at = used(tenant.usage, now), now
         prepared = wish.prepared.get(action.target) if wish else None
-        if prepared is None or tenant.measured:
+        if prepared is None or tenant.measured or self._leaves_behind(tenant.model, prepared):
             return []
         tenant.measured = True
         self._sizes.proved(self.size(prepared, tenant.model))
@@ -461,18 +470,25 @@ class Steward:
         measured = self._measure(tenant, prepared)
         if measured is None:
             return []
-        size = size_of(prepared, tenant.model, self.accounts.devices, self._footprints)
+        size = self.size(prepared, tenant.model)
         error = measured.bytes - size.estimate.bytes
         self.counters["measured"] += 1
         self.counters["estimate_error_bytes"] += abs(error)
         self.largest_error = max(self.largest_error, error)
         return [Measurement(size.key, measured)]
 
+    def _leaves_behind(self, model: str, prepared: Prepared) -> bool:
+        """Whether processes of the version's load before are still there; it is measured when they are gone."""
+        instance = self.accounts.instances.get((model, prepared.target.version))
+        size = self.size(prepared, model)
+        expected = size.key.instances * max(sum(device != HOST for device in size.devices), 1)
+        return instance is not None and instance.processes > expected
+
     def _measure(self, tenant: Tenant, prepared: Prepared) -> MeasuredFootprint | None:
         size = self.size(prepared, tenant.model)
-        instance = self.accounts.instances.get((tenant.model, prepared.target.version))
-        if instance is not None and size.key.kind == "cpu":
-            resident, most, by = instance.resident_bytes, instance.peak_bytes, "processes"
+        own = self.accounts.own_bytes((tenant.model, prepared.target.version), size.devices)
+        if own is not None:
+            (resident, most), by = own, "processes"
             peak = tenant.load_peak or most
         elif found := self._differences.pop(tenant.model, None):
             resident = peak = max(found.values())
@@ -483,6 +499,14 @@ class Steward:
         return MeasuredFootprint(
             resident, peak, tenant.load_seconds or 0.0, size.estimate.bytes, by, inference_peak_bytes=most
         )
+
+    def gpus_refused(self, outcome: Outcome) -> str:
+        """Learn from a refused load which GPUs Triton cannot use; return what there is to tell, empty for nothing."""
+        if not isinstance(outcome.action, Load) or not isinstance(outcome.error, LoadRefusedError):
+            return ""
+        found = unusable_gpus(str(outcome.error), self.accounts.gpus)
+        self.accounts.unusable |= found
+        return f"Triton does not use {', '.join(sorted(found))}: {outcome.error}" if found else ""
 
     def out_of_memory(self, wish: Wish | None, unit: Unit, outcome: Outcome) -> bool:
         """Whether Triton had no memory for a load, and it is worth another round with a larger footprint."""
@@ -539,9 +563,7 @@ class Steward:
             if slot in held and tenant.leaving is not None:
                 continue
             self.accounts.back(slot)
-            size = self.accounts.resident_bytes(slot)
-            expected = self._expected(model)
-            measured = {HOST: size} if size is not None else expected
+            measured = self._found(slot, facts)
             self.accounts.ledger = self.accounts.ledger.resident(slot, measured, now)
         if facts.loaded and tenant.loaded_at is None:
             tenant.loaded_at = now
@@ -558,14 +580,20 @@ class Steward:
                 else:
                     self.accounts.left(slot, step, now)
 
-    def _expected(self, model: str) -> dict[str, int]:
-        known = self.models.get(model)
-        if known is None:
-            return {}
-        return {device: footprint.bytes for device, footprint in known.footprint.items()}
+    def _found(self, slot: Slot, facts: Facts) -> dict[str, int]:
+        """What something that is loaded has, by device: as seen, else as expected on the GPUs that it uses."""
+        known = self.models.get(slot.triton_name.removesuffix(candidate_name("")))
+        expected = {} if known is None else {device: one.bytes for device, one in known.footprint.items()}
+        if facts.gpus and expected:
+            expected = dict.fromkeys(self.accounts.names(facts.gpus), max(expected.values()))
+        seen = {device: self.accounts.seen_bytes(slot, device) for device in (HOST, *expected)}
+        if seen[HOST] is not None:
+            expected.pop(HOST, None)
+        return expected | {device: size for device, size in seen.items() if size is not None}
 
     def lost(self, *, restarted: bool) -> None:
         """The server was not there, or started anew."""
+        self.accounts.unusable = frozenset()
         for tenant in self.tenants.values():
             tenant.loading = None
             tenant.counts.clear()
@@ -618,15 +646,17 @@ class Steward:
             known = self.models.get(model)
             if known is None or not tenant.measured:
                 continue
-            instance = self.accounts.instances.get((model, known.version))
             key = self._keys.get((model, known.version))
             recorded = self._footprints.peek(key) if key else None
-            if instance is None or key is None or recorded is None or recorded.by != "processes":
+            if key is None or recorded is None or recorded.by != "processes":
                 continue
-            grown = instance.resident_bytes > recorded.bytes * _GREW
-            if grown or instance.peak_bytes > recorded.inference_peak_bytes * _GREW:
-                resident = instance.resident_bytes if grown else recorded.bytes
-                peak = max(instance.peak_bytes, recorded.inference_peak_bytes)
+            own = self.accounts.own_bytes((model, known.version), known.footprint)
+            if own is None:
+                continue
+            grown = own[0] > recorded.bytes * _GREW
+            if grown or own[1] > recorded.inference_peak_bytes * _GREW:
+                resident = own[0] if grown else recorded.bytes
+                peak = max(own[1], recorded.inference_peak_bytes)
                 found.append(Measurement(key, replace(recorded, bytes=resident, inference_peak_bytes=peak)))
         return found
 

@@ -10,6 +10,7 @@ from controlplane.domain.strategy import StrategyKind
 from controlplane.memory.admission import Admit, Evict, Figures, LoadRequest, Queue, Refuse, figures_of, in_order
 from controlplane.memory.eviction import protection
 from controlplane.memory.ledger import size_text
+from controlplane.memory.placement.types import Seat
 from controlplane.memory.residency import expires_at
 from controlplane.memory.switching import Beside, NoSwitch, SwitchChoice, UnloadFirst, choose_switch
 from controlplane.memory.types import Footprint, HoldingState, ModelMemory, Slot, Usage
@@ -32,6 +33,7 @@ from controlplane.reconciler.steward import Steward
 from controlplane.reconciler.tenants import Tenant
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.wishes import Prepared, Wish
+from controlplane.triton.instance_groups import asked_gpus
 
 _NEXT_VICTIMS = 5
 _FETCH_BYTES_PER_SECOND = 100 * 1024 * 1024
@@ -131,12 +133,26 @@ def server_why(steward: Steward, occupant: Occupant, now: datetime) -> ServerWhy
 
 
 def plan_for(
-    steward: Steward, prepared: Prepared, model: str, facts: Facts | None, fetch_bytes: int, now: datetime
+    steward: Steward,
+    prepared: Prepared,
+    model: str,
+    facts: Facts | None,
+    fetch_bytes: int,
+    seat: Seat,
+    now: datetime,
 ) -> ServerLoadPlan:
     """Say what loading a version on a server would do."""
-    version, size = prepared.target.version, steward.size(prepared, model)
-    if facts is not None and version in facts.loaded and facts.digest == prepared.target.digest:
-        return ServerLoadPlan(server=steward.server, decision="nothing", why=f"version {version} is loaded already")
+    version, size = prepared.target.version, steward.size(prepared, model, seat.devices)
+    gpus = asked_gpus(prepared.config, steward.accounts.numbers(seat.devices)) if seat.devices else None
+    there = facts is not None and version in facts.loaded and facts.digest == prepared.target.digest
+    if there and facts is not None and (gpus is None or facts.gpus is None or gpus == facts.gpus):
+        return ServerLoadPlan(
+            server=steward.server,
+            decision="nothing",
+            why=f"version {version} is loaded already",
+            devices=seat.devices,
+            placed_why=seat.why,
+        )
     known = steward.models.get(model)
     replaces = facts is not None and bool(facts.loaded)
     memory = ModelMemory(
@@ -182,6 +198,8 @@ def plan_for(
     return ServerLoadPlan.model_validate(
         {
             "server": steward.server,
+            "devices": seat.devices,
+            "placed_why": seat.why,
             "decision": kind,
             "why": why,
             "needed": {device: one.needed_bytes for device, one in figures.items()},

@@ -78,6 +78,8 @@ class DesiredModel:
         history: Versions the deployment had, newest first, the wanted one left out; the first that is still loaded is
             the one kept in the bake window.
         bake_seconds: How long the version before stays loaded.
+        displaced: Why what is loaded has to be loaded again: it is on other GPUs of the server than its place; empty
+            where it is not.
         why: Why it shall not be loaded although the deployment would have it; empty where it is the deployment's word.
         refused: Whether that is because it cannot be.
         trial: What shall be loaded and proved under the candidate's name, beside what answers, and stay there: the new
@@ -94,6 +96,7 @@ class DesiredModel:
     targets: tuple[Target, ...] = ()
     history: tuple[int, ...] = ()
     bake_seconds: float = 0.0
+    displaced: str = ""
     why: str = ""
     refused: bool = False
     trial: Target | None = None

@@ -82,7 +82,7 @@ class Unit:
     def see(self, facts: Facts) -> None:
         """A look showed this."""
         before = self.facts
-        changed = before is not None and bool(before.loaded) and (before.digest != facts.digest or facts.foreign)
+        changed = before is not None and bool(before.loaded) and (before.differs(facts) or facts.foreign)
         if changed:
             self.watch.loaded(since_boot())  # somebody loaded it again: what it had before leaves
         self.facts = facts
@@ -164,7 +164,7 @@ class Unit:
         action, before = outcome.action, self.facts
         assert before is not None
         self.record = self.record.released()
-        self.facts = before.after(action)
+        self.facts = before.after(action, outcome.gpus)
         self.overdue = False
         match action:
             case Load(candidate=False, versions=versions, target=target):

@@ -16,6 +16,7 @@ from controlplane.domain.states import LoadedVersion, ServerState
 from controlplane.errors import ControlPlaneError, NotFoundError, TritonTimeoutError
 from controlplane.reconciler.facts import READY, Facts
 from controlplane.reconciler.servers import ManagedServer
+from controlplane.triton.instance_groups import Gpus, present_gpus
 from controlplane.triton.model_config import DIGEST_PARAMETER
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Sight:
         index: Its repository index.
         digests: Configuration digest by Triton name of what was watched and is loaded.
         fingerprints: Of the whole configurations, likewise.
+        gpus: The GPUs that this uses, by Triton name.
         staged: Versions in the model repository by Triton name.
         watched: The models whose digests were asked for.
         live: Whether Triton says that it is live.
@@ -67,6 +69,7 @@ class Sight:
     index: tuple[LoadedVersion, ...] = ()
     digests: dict[str, str | None] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    gpus: dict[str, Gpus | None] = field(default_factory=dict)
     staged: dict[str, set[int]] = field(default_factory=dict)
     watched: frozenset[str] = frozenset()
     by_model: dict[str, list[LoadedVersion]] = field(default_factory=dict)
@@ -79,7 +82,7 @@ class Sight:
         entries = self.by_model.get(model, [])
         if model not in self.watched and any(entry.state == READY for entry in entries):
             return None
-        return Facts.of(model, entries, self.digests, self.staged, self.fingerprints)
+        return Facts.of(model, entries, self.digests, self.staged, self.fingerprints, self.gpus)
 
 
 async def look(server: ManagedServer, models: Collection[str], known_version: str) -> Sight:
@@ -119,6 +122,7 @@ async def look(server: ManagedServer, models: Collection[str], known_version: st
         index=index,
         digests={name: _digest(config) for name, config in zip(loaded, configs, strict=True)},
         fingerprints={name: _fingerprint(config) for name, config in zip(loaded, configs, strict=True)},
+        gpus={name: present_gpus(config) for name, config in zip(loaded, configs, strict=True) if config},
         staged=staged,
         watched=frozenset(models),
         by_model=by_model,

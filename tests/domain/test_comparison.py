@@ -36,6 +36,12 @@ def test_the_rule_is_that_of_numpy(data: st.DataObject, allowed: Tolerance) -> N
     assert one(actual, expected, allowed).agrees == want
 
 
+def test_a_relative_error_beyond_all_numbers_is_json_too() -> None:
+    comparison = one(np.array(1.0), np.array(2.2e-311), Tolerance(absolute=1.0))
+    assert comparison.agrees
+    assert OutputComparison.model_validate_json(comparison.model_dump_json()) == comparison
+
+
 @given(st.data(), tolerance)
 def test_every_report_is_json_and_says_why(data: st.DataObject, allowed: Tolerance) -> None:
     expected = data.draw(floats)

@@ -125,6 +125,29 @@ def test_on_the_command_line(gpus: Site) -> None:
     assert "the servers are: embedded" in unknown.stderr
 
 
+def test_gpus_are_chosen_on_the_command_line_and_what_no_server_has_is_refused(gpus: Site, tmp_path: Path) -> None:
+    gpus.devices()
+    (tmp_path / "double.onnx").write_bytes(onnx_scale(2))
+    assert gpus.tritonctl("push", str(tmp_path / "double.onnx")).returncode == 0
+    planned = gpus.tritonctl("plan", "deploy", "double", "--gpu-count", "1")
+    assert planned.returncode == 0, planned.stderr
+    # The smaller gap: the budget of gpu:1 is 5 GiB.
+    assert " on gpu:1, 1 of 2 GPUs; it fits into " in planned.stdout, planned.stdout
+    for options, why in (
+        (("--gpu-count", "3"), "none of the 1 servers has 3 GPUs"),
+        (("--gpu-product", "B200"), "none of the 1 servers has 1 GPU of product 'B200'"),
+        (("--gpu-min-memory", "200GiB"), "none of the 1 servers has 1 GPU with at least 200 GiB"),
+        (("--gpu", "5"), "none of the 1 servers has the GPUs 5"),
+    ):
+        refused = gpus.tritonctl("plan", "deploy", "double", *options)
+        assert (refused.returncode, why in refused.stdout) == (7, True), refused.stdout
+    failed = gpus.tritonctl("deploy", "double", "--gpu-count", "3", "--wait")
+    assert (failed.returncode, "none of the 1 servers has 3 GPUs" in failed.stderr) == (7, True), failed.stderr
+    wrong = gpus.tritonctl("deploy", "double", "--kind", "cpu", "--gpu-count", "1")
+    assert (wrong.returncode, "cannot be given together with instance_kind" in wrong.stderr) == (6, True), wrong.stderr
+    assert gpus.tritonctl("undeploy", "double").returncode == 0
+
+
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with serving(settings_for(tmp_path_factory.mktemp("api"), embedded=True)) as running_api:

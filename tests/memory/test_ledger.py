@@ -116,6 +116,16 @@ def test_what_is_found_loaded_is_counted() -> None:
     assert [(h.slot, h.bytes, h.state) for h in found.holdings] == [(A, 300, HoldingState.RESIDENT)]
 
 
+def test_what_is_loaded_again_on_another_device_counts_on_both_until_the_old_is_gone() -> None:
+    renewed = Slot("a (renewed)", 1)
+    loaded = ledger(gpu=1000).reserve(A, need(600), NOW).resident(A, {}, NOW)
+    moving = loaded.reserve(renewed, need(gpu=700), NOW).loading(renewed, NOW).replaced(A, renewed, NOW)
+    there = moving.resident(A, {GPU: 650}, NOW)
+    assert [(h.device, h.bytes, h.state) for h in there.of(A)] == [(GPU, 650, HoldingState.RESIDENT)]
+    assert [(h.device, h.bytes, h.state) for h in there.of(renewed)] == [(HOST, 600, HoldingState.UNLOADING)]
+    assert there.released(renewed).free(HOST) == 1000
+
+
 def test_holders_are_told_largest_first() -> None:
     held = ledger().reserve(A, need(100), NOW).reserve(B, need(300), NOW).reserve(C, need(200), NOW)
     assert list(held.holders(HOST).items()) == [(B, 300), (C, 200), (A, 100)]
@@ -157,6 +167,14 @@ class Life(RuleBasedStateMachine):
     @rule(slot=st.sampled_from(SLOTS))
     def unloading(self, slot: Slot) -> None:
         self.ledger = self.ledger.unloading(slot, NOW)
+
+    @rule(slots=st.permutations(SLOTS))
+    def replaced(self, slots: list[Slot]) -> None:
+        one, other = slots[:2]
+        before = self.ledger
+        self.ledger = before.replaced(one, other, NOW)
+        for slot, was in ((one, other), (other, one)):
+            assert {h.device: h.bytes for h in self.ledger.of(slot)} == {h.device: h.bytes for h in before.of(was)}
 
     @rule(slot=st.sampled_from(SLOTS))
     def released(self, slot: Slot) -> None:

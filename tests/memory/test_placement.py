@@ -178,10 +178,14 @@ def test_without_budgets_copies_spread_over_the_servers() -> None:
 
 ZONES = ("", "a", "b")
 LABELS = ((), (("gpu", "yes"),), (("team", "x"),))
+PRODUCTS = ("NVIDIA L4", "NVIDIA H200")
 servers_ = st.builds(
-    lambda name, hosts, cards, zone, labels, trouble: Server(
+    lambda name, hosts, cards, zone, labels, trouble, products, numbered: Server(
         name,
-        (Pool("host", hosts), *(Pool(f"gpu:{n}", size, n, "NVIDIA L4") for n, size in enumerate(cards))),
+        (
+            Pool("host", hosts),
+            *(Pool(f"gpu:{n}", size, n, products[n], size + 2, numbered) for n, size in enumerate(cards)),
+        ),
         zone,
         dict(labels),
         trouble,
@@ -192,11 +196,13 @@ servers_ = st.builds(
     st.sampled_from(ZONES),
     st.sampled_from(LABELS),
     st.sampled_from(("", "", "", "it is unreachable")),
+    st.lists(st.sampled_from(PRODUCTS), min_size=2, max_size=2),
+    st.sampled_from((True, True, True, False)),
 )
 sizes = st.sampled_from(({"cpu": 1}, {"cpu": 3}, {"cpu": 7}, {"gpu": 4}, {"gpu": 6, "cpu": 5}, {"gpu": 12}))
 workloads_ = st.builds(
-    lambda model, size, least, more, firm, priority, selector, count: Workload(
-        model, size, least + more, least, firm, priority, selector, gpu_count=count
+    lambda model, size, least, more, firm, priority, selector, chosen: Workload(
+        model, size, least + more, least, firm, priority, selector, **chosen
     ),
     st.sampled_from([f"m{number}" for number in range(8)]),
     sizes,
@@ -205,13 +211,44 @@ workloads_ = st.builds(
     st.booleans(),
     st.integers(0, 2),
     st.sampled_from(LABELS),
-    st.sampled_from((None, 1)),
+    st.sampled_from(
+        (
+            {},
+            {"gpu_count": 1},
+            {"gpu_count": 2},
+            {"gpus": (1,)},
+            {"gpu_product": "l4"},
+            {"gpu_count": 1, "gpu_product": "H200", "gpu_min_bytes": 8},
+        )
+    ),
 )
 fleets = st.lists(servers_, max_size=4, unique_by=lambda server: server.name)
 tenants = st.lists(workloads_, max_size=8, unique_by=lambda workload: workload.model)
 cached = st.dictionaries(
     st.sampled_from([f"m{number}" for number in range(8)]), st.frozensets(st.sampled_from("abcde"), max_size=2)
 )
+
+
+def assert_suits(workload: Workload, server: Server, devices: tuple[str, ...]) -> None:
+    """The devices of a seat are there, and are what was asked for."""
+    pools = {pool.name: pool for pool in server.pools}
+    chosen = [pools[device] for device in devices]
+    assert len({pool.name for pool in chosen}) == len(chosen) > 0
+    cards = [pool for pool in server.pools if pool.gpu is not None]
+    if chosen[0].gpu is None:
+        assert len(chosen) == 1
+        assert "cpu" in workload.bytes
+        return
+    assert all(pool.gpu is not None for pool in chosen)
+    if workload.gpus:
+        assert [pool.gpu for pool in chosen] == list(workload.gpus)
+    elif workload.gpu_count is not None:
+        assert len(chosen) == workload.gpu_count
+    for pool in chosen:
+        assert workload.gpu_product.lower() in pool.product.lower()
+        assert pool.total_bytes >= workload.gpu_min_bytes
+    if not all(pool.numbered for pool in chosen):
+        assert len(chosen) == len(cards), "Triton cannot be told which of them"
 
 
 def assert_sound(made: Plan) -> None:
@@ -225,8 +262,8 @@ def assert_sound(made: Plan) -> None:
             server = made.servers[seat.server]
             assert seat.waits == bool(server.trouble)
             assert all(server.labels.get(key) == value for key, value in workload.selector)
+            assert_suits(workload, server, seat.devices)
             for device in seat.devices:
-                assert any(pool.name == device for pool in server.pools)
                 used[seat.server, device] = used.get((seat.server, device), 0) + (seat.bytes if seat.firm else 0)
     for server in made.servers.values():
         for pool in server.pools:
@@ -317,10 +354,18 @@ def _choices(workload: Workload, server: Server, room: Mapping[str, int]) -> lis
     """The sets of devices that a copy could have on a server; written anew, not with the planner's own code."""
     if any(server.labels.get(key) != value for key, value in workload.selector):
         return []
-    cards = [pool.name for pool in server.pools if pool.gpu is not None]
+    cards = [pool for pool in server.pools if pool.gpu is not None]
     if "gpu" in workload.bytes and (cards or "cpu" not in workload.bytes):
-        need, names, count = workload.bytes["gpu"], cards, workload.gpu_count or len(cards)
-        if not cards:
+        able = [
+            pool
+            for pool in cards
+            if workload.gpu_product.lower() in pool.product.lower()
+            and pool.total_bytes >= workload.gpu_min_bytes
+            and (not workload.gpus or pool.gpu in workload.gpus)
+        ]
+        need, names = workload.bytes["gpu"], [pool.name for pool in able]
+        count = len(workload.gpus) or workload.gpu_count or len(able)
+        if not able or (not all(pool.numbered for pool in able) and (count != len(cards) or workload.gpus)):
             return []
     else:
         need, names, count = workload.bytes["cpu"], ["host"], 1

@@ -3,7 +3,7 @@
 It stands in for no test of the real thing: tests/reconciler/test_rollouts.py runs the same sequences on a real Triton.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum
 
@@ -40,6 +40,7 @@ class SimulatedTriton:
     leaving: set[int] = field(default_factory=set)
     candidate_leaving: bool = False
     loading: bool = False
+    gpu: int = 0
 
     def nature(self, version: int, digest: str | None) -> Nature:
         return self.natures.get(Target(version, digest or ""), Nature.GOOD)
@@ -63,6 +64,8 @@ class World:
     record: ModelRecord = field(default_factory=ModelRecord)
     proven_here: set[Target] = field(default_factory=set)
     peak_copies: int = 0
+    place: int = 0
+    """The GPU that it should be on."""
 
     def observe(self) -> ObservedModel:
         t = self.triton
@@ -92,6 +95,8 @@ class World:
 
     def step(self, desired: DesiredModel) -> Action | None:
         observed = self.observe()
+        elsewhere = bool(self.triton.loaded) and self.triton.gpu != self.place
+        desired = replace(desired, displaced="its place is another" if elsewhere else "")
         action = plan(desired, observed, self.now)
         if action is not None:
             self.apply(action, observed)
@@ -121,6 +126,10 @@ class World:
                     self._refuses(target, force=True)
                     return
                 renewed = added if same and not action.reload else set(versions)
+                if renewed:
+                    stay = t.loaded & set(versions) - renewed
+                    assert not stay or t.gpu == self.place, "what stays would be moved without memory for it"
+                    t.gpu = self.place
                 t.dead -= renewed
                 t.leaving |= t.loaded - set(versions)
                 before, digest = frozenset(t.loaded), t.digest

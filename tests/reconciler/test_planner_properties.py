@@ -36,6 +36,7 @@ def tritons(draw: st.DrawFn) -> SimulatedTriton:
         candidate_staged=draw(st.sets(versions, max_size=2)) | ({candidate} if candidate else set()),
         leaving=draw(st.sets(versions, max_size=1)) - loaded,
         loading=draw(st.booleans()),
+        gpu=draw(st.sampled_from([0, 0, 1])),
     )
 
 
@@ -102,6 +103,7 @@ def check_end(world: World, desired: DesiredModel) -> None:
         event("got what was wanted")
         assert world.answering() == wanted
         assert wanted in world.proven_here
+        assert triton.gpu == world.place
         beside = triton.loaded - {wanted.version}
         assert len(beside) <= 1
         assert beside <= set(desired.history)
@@ -127,6 +129,7 @@ def test_any_state_reaches_any_sequence_of_wishes(data: st.DataObject) -> None:
     world = World(data.draw(tritons()), START)
     for revision in range(1, data.draw(st.integers(2, 5))):
         desired = data.draw(wants(revision, world.now))
+        world.place = data.draw(st.sampled_from([0, 0, 1]))
         world.record = world.record.wanted_anew(desired.targets[0])
         if desired.trial is not None:
             world.record = world.record.wanted_anew(desired.trial)

@@ -27,6 +27,17 @@ SwitchOption = Annotated[
     Literal["auto", "beside", "unload-first"] | None,
     typer.Option("--switch", help="Load a new version beside the old one, or after it; auto: beside where both fit."),
 ]
+GpuOption = Annotated[list[int] | None, typer.Option("--gpu", min=0, help="The number of a GPU to use. Repeat it.")]
+GpuCountOption = Annotated[
+    int | None,
+    typer.Option("--gpu-count", min=1, max=64, help="How many GPUs of a server a copy uses; it is chosen which."),
+]
+GpuProductOption = Annotated[
+    str | None, typer.Option("--gpu-product", metavar="NAME", help="Part of the product's name that its GPUs have.")
+]
+GpuMemoryOption = Annotated[
+    str | None, typer.Option("--gpu-min-memory", metavar="SIZE", help="Least memory of its GPUs in all, like 40GiB.")
+]
 PriorityOption = Annotated[
     int | None,
     typer.Option("--priority", min=-1000, max=1000, help="Higher is loaded first and evicted last."),
@@ -44,6 +55,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl deploy resnet@champion --instances 2 --max-batch-size 16",
             "tritonctl deploy resnet --mode on-demand --keep-alive 10m",
             "tritonctl deploy resnet --copies 2 --max-copies 4 --on gpu=h200",
+            "tritonctl deploy resnet --gpu-count 1 --gpu-product h100",
             "tritonctl deploy resnet:8 --strategy canary --steps 5%:10m,25%:10m,50%:10m",
             "tritonctl deploy resnet --p99-ms 50 --max-failures 1",
             'tritonctl deploy resnet --set \'{"dynamic_batching": {"max_queue_delay_microseconds": 500}}\'',
@@ -80,7 +92,10 @@ def deploy(
     timeout: TimeoutOption = None,
     instances: Annotated[int | None, typer.Option("--instances", min=1, help="Instances per device.")] = None,
     kind: Annotated[Literal["auto", "cpu", "gpu"] | None, typer.Option("--kind", help="Where to run.")] = None,
-    gpu: Annotated[list[int] | None, typer.Option("--gpu", help="A GPU to use. Repeat it.")] = None,
+    gpu: GpuOption = None,
+    gpu_count: GpuCountOption = None,
+    gpu_product: GpuProductOption = None,
+    gpu_memory: GpuMemoryOption = None,
     max_batch_size: Annotated[
         int | None, typer.Option("--max-batch-size", min=0, help="Largest batch; 0 turns batching off.")
     ] = None,
@@ -173,7 +188,6 @@ def deploy(
         set_,
         instance_count=instances,
         instance_kind=kind,
-        gpus=gpu or None,
         max_batch_size=max_batch_size,
         dynamic_batching=None if queue_delay is None else {"max_queue_delay_microseconds": queue_delay},
         bake_seconds=bake,
@@ -192,6 +206,7 @@ def deploy(
     )
     if keep_alive is not None:
         given["keep_alive_seconds"] = parse_keep_alive(keep_alive)
+    given |= gpu_settings(gpu, gpu_count, gpu_product, gpu_memory)
     if strategy is not None or steps is not None:
         chosen = {"kind": strategy or "canary"} | ({} if steps is None else {"steps": parse_steps(steps)})
         given["rollout"] = {**given.get("rollout", {}), **chosen}
@@ -386,6 +401,22 @@ def _servers(deployment: Any) -> tuple[Any, ...]:
 def given_settings(text: str | None, **options: Any) -> dict[str, Any]:
     """Return the settings that were given: those of ``--set``, and over them the options that have a value."""
     return _settings(text) | {key: value for key, value in options.items() if value is not None}
+
+
+def gpu_settings(gpu: list[int] | None, count: int | None, product: str | None, memory: str | None) -> dict[str, Any]:
+    """Return what was asked of the GPUs, as settings: who names them does not count them, and the other way round."""
+    from controlplane.cli.tuning import parse_size
+
+    given: dict[str, Any] = {}
+    if gpu:
+        given |= {"gpus": gpu, "gpu_count": None}
+    if count is not None:
+        given |= {"gpu_count": count} | ({} if gpu else {"gpus": []})
+    if product is not None:
+        given["gpu_product"] = product
+    if memory is not None:
+        given["gpu_min_memory_bytes"] = 0 if memory == "0" else parse_size(memory)
+    return given
 
 
 def _settings(text: str | None) -> dict[str, Any]:

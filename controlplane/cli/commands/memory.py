@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from controlplane.cli.commands.deployments import PANEL as DEPLOY_PANEL
-from controlplane.cli.commands.deployments import DeployedArgument, ModeOption, PriorityOption, SwitchOption
+from controlplane.cli.commands.deployments import (
+    DeployedArgument,
+    GpuCountOption,
+    GpuMemoryOption,
+    GpuOption,
+    GpuProductOption,
+    ModeOption,
+    PriorityOption,
+    SwitchOption,
+)
 from controlplane.cli.commands.models import RefArgument
 from controlplane.cli.session import Session, command
 
@@ -141,6 +150,10 @@ def plan(
     max_batch_size: Annotated[
         int | None, typer.Option("--max-batch-size", min=0, help="deploy: largest batch; 0 turns batching off.")
     ] = None,
+    gpu: GpuOption = None,
+    gpu_count: GpuCountOption = None,
+    gpu_product: GpuProductOption = None,
+    gpu_memory: GpuMemoryOption = None,
     mode: ModeOption = None,
     priority: PriorityOption = None,
     switch: SwitchOption = None,
@@ -152,7 +165,7 @@ def plan(
 
     It ends with exit code 7 where it cannot be.
     """
-    from controlplane.cli.commands.deployments import given_settings
+    from controlplane.cli.commands.deployments import given_settings, gpu_settings
     from controlplane.cli.exits import ExitCode
     from controlplane.cli.memory import show_plan
     from controlplane.cli.memory_records import Plan
@@ -165,6 +178,7 @@ def plan(
     given: dict[str, Any] = given_settings(
         set_, instance_count=instances, max_batch_size=max_batch_size, mode=mode, priority=priority, switch=switch
     )
+    given |= gpu_settings(gpu, gpu_count, gpu_product, gpu_memory)
     with session.client() as client:
         if action == "deploy":
             body = {"reference": ref, "settings": merged_settings(client, model, given)}

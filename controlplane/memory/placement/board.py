@@ -109,10 +109,13 @@ class Board:
         """Whether a server has the labels and the kind of device that a workload asks for."""
         return self.labelled(workload, server) and bool(self.pools_for(workload, server))
 
-    def pools_for(self, workload: Workload, server: Server) -> list[Pool]:
+    @staticmethod
+    def pools_for(workload: Workload, server: Server) -> list[Pool]:
         """The devices of a server that a workload may use; empty where it cannot run there."""
         if GPU in workload.bytes and (server.has_gpu or CPU not in workload.bytes):
             pools = [pool for pool in server.pools if pool.gpu is not None and suits(workload, pool)]
+            if not all(pool.numbered for pool in pools) and not _takes_all(workload, server, pools):
+                return []
             if workload.gpus:
                 return pools if len(pools) == len(workload.gpus) else []
             return pools if len(pools) >= (workload.gpu_count or 1) else []
@@ -224,13 +227,19 @@ def copies_devices(workload: Workload, pools: Sequence[Pool]) -> int:
     return workload.gpu_count
 
 
+def _takes_all(workload: Workload, server: Server, pools: Sequence[Pool]) -> bool:
+    """Whether a copy takes all GPUs of a server, so that nobody has to be told which."""
+    count = sum(pool.gpu is not None for pool in server.pools)
+    return not workload.gpus and len(pools) == count and workload.gpu_count in (None, count)
+
+
 def suits(workload: Workload, pool: Pool) -> bool:
     """Whether a device is of the kind that a workload's selectors ask for."""
     if pool.gpu is None:
         return not workload.gpus and CPU in workload.bytes
     if workload.gpus and pool.gpu not in workload.gpus:
         return False
-    if pool.bytes < workload.gpu_min_bytes or GPU not in workload.bytes:
+    if (pool.total_bytes or pool.bytes) < workload.gpu_min_bytes or GPU not in workload.bytes:
         return False
     return not workload.gpu_product or workload.gpu_product.casefold() in pool.product.casefold()
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from controlplane.memory.ledger import size_text
-from controlplane.memory.placement.board import Board, copies_devices
+from controlplane.memory.placement.board import Board, copies_devices, suits
 from controlplane.memory.placement.types import UNLIMITED, Hints, Pool, Seat, Server, Workload
 
 
@@ -109,11 +109,12 @@ class Finder:
         *,
         fitting: bool,
     ) -> str:
-        if len(self.servers) == 1:
-            return "the only server"
         need = workload.bytes[pools[0].kind]
         where = ", ".join(pool.name for pool in pools)
-        parts = []
+        parts = [_which(workload, server, pools)] if pools[0].gpu is not None else []
+        parts = [part for part in parts if part]
+        if len(self.servers) == 1 and (not parts or workload.gpus):
+            return "; ".join(["the only server", *parts])
         if heat < 2:
             parts.append("it is loaded there" if heat == 0 else "its files are there")
         if others and server.zone and not crowd.get(server.zone):
@@ -125,6 +126,21 @@ class Finder:
         else:
             parts.append(f"no gap holds {size_text(need)}; it shares {where}, where most is free")
         return "; ".join(parts)
+
+
+def _which(workload: Workload, server: Server, pools: tuple[Pool, ...]) -> str:
+    """Which of a server's GPUs a copy takes, and what was asked of them; empty where it takes all, as nobody minds."""
+    gpus = [pool for pool in server.pools if pool.gpu is not None]
+    if len(pools) == len(gpus):
+        return ""
+    where = ", ".join(pool.name for pool in pools)
+    if workload.gpus:
+        return f"on {where}, as it was asked for"
+    able = sum(suits(workload, pool) for pool in gpus)
+    asked = [f"of product {workload.gpu_product!r}"] if workload.gpu_product else []
+    asked += [f"with at least {size_text(workload.gpu_min_bytes)}"] if workload.gpu_min_bytes else []
+    of = f"{able} GPUs {' and '.join(asked)} ({len(gpus)} in all)" if asked else f"{len(gpus)} GPUs"
+    return f"on {where}, {len(pools)} of {of}"
 
 
 def _leftover(pools: tuple[Pool, ...], gap: int, workload: Workload, *, fitting: bool) -> int:

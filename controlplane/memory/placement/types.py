@@ -23,12 +23,16 @@ class Pool:
         bytes: Its budget; `UNLIMITED` where nobody tells.
         gpu: Triton's number of the GPU; None for the host.
         product: The product's name; empty where unknown.
+        total_bytes: What it has in all; 0 where that is not known, and the budget stands for it.
+        numbered: Whether Triton can be told to use it alone: its number is known. Else a model uses all GPUs there.
     """
 
     name: str
     bytes: int
     gpu: int | None = None
     product: str = ""
+    total_bytes: int = 0
+    numbered: bool = True
 
     @property
     def kind(self) -> str:
@@ -76,7 +80,7 @@ class Workload:
         gpus: Numbers of the GPUs each copy uses, all of them; empty: see `gpu_count`.
         gpu_count: How many GPUs each copy uses; None: all that match.
         gpu_product: Part of the product's name that its GPUs must have, whatever the case.
-        gpu_min_bytes: Least budget of its GPUs.
+        gpu_min_bytes: Least memory of its GPUs in all.
         load_seconds: What a load takes.
         fetch_seconds: What fetching its files takes where they are not cached.
     """

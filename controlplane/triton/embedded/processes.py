@@ -48,12 +48,14 @@ class InstanceMemory:
         resident_bytes: Now; pages that processes share, libraries above all, count for each of them.
         peak_bytes: The most that each has had since it started, summed.
         started: When each started, in seconds since the machine did (`since_boot`), to a hundredth.
+        pids: Their process ids.
     """
 
     processes: int
     resident_bytes: int
     peak_bytes: int
     started: tuple[float, ...] = ()
+    pids: tuple[int, ...] = ()
 
 
 def instance_memory(server: int, repository: Path) -> dict[tuple[str, int], InstanceMemory]:
@@ -88,6 +90,7 @@ def instance_memory(server: int, repository: Path) -> dict[tuple[str, int], Inst
             before.resident_bytes + _status_bytes(status, "VmRSS"),
             before.peak_bytes + _status_bytes(status, "VmHWM"),
             (*before.started, int(_fields(stat)[19]) / ticks),
+            (*before.pids, pid),
         )
     return found
 
