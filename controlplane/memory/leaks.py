@@ -9,7 +9,8 @@ The tree, whose numbers come back in the code:
 1.  Draining already.
     1.1  the memory came back by itself: call it off
     1.2  actions are in flight: wait for their ends, which have deadlines of their own
-    1.3  models are held, and the time for draining is not over: wait; what answers nowhere else is still asked here
+    1.3  models are held, or move to other servers, and the time for draining is not over: wait; what answers nowhere
+         else is still asked here
     1.4  from now on nobody sends it requests
     1.5  requests are pending, and the time for closing is not over: wait
     1.6  restart
@@ -54,7 +55,7 @@ class LeakRules:
     Attributes:
         bound_bytes: What a device may have beyond the ledger; None: any amount.
         patience_seconds: How long it must be above without a break.
-        drain_seconds: How long who holds a model is waited for.
+        drain_seconds: How long who holds a model is waited for, and models that move to other servers.
         close_seconds: How long requests are waited for after nobody sends more; those who ask Triton itself may.
         interval_seconds: Least time between two restarts of a server.
     """
@@ -80,6 +81,7 @@ class ServerExcess:
         restarted_at: When it was restarted for this reason the last time.
         busy: Models with an action in flight.
         held: Models held by a lease from before the draining.
+        moving: Models that stay until they answer on another server.
         pending: Models with requests that wait or run.
         strangers: What is loaded there and is no deployment of ours, so that nobody would load it again.
     """
@@ -93,6 +95,7 @@ class ServerExcess:
     restarted_at: datetime | None = None
     busy: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
+    moving: tuple[str, ...] = ()
     pending: tuple[str, ...] = ()
     strangers: tuple[str, ...] = ()
 
@@ -149,8 +152,11 @@ def _draining(server: ServerExcess, found: Mapping[str, int], rules: LeakRules, 
         return LeakDecision(LeakStep.RESUME, "what nobody accounted for came back by itself")
     if server.busy:  # 1.2
         return LeakDecision(LeakStep.WAIT, f"waits for what is under way: {_names(server.busy)}")
-    if server.held and now - server.draining_since < timedelta(seconds=rules.drain_seconds):  # 1.3
-        return LeakDecision(LeakStep.WAIT, f"waits for who holds a model: {_names(server.held)}")
+    if now - server.draining_since < timedelta(seconds=rules.drain_seconds):  # 1.3
+        if server.moving:
+            return LeakDecision(LeakStep.WAIT, f"waits for models that move to other servers: {_names(server.moving)}")
+        if server.held:
+            return LeakDecision(LeakStep.WAIT, f"waits for who holds a model: {_names(server.held)}")
     if server.closed_since is None:  # 1.4
         return LeakDecision(LeakStep.CLOSE, "no more requests are sent to it")
     if server.pending and now - server.closed_since < timedelta(seconds=rules.close_seconds):  # 1.5

@@ -63,7 +63,8 @@ class Arranger:
             server.guard.call_off(now)
             return
         busy = [unit.model for unit in server.units.values() if unit.task is not None]
-        step = server.guard.look(self._holds.active(now), busy, self._state.events, now)
+        moving = [model for model, place in server.places.items() if place.here and not place.seat and place.why]
+        step = server.guard.look(self._holds.active(now), busy, moving, self._state.events, now)
         if step is LeakStep.RESTART and embedded is not None:
             self._background.spawn(embedded.restart(), f"restart {server.name}")
         elif step is LeakStep.RESUME:

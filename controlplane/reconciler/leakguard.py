@@ -60,12 +60,20 @@ class LeakGuard:
             return ""
         return "it is restarted to free its memory" if self._restarting else "it is drained to free its memory"
 
-    def look(self, leases: Mapping[str, str], busy: Iterable[str], events: EventLog, now: datetime) -> LeakStep:
+    def look(
+        self,
+        leases: Mapping[str, str],
+        busy: Iterable[str],
+        moving: Iterable[str],
+        events: EventLog,
+        now: datetime,
+    ) -> LeakStep:
         """Decide with the newest figures, and tell what changed.
 
         Args:
             leases: The client leases that hold at this moment: the model by the lease's id.
             busy: Models with an action in flight.
+            moving: Models that stay until they answer on another server.
             events: Where to tell.
             now: The time.
 
@@ -74,7 +82,7 @@ class LeakGuard:
         """
         if self._restarting or self._rules.bound_bytes is None:
             return LeakStep.NOTHING
-        server = self._excess(leases, tuple(busy), now)
+        server = self._excess(leases, tuple(busy), tuple(moving), now)
         decision, server_name = decide_leak(server, self._rules, now), self._steward.server
         changed, self._last = decision.step is not self._last.step, decision
         match decision.step:
@@ -132,7 +140,9 @@ class LeakGuard:
             restarts=self.restarts,
         )
 
-    def _excess(self, leases: Mapping[str, str], busy: tuple[str, ...], now: datetime) -> ServerExcess:
+    def _excess(
+        self, leases: Mapping[str, str], busy: tuple[str, ...], moving: tuple[str, ...], now: datetime
+    ) -> ServerExcess:
         accounts = self._steward.accounts
         excess = accounts.excess(supervised=self._supervised)
         if not over(excess, self._rules):
@@ -150,6 +160,7 @@ class LeakGuard:
             busy=tuple(sorted(busy)),
             # Who came since waits for the restart, and it would wait for them.
             held=tuple(sorted({model for lease, model in leases.items() if lease in self._held})),
+            moving=tuple(sorted(moving)),
             pending=tuple(sorted(name for name, one in self._steward.tenants.items() if one.usage.pending > 0)),
             strangers=accounts.strangers(),
         )

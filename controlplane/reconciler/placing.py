@@ -190,13 +190,14 @@ class Placer:
         for name, server in self._state.servers.items():
             before = self._state.plan.servers.get(name)
             managed = server.managed
-            made = Server(name, _pools(server), managed.zone, managed.labels, self._trouble(server, before, now))
+            trouble, drained = self._trouble(server, before, now), server.guard.draining
+            made = Server(name, _pools(server), managed.zone, managed.labels, trouble, drained)
             found[name] = before if before is not None and before == made else made
         return found
 
     def _trouble(self, server: KnownServer, before: Server | None, now: datetime) -> str:
         """Why a server can take nothing. One that was well is given time to come back."""
-        if server.trouble is None:
+        if server.trouble is None or not server.away:  # one that is drained still answers
             self._trouble_since.pop(server.name, None)
             return ""
         since = self._trouble_since.setdefault(server.name, now)

@@ -120,6 +120,20 @@ def test_a_dead_servers_copies_go_elsewhere_and_nothing_else_moves() -> None:
     assert back.seats == after.seats
 
 
+def test_what_is_on_a_drained_server_goes_where_there_is_a_gap_and_stays_where_there_is_none() -> None:
+    servers = named(host("a"), host("b", 50), host("c", 200, trouble="c is unreachable"))
+    workloads = wanted(cpu("large", 60), cpu("small", 30, firm=True))
+    made = plan(NO_PLAN, servers, workloads, Hints(cached={"small": frozenset({"a"})}))
+    assert where(made) == {"large": ["a"], "small": ["a"]}
+    drained = {**servers, "a": host("a", drained="it is drained to free its memory")}
+    after = plan(made, drained, workloads)
+    assert where(after) == {"large": ["a"], "small": ["b"]}, "nothing shares memory for a restart"
+    more = {**workloads, "new": cpu("new", 10)}
+    assert where(plan(after, drained, more))["new"] == ["b"], "nothing new is placed on it"
+    back = plan(after, servers, workloads)
+    assert back.seats == after.seats, "what is somewhere stays there"
+
+
 def test_where_there_is_no_other_server_it_waits() -> None:
     made = plan(NO_PLAN, named(host("a", trouble="a is unreachable: refused")), wanted(cpu("m", 10)))
     assert made.seats["m"][0].waits
@@ -180,7 +194,7 @@ ZONES = ("", "a", "b")
 LABELS = ((), (("gpu", "yes"),), (("team", "x"),))
 PRODUCTS = ("NVIDIA L4", "NVIDIA H200")
 servers_ = st.builds(
-    lambda name, hosts, cards, zone, labels, trouble, products, numbered: Server(
+    lambda name, hosts, cards, zone, labels, trouble, products, numbered, drained: Server(
         name,
         (
             Pool("host", hosts),
@@ -189,6 +203,7 @@ servers_ = st.builds(
         zone,
         dict(labels),
         trouble,
+        drained,
     ),
     st.sampled_from("abcde"),
     st.integers(0, 20),
@@ -198,6 +213,7 @@ servers_ = st.builds(
     st.sampled_from(("", "", "", "it is unreachable")),
     st.lists(st.sampled_from(PRODUCTS), min_size=2, max_size=2),
     st.sampled_from((True, True, True, False)),
+    st.sampled_from(("", "", "", "it is drained")),
 )
 sizes = st.sampled_from(({"cpu": 1}, {"cpu": 3}, {"cpu": 7}, {"gpu": 4}, {"gpu": 6, "cpu": 5}, {"gpu": 12}))
 workloads_ = st.builds(
@@ -290,6 +306,10 @@ def test_no_sequence_of_events_breaks_a_budget_or_a_selector(
         before = made
         made = plan(before, named(*servers), wanted(*workloads), Hints(cached=files))
         assert_sound(made)
+        for model, seats in made.seats.items():
+            there = {seat.server for seat in before.seats.get(model, ())}
+            drained = {seat.server for seat in seats if made.servers[seat.server].drained and not seat.waits}
+            assert drained <= there, "something new was placed on a server that is drained"
         again = plan(before, dict(named(*servers)), dict(wanted(*workloads)), Hints(cached=dict(files)))
         assert (again.seats, again.lacking) == (made.seats, made.lacking), "the same arguments, another plan"
 
@@ -318,7 +338,7 @@ def test_a_soft_model_lacks_copies_only_where_no_server_could_ever_load_one(
             continue
         taken = {seat.server for seat in made.seats.get(model, ())}
         for server in servers:
-            if server.name in taken or server.trouble:
+            if server.name in taken or server.closed:
                 continue
             firm = made.rooms[server.name].firm if server.name in made.rooms else {}
             assert not _choices(workload, server, {p.name: p.bytes - firm.get(p.name, 0) for p in server.pools})
@@ -331,7 +351,7 @@ def test_pinned_models_are_all_placed_wherever_an_arrangement_exists(
 ) -> None:
     """Against all arrangements there are, gone through one by one."""
     firm = [replace(one, firm=True, priority=0, copies=one.min_copies) for one in workloads]
-    well = [replace(server, trouble="") for server in servers]
+    well = [replace(server, trouble="", drained="") for server in servers]
     made = plan(NO_PLAN, named(*well), wanted(*firm))
     assert_sound(made)
     assert bool(made.lacking) != _arrangement_exists(firm, well)
@@ -341,7 +361,7 @@ def test_pinned_models_are_all_placed_wherever_an_arrangement_exists(
 @settings(max_examples=200, deadline=None)
 def test_it_gets_there_one_by_one_too(servers: list[Server], workloads: list[Workload], random) -> None:  # type: ignore[no-untyped-def]
     firm = [replace(one, firm=True, priority=0, copies=one.min_copies) for one in workloads]
-    well = named(*(replace(server, trouble="") for server in servers))
+    well = named(*(replace(server, trouble="", drained="") for server in servers))
     made, there = NO_PLAN, {}
     for one in random.sample(firm, len(firm)):
         there = {**there, one.model: one}

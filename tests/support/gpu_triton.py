@@ -42,9 +42,11 @@ class ReadGpus:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self._lock = threading.Lock()
 
     def read(self) -> tuple[DeviceReading, ...]:
-        return tuple(_reading(told) for told in self._reader.read().values())
+        with self._lock:  # one question, one answer
+            return tuple(_reading(told) for told in self._reader.read().values())
 
     def close(self) -> None:
         self._reader.end()

@@ -200,7 +200,7 @@ class Board:
         if found is None:
             found = []
             for name, server in self.servers.items():
-                if server.zone != zone or server.trouble or (kind == CPU_ALONE and server.has_gpu):
+                if server.zone != zone or server.closed or (kind == CPU_ALONE and server.has_gpu):
                     continue
                 for pool in server.pools:
                     if (pool.gpu is not None) == (kind == GPU):

@@ -42,7 +42,7 @@ class Finder:
                 if (
                     server.name in taken
                     or server.name in avoid
-                    or server.trouble
+                    or server.closed
                     or not board.labelled(workload, server)
                 ):
                     continue
@@ -64,10 +64,18 @@ class Finder:
         names = tuple(pool.name for pool in pools)
         return Seat(server.name, names, workload.bytes[pools[0].kind], workload.firm, why)
 
-    def stays(self, workload: Workload, seat: Seat) -> Seat | None:
-        """Return a seat as it would be now; None where it may not stay."""
+    def stays(self, workload: Workload, seat: Seat, *, drained: bool = False) -> Seat | None:
+        """Return a seat as it would be now; None where it may not stay.
+
+        Args:
+            workload: Whose.
+            seat: The seat.
+            drained: Whether it may stay on a server that is being emptied, for want of another.
+        """
         server = self.servers.get(seat.server)
         if server is None or server.trouble or not self.board.allowed(workload, server):
+            return None
+        if server.drained and not drained:
             return None
         pools = {pool.name: pool for pool in self.board.pools_for(workload, server)}
         if any(device not in pools for device in seat.devices):

@@ -4,7 +4,8 @@ The order of things:
 
 1. Seats that may not stay are given up: of models that are gone, on servers that are gone, in trouble, without the
    labels or devices that are asked for, or without the memory. Everything else stays where it is: a plan never moves a
-   copy for mere beauty (`rebalancing` weighs gains and costs).
+   copy for mere beauty (`rebalancing` weighs gains and costs). Copies on a server that is drained go where they fit
+   into a gap (3), and else stay, rather than share memory elsewhere (4).
 2. Firm workloads are placed before others, higher priorities before lower ones, larger before smaller.
 3. Each copy goes, in this order of weight, where it fits into a gap; where there is a GPU, if it can use one; to the
    zone with the fewest of its copies; where it is loaded, else where its files are cached; into the smallest gap that
@@ -165,7 +166,11 @@ class _Planner:
         """Place the least number of copies, where memory has to be shared for it if need be."""
         model = workload.model
         while len(self.board.seats.get(model, ())) < min(workload.min_copies, workload.copies):
-            seat = self.finder.find(workload, fitting=True) or self.finder.find(workload, fitting=False)
+            seat = (
+                self.finder.find(workload, fitting=True)
+                or self._back(workload)
+                or self.finder.find(workload, fitting=False)
+            )
             if seat is not None:
                 self.board.take(model, seat)
             elif not self._make_room(workload):
@@ -177,10 +182,21 @@ class _Planner:
         if workload.model in self.lacking:
             return
         while len(self.board.seats.get(workload.model, ())) < workload.copies:
-            seat = self.finder.find(workload, fitting=True)
+            seat = self.finder.find(workload, fitting=True) or self._back(workload)
             if seat is None:
                 return
             self.board.take(workload.model, seat)
+
+    def _back(self, workload: Workload) -> Seat | None:
+        """A seat on a server that is drained, which the copy keeps because no other has a gap for it."""
+        taken = {seat.server for seat in self.board.seats.get(workload.model, ())}
+        for seat in self.aside.get(workload.model, ()):
+            server = self.servers.get(seat.server)
+            if server is not None and server.drained and seat.server not in taken:
+                stays = self.finder.stays(workload, seat, drained=True)
+                if stays is not None:
+                    return stays
+        return None
 
     def _make_room(self, workload: Workload) -> bool:
         """Rearrange firm seats, so that one more firm copy finds a place; lower priorities give way."""

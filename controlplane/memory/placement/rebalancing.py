@@ -210,7 +210,7 @@ class _Work:
         return [
             (server, pool)
             for _, server in sorted(self.made.servers.items())
-            if not server.trouble
+            if not server.closed
             for pool in server.pools
             if pool.bytes < UNLIMITED >> 1
         ]
@@ -220,7 +220,7 @@ def _largest(board: Board) -> dict[str, int]:
     """The largest gap of each kind of device that has a budget."""
     found: dict[str, int] = {}
     for name, server in board.servers.items():
-        for pool in server.pools if not server.trouble else ():
+        for pool in server.pools if not server.closed else ():
             if pool.bytes < UNLIMITED >> 1:
                 found[pool.kind] = max(found.get(pool.kind, 0), board.gap(name, pool))
     return found

@@ -73,7 +73,7 @@ def _reach(board: Board, workload: Workload, workloads: Mapping[str, Workload]) 
         one = frontier.pop(0)
         for name in sorted(board.servers):
             server = board.servers[name]
-            if name in reached or server.trouble or not board.allowed(one, server):
+            if name in reached or server.closed or not board.allowed(one, server):
                 continue
             reached[name] = server
             if len(reached) >= SERVERS:

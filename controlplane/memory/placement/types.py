@@ -50,6 +50,8 @@ class Server:
         zone: Its failure domain; servers of one zone may fail together.
         labels: What node selectors are matched with.
         trouble: Why it can take nothing now; empty when it can.
+        drained: Why it is being emptied; empty where it is not. Copies leave it for gaps elsewhere, and stay where
+            there are none.
     """
 
     name: str
@@ -57,6 +59,12 @@ class Server:
     zone: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     trouble: str = ""
+    drained: str = ""
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more may be placed on it."""
+        return bool(self.trouble or self.drained)
 
     @property
     def has_gpu(self) -> bool:
