@@ -81,9 +81,8 @@ def _dual(trace: Trace, intervals: _Intervals, cost: Floats, budget: float, iter
         paid = np.concatenate([[0.0], np.cumsum(prices[window])])
         rent = size * (paid[end] - paid[start + 1])  # the requests strictly between
         kept = rent < price_of
-        held = np.zeros(count + 1)
-        np.add.at(held, start[kept] + 1, size[kept])
-        np.add.at(held, end[kept], -size[kept])
+        held = np.bincount(start[kept] + 1, weights=size[kept], minlength=count + 1)
+        held -= np.bincount(end[kept], weights=size[kept], minlength=count + 1)
         use = np.bincount(window, weights=np.cumsum(held)[:count])
         return float(np.minimum(rent, price_of).sum() - prices @ room_by_window), use - room_by_window
 
@@ -91,13 +90,14 @@ def _dual(trace: Trace, intervals: _Intervals, cost: Floats, budget: float, iter
     per_window = count / len(room_by_window)
     step = 0.3
     average = prices.copy()
+    _, gradient = value(prices)
     for iteration in range(iterations):
-        _, gradient = value(prices)
         # Multiplicative: prices stay positive, and quiet times keep low ones.
         relative = gradient / per_window
         prices = prices * np.exp(step / (1 + iteration / 30) * np.clip(relative, -2, 2))
         average = 0.9 * average + 0.1 * prices
-        best = max(best, value(prices)[0], value(average)[0])
+        reached, gradient = value(prices)
+        best = max(best, reached, value(average)[0])
     return best * scale
 
 

@@ -44,6 +44,11 @@ class MemoryMetrics(Collector):
             "What the ledger counts for a model.",
             labels=("server", "device", "model", "state"),
         )
+        errors = GaugeMetricFamily(
+            "tritonctl_model_footprint_estimate_error_bytes",
+            "Measured - estimated on a device, of what is loaded.",
+            labels=("server", "model"),
+        )
         queued = GaugeMetricFamily("tritonctl_loads_queued", "Loads that wait for memory.", labels=("server",))
         largest = GaugeMetricFamily(
             "tritonctl_footprint_estimate_error_max_bytes",
@@ -75,6 +80,14 @@ class MemoryMetrics(Collector):
                     if footprint.held_bytes:
                         labels = (one.server, footprint.device, model.model, model.state)
                         models.add_metric(labels, footprint.held_bytes)
+                # No more series than models are loaded; on several devices each has the same footprint.
+                wrong = [
+                    footprint.bytes - footprint.estimate_bytes
+                    for footprint in model.footprint
+                    if footprint.held_bytes and footprint.estimate_bytes is not None
+                ]
+                if wrong:
+                    errors.add_metric((one.server, model.model), max(wrong))
             if one.leak is not None:
                 restarts.add_metric((one.server,), one.leak.restarts)
                 for name, size in one.leak.excess_bytes.items():
@@ -86,5 +99,5 @@ class MemoryMetrics(Collector):
                     family.add_metric((one.server,), one.counters[key])
             for stage in _STAGES:
                 seconds.add_metric((one.server, stage), one.counters.get(f"load_{stage}_seconds", 0.0))
-        yield from (devices, budgets, models, queued, largest, seconds, excess, restarts)
+        yield from (devices, budgets, models, errors, queued, largest, seconds, excess, restarts)
         yield from counters.values()

@@ -67,6 +67,9 @@ class DeviceFootprint(_View):
     left_bytes: int | None = Field(
         default=None, description="The most that stayed in a server after its unload; null: nobody could tell."
     )
+    estimate_bytes: int | None = Field(
+        default=None, description="What was estimated before it was measured; null: nobody measured it."
+    )
     source: Literal["estimate", "measured"] = Field(description="How it is known.")
     held_bytes: int = Field(default=0, description="What the ledger counts for it at this moment.")
 

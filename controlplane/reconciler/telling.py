@@ -314,6 +314,7 @@ def _footprint(steward: Steward, wish: Wish) -> tuple[DeviceFootprint, ...]:
             load_peak_bytes=measured.peak_bytes if measured else 0,
             inference_peak_bytes=measured.inference_peak_bytes if measured else 0,
             left_bytes=measured.left_bytes if measured else None,
+            estimate_bytes=measured.estimate_bytes if measured else None,
             source=footprint.source.value,
             held_bytes=held.get(device, 0),
         )

@@ -105,6 +105,13 @@ def test_the_ledger_by_device_and_model(room: Api) -> None:
     assert _metric(room, "tritonctl_model_memory_bytes", model="one", state="loaded") == held
     assert _metric(room, "tritonctl_load_seconds_total", stage="load") > 0
     assert _metric(room, "tritonctl_footprints_measured_total", server="embedded") >= 1
+    footprint = views["one"]["footprint"][0]
+    while footprint["estimate_bytes"] is None:  # it is kept after the model answers
+        time.sleep(0.05)
+        footprint = next(model for model in _memory(room)["models"] if model["model"] == "one")["footprint"][0]
+    wrong = footprint["bytes"] - footprint["estimate_bytes"]
+    told = _metric(room, "tritonctl_model_footprint_estimate_error_bytes", server="embedded", model="one")
+    assert told == pytest.approx(wrong, abs=16 * MIB)  # it may have grown meanwhile
     assert len(room.ok(room.http.get("/v1/memory", params={"server": "embedded"}))["items"]) == 1
     problem = room.problem(room.http.get("/v1/memory", params={"server": "nowhere"}), 404, "not-found")
     assert "embedded" in problem["detail"]
