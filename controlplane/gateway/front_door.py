@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from controlplane.gateway.configuration import (
 )
 from controlplane.gateway.grpc_face import GrpcFace
 from controlplane.gateway.http_face import HttpFace
+from controlplane.gateway.peers import Peers, nobody
 from controlplane.gateway.process import HAProxy
 from controlplane.gateway.runtime import RuntimeApi
 from controlplane.gateway.splitting import Splits
@@ -38,6 +39,7 @@ from controlplane.gateway.waiting import Limits, WaitingRoom
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.traffic import DirectTraffic
+from controlplane.registry.doors import DoorLog
 from controlplane.settings import GatewaySettings
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,7 @@ class FrontDoor:
         resolve: Gives the version of an alias.
         access: Who may ask which model.
         splits: Which models have a rollout under way, and how many of their requests the activator gets.
+        doors: Where front doors tell each other what leaves a server.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class FrontDoor:
         resolve: Resolve,
         splits: Splits,
         access: Access,
+        doors: DoorLog,
     ) -> None:
         self._settings = settings
         self._access = access
@@ -101,6 +105,7 @@ class FrontDoor:
             timeout_seconds=settings.load_timeout_seconds,
             splits=splits,
         )
+        self._peers = Peers(doors, self._closed, reconciler.look, lambda: reconciler.leading)
         self._told: Table = tables.empty(slots_for(len(backends), settings.server_sets))
         self._telling = asyncio.Lock()
         self._stack: AsyncExitStack | None = None
@@ -171,6 +176,8 @@ class FrontDoor:
                 api=self._api,
                 sockets=tuple(listener.fileno() for listener in self._listeners.values()),
             )
+            stack.push_async_callback(self._peers.stop)  # after HAProxy has stopped: then nobody has to wait for us
+            await self._peers.start()
             stack.push_async_callback(self._haproxy.stop)
             await self._haproxy.start()
             self._reconciler.send_through(self)
@@ -188,16 +195,25 @@ class FrontDoor:
 
     @asynccontextmanager
     async def withdrawn(self, server: str, model: str) -> AsyncIterator[None]:
-        """See `controlplane.reconciler.traffic.Traffic`."""
+        """See `controlplane.reconciler.traffic.Traffic`. All front doors on the bucket keep away."""
+        async with self._peers.withdrawn(server, model) as others, self._closed(server, model, others):
+            yield
+
+    @asynccontextmanager
+    async def _closed(
+        self, server: str, model: str, others: Callable[[], Awaitable[None]] = nobody
+    ) -> AsyncIterator[None]:
+        """Send no requests there, and wait until none of ours is under way, nor of others."""
         with self._roads.without(server, model):
             slot = self._told.models.get(model)
             await self._tell()
             try:
                 async with asyncio.timeout(self._settings.drain_timeout_seconds):
                     await self._drained(server, model, slot)
+                    await others()
             except TimeoutError:
                 logger.warning(
-                    "%s leaves %s although requests to it are under way after %g s",
+                    "%s leaves %s although requests to it are under way, or another front door is silent, after %g s",
                     model,
                     server,
                     self._settings.drain_timeout_seconds,

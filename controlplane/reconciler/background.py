@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from controlplane.domain.report import VersionReport
@@ -13,6 +14,7 @@ from controlplane.reconciler.messages import Cleaned, Gauged, Message, Seen
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.steward import Measurement
 from controlplane.reconciler.watching import look
+from controlplane.registry.leases import ModelLease
 from controlplane.registry.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -135,6 +137,15 @@ class Background:
                 logger.warning("a measured footprint cannot be kept: %s", error)
 
         self.spawn(run(), "keep footprints")
+
+    def give_back(self, lease: ModelLease) -> None:
+        """Give a client lease of our own back; one that cannot be ends by itself."""
+
+        async def run() -> None:
+            with suppress(ControlPlaneError):
+                await asyncio.to_thread(self._registry.leases.release, lease.model, lease.id)
+
+        self.spawn(run(), f"give back {lease.model}")
 
     def keep_report(self, report: VersionReport) -> None:
         """Keep what was found out about a version with it in the bucket."""

@@ -40,6 +40,7 @@ from controlplane.reconciler.messages import (
     Gauged,
     Held,
     LeaseChanged,
+    LookWanted,
     Message,
     Poll,
     Seen,
@@ -282,6 +283,16 @@ class Reconciler:
         """Wait until the deployments were read once; before, nobody can say that a model is not deployed."""
         await self._read.wait()
 
+    async def look(self, server: str) -> None:
+        """Look at a server anew, and return when what was seen is taken in."""
+        if server not in self._state.servers:
+            return
+        number: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._post(LookWanted(server, number))
+        enough = await number
+        while self._state.servers[server].looks < enough:
+            await self._changed.wait()
+
     def demand(self, model: str) -> None:
         """Say that somebody wants to use a model now: it is loaded, and its keep-alive starts anew.
 
@@ -300,7 +311,8 @@ class Reconciler:
     ) -> DeploymentStatus:
         """Demand a model and wait until it is Ready, Degraded or Failed, at most ``timeout`` seconds.
 
-        On a replica that does not lead, a short client lease passes the demand on to the one that does.
+        On a replica that does not lead, a client lease passes the demand on to the one that does; it is given back when
+        the wait is over, so that the model can make room for others.
 
         Returns:
             The status by then; where ``phase.settled`` is false, the time was up.
@@ -312,14 +324,19 @@ class Reconciler:
         """
         end = asyncio.get_running_loop().time() + timeout
         await self._demand(model)
+        lease: ModelLease | None = None
         if not self.leading:
             seconds = max(min(timeout, _DEMAND_LEASE_SECONDS), 1.0)
-            await asyncio.to_thread(self._registry.leases.acquire, model, seconds=seconds, holder="load")
+            lease = await asyncio.to_thread(self._registry.leases.acquire, model, seconds=seconds, holder="load")
 
         def over(status: DeploymentStatus) -> bool:
             return status.phase.settled and not self._answers.awaited(model, status, leading=self.leading)
 
-        return await self._wait(model, 0, end - asyncio.get_running_loop().time(), over)
+        try:
+            return await self._wait(model, 0, end - asyncio.get_running_loop().time(), over)
+        finally:
+            if lease is not None:
+                self._background.give_back(lease)
 
     def lease_changed(self, lease: ModelLease) -> None:
         """Take in a client lease that was just taken, renewed or given back, before the bucket is read again."""
@@ -423,6 +440,11 @@ class Reconciler:
                 self._arranger.demanded(model)
                 if not taken.done():
                     taken.set_result(None)
+            case LookWanted(server=name, number=number):
+                server = self._state.servers[name]
+                if not number.done():  # else nobody waits any more
+                    number.set_result(server.looks + (1 if server.looking is None else 2))
+                self._background.look(server)
             case Held():
                 pass  # what follows from it is arranged after every message
             case Cleaned():

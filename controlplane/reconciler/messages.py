@@ -63,6 +63,14 @@ class Demanded:
 
 
 @dataclass(frozen=True)
+class LookWanted:
+    """Somebody wants a server to be looked at anew; gets the number of the look that will do."""
+
+    server: str
+    number: "asyncio.Future[int]"
+
+
+@dataclass(frozen=True)
 class Held:
     """The client leases may have changed."""
 
@@ -92,4 +100,4 @@ class Tick:
     """It is time for a cycle."""
 
 
-Message = Woken | Wished | Seen | Done | Gauged | Demanded | Held | Cleaned | LeaseChanged | Tick | Poll
+Message = Woken | Wished | Seen | Done | Gauged | Demanded | LookWanted | Held | Cleaned | LeaseChanged | Tick | Poll

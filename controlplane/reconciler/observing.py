@@ -52,7 +52,7 @@ class Observer:
     def seen(self, seen: Seen) -> None:
         """Take in a look at a server."""
         server, sight = seen.server, seen.sight
-        server.looking = None
+        server.looking, server.looks = None, server.looks + 1
         before, server.sight, server.observed_at = server.sight, sight, self._state.clock()
         well = sight.state is ServerState.READY
         if sight.state is not before.state:

@@ -1,0 +1,238 @@
+"""Two control planes on one bucket, each with a front door, before the same Triton: whoever leads, both doors hold.
+
+Clients ask through both doors all the while, over HTTP and gRPC. No request may fail when a version is switched, rolled
+back, rolled out by evidence, or evicted; the one that leads unloads, and the other one's HAProxy has to stop asking in
+time.
+"""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from controlplane.gateway.peers import Peers
+from controlplane.reconciler.lease import Holder
+from controlplane.registry.doors import DoorLog, Withdrawal
+from controlplane.settings import GatewaySettings, MemorySettings, StoreSettings, TritonServerSettings, TritonSettings
+from controlplane.storage.filesystem import FilesystemStore
+from tests.support.api import Api, onnx_scale, serving, settings_for
+from tests.support.gateway import ones, until, urls, way
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Api]]:
+    """The leader, whose Triton it is, and a follower."""
+    folder = tmp_path_factory.mktemp("two-doors")
+    common: dict[str, Any] = {
+        "store": StoreSettings(url=f"file://{folder / 'store'}"),
+        "gateway": GatewaySettings(enabled=True, measured_per_second=0),
+        "memory": MemorySettings(
+            budget_bytes={"host": 260 * MIB}, minimum_residence_seconds=0.3, poll_interval_seconds=0.2, policy="lru"
+        ),
+    }
+    with serving(settings_for(folder / "leader", embedded=True, **common)) as leader:
+        until("it leads", lambda: leader.plane.reconciler.leading)
+        (triton,) = leader.plane.reconciler.servers()
+        server = TritonServerSettings(
+            name=triton.name,
+            grpc_url=triton.grpc_url,
+            http_url=triton.http_url,
+            metrics_url=triton.metrics_url,
+            repository=folder / "leader" / "model_repository",
+        )
+        elsewhere = {**common, "triton": TritonSettings(servers=(server,), load_timeout_seconds=60)}
+        with serving(settings_for(folder / "follower", embedded=False, **elsewhere)) as follower:
+            for factor in (1.0, 2.0):
+                leader.publish("net", onnx_scale(factor))
+            assert leader.deploy("net:1", mode="pinned")["state"] == "succeeded"
+            until("both doors are open", lambda: way(leader, "net") == way(follower, "net") == "fast")
+            yield leader, follower
+
+
+@contextmanager
+def asking(planes: tuple[Api, Api], *models: str) -> Iterator[list[Counter[Any]]]:
+    """Ask through both doors, over both protocols, until the end of the block; answers and errors, by door."""
+    seen = [Counter[Any](), Counter[Any]()]
+    stop = threading.Event()
+
+    def run(api: Api, kind: Any, found: Counter[Any]) -> None:
+        patience = {} if kind is triton_grpc else {"network_timeout": 120.0}
+        with kind.InferenceServerClient(urls(api)[kind is triton_grpc], **patience) as client:
+            while not stop.is_set():
+                for model in models:
+                    try:
+                        found[model, float(client.infer(model, ones(kind)).as_numpy("y")[0, 0])] += 1
+                    except InferenceServerException as error:
+                        found[model, f"{kind.__name__}: {error}"] += 1
+
+    threads = [
+        threading.Thread(target=run, args=(api, kind, found))
+        for api, found in zip(planes, seen, strict=True)
+        for kind in (triton_http, triton_grpc)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(120)
+
+
+def failures(seen: list[Counter[Any]]) -> list[Any]:
+    return [outcome for found in seen for outcome in found if isinstance(outcome[1], str)]
+
+
+def more(seen: list[Counter[Any]], count: int = 30) -> None:
+    """Wait until both doors have answered some more."""
+    before = [found.total() for found in seen]
+    until("more answers", lambda: all(one.total() >= begun + count for one, begun in zip(seen, before, strict=True)))
+
+
+@pytest.mark.triton
+def test_a_switch_and_a_rollback_lose_no_request_through_either_door(planes: tuple[Api, Api]) -> None:
+    leader, _ = planes
+    with asking(planes, "net") as seen:
+        more(seen)
+        assert leader.deploy("net:2", mode="pinned", bake_seconds=3600)["state"] == "succeeded"
+        more(seen)
+        back = leader.ok(leader.http.post("/v1/deployments/net/rollback", json={}), 202)
+        assert leader.operation(back["operation_id"])["state"] == "succeeded"
+        more(seen)
+        assert leader.deploy("net:2", mode="pinned", bake_seconds=0)["state"] == "succeeded"
+        more(seen)
+        assert leader.deploy("net:1", mode="pinned", bake_seconds=0)["state"] == "succeeded"
+        more(seen)
+    assert failures(seen) == []
+    assert all(found["net", 1.0] and found["net", 2.0] for found in seen), seen
+
+
+@pytest.mark.triton
+def test_evictions_by_the_leader_lose_no_request_through_either_door(planes: tuple[Api, Api]) -> None:
+    """Five models where about two fit: each answer evicts another, while both doors ask."""
+    leader, _ = planes
+    names = ("one", "two", "three", "four")
+    for number, name in enumerate(names):
+        leader.publish(name, onnx_scale(number + 3.0))
+        leader.deploy(f"{name}:1", mode="on-demand")
+
+    def evictions() -> int:
+        return sum(event.reason == "Evicted" for event in leader.plane.reconciler.events())
+
+    with asking(planes, *names) as seen:
+        until("a few evictions", lambda: evictions() >= 5, seconds=200)
+        more(seen, 1)
+    for name in names:
+        leader.ok(leader.http.delete(f"/v1/deployments/{name}"), 202)
+    assert failures(seen) == []
+    assert all(set(found) == {(name, number + 3.0) for number, name in enumerate(names)} for found in seen), seen
+
+
+def measured(api: Api, door: Api | None = None) -> int:
+    """Requests that were measured for the rollout: as a door counted them, or as the rollout tells of both."""
+    if door is not None:
+        requests = door.plane.front_door.tally.requests  # type: ignore[union-attr]
+        return sum(count for kind, count in requests.items() if (kind.model, kind.way) == ("net", "canary"))
+    found = api.ok(api.http.get("/v1/rollouts/net"))
+    return int(found["old"]["requests"] + found["new"]["requests"])
+
+
+@pytest.mark.triton
+def test_both_doors_draw_the_same_share_and_the_leader_knows_what_both_measured(planes: tuple[Api, Api]) -> None:
+    leader, follower = planes
+    strategy = {"kind": "canary", "steps": [{"weight_percent": 20, "seconds": 600}], "error": 1e-12}
+    body = {"reference": "net:2", "settings": {"mode": "pinned", "rollout": {**strategy, "latency_tolerance": 100}}}
+    with asking(planes, "net") as seen:
+        leader.ok(leader.http.put("/v1/deployments/net", json=body), 202)
+        until("both split", lambda: way(leader, "net") == way(follower, "net") == "split")
+        more(seen, 100)
+        for api in planes:
+            (road,) = [one for one in api.ok(api.http.get("/v1/gateway"))["models"] if one["model"] == "net"]
+            assert road["measured_share"] == 0.4
+            assert measured(leader, api) > 0
+        # Aborted at the one that does not lead; the other one hears of it by the bucket.
+        follower.ok(follower.http.post("/v1/rollouts/net/abort"))
+        until("both are whole again", lambda: way(leader, "net") == way(follower, "net") == "fast")
+        more(seen)
+    assert failures(seen) == []
+    assert all(found["net", 2.0] for found in seen), seen
+
+
+@pytest.mark.triton
+def test_the_leader_adds_up_what_both_doors_measured(planes: tuple[Api, Api]) -> None:
+    leader, follower = planes
+    before = [measured(leader, api) for api in planes]
+    strategy = {"kind": "canary", "steps": [{"weight_percent": 20, "seconds": 600}], "error": 1e-12}
+    body = {"reference": "net:2", "settings": {"mode": "pinned", "rollout": {**strategy, "latency_tolerance": 100}}}
+    leader.ok(leader.http.put("/v1/deployments/net", json=body), 202)
+    until("both split", lambda: way(leader, "net") == way(follower, "net") == "split")
+    with asking(planes, "net") as seen:
+        more(seen, 100)
+    counts = [measured(leader, api) - count for api, count in zip(planes, before, strict=True)]
+    assert min(counts) > 0
+    until("the leader knows both", lambda: measured(leader) == sum(counts))
+    leader.ok(leader.http.post("/v1/rollouts/net/abort"))
+    assert failures(seen) == []
+
+
+@pytest.mark.triton
+def test_what_a_dead_leader_left_keeps_nobody_away_for_good(planes: tuple[Api, Api]) -> None:
+    leader, follower = planes
+    log = DoorLog(leader.plane.registry.store)
+    until("both are whole", lambda: way(leader, "net") == way(follower, "net") == "fast")
+    with asking(planes, "net") as seen:
+        more(seen)
+        log.announce("0" * 32, Withdrawal("embedded", "net"))
+        until("the follower keeps away", lambda: way(follower, "net") != "fast")
+        until("the leader removes it", lambda: not log.announced())
+        until("the follower asks again", lambda: way(follower, "net") == "fast")
+        more(seen)
+    assert failures(seen) == []
+
+
+def test_a_door_whose_process_has_ended_is_waited_for_by_nobody(tmp_path: Path) -> None:
+    log, me = DoorLog(FilesystemStore(tmp_path)), Holder.myself()
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+
+    async def run() -> None:
+        @asynccontextmanager
+        async def close(server: str, model: str) -> AsyncIterator[None]:
+            raise AssertionError((server, model))
+            yield
+
+        async def look(server: str) -> None:
+            raise AssertionError(server)
+
+        peers = Peers(log, close, look, lambda: True)
+        await peers.start()
+        log.beat("dead", 1, replace(me, pid=int(gone.stdout)).to_body(20.0))
+        async with asyncio.timeout(30), peers.withdrawn("a", "m") as kept_away:
+            await kept_away()
+        log.beat("alive", 1, me.to_body(20.0))
+        async with asyncio.timeout(30), peers.withdrawn("a", "m") as kept_away:
+            (name,) = log.announced()
+            assert log.withdrawal(name) == Withdrawal("a", "m")
+            waiting = asyncio.create_task(kept_away())
+            await asyncio.sleep(0.2)
+            assert not waiting.done(), "it lives, and has not answered"
+            log.acknowledge(name, "alive")
+            await waiting
+        assert log.announced() == set()
+        await peers.stop()
+        assert log.present().keys() == {"dead", "alive"}
+
+    asyncio.run(run())
