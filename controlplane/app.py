@@ -314,6 +314,7 @@ class ControlPlane:
                 deployments,
                 settings.monitoring,
                 Webhook(settings.monitoring),
+                registry.standings,
             ),
             tunings=Tunings(
                 registry,

@@ -19,6 +19,7 @@ import random
 import time
 import uuid
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -73,6 +74,11 @@ def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
+def new_message_id() -> str:
+    """Return an id that no other message has."""
+    return f"msg_{uuid.uuid4().hex}"
+
+
 class Webhook:
     """The messages on their way to one URL. Belongs to one event loop.
 
@@ -83,6 +89,7 @@ class Webhook:
         InvalidInputError: There is a URL without a usable secret, or what should be a URL is none.
 
     Attributes:
+        on_end: Called with a message's id when it was delivered, given up or dropped.
         outcomes: Messages by how they ended (``delivered``, ``given_up``, ``dropped``), and ``failed`` tries.
     """
 
@@ -97,6 +104,7 @@ class Webhook:
             if not self._url.startswith(("http://", "https://")):
                 raise InvalidInputError("TRITONCTL_MONITORING__WEBHOOK_URL must begin with http:// or https://")
         self.outcomes: Counter[str] = Counter()
+        self.on_end: Callable[[str], None] = lambda _: None
         self._queue: deque[Message] = deque()
         self._more = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -111,8 +119,14 @@ class Webhook:
         """Whether there is anybody to tell."""
         return bool(self._url)
 
-    def send(self, kind: str, data: dict[str, Any]) -> None:
-        """Put a message into the queue; the oldest goes when it is full. Nothing happens without a URL."""
+    def send(self, kind: str, data: dict[str, Any], message_id: str = "") -> None:
+        """Put a message into the queue; the oldest goes when it is full. Nothing happens without a URL.
+
+        Args:
+            kind: What it says.
+            data: The rest.
+            message_id: Of a message that another process did not get through; empty for a new one.
+        """
         if not self.enabled:
             return
         document = {"type": kind, "timestamp": datetime.now(UTC).isoformat(), "data": data}
@@ -121,7 +135,8 @@ class Webhook:
             dropped = self._queue.popleft()
             self.outcomes["dropped"] += 1
             logger.warning("too many webhooks wait; the oldest (%s, %s) is dropped", dropped.kind, dropped.id)
-        self._queue.append(Message(f"msg_{uuid.uuid4().hex}", body, kind, time.monotonic()))
+            self.on_end(dropped.id)
+        self._queue.append(Message(message_id or new_message_id(), body, kind, time.monotonic()))
         self._more.set()
 
     def _hidden(self, record: logging.LogRecord) -> bool:
@@ -135,7 +150,7 @@ class Webhook:
             self._task = asyncio.create_task(self._deliver_all(), name="webhook")
 
     async def stop(self) -> None:
-        """Deliver no more; what waits is lost."""
+        """Deliver no more; what waits is for the next process to send."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -175,6 +190,7 @@ class Webhook:
         self.outcomes[outcome] += 1
         if self._queue and self._queue[0] is message:  # else it was dropped while it was tried
             self._queue.popleft()
+            self.on_end(message.id)
 
     async def _try(self, client: httpx.AsyncClient, message: Message) -> str:
         """Try once; return why it failed, empty when it did not. Never tells the URL, which may hold a token."""

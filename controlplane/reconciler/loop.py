@@ -55,6 +55,7 @@ from controlplane.reconciler.placing import Placer
 from controlplane.reconciler.pulse import Pulse
 from controlplane.reconciler.reading import Reader
 from controlplane.reconciler.record import Backoff
+from controlplane.reconciler.remembering import Rememberer
 from controlplane.reconciler.reverting import Reverter
 from controlplane.reconciler.routing import Route
 from controlplane.reconciler.servers import ManagedServer
@@ -157,6 +158,7 @@ class Reconciler:
         self._reverter = Reverter(
             self._state, self._wishes, registry, self._background, leading=leading, wake=self.wake
         )
+        self._rememberer = Rememberer(self._state, self._background, registry.standings, leading=leading)
         self._answers = Answers(self._state, self._wishes, registry, preview=self._placer.preview)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._changed = asyncio.Event()
@@ -465,6 +467,7 @@ class Reconciler:
             self._background.clean(server)
             self._background.look(server)
         self._reverter.look()
+        self._rememberer.look()
         role = "leading" if self._lease.held else f"following {self._lease.leader}"
         sentence = report(role, self.statuses().values(), self._state.servers.values(), self._reader.trouble)
         if sentence != self._report:

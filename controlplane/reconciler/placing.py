@@ -74,6 +74,8 @@ class Placer:
         }
         strayed = set() if self._leading() else self._follow()
         workloads = self._workloads(servers)
+        unseen = self._unseen(workloads.keys())
+        workloads = {model: one for model, one in workloads.items() if model not in unseen}
         if strayed:
             others = {model: one for model, one in workloads.items() if model not in strayed}
             self._state.plan = plan(before, servers, others)
@@ -83,7 +85,8 @@ class Placer:
             self._tell(before, made)
         changed: list[tuple[KnownServer, str]] = []
         for model, wish in self._state.wishes.items():
-            changed.extend((server, model) for server in self._settle(model, wish))
+            if model not in unseen:
+                changed.extend((server, model) for server in self._settle(model, wish))
         for server in {one.name: one for one, _ in changed}.values():
             self._state.judge(server)
         for server, model in changed:
@@ -173,6 +176,15 @@ class Placer:
             name
             for name, server in self._state.servers.items()
             if (unit := server.units.get(model)) is not None and unit.facts is not None and unit.facts.loaded
+        }
+
+    def _unseen(self, models: Set[str]) -> set[str]:
+        """Models without a place that some server may have loaded: after a start it is looked first who has what."""
+        return {
+            model
+            for model in models - self._state.plan.seats.keys() - self._state.plan.lacking.keys()
+            for server in self._state.servers.values()
+            if server.trouble is None and (unit := server.unit(model)).facts is None and unit.task is None
         }
 
     def _ready(self, now: datetime) -> bool:

@@ -45,6 +45,8 @@ class Unit:
         overdue: Whether a load of ours passed its deadline; Triton may be at it still.
         conditions: What could be said of it last, and since when.
         unexamined: What was proved for somebody who waited for it, and is to be examined now that it answers.
+        settled: Whether that was said when nothing was under way.
+        resumed: Whether it was compared with what was known before this process started.
     """
 
     server: str
@@ -63,6 +65,8 @@ class Unit:
     overdue: bool = False
     conditions: tuple[Condition, ...] = ()
     unexamined: Target | None = None
+    settled: bool = False
+    resumed: bool = False
 
     @property
     def engaged(self) -> bool:
@@ -143,6 +147,7 @@ class Unit:
         """Tell in an event that it settled in another phase than was told last; keep when its conditions turned."""
         status = self.status(desired, trouble, now)
         self.conditions = status.conditions
+        self.settled = status.phase.settled and trouble is None and self.facts is not None
         if status.phase is self.told:
             return
         self.told = status.phase

@@ -27,6 +27,7 @@ from controlplane.registry.models import Models
 from controlplane.registry.publish import Publisher
 from controlplane.registry.reports import Reports
 from controlplane.registry.signatures import Signatures
+from controlplane.registry.standings import Standings
 from controlplane.registry.versions import Versions
 from controlplane.settings import GcSettings, SigningSettings
 from controlplane.storage.base import ObjectStore, ProgressCallback
@@ -64,6 +65,7 @@ class Registry:
         self._versions = Versions(store, self._models, self.blobs, self.deployments)
         self.footprints = Footprints(store)
         self.reports = Reports(store)
+        self.standings = Standings(store)
         self.leases = ModelLeases(store)
         self.keys = ApiKeys(store)
         self.signatures = Signatures(store, signing or SigningSettings())

@@ -15,6 +15,8 @@ from controlplane.monitoring.objectives import judge
 from controlplane.monitoring.webhook import Webhook
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.pulse import Lags
+from controlplane.registry.standings import Standings
+from controlplane.services.burn_notices import BurnNotices
 from controlplane.services.deployments import Deployments
 from controlplane.settings import MonitoringSettings
 
@@ -47,6 +49,7 @@ class Monitoring:
         deployments: Says whether a model is deployed.
         settings: Windows and intervals.
         webhook: Is told when an objective burns, and when it is kept again, by the replica that leads.
+        standings: Keeps what it was told.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Monitoring:
         deployments: Deployments,
         settings: MonitoringSettings,
         webhook: Webhook,
+        standings: Standings,
     ) -> None:
         self.monitor = monitor
         self.webhook = webhook
@@ -64,6 +68,12 @@ class Monitoring:
         self._settings = settings
         self._states: dict[str, tuple[ObjectiveState, ...]] = {}
         self._burning: set[tuple[str, ObjectiveKind]] = set()
+        self._notices = BurnNotices(
+            standings,
+            webhook,
+            leading=lambda: reconciler.leading,
+            seasoned_seconds=min((rule.short_seconds for rule in settings.burn_rules), default=0.0),
+        )
         self._lags = Lags()
         self._task: asyncio.Task[None] | None = None
 
@@ -80,6 +90,7 @@ class Monitoring:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         await self.webhook.stop()
+        await self._notices.stop()
         await self.monitor.stop()
 
     async def metrics(self, model: str, *, window_seconds: float, points: int) -> DeploymentMetrics:
@@ -152,6 +163,7 @@ class Monitoring:
     async def _look(self) -> None:
         deployed = self.deployed()
         self.lags()  # so that what begins to lag is seen when it does
+        tells = await self._notices.ready()
         for model in self._states.keys() - deployed.keys():
             del self._states[model]
         for model, spec in deployed.items():
@@ -160,28 +172,31 @@ class Monitoring:
                 self._states[model] = states
             else:
                 self._states.pop(model, None)
-            self._tell(model, spec, states)
+            self._tell(model, spec, states, webhook=tells)
             await asyncio.sleep(0)  # hundreds of models take a while; others have their turn in between
         self._burning = {key for key in self._burning if key[0] in deployed}
+        if tells:
+            for model in self._notices.models() - deployed.keys() if deployed else ():
+                self._notices.forget(model)
+            self._notices.keep()
 
-    def _tell(self, model: str, spec: DeploymentSpec, states: tuple[ObjectiveState, ...]) -> None:
+    def _tell(self, model: str, spec: DeploymentSpec, states: tuple[ObjectiveState, ...], *, webhook: bool) -> None:
         kinds = {state.kind for state in states}
         self._burning -= {key for key in self._burning if key[0] == model and key[1] not in kinds}
+        if webhook:  # of all replicas, one tells
+            self._notices.forget(model, kinds)
         for state in states:
-            key = (model, state.kind)
+            key, sentence = (model, state.kind), _sentence(state)
+            if webhook:
+                self._notices.tell(model, state, {"model": model, "version": spec.version, "message": sentence})
             if state.burning is (key in self._burning):
                 continue
-            sentence = _sentence(state)
             if state.burning:
                 self._burning.add(key)
                 self._reconciler.tell("Warning", "ObjectiveBurning", model, sentence)
             else:
                 self._burning.discard(key)
                 self._reconciler.tell("Normal", "ObjectiveKept", model, sentence)
-            if self._reconciler.leading:  # of all replicas, one tells
-                kind = "objective.burning" if state.burning else "objective.kept"
-                data = {"model": model, "version": spec.version, "message": sentence}
-                self.webhook.send(kind, {**data, "objective": state.model_dump(mode="json")})
 
 
 def _sentence(state: ObjectiveState) -> str:

@@ -1,4 +1,4 @@
-"""Disks that are full: the folder store, the blob cache, the model repository, each a small tmpfs of its own."""
+"""Disks that are full: store, blob cache, model repository and shared memory, each a small tmpfs of its own."""
 
 import contextlib
 import os
@@ -12,12 +12,14 @@ from tests.faults.cases import Case, Trial
 from tests.faults.stage import MOVING, Stage, stage_with_own_triton
 
 _MIB = 1024 * 1024
+_SHARED_MIB = 24
+_NO_SHARED = r"LoadFailed .*shared memory.*No space left"
 _FULL = r"store-full|no space|is full|ENOSPC"
 
 
 def may_mount() -> bool:
     """Whether this process may mount file systems: a limit of its own is what makes a disk full."""
-    return os.geteuid() == 0 and shutil.which("mount") is not None and _try_mount()
+    return os.geteuid() == 0 and all(map(shutil.which, ("mount", "unshare"))) and _try_mount()
 
 
 def _try_mount() -> bool:
@@ -44,14 +46,15 @@ def small_disk(folder: Path, size_mib: int = 8) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def stage_on_small_disks(folder: Path) -> Iterator[Stage]:
-    """`tritonctl up` whose store, cache and model repository each have a disk of their own."""
+    """`tritonctl up` whose store, cache, model repository and shared memory each have a disk of their own."""
     with contextlib.ExitStack() as stack:
         store, cache, repository = (
             stack.enter_context(small_disk(folder / name)) for name in ("store", "cache", "repository")
         )
         changes = {"CACHE__PATH": str(cache), "TRITON__REPOSITORY": str(repository)}
         settings = StoreSettings(url=store.as_uri())
-        yield stack.enter_context(stage_with_own_triton(None, folder, changes=changes, store=settings))
+        small = stage_with_own_triton(None, folder, changes=changes, store=settings, shared_memory_mib=_SHARED_MIB)
+        yield stack.enter_context(small)
 
 
 def full(where: Callable[[Stage], Path], act: Callable[[Trial, int], None]) -> Callable[[Trial], None]:
@@ -115,4 +118,5 @@ def disk_cases() -> list[Case]:
         Case("disk full: the folder store", full(lambda stage: stage.plane.folder.parent / "store", _publish), _FULL),
         Case("disk full: the blob cache", full(_cache, _deploy_what_is_not_cached), _FULL),
         Case("disk full: the model repository", full(lambda stage: stage.repository, _deploy), _FULL),
+        Case("disk full: shared memory", full(lambda stage: stage.plane.shared_memory, _deploy), _NO_SHARED),
     ]

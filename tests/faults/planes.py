@@ -77,6 +77,7 @@ class Plane:
         store: Its store; None for a folder below the data folder.
         command: ``up`` (with a Triton of its own) or ``serve``.
         changes: More settings, by their variables' names without the prefix.
+        shared_memory_mib: Give it a ``/dev/shm`` of its own, of this size; only root may.
 
     Attributes:
         url: Where its API is, now or once it runs.
@@ -84,7 +85,13 @@ class Plane:
     """
 
     def __init__(
-        self, folder: Path, store: StoreSettings | None, *, command: str = "up", changes: Mapping[str, str] = {}
+        self,
+        folder: Path,
+        store: StoreSettings | None,
+        *,
+        command: str = "up",
+        changes: Mapping[str, str] = {},
+        shared_memory_mib: int | None = None,
     ) -> None:
         self.folder = folder
         self.port = free_port()
@@ -93,6 +100,10 @@ class Plane:
         self._command = command
         self._environment = environment(store, changes)
         self._process: subprocess.Popen[bytes] | None = None
+        self._within: list[str] = []
+        if shared_memory_mib is not None:
+            mount = f'mount -t tmpfs -o size={shared_memory_mib}m tmpfs /dev/shm && exec "$@"'
+            self._within = ["unshare", "--mount", "sh", "-c", mount, "sh"]
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "plane.log"
         self.repository = Path(changes.get("TRITON__REPOSITORY", folder / "model_repository"))
@@ -101,6 +112,11 @@ class Plane:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def shared_memory(self) -> Path:
+        """The folder of its shared memory, as it sees it itself."""
+        return Path(f"/proc/{self.pid}/root/dev/shm")
 
     @property
     def running(self) -> bool:
@@ -113,7 +129,7 @@ class Plane:
         command = [sys.executable, "-m", "controlplane.cli.main", f"--data-dir={self.folder}", self._command]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                tied_to_us([*command, f"--port={self.port}", *_FREE_DOOR.get(self._command, ())]),
+                tied_to_us([*self._within, *command, f"--port={self.port}", *_FREE_DOOR.get(self._command, ())]),
                 stdout=log,
                 stderr=log,
                 env=self._environment,

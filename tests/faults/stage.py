@@ -153,6 +153,7 @@ def stage_with_own_triton(
     pause: float = 1.0,
     seed: int = 1,
     store: StoreSettings | None = None,
+    shared_memory_mib: int | None = None,
 ) -> Iterator[Stage]:
     """`tritonctl up`: one control plane with its embedded Triton, on S3 behind the proxy or on a folder.
 
@@ -163,10 +164,12 @@ def stage_with_own_triton(
         pause: Seconds between two changes of a client.
         seed: Of chance.
         store: Where the folder store is, without a server.
+        shared_memory_mib: Size of a ``/dev/shm`` of its own.
     """
     with ExitStack() as stack:
         proxy, direct, seen = _store(server, folder, stack, store)
-        plane = stack.enter_context(running(Plane(folder / "plane", seen, changes=changes)))
+        own = Plane(folder / "plane", seen, changes=changes, shared_memory_mib=shared_memory_mib)
+        plane = stack.enter_context(running(own))
         yield _stage(stack, [plane], direct, plane.repository, plane.triton_urls(), folder, pause, seed, proxy, server)
 
 

@@ -20,6 +20,7 @@ from controlplane.errors import ConflictError
 from controlplane.monitoring.objectives import judge, threshold
 from controlplane.reconciler.pulse import Lags
 from controlplane.registry.deployments import DeploymentRevision
+from controlplane.services.burn_notices import Told, next_told
 from controlplane.settings import BurnRule, MonitoringSettings
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.receiver import Receiver
@@ -170,6 +171,73 @@ def test_a_promise_that_is_broken_is_told_and_so_is_that_it_is_kept_again(
             text = api.http.get(answer).text
             assert secret not in text
             assert "very-secret-token" not in text
+
+
+OURS = Told(True, "msg_1")
+THEIRS = Told(True, "msg_1", recalled=True)
+
+
+@pytest.mark.parametrize(
+    ("told", "burning", "seasoned", "expected"),
+    [
+        (Told(), False, True, Told()),
+        (Told(), True, False, Told(True, "new", arrived=False)),
+        (OURS, True, True, OURS),
+        (OURS, False, False, Told(False, "new", arrived=False)),
+        (THEIRS, True, False, THEIRS),
+        (THEIRS, False, False, THEIRS),  # its windows are empty: that says nothing yet
+        (THEIRS, False, True, Told(False, "new", arrived=False)),
+    ],
+)
+def test_what_is_told_goes_by_what_was_told(told: Told, burning: bool, seasoned: bool, expected: Told) -> None:
+    assert next_told(told, burning=burning, seasoned=seasoned, new_id="new") == expected
+
+
+@pytest.mark.triton
+def test_what_did_not_arrive_before_a_restart_arrives_after_it_under_the_same_id(
+    receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monitoring = MonitoringSettings.model_validate(
+        {
+            "interval_seconds": 0.2,
+            "objective_interval_seconds": 0.2,
+            "burn_rules": [{"long_seconds": 60, "short_seconds": 4, "factor": 2}],
+            "webhook_url": receiver.url,
+            "webhook_secret": "a secret that is long enough",
+            "webhook_backoff_initial_seconds": 0.05,
+            "webhook_backoff_max_seconds": 0.2,
+        }
+    )
+    settings = settings_for(tmp_path_factory.mktemp("told"), embedded=True, monitoring=monitoring)
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 1.0]}]}
+
+    def recorded(state: str) -> bool:
+        return any(state in path.read_text() for path in settings.data_dir.rglob("standings/net/*.json"))
+
+    with serving(settings) as api:
+        api.publish("net", onnx_scale(2))
+        api.deploy("net:1", bake_seconds=0, objectives={"p99_milliseconds": 0.001})
+        receiver.status = 503
+        url = api.ok(api.http.get("/v1/servers"))["items"][0]["http_url"]
+
+        def asked_until_recorded() -> bool:
+            with httpx.Client(base_url=url, timeout=30) as http:
+                for _ in range(20):
+                    http.post("/v2/models/net/infer", json=body).raise_for_status()
+            return bool(receiver.received) and recorded('"arrived": false')
+
+        until(asked_until_recorded)
+    tries = len(receiver.received)
+    (tried,) = {one.headers["webhook-id"] for one in receiver.received}
+    receiver.status = 200
+    with serving(settings):
+        # Nobody asks any more: what burned is told under its old id, and when it was watched for long enough, its end.
+        until(lambda: len(receiver.received) >= tries + 2 and recorded('"burning": false'))
+        until(lambda: recorded('"arrived": true'))
+    first, second = receiver.received[tries : tries + 2]
+    assert first.headers["webhook-id"] == tried
+    assert second.headers["webhook-id"] != tried
+    assert json.loads(second.body)["type"] == "objective.kept"
 
 
 def events(api: Api) -> list[dict[str, Any]]:

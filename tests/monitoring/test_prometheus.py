@@ -200,6 +200,19 @@ def test_a_real_prometheus_scrapes_us_and_evaluates_the_rules(
     # What we tell of Triton's counters is what Triton tells itself, but for what it did before we watched it.
     ours = float(query('sum(tritonctl_model_requests_total{model="net"})')[0]["value"][1])
     assert ours > 5
+    # Every panel's query is one that Prometheus takes, with the dashboard's variables filled in as Grafana does.
+    asked = 0
+    for path in (GRAFANA / "dashboards").glob("*.json"):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel["targets"]:
+                expression = target["expr"].replace("$model", "net").replace("$__rate_interval", "1m")
+                answer = prometheus.get("/api/v1/query", params={"query": expression}).json()
+                assert answer["status"] == "success", f"{path.name}, {panel['title']}: {answer}"
+                labels = set(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", "")))
+                for one in answer["data"]["result"]:
+                    assert labels <= one["metric"].keys(), f"{path.name}, {panel['title']}: {one['metric']}"
+                asked += 1
+    assert asked > 20
     groups = prometheus.get("/api/v1/rules").json()["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     assert len(rules) == 17

@@ -1,0 +1,137 @@
+"""Since when conditions hold, over restarts and changes of the leader. Mutable; the loop's own.
+
+What a new control plane finds as the old one left it has not turned, although it has to be proved anew first: its
+conditions keep their times. Where it had to load the model itself, that was a transition.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from controlplane.domain.conditions import Condition
+from controlplane.errors import ControlPlaneError
+from controlplane.reconciler.background import Background
+from controlplane.reconciler.state import LoopState
+from controlplane.reconciler.units import Unit
+from controlplane.registry.standings import Standings
+
+logger = logging.getLogger(__name__)
+
+PART = "conditions"
+Times = Mapping[str, tuple[str, datetime]]
+"""By a condition's type: its status, and since when."""
+
+
+def resumed(now: Sequence[Condition], before: Times) -> tuple[Condition, ...]:
+    """Return the conditions of now, with the times of before where the status is the same."""
+    return tuple(
+        one.model_copy(update={"last_transition_time": before[one.type][1]})
+        if one.type in before and before[one.type][0] == one.status.value
+        else one
+        for one in now
+    )
+
+
+class Rememberer:
+    """Reads at the start what was written before, and writes what turned since.
+
+    Args:
+        state: What the loop knows.
+        background: Reads and writes beside the loop.
+        standings: Where it is kept.
+        leading: Whether this process is the one that writes.
+    """
+
+    def __init__(
+        self, state: LoopState, background: Background, standings: Standings, *, leading: Callable[[], bool]
+    ) -> None:
+        self._state = state
+        self._background = background
+        self._standings = standings
+        self._leading = leading
+        self._recalled = False
+        self._reading = False
+        self._writing = False
+        self._written: dict[str, dict[str, Any]] = {}
+
+    def look(self) -> None:
+        """A cycle: read what has to be read, write what has to be written."""
+        if not self._recalled:
+            if not self._reading:
+                self._reading = True
+                self._background.spawn(self._recall(), "recall standings")
+            return
+        for server in self._state.servers.values():
+            for unit in server.units.values():
+                self._resume(unit)
+        if self._leading() and not self._writing:
+            changed = {
+                model: found
+                for model in self._state.wishes
+                if (found := self._found(model)) is not None and found != self._written.get(model)
+            }
+            if changed:
+                self._writing = True
+                self._background.spawn(self._write(changed), "keep standings")
+
+    def _resume(self, unit: Unit) -> None:
+        before = _times(self._written.get(unit.model, {}).get(unit.server))
+        if unit.resumed or not unit.settled:
+            return
+        unit.resumed = True
+        if before and unit.record.switched is None:
+            unit.conditions = resumed(unit.conditions, before)
+
+    def _found(self, model: str) -> dict[str, Any] | None:
+        """How a model stands on all its servers; None while that changes."""
+        found: dict[str, Any] = {}
+        for name, server in self._state.servers.items():
+            unit = server.units.get(model)
+            if unit is None or unit.told is None:
+                continue
+            if not (unit.settled and unit.resumed):
+                return None
+            found[name] = {
+                one.type: [one.status.value, one.last_transition_time.isoformat()]
+                for one in unit.conditions
+                if one.last_transition_time is not None
+            }
+        return found
+
+    async def _recall(self) -> None:
+        try:
+            found = await asyncio.to_thread(self._standings.all)
+        except ControlPlaneError as error:
+            logger.info("how deployments stood before cannot be read yet: %s", error)
+        else:
+            self._written = {model: dict(body.get(PART, {})) for model, body in found.items()}
+            self._recalled = True
+        finally:
+            self._reading = False
+
+    async def _write(self, changed: Mapping[str, dict[str, Any]]) -> None:
+        def put() -> list[str]:
+            return [
+                model
+                for model, value in changed.items()
+                if self._leading()
+                and self._standings.put(model, PART, value, actor="reconciler", reason="conditions turned")
+            ]
+
+        try:
+            for model in await asyncio.to_thread(put):
+                self._written[model] = changed[model]
+        except ControlPlaneError as error:
+            logger.info("how deployments stand cannot be kept: %s", error)
+        finally:
+            self._writing = False
+
+
+def _times(value: Any) -> Times:
+    """Read one server's part; nothing where somebody else wrote it."""
+    try:
+        return {str(kind): (str(status), datetime.fromisoformat(at)) for kind, (status, at) in value.items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}

@@ -1,0 +1,79 @@
+"""How every deployment stands, for whoever comes next: a chain of small records for each model, ``standings/<model>/``.
+
+The leader writes one when something turned. A restarted control plane, or another leader, takes over from it what it
+cannot see by itself: since when a condition holds, and what somebody has to be told. The newest few are kept.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from controlplane.errors import CommitConflictError, DamagedRevisionError
+from controlplane.registry.chain import Chain, Revision
+from controlplane.storage.base import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "standings/"
+_KEPT = 2
+_READERS = 8
+
+
+class Standings:
+    """Reads and commits how deployments stand. Blocks; safe to use from several threads.
+
+    A record has parts, each written by one part of the control plane: a JSON object by name.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._known: dict[str, Revision | None] = {}
+        self._guard = threading.Lock()
+
+    def all(self) -> dict[str, Mapping[str, Any]]:
+        """Read the newest record of every model, by model.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        models = list(self._store.list_folders(PREFIX))
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="standings") as pool:
+            heads = list(pool.map(self._head, models))
+        with self._guard:
+            self._known.update(zip(models, heads, strict=True))
+        return {model: head.body for model, head in zip(models, heads, strict=True) if head is not None}
+
+    def put(self, model: str, part: str, value: Mapping[str, Any], *, actor: str, reason: str) -> bool:
+        """Commit one part of a model's record; the others stay.
+
+        Returns:
+            Whether it was committed. Where somebody else wrote since this process last read, there is another leader,
+            whose word stands; it is read, so that the next call goes by it.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        with self._guard:
+            known = self._known.get(model) or self._head(model)
+            body = {**(known.body if known else {}), part: dict(value)}
+            chain = self._chain(model)
+            try:
+                self._known[model] = chain.append(body, after=known, actor=actor, reason=reason)
+            except CommitConflictError:
+                self._known[model] = self._head(model)
+                return False
+            if self._known[model].number > _KEPT:  # type: ignore[union-attr]
+                chain.prune(_KEPT)
+            return True
+
+    def _head(self, model: str) -> Revision | None:
+        try:
+            return self._chain(model).head()
+        except DamagedRevisionError as error:
+            logger.warning("how %s stood is not known: %s", model, error)
+            return None
+
+    def _chain(self, model: str) -> Chain:
+        return Chain(self._store, f"{PREFIX}{model}/", pruned=True)

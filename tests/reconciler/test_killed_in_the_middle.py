@@ -1,0 +1,256 @@
+"""The control plane is killed in the middle of what takes many steps and is no deploy; started again, all is well."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.states import Phase
+from controlplane.errors import NotFoundError
+from controlplane.reconciler.loop import Reconciler
+from controlplane.settings import StoreSettings
+from controlplane.triton.client import TritonClient
+from controlplane.triton.embedded.server import EmbeddedTriton
+from tests.faults.planes import Plane, client
+from tests.reconciler.conftest import answer, open_registry, settings
+from tests.reconciler.fleet_child import server_of
+from tests.support.models import publish_affine
+from tests.support.triton import running_triton
+
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
+
+MIB = 1 << 20
+WIDE, ROWS = 1 << 18, 40
+"""A row of 1 MiB, and so many of them in one request: Triton keeps the memory."""
+
+
+class Fleet:
+    """Three real servers in two zones that outlive the control planes, and one bucket."""
+
+    def __init__(self, folder: Path, servers: dict[str, EmbeddedTriton]) -> None:
+        self.folder = folder
+        self.registry = open_registry(folder)
+        self.servers = servers
+
+    def documents(self) -> list[dict[str, str]]:
+        return [
+            {"name": name, "grpc_url": one.grpc_url, "repository": str(one.repository), "zone": name[0]}
+            for name, one in self.servers.items()
+        ]
+
+    def want(self, model: str, **selector: str) -> int:
+        """Commit that two copies are wanted, on servers with these labels; return the revision."""
+        try:
+            before = self.registry.deployments.get(model, fresh=True)
+            version = before.spec.version
+        except NotFoundError:
+            before, version = None, publish_affine(self.registry, model, self.folder, scale=2.0)
+        wanted = DeploymentSettings(min_copies=2, node_selector=selector)
+        spec = DeploymentSpec(model=model, reference=f"{model}:{version}", version=version, settings=wanted)
+        return self.registry.deployments.put(spec, after=before, actor="test", reason="").number
+
+    async def loaded(self, model: str) -> set[str]:
+        """Where it is loaded, as the servers themselves say it; a candidate counts, too."""
+        found = set()
+        for name, server in self.servers.items():
+            async with contextlib.AsyncExitStack() as stack:
+                one = TritonClient(name, server.grpc_url)
+                stack.push_async_callback(one.close)
+                index = await one.index()
+                found |= {name for entry in index if entry.model.startswith(model) and entry.state == "READY"}
+        return found
+
+    def left(self, model: str) -> list[Path]:
+        """What of it lies half-done in a model repository. The files of a copy that went may stay for its return."""
+        return [
+            path
+            for server in self.servers.values()
+            for pattern in (f"{model}~*", f"{model}/.incomplete*")
+            for path in server.repository.glob(pattern)
+        ]
+
+    def gone(self, model: str) -> bool:
+        """Whether nothing of it is on any server's disk."""
+        return not any(list(server.repository.glob(f"{model}*")) for server in self.servers.values())
+
+    @contextlib.asynccontextmanager
+    async def reconciler(self) -> Any:
+        several = [server_of(document) for document in self.documents()]
+        one = Reconciler(self.registry, several, settings())
+        await one.start()
+        try:
+            yield one
+        finally:
+            await one.stop()
+            for server in several:
+                await server.client.close()
+
+    async def killed(self, model: str, how: str, step: int) -> str:
+        """Let a control plane defragment, and die of it; return what it said."""
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.reconciler.fleet_child", str(self.folder), json.dumps(self.documents()), model,
+            how, str(step), stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        output, _ = await asyncio.wait_for(child.communicate(), 120)
+        assert child.returncode == -signal.SIGKILL, output
+        return output.decode()
+
+
+async def until(condition: Callable[[], Any], what: str, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        held = condition()
+        if asyncio.iscoroutine(held):
+            held = await held
+        if held:
+            return
+        assert time.monotonic() < end, f"never: {what}"
+        await asyncio.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("fleet")
+    with contextlib.ExitStack() as stack:
+        servers = {name: stack.enter_context(running_triton(folder / name)).server for name in ("a1", "a2", "b1")}
+        yield Fleet(folder, servers)
+
+
+# Stage, load, prove on the new server; unload from the old one.
+STEPS = [("kill-during", 2), ("kill-before", 3), ("kill-before", 4), ("kill-during", 4)]
+
+
+@pytest.mark.parametrize(("how", "step"), STEPS)
+async def test_killed_in_a_defragmentation_no_copy_is_lost_and_none_is_left(fleet: Fleet, how: str, step: int) -> None:
+    model = f"pair-{how}-{step}"
+    revision = fleet.want(model, zone="a")
+    async with fleet.reconciler() as before:
+        status = await before.wait_settled(model, revision, 120)
+        assert status.phase is Phase.READY, status
+        revision = fleet.want(model)
+        before.wake(model)
+        assert (await before.wait_settled(model, revision, 120)).phase is Phase.READY
+        assert await fleet.loaded(model) == {"a1", "a2"}, "nothing moves by itself"
+    said = await fleet.killed(model, how, step)
+    assert "'b1')]" in said, "it was to move one copy"
+
+    async with fleet.reconciler() as after:
+
+        async def whole() -> bool:
+            status = after.status(model)
+            ready = status is not None and status.phase is Phase.READY
+            places = await fleet.loaded(model)
+            return ready and len(places) == 2 and not fleet.left(model)
+
+        await until(whole, f"two copies, and nothing beyond them; {said}")
+        for name in await fleet.loaded(model):
+            one = TritonClient(name, fleet.servers[name].grpc_url)
+            assert (await answer(one, model))[0] == 2.0
+            await one.close()
+        # What was begun by hand is ended by hand: asked again, it gets to where it was to go.
+        after.defragment(dry_run=False, limit=10)
+        await until(lambda: after.defragment(dry_run=True, limit=10).moves == (), "it is done")
+
+        async def spread() -> bool:
+            return "b1" in await fleet.loaded(model) and await whole()
+
+        await until(spread, "they cannot fail together any more")
+        head = fleet.registry.deployments.get(model, fresh=True)
+        fleet.registry.deployments.put(head.spec.with_changes(deleted=True), after=head, actor="test", reason="")
+        after.wake(model)
+        await until(lambda: fleet.gone(model), "it is gone")
+
+
+class Leaky:
+    """`tritonctl up` with a server that keeps the memory of large tensors, and what the test asks of it."""
+
+    def __init__(self, folder: Path) -> None:
+        store = StoreSettings(url=(folder / "store").as_uri())
+        changes = {
+            "MEMORY__UNACCOUNTED_BOUND_BYTES": str(120 * MIB),
+            "MEMORY__LEAK_PATIENCE_SECONDS": "0.5",
+            "MEMORY__LEAK_DRAIN_SECONDS": "60",
+            "MEMORY__POLL_INTERVAL_SECONDS": "0.3",
+            "RECONCILER__PROBE_INTERVAL_SECONDS": "60",
+            "TRITON__REQUEST_TIMEOUT_SECONDS": "10",
+            "TRITON__LOAD_TIMEOUT_SECONDS": "60",
+        }
+        self.plane = Plane(folder / "plane", store, changes=changes)
+        registry = open_registry(folder)
+        publish_affine(registry, "wide", folder, scale=5.0, width=WIDE)
+        publish_affine(registry, "small", folder, scale=2.0)
+
+    def call(self, method: str, path: str, **body: Any) -> dict[str, Any]:
+        with client(self.plane.url, "test") as http:
+            response = http.request(method, path, json=body or None)
+            assert response.is_success, response.text
+            found: dict[str, Any] = response.json() if response.content else {}
+            return found
+
+    def deploy(self) -> None:
+        for model, options in (("wide", {"max_batch_size": 64}), ("small", {})):
+            asked = self.call("PUT", f"/v1/deployments/{model}", reference=f"{model}:1", settings=options)
+            with client(self.plane.url, "test", 150) as http:
+                http.get(f"/v1/operations/{asked['operation_id']}", params={"wait": 30})
+
+    def ready(self) -> bool:
+        items = self.call("GET", "/v1/deployments")["items"]
+        return [one["status"]["phase"] for one in items if one["status"]] == ["Ready", "Ready"]
+
+    def leak_state(self) -> str:
+        return str(self.call("GET", "/v1/memory")["items"][0]["leak"]["state"])
+
+    def events(self) -> list[str]:
+        return [one["reason"] for one in self.call("GET", "/v1/events?limit=1000")["items"]]
+
+    async def infer(self, model: str, rows: int = 1) -> float:
+        one = TritonClient("test", self.plane.triton_urls()[0])
+        try:
+            width = WIDE if model == "wide" else 4
+            outputs, _ = await one.infer(model, {"x": np.ones((rows, width), np.float32)}, timeout=60)
+        finally:
+            await one.close()
+        return float(outputs["y"][0, 0])
+
+
+@pytest.mark.parametrize("moment", ["draining", "restarting"])
+async def test_killed_while_a_leaking_server_is_drained_or_restarted(tmp_path: Path, moment: str) -> None:
+    here = Leaky(tmp_path)
+    with contextlib.ExitStack() as stack:
+        stack.callback(here.plane.stop)
+        await asyncio.to_thread(here.plane.start)
+        await asyncio.to_thread(here.deploy)
+        await until(here.ready, "both answer", 120)
+        lease = here.call("POST", "/v1/deployments/small/leases", ttl_seconds=300)
+        server = here.plane.triton_pid()
+        assert await here.infer("wide", ROWS) == 5.0
+        await until(lambda: here.leak_state() == "draining", "it is drained", 60)
+        if moment == "restarting":
+            here.call("DELETE", f"/v1/deployments/small/leases/{lease['id']}")
+            await until(lambda: "ServerRestarting" in here.events(), "it is restarted", 60)
+        here.plane.kill()
+        await until(lambda: not psutil.pid_exists(server), "its server went with it", 60)
+
+        await asyncio.to_thread(here.plane.start)
+        await until(here.ready, "both answer again", 120)
+        assert [await here.infer(model) for model in ("wide", "small")] == [5.0, 2.0]
+        assert len(here.plane.backend_pids("wide")) == len(here.plane.backend_pids("small")) == 1, (
+            "nothing is there twice"
+        )
+        assert here.leak_state() == "watching", "what a new server has, it has not lost"
+        assert "MemoryLeak" not in here.events()
+        held = [one["id"] for one in here.call("GET", "/v1/deployments/small/leases")["items"]]
+        assert held == ([lease["id"]] if moment == "draining" else []), "who held a model holds it still"
+        # And it is watched as before: the same leak again ends in a restart.
+        assert await here.infer("wide", ROWS) == 5.0
+        await until(lambda: here.leak_state() == "draining", "it is drained again", 60)
