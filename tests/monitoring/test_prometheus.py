@@ -167,8 +167,8 @@ def _until(what: Callable[[], Any], seconds: float = 90) -> Any:
         try:
             if found := what():
                 return found
-        except httpx.TransportError:
-            pass  # it is only starting
+        except (httpx.TransportError, json.JSONDecodeError):
+            pass  # it is only starting, and says so in plain text
         assert time.monotonic() < end, "it did not come to be"
         time.sleep(0.2)
 
