@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from controlplane.triton.statistics import read_pending
+from controlplane.triton.statistics import parse_pending
 from tests.faults.cases import Case, Trial
 from tests.faults.clients import RefusedError
 from tests.faults.planes import QUICK
@@ -232,7 +232,8 @@ def _loops(stage: Stage, turns: int) -> int:
 
 def _pending(stage: Stage, model: str) -> bool:
     (server,) = stage.work.caller.call("GET", "/v1/servers")["items"]
-    return any(name == model for name, _ in read_pending(server["metrics_url"], 5) or ())
+    page = httpx.get(server["metrics_url"], timeout=_WAIT_SECONDS).text
+    return any(name == model for name, _ in parse_pending(page))
 
 
 def _held(stage: Stage, model: str) -> int:
