@@ -14,7 +14,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from controlplane.errors import ControlPlaneError, StoreError
 from controlplane.reconciler.lease import Holder
@@ -27,6 +27,7 @@ _LOOK_SECONDS = 1.0
 _BEAT_SECONDS = 5.0
 _GONE_SECONDS = 20.0
 """A door that has said nothing new for so long, by the observer's own clock, is gone."""
+_LOOK_AGAIN_SECONDS = 60.0
 _ASK_SECONDS = 0.05
 _ASK_MAX_SECONDS = 0.5
 
@@ -40,12 +41,12 @@ class Peers:
     Args:
         log: The bucket.
         close: Closes a road (server, model), for the time of a context; entering waits until it is drained.
-        look: Looks at a server anew, and returns when what was seen is taken in.
+        look: Looks at a server anew, and returns when what was seen of a model is taken in.
         leading: Whether this process leads.
     """
 
     def __init__(
-        self, log: DoorLog, close: Close, look: Callable[[str], Awaitable[None]], leading: Callable[[], bool]
+        self, log: DoorLog, close: Close, look: Callable[[str, str], Awaitable[None]], leading: Callable[[], bool]
     ) -> None:
         self.id = uuid.uuid4().hex
         self._log = log
@@ -200,7 +201,9 @@ class Peers:
             async with self._close(withdrawal.server, withdrawal.model):
                 await asyncio.to_thread(self._log.acknowledge, name, self.id)
                 await over.wait()
-                await self._look(withdrawal.server)
+                with suppress(TimeoutError):  # a server that is away is asked by nobody either
+                    async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
+                        await self._look(withdrawal.server, withdrawal.model)
         except ControlPlaneError as error:
             logger.warning("a model that leaves is not kept away from: %s", error)
             self._theirs.pop(name, None)  # the next look tries again

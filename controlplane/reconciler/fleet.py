@@ -48,7 +48,6 @@ class KnownServer:
         steward: Who looks after its memory.
         sight: The newest look at it.
         observed_at: When that was (UTC).
-        looks: How many looks were taken in.
         looking: The look that is going on.
         look_again: Something changed since that one began.
         later: The look that waits for its time.
@@ -66,7 +65,6 @@ class KnownServer:
     steward: Steward
     sight: Sight = field(default_factory=lambda: Sight(ServerState.STARTING, "not looked at yet"))
     observed_at: datetime | None = None
-    looks: int = 0
     looking: "asyncio.Task[None] | None" = None
     look_again: bool = False
     later: asyncio.TimerHandle | None = None

@@ -285,14 +285,17 @@ class Reconciler:
         """Wait until the deployments were read once; before, nobody can say that a model is not deployed."""
         await self._read.wait()
 
-    async def look(self, server: str) -> None:
-        """Look at a server anew, and return when what was seen is taken in."""
-        if server not in self._state.servers:
+    async def look(self, server: str, model: str) -> None:
+        """Look at a server anew, and return when what was seen of a model is taken in.
+
+        That is not before a proof of it that is under way has ended, nor while the server is away.
+        """
+        if server not in self._state.servers or model not in self._state.wishes:
             return
-        number: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._post(LookWanted(server, number))
-        enough = await number
-        while self._state.servers[server].looks < enough:
+        step: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._post(LookWanted(server, step))
+        began = await step
+        while self._state.servers[server].unit(model).seen < began:
             await self._changed.wait()
 
     def demand(self, model: str) -> None:
@@ -442,11 +445,10 @@ class Reconciler:
                 self._arranger.demanded(model)
                 if not taken.done():
                     taken.set_result(None)
-            case LookWanted(server=name, number=number):
-                server = self._state.servers[name]
-                if not number.done():  # else nobody waits any more
-                    number.set_result(server.looks + (1 if server.looking is None else 2))
-                self._background.look(server)
+            case LookWanted(server=name, step=step):
+                if not step.done():  # else nobody waits any more
+                    step.set_result(self._state.step)
+                self._background.look(self._state.servers[name])
             case Held():
                 pass  # what follows from it is arranged after every message
             case Cleaned():

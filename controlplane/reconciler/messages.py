@@ -64,10 +64,10 @@ class Demanded:
 
 @dataclass(frozen=True)
 class LookWanted:
-    """Somebody wants a server to be looked at anew; gets the number of the look that will do."""
+    """Somebody wants a server to be looked at anew; gets the step of the loop from which on a look will do."""
 
     server: str
-    number: "asyncio.Future[int]"
+    step: "asyncio.Future[int]"
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Observer:
     def seen(self, seen: Seen) -> None:
         """Take in a look at a server."""
         server, sight = seen.server, seen.sight
-        server.looking, server.looks = None, server.looks + 1
+        server.looking = None
         before, server.sight, server.observed_at = server.sight, sight, self._state.clock()
         well = sight.state is ServerState.READY
         if sight.state is not before.state:
@@ -76,6 +76,7 @@ class Observer:
                     if facts is not None:
                         earlier = unit.facts
                         unit.see(judged(facts, earlier))
+                        unit.seen = seen.began
                         if watched:
                             self._foreigners.compare(server, unit, earlier)
                         server.steward.see(model, facts, self._state.step, self._state.clock())

@@ -37,6 +37,7 @@ class Unit:
         doing: The same for display; also set while waiting for Triton.
         began: When the newest action began, in seconds since the machine started.
         changed: Number of the loop's step that last changed something; looks that began before do not count.
+        seen: Number of the step in which the newest look began that was taken in.
         note: Something about the newest rollout that a person should know.
         seconds: Time by stage of the newest rollout.
         told: The phase that was last told in an event.
@@ -57,6 +58,7 @@ class Unit:
     doing: Doing | None = None
     began: float = 0.0
     changed: int = 0
+    seen: int = -1
     note: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     told: Phase | None = None

@@ -182,9 +182,12 @@ def test_the_leader_adds_up_what_both_doors_measured(planes: tuple[Api, Api]) ->
     until("both split", lambda: way(leader, "net") == way(follower, "net") == "split")
     with asking(planes, "net") as seen:
         more(seen, 100)
-    counts = [measured(leader, api) - count for api, count in zip(planes, before, strict=True)]
-    assert min(counts) > 0
-    until("the leader knows both", lambda: measured(leader) == sum(counts))
+
+    def counts() -> list[int]:
+        return [measured(leader, api) - count for api, count in zip(planes, before, strict=True)]
+
+    assert min(counts()) > 0
+    until("the leader knows both", lambda: measured(leader) == sum(counts()))
     leader.ok(leader.http.post("/v1/rollouts/net/abort"))
     assert failures(seen) == []
 
@@ -214,8 +217,8 @@ def test_a_door_whose_process_has_ended_is_waited_for_by_nobody(tmp_path: Path) 
             raise AssertionError((server, model))
             yield
 
-        async def look(server: str) -> None:
-            raise AssertionError(server)
+        async def look(server: str, model: str) -> None:
+            raise AssertionError((server, model))
 
         peers = Peers(log, close, look, lambda: True)
         await peers.start()
