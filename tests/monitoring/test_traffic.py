@@ -58,7 +58,7 @@ def test_figures_are_what_the_clients_counted(watched: Api) -> None:
     found = until(done)
     total = found["total"]
     proofs = total["requests"] - before["requests"] - 180
-    assert 0 <= proofs <= 10
+    assert 0 <= proofs < 90  # by the clock: the slower the machine, the more of them
     assert 60 * (1 + 2 + 3) <= total["inferences"] - before["inferences"] <= 360 + 10 * proofs + 20
     assert total["failures"] == {}
     assert total["failure_share"] == 0
