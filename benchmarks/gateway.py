@@ -1,16 +1,19 @@
 """Inference through the front door, against Triton's own ports and against a bare HAProxy, in one run.
 
 tritonclient's clients, each in a thread of one process of its own, ask an identity model as often as they can. Three
-sides take turns on the same cores: Triton itself; the *limit*, the same HAProxy that passes everything on and looks at
-nothing (with ``--tcp`` also one that passes on bytes); and the front door. Then cold starts: a model that is not
-loaded, asked at the front door, against the raw calls of a person: ``load_model`` and ``infer`` of a model that is
-staged already, with no proof of what it answers.
+sides take turns on the same cores: Triton itself; the *limit*, a HAProxy of the same version with the same buffers that
+passes everything on and looks at nothing (with ``--tcp`` also one that passes on bytes); and the front door.
+
+Then cold starts: a model that is not loaded, asked at the front door, for the first time and once more after it left,
+against the raw calls of a person: ``load_model`` and ``infer`` of a model that is staged already, with no proof of what
+it answers.
 """
 
 import argparse
 import json
 import multiprocessing
 import multiprocessing.pool
+import re
 import statistics
 import subprocess
 import tempfile
@@ -27,7 +30,10 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from onnx import TensorProto, helper
 
+from controlplane.gateway.configuration import Sockets, render
 from controlplane.gateway.process import find_haproxy
+from controlplane.gateway.table import empty
+from controlplane.settings import GatewaySettings
 from tests.support.api import Api, onnx_scale
 from tests.support.control_process import running
 from tests.support.gateway import ones, until, way
@@ -80,12 +86,18 @@ def identity() -> bytes:
 
 
 @contextmanager
-def bare_proxy(folder: Path, targets: Mapping[str, str]) -> Iterator[Urls]:
-    """HAProxy without a rule, before Triton's ports: one that knows the protocols, and one that passes on bytes."""
+def bare_proxy(folder: Path, targets: Mapping[str, str]) -> Iterator[tuple[Urls, int]]:
+    """HAProxy without a rule, before Triton's ports; its addresses and its process id.
+
+    Side ``limit`` knows the protocols, side ``tcp`` passes on bytes.
+    """
     binary = find_haproxy(None)
     assert binary is not None, "there is no HAProxy"
     urls: dict[str, dict[str, str]] = {"limit": {}, "tcp": {}}
-    text = """
+    # Buffers and windows as the front door has them, so that its rules alone make the difference.
+    ours = render(GatewaySettings(), Sockets(0, 0, 0), (), empty(0))
+    text = "global\n" + "\n".join(re.findall(r"^ +tune\..*", ours, re.MULTILINE))
+    text += """
 defaults
     timeout connect 2s
     timeout client 60s
@@ -106,7 +118,7 @@ listen {side}-{protocol}
     try:
         ports = [int(address.rpartition(":")[2]) for side in urls.values() for address in side.values()]
         until("the bare proxy", lambda: all(listening(port) for port in ports))
-        yield urls
+        yield urls, process.pid
     finally:
         process.terminate()
         process.wait(10)
@@ -122,7 +134,7 @@ def load(protocol: str, url: str, clients: int, size: int, seconds: float) -> tu
     def run() -> None:
         x = kind.InferInput("x", [1, size // 4], "FP32")
         x.set_data_from_numpy(np.zeros((1, size // 4), np.float32))
-        mine = []
+        mine: list[float] = []
         with kind.InferenceServerClient(url) as client:
             for _ in range(2):
                 client.infer("identity", [x])
@@ -178,7 +190,7 @@ def measure(
 def cold_starts(api: Api, folder: Path, urls: Urls, repetitions: int) -> dict[str, Any]:
     """Median seconds to the first answer: at the front door for the first time and once more, and by hand."""
     seen: dict[str, list[float]] = {"first": [], "again": [], "by_hand": []}
-    stages: dict[str, list[float]] = {}
+    stages: dict[str, list[dict[str, float]]] = {"first": [], "again": []}
     with (
         triton_grpc.InferenceServerClient(urls["gateway"]["grpc"]) as door,
         triton_grpc.InferenceServerClient(urls["direct"]["grpc"]) as triton,
@@ -190,16 +202,12 @@ def cold_starts(api: Api, folder: Path, urls: Urls, repetitions: int) -> dict[st
             # It leaves as soon as nobody uses it.
             assert api.deploy(f"{name}:1", mode="on-demand", keep_alive_seconds=0)["state"] == "succeeded"
 
-            def first() -> float:
-                took = _ask(door, name)  # noqa: B023 - called before the next turn
+            def at_the_door(which: str) -> float:
+                before = _stages(api, name)  # noqa: B023 - called before the next turn
+                took = _ask(door, name)  # noqa: B023
+                after = _stages(api, name)  # noqa: B023
+                stages[which].append({stage: after[stage] - before.get(stage, 0.0) for stage in after})
                 until("unloaded", lambda: _phase(api, name) == "Unloaded")  # noqa: B023
-                return took
-
-            def again() -> float:
-                before = _stages(api, name)  # noqa: B023
-                took = first()
-                for stage, seconds in _stages(api, name).items():  # noqa: B023
-                    stages.setdefault(stage, []).append(seconds - before.get(stage, 0.0))
                 return took
 
             def by_hand() -> float:
@@ -211,15 +219,22 @@ def cold_starts(api: Api, folder: Path, urls: Urls, repetitions: int) -> dict[st
                 until("unloaded", lambda: _phase(api, name) == "Unloaded")  # noqa: B023
                 by_hand()
                 continue
-            turns = {"first": first, "by_hand": by_hand, "again": again}
             order = ("first", "by_hand", "again") if number % 2 else ("by_hand", "first", "again")
             for turn in order:
-                seen[turn].append(turns[turn]())
+                seen[turn].append(by_hand() if turn == "by_hand" else at_the_door(turn))
     result: dict[str, Any] = {side: round(statistics.median(found), 4) for side, found in seen.items()}
-    result["stages"] = {stage: round(statistics.median(found), 4) for stage, found in stages.items() if any(found)}
     for side in ("first", "again"):
         ratios = [one / other for one, other in zip(seen[side], seen["by_hand"], strict=True)]
         result[f"{side}_ratio"] = round(statistics.median(ratios), 3)
+        unproved = [one - spent["prove"] for one, spent in zip(seen[side], stages[side], strict=True)]
+        ratios = [one / other for one, other in zip(unproved, seen["by_hand"], strict=True)]
+        result[f"{side}_ratio_without_proof"] = round(statistics.median(ratios), 3)
+        named = {stage for spent in stages[side] for stage in spent} - {"unload"}
+        result[f"{side}_stages"] = {
+            stage: round(statistics.median(spent.get(stage, 0.0) for spent in stages[side]), 4)
+            for stage in ("fetch", "stage", "load", "prove", "examine")
+            if stage in named
+        }
     return result
 
 
@@ -240,7 +255,7 @@ def _phase(api: Api, name: str) -> str:
 
 def _gone(triton: Any, name: str) -> bool:
     states = {one["name"]: one for one in triton.get_model_repository_index(as_json=True).get("models", [])}
-    return states.get(name, {}).get("state", "UNAVAILABLE") == "UNAVAILABLE"
+    return str(states.get(name, {}).get("state", "UNAVAILABLE")) == "UNAVAILABLE"
 
 
 def _by_hand(folder: Path, triton: Any, name: str, config: dict[str, Any], factor: float) -> float:
@@ -287,7 +302,7 @@ def main() -> None:
         assert api.deploy("identity:1", max_batch_size=0)["state"] == "succeeded"
         until("the fast way", lambda: way(api, "identity") == "fast")
         real = addresses(api)
-        with bare_proxy(folder, real["direct"]) as bare:
+        with bare_proxy(folder, real["direct"]) as (bare, _):
             shown = {"limit": bare["limit"], **({"tcp": bare["tcp"]} if arguments.tcp else {})}
             urls = {"direct": real["direct"], **shown, "gateway": real["gateway"]}
             print(f"{'':5}{'clients':>8}{'bytes':>10}{'direct/s':>10}", end="")
@@ -304,9 +319,10 @@ def main() -> None:
             for side in ("first", "again"):
                 print(
                     f"cold start, {side}: front door {cold[side]:.3f} s, by hand {cold['by_hand']:.3f} s, "
-                    f"ratio {cold[f'{side}_ratio']:.3f}"
+                    f"ratio {cold[f'{side}_ratio']:.3f}, without the proof {cold[f'{side}_ratio_without_proof']:.3f}"
                 )
-            print("of it, again:", ", ".join(f"{stage} {took * 1000:.1f} ms" for stage, took in cold["stages"].items()))
+                spent = cold[f"{side}_stages"].items()
+                print("   of it:", ", ".join(f"{stage} {took * 1000:.1f} ms" for stage, took in spent if took))
     RESULTS.mkdir(exist_ok=True)
     document = {"rows": [asdict(row) for row in rows], "cold_start": cold}
     (RESULTS / "gateway.json").write_text(json.dumps(document, indent=2) + "\n")
