@@ -105,7 +105,8 @@ def protection(
         age = (now - model.loaded_at).total_seconds()
         # Most are older than any residence time: one comparison for those, the power for the rest.
         if age < max(rules.maximum_residence_seconds, rules.minimum_residence_seconds):
-            left = rules.residence_seconds(model) - age
+            stays = rules.residence_seconds(model) if model.evictions else rules.minimum_residence_seconds
+            left = stays - age
             if left > 0:
                 return f"loaded too recently, stays for {left:.3g} s more"
     return None

@@ -29,6 +29,7 @@ from controlplane.errors import (
     InvalidConfigError,
     InvalidInputError,
     LoadRefusedError,
+    NotFoundError,
     TritonTimeoutError,
 )
 from controlplane.gpu.host import resident_bytes
@@ -37,6 +38,7 @@ from controlplane.registry.filelock import FileLock
 from controlplane.registry.registry import Registry
 from controlplane.services.load_generator import Load, generate
 from controlplane.triton.client import TritonClient
+from controlplane.triton.instance_groups import Gpus, on_gpus, present_gpus
 from controlplane.triton.model_config import build_config
 from controlplane.triton.repository import layout
 
@@ -140,7 +142,7 @@ class Copy:
             try:
                 # We make requests of our own before anything counts; Triton's warm-up would be in the load's time.
                 cold = settings.model_copy(update={"warmup": False})
-                config = build_config(self.name, self.manifest, cold, [self.version])
+                config = on_gpus(build_config(self.name, self.manifest, cold, [self.version]), await self._gpus())
                 await self._load(config)
                 state, message = TrialState.MEMORY, ""
                 if not memory.exceeded:
@@ -175,6 +177,13 @@ class Copy:
         finally:
             await asyncio.to_thread(self.server.repository.remove_model, self.name)
             await self.client.close()
+
+    async def _gpus(self) -> Gpus | None:
+        """The GPUs that the model itself has here: what is measured on others says little. None: left to Triton."""
+        try:
+            return present_gpus(await self.server.client.model_config(self.model)) or None
+        except NotFoundError:
+            return None
 
     async def _load(self, config: dict[str, Any]) -> None:
         self._loading = asyncio.ensure_future(self.server.client.load(self.name, config))
