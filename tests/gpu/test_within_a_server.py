@@ -26,6 +26,7 @@ from controlplane.registry.registry import Registry
 from controlplane.settings import MemorySettings, PlacementSettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
+from controlplane.triton.page import PageSource
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import answer, open_registry
 from tests.reconciler.conftest import settings as reconciler_settings
@@ -128,7 +129,7 @@ async def plane(registry: Registry, gpus: GpuTriton, url: str, work: Path, reade
         client,
         ModelRepository(embedded.repository),
         embedded,
-        metrics_url=embedded.metrics_url,
+        page=PageSource(embedded.metrics_url),
         devices=CombinedSource([HostSource(embedded.processes), ReadGpus(reader)]),
         budgets=BudgetRules({"host": 8 * GIB, "gpu:0": 6 * GIB, "gpu:1": 6 * GIB}),
     )

@@ -19,6 +19,7 @@ from controlplane.registry.registry import Registry
 from controlplane.settings import MemorySettings, PlacementSettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
+from controlplane.triton.page import PageSource
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import answer
 from tests.reconciler.conftest import settings as reconciler_settings
@@ -50,7 +51,7 @@ async def supervised(registry: Registry, folder: Path) -> AsyncIterator[Fleet]:
                     clients[name],
                     ModelRepository(server.repository),
                     server,
-                    metrics_url=server.metrics_url,
+                    page=PageSource(server.metrics_url),
                     devices=HostSource(server.processes),
                     budgets=BudgetRules({"host": BUDGETS[name]}),
                     labels={"name": name},
