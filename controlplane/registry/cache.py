@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from controlplane.domain.manifest import FileEntry
-from controlplane.errors import NotFoundError, ObjectNotFoundError
+from controlplane.errors import NotFoundError, ObjectNotFoundError, StoreFullError
 from controlplane.registry.blobs import blob_key
 from controlplane.registry.filelock import FileLock
 from controlplane.storage.base import ObjectStore, ProgressCallback
@@ -28,6 +28,20 @@ logger = logging.getLogger(__name__)
 _PIN = ".pin"
 
 _Stamp = tuple[int, int, int, int]
+
+
+@contextmanager
+def _full_is_told(path: Path) -> Iterator[None]:
+    """Say which file has no room, and what to do about it: the error of a write names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreFullError(
+            f"no space left for {path} in the blob cache: free some, or lower TRITONCTL_CACHE__MAX_BYTES",
+            path=str(path),
+        ) from error
 
 
 class BlobCache:
@@ -86,9 +100,13 @@ class BlobCache:
         pinned = FileLock(path)
         # Evictions are held up while the pin is written: whoever evicts next reads it, and what was evicted before is
         # seen to be missing by the fetch that follows.
-        with self._eviction_lock(shared=True):
+        with self._eviction_lock(shared=True), _full_is_told(path):
             pinned.acquire()
-            path.write_text("\n".join(sorted(set(digests))))
+            try:
+                path.write_text("\n".join(sorted(set(digests))))
+            except OSError:
+                pinned.release()
+                raise
         try:
             yield
         finally:
@@ -126,12 +144,13 @@ class BlobCache:
         return sum(size for _, size, _ in self._evictable())
 
     def _download(self, store: ObjectStore, entry: FileEntry, path: Path, progress: ProgressCallback | None) -> None:
-        path.parent.mkdir(exist_ok=True)
         self._make_room(entry.size_bytes, keep=entry.sha256)
         try:
-            store.get_file(
-                blob_key(entry.sha256), path, size_bytes=entry.size_bytes, sha256=entry.sha256, progress=progress
-            )
+            with _full_is_told(path):
+                path.parent.mkdir(exist_ok=True)
+                store.get_file(
+                    blob_key(entry.sha256), path, size_bytes=entry.size_bytes, sha256=entry.sha256, progress=progress
+                )
         except ObjectNotFoundError as error:
             raise NotFoundError(
                 f"the store has no blob {entry.sha256} ({entry.path})", sha256=entry.sha256, path=entry.path
