@@ -28,7 +28,7 @@ from tests.support.models import publish_affine
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 WIDE, ROWS = 1 << 18, 40
-BUDGETS = {"one": 3000 * MIB, "two": 800 * MIB}
+BUDGETS = {"one": 3000 * MIB, "two": 250 * MIB}
 
 
 @contextlib.asynccontextmanager
@@ -76,7 +76,7 @@ async def test_a_server_is_emptied_before_it_is_restarted_and_nobody_is_left_wit
 ) -> None:
     async with supervised(registry, tmp_path) as here:
         first = here.servers["one"].generation
-        for number, (model, mib) in enumerate((("pinned", 0), ("soft", 0), ("large", 700)), 2):
+        for number, (model, mib) in enumerate((("pinned", 0), ("soft", 0), ("large", 120)), 2):
             mode = "pinned" if model == "pinned" else "resident"
             await here.ready(model, number, resident_mib=mib, mode=mode, node_selector={"name": "one"})
             await here.ready(model, number, mode=mode)  # it may be anywhere from now on, and stays
