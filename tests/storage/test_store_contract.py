@@ -28,7 +28,10 @@ def test_create_wins_once(store: ObjectStore) -> None:
     assert store.get("chains/a/1.json") == b"first"
 
 
-def test_of_sixteen_writers_one_wins_and_the_rest_are_told(store: ObjectStore) -> None:
+def test_of_sixteen_writers_one_wins_and_the_rest_are_told(case: Case) -> None:
+    if case.kind == "moto":
+        pytest.skip("under load two of its writers may create one key: it looks first, and writes then")
+    store = case.store
     barrier = threading.Barrier(WRITERS)
 
     def write(writer: int, key: str) -> bool:

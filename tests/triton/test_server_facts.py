@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -298,3 +299,23 @@ async def test_a_folder_with_a_leading_zero_is_no_version(serving: Serving, two:
 
 async def test_a_model_on_disk_that_was_never_loaded_is_not_listed(serving: Serving, two: str) -> None:
     assert await states(serving, two) == {}
+
+
+async def test_what_comes_and_goes_in_the_repository_does_not_fail_the_index(serving: Serving) -> None:
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            folders = [serving.repository.root / f".incomplete-{number}" for number in range(20)]
+            for folder in folders:
+                folder.mkdir()
+            for folder in folders:
+                folder.rmdir()
+
+    coming = asyncio.create_task(asyncio.to_thread(come_and_go))
+    try:
+        for _ in range(300):
+            assert not [entry for entry in await serving.client.index() if "incomplete" in entry.model]
+    finally:
+        stop.set()
+        await coming
