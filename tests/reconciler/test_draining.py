@@ -12,7 +12,6 @@ from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.states import Phase
 from controlplane.errors import InferenceError, NotFoundError, TritonUnavailableError
 from controlplane.gpu.budgets import BudgetRules
-from controlplane.gpu.host import HostSource
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.registry import Registry
@@ -25,6 +24,7 @@ from tests.reconciler.conftest import answer
 from tests.reconciler.conftest import settings as reconciler_settings
 from tests.reconciler.test_fleet import MIB, Fleet
 from tests.support.models import publish_affine
+from tests.support.own_machine import OwnMachine
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 WIDE, ROWS = 1 << 18, 40
@@ -52,7 +52,7 @@ async def supervised(registry: Registry, folder: Path) -> AsyncIterator[Fleet]:
                     ModelRepository(server.repository),
                     server,
                     page=PageSource(server.metrics_url),
-                    devices=HostSource(server.processes),
+                    devices=OwnMachine(server.processes),
                     budgets=BudgetRules({"host": BUDGETS[name]}),
                     labels={"name": name},
                 )

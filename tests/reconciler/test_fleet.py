@@ -16,7 +16,6 @@ from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import InferenceError, NotFoundError
 from controlplane.gpu.budgets import BudgetRules
-from controlplane.gpu.host import HostSource
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.registry import Registry
@@ -28,6 +27,7 @@ from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import answer
 from tests.reconciler.conftest import settings as reconciler_settings
 from tests.support.models import publish_affine
+from tests.support.own_machine import OwnMachine
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 MIB = 1 << 20
@@ -99,7 +99,7 @@ def managed(name: str, embedded: EmbeddedTriton, client: TritonClient, budget: i
         client,
         ModelRepository(embedded.repository),
         page=PageSource(embedded.metrics_url),
-        devices=HostSource(embedded.processes),
+        devices=OwnMachine(embedded.processes),
         budgets=BudgetRules({"host": budget}),
         zone=name[0],
         labels={"name": name, "zone": name[0]},
