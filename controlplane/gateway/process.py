@@ -20,6 +20,7 @@ from controlplane.triton.embedded.processes import children_of
 logger = logging.getLogger(__name__)
 
 _START_SECONDS = 15.0
+_START_ATTEMPTS = 3
 _STOP_SECONDS = 5.0
 _BACKOFF_INITIAL_SECONDS = 0.05
 _BACKOFF_MAX_SECONDS = 5.0
@@ -91,13 +92,18 @@ class HAProxy:
         """Start it, wait until it answers, and supervise it from then on.
 
         Raises:
-            GatewayError: It does not start; the message has the end of its log.
+            GatewayError: It does not start, several times; the message has how it ended and the end of its log.
         """
-        try:
-            await self._launch()
-        except BaseException:
-            await self._end()
-            raise
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            try:
+                await self._launch()
+                break
+            except BaseException as error:
+                await self._end()
+                # What ended it may be over: something took it for its own, or memory was short for a moment.
+                if not isinstance(error, GatewayError) or attempt == _START_ATTEMPTS:
+                    raise
+                logger.warning("HAProxy did not start, trying again: %s", error)
         self._supervisor = asyncio.create_task(self._supervise(), name="haproxy")
 
     async def stop(self) -> None:
@@ -147,7 +153,11 @@ class HAProxy:
         deadline = time.monotonic() + _START_SECONDS
         while True:
             if process.returncode is not None or time.monotonic() > deadline:
-                raise GatewayError(f"HAProxy does not start. The end of its log ({log_path}):\n{_end_of(log_path)}")
+                ended = "" if process.returncode is None else f"it ended with status {process.returncode}"
+                raise GatewayError(
+                    f"HAProxy does not start: {ended or f'no answer within {_START_SECONDS:g} s'}. The end of its log "
+                    f"({log_path}):\n{_end_of(log_path)}"
+                )
             # Who answers is asked, too: the socket may still be that of one which is just ending.
             with contextlib.suppress(GatewayError):
                 if await self._api.pid() in children_of(process.pid):

@@ -101,8 +101,10 @@ def test_the_ledger_by_device_and_model(room: Api) -> None:
     listed = {item["model"]: item["memory"] for item in room.ok(room.http.get("/v1/deployments"))["items"]}
     assert listed["one"][0]["state"] == "loaded"
 
-    assert _metric(room, "tritonctl_memory_bytes", device="host", state="resident") == held
-    assert _metric(room, "tritonctl_model_memory_bytes", model="one", state="loaded") == held
+    assert _metric(room, "tritonctl_memory_bytes", device="host", state="resident") == pytest.approx(held, abs=16 * MIB)
+    assert _metric(room, "tritonctl_model_memory_bytes", model="one", state="loaded") == pytest.approx(
+        held, abs=16 * MIB
+    )
     assert _metric(room, "tritonctl_load_seconds_total", stage="load") > 0
     assert _metric(room, "tritonctl_footprints_measured_total", server="embedded") >= 1
     footprint = views["one"]["footprint"][0]
@@ -111,7 +113,7 @@ def test_the_ledger_by_device_and_model(room: Api) -> None:
         footprint = next(model for model in _memory(room)["models"] if model["model"] == "one")["footprint"][0]
     wrong = footprint["bytes"] - footprint["estimate_bytes"]
     told = _metric(room, "tritonctl_model_footprint_estimate_error_bytes", server="embedded", model="one")
-    assert told == pytest.approx(wrong, abs=16 * MIB)  # it may have grown meanwhile
+    assert told == pytest.approx(wrong, abs=16 * MIB)
     assert len(room.ok(room.http.get("/v1/memory", params={"server": "embedded"}))["items"]) == 1
     problem = room.problem(room.http.get("/v1/memory", params={"server": "nowhere"}), 404, "not-found")
     assert "embedded" in problem["detail"]
