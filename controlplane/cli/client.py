@@ -22,10 +22,23 @@ from controlplane.cli.credentials import Credentials
 from controlplane.cli.exits import ClientError, NotRunningError, WaitTimeoutError
 
 _T = TypeVar("_T", bound=BaseModel)
-_CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 5.0
 _READ_SECONDS = 60.0
 _RETRY_AFTER_MAX_SECONDS = 10.0
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+
+
+def connect(url: str, credentials: Credentials, headers: dict[str, str] | None = None) -> httpx.Client:
+    """Return an HTTP client that shows the key and trusts the certificates of ``credentials``."""
+    key = {"Authorization": f"Bearer {credentials.api_key}"} if credentials.api_key else {}
+    return httpx.Client(
+        base_url=url,
+        headers={**(headers or {}), **key},
+        verify=credentials.tls() if url.startswith("https:") else False,
+        timeout=httpx.Timeout(_READ_SECONDS, connect=CONNECT_SECONDS),
+        # A proxy set for the internet is not meant for the control plane of this machine.
+        trust_env=not is_loopback(url),
+    )
 
 
 class Client:
@@ -39,16 +52,9 @@ class Client:
 
     def __init__(self, url: str, *, actor: str | None = None, credentials: Credentials | None = None) -> None:
         self.url = url.rstrip("/")
-        shown = self.credentials = credentials or Credentials()
-        key = {"Authorization": f"Bearer {shown.api_key}"} if shown.api_key else {}
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"X-Actor": _header(actor or whoami()), "Accept": "application/json", **key},
-            verify=shown.tls() if self.url.startswith("https:") else False,
-            timeout=httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS),
-            # A proxy set for the internet is not meant for the control plane of this machine.
-            trust_env=not is_loopback(url),
-        )
+        self.credentials = credentials or Credentials()
+        headers = {"X-Actor": _header(actor or whoami()), "Accept": "application/json"}
+        self._http = connect(self.url, self.credentials, headers)
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +87,7 @@ class Client:
             # The same key on the second attempt: a POST whose answer was lost is not done twice.
             sent.setdefault("Idempotency-Key", uuid.uuid4().hex)
         attempts = 1 if content is not None else 3
-        timeout = httpx.Timeout(read_seconds, connect=_CONNECT_SECONDS)
+        timeout = httpx.Timeout(read_seconds, connect=CONNECT_SECONDS)
         for attempt in range(attempts):
             try:
                 response = self._http.request(
@@ -174,7 +180,7 @@ class Client:
                 path,
                 params=_given(params),
                 headers=headers,
-                timeout=httpx.Timeout(read_seconds, connect=_CONNECT_SECONDS),
+                timeout=httpx.Timeout(read_seconds, connect=CONNECT_SECONDS),
             ) as response:
                 if response.is_error:
                     response.read()

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from controlplane.api.schemas.inference import RequestTensor
-from controlplane.cli.client import is_loopback
+from controlplane.cli.client import CONNECT_SECONDS, connect, is_loopback
 from controlplane.cli.credentials import Credentials
 from controlplane.cli.exits import ClientError, NotRunningError, WaitTimeoutError
 from controlplane.domain.samples import Tensors
@@ -23,11 +23,11 @@ from controlplane.domain.signature import DataType, Signature
 from controlplane.errors import InvalidInputError
 from controlplane.gateway.view import GatewayAddress
 from controlplane.services.tensors import InputTensor, from_array, read_inputs
+from controlplane.triton.answers import from_http
 from controlplane.triton.model_config import data_type_of
 from controlplane.triton.shapes import Config, from_wire, to_wire
-from controlplane.triton.wire import deserialise, serialise
+from controlplane.triton.wire import serialise
 
-_CONNECT_SECONDS = 5.0
 _HEADER_LENGTH = "inference-header-content-length"
 _CODES = {
     400: "inference",  # Triton's own refusal of a request
@@ -73,13 +73,7 @@ class Door:
 
     def __init__(self, url: str, credentials: Credentials) -> None:
         self.url = url
-        key = {"Authorization": f"Bearer {credentials.api_key}"} if credentials.api_key else {}
-        self._http = httpx.Client(
-            base_url=url,
-            headers=key,
-            verify=credentials.tls() if url.startswith("https:") else False,
-            trust_env=not is_loopback(url),
-        )
+        self._http = connect(url, credentials)
 
     def __enter__(self) -> Self:
         return self
@@ -126,7 +120,7 @@ class Door:
         }
 
     def _call(self, method: str, path: str, seconds: float, **request: Any) -> httpx.Response:
-        timeout = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
+        timeout = httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
         try:
             response = self._http.request(method, path, timeout=timeout, **request)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -186,18 +180,15 @@ def _request(inputs: Tensors, signature: Signature | None, config: Config) -> tu
 
 def _answer(response: httpx.Response, config: Config) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Read the answer: its JSON, and the outputs in the API's form."""
-    body = response.content
-    length = int(response.headers.get(_HEADER_LENGTH, len(body)))
-    document: dict[str, Any] = json.loads(body[:length])
-    specs, rest, outputs = _entries(config, "output"), body[length:], []
-    for output in document["outputs"]:
-        size = output["parameters"]["binary_data_size"]
-        array = deserialise(rest[:size], DataType(output["datatype"])).reshape(output["shape"])
-        rest = rest[size:]
-        if output["name"] in specs:
-            array = from_wire(array, specs[output["name"]], config)
-        datatype, data = from_array(array)
-        outputs.append({"name": output["name"], "datatype": datatype, "shape": list(array.shape), "data": data})
+    length = response.headers.get(_HEADER_LENGTH)
+    head = int(length) if length else None
+    arrays = from_http(response.content, head)
+    document: dict[str, Any] = json.loads(response.content[:head])
+    specs, outputs = _entries(config, "output"), []
+    for name, array in arrays.items():
+        told = from_wire(array, specs[name], config) if name in specs else array
+        datatype, data = from_array(told)
+        outputs.append({"name": name, "datatype": datatype, "shape": list(told.shape), "data": data})
     return document, outputs
 
 

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 _START_SECONDS = 15.0
 _START_ATTEMPTS = 3
 _STOP_SECONDS = 5.0
+_LOOK_SECONDS = 2.0
+_SILENT_LOOKS = 2
 _BACKOFF_INITIAL_SECONDS = 0.05
 _BACKOFF_MAX_SECONDS = 5.0
 _STABLE_SECONDS = 30.0
@@ -164,13 +166,28 @@ class HAProxy:
                     return
             await asyncio.sleep(0.01)
 
+    async def _watch(self, process: asyncio.subprocess.Process) -> int:
+        """Return the status with which it ends; one that lives and does not answer is ended."""
+        silent = 0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(process.wait(), _LOOK_SECONDS)
+            try:
+                await self._api.pid()
+                silent = 0
+            except GatewayError as error:
+                silent += 1
+                if silent >= _SILENT_LOOKS:
+                    logger.warning("HAProxy is ended, since it lives and does not answer: %s", error)
+                    self.kill()
+
     async def _supervise(self) -> None:
         """Start it again whenever it ends."""
         backoff = _BACKOFF_INITIAL_SECONDS
         while True:
             assert self._launcher is not None
             began = time.monotonic()
-            status = await self._launcher.wait()
+            status = await self._watch(self._launcher)
             self.ready = False
             if time.monotonic() - began > _STABLE_SECONDS:
                 backoff = _BACKOFF_INITIAL_SECONDS

@@ -50,12 +50,22 @@ def test_a_killed_haproxy_comes_back_with_its_maps(door: Api) -> None:
     assert door.ok(door.http.get("/v1/gateway"))["restarts"] >= 3
 
 
+def test_an_haproxy_that_hangs_is_ended_and_comes_back(door: Api) -> None:
+    """Nothing changes meanwhile, so nobody but its supervisor asks it anything."""
+    hung = haproxy_pid(door)
+    os.kill(hung, signal.SIGSTOP)
+    until("another one", lambda: door.plane.front_door.haproxy.pid not in (None, hung))  # type: ignore[union-attr]
+    with http_client(door) as client:
+        assert client.infer("net", ones(triton_http)).as_numpy("y")[0, 0] == 2.0
+
+
 def test_what_changes_while_haproxy_is_away_is_known_to_the_next(door: Api) -> None:
     door.publish("late", onnx_scale(5.0))
     os.kill(haproxy_pid(door), signal.SIGSTOP)  # it does not answer its commands either
     stopped = haproxy_pid(door)
     assert door.deploy("late:1")["state"] == "succeeded"
-    os.kill(stopped, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # its supervisor was quicker
+        os.kill(stopped, signal.SIGKILL)
     until("the fast way", lambda: way(door, "late") == "fast")
     with http_client(door) as client:
         assert client.infer("late", ones(triton_http)).as_numpy("y")[0, 0] == 5.0
