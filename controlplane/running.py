@@ -19,6 +19,7 @@ import uvloop
 from controlplane.api.tls import tls_options
 from controlplane.app import ControlPlane, build, make_folder
 from controlplane.errors import ConflictError
+from controlplane.gateway.serving import Server
 from controlplane.localkey import remove_local_key, write_local_key
 from controlplane.services.health import version
 from controlplane.settings import Settings
@@ -52,14 +53,6 @@ def run(
         runner.run(_serve(settings, ready_file or settings.data_dir / READY_FILE, on_ready))
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: signals count from the first moment on, not only once it serves."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[str, object]], None] | None) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -71,7 +64,7 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
         try:
             if not await _unless(stopping, plane.start()):
                 return
-            server = _Server(
+            server = Server(
                 uvicorn.Config(
                     plane.fastapi,
                     log_config=None,
@@ -82,9 +75,7 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
                     **tls,
                 )
             )
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it
-                await asyncio.sleep(0.005)
+            serving = await server.begin(listener)
             await _unless(stopping, plane.wait_observed())
             document = _describe(plane, listener)
             write_local_key(settings.data_dir, plane.keys.local_token)

@@ -26,9 +26,8 @@ from controlplane.services.tensors import InputTensor, from_array, read_inputs
 from controlplane.triton.answers import from_http
 from controlplane.triton.model_config import data_type_of
 from controlplane.triton.shapes import Config, from_wire, to_wire
-from controlplane.triton.wire import serialise
+from controlplane.triton.wire import HEAD_LENGTH, serialise
 
-_HEADER_LENGTH = "inference-header-content-length"
 _CODES = {
     400: "inference",  # Triton's own refusal of a request
     401: "unauthenticated",
@@ -174,13 +173,13 @@ def _request(inputs: Tensors, signature: Signature | None, config: Config) -> tu
         )
         parts.append(raw)
     head = json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
-    headers = {_HEADER_LENGTH: str(len(head)), "content-type": "application/octet-stream"}
+    headers = {HEAD_LENGTH: str(len(head)), "content-type": "application/octet-stream"}
     return b"".join([head, *parts]), headers
 
 
 def _answer(response: httpx.Response, config: Config) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Read the answer: its JSON, and the outputs in the API's form."""
-    length = response.headers.get(_HEADER_LENGTH)
+    length = response.headers.get(HEAD_LENGTH)
     head = int(length) if length else None
     arrays = from_http(response.content, head)
     document: dict[str, Any] = json.loads(response.content[:head])

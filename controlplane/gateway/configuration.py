@@ -26,6 +26,7 @@ from controlplane.errors import InvalidInputError
 from controlplane.gateway.access import ANYBODY
 from controlplane.gateway.table import ALL, GRANTS, KEYS, MODELS, SPLITS, STREAMS, VERSIONS, Table
 from controlplane.settings import GatewaySettings
+from controlplane.triton.wire import HEAD_LENGTH
 
 ADMIN_SOCKET = "admin.sock"
 ACTIVATOR_HTTP = "activator-http.sock"
@@ -36,8 +37,6 @@ DRAWN_HEADER = "x-tritonctl-drawn"
 """Tells the activator that a request was drawn to be measured, from how many of a million; no client can say it."""
 PIN = "x-model-version"
 """Header, metadata key or request parameter that names the version that shall answer."""
-HEAD_LENGTH = "inference-header-content-length"
-"""How many bytes of a body are JSON, where tensors follow it."""
 SERVICE = "/inference.GRPCInferenceService/"
 
 _NAME_BYTES = 5 + 2 + 1 + MODEL_NAME_MAX

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from controlplane.gateway.http_face import HttpFace
 from controlplane.gateway.peers import Peers, nobody
 from controlplane.gateway.process import HAProxy
 from controlplane.gateway.runtime import RuntimeApi
+from controlplane.gateway.serving import Server
 from controlplane.gateway.splitting import Splits
 from controlplane.gateway.table import MAPS, Table
 from controlplane.gateway.tally import Tally
@@ -338,14 +339,6 @@ class FrontDoor:
             pause = min(pause * 1.5, _DRAIN_MAX_SECONDS)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 @asynccontextmanager
 async def _serving(face: HttpFace, path: Path) -> AsyncIterator[None]:
     path.unlink(missing_ok=True)  # noqa: ASYNC240 - one system call
@@ -364,11 +357,9 @@ async def _serving(face: HttpFace, path: Path) -> AsyncIterator[None]:
             backlog=_BACKLOG,
             timeout_graceful_shutdown=1,
         )
-        server = _Server(config)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        server = Server(config)
+        serving = await server.begin(listener)
         try:
-            while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it
-                await asyncio.sleep(0.005)
             yield
         finally:
             server.should_exit = True

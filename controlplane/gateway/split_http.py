@@ -12,10 +12,11 @@ import httpx
 from controlplane.domain.comparison import OutputComparison, compare
 from controlplane.domain.names import candidate_name
 from controlplane.domain.signature import Array
-from controlplane.gateway.configuration import HEAD_LENGTH, PIN
+from controlplane.gateway.configuration import PIN
 from controlplane.gateway.measuring import Arm
 from controlplane.gateway.splitting import Split, Tried, tolerances
 from controlplane.triton.answers import from_http
+from controlplane.triton.wire import HEAD_LENGTH
 
 UNKNOWN_MODEL = b"Request for unknown model"
 _HEAD = HEAD_LENGTH.encode()

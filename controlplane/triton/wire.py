@@ -10,6 +10,9 @@ import numpy as np
 
 from controlplane.domain.signature import Array, DataType
 
+HEAD_LENGTH = "inference-header-content-length"
+"""HTTP header: how many bytes of a body are JSON, where tensors follow it."""
+
 
 def serialise(array: Array, datatype: DataType) -> bytes:
     """Write the elements of an array whose dtype is `datatype.numpy`."""
