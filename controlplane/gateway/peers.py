@@ -199,7 +199,7 @@ class Peers:
             if withdrawal is None:
                 return
             async with self._close(withdrawal.server, withdrawal.model):
-                await asyncio.to_thread(self._log.acknowledge, name, self.id)
+                await self._acknowledge(name, over)
                 await over.wait()
                 with suppress(TimeoutError):  # a server that is away is asked by nobody either
                     async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
@@ -207,6 +207,19 @@ class Peers:
         except ControlPlaneError as error:
             logger.warning("a model that leaves is not kept away from: %s", error)
             self._theirs.pop(name, None)  # the next look tries again
+
+    async def _acknowledge(self, name: str, over: asyncio.Event) -> None:
+        """Say that a road is closed, which it has to stay: an error may be the answer to what was written."""
+        while not over.is_set():
+            try:
+                await asyncio.to_thread(self._log.acknowledge, name, self.id)
+            except StoreError as error:
+                logger.warning("the leader may wait for this front door, which asks no more: %s", error)
+            else:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await over.wait()
 
 
 async def nobody() -> None:

@@ -1,0 +1,85 @@
+"""A follower among front doors: what it is told to keep away from, it keeps away from, whatever the bucket does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from controlplane.errors import StoreUnavailableError
+from controlplane.gateway.peers import Peers
+from controlplane.registry.doors import DoorLog, Withdrawal
+from controlplane.storage.base import ObjectStore
+from controlplane.storage.filesystem import FilesystemStore
+from tests.support.hooked_store import HookedStore
+
+NAME = "0" * 32
+
+
+class Door:
+    """A front door with one road, and how often that was closed and opened again.
+
+    Args:
+        store: The bucket.
+        leading: Whether its process leads.
+    """
+
+    def __init__(self, store: ObjectStore, *, leading: bool = False) -> None:
+        self.closed: set[tuple[str, str]] = set()
+        self.openings = 0
+        self.draining = asyncio.Event()
+        self.draining.set()
+        self.peers = Peers(DoorLog(store), self._close, self._look, lambda: leading)
+
+    @asynccontextmanager
+    async def _close(self, server: str, model: str) -> AsyncIterator[None]:
+        self.closed.add((server, model))
+        await self.draining.wait()
+        try:
+            yield
+        finally:
+            self.closed.remove((server, model))
+            self.openings += 1
+
+    async def _look(self, server: str, model: str) -> None:
+        assert (server, model) in self.closed, "it looks before it opens"
+
+
+async def soon(what: str, condition: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    try:
+        async with asyncio.timeout(60):
+            while not condition():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"never: {what}") from None
+
+
+def run(part: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(200):
+            await part()
+
+    asyncio.run(bounded())
+
+
+def test_a_road_stays_closed_when_the_answer_to_its_acknowledgement_is_lost(tmp_path: Path) -> None:
+    def lose(operation: str, key: str) -> None:
+        if operation == "create" and "/acknowledged/" in key:
+            raise StoreUnavailableError("the answer is lost")
+
+    store = HookedStore(FilesystemStore(tmp_path), after=lose)
+    log = DoorLog(FilesystemStore(tmp_path))
+
+    async def part() -> None:
+        door = Door(store)
+        await door.peers.start()
+        log.announce(NAME, Withdrawal("a", "m"))
+        await soon("the leader sees it", lambda: log.acknowledged(NAME) == {door.peers.id})
+        await soon("it says so again", lambda: sum("/acknowledged/" in key for _, key in store.calls) == 2)
+        assert door.closed
+        assert door.openings == 0
+        log.over(NAME)
+        await soon("it opens", lambda: door.openings == 1)
+        await door.peers.stop()
+
+    run(part)
