@@ -172,7 +172,7 @@ class Peers:
 
     async def _sweep(self) -> None:
         """Remove what doors that died, and leaders that are none any more, have left."""
-        for name in await asyncio.to_thread(self._log.announced) - self._mine:
+        for name in await asyncio.to_thread(self._log.withdrawals) - self._mine:
             await self._over(name)
         alive = await self._others()
         for door in self._seen.keys() - alive:

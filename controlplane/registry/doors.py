@@ -4,8 +4,9 @@ Three kinds of small objects, each written once and removed again:
 
 * ``doors/present/DOOR/NUMBER.json`` says that a front door lives. It writes the next number every few seconds, and
   nobody's clock is compared with another's: who goes on changing lives.
-* ``doors/withdrawals/ID.json`` says that a model is about to leave a server. The leader's.
-* ``doors/acknowledged/ID/DOOR.json`` says that a front door sends no more requests there, and that none is under way.
+* ``doors/withdrawals/ID/announced.json`` says that a model is about to leave a server. The leader's.
+* ``doors/withdrawals/ID/acknowledged/DOOR.json`` says that a front door sends no more requests there, and that none is
+  under way.
 """
 
 import json
@@ -17,7 +18,8 @@ from controlplane.errors import ObjectExistsError, ObjectNotFoundError
 from controlplane.storage.base import ObjectStore
 
 PREFIX = "doors/"
-_PRESENT, _WITHDRAWALS, _ACKNOWLEDGED = f"{PREFIX}present/", f"{PREFIX}withdrawals/", f"{PREFIX}acknowledged/"
+_PRESENT, _WITHDRAWALS = f"{PREFIX}present/", f"{PREFIX}withdrawals/"
+_ANNOUNCED = "/announced.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,31 +75,35 @@ class DoorLog:
     def announce(self, withdrawal_id: str, withdrawal: Withdrawal) -> None:
         """Say that a model is about to leave a server."""
         body = {"server": withdrawal.server, "model": withdrawal.model}
-        self._create(f"{_WITHDRAWALS}{withdrawal_id}.json", body)
+        self._create(_announcement(withdrawal_id), body)
 
     def announced(self) -> set[str]:
         """Return the ids of what is about to leave. One request."""
-        names = (info.key.removeprefix(_WITHDRAWALS) for info in self._store.list(_WITHDRAWALS))
-        return {name.removesuffix(".json") for name in names}
+        keys = (info.key for info in self._store.list(_WITHDRAWALS))
+        return {_id(key) for key in keys if key.endswith(_ANNOUNCED)}
+
+    def withdrawals(self) -> set[str]:
+        """Return the ids of all that anything is left of, also what is over. One request."""
+        return {_id(info.key) for info in self._store.list(_WITHDRAWALS)}
 
     def withdrawal(self, withdrawal_id: str) -> Withdrawal | None:
         """Return what is about to leave; None where that is over."""
-        body = self._read(f"{_WITHDRAWALS}{withdrawal_id}.json")
+        body = self._read(_announcement(withdrawal_id))
         return Withdrawal(str(body["server"]), str(body["model"])) if body else None
 
     def acknowledge(self, withdrawal_id: str, door: str) -> None:
         """Say that a door sends no more requests there."""
-        self._create(f"{_ACKNOWLEDGED}{withdrawal_id}/{door}.json", {})
+        self._create(f"{_acknowledgements(withdrawal_id)}{door}.json", {})
 
     def acknowledged(self, withdrawal_id: str) -> set[str]:
         """Return which doors send no more requests there. One request."""
-        prefix = f"{_ACKNOWLEDGED}{withdrawal_id}/"
+        prefix = _acknowledgements(withdrawal_id)
         return {info.key.removeprefix(prefix).removesuffix(".json") for info in self._store.list(prefix)}
 
     def over(self, withdrawal_id: str) -> None:
         """Say that it has left, or stays: nobody has to keep away any more."""
-        self._store.delete(f"{_WITHDRAWALS}{withdrawal_id}.json")
-        for info in list(self._store.list(f"{_ACKNOWLEDGED}{withdrawal_id}/")):
+        self._store.delete(_announcement(withdrawal_id))
+        for info in list(self._store.list(f"{_WITHDRAWALS}{withdrawal_id}/")):
             self._store.delete(info.key)
 
     @staticmethod
@@ -113,3 +119,15 @@ class DoorLog:
             return dict(json.loads(self._store.get(key)))
         except ObjectNotFoundError:
             return {}
+
+
+def _announcement(withdrawal_id: str) -> str:
+    return f"{_WITHDRAWALS}{withdrawal_id}{_ANNOUNCED}"
+
+
+def _acknowledgements(withdrawal_id: str) -> str:
+    return f"{_WITHDRAWALS}{withdrawal_id}/acknowledged/"
+
+
+def _id(key: str) -> str:
+    return key.removeprefix(_WITHDRAWALS).partition("/")[0]

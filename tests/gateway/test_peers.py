@@ -1,6 +1,7 @@
 """A follower among front doors: what it is told to keep away from, it keeps away from, whatever the bucket does."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -81,5 +82,41 @@ def test_a_road_stays_closed_when_the_answer_to_its_acknowledgement_is_lost(tmp_
         log.over(NAME)
         await soon("it opens", lambda: door.openings == 1)
         await door.peers.stop()
+
+    run(part)
+
+
+def test_an_acknowledgement_that_comes_late_does_not_stay_in_the_bucket(tmp_path: Path) -> None:
+    held, late = threading.Event(), threading.Event()
+
+    def hold(operation: str, key: str) -> None:
+        if operation == "create" and "/acknowledged/" in key:
+            assert held.wait(60)
+
+    def tell(operation: str, key: str) -> None:
+        if operation == "create" and "/acknowledged/" in key:
+            late.set()
+
+    store = FilesystemStore(tmp_path)
+    log = DoorLog(store)
+
+    async def part() -> None:
+        leader = Door(store, leading=True)
+        follower = Door(HookedStore(store, before=hold, after=tell))
+        await leader.peers.start()
+        await follower.peers.start()
+        async with leader.peers.withdrawn("a", "m") as kept_away:
+            waiting = asyncio.create_task(kept_away())
+            await soon("the follower keeps away", lambda: follower.closed)
+            waiting.cancel()  # the drain's time is up
+        await soon("it is over", lambda: not list(store.list("doors/withdrawals/")))
+        held.set()
+        await soon("the follower has answered", late.is_set)
+        await soon("it opens", lambda: follower.openings == 1)
+        log.acknowledge(NAME, "killed")  # as an end in the middle of removing leaves it
+        await soon("the leader removes it all", lambda: not list(store.list("doors/withdrawals/")))
+        assert {info.key.partition("/")[2].partition("/")[0] for info in store.list("doors/")} == {"present"}
+        await leader.peers.stop()
+        await follower.peers.stop()
 
     run(part)
