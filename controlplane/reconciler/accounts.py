@@ -50,6 +50,7 @@ class Accounts:
         self._own = OwnMemory()
         self._leaving: dict[Slot, int] = {}
         self._promised: dict[Slot, dict[str, int]] = {}
+        self._taken = -1
         if not told:
             self.ledger = self.ledger.with_budget(Budget(HOST, _PLENTY, _PLENTY))
 
@@ -116,9 +117,16 @@ class Accounts:
         self._leaving.clear()
         self._promised.clear()
         self.reading = Reading()
+        self._taken = -1
 
     def take(self, reading: Reading, step: int, now: datetime) -> None:
-        """Take in a reading that began at the loop's ``step``."""
+        """Take in a reading that began at the loop's ``step``; one that is older than what was taken in says nothing.
+
+        A poll measures memory first and then waits for counters, so that an action's own reading may overtake it.
+        """
+        if step < self._taken:
+            return
+        self._taken = step
         if reading.devices is None:
             # Not now: what was told before stands. Never yet: nothing is known that could forbid a load.
             reading = replace(reading, devices=self.reading.devices or ())

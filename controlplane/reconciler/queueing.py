@@ -385,6 +385,7 @@ class LoadQueue:
             for holding in ledger.of_model(name)
         }
         kept |= {holding for slot in slots for holding in ledger.of(slot)}
+        kept = {holding for holding in kept if holding.state is not HoldingState.UNLOADING}  # those are not kept
         for device, need in request.footprint.items():
             budget = ledger.budgets.get(device)
             fixed = sum(holding.bytes for holding in kept if holding.device == device) + ledger.unaccounted(device)
