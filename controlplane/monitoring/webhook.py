@@ -19,7 +19,7 @@ import random
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -43,7 +43,7 @@ class Message:
         id: Names it, whichever try.
         body: The JSON that is sent.
         kind: What it says, such as ``objective.burning``.
-        since: When it was put into the queue (monotonic).
+        since: When it was to be told first (monotonic); before this process's start, where another could not.
     """
 
     id: str
@@ -119,24 +119,28 @@ class Webhook:
         """Whether there is anybody to tell."""
         return bool(self._url)
 
-    def send(self, kind: str, data: dict[str, Any], message_id: str = "") -> None:
+    def send(self, kind: str, data: Mapping[str, Any], message_id: str = "", *, since: datetime | None = None) -> None:
         """Put a message into the queue; the oldest goes when it is full. Nothing happens without a URL.
 
         Args:
             kind: What it says.
             data: The rest.
-            message_id: Of a message that another process did not get through; empty for a new one.
+            message_id: Of a message that is known already; empty for a new one.
+            since: Since when that is to be told (UTC): its timestamp, from which giving up counts; None: now.
         """
         if not self.enabled:
             return
-        document = {"type": kind, "timestamp": datetime.now(UTC).isoformat(), "data": data}
+        now = datetime.now(UTC)
+        since = since or now
+        document = {"type": kind, "timestamp": since.isoformat(), "data": data}
         body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
         if len(self._queue) >= self._settings.webhook_queue:
             dropped = self._queue.popleft()
             self.outcomes["dropped"] += 1
             logger.warning("too many webhooks wait; the oldest (%s, %s) is dropped", dropped.kind, dropped.id)
             self.on_end(dropped.id)
-        self._queue.append(Message(message_id or new_message_id(), body, kind, time.monotonic()))
+        began = time.monotonic() - max((now - since).total_seconds(), 0.0)
+        self._queue.append(Message(message_id or new_message_id(), body, kind, began))
         self._more.set()
 
     def _hidden(self, record: logging.LogRecord) -> bool:

@@ -158,7 +158,9 @@ class Reconciler:
         self._reverter = Reverter(
             self._state, self._wishes, registry, self._background, leading=leading, wake=self.wake
         )
-        self._rememberer = Rememberer(self._state, self._background, registry.standings, leading=leading)
+        self._rememberer = Rememberer(
+            self._state, self._background, registry.standings, status=self.status, leading=leading
+        )
         self._answers = Answers(self._state, self._wishes, registry, preview=self._placer.preview)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._changed = asyncio.Event()

@@ -6,11 +6,12 @@ conditions keep their times. Where it had to load the model itself, that was a t
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from controlplane.domain.conditions import Condition
+from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import ControlPlaneError
 from controlplane.reconciler.background import Background
 from controlplane.reconciler.state import LoopState
@@ -41,15 +42,23 @@ class Rememberer:
         state: What the loop knows.
         background: Reads and writes beside the loop.
         standings: Where it is kept.
+        status: Says how a deployment stands.
         leading: Whether this process is the one that writes.
     """
 
     def __init__(
-        self, state: LoopState, background: Background, standings: Standings, *, leading: Callable[[], bool]
+        self,
+        state: LoopState,
+        background: Background,
+        standings: Standings,
+        *,
+        status: Callable[[str], DeploymentStatus | None],
+        leading: Callable[[], bool],
     ) -> None:
         self._state = state
         self._background = background
         self._standings = standings
+        self._status = status
         self._leading = leading
         self._recalled = False
         self._reading = False
@@ -69,12 +78,16 @@ class Rememberer:
         if self._leading() and not self._writing:
             changed = {
                 model: found
-                for model in self._state.wishes
-                if (found := self._found(model)) is not None and found != self._written.get(model)
+                for model, wish in self._state.wishes.items()
+                if not wish.revision.spec.deleted
+                and (found := self._found(model)) is not None
+                and found != self._written.get(model)
             }
-            if changed:
+            # What is deployed again under the name begins anew. A former leader may have missed the removal.
+            gone = [model for model in self._written if self._gone(model)]
+            if changed or gone:
                 self._writing = True
-                self._background.spawn(self._write(changed), "keep standings")
+                self._background.spawn(self._write(changed, gone), "keep standings")
 
     def _resume(self, unit: Unit) -> None:
         before = _times(self._written.get(unit.model, {}).get(unit.server))
@@ -83,6 +96,14 @@ class Rememberer:
         unit.resumed = True
         if before and unit.record.switched is None:
             unit.conditions = resumed(unit.conditions, before)
+
+    def _gone(self, model: str) -> bool:
+        """Whether a model's deployment was removed, and it is on no server any more."""
+        wish = self._state.wishes.get(model)
+        if wish is None or not wish.revision.spec.deleted:
+            return False
+        status = self._status(model)
+        return status is not None and status.phase is Phase.UNLOADED
 
     def _found(self, model: str) -> dict[str, Any] | None:
         """How a model stands on all its servers; None while that changes."""
@@ -111,20 +132,27 @@ class Rememberer:
         finally:
             self._reading = False
 
-    async def _write(self, changed: Mapping[str, dict[str, Any]]) -> None:
-        def put() -> list[str]:
-            return [
-                model
-                for model, value in changed.items()
-                if self._leading()
-                and self._standings.put(model, PART, value, actor="reconciler", reason="conditions turned")
-            ]
+    async def _write(self, changed: Mapping[str, dict[str, Any]], gone: Collection[str]) -> None:
+        def write(model: str) -> bool:
+            if not self._leading():
+                return False
+            if model not in gone:
+                return self._standings.put(model, PART, changed[model], actor="reconciler", reason="conditions turned")
+            self._standings.remove(model)
+            return True
 
         try:
-            for model in await asyncio.to_thread(put):
-                self._written[model] = changed[model]
-        except ControlPlaneError as error:
-            logger.info("how deployments stand cannot be kept: %s", error)
+            for model in (*gone, *changed):
+                try:
+                    if not await asyncio.to_thread(write, model):
+                        continue
+                except ControlPlaneError as error:
+                    logger.info("how %s stands cannot be kept: %s", model, error)
+                    continue
+                if model in gone:
+                    self._written.pop(model, None)
+                else:
+                    self._written[model] = changed[model]
         finally:
             self._writing = False
 

@@ -56,17 +56,42 @@ class Standings:
             StoreError: The store failed.
         """
         with self._guard:
-            known = self._known.get(model) or self._head(model)
-            body = {**(known.body if known else {}), part: dict(value)}
-            chain = self._chain(model)
             try:
-                self._known[model] = chain.append(body, after=known, actor=actor, reason=reason)
+                revision = self._commit(model, part, value, actor=actor, reason=reason)
             except CommitConflictError:
                 self._known[model] = self._head(model)
                 return False
-            if self._known[model].number > _KEPT:  # type: ignore[union-attr]
-                chain.prune(_KEPT)
+            self._known[model] = revision
+            if revision.number > _KEPT:
+                self._chain(model).prune(_KEPT)
             return True
+
+    def remove(self, model: str) -> None:
+        """Forget how a model stood: its deployment is gone.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        with self._guard:
+            self._clear(model)
+
+    def _commit(self, model: str, part: str, value: Mapping[str, Any], *, actor: str, reason: str) -> Revision:
+        chain, known = self._chain(model), self._known.get(model)
+        try:
+            known = known or chain.head()
+            body = {**(known.body if known else {}), part: dict(value)}
+            return chain.append(body, after=known, actor=actor, reason=reason)
+        except DamagedRevisionError as error:
+            # It is a memory and no truth: rather begin anew than never remember again.
+            logger.warning("how %s stood is not known, and is written anew: %s", model, error)
+            self._clear(model)
+            body = {**(known.body if known else {}), part: dict(value)}
+            return chain.append(body, after=None, actor=actor, reason=reason)
+
+    def _clear(self, model: str) -> None:
+        self._known.pop(model, None)
+        for info in list(self._store.list(f"{PREFIX}{model}/")):
+            self._store.delete(info.key)
 
     def _head(self, model: str) -> Revision | None:
         try:

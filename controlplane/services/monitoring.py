@@ -163,7 +163,7 @@ class Monitoring:
     async def _look(self) -> None:
         deployed = self.deployed()
         self.lags()  # so that what begins to lag is seen when it does
-        tells = await self._notices.ready()
+        tells = self._notices.ready()
         for model in self._states.keys() - deployed.keys():
             del self._states[model]
         for model, spec in deployed.items():
@@ -176,8 +176,9 @@ class Monitoring:
             await asyncio.sleep(0)  # hundreds of models take a while; others have their turn in between
         self._burning = {key for key in self._burning if key[0] in deployed}
         if tells:
-            for model in self._notices.models() - deployed.keys() if deployed else ():
-                self._notices.forget(model)
+            for model in self._notices.models() - deployed.keys():
+                if self._reconciler.status(model) is not None:  # it is known, and was removed; not just unread
+                    self._notices.drop(model)
             self._notices.keep()
 
     def _tell(self, model: str, spec: DeploymentSpec, states: tuple[ObjectiveState, ...], *, webhook: bool) -> None:

@@ -229,15 +229,19 @@ def test_what_did_not_arrive_before_a_restart_arrives_after_it_under_the_same_id
         until(asked_until_recorded)
     tries = len(receiver.received)
     (tried,) = {one.headers["webhook-id"] for one in receiver.received}
-    receiver.status = 200
+    (body_tried,) = {one.body for one in receiver.received}
+    receiver.status, started = 200, time.monotonic()
     with serving(settings):
         # Nobody asks any more: what burned is told under its old id, and when it was watched for long enough, its end.
         until(lambda: len(receiver.received) >= tries + 2 and recorded('"burning": false'))
         until(lambda: recorded('"arrived": true'))
     first, second = receiver.received[tries : tries + 2]
-    assert first.headers["webhook-id"] == tried
+    assert (first.headers["webhook-id"], first.body) == (tried, body_tried)
+    assert json.loads(first.body)["type"] == "objective.burning"
+    assert json.loads(first.body)["data"]["objective"]["burning"]
     assert second.headers["webhook-id"] != tried
     assert json.loads(second.body)["type"] == "objective.kept"
+    assert second.at - started >= monitoring.burn_rules[0].short_seconds
 
 
 def events(api: Api) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from controlplane.domain.conditions import Condition, ConditionStatus
 from controlplane.domain.states import Phase
 from controlplane.reconciler.remembering import PART, resumed
 from controlplane.registry.registry import Registry
+from controlplane.registry.standings import Standings
 from tests.reconciler.conftest import Room, forget, running
 from tests.support.triton import RunningTriton
 
@@ -61,4 +62,33 @@ async def test_a_restart_is_no_transition_and_an_unload_meanwhile_is_one(
         assert later > first
         await room.until(lambda _: str(later.isoformat()) in str(registry.standings.all()[model][PART]))
         assert since(room) == later
+    await forget(triton, model)
+
+
+@pytest.mark.triton
+async def test_what_was_removed_is_forgotten_when_it_is_gone_and_at_the_latest_by_the_next(
+    triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
+) -> None:
+    def known() -> dict[str, object]:
+        return dict(Standings(registry.store).all().get(model, {}))
+
+    async with running(triton, registry, model, tmp_path) as room:
+        version = room.publish(1.0)
+        await room.deploy(version)
+        await room.until(lambda _: "Ready" in str(known()))
+        first = since(room)
+        await room.deploy(version, deleted=True)
+        await room.until(lambda status: status.phase is Phase.UNLOADED and known() == {})
+    # A leader that was killed before it forgot.
+    server = room.server.name
+    stale = {server: {"Ready": ["True", THEN.isoformat()]}}
+    assert Standings(registry.store).put(model, PART, stale, actor="test", reason="test")
+    async with running(triton, registry, model, tmp_path) as room:
+        await room.until(lambda _: known() == {})
+        await room.deploy(version)
+        await room.until(lambda status: status.phase is Phase.READY and "Ready" in str(known()))
+        again = since(room)
+        assert first is not None
+        assert again is not None
+        assert again > first
     await forget(triton, model)

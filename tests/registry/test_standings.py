@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.registry.chain import Chain
 from controlplane.registry.standings import PREFIX, Standings
 from controlplane.storage.filesystem import FilesystemStore
 
@@ -39,10 +40,38 @@ def test_who_is_behind_does_not_overwrite_but_reads_and_goes_on(store: Filesyste
     assert new.all() == {"vad": {"one": {"by": "new"}, "other": {"by": "old"}}}
 
 
-def test_a_record_that_is_damaged_is_as_none(store: FilesystemStore) -> None:
+@pytest.mark.parametrize("commits", [1, 3])
+def test_a_record_that_is_damaged_is_as_none_and_is_written_anew(store: FilesystemStore, commits: int) -> None:
     standings = Standings(store)
-    assert put(standings, "one", number=1)
-    (info,) = store.list(PREFIX)
+    for number in range(commits):
+        assert put(standings, "one", number=number)
+    info = next(iter(store.list(PREFIX)))
     store.delete(info.key)
     store.create(info.key, b"no revision at all")
-    assert Standings(store).all() == {}
+    later = Standings(store)
+    assert later.all() == {}
+    assert put(later, "one", number=7)
+    assert put(later, "other", number=8)
+    expected = {"vad": {"one": {"number": 7}, "other": {"number": 8}}}
+    assert later.all() == expected
+    assert Standings(store).all() == expected, "another process sees the same"
+
+
+def test_what_is_damaged_behind_a_writers_back_is_written_anew(store: FilesystemStore) -> None:
+    standings = Standings(store)
+    assert put(standings, "one", number=1)
+    assert put(standings, "other", number=2)
+    store.create(Chain(store, f"{PREFIX}vad/").key(3), b"no revision at all")
+    assert put(standings, "one", number=3)
+    assert Standings(store).all() == {"vad": {"one": {"number": 3}, "other": {"number": 2}}}
+
+
+def test_what_is_removed_is_gone_and_begins_anew(store: FilesystemStore) -> None:
+    standings = Standings(store)
+    assert put(standings, "one", number=1)
+    assert put(standings, "other", number=2)
+    standings.remove("vad")
+    assert list(store.list(PREFIX)) == []
+    assert put(standings, "one", number=3)
+    assert Standings(store).all() == {"vad": {"one": {"number": 3}}}
+    standings.remove("never-there")

@@ -1,17 +1,19 @@
 """A real HTTP receiver that answers, fails, hangs, goes away and comes back."""
 
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
 
 class Received(NamedTuple):
-    """One request as it came."""
+    """One request as it came, and when (monotonic)."""
 
     path: str
     headers: dict[str, str]
     body: bytes
+    at: float
 
 
 class Receiver:
@@ -38,7 +40,7 @@ class Receiver:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                receiver.received.append(Received(self.path, headers, body))
+                receiver.received.append(Received(self.path, headers, body, time.monotonic()))
                 if receiver.hanging.is_set():
                     receiver._free.wait(60)
                 self.send_response(receiver.status)
