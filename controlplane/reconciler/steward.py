@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from controlplane.domain.deployment import Mode
 from controlplane.domain.names import candidate_name
@@ -55,7 +55,6 @@ _GREW = 1.1
 """A loaded version that has grown by this factor is measured again."""
 _ALL = 0.98
 """So much of what could be freed is asked for at most, as its figure moves a little all the time."""
-_FIRST = datetime.min.replace(tzinfo=UTC)
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|outofmemory|bad_alloc|cannot allocate memory|failed to allocate|unable to allocate|memoryerror"
     r"|insufficient memory|not enough memory",
@@ -108,7 +107,6 @@ class Steward:
             counters=self.counters,
         )
         self._leftovers = Leftovers(self.accounts)
-        self._differences: dict[str, dict[str, int]] = {}
         self._reported: dict[str, int] = {}
         self._keys: dict[VersionKey, FootprintKey] = {}
 
@@ -412,6 +410,7 @@ class Steward:
         now: datetime,
     ) -> None:
         slot, tenant.loading = tenant.loading, None
+        tenant.load_growth = {}
         if outcome.error is not None:
             if slot is not None and isinstance(outcome.error, LoadRefusedError):
                 self.accounts.left(slot, step, now)
@@ -442,7 +441,7 @@ class Steward:
         found = {device: differences.get(device, 0) for device, one in seen.items() if one is None}
         if tenant.alone and found and all(size > 0 for size in found.values()):
             measured.update(found)
-            self._differences[unit.model] = found
+            tenant.load_growth = {} if action.candidate else found
         self.accounts.ledger = self.accounts.ledger.resident(real, measured, now)
         tenant.load_seconds = tenant.stage_seconds + outcome.seconds.get("load", 0.0)
         tenant.stage_seconds = 0.0
@@ -490,8 +489,8 @@ class Steward:
         if own is not None:
             (resident, most), by = own, "processes"
             peak = tenant.load_peak or most
-        elif found := self._differences.pop(tenant.model, None):
-            resident = peak = max(found.values())
+        elif tenant.load_growth:
+            resident = peak = max(tenant.load_growth.values())
             most, by = 0, "device"
         else:
             return None

@@ -65,6 +65,8 @@ class Tenant:
         verdict: The newest answer to whether it shall be loaded.
         measured: Whether the present load was measured.
         load_peak: The most that its processes had by the end of its load; 0 where they cannot be seen.
+        load_growth: By how much the use of each device grew over its load under its own name; empty where that says
+            nothing of it.
     """
 
     model: str
@@ -91,3 +93,4 @@ class Tenant:
     verdict: Wanted | None = None
     measured: bool = False
     load_peak: int = 0
+    load_growth: dict[str, int] = field(default_factory=dict)

@@ -6,23 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.domain.deployment import Mode, Switch
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, Mode, Switch
 from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.memory.eviction import EvictionRules, policy_named
 from controlplane.memory.types import Footprint, ModelMemory, Slot
 from controlplane.reconciler.accounts import Accounts
+from controlplane.reconciler.actions import Action, Load, Prove, Unload
+from controlplane.reconciler.executor import Outcome
 from controlplane.reconciler.facts import Facts
 from controlplane.reconciler.gauging import Reading
 from controlplane.reconciler.queueing import LoadQueue
 from controlplane.reconciler.sizing import Sizes
-from controlplane.reconciler.steward import Steward
+from controlplane.reconciler.steward import Measurement, Steward
 from controlplane.reconciler.tenants import Request, Tenant
+from controlplane.reconciler.types import Mark, Target
 from controlplane.reconciler.units import Unit
+from controlplane.reconciler.wishes import Wish, Wishes
 from controlplane.settings import MemorySettings
 from controlplane.triton.embedded.processes import InstanceMemory
 from controlplane.triton.statistics import VersionCounters
 from tests.reconciler.conftest import open_registry
+from tests.support.models import publish_affine
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 MIB = 1 << 20
@@ -109,3 +114,61 @@ def test_memory_that_is_being_given_back_is_waited_for_and_no_reason_for_a_gap(s
     assert queue.arrange(units, NOW).go == ["m"]
     assert tenants["m"].request is request
     assert request.granted
+
+
+class Elsewhere:
+    """A server whose processes nobody sees, with one model of two versions of which the second is wanted."""
+
+    def __init__(self, work: Path, devices: tuple[DeviceReading, ...], rules: BudgetRules) -> None:
+        registry = open_registry(work)
+        before = None
+        for scale in (1.0, 2.0):
+            version = publish_affine(registry, "m", work, scale=scale)
+            spec = DeploymentSpec(
+                model="m", reference=f"m:{version}", version=version, settings=DeploymentSettings(mode=Mode.PINNED)
+            )
+            before = registry.deployments.put(spec, after=before, actor="test", reason="")
+        wish = Wishes(registry).read("m")
+        assert wish is not None
+        self.wish: Wish = wish
+        self.steward = Steward("s", rules, MemorySettings(), registry.footprints, told=True)
+        self.unit = Unit("s", "m", Facts())
+        self.reading = Reading(devices)
+        self.step = 1
+        self.steward.take(self.reading, [], self.step, NOW)
+
+    def target(self, version: int) -> Target:
+        return next(target for target in self.wish.targets if target.version == version)
+
+    def do(self, action: Action, *, grown: int = 0, mark: Mark | None = None) -> list[Measurement]:
+        """Do it, as far as the steward hears of it, and return what was measured."""
+        steward, unit = self.steward, self.unit
+        if isinstance(action, Load):
+            need = steward.queue.needs(self.wish, unit, action)
+            assert need is not None
+            steward.judge([(self.wish, unit)], NOW)
+            steward.queue.ask("m", need, NOW)
+            assert steward.queue.arrange({"m": unit}, NOW).go == ["m"]
+        steward.began(unit, action, NOW)
+        self.step += 2
+        growth = {device.name: grown for device in self.reading.devices or ()}
+        measured = steward.ended(self.wish, unit, Outcome(action, mark=mark), self.reading, growth, self.step, NOW)
+        assert unit.facts is not None
+        unit.facts = unit.facts.after(action) if mark is None else unit.facts
+        return measured
+
+
+def test_what_a_failed_candidate_had_is_never_taken_for_another_versions(tmp_path: Path) -> None:
+    host = DeviceReading(HOST, DeviceKind.HOST, 8192 * MIB, 1024 * MIB)
+    server = Elsewhere(tmp_path, (host,), BudgetRules({HOST: 4096 * MIB}))
+    old, new = server.target(1), server.target(2)
+    load = Load(old, (1,), "test")
+    server.do(load, grown=50 * MIB)
+    (measured,) = server.do(Prove(old, candidate=False, because="test"), mark=Mark.PASSED)
+    assert (measured.key.version, measured.measured.bytes, measured.measured.by) == (1, 50 * MIB, "device")
+    server.do(Load(new, (2,), "test", candidate=True), grown=90 * MIB)
+    server.do(Prove(new, candidate=True, because="test"), mark=Mark.WRONG)
+    server.do(Unload(candidate=True, because="test"))
+    server.do(Unload(candidate=False, because="test"))
+    server.do(load)  # others move meanwhile: the device's use says nothing of it
+    assert server.do(Prove(old, candidate=False, because="test"), mark=Mark.PASSED) == []
