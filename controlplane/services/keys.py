@@ -1,8 +1,8 @@
 """API keys: who asks, and who may. The keys are in memory; a task looks for changes in the bucket.
 
 A change made through this replica counts at once; one made elsewhere within ``auth.refresh_seconds``. A key that is not
-known is looked for in the bucket before it is refused, so that a new one works at once. While the store cannot be
-reached, what was last read counts for ``auth.stale_max_seconds``, and then nobody gets in.
+known is looked for in the bucket before it is refused, so that a new one works within a second. While the store cannot
+be reached, what was last read counts for ``auth.stale_max_seconds``, and then nobody gets in.
 
 `Keys.active` is what a proxy needs that checks keys by itself: digests, scopes, model patterns, and a number that says
 whether anything changed.
@@ -35,7 +35,7 @@ LOCAL_NAME = "local"
 """The name of the key that a control plane makes for the commands on its own machine."""
 
 _LOOK_AGAIN_SECONDS = 1.0
-"""How often an unknown key makes us look into the bucket at most."""
+"""How often unknown keys make us look into the bucket at most."""
 _NO_DIGEST = "0" * 64
 
 
@@ -125,6 +125,8 @@ class Keys:
         self._by_id: dict[str, ApiKey] = {}
         self._looked_at = 0.0
         self._looking = asyncio.Lock()
+        self._searched_at = -_LOOK_AGAIN_SECONDS
+        self._searching = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         local_id, self._local_token = new_token()
         self._local = Principal(local_id, LOCAL_NAME, included([Scope.ADMIN]))
@@ -206,9 +208,9 @@ class Keys:
         if hmac.compare_digest(digest, self._local_digest):
             return self._local
         key_id = key_id_of(token)
-        if key_id is not None and key_id not in self._by_id and self._age() > _LOOK_AGAIN_SECONDS:
+        if key_id is not None and key_id not in self._by_id:
             with contextlib.suppress(ControlPlaneError):
-                await self._look()
+                await self._look_again()
         if self._age() > self._settings.stale_max_seconds:
             raise StoreUnavailableError(
                 f"the API keys could not be read for {self._age():.0f} s, so none is accepted; the store must come back"
@@ -281,6 +283,20 @@ class Keys:
             self._looked_at = began
             if was is not self.authentication:
                 logger.warning("there is an API key now: from here on every request needs one")
+
+    async def _look_again(self) -> None:
+        """Look for a key that is not known. Whoever comes too soon after another look waits, and shares the next one.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        asked = self._monotonic()
+        async with self._searching:
+            if self._searched_at > asked:
+                return
+            await asyncio.sleep(max(0.0, self._searched_at + _LOOK_AGAIN_SECONDS - self._monotonic()))
+            self._searched_at = self._monotonic()
+            await self._look()
 
     async def _watch(self) -> None:
         failing = False

@@ -27,7 +27,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     memory = MemorySettings(
         budget_bytes={"host": BUDGET}, minimum_residence_seconds=0.1, poll_interval_seconds=0.2, policy="lru"
     )
-    reconciler = ReconcilerSettings(interval_seconds=0.3, lease_seconds=3, probe_interval_seconds=5)
+    reconciler = ReconcilerSettings(interval_seconds=0.3, lease_seconds=15, probe_interval_seconds=5)
     with serving(settings_for(folder / "data", embedded=True, memory=memory, reconciler=reconciler)) as api:
         for name in NAMES:
             data = affine_onnx(folder / f"{name}.onnx", scale=2.0, resident_mib=RESIDENT_MIB).read_bytes()

@@ -39,7 +39,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         gateway=GatewaySettings(waiting_requests_per_model=3, waiting_bytes_per_model=4 * MIB, load_timeout_seconds=60),
         memory=MemorySettings(minimum_residence_seconds=0.2, poll_interval_seconds=0.2),
         # Who is stopped by a test for a while is not helped meanwhile.
-        reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=3, hung_seconds=300),
+        reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=15, hung_seconds=300),
     )
     with serving(settings) as api:
         for name, factor in (("one", 2.0), ("two", 3.0), ("three", 4.0)):

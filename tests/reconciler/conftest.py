@@ -54,7 +54,7 @@ def settings(**changes: Any) -> ReconcilerSettings:
             "interval_seconds": 0.3,
             "probe_interval_seconds": 0.5,
             "backoff_initial_seconds": 0.5,
-            "lease_seconds": 3.0,
+            "lease_seconds": 15.0,
             **changes,
         }
     )

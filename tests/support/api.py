@@ -115,7 +115,7 @@ def settings_for(folder: Path, *, embedded: bool, store: StoreSettings | None = 
         "store": store or StoreSettings(),
         # Tests load and unload by hand, as others do; that a key is needed has a test of its own.
         "triton": TritonSettings(embedded=embedded, load_timeout_seconds=60, restrict_control=False),
-        "reconciler": ReconcilerSettings(interval_seconds=0.3, lease_seconds=3),
+        "reconciler": ReconcilerSettings(interval_seconds=0.3, lease_seconds=15),
         "api": ApiSettings(port=0),
     }
     return Settings(data_dir=folder, **{**defaults, **groups})

@@ -24,7 +24,7 @@ run(
         data_dir=Path(sys.argv[1]),
         api=ApiSettings(port=0),
         triton=TritonSettings(embedded=True, restrict_control=sys.argv[2] == "restricted"),
-        reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=3),
+        reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=15),
     )
 )
 """

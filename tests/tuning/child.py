@@ -19,7 +19,7 @@ def plane_on(folder: Path, grpc_url: str, repository: Path) -> ControlPlane:
         Settings(
             data_dir=folder,
             triton=TritonSettings(servers=(server,), load_timeout_seconds=60),
-            reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=3),
+            reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=15),
             api=ApiSettings(port=0),
         )
     )
