@@ -20,7 +20,7 @@ class Phase(StrEnum):
     PROVING = "Proving"
     READY = "Ready"
     DEGRADED = "Degraded"
-    """An older version answers; the one that was asked for failed, and `message` says why."""
+    """Something answers, but what was asked for failed or has no place, and `message` says why."""
     FAILED = "Failed"
     """Nothing answers, and `message` says why."""
     UNLOADING = "Unloading"

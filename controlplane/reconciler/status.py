@@ -111,7 +111,8 @@ def placed(
     """Join the statuses of the servers on which a deployment is placed.
 
     The best ``least`` of them stand for the whole, so a further copy that is on its way does not make it less than
-    Ready; nor does one that moves, while the old copy answers.
+    Ready; nor does one that moves, while the old copy answers. Where no server can have it any more, what answers still
+    is Degraded.
 
     Args:
         revision: The deployment's revision.
@@ -126,8 +127,11 @@ def placed(
     best = sorted((*seats, *others), key=lambda status: -_RANK.index(status.phase))
     count = max(min(least, len(seats)), 1)
     joined = overall(revision, best[:count])
-    message = f"{joined.message}; {lacking}" if lacking and joined.phase is Phase.READY else joined.message
-    return joined.model_copy(update={"message": message, "servers": (*seats, *others)})
+    phase, message = joined.phase, joined.message
+    if lacking and phase is Phase.READY:
+        # What answers was placed for other wishes: it stays, but what is asked for now is nowhere.
+        phase, message = phase if seats else Phase.DEGRADED, f"{message}; {lacking}"
+    return joined.model_copy(update={"phase": phase, "message": message, "servers": (*seats, *others)})
 
 
 def _phase(view: View, now: datetime) -> tuple[Phase, str]:

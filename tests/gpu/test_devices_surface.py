@@ -134,15 +134,15 @@ def test_gpus_are_chosen_on_the_command_line_and_what_no_server_has_is_refused(g
     # The smaller gap: the budget of gpu:1 is 5 GiB.
     assert " on gpu:1, 1 of 2 GPUs; it fits into " in planned.stdout, planned.stdout
     for options, why in (
-        (("--gpu-count", "3"), "none of the 1 servers has 3 GPUs"),
-        (("--gpu-product", "B200"), "none of the 1 servers has 1 GPU of product 'B200'"),
-        (("--gpu-min-memory", "200GiB"), "none of the 1 servers has 1 GPU with at least 200 GiB"),
-        (("--gpu", "5"), "none of the 1 servers has the GPUs 5"),
+        (("--gpu-count", "3"), "the only server does not have 3 GPUs"),
+        (("--gpu-product", "B200"), "the only server does not have 1 GPU of product 'B200'"),
+        (("--gpu-min-memory", "200GiB"), "the only server does not have 1 GPU with at least 200 GiB"),
+        (("--gpu", "5"), "the only server does not have the GPUs 5"),
     ):
         refused = gpus.tritonctl("plan", "deploy", "double", *options)
         assert (refused.returncode, why in refused.stdout) == (7, True), refused.stdout
     failed = gpus.tritonctl("deploy", "double", "--gpu-count", "3", "--wait")
-    assert (failed.returncode, "none of the 1 servers has 3 GPUs" in failed.stderr) == (7, True), failed.stderr
+    assert (failed.returncode, "the only server does not have 3 GPUs" in failed.stderr) == (7, True), failed.stderr
     wrong = gpus.tritonctl("deploy", "double", "--kind", "cpu", "--gpu-count", "1")
     assert (wrong.returncode, "cannot be given together with instance_kind" in wrong.stderr) == (6, True), wrong.stderr
     assert gpus.tritonctl("undeploy", "double").returncode == 0

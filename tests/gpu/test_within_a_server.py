@@ -239,7 +239,7 @@ async def test_a_model_moves_to_the_gpu_that_is_asked_for_and_answers_all_the_wh
         site.gpus.lost.add(1)
         site.gpus.tell()
         await site.until(lambda: bool(site.placement("moves").lacking))
-        assert "none of the 1 servers has 1 GPU of product 'h200'" in site.placement("moves").lacking
+        assert "the only server does not have 1 GPU of product 'h200'" in site.placement("moves").lacking
         await site.ready("moves", 2.0, gpu_count=1)
         assert kinds(site.gpus.asked("moves")) == [("KIND_GPU", [0])]
 
@@ -272,14 +272,14 @@ def is_ready(site: Site, model: str) -> bool:
 async def test_what_no_server_has_is_refused_and_said(start: Start) -> None:
     async with start() as site:
         status = await site.settled("greedy", gpu_count=3)
-        assert (status.phase, status.message) == (Phase.FAILED, "none of the 1 servers has 3 GPUs")
+        assert (status.phase, status.message) == (Phase.FAILED, "the only server does not have 3 GPUs")
         plan = await site.reconciler.plan_load("greedy", settings=DeploymentSettings(gpu_product="B200"))
         assert not plan.possible
-        assert plan.servers[0].why == "none of the 1 servers has 1 GPU of product 'B200'"
+        assert plan.servers[0].why == "the only server does not have 1 GPU of product 'B200'"
         status = await site.settled("greedy", gpus=(7,))
-        assert (status.phase, status.message) == (Phase.FAILED, "none of the 1 servers has the GPUs 7")
+        assert (status.phase, status.message) == (Phase.FAILED, "the only server does not have the GPUs 7")
         status = await site.settled("greedy", gpu_min_memory_bytes=100 * GIB)
-        assert status.message == "none of the 1 servers has 1 GPU with at least 100 GiB"
+        assert status.message == "the only server does not have 1 GPU with at least 100 GiB"
         assert "greedy" not in site.gpus.loads
 
 
@@ -298,4 +298,4 @@ async def test_a_triton_that_uses_no_gpu_is_believed(
         (event,) = site.events("GpuUnusable")
         assert event.startswith("gpus: Triton does not use gpu:0, gpu:1: gpus refused to load auto")
         status = await site.settled("insists", instance_kind="gpu")
-        assert (status.phase, status.message) == (Phase.FAILED, "none of the 1 servers has 1 GPU")
+        assert (status.phase, status.message) == (Phase.FAILED, "the only server does not have 1 GPU")

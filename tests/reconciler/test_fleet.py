@@ -227,7 +227,9 @@ async def test_a_move_is_made_before_it_is_broken(registry: Registry, tmp_path: 
         assert proved < gone, order
         revision = here.put("moves", 2, node_selector={"name": "three"})
         status = await here.reconciler.wait_settled("moves", revision, 30)
-        assert status.phase is Phase.READY, "nobody takes away what answers"
+        assert status.phase is Phase.DEGRADED
+        assert status.message.endswith("; no server has the labels name=three")
+        assert (await answer(here.clients["two"], "moves"))[0] == 2.0, "nobody takes away what answers"
         why = here.reconciler.why("moves")
         assert why is not None
         assert why.placement is not None

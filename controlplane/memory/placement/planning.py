@@ -259,9 +259,11 @@ def _lacking(board: Board, workload: Workload, matching: Sequence[Server], able:
         return "there is no Triton server to run it"
     if not matching:
         return f"no server has the labels {labels}"
-    whose = f"servers with {labels}" if labels else "servers"
+    with_labels = f" with {labels}" if labels else ""
+    if not able and len(matching) == 1:
+        return f"the only server{with_labels} does not have {_asked_for(workload)}"
     if not able:
-        return f"none of the {len(matching)} {whose} has {_asked_for(workload)}"
+        return f"none of the {len(matching)} servers{with_labels} has {_asked_for(workload)}"
     wanted = min(workload.min_copies, workload.copies)
     well = [server for server in able if not server.trouble]
     if not well:
