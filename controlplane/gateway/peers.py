@@ -56,10 +56,13 @@ class Peers:
         self._me = Holder.myself()
         self._number = 0
         self._beat_at = 0.0
+        self._swept_at = -_BEAT_SECONDS
+        self._beating = asyncio.Lock()
         self._looking = asyncio.Lock()
         self._seen: dict[str, tuple[int, float]] = {}
         self._holders: dict[str, Holder | None] = {}
         self._mine: set[str] = set()
+        self._announced: dict[str, Withdrawal] = {}
         self._theirs: dict[str, asyncio.Event] = {}
         self._following: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -99,7 +102,8 @@ class Peers:
         name = uuid.uuid4().hex
         self._mine.add(name)
         try:
-            await asyncio.to_thread(self._log.announce, name, Withdrawal(server, model))
+            await self._beat()  # nobody listens to a door that does not live
+            await asyncio.to_thread(self._log.announce, name, Withdrawal(server, model, self.id))
             yield lambda: self._acknowledged(name)
         finally:
             await asyncio.shield(self._over(name))
@@ -120,21 +124,29 @@ class Peers:
             pause = min(pause * 1.5, _ASK_MAX_SECONDS)
 
     async def _others(self) -> set[str]:
-        """Return the other doors that live.
+        """Return the other doors that live; none where that could never be read.
 
         Raises:
             StoreError: The bucket cannot be read, and there were others when it could.
         """
+        try:
+            return await self._alive()
+        except StoreError:
+            if self._seen:
+                raise
+            return set()
+
+    async def _alive(self) -> set[str]:
+        """Return the other doors that live.
+
+        Raises:
+            StoreError: The bucket cannot be read.
+        """
         async with self._looking:
-            try:
-                present = await asyncio.to_thread(self._log.present)
-                present.pop(self.id, None)
-                for door in present.keys() - self._holders.keys():
-                    self._holders[door] = Holder.of(await asyncio.to_thread(self._log.holder, door, present[door]))
-            except StoreError:
-                if self._seen:
-                    raise
-                return set()
+            present = await asyncio.to_thread(self._log.present)
+            present.pop(self.id, None)
+            for door in present.keys() - self._holders.keys():
+                self._holders[door] = Holder.of(await asyncio.to_thread(self._log.holder, door, present[door]))
             now = time.monotonic()
             for known in (self._seen, self._holders):
                 for gone in known.keys() - present.keys():
@@ -160,15 +172,22 @@ class Peers:
                 logger.exception("a front door stumbled over the others")
 
     async def _once(self) -> None:
-        if not self._number or time.monotonic() - self._beat_at >= _BEAT_SECONDS:
-            await asyncio.to_thread(self._log.beat, self.id, self._number + 1, self._me.to_body(_GONE_SECONDS))
-            self._number, self._beat_at = self._number + 1, time.monotonic()
-            if self._leading():
-                await self._sweep()
+        await self._beat()
         if self._leading():
             self._end(set())
+            if time.monotonic() - self._swept_at >= _BEAT_SECONDS:
+                await self._sweep()
+                self._swept_at = time.monotonic()
         else:
             await self._follow()
+
+    async def _beat(self) -> None:
+        """Give a sign of life where it is time for one."""
+        async with self._beating:
+            if self._number and time.monotonic() - self._beat_at < _BEAT_SECONDS:
+                return
+            await asyncio.to_thread(self._log.beat, self.id, self._number + 1, self._me.to_body(_GONE_SECONDS))
+            self._number, self._beat_at = self._number + 1, time.monotonic()
 
     async def _sweep(self) -> None:
         """Remove what doors that died, and leaders that are none any more, have left."""
@@ -180,11 +199,17 @@ class Peers:
 
     async def _follow(self) -> None:
         announced = await asyncio.to_thread(self._log.announced) - self._mine
-        self._end(announced)
-        fresh = announced - self._theirs.keys()
-        for name in fresh:
+        for name in self._announced.keys() - announced:
+            del self._announced[name]
+        for name in announced - self._announced.keys():
+            if withdrawal := await asyncio.to_thread(self._log.withdrawal, name):
+                self._announced[name] = withdrawal
+        alive = await self._alive() if self._announced else set()
+        standing = {name: one for name, one in self._announced.items() if one.announcer in alive}
+        self._end(set(standing))
+        for name in standing.keys() - self._theirs.keys():
             self._theirs[name] = asyncio.Event()
-            task = asyncio.create_task(self._keep_away(name, self._theirs[name]), name="keep away")
+            task = asyncio.create_task(self._keep_away(name, standing[name], self._theirs[name]), name="keep away")
             self._following.add(task)
             task.add_done_callback(self._following.discard)
 
@@ -192,12 +217,9 @@ class Peers:
         for name in self._theirs.keys() - announced:
             self._theirs.pop(name).set()
 
-    async def _keep_away(self, name: str, over: asyncio.Event) -> None:
+    async def _keep_away(self, name: str, withdrawal: Withdrawal, over: asyncio.Event) -> None:
         """Close a road for as long as the leader says, and until it is known what is there after that."""
         try:
-            withdrawal = await asyncio.to_thread(self._log.withdrawal, name)
-            if withdrawal is None:
-                return
             async with self._close(withdrawal.server, withdrawal.model):
                 await self._acknowledge(name, over)
                 await over.wait()

@@ -11,7 +11,7 @@ Three kinds of small objects, each written once and removed again:
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from controlplane.errors import ObjectExistsError, ObjectNotFoundError
@@ -29,10 +29,12 @@ class Withdrawal:
     Attributes:
         server: The server's name.
         model: The model's name.
+        announcer: The id of the door that says so, whose sign of life is among those of all doors.
     """
 
     server: str
     model: str
+    announcer: str
 
 
 class DoorLog:
@@ -74,8 +76,7 @@ class DoorLog:
 
     def announce(self, withdrawal_id: str, withdrawal: Withdrawal) -> None:
         """Say that a model is about to leave a server."""
-        body = {"server": withdrawal.server, "model": withdrawal.model}
-        self._create(_announcement(withdrawal_id), body)
+        self._create(_announcement(withdrawal_id), asdict(withdrawal))
 
     def announced(self) -> set[str]:
         """Return the ids of what is about to leave. One request."""
@@ -89,7 +90,7 @@ class DoorLog:
     def withdrawal(self, withdrawal_id: str) -> Withdrawal | None:
         """Return what is about to leave; None where that is over."""
         body = self._read(_announcement(withdrawal_id))
-        return Withdrawal(str(body["server"]), str(body["model"])) if body else None
+        return Withdrawal(str(body["server"]), str(body["model"]), str(body["announcer"])) if body else None
 
     def acknowledge(self, withdrawal_id: str, door: str) -> None:
         """Say that a door sends no more requests there."""

@@ -2,12 +2,16 @@
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from controlplane.errors import StoreUnavailableError
 from controlplane.gateway.peers import Peers
+from controlplane.reconciler.lease import Holder
 from controlplane.registry.doors import DoorLog, Withdrawal
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.filesystem import FilesystemStore
@@ -26,15 +30,14 @@ class Door:
 
     def __init__(self, store: ObjectStore, *, leading: bool = False) -> None:
         self.closed: set[tuple[str, str]] = set()
+        self.closings = Counter[tuple[str, str]]()
         self.openings = 0
-        self.draining = asyncio.Event()
-        self.draining.set()
         self.peers = Peers(DoorLog(store), self._close, self._look, lambda: leading)
 
     @asynccontextmanager
     async def _close(self, server: str, model: str) -> AsyncIterator[None]:
         self.closed.add((server, model))
-        await self.draining.wait()
+        self.closings[server, model] += 1
         try:
             yield
         finally:
@@ -68,19 +71,47 @@ def test_a_road_stays_closed_when_the_answer_to_its_acknowledgement_is_lost(tmp_
         if operation == "create" and "/acknowledged/" in key:
             raise StoreUnavailableError("the answer is lost")
 
-    store = HookedStore(FilesystemStore(tmp_path), after=lose)
+    store = FilesystemStore(tmp_path)
+    hooked = HookedStore(store, after=lose)
+
+    async def part() -> None:
+        leader, door = Door(store, leading=True), Door(hooked)
+        await leader.peers.start()
+        await door.peers.start()
+        async with leader.peers.withdrawn("a", "m") as kept_away:
+            await kept_away()
+            await soon("it says so again", lambda: sum("/acknowledged/" in key for _, key in hooked.calls) == 2)
+            assert door.closed
+            assert door.openings == 0
+        await soon("it opens", lambda: door.openings == 1)
+        await door.peers.stop()
+        await leader.peers.stop()
+
+    run(part)
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_what_one_announced_that_lives_no_more_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    """Also where nobody removes it: there may be no leader with a front door."""
+    monkeypatch.setattr("controlplane.gateway.peers._GONE_SECONDS", 60.0 if leaves else 2.0)
     log = DoorLog(FilesystemStore(tmp_path))
 
     async def part() -> None:
-        door = Door(store)
+        door = Door(FilesystemStore(tmp_path))
+        log.announce("1" * 32, Withdrawal("a", "other", "nobody"))
         await door.peers.start()
-        log.announce(NAME, Withdrawal("a", "m"))
-        await soon("the leader sees it", lambda: log.acknowledged(NAME) == {door.peers.id})
-        await soon("it says so again", lambda: sum("/acknowledged/" in key for _, key in store.calls) == 2)
-        assert door.closed
-        assert door.openings == 0
-        log.over(NAME)
-        await soon("it opens", lambda: door.openings == 1)
+        for number in (1, 2):
+            log.beat("leader", number, Holder.myself().to_body(20.0))
+            log.announce(NAME, Withdrawal("a", "m", "leader"))
+            await soon("it keeps away", lambda number=number: door.closings["a", "m"] == number)
+            if leaves:
+                assert door.closed
+                log.leave("leader")
+            await soon("it opens", lambda number=number: door.openings == number)
+            assert log.announced() == {NAME, "1" * 32}
+        assert door.closings.total() == 2, "nobody has announced the other one"
         await door.peers.stop()
 
     run(part)

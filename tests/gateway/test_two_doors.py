@@ -195,13 +195,16 @@ def test_the_leader_adds_up_what_both_doors_measured(planes: tuple[Api, Api]) ->
 @pytest.mark.triton
 def test_what_a_dead_leader_left_keeps_nobody_away_for_good(planes: tuple[Api, Api]) -> None:
     leader, follower = planes
-    log = DoorLog(leader.plane.registry.store)
+    assert leader.plane.front_door is not None
+    log, peers, name = DoorLog(leader.plane.registry.store), leader.plane.front_door._peers, "0" * 32
     until("both are whole", lambda: way(leader, "net") == way(follower, "net") == "fast")
     with asking(planes, "net") as seen:
         more(seen)
-        log.announce("0" * 32, Withdrawal("embedded", "net"))
+        peers._mine.add(name)  # or the leader removes it before anybody has seen it
+        log.announce(name, Withdrawal("embedded", "net", peers.id))
         until("the follower keeps away", lambda: way(follower, "net") != "fast")
-        until("the leader removes it", lambda: not log.announced())
+        peers._mine.discard(name)
+        until("the leader removes it", lambda: not log.withdrawals())
         until("the follower asks again", lambda: way(follower, "net") == "fast")
         more(seen)
     assert failures(seen) == []
@@ -220,15 +223,16 @@ def test_a_door_whose_process_has_ended_is_waited_for_by_nobody(tmp_path: Path) 
         async def look(server: str, model: str) -> None:
             raise AssertionError((server, model))
 
-        peers = Peers(log, close, look, lambda: True)
+        peers = Peers(log, close, look, lambda: False)  # one that leads would remove the dead one
         await peers.start()
         log.beat("dead", 1, replace(me, pid=int(gone.stdout)).to_body(20.0))
-        async with asyncio.timeout(30), peers.withdrawn("a", "m") as kept_away:
+        async with asyncio.timeout(5), peers.withdrawn("a", "m") as kept_away:
             await kept_away()
+            assert log.announced() == set()
         log.beat("alive", 1, me.to_body(20.0))
         async with asyncio.timeout(30), peers.withdrawn("a", "m") as kept_away:
             (name,) = log.announced()
-            assert log.withdrawal(name) == Withdrawal("a", "m")
+            assert log.withdrawal(name) == Withdrawal("a", "m", peers.id)
             waiting = asyncio.create_task(kept_away())
             await asyncio.sleep(0.2)
             assert not waiting.done(), "it lives, and has not answered"
