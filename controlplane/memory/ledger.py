@@ -130,27 +130,43 @@ class Ledger:
             made.append(Holding(slot, device, counted, HoldingState.RESIDENT, now, over_bytes=size - counted))
         return replace(others, holdings=others.holdings + tuple(made))
 
-    def replaced(self, slot: Slot, by: Slot, now: datetime) -> Self:
-        """What `by` had reserved is the slot's own from now on; what the slot had counts as `by`'s until `released`.
+    def set_aside(self, slot: Slot, name: Slot, now: datetime) -> Self:
+        """What a slot has is on its way out, and counts under another name until that is `released`.
 
         So it is when a version is loaded again: the old instances leave after the new ones came, on other devices or
-        on the same ones.
+        on the same ones. What is under that name already is still there, and adds up.
         """
-        swapped = {slot: by, by: slot}
-        return replace(
-            self,
-            holdings=tuple(
-                replace(
-                    holding,
-                    slot=swapped[holding.slot],
-                    state=HoldingState.UNLOADING if holding.slot == slot else holding.state,
-                    since=now if holding.slot == slot else holding.since,
-                )
-                if holding.slot in swapped
-                else holding
-                for holding in self.holdings
-            ),
-        )
+        there = {holding.device: holding for holding in self.of(name)}
+        for holding in self.of(slot):
+            before = there.get(holding.device, replace(holding, bytes=0, over_bytes=0))
+            there[holding.device] = Holding(
+                name,
+                holding.device,
+                before.bytes + holding.bytes,
+                HoldingState.UNLOADING,
+                now,
+                before.over_bytes + holding.over_bytes,
+            )
+        others = self.released(slot).released(name)
+        return replace(others, holdings=(*others.holdings, *there.values()))
+
+    def divided(self, slot: Slot, shares: Mapping[Slot, Mapping[str, int]]) -> Self:
+        """What was reserved as one, for several versions that are loaded together, becomes each one's own.
+
+        Args:
+            slot: What has it now.
+            shares: Bytes by device for each version, as far as there is that much. What is left over is free.
+        """
+        left = {holding.device: holding for holding in self.of(slot)}
+        made = {(holding.slot, holding.device): holding for holding in self.released(slot).holdings}
+        for one, sizes in shares.items():
+            for device, size in sizes.items():
+                if device in left:
+                    share = min(size, left[device].bytes)
+                    left[device] = replace(left[device], bytes=left[device].bytes - share)
+                    before = made.get((one, device), replace(left[device], slot=one, bytes=0))
+                    made[one, device] = replace(before, bytes=before.bytes + share)
+        return replace(self, holdings=tuple(made.values()))
 
     def released(self, slot: Slot) -> Self:
         """The memory is really free, or the reservation was given up."""

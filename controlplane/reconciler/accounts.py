@@ -10,7 +10,7 @@ the resident memory of the server's processes.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
@@ -25,6 +25,29 @@ from controlplane.triton.statistics import VersionKey
 
 _PLENTY = 1 << 60
 """Budget of a server whose devices nobody tells about: everything fits, and Triton says where it does not."""
+
+
+def renewed(model: str) -> str:
+    """Under which name the memory is reserved for loading a model again that stays loaded until that is done."""
+    return f"{model} (renewed)"
+
+
+def replaced(slot: Slot) -> Slot:
+    """Under which name the memory of a version's old instances counts after it was loaded again."""
+    return Slot(f"{slot.triton_name} (replaced)", slot.version)
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    """Memory that is on its way out.
+
+    Attributes:
+        since: The loop's step from which on a reading may tell that it is free.
+        processes: Those that have it, of a version whose new processes go by the same name.
+    """
+
+    since: int
+    processes: frozenset[int] = frozenset()
 
 
 class Accounts:
@@ -48,7 +71,7 @@ class Accounts:
         self.unusable: frozenset[str] = frozenset()
         self._baselines: dict[str, int] = {}
         self._own = OwnMemory()
-        self._leaving: dict[Slot, int] = {}
+        self._leaving: dict[Slot, _Leaving] = {}
         self._promised: dict[Slot, dict[str, int]] = {}
         self._taken = -1
         if not told:
@@ -131,11 +154,11 @@ class Accounts:
             # Not now: what was told before stands. Never yet: nothing is known that could forbid a load.
             reading = replace(reading, devices=self.reading.devices or ())
         self.reading = reading
-        self._follow_instances(now)
-        for slot, since in list(self._leaving.items()):
-            if since <= step and (slot.triton_name, slot.version) not in self.instances:
+        for slot, leaving in list(self._leaving.items()):
+            if self._gone(slot, leaving, step):
                 del self._leaving[slot]
                 self.ledger = self.ledger.released(slot)
+        self._follow_instances(now)
         for device in self.devices if self._told else ():
             self._budget(device)
         held = {holding.slot for holding in self.ledger.holdings}
@@ -148,7 +171,24 @@ class Accounts:
         """A slot is not loaded any more: it counts until a reading that began later shows its memory gone."""
         if self.ledger.of(slot):
             self.ledger = self.ledger.unloading(slot, now)
-            self._leaving.setdefault(slot, step)
+            self._leaving.setdefault(slot, _Leaving(step))
+
+    def set_aside(self, slot: Slot, processes: frozenset[int], step: int, now: datetime) -> None:
+        """A version was loaded again: what its old instances have counts until it is seen to be gone.
+
+        Triton ends them after the load, so that the reading which came with its end says nothing of them.
+
+        Args:
+            slot: The version, under its Triton name.
+            processes: The old instances' processes; none where they cannot be seen.
+            step: The loop's step.
+            now: The time.
+        """
+        if self.ledger.of(slot):
+            name, before = replaced(slot), self._leaving.pop(replaced(slot), _Leaving(0))
+            self.ledger = self.ledger.set_aside(slot, name, now)
+            self._leaving[name] = _Leaving(step + 1, before.processes | processes)
+            self._leaving.pop(slot, None)
 
     def back(self, slot: Slot) -> None:
         """A slot that was on its way out is loaded after all."""
@@ -164,9 +204,15 @@ class Accounts:
             self._follow_instances(now)
 
     def seen_bytes(self, slot: Slot, device: str = HOST) -> int | None:
-        """Memory of a slot's processes on a device, or what it was promised; None where they cannot be seen."""
+        """Memory of a slot's processes on a device, or what it was promised; None where they cannot be seen.
+
+        Old instances that it replaced are told by the same name, and count for themselves.
+        """
         seen = self.process_bytes((slot.triton_name, slot.version), device)
-        return None if seen is None else max(seen, self._promised.get(slot, {}).get(device, 0))
+        if seen is None:
+            return None
+        old = sum(one.bytes + one.over_bytes for one in self.ledger.of(replaced(slot)) if one.device == device)
+        return max(seen - old, self._promised.get(slot, {}).get(device, 0), 0)
 
     def process_bytes(self, version: VersionKey, device: str) -> int | None:
         """Memory of a version's own processes on a device; None where they cannot be seen, or are none of its own.
@@ -233,9 +279,18 @@ class Accounts:
         holdings = tuple(replace(holding, over_bytes=0) for holding in ledger.holdings)
         return Ledger(budgets, holdings)
 
+    def _gone(self, slot: Slot, leaving: _Leaving, step: int) -> bool:
+        """Whether the present reading, of this step, shows that something has left."""
+        if leaving.processes and self.reading.instances is not None:
+            present = {process for one in self.instances.values() for process in one.pids}
+            return not leaving.processes & present
+        return leaving.since <= step and (slot.triton_name, slot.version) not in self.instances
+
     def _follow_instances(self, now: datetime) -> None:
+        # What is being loaded again has its new processes under the same name, and they are reserved for already.
+        again = {one.slot.triton_name for one in self.ledger.holdings if one.state is HoldingState.LOADING}
         for holding in self.ledger.holdings:
-            if holding.state is HoldingState.RESIDENT:
+            if holding.state is HoldingState.RESIDENT and renewed(holding.slot.triton_name) not in again:
                 size = self.seen_bytes(holding.slot, holding.device)
                 if size is not None and size != holding.bytes + holding.over_bytes:
                     self.ledger = self.ledger.resident(holding.slot, {holding.device: size}, now)

@@ -27,34 +27,17 @@ from controlplane.memory.eviction import EvictionPolicy, EvictionRules
 from controlplane.memory.residency import Wanted
 from controlplane.memory.switching import SwitchChoice, UnloadFirst, choose_switch
 from controlplane.memory.types import Footprint, HoldingState, ModelMemory, Slot
-from controlplane.reconciler.accounts import Accounts
+from controlplane.reconciler.accounts import Accounts, renewed
 from controlplane.reconciler.actions import Load
 from controlplane.reconciler.memory_view import EvictionRecord
 from controlplane.reconciler.sizing import Sizes
-from controlplane.reconciler.tenants import Request, Tenant
+from controlplane.reconciler.tenants import Need, Request, Tenant
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.wishes import Wish
 from controlplane.settings import MemorySettings
 
 _EVICTIONS_KEPT = 200
 _FIRST = datetime.min.replace(tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Need:
-    """Memory that a load needs.
-
-    Attributes:
-        slot: For which version, under which Triton name.
-        footprint: How much, by device.
-        trial: Whether it is for a rollout's new version, for which the old one never makes room.
-        switch: How it gets memory while another version of the model is loaded.
-    """
-
-    slot: Slot
-    footprint: Mapping[str, Footprint]
-    trial: bool = False
-    switch: Switch = Switch.AUTO
 
 
 @dataclass
@@ -147,37 +130,33 @@ class LoadQueue:
         if load.candidate:
             need = self._need(Slot(candidate_name(model), load.target.version), [load.target.version], wish, load)
             return replace(need, trial=load.target == wish.trial) if need else None
-        renewed = load.reload or bool(facts.loaded and (facts.digest != load.target.digest or facts.foreign))
-        new = [version for version in load.versions if renewed or version not in facts.loaded]
+        again = load.reload or bool(facts.loaded and (facts.digest != load.target.digest or facts.foreign))
+        new = [version for version in load.versions if again or version not in facts.loaded]
         if not new:
             return None
         # Triton has the renewed ones beside the old ones for a while; those have a slot of that name already.
-        name = f"{model} (renewed)" if renewed and facts.loaded else model
+        name = renewed(model) if again and facts.loaded else model
         return self._need(Slot(name, max(new)), new, wish, load)
 
     def _need(self, slot: Slot, versions: list[int], wish: Wish, load: Load) -> Need | None:
         by_version = {target.version: prepared for target, prepared in wish.prepared.items()}
-        footprint: dict[str, Footprint] = {}
+        needed: dict[int, dict[str, Footprint]] = {}
         for version in versions:
             prepared = wish.prepared.get(load.target) if version == load.target.version else by_version.get(version)
             if prepared is None:
                 continue  # what an earlier revision left loaded, as it is
-            for device, one in self._sizes.of(prepared, wish.model, self._accounts).by_device.items():
-                before = footprint.get(device)
-                footprint[device] = one if before is None else _sum(before, one)
-        return Need(slot, footprint, switch=wish.revision.spec.settings.switch) if footprint else None
+            needed[version] = self._sizes.of(prepared, wish.model, self._accounts).by_device
+        return Need(slot, needed, switch=wish.revision.spec.settings.switch) if any(needed.values()) else None
 
     def ask(self, model: str, need: Need, now: datetime) -> Request:
         """Put a load into the queue, or find it there."""
         tenant = self._tenant(model)
         request = tenant.request
-        if request is None or request.slot != need.slot or request.footprint != need.footprint:
+        if request is None or request.slot != need.slot or request.need.versions != need.versions:
             if request is not None:
                 self.withdraw(model)
             deadline = now + timedelta(seconds=self._settings.load_queue_timeout_seconds)
-            request = tenant.request = Request(
-                need.slot, need.footprint, now, deadline, trial=need.trial, switch=need.switch
-            )
+            request = tenant.request = Request(need, now, deadline)
         return request
 
     def granted(self, model: str, need: Need) -> bool:
@@ -222,12 +201,14 @@ class LoadQueue:
         ):
             model = request.model.model
             waits = waiting[model]
-            asked = waits.switch is Switch.UNLOAD_FIRST
-            in_place = asked or (isinstance(decision, Queue | Refuse | Evict) and waits.switch is not Switch.BESIDE)
-            if in_place and not waits.trial and self._unload_first(request, units[model], now, asked=asked):
+            asked = waits.need.switch is Switch.UNLOAD_FIRST
+            in_place = asked or (
+                isinstance(decision, Queue | Refuse | Evict) and waits.need.switch is not Switch.BESIDE
+            )
+            if in_place and not waits.need.trial and self._unload_first(request, units[model], now, asked=asked):
                 moves.go.append(model)
                 continue
-            if isinstance(decision, Queue) and waits.switch is Switch.BESIDE and self.no_room_beside(request):
+            if isinstance(decision, Queue) and waits.need.switch is Switch.BESIDE and self.no_room_beside(request):
                 self._refuse(model, f"out of memory: beside the version that is loaded, {decision.why}", moves)
                 continue
             match decision:
@@ -326,7 +307,7 @@ class LoadQueue:
     def _refuse(self, model: str, why: str, moves: Moves) -> None:
         tenant = self._tenant(model)
         self._counters["refusals"] += 1
-        if tenant.request is not None and tenant.request.trial:
+        if tenant.request is not None and tenant.request.need.trial:
             tenant.request = None
             moves.untried.append((model, why))
             return
@@ -395,12 +376,6 @@ class LoadQueue:
 
     def _tenant(self, model: str) -> Tenant:
         return self._tenants[model]
-
-
-def _sum(one: Footprint, other: Footprint) -> Footprint:
-    return Footprint(
-        one.bytes + other.bytes, one.error_bytes + other.error_bytes, one.source, one.peak_bytes + other.peak_bytes
-    )
 
 
 def _promise(promised: Counter[str], request: LoadRequest) -> None:

@@ -30,8 +30,9 @@ from controlplane.memory.eviction import EvictionPolicy, EvictionRules, policy_n
 from controlplane.memory.residency import Wanted, wanted
 from controlplane.memory.types import HOST, Footprint, FootprintSource, HoldingState, ModelMemory, Slot
 from controlplane.memory.usage import used
-from controlplane.reconciler.accounts import Accounts
+from controlplane.reconciler.accounts import Accounts, renewed, replaced
 from controlplane.reconciler.actions import Action, Load, Prove, Stage, Unload
+from controlplane.reconciler.booking import book_load
 from controlplane.reconciler.counting import count
 from controlplane.reconciler.executor import Outcome
 from controlplane.reconciler.facts import Facts
@@ -334,7 +335,11 @@ class Steward:
             self._leftovers.load_began(unit.model, first=first)
         if isinstance(action, Load) and (request := tenant.request) is not None and request.granted:
             self.accounts.ledger = self.accounts.ledger.loading(request.slot, now)
-            tenant.loading, tenant.request = request.slot, None
+            tenant.loading, tenant.request = request.need, None
+            name = candidate_name(unit.model) if action.candidate else unit.model
+            tenant.processes = {
+                version: frozenset(one.pids) for (own, version), one in self.accounts.instances.items() if own == name
+            }
         if isinstance(action, Unload):
             name = candidate_name(unit.model) if action.candidate else unit.model
             for holding in self.accounts.ledger.of_model(name):
@@ -409,40 +414,24 @@ class Steward:
         step: int,
         now: datetime,
     ) -> None:
-        slot, tenant.loading = tenant.loading, None
-        tenant.load_growth = {}
+        need, tenant.loading = tenant.loading, None
+        tenant.load_growth, tenant.load_peak = {}, 0
         if outcome.error is not None:
-            if slot is not None and isinstance(outcome.error, LoadRefusedError):
-                self.accounts.left(slot, step, now)
+            if need is not None and isinstance(outcome.error, LoadRefusedError):
+                self.accounts.left(need.slot, step, now)
             return  # after anything else nobody knows: the next look says what is there
         name = candidate_name(unit.model) if action.candidate else unit.model
         for key in [key for key in tenant.counts if key[0] == name]:
             del tenant.counts[key]  # they start again at zero
-        if slot is None:
+        if need is None:
             return
-        ledger = self.accounts.ledger
-        reserved = {holding.device: holding.bytes for holding in ledger.of(slot)}
-        real = Slot(name, slot.version)
-        renewed = real != slot
-        if renewed:
-            self.accounts.ledger = self.accounts.ledger.replaced(real, slot, now)
-            self.accounts.left(slot, step, now)  # the old ones leave after the new ones came
-        else:
-            self.accounts.promise(real, reserved)
-        size = self.accounts.seen_bytes(real)
-        own = self.accounts.own_bytes((real.triton_name, real.version), reserved)
-        tenant.load_peak = own[1] if own else 0
-        measured = dict(reserved) if real != slot else {}
-        if size is not None:
-            measured[HOST] = size
-        seen = {device: self.accounts.seen_bytes(real, device) for device in reserved}
-        if not renewed:
-            measured |= {device: one for device, one in seen.items() if one is not None}
-        found = {device: differences.get(device, 0) for device, one in seen.items() if one is None}
-        if tenant.alone and found and all(size > 0 for size in found.values()):
-            measured.update(found)
-            tenant.load_growth = {} if action.candidate else found
-        self.accounts.ledger = self.accounts.ledger.resident(real, measured, now)
+        grown = book_load(self.accounts, tenant, name, need, differences, step, now)
+        if not action.candidate:
+            tenant.load_growth = grown
+            loaded = Slot(name, max(need.versions))
+            own = self.accounts.own_bytes((name, loaded.version), need.versions[loaded.version])
+            # Of processes that are replaced the peak is none of this load's.
+            tenant.load_peak = own[1] if own and not self.accounts.ledger.of(replaced(loaded)) else 0
         tenant.load_seconds = tenant.stage_seconds + outcome.seconds.get("load", 0.0)
         tenant.stage_seconds = 0.0
         if not action.candidate:
@@ -554,7 +543,7 @@ class Steward:
         if facts.candidate is not None:
             there.add(Slot(candidate_name(model), facts.candidate))
         ledger = self.accounts.ledger
-        names = (model, candidate_name(model), f"{model} (renewed)")
+        names = (model, candidate_name(model), renewed(model))
         held = {holding.slot: holding.state for name in names for holding in ledger.of_model(name)}
         for slot in there:
             if held.get(slot) is HoldingState.RESIDENT:

@@ -11,29 +11,59 @@ from controlplane.reconciler.memory_view import EvictionRecord
 from controlplane.triton.statistics import VersionKey
 
 
+@dataclass(frozen=True)
+class Need:
+    """Memory that a load needs.
+
+    Attributes:
+        slot: For which version, under which Triton name; of several that are loaded together the highest.
+        versions: How much each of the versions needs, by device.
+        trial: Whether it is for a rollout's new version, for which the old one never makes room.
+        switch: How it gets memory while another version of the model is loaded.
+    """
+
+    slot: Slot
+    versions: Mapping[int, Mapping[str, Footprint]]
+    trial: bool = False
+    switch: Switch = Switch.AUTO
+
+    @property
+    def footprint(self) -> dict[str, Footprint]:
+        """How much all of them need together, by device."""
+        total: dict[str, Footprint] = {}
+        for by_device in self.versions.values():
+            for device, one in by_device.items():
+                total[device] = _sum(total[device], one) if device in total else one
+        return total
+
+
 @dataclass
 class Request:
     """A load that asks for memory.
 
     Attributes:
-        slot: For which version, under which Triton name.
-        footprint: How much, by device.
+        need: What it needs.
         since: Since when it waits.
         deadline: When it is given up.
         why: What it waits for, as one sentence.
         granted: Whether its memory is reserved, so that it may begin.
-        trial: Whether it is for a rollout's new version.
-        switch: How it gets memory while another version of the model is loaded.
     """
 
-    slot: Slot
-    footprint: Mapping[str, Footprint]
+    need: Need
     since: datetime
     deadline: datetime
     why: str = "its turn has not come"
     granted: bool = False
-    trial: bool = False
-    switch: Switch = Switch.AUTO
+
+    @property
+    def slot(self) -> Slot:
+        """For which version, under which Triton name."""
+        return self.need.slot
+
+    @property
+    def footprint(self) -> Mapping[str, Footprint]:
+        """How much, by device."""
+        return self.need.footprint
 
 
 @dataclass
@@ -56,7 +86,8 @@ class Tenant:
         refused: Why it cannot be loaded; empty where nothing is known against it.
         restore: It was loaded when the server was lost, so it comes back where there is room.
         request: The load that waits.
-        loading: The slot of the load under way.
+        loading: What the load under way had reserved.
+        processes: The processes of each version that is loaded under the same name, as of that load's begin.
         alone: Whether no other load or unload ran on the server during it.
         counts: Requests by version as of the newest poll.
         ours: Requests of our own probes that the counters still have to show.
@@ -84,7 +115,8 @@ class Tenant:
     refused: str = ""
     restore: bool = False
     request: Request | None = None
-    loading: Slot | None = None
+    loading: Need | None = None
+    processes: dict[int, frozenset[int]] = field(default_factory=dict)
     alone: bool = True
     counts: dict[VersionKey, int] = field(default_factory=dict)
     ours: int = 0
@@ -94,3 +126,9 @@ class Tenant:
     measured: bool = False
     load_peak: int = 0
     load_growth: dict[str, int] = field(default_factory=dict)
+
+
+def _sum(one: Footprint, other: Footprint) -> Footprint:
+    return Footprint(
+        one.bytes + other.bytes, one.error_bytes + other.error_bytes, one.source, one.peak_bytes + other.peak_bytes
+    )

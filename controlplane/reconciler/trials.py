@@ -53,7 +53,7 @@ def trial_of(wish: Wish, servers: Iterable[KnownServer]) -> Trial | None:
             waits = waits or f"version {trial.version} is tried again on {server.name}: {failure.message}"
         else:
             request = server.steward.tenant(wish.model).request
-            why = f"waits for memory: {request.why}" if request and request.trial else "is being loaded and proved"
+            why = f"waits for memory: {request.why}" if request and request.need.trial else "is being loaded and proved"
             waits = waits or f"version {trial.version} {why} on {server.name}"
     message = "" if ready else waits or f"no server has {wish.model} loaded"
     return Trial(wish.revision, tuple(sorted(ready)), Readiness(bool(ready), message, failed))

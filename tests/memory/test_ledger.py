@@ -117,13 +117,33 @@ def test_what_is_found_loaded_is_counted() -> None:
 
 
 def test_what_is_loaded_again_on_another_device_counts_on_both_until_the_old_is_gone() -> None:
-    renewed = Slot("a (renewed)", 1)
+    renewed, old = Slot("a (renewed)", 1), Slot("a (replaced)", 1)
     loaded = ledger(gpu=1000).reserve(A, need(600), NOW).resident(A, {}, NOW)
-    moving = loaded.reserve(renewed, need(gpu=700), NOW).loading(renewed, NOW).replaced(A, renewed, NOW)
-    there = moving.resident(A, {GPU: 650}, NOW)
+    moving = loaded.reserve(renewed, need(gpu=700), NOW).loading(renewed, NOW).set_aside(A, old, NOW)
+    there = moving.divided(renewed, {A: {GPU: 700}}).resident(A, {GPU: 650}, NOW)
     assert [(h.device, h.bytes, h.state) for h in there.of(A)] == [(GPU, 650, HoldingState.RESIDENT)]
-    assert [(h.device, h.bytes, h.state) for h in there.of(renewed)] == [(HOST, 600, HoldingState.UNLOADING)]
-    assert there.released(renewed).free(HOST) == 1000
+    assert [(h.device, h.bytes, h.state) for h in there.of(old)] == [(HOST, 600, HoldingState.UNLOADING)]
+    assert there.released(old).free(HOST) == 1000
+
+
+def test_what_is_set_aside_twice_adds_up() -> None:
+    old = Slot("a (replaced)", 1)
+    once = ledger().reserve(A, need(200), NOW).resident(A, {}, NOW).set_aside(A, old, NOW)
+    twice = once.reserve(A, need(300), NOW).resident(A, {}, NOW).set_aside(A, old, NOW)
+    assert [(h.bytes, h.state) for h in twice.of(old)] == [(500, HoldingState.UNLOADING)]
+    assert twice.of(A) == ()
+
+
+def test_what_is_reserved_for_several_versions_is_divided_and_no_byte_more_is_given() -> None:
+    both = ledger().reserve(A, need(900), NOW).loading(A, NOW)
+    other = Slot("a", 2)
+    divided = both.divided(A, {A: {HOST: 500}, other: {HOST: 300, GPU: 50}})
+    assert {(h.slot, h.device, h.bytes, h.state) for h in divided.holdings} == {
+        (A, HOST, 500, HoldingState.LOADING),
+        (other, HOST, 300, HoldingState.LOADING),
+    }
+    short = both.divided(A, {A: {HOST: 500}, other: {HOST: 700}})
+    assert [h.bytes for h in short.holdings] == [500, 400]
 
 
 def test_holders_are_told_largest_first() -> None:
@@ -169,12 +189,20 @@ class Life(RuleBasedStateMachine):
         self.ledger = self.ledger.unloading(slot, NOW)
 
     @rule(slots=st.permutations(SLOTS))
-    def replaced(self, slots: list[Slot]) -> None:
-        one, other = slots[:2]
+    def set_aside(self, slots: list[Slot]) -> None:
+        slot, name = slots[:2]
         before = self.ledger
-        self.ledger = before.replaced(one, other, NOW)
-        for slot, was in ((one, other), (other, one)):
-            assert {h.device: h.bytes for h in self.ledger.of(slot)} == {h.device: h.bytes for h in before.of(was)}
+        self.ledger = before.set_aside(slot, name, NOW)
+        assert self.ledger.of(slot) == ()
+        for device in (HOST, GPU):
+            assert self.ledger.held(device) == before.held(device)
+
+    @rule(slots=st.permutations(SLOTS), shares=st.lists(st.fixed_dictionaries({HOST: SIZES, GPU: SIZES}), max_size=3))
+    def divided(self, slots: list[Slot], shares: list[Mapping[str, int]]) -> None:
+        before = self.ledger
+        self.ledger = before.divided(slots[0], dict(zip(slots, shares, strict=False)))
+        for device in (HOST, GPU):
+            assert self.ledger.held(device) <= before.held(device)
 
     @rule(slot=st.sampled_from(SLOTS))
     def released(self, slot: Slot) -> None:

@@ -1,46 +1,41 @@
 """The ledger of one server and its queue, from readings: what an older reading may say, and what is kept for ever."""
 
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, Mode, Switch
-from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
+from controlplane.domain.deployment import Mode, Switch
+from controlplane.gpu.base import HOST
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.memory.eviction import EvictionRules, policy_named
-from controlplane.memory.types import Footprint, ModelMemory, Slot
+from controlplane.memory.types import Footprint, HoldingState, ModelMemory, Slot
 from controlplane.reconciler.accounts import Accounts
-from controlplane.reconciler.actions import Action, Load, Prove, Unload
-from controlplane.reconciler.executor import Outcome
+from controlplane.reconciler.actions import Load, Prove, Unload
 from controlplane.reconciler.facts import Facts
 from controlplane.reconciler.gauging import Reading
 from controlplane.reconciler.queueing import LoadQueue
 from controlplane.reconciler.sizing import Sizes
-from controlplane.reconciler.steward import Measurement, Steward
-from controlplane.reconciler.tenants import Request, Tenant
-from controlplane.reconciler.types import Mark, Target
+from controlplane.reconciler.steward import Steward
+from controlplane.reconciler.tenants import Need, Request, Tenant
+from controlplane.reconciler.types import Mark
 from controlplane.reconciler.units import Unit
-from controlplane.reconciler.wishes import Wish, Wishes
 from controlplane.settings import MemorySettings
 from controlplane.triton.embedded.processes import InstanceMemory
 from controlplane.triton.statistics import VersionCounters
 from tests.reconciler.conftest import open_registry
-from tests.support.models import publish_affine
+from tests.reconciler.served import HOST_READING, MIB, NOW, Served, gpu
 
-NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
-MIB = 1 << 20
 RULES = BudgetRules({HOST: 200 * MIB})
 OLD, CANDIDATE = Slot("m", 1), Slot("m~candidate", 2)
 
 
 def reading(*slots: Slot, requests: int | None = None) -> Reading:
     """What a look at the server shows with these loaded, 70 MiB each."""
-    host = DeviceReading(HOST, DeviceKind.HOST, 8192 * MIB, 1024 * MIB)
     instances = {(slot.triton_name, slot.version): InstanceMemory(1, 70 * MIB, 70 * MIB) for slot in slots}
     counters = None if requests is None else {("m", 1): VersionCounters(requests, NOW, 0.0)}
-    return Reading((host,), instances, 100 * MIB, counters=counters)
+    return Reading((HOST_READING,), instances, 100 * MIB, counters=counters)
 
 
 def with_both(accounts: Accounts) -> None:
@@ -93,7 +88,7 @@ def test_memory_that_is_being_given_back_is_waited_for_and_no_reason_for_a_gap(s
         "m": ModelMemory("m", Mode.RESIDENT, 2, need, loaded=True, loaded_at=NOW),
         "p": ModelMemory("p", Mode.PINNED, 2, {HOST: Footprint(70 * MIB)}, loaded=True, loaded_at=NOW),
     }
-    request = Request(Slot("m", 2), need, NOW, NOW + timedelta(minutes=1), switch=switch)
+    request = Request(Need(Slot("m", 2), {2: need}, switch=switch), NOW, NOW + timedelta(minutes=1))
     tenants = {"m": Tenant("m", request=request), "p": Tenant("p")}
     counters: Counter[str] = Counter()
     queue = LoadQueue(
@@ -116,51 +111,8 @@ def test_memory_that_is_being_given_back_is_waited_for_and_no_reason_for_a_gap(s
     assert request.granted
 
 
-class Elsewhere:
-    """A server whose processes nobody sees, with one model of two versions of which the second is wanted."""
-
-    def __init__(self, work: Path, devices: tuple[DeviceReading, ...], rules: BudgetRules) -> None:
-        registry = open_registry(work)
-        before = None
-        for scale in (1.0, 2.0):
-            version = publish_affine(registry, "m", work, scale=scale)
-            spec = DeploymentSpec(
-                model="m", reference=f"m:{version}", version=version, settings=DeploymentSettings(mode=Mode.PINNED)
-            )
-            before = registry.deployments.put(spec, after=before, actor="test", reason="")
-        wish = Wishes(registry).read("m")
-        assert wish is not None
-        self.wish: Wish = wish
-        self.steward = Steward("s", rules, MemorySettings(), registry.footprints, told=True)
-        self.unit = Unit("s", "m", Facts())
-        self.reading = Reading(devices)
-        self.step = 1
-        self.steward.take(self.reading, [], self.step, NOW)
-
-    def target(self, version: int) -> Target:
-        return next(target for target in self.wish.targets if target.version == version)
-
-    def do(self, action: Action, *, grown: int = 0, mark: Mark | None = None) -> list[Measurement]:
-        """Do it, as far as the steward hears of it, and return what was measured."""
-        steward, unit = self.steward, self.unit
-        if isinstance(action, Load):
-            need = steward.queue.needs(self.wish, unit, action)
-            assert need is not None
-            steward.judge([(self.wish, unit)], NOW)
-            steward.queue.ask("m", need, NOW)
-            assert steward.queue.arrange({"m": unit}, NOW).go == ["m"]
-        steward.began(unit, action, NOW)
-        self.step += 2
-        growth = {device.name: grown for device in self.reading.devices or ()}
-        measured = steward.ended(self.wish, unit, Outcome(action, mark=mark), self.reading, growth, self.step, NOW)
-        assert unit.facts is not None
-        unit.facts = unit.facts.after(action) if mark is None else unit.facts
-        return measured
-
-
 def test_what_a_failed_candidate_had_is_never_taken_for_another_versions(tmp_path: Path) -> None:
-    host = DeviceReading(HOST, DeviceKind.HOST, 8192 * MIB, 1024 * MIB)
-    server = Elsewhere(tmp_path, (host,), BudgetRules({HOST: 4096 * MIB}))
+    server = Served(tmp_path, (HOST_READING,), BudgetRules({HOST: 4096 * MIB}))
     old, new = server.target(1), server.target(2)
     load = Load(old, (1,), "test")
     server.do(load, grown=50 * MIB)
@@ -172,3 +124,85 @@ def test_what_a_failed_candidate_had_is_never_taken_for_another_versions(tmp_pat
     server.do(Unload(candidate=False, because="test"))
     server.do(load)  # others move meanwhile: the device's use says nothing of it
     assert server.do(Prove(old, candidate=False, because="test"), mark=Mark.PASSED) == []
+
+
+def booked(server: Served) -> dict[tuple[str, int, str], HoldingState]:
+    """What the ledger has, and in which state."""
+    holdings = server.steward.accounts.ledger.holdings
+    return {(held.slot.triton_name, held.slot.version, held.device): held.state for held in holdings}
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path) -> Served:
+    """Both versions are loaded on the first of two GPUs, as in a bake window."""
+    rules = BudgetRules(dict.fromkeys((HOST, "gpu:0", "gpu:1"), 12288 * MIB))
+    server = Served(tmp_path, (HOST_READING, gpu(0), gpu(1)), rules)
+    server.steward.seat("m", ("gpu:0",))
+    server.do(Load(server.target(1), (1,), "test"))
+    server.do(Load(server.target(2), (1, 2), "test"))
+    return server
+
+
+def test_two_versions_that_are_loaded_again_on_another_gpu_count_there_each_for_itself(two_gpus: Served) -> None:
+    steward, before = two_gpus.steward, two_gpus.steward.accounts.ledger
+    sizes = {held.slot.version: held.bytes for held in before.holdings}
+    assert booked(two_gpus) == dict.fromkeys([("m", 1, "gpu:0"), ("m", 2, "gpu:0")], HoldingState.RESIDENT)
+    steward.seat("m", ("gpu:1",))
+    two_gpus.do(Load(two_gpus.target(2), (1, 2), "its place is on gpu:1 now", reload=True))
+    ledger = steward.accounts.ledger
+    assert {held.slot.version: held.bytes for held in ledger.of_model("m") if held.device == "gpu:1"} == sizes
+    assert {held.device for held in ledger.of_model("m")} == {"gpu:1"}
+    # The reading that came with the load's end says nothing of the old instances: Triton may still be ending them.
+    assert ledger.held("gpu:0", HoldingState.UNLOADING) == sum(sizes.values()) == ledger.held("gpu:0")
+    steward.take(two_gpus.reading, [], two_gpus.step, NOW)  # one that began before the load ended
+    assert steward.accounts.ledger.held("gpu:0") == sum(sizes.values())
+    two_gpus.look(two_gpus.reading)
+    assert booked(two_gpus) == dict.fromkeys([("m", 1, "gpu:1"), ("m", 2, "gpu:1")], HoldingState.RESIDENT)
+
+
+def test_what_two_versions_grew_a_device_by_together_is_not_taken_for_one_of_them(tmp_path: Path) -> None:
+    server = Served(tmp_path, (HOST_READING,), BudgetRules({HOST: 4096 * MIB}))
+    server.do(Load(server.target(2), (1, 2), "after a restart in the bake window"), grown=500 * MIB)
+    one, other = server.steward.accounts.ledger.of_model("m")
+    assert {one.slot.version, other.slot.version} == {1, 2}
+    needed = server.steward.size(server.wish.prepared[server.target(2)], "m").footprint.reserve_bytes
+    assert one.bytes == other.bytes == needed
+    assert server.do(Prove(server.target(2), candidate=False, because="test"), mark=Mark.PASSED) == []
+
+
+def test_what_a_reload_in_place_grew_the_device_by_is_no_footprint_since_the_old_may_have_left(tmp_path: Path) -> None:
+    server = Served(tmp_path, (HOST_READING,), BudgetRules({HOST: 4096 * MIB}))
+    new = server.target(2)
+    server.do(Load(new, (2,), "test"), grown=400 * MIB)
+    assert len(server.do(Prove(new, candidate=False, because="test"), mark=Mark.PASSED)) == 1
+    server.do(Load(new, (2,), "it does not answer", reload=True), grown=3 * MIB)
+    assert [held.bytes for held in server.steward.accounts.ledger.of(Slot("m", 2))] != [3 * MIB]
+    assert server.do(Prove(new, candidate=False, because="test"), mark=Mark.PASSED) == []
+
+
+def with_processes(**resident: int) -> Reading:
+    """A server of ours where version 2 has these processes, told by "p" and their ids, with so many MiB each."""
+    pids = tuple(int(name[1:]) for name in resident)
+    total = sum(resident.values()) * MIB
+    instances = {("m", 2): InstanceMemory(len(pids), total, total, (0.0,) * len(pids), pids)} if pids else {}
+    return Reading((HOST_READING,), instances, 100 * MIB)
+
+
+def test_processes_that_a_reload_replaced_count_once_and_until_they_are_gone(tmp_path: Path) -> None:
+    server = Served(tmp_path, (), BudgetRules({HOST: 4096 * MIB}))
+    server.look(with_processes())
+    new, accounts = server.target(2), server.steward.accounts
+    server.do(Load(new, (2,), "test"), then=with_processes(p7=400))
+    (measured,) = server.do(Prove(new, candidate=False, because="test"), mark=Mark.PASSED)
+    assert (measured.measured.bytes, measured.measured.peak_bytes) == (400 * MIB, 400 * MIB)
+    reload = Load(new, (2,), "it does not answer", reload=True)
+    server.do(reload, meanwhile=with_processes(p7=400, p8=100), then=with_processes(p7=400, p8=500))
+    server.look(with_processes(p7=400, p8=500))
+    held = {one.slot.triton_name: one.bytes for one in accounts.ledger.holdings}
+    assert held == {"m": 500 * MIB, "m (replaced)": 400 * MIB}, "Triton has not ended the old ones yet"
+    assert accounts.ledger.unaccounted(HOST) == 0
+    assert server.do(Prove(new, candidate=False, because="test"), mark=Mark.PASSED) == []
+    server.look(with_processes(p8=500))
+    assert {one.slot.triton_name: one.bytes for one in accounts.ledger.holdings} == {"m": 500 * MIB}
+    (again,) = server.do(Prove(new, candidate=False, because="test"), mark=Mark.PASSED)
+    assert (again.measured.bytes, again.measured.peak_bytes) == (500 * MIB, 500 * MIB)
