@@ -11,7 +11,7 @@ the resident memory of the server's processes.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
 from controlplane.gpu.budgets import BudgetRules
@@ -23,6 +23,8 @@ from controlplane.triton.embedded.processes import InstanceMemory
 from controlplane.triton.instance_groups import Gpus
 from controlplane.triton.statistics import VersionKey
 
+_BELIEVED = timedelta(hours=1)
+"""So long a GPU that Triton refused is left out on a server whose restart, which alone changes that, may go unseen."""
 _PLENTY = 1 << 60
 """Budget of a server whose devices nobody tells about: everything fits, and Triton says where it does not."""
 
@@ -60,7 +62,7 @@ class Accounts:
     Attributes:
         ledger: The ledger.
         reading: The newest reading.
-        unusable: GPUs that Triton refused to use, although the driver has them.
+        unusable: GPUs that Triton refused to use, although the driver has them, and until when that is believed.
     """
 
     def __init__(self, rules: BudgetRules, *, told: bool) -> None:
@@ -68,7 +70,7 @@ class Accounts:
         self._told = told
         self.ledger = Ledger()
         self.reading = Reading()
-        self.unusable: frozenset[str] = frozenset()
+        self.unusable: dict[str, datetime] = {}
         self._baselines: dict[str, int] = {}
         self._own = OwnMemory()
         self._leaving: dict[Slot, _Leaving] = {}
@@ -97,16 +99,27 @@ class Accounts:
         return self.reading.devices or ()
 
     @property
-    def gpus(self) -> tuple[DeviceReading, ...]:
-        """The GPUs and MIG instances that models can be loaded on."""
+    def present_gpus(self) -> tuple[DeviceReading, ...]:
+        """The GPUs and MIG instances that the driver can give to models."""
         return tuple(
             device
             for device in self.devices
-            if device.kind is not DeviceKind.HOST
-            and device.allocatable
-            and not device.lost
-            and device.name not in self.unusable
+            if device.kind is not DeviceKind.HOST and device.allocatable and not device.lost
         )
+
+    @property
+    def gpus(self) -> tuple[DeviceReading, ...]:
+        """The GPUs and MIG instances that models can be loaded on: those that Triton uses."""
+        return tuple(device for device in self.present_gpus if device.name not in self.unusable)
+
+    def refuse(self, gpus: Iterable[str], now: datetime) -> None:
+        """Triton does not use these GPUs."""
+        self.unusable |= dict.fromkeys(gpus, now + _BELIEVED)
+
+    def perhaps_restarted(self) -> None:
+        """Something that was loaded is not: a server whose start nobody counts may be another one, with other GPUs."""
+        if self.reading.instances is None:
+            self.unusable.clear()
 
     @property
     def topology(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -154,6 +167,8 @@ class Accounts:
             # Not now: what was told before stands. Never yet: nothing is known that could forbid a load.
             reading = replace(reading, devices=self.reading.devices or ())
         self.reading = reading
+        if reading.instances is None:
+            self.unusable = {gpu: until for gpu, until in self.unusable.items() if now < until}
         for slot, leaving in list(self._leaving.items()):
             if self._gone(slot, leaving, step):
                 del self._leaving[slot]

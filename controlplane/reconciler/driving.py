@@ -101,9 +101,10 @@ class Driver:
             unit.facts = None
             message = f"on {unit.server}: {outcome.error}; its footprint is corrected, and others make room"
             self._state.events.add("Warning", "OutOfMemory", unit.model, message)
-        elif refused := server.steward.gpus_refused(outcome):
+        elif (refused := server.steward.gpus_refused(unit, outcome, now)) is not None:
             unit.facts = None
-            self._state.events.add("Warning", "GpuUnusable", server.name, refused)
+            if refused:
+                self._state.events.add("Warning", "GpuUnusable", server.name, refused)
         else:
             unit.settle(outcome, now=now, backoff=self._backoff, events=self._state.events)
         if outcome.report is not None:

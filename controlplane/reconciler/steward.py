@@ -333,6 +333,8 @@ class Steward:
         elif tenant.request is not None:
             first = not action.candidate and not (unit.facts and unit.facts.loaded)
             self._leftovers.load_began(unit.model, first=first)
+        if isinstance(action, Load):
+            tenant.gpus = frozenset(gpu.name for gpu in self.accounts.gpus)
         if isinstance(action, Load) and (request := tenant.request) is not None and request.granted:
             self.accounts.ledger = self.accounts.ledger.loading(request.slot, now)
             tenant.loading, tenant.request = request.need, None
@@ -488,13 +490,21 @@ class Steward:
             resident, peak, tenant.load_seconds or 0.0, size.estimate.bytes, by, inference_peak_bytes=most
         )
 
-    def gpus_refused(self, outcome: Outcome) -> str:
-        """Learn from a refused load which GPUs Triton cannot use; return what there is to tell, empty for nothing."""
+    def gpus_refused(self, unit: Unit, outcome: Outcome, now: datetime) -> str | None:
+        """Learn from a refused load which GPUs Triton does not use.
+
+        Returns:
+            What there is to tell; empty where that was known by now. None: it is the model's own failure, also where it
+            asks for a GPU that did not count any more when its load began.
+        """
         if not isinstance(outcome.action, Load) or not isinstance(outcome.error, LoadRefusedError):
-            return ""
-        found = unusable_gpus(str(outcome.error), self.accounts.gpus)
-        self.accounts.unusable |= found
-        return f"Triton does not use {', '.join(sorted(found))}: {outcome.error}" if found else ""
+            return None
+        found = unusable_gpus(str(outcome.error), self.accounts.present_gpus)
+        news = found - self.accounts.unusable.keys()
+        self.accounts.refuse(found, now)
+        if not found & self.tenant(unit.model).gpus:
+            return None
+        return f"Triton does not use {', '.join(sorted(news))}: {outcome.error}" if news else ""
 
     def out_of_memory(self, wish: Wish | None, unit: Unit, outcome: Outcome) -> bool:
         """Whether Triton had no memory for a load, and it is worth another round with a larger footprint."""
@@ -558,6 +568,7 @@ class Steward:
         elif not facts.loaded and tenant.loaded_at is not None:
             # Not our doing: somebody unloaded it, or a server that we do not supervise was restarted.
             tenant.restore, tenant.loaded_at = tenant.leaving is None, None
+            self.accounts.perhaps_restarted()
         leaving = {Slot(model, version) for version in facts.leaving}
         for slot, state in held.items():
             if slot not in there and not (facts.loading and state is HoldingState.LOADING):
@@ -581,7 +592,7 @@ class Steward:
 
     def lost(self, *, restarted: bool) -> None:
         """The server was not there, or started anew."""
-        self.accounts.unusable = frozenset()
+        self.accounts.unusable.clear()
         for tenant in self.tenants.values():
             tenant.loading = None
             tenant.counts.clear()

@@ -88,6 +88,7 @@ class Tenant:
         request: The load that waits.
         loading: What the load under way had reserved.
         processes: The processes of each version that is loaded under the same name, as of that load's begin.
+        gpus: The GPUs that counted as usable when the newest load began.
         alone: Whether no other load or unload ran on the server during it.
         counts: Requests by version as of the newest poll.
         ours: Requests of our own probes that the counters still have to show.
@@ -117,6 +118,7 @@ class Tenant:
     request: Request | None = None
     loading: Need | None = None
     processes: dict[int, frozenset[int]] = field(default_factory=dict)
+    gpus: frozenset[str] = frozenset()
     alone: bool = True
     counts: dict[VersionKey, int] = field(default_factory=dict)
     ours: int = 0
