@@ -20,6 +20,7 @@ from controlplane.domain.states import ServerState
 from controlplane.errors import InvalidInputError
 from controlplane.gateway.front_door import FrontDoor
 from controlplane.gateway.opening import front_door
+from controlplane.gateway.peers import Peers
 from controlplane.gateway.splitting import Splits
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.factory import embedded_devices, server_devices
@@ -28,6 +29,7 @@ from controlplane.monitoring.webhook import Webhook
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.cache import BlobCache
+from controlplane.registry.doors import DoorLog
 from controlplane.registry.registry import Registry
 from controlplane.services.conversions import Conversions
 from controlplane.services.deployments import Deployments
@@ -188,6 +190,16 @@ class ControlPlane:
         await services.operations.recover()
         self.fastapi.state.services = services
         self._metrics.watch(services, reconciler)
+        # Before the first look at a server: what was seen before a front door was listed could be leaving unannounced.
+        peers = Peers(
+            DoorLog(store),
+            lambda: reconciler.leading,
+            drain_seconds=settings.gateway.drain_timeout_seconds,
+            door=self.front_door,
+        )
+        stack.push_async_callback(peers.stop)
+        await peers.start()
+        reconciler.send_through(peers)
         await reconciler.start()
         stack.push_async_callback(reconciler.stop)
         await services.rollouts.start()

@@ -27,20 +27,18 @@ from controlplane.gateway.configuration import (
 )
 from controlplane.gateway.grpc_face import GrpcFace
 from controlplane.gateway.http_face import HttpFace
-from controlplane.gateway.peers import Peers, nobody
+from controlplane.gateway.keeping import nobody
 from controlplane.gateway.process import HAProxy
 from controlplane.gateway.runtime import RuntimeApi
 from controlplane.gateway.serving import Server
 from controlplane.gateway.splitting import Splits
 from controlplane.gateway.table import MAPS, Table
 from controlplane.gateway.tally import Tally
-from controlplane.gateway.traffic import Roads
+from controlplane.gateway.traffic import Roads, waiting_at_most
 from controlplane.gateway.view import GatewayAddress, GatewayView, ModelRoad, Way
 from controlplane.gateway.waiting import Limits, WaitingRoom
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
-from controlplane.reconciler.traffic import DirectTraffic
-from controlplane.registry.doors import DoorLog
 from controlplane.settings import GatewaySettings
 
 logger = logging.getLogger(__name__)
@@ -64,7 +62,6 @@ class FrontDoor:
         resolve: Gives the version of an alias.
         access: Who may ask which model.
         splits: Which models have a rollout under way, and how many of their requests the activator gets.
-        doors: Where front doors tell each other what leaves a server.
     """
 
     def __init__(
@@ -77,7 +74,6 @@ class FrontDoor:
         resolve: Resolve,
         splits: Splits,
         access: Access,
-        doors: DoorLog,
     ) -> None:
         self._settings = settings
         self._access = access
@@ -106,7 +102,6 @@ class FrontDoor:
             timeout_seconds=settings.load_timeout_seconds,
             splits=splits,
         )
-        self._peers = Peers(doors, self._closed, reconciler.look, lambda: reconciler.leading)
         self._told: Table = tables.empty(slots_for(len(backends), settings.server_sets))
         self._telling = asyncio.Lock()
         self._stack: AsyncExitStack | None = None
@@ -137,13 +132,17 @@ class FrontDoor:
         return self._haproxy
 
     @property
+    def _ready(self) -> bool:
+        return self._haproxy is not None and self._haproxy.ready
+
+    @property
     def api(self) -> RuntimeApi:
         """HAProxy's runtime API; there once it was started."""
         assert self._api is not None, "not started"
         return self._api
 
     async def start(self) -> None:
-        """Listen, start HAProxy, and stand between the reconciler and the clients from then on.
+        """Listen, start HAProxy, and keep its table in step with the servers from then on.
 
         Raises:
             ConflictError: A port is taken.
@@ -177,12 +176,8 @@ class FrontDoor:
                 api=self._api,
                 sockets=tuple(listener.fileno() for listener in self._listeners.values()),
             )
-            stack.push_async_callback(self._peers.stop)  # after HAProxy has stopped: then nobody has to wait for us
-            await self._peers.start()
             stack.push_async_callback(self._haproxy.stop)
             await self._haproxy.start()
-            self._reconciler.send_through(self)
-            stack.callback(self._reconciler.send_through, DirectTraffic())
             following = asyncio.create_task(self._follow(), name="front door")
             stack.push_async_callback(_cancelled, following)
             self._stack = stack.pop_all()
@@ -195,31 +190,21 @@ class FrontDoor:
             await stack.aclose()
 
     @asynccontextmanager
-    async def withdrawn(self, server: str, model: str) -> AsyncIterator[None]:
-        """See `controlplane.reconciler.traffic.Traffic`. All front doors on the bucket keep away."""
-        async with self._peers.withdrawn(server, model) as others, self._closed(server, model, others):
-            yield
-
-    @asynccontextmanager
-    async def _closed(
+    async def closed(
         self, server: str, model: str, others: Callable[[], Awaitable[None]] = nobody
     ) -> AsyncIterator[None]:
-        """Send no requests there, and wait until none of ours is under way, nor of others."""
+        """See `controlplane.gateway.keeping.Door`. Also before the start, and after the stop."""
         with self._roads.without(server, model):
             slot = self._told.models.get(model)
             await self._tell()
-            try:
-                async with asyncio.timeout(self._settings.drain_timeout_seconds):
-                    await self._drained(server, model, slot)
-                    await others()
-            except TimeoutError:
-                logger.warning(
-                    "%s leaves %s although requests to it are under way, or another front door is silent, after %g s",
-                    model,
-                    server,
-                    self._settings.drain_timeout_seconds,
-                )
+            async with waiting_at_most(self._settings.drain_timeout_seconds, server, model):
+                await self._drained(server, model, slot)
+                await others()
             yield
+
+    async def look(self, server: str, model: str) -> None:
+        """See `controlplane.gateway.keeping.Door`."""
+        await self._reconciler.look(server, model)
 
     def address(self) -> GatewayAddress:
         """Return where it is."""
@@ -300,7 +285,7 @@ class FrontDoor:
         """Bring HAProxy's table up to what is open now."""
         async with self._telling:
             wanted = self._wanted()
-            if wanted == self._told or not self.haproxy.ready:
+            if wanted == self._told or not self._ready:
                 return  # one that starts reads everything
             try:
                 await self.api.apply(tables.commands(self._told, wanted, self._keys.values()))
@@ -331,7 +316,7 @@ class FrontDoor:
     async def _drained(self, server: str, model: str, slot: int | None) -> None:
         await self._roads.wait_idle(server, model)
         pause = _DRAIN_SECONDS
-        while slot is not None and self.haproxy.ready:
+        while slot is not None and self._ready:
             with suppress(GatewayError):  # it died: with it, what was in flight
                 if not await self.api.in_flight(slot, model):
                     return

@@ -10,7 +10,6 @@ from controlplane.gateway.process import find_haproxy
 from controlplane.gateway.splitting import Splits
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
-from controlplane.registry.doors import DoorLog
 from controlplane.registry.registry import Registry
 from controlplane.settings import Settings
 
@@ -50,5 +49,4 @@ def front_door(
         lambda reference: registry.resolve(reference).number,
         splits,
         access,
-        DoorLog(registry.store),
     )

@@ -1,12 +1,11 @@
 """The other front doors on the bucket: before the leader unloads a model, all of them stop asking for it.
 
-The leader says in the bucket that a model is about to leave a server, and waits until every door that lives has said
-that it sends no more requests there and that none is under way. A follower looks every second, closes the road, drains
-it, says so, and keeps it closed until it has looked at the server after the model left: before, it would open the road
-again by what it saw earlier.
+Every replica that may lead has this, with a front door of its own or without. The leader says in the bucket that a
+model is about to leave a server, and waits until every front door that lives has said that it sends no more requests
+there and that none is under way. Front doors of those that follow look every second (`keeping`).
 
-A door is listed before it opens any road, and what it opens it has looked at and proved since. So the leader knows of
-every door that may ask for what leaves; where it is alone, it writes nothing.
+The leader writes its announcement first and reads then who is there; a front door lists itself first and reads then
+what is announced, and all that it knows of the servers it has seen since. Whatever the order, one sees the other.
 """
 
 import asyncio
@@ -14,235 +13,235 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import ParamSpec, TypeVar
 
-from controlplane.errors import ControlPlaneError, StoreError
+from controlplane.errors import ControlPlaneError, StoreError, StoreUnavailableError
+from controlplane.gateway.keeping import Door, Keeper, nobody
+from controlplane.gateway.presence import Presence
+from controlplane.gateway.signs import BEAT_SECONDS, Sign, heard
+from controlplane.gateway.traffic import waiting_at_most
 from controlplane.reconciler.lease import Holder
-from controlplane.registry.doors import DoorLog, Withdrawal
+from controlplane.registry.doors import DoorLog, Doors, Withdrawal
 
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 """Time between two looks of a follower at what is about to leave: what an unload waits for at most."""
-_BEAT_SECONDS = 5.0
-_GONE_SECONDS = 20.0
-"""A door that has said nothing new for so long, by the observer's own clock, is gone."""
-_LOOK_AGAIN_SECONDS = 60.0
+_LEAD_LOOK_SECONDS = BEAT_SECONDS
 _ASK_SECONDS = 0.05
 _ASK_MAX_SECONDS = 0.5
+_SENT_SECONDS = 20.0
+"""What announcing and the call to Triton may take beside the wait for the others; a bound far off."""
+_THREADS = 4
 
-Close = Callable[[str, str], AbstractAsyncContextManager[None]]
-"""Closes a road of our own, and drains it."""
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Peers:
-    """This front door among the others. Belongs to one event loop.
+    """This replica and the others' front doors; the executor's `Traffic`. Belongs to one event loop.
 
     Args:
         log: The bucket.
-        close: Closes a road (server, model), for the time of a context; entering waits until it is drained.
-        look: Looks at a server anew, and returns when what was seen of a model is taken in.
         leading: Whether this process leads.
+        drain_seconds: How long an unload waits for requests in flight, and for the others.
+        door: The front door of this replica; None where it has none.
     """
 
     def __init__(
-        self, log: DoorLog, close: Close, look: Callable[[str, str], Awaitable[None]], leading: Callable[[], bool]
+        self, log: DoorLog, leading: Callable[[], bool], *, drain_seconds: float, door: Door | None = None
     ) -> None:
-        self.id = uuid.uuid4().hex
         self._log = log
-        self._close = close
-        self._look = look
         self._leading = leading
+        self._drain_seconds = drain_seconds
+        self._door = door
         self._me = Holder.myself()
-        self._number = 0
-        self._beat_at = 0.0
-        self._swept_at = -_BEAT_SECONDS
-        self._beating = asyncio.Lock()
+        self._presence = Presence(log, self._me) if door is not None else None
+        self._keeper = Keeper(door, self._read, self._acknowledge) if door is not None else None
         self._looking = asyncio.Lock()
-        self._seen: dict[str, tuple[int, float]] = {}
-        self._holders: dict[str, Holder | None] = {}
+        self._doors = Doors({}, set(), {})
+        self._began = self._ended = -BEAT_SECONDS
+        self._looked = False
+        self._signs: dict[str, Sign] = {}
+        self._holders: dict[str, Holder] = {}
         self._mine: set[str] = set()
-        self._announced: dict[str, Withdrawal] = {}
-        self._theirs: dict[str, asyncio.Event] = {}
-        self._following: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
+        # Threads of their own: those who wait for an unload must not queue behind downloads.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="front doors")
+
+    @property
+    def id(self) -> str:
+        """The front door's, among the others; empty where there is none."""
+        return self._presence.id if self._presence is not None else ""
 
     async def start(self) -> None:
-        """Be there for the others from now on. What leaves just now is known when this returns."""
-        try:
-            await self._once()
-        except StoreError as error:
-            logger.warning("the other front doors cannot be told that this one is open: %s", error)
+        """Be there for the others from now on. What leaves already is kept away from when this returns.
+
+        Raises:
+            StoreError: The store failed: a front door that the others do not know must not be opened.
+        """
+        if self._presence is not None and self._keeper is not None:
+            await self._presence.start()
+            await self._keeper.follow((await self._look()).announced)
+            await self._keeper.wait_closed()
         self._task = asyncio.create_task(self._run(), name="other front doors")
 
     async def stop(self) -> None:
-        """Leave."""
-        tasks = [*self._following, *([self._task] if self._task else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        try:
-            await asyncio.to_thread(self._log.leave, self.id)
-        except ControlPlaneError as error:
-            logger.info("the others find out by themselves that this front door has closed: %s", error)
+        """Leave. Whoever asks through the front door, or unloads, has stopped."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._keeper is not None:
+            await self._keeper.stop()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+        if self._presence is not None:
+            await self._presence.stop()
+        self._threads.shutdown(wait=False)
 
     @asynccontextmanager
-    async def withdrawn(self, server: str, model: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Have the others keep away from a model on a server while the context is open.
-
-        Yields:
-            Waits until all of them have said that they do. The caller bounds it.
+    async def withdrawn(self, server: str, model: str) -> AsyncIterator[None]:
+        """See `controlplane.reconciler.traffic.Traffic`. All front doors on the bucket keep away.
 
         Raises:
-            StoreError: There are others, and they cannot be told.
+            StoreError: There may be others, and they cannot be told, or not in time.
         """
-        if not await self._others():
-            yield nobody
-            return
+        close = self._door.closed if self._door is not None else self._without_door
+        seconds = self._drain_seconds + _SENT_SECONDS
+        until = time.monotonic() + seconds
+        async with self._announced(Withdrawal(server, model, seconds)) as others, close(server, model, others):
+            if time.monotonic() > until:  # the others may ask again
+                raise StoreUnavailableError(f"to tell the other front doors that {model} leaves {server} took too long")
+            yield
+
+    @asynccontextmanager
+    async def _without_door(
+        self, server: str, model: str, others: Callable[[], Awaitable[None]]
+    ) -> AsyncIterator[None]:
+        async with waiting_at_most(self._drain_seconds, server, model):
+            await others()
+        yield
+
+    @asynccontextmanager
+    async def _announced(self, withdrawal: Withdrawal) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Announce for the time of a context; yields what waits until all others keep away."""
         name = uuid.uuid4().hex
         self._mine.add(name)
         try:
-            await self._beat()  # nobody listens to a door that does not live
-            await asyncio.to_thread(self._log.announce, name, Withdrawal(server, model, self.id))
-            yield lambda: self._acknowledged(name)
+            told = await self._announce(name, withdrawal)
+            yield partial(self._acknowledged, name) if told else nobody
         finally:
-            await asyncio.shield(self._over(name))
+            ending = asyncio.create_task(self._over(name), name="no more kept away from")
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+            await asyncio.shield(ending)
+
+    async def _announce(self, name: str, withdrawal: Withdrawal) -> bool:
+        """Return whether it is announced. Where nobody else was there, a bucket that fails holds up no unload."""
+        try:
+            await self._call(self._log.announce, name, withdrawal)
+        except StoreError as error:
+            if not self._alone:
+                raise
+            logger.info("%s leaves %s unannounced: %s", withdrawal.model, withdrawal.server, error)
+            return False
+        return True
 
     async def _over(self, name: str) -> None:
         try:
-            await asyncio.to_thread(self._log.over, name)
+            await self._call(self._log.over, name, self._doors.acknowledged.get(name, set()))
         except ControlPlaneError as error:
-            logger.warning("the other front doors keep away for longer than they have to: %s", error)
+            logger.warning("other front doors may keep away for longer than they have to: %s", error)
         finally:
-            self._mine.discard(name)  # what could not be removed, the sweep removes
+            self._mine.discard(name)  # what could not be removed, or comes late, the sweep removes
 
     async def _acknowledged(self, name: str) -> None:
         pause = _ASK_SECONDS
-        while missing := await self._others() - await asyncio.to_thread(self._log.acknowledged, name):
+        while missing := await self._missing(name):
             logger.debug("waiting for front doors %s", ", ".join(sorted(missing)))
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _ASK_MAX_SECONDS)
 
-    async def _others(self) -> set[str]:
-        """Return the other doors that live; none where that could never be read.
-
-        Raises:
-            StoreError: The bucket cannot be read, and there were others when it could.
-        """
+    async def _missing(self, name: str) -> set[str]:
+        """Return the others that live and have not said that they keep away."""
         try:
-            return await self._alive()
+            doors = await self._look()
         except StoreError:
-            if self._seen:
+            if not self._alone:
                 raise
             return set()
+        return self._others() - doors.acknowledged.get(name, set())
 
-    async def _alive(self) -> set[str]:
-        """Return the other doors that live.
+    @property
+    def _alone(self) -> bool:
+        """Whether nobody else was there when the bucket could be read last."""
+        return self._looked and not self._others()
+
+    def _others(self) -> set[str]:
+        """Return the others that lived when the bucket was read last."""
+        return {door for door, sign in self._signs.items() if not sign.gone and not self._ended_here(door)}
+
+    def _ended_here(self, door: str) -> bool:
+        """Whether this process can see that another one's has ended."""
+        holder = self._holders.get(door)
+        return holder is not None and holder.is_gone(self._me)
+
+    async def _look(self) -> Doors:
+        """Read what the bucket says, no earlier than now. Who asks meanwhile shares the next reading.
 
         Raises:
-            StoreError: The bucket cannot be read.
+            StoreError: The store failed.
         """
+        asked = time.monotonic()
         async with self._looking:
-            present = await asyncio.to_thread(self._log.present)
-            present.pop(self.id, None)
-            for door in present.keys() - self._holders.keys():
-                self._holders[door] = Holder.of(await asyncio.to_thread(self._log.holder, door, present[door]))
-            now = time.monotonic()
-            for known in (self._seen, self._holders):
-                for gone in known.keys() - present.keys():
-                    del known[gone]
-            for door, number in present.items():
-                if door not in self._seen or self._seen[door][0] != number:
-                    self._seen[door] = (number, now)
-            return {door for door in present if not self._is_gone(door, now)}
-
-    def _is_gone(self, door: str, now: float) -> bool:
-        holder = self._holders[door]
-        return now - self._seen[door][1] > _GONE_SECONDS or (holder is not None and holder.is_gone(self._me))
+            if self._looked and self._began >= asked:
+                return self._doors
+            began = time.monotonic()
+            doors = await self._call(self._log.doors)
+            numbers = {door: number for door, number in doors.present.items() if door != self.id}
+            self._holders = {door: holder for door, holder in self._holders.items() if door in numbers}
+            for door in numbers.keys() - self._holders.keys():
+                if holder := Holder.of(await self._call(self._log.holder, door, numbers[door])):
+                    self._holders[door] = holder
+            self._signs = heard(self._signs, numbers, began - self._ended)
+            self._began, self._ended, self._looked, self._doors = began, time.monotonic(), True, doors
+            return doors
 
     async def _run(self) -> None:
+        swept_at = -_LEAD_LOOK_SECONDS
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
-                await self._once()
+                if not self._leading():
+                    if self._keeper is not None:
+                        await self._keeper.follow((await self._look()).announced - self._mine)
+                    continue
+                if self._keeper is not None:
+                    await self._keeper.follow(set())  # who announced that leads no more
+                if time.monotonic() - swept_at >= _LEAD_LOOK_SECONDS:
+                    await self._sweep(await self._look())
+                    swept_at = time.monotonic()
             except StoreError as error:
                 logger.debug("the other front doors are not heard now: %s", error)
             except Exception:
                 # The loop's edge: the next look may fare better.
-                logger.exception("a front door stumbled over the others")
+                logger.exception("a replica stumbled over the other front doors")
 
-    async def _once(self) -> None:
-        await self._beat()
-        if self._leading():
-            self._end(set())
-            if time.monotonic() - self._swept_at >= _BEAT_SECONDS:
-                await self._sweep()
-                self._swept_at = time.monotonic()
-        else:
-            await self._follow()
-
-    async def _beat(self) -> None:
-        """Give a sign of life where it is time for one."""
-        async with self._beating:
-            if self._number and time.monotonic() - self._beat_at < _BEAT_SECONDS:
-                return
-            await asyncio.to_thread(self._log.beat, self.id, self._number + 1, self._me.to_body(_GONE_SECONDS))
-            self._number, self._beat_at = self._number + 1, time.monotonic()
-
-    async def _sweep(self) -> None:
+    async def _sweep(self, doors: Doors) -> None:
         """Remove what doors that died, and leaders that are none any more, have left."""
-        for name in await asyncio.to_thread(self._log.withdrawals) - self._mine:
+        for name in doors.withdrawals - self._mine:
             await self._over(name)
-        alive = await self._others()
-        for door in self._seen.keys() - alive:
-            await asyncio.to_thread(self._log.leave, door)
+        for door in self._signs.keys() - self._others():
+            await self._call(self._log.leave, door)
 
-    async def _follow(self) -> None:
-        announced = await asyncio.to_thread(self._log.announced) - self._mine
-        for name in self._announced.keys() - announced:
-            del self._announced[name]
-        for name in announced - self._announced.keys():
-            if withdrawal := await asyncio.to_thread(self._log.withdrawal, name):
-                self._announced[name] = withdrawal
-        alive = await self._alive() if self._announced else set()
-        standing = {name: one for name, one in self._announced.items() if one.announcer in alive}
-        self._end(set(standing))
-        for name in standing.keys() - self._theirs.keys():
-            self._theirs[name] = asyncio.Event()
-            task = asyncio.create_task(self._keep_away(name, standing[name], self._theirs[name]), name="keep away")
-            self._following.add(task)
-            task.add_done_callback(self._following.discard)
+    async def _read(self, name: str) -> Withdrawal | None:
+        return await self._call(self._log.withdrawal, name)
 
-    def _end(self, announced: set[str]) -> None:
-        for name in self._theirs.keys() - announced:
-            self._theirs.pop(name).set()
+    async def _acknowledge(self, name: str) -> None:
+        await self._call(self._log.acknowledge, name, self.id)
 
-    async def _keep_away(self, name: str, withdrawal: Withdrawal, over: asyncio.Event) -> None:
-        """Close a road for as long as the leader says, and until it is known what is there after that."""
-        try:
-            async with self._close(withdrawal.server, withdrawal.model):
-                await self._acknowledge(name, over)
-                await over.wait()
-                with suppress(TimeoutError):  # a server that is away is asked by nobody either
-                    async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
-                        await self._look(withdrawal.server, withdrawal.model)
-        except ControlPlaneError as error:
-            logger.warning("a model that leaves is not kept away from: %s", error)
-            self._theirs.pop(name, None)  # the next look tries again
-
-    async def _acknowledge(self, name: str, over: asyncio.Event) -> None:
-        """Say that a road is closed, which it has to stay: an error may be the answer to what was written."""
-        while not over.is_set():
-            try:
-                await asyncio.to_thread(self._log.acknowledge, name, self.id)
-            except StoreError as error:
-                logger.warning("the leader may wait for this front door, which asks no more: %s", error)
-            else:
-                return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await over.wait()
-
-
-async def nobody() -> None:
-    """Wait for nobody."""
+    async def _call(self, act: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(act, *args, **kwargs))

@@ -1,17 +1,35 @@
 """Where models can be asked now, and who is asking: what the activator goes by, and what a withdrawal waits for."""
 
 import asyncio
+import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
 from controlplane.reconciler.routing import Route
+
+logger = logging.getLogger(__name__)
 
 
 def version_label(route: Route | None) -> str:
     """Return which version a route leads to, as the metrics name it."""
     return str(route.version) if route is not None and route.version is not None else "mixed" if route else ""
+
+
+@asynccontextmanager
+async def waiting_at_most(seconds: float, server: str, model: str) -> AsyncIterator[None]:
+    """Bound the wait for those who ask a model that is about to leave a server; it leaves then, whoever asks."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        logger.warning(
+            "%s leaves %s although requests to it are under way, or another front door is silent, after %g s",
+            model,
+            server,
+            seconds,
+        )
 
 
 class Roads:

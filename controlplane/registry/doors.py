@@ -3,13 +3,15 @@
 Three kinds of small objects, each written once and removed again:
 
 * ``doors/present/DOOR/NUMBER.json`` says that a front door lives. It writes the next number every few seconds, and
-  nobody's clock is compared with another's: who goes on changing lives.
+  nobody's clock is compared with another's: who goes on changing lives. The one before the newest stays, so that a
+  listing that is under way meanwhile does not miss both.
 * ``doors/withdrawals/ID/announced.json`` says that a model is about to leave a server. The leader's.
 * ``doors/withdrawals/ID/acknowledged/DOOR.json`` says that a front door sends no more requests there, and that none is
   under way.
 """
 
 import json
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +21,6 @@ from controlplane.storage.base import ObjectStore
 
 PREFIX = "doors/"
 _PRESENT, _WITHDRAWALS = f"{PREFIX}present/", f"{PREFIX}withdrawals/"
-_ANNOUNCED = "/announced.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,32 @@ class Withdrawal:
     Attributes:
         server: The server's name.
         model: The model's name.
-        announcer: The id of the door that says so, whose sign of life is among those of all doors.
+        seconds: So long after this was said the leader has told Triton to unload it, or never will.
     """
 
     server: str
     model: str
-    announcer: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """All that front doors tell each other, as it was at one moment.
+
+    Attributes:
+        present: The newest number of each door.
+        announced: The ids of what is about to leave.
+        acknowledged: Which doors send no more requests there, by id; also of what is over.
+    """
+
+    present: Mapping[str, int]
+    announced: Set[str]
+    acknowledged: Mapping[str, Set[str]]
+
+    @property
+    def withdrawals(self) -> set[str]:
+        """The ids of all that anything is left of, also of what is over."""
+        return {*self.announced, *self.acknowledged}
 
 
 class DoorLog:
@@ -50,25 +71,31 @@ class DoorLog:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
+    def doors(self) -> Doors:
+        """Return all that is there. One request for up to a thousand objects."""
+        present: dict[str, int] = {}
+        announced: set[str] = set()
+        acknowledged: dict[str, set[str]] = {}
+        for info in self._store.list(PREFIX):
+            match info.key.removeprefix(PREFIX).split("/"):
+                case ["present", door, file] if (number := file.removesuffix(".json")).isdigit():
+                    present[door] = max(int(number), present.get(door, 0))
+                case ["withdrawals", name, "announced.json"]:
+                    announced.add(name)
+                case ["withdrawals", name, "acknowledged", file]:
+                    acknowledged.setdefault(name, set()).add(file.removesuffix(".json"))
+        return Doors(present, announced, acknowledged)
+
     def beat(self, door: str, number: int, holder: dict[str, Any]) -> None:
         """Say that a door lives; the numbers ascend from 1."""
         self._create(self._beat_key(door, number), holder)
-        if number > 1:
-            self._store.delete(self._beat_key(door, number - 1))
+        if number > 2:
+            self._store.delete(self._beat_key(door, number - 2))
 
     def leave(self, door: str) -> None:
         """Say that a door has closed."""
         for info in list(self._store.list(f"{_PRESENT}{door}/")):
             self._store.delete(info.key)
-
-    def present(self) -> dict[str, int]:
-        """Return the newest number of every door. One request."""
-        found: dict[str, int] = {}
-        for info in self._store.list(_PRESENT):
-            door, _, number = info.key.removeprefix(_PRESENT).partition("/")
-            if number.removesuffix(".json").isdigit():
-                found[door] = max(int(number.removesuffix(".json")), found.get(door, 0))
-        return found
 
     def holder(self, door: str, number: int) -> dict[str, Any]:
         """Return which process a door belongs to; empty where it has moved on."""
@@ -78,34 +105,25 @@ class DoorLog:
         """Say that a model is about to leave a server."""
         self._create(_announcement(withdrawal_id), asdict(withdrawal))
 
-    def announced(self) -> set[str]:
-        """Return the ids of what is about to leave. One request."""
-        keys = (info.key for info in self._store.list(_WITHDRAWALS))
-        return {_id(key) for key in keys if key.endswith(_ANNOUNCED)}
-
-    def withdrawals(self) -> set[str]:
-        """Return the ids of all that anything is left of, also what is over. One request."""
-        return {_id(info.key) for info in self._store.list(_WITHDRAWALS)}
-
     def withdrawal(self, withdrawal_id: str) -> Withdrawal | None:
         """Return what is about to leave; None where that is over."""
         body = self._read(_announcement(withdrawal_id))
-        return Withdrawal(str(body["server"]), str(body["model"]), str(body["announcer"])) if body else None
+        return Withdrawal(str(body["server"]), str(body["model"]), float(body["seconds"])) if body else None
 
     def acknowledge(self, withdrawal_id: str, door: str) -> None:
         """Say that a door sends no more requests there."""
-        self._create(f"{_acknowledgements(withdrawal_id)}{door}.json", {})
+        self._create(_acknowledgement(withdrawal_id, door), {})
 
-    def acknowledged(self, withdrawal_id: str) -> set[str]:
-        """Return which doors send no more requests there. One request."""
-        prefix = _acknowledgements(withdrawal_id)
-        return {info.key.removeprefix(prefix).removesuffix(".json") for info in self._store.list(prefix)}
+    def over(self, withdrawal_id: str, acknowledged: Set[str]) -> None:
+        """Say that it has left, or stays: nobody has to keep away any more.
 
-    def over(self, withdrawal_id: str) -> None:
-        """Say that it has left, or stays: nobody has to keep away any more."""
+        Args:
+            withdrawal_id: Which.
+            acknowledged: The doors whose acknowledgements are to be removed with it.
+        """
         self._store.delete(_announcement(withdrawal_id))
-        for info in list(self._store.list(f"{_WITHDRAWALS}{withdrawal_id}/")):
-            self._store.delete(info.key)
+        for door in sorted(acknowledged):
+            self._store.delete(_acknowledgement(withdrawal_id, door))
 
     @staticmethod
     def _beat_key(door: str, number: int) -> str:
@@ -123,12 +141,8 @@ class DoorLog:
 
 
 def _announcement(withdrawal_id: str) -> str:
-    return f"{_WITHDRAWALS}{withdrawal_id}{_ANNOUNCED}"
+    return f"{_WITHDRAWALS}{withdrawal_id}/announced.json"
 
 
-def _acknowledgements(withdrawal_id: str) -> str:
-    return f"{_WITHDRAWALS}{withdrawal_id}/acknowledged/"
-
-
-def _id(key: str) -> str:
-    return key.removeprefix(_WITHDRAWALS).partition("/")[0]
+def _acknowledgement(withdrawal_id: str, door: str) -> str:
+    return f"{_WITHDRAWALS}{withdrawal_id}/acknowledged/{door}.json"

@@ -1,15 +1,21 @@
-"""A follower among front doors: what it is told to keep away from, it keeps away from, whatever the bucket does."""
+"""Replicas and their front doors by the bucket alone: who waits for whom, and what is kept away from until when."""
 
 import asyncio
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from controlplane.errors import StoreUnavailableError
+from controlplane.gateway.keeping import nobody
 from controlplane.gateway.peers import Peers
 from controlplane.reconciler.lease import Holder
 from controlplane.registry.doors import DoorLog, Withdrawal
@@ -18,6 +24,7 @@ from controlplane.storage.filesystem import FilesystemStore
 from tests.support.hooked_store import HookedStore
 
 NAME = "0" * 32
+LONG_SECONDS = 200.0
 
 
 class Door:
@@ -26,26 +33,52 @@ class Door:
     Args:
         store: The bucket.
         leading: Whether its process leads.
+        drain_seconds: How long its unloads wait for the others.
     """
 
-    def __init__(self, store: ObjectStore, *, leading: bool = False) -> None:
-        self.closed: set[tuple[str, str]] = set()
+    def __init__(self, store: ObjectStore, *, leading: bool = False, drain_seconds: float = LONG_SECONDS) -> None:
+        self.closed_roads: set[tuple[str, str]] = set()
         self.closings = Counter[tuple[str, str]]()
         self.openings = 0
-        self.peers = Peers(DoorLog(store), self._close, self._look, lambda: leading)
+        self.drained = asyncio.Event()
+        self.drained.set()
+        self.peers = Peers(DoorLog(store), lambda: leading, drain_seconds=drain_seconds, door=self)
 
     @asynccontextmanager
-    async def _close(self, server: str, model: str) -> AsyncIterator[None]:
-        self.closed.add((server, model))
+    async def closed(
+        self, server: str, model: str, others: Callable[[], Awaitable[None]] = nobody
+    ) -> AsyncIterator[None]:
+        self.closed_roads.add((server, model))
         self.closings[server, model] += 1
         try:
+            await self.drained.wait()
+            await others()
             yield
         finally:
-            self.closed.remove((server, model))
+            self.closed_roads.remove((server, model))
             self.openings += 1
 
-    async def _look(self, server: str, model: str) -> None:
-        assert (server, model) in self.closed, "it looks before it opens"
+    async def look(self, server: str, model: str) -> None:
+        assert (server, model) in self.closed_roads, "it looks before it opens"
+
+
+class Outage:
+    """A bucket that one replica cannot reach for a while.
+
+    Args:
+        store: The bucket.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.away = False
+        self.failed = self.answered = 0
+        self.store = HookedStore(store, before=self._fail)
+
+    def _fail(self, operation: str, key: str) -> None:
+        if self.away:
+            self.failed += 1
+            raise StoreUnavailableError(f"{operation} {key}: the store is away")
+        self.answered += 1
 
 
 async def soon(what: str, condition: Callable[[], object]) -> None:
@@ -58,12 +91,30 @@ async def soon(what: str, condition: Callable[[], object]) -> None:
         raise AssertionError(f"never: {what}") from None
 
 
+async def more(what: str, count: Callable[[], int], than: int) -> None:
+    """Wait until something has happened some more times."""
+    before = count()
+    await soon(what, lambda: count() >= before + than)
+
+
 def run(part: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(200):
+        async with asyncio.timeout(LONG_SECONDS):
             await part()
 
     asyncio.run(bounded())
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks and signs of life follow each other quickly; no one is taken for gone the sooner for it."""
+    monkeypatch.setattr("controlplane.gateway.peers._LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("controlplane.gateway.presence.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("controlplane.gateway.presence._AGAIN_SECONDS", 0.05)
+
+
+def withdrawal(model: str = "m", seconds: float = LONG_SECONDS) -> Withdrawal:
+    return Withdrawal("a", model, seconds)
 
 
 def test_a_road_stays_closed_when_the_answer_to_its_acknowledgement_is_lost(tmp_path: Path) -> None:
@@ -78,10 +129,9 @@ def test_a_road_stays_closed_when_the_answer_to_its_acknowledgement_is_lost(tmp_
         leader, door = Door(store, leading=True), Door(hooked)
         await leader.peers.start()
         await door.peers.start()
-        async with leader.peers.withdrawn("a", "m") as kept_away:
-            await kept_away()
+        async with leader.peers.withdrawn("a", "m"):
             await soon("it says so again", lambda: sum("/acknowledged/" in key for _, key in hooked.calls) == 2)
-            assert door.closed
+            assert door.closed_roads
             assert door.openings == 0
         await soon("it opens", lambda: door.openings == 1)
         await door.peers.stop()
@@ -90,29 +140,252 @@ def test_a_road_stays_closed_when_the_answer_to_its_acknowledgement_is_lost(tmp_
     run(part)
 
 
-@pytest.mark.parametrize("leaves", [True, False])
-def test_what_one_announced_that_lives_no_more_is_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
-) -> None:
-    """Also where nobody removes it: there may be no leader with a front door."""
-    monkeypatch.setattr("controlplane.gateway.peers._GONE_SECONDS", 60.0 if leaves else 2.0)
+@pytest.mark.usefixtures("quick")
+def test_a_bucket_that_is_away_ends_no_keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says neither that an announcement is over nor that it stands; what is known is that it stood."""
+    monkeypatch.setattr("controlplane.gateway.signs.GONE_SECONDS", 0.0)  # however long it is away
+    outage = Outage(FilesystemStore(tmp_path))
     log = DoorLog(FilesystemStore(tmp_path))
 
     async def part() -> None:
-        door = Door(FilesystemStore(tmp_path))
-        log.announce("1" * 32, Withdrawal("a", "other", "nobody"))
+        door = Door(outage.store)
         await door.peers.start()
-        for number in (1, 2):
-            log.beat("leader", number, Holder.myself().to_body(20.0))
-            log.announce(NAME, Withdrawal("a", "m", "leader"))
-            await soon("it keeps away", lambda number=number: door.closings["a", "m"] == number)
-            if leaves:
-                assert door.closed
-                log.leave("leader")
-            await soon("it opens", lambda number=number: door.openings == number)
-            assert log.announced() == {NAME, "1" * 32}
-        assert door.closings.total() == 2, "nobody has announced the other one"
+        log.announce(NAME, withdrawal())
+        await soon("it says that it keeps away", lambda: log.doors().acknowledged.get(NAME) == {door.peers.id})
+        outage.away = True
+        await more("it asks", lambda: outage.failed, 10)
+        assert door.closed_roads
+        outage.away = False
+        await more("it hears again that it stands", lambda: outage.answered, 10)
+        assert door.closed_roads
+        outage.away = True
+        log.over(NAME, {door.peers.id})
+        await more("it asks", lambda: outage.failed, 10)
+        assert door.closed_roads
+        assert door.openings == 0
+        outage.away = False
+        await soon("it hears that it is over", lambda: door.openings == 1)
         await door.peers.stop()
+
+    run(part)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_keeping_ends_when_the_leader_must_have_unloaded_or_given_up(tmp_path: Path) -> None:
+    """Also where the bucket stays away, and where nobody is left who removes the announcement: a fresh look counts."""
+    outage = Outage(FilesystemStore(tmp_path))
+    log = DoorLog(FilesystemStore(tmp_path))
+
+    async def part() -> None:
+        door = Door(outage.store)
+        await door.peers.start()
+        log.announce(NAME, withdrawal(seconds=3.0))
+        log.announce("1" * 32, withdrawal("other"))
+        await soon("it keeps away from both", lambda: door.closings.total() == 2)
+        outage.away = True
+        await soon("it opens the one whose time is up", lambda: door.openings == 1)
+        assert door.closed_roads == {("a", "other")}
+        outage.away = False
+        await more("it reads that both are still announced", lambda: outage.answered, 10)
+        assert log.doors().announced == {NAME, "1" * 32}
+        assert door.closed_roads == {("a", "other")}
+        assert door.closings["a", "m"] == 1
+        await door.peers.stop()
+
+    run(part)
+
+
+def test_what_left_before_a_front_door_came_is_kept_away_from_as_soon_as_it_is_there(tmp_path: Path) -> None:
+    log = DoorLog(FilesystemStore(tmp_path))
+    log.announce(NAME, withdrawal())
+    log.announce("1" * 32, withdrawal("other"))
+
+    async def part() -> None:
+        door = Door(FilesystemStore(tmp_path))
+        await door.peers.start()
+        assert door.closed_roads == {("a", "m"), ("a", "other")}
+        await door.peers.stop()
+
+    run(part)
+
+
+@pytest.mark.parametrize("failing", ["create", "list"])
+def test_a_front_door_that_cannot_be_listed_or_cannot_read_does_not_start(tmp_path: Path, failing: str) -> None:
+    def fail(operation: str, key: str) -> None:
+        if operation == failing and key.startswith("doors/"):
+            raise StoreUnavailableError("away")
+
+    async def part() -> None:
+        door = Door(HookedStore(FilesystemStore(tmp_path), before=fail))
+        with pytest.raises(StoreUnavailableError):
+            await door.peers.start()
+        await door.peers.stop()
+
+    run(part)
+
+
+def test_who_comes_while_a_model_is_leaving_is_waited_for(tmp_path: Path) -> None:
+    """The leader was alone when it began; before the unload it looks again, and who came has seen the announcement."""
+    store = FilesystemStore(tmp_path)
+
+    async def part() -> None:
+        leader, door = Door(store, leading=True), Door(store)
+        await leader.peers.start()
+        leader.drained.clear()
+        leaving = asyncio.create_task(_leave(leader))
+        await soon("it is announced", lambda: DoorLog(store).doors().announced)
+        door.drained.clear()
+        starting = asyncio.create_task(door.peers.start())
+        await soon("the new one keeps away", lambda: door.closed_roads)
+        leader.drained.set()
+        done, _ = await asyncio.wait({leaving}, timeout=0.3)
+        assert not done, "the new one drains, and has not answered"
+        door.drained.set()
+        await leaving
+        await starting
+        await leader.peers.stop()
+        await door.peers.stop()
+
+    async def _leave(leader: Door) -> None:
+        async with leader.peers.withdrawn("a", "m"):
+            pass
+
+    run(part)
+
+
+def test_a_leader_without_a_front_door_tells_the_others_and_removes_what_is_left(tmp_path: Path) -> None:
+    store = FilesystemStore(tmp_path)
+    log = DoorLog(store)
+
+    async def part() -> None:
+        leader, door = Peers(log, lambda: True, drain_seconds=LONG_SECONDS), Door(store)
+        await leader.start()
+        await door.peers.start()
+        assert log.doors().present.keys() == {door.peers.id}
+        async with leader.withdrawn("a", "m"):
+            assert door.closed_roads == {("a", "m")}
+            assert door.openings == 0
+        await soon("it opens", lambda: door.openings == 1)
+        log.announce(NAME, withdrawal())
+        await soon("the leader removes what another one left", lambda: not log.doors().withdrawals)
+        await door.peers.stop()
+        await leader.stop()
+        assert not list(store.list("doors/"))
+
+    run(part)
+
+
+def test_who_has_no_front_door_and_does_not_lead_asks_the_bucket_for_nothing(tmp_path: Path) -> None:
+    hooked = HookedStore(FilesystemStore(tmp_path))
+    leads = False
+
+    async def part() -> None:
+        nonlocal leads
+        follower = Peers(DoorLog(hooked), lambda: leads, drain_seconds=LONG_SECONDS)
+        await follower.start()
+        await asyncio.sleep(1.5)  # some looks, if it looked
+        assert hooked.calls == []
+        leads = True
+        await soon("it looks once it leads", lambda: hooked.calls)
+        await follower.stop()
+
+    run(part)
+
+
+@pytest.mark.parametrize("looked", [True, False])
+def test_without_the_bucket_only_who_was_alone_unloads(tmp_path: Path, looked: bool) -> None:
+    outage = Outage(FilesystemStore(tmp_path))
+    log = DoorLog(FilesystemStore(tmp_path))
+
+    async def part() -> None:
+        leader = Peers(DoorLog(outage.store), lambda: True, drain_seconds=LONG_SECONDS)
+        if looked:
+            async with leader.withdrawn("a", "m"):
+                pass
+        outage.away = True
+        if looked:
+            async with leader.withdrawn("a", "m"):
+                assert outage.failed
+            outage.away = False
+            log.beat("alive", 1, Holder.myself().to_body(20.0))
+            await leader._look()
+            outage.away = True
+        with pytest.raises(StoreUnavailableError):
+            async with leader.withdrawn("a", "m"):
+                raise AssertionError("there may be others")
+        await leader.stop()
+
+    run(part)
+
+
+def test_a_leader_that_was_too_slow_to_announce_does_not_unload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the others may ask again."""
+    monkeypatch.setattr("controlplane.gateway.peers._SENT_SECONDS", 0.1)
+
+    def linger(operation: str, key: str) -> None:
+        if operation == "create" and key.endswith("/announced.json"):
+            time.sleep(0.5)
+
+    async def part() -> None:
+        leader = Peers(DoorLog(HookedStore(FilesystemStore(tmp_path), after=linger)), lambda: True, drain_seconds=0.1)
+        with pytest.raises(StoreUnavailableError, match="took too long"):
+            async with leader.withdrawn("a", "m"):
+                raise AssertionError("it unloads")
+        assert not DoorLog(FilesystemStore(tmp_path)).doors().withdrawals
+        await leader.stop()
+
+    run(part)
+
+
+def test_a_front_door_is_not_gone_because_nobody_listened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.gateway.signs.BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("controlplane.gateway.signs.GONE_SECONDS", 0.5)
+    log = DoorLog(FilesystemStore(tmp_path))
+    log.beat("alive", 1, Holder.myself().to_body(20.0))
+
+    async def part() -> None:
+        leader = Peers(log, lambda: False, drain_seconds=LONG_SECONDS)
+        for _ in range(2):
+            await leader._look()
+            assert leader._others() == {"alive"}
+            await asyncio.sleep(1.0)  # as if the bucket were away, or this process were stopped
+        await leader.stop()
+
+    run(part)
+
+
+def test_a_front_door_whose_process_has_ended_is_waited_for_by_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.gateway.signs.GONE_SECONDS", 1e6)  # by its silence nobody would know
+    log, me = DoorLog(FilesystemStore(tmp_path)), Holder.myself()
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+
+    async def part() -> None:
+        leader = Peers(log, lambda: False, drain_seconds=LONG_SECONDS)  # one that leads would remove the dead one
+        log.beat("dead", 1, replace(me, pid=int(gone.stdout)).to_body(20.0))
+        async with asyncio.timeout(60), leader.withdrawn("a", "m"):
+            pass
+        log.beat("alive", 1, me.to_body(20.0))
+        entered = asyncio.Event()
+
+        async def leave() -> None:
+            async with leader.withdrawn("a", "m"):
+                entered.set()
+
+        leaving = asyncio.create_task(leave())
+        await soon("it is announced", lambda: log.doors().announced)
+        (name,) = log.doors().announced
+        assert log.withdrawal(name) == Withdrawal("a", "m", LONG_SECONDS + 20.0)
+        log.acknowledge(name, "dead")
+        await asyncio.sleep(0.3)
+        assert not entered.is_set(), "one lives, and has not answered"
+        log.acknowledge(name, "alive")
+        await leaving
+        assert not log.doors().withdrawals
+        await leader.stop()
 
     run(part)
 
@@ -132,14 +405,12 @@ def test_an_acknowledgement_that_comes_late_does_not_stay_in_the_bucket(tmp_path
     log = DoorLog(store)
 
     async def part() -> None:
-        leader = Door(store, leading=True)
+        leader = Peers(log, lambda: True, drain_seconds=0.1)
         follower = Door(HookedStore(store, before=hold, after=tell))
-        await leader.peers.start()
+        await leader.start()
         await follower.peers.start()
-        async with leader.peers.withdrawn("a", "m") as kept_away:
-            waiting = asyncio.create_task(kept_away())
-            await soon("the follower keeps away", lambda: follower.closed)
-            waiting.cancel()  # the drain's time is up
+        async with leader.withdrawn("a", "m"):
+            await soon("the follower keeps away", lambda: follower.closed_roads)
         await soon("it is over", lambda: not list(store.list("doors/withdrawals/")))
         held.set()
         await soon("the follower has answered", late.is_set)
@@ -147,7 +418,38 @@ def test_an_acknowledgement_that_comes_late_does_not_stay_in_the_bucket(tmp_path
         log.acknowledge(NAME, "killed")  # as an end in the middle of removing leaves it
         await soon("the leader removes it all", lambda: not list(store.list("doors/withdrawals/")))
         assert {info.key.partition("/")[2].partition("/")[0] for info in store.list("doors/")} == {"present"}
-        await leader.peers.stop()
+        await leader.stop()
         await follower.peers.stop()
+
+    run(part)
+
+
+@pytest.mark.usefixtures("quick")
+def test_signs_of_life_and_acknowledgements_do_not_queue_behind_downloads(tmp_path: Path) -> None:
+    """Nor do signs of life behind what else front doors have to say."""
+    store, end = FilesystemStore(tmp_path), threading.Event()
+    log = DoorLog(store)
+
+    def hang(operation: str, key: str) -> None:
+        if operation == "list" and stuck.is_set():
+            assert end.wait(LONG_SECONDS)
+
+    stuck = threading.Event()
+
+    async def part() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        download = loop.run_in_executor(None, end.wait, LONG_SECONDS)
+        door = Door(HookedStore(store, before=hang))
+        await door.peers.start()
+        log.announce(NAME, withdrawal())
+        await soon("it keeps away", lambda: log.doors().acknowledged.get(NAME))
+        stuck.set()
+        number = log.doors().present[door.peers.id]
+        await soon("it lives", lambda: log.doors().present[door.peers.id] > number + 5)
+        end.set()
+        await download
+        await door.peers.stop()
+        assert not log.doors().present
 
     run(part)

@@ -5,29 +5,14 @@ back, rolled out by evidence, or evicted; the one that leads unloads, and the ot
 time.
 """
 
-import asyncio
-import subprocess
-import sys
-import threading
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import tritonclient.grpc as triton_grpc
-import tritonclient.http as triton_http
-from tritonclient.utils import InferenceServerException
 
-from controlplane.gateway.peers import Peers
-from controlplane.reconciler.lease import Holder
-from controlplane.registry.doors import DoorLog, Withdrawal
 from controlplane.settings import GatewaySettings, MemorySettings, StoreSettings, TritonServerSettings, TritonSettings
-from controlplane.storage.filesystem import FilesystemStore
 from tests.support.api import Api, onnx_scale, serving, settings_for
-from tests.support.gateway import ones, until, urls, way
+from tests.support.gateway import asking, failures, more, until, way
 
 MIB = 1 << 20
 
@@ -60,47 +45,6 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Api]
             assert leader.deploy("net:1", mode="pinned")["state"] == "succeeded"
             until("both doors are open", lambda: way(leader, "net") == way(follower, "net") == "fast")
             yield leader, follower
-
-
-@contextmanager
-def asking(planes: tuple[Api, Api], *models: str) -> Iterator[list[Counter[Any]]]:
-    """Ask through both doors, over both protocols, until the end of the block; answers and errors, by door."""
-    seen = [Counter[Any](), Counter[Any]()]
-    stop = threading.Event()
-
-    def run(api: Api, kind: Any, found: Counter[Any]) -> None:
-        patience = {} if kind is triton_grpc else {"network_timeout": 120.0}
-        with kind.InferenceServerClient(urls(api)[kind is triton_grpc], **patience) as client:
-            while not stop.is_set():
-                for model in models:
-                    try:
-                        found[model, float(client.infer(model, ones(kind)).as_numpy("y")[0, 0])] += 1
-                    except InferenceServerException as error:
-                        found[model, f"{kind.__name__}: {error}"] += 1
-
-    threads = [
-        threading.Thread(target=run, args=(api, kind, found))
-        for api, found in zip(planes, seen, strict=True)
-        for kind in (triton_http, triton_grpc)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield seen
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(120)
-
-
-def failures(seen: list[Counter[Any]]) -> list[Any]:
-    return [outcome for found in seen for outcome in found if isinstance(outcome[1], str)]
-
-
-def more(seen: list[Counter[Any]], count: int = 30) -> None:
-    """Wait until both doors have answered some more."""
-    before = [found.total() for found in seen]
-    until("more answers", lambda: all(one.total() >= begun + count for one, begun in zip(seen, before, strict=True)))
 
 
 @pytest.mark.triton
@@ -190,56 +134,3 @@ def test_the_leader_adds_up_what_both_doors_measured(planes: tuple[Api, Api]) ->
     until("the leader knows both", lambda: measured(leader) == sum(counts()))
     leader.ok(leader.http.post("/v1/rollouts/net/abort"))
     assert failures(seen) == []
-
-
-@pytest.mark.triton
-def test_what_a_dead_leader_left_keeps_nobody_away_for_good(planes: tuple[Api, Api]) -> None:
-    leader, follower = planes
-    assert leader.plane.front_door is not None
-    log, peers, name = DoorLog(leader.plane.registry.store), leader.plane.front_door._peers, "0" * 32
-    until("both are whole", lambda: way(leader, "net") == way(follower, "net") == "fast")
-    with asking(planes, "net") as seen:
-        more(seen)
-        peers._mine.add(name)  # or the leader removes it before anybody has seen it
-        log.announce(name, Withdrawal("embedded", "net", peers.id))
-        until("the follower keeps away", lambda: way(follower, "net") != "fast")
-        peers._mine.discard(name)
-        until("the leader removes it", lambda: not log.withdrawals())
-        until("the follower asks again", lambda: way(follower, "net") == "fast")
-        more(seen)
-    assert failures(seen) == []
-
-
-def test_a_door_whose_process_has_ended_is_waited_for_by_nobody(tmp_path: Path) -> None:
-    log, me = DoorLog(FilesystemStore(tmp_path)), Holder.myself()
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-
-    async def run() -> None:
-        @asynccontextmanager
-        async def close(server: str, model: str) -> AsyncIterator[None]:
-            raise AssertionError((server, model))
-            yield
-
-        async def look(server: str, model: str) -> None:
-            raise AssertionError((server, model))
-
-        peers = Peers(log, close, look, lambda: False)  # one that leads would remove the dead one
-        await peers.start()
-        log.beat("dead", 1, replace(me, pid=int(gone.stdout)).to_body(20.0))
-        async with asyncio.timeout(5), peers.withdrawn("a", "m") as kept_away:
-            await kept_away()
-            assert log.announced() == set()
-        log.beat("alive", 1, me.to_body(20.0))
-        async with asyncio.timeout(30), peers.withdrawn("a", "m") as kept_away:
-            (name,) = log.announced()
-            assert log.withdrawal(name) == Withdrawal("a", "m", peers.id)
-            waiting = asyncio.create_task(kept_away())
-            await asyncio.sleep(0.2)
-            assert not waiting.done(), "it lives, and has not answered"
-            log.acknowledge(name, "alive")
-            await waiting
-        assert log.announced() == set()
-        await peers.stop()
-        assert log.present().keys() == {"dead", "alive"}
-
-    asyncio.run(run())

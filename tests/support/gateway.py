@@ -1,8 +1,11 @@
 """What tests of the front door share."""
 
 import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import psutil
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from onnx import TensorProto, helper
+from tritonclient.utils import InferenceServerException
 
 from tests.support.api import Api
 
@@ -78,3 +82,44 @@ def triton_pid(api: Api) -> int:
             if port in command and command[0].endswith("tritonserver"):
                 return int(child.pid)
     raise AssertionError(f"no tritonserver with {port}")
+
+
+@contextmanager
+def asking(doors: Sequence[Api], *models: str) -> Iterator[list[Counter[Any]]]:
+    """Ask models made by `onnx_scale` through front doors, over both protocols; yields answers and errors, by door."""
+    seen = [Counter[Any]() for _ in doors]
+    stop = threading.Event()
+
+    def run(api: Api, kind: Any, found: Counter[Any]) -> None:
+        patience = {} if kind is triton_grpc else {"network_timeout": 120.0}
+        with kind.InferenceServerClient(urls(api)[kind is triton_grpc], **patience) as client:
+            while not stop.is_set():
+                for model in models:
+                    try:
+                        found[model, float(client.infer(model, ones(kind)).as_numpy("y")[0, 0])] += 1
+                    except InferenceServerException as error:
+                        found[model, f"{kind.__name__}: {error}"] += 1
+
+    threads = [
+        threading.Thread(target=run, args=(api, kind, found))
+        for api, found in zip(doors, seen, strict=True)
+        for kind in (triton_http, triton_grpc)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(120)
+
+
+def failures(seen: list[Counter[Any]]) -> list[Any]:
+    return [outcome for found in seen for outcome in found if isinstance(outcome[1], str)]
+
+
+def more(seen: list[Counter[Any]], count: int = 30) -> None:
+    """Wait until all doors have answered some more."""
+    before = [found.total() for found in seen]
+    until("more answers", lambda: all(one.total() >= begun + count for one, begun in zip(seen, before, strict=True)))

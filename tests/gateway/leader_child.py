@@ -1,0 +1,36 @@
+"""A control plane in a process of its own; once there is a file ``die`` in its data folder, its next unload kills it.
+
+It leaves ``left.json`` there: which of its announcements stood at that moment, and which front doors kept away.
+
+Run as ``python -m tests.gateway.leader_child SETTINGS`` with its settings as JSON.
+"""
+
+import json
+import os
+import signal
+import sys
+
+from controlplane.registry.doors import DoorLog
+from controlplane.running import run
+from controlplane.settings import Settings
+from controlplane.storage.factory import open_store
+from controlplane.triton.client import TritonClient
+
+
+def main(settings: Settings) -> None:
+    unload = TritonClient.unload
+
+    async def dying(self: TritonClient, model: str) -> None:
+        if (settings.data_dir / "die").exists():
+            doors = DoorLog(open_store(settings.store, settings.data_dir)).doors()
+            left = {name: sorted(doors.acknowledged.get(name, ())) for name in doors.announced}
+            (settings.data_dir / "left.json").write_text(json.dumps(left))
+            os.kill(os.getpid(), signal.SIGKILL)
+        await unload(self, model)
+
+    TritonClient.unload = dying  # type: ignore[method-assign]
+    run(settings)
+
+
+if __name__ == "__main__":
+    main(Settings.model_validate_json(sys.argv[1]))
