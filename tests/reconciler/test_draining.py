@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -89,22 +90,22 @@ async def test_a_server_is_emptied_before_it_is_restarted_and_nobody_is_left_wit
         assert all(here.seats(model) == ["one"] for model in ("pinned", "soft", "large", "wide"))
 
         answers: set[tuple[str, float]] = set()
+        missed: list[tuple[str, str, str]] = []
         failures: list[str] = []
         stop = asyncio.Event()
 
         async def ask(model: str) -> None:
-            """A client that goes by the routes, as the front door does."""
+            """A client that goes by the routes, without the front door that waits for requests under way."""
             while not stop.is_set():
                 route = here.reconciler.routes().get(model)
+                if route is None:
+                    failures.append(f"{model} answers nowhere: {here.reconciler.status(model)}")
                 for name in route.servers if route else ():
                     try:
                         answers.add((name, (await answer(here.clients[name], model))[0]))
                         break
-                    except (InferenceError, NotFoundError, TritonUnavailableError):
-                        continue  # it went between the question where it is and the request
-                else:
-                    if model not in here.reconciler.routes():
-                        failures.append(f"{model} answers nowhere: {here.reconciler.status(model)}")
+                    except (InferenceError, NotFoundError, TritonUnavailableError) as error:
+                        missed.append((model, name, str(error)))
                 await asyncio.sleep(0.01)
 
         asking = [asyncio.create_task(ask(model)) for model in ("pinned", "soft")]
@@ -117,6 +118,9 @@ async def test_a_server_is_emptied_before_it_is_restarted_and_nobody_is_left_wit
         await asyncio.gather(*asking)
 
         assert failures == []
+        # The unload may overtake the one request that is on its way; from then on the routes lead elsewhere.
+        assert {name for _, name, _ in missed} <= {"one"}, missed
+        assert all(count == 1 for count in Counter(model for model, _, _ in missed).values()), missed
         assert answers == {("one", 2.0), ("one", 3.0), ("two", 2.0), ("two", 3.0)}
         assert (here.seats("large"), here.seats("wide")) == (["one"], ["one"]), "no other has room, or may have it"
         assert await here.loaded() == {"one": {"large", "wide"}, "two": {"pinned", "soft"}}
