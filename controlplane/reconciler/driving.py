@@ -10,6 +10,7 @@ from controlplane.reconciler.background import Background
 from controlplane.reconciler.examining import Exam
 from controlplane.reconciler.executor import Executor
 from controlplane.reconciler.fleet import KnownServer
+from controlplane.reconciler.foreign import Foreigners
 from controlplane.reconciler.gauging import differences, gauge
 from controlplane.reconciler.messages import Done, Message
 from controlplane.reconciler.planner import choose_goal, plan
@@ -31,6 +32,7 @@ class Driver:
         state: What the loop knows.
         background: Looks and measurements.
         executor: Acts.
+        foreigners: Tells what others do.
         backoff: How long a failed step waits.
         post: Puts a message into the inbox.
         leading: Whether this process may change anything.
@@ -43,6 +45,7 @@ class Driver:
         state: LoopState,
         background: Background,
         executor: Executor,
+        foreigners: Foreigners,
         backoff: Backoff,
         *,
         post: Callable[[Message], None],
@@ -53,6 +56,7 @@ class Driver:
         self._state = state
         self._background = background
         self._executor = executor
+        self._foreigners = foreigners
         self._backoff = backoff
         self._post = post
         self._leading = leading
@@ -72,6 +76,7 @@ class Driver:
         if wish is None or unit.task is not None or unit.model not in server.places:
             return
         unit.doing = None
+        self._foreigners.compare(server, unit)
         asked = False
         if server.trouble is None and unit.facts is not None and server.steward.accounts.known:
             action = self._next_action(server.desired(wish), unit)

@@ -24,6 +24,7 @@ from controlplane.reconciler.probes import prove, smallest
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.traffic import DirectTraffic, Traffic
 from controlplane.reconciler.types import Mark
+from controlplane.reconciler.watching import fingerprint
 from controlplane.reconciler.wishes import Prepared, Wishes
 from controlplane.registry.registry import Registry
 from controlplane.triton.instance_groups import Gpus, on_gpus
@@ -55,6 +56,7 @@ class Outcome:
         proof: The proof.
         requests: How many requests that took.
         gpus: The GPUs that a load asked for; None: it left them to Triton.
+        fingerprint: Of the configuration that Triton told right after a load; empty where it did not.
         report: What else was found out about the version; None where nobody looked.
         peer_requests: How many requests the version that answers was sent for that.
     """
@@ -66,6 +68,7 @@ class Outcome:
     proof: Proof | None = None
     requests: int = 0
     gpus: Gpus | None = None
+    fingerprint: str = ""
     report: VersionReport | None = None
     peer_requests: int = 0
 
@@ -230,6 +233,9 @@ class Executor:
         narrows = len(action.versions) == 1 and not action.candidate and not action.reload
         with _timed(outcome, "switch" if narrows and action.because.endswith("shall answer") else "load"):
             await server.client.load(name, config)
+        if not action.candidate:
+            with suppress(ControlPlaneError):
+                outcome.fingerprint = fingerprint(await server.client.model_config(name, max(action.versions)))
         if replaced:
             sweep = asyncio.create_task(_sweep(server, name, replaced), name=f"sweep {name}")
             self._sweeps.add(sweep)

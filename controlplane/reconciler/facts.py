@@ -19,13 +19,29 @@ _EMPTY = 0
 
 
 @dataclass(frozen=True, slots=True)
+class Ours:
+    """What Triton tells of a configuration that is known to be ours.
+
+    Attributes:
+        loaded: The versions that it was loaded with.
+        digest: The digest in it.
+        fingerprint: Of the whole, with all that Triton filled in.
+        gpus: The GPUs that the load asked for.
+    """
+
+    loaded: frozenset[int]
+    digest: str
+    fingerprint: str
+    gpus: Gpus | None
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """The part of `ObservedModel` that can be seen from outside; its attributes are told there.
 
     Attributes:
         fingerprint: Of the whole configuration that Triton tells of what is loaded; empty where nobody looked since.
-        ours: The fingerprint as of the first look after our own load.
-        foreign: Whether it is another one now, under our digest: somebody loaded it with a changed copy of ours.
+        foreign: Whether that is a changed copy of ours, with our digest in it: somebody else loaded it.
         gpus: Numbers of the GPUs that what is loaded under the own name uses; none means the host, None that nobody
             knows.
     """
@@ -40,7 +56,6 @@ class Facts:
     candidate_leaving: bool = False
     candidate_staged: frozenset[int] = frozenset()
     fingerprint: str = ""
-    ours: str = ""
     foreign: bool = False
     gpus: Gpus | None = None
 
@@ -121,14 +136,21 @@ class Facts:
                     digest=target.digest,
                     leaving=self.leaving | dropped,
                     fingerprint="",
-                    ours="",
                     foreign=False,
                     gpus=gpus,
                 )
             case Unload(candidate=True):
                 return replace(self, candidate=None, candidate_digest=None, candidate_leaving=False)
             case Unload():
-                return replace(self, loaded=frozenset(), digest=None, leaving=frozenset(), gpus=None)
+                return replace(
+                    self,
+                    loaded=frozenset(),
+                    digest=None,
+                    leaving=frozenset(),
+                    fingerprint="",
+                    foreign=False,
+                    gpus=None,
+                )
             case CleanUp(versions=versions, candidate=candidate, model=model):
                 return replace(
                     self,

@@ -6,37 +6,63 @@ alone: somebody needs it, perhaps, and nobody could bring it back.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from controlplane.domain.names import CANDIDATE_SUFFIX, TUNING_SUFFIX
 from controlplane.domain.states import LoadedVersion
 from controlplane.memory.ledger import size_text
-from controlplane.reconciler.facts import READY, Facts
+from controlplane.reconciler.facts import READY, Facts, Ours
 from controlplane.reconciler.fleet import KnownServer
 from controlplane.reconciler.gauging import Reading
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.units import Unit
+from controlplane.triton.config_json import differences
+from controlplane.triton.instance_groups import on_gpus, said_gpus
 from controlplane.triton.statistics import VersionKey
 
 
-def judged(now: Facts, before: Facts | None) -> Facts:
-    """Return what a look showed with the verdict whether its configuration is ours.
+def judged(
+    facts: Facts, config: Mapping[str, Any], ours: Ours | None, asked: Mapping[str, Any] | None
+) -> tuple[Facts, Ours | None]:
+    """Return what a look showed with the verdict whether its configuration is ours, and what is known to be ours now.
 
     The digest that we write into a configuration tells from what of ours it was made. Who loads a model again with a
-    changed copy of it leaves the digest as it was; so the whole is remembered as Triton told it after our own load.
+    changed copy of it leaves the digest as it was. So the whole is compared with what Triton told right after our own
+    load. Where that is not known (this process has just started, nobody heard how the load ended), it is compared with
+    what the load asked for, beside which Triton may have what nobody asked for.
+
+    Args:
+        facts: What a look showed.
+        config: The configuration that Triton told.
+        ours: What is known to be ours, from before the look.
+        asked: The configuration of ours with the digest that was seen, for all servers; None where no target that is
+            wanted has it. The planner then replaces what is there, whosever it is.
     """
-    same = before is not None and (before.loaded, before.digest) == (now.loaded, now.digest)
-    if before is None or not same or not before.ours or not now.fingerprint:
-        return replace(now, ours=now.fingerprint)
-    return replace(now, ours=before.ours, foreign=now.fingerprint != before.ours)
+    if not facts.loaded or not facts.fingerprint:
+        return facts, ours
+    if ours is not None and (ours.loaded, ours.digest) == (facts.loaded, facts.digest):
+        return replace(facts, foreign=facts.fingerprint != ours.fingerprint), ours
+    if asked is None or facts.digest is None:
+        return facts, ours
+    gpus = said_gpus(config)
+    if differences(on_gpus(asked, gpus), config):
+        return replace(facts, foreign=True), ours
+    return facts, Ours(facts.loaded, facts.digest, facts.fingerprint, gpus)
 
 
-def changed_by_others(before: Facts, now: Facts) -> str:
-    """Say what somebody else did to a model between two looks with no action of ours; empty where nothing.
+def changed_by_others(before: Facts | None, now: Facts) -> str:
+    """Say what somebody else did to a model; empty where nothing.
 
     A load is told when it begins. One that was going on at the first look may be ours, from before a restart.
+
+    Args:
+        before: What was there before, with no action of ours since; None where that is not known.
+        now: What is there now.
     """
+    if before is None:
+        return f"{_versions(now.loaded)} was loaded with another configuration" if now.foreign else ""
     if before.loading:
         return ""
     if now.loading:
@@ -75,27 +101,38 @@ class Foreigners:
     Args:
         state: What the loop knows.
         complete: Whether all deployments were read; before, nobody can say that a model is none.
-        leading: Whether this process acts. Who follows sees the leader's doings, which are no one else's.
+        tenure: See `Lease.tenure`. While another process leads, or may have, what is done is its doing.
     """
 
-    def __init__(self, state: LoopState, *, complete: Callable[[], bool], leading: Callable[[], bool]) -> None:
+    def __init__(self, state: LoopState, *, complete: Callable[[], bool], tenure: Callable[[], int]) -> None:
         self._state = state
         self._complete = complete
-        self._leading = leading
+        self._tenure = tenure
         self._unknown: dict[str, set[VersionKey]] = {}
-        self._led: dict[str, bool] = {}
+        self._tenure_told = 0
 
-    def looked(self, server: KnownServer) -> bool:
-        """A look at a server was taken in; return whether all that changed since the one before was not our doing."""
-        embedded = server.managed.embedded
-        led, self._led[server.name] = self._led.get(server.name, False), self._leading()
-        # A server that started anew during the look is empty for that reason; the next look has its new generation.
-        return led and self._leading() and (embedded is None or embedded.generation == server.sight.generation)
+    def judge(self, server: KnownServer, unit: Unit, facts: Facts) -> Facts:
+        """Return what the newest look showed of a model of ours with the verdict whether its configuration is ours."""
+        prepared = self._state.wishes[unit.model].prepared
+        asked = next((one.config for target, one in prepared.items() if target.digest == facts.digest), None)
+        verdict, unit.ours = judged(facts, server.sight.configs.get(unit.model, {}), unit.ours, asked)
+        return verdict
 
-    def compare(self, server: KnownServer, unit: Unit, before: Facts | None) -> None:
-        """Tell what was done to a model of ours since the look before, where we did nothing."""
-        if before is None or unit.facts is None or unit.overdue:
+    def compare(self, server: KnownServer, unit: Unit) -> None:
+        """Tell what was done to a model of ours, before anything is done about it."""
+        tenure, embedded = self._tenure(), server.managed.embedded
+        if not tenure or unit.facts is None or unit.facts is unit.told_of:
             return
+        if embedded is not None and embedded.generation != server.sight.generation:
+            return  # it started anew, and is empty for that reason; the next look says so
+        if tenure != self._tenure_told:
+            self._tenure_told = tenure
+            for one in self._state.servers.values():
+                for each in one.units.values():
+                    each.told_of = None
+        before, unit.told_of = unit.told_of, unit.facts
+        if unit.overdue:
+            return  # it is our own load that goes on
         what = changed_by_others(before, unit.facts)
         if not what:
             return

@@ -122,6 +122,7 @@ class Lease:
         self._seen_at = 0.0
         self._held_until = 0.0
         self._was_held = False
+        self._taken = 0
         self._task: asyncio.Task[None] | None = None
         self.trouble = ""
         """Why the store could not be asked the last time; empty where it could."""
@@ -132,6 +133,11 @@ class Lease:
     def held(self) -> bool:
         """Whether this process may act at this moment."""
         return self._clock() < self._held_until
+
+    @property
+    def tenure(self) -> int:
+        """Who had the same before, other than 0, knows that nobody else held it in between; 0 while it is not held."""
+        return self._taken if self.held else 0
 
     @property
     def fencing_number(self) -> int:
@@ -183,6 +189,8 @@ class Lease:
         except CommitConflictError:
             self._held_until = 0.0
             return
+        if not mine:
+            self._taken = self._known.number
         self._seen_at = began
         self._held_until = began + self._seconds * _MARGIN
         if self._known.number % _KEPT == 0:

@@ -140,10 +140,12 @@ class Reconciler:
             registry=registry,
             interval_seconds=settings.interval_seconds,
         )
+        foreigners = Foreigners(self._state, complete=lambda: self._reader.complete, tenure=lambda: self._lease.tenure)
         self._driver = Driver(
             self._state,
             self._background,
             self._executor,
+            foreigners,
             backoff,
             post=self._post,
             leading=leading,
@@ -151,7 +153,6 @@ class Reconciler:
             poll_seconds=self._memory.poll_interval_seconds,
         )
         nurse = Nurse(self._state, hung_seconds=settings.hung_seconds, pressure_share=settings.pressure_share)
-        foreigners = Foreigners(self._state, complete=lambda: self._reader.complete, leading=leading)
         self._observer = Observer(self._state, self._background, self._driver, nurse, foreigners, backoff)
         self._placer = Placer(self._state, self._driver, placement or PlacementSettings(), leading=leading)
         self._arranger = Arranger(self._state, self._driver, self._background, self._holds, backoff, leading=leading)

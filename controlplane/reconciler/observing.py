@@ -5,7 +5,7 @@ from controlplane.memory.ledger import size_text
 from controlplane.reconciler.actions import Prove
 from controlplane.reconciler.background import Background
 from controlplane.reconciler.driving import Driver
-from controlplane.reconciler.foreign import Foreigners, judged
+from controlplane.reconciler.foreign import Foreigners
 from controlplane.reconciler.messages import Cleaned, Gauged, Seen
 from controlplane.reconciler.nursing import Nurse
 from controlplane.reconciler.record import Backoff
@@ -59,14 +59,14 @@ class Observer:
             message = f"Triton {sight.version} answers" if well else sight.message
             self._state.events.add("Normal" if well else "Warning", f"Server{sight.state}", server.name, message)
         if not well or sight.generation != before.generation:
+            restarted = server.managed.embedded is None or sight.generation != before.generation
             for unit in server.units.values():
-                unit.lost()
+                unit.lost(restarted=restarted)
             server.steward.lost(restarted=sight.generation != before.generation)
         if sight.generation != before.generation:
             server.guard.returned(self._state.events, self._state.clock())
         if well and not server.steward.accounts.known:
             self._background.gauge(server)
-        watched = self._foreigners.looked(server)
         if well:
             for model in self._state.wishes:
                 unit = server.unit(model)
@@ -74,11 +74,8 @@ class Observer:
                     # What we did since the look began is newer than the look.
                     facts = sight.facts(model) if unit.changed <= seen.began else None
                     if facts is not None:
-                        earlier = unit.facts
-                        unit.see(judged(facts, earlier))
+                        unit.see(self._foreigners.judge(server, unit, facts))
                         unit.seen = seen.began
-                        if watched:
-                            self._foreigners.compare(server, unit, earlier)
                         server.steward.see(model, facts, self._state.step, self._state.clock())
                     elif unit.facts is None:
                         server.look_again = True
@@ -101,8 +98,12 @@ class Observer:
         for unit in server.units.values():
             if unit.watched(reading, gauged.began):
                 self._driver.drive(server, unit)
+        known = steward.accounts.known
         proving = [unit.model for unit in server.units.values() if unit.doing and isinstance(unit.doing.action, Prove)]
         self._background.keep(server, steward.take(reading, proving, gauged.began, self._state.clock()))
+        if steward.accounts.known and not known:
+            self._state.judge(server)
+            self._driver.drive_all(server)  # nothing was begun before it was known what there is room for
         for device, size in steward.unaccounted():
             self._state.events.add(
                 "Warning",
@@ -134,9 +135,10 @@ class Observer:
             unit.adopt(wish, now, self._backoff)
             server.steward.adopt(wish.model)
             if unit.facts is None and unit.task is None and server.trouble is None:
-                unit.facts = server.sight.facts(wish.model)
-                if unit.facts is None:
+                facts = server.sight.facts(wish.model) if not unit.changed else None
+                if facts is None:
                     self._background.look(server)
                 else:
+                    unit.facts = self._foreigners.judge(server, unit, facts)
                     server.steward.see(wish.model, unit.facts, state.step, now)
         return True

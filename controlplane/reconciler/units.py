@@ -7,11 +7,17 @@ from datetime import datetime
 
 from controlplane.domain.conditions import Condition
 from controlplane.domain.states import Phase, Proof, ServerDeploymentStatus
-from controlplane.errors import InvalidInputError, NotFoundError, TritonTimeoutError, TritonUnavailableError
+from controlplane.errors import (
+    InvalidInputError,
+    LoadRefusedError,
+    NotFoundError,
+    TritonTimeoutError,
+    TritonUnavailableError,
+)
 from controlplane.reconciler.actions import CleanUp, Load, Prove, Stage, Unload, Wait
 from controlplane.reconciler.events import EventLog
 from controlplane.reconciler.executor import NotLeaderError, Outcome
-from controlplane.reconciler.facts import Facts
+from controlplane.reconciler.facts import Facts, Ours
 from controlplane.reconciler.gauging import Reading
 from controlplane.reconciler.probing import Due, Watch, due, gone
 from controlplane.reconciler.record import Backoff, ModelRecord
@@ -32,6 +38,9 @@ class Unit:
         server: The server's name.
         model: The model's name.
         facts: What is there, as seen or as known from our own actions; None until somebody looked.
+        told_of: What was there when what others did was told last, or as we left it since; None where we cannot know
+            who did what is there. It outlasts facts that are lost.
+        ours: The configuration of ours that was there last, as Triton tells it.
         record: What is remembered.
         task: The action in flight.
         doing: The same for display; also set while waiting for Triton.
@@ -53,6 +62,8 @@ class Unit:
     server: str
     model: str
     facts: Facts | None = None
+    told_of: Facts | None = None
+    ours: Ours | None = None
     record: ModelRecord = field(default_factory=ModelRecord)
     task: "asyncio.Task[None] | None" = None
     doing: Doing | None = None
@@ -87,16 +98,22 @@ class Unit:
 
     def see(self, facts: Facts) -> None:
         """A look showed this."""
-        before = self.facts
+        before = self.facts or self.told_of
         changed = before is not None and bool(before.loaded) and (before.differs(facts) or facts.foreign)
         if changed:
             self.watch.loaded(since_boot())  # somebody loaded it again: what it had before leaves
         self.facts = facts
         self.record = self.record.seen(facts.loaded, digest_changed=changed, candidate=facts.candidate is not None)
 
-    def lost(self) -> None:
-        """The server was not there, or started anew."""
+    def lost(self, *, restarted: bool) -> None:
+        """The server was not there.
+
+        Args:
+            restarted: Whether it started anew, or may have.
+        """
         self.facts = None
+        if restarted:
+            self.told_of = None
         self.record = self.record.server_lost()
         self.watch.loaded()
 
@@ -166,6 +183,9 @@ class Unit:
             self._succeeded(outcome, now, backoff, events)
         elif outcome.error is not None:
             self._failed(outcome, now, backoff, events)
+        refused = isinstance(outcome.error, LoadRefusedError)  # then what was there is there still
+        if isinstance(outcome.action, (Load, Unload)) and not refused:
+            self.told_of = self.facts
 
     def _succeeded(self, outcome: Outcome, now: datetime, backoff: Backoff, events: EventLog) -> None:
         action, before = outcome.action, self.facts
@@ -177,6 +197,8 @@ class Unit:
             case Load(candidate=False, versions=versions, target=target):
                 self.record = self.record.after_load(action, before=before.loaded, digest=before.digest, now=now)
                 self.watch.loaded(self.began)
+                told = outcome.fingerprint
+                self.ours = Ours(frozenset(versions), target.digest, told, outcome.gpus) if told else None
                 took = outcome.seconds.get("load", 0.0) + outcome.seconds.get("switch", 0.0)
                 if max(versions) != max(before.loaded, default=None):
                     events.add(
@@ -237,6 +259,8 @@ class Unit:
                 self.model,
                 f"version {target.version} answers {proof.samples} golden samples as recorded on {self.server}{where}",
             )
+        if mark is Mark.BROKEN and not candidate:
+            self.facts = None  # it may have been unloaded: somebody has to look before it is loaded again
 
     def _refreshed(self, newest: Proof) -> Proof:
         """A probe of one sample renews the proof that it stands on: that one tells of all samples."""
@@ -250,6 +274,8 @@ class Unit:
         assert error is not None
         self.facts = None
         self.overdue = isinstance(action, Load) and isinstance(error, TritonTimeoutError)
+        if isinstance(action, Load) and self.ours is not None and self.ours.gpus != outcome.gpus:
+            self.ours = None  # the same digest may be there on other GPUs now, or not
         if isinstance(action, Prove):
             self.watch.asked_at = time.monotonic()
         if isinstance(error, NotLeaderError):

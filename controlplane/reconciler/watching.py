@@ -53,7 +53,8 @@ class Sight:
         generation: Start count of an embedded server; 0 for others.
         index: Its repository index.
         digests: Configuration digest by Triton name of what was watched and is loaded.
-        fingerprints: Of the whole configurations, likewise.
+        configs: The whole configurations, likewise.
+        fingerprints: Of those.
         gpus: The GPUs that this uses, by Triton name.
         staged: Versions in the model repository by Triton name.
         watched: The models whose digests were asked for.
@@ -68,6 +69,7 @@ class Sight:
     generation: int = 0
     index: tuple[LoadedVersion, ...] = ()
     digests: dict[str, str | None] = field(default_factory=dict)
+    configs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     gpus: dict[str, Gpus | None] = field(default_factory=dict)
     staged: dict[str, set[int]] = field(default_factory=dict)
@@ -121,7 +123,8 @@ async def look(server: ManagedServer, models: Collection[str], known_version: st
         generation=generation,
         index=index,
         digests={name: _digest(config) for name, config in zip(loaded, configs, strict=True)},
-        fingerprints={name: _fingerprint(config) for name, config in zip(loaded, configs, strict=True)},
+        configs=dict(zip(loaded, configs, strict=True)),
+        fingerprints={name: fingerprint(config) for name, config in zip(loaded, configs, strict=True)},
         gpus={name: present_gpus(config) for name, config in zip(loaded, configs, strict=True) if config},
         staged=staged,
         watched=frozenset(models),
@@ -158,6 +161,7 @@ def _digest(config: Mapping[str, Any]) -> str | None:
     return str(value["string_value"]) if "string_value" in value else None
 
 
-def _fingerprint(config: Mapping[str, Any]) -> str:
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """Return the digest of all that Triton tells of a model's configuration; empty where it tells nothing."""
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest() if config else ""

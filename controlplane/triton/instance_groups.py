@@ -57,14 +57,19 @@ def on_gpus(config: Mapping[str, Any], gpus: Gpus | None) -> dict[str, Any]:
     return {**config, "instance_group": groups, "parameters": parameters}
 
 
+def said_gpus(config: Mapping[str, Any]) -> Gpus | None:
+    """Return the GPUs that the load of a model asked for; None where it left them to Triton."""
+    said = config.get("parameters", {}).get(GPUS_PARAMETER, {}).get("string_value")
+    return _parse(str(said)) if said is not None else None
+
+
 def present_gpus(config: Mapping[str, Any]) -> Gpus | None:
     """Return the GPUs that a loaded model was told to use, or else those that Triton says it uses.
 
     None where nobody can tell: the backend chooses.
     """
-    said = config.get("parameters", {}).get(GPUS_PARAMETER, {}).get("string_value")
-    if said is not None:
-        return _parse(str(said))
+    if GPUS_PARAMETER in config.get("parameters", {}):
+        return said_gpus(config)
     groups = _groups(config)
     if any(group.get("kind", _AUTO) not in (_CPU, _GPU) for group in groups):
         return None

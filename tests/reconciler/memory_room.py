@@ -145,9 +145,26 @@ async def embedded_triton(folder: Path) -> AsyncIterator[EmbeddedTriton]:
 
 @contextlib.asynccontextmanager
 async def memory_room(
-    registry: Registry, embedded: EmbeddedTriton, work: Path, budget: int, *, supervised: bool = True, **changes: object
+    registry: Registry,
+    embedded: EmbeddedTriton,
+    work: Path,
+    budget: int,
+    *,
+    supervised: bool = True,
+    pace: Mapping[str, float] = {},
+    **changes: object,
 ) -> AsyncIterator[MemoryRoom]:
-    """Start a reconciler with the server as its only one, its own or somebody else's."""
+    """Start a reconciler with the server as its only one, its own or somebody else's.
+
+    Args:
+        registry: The bucket.
+        embedded: The server.
+        work: For files.
+        budget: What models may use of the host, in bytes.
+        supervised: Whether the server is its own.
+        pace: Other intervals of the reconciler.
+        changes: Other settings of the memory.
+    """
     client = ShortOfMemory(
         "own",
         embedded.grpc_url,
@@ -167,7 +184,7 @@ async def memory_room(
     memory = MemorySettings.model_validate(
         {"minimum_residence_seconds": 0.5, "poll_interval_seconds": 0.3, "load_queue_timeout_seconds": 30, **changes}
     )
-    reconciler = Reconciler(registry, [server], reconciler_settings(), memory=memory)
+    reconciler = Reconciler(registry, [server], reconciler_settings(**pace), memory=memory)
     await reconciler.start()
     try:
         yield MemoryRoom(registry, embedded, client, reconciler, work)

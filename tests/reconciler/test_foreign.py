@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,25 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from controlplane.domain.states import LoadedVersion
 from controlplane.errors import InferenceError, NotFoundError
-from controlplane.reconciler.facts import Facts
+from controlplane.reconciler.facts import Facts, Ours
 from controlplane.reconciler.foreign import changed_by_others, judged, unknown_models
 from controlplane.reconciler.gauging import Reading
+from controlplane.reconciler.lease import PREFIX as LEASE
+from controlplane.registry.cache import BlobCache
 from controlplane.registry.registry import Registry
+from controlplane.settings import GcSettings
+from controlplane.storage.filesystem import FilesystemStore
 from controlplane.triton.embedded.server import EmbeddedTriton
 from controlplane.triton.statistics import VersionCounters
+from tests.reconciler.conftest import GIB
 from tests.reconciler.memory_room import MIB, MemoryRoom, embedded_triton, memory_room, ready
 from tests.support.api import onnx_scale
+from tests.support.hooked_store import HookedStore
 
-OURS = Facts(loaded=frozenset({1}), digest="d", fingerprint="f", ours="f")
+SEEN = Facts(loaded=frozenset({1}), digest="d", fingerprint="f")
+OURS = Ours(frozenset({1}), "d", "f", None)
+CHANGED = Facts(loaded=frozenset({1}), digest="d", fingerprint="g")
+ASKED = {"name": "m", "backend": "onnxruntime", "max_batch_size": 4}
 
 
 @pytest.fixture
@@ -32,32 +43,46 @@ async def embedded(tmp_path: Path) -> AsyncIterator[EmbeddedTriton]:
 @pytest.mark.parametrize(
     ("before", "now", "said"),
     [
-        (OURS, OURS, ""),
-        (OURS, Facts(), "version 1 was unloaded"),
-        (OURS, Facts(leaving=frozenset({1})), "version 1 was unloaded"),
+        (SEEN, SEEN, ""),
+        (SEEN, Facts(), "version 1 was unloaded"),
+        (SEEN, Facts(leaving=frozenset({1})), "version 1 was unloaded"),
         (Facts(), Facts(), ""),
-        (Facts(), OURS, "version 1 was loaded"),
+        (Facts(), SEEN, "version 1 was loaded"),
         (Facts(), Facts(loading=True), "a load was begun"),
-        (Facts(loading=True), OURS, ""),
-        (OURS, Facts(loaded=frozenset({1, 2}), digest="d"), "version 1, 2 was loaded in place of version 1"),
-        (OURS, Facts(loaded=frozenset({1}), digest="e"), "version 1 was loaded again with another configuration"),
-        (OURS, Facts(loaded=frozenset({1}), digest="d", fingerprint="g"), "version 1 was loaded again with another"),
+        (Facts(loading=True), SEEN, ""),
+        (SEEN, Facts(loaded=frozenset({1, 2}), digest="d"), "version 1, 2 was loaded in place of version 1"),
+        (SEEN, Facts(loaded=frozenset({1}), digest="e"), "version 1 was loaded again with another configuration"),
+        (SEEN, CHANGED, "version 1 was loaded again with another"),
+        (None, SEEN, ""),
+        (None, CHANGED, "version 1 was loaded with another configuration"),
     ],
 )
-def test_what_others_did_is_what_changed_without_us(before: Facts, now: Facts, said: str) -> None:
-    what = changed_by_others(before, judged(now, before))
+def test_what_others_did_is_what_changed_without_us(before: Facts | None, now: Facts, said: str) -> None:
+    what = changed_by_others(before, judged(now, {}, OURS, None)[0])
     assert what.startswith(said)
     assert bool(what) == bool(said)
 
 
 def test_a_changed_copy_of_our_configuration_is_foreign_until_we_load_again() -> None:
-    seen = judged(Facts(loaded=frozenset({1}), digest="d", fingerprint="g"), OURS)
-    assert seen.foreign
-    again = judged(Facts(loaded=frozenset({1}), digest="d", fingerprint="g"), seen)
-    assert again.foreign, "it stays so however often it is looked at"
-    assert not judged(Facts(loaded=frozenset({1}), digest="d", fingerprint="f"), again).foreign
-    first = judged(Facts(loaded=frozenset({1}), digest="d", fingerprint="g"), None)
-    assert (first.ours, first.foreign) == ("g", False), "who has just started takes it as it is; its answers are proved"
+    changed = {**ASKED, "max_batch_size": 7}
+    for _ in range(2):
+        seen, ours = judged(CHANGED, changed, OURS, changed)
+        assert (seen.foreign, ours) == (True, OURS), "however often it is looked at"
+    assert not judged(SEEN, ASKED, OURS, ASKED)[0].foreign
+
+
+def test_what_no_load_of_ours_is_known_of_is_compared_with_what_was_asked_for() -> None:
+    filled = {**ASKED, "optimization": {"input_pinned_memory": {"enable": True}}}
+    assert judged(SEEN, filled, None, ASKED) == (SEEN, OURS)
+    seen, ours = judged(SEEN, {**ASKED, "max_batch_size": 7}, None, ASKED)
+    assert (seen.foreign, ours) == (True, None)
+    assert judged(SEEN, filled, None, None) == (SEEN, None), "no target that is wanted"
+    assert judged(Facts(), {}, OURS, None) == (Facts(), OURS), "what is not loaded now is known when it is again"
+    said = {"instance_group": [{"kind": "KIND_GPU", "gpus": [1]}], "parameters": {"tcp_gpus": {"string_value": "1"}}}
+    open_group = {**ASKED, "instance_group": [{"count": 1}]}
+    there = {**ASKED, **said, "instance_group": [{"name": "m_0", "kind": "KIND_GPU", "gpus": [1], "count": 1}]}
+    placed, ours = judged(SEEN, there, None, open_group)
+    assert (placed.foreign, ours) == (False, Ours(frozenset({1}), "d", "f", (1,))), "a load says its GPUs itself"
 
 
 def test_unknown_is_what_no_deployment_and_no_copy_of_one_is() -> None:
@@ -65,6 +90,11 @@ def test_unknown_is_what_no_deployment_and_no_copy_of_one_is() -> None:
     index.append(LoadedVersion(model="c", version=1, state="UNAVAILABLE"))
     reading = Reading(counters={("d", 2): VersionCounters(0, None, 0.0)})
     assert unknown_models({"a"}, index, reading) == {("b", 1), ("d", 2)}
+
+
+async def by_hand(embedded: EmbeddedTriton, change: Callable[[InferenceServerClient], Awaitable[None]]) -> None:
+    async with InferenceServerClient(embedded.grpc_url) as somebody:
+        await change(somebody)
 
 
 async def put_right(room: MemoryRoom, config: dict[str, Any], times: int) -> None:
@@ -133,3 +163,65 @@ async def test_ours_is_put_right_and_what_is_not_ours_is_told_and_left_alone(
         for name in ("mystery", "brought"):
             await somebody.unload_model(name)
         await room.until("that they went is told", lambda: len(room.events("UnknownModelGone")) == 2, 60)
+
+
+@pytest.mark.triton
+async def test_a_changed_copy_is_seen_after_a_load_that_failed_and_by_who_has_just_started(
+    registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
+) -> None:
+    async with memory_room(registry, embedded, tmp_path, 3000 * MIB) as room:
+        assert ready(await room.deploy("ours", 2.0))
+        config = await room.client.model_config("ours")
+        changed = json.dumps({**config, "max_batch_size": config["max_batch_size"] + 3})
+        room.client.refusals["ours"] = 1
+        await by_hand(embedded, lambda somebody: somebody.load_model("ours", config=changed))
+        await put_right(room, config, 1)
+        assert room.client.refusals["ours"] == 0, "the load that was to put it right was refused once"
+    await by_hand(embedded, lambda somebody: somebody.load_model("ours", config=changed))
+    async with memory_room(registry, embedded, tmp_path, 3000 * MIB) as room:
+        await put_right(room, config, 1)
+        (told,) = room.events("ChangedByOthers")
+        assert "version 1 was loaded with another configuration by somebody else" in told
+
+
+@pytest.mark.triton
+async def test_an_unload_by_hand_is_told_whoever_finds_it_first(embedded: EmbeddedTriton, tmp_path: Path) -> None:
+    free = threading.Event()
+    free.set()
+    stalled: list[str] = []
+
+    def stall(operation: str, key: str) -> None:
+        if operation == "create" and key.startswith(LEASE) and not free.is_set():
+            stalled.append(key)
+            free.wait(60)
+
+    store = HookedStore(FilesystemStore(tmp_path / "store"), before=stall)
+    registry = Registry(store, BlobCache(tmp_path / "cache", GIB), head_max_age_seconds=0.2, gc=GcSettings())
+    # The counters are read long before the next look: the process that is gone is noticed, and the model is asked.
+    seldom = {"interval_seconds": 600.0}
+    async with memory_room(registry, embedded, tmp_path, 3000 * MIB, pace=seldom, poll_interval_seconds=0.1) as room:
+        assert ready(await room.deploy("ours", 2.0))
+        config = await room.client.model_config("ours")
+        await by_hand(embedded, lambda somebody: somebody.unload_model("ours"))
+        await put_right(room, config, 1)
+        assert "version 1 was unloaded by somebody else" in room.events("ChangedByOthers")[0]
+
+    # Found while the lease had run out; nobody else took it.
+    async with memory_room(registry, embedded, tmp_path, 3000 * MIB, pace={"lease_seconds": 1.0}) as room:
+
+        def good() -> bool:
+            status = room.reconciler.status("ours")
+            return status is not None and ready(status)
+
+        await room.until("it is proved", good)
+        try:
+            free.clear()
+            await room.until("the lease has run out", lambda: stalled and not room.reconciler.leading)
+            await by_hand(embedded, lambda somebody: somebody.unload_model("ours"))
+            looked = room.reconciler.servers()[0].observed_at
+            await room.until("it was seen", lambda: room.reconciler.servers()[0].observed_at != looked)
+            assert room.events("ChangedByOthers") == []
+        finally:
+            free.set()
+        await put_right(room, config, 1)
+        assert "version 1 was unloaded by somebody else" in room.events("ChangedByOthers")[0]

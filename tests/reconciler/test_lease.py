@@ -61,6 +61,26 @@ def test_a_lease_given_back_is_free_at_once() -> None:
     assert other.held
 
 
+def test_who_has_the_same_tenure_knows_that_nobody_led_in_between() -> None:
+    store, clock = MemoryStore(), Clock()
+    one, other = lease(store, clock, "one"), lease(store, clock, "other")
+    one.attempt()
+    other.attempt()
+    first = one.tenure
+    assert (first > 0, other.tenure) == (True, 0)
+    clock.now += 9.5
+    assert one.tenure == 0
+    one.attempt()
+    assert one.tenure == first, "it ran out, and nobody took it"
+    other.attempt()
+    clock.now += 10.5
+    other.attempt()
+    other._release()
+    one.attempt()
+    assert one.held
+    assert one.tenure > first, "another had it"
+
+
 def test_a_process_that_is_gone_need_not_be_waited_for() -> None:
     me = Holder.myself()
     assert not me.is_gone(me)

@@ -84,6 +84,8 @@ async def test_a_broken_version_is_loaded_again_at_once_and_then_with_back_off()
     await settle(one, Mark.BROKEN)
     failure = one.record.failures[TARGET]
     assert not failure.blocks(NOW)
+    assert one.facts is None, "somebody looks before it is loaded again"
+    one.facts = unit(Mark.UNPROVED).facts
     one.record = ModelRecord(marks={1: Mark.UNPROVED}, failures=one.record.failures)
     await settle(one, Mark.BROKEN)
     failure = one.record.failures[TARGET]
