@@ -258,7 +258,8 @@ class ControlPlane:
             key = server.control_key.get_secret_value() if server.control_key else None
             client = TritonClient(server.name, server.grpc_url, timeouts=timeouts, control_key=key)
             stack.push_async_callback(client.close)
-            devices = server_devices(server, settings.request_timeout_seconds)
+            page = self._page(stack, server.metrics_url)
+            devices = server_devices(server, page, settings.request_timeout_seconds)
             stack.callback(devices.close)
             make_folder(server.repository, f"the model repository of server {server.name!r}")
             servers.append(
@@ -268,7 +269,7 @@ class ControlPlane:
                     ModelRepository(server.repository),
                     None,
                     server.http_url,
-                    self._page(stack, server.metrics_url),
+                    page,
                     devices,
                     BudgetRules.from_settings(self.settings.memory, server),
                     server.zone,

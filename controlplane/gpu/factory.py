@@ -4,7 +4,7 @@ from controlplane.gpu.base import DeviceSource
 from controlplane.gpu.combined import CombinedSource
 from controlplane.gpu.host import HostSource, Processes
 from controlplane.gpu.nvml import NvmlSource
-from controlplane.gpu.triton_metrics import TritonMetricsSource
+from controlplane.gpu.triton_metrics import MetricsPage, TritonMetricsSource
 from controlplane.settings import TritonServerSettings, TritonSettings
 
 
@@ -18,7 +18,7 @@ def embedded_devices(settings: TritonSettings, processes: Processes | None = Non
     return CombinedSource((HostSource(processes), NvmlSource(settings.gpus)))
 
 
-def server_devices(settings: TritonServerSettings, deadline_seconds: float) -> DeviceSource:
+def server_devices(settings: TritonServerSettings, page: MetricsPage | None, deadline_seconds: float) -> DeviceSource:
     """Return what tells of the devices of a server that somebody else runs.
 
     On this machine its GPUs are read through NVML and its host's memory from the operating system, without the limits
@@ -27,10 +27,11 @@ def server_devices(settings: TritonServerSettings, deadline_seconds: float) -> D
 
     Args:
         settings: Its settings.
+        page: Its metrics; None where their address is not known.
         deadline_seconds: How long its metrics may take.
     """
     if settings.same_machine:
         return CombinedSource((HostSource(contained=False), NvmlSource(settings.gpus)))
-    if settings.metrics_url:
-        return TritonMetricsSource(settings.metrics_url, settings.gpus, deadline_seconds=deadline_seconds)
+    if page is not None:
+        return TritonMetricsSource(page, settings.gpus, deadline_seconds=deadline_seconds)
     return CombinedSource(())

@@ -6,19 +6,16 @@ or at its last figures; only GPUs that CUDA shows to the server are there, label
 are those of the machine (``/proc/meminfo``), whatever the limit of the server's container.
 """
 
-import time
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from controlplane.errors import DeviceError
+from controlplane.errors import DeviceError, TritonError
 from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
 
 _DEVICE_LINES = tuple(f"{comment}{name}" for comment in ("", "# TYPE ") for name in ("nv_gpu_", "nv_cpu_"))
 """How lines about devices begin. Most of a page is about models; to parse that too takes a hundred times as long."""
-_MAX_BYTES = 64 * 1024 * 1024
-"""A dozen counters of ten thousand models make 7 MB."""
 
 _NOTHING_YET = "the server's metrics say 0: it just started, or could not read it, which its log says"
 """Measured on Triton 2.51: every figure is 0 for the first two seconds. Read: and once DCGM failed on a GPU."""
@@ -27,58 +24,55 @@ Figures = Mapping[str, Mapping[str, float]]
 """Value by GPU UUID (empty: none) by name of the metric."""
 
 
+class GotPage(Protocol):
+    """A page as it was got."""
+
+    @property
+    def text(self) -> str:
+        """The page."""
+
+
+class MetricsPage(Protocol):
+    """A server's metrics page, that others read, too."""
+
+    @property
+    def url(self) -> str:
+        """Its address, ``http://host:8002/metrics``."""
+
+    def read(self, deadline_seconds: float, *, fresh: bool) -> GotPage:
+        """Get it, or raise a `TritonError`; where it shall be fresh, one that was asked for after the call."""
+
+
 class TritonMetricsSource:
-    """Reads a server's metrics page.
+    """Reads the devices off a server's metrics page.
 
     Args:
-        url: Its address, ``http://host:8002/metrics``.
+        page: The page.
         uuids: UUIDs of the server's GPUs in the order of its device numbers. Empty: all it tells of, in the order of
             their UUIDs; with more than one GPU their numbers are then not known.
-        deadline_seconds: How long an answer may take while it comes; twice that where it stalls just before the end.
+        deadline_seconds: How long it may take to get the page.
     """
 
-    def __init__(self, url: str, uuids: Sequence[str] = (), *, deadline_seconds: float = 5.0) -> None:
-        self._url = url
+    def __init__(self, page: MetricsPage, uuids: Sequence[str] = (), *, deadline_seconds: float = 5.0) -> None:
+        self._page = page
         self._uuids = tuple(uuids)
         self._deadline_seconds = deadline_seconds
 
     def read(self) -> tuple[DeviceReading, ...]:
-        """Ask the server for its host and its GPUs.
+        """Ask the server for its host and its GPUs, now: what a load took is the difference of two looks.
 
         Raises:
             DeviceError: It does not answer in time, or not with metrics.
         """
-        return devices(parse(self._fetch(), self._url), self._uuids)
+        url = self._page.url
+        try:
+            text = self._page.read(self._deadline_seconds, fresh=True).text
+        except TritonError as error:
+            raise DeviceError(f"the devices cannot be read: {error}", url=url) from error
+        return devices(parse(text, url), self._uuids)
 
     def close(self) -> None:
-        """Nothing is held: a connection kept open would cost the server a thread."""
-
-    def _fetch(self) -> str:
-        end = time.monotonic() + self._deadline_seconds
-        received = bytearray()
-        try:
-            # A proxy set for the internet is not meant for a server's metrics port. What TLS needs takes 20 ms to read.
-            tls = self._url.startswith("https:")
-            with (
-                httpx.Client(timeout=self._deadline_seconds, trust_env=False, verify=tls) as client,
-                client.stream("GET", self._url) as response,
-            ):
-                if response.status_code != httpx.codes.OK:
-                    raise self._unreadable(f"answers {response.status_code} {response.reason_phrase}")
-                for part in response.iter_bytes():
-                    received += part
-                    if time.monotonic() > end:
-                        raise self._unreadable(f"has not answered fully after {self._deadline_seconds:g} s")
-                    if len(received) > _MAX_BYTES:
-                        raise self._unreadable(f"sends more than {_MAX_BYTES} bytes; is it a metrics page?")
-        except httpx.TimeoutException as error:
-            raise self._unreadable(f"has not answered after {self._deadline_seconds:g} s") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise self._unreadable(f"cannot be reached: {error}") from error
-        return received.decode(errors="replace")
-
-    def _unreadable(self, why: str) -> DeviceError:
-        return DeviceError(f"the metrics at {self._url} cannot be read: the server {why}", url=self._url)
+        """Nothing is held: the page is closed by whoever opened it."""
 
 
 def parse(text: str, url: str = "") -> Figures:

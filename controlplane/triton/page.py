@@ -12,17 +12,26 @@ MAX_BYTES = 64 * 1024 * 1024
 """A dozen counters of ten thousand models make 7 MB."""
 
 
-def fetch(client: httpx.Client, url: str, deadline_seconds: float) -> str:
+def fetch(client: httpx.Client, url: str, deadline_seconds: float, *, waited_seconds: float = 0.0) -> str:
     """Get a metrics page. Blocks.
+
+    Args:
+        client: Asks.
+        url: The page's address.
+        deadline_seconds: How long it may take while it comes; twice that where it stalls just before the end.
+        waited_seconds: How much of that is gone.
 
     Raises:
         TritonTimeoutError: It did not come whole in time.
         TritonUnavailableError: The server does not answer, or not with a page.
     """
-    end = time.monotonic() + deadline_seconds
+    left = deadline_seconds - waited_seconds
+    end = time.monotonic() + left
     received = bytearray()
     try:
-        with client.stream("GET", url, timeout=deadline_seconds) as response:
+        if left <= 0:
+            raise TritonTimeoutError(f"the metrics at {url} took more than {deadline_seconds:g} s", url=url)
+        with client.stream("GET", url, timeout=left) as response:
             if response.status_code != httpx.codes.OK:
                 raise TritonUnavailableError(f"the metrics at {url} answer {response.status_code}", url=url)
             for part in response.iter_bytes():
@@ -44,10 +53,12 @@ class GotPage:
 
     Attributes:
         text: The page.
-        at: When it had come (`time.monotonic`).
+        began: When it was asked for (`time.monotonic`).
+        at: When it had come (likewise).
     """
 
     text: str = field(repr=False)
+    began: float
     at: float
 
 
@@ -67,22 +78,28 @@ class PageSource:
         self._client: httpx.Client | None = None
         self._got: GotPage | None = None
 
-    def read(self, deadline_seconds: float) -> GotPage:
+    def read(self, deadline_seconds: float, *, fresh: bool = False) -> GotPage:
         """Get the page. Blocks.
+
+        Args:
+            deadline_seconds: As `fetch` takes it; to wait for somebody else's look counts, too.
+            fresh: Take none that was asked for before this call. Others may have it then.
 
         Raises:
             TritonTimeoutError: It did not come whole in time.
             TritonUnavailableError: The server does not answer, or not with a page.
         """
+        asked = time.monotonic()
         if not self._lock.acquire(timeout=deadline_seconds):
             raise TritonTimeoutError(f"the metrics at {self.url} took more than {deadline_seconds:g} s", url=self.url)
         try:
-            if self._got is None or time.monotonic() - self._got.at > self._shared:
+            began, got = time.monotonic(), self._got
+            if got is None or (got.began < asked if fresh else began - got.at > self._shared):
                 if self._client is None:
                     self._client = _client(self.url)
-                text = fetch(self._client, self.url, deadline_seconds)
-                self._got = GotPage(text, time.monotonic())
-            return self._got
+                text = fetch(self._client, self.url, deadline_seconds, waited_seconds=began - asked)
+                self._got = got = GotPage(text, began, time.monotonic())
+            return got
         finally:
             self._lock.release()
 

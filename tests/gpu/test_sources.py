@@ -13,6 +13,7 @@ from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.combined import CombinedSource
 from controlplane.gpu.factory import embedded_devices, server_devices
 from controlplane.settings import MemorySettings, TritonServerSettings, TritonSettings
+from controlplane.triton.page import PageSource
 from tests.support.nvml import GIB
 from tests.support.triton import running_triton
 
@@ -79,11 +80,13 @@ def test_which_sources_a_server_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     def elsewhere(**more: object) -> TritonServerSettings:
         return TritonServerSettings.model_validate({"name": "a", "grpc_url": "a:1", "repository": "/r", **more})
 
-    (host,) = server_devices(elsewhere(same_machine=True, metrics_url="http://127.0.0.1:1"), 1).read()
+    page = PageSource("http://127.0.0.1:1")
+    (host,) = server_devices(elsewhere(same_machine=True), page, 1).read()
     assert host.processes is None
-    assert server_devices(elsewhere(), 1).read() == ()
+    assert server_devices(elsewhere(), None, 1).read() == ()
     with pytest.raises(DeviceError, match=r"127\.0\.0\.1:1"):
-        server_devices(elsewhere(metrics_url="http://127.0.0.1:1"), 1).read()
+        server_devices(elsewhere(), page, 1).read()
+    page.close()
 
 
 @pytest.mark.triton

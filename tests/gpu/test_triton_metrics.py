@@ -1,9 +1,6 @@
 """The devices of a server elsewhere, from its metrics: pages in the form of a GPU machine's, and a real server's."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
@@ -12,6 +9,7 @@ import pytest
 from controlplane.errors import DeviceError
 from controlplane.gpu.base import DeviceKind, DeviceReading
 from controlplane.gpu.triton_metrics import TritonMetricsSource, devices, parse
+from controlplane.triton.page import PageSource
 from tests.support.triton import running_triton
 
 MIB = 1 << 20
@@ -130,90 +128,27 @@ def test_a_broken_page_is_an_error(page: str) -> None:
         parse(page)
 
 
-Answer = Callable[[BaseHTTPRequestHandler, threading.Event], None]
-
-
-@pytest.fixture
-def served() -> Iterator[Callable[[Answer], str]]:
-    """Starts a server with one way to answer; returns its address."""
-    ended = threading.Event()
-    running = []
-
-    def start(answer: Answer) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                answer(self, ended)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = HTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        running.append((server, thread))
-        return f"http://127.0.0.1:{server.server_port}/metrics"
-
-    yield start
-    ended.set()
-    for server, thread in running:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def test_a_page_is_fetched(served: Callable[[Answer], str]) -> None:
-    def answer(handler: BaseHTTPRequestHandler, _ended: threading.Event) -> None:
-        handler.send_response(200)
-        handler.end_headers()
-        handler.wfile.write(PAGE.encode())
-
-    source = TritonMetricsSource(served(answer), [B])
-    assert [reading.name for reading in source.read()] == ["host", "gpu:0"]
-    source.close()
-    assert len(source.read()) == 2
-
-
-def test_what_is_no_metrics_page_is_said(served: Callable[[Answer], str]) -> None:
-    url = served(lambda handler, _ended: handler.send_error(404))
-    with pytest.raises(DeviceError, match="answers 404"):
-        TritonMetricsSource(url).read()
-
-
-def test_a_server_that_drips_is_given_up(served: Callable[[Answer], str]) -> None:
-    def drip(handler: BaseHTTPRequestHandler, ended: threading.Event) -> None:
-        handler.send_response(200)
-        handler.end_headers()
-        while not ended.wait(0.02):  # each read is quick; the whole never ends
-            try:
-                handler.wfile.write(b"# nothing\n")
-            except OSError:
-                return
-
-    with pytest.raises(DeviceError, match=r"not answered fully after 0\.2 s"):
-        TritonMetricsSource(served(drip), deadline_seconds=0.2).read()
-
-
-def test_a_server_that_is_silent_is_given_up(served: Callable[[Answer], str]) -> None:
-    url = served(lambda _handler, ended: ended.wait(30) and None)
-    with pytest.raises(DeviceError, match=r"not answered after 0\.2 s"):
-        TritonMetricsSource(url, deadline_seconds=0.2).read()
-
-
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1/metrics", "127.0.0.1:8002/metrics", "http://[/", ""])
-def test_a_server_that_cannot_be_reached(url: str) -> None:
-    with pytest.raises(DeviceError, match="cannot be reached"):
-        TritonMetricsSource(url, deadline_seconds=1).read()
+def test_a_page_that_cannot_be_got_is_an_error_of_the_devices() -> None:
+    page = PageSource("http://127.0.0.1:1/metrics")
+    with pytest.raises(
+        DeviceError, match=r"the devices cannot be read: .*127\.0\.0\.1:1/metrics cannot be read"
+    ) as told:
+        TritonMetricsSource(page).read()
+    assert told.value.details["url"] == page.url
+    page.close()
 
 
 @pytest.mark.triton
 def test_a_real_triton_without_a_gpu(tmp_path: Path) -> None:
     with running_triton(tmp_path) as triton:
-        source = TritonMetricsSource(triton.server.metrics_url)
+        page = PageSource(triton.server.metrics_url)
+        source = TritonMetricsSource(page)
         (host,) = source.read()
         while host.error:  # all is 0 until its first look, two seconds after its start
             assert (host.name, host.total_bytes, host.used_bytes, host.utilisation) == ("host", 0, None, None)
             time.sleep(0.05)
             (host,) = source.read()
+        page.close()
     machine = psutil.virtual_memory()
     assert host.total_bytes == machine.total
     assert host.used_bytes is not None

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
 from controlplane.errors import TritonTimeoutError, TritonUnavailableError
-from controlplane.triton.page import PageSource
+from controlplane.gpu.triton_metrics import TritonMetricsSource
+from controlplane.triton.page import PageSource, fetch
 from controlplane.triton.statistics import read_pending
 
 PAGE = b'nv_inference_pending_request_count{model="m",version="1"} 3\n'
@@ -23,6 +25,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.gate = threading.Event()
         self.gate.set()
+        self.drips = threading.Event()
         self.status = 200
         self.asked = 0
 
@@ -40,10 +43,24 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked += 1
         self.server.gate.wait(60)
+        if self.server.drips.is_set():
+            self._drip()
+            return
         self.send_response(self.server.status)
         self.send_header("content-length", str(len(PAGE)))
         self.end_headers()
         self.wfile.write(PAGE)
+
+    def _drip(self) -> None:
+        """Each read is quick; the whole never ends."""
+        self.send_response(200)
+        self.end_headers()
+        pause = threading.Event()
+        while self.server.drips.is_set() and not pause.wait(0.02):
+            try:
+                self.wfile.write(b"# nothing\n")
+            except OSError:
+                return
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -58,6 +75,7 @@ def server() -> Iterator[Server]:
             yield server
         finally:
             server.gate.set()
+            server.drips.clear()
             server.shutdown()
             serving.join()
 
@@ -108,9 +126,48 @@ def test_nobody_waits_longer_than_the_deadline_for_somebody_elses_look(server: S
     page.close()
 
 
+def test_to_have_waited_for_somebody_else_counts(server: Server) -> None:
+    with httpx.Client() as client:
+        assert fetch(client, server.url, 60.0, waited_seconds=1.0) == PAGE.decode()
+        server.gate.clear()
+        with pytest.raises(TritonTimeoutError, match="took more than 60 s"):
+            fetch(client, server.url, 60.0, waited_seconds=59.95)
+        asked = server.asked
+        with pytest.raises(TritonTimeoutError, match="took more than 60 s"):
+            fetch(client, server.url, 60.0, waited_seconds=60.0)
+    assert server.asked == asked, "there was no time left to ask"
+
+
+def test_devices_and_requests_are_read_off_one_page_and_devices_never_off_an_old_one(server: Server) -> None:
+    page = PageSource(server.url, shared_seconds=600)
+    devices = TritonMetricsSource(page)
+    assert devices.read() == ()
+    assert read_pending(page, 60.0) == {("m", 1): 3}
+    assert server.asked == 1
+    devices.read()
+    assert server.asked == 2
+    page.close()
+
+
 def test_a_page_that_does_not_come_in_time(server: Server) -> None:
     page = PageSource(server.url)
     server.gate.clear()
     with pytest.raises(TritonTimeoutError):
         page.read(0.05)
+    page.close()
+
+
+def test_a_page_that_drips_is_given_up(server: Server) -> None:
+    page = PageSource(server.url)
+    server.drips.set()
+    with pytest.raises(TritonTimeoutError, match=r"took more than 0\.2 s"):
+        page.read(0.2)
+    page.close()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/metrics", "127.0.0.1:8002/metrics", "http://[/", ""])
+def test_a_server_that_cannot_be_reached(url: str) -> None:
+    page = PageSource(url)
+    with pytest.raises(TritonUnavailableError, match="cannot be read"):
+        page.read(1)
     page.close()
