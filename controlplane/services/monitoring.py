@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from controlplane.domain.deployment import DeploymentSpec
 from controlplane.domain.figures import Figures, ObjectiveKind, ObjectiveState, Point, ServerUse
 from controlplane.errors import InvalidInputError
+from controlplane.monitoring.burn_notices import BurnNotices
 from controlplane.monitoring.monitor import MAX_WINDOW_SECONDS, Monitor
 from controlplane.monitoring.objectives import judge
 from controlplane.monitoring.webhook import Webhook
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.pulse import Lags
 from controlplane.registry.standings import Standings
-from controlplane.services.burn_notices import BurnNotices
 from controlplane.services.deployments import Deployments
 from controlplane.settings import MonitoringSettings
 

@@ -17,10 +17,10 @@ from controlplane.domain.figures import ObjectiveKind
 from controlplane.domain.rollback import rollback_target
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import ConflictError
+from controlplane.monitoring.burn_notices import Told, next_told
 from controlplane.monitoring.objectives import judge, threshold
 from controlplane.reconciler.pulse import Lags
 from controlplane.registry.deployments import DeploymentRevision
-from controlplane.services.burn_notices import Told, next_told
 from controlplane.settings import BurnRule, MonitoringSettings
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.receiver import Receiver
