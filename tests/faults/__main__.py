@@ -1,6 +1,7 @@
 """The long version of the fault suite: ``python -m tests.faults [--case TEXT] [--times N] [PART ...]``.
 
-Prints a table, and writes its rows to ``benchmarks/results/faults.json``. Ends with 1 where an invariant was violated.
+Prints a table, and writes its rows to a file of the run's own, ``benchmarks/results/faults-TIME.json``. Ends with 1
+where an invariant was violated.
 """
 
 import sys
@@ -10,10 +11,11 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.faults.artifacts import fuzz_artifacts
-from tests.faults.cases import Case, Row, inject, table, write
+from tests.faults.cases import Case, Row, inject, results, table, write
 from tests.faults.credentials import credential_cases
 from tests.faults.disk_cases import disk_cases, may_mount, stage_on_small_disks
 from tests.faults.plane_cases import plane_cases
@@ -37,10 +39,12 @@ class Plan:
     Attributes:
         case: Only cases with this in their name; empty for all.
         times: How often each case is run; None as often as it says itself.
+        file: Where the rows are kept.
     """
 
-    case: str = ""
-    times: int | None = None
+    case: str
+    times: int | None
+    file: Path
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,13 +65,15 @@ def main(arguments: Sequence[str]) -> int:
     if unknown := [name for name in chosen.parts if name not in parts]:
         parser.error(f"no part {unknown[0]!r}; there are: {', '.join(parts)}")
     rows: list[Row] = []
+    plan = Plan(chosen.case, chosen.times, results(datetime.now(UTC)))
     server: AbstractContextManager[S3Server] = moto_server() if missing_programs() else ceph_server()
     with server as s3, tempfile.TemporaryDirectory(prefix="faults-") as folder:
         print(f"the S3 server is {s3.kind}", flush=True)
         for name in chosen.parts or parts:
-            rows += parts[name](s3, Path(folder) / name, Plan(chosen.case, chosen.times))
-            write(rows)
+            rows += parts[name](s3, Path(folder) / name, plan)
+            write(rows, plan.file)
     print(table(rows))
+    print(f"the rows are in {plan.file}")
     for row in rows:
         for violation in row.violations:
             print(f"VIOLATED: {row.fault}: {violation}")
@@ -82,7 +88,7 @@ def _run(stage: Stage, cases: Sequence[Case], plan: Plan) -> list[Row]:
         began = time.monotonic()
         row = inject(stage, case, plan.times or case.long)
         rows.append(row)
-        write([row])  # what comes later may take long, or be stopped
+        write([row], plan.file)  # what comes later may take long, or be stopped
         report = row.reports[0][:160] if row.reports else "-"
         print(table([row], head=False), f"; {time.monotonic() - began:.0f} s; reported as: {report}", flush=True)
         for violation in row.violations:

@@ -1,7 +1,9 @@
 """The front door of a control plane that has just been started: what is deployed is not unknown before it was read."""
 
+import contextlib
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,31 +15,52 @@ from controlplane.gateway.process import find_haproxy
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.registry import Registry
 from controlplane.settings import GatewaySettings, GcSettings
-from controlplane.storage.filesystem import FilesystemStore
+from controlplane.storage.factory import open_store
 from tests.support.api import serving, settings_for
 from tests.support.control_process import running
+from tests.support.faultproxy import Action, Fault, fault_proxy
 from tests.support.models import publish_affine
+from tests.support.s3server import S3Server
 
 pytestmark = pytest.mark.triton
 
-MODELS = 150
-"""So many that reading them all takes longer than opening the door."""
 
-
-def test_a_request_that_comes_before_the_deployments_were_read_waits_for_that(tmp_path: Path) -> None:
-    store = FilesystemStore(tmp_path / "data" / "store")
+def test_a_request_that_comes_before_the_deployments_were_read_waits_for_that(moto: S3Server, tmp_path: Path) -> None:
+    stored = moto.settings(moto.new_bucket())
+    store = open_store(stored, tmp_path)
     registry = Registry(store, BlobCache(tmp_path / "filling", 1 << 30), head_max_age_seconds=1.0, gc=GcSettings())
-    for number in range(MODELS):
-        publish_affine(registry, f"m{number}", tmp_path / "files", scale=number + 2.0)
-        settings = DeploymentSettings.model_validate({"mode": "on-demand"})
-        spec = DeploymentSpec(model=f"m{number}", reference=f"m{number}", version=1, settings=settings)
-        registry.deployments.put(spec, after=None, actor="test", reason="")
-    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}]}
-    with running(tmp_path / "data") as (_, door):
-        answer = door.post(f"/v2/models/m{MODELS - 1}/infer", content=json.dumps(body))
+    publish_affine(registry, "m", tmp_path / "files", scale=3.0)
+    settings = DeploymentSettings.model_validate({"mode": "on-demand"})
+    spec = DeploymentSpec(model="m", reference="m", version=1, settings=settings)
+    registry.deployments.put(spec, after=None, actor="test", reason="")
+    store.close()
+    body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}]})
+    assert stored.secret_access_key is not None
+    with contextlib.ExitStack() as stack:
+        proxy = stack.enter_context(fault_proxy(moto.endpoint_url))
+        unread = stack.enter_context(contextlib.ExitStack())
+        unread.enter_context(proxy.lasting(Fault(Action.STALL, contains="deployments")))
+        environment = {
+            "TRITONCTL_STORE__URL": stored.url,
+            "TRITONCTL_STORE__ENDPOINT_URL": proxy.endpoint_url,
+            "TRITONCTL_STORE__REGION": stored.region or "",
+            "TRITONCTL_STORE__ACCESS_KEY_ID": stored.access_key_id or "",
+            "TRITONCTL_STORE__SECRET_ACCESS_KEY": stored.secret_access_key.get_secret_value(),
+            "TRITONCTL_STORE__TIMEOUT_SECONDS": "120",
+        }
+        api, door = stack.enter_context(running(tmp_path / "data", **environment))
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        known, unknown = (pool.submit(door.post, f"/v2/models/{name}/infer", content=body) for name in ("m", "nobody"))
+        deadline = time.monotonic() + 60
+        while "tritonctl_gateway_waiting_requests 2.0" not in api.http.get("/metrics").text:
+            assert time.monotonic() < deadline, "both wait"
+            time.sleep(0.05)
+        assert not any(one.done() for one in (known, unknown))
+        unread.close()
+        answer = known.result()
         assert answer.status_code == 200, answer.text
-        assert answer.json()["outputs"][0]["data"][0] == MODELS + 1.0
-        assert door.post("/v2/models/nobody/infer", content=json.dumps(body)).status_code == 404
+        assert answer.json()["outputs"][0]["data"][0] == 3.0
+        assert unknown.result().status_code == 404
 
 
 @pytest.mark.parametrize(("ends", "says"), [(1, None), (9, "it ended with status 7")])

@@ -127,11 +127,18 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 # Stage, load, prove on the new server; unload from the old one.
-STEPS = [("kill-during", 2), ("kill-before", 3), ("kill-before", 4), ("kill-during", 4)]
+STEPS = [
+    pytest.param("kill-during", 2, "Load", id="while it is loaded where it goes"),
+    pytest.param("kill-before", 3, "Prove", id="before it is proved there"),
+    pytest.param("kill-before", 4, "Unload", id="before it is unloaded where it was"),
+    pytest.param("kill-during", 4, "Unload", id="while it is unloaded there"),
+]
 
 
-@pytest.mark.parametrize(("how", "step"), STEPS)
-async def test_killed_in_a_defragmentation_no_copy_is_lost_and_none_is_left(fleet: Fleet, how: str, step: int) -> None:
+@pytest.mark.parametrize(("how", "step", "action"), STEPS)
+async def test_killed_in_a_defragmentation_no_copy_is_lost_and_none_is_left(
+    fleet: Fleet, how: str, step: int, action: str
+) -> None:
     model = f"pair-{how}-{step}"
     revision = fleet.want(model, zone="a")
     async with fleet.reconciler() as before:
@@ -143,6 +150,7 @@ async def test_killed_in_a_defragmentation_no_copy_is_lost_and_none_is_left(flee
         assert await fleet.loaded(model) == {"a1", "a2"}, "nothing moves by itself"
     said = await fleet.killed(model, how, step)
     assert "'b1')]" in said, "it was to move one copy"
+    assert said.splitlines()[-1] == f"begin {step} {action}", "it was to die there"
 
     async with fleet.reconciler() as after:
 
@@ -159,16 +167,16 @@ async def test_killed_in_a_defragmentation_no_copy_is_lost_and_none_is_left(flee
             await one.close()
         # What was begun by hand is ended by hand: asked again, it gets to where it was to go.
         after.defragment(dry_run=False, limit=10)
-        await until(lambda: after.defragment(dry_run=True, limit=10).moves == (), "it is done")
+        await until(lambda: after.defragment(dry_run=True, limit=10).moves == (), f"it is done; {said}")
 
         async def spread() -> bool:
             return "b1" in await fleet.loaded(model) and await whole()
 
-        await until(spread, "they cannot fail together any more")
+        await until(spread, f"they cannot fail together any more; {said}")
         head = fleet.registry.deployments.get(model, fresh=True)
         fleet.registry.deployments.put(head.spec.with_changes(deleted=True), after=head, actor="test", reason="")
         after.wake(model)
-        await until(lambda: fleet.gone(model), "it is gone")
+        await until(lambda: fleet.gone(model), f"it is gone; {said}")
 
 
 class Leaky:
