@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-from controlplane.registry.doors import DoorLog
+from controlplane.reconciler.lease import Lease
+from controlplane.registry.doors import DoorLog, Withdrawal
 from controlplane.settings import GatewaySettings, MemorySettings, StoreSettings, TritonServerSettings, TritonSettings
+from controlplane.storage.filesystem import FilesystemStore
 from tests.support.api import onnx_scale, serving, settings_for
 from tests.support.gateway import asking, failures, more, until, way
 from tests.support.processes import tied_to_us
@@ -32,6 +35,22 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
     """A server of our own: the whole run's has other tests' models."""
     with running_triton(tmp_path_factory.mktemp("server")) as running:
         yield running
+
+
+def beside(triton: RunningTriton, folder: Path) -> dict[str, Any]:
+    """Settings that replicas have in common."""
+    server = TritonServerSettings(
+        name="shared",
+        grpc_url=triton.server.grpc_url,
+        http_url=triton.server.http_url,
+        metrics_url=triton.server.metrics_url,
+        repository=triton.repository.root,
+    )
+    return {
+        "store": StoreSettings(url=f"file://{folder / 'store'}"),
+        "triton": TritonSettings(servers=(server,), load_timeout_seconds=60),
+        "memory": MemorySettings(minimum_residence_seconds=0.3, poll_interval_seconds=0.2),
+    }
 
 
 @contextmanager
@@ -60,18 +79,7 @@ def test_no_request_fails_when_another_leader_unloads_and_when_it_is_killed_in_t
     triton: RunningTriton, tmp_path: Path, with_door: bool
 ) -> None:
     """Models that leave as soon as they are not asked for a moment, and come back with the next request."""
-    server = TritonServerSettings(
-        name="shared",
-        grpc_url=triton.server.grpc_url,
-        http_url=triton.server.http_url,
-        metrics_url=triton.server.metrics_url,
-        repository=triton.repository.root,
-    )
-    common: dict[str, Any] = {
-        "store": StoreSettings(url=f"file://{tmp_path / 'store'}"),
-        "triton": TritonSettings(servers=(server,), load_timeout_seconds=60),
-        "memory": MemorySettings(minimum_residence_seconds=0.3, poll_interval_seconds=0.2),
-    }
+    common = beside(triton, tmp_path)
     gateway = GatewaySettings(enabled=with_door)
     with leader(tmp_path / "leader", **common, gateway=gateway) as process:
         settings = settings_for(tmp_path / "follower", embedded=False, **common, gateway=GatewaySettings(enabled=True))
@@ -99,3 +107,23 @@ def test_no_request_fails_when_another_leader_unloads_and_when_it_is_killed_in_t
             until("all are gone", lambda: {way(api, name) for name in NAMES} == {"closed"})
     assert failures(seen) == []
     assert set(seen[0]) == {(name, number + 3.0) for number, name in enumerate(NAMES)}
+
+
+def test_a_front_door_opens_no_road_that_was_withdrawn_before_it_came(triton: RunningTriton, tmp_path: Path) -> None:
+    common = beside(triton, tmp_path)
+    with serving(settings_for(tmp_path / "before", embedded=False, **common)) as api:
+        api.publish("net", onnx_scale(2.0))
+        assert api.deploy("net:1", mode="pinned")["state"] == "succeeded"
+    store = FilesystemStore(tmp_path / "store")
+    lease, log = Lease(store, seconds=600), DoorLog(store)
+    lease.attempt()  # who leads is here, and does nothing more
+    assert lease.held
+    log.announce("0" * 32, Withdrawal("shared", "net", 600.0))
+    settings = settings_for(tmp_path / "after", embedded=False, **common, gateway=GatewaySettings(enabled=True))
+    with serving(settings) as api:
+        until("it has proved the model for itself", lambda: "net" in api.plane.reconciler.routes())
+        until("it says that it keeps away", lambda: log.doors().acknowledged)
+        time.sleep(2.0)  # the front door goes by the routes at least once a second
+        assert way(api, "net") == "closed"
+        log.over("0" * 32, set())
+        until("the road is open", lambda: way(api, "net") == "fast")

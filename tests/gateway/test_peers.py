@@ -109,6 +109,7 @@ def run(part: Callable[[], Awaitable[None]]) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks and signs of life follow each other quickly; no one is taken for gone the sooner for it."""
     monkeypatch.setattr("controlplane.gateway.peers._LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("controlplane.gateway.peers._LEAD_LOOK_SECONDS", 0.1)
     monkeypatch.setattr("controlplane.gateway.presence.BEAT_SECONDS", 0.05)
     monkeypatch.setattr("controlplane.gateway.presence._AGAIN_SECONDS", 0.05)
 
@@ -253,6 +254,7 @@ def test_who_comes_while_a_model_is_leaving_is_waited_for(tmp_path: Path) -> Non
     run(part)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_leader_without_a_front_door_tells_the_others_and_removes_what_is_left(tmp_path: Path) -> None:
     store = FilesystemStore(tmp_path)
     log = DoorLog(store)
@@ -275,6 +277,7 @@ def test_a_leader_without_a_front_door_tells_the_others_and_removes_what_is_left
     run(part)
 
 
+@pytest.mark.usefixtures("quick")
 def test_who_has_no_front_door_and_does_not_lead_asks_the_bucket_for_nothing(tmp_path: Path) -> None:
     hooked = HookedStore(FilesystemStore(tmp_path))
     leads = False
@@ -283,7 +286,7 @@ def test_who_has_no_front_door_and_does_not_lead_asks_the_bucket_for_nothing(tmp
         nonlocal leads
         follower = Peers(DoorLog(hooked), lambda: leads, drain_seconds=LONG_SECONDS)
         await follower.start()
-        await asyncio.sleep(1.5)  # some looks, if it looked
+        await asyncio.sleep(0.3)  # some looks, if it looked
         assert hooked.calls == []
         leads = True
         await soon("it looks once it leads", lambda: hooked.calls)
@@ -390,6 +393,7 @@ def test_a_front_door_whose_process_has_ended_is_waited_for_by_nobody(
     run(part)
 
 
+@pytest.mark.usefixtures("quick")
 def test_an_acknowledgement_that_comes_late_does_not_stay_in_the_bucket(tmp_path: Path) -> None:
     held, late = threading.Event(), threading.Event()
 
