@@ -216,8 +216,8 @@ def test_what_did_not_arrive_before_a_restart_arrives_after_it_under_the_same_id
 
     with serving(settings) as api:
         api.publish("net", onnx_scale(2))
+        receiver.status = 503  # before the deployment: its proof's own requests may burn already
         api.deploy("net:1", bake_seconds=0, objectives={"p99_milliseconds": 0.001})
-        receiver.status = 503
         url = api.ok(api.http.get("/v1/servers"))["items"][0]["http_url"]
 
         def asked_until_recorded() -> bool:
