@@ -10,9 +10,9 @@ from controlplane.domain.report import VersionReport
 from controlplane.errors import ControlPlaneError
 from controlplane.reconciler.fleet import KnownServer
 from controlplane.reconciler.gauging import gauge
+from controlplane.reconciler.measuring import Measurement
 from controlplane.reconciler.messages import Cleaned, Gauged, Message, Seen
 from controlplane.reconciler.state import LoopState
-from controlplane.reconciler.steward import Measurement
 from controlplane.reconciler.watching import look
 from controlplane.registry.leases import ModelLease
 from controlplane.registry.registry import Registry

@@ -1,14 +1,135 @@
-"""Books a load that is done: each version that came gets what is its own of what was reserved for all together."""
+"""From loads, unloads and looks to entries of the ledger. Mutable; the steward's own.
+
+What the ledger says follows what is done, without a look, and is put right by the next look at a model that nothing is
+being done to.
+"""
 
 from collections.abc import Mapping
 from datetime import datetime
 
-from controlplane.memory.types import HOST, Slot
-from controlplane.reconciler.accounts import Accounts, replaced
+from controlplane.domain.names import candidate_name
+from controlplane.memory.types import HOST, HoldingState, ModelMemory, Slot
+from controlplane.reconciler.accounts import Accounts, renewed, replaced
+from controlplane.reconciler.actions import Load, Unload
+from controlplane.reconciler.facts import Facts
 from controlplane.reconciler.tenants import Need, Tenant
 
 
-def book_load(
+class Booking:
+    """Keeps the books of one server.
+
+    Args:
+        accounts: Its ledger.
+        tenants: What is remembered of each model.
+        models: The models as the decisions see them.
+    """
+
+    def __init__(self, accounts: Accounts, tenants: Mapping[str, Tenant], models: Mapping[str, ModelMemory]) -> None:
+        self._accounts = accounts
+        self._tenants = tenants
+        self._models = models
+
+    def began(self, tenant: Tenant, action: Load | Unload, now: datetime) -> None:
+        """A load or an unload begins: what it moves is on its way."""
+        accounts = self._accounts
+        others = [other for other in self._tenants.values() if other.loading is not None]
+        busy = any(h.state is HoldingState.UNLOADING for h in accounts.ledger.holdings)
+        tenant.alone = not others and not busy
+        for other in others:
+            other.alone = False
+        name = triton_name(tenant.model, action)
+        if isinstance(action, Unload):
+            for holding in accounts.ledger.of_model(name):
+                accounts.ledger = accounts.ledger.unloading(holding.slot, now)
+            return
+        tenant.gpus = frozenset(gpu.name for gpu in accounts.gpus)
+        if (request := tenant.request) is not None and request.granted:
+            accounts.ledger = accounts.ledger.loading(request.slot, now)
+            tenant.loading, tenant.request = request.need, None
+            tenant.processes = {
+                version: frozenset(one.pids) for (own, version), one in accounts.instances.items() if own == name
+            }
+
+    def unloaded(self, tenant: Tenant, action: Unload, step: int, now: datetime) -> None:
+        """An unload ended: its memory counts until it is seen to be free."""
+        for holding in self._accounts.ledger.of_model(triton_name(tenant.model, action)):
+            self._accounts.left(holding.slot, step, now)
+        if not action.candidate:
+            tenant.loaded_at = None
+
+    def loaded(
+        self, tenant: Tenant, action: Load, need: Need, grown: Mapping[str, int], step: int, now: datetime
+    ) -> None:
+        """A load ended well.
+
+        Args:
+            tenant: The model.
+            action: The load.
+            need: What it had reserved.
+            grown: By how much the use of each device has grown over the load.
+            step: The loop's step.
+            now: The time.
+        """
+        name = triton_name(tenant.model, action)
+        told = _book_load(self._accounts, tenant, name, need, grown, step, now)
+        if not action.candidate:
+            tenant.load_growth = told
+            loaded = Slot(name, max(need.versions))
+            own = self._accounts.own_bytes((name, loaded.version), need.versions[loaded.version])
+            # Of processes that are replaced the peak is none of this load's.
+            tenant.load_peak = own[1] if own and not self._accounts.ledger.of(replaced(loaded)) else 0
+
+    def see(self, tenant: Tenant, facts: Facts, step: int, now: datetime) -> None:
+        """Bring the ledger to what a look showed of a model that nothing is being done to."""
+        model = tenant.model
+        there = {Slot(model, version) for version in facts.loaded}
+        if facts.candidate is not None:
+            there.add(Slot(candidate_name(model), facts.candidate))
+        ledger = self._accounts.ledger
+        names = (model, candidate_name(model), renewed(model))
+        held = {holding.slot: holding.state for name in names for holding in ledger.of_model(name)}
+        for slot in there:
+            if held.get(slot) is HoldingState.RESIDENT:
+                continue
+            if slot in held and tenant.leaving is not None:
+                continue
+            self._accounts.back(slot)
+            measured = self._found(slot, facts)
+            self._accounts.ledger = self._accounts.ledger.resident(slot, measured, now)
+        if facts.loaded and tenant.loaded_at is None:
+            tenant.loaded_at = now
+        elif not facts.loaded and tenant.loaded_at is not None:
+            # Not our doing: somebody unloaded it, or a server that we do not supervise was restarted.
+            tenant.restore, tenant.loaded_at = tenant.leaving is None, None
+            self._accounts.perhaps_restarted()
+        leaving = {Slot(model, version) for version in facts.leaving}
+        for slot, state in held.items():
+            if slot not in there and not (facts.loading and state is HoldingState.LOADING):
+                if tenant.request is not None and tenant.request.slot == slot:
+                    continue
+                if slot in leaving and self._accounts.reading.instances is None:
+                    self._accounts.ledger = self._accounts.ledger.unloading(slot, now)
+                else:
+                    self._accounts.left(slot, step, now)
+
+    def _found(self, slot: Slot, facts: Facts) -> dict[str, int]:
+        """What something that is loaded has, by device: as seen, else as expected on the GPUs that it uses."""
+        known = self._models.get(slot.triton_name.removesuffix(candidate_name("")))
+        expected = {} if known is None else {device: one.bytes for device, one in known.footprint.items()}
+        if facts.gpus and expected:
+            expected = dict.fromkeys(self._accounts.names(facts.gpus), max(expected.values()))
+        seen = {device: self._accounts.seen_bytes(slot, device) for device in (HOST, *expected)}
+        if seen[HOST] is not None:
+            expected.pop(HOST, None)
+        return expected | {device: size for device, size in seen.items() if size is not None}
+
+
+def triton_name(model: str, action: Load | Unload) -> str:
+    """Under which name of a model something is loaded or unloaded."""
+    return candidate_name(model) if action.candidate else model
+
+
+def _book_load(
     accounts: Accounts, tenant: Tenant, name: str, need: Need, grown: Mapping[str, int], step: int, now: datetime
 ) -> dict[str, int]:
     """Take a load that is done into the ledger.

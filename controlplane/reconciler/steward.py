@@ -6,16 +6,16 @@ It decides nothing itself: `controlplane.memory` does, from frozen values. The s
 1. `judge` says for every model whether it shall be loaded; the planner then works towards that.
 2. A load that needs memory is begun only with a grant. Who has none waits in the `queue`, which is gone through
    whenever something changed: grants, evictions, refusals.
-3. `began`, `ended`, `see` and `take` follow what happens.
+3. `began`, `ended`, `see` and `take` follow what happens: `booking` puts it into the ledger, `measuring` says what of
+   it is kept as a footprint, `refusals` what a load that Triton refused tells.
 
 No I/O, and nothing here waits.
 """
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from controlplane.domain.deployment import Mode
@@ -28,47 +28,29 @@ from controlplane.memory.admission import (
 )
 from controlplane.memory.eviction import EvictionPolicy, EvictionRules, policy_named, thrashing
 from controlplane.memory.residency import Wanted, wanted
-from controlplane.memory.types import HOST, Footprint, FootprintSource, HoldingState, ModelMemory, Slot
+from controlplane.memory.types import Footprint, FootprintSource, HoldingState, ModelMemory, Slot
 from controlplane.memory.usage import used
-from controlplane.reconciler.accounts import Accounts, renewed, replaced
+from controlplane.reconciler.accounts import Accounts
 from controlplane.reconciler.actions import Action, Load, Prove, Stage, Unload
-from controlplane.reconciler.booking import book_load
+from controlplane.reconciler.booking import Booking, triton_name
 from controlplane.reconciler.counting import count
 from controlplane.reconciler.executor import Outcome
 from controlplane.reconciler.facts import Facts
 from controlplane.reconciler.gauging import Reading
-from controlplane.reconciler.gpu_refusals import unusable_gpus
 from controlplane.reconciler.leftovers import Leftovers
+from controlplane.reconciler.measuring import GREW, Measurement, Meter
 from controlplane.reconciler.queueing import LoadQueue
+from controlplane.reconciler.refusals import Refusals
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.sizing import Size, Sizes
 from controlplane.reconciler.tenants import Tenant
 from controlplane.reconciler.types import Mark
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.wishes import Prepared, Wish
-from controlplane.registry.footprints import FootprintKey, Footprints, MeasuredFootprint
+from controlplane.registry.footprints import Footprints, MeasuredFootprint
 from controlplane.settings import MemorySettings
-from controlplane.triton.statistics import VersionKey
 
 logger = logging.getLogger(__name__)
-
-_GREW = 1.1
-"""A loaded version that has grown by this factor is measured again."""
-_ALL = 0.98
-"""So much of what could be freed is asked for at most, as its figure moves a little all the time."""
-_OUT_OF_MEMORY = re.compile(
-    r"out of memory|outofmemory|bad_alloc|cannot allocate memory|failed to allocate|unable to allocate|memoryerror"
-    r"|insufficient memory|not enough memory",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Something to be written to the registry."""
-
-    key: FootprintKey
-    measured: MeasuredFootprint
 
 
 class Steward:
@@ -93,7 +75,6 @@ class Steward:
         self.models: dict[str, ModelMemory] = {}
         self.counters: Counter[str] = Counter()
         self.draining = False
-        self.largest_error = 0
         self._footprints = footprints
         self._sizes = Sizes(footprints)
         self.queue = LoadQueue(
@@ -108,8 +89,18 @@ class Steward:
             counters=self.counters,
         )
         self._leftovers = Leftovers(self.accounts)
+        self._booking = Booking(self.accounts, self.tenants, self.models)
+        self._refusals = Refusals(self.accounts, self._sizes, self.models, self.counters)
+        self._meter = Meter(
+            self.accounts,
+            footprints,
+            self._sizes,
+            tenants=self.tenants,
+            models=self.models,
+            leftovers=self._leftovers,
+            counters=self.counters,
+        )
         self._reported: dict[str, int] = {}
-        self._keys: dict[VersionKey, FootprintKey] = {}
 
     @classmethod
     def of(cls, server: ManagedServer, settings: MemorySettings, footprints: Footprints) -> "Steward":
@@ -120,6 +111,11 @@ class Steward:
     def policy(self) -> EvictionPolicy:
         """The eviction policy, as far as it has learnt."""
         return self.queue.policy
+
+    @property
+    def largest_error(self) -> int:
+        """By how many bytes a measurement was above its estimate at most."""
+        return self._meter.largest_error
 
     # What is known
 
@@ -323,29 +319,12 @@ class Steward:
         tenant = self.tenant(unit.model)
         if not isinstance(action, Load | Unload):
             return
-        others = [other for other in self.tenants.values() if other.loading is not None]
-        busy = any(h.state is HoldingState.UNLOADING for h in self.accounts.ledger.holdings)
-        tenant.alone = not others and not busy
-        for other in others:
-            other.alone = False
         if isinstance(action, Unload):
             self._leftovers.unload_began(unit.model, own=not action.candidate)
         elif tenant.request is not None:
             first = not action.candidate and not (unit.facts and unit.facts.loaded)
             self._leftovers.load_began(unit.model, first=first)
-        if isinstance(action, Load):
-            tenant.gpus = frozenset(gpu.name for gpu in self.accounts.gpus)
-        if isinstance(action, Load) and (request := tenant.request) is not None and request.granted:
-            self.accounts.ledger = self.accounts.ledger.loading(request.slot, now)
-            tenant.loading, tenant.request = request.need, None
-            name = candidate_name(unit.model) if action.candidate else unit.model
-            tenant.processes = {
-                version: frozenset(one.pids) for (own, version), one in self.accounts.instances.items() if own == name
-            }
-        if isinstance(action, Unload):
-            name = candidate_name(unit.model) if action.candidate else unit.model
-            for holding in self.accounts.ledger.of_model(name):
-                self.accounts.ledger = self.accounts.ledger.unloading(holding.slot, now)
+        self._booking.began(tenant, action, now)
 
     def ended(
         self,
@@ -376,7 +355,7 @@ class Steward:
         measured = self._ended(wish, unit, outcome, differences, step, now)
         if reading is not None:
             self.accounts.take(reading, step, now)  # and what that says of the memory which the action set free
-        return measured + self._left()
+        return measured + self._meter.left()
 
     def _ended(
         self, wish: Wish | None, unit: Unit, outcome: Outcome, differences: Mapping[str, int], step: int, now: datetime
@@ -389,7 +368,7 @@ class Steward:
             case Stage() if outcome.error is None:
                 tenant.stage_seconds = sum(outcome.seconds.values())
             case Load():
-                self._load_ended(tenant, unit, action, outcome, differences, step, now)
+                self._load_ended(tenant, action, outcome, differences, step, now)
             case Prove():
                 # The counters are those of the model's own name; a candidate's are others.
                 tenant.ours += outcome.peer_requests + (0 if action.candidate else outcome.requests)
@@ -399,17 +378,12 @@ class Steward:
                 if outcome.mark is Mark.PASSED and not action.candidate:
                     return self._proved(tenant, wish, action, outcome, now)
             case Unload() if outcome.error is None:
-                name = candidate_name(unit.model) if action.candidate else unit.model
-                for holding in self.accounts.ledger.of_model(name):
-                    self.accounts.left(holding.slot, step, now)
-                if not action.candidate:
-                    tenant.loaded_at = None
+                self._booking.unloaded(tenant, action, step, now)
         return []
 
     def _load_ended(
         self,
         tenant: Tenant,
-        unit: Unit,
         action: Load,
         outcome: Outcome,
         differences: Mapping[str, int],
@@ -422,18 +396,12 @@ class Steward:
             if need is not None and isinstance(outcome.error, LoadRefusedError):
                 self.accounts.left(need.slot, step, now)
             return  # after anything else nobody knows: the next look says what is there
-        name = candidate_name(unit.model) if action.candidate else unit.model
+        name = triton_name(tenant.model, action)
         for key in [key for key in tenant.counts if key[0] == name]:
             del tenant.counts[key]  # they start again at zero
         if need is None:
             return
-        grown = book_load(self.accounts, tenant, name, need, differences, step, now)
-        if not action.candidate:
-            tenant.load_growth = grown
-            loaded = Slot(name, max(need.versions))
-            own = self.accounts.own_bytes((name, loaded.version), need.versions[loaded.version])
-            # Of processes that are replaced the peak is none of this load's.
-            tenant.load_peak = own[1] if own and not self.accounts.ledger.of(replaced(loaded)) else 0
+        self._booking.loaded(tenant, action, need, differences, step, now)
         tenant.load_seconds = tenant.stage_seconds + outcome.seconds.get("load", 0.0)
         tenant.stage_seconds = 0.0
         if not action.candidate:
@@ -452,93 +420,15 @@ class Steward:
             # Whoever waits for it has yet to ask it: of its keep-alive nothing has passed.
             tenant.usage, tenant.loaded_at = used(tenant.usage, now), now
         prepared = wish.prepared.get(action.target) if wish else None
-        if prepared is None or tenant.measured or self._leaves_behind(tenant.model, prepared):
-            return []
-        tenant.measured = True
-        self._sizes.proved(self.size(prepared, tenant.model))
-        tenant.load_seconds = (tenant.load_seconds or 0.0) + outcome.seconds.get("prove", 0.0)
-        measured = self._measure(tenant, prepared)
-        if measured is None:
-            return []
-        size = self.size(prepared, tenant.model)
-        error = measured.bytes - size.estimate.bytes
-        self.counters["measured"] += 1
-        self.counters["estimate_error_bytes"] += abs(error)
-        self.largest_error = max(self.largest_error, error)
-        return [Measurement(size.key, measured)]
-
-    def _leaves_behind(self, model: str, prepared: Prepared) -> bool:
-        """Whether processes of the version's load before are still there; it is measured when they are gone."""
-        instance = self.accounts.instances.get((model, prepared.target.version))
-        size = self.size(prepared, model)
-        expected = size.key.instances * max(sum(device != HOST for device in size.devices), 1)
-        return instance is not None and instance.processes > expected
-
-    def _measure(self, tenant: Tenant, prepared: Prepared) -> MeasuredFootprint | None:
-        size = self.size(prepared, tenant.model)
-        own = self.accounts.own_bytes((tenant.model, prepared.target.version), size.devices)
-        if own is not None:
-            (resident, most), by = own, "processes"
-            peak = tenant.load_peak or most
-        elif tenant.load_growth:
-            resident = peak = max(tenant.load_growth.values())
-            most, by = 0, "device"
-        else:
-            return None
-        self._keys[tenant.model, prepared.target.version] = size.key
-        return MeasuredFootprint(
-            resident, peak, tenant.load_seconds or 0.0, size.estimate.bytes, by, inference_peak_bytes=most
-        )
+        return [] if prepared is None else self._meter.proved(tenant, prepared, outcome.seconds.get("prove", 0.0))
 
     def gpus_refused(self, unit: Unit, outcome: Outcome, now: datetime) -> str | None:
-        """Learn from a refused load which GPUs Triton does not use.
-
-        Returns:
-            What there is to tell; empty where that was known by now. None: it is the model's own failure, also where it
-            asks for a GPU that did not count any more when its load began.
-        """
-        if not isinstance(outcome.action, Load) or not isinstance(outcome.error, LoadRefusedError):
-            return None
-        found = unusable_gpus(str(outcome.error), self.accounts.present_gpus)
-        news = found - self.accounts.unusable.keys()
-        self.accounts.refuse(found, now)
-        if not found & self.tenant(unit.model).gpus:
-            return None
-        return f"Triton does not use {', '.join(sorted(news))}: {outcome.error}" if news else ""
+        """Learn from a refused load which GPUs Triton does not use; see `Refusals.gpus`."""
+        return self._refusals.gpus(self.tenant(unit.model), outcome, now)
 
     def out_of_memory(self, wish: Wish | None, unit: Unit, outcome: Outcome) -> bool:
         """Whether Triton had no memory for a load, and it is worth another round with a larger footprint."""
-        action, tenant = outcome.action, self.tenant(unit.model)
-        if not isinstance(action, Load) or not isinstance(outcome.error, LoadRefusedError):
-            return False
-        if not _OUT_OF_MEMORY.search(str(outcome.error)):
-            return False
-        prepared = wish.prepared.get(action.target) if wish else None
-        if prepared is None:
-            return False
-        size = self.size(prepared, unit.model)
-        self._sizes.correct(size)
-        self.counters["out_of_memory"] += 1
-        if tenant.second_round:
-            tenant.second_round = False
-            self._sizes.force(size, 0)
-            return False
-        tenant.second_round = True
-        self._sizes.force(size, max((self._more_than_free(unit.model, device) for device in size.devices), default=0))
-        return True
-
-    def _more_than_free(self, model: str, device: str) -> int:
-        """What is free by the ledger was not there: ask for more, so that somebody goes, if there is anybody."""
-        ledger = self.accounts.ledger
-        budget = ledger.budgets[device].bytes - ledger.unaccounted(device)
-        fixed = own = 0
-        for holding in ledger.holdings:
-            if holding.device == device:
-                name = holding.slot.triton_name.removesuffix(candidate_name(""))
-                known = self.models.get(name)
-                own += holding.bytes if name == model else 0
-                fixed += holding.bytes if known is not None and known.mode is Mode.PINNED and name != model else 0
-        return min(ledger.free(device) + own + 1, int((budget - fixed) * _ALL))
+        return self._refusals.out_of_memory(self.tenant(unit.model), wish, outcome)
 
     def failed(self, model: str, why: str) -> None:
         """It cannot be loaded, and is not tried again soon: nobody waits for it any more."""
@@ -548,47 +438,7 @@ class Steward:
 
     def see(self, model: str, facts: Facts, step: int, now: datetime) -> None:
         """Bring the ledger to what a look showed of a model that nothing is being done to."""
-        tenant = self.tenant(model)
-        there = {Slot(model, version) for version in facts.loaded}
-        if facts.candidate is not None:
-            there.add(Slot(candidate_name(model), facts.candidate))
-        ledger = self.accounts.ledger
-        names = (model, candidate_name(model), renewed(model))
-        held = {holding.slot: holding.state for name in names for holding in ledger.of_model(name)}
-        for slot in there:
-            if held.get(slot) is HoldingState.RESIDENT:
-                continue
-            if slot in held and tenant.leaving is not None:
-                continue
-            self.accounts.back(slot)
-            measured = self._found(slot, facts)
-            self.accounts.ledger = self.accounts.ledger.resident(slot, measured, now)
-        if facts.loaded and tenant.loaded_at is None:
-            tenant.loaded_at = now
-        elif not facts.loaded and tenant.loaded_at is not None:
-            # Not our doing: somebody unloaded it, or a server that we do not supervise was restarted.
-            tenant.restore, tenant.loaded_at = tenant.leaving is None, None
-            self.accounts.perhaps_restarted()
-        leaving = {Slot(model, version) for version in facts.leaving}
-        for slot, state in held.items():
-            if slot not in there and not (facts.loading and state is HoldingState.LOADING):
-                if tenant.request is not None and tenant.request.slot == slot:
-                    continue
-                if slot in leaving and self.accounts.reading.instances is None:
-                    self.accounts.ledger = self.accounts.ledger.unloading(slot, now)
-                else:
-                    self.accounts.left(slot, step, now)
-
-    def _found(self, slot: Slot, facts: Facts) -> dict[str, int]:
-        """What something that is loaded has, by device: as seen, else as expected on the GPUs that it uses."""
-        known = self.models.get(slot.triton_name.removesuffix(candidate_name("")))
-        expected = {} if known is None else {device: one.bytes for device, one in known.footprint.items()}
-        if facts.gpus and expected:
-            expected = dict.fromkeys(self.accounts.names(facts.gpus), max(expected.values()))
-        seen = {device: self.accounts.seen_bytes(slot, device) for device in (HOST, *expected)}
-        if seen[HOST] is not None:
-            expected.pop(HOST, None)
-        return expected | {device: size for device, size in seen.items() if size is not None}
+        self._booking.see(self.tenant(model), facts, step, now)
 
     def lost(self, *, restarted: bool) -> None:
         """The server was not there, or started anew."""
@@ -624,7 +474,7 @@ class Steward:
             before = {model: tenant.usage.last_used_at for model, tenant in self.tenants.items()}
             self.counters["requests"] += count(self.tenants.values(), reading, frozenset(busy), now)
             self._leftovers.used(m for m, tenant in self.tenants.items() if tenant.usage.last_used_at != before[m])
-        return self._grown() + self._left()
+        return self._meter.grown() + self._meter.left()
 
     def unaccounted(self) -> list[tuple[str, int]]:
         """Devices whose unaccounted memory rose above the bound since it was last reported."""
@@ -634,37 +484,7 @@ class Steward:
             before = self._reported.get(device, 0)
             if size <= self.settings.unaccounted_report_bytes:
                 self._reported[device] = 0
-            elif size > before * _GREW:
+            elif size > before * GREW:
                 self._reported[device] = size
                 found.append((device, size))
-        return found
-
-    def _grown(self) -> list[Measurement]:
-        found = []
-        for model, tenant in self.tenants.items():
-            known = self.models.get(model)
-            if known is None or not tenant.measured:
-                continue
-            key = self._keys.get((model, known.version))
-            recorded = self._footprints.peek(key) if key else None
-            if key is None or recorded is None or recorded.by != "processes":
-                continue
-            own = self.accounts.own_bytes((model, known.version), known.footprint)
-            if own is None:
-                continue
-            grown = own[0] > recorded.bytes * _GREW
-            if grown or own[1] > recorded.inference_peak_bytes * _GREW:
-                resident = own[0] if grown else recorded.bytes
-                peak = max(own[1], recorded.inference_peak_bytes)
-                found.append(Measurement(key, replace(recorded, bytes=resident, inference_peak_bytes=peak)))
-        return found
-
-    def _left(self) -> list[Measurement]:
-        """What versions that were unloaded left behind."""
-        found = []
-        for version, size in self._leftovers.found().items():
-            key = self._keys.get(version)
-            recorded = self._footprints.peek(key) if key else None
-            if key is not None and recorded is not None:
-                found.append(Measurement(key, replace(recorded, left_bytes=size)))
         return found

@@ -10,7 +10,8 @@ from controlplane.reconciler.actions import Action, Load
 from controlplane.reconciler.executor import Outcome
 from controlplane.reconciler.facts import Facts
 from controlplane.reconciler.gauging import Reading
-from controlplane.reconciler.steward import Measurement, Steward
+from controlplane.reconciler.measuring import Measurement
+from controlplane.reconciler.steward import Steward
 from controlplane.reconciler.types import Mark, Target
 from controlplane.reconciler.units import Unit
 from controlplane.reconciler.wishes import Wish, Wishes
