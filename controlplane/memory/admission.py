@@ -248,15 +248,16 @@ def decide_all(
                     remaining.pop(victim.model)
                     for holding in ledger.of_model(victim.model):
                         ledger = ledger.unloading(holding.slot, now)
-                _promise(promised, request)
+                promise(promised, request)
             case Queue() if loads_in_flight < max_loads:
-                _promise(promised, request)
+                promise(promised, request)
             case _:
                 pass
     return decided
 
 
-def _promise(promised: dict[str, int], request: LoadRequest) -> None:
+def promise(promised: dict[str, int], request: LoadRequest) -> None:
+    """Add what a load needs to the bytes, by device, that those behind it in the queue must leave to it."""
     for device, need in request.footprint.items():
         promised[device] = promised.get(device, 0) + need.reserve_bytes
 

@@ -22,6 +22,7 @@ from controlplane.memory.admission import (
     decide,
     decide_all,
     figures_of,
+    promise,
 )
 from controlplane.memory.eviction import EvictionPolicy, EvictionRules
 from controlplane.memory.residency import Wanted
@@ -218,10 +219,10 @@ class LoadQueue:
                     waits.why = why
                     for victim in victims:
                         moves.evicted.append(self._evict(victim, model, reasons.get(victim.model, ""), now))
-                    _promise(promised, request)
+                    promise(promised, request)
                 case Queue(why=why):
                     waits.why = why
-                    _promise(promised, request)
+                    promise(promised, request)
                     if now >= waits.deadline:
                         seconds = self._settings.load_queue_timeout_seconds
                         self._refuse(model, f"no room after {seconds:g} s of waiting: {why}", moves)
@@ -376,8 +377,3 @@ class LoadQueue:
 
     def _tenant(self, model: str) -> Tenant:
         return self._tenants[model]
-
-
-def _promise(promised: Counter[str], request: LoadRequest) -> None:
-    for device, need in request.footprint.items():
-        promised[device] += need.reserve_bytes
