@@ -4,7 +4,7 @@ What the ledger says follows what is done, without a look, and is put right by t
 being done to.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import datetime
 
 from controlplane.domain.names import candidate_name
@@ -71,7 +71,14 @@ class Booking:
             now: The time.
         """
         name = triton_name(tenant.model, action)
-        told = _book_load(self._accounts, tenant, name, need, grown, step, now)
+        leaves = {
+            holding.device
+            for holding in self._accounts.ledger.of_model(name)
+            if holding.slot != need.slot
+            and (holding.slot.version in need.versions or holding.slot.version not in action.versions)
+        }
+        alone = tenant.alone and len(need.versions) == 1
+        told = _book_load(self._accounts, tenant, name, need, grown if alone else {}, leaves, step, now)
         if not action.candidate:
             tenant.load_growth = told
             loaded = Slot(name, max(need.versions))
@@ -130,7 +137,14 @@ def triton_name(model: str, action: Load | Unload) -> str:
 
 
 def _book_load(
-    accounts: Accounts, tenant: Tenant, name: str, need: Need, grown: Mapping[str, int], step: int, now: datetime
+    accounts: Accounts,
+    tenant: Tenant,
+    name: str,
+    need: Need,
+    grown: Mapping[str, int],
+    leaves: Set[str],
+    step: int,
+    now: datetime,
 ) -> dict[str, int]:
     """Take a load that is done into the ledger.
 
@@ -142,13 +156,14 @@ def _book_load(
         tenant: The model.
         name: The Triton name that was loaded.
         need: What was reserved.
-        grown: By how much the use of each device has grown over the load.
+        grown: By how much the one version that came has made the use of each device grow; empty where others had a
+            part in that.
+        leaves: Devices of which that is not to be told, as what the version replaces is leaving them.
         step: The loop's step.
         now: The time.
 
     Returns:
-        By how much the one version that was loaded has made the use of its devices grow; empty where that says nothing
-        of it: several came, others moved meanwhile, or what it replaces may have left the same device.
+        What of that is believed; empty where something is seen of the version itself, or not of all its devices told.
     """
     shares = {
         Slot(name, version): {device: one.reserve_bytes for device, one in by_device.items()}
@@ -164,8 +179,7 @@ def _book_load(
         seen = {device: accounts.seen_bytes(slot, device) for device in dict.fromkeys((HOST, *sizes))}
         measured = {device: size for device, size in seen.items() if size is not None}
         unseen = {device: grown.get(device, 0) for device in sizes if seen[device] is None}
-        left = {holding.device for holding in accounts.ledger.of(replaced(slot))}
-        if len(shares) == 1 and tenant.alone and not left & unseen.keys() and all(size > 0 for size in unseen.values()):
+        if not leaves & unseen.keys() and all(size > 0 for size in unseen.values()):
             told = unseen
         accounts.ledger = accounts.ledger.resident(slot, measured | told, now)
     return told

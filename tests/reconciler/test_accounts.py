@@ -180,6 +180,25 @@ def test_what_a_reload_in_place_grew_the_device_by_is_no_footprint_since_the_old
     assert server.do(Prove(new, candidate=False, because="test"), mark=Mark.PASSED) == []
 
 
+@pytest.mark.parametrize("reload", [False, True])
+def test_what_a_switch_grew_the_device_by_is_no_footprint_as_the_old_version_leaves(
+    reload: bool, tmp_path: Path
+) -> None:
+    server = Served(tmp_path, (HOST_READING,), BudgetRules({HOST: 4096 * MIB}))
+    server.do(Load(server.target(1), (1,), "test"), grown=400 * MIB)
+    server.do(Load(server.target(2), (2,), "version 2 shall answer", reload=reload), grown=3 * MIB)
+    assert [held.bytes for held in server.steward.accounts.ledger.of(Slot("m", 2))] != [3 * MIB]
+    assert server.do(Prove(server.target(2), candidate=False, because="test"), mark=Mark.PASSED) == []
+
+
+def test_what_a_version_grew_the_device_by_beside_one_that_stays_is_its_footprint(tmp_path: Path) -> None:
+    server = Served(tmp_path, (HOST_READING,), BudgetRules({HOST: 4096 * MIB}))
+    server.do(Load(server.target(1), (1,), "test"), grown=400 * MIB)
+    server.do(Load(server.target(2), (1, 2), "version 2 shall answer"), grown=300 * MIB)
+    (measured,) = server.do(Prove(server.target(2), candidate=False, because="test"), mark=Mark.PASSED)
+    assert (measured.key.version, measured.measured.bytes) == (2, 300 * MIB)
+
+
 def with_processes(**resident: int) -> Reading:
     """A server of ours where version 2 has these processes, told by "p" and their ids, with so many MiB each."""
     pids = tuple(int(name[1:]) for name in resident)
