@@ -252,7 +252,9 @@ async def test_a_control_plane_that_starts_anew_finds_what_is_loaded_where_it_is
         await site.ready("b", 3.0, gpu_count=1, gpu_min_memory_bytes=GIB)
         homes = site.devices("b")
         await site.until(lambda: sum(site.resident().values()) == 5 * GIB)
-        await site.until(lambda: bool(site.registry.footprints.of("a", 1)))
+        await site.until(
+            lambda: all(site.registry.footprints.of(model, 1) for model in "ab")
+        )  # the next one reads both
         assert site.measured("a") == (2 * GIB, "device"), "the driver tells of no process"
         await site.reconciler.stop()
         loads = {name: len(all_) for name, all_ in site.gpus.loads.items()}
