@@ -83,7 +83,7 @@ class Driver:
             if isinstance(action, Wait):
                 unit.doing = Doing(action)
                 self._background.look_later(server)
-            elif action is not None and self._may(server, wish, action):
+            elif action is not None and self._may(server, unit, wish, action):
                 asked = not self._begin_or_ask(server, unit, wish, action)
         if not asked and unit.task is None:
             server.steward.queue.withdraw(unit.model)
@@ -169,11 +169,12 @@ class Driver:
             max_memory_ratio=settings.max_memory_ratio,
         )
 
-    def _may(self, server: KnownServer, wish: Wish, action: Action) -> bool:
+    def _may(self, server: KnownServer, unit: Unit, wish: Wish, action: Action) -> bool:
         """Whether this replica may do it. Asking a version that stays loaded changes nothing, so every replica may."""
         if isinstance(action, Prove) and (not action.candidate or action.target == wish.trial):
             return True
-        return self._leading() and server.cleaned
+        # The lease may have come back since it was looked at what others did; that is told first, at the next look.
+        return self._leading() and server.cleaned and unit.told_of is unit.facts
 
     def _begin(self, server: KnownServer, unit: Unit, wish: Wish, action: Action) -> None:
         target = getattr(action, "target", None)

@@ -183,8 +183,8 @@ class Unit:
             self._succeeded(outcome, now, backoff, events)
         elif outcome.error is not None:
             self._failed(outcome, now, backoff, events)
-        refused = isinstance(outcome.error, LoadRefusedError)  # then what was there is there still
-        if isinstance(outcome.action, (Load, Unload)) and not refused:
+        undone = isinstance(outcome.error, (LoadRefusedError, NotLeaderError))  # what was there is there still
+        if isinstance(outcome.action, (Load, Unload)) and not undone:
             self.told_of = self.facts
 
     def _succeeded(self, outcome: Outcome, now: datetime, backoff: Backoff, events: EventLog) -> None:
