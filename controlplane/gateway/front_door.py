@@ -198,6 +198,7 @@ class FrontDoor:
             slot = self._told.models.get(model)
             await self._tell()
             async with waiting_at_most(self._settings.drain_timeout_seconds, server, model):
+                await self._started()
                 await self._drained(server, model, slot)
                 await others()
             yield
@@ -312,6 +313,12 @@ class FrontDoor:
                 changed.cancel()
                 moved.cancel()
             await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _started(self) -> None:
+        """Tell an HAProxy that is just starting: it may have read the table before it was changed."""
+        if self._haproxy is not None and not self._haproxy.settled.is_set():
+            await self._haproxy.settled.wait()
+            await self._tell()
 
     async def _drained(self, server: str, model: str, slot: int | None) -> None:
         await self._roads.wait_idle(server, model)

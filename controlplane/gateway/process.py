@@ -62,6 +62,7 @@ class HAProxy:
     Attributes:
         restarts: How often it was started again.
         ready: Whether it runs and answers.
+        settled: Is clear while one is about to be there that knows what `prepare` wrote, and nothing newer.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class HAProxy:
     ) -> None:
         self.restarts = 0
         self.ready = False
+        self.settled = asyncio.Event()
+        self.settled.set()
         self._binary = binary
         self._folder = folder
         self._prepare = prepare
@@ -125,6 +128,13 @@ class HAProxy:
                 os.kill(pid, signal.SIGKILL)
 
     async def _launch(self) -> None:
+        self.settled.clear()
+        try:
+            await self._launch_prepared()
+        finally:
+            self.settled.set()
+
+    async def _launch_prepared(self) -> None:
         await self._prepare()
         log_path = self._folder / "haproxy.log"
         if log_path.exists() and log_path.stat().st_size > _LOG_MAX_BYTES:

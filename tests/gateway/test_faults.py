@@ -1,5 +1,6 @@
 """HAProxy killed, Triton killed under load, the control plane killed while requests wait."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -69,6 +70,27 @@ def test_what_changes_while_haproxy_is_away_is_known_to_the_next(door: Api) -> N
     until("the fast way", lambda: way(door, "late") == "fast")
     with http_client(door) as client:
         assert client.infer("late", ones(triton_http)).as_numpy("y")[0, 0] == 5.0
+
+
+def test_a_road_that_is_closed_while_haproxy_starts_is_closed_in_it_before_anything_is_unloaded(door: Api) -> None:
+    front = door.plane.front_door
+    assert front is not None
+
+    async def close() -> None:
+        os.kill(haproxy_pid(door), signal.SIGKILL)
+        while front.haproxy.settled.is_set():
+            await asyncio.sleep(0.001)
+        async with front.closed("embedded", "net"):
+            while not front.haproxy.ready:  # one that ended at its start is followed by another
+                await asyncio.sleep(0.001)
+            found = await front.api._ask("show map models.map")
+            assert "net" not in found, found
+
+    until("the fast way", lambda: way(door, "net") == "fast")
+    loop = door.plane.reconciler._loop
+    assert loop is not None
+    asyncio.run_coroutine_threadsafe(close(), loop).result(60)
+    until("the fast way again", lambda: way(door, "net") == "fast")
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
