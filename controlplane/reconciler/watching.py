@@ -80,8 +80,13 @@ class Sight:
     spaces: tuple[Space, ...] = ()
 
     def facts(self, model: str) -> Facts | None:
-        """Return what was seen of a model; None where something is loaded that nobody looked at closely."""
+        """Return what was seen of a model; None where that is not clear.
+
+        Something is loaded that nobody looked at closely, or was unloaded by the time that it was.
+        """
         entries = self.by_model.get(model, [])
+        if any(self.configs.get(name) == {} for name in (model, candidate_name(model))):
+            return None
         if model not in self.watched and any(entry.state == READY for entry in entries):
             return None
         return Facts.of(model, entries, self.digests, self.staged, self.fingerprints, self.gpus)

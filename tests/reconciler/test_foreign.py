@@ -5,18 +5,20 @@ import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tritonclient.grpc.aio import InferenceServerClient
 
-from controlplane.domain.states import LoadedVersion
+from controlplane.domain.states import LoadedVersion, ServerState
 from controlplane.errors import InferenceError, NotFoundError
 from controlplane.reconciler.facts import Facts, Ours
 from controlplane.reconciler.foreign import changed_by_others, judged, unknown_models
 from controlplane.reconciler.gauging import Reading
 from controlplane.reconciler.lease import PREFIX as LEASE
+from controlplane.reconciler.watching import Sight
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.registry import Registry
 from controlplane.settings import GcSettings
@@ -92,6 +94,14 @@ def test_unknown_is_what_no_deployment_and_no_copy_of_one_is() -> None:
     assert unknown_models({"a"}, index, reading) == {("b", 1), ("d", 2)}
 
 
+def test_what_was_unloaded_while_it_was_looked_at_is_seen_at_the_next_look() -> None:
+    ready = [LoadedVersion(model="m", version=1, state="READY")]
+    known = {"digests": {"m": "d"}, "fingerprints": {"m": "f"}}
+    there = Sight(ServerState.READY, watched=frozenset({"m"}), by_model={"m": ready}, configs={"m": ASKED}, **known)
+    assert there.facts("m") == SEEN
+    assert replace(there, configs={"m": {}}, digests={"m": None}, fingerprints={"m": ""}).facts("m") is None
+
+
 async def by_hand(embedded: EmbeddedTriton, change: Callable[[InferenceServerClient], Awaitable[None]]) -> None:
     async with InferenceServerClient(embedded.grpc_url) as somebody:
         await change(somebody)
@@ -145,9 +155,12 @@ async def test_ours_is_put_right_and_what_is_not_ours_is_told_and_left_alone(
         (embedded.repository / "ours").mkdir(exist_ok=True)
         await room.until("its folder may stay", lambda: room.loaded() == [])
         await room.client.load("ours", {**config, "version_policy": {"specific": {"versions": [1]}}})
-        await room.until("it is unloaded again", lambda: len(room.events("Unloaded")) == 2, 60)
+        await room.until("it is told", lambda: len(room.events("ChangedByOthers")) == 3, 60)
+        await room.until(
+            "it is unloaded again", lambda: str(room.events("Unloaded")).count("unloaded from own") == 2, 60
+        )
         told = room.events("ChangedByOthers")
-        assert len(told) == 3, room.reconciler.events()
+        assert len(told) == 3, told
         assert any(what in told[2] for what in ("version 1 was loaded", "a load was begun"))
 
         # Nobody's: from the repository, and with the files in the request, which Triton's index does not list.
