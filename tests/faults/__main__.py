@@ -1,7 +1,7 @@
 """The long version of the fault suite: ``python -m tests.faults [--case TEXT] [--times N] [PART ...]``.
 
-Prints a table, and writes its rows to a file of the run's own, ``benchmarks/results/faults-TIME.json``. Ends with 1
-where an invariant was violated.
+Prints a table, and writes its rows to ``benchmarks/results/faults.json``, where rows of cases that were not run stay.
+Ends with 1 where an invariant was violated.
 """
 
 import sys
@@ -11,11 +11,10 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.faults.artifacts import fuzz_artifacts
-from tests.faults.cases import Case, Row, inject, results, table, write
+from tests.faults.cases import Case, Row, inject, table, write
 from tests.faults.credentials import credential_cases
 from tests.faults.disk_cases import disk_cases, may_mount, stage_on_small_disks
 from tests.faults.plane_cases import plane_cases
@@ -39,12 +38,10 @@ class Plan:
     Attributes:
         case: Only cases with this in their name; empty for all.
         times: How often each case is run; None as often as it says itself.
-        file: Where the rows are kept.
     """
 
     case: str
     times: int | None
-    file: Path
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -65,15 +62,14 @@ def main(arguments: Sequence[str]) -> int:
     if unknown := [name for name in chosen.parts if name not in parts]:
         parser.error(f"no part {unknown[0]!r}; there are: {', '.join(parts)}")
     rows: list[Row] = []
-    plan = Plan(chosen.case, chosen.times, results(datetime.now(UTC)))
+    plan = Plan(chosen.case, chosen.times)
     server: AbstractContextManager[S3Server] = moto_server() if missing_programs() else ceph_server()
     with server as s3, tempfile.TemporaryDirectory(prefix="faults-") as folder:
         print(f"the S3 server is {s3.kind}", flush=True)
         for name in chosen.parts or parts:
             rows += parts[name](s3, Path(folder) / name, plan)
-            write(rows, plan.file)
+            write(rows)
     print(table(rows))
-    print(f"the rows are in {plan.file}")
     for row in rows:
         for violation in row.violations:
             print(f"VIOLATED: {row.fault}: {violation}")
@@ -88,7 +84,7 @@ def _run(stage: Stage, cases: Sequence[Case], plan: Plan) -> list[Row]:
         began = time.monotonic()
         row = inject(stage, case, plan.times or case.long)
         rows.append(row)
-        write([row], plan.file)  # what comes later may take long, or be stopped
+        write([row])  # what comes later may take long, or be stopped
         report = row.reports[0][:160] if row.reports else "-"
         print(table([row], head=False), f"; {time.monotonic() - began:.0f} s; reported as: {report}", flush=True)
         for violation in row.violations:

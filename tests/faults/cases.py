@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from tests.faults.sighting import Sighting, Sightings
 if TYPE_CHECKING:
     from tests.faults.stage import Stage
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "faults.json"
 
 
 @dataclass
@@ -162,13 +161,8 @@ def _median_and_worst(seconds: Sequence[float]) -> tuple[str, str]:
     return (f"{statistics.median(seconds):.2f} s", f"{max(seconds):.2f} s") if seconds else ("-", "-")
 
 
-def results(began: datetime) -> Path:
-    """Return the file that the rows of a run are kept in: one of its own, named by when it began (UTC)."""
-    return RESULTS / f"faults-{began:%Y%m%dT%H%M%SZ}.json"
-
-
-def write(rows: Sequence[Row], path: Path) -> None:
-    """Keep the rows for programs, beside those of the run's other cases."""
+def write(rows: Sequence[Row], path: Path = RESULTS) -> None:
+    """Keep the rows for programs; rows of cases that were not run stay."""
     new = [
         {
             "fault": row.fault,
