@@ -23,6 +23,8 @@ from controlplane.triton.embedded.processes import InstanceMemory
 from controlplane.triton.instance_groups import Gpus
 from controlplane.triton.statistics import VersionKey
 
+_STARTING = timedelta(seconds=10)
+"""For its first two seconds Triton tells zeros of its host. Who tells them for longer than this cannot read it."""
 _BELIEVED = timedelta(hours=1)
 """So long a GPU that Triton refused is left out on a server whose restart, which alone changes that, may go unseen."""
 _PLENTY = 1 << 60
@@ -76,6 +78,7 @@ class Accounts:
         self._leaving: dict[Slot, _Leaving] = {}
         self._promised: dict[Slot, dict[str, int]] = {}
         self._taken = -1
+        self._zeros_since: datetime | None = None
         if not told:
             self.ledger = self.ledger.with_budget(Budget(HOST, _PLENTY, _PLENTY))
 
@@ -162,6 +165,10 @@ class Accounts:
         """
         if step < self._taken:
             return
+        if self._starting(reading, now):
+            if not self.known:
+                return
+            reading = replace(reading, devices=None)
         self._taken = step
         if reading.devices is None:
             # Not now: what was told before stands. Never yet: nothing is known that could forbid a load.
@@ -181,6 +188,15 @@ class Accounts:
         self._own.take(reading, self.ledger, settled=not self._promised)
         if self._told and HOST not in {device.name for device in self.devices}:
             self.ledger = self.ledger.with_budget(Budget(HOST, _PLENTY, _PLENTY))
+
+    def _starting(self, reading: Reading, now: datetime) -> bool:
+        """Whether the server has just started, and does not know itself yet what its host has."""
+        host = next((one for one in reading.devices or () if one.kind is DeviceKind.HOST), None)
+        if host is None or host.total_bytes or not host.error:
+            self._zeros_since = None
+            return False
+        self._zeros_since = self._zeros_since or now
+        return now - self._zeros_since < _STARTING
 
     def left(self, slot: Slot, step: int, now: datetime) -> None:
         """A slot is not loaded any more: it counts until a reading that began later shows its memory gone."""

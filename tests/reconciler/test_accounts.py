@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.domain.deployment import Mode, Switch
-from controlplane.gpu.base import HOST
+from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.memory.eviction import EvictionRules, policy_named
 from controlplane.memory.types import Footprint, HoldingState, ModelMemory, Slot
@@ -62,6 +62,24 @@ def test_a_reading_that_began_before_the_newest_brings_its_counters_and_nothing_
     assert steward.counters["requests"] == 4
     steward.take(reading(OLD, CANDIDATE), [], 6, NOW)
     assert accounts.ledger.unaccounted(HOST) == 70 * MIB, "a newer one counts"
+
+
+def test_a_server_that_just_started_tells_zeros_and_has_not_lost_its_memory() -> None:
+    zeros = Reading((DeviceReading(HOST, DeviceKind.HOST, 0, None, error="the server's metrics say 0"),))
+    accounts = Accounts(RULES, told=True)
+    accounts.take(zeros, 1, NOW)
+    assert not accounts.known, "nothing is decided by it"
+    accounts.take(reading(), 2, NOW + timedelta(seconds=2))
+    assert accounts.ledger.free(HOST) == 200 * MIB
+    accounts.take(zeros, 3, NOW + timedelta(seconds=60))
+    assert accounts.ledger.budgets[HOST].bytes == 200 * MIB, "what was told before stands"
+    accounts.take(zeros, 4, NOW + timedelta(seconds=71))
+    assert accounts.ledger.budgets[HOST].bytes == 0, "it cannot read it"
+
+    never = Accounts(RULES, told=True)
+    for step, seconds in enumerate((0, 5, 11)):
+        never.take(zeros, step, NOW + timedelta(seconds=seconds))
+    assert never.known, "one that cannot read its host holds up no others"
 
 
 def test_after_a_restart_the_first_reading_counts_whenever_it_began() -> None:
