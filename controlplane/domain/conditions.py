@@ -32,11 +32,11 @@ class DeploymentCondition(StrEnum):
     PROVED = "Proved"
     """The wanted version, as it is loaded now, passed its proof."""
     READY = "Ready"
-    """The wanted version answers, and is proved."""
+    """The wanted version answers where it is wanted, and is proved."""
     PROGRESSING = "Progressing"
     """Something is being done about it at this moment."""
     DEGRADED = "Degraded"
-    """Something else than the wanted version answers."""
+    """Something else than the wanted version answers, or it answers where it is not wanted and has no other place."""
     HEALTHY = "Healthy"
     """What answers passed its newest probe."""
 

@@ -1,5 +1,7 @@
 """What can be said of a deployment on one server. Pure: from what is wanted, seen and remembered."""
 
+from collections.abc import Iterable
+
 from controlplane.domain.conditions import Condition, ConditionStatus, DeploymentCondition
 from controlplane.domain.health import HealthSummary, ProbeOutcome
 from controlplane.domain.states import Phase
@@ -40,6 +42,15 @@ def deployment_conditions(
         _condition(DeploymentCondition.DEGRADED, phase is Phase.DEGRADED, phase.value, message),
         _healthy(observed, health, blind=blind),
     )
+
+
+def unplaced(conditions: Iterable[Condition], message: str) -> tuple[Condition, ...]:
+    """Return the conditions of a deployment that answers where it has no place any more, and has none elsewhere."""
+    told = {
+        kind: _condition(kind, kind is DeploymentCondition.DEGRADED, "NotPlaced", message)
+        for kind in (DeploymentCondition.READY, DeploymentCondition.DEGRADED)
+    }
+    return tuple(told.get(DeploymentCondition(one.type), one) for one in conditions)
 
 
 def _loaded(message: str, desired: DesiredModel, observed: ObservedModel, *, blind: bool) -> Condition:

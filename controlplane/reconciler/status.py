@@ -8,7 +8,7 @@ from controlplane.domain.conditions import Condition, joined, kept
 from controlplane.domain.health import HealthSummary
 from controlplane.domain.states import DeploymentStatus, Phase, ServerDeploymentStatus
 from controlplane.reconciler.actions import Action, CleanUp, Load, Prove, Stage, Unload, Wait
-from controlplane.reconciler.conditions import deployment_conditions
+from controlplane.reconciler.conditions import deployment_conditions, unplaced
 from controlplane.reconciler.planner import kept_beside
 from controlplane.reconciler.record import ModelRecord
 from controlplane.reconciler.types import DesiredModel, Failure, Mark, ObservedModel, bake_until
@@ -127,11 +127,13 @@ def placed(
     best = sorted((*seats, *others), key=lambda status: -_RANK.index(status.phase))
     count = max(min(least, len(seats)), 1)
     joined = overall(revision, best[:count])
-    phase, message = joined.phase, joined.message
-    if lacking and phase is Phase.READY:
-        # What answers was placed for other wishes: it stays, but what is asked for now is nowhere.
-        phase, message = phase if seats else Phase.DEGRADED, f"{message}; {lacking}"
-    return joined.model_copy(update={"phase": phase, "message": message, "servers": (*seats, *others)})
+    changes: dict[str, object] = {"servers": (*seats, *others)}
+    if lacking and joined.phase is Phase.READY:
+        changes["message"] = message = f"{joined.message}; {lacking}"
+        if not seats:
+            # What answers was placed for other wishes: it stays, but what is asked for now is nowhere.
+            changes |= {"phase": Phase.DEGRADED, "conditions": unplaced(joined.conditions, message)}
+    return joined.model_copy(update=changes)
 
 
 def _phase(view: View, now: datetime) -> tuple[Phase, str]:

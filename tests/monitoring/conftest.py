@@ -6,6 +6,7 @@ import pytest
 
 from controlplane.settings import MonitoringSettings
 from tests.support.api import Api, onnx_scale, serving, settings_for
+from tests.support.receiver import Receiver
 
 
 @pytest.fixture(scope="package")
@@ -17,3 +18,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         api.publish("net", onnx_scale(2))
         api.deploy("net:1", bake_seconds=0)
         yield api
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A real HTTP receiver of webhooks."""
+    one = Receiver()
+    one.start()
+    yield one
+    one.stop()

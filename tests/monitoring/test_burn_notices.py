@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,14 +30,6 @@ SECRET = "a secret that is long enough"
 
 def state(*, burning: bool) -> ObjectiveState:
     return ObjectiveState(kind=ObjectiveKind.LATENCY, target="fast", budget=0.01, burning=burning, windows=())
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    one = Receiver()
-    one.start()
-    yield one
-    one.stop()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -96,14 +96,6 @@ def test_a_deployment_lags_since_it_was_written_down_or_since_it_fell() -> None:
     assert lags.see(at(530), revision(2, 525), status(1, Phase.READY)) == {"m": 5}  # something newer is wanted
     assert lags.see(at(540), revision(2, 525), status(2, Phase.UNLOADED)) == {"m": 0}
     assert lags.see(at(550), {}, {}) == {}
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    one = Receiver()
-    one.start()
-    yield one
-    one.stop()
 
 
 def until(what: Callable[[], Any], seconds: float = 90) -> Any:

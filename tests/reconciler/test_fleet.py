@@ -229,6 +229,8 @@ async def test_a_move_is_made_before_it_is_broken(registry: Registry, tmp_path: 
         status = await here.reconciler.wait_settled("moves", revision, 30)
         assert status.phase is Phase.DEGRADED
         assert status.message.endswith("; no server has the labels name=three")
+        told = {one.type: (one.status, one.reason) for one in status.conditions}
+        assert (told["Ready"], told["Degraded"]) == (("False", "NotPlaced"), ("True", "NotPlaced"))
         assert (await answer(here.clients["two"], "moves"))[0] == 2.0, "nobody takes away what answers"
         why = here.reconciler.why("moves")
         assert why is not None
