@@ -43,6 +43,5 @@ def _session(context: typer.Context) -> Session:
     """Read the common options; nothing of the line being typed is run, so nothing has merged them."""
     session = Session()
     for level in (context.find_root(), context):
-        session.url = level.params.get("url") or session.url
-        session.data_dir = level.params.get("data_dir") or session.data_dir
+        session.merge({name: level.params.get(name) for name in ("url", "data_dir")}, level)
     return session

@@ -81,6 +81,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _globals(
+    context: typer.Context,
     url: UrlOption = None,
     data_dir: DataDirOption = None,
     output: OutputOption = None,
@@ -93,16 +94,17 @@ def _globals(
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    current().merge(
-        url=url,
-        data_dir=data_dir,
-        output=output,
-        actor=actor,
-        debug=debug,
-        api_key_file=api_key_file,
-        ca_file=ca_file,
-        client_cert=client_cert,
-    )
+    given = {
+        "url": url,
+        "data_dir": data_dir,
+        "output": output,
+        "actor": actor,
+        "debug": debug,
+        "api_key_file": api_key_file,
+        "ca_file": ca_file,
+        "client_cert": client_cert,
+    }
+    current().merge(given, context)
 
 
 for module in (

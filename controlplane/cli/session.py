@@ -6,10 +6,11 @@ people type both. `command` adds them to a function, which gets a `Session` as i
 
 import functools
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, get_type_hints
 
 import typer
 
@@ -79,6 +80,13 @@ DebugOption = Annotated[
 ]
 
 
+class ParameterSources(Protocol):
+    """Typer's context of a command line's level, as far as it is needed here."""
+
+    def get_parameter_source(self, name: str, /) -> Enum | None:
+        """Return whether a value comes from the command line, the environment or a default."""
+
+
 @dataclass
 class Session:
     """The common options of one run of the CLI, and what is made of them."""
@@ -91,28 +99,36 @@ class Session:
     api_key_file: Path | None = None
     ca_file: Path | None = None
     client_cert: Path | None = None
+    _flags: set[str] = field(default_factory=set, init=False, repr=False)
 
-    def merge(
-        self,
-        *,
-        url: str | None,
-        data_dir: Path | None,
-        output: OutputFormat | None,
-        actor: str | None,
-        debug: bool,
-        api_key_file: Path | None = None,
-        ca_file: Path | None = None,
-        client_cert: Path | None = None,
-    ) -> None:
-        """Take over what was given."""
-        self.url = url or self.url
-        self.data_dir = data_dir or self.data_dir
-        self.output = output or self.output
-        self.actor = actor or self.actor
-        self.debug = debug or self.debug
-        self.api_key_file = api_key_file or self.api_key_file
-        self.ca_file = ca_file or self.ca_file
-        self.client_cert = client_cert or self.client_cert
+    def merge(self, given: Mapping[str, Any], context: ParameterSources) -> None:
+        """Apply the common options of one level of the command line.
+
+        A flag takes precedence over an environment variable, in both positions, and a flag after the command's name
+        over one before it. ``--data-dir`` as a flag also takes precedence over ``TRITONCTL_URL``: both select the
+        control plane.
+
+        Args:
+            given: Values of the options by name; those that are not given are None or False.
+            context: Typer's context of that level, which knows where each value comes from.
+
+        Raises:
+            typer.BadParameter: An option is given with an empty value, as an unset variable of a shell leaves it.
+        """
+        for name, value in given.items():
+            source = context.get_parameter_source(name)
+            is_flag = source is not None and source.name == "COMMANDLINE"
+            if is_flag and value == "":
+                flag = "--" + name.replace("_", "-")
+                raise typer.BadParameter("the value is empty; give one, or leave the option out", param_hint=flag)
+            if is_flag:
+                self._flags.add(name)
+            elif name in self._flags:
+                continue
+            if value:
+                setattr(self, name, value)
+        if "data_dir" in self._flags and "url" not in self._flags:
+            self.url = None
 
     def folder(self) -> Path:
         """Return the data folder: the one given, else the default of the settings."""
@@ -182,8 +198,8 @@ def command(
         hints = get_type_hints(function, include_extras=True)
 
         @functools.wraps(function)
-        def run(**values: Any) -> None:
-            _SESSION.merge(**{key: values.pop(key) for key in _COMMON})
+        def run(*, context: typer.Context, **values: Any) -> None:
+            _SESSION.merge({key: values.pop(key) for key in _COMMON}, context)
             function(_SESSION, **values)
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in own]
@@ -196,6 +212,7 @@ def command(
             )
             for key, annotation in _COMMON.items()
         ]
+        parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__doc__ = _reflow(function.__doc__ or "")
         run.__annotations__ = {p.name: p.annotation for p in parameters}
