@@ -54,6 +54,11 @@ def read_inputs(inputs: Sequence[InputTensor], signature: Signature | None) -> T
             raise InvalidInputError(
                 f"input {tensor.name!r} has the shape {list(array.shape)}; the model takes {spec}", input=tensor.name
             )
+        if signature is not None and signature.batched and array.shape[0] == 0:
+            raise InvalidInputError(
+                f"input {tensor.name!r} has no rows: its shape is {list(array.shape)}; send at least one row",
+                input=tensor.name,
+            )
         tensors[tensor.name] = array
     if missing := [name for name in specs if name not in tensors]:
         raise InvalidInputError(

@@ -128,22 +128,36 @@ def _check_signature(signature: Signature, kind: Format) -> None:
             )
 
 
+def batching_obstacle(signature: Signature) -> str | None:
+    """Return why Triton cannot batch requests for a model with this signature; None where it can.
+
+    An input of one element per row (``[N]``) would need ``dims: [1]`` with an empty reshape. A request with zero rows
+    then crashes the whole server: Triton's Python backend (2.51) reads the first dimension of a shape that has none.
+    Configured without Triton's batching such a model takes any number of rows, zero included, in one request.
+    """
+    if not signature.batched:
+        return "the model's signature has no batch dimension"
+    for spec in signature.inputs:
+        if len(spec.shape) == 1:
+            return f"input {spec.name!r} has one element per row, which Triton's batching does not handle safely"
+    return None
+
+
 def _max_batch_size(signature: Signature, settings: DeploymentSettings, samples: Sequence[Sample]) -> int:
+    obstacle = batching_obstacle(signature)
     if settings.max_batch_size is None:
-        if not signature.batched:
+        if obstacle is not None:
             if settings.dynamic_batching is not None:
                 raise InvalidConfigError(
-                    "dynamic_batching needs a model with a batch dimension; this signature has none",
-                    field="dynamic_batching",
+                    f"dynamic_batching cannot be used: {obstacle}; remove it", field="dynamic_batching"
                 )
             return 0
         # The golden samples must fit, or no version could be proved.
         sizes = [array.shape[0] for sample in samples for array in sample.inputs.values() if array.ndim]
         return max([DEFAULT_MAX_BATCH_SIZE, *sizes])
-    if settings.max_batch_size > 0 and not signature.batched:
+    if settings.max_batch_size > 0 and obstacle is not None:
         raise InvalidConfigError(
-            f"max_batch_size is {settings.max_batch_size}, but the model's signature has no batch dimension; use 0",
-            field="max_batch_size",
+            f"max_batch_size is {settings.max_batch_size}, but {obstacle}; use 0", field="max_batch_size"
         )
     return settings.max_batch_size
 
@@ -152,7 +166,8 @@ def _tensor(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
     dims = list(spec.shape[1:] if batched else spec.shape)
     tensor: dict[str, Any] = {"name": spec.name, "data_type": triton_type(spec.dtype), "dims": dims or [1]}
     if not dims and batched:
-        # One element per row. Triton allows no empty dims, but reshapes [1] to []; the model sees (N,).
+        # One element per row of an output (see `batching_obstacle` for inputs). Triton allows no empty dims, but
+        # reshapes [1] to []; the model gives (N,).
         tensor["reshape"] = {}
     # Not batched, Triton refuses an empty reshape ("scalar tensors are not supported"): the model's rank 0 travels as
     # [1], and the backend takes it from there; SCALARS_PARAMETER says which tensors these are.

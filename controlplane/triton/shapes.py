@@ -1,7 +1,7 @@
 """Where the wire has one dimension more than a model's signature. Pure.
 
 Triton has no rank-0 tensors. A model whose signature has one is configured with ``dims: [1]`` (see
-`controlplane.triton.model_config`), and a batched tensor of one element per row with ``dims: [1]`` reshaped to ``[]``.
+`controlplane.triton.model_config`), and a batched output of one element per row with ``dims: [1]`` reshaped to ``[]``.
 So ``()`` travels as ``(1,)`` and ``(N,)`` as ``(N, 1)``; what `to_wire` does `from_wire` undoes.
 """
 

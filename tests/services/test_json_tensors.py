@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.domain.signature import DataType
+from controlplane.domain.signature import DataType, Signature, TensorSpec
 from controlplane.errors import InvalidInputError
-from controlplane.services.tensors import from_array, to_array
+from controlplane.services.tensors import InputTensor, from_array, read_inputs, to_array
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,13 @@ def test_whatever_json_holds_is_an_array_or_a_clear_refusal(data: Any, dtype: Da
 def test_what_json_lacks_is_written_as_strings() -> None:
     assert from_array(np.array([1.0, np.nan, np.inf], dtype=np.float16)) == ("FP16", [1.0, "NaN", "Infinity"])
     assert from_array(np.array([b"ok", b"\xff"], dtype=object)) == ("BYTES", ["ok", "base64:/w=="])
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, -1)])
+def test_a_request_without_rows_is_refused_for_a_model_that_batches(shape: tuple[int, ...]) -> None:
+    tensor = TensorSpec(name="text", dtype=DataType.BYTES, shape=shape)
+    signature = Signature(inputs=(tensor,), outputs=(tensor,), batched=True)
+    with pytest.raises(InvalidInputError, match=r"'text' has no rows: .* send at least one row"):
+        read_inputs([InputTensor("text", None, [0] * len(shape), [])], signature)
+    single = Signature(inputs=(tensor,), outputs=(tensor,))
+    assert read_inputs([InputTensor("text", None, [0] * len(shape), [])], single)["text"].size == 0

@@ -16,7 +16,14 @@ from controlplane.domain.samples import Sample
 from controlplane.domain.signature import DataType, Signature, TensorSpec
 from controlplane.errors import InvalidConfigError
 from controlplane.triton.config_json import json_to_message, message_to_json
-from controlplane.triton.model_config import build_config, config_digest, data_type_of, to_pbtxt, triton_type
+from controlplane.triton.model_config import (
+    batching_obstacle,
+    build_config,
+    config_digest,
+    data_type_of,
+    to_pbtxt,
+    triton_type,
+)
 from controlplane.triton.warmup import warmup_files
 from controlplane.triton.wire import deserialise, serialise
 
@@ -61,15 +68,26 @@ def test_strings_and_scalars_of_a_model_that_does_not_batch() -> None:
     assert config["output"][0]["data_type"] == "TYPE_STRING"
 
 
-def test_one_element_per_row_is_reshaped() -> None:
-    signature = Signature(inputs=(spec("x", "FP32", -1),), outputs=(spec("y", "INT64", -1),), batched=True)
-    config = build(signature)
+LABELLED = Signature(inputs=(spec("x", "FP32", -1, 3),), outputs=(spec("y", "INT64", -1),), batched=True)
+TEXTS = Signature(inputs=(spec("text", "BYTES", -1),), outputs=(spec("y", "INT64", -1),), batched=True)
+
+
+def test_an_output_of_one_element_per_row_is_reshaped() -> None:
+    config = build(LABELLED)
     assert config["output"] == [{"name": "y", "data_type": "TYPE_INT64", "dims": [1], "reshape": {}}]
     assert "reshape { }" in " ".join(to_pbtxt(config).split())
 
 
+def test_an_input_of_one_element_per_row_turns_batching_off() -> None:
+    config = build(TEXTS)
+    assert "max_batch_size" not in config
+    assert config["input"] == [{"name": "text", "data_type": "TYPE_STRING", "dims": [-1]}]
+    assert config["output"] == [{"name": "y", "data_type": "TYPE_INT64", "dims": [-1]}]
+    assert build(TEXTS, max_batch_size=0)["input"] == config["input"]
+
+
 def test_an_empty_reshape_may_be_written_in_two_ways() -> None:
-    signature = Signature(inputs=(spec("x", "FP32", -1),), outputs=(spec("y", "INT64", -1),), batched=True)
+    signature = LABELLED
     for written in ({}, {"shape": []}):
         config = build(signature, config_overrides={"output": [{"name": "y", "dims": ["1"], "reshape": written}]})
         assert to_pbtxt(config) == to_pbtxt(build(signature))
@@ -166,7 +184,7 @@ def test_overrides_that_contradict_are_refused(overrides: dict[str, Any], messag
     ("signature", "settings", "message"),
     [
         (SINGLE, {"max_batch_size": 4}, "no batch dimension; use 0"),
-        (SINGLE, {"dynamic_batching": DynamicBatching()}, "needs a model with a batch dimension"),
+        (SINGLE, {"dynamic_batching": DynamicBatching()}, "the model's signature has no batch dimension; remove it"),
         (SINGLE, {"config_overrides": {"dynamic_batching": {}}}, "needs a max_batch_size above 0"),
         (BATCHED, {"dynamic_batching": DynamicBatching(preferred_batch_size=(9,))}, "preferred_batch_size 9"),
         (BATCHED, {"parameters": {"tcp_scalars": "x"}}, "the control plane's own"),
@@ -181,6 +199,8 @@ def test_overrides_that_contradict_are_refused(overrides: dict[str, Any], messag
             {},
             "no dimensions of size 0",
         ),
+        (TEXTS, {"max_batch_size": 16}, "max_batch_size is 16, but input 'text' has one element per row"),
+        (TEXTS, {"dynamic_batching": DynamicBatching()}, "dynamic_batching cannot be used: input 'text' has one"),
     ],
 )
 def test_settings_that_contradict_the_signature_are_refused(
@@ -250,10 +270,11 @@ def signatures(draw: st.DrawFn) -> Signature:
 
 @st.composite
 def settings_for(draw: st.DrawFn, signature: Signature) -> DeploymentSettings:
-    size = draw(st.sampled_from([None, 0, 1, 64])) if signature.batched else draw(st.sampled_from([None, 0]))
+    batches = batching_obstacle(signature) is None
+    size = draw(st.sampled_from([None, 0, 1, 64])) if batches else draw(st.sampled_from([None, 0]))
     kind = draw(st.sampled_from(InstanceKind))
     batching = None
-    if signature.batched and size != 0 and draw(st.booleans()):
+    if batches and size != 0 and draw(st.booleans()):
         batching = DynamicBatching(preferred_batch_size=(1,), max_queue_delay_microseconds=draw(st.integers(0, 10**6)))
     return DeploymentSettings(
         instance_count=draw(st.integers(1, 64)),
@@ -281,6 +302,7 @@ def test_any_signature_and_settings_give_a_config_that_parses_back_equal(data: s
         assert tensor.dims
         assert data_type_of(model_config_pb2.DataType.Name(tensor.data_type)) is spec_.dtype
         row = spec_.shape[1:] if parsed.max_batch_size else spec_.shape
+        assert not tensor.HasField("reshape") or spec_ in signature.outputs
         assert tuple(tensor.dims) == (row or (1,))
     assert config_digest(config) == config["parameters"]["tcp_config_digest"]["string_value"]
 

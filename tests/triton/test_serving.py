@@ -14,7 +14,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from controlplane.domain.deployment import DeploymentSettings, DynamicBatching, InstanceKind
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Sample
-from controlplane.domain.signature import Signature
+from controlplane.domain.signature import Signature, TensorSpec
 from controlplane.errors import InferenceError, LoadRefusedError
 from tests.support.triton_models import load_torchscript, model_files, onnx_model, scale, spec, torchscript
 from tests.support.triton_serving import Serving
@@ -131,6 +131,28 @@ async def test_a_label_per_row_is_one_dimensional(serving: Serving, tmp_path: Pa
     outputs, _ = await serving.client.infer(name, {"x": rows(4), "bias": np.ones(4, np.float32)})
     assert outputs["label"].tolist() == [2, 2, 2, 2]
     assert outputs["minus"].tolist() == [-1, -1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [(spec("b", "BYTES", -1),), (spec("b", "FP32", -1),), (spec("b", "INT64", -1), spec("x", "FP32", -1, -1))],
+    ids=["texts", "numbers", "beside-a-matrix"],
+)
+async def test_requests_with_zero_rows_leave_the_server_alive(
+    serving: Serving, tmp_path: Path, inputs: tuple[TensorSpec, ...]
+) -> None:
+    """With an empty reshape on an input the whole server crashes (Triton 2.51)."""
+    outputs = tuple(tensor.model_copy(update={"name": f"{tensor.name}_out"}) for tensor in inputs)
+    nodes = [helper.make_node("Identity", [tensor.name], [f"{tensor.name}_out"]) for tensor in inputs]
+    name = await serving.serve(onnx_model(tmp_path / "m.onnx", nodes, inputs, outputs, batched=True))
+    process = serving.server.pid
+    for rows_sent in (0, 2):
+        sent = {tensor.name: np.zeros((rows_sent,) * len(tensor.shape), tensor.dtype.numpy) for tensor in inputs}
+        answer, _ = await serving.client.infer(name, sent)
+        assert {key: array.shape for key, array in answer.items()} == {
+            f"{key}_out": array.shape for key, array in sent.items()
+        }
+    assert serving.server.pid == process
 
 
 @pytest.mark.parametrize("dtype", ["BOOL", "UINT8", "INT32", "INT64", "FP16", "FP64"])
