@@ -64,6 +64,7 @@ from controlplane.services.workspace import Workspace
 from controlplane.settings import Settings
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.factory import open_store
+from controlplane.storage.memory import MemoryStore
 from controlplane.storage.metered import MeteredStore
 from controlplane.storage.probe import check_store
 from controlplane.triton.client import TritonClient, TritonTimeouts
@@ -165,6 +166,9 @@ class ControlPlane:
         store: ObjectStore = await asyncio.to_thread(open_store, settings.store, settings.data_dir)
         stack.push_async_callback(asyncio.to_thread, store.close)
         await asyncio.to_thread(check_store, store)
+        lease_store = await asyncio.to_thread(self._open_lease_store, store)
+        if lease_store is not store:
+            stack.push_async_callback(asyncio.to_thread, lease_store.close)
         store = MeteredStore(store, self._metrics.store.observe)
         cache = BlobCache(settings.cache.path or settings.data_dir / "cache", settings.cache.max_bytes)
         registry = self._registry = Registry(
@@ -179,7 +183,12 @@ class ControlPlane:
         stack.push_async_callback(keys.close)
         servers = await self._start_servers(stack)
         reconciler = self._reconciler = Reconciler(
-            registry, servers, settings.reconciler, memory=settings.memory, placement=settings.placement
+            registry,
+            servers,
+            settings.reconciler,
+            memory=settings.memory,
+            placement=settings.placement,
+            lease_store=MeteredStore(lease_store, self._metrics.store.observe),
         )
         limits = RateLimits(settings.auth.rate_per_second, settings.auth.burst)
         access = GatewayAccess(keys, limits, limited=settings.auth.rate_per_second > 0)
@@ -213,6 +222,15 @@ class ControlPlane:
         stack.push_async_callback(services.tunings.close)
         stack.push_async_callback(services.operations.stop)
         logger.info("control plane %s works on %s", version(), store.url)
+
+    def _open_lease_store(self, store: ObjectStore) -> ObjectStore:
+        """Open the bucket once more for the lease, whose requests must not wait for others', nor hang for long."""
+        if isinstance(store, MemoryStore):
+            return store  # there is only the one
+        settings = self.settings.store
+        seconds = min(settings.timeout_seconds, max(self.settings.reconciler.lease_seconds / 3, 1.0))
+        short = settings.model_copy(update={"timeout_seconds": seconds, "retries": min(settings.retries, 1)})
+        return open_store(short, self.settings.data_dir)
 
     async def _start_servers(self, stack: AsyncExitStack) -> list[ManagedServer]:
         settings = self.settings.triton

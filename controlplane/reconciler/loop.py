@@ -68,6 +68,7 @@ from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.leases import ModelLease
 from controlplane.registry.registry import Registry
 from controlplane.settings import MemorySettings, PlacementSettings, ReconcilerSettings
+from controlplane.storage.base import ObjectStore
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class Reconciler:
         memory: What models may use of the servers' memory, and who makes room for whom.
         placement: How patient to be with servers that are away, and with queues.
         clock: Gives the time (UTC).
+        lease_store: The bucket by a client that only the lease uses; None shares the registry's.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Reconciler:
         memory: MemorySettings | None = None,
         placement: PlacementSettings | None = None,
         clock: Callable[[], datetime] = _utc_now,
+        lease_store: ObjectStore | None = None,
     ) -> None:
         self._settings = settings
         self._memory = memory or MemorySettings()
@@ -113,9 +116,10 @@ class Reconciler:
         }
         self._state = LoopState(known, EventLog(clock), clock)
         self._lease = Lease(
-            registry.store,
+            lease_store or registry.store,
             seconds=settings.lease_seconds,
             on_change=lambda: self._post(LeaseChanged(self._lease.held)),
+            servers={server.name: server.client.grpc_url for server in servers},
         )
 
         def leading() -> bool:

@@ -1,14 +1,21 @@
 """The lease, with several holders on one store and clocks that the test moves."""
 
+import asyncio
 import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane.reconciler import lease as leases
 from controlplane.reconciler.lease import Holder, Lease
 from controlplane.registry.chain import Chain
+from controlplane.storage.filesystem import FilesystemStore
 from controlplane.storage.memory import MemoryStore
 
 
@@ -126,3 +133,85 @@ def test_a_store_that_fails_ends_the_lease_in_time(monkeypatch: pytest.MonkeyPat
     assert one.held
     clock.now += 4.5
     assert not one.held
+
+
+def work_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Keep the calling thread, and with it the event loop, busy until a condition holds."""
+    deadline, digest = time.monotonic() + seconds, hashlib.sha256()
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        for _ in range(1000):
+            digest.update(b"work")
+
+
+async def test_a_busy_event_loop_does_not_delay_renewals(tmp_path: Path) -> None:
+    store = FilesystemStore(tmp_path)
+    one = Lease(store, seconds=1.5)
+    await one.start()
+    try:
+        assert one.held
+        first = one.fencing_number
+        lost = []
+
+        def renewed() -> bool:
+            lost.extend([] if one.held else [one.fencing_number])
+            return one.fencing_number >= first + 6
+
+        work_until(renewed)  # two durations: without renewals the lease would have expired
+        assert lost == []
+        newest = Chain(store, "leases/reconciler/", pruned=True).head()
+        assert newest is not None
+        assert newest.number >= first + 6
+        assert one.epoch == 0
+    finally:
+        await one.stop()
+    newest = Chain(store, "leases/reconciler/", pruned=True).head()
+    assert newest is not None
+    assert newest.body["id"] == "", "it was given back"
+
+
+async def test_an_event_loop_that_does_not_run_any_more_loses_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "STALLED_SECONDS", 1.0)
+    changes: list[bool] = []
+    one = Lease(FilesystemStore(tmp_path), seconds=0.6, on_change=lambda: changes.append(one.held))
+    await one.start()
+    try:
+        work_until(lambda: not one.held)
+        async with asyncio.timeout(30):
+            while not one.held:
+                await asyncio.sleep(0.02)
+        assert one.held, "it runs again, and takes the lease again"
+    finally:
+        await one.stop()
+
+
+def test_contact_that_was_lost_for_longer_than_the_lease_begins_an_epoch() -> None:
+    store, clock = MemoryStore(), Clock()
+    one, other = lease(store, clock, "one"), lease(store, clock, "other")
+    one.attempt()
+    other.attempt()
+    clock.now += 8
+    one.attempt()
+    other.attempt()
+    assert (one.epoch, other.epoch, other.in_touch) == (0, 0, True)
+    clock.now += 9
+    assert (one.in_touch, other.in_touch) == (False, False)
+    one.attempt()
+    other.attempt()
+    assert (one.epoch, other.epoch) == (1, 1), "also that of the one that follows"
+    assert (one.in_touch, other.in_touch) == (True, True)
+
+
+def test_the_lease_says_which_servers_its_holder_drives() -> None:
+    store, clock = MemoryStore(), Clock()
+    one = Lease(store, seconds=10.0, clock=clock, servers={"gpu": "gpu:8001"})
+    other = lease(store, clock, "other")
+    assert other.driven is None
+    one.attempt()
+    other.attempt()
+    assert other.driven == {"gpu": "gpu:8001"}
+    one._release()
+    other.attempt()
+    assert other.driven == {}
