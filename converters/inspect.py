@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from controlplane.domain.manifest import Format
 from controlplane.domain.signature import DYNAMIC, DataType, Signature
-from controlplane.errors import InvalidArtifactError
+from controlplane.errors import ForbiddenError, InvalidArtifactError
 from converters.archives import list_archive
 from converters.jobs import Inspection
 from converters.onnx_artifact import inspect_onnx
@@ -40,6 +40,7 @@ def inspect_artifact(
     format: Format | None = None,  # noqa: A002 - the word of the API
     signature: Signature | None = None,
     trust: bool = False,
+    code: bool = True,
 ) -> Inspection:
     """Find out what an artifact is, and check that it is whole and safe to read.
 
@@ -52,13 +53,22 @@ def inspect_artifact(
         signature: What the publisher says it takes and gives. Checked against the file where the file says it,
             and then preferred: it may name a batch dimension that the file leaves open.
         trust: Accept what runs code when it is read: pickles, and torch.export programs with pickles inside.
+        code: Accept TorchScript, a program that runs when it is loaded and asked.
 
     Raises:
         InvalidArtifactError: No known format, cut short, unsafe, or not what ``format`` or ``signature`` say.
         UntrustedArtifactError: Reading it would run its code, and ``trust`` is not given.
+        ForbiddenError: It is TorchScript, and ``code`` is false.
     """
     main, root = _main_file(path)
     found, facts, attributes, hints = _read(main, root, trust=trust)
+    if found is Format.TORCHSCRIPT and not code:
+        raise ForbiddenError(
+            f"{main.name} is TorchScript, a program that can read and write files where it runs: publishing or running "
+            "it needs the scope 'code'. Export the model to ONNX, or use a key that has this scope (`tritonctl keys "
+            "create NAME --scope code`)",
+            needed="code",
+        )
     if format is not None and format is not found:
         raise InvalidArtifactError(f"{main.name} is said to be {format.value}, but its content is {found.value}")
     if found.file_name is not None and main.parent != root:

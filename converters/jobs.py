@@ -33,6 +33,7 @@ class InspectJob(_Job):
     kind: Literal["inspect"] = "inspect"
     format: Format | None = Field(default=None, description="The format it is said to have; null detects it.")
     trust: bool = Field(default=False, description="Accept artifacts that run code when they are read.")
+    code: bool = Field(default=True, description="Accept TorchScript, a program that can read and write files.")
 
 
 class ConvertJob(_Job):
@@ -52,6 +53,7 @@ class RecordJob(_Job):
     format: Format | None = Field(default=None, description="The artifact's format; null detects it.")
     sampling: SamplingOptions = SamplingOptions()
     samples: tuple[InstanceOf[Sample], ...] = Field(default=(), exclude=True, description="Inputs to record.")
+    code: bool = Field(default=True, description="Accept TorchScript, a program that can read and write files.")
 
 
 class ValidateJob(_Job):
@@ -62,6 +64,7 @@ class ValidateJob(_Job):
     sampling: SamplingOptions = SamplingOptions()
     samples: tuple[InstanceOf[Sample], ...] = Field(default=(), exclude=True, description="Inputs to run it on.")
     trust: bool = Field(default=False, description="Accept artifacts that run code when they are read.")
+    code: bool = Field(default=True, description="Accept TorchScript, a program that can read and write files.")
 
 
 Job = InspectJob | ConvertJob | RecordJob | ValidateJob

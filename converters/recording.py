@@ -32,9 +32,10 @@ def record(job: RecordJob, progress: Progress) -> RecordResult:
     Raises:
         InvalidArtifactError: The file is damaged, or its runtime cannot load it.
         InvalidInputError: The given samples do not fit the signature.
+        ForbiddenError: It is TorchScript, and the job accepts none.
     """
     progress("inspect", "reading the artifact")
-    inspection = inspect_artifact(job.source, format=job.format, signature=job.signature)
+    inspection = inspect_artifact(job.source, format=job.format, signature=job.signature, code=job.code)
     progress("load", f"loading it ({inspection.format.value})")
     signature = inspection.signature
     runtime = open_runtime(_main(job.source, inspection), inspection.format, signature)
@@ -85,7 +86,9 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
     inspection = step(
         "artifact",
         "reading the artifact",
-        lambda: inspect_artifact(job.source, format=job.format, signature=job.signature, trust=job.trust),
+        lambda: inspect_artifact(
+            job.source, format=job.format, signature=job.signature, trust=job.trust, code=job.code
+        ),
         lambda found: f"{found.main_file} is {found.format.value}",
     )
     if inspection is None:

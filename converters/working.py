@@ -25,7 +25,9 @@ def execute(job: Job, emit: Callable[[WorkerEvent], None]) -> Outcome:
     if isinstance(job, InspectJob):
         progress("inspect", "reading the artifact")
         return Outcome(
-            write_inspection(inspect_artifact(job.source, format=job.format, signature=job.signature, trust=job.trust))
+            write_inspection(
+                inspect_artifact(job.source, format=job.format, signature=job.signature, trust=job.trust, code=job.code)
+            )
         )
     if isinstance(job, ConvertJob):
         conversion = convert(job, progress)

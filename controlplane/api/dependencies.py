@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Path, Query, Request
 
 from controlplane.api.gate import principal_of
-from controlplane.domain.access import Principal
+from controlplane.domain.access import Principal, Scope
 from controlplane.errors import InvalidInputError
 from controlplane.services.facade import Services
 
@@ -92,6 +92,12 @@ def decode_number_cursor(cursor: str | None) -> int | None:
 def may_see(asker: Principal | None, model: str) -> bool:
     """Whether who asks is told of a model."""
     return asker is None or asker.sees(model)
+
+
+def require_code(asker: Principal | None, what: str) -> None:
+    """Raise ForbiddenError unless the caller may bring code."""
+    if asker is not None:
+        asker.require_scope(Scope.CODE, what)
 
 
 App = Annotated[Services, Depends(_services)]

@@ -34,6 +34,8 @@ class Scope(StrEnum):
     """Ask models, and have them loaded for that."""
     DEPLOY = "deploy"
     """Publish, convert, deploy and roll back. Includes `read`."""
+    CODE = "code"
+    """Bring code: TorchScript, pickles, factories, settings that load libraries or files. Includes `deploy`."""
     ADMIN = "admin"
     """Keys, garbage collection, and everything else."""
 
@@ -42,6 +44,7 @@ _INCLUDED: dict[Scope, frozenset[Scope]] = {
     Scope.READ: frozenset({Scope.READ}),
     Scope.INFER: frozenset({Scope.INFER}),
     Scope.DEPLOY: frozenset({Scope.DEPLOY, Scope.READ}),
+    Scope.CODE: frozenset({Scope.CODE, Scope.DEPLOY, Scope.READ}),
     Scope.ADMIN: frozenset(Scope),
 }
 
@@ -135,7 +138,8 @@ class Principal:
         if scope not in self.scopes:
             have = ", ".join(sorted(self.scopes))
             raise ForbiddenError(
-                f"{what} needs the scope {scope.value!r}; the key {self.name!r} has {have}",
+                f"{what} needs the scope {scope.value!r}; the key {self.name!r} has {have}. A key with the scope "
+                f"'admin' can make one: `tritonctl keys create NAME --scope {scope.value}`",
                 key=self.key_id,
                 needed=scope.value,
                 scopes=sorted(self.scopes),
@@ -158,6 +162,11 @@ class Principal:
                 key=self.key_id,
                 models=list(self.models),
             )
+
+
+def may_bring_code(asker: Principal | None) -> bool:
+    """Return whether a caller may bring code; without keys in use (None), every caller may."""
+    return asker is None or Scope.CODE in asker.scopes
 
 
 def included(scopes: Iterable[Scope]) -> frozenset[Scope]:

@@ -18,12 +18,14 @@ from controlplane.errors import (
     CommitConflictError,
     ControlPlaneError,
     InvalidArtifactError,
+    InvalidConfigError,
     InvalidInputError,
     NotFoundError,
 )
 from controlplane.reconciler.types import DesiredModel, Target
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
+from controlplane.triton.code_settings import code_settings
 from controlplane.triton.model_config import DIGEST_PARAMETER, build_config
 from controlplane.triton.repository import layout
 
@@ -182,9 +184,17 @@ class Wishes:
             return self._follow(wish, back, why)
         if version == spec.version or (spec.rollout is not None and version == spec.rollout.version):
             return None  # what the alias points at was tried, or is being tried
+        if self._runs_code(spec.settings, reference):
+            return None  # recorded by an earlier release: keys without the scope `code` may move an alias
         following = deploy(spec, reference, version, spec.settings, rollout_id=uuid.uuid4().hex, now=datetime.now(UTC))
         why = f"alias {reference.alias} {spec.version} -> {version}"
         return self._follow(wish, following.with_changes(loaded=spec.loaded), why)
+
+    def _runs_code(self, settings: DeploymentSettings, reference: Reference) -> bool:
+        try:
+            return bool(code_settings(settings, self._registry.resolve(reference).format))
+        except InvalidConfigError:
+            return True  # recorded by an earlier release, and refused by every load
 
     def _follow(self, wish: Wish, spec: DeploymentSpec, why: str) -> DeploymentRevision | None:
         try:

@@ -11,6 +11,7 @@ from itertools import chain
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane import tracing
+from controlplane.domain.access import Principal
 from controlplane.domain.conditions import Awaited, Condition
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.health import ServerHealth
@@ -19,11 +20,12 @@ from controlplane.domain.names import Reference, validate_model_name
 from controlplane.domain.rollback import pinned, rollback_revision
 from controlplane.domain.rollout import RolloutAction, RolloutDecision, apply, deploy
 from controlplane.domain.states import DeploymentStatus, Phase
-from controlplane.errors import CommitConflictError, ConflictError, InvalidInputError, NotFoundError
+from controlplane.errors import CommitConflictError, ConflictError, InvalidConfigError, InvalidInputError, NotFoundError
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.memory_view import ModelMemoryView
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
+from controlplane.services.deployment_checks import DeploymentChecks
 from controlplane.services.faults import Fault
 from controlplane.services.operations import Operation, OperationState, Progress
 
@@ -83,6 +85,7 @@ class Deployments:
         self._front_door = front_door
         self._registry = registry
         self._chains = registry.deployments
+        self._checks = DeploymentChecks(registry)
         self._reconciler = reconciler
 
     async def page(self, *, after: str, limit: int) -> list[Deployment]:
@@ -104,13 +107,30 @@ class Deployments:
         return self._describe(await self._newest(model))
 
     async def put(
-        self, model: str, reference: str, *, settings: DeploymentSettings | None, actor: str, reason: str
+        self,
+        model: str,
+        reference: str,
+        *,
+        settings: DeploymentSettings | None,
+        actor: str,
+        asker: Principal | None,
+        reason: str,
     ) -> Deployment:
-        """Deploy a version.
+        """Deploy a version. What is refused here is not recorded.
+
+        Args:
+            model: The model.
+            reference: The version, or the alias to follow.
+            settings: How to run it; None keeps those of the newest revision.
+            actor: Who the history names.
+            asker: Whose rights count; None where keys are not in use.
+            reason: Why.
 
         Raises:
             InvalidReferenceError: The reference is none.
             InvalidInputError: It names another model, or a version of a format that Triton cannot run.
+            InvalidConfigError: Triton would refuse the settings.
+            ForbiddenError: The settings need the scope `code`.
             NotFoundError: There is no such version.
             ConflictError: Its strategy needs a front door, and there is none.
         """
@@ -118,11 +138,13 @@ class Deployments:
 
         def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
             kept = before.spec.settings if before is not None and not before.spec.deleted else DeploymentSettings()
+            present = before.spec if before is not None else None
+            checked = self._checks.deploy(wanted, entry, settings or kept, present, asker)
             spec = deploy(
-                before.spec if before is not None else None,
+                present,
                 wanted,
                 entry.number,
-                settings or kept,
+                checked.settings,
                 rollout_id=uuid.uuid4().hex,
                 now=datetime.now(UTC),
             )
@@ -134,7 +156,8 @@ class Deployments:
                     strategy=spec.trial.strategy.kind.value,
                 )
             how = f" by {spec.trial.strategy.kind}" if spec.trial is not None else ""
-            return spec, reason or f"deploy {wanted}{how}"
+            why = reason or f"deploy {wanted}{how}"
+            return spec, f"{why}; {checked.dropped}" if checked.dropped else why
 
         return await self._commit(model, change, actor)
 
@@ -164,10 +187,30 @@ class Deployments:
             )
         return wanted, entry
 
-    async def rollback(self, model: str, *, revision: int | None, actor: str, reason: str) -> Deployment:
+    async def check(
+        self, model: str, reference: str, settings: DeploymentSettings | None, *, asker: Principal | None
+    ) -> tuple[VersionEntry, DeploymentSettings]:
+        """Return the version and the settings that `put` would record, or raise what it would raise for them."""
+        wanted, entry = await self.resolve(model, reference)
+
+        def check() -> DeploymentSettings:
+            try:
+                present = self._chains.get(model, fresh=True).spec
+            except NotFoundError:
+                present = None
+            asked = settings or (DeploymentSettings() if present is None else present.settings)
+            return self._checks.deploy(wanted, entry, asked, present, asker).settings
+
+        return entry, await asyncio.to_thread(check)
+
+    async def rollback(
+        self, model: str, *, revision: int | None, actor: str, asker: Principal | None, reason: str
+    ) -> Deployment:
         """Go back to an earlier revision: a new revision that wants what that one wanted, its version pinned.
 
         Raises:
+            InvalidConfigError: Triton would refuse that revision's settings.
+            ForbiddenError: That revision's settings need the scope `code`.
             NotFoundError: The model is not deployed, there is no such revision, or its version was deleted.
             ConflictError: There is nothing to go back to.
         """
@@ -187,6 +230,14 @@ class Deployments:
             )
             goal = rollback_revision(chain((current,), earlier), revision)
             spec = pinned(goal.spec, current.spec)
+            try:
+                self._checks.return_to(spec, current.spec, asker)
+            except InvalidConfigError as error:
+                raise InvalidConfigError(
+                    f"revision {goal.number} cannot run: {error.message}; name another revision (`tritonctl history "
+                    f"{model}`)",
+                    **error.details,
+                ) from error
             why = f"rollback to revision {goal.number} ({spec.reference})"
             return spec, why + _because(reason)
 

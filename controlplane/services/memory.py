@@ -2,6 +2,7 @@
 
 import asyncio
 
+from controlplane.domain.access import Principal
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import (
@@ -53,14 +54,17 @@ class Memory:
         await self._deployments.get(model)
         return self._reconciler.why(model) or WhyView(model=model, servers=())
 
-    async def plan_deploy(self, model: str, reference: str, settings: DeploymentSettings | None) -> LoadPlanView:
+    async def plan_deploy(
+        self, model: str, reference: str, settings: DeploymentSettings | None, *, asker: Principal | None
+    ) -> LoadPlanView:
         """Say what deploying a version would do. Changes nothing.
 
         Raises:
             InvalidInputError: It cannot be deployed so.
+            ForbiddenError: The settings need the scope `code`.
             NotFoundError: There is no such version.
         """
-        _, entry = await self._deployments.resolve(model, reference)
+        entry, settings = await self._deployments.check(model, reference, settings, asker=asker)
         return await self._reconciler.plan_load(model, entry.number, settings)
 
     async def plan_load(self, model: str) -> LoadPlanView:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from controlplane.domain.access import Principal, may_bring_code
 from controlplane.domain.comparison import Tolerance
 from controlplane.domain.manifest import FileEntry, Format, GoldenSamples, Manifest
 from controlplane.domain.names import validate_alias, validate_model_name
@@ -33,6 +34,7 @@ class PublishCommand:
 
     model: str
     actor: str
+    asker: Principal | None
     upload_id: str
     format: Format | None = None
     signature: Signature | None = None
@@ -163,7 +165,13 @@ class Publishing:
         if command.golden and _is_servable(command, artifact):
             return await self._record(command, artifact, given, reporter)
         inspection = await self._workers.run(
-            InspectJob(source=artifact, signature=command.signature, format=command.format, trust=command.trust),
+            InspectJob(
+                source=artifact,
+                signature=command.signature,
+                format=command.format,
+                trust=command.trust,
+                code=may_bring_code(command.asker),
+            ),
             reporter,
         )
         assert isinstance(inspection, Inspection)
@@ -186,6 +194,7 @@ class Publishing:
                 format=command.format,
                 sampling=SamplingOptions(seed=command.seed, sample_count=command.sample_count),
                 samples=given,
+                code=may_bring_code(command.asker),
             ),
             reporter,
         )

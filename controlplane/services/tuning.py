@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlplane.domain.access import Principal
 from controlplane.domain.deployment import DeploymentSettings, InstanceKind
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.names import validate_model_name
@@ -79,6 +80,7 @@ class TuneCommand:
     """What to tune and within which limits; the fields are those of the API's request."""
 
     actor: str
+    asker: Principal | None
     model: str
     objective: Objective = field(default_factory=Objective)
     clients: tuple[int, ...] = (1, 4, 16)
@@ -357,6 +359,7 @@ class Tunings:
             spec.reference,
             settings=job.settings(best.trial.setting),
             actor=job.command.actor,
+            asker=job.command.asker,
             reason=job.command.reason or f"tuned for {job.command.objective}: {best.trial.setting}",
         )
         return deployment.revision, deployment.operation_id, f"; applied as revision {deployment.revision}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from controlplane.domain.access import Principal, may_bring_code
 from controlplane.domain.manifest import FileEntry, Format
 from controlplane.domain.names import Reference
 from controlplane.domain.samples import Sample
@@ -27,6 +28,7 @@ class ValidateCommand:
     """What to look at; the fields are those of the API's request."""
 
     actor: str
+    asker: Principal | None
     upload_id: str | None = None
     reference: str | None = None
     format: Format | None = None
@@ -115,6 +117,8 @@ class Validation:
                     sampling=SamplingOptions(seed=command.seed, sample_count=command.sample_count),
                     samples=given,
                     trust=command.trust,
+                    # A published version was brought by a key that had the right to.
+                    code=command.reference is not None or may_bring_code(command.asker),
                 ),
                 reporter,
             )

@@ -17,16 +17,7 @@ from controlplane.api.needs import NEEDS, Models
 from controlplane.domain.access import Scope, included
 from controlplane.settings import ApiSettings, AuthSettings, StoreSettings
 from tests.support.api import Api, onnx_scale, serving, settings_for
-
-
-def made(api: Api, admin: httpx.Client, name: str, *scopes: str, **fields: Any) -> tuple[str, httpx.Client]:
-    """Make a key; returns its secret and a client that shows it."""
-    answer = api.ok(admin.post("/v1/keys", json={"name": name, "scopes": list(scopes), **fields}), 201)
-    return answer["secret"], client(api, answer["secret"])
-
-
-def client(api: Api, secret: str) -> httpx.Client:
-    return httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {secret}"}, timeout=60)
+from tests.support.keys import client, made
 
 
 @pytest.fixture(scope="module")

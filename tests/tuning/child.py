@@ -28,7 +28,7 @@ def plane_on(folder: Path, grpc_url: str, repository: Path) -> ControlPlane:
 async def main(folder: Path, grpc_url: str, repository: Path, model: str) -> None:
     plane = plane_on(folder, grpc_url, repository)
     await plane.start()
-    command = TuneCommand(actor="child", model=model, clients=(1,), window_seconds=30.0)
+    command = TuneCommand(actor="child", asker=None, model=model, clients=(1,), window_seconds=30.0)
     operation = await plane.services.tunings.start(command)
     print(await plane.services.operations.wait(operation.id, 600), flush=True)
 

@@ -72,7 +72,13 @@ async def test_after_a_kill_the_copy_is_gone_from_a_server_that_went_on(triton: 
         assert "READY" not in await state_of(client, COPY)
         # From here its processes cannot be seen, so there is nothing to hold a limit against.
         command = TuneCommand(
-            actor="test", model=MODEL, clients=(1,), window_seconds=0.1, max_settings=1, memory_limit_bytes=1
+            actor="test",
+            asker=None,
+            model=MODEL,
+            clients=(1,),
+            window_seconds=0.1,
+            max_settings=1,
+            memory_limit_bytes=1,
         )
         operation = await plane.services.operations.wait((await plane.services.tunings.start(command)).id, 60)
         assert operation.result is not None, operation

@@ -58,20 +58,23 @@ async def list_deployments(services: App, asker: Asker, cursor: Cursor = None, l
     responses=responses(409, also={**_ACCEPTED, **PLANNED}),
 )
 async def deploy(
-    services: App, model: ModelName, body: DeployRequest, actor: Actor, dry_run: DryRun = False
+    services: App, model: ModelName, body: DeployRequest, actor: Actor, asker: Asker, dry_run: DryRun = False
 ) -> Response:
     """Say which version shall answer under the model's name. Each change is a revision.
 
     The version is loaded beside the one that answers, proved with its golden samples, and then takes over; one that
-    fails its proof never does. The same request again changes nothing.
+    fails its proof never does. The same request again changes nothing. Settings that Triton would refuse are not
+    recorded. Settings that can make Triton load code or files need a key with the scope `code`.
 
     With `dry_run` nothing changes at all: the answer says what would be evicted, how many bytes move, how long it
     should take and why, whether there is a gap in which nothing answers, or why it cannot be.
     """
     if dry_run:
-        return json_answer(await services.memory.plan_deploy(model, body.reference, body.settings))
+        return json_answer(await services.memory.plan_deploy(model, body.reference, body.settings, asker=asker))
     return _accepted(
-        await services.deployments.put(model, body.reference, settings=body.settings, actor=actor, reason=body.reason)
+        await services.deployments.put(
+            model, body.reference, settings=body.settings, actor=actor, asker=asker, reason=body.reason
+        )
     )
 
 
@@ -128,11 +131,15 @@ async def list_revisions(services: App, model: ModelName, cursor: Cursor = None,
     response_model=Deployment,
     responses=responses(409, also=_ACCEPTED),
 )
-async def rollback(services: App, model: ModelName, actor: Actor, body: RollbackRequest | None = None) -> Response:
+async def rollback(
+    services: App, model: ModelName, actor: Actor, asker: Asker, body: RollbackRequest | None = None
+) -> Response:
     """Go back to the revision before, or to a named one. Milliseconds while the old version is in its bake window."""
     asked = body or RollbackRequest()
     return _accepted(
-        await services.deployments.rollback(model, revision=asked.revision, actor=actor, reason=asked.reason)
+        await services.deployments.rollback(
+            model, revision=asked.revision, actor=actor, asker=asker, reason=asked.reason
+        )
     )
 
 

@@ -35,6 +35,7 @@ async def tune(services: App, body: TuningRequest, actor: Actor, asker: Asker) -
         asker.require_model(body.model)
     command = TuneCommand(
         actor=actor,
+        asker=asker,
         model=body.model,
         objective=Objective(
             goal=body.objective, max_p99_seconds=body.max_p99_seconds, min_throughput=body.min_throughput

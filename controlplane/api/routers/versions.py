@@ -11,12 +11,14 @@ from controlplane.api.dependencies import (
     IDEMPOTENT,
     Actor,
     App,
+    Asker,
     Cursor,
     Limit,
     ModelName,
     VersionSelector,
     decode_number_cursor,
     encode_cursor,
+    require_code,
 )
 from controlplane.api.problems import responses
 from controlplane.api.ranges import ByteRange, parse_range
@@ -55,12 +57,17 @@ async def list_versions(services: App, model: ModelName, cursor: Cursor = None, 
     response_model=Operation,
     responses={202: {"description": "Started; follow the operation"}, **responses(409)},
 )
-async def publish_version(services: App, model: ModelName, body: PublishRequest, actor: Actor) -> Response:
+async def publish_version(
+    services: App, model: ModelName, body: PublishRequest, actor: Actor, asker: Asker
+) -> Response:
     """Publish an upload as the model's next version; creates the model if need be.
 
+    TorchScript, and files that are read with `trust`, bring code: they need a key with the scope `code`.
     The operation's result has `model`, `version`, `reference` and `warnings`.
     """
-    command = PublishCommand(model=model, actor=actor, **dict(body))
+    if body.trust:
+        require_code(asker, "a publish with trust, which runs code of the model")
+    command = PublishCommand(model=model, actor=actor, asker=asker, **dict(body))
     return accepted(await services.publishing.start(command))
 
 

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 
 from controlplane.api.answers import accepted
-from controlplane.api.dependencies import IDEMPOTENT, Actor, App, Asker
+from controlplane.api.dependencies import IDEMPOTENT, Actor, App, Asker, require_code
 from controlplane.api.problems import Documented, responses
 from controlplane.api.schemas.conversions import ConversionRequest
 from controlplane.api.schemas.versions import ValidationRequest
@@ -35,6 +35,8 @@ async def convert(services: App, body: ConversionRequest, actor: Actor, asker: A
         source = Reference.parse(body.source).model
         asker.require_model(source)
         asker.require_model(body.model or source)
+    if body.options is not None and (body.options.trust or body.options.factory):
+        require_code(asker, "a conversion with trust or a factory, which runs code of the model")
     fields = dict(body)
     fields.pop("target")
     return accepted(await services.conversions.start(ConvertCommand(actor=actor, **fields)))
@@ -57,4 +59,6 @@ async def validate(services: App, body: ValidationRequest, actor: Actor, asker: 
     """
     if asker is not None and body.reference is not None:
         asker.require_model(Reference.parse(body.reference).model)
-    return accepted(await services.validation.start(ValidateCommand(actor=actor, **dict(body))))
+    if body.trust:
+        require_code(asker, "a validation with trust, which runs code of the model")
+    return accepted(await services.validation.start(ValidateCommand(actor=actor, asker=asker, **dict(body))))

@@ -21,7 +21,9 @@ class KeyRequestBody(BaseModel):
     name: Annotated[str, StringConstraints(min_length=1, max_length=KEY_NAME_MAX)] = Field(
         description="Who it is for; every history names it."
     )
-    scopes: list[Scope] = Field(min_length=1, max_length=8, description="read, infer, deploy (and read), admin (all).")
+    scopes: list[Scope] = Field(
+        min_length=1, max_length=8, description="read, infer, deploy (and read), code (and deploy), admin (all)."
+    )
     models: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
         default_factory=list, max_length=PATTERNS_MAX, description="Patterns of the models it is for; none: all."
     )

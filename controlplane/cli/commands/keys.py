@@ -44,7 +44,8 @@ def create(
     session: Session,
     name: Annotated[str, typer.Argument(help="Who it is for; every history names it.")],
     scope: Annotated[
-        list[str], typer.Option("--scope", "-s", help="read, infer, deploy (and read) or admin (all). Repeat it.")
+        list[str],
+        typer.Option("--scope", "-s", help="read, infer, deploy (and read), code (and deploy) or admin. Repeat it."),
     ],
     model: Annotated[
         list[str] | None,

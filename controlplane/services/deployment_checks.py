@@ -1,0 +1,160 @@
+"""What a new revision of a deployment must satisfy before it is recorded.
+
+A revision that Triton can never load must not be recorded: each later deployment would take its settings over and fail
+as well. And a key without the scope `code` must not record settings that make Triton load code or files.
+"""
+
+from dataclasses import dataclass
+
+from controlplane.domain.access import Principal, Scope
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.model import VersionEntry
+from controlplane.domain.names import Reference
+from controlplane.errors import InvalidConfigError, InvalidInputError
+from controlplane.registry.registry import Registry
+from controlplane.triton.code_settings import code_settings
+from controlplane.triton.model_config import build_config
+
+_OF_TRITON = ("config_overrides", "parameters")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Settings that can be recorded.
+
+    Attributes:
+        settings: The settings.
+        dropped: What was left out of the settings of the revision before, and why; empty where nothing was.
+    """
+
+    settings: DeploymentSettings
+    dropped: str = ""
+
+
+class DeploymentChecks:
+    """Checks settings against a version and against the rights of the caller. Blocks: it may read the store."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def deploy(
+        self,
+        wanted: Reference,
+        entry: VersionEntry,
+        settings: DeploymentSettings,
+        before: DeploymentSpec | None,
+        asker: Principal | None,
+    ) -> Checked:
+        """Return the settings to record.
+
+        Triton's settings that an earlier release recorded and that no load can accept are left out, if the caller
+        leaves them as they are: nothing runs with them, and otherwise no deployment would succeed again.
+
+        Args:
+            wanted: The reference that is deployed.
+            entry: The version that it resolves to.
+            settings: The settings that are asked for.
+            before: The newest desired state; None where the model is not deployed.
+            asker: Who asks; None where keys are not in use.
+
+        Raises:
+            InvalidConfigError: Triton would refuse the settings, or they contradict the version's signature.
+            InvalidInputError: A deployment that follows an alias has settings that load code.
+            ForbiddenError: The settings need the scope `code` and the key does not have it.
+            NotFoundError: The version was deleted.
+        """
+        checked = Checked(settings)
+        try:
+            self._build(wanted.model, entry.number, settings)
+        except InvalidConfigError as error:
+            repaired = self._repaired(wanted.model, entry.number, settings, before)
+            if repaired is None:
+                raise
+            checked = Checked(repaired, f"settings of the revision before left out: {error.message}")
+        code = code_settings(checked.settings, entry.format)
+        if code:
+            self._permit(wanted, entry.number, code, before, asker)
+        return checked
+
+    def return_to(self, goal: DeploymentSpec, before: DeploymentSpec, asker: Principal | None) -> None:
+        """Check the desired state of an earlier revision before it is recorded again.
+
+        Raises:
+            InvalidConfigError: Triton would refuse its settings.
+            ForbiddenError: It needs the scope `code` and the key does not have it.
+            NotFoundError: The version was deleted.
+        """
+        entry = self._registry.resolve(Reference(goal.model, version=goal.version))
+        self._build(goal.model, goal.version, goal.settings)
+        if code := code_settings(goal.settings, entry.format):
+            self._permit(Reference(goal.model, version=goal.version), goal.version, code, before, asker)
+
+    def _permit(
+        self,
+        wanted: Reference,
+        version: int,
+        code: dict[str, str],
+        before: DeploymentSpec | None,
+        asker: Principal | None,
+    ) -> None:
+        path = min(code)
+        if wanted.alias is not None:
+            raise InvalidInputError(
+                f"{path} can make Triton load code or files, so the deployment must name a version and cannot follow "
+                f"the alias {wanted.alias!r}, which keys without the scope 'code' may move; deploy "
+                f"{wanted.model}:{version}",
+                field=path,
+            )
+        if asker is None or self._runs_already(wanted.model, version, code, before):
+            return
+        asker.require_scope(Scope.CODE, f"{path} can make Triton load code or files. Leave it out: it")
+
+    def _runs_already(self, model: str, version: int, code: dict[str, str], before: DeploymentSpec | None) -> bool:
+        """Whether this version runs with just these settings, so that nothing new is brought."""
+        if before is None or before.deleted:
+            return False
+        pairs = [(before.version, before.settings)]
+        if before.trial is not None:
+            pairs.append((before.trial.version, before.trial.settings))
+        for number, settings in pairs:
+            if number == version:
+                entry = self._registry.resolve(Reference(model, version=number))
+                if code_settings(settings, entry.format) == code:
+                    return True
+        return False
+
+    def _repaired(
+        self, model: str, version: int, settings: DeploymentSettings, before: DeploymentSpec | None
+    ) -> DeploymentSettings | None:
+        """Return the settings without what no load could ever accept; None where that is not the fault."""
+        if before is None or before.deleted:
+            return None
+        recorded = before.settings if before.trial is None else before.trial.settings
+        runs = before.version if before.trial is None else before.trial.version
+        if any(getattr(settings, name) != getattr(recorded, name) for name in _OF_TRITON):
+            return None  # the caller changed them
+        if self._accepts(model, runs, recorded):
+            return None  # they suit the version that runs, so leaving them out would change how it runs
+        dropped: dict[str, object] = {}
+        for name in _OF_TRITON:
+            dropped[name] = {}
+            repaired = settings.model_copy(update=dropped)
+            if self._accepts(model, version, repaired):
+                return repaired
+        return None
+
+    def _accepts(self, model: str, version: int, settings: DeploymentSettings) -> bool:
+        try:
+            self._build(model, version, settings)
+        except InvalidConfigError:
+            return False
+        return True
+
+    def _build(self, model: str, version: int, settings: DeploymentSettings) -> None:
+        manifest = self._registry.manifest(model, version)
+        # Golden samples decide the batch size where the settings do not. They can be large, and are read only for what
+        # depends on it.
+        depends = bool(settings.config_overrides) or settings.dynamic_batching is not None
+        batched = manifest.signature is not None and manifest.signature.batched and settings.max_batch_size is None
+        samples = self._registry.samples(manifest) if depends and batched else ()
+        build_config(model, manifest, settings, [version], samples=samples)

@@ -1,0 +1,183 @@
+"""Which settings of a deployment make Triton load code or read files of their own. Pure.
+
+Triton's model configuration can name libraries, execution environments, repository agents and data files. A setting
+that can do so is a way to run code on the Triton server. So a deployment may use without further rights only what this
+module lists; every other setting needs the scope `code`, also one that a later Triton adds.
+
+Sources: `model_config.proto` of Triton 2.51 and the documentation of its ONNX Runtime, PyTorch and Python backends.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from controlplane.domain.deployment import DeploymentSettings
+from controlplane.domain.manifest import Format
+from controlplane.triton.config_json import canonical
+
+_THREADS = frozenset({"intra_op_thread_count", "inter_op_thread_count", "intra_op_num_threads", "inter_op_num_threads"})
+_PYTHON = frozenset({"force_cpu_only_input_tensors"})
+"""The embedded server's backends run in the Python backend, which reads its own parameters too."""
+
+PARAMETERS: Mapping[Format, frozenset[str]] = {
+    Format.ONNX: _THREADS
+    | _PYTHON
+    | {
+        "execution_mode",
+        "enable_mem_arena",
+        "enable_mem_pattern",
+        "memory.enable_memory_arena_shrinkage",
+        "gpu_mem_limit",
+        "arena_extend_strategy",
+        "cudnn_conv_algo_search",
+        "cudnn_conv_use_max_workspace",
+        "do_copy_in_default_stream",
+        # Session options of ONNX Runtime that name neither a file nor a library.
+        "session.disable_prepacking",
+        "session.dynamic_block_base",
+        "session.force_spinning_stop",
+        "session.inter_op.allow_spinning",
+        "session.intra_op.allow_spinning",
+        "session.set_denormal_as_zero",
+        "session.use_device_allocator_for_initializers",
+    },
+    Format.TORCHSCRIPT: _THREADS
+    | _PYTHON
+    | {
+        "disable_optimized_execution",
+        "inference_mode",
+        "disable_cudnn",
+        "enable_weight_sharing",
+        "enable_cache_cleaning",
+        "enable_jit_executor",
+        "enable_jit_profiling",
+        "enable_tensor_fuser",
+        "enable_nvfuser",
+    },
+}
+"""Parameters that a deployment may set, by format, in lower case."""
+
+# The fields of `config_overrides` that a deployment may set. True allows all that is below; a mapping names the fields.
+_ALL = True
+_TENSOR = dict.fromkeys(
+    (
+        "name",
+        "data_type",
+        "dims",
+        "reshape",
+        "format",
+        "is_shape_tensor",
+        "is_non_linear_format_io",
+        "allow_ragged_batch",
+        "optional",
+    ),
+    _ALL,
+)
+_ACCELERATOR = {
+    "name": _ALL,
+    "parameters": {
+        "precision_mode": _ALL,
+        "max_workspace_size_bytes": _ALL,
+        "max_cached_engines": _ALL,
+        "minimum_segment_size": _ALL,
+    },
+}
+_INITIAL_STATE = {"data_type": _ALL, "dims": _ALL, "zero_data": _ALL, "name": _ALL}
+_STATE = {
+    "input_name": _ALL,
+    "output_name": _ALL,
+    "data_type": _ALL,
+    "dims": _ALL,
+    "initial_state": _INITIAL_STATE,
+    "use_same_buffer_for_input_output": _ALL,
+    "use_growable_memory": _ALL,
+}
+_WARMUP_INPUT = {"data_type": _ALL, "dims": _ALL, "zero_data": _ALL, "random_data": _ALL}
+OVERRIDES: Mapping[str, Any] = {
+    "max_batch_size": _ALL,
+    "input": _TENSOR,
+    "output": _TENSOR,
+    "batch_input": _ALL,
+    "batch_output": _ALL,
+    "optimization": {
+        "graph": _ALL,
+        "priority": _ALL,
+        "cuda": _ALL,
+        "input_pinned_memory": _ALL,
+        "output_pinned_memory": _ALL,
+        "gather_kernel_buffer_threshold": _ALL,
+        "eager_batching": _ALL,
+        "execution_accelerators": {
+            "gpu_execution_accelerator": _ACCELERATOR,
+            "cpu_execution_accelerator": _ACCELERATOR,
+        },
+    },
+    "dynamic_batching": _ALL,
+    "sequence_batching": {
+        "direct": _ALL,
+        "oldest": _ALL,
+        "max_sequence_idle_microseconds": _ALL,
+        "control_input": _ALL,
+        "state": _STATE,
+        "iterative_sequence": _ALL,
+    },
+    "instance_group": _ALL,
+    "metric_tags": _ALL,
+    "model_warmup": {"name": _ALL, "batch_size": _ALL, "count": _ALL, "inputs": {"*": _WARMUP_INPUT}},
+    "model_transaction_policy": _ALL,
+    "response_cache": _ALL,
+    "model_metrics": _ALL,
+    # Decided by the control plane; refused elsewhere unless they say what it says.
+    "name": _ALL,
+    "backend": _ALL,
+    "platform": _ALL,
+    "runtime": _ALL,
+    "version_policy": _ALL,
+    "default_model_filename": _ALL,
+    "ensemble_scheduling": _ALL,
+}
+
+
+def code_settings(settings: DeploymentSettings, kind: Format) -> dict[str, str]:
+    """Return the settings that need the scope `code`: their values, as JSON, by path.
+
+    Args:
+        settings: How a deployment runs.
+        kind: The format of its version.
+
+    Raises:
+        InvalidConfigError: ``config_overrides`` has a field that Triton's configuration has not.
+    """
+    known = PARAMETERS.get(kind, frozenset())
+    found = {
+        f"parameters.{name}": json.dumps(value)
+        for name, value in settings.parameters.items()
+        if name.lower() not in known
+    }
+    overrides = canonical(settings.config_overrides)
+    parameters = overrides.pop("parameters", {})
+    for name, value in parameters.items():
+        if name.lower() not in known:
+            found[f"config_overrides.parameters.{name}"] = json.dumps(value, sort_keys=True)
+    for path, value in _beyond(overrides, OVERRIDES, "config_overrides"):
+        found[path] = json.dumps(value, sort_keys=True)
+    return found
+
+
+def _beyond(value: Any, allowed: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield what is set and not allowed, with its path."""
+    if allowed is _ALL:
+        return
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            below = allowed.get(name, allowed.get("*"))
+            here = f"{path}.{name}"
+            if below is None:
+                yield here, item
+            else:
+                yield from _beyond(item, below, here)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for number, item in enumerate(value):
+            yield from _beyond(item, allowed, f"{path}[{number}]")
+    else:
+        yield path, value
