@@ -163,6 +163,7 @@ class RecordResult:
         samples: Golden samples; empty where none could be recorded (``warnings`` says why).
         tolerances: Tolerance by output, for the manifest.
         generated: Whether the inputs were generated.
+        unservable: Why Triton cannot serve it, and what to do; None where it can.
         warnings: Why there are no samples, or what else the publisher should know.
         environment: Versions of what took part.
         log: What the worker printed, bounded.
@@ -177,6 +178,7 @@ class RecordResult:
     generated: bool
     warnings: tuple[str, ...]
     environment: dict[str, str]
+    unservable: str | None = None
     log: str = ""
     seconds: float = 0.0
     peak_memory_bytes: int = 0

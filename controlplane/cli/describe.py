@@ -7,7 +7,7 @@ from rich.text import Text
 
 from controlplane.cli.output import Output, ago, pairs, size, span
 from controlplane.cli.records import VersionDetail, VersionFootprint
-from controlplane.domain.manifest import ParityReport
+from controlplane.domain.manifest import Manifest, ParityReport
 from controlplane.domain.signature import Signature
 
 
@@ -20,6 +20,7 @@ def describe(out: Output, detail: VersionDetail) -> None:
         (
             ("version", Text(f"{detail.model}:{entry.number}", style="bold cyan")),
             ("format", manifest.format.value),
+            ("servable", _servable(manifest)),
             ("published", f"{ago(entry.published_at)} by {entry.published_by}"),
             ("aliases", ", ".join(detail.aliases)),
             ("inputs", _tensors(manifest.signature, "inputs")),
@@ -101,6 +102,12 @@ def show_parity(out: Output, parity: ParityReport) -> None:
     )
 
 
+def _servable(manifest: Manifest) -> str:
+    if manifest.format.backend is None:
+        return "no, because Triton does not run this format; convert it"
+    return "yes" if manifest.unservable is None else f"no, because {manifest.unservable}"
+
+
 def _tensors(signature: Signature | None, side: str) -> str:
     if signature is None:
         return "unknown until it is converted"
@@ -110,6 +117,8 @@ def _tensors(signature: Signature | None, side: str) -> str:
 def show_result(out: Output, result: Mapping[str, Any]) -> None:
     """Print what a publish or a conversion gave."""
     out.line(Text.assemble("published ", (str(result["reference"]), "bold cyan")))
+    if result.get("unservable"):
+        out.note(f"note: Triton cannot serve it: {result['unservable']}", style="yellow")
     for warning in result.get("warnings") or ():
         out.note(f"note: {warning}", style="yellow")
 

@@ -62,6 +62,7 @@ class Version(Record):
     number: int
     format: str
     size_bytes: int
+    servable: bool = True
     published_at: datetime
     published_by: str = ""
     deleted: bool = False

@@ -91,6 +91,9 @@ class Manifest(BaseModel):
         default=None, description="Inputs and outputs; unknown for sources that only a conversion can read."
     )
     golden: GoldenSamples | None = Field(default=None, description="The golden samples, where there are any.")
+    unservable: str | None = Field(
+        default=None, description="Why Triton cannot serve it, and what to do; null where no reason is known."
+    )
     lineage: Lineage | None = Field(default=None, description="Where it came from, for converted versions.")
     parity: ParityReport | None = Field(default=None, description="The parity check, for converted versions.")
     attributes: dict[str, JsonValue] = Field(
@@ -98,6 +101,11 @@ class Manifest(BaseModel):
     )
     metrics: dict[str, float] = Field(default_factory=dict, description="Figures the publisher gives (accuracy, …).")
     labels: dict[str, str] = Field(default_factory=dict, description="Labels the publisher gives.")
+
+    @property
+    def servable(self) -> bool:
+        """Whether Triton can serve it, as far as is known."""
+        return self.format.backend is not None and self.unservable is None
 
     @property
     def size_bytes(self) -> int:

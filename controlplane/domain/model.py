@@ -18,6 +18,9 @@ class VersionEntry(BaseModel):
     manifest: Sha256 = Field(description="SHA-256 of the manifest blob.")
     format: Format = Field(description="What kind of model it is.")
     size_bytes: int = Field(ge=0, description="Total size of its files in bytes.")
+    servable: bool = Field(
+        default=True, description="False where it is known that Triton cannot serve it; its manifest says why."
+    )
     published_at: datetime = Field(description="When it was published (UTC).")
     published_by: str = Field(description="Who published it.")
     commit_id: str = Field(default="", description="The commit that published it; a publish repeated with it finds it.")

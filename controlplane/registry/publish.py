@@ -130,6 +130,7 @@ class Publisher:
                 manifest=manifest_digest,
                 format=manifest.format,
                 size_bytes=manifest.size_bytes,
+                servable=manifest.servable,
                 published_at=datetime.now(UTC),
                 published_by=actor,
                 commit_id=commit_id,

@@ -166,6 +166,8 @@ class Conversions:
             "format": version.format.value,
             "size_bytes": version.size_bytes,
             "golden_samples": len(result.samples),
+            "servable": manifest.servable,
+            "unservable": manifest.unservable,
             "parity": result.parity.model_dump(mode="json"),
             "seconds": result.seconds,
             "peak_memory_bytes": result.peak_memory_bytes,

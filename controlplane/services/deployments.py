@@ -166,7 +166,7 @@ class Deployments:
 
         Raises:
             InvalidReferenceError: The reference is none.
-            InvalidInputError: It names another model, or a version of a format that Triton cannot run.
+            InvalidInputError: It names another model, or a version that Triton cannot run.
             NotFoundError: There is no such version.
         """
         validate_model_name(model)
@@ -184,6 +184,13 @@ class Deployments:
                 model=model,
                 version=entry.number,
                 format=entry.format.value,
+            )
+        if not entry.servable:
+            manifest = await asyncio.to_thread(self._registry.manifest, model, entry.number)
+            raise InvalidInputError(
+                f"{model}:{entry.number} cannot be deployed, since Triton cannot serve it: {manifest.unservable}",
+                model=model,
+                version=entry.number,
             )
         return wanted, entry
 

@@ -59,6 +59,7 @@ class Learnt:
     samples: tuple[Sample, ...]
     tolerances: dict[str, Tolerance]
     warnings: tuple[str, ...]
+    unservable: str | None = None
 
 
 class Publishing:
@@ -132,6 +133,7 @@ class Publishing:
                 ),
                 signature=learnt.signature,
                 golden=golden,
+                unservable=learnt.unservable,
                 attributes=learnt.inspection.attributes,
                 metrics=command.metrics,
                 labels=command.labels,
@@ -156,6 +158,8 @@ class Publishing:
             "format": version.format.value,
             "size_bytes": version.size_bytes,
             "golden_samples": golden.count if golden else 0,
+            "servable": manifest.servable,
+            "unservable": manifest.unservable,
             "warnings": list(learnt.warnings),
         }
 
@@ -205,6 +209,7 @@ class Publishing:
             recorded.samples,
             {**recorded.tolerances, **command.tolerances},
             recorded.warnings,
+            recorded.unservable,
         )
 
     def _locate(self, upload_id: str, file: FileEntry) -> Path:

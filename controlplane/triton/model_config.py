@@ -66,6 +66,8 @@ def build_config(
     backend, file_name = manifest.format.backend, manifest.format.file_name
     if backend is None or file_name is None:
         raise InvalidConfigError(f"Triton cannot run the format {manifest.format}; convert it to onnx or torchscript")
+    if manifest.unservable is not None:
+        raise InvalidConfigError(f"Triton cannot serve this version: {manifest.unservable}")
     signature = manifest.signature
     if signature is None:
         raise InvalidConfigError("the version has no signature, so no configuration can be built for it")

@@ -48,6 +48,14 @@ def test_what_a_newer_release_adds_is_ignored() -> None:
     assert Manifest.model_validate({**document, "new_field": 1}).files[0].path == "model.onnx"
 
 
+def test_a_manifest_of_an_older_release_is_servable_where_its_format_is() -> None:
+    document = Manifest(format=Format.ONNX, files=(entry("model.onnx"),)).model_dump(mode="json")
+    del document["unservable"]
+    assert Manifest.model_validate(document).servable
+    assert not Manifest.model_validate({**document, "format": "sklearn"}).servable
+    assert not Manifest.model_validate({**document, "unservable": "it gives a sequence"}).servable
+
+
 def test_only_what_triton_runs_has_a_backend() -> None:
     assert {form: form.backend for form in Format if form.backend} == {
         Format.ONNX: "onnxruntime",

@@ -54,6 +54,14 @@ def test_everything_a_manifest_names_is_in_the_bucket(registry: Registry, tmp_pa
     assert registry.history("m")[0].reason == "publish version 1: nightly"
 
 
+def test_a_version_that_cannot_be_served_is_listed_as_such(registry: Registry, tmp_path: Path) -> None:
+    manifest, files = artifact(tmp_path / "a", model=b"model")
+    registry.publish("m", manifest, files, actor="ann")
+    registry.publish("m", manifest.model_copy(update={"unservable": "it gives a sequence"}), files, actor="ann")
+    assert [entry.servable for entry in registry.get_model("m").versions] == [True, False]
+    assert registry.manifest("m", 2).unservable == "it gives a sequence"
+
+
 def test_blobs_that_are_there_are_not_sent_again(store: ObjectStore, tmp_path: Path) -> None:
     hooked = HookedStore(store)
     registry = new_registry(hooked, tmp_path / "cache")

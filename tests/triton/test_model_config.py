@@ -215,6 +215,9 @@ def test_what_cannot_be_served_is_refused() -> None:
         build_config("m", manifest(BATCHED, Format.SKLEARN), DeploymentSettings(), [1])
     with pytest.raises(InvalidConfigError, match="no signature"):
         build_config("m", manifest(None), DeploymentSettings(), [1])
+    unservable = manifest(BATCHED).model_copy(update={"unservable": "output 'y' is a sequence"})
+    with pytest.raises(InvalidConfigError, match="cannot serve this version: output 'y' is a sequence"):
+        build_config("m", unservable, DeploymentSettings(), [1])
     with pytest.raises(InvalidConfigError, match="at least one"):
         build_config("m", manifest(BATCHED), DeploymentSettings(), [])
 

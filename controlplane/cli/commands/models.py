@@ -45,13 +45,14 @@ def models(session: Session) -> None:
         found = [client.read(Model, item) for item in client.items("/v1/models")]
     out.result(found)
     out.table(
-        ("name", "versions", "newest", "format", "aliases", "published"),
+        ("name", "versions", "newest", "format", "servable", "aliases", "published"),
         (
             (
                 model.name,
                 len(live),
                 live[-1].number if live else None,
                 live[-1].format if live else None,
+                ("yes" if live[-1].servable else "no") if live else None,
                 _aliases(model.aliases),
                 ago(live[-1].published_at) if live else None,
             )
@@ -77,11 +78,12 @@ def versions(session: Session, name: ModelArgument) -> None:
     for alias_name, number in model.aliases.items():
         by_number.setdefault(number, []).append(alias_name)
     out.table(
-        ("version", "format", "size", "aliases", "published", "by"),
+        ("version", "format", "servable", "size", "aliases", "published", "by"),
         (
             (
                 version.number,
                 version.format,
+                "yes" if version.servable else "no",
                 size(version.size_bytes),
                 ", ".join(sorted(by_number.get(version.number, ()))),
                 ago(version.published_at),
