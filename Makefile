@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo up test lint faults bench clean
+.PHONY: demo up test lint faults bench compose-check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 12), "Python 3.11 or 3.12 is needed; set PYTHON="'
@@ -32,6 +32,9 @@ faults: $(STAMP)  ## The long version of the fault suite, or parts of it: make f
 
 bench: $(STAMP)  ## All benchmarks, or one: make bench NAME=rollback
 	$(BIN)/python -m benchmarks $(NAME)
+
+compose-check: $(STAMP)  ## docker-compose.yml from nothing, in a Docker of its own (root, Debian; installs docker.io)
+	$(BIN)/python -m tests.compose
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/results
