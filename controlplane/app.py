@@ -16,6 +16,7 @@ from controlplane import tracing
 from controlplane.api.application import create_application
 from controlplane.api.metrics import Metrics
 from controlplane.api.middleware import BodyLimits
+from controlplane.checkedfiles import CheckedFiles
 from controlplane.domain.states import ServerState
 from controlplane.errors import InvalidInputError
 from controlplane.gateway.front_door import FrontDoor
@@ -181,7 +182,7 @@ class ControlPlane:
         keys = self._keys = Keys(registry.keys, settings.auth, settings.api.host)
         await keys.open()  # first: what must not be listened on is found out before anything else is started
         stack.push_async_callback(keys.close)
-        servers = await self._start_servers(stack)
+        servers = await self._start_servers(stack, cache.checked)
         reconciler = self._reconciler = Reconciler(
             registry,
             servers,
@@ -232,7 +233,7 @@ class ControlPlane:
         short = settings.model_copy(update={"timeout_seconds": seconds, "retries": min(settings.retries, 1)})
         return open_store(short, self.settings.data_dir)
 
-    async def _start_servers(self, stack: AsyncExitStack) -> list[ManagedServer]:
+    async def _start_servers(self, stack: AsyncExitStack, checked: CheckedFiles) -> list[ManagedServer]:
         settings = self.settings.triton
         timeouts = TritonTimeouts.of(settings)
         servers = []
@@ -260,7 +261,7 @@ class ControlPlane:
                 ManagedServer(
                     EMBEDDED_NAME,
                     client,
-                    ModelRepository(root),
+                    ModelRepository(root, checked),
                     embedded,
                     embedded.http_url,
                     self._page(stack, embedded.metrics_url),
@@ -284,7 +285,7 @@ class ControlPlane:
                 ManagedServer(
                     server.name,
                     client,
-                    ModelRepository(server.repository),
+                    ModelRepository(server.repository, checked),
                     None,
                     server.http_url,
                     page,

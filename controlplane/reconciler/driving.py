@@ -102,6 +102,10 @@ class Driver:
         reading = done.reading if done.reading and done.reading.generation == server.sight.generation else None
         measured = server.steward.ended(wish, unit, outcome, reading, done.grown, self._state.step, now)
         self._background.keep(server, measured)
+        if outcome.repaired:
+            what = "; ".join(outcome.repaired[:5])
+            message = f"on {unit.server}: {what}; the files were staged again from the published ones before the load"
+            self._state.events.add("Warning", "StagedFilesRepaired", unit.model, message)
         if server.steward.out_of_memory(wish, unit, outcome):
             unit.facts = None
             message = f"on {unit.server}: {outcome.error}; its footprint is corrected, and others make room"

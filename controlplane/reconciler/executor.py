@@ -22,6 +22,7 @@ from controlplane.reconciler.actions import Action, CleanUp, Load, Prove, Stage,
 from controlplane.reconciler.examining import Exam, artifact_check, examine
 from controlplane.reconciler.probes import prove, smallest
 from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.staging import Staging
 from controlplane.reconciler.traffic import DirectTraffic, Traffic
 from controlplane.reconciler.types import Mark
 from controlplane.reconciler.watching import fingerprint
@@ -29,7 +30,6 @@ from controlplane.reconciler.wishes import Prepared, Wishes
 from controlplane.registry.registry import Registry
 from controlplane.triton.instance_groups import Gpus, on_gpus
 from controlplane.triton.repository import layout
-from controlplane.triton.warmup import warmup_files, warmup_names
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Outcome:
         fingerprint: Of the configuration that Triton told right after a load; empty where it did not.
         report: What else was found out about the version; None where nobody looked.
         peer_requests: How many requests the version that answers was sent for that.
+        repaired: What was wrong with staged files before a load, and was repaired.
     """
 
     action: Action
@@ -71,6 +72,7 @@ class Outcome:
     fingerprint: str = ""
     report: VersionReport | None = None
     peer_requests: int = 0
+    repaired: list[str] = field(default_factory=list)
 
 
 class Executor:
@@ -96,6 +98,7 @@ class Executor:
     ) -> None:
         self._registry = registry
         self._wishes = wishes
+        self._staging = Staging(registry, wishes)
         self._may_act = may_act
         self._proof_timeout = proof_timeout_seconds
         self.traffic: Traffic = DirectTraffic()
@@ -205,7 +208,7 @@ class Executor:
                     config = on_gpus(prepared.config_for(name, [prepared.target.version]), outcome.gpus)
                     placed = {path: files[entry.path] for path, entry in layout(prepared.manifest).items()}
                     server.repository.stage(
-                        name, prepared.target.version, placed, config, warmup=self._warmup(prepared)
+                        name, prepared.target.version, placed, config, warmup=self._staging.warmup(prepared)
                     )
             finally:
                 checkout.__exit__(None, None, None)
@@ -222,9 +225,10 @@ class Executor:
             else on_gpus(prepared.config_for(name, action.versions), outcome.gpus)
         )
         self._check_lease()
-        if prepared is not None:
-            # A version that was staged under other settings has no warm-up data, or that of others.
-            await asyncio.to_thread(self._add_warmup, server, name, prepared)
+        outcome.repaired = await asyncio.to_thread(
+            self._staging.make_ready, server.repository, name, model, action.versions, prepared, config
+        )
+        self._check_lease()
         if action.reload:
             # Triton takes a load that changes nothing for done. A version folder that is newer on disk is a change;
             # a newer config.pbtxt is none, because the load carries its configuration.
@@ -299,16 +303,6 @@ class Executor:
         if prepared.samples is not None:
             return prepared.samples
         return await asyncio.to_thread(self._wishes.samples, prepared)
-
-    def _warmup(self, prepared: Prepared) -> dict[str, bytes]:
-        signature = prepared.manifest.signature
-        if signature is None or not prepared.config.get("model_warmup"):
-            return {}
-        return warmup_files(signature, self._wishes.samples(prepared)[0], prepared.config)
-
-    def _add_warmup(self, server: ManagedServer, name: str, prepared: Prepared) -> None:
-        if not server.repository.has_warmup(name, warmup_names(prepared.config)):
-            server.repository.add_warmup(name, self._warmup(prepared))
 
     def _check_lease(self) -> None:
         if not self._may_act():

@@ -1,8 +1,10 @@
 """Content-addressed blobs in the bucket: what has the digest is the content, so nothing is ever overwritten."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +33,14 @@ def digest_of(key: str) -> str | None:
     return digest if key == blob_key(digest) and len(digest) == 64 else None
 
 
+class BlobState(StrEnum):
+    """What was found where a blob should be."""
+
+    INTACT = "intact"
+    MISSING = "missing"
+    DAMAGED = "damaged"
+
+
 class Blobs:
     """The blobs of one store."""
 
@@ -48,13 +58,17 @@ class Blobs:
             return dict(zip(digests, pool.map(self.size_of, digests), strict=True))
 
     def put_bytes(self, data: bytes) -> str:
-        """Write a small blob, unless it is there, and return its digest."""
+        """Write a small blob, unless it is there, and return its digest. One that is there and damaged is repaired."""
         digest = hashlib.sha256(data).hexdigest()
         key = blob_key(digest)
         try:
             self._store.create(key, data)
         except ObjectExistsError:
-            pass
+            if self.inspect(digest) is not BlobState.INTACT:
+                with tempfile.NamedTemporaryFile() as file:
+                    file.write(data)
+                    file.flush()
+                    self.put_file(Path(file.name), digest)
         except CommitOutcomeUnknownError:
             if self._store.head(key) is None:
                 raise
@@ -101,14 +115,38 @@ class Blobs:
             NotFoundError: There is no such blob.
             DigestMismatchError: Its content is something else; it is gone now.
         """
+        match self.inspect(sha256, size_bytes):
+            case BlobState.MISSING:
+                raise _missing(sha256)
+            case BlobState.DAMAGED:
+                self._store.delete(blob_key(sha256))
+                raise _mismatch(sha256)
+
+    def inspect(
+        self, sha256: str, size_bytes: int | None = None, read: Callable[[int], None] | None = None
+    ) -> BlobState:
+        """Read a blob whole and compare it with its digest. One request, constant memory; nothing is changed.
+
+        Args:
+            sha256: The blob.
+            size_bytes: Its size, where it is known.
+            read: Called with the number of bytes after each piece that was read; it may wait, or raise to stop.
+
+        Raises:
+            StoreError: The store could not be read, which says nothing about the blob.
+        """
         digest, size = hashlib.sha256(), 0
-        with self.open(sha256) as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-        if digest.hexdigest() != sha256 or size != size_bytes:
-            self._store.delete(blob_key(sha256))
-            raise _mismatch(sha256)
+        try:
+            with self.open(sha256) as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+                    size += len(chunk)
+                    if read is not None:
+                        read(len(chunk))
+        except NotFoundError:
+            return BlobState.MISSING
+        same = digest.hexdigest() == sha256 and size_bytes in (None, size)
+        return BlobState.INTACT if same else BlobState.DAMAGED
 
     def all(self) -> Iterator[ObjectInfo]:
         """Yield every blob."""

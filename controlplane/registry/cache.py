@@ -1,21 +1,23 @@
 """The local blob cache: content-addressed files that Triton's repository hard-links.
 
-A file with a second link elsewhere (a staged version, a store on the same file system) takes no space of its own:
-removing it here would free nothing, so it neither counts towards the bound nor is evicted.
+A file with a second link elsewhere (a staged version) takes no space of its own: removing it here would free nothing,
+so it neither counts towards the bound nor is evicted. Nothing here changes such a file's times either, because Triton
+loads a version again whose files have another change time.
+
+No file here is the store's own file: a store in a folder gives a copy (docs/adr/0013-copies-and-checks.md).
 """
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from controlplane.checkedfiles import CheckedFiles, mark_used
 from controlplane.domain.manifest import FileEntry
 from controlplane.errors import NotFoundError, ObjectNotFoundError, StoreFullError
 from controlplane.registry.blobs import blob_key
@@ -26,8 +28,6 @@ from controlplane.storage.localfile import IncompleteFile, remove_abandoned
 logger = logging.getLogger(__name__)
 
 _PIN = ".pin"
-
-_Stamp = tuple[int, int, int, int]
 
 
 @contextmanager
@@ -50,6 +50,9 @@ class BlobCache:
     Args:
         root: Where; several processes may share it.
         max_bytes: The bound, for what only the cache holds. Blobs that are pinned may exceed it.
+
+    Attributes:
+        checked: The records of hashed files, for this folder and the model repositories that link from it.
     """
 
     def __init__(self, root: Path, max_bytes: int) -> None:
@@ -59,8 +62,7 @@ class BlobCache:
         self._locks = root / "locks"
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._locks.mkdir(exist_ok=True)
-        # What was hashed by this process, as stat said then. One dict operation at a time, so no lock.
-        self._verified: dict[str, _Stamp] = {}
+        self.checked = CheckedFiles(root)
 
     def path_of(self, sha256: str) -> Path:
         """Return where a blob lies, or would."""
@@ -136,8 +138,8 @@ class BlobCache:
 
     def drop(self, sha256: str) -> None:
         """Remove a blob, if it is here."""
-        self._verified.pop(sha256, None)
-        self.path_of(sha256).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            self.checked.unlink(self.path_of(sha256))
 
     def used_bytes(self) -> int:
         """Return what the bound is held against: the size of blobs that have no link elsewhere."""
@@ -155,38 +157,42 @@ class BlobCache:
             raise NotFoundError(
                 f"the store has no blob {entry.sha256} ({entry.path})", sha256=entry.sha256, path=entry.path
             ) from error
-        if path.stat().st_nlink == 1:  # a linked file's mode is the store's affair
-            path.chmod(0o444)
-        self._verified[entry.sha256] = _stamp(path.stat())
-        # A linked file came for nothing, and its access time is the store's: it starts as the newest.
-        _touch(path)
+        path.chmod(0o444)
+        self.checked.remember(path.stat(), entry.sha256)
 
     def _known_good(self, sha256: str, path: Path) -> bool:
         try:
-            good = self._verified.get(sha256) == _stamp(path.stat())
+            status = path.stat(follow_symlinks=False)
         except FileNotFoundError:
             return False
-        if good:
-            _touch(path)
+        good = self.checked.known(status) == sha256
+        if good and status.st_nlink == 1:
+            self._touch(path)
         return good
 
     def _verify(self, sha256: str, path: Path) -> bool:
-        """Hash a file unless this process has done so; drop it if it is damaged. Under the fetch lock."""
+        """Hash a file unless its record is valid; drop it if it is damaged. Under the fetch lock."""
         if self._known_good(sha256, path):
             return True
         try:
-            stamp = _stamp(path.stat())
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = self.checked.digest(path)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            if error.errno != errno.ELOOP:  # a symbolic link is not what was put here
+                raise
+            digest = ""
         if digest != sha256:
             logger.warning("dropped damaged blob %s from the cache", sha256)
             self.drop(sha256)
             return False
-        self._verified[sha256] = stamp
-        _touch(path)
+        if path.stat().st_nlink == 1:
+            self._touch(path)
         return True
+
+    def _touch(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError), self.checked.unchanged(path) as fd:
+            mark_used(fd)
 
     def _make_room(self, size_bytes: int, *, keep: str) -> None:
         with self._eviction_lock():
@@ -233,13 +239,3 @@ class BlobCache:
 
     def _eviction_lock(self, *, shared: bool = False) -> FileLock:
         return FileLock(self._locks / "eviction", shared=shared)
-
-
-def _stamp(stat: os.stat_result) -> _Stamp:
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev
-
-
-def _touch(path: Path) -> None:
-    # The access time alone, set by hand (file systems are mounted noatime); the modification time is part of the stamp.
-    with contextlib.suppress(OSError):
-        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))

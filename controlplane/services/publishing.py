@@ -114,7 +114,13 @@ class Publishing:
         async with self._workspace.folder() as folder:
             artifact = folder / "artifact"
             reporter.stage("prepare", "putting the files together")
-            local = await asyncio.to_thread(assemble, artifact, files, lambda file: self._locate(upload_id, file))
+            local = await asyncio.to_thread(
+                assemble,
+                artifact,
+                files,
+                self._registry.fetch,
+                lambda file: self._uploads.path(upload_id, file.sha256),
+            )
             given: tuple[Sample, ...] = ()
             if samples is not None:
                 given = await asyncio.to_thread(lambda: read_samples(self._locate(upload_id, samples)))

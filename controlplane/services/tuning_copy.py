@@ -34,6 +34,7 @@ from controlplane.errors import (
 )
 from controlplane.gpu.host import resident_bytes
 from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.staging import ensure_intact
 from controlplane.registry.filelock import FileLock
 from controlplane.registry.registry import Registry
 from controlplane.services.load_generator import Load, generate
@@ -121,6 +122,8 @@ class Copy:
             with registry.checkout(self.manifest) as files:
                 placed = {path: files[entry.path] for path, entry in layout(self.manifest).items()}
                 self.server.repository.stage(self.name, self.version, placed)
+            # It may be there from a tuning that was cut off.
+            ensure_intact(registry, self.server.repository, self.name, self.model, self.version, self.manifest)
 
         await asyncio.to_thread(fetch_and_stage)
 

@@ -68,15 +68,17 @@ class Validation:
         upload = await self._uploads.whole(command.upload_id)
         files, samples = split_samples(upload, command.samples)
 
-        def locate(file: FileEntry) -> Path:
-            return self._uploads.path(upload.id, file.sha256) or self._registry.fetch(file)
+        def uploaded(file: FileEntry) -> Path | None:
+            return self._uploads.path(upload.id, file.sha256)
 
         async def work(reporter: Reporter) -> dict[str, Any]:
             with self._uploads.use(upload.id):
                 given: tuple[Sample, ...] = ()
                 if samples is not None:
-                    given = await asyncio.to_thread(lambda: read_samples(locate(samples)))
-                return await self._validate(command, files, locate, given, reporter)
+                    given = await asyncio.to_thread(
+                        lambda: read_samples(uploaded(samples) or self._registry.fetch(samples))
+                    )
+                return await self._validate(command, files, uploaded, given, reporter)
 
         return self._operations.start("validate", work, actor=command.actor, subject=upload.id)
 
@@ -93,7 +95,7 @@ class Validation:
 
         async def work(reporter: Reporter) -> dict[str, Any]:
             given = await asyncio.to_thread(self._registry.samples, manifest)
-            return await self._validate(as_published, manifest.files, self._registry.fetch, given, reporter)
+            return await self._validate(as_published, manifest.files, lambda _file: None, given, reporter)
 
         subject = f"{reference.model}:{entry.number}"
         return self._operations.start("validate", work, actor=command.actor, subject=subject)
@@ -102,13 +104,13 @@ class Validation:
         self,
         command: ValidateCommand,
         files: tuple[FileEntry, ...],
-        locate: Callable[[FileEntry], Path],
+        uploaded: Callable[[FileEntry], Path | None],
         given: tuple[Sample, ...],
         reporter: Reporter,
     ) -> dict[str, Any]:
         async with self._workspace.folder() as folder:
             reporter.stage("prepare", "putting the files together")
-            await asyncio.to_thread(assemble, folder / "artifact", files, locate)
+            await asyncio.to_thread(assemble, folder / "artifact", files, self._registry.fetch, uploaded)
             report = await self._workers.run(
                 ValidateJob(
                     source=folder / "artifact",

@@ -1,4 +1,9 @@
-"""Folders in which artifacts are put together for a worker: hard links where that is possible, copies elsewhere."""
+"""Folders in which artifacts are put together for a worker.
+
+A worker may run the artifact's code, which can write to these files. So a file of the blob cache, which Triton's
+repository shares, is copied (a clone where the file system has them). A file of an upload is linked: it is hashed once
+more when it is written to the store.
+"""
 
 import asyncio
 import os
@@ -8,9 +13,8 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from controlplane.checkedfiles import clone
 from controlplane.domain.manifest import FileEntry
-
-Locate = Callable[[FileEntry], Path]
 
 
 class Workspace:
@@ -31,25 +35,41 @@ class Workspace:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, path, ignore_errors=True))
 
 
-def assemble(target: Path, files: Iterable[FileEntry], locate: Locate) -> dict[str, Path]:
+def assemble(
+    target: Path,
+    files: Iterable[FileEntry],
+    fetch: Callable[[FileEntry], Path],
+    uploaded: Callable[[FileEntry], Path | None] = lambda _file: None,
+) -> dict[str, Path]:
     """Put an artifact together.
 
     Args:
         target: The folder to fill.
         files: The files.
-        locate: Gives a file's content as a local path.
+        fetch: Gives a file's content as a local path that others read, too.
+        uploaded: Gives it as a path of an upload; None where it was not uploaded.
 
     Returns:
         Local path by SHA-256.
     """
     found: dict[str, Path] = {}
     for file in files:
-        source = found.get(file.sha256) or locate(file)
-        found[file.sha256] = source
         path = target / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source, path)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(source, path)
+        source = uploaded(file)
+        if source is not None:
+            try:
+                os.link(source, path)
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(source, path)
+        else:
+            source = fetch(file)
+            _copy(source, path)
+        found[file.sha256] = source
     return found
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, target.open("xb") as writer:
+        if not clone(reader.fileno(), writer.fileno()):
+            shutil.copyfileobj(reader, writer, 1 << 20)

@@ -107,9 +107,9 @@ class ObjectStore(Protocol):
     ) -> None:
         """Write an object to ``target``, in parallel ranges, constant memory, hashed on the way.
 
-        ``target`` appears complete and verified or not at all (a temporary file beside it is renamed). Where store and
-        target are on one file system it may be a hard link: the file must then be treated as read-only. It is a copy
-        of what the store keeps, so it is not forced to the disk: after a power failure its digest must be checked.
+        ``target`` appears complete and verified or not at all (a temporary file beside it is renamed). It is a file of
+        its own: a write to it never changes the object. It is not forced to the disk, so after a power failure its
+        digest must be checked.
 
         Raises:
             ObjectNotFoundError: No object has this key.

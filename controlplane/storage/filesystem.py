@@ -1,16 +1,14 @@
 """A store in a folder: the default of a single machine, safe for several processes on it."""
 
 import contextlib
-import errno
-import fcntl
 import os
 import stat
-import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
+from controlplane.checkedfiles import clone
 from controlplane.errors import (
     CommitOutcomeUnknownError,
     InvalidInputError,
@@ -24,7 +22,7 @@ from controlplane.storage.digest import check_digest, check_size, copy_and_hash,
 from controlplane.storage.durable import DurableFolders
 from controlplane.storage.keys import INCOMPLETE_FOLDER, check_folder, check_key, check_prefix, check_range, order
 
-# An object is never written to in place, and may be shared with the cache and Triton's repository by hard links.
+# An object is never written to in place, and has no other name outside the store: a reader gets a copy.
 _OBJECT_MODE = 0o444
 
 
@@ -145,10 +143,8 @@ class FilesystemStore:
             source.open("rb", buffering=0) as reader,
             localfile.IncompleteFile(self._incomplete, mode=_OBJECT_MODE) as file,
         ):
-            file.reserve(os.fstat(reader.fileno()).st_size)
-            found, size_bytes = copy_and_hash(reader.fileno(), file.fd, progress=progress)
+            found = _copy(reader.fileno(), file, os.fstat(reader.fileno()).st_size, progress)
             check_digest(key, expected=sha256, found=found)
-            os.ftruncate(file.fd, size_bytes)  # what was reserved, if the file became shorter
             file.sync()
             self._publish(key, target, file.replace)
             self._sync(target)
@@ -156,19 +152,13 @@ class FilesystemStore:
     def get_file(
         self, key: str, target: Path, *, size_bytes: int, sha256: str, progress: ProgressCallback | None = None
     ) -> None:
-        """See `ObjectStore.get_file`. On one file system it is a hard link, read once for its digest."""
-        path = self._path(key)
+        """See `ObjectStore.get_file`. The copy shares its blocks with the object where the file system can do that."""
         with self.open(key) as reader, localfile.translated(f"copy object {key!r} to {target}"):
             check_size(key, expected=size_bytes, found=os.fstat(reader.fileno()).st_size)
             with localfile.IncompleteFile(target.parent) as file:
-                if _linked(path, reader.fileno(), file):
-                    found, _ = hash_file(reader.fileno(), progress=progress)
-                    check_digest(key, expected=sha256, found=found)
-                else:
-                    file.reserve(size_bytes)
-                    found, _ = copy_and_hash(reader.fileno(), file.fd, progress=progress)
-                    check_digest(key, expected=sha256, found=found)
-                    file.set_mode()
+                found = _copy(reader.fileno(), file, size_bytes, progress)
+                check_digest(key, expected=sha256, found=found)
+                file.set_mode()
                 file.replace(target)
 
     def open(self, key: str) -> BinaryIO:
@@ -288,16 +278,11 @@ def _below_another(key: str) -> InvalidInputError:
     )
 
 
-def _linked(path: Path, reader: int, file: localfile.IncompleteFile) -> bool:
-    """Make ``file`` a second name of ``path`` (open as ``reader``) if both are on one file system."""
-    # Its lock keeps a cleaner from taking the new name, which is one of the object's own inode, for a leftover.
-    fcntl.flock(reader, fcntl.LOCK_SH)
-    place = file.path.with_name(f".{uuid.uuid4().hex}{localfile.SUFFIX}")
-    try:
-        os.link(path, place)
-    except OSError as error:
-        if error.errno in {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP}:
-            return False
-        raise
-    place.replace(file.path)
-    return True
+def _copy(source: int, file: localfile.IncompleteFile, size_bytes: int, progress: ProgressCallback | None) -> str:
+    """Copy an open file into ``file`` and return the SHA-256 of the copy."""
+    if clone(source, file.fd):
+        return hash_file(file.fd, progress=progress)[0]
+    file.reserve(size_bytes)
+    found, copied = copy_and_hash(source, file.fd, progress=progress)
+    os.ftruncate(file.fd, copied)  # removes the rest of the reservation if the file became shorter meanwhile
+    return found

@@ -17,18 +17,22 @@ included (2.51, measured: see docs/triton.md). So a second link to a file, or th
 reload, and anything that appears in the model's folder beside its versions and ``config.pbtxt`` costs all of them one.
 That is why work in progress lies in the root, why a proved candidate is renamed and not linked again, and why a blob
 that another version here has already is copied.
+
+Triton, and the code that a model brings, may be able to write here. So before a load `ModelRepository.check` compares
+what is here with the version's manifest, from the records of hashed files: without reading a file that has not changed.
 """
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
-import shutil
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from controlplane.checkedfiles import CheckedFiles
 from controlplane.domain.manifest import FileEntry, Manifest
 from controlplane.domain.names import (
     CANDIDATE_SUFFIX,
@@ -39,14 +43,13 @@ from controlplane.domain.names import (
 )
 from controlplane.errors import InvalidArtifactError, InvalidConfigError, StoreError, StoreFullError
 from controlplane.triton.config_json import to_pbtxt
+from controlplane.triton.staged_files import StagedFiles, files_below, inode, sync_folder
 from controlplane.triton.warmup import FOLDER as WARMUP
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.pbtxt"
 _INCOMPLETE = ".incomplete-"
-# The file systems differ, the source has too many links, or the folder (vfat, some network mounts) has no links.
-_LINK_IMPOSSIBLE = frozenset({errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.ENOSYS})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -83,10 +86,17 @@ def _main_file(files: Mapping[str, FileEntry], wanted: str, named: object) -> st
 
 
 class ModelRepository:
-    """One server's model repository. Thread-safe for different models; one model has one writer at a time."""
+    """One server's model repository. Thread-safe for different models; one model has one writer at a time.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: The folder.
+        checked: The records of hashed files; those of the blob cache, so that a linked file is not hashed again. None
+            keeps records in memory.
+    """
+
+    def __init__(self, root: Path, checked: CheckedFiles | None = None) -> None:
         self.root = root
+        self._files = StagedFiles(checked or CheckedFiles())
 
     def stage(
         self,
@@ -126,24 +136,51 @@ class ModelRepository:
                 self.write_config(triton_name, config)
             if target.is_dir() or self._promote(triton_name, version, files):
                 return False
-            building = self._incomplete(f"{triton_name}-{version}")
-            # A tuned copy goes while its model stays: it must not share a file even with what is still a candidate.
-            taken = self._inodes(candidates=triton_name.endswith(TUNING_SUFFIX))
             try:
-                building.mkdir()
-                for path, source in files.items():
-                    _place(source, building / path, taken)
-                for folder, _, _ in os.walk(building):
-                    _sync_folder(Path(folder))
-                building.rename(target)
+                self._put(triton_name, version, files)
             except BaseException:
-                shutil.rmtree(building, ignore_errors=True)
-                # Somebody else may have put the same version there first: then it is there.
+                # Another process may have put the same version there first: then it is there.
                 if target.is_dir():
                     return False
                 raise
-            _sync_folder(model)
         return True
+
+    def check(self, triton_name: str, version: int, files: Mapping[str, FileEntry]) -> list[str]:
+        """Compare a version's folder with what should be in it. A file is read only if it has changed or is new here.
+
+        Args:
+            triton_name: The model's name in Triton.
+            version: The version.
+            files: The version's files by their path in that folder, as `layout` has them.
+
+        Returns:
+            What is wrong, one text for each file; empty where the folder holds exactly these files.
+
+        Raises:
+            StoreError: The repository cannot be read.
+        """
+        folder = self._model(triton_name) / str(version)
+        with _translated(folder):
+            found = {path.relative_to(folder).as_posix(): path for path in files_below(folder)}
+            wrong = [f"{name} does not belong to the version" for name in sorted(found.keys() - files.keys())]
+            for name, entry in files.items():
+                if name not in found:
+                    wrong.append(f"{name} is missing")
+                elif not self._files.matches(found[name], entry.sha256):
+                    wrong.append(f"{name} was changed")
+        return wrong
+
+    def restage(self, triton_name: str, version: int, files: Mapping[str, Path]) -> None:
+        """Replace a version's folder by one with these files. A process that is killed here leaves one, or none.
+
+        Raises:
+            StoreFullError: The disk is full; the folder is as it was.
+            StoreError: The repository cannot be written.
+        """
+        model = self._model(triton_name)
+        with _translated(model / str(version)):
+            model.mkdir(parents=True, exist_ok=True)
+            self._put(triton_name, version, files, replace=True)
 
     def renew(self, triton_name: str, versions: Iterable[int]) -> None:
         """Make versions look newer, so that the next load does load them again.
@@ -160,12 +197,12 @@ class ModelRepository:
                 os.utime(folder)
 
     def has_warmup(self, triton_name: str, names: Iterable[str]) -> bool:
-        """Whether the files of a warm-up request are all in the model's folder."""
+        """Whether the files of a warm-up request are all in the model's folder, with the content they are named by."""
         folder = self._model(triton_name) / WARMUP
-        return all((folder / name).is_file() for name in names)
+        return all(self._files.matches(folder / name, name) for name in names)
 
     def add_warmup(self, triton_name: str, files: Mapping[str, bytes]) -> None:
-        """Put the files of a warm-up request into the model's folder; those that are there stay as they are.
+        """Put the files of a warm-up request into the model's folder; those that are intact stay as they are.
 
         A new one costs every version of the model a reload at its next load. So it is for a load that changes the
         configuration, which reloads them anyway.
@@ -198,12 +235,27 @@ class ModelRepository:
         model = self._model(triton_name)
         text = to_pbtxt(config).encode()
         with _translated(model / CONFIG):
-            with contextlib.suppress(FileNotFoundError):
-                if (model / CONFIG).read_bytes() == text:
-                    return False
+            if self._files.matches(model / CONFIG, hashlib.sha256(text).hexdigest()):
+                return False
             model.mkdir(parents=True, exist_ok=True)
-            self._write_file(model / CONFIG, text)
+            self._files.write(model / CONFIG, text, self._incomplete(CONFIG))
         return True
+
+    def restore_config(self, triton_name: str, config: Mapping[str, Any]) -> bool:
+        """Write ``config.pbtxt`` again unless it is as this control plane wrote it; returns whether it changed.
+
+        Triton does not read it at a load that carries a configuration, but it does so where one is loaded by hand.
+
+        Raises:
+            InvalidConfigError: The configuration is not valid, or names another model.
+            StoreFullError: The disk is full.
+            StoreError: The repository cannot be written.
+        """
+        path = self._model(triton_name) / CONFIG
+        with _translated(path), contextlib.suppress(FileNotFoundError):
+            if self._files.known(path):
+                return False
+        return self.write_config(triton_name, config)
 
     def staged(self) -> dict[str, set[int]]:
         """The complete versions that are there, by Triton name; models without one are listed, too."""
@@ -216,27 +268,15 @@ class ModelRepository:
 
     def remove_version(self, triton_name: str, version: int) -> bool:
         """Take a version out, by one rename; returns whether it was there. It must not be loaded."""
-        model = self._model(triton_name)
-        leaving = self._incomplete(f"{triton_name}-{version}")
-        with _translated(model / str(version)):
-            try:
-                (model / str(version)).rename(leaving)
-            except FileNotFoundError:
-                return False
-            _remove_tree(leaving)
-        return True
+        target = self._model(triton_name) / str(version)
+        with _translated(target):
+            return self._move_out(target)
 
     def remove_model(self, triton_name: str) -> bool:
         """Take a model out, by one rename; returns whether it was there. It must not be loaded."""
         model = self._model(triton_name)
-        leaving = self._incomplete(triton_name)
         with _translated(model):
-            try:
-                model.rename(leaving)
-            except FileNotFoundError:
-                return False
-            _remove_tree(leaving)
-        return True
+            return self._move_out(model)
 
     def clean(self) -> list[Path]:
         """Remove what a crash left half-way in or out; call it before anything is staged. Returns what it removed."""
@@ -244,10 +284,7 @@ class ModelRepository:
             self.root.mkdir(parents=True, exist_ok=True)
             left = list(self.root.glob(f"{_INCOMPLETE}*"))
             for path in left:
-                if path.is_dir():
-                    _remove_tree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                self._files.remove(path)
         if left:
             logger.info("removed %d leftovers of an interrupted staging from %s", len(left), self.root)
         return left
@@ -259,6 +296,40 @@ class ModelRepository:
     def _incomplete(self, what: str) -> Path:
         return self.root / f"{_INCOMPLETE}{what}-{uuid.uuid4().hex[:8]}"
 
+    def _put(self, triton_name: str, version: int, files: Mapping[str, Path], *, replace: bool = False) -> None:
+        """Build a version's folder and rename it into its place; with ``replace`` what is there is moved out before."""
+        target = self.root / triton_name / str(version)
+        building = self._incomplete(f"{triton_name}-{version}")
+        # A tuned copy goes while its model stays: it must not share a file even with what is still a candidate.
+        taken = self._inodes(candidates=triton_name.endswith(TUNING_SUFFIX))
+        try:
+            building.mkdir()
+            for path, source in files.items():
+                self._files.place(source, building / path, taken)
+            for folder, _, _ in os.walk(building):
+                sync_folder(Path(folder))
+            if replace:
+                self._move_out(target)
+                target.parent.mkdir(exist_ok=True)
+            building.rename(target)
+        except BaseException:
+            self._files.remove(building)
+            raise
+        sync_folder(target.parent)
+
+    def _move_out(self, path: Path) -> bool:
+        """Remove what is at ``path``, by one rename; return whether anything was there."""
+        if path.parent != self.root and path.parent.is_symlink():
+            path.parent.unlink()  # it may lead anywhere: nothing behind it is ours to remove
+            return True
+        leaving = self._incomplete("-".join(path.relative_to(self.root).parts))
+        try:
+            path.rename(leaving)
+        except FileNotFoundError:
+            return False
+        self._files.remove(leaving)
+        return True
+
     def _promote(self, triton_name: str, version: int, files: Mapping[str, Path]) -> bool:
         """Rename a staged candidate's version to its model's own name."""
         candidate = self.root / candidate_name(triton_name) / str(version)
@@ -269,7 +340,7 @@ class ModelRepository:
             candidate.rename(target)
         except OSError:
             return target.is_dir()
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         if not self.staged().get(candidate.parent.name):
             self.remove_model(candidate.parent.name)
         return True
@@ -284,38 +355,20 @@ class ModelRepository:
             if candidates or not name.endswith(CANDIDATE_SUFFIX):
                 for version in versions:
                     for folder, _, names in os.walk(self.root / name / str(version)):
-                        found.update(_inode(Path(folder, name)) for name in names)
+                        found.update(inode(Path(folder, name)) for name in names)
         return found
 
     def _write_warmup(self, model: Path, name: str, content: bytes) -> None:
         validate_file_path(name)
         target = model / WARMUP / name
-        if not target.exists():  # named by content
+        if not self._files.matches(target, name):  # named by content
             target.parent.mkdir(exist_ok=True)
-            self._write_file(target, content)
-
-    def _write_file(self, target: Path, content: bytes) -> None:
-        temporary = self._incomplete(target.name)
-        try:
-            with temporary.open("xb") as writer:
-                writer.write(content)
-                writer.flush()
-                os.fsync(writer.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(target.parent)
+            self._files.write(target, content, self._incomplete(name))
 
 
 def _is_version(path: Path) -> bool:
     """Triton's own rule: a number without a leading zero."""
     return path.name.isascii() and path.name.isdigit() and not path.name.startswith("0") and path.is_dir()
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
 
 
 def _same_files(folder: Path, files: Mapping[str, Path]) -> bool:
@@ -324,38 +377,6 @@ def _same_files(folder: Path, files: Mapping[str, Path]) -> bool:
         return all((folder / path).stat().st_size == source.stat().st_size for path, source in files.items())
     except FileNotFoundError:
         return False
-
-
-def _place(source: Path, target: Path, taken: Collection[tuple[int, int]]) -> None:
-    """Link a file, or copy it where links cannot be made or would touch a version that is there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if _inode(source) not in taken:
-        try:
-            os.link(source, target)
-        except OSError as error:
-            if error.errno not in _LINK_IMPOSSIBLE:
-                raise
-        else:
-            return
-    with source.open("rb") as reader, target.open("xb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
-        writer.flush()
-        os.fsync(writer.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_tree(path: Path) -> None:
-    """Remove a folder that another process may be removing, too: whoever cleans after a crash removes what it finds."""
-    while path.exists():
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path)
 
 
 @contextlib.contextmanager

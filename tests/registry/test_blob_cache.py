@@ -95,22 +95,21 @@ def test_processes_share_one_download(tmp_path: Path) -> None:
     assert sorted(downloads) == [0, 0, 1]
 
 
-# On the store's own file system no byte is copied
+# A store on the same file system
 
 
-def test_a_store_on_the_same_disk_is_linked(tmp_path: Path) -> None:
+def test_cache_never_holds_the_stores_own_file(tmp_path: Path) -> None:
     store = FilesystemStore(tmp_path / "store")
     entry = put(store, b"content")
-    cache = BlobCache(tmp_path / "cache", 0)
+    cache = BlobCache(tmp_path / "cache", LARGE)
     path = cache.fetch(store, entry)
-    assert path.samefile(tmp_path / "store" / blob_key(entry.sha256))
-    assert cache.used_bytes() == 0  # it takes no space of its own, so a bound of 0 holds
-    cache.fetch(store, put(store, b"other"))
-    assert path.exists()
-    store.delete(blob_key(entry.sha256))
-    assert cache.used_bytes() == 7
-    cache.fetch(store, put(store, b"a third"))
-    assert not path.exists()
+    stored = tmp_path / "store" / blob_key(entry.sha256)
+    assert not path.samefile(stored)
+    assert stored.stat().st_nlink == 1
+    path.chmod(0o644)
+    path.write_bytes(b"CONTENT")
+    assert stored.read_bytes() == b"content"
+    assert cache.fetch(store, entry).read_bytes() == b"content"
 
 
 # Damage
@@ -138,22 +137,36 @@ def test_damage_that_a_process_has_not_seen_happen_is_found_by_its_stamp(tmp_pat
     assert cache.fetch(store, entry).read_bytes() == b"content"
 
 
-def test_an_untouched_blob_is_hashed_once_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_blob_is_not_hashed_again_by_this_or_another_process(tmp_path: Path) -> None:
     store = MemoryStore()
     entry = put(store, b"content")
-    BlobCache(tmp_path, LARGE).fetch(store, entry)
-    hashed: list[str] = []
-    real = hashlib.file_digest
+    first = BlobCache(tmp_path, LARGE)
+    path = first.fetch(store, entry)  # hashed while it was downloaded
+    second = BlobCache(tmp_path, LARGE)
+    staged = tmp_path / "staged"
+    for cache in (first, second):
+        for _ in range(3):
+            cache.fetch(store, entry)
+        with cache.checked.unchanged(path):
+            staged.hardlink_to(path)
+        cache.checked.unlink(staged)
+    assert (first.checked.hashed_bytes, second.checked.hashed_bytes) == (0, 0)
+    path.chmod(0o644)
+    assert second.get(entry.sha256) == path
+    assert second.checked.hashed_bytes == 7  # any change that is not ours is a reason to hash it
 
-    def counted(file: object, name: str) -> object:
-        hashed.append(name)
-        return real(file, name)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(hashlib, "file_digest", counted)
-    cache = BlobCache(tmp_path, LARGE)
-    for _ in range(3):
-        cache.fetch(store, entry)
-    assert len(hashed) == 1
+def test_staged_blob_is_not_touched(tmp_path: Path) -> None:
+    """Triton loads a version again whose files have another change time."""
+    store = MemoryStore()
+    entry = put(store, b"content")
+    cache = BlobCache(tmp_path / "cache", LARGE)
+    path = cache.fetch(store, entry)
+    with cache.checked.unchanged(path):
+        (tmp_path / "staged").hardlink_to(path)
+    changed = path.stat().st_ctime_ns
+    cache.fetch(store, entry)
+    assert path.stat().st_ctime_ns == changed
 
 
 def test_a_blob_the_store_lost_or_damaged_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.errors import InvalidInputError, StoreAccessError, StoreFullError
+from controlplane.errors import DigestMismatchError, InvalidInputError, StoreAccessError, StoreFullError
 from controlplane.storage.filesystem import FilesystemStore
 from controlplane.storage.localfile import remove_abandoned
 from tests.storage.conftest import MIB, write_content
@@ -237,19 +238,57 @@ def test_what_a_killed_download_left_can_be_removed(tmp_path: Path) -> None:
     assert store.get("blobs/a/b") == content.data
 
 
-def test_objects_are_read_only_and_shared_by_hard_links(tmp_path: Path) -> None:
+def test_objects_are_read_only_and_no_reader_gets_the_stores_file(tmp_path: Path) -> None:
     content = write_content(tmp_path / "in", MIB)
     store = FilesystemStore(tmp_path / "store")
     store.put_file("blobs/a", content.path, sha256=content.sha256)
-    store.get_file("blobs/a", tmp_path / "out", size_bytes=content.size_bytes, sha256=content.sha256)
-    stored = tmp_path / "store" / "blobs" / "a"
-    assert stored.samefile(tmp_path / "out")
-    assert stored.stat().st_mode & 0o777 == 0o444
-    # Once more onto the same inode, which `rename` would leave with both names.
-    store.get_file("blobs/a", tmp_path / "out", size_bytes=content.size_bytes, sha256=content.sha256)
+    out = tmp_path / "out"
+    for _ in range(2):
+        store.get_file("blobs/a", out, size_bytes=content.size_bytes, sha256=content.sha256)
+        stored = tmp_path / "store" / "blobs" / "a"
+        assert stored.stat().st_nlink == 1
+        assert stored.stat().st_mode & 0o777 == 0o444
+        out.write_bytes(b"a reader writes to its copy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "store"]
     content.path.write_bytes(b"the publisher goes on working with its file")
     assert store.get("blobs/a") == content.data
+
+
+@pytest.fixture
+def cloning_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system whose files can share blocks (XFS, in a file)."""
+    if os.geteuid() != 0 or shutil.which("mkfs.xfs") is None:
+        pytest.skip("needs root and mkfs.xfs")
+    image, place = tmp_path / "disk", tmp_path / "mounted"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(320 * MIB)
+    subprocess.run(["mkfs.xfs", "-q", image], check=True, capture_output=True)
+    mounted = subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"XFS cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_copies_take_no_space_where_files_can_share_blocks(cloning_folder: Path) -> None:
+    content = write_content(cloning_folder / "in", 16 * MIB)
+    store = FilesystemStore(cloning_folder / "store")
+    free = shutil.disk_usage(cloning_folder).free
+    store.put_file("blobs/a", content.path, sha256=content.sha256)
+    out = cloning_folder / "out"
+    store.get_file("blobs/a", out, size_bytes=content.size_bytes, sha256=content.sha256)
+    assert free - shutil.disk_usage(cloning_folder).free < 2 * MIB
+    assert out.read_bytes() == content.data
+    with out.open("r+b") as file:
+        file.write(b"a reader writes to its copy")
+    assert store.get("blobs/a") == content.data
+    content.path.write_bytes(b"cut")
+    with pytest.raises(DigestMismatchError):
+        store.put_file("blobs/b", content.path, sha256=content.sha256)
+    assert store.head("blobs/b") is None
 
 
 def test_a_key_below_another_is_refused(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """Staging on a real disk: complete or not at all, without copying where links can be made."""
 
 import errno
+import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from controlplane.checkedfiles import CheckedFiles
 from controlplane.domain.manifest import FileEntry, Format, Manifest
 from controlplane.domain.names import candidate_name
 from controlplane.errors import InvalidArtifactError, InvalidConfigError, InvalidNameError, StoreError, StoreFullError
@@ -223,3 +226,125 @@ def test_two_who_clean_at_once_do_not_stumble_over_each_other(tmp_path: Path) ->
         for cleaning in [pool.submit(repository.clean) for _ in range(4)]:
             cleaning.result()
     assert list(tmp_path.iterdir()) == []
+
+
+# What is here is compared with what was published
+
+
+def published(files: dict[str, Path]) -> dict[str, FileEntry]:
+    return {
+        path: FileEntry(
+            path=path,
+            sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+            size_bytes=source.stat().st_size,
+        )
+        for path, source in files.items()
+    }
+
+
+def _write(version: Path) -> None:
+    file = version / "model.onnx"
+    before = file.stat()
+    with file.open("r+b") as writer:
+        writer.write(b"G")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _remove(version: Path) -> None:
+    (version / "parts" / "weights.bin").unlink()
+
+
+def _add(version: Path) -> None:
+    (version / "model.py").write_text("import os")
+
+
+def _link_away(version: Path) -> None:
+    (version / "model.onnx").unlink()
+    (version / "model.onnx").symlink_to("/etc/hostname")
+
+
+def _fifo(version: Path) -> None:
+    (version / "model.onnx").unlink()
+    os.mkfifo(version / "model.onnx")
+
+
+def _folder_link(version: Path) -> None:
+    version.rename(version.with_name("elsewhere"))
+    version.symlink_to(version.with_name("elsewhere"))
+
+
+def _model_link(version: Path) -> None:
+    outside = version.parents[2] / "outside"
+    version.parent.rename(outside)
+    version.parent.symlink_to(outside)
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        (_write, ["model.onnx was changed"]),
+        (_remove, ["parts/weights.bin is missing"]),
+        (_add, ["model.py does not belong to the version"]),
+        (_link_away, ["model.onnx was changed"]),
+        (_fifo, ["model.onnx was changed"]),
+        (_folder_link, ["model.onnx is missing", "parts/weights.bin is missing"]),
+        (_model_link, ["model.onnx is missing", "parts/weights.bin is missing"]),
+    ],
+)
+def test_changed_version_is_found_and_staged_again(
+    repository: ModelRepository, files: dict[str, Path], change: Callable[[Path], None], wrong: list[str]
+) -> None:
+    expected = published(files)
+    contents = {path: source.read_bytes() for path, source in files.items()}
+    repository.stage("m", 7, files, CONFIG)
+    assert repository.check("m", 7, expected) == []
+    version = repository.root / "m" / "7"
+    change(version)
+    assert repository.check("m", 7, expected) == wrong
+    # The staged file and the cache's are one: both may be damaged, and the cache fetches its own again.
+    for path, source in files.items():
+        source.unlink()
+        source.write_bytes(contents[path])
+    repository.restage("m", 7, files)
+    assert repository.check("m", 7, expected) == []
+    assert not (repository.root / "m").is_symlink()
+    outside = repository.root.parent / "outside" / "7"
+    assert outside.is_dir() == (change is _model_link)  # nothing behind a link was removed
+    assert not list(repository.root.glob(".incomplete-*"))
+
+
+def test_unchanged_version_is_read_once_whoever_links_or_removes_it(files: dict[str, Path], tmp_path: Path) -> None:
+    checked = CheckedFiles(tmp_path)
+    repository = ModelRepository(tmp_path / "repository", checked)
+    expected = published(files)
+    for source in files.values():
+        checked.digest(source)
+    first = checked.hashed_bytes
+    for _ in range(3):
+        repository.stage(candidate_name("m"), 7, files)
+        repository.stage("m", 7, files, CONFIG)  # the candidate, renamed
+        repository.stage("m", 8, files)  # copies: the files are taken
+        for version in (7, 8):
+            assert repository.check("m", version, expected) == []
+        repository.remove_version("m", 7)
+        repository.remove_model("m")
+    assert checked.hashed_bytes == first
+    assert all(checked.known(source.stat()) for source in files.values())
+
+
+def test_changed_warmup_data_and_config_are_written_again(repository: ModelRepository, files: dict[str, Path]) -> None:
+    data = {hashlib.sha256(b"data").hexdigest()[:32]: b"data"}
+    repository.stage("m", 7, files, CONFIG, warmup=data)
+    (name,) = data
+    assert repository.has_warmup("m", [name])
+    model = repository.root / "m"
+    (model / "warmup" / name).write_bytes(b"DATA")
+    assert not repository.has_warmup("m", [name])
+    repository.add_warmup("m", data)
+    assert (model / "warmup" / name).read_bytes() == b"data"
+    text = (model / "config.pbtxt").read_text()
+    later = {**CONFIG, "max_batch_size": 4}
+    assert not repository.restore_config("m", later)  # ours: it stays until it is written on purpose
+    (model / "config.pbtxt").write_text('name: "m"\nbackend: "python"\n')
+    assert repository.restore_config("m", CONFIG)
+    assert (model / "config.pbtxt").read_text() == text
