@@ -110,6 +110,16 @@ async def test_the_same_config_again_is_no_reload(serving: Serving, two: str, tm
     assert serving.server.processes_of(two) == before
 
 
+async def test_the_configuration_that_triton_reports_is_another_one(serving: Serving, two: str, tmp_path: Path) -> None:
+    """Triton fills in fields; a load that sends them loads every version again."""
+    model = scale(tmp_path / "m.onnx", 1.0)
+    await serving.load(two, model, [1])
+    before = serving.server.processes_of(two, 1)
+    present = await serving.client.model_config(two)
+    await serving.client.load(two, present)
+    assert set(serving.server.processes_of(two, 1)) - set(before)
+
+
 async def test_a_second_link_to_a_file_costs_its_version_a_reload(serving: Serving, two: str, tmp_path: Path) -> None:
     """Triton looks at the inode's change time, too. Only the version concerned, and only at the next load."""
     model = scale(tmp_path / "m.onnx", 1.0)

@@ -9,6 +9,7 @@ import pytest
 import silero_vad
 import torch
 from onnx import TensorProto, helper
+from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from controlplane.domain.deployment import DeploymentSettings, DynamicBatching, InstanceKind
@@ -41,6 +42,22 @@ async def test_onnx_loads_infers_and_unloads_with_its_processes(serving: Serving
     assert not await serving.client.ready(name)
     with pytest.raises(InferenceError, match="not loaded"):
         await serving.client.infer(name, {"x": rows(1)})
+
+
+async def test_outputs_come_in_the_order_of_the_configuration(serving: Serving, tmp_path: Path) -> None:
+    """Triton passes the names as a set, whose order differs from process to process."""
+    names = [f"y{number}" for number in range(8)]
+    nodes = [helper.make_node("Identity", ["x"], [name]) for name in names]
+    outputs = [spec(name, "FP32", -1, 3) for name in names]
+    model = onnx_model(tmp_path / "m.onnx", nodes, [spec("x", "FP32", -1, 3)], outputs, batched=True)
+    name = await serving.serve(model, DeploymentSettings(max_batch_size=4, dynamic_batching=DynamicBatching()))
+    x = InferInput("x", [1, 3], "FP32")
+    x.set_data_from_numpy(rows(1))
+    async with InferenceServerClient(serving.server.grpc_url) as raw:
+        for wanted in ([], ["y6", "y1", "y5"]):
+            requested = [InferRequestedOutput(one) for one in wanted]
+            answer = (await raw.infer(name, [x], outputs=requested or None)).get_response()
+            assert [output.name for output in answer.outputs] == (sorted(wanted) or names)
 
 
 class Affine(torch.nn.Module):

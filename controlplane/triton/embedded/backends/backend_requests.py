@@ -89,6 +89,15 @@ def serve(requests: Sequence[Any], model: Model, run: Run) -> list[Any]:
     return responses
 
 
+def _wanted(request: Any, model: Model) -> list[str]:
+    """Return the outputs that a request asks for, in the configuration's order.
+
+    Triton passes them as a set, whose order changes with each process.
+    """
+    requested = set(request.requested_output_names())
+    return [name for name in model.outputs if name in requested]
+
+
 def _read(request: Any, model: Model) -> dict[str, Any]:
     arrays = {}
     for tensor in request.inputs():
@@ -111,7 +120,7 @@ def _groups(requests: Sequence[Any], read: Sequence[Mapping[str, Any]], model: M
         rows = {array.shape[0] for array in arrays.values()}
         key = (
             tuple(sorted((name, array.shape[1:], array.dtype.str) for name, array in arrays.items())),
-            tuple(sorted(requests[index].requested_output_names())),
+            tuple(_wanted(requests[index], model)),
         )
         # A request whose inputs disagree about the number of rows cannot be cut out of a batch again.
         groups.setdefault(key if len(rows) == 1 else index, []).append(index)
@@ -128,7 +137,7 @@ def _run_together(
 ) -> None:
     sizes = [next(iter(read[index].values())).shape[0] for index in members]
     joined = {name: np.concatenate([read[index][name] for index in members]) for name in read[members[0]]}
-    wanted = requests[members[0]].requested_output_names()
+    wanted = _wanted(requests[members[0]], model)
     results = run(joined, wanted)
     total = sum(sizes)
     for name in wanted:
@@ -142,7 +151,7 @@ def _run_together(
 
 
 def _run_alone(request: Any, arrays: Mapping[str, Any], model: Model, run: Run) -> Any:
-    wanted = request.requested_output_names()
+    wanted = _wanted(request, model)
     try:
         return _response(run(arrays, wanted), wanted, model)
     except Exception as error:  # noqa: BLE001 - whatever the model raises is this request's answer
