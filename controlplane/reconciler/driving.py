@@ -185,8 +185,7 @@ class Driver:
         prepared = wish.prepared.get(target) if target is not None else None
         awaited = server.steward.tenant(unit.model).demanded_at is not None
         exam = self._exam(unit, wish, action, awaited=awaited)
-        load = action if isinstance(action, Load) else None
-        gpus = server.gpus(unit.model, prepared, load) if prepared is not None else None
+        gpus = server.gpus_for(unit.model, prepared, action)
         unit.doing, unit.began = Doing(action), since_boot()
 
         def progress(phase: Phase) -> None:

@@ -219,6 +219,7 @@ class Executor:
         self, server: ManagedServer, model: str, action: Load, prepared: Prepared | None, outcome: Outcome
     ) -> None:
         name = candidate_name(model) if action.candidate else model
+        prepared = prepared or await self._earlier(model, action)
         config = (
             await _present_config(server, name, action.versions)
             if prepared is None
@@ -244,6 +245,12 @@ class Executor:
             sweep = asyncio.create_task(_sweep(server, name, replaced), name=f"sweep {name}")
             self._sweeps.add(sweep)
             sweep.add_done_callback(self._sweeps.discard)
+
+    async def _earlier(self, model: str, action: Load) -> Prepared | None:
+        """Return the target of an earlier revision that a load keeps; None where it cannot be found now."""
+        with suppress(ControlPlaneError):
+            return await asyncio.to_thread(self._wishes.earlier, model, action.target)
+        return None
 
     async def _prove(
         self,
@@ -333,7 +340,10 @@ async def _sweep(server: ManagedServer, name: str, replaced: list[int]) -> None:
 
 
 async def _present_config(server: ManagedServer, name: str, versions: tuple[int, ...]) -> dict[str, Any]:
-    """What Triton runs a model with, under another version policy: for what an earlier revision left loaded."""
+    """Return what Triton runs a model with, under another version policy: for what no revision asked for.
+
+    It has fields that Triton filled in and the load did not send, so Triton loads the versions again.
+    """
     config = await server.client.model_config(name, versions[-1])
     return {**config, "name": name, "version_policy": {"specific": {"versions": list(versions)}}}
 

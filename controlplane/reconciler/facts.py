@@ -44,6 +44,8 @@ class Facts:
         foreign: Whether that is a changed copy of ours, with our digest in it: somebody else loaded it.
         gpus: Numbers of the GPUs that what is loaded under the own name uses; none means the host, None that nobody
             knows.
+        said_gpus: The GPUs that the load of it named; None where it left them to Triton. Another load that keeps a
+            version loaded must name the same, or Triton loads that version again.
     """
 
     loaded: frozenset[int] = frozenset()
@@ -58,6 +60,7 @@ class Facts:
     fingerprint: str = ""
     foreign: bool = False
     gpus: Gpus | None = None
+    said_gpus: Gpus | None = None
 
     @classmethod
     def of(
@@ -68,6 +71,7 @@ class Facts:
         staged: Mapping[str, set[int]],
         fingerprints: Mapping[str, str] = NONE,
         gpus: Mapping[str, Gpus | None] = NOWHERE,
+        said_gpus: Mapping[str, Gpus | None] = NOWHERE,
     ) -> "Facts":
         """Read one model's facts out of what was seen of its server.
 
@@ -78,6 +82,7 @@ class Facts:
             staged: Versions in the model repository by Triton name.
             fingerprints: Of whole configurations, by Triton name.
             gpus: GPUs by Triton name, for what is loaded.
+            said_gpus: The GPUs that the load named, likewise.
         """
         candidate = candidate_name(model)
         states: dict[tuple[str, str], set[int]] = {}
@@ -96,6 +101,7 @@ class Facts:
             candidate_staged=frozenset(staged[candidate] or {_EMPTY}) if candidate in staged else frozenset(),
             fingerprint=fingerprints.get(model, ""),
             gpus=gpus.get(model),
+            said_gpus=said_gpus.get(model),
         )
 
     def differs(self, later: "Facts") -> bool:
@@ -103,17 +109,30 @@ class Facts:
         moved = self.gpus is not None and later.gpus is not None and self.gpus != later.gpus
         return self.digest != later.digest or moved
 
-    def loads_anew(self, load: Load) -> bool:
-        """Whether a load brings anything that is not loaded as it is; else it only says which of the versions stay."""
-        same = self.digest == load.target.digest and self.loaded.issuperset(load.versions) and not self.foreign
-        return load.candidate or load.reload or not same
+    def keeps(self, load: Load) -> bool:
+        """Return whether a load leaves a version loaded as it is, and must therefore not change its configuration."""
+        same = self.digest == load.target.digest and not self.foreign
+        return same and not load.candidate and not load.reload and not self.loaded.isdisjoint(load.versions)
+
+    def gpus_to_say(self, load: Load, place: Gpus | None) -> Gpus | None:
+        """Return the GPUs that a load names in its configuration; None leaves them to Triton.
+
+        Two loads of one version at one place send the same configuration but for the version policy: Triton loads a
+        version again when anything else differs. So a load that keeps a version names what the load of that version
+        named, even if Triton's choice, or the model's place, has become known since.
+
+        Args:
+            load: The load.
+            place: The GPUs of the model's place, as `asked_gpus` returns them.
+        """
+        return self.said_gpus if self.keeps(load) else place
 
     def after(self, action: Action, gpus: Gpus | None = None) -> "Facts":
         """Return the facts after an action that succeeded, so that nobody needs to ask Triton what is known.
 
         Args:
             action: The action.
-            gpus: The GPUs that a load asked for.
+            gpus: The GPUs that a load named.
         """
         match action:
             case Stage(target=target, candidate=True):
@@ -137,7 +156,8 @@ class Facts:
                     leaving=self.leaving | dropped,
                     fingerprint="",
                     foreign=False,
-                    gpus=gpus,
+                    gpus=self.gpus if self.keeps(action) else gpus,
+                    said_gpus=gpus,
                 )
             case Unload(candidate=True):
                 return replace(self, candidate=None, candidate_digest=None, candidate_leaving=False)
@@ -150,6 +170,7 @@ class Facts:
                     fingerprint="",
                     foreign=False,
                     gpus=None,
+                    said_gpus=None,
                 )
             case CleanUp(versions=versions, candidate=candidate, model=model):
                 return replace(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controlplane.domain.states import DeploymentStatus, ServerState, ServerStatus
-from controlplane.reconciler.actions import Load
+from controlplane.reconciler.actions import Action, Load, Prove
 from controlplane.reconciler.leakguard import LeakGuard
 from controlplane.reconciler.probing import Watch
 from controlplane.reconciler.servers import ManagedServer
@@ -110,19 +110,29 @@ class KnownServer:
         place = self.places.get(model)
         return place is not None and place.here
 
-    def gpus(self, model: str, prepared: Prepared, load: Load | None = None) -> Gpus | None:
-        """Return the GPUs that a version says here; None where it leaves them to Triton.
+    def gpus(self, model: str, prepared: Prepared) -> Gpus | None:
+        """Return the GPUs of a version's place here; None where they are left to Triton."""
+        place = self.places.get(model)
+        devices = place.devices if place is not None else ()
+        return asked_gpus(prepared.config, self.steward.accounts.numbers(devices)) if devices else None
+
+    def gpus_for(self, model: str, prepared: Prepared | None, action: Action) -> Gpus | None:
+        """Return the GPUs that the configuration for an action names; None where they are left to Triton.
 
         Args:
             model: The model.
-            prepared: The version.
-            load: The load that says it. One after which nothing is loaded that was not before says what is there.
+            prepared: The action's target; None where the present wish does not know it.
+            action: The action.
         """
-        facts, place = self.unit(model).facts, self.places.get(model)
-        if load is not None and facts is not None and not facts.loads_anew(load):
-            return facts.gpus
-        devices = place.devices if place is not None else ()
-        return asked_gpus(prepared.config, self.steward.accounts.numbers(devices)) if devices else None
+        facts, place = self.unit(model).facts, self.gpus(model, prepared) if prepared is not None else None
+        if facts is None:
+            return place
+        match action:
+            case Load():
+                return facts.gpus_to_say(action, place)
+            case Prove(candidate=False):
+                return facts.said_gpus
+        return place
 
     def _displaced(self, wish: Wish) -> str:
         """Why what is loaded has to be loaded again on other GPUs; empty where it is where it should be."""

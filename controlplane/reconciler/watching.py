@@ -16,7 +16,7 @@ from controlplane.domain.states import LoadedVersion, ServerState
 from controlplane.errors import ControlPlaneError, NotFoundError, TritonTimeoutError
 from controlplane.reconciler.facts import READY, Facts
 from controlplane.reconciler.servers import ManagedServer
-from controlplane.triton.instance_groups import Gpus, present_gpus
+from controlplane.triton.instance_groups import Gpus, present_gpus, said_gpus
 from controlplane.triton.model_config import DIGEST_PARAMETER
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Sight:
         configs: The whole configurations, likewise.
         fingerprints: Of those.
         gpus: The GPUs that this uses, by Triton name.
+        said_gpus: The GPUs that the load of it named, likewise.
         staged: Versions in the model repository by Triton name.
         watched: The models whose digests were asked for.
         live: Whether Triton says that it is live.
@@ -72,6 +73,7 @@ class Sight:
     configs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     gpus: dict[str, Gpus | None] = field(default_factory=dict)
+    said_gpus: dict[str, Gpus | None] = field(default_factory=dict)
     staged: dict[str, set[int]] = field(default_factory=dict)
     watched: frozenset[str] = frozenset()
     by_model: dict[str, list[LoadedVersion]] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class Sight:
             return None
         if model not in self.watched and any(entry.state == READY for entry in entries):
             return None
-        return Facts.of(model, entries, self.digests, self.staged, self.fingerprints, self.gpus)
+        return Facts.of(model, entries, self.digests, self.staged, self.fingerprints, self.gpus, self.said_gpus)
 
 
 async def look(server: ManagedServer, models: Collection[str], known_version: str) -> Sight:
@@ -131,6 +133,7 @@ async def look(server: ManagedServer, models: Collection[str], known_version: st
         configs=dict(zip(loaded, configs, strict=True)),
         fingerprints={name: fingerprint(config) for name, config in zip(loaded, configs, strict=True)},
         gpus={name: present_gpus(config) for name, config in zip(loaded, configs, strict=True) if config},
+        said_gpus={name: said_gpus(config) for name, config in zip(loaded, configs, strict=True)},
         staged=staged,
         watched=frozenset(models),
         by_model=by_model,

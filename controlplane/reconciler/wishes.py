@@ -5,6 +5,7 @@ Everything here blocks; the loop calls it in a thread, except for `Wishes.quick`
 
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +32,7 @@ from controlplane.triton.repository import layout
 
 ACTOR = "reconciler"
 _REVISIONS_READ = 12
+_REVISIONS_SEARCHED = 100
 _FALLBACKS = 4
 _SAMPLES_KEPT_BYTES = 1024 * 1024
 _PREPARED_KEPT = 512
@@ -210,6 +212,26 @@ class Wishes:
             InvalidInputError: It cannot be run so.
         """
         return self._prepare(model, version, settings)
+
+    def earlier(self, model: str, target: Target) -> Prepared | None:
+        """Return a target of an earlier revision, made ready; None where no revision has it. Blocks.
+
+        What is loaded may be older than the revisions that a `Wish` holds.
+
+        Raises:
+            ControlPlaneError: The store failed.
+        """
+        tried: set[str] = set()
+        for revision in self._registry.deployments.history(model, limit=_REVISIONS_SEARCHED):
+            key = _run_key(revision.spec.settings)
+            if revision.spec.version != target.version or key in tried:
+                continue
+            tried.add(key)
+            with suppress(InvalidInputError, NotFoundError):
+                ready = self._prepare(model, target.version, revision.spec.settings)
+                if ready.target == target:
+                    return ready
+        return None
 
     def samples(self, prepared: Prepared) -> tuple[Sample, ...]:
         """Return a target's golden samples; blocks where they are not kept."""

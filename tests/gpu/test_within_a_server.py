@@ -118,7 +118,10 @@ def registry(tmp_path: Path) -> Registry:
 
 
 @contextlib.asynccontextmanager
-async def plane(registry: Registry, gpus: GpuTriton, url: str, work: Path, reader: Reader) -> AsyncIterator[Site]:
+async def plane(
+    registry: Registry, gpus: GpuTriton, url: str, work: Path, reader: Reader | None
+) -> AsyncIterator[Site]:
+    """Start a control plane over the server; without a reader it is not told of any GPU."""
     embedded = gpus.embedded
     client = TritonClient(
         "gpus", url, timeouts=TritonTimeouts(load_seconds=60), processes=embedded.processes_of,
@@ -130,7 +133,7 @@ async def plane(registry: Registry, gpus: GpuTriton, url: str, work: Path, reade
         ModelRepository(embedded.repository),
         embedded,
         page=PageSource(embedded.metrics_url),
-        devices=CombinedSource([HostSource(embedded.processes), ReadGpus(reader)]),
+        devices=CombinedSource([HostSource(embedded.processes), *([ReadGpus(reader)] if reader else [])]),
         budgets=BudgetRules({"host": 8 * GIB, "gpu:0": 6 * GIB, "gpu:1": 6 * GIB}),
     )
     memory = MemorySettings(minimum_residence_seconds=0.5, poll_interval_seconds=0.3, load_queue_timeout_seconds=30)

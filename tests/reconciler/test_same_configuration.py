@@ -1,0 +1,87 @@
+"""Two loads of one version at one place send the same configuration but for the version policy. Pure."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.domain.states import LoadedVersion
+from controlplane.reconciler.actions import Load
+from controlplane.reconciler.facts import READY, Facts
+from controlplane.reconciler.types import Target
+from controlplane.triton.instance_groups import Gpus, asked_gpus, on_gpus, present_gpus, said_gpus
+
+DIGEST = "d"
+ON_SERVER = (0, 1)
+"""The GPUs that this test's Triton has, where it has any."""
+
+groups = st.lists(
+    st.fixed_dictionaries(
+        {"count": st.integers(1, 2)},
+        optional={
+            "kind": st.sampled_from(["KIND_AUTO", "KIND_GPU", "KIND_CPU", "KIND_MODEL"]),
+            "gpus": st.lists(st.integers(0, 1), max_size=2, unique=True),
+        },
+    ),
+    min_size=1,
+    max_size=2,
+)
+places: st.SearchStrategy[Gpus | None] = st.sampled_from([None, (), (0,), (1,), (0, 1)])
+sequences = st.lists(st.tuples(st.sampled_from([(1,), (1, 2), (2, 1), (2,)]), places, st.booleans()), max_size=6)
+
+
+def resolved(config: dict[str, Any], *, has_gpus: bool) -> dict[str, Any]:
+    """Return what Triton says of a configuration after it has filled in the instance groups."""
+    made = []
+    for group in config["instance_group"]:
+        kind, gpus = group.get("kind", "KIND_AUTO"), list(group.get("gpus", ()))
+        if kind == "KIND_AUTO":
+            kind = "KIND_GPU" if has_gpus else "KIND_CPU"
+        if kind == "KIND_GPU" and not gpus:
+            gpus = list(ON_SERVER)
+        made.append({**group, "kind": kind, "gpus": gpus if kind == "KIND_GPU" else []})
+    return {**config, "instance_group": made}
+
+
+def after_a_look(facts: Facts, config: dict[str, Any]) -> Facts:
+    """Return the facts as a look reads them from what Triton says."""
+    index = [LoadedVersion(model="m", version=version, state=READY) for version in facts.loaded]
+    told = {"gpus": {"m": present_gpus(config)}, "said_gpus": {"m": said_gpus(config)}}
+    return Facts.of("m", index, {"m": facts.digest}, {}, **told)
+
+
+@given(groups, places, sequences, st.booleans())
+def test_a_load_that_keeps_a_version_sends_what_the_load_of_it_sent(
+    instance_groups: list[dict[str, Any]], place: Gpus | None, loads: list[Any], has_gpus: bool
+) -> None:
+    config = {"name": "m", "instance_group": instance_groups, "parameters": {"other": {"string_value": "x"}}}
+    said = asked_gpus(config, place)
+    sent = on_gpus(config, said)
+    facts = Facts(digest=DIGEST).after(Load(Target(1, DIGEST), (1,), ""), said)
+    for versions, later_place, looked in loads:
+        if looked:
+            facts = after_a_look(facts, resolved(sent, has_gpus=has_gpus))
+        load = Load(Target(max(versions), DIGEST), tuple(sorted(versions)), "")
+        says = facts.gpus_to_say(load, asked_gpus(config, later_place))
+        if facts.loaded.isdisjoint(versions):
+            assert says == asked_gpus(config, later_place), "nothing stays, so the model goes to its place"
+            sent = on_gpus(config, says)
+        assert on_gpus(config, says) == sent
+        facts = facts.after(load, says)
+
+
+def test_what_replaces_a_version_goes_to_its_place() -> None:
+    facts = Facts(loaded=frozenset({1}), digest=DIGEST, gpus=(0,), said_gpus=(0,))
+    target = Target(1, DIGEST)
+    assert facts.gpus_to_say(Load(target, (1,), ""), (1,)) == (0,)
+    assert facts.gpus_to_say(Load(target, (1,), "", reload=True), (1,)) == (1,)
+    assert facts.gpus_to_say(Load(target, (1,), "", candidate=True), (1,)) == (1,)
+    assert facts.gpus_to_say(Load(Target(1, "another"), (1,), ""), (1,)) == (1,)
+    foreign = Facts(loaded=frozenset({1}), digest=DIGEST, gpus=(0,), said_gpus=(0,), foreign=True)
+    assert foreign.gpus_to_say(Load(target, (1,), ""), (1,)) == (1,)
+
+
+def test_where_a_version_runs_stays_known_while_its_load_left_that_to_triton() -> None:
+    facts = Facts(loaded=frozenset({1, 2}), digest=DIGEST, gpus=(0, 1), said_gpus=None)
+    narrowed = facts.after(Load(Target(1, DIGEST), (1,), ""), None)
+    assert (narrowed.gpus, narrowed.said_gpus) == ((0, 1), None)

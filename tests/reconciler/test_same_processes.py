@@ -1,0 +1,141 @@
+"""A change of the version policy keeps the processes of the versions that stay, counted on a real Triton."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from controlplane.domain.deployment import DeploymentSettings, DynamicBatching
+from controlplane.domain.rollout import RolloutAction
+from controlplane.domain.states import Phase
+from controlplane.registry.registry import Registry
+from tests.reconciler.conftest import Room, forget, running
+from tests.reconciler.test_trials import begin, end, trial
+from tests.support.model_processes import processes_of
+from tests.support.triton import RunningTriton
+
+pytestmark = pytest.mark.triton
+BAKE = 600.0
+
+
+def processes(room: Room, triton: RunningTriton, version: int, *, count: int = 1) -> set[tuple[int, float]]:
+    """Return the processes of a version that is loaded."""
+    found = processes_of(triton.server, room.model, version)
+    assert len(found) == count, f"version {version} has the processes {found}"
+    return found
+
+
+async def looked(room: Room) -> None:
+    """Wait for two more looks at the server, so that what Triton says has replaced what the load said."""
+    for _ in range(2):  # the first may have begun before the load ended
+        (before,) = [server.observed_at for server in room.reconciler.servers()]
+        async with asyncio.timeout(30):
+            while room.reconciler.servers()[0].observed_at == before:
+                await asyncio.sleep(0.02)
+
+
+async def ready(room: Room, version: int, settings: DeploymentSettings) -> None:
+    status = await room.deploy(version, settings=settings)
+    assert status.phase is Phase.READY, status
+    await looked(room)
+
+
+async def rolled_back(room: Room) -> None:
+    status = await room.rollback()
+    assert status.phase is Phase.READY, status
+    await looked(room)
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        pytest.param({}, 1, id="defaults"),
+        pytest.param(
+            {
+                "warmup": True,
+                "dynamic_batching": DynamicBatching(),
+                "config_overrides": {"instance_group": [{"count": 1}, {"kind": "KIND_CPU", "count": 1}]},
+            },
+            2,
+            id="warm-up-batching-and-two-instances",
+        ),
+    ],
+)
+async def test_going_back_and_forward_in_the_bake_window(
+    room: Room, triton: RunningTriton, settings: dict[str, object], count: int
+) -> None:
+    wanted = DeploymentSettings.model_validate({"bake_seconds": BAKE, **settings})
+    first, second = room.publish(1.0), room.publish(2.0)
+    await ready(room, first, wanted)
+    before = processes(room, triton, first, count=count)
+    await ready(room, second, wanted)
+    newer = processes(room, triton, second, count=count)
+    await rolled_back(room)
+    assert await room.answer() == (1.0, first)
+    assert processes(room, triton, first, count=count) == before
+    await ready(room, second, wanted)
+    assert await room.answer() == (2.0, second)
+    assert processes(room, triton, second, count=count).isdisjoint(newer), "version 2 was unloaded by the rollback"
+    await rolled_back(room)
+    assert processes(room, triton, first, count=count) == before
+
+
+async def test_a_rollout_that_is_aborted_and_one_that_is_promoted(room: Room, triton: RunningTriton) -> None:
+    first, second = room.publish(1.0), room.publish(2.0)
+    await ready(room, first, DeploymentSettings(bake_seconds=BAKE))
+    before = processes(room, triton, first)
+    for action in (RolloutAction.ABORT, RolloutAction.PROMOTE):
+        await begin(room, second)
+        await trial(room, ready=True)
+        await end(room, action)
+        await looked(room)
+        assert processes(room, triton, first) == before
+    await rolled_back(room)
+    assert processes(room, triton, first) == before
+
+
+async def test_an_alias_that_is_moved_and_moved_back(room: Room, triton: RunningTriton) -> None:
+    first, second = room.publish(1.0, aliases=["champion"]), room.publish(2.0)
+    await room.settled(room.put(f"{room.model}@champion", settings=DeploymentSettings(bake_seconds=BAKE)))
+    before = processes(room, triton, first)
+    for version in (second, first):
+        room.registry.set_alias(room.model, "champion", version, actor="test")
+        await room.until(lambda status, version=version: status.servers[0].serving_version == version)  # type: ignore[misc]
+        await room.until(lambda status: status.phase is Phase.READY)
+        await looked(room)
+        assert processes(room, triton, first) == before
+
+
+async def test_after_a_restart_of_the_control_plane(
+    triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
+) -> None:
+    settings = DeploymentSettings(bake_seconds=BAKE)
+    async with running(triton, registry, model, tmp_path) as room:
+        first, second = room.publish(1.0), room.publish(2.0)
+        await ready(room, first, settings)
+        before = processes(room, triton, first)
+    async with running(triton, registry, model, tmp_path) as room:
+        await ready(room, second, settings)
+        newer = processes(room, triton, second)
+    async with running(triton, registry, model, tmp_path) as room:
+        await room.until(lambda status: status.phase is Phase.READY)
+        assert processes(room, triton, second) == newer
+        await rolled_back(room)
+        assert processes(room, triton, first) == before
+    await forget(triton, model)
+
+
+async def test_a_version_whose_revision_is_not_kept_in_memory(room: Room, triton: RunningTriton) -> None:
+    """Five deployments of a broken file later, the older of two versions leaves to make room."""
+    first, second, broken = room.publish(1.0), room.publish(2.0), room.publish(3.0, content=b"this is no model")
+    settings = DeploymentSettings(bake_seconds=BAKE)
+    await ready(room, first, settings)
+    await ready(room, second, settings)
+    before = processes(room, triton, second)
+    for number in range(1, 6):
+        parameters = {"intra_op_thread_count": str(number)}
+        revision = room.put(f"{room.model}:{broken}", settings=DeploymentSettings(parameters=parameters))
+    status = await room.settled(revision)
+    assert status.phase is Phase.DEGRADED
+    assert status.servers[0].loaded_versions == (second,)
+    assert processes(room, triton, second) == before
