@@ -16,6 +16,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from controlplane.api.connections import bounded_protocol, connection_limits, raise_descriptor_limit
 from controlplane.api.tls import tls_options
 from controlplane.app import ControlPlane, build, make_folder
 from controlplane.errors import ConflictError
@@ -59,6 +60,14 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     tls = tls_options(settings.api.tls)
+    api = settings.api
+    limits = connection_limits(
+        api.max_connections,
+        api.max_connections_per_source,
+        api.header_timeout_seconds,
+        api.body_idle_seconds,
+        raise_descriptor_limit(),
+    )
     plane = build(settings)
     with _listen(settings.api.host, settings.api.port) as listener:
         try:
@@ -67,6 +76,7 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
             server = Server(
                 uvicorn.Config(
                     plane.fastapi,
+                    http=bounded_protocol(limits),
                     log_config=None,
                     access_log=False,
                     lifespan="off",

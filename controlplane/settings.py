@@ -271,6 +271,18 @@ class ApiSettings(_Group):
     max_upload_bytes: int = Field(default=100 * GIB, gt=0, description="Largest artifact accepted.")
     max_inference_bytes: int = Field(default=64 * MIB, gt=0, description="Largest body of an inference.")
     max_body_bytes: int = Field(default=8 * MIB, gt=0, description="Largest body of any other request but a blob.")
+    max_connections: int = Field(
+        default=1000,
+        ge=1,
+        description="Open connections; fewer where the process may have fewer than three times as many open files.",
+    )
+    max_connections_per_source: int = Field(
+        default=500, ge=1, description="Open connections from one address; at most half of max_connections."
+    )
+    header_timeout_seconds: float = Field(
+        default=10.0, gt=0, description="Time in which the headers of a request must arrive."
+    )
+    body_idle_seconds: float = Field(default=30.0, gt=0, description="Longest pause within the body of a request.")
     tls: TlsSettings = TlsSettings()
 
 
@@ -291,6 +303,9 @@ class GatewaySettings(_Group):
     )
     threads: int = Field(default=0, ge=0, le=64, description="HAProxy's threads; 0: as many as cores.")
     max_connections: int = Field(default=2000, ge=1, description="Connections of clients at once.")
+    max_connections_per_source: int = Field(
+        default=1000, ge=1, description="Connections from one address at once; of more, new ones are closed."
+    )
     max_request_bytes: int = Field(
         default=GIB, gt=0, description="Largest body of an HTTP request; gRPC has it for what the activator takes."
     )

@@ -48,6 +48,8 @@ _AROUND = 24
 _RATE_SECONDS = 10
 """Over which the requests of a model with a rollout under way are counted, to see whether all can be measured."""
 _TRIED_ENTRIES = 2000
+_SOURCES = 100_000
+"""Addresses whose connections are counted; the one that was idle longest is forgotten when there are more."""
 _HTTP_HEAD_BYTES = 16_384
 """So many bytes of a body are looked through for the parameter that names a version, while a rollout is under way."""
 _GRPC_HEAD_BYTES = 4096
@@ -143,8 +145,8 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     retry-on conn-failure
     balance leastconn
     timeout connect 2s
-    timeout http-request 30s
-    timeout http-keep-alive 300s
+    timeout http-request 10s
+    timeout http-keep-alive 60s
     timeout client {answer}s
     timeout server {answer}s
     default-server init-addr last,libc,none pool-purge-delay 60s
@@ -159,8 +161,11 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
         f"""backend tried from http
     stick-table type string len {MODEL_NAME_MAX} size {_TRIED_ENTRIES} expire 60s \
         store http_req_rate({_RATE_SECONDS}s)""",
+        f"""backend sources from http
+    stick-table type ipv6 size {_SOURCES} expire 10m store conn_cur""",
         f"""frontend http from http
     bind fd@{sockets.http}{tls}
+{_limit_sources(settings)}
     # A page of another site can make a browser on this machine send requests; no other client sends this header.
     http-request return status 403 content-type application/json \
         string '{{"error":"the request comes from a page of another site"}}' \
@@ -182,6 +187,7 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     default_backend activator-http""",
         f"""frontend grpc from grpc
     bind fd@{sockets.grpc}{tls_grpc}
+{_limit_sources(settings)}
     http-request set-var(txn.call) path,field(3,/) if {{ path_beg {SERVICE} }}
     acl of_model var(txn.call) -m str {" ".join(_OF_A_MODEL)}
     acl of_stream var(txn.call) -m str {_STREAM}
@@ -242,6 +248,13 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
             )
     # HAProxy has no continuation of lines.
     return re.sub(r" \\\n +", " ", "\n\n".join(sections)) + "\n"
+
+
+def _limit_sources(settings: GatewaySettings) -> str:
+    """Close what one address opens beyond its share, so that it cannot take all connections there are."""
+    most = min(settings.max_connections_per_source, max(1, settings.max_connections // 2))
+    return f"""    tcp-request connection track-sc2 src table sources
+    tcp-request connection reject if {{ sc2_conn_cur gt {most} }}"""
 
 
 def _choose(kind: str) -> str:

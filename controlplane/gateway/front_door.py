@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -48,6 +49,8 @@ _PAUSE_SECONDS = 0.005
 _DRAIN_SECONDS = 0.005
 _DRAIN_MAX_SECONDS = 0.1
 _BACKLOG = 1024
+_OWN_FILES = 256
+"""File descriptors of HAProxy that are no client's: listeners, health checks, idle connections to servers."""
 
 
 class FrontDoor:
@@ -75,7 +78,7 @@ class FrontDoor:
         splits: Splits,
         access: Access,
     ) -> None:
-        self._settings = settings
+        self._settings = settings.model_copy(update={"max_connections": _connections(settings.max_connections)})
         self._access = access
         self._binary = binary
         self._folder = folder.absolute()
@@ -368,6 +371,18 @@ def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
+
+
+def _connections(wanted: int) -> int:
+    """How many clients HAProxy can take: each needs two files, and it has some of its own."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or (possible := (limit - _OWN_FILES) // 2) >= wanted:
+        return wanted
+    logger.warning(
+        "the gateway takes %d connections, not %d: the process may have %d open files (ulimit -n)",
+        max(1, possible), wanted, limit,
+    )  # fmt: skip
+    return max(1, possible)
 
 
 def _message_limit(waiting_bytes: int) -> int:

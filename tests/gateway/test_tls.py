@@ -1,5 +1,8 @@
 """TLS at the front door, with a certificate made for the test: both protocols, both ways."""
 
+import contextlib
+import select
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +28,9 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Pat
     server = authority.issue_cert("localhost", "127.0.0.1")
     server.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
     settings = settings_for(
-        folder / "data", embedded=True, gateway=GatewaySettings(enabled=True, tls_certificate=folder / "server.pem")
+        folder / "data",
+        embedded=True,
+        gateway=GatewaySettings(enabled=True, tls_certificate=folder / "server.pem", max_connections=100),
     )
     with serving(settings) as api:
         for model, mode in (("net", "pinned"), ("lazy", "on-demand")):
@@ -59,3 +64,22 @@ def test_who_speaks_no_tls_or_trusts_somebody_else_gets_nothing(secured: tuple[A
         httpx.get(f"http://{urls(api)[0]}/v2/health/ready")
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(f"https://{urls(api)[0]}/v2/health/ready")
+
+
+def test_one_address_cannot_take_all_connections(secured: tuple[Api, Path]) -> None:
+    """Idle connections of one address leave half of them to others; here the limit is 100 in all."""
+    api, authority = secured
+    host, _, port = urls(api)[0].rpartition(":")
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(120)]
+
+        def closed() -> int:
+            readable, _, _ = select.select(idle, [], [], 0)
+            return len(readable)
+
+        until("those beyond the limit are closed", lambda: closed() >= 120 - 50)
+        transport = httpx.HTTPTransport(
+            verify=ssl.create_default_context(cafile=str(authority)), local_address="127.0.0.2"
+        )
+        with httpx.Client(transport=transport, timeout=30) as other:
+            assert other.get(f"https://{urls(api)[0]}/v2/health/live").status_code == 200
