@@ -85,7 +85,6 @@ class VersionDetail(Record):
     entry: Version
     manifest: Manifest
     aliases: tuple[str, ...] = ()
-    conditions: tuple[Condition, ...] = ()
 
 
 class VersionFootprint(Record):

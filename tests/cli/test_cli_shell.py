@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -49,7 +50,7 @@ def test_a_completion_script_is_made_for_each_shell(shell: str, fresh: Cli) -> N
 
 def _complete(cli: Cli, line: str) -> list[str]:
     words = line.split(" ")
-    environment = {
+    environment: dict[str, Any] = {
         "_TRITONCTL_COMPLETE": "complete_bash",
         "COMP_WORDS": line,
         "COMP_CWORD": str(len(words) - 1),

@@ -126,6 +126,7 @@ def test_events_can_be_followed(cli: Cli, published: str, doubling: Path) -> Non
     finally:
         following.send_signal(2)
         assert following.wait(20) == 130
+        assert following.stdout is not None
         following.stdout.close()
     cli.ok("undeploy", "eventful")
 

@@ -43,11 +43,9 @@ SILERO_STEP = (
 @pytest.fixture
 def convert(do, tmp_path):
     def run(source, target=ONNX, *, signature=None, samples=(), **options):
-        options = ConversionOptions(target=target, **options)
+        chosen = ConversionOptions(target=target, **options)
         result = do(
-            ConvertJob(
-                source=source, options=options, output_dir=tmp_path / "out", signature=signature, samples=samples
-            )
+            ConvertJob(source=source, options=chosen, output_dir=tmp_path / "out", signature=signature, samples=samples)
         )
         check_samples(result.samples, result.signature)
         return result

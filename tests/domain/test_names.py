@@ -22,7 +22,7 @@ model_names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", fullmatch=True)
 alias_names = st.from_regex(r"[a-z][a-z0-9_-]{0,63}", fullmatch=True).filter(lambda alias: alias != "latest")
 
 
-def accepted(check, text):  # type: ignore[no-untyped-def]
+def accepted(check, text):
     try:
         return check(text)
     except InvalidInputError:

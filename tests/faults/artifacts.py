@@ -84,9 +84,9 @@ def torchscript_scale() -> bytes:
     """y = 3x as TorchScript."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        scripted = torch.jit.script(_Scale())  # type: ignore[no-untyped-call]
+        scripted = torch.jit.script(_Scale())
         buffer = io.BytesIO()
-        torch.jit.save(scripted, buffer)  # type: ignore[no-untyped-call]
+        torch.jit.save(scripted, buffer)
     return buffer.getvalue()
 
 
@@ -263,7 +263,7 @@ def hostile_archives() -> st.SearchStrategy[bytes]:
 
 def _archive(index: bytes, array: bytes, compression: int, edits: list[Edit]) -> bytes:
     buffer, npy = io.BytesIO(), io.BytesIO()
-    np.lib.format.write_array(npy, np.frombuffer(index, np.uint8), allow_pickle=False)  # type: ignore[no-untyped-call]
+    np.lib.format.write_array(npy, np.frombuffer(index, np.uint8), allow_pickle=False)
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         archive.writestr("index.npy", npy.getvalue())
         archive.writestr("0.inputs.0.npy", array)

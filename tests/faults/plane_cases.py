@@ -107,7 +107,7 @@ def both_serve(trial: Trial) -> None:
 
         def known(other: int = other, version: int = version) -> bool:
             alias = stage.work.caller.call("GET", "/v1/models/shared/aliases/newest", on=(other + 1) % 2)
-            return alias["version"] == version
+            return bool(alias["version"] == version)
 
         trial.heals(known, 60)
 

@@ -28,7 +28,7 @@ def main(settings: Settings) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         await unload(self, model)
 
-    TritonClient.unload = dying  # type: ignore[method-assign]
+    TritonClient.unload = dying  # type: ignore[method-assign, assignment]
     run(settings)
 
 

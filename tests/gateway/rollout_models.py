@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 WIDTH = 4
@@ -67,6 +68,6 @@ def model(path: Path, *, scale: float = 1.0, slow: bool = False, fails_above: fl
     return path.read_bytes()
 
 
-def row(chance: np.random.Generator) -> np.ndarray:
+def row(chance: np.random.Generator) -> NDArray[np.float32]:
     """An input whose first element is above 0.9 in one of ten cases."""
     return chance.random((1, WIDTH), dtype=np.float32)

@@ -169,8 +169,8 @@ def streamed(url: str, requests: list[tuple[str, str]]) -> list[Any]:
         for model, number in requests:
             client.async_stream_infer(model, ones(), request_id=number)
         for _ in requests:
-            answer = answers.get(timeout=60)
-            found.append(("error", answer.message()) if isinstance(answer, Exception) else plain(answer))
+            answer: Any = answers.get(timeout=60)
+            found.append(("error", answer.message()) if isinstance(answer, InferenceServerException) else plain(answer))
         client.stop_stream()
     return found
 

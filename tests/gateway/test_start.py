@@ -5,6 +5,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -40,7 +41,7 @@ def test_a_request_that_comes_before_the_deployments_were_read_waits_for_that(mo
         proxy = stack.enter_context(fault_proxy(moto.endpoint_url))
         unread = stack.enter_context(contextlib.ExitStack())
         unread.enter_context(proxy.lasting(Fault(Action.STALL, contains="deployments")))
-        environment = {
+        environment: dict[str, Any] = {
             "TRITONCTL_STORE__URL": stored.url,
             "TRITONCTL_STORE__ENDPOINT_URL": proxy.endpoint_url,
             "TRITONCTL_STORE__REGION": stored.region or "",

@@ -70,8 +70,8 @@ def test_commands_lead_to_the_table_and_never_to_a_server_without_the_model(
                     assert sent in (set(routes[model].servers) if model in routes else None, set(old))
         assert machine.maps == {name: {k: str(v) for k, v in table.entries(name).items()} for name in MAPS}
         assert machine.slots == [set(servers) for servers in table.slots]
-        for model, slot in table.models.items():
-            assert table.slots[slot] == set(routes[model].servers)
+        for name, number in table.models.items():
+            assert table.slots[number] == set(routes[name].servers)
         if len({route.servers for route in routes.values()}) <= slots:
             assert table.models.keys() == routes.keys()
         assert table.splits == {model: parts for model, parts in splits.items() if model in table.models}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import psutil
 import pytest
@@ -250,7 +251,7 @@ def test_a_real_control_group() -> None:
     command = [sys.executable, "-c", PROGRAM]
     # pytest's own folder may lie on a tmpfs, whose pages are memory like any other and no page cache.
     with real_group(512 * MIB) as group, TemporaryDirectory(dir=Path(__file__).parent) as folder:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with subprocess.Popen([*command, Path(folder) / "data"], **pipes, text=True) as child:
             (group / "cgroup.procs").write_text(str(child.pid))
             out, _ = child.communicate("\n", timeout=60)

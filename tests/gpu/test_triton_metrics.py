@@ -81,7 +81,8 @@ def test_everything_that_a_page_tells() -> None:
     )
     assert (first.utilisation, first.power_watts, first.power_limit_watts) == (0.37, 76.5, 400)
     assert (second.uuid, second.device_id, second.utilisation, second.power_watts) == (A, 1, 0.0, None)
-    assert first.processes is first.temperature_celsius is first.ecc_corrected is first.throttle_reasons is None
+    unread = (first.processes, first.temperature_celsius, first.ecc_corrected, first.throttle_reasons)
+    assert unread == (None, None, None, None)
 
 
 def test_without_settings_the_order_of_several_gpus_is_not_known() -> None:

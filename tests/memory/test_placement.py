@@ -359,10 +359,11 @@ def test_pinned_models_are_all_placed_wherever_an_arrangement_exists(
 
 @given(fleets, st.lists(workloads_, max_size=5, unique_by=lambda workload: workload.model), st.randoms())
 @settings(max_examples=200, deadline=None)
-def test_it_gets_there_one_by_one_too(servers: list[Server], workloads: list[Workload], random) -> None:  # type: ignore[no-untyped-def]
+def test_it_gets_there_one_by_one_too(servers: list[Server], workloads: list[Workload], random) -> None:
     firm = [replace(one, firm=True, priority=0, copies=one.min_copies) for one in workloads]
     well = named(*(replace(server, trouble="", drained="") for server in servers))
-    made, there = NO_PLAN, {}
+    made = NO_PLAN
+    there: dict[str, Workload] = {}
     for one in random.sample(firm, len(firm)):
         there = {**there, one.model: one}
         made = plan(made, well, there)

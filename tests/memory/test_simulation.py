@@ -22,7 +22,7 @@ def trace(models: list[int], sizes: list[int], seconds: list[float], *, gap: flo
 
 def cheapest(models: list[int], sizes: list[int], costs: list[float], budget: int) -> float:
     """The exact offline optimum, by trying every set that may stay after each request."""
-    states = {frozenset(): 0.0}
+    states: dict[frozenset[int], float] = {frozenset(): 0.0}
     for model in models:
         following: dict[frozenset[int], float] = {}
         for loaded, paid in states.items():

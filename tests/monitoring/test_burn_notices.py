@@ -207,7 +207,7 @@ async def test_the_word_of_another_leader_stands(store: FilesystemStore, receive
 @pytest.mark.triton
 def test_a_killed_control_planes_webhook_arrives_under_the_id_that_was_kept(receiver: Receiver, tmp_path: Path) -> None:
     receiver.stop()
-    environment = {
+    environment: dict[str, Any] = {
         "TRITONCTL_MONITORING__INTERVAL_SECONDS": "0.2",
         "TRITONCTL_MONITORING__OBJECTIVE_INTERVAL_SECONDS": "0.2",
         "TRITONCTL_MONITORING__BURN_RULES": '[{"long_seconds": 60, "short_seconds": 4, "factor": 2}]',

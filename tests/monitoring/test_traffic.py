@@ -99,7 +99,7 @@ def test_requests_that_wait_are_seen(watched: Api) -> None:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             list(pool.map(ask_one, range(4)))
         total = metrics(watched, "slow")["total"]
-        return total["pending_max"] >= 2 and total["batch_size"] > 1.2 and total["queue_seconds"] > 0.1
+        return bool(total["pending_max"] >= 2 and total["batch_size"] > 1.2 and total["queue_seconds"] > 0.1)
 
     until(asked)
 
@@ -129,7 +129,8 @@ def test_versions_have_figures_of_their_own(watched: Api) -> None:
         return {one["version"]: one["requests"] for one in metrics(watched, "two")["versions"]}
 
     def after(version: int, least: float) -> dict[int, float]:
-        return until(lambda: (found := counted()).get(version, 0) >= least and found)
+        served: dict[int, float] = until(lambda: (found := counted()).get(version, 0) >= least and found)
+        return served
 
     with httpx.Client(base_url=triton_url(watched), timeout=30) as http:
         before = counted().get(1, 0)

@@ -16,7 +16,9 @@ ADDS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 100), st.integers(0,
 def test_a_ring_is_a_sum_by_slot_over_the_newest_of_them(
     adds: list[tuple[int, int, int]], width: int, late: int
 ) -> None:
-    ring, slot, sums, largest = Ring(2, STEP, SPAN, largest=[1]), 0, {}, {}
+    ring, slot = Ring(2, STEP, SPAN, largest=[1]), 0
+    sums: dict[int, int] = {}
+    largest: dict[int, int] = {}
     for step, value, level in adds:
         slot += step
         ring.add(slot, np.array([value, level], float))

@@ -42,7 +42,7 @@ def arm(executor: Executor, how: str, step: int) -> None:
         say("end", count, type(action).__name__, type(outcome.error).__name__)
         return outcome
 
-    executor.run = counted  # type: ignore[method-assign]
+    executor.run = counted  # type: ignore[method-assign, assignment]
 
 
 async def main(folder: Path, grpc_url: str, repository: Path, how: str = "", step: str = "0") -> None:

@@ -216,8 +216,9 @@ async def test_a_store_that_cannot_be_read_is_told_with_its_cause(
         if trouble and (trouble == "all" or trouble in key):
             raise StoreUnavailableError(f"{key} cannot be had")
 
-    registry.store = HookedStore(registry.store, before=fail)
-    hooked = Registry(registry.store, registry.cache, head_max_age_seconds=0.0, gc=GcSettings())
+    hooked = Registry(
+        HookedStore(registry.store, before=fail), registry.cache, head_max_age_seconds=0.0, gc=GcSettings()
+    )
     async with running(triton, hooked, model, tmp_path) as room:
         first, second = room.publish(1.0), room.publish(2.0)
         await room.deploy(first)

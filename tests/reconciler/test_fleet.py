@@ -152,9 +152,9 @@ async def test_models_are_packed_and_spread_and_a_killed_servers_models_are_serv
         said = {one.server: (one.model.state, one.model.why) for one in why.servers}
         assert said[home][0] == "loaded"
         assert said[other] == ("elsewhere", f"placed on {home}")
-        status = here.reconciler.status("small2")
-        assert status is not None
-        assert [server.server for server in status.servers] == [home], "only where it is placed counts"
+        small = here.reconciler.status("small2")
+        assert small is not None
+        assert [server.server for server in small.servers] == [home], "only where it is placed counts"
 
         async with watching(here) as follower:
             await here.until(lambda: all(here.seats(m, follower) == here.seats(m) for m in ("small2", "small3")))
@@ -239,7 +239,7 @@ async def test_a_move_is_made_before_it_is_broken(registry: Registry, tmp_path: 
 
 
 async def test_copies_follow_the_queue_and_go_when_nobody_asks(registry: Registry, tmp_path: Path) -> None:
-    patience = {"scale_up_seconds": 1.0, "scale_down_seconds": 2.0, "window_seconds": 0.5}
+    patience: dict[str, Any] = {"scale_up_seconds": 1.0, "scale_down_seconds": 2.0, "window_seconds": 0.5}
     async with fleet(registry, tmp_path, "one", "two", **patience) as here:
         await here.ready("busy", 2, max_copies=2, queue_objective_milliseconds=0.2)
         (home,) = here.seats("busy")
@@ -267,7 +267,7 @@ async def test_copies_follow_the_queue_and_go_when_nobody_asks(registry: Registr
         await here.until(lambda: len(here.seats("busy")) == 1)
         await here.until(lambda: len(ready_on(here, "busy")) == 1)
         assert any("there were few" in message for message in here.events("Scaled"))
-        assert await here.until(lambda: is_ready(here, "busy")) is None
+        await here.until(lambda: is_ready(here, "busy"))
 
 
 def ready_on(here: Fleet, model: str) -> list[str]:

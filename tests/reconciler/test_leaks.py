@@ -8,6 +8,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ WIDE = 1 << 18
 """A row of 1 MiB."""
 ROWS = 40
 BUDGET = 3000 * MIB
-LEAK = {
+LEAK: dict[str, Any] = {
     "unaccounted_bound_bytes": 120 * MIB,
     "leak_patience_seconds": 0.5,
     "leak_drain_seconds": 20.0,
@@ -84,7 +85,9 @@ async def test_a_server_that_keeps_memory_is_drained_restarted_and_restored_unde
             await room.deploy(name, float(number), **small(name, keep_alive_seconds=None))
             if name != "c":
                 await room.load(name)
-        first, answers, failures, stop = embedded.generation, [], [], asyncio.Event()
+        first, stop = embedded.generation, asyncio.Event()
+        answers: list[Any] = []
+        failures: list[Any] = []
         clients = [asyncio.create_task(client(room, name, stop, answers, failures)) for name in ("a", "b", "p", "a")]
         await room.until("the clients are at work", lambda: len(answers) > 20)
         await leak(room)
@@ -166,7 +169,9 @@ async def test_who_asks_during_the_draining_waits_for_the_restart_and_is_served(
             assert embedded.generation == first
             assert room.view("b").state == "pending"
             assert "takes no work" in room.view("b").why
-            await room.until("it says for whom it waits", lambda: "a" in (room.memory.leak and room.memory.leak.why))
+            await room.until(
+                "it says for whom it waits", lambda: "a" in (room.memory.leak.why if room.memory.leak else "")
+            )
         assert all(ready(status) for status in await asyncio.gather(*loads))
         assert embedded.generation == first + 1
         assert [await room.infer(name) for name in "ab"] == [2.0, 3.0]

@@ -46,7 +46,7 @@ def resolved(config: dict[str, Any], *, has_gpus: bool) -> dict[str, Any]:
 def after_a_look(facts: Facts, config: dict[str, Any]) -> Facts:
     """Return the facts as a look reads them from what Triton says."""
     index = [LoadedVersion(model="m", version=version, state=READY) for version in facts.loaded]
-    told = {"gpus": {"m": present_gpus(config)}, "said_gpus": {"m": said_gpus(config)}}
+    told: dict[str, Any] = {"gpus": {"m": present_gpus(config)}, "said_gpus": {"m": said_gpus(config)}}
     return Facts.of("m", index, {"m": facts.digest}, {}, **told)
 
 

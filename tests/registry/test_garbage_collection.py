@@ -244,7 +244,7 @@ class _Aged(HookedStore):
         super().__init__(store)
         self.age = age
 
-    def list(self, prefix, *, start_after="", limit=None):  # type: ignore[no-untyped-def]
+    def list(self, prefix, *, start_after="", limit=None):
         for info in super().list(prefix, start_after=start_after, limit=limit):
             aged = info.modified_at - self.age if info.key.startswith("gc/") else info.modified_at
             yield ObjectInfo(info.key, info.size_bytes, aged)

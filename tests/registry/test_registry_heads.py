@@ -94,7 +94,11 @@ def test_many_readers_of_an_old_head_cause_few_requests(tmp_path: Path) -> None:
     inner = MemoryStore()
     new_registry(inner, tmp_path / "other").create_model("m", actor="a")
     everyone_asked = threading.Event()
-    store = HookedStore(inner, before=lambda operation, key: everyone_asked.wait(10))
+
+    def wait_for_everyone(operation: str, key: str) -> None:
+        everyone_asked.wait(10)
+
+    store = HookedStore(inner, before=wait_for_everyone)
     registry = new_registry(store, tmp_path / "cache", head_max_age_seconds=OLD)
     started = threading.Barrier(17)
 

@@ -94,7 +94,7 @@ def test_what_is_no_key_does_not_get_in(guarded: tuple[Api, httpx.Client]) -> No
         f"Bearer x{secret}",
         "Bearer ä",
     ):
-        answer = anonymous.get("/v1/models", headers={"Authorization": header.encode()})
+        answer = anonymous.get("/v1/models", headers=[(b"Authorization", header.encode())])
         problem = api.problem(answer, 401, "unauthenticated")
         assert answer.headers["www-authenticate"] == "Bearer"
         assert secret not in answer.text
@@ -262,7 +262,7 @@ def test_who_checks_keys_elsewhere_is_told_what_counts(guarded: tuple[Api, httpx
     assert after.enforced
     assert after.version == before.version + 1
     (new,) = set(after.keys) - set(before.keys)
-    assert (new.name, new.scopes, new.models) == ("app", {Scope.INFER}, ("net*",))
+    assert (new.name, new.scopes, new.models) == ("app", frozenset({Scope.INFER}), ("net*",))
     assert new.digest == hashlib.sha256(secret.encode()).hexdigest()
     api.http.delete("/v1/keys/app")
     assert new not in keys.active().keys

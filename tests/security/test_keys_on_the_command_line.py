@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -209,6 +210,7 @@ def test_a_key_is_not_for_an_address_given_by_hand(here: Cli) -> None:
             heard = other.stdout.read()
         assert "x-actor" in heard.lower()
         assert "authorization" not in heard.lower()
-    loud = here("models", "--url", "http://control.invalid:1", **{KEY: "tck_0_x"})
+    key: dict[str, Any] = {KEY: "tck_0_x"}
+    loud = here("models", "--url", "http://control.invalid:1", **key)
     assert "travels unencrypted" in loud.err
     assert os.environ.get(KEY) is None

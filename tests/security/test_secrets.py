@@ -177,7 +177,8 @@ def test_nothing_that_is_said_has_a_secret_in_it(tmp_path: Path, triton: Running
 
                 every_route(http, tell, "well")
                 for arguments in (("doctor",), ("keys", "list"), ("servers", "-o", "json"), ("events",)):
-                    result = cli(*arguments, **{**environment, "TRITONCTL_CA_FILE": "ca.pem"})
+                    trusting: dict[str, Any] = {**environment, "TRITONCTL_CA_FILE": "ca.pem"}
+                    result = cli(*arguments, **trusting)
                     said[" ".join(arguments)] = result.out + result.err
 
                 # The store goes away, and everything is asked again.

@@ -238,9 +238,9 @@ def test_signing_on_the_command_line(tmp_path: Path) -> None:
     private, public = key_pair(folder, "release", "5ecret-pass")
     stranger, stranger_public = key_pair(folder, "stranger")
     model = affine_onnx(folder / "doubling.onnx", scale=2.0)
-    password = {"TRITONCTL_SIGN_KEY_PASSWORD": "5ecret-pass"}
+    password: dict[str, Any] = {"TRITONCTL_SIGN_KEY_PASSWORD": "5ecret-pass"}
     with serving(settings_for(tmp_path / "plane", embedded=False)) as api:
-        where = {"TRITONCTL_URL": api.url}
+        where: dict[str, Any] = {"TRITONCTL_URL": api.url}
         assert cli("push", "net", model, "--sign-key", private, **where).code == 6  # no password: nothing is sent
         assert cli("show", "net", **where).code == 3
         pushed = cli.ok("push", "net", model, "--sign-key", private, **where, **password)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -125,8 +126,9 @@ def on_ceph(behind_ceph: Behind, tmp_path: Path) -> Iterator[tuple[S3Server, str
 def test_wrong_credentials_are_told(on_ceph: tuple[S3Server, str, ObjectStore], tmp_path: Path, wrong: str) -> None:
     server, bucket, _ = on_ceph
     value = SecretStr("not-the-secret") if wrong == "secret_access_key" else "nobody"
+    changes: dict[str, Any] = {wrong: value}
     with pytest.raises(StoreAccessError) as caught:
-        open_store(server.settings(bucket, **{wrong: value}), tmp_path)
+        open_store(server.settings(bucket, **changes), tmp_path)
     assert bucket in caught.value.message
     assert "not-the-secret" not in caught.value.message
 

@@ -61,12 +61,11 @@ async def control(triton: RunningTriton, folder: Path) -> AsyncIterator[Control]
     )
     client = triton.client()
     devices = HostSource(triton.server.processes)
-    repository = ModelRepository(triton.repository.root, registry.cache.checked)
-    server = ManagedServer("local", client, repository, devices=devices)
+    server = ManagedServer("local", client, triton.repository, devices=devices)
     reconciler = Reconciler(registry, [server], ReconcilerSettings())
     await reconciler.start()
     try:
-        yield Control(registry, reconciler, client, repository)
+        yield Control(registry, reconciler, client, triton.repository)
     finally:
         await reconciler.stop()
         await client.close()

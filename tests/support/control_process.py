@@ -52,7 +52,7 @@ def running(folder: Path, *, restricted: bool = True, **environment: str) -> Ite
             httpx.Client(base_url=document["url"], timeout=60) as http,
             httpx.Client(base_url=document["gateway"]["http_url"], timeout=60) as door,
         ):
-            yield Api(None, http, document["url"]), door  # type: ignore[arg-type] - it is another process's
+            yield Api(None, http, document["url"]), door  # type: ignore[arg-type]
     finally:
         process.kill()
         process.wait()

@@ -4,6 +4,7 @@ An error raised before an operation is a request that was never sent; one raised
 """
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -100,6 +101,12 @@ class HookedStore:
         self._enter("complete_presigned", key)
         self.inner.complete_presigned(key, upload_id)
         self.after("complete_presigned", key)
+
+    def abort_incomplete(self, older_than: timedelta) -> int:
+        self._enter("abort_incomplete", "")
+        dropped = self.inner.abort_incomplete(older_than)
+        self.after("abort_incomplete", "")
+        return dropped
 
     def close(self) -> None:
         self.inner.close()

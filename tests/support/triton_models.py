@@ -87,12 +87,12 @@ def scale(path: Path, factor: float, width: int = 3) -> ModelFiles:
 def torchscript(path: Path, module: torch.nn.Module, signature: Signature) -> ModelFiles:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # deprecated by PyTorch, and what this format is
-        torch.jit.script(module).save(str(path))  # type: ignore[no-untyped-call]
+        torch.jit.script(module).save(str(path))
     return model_files(path, Format.TORCHSCRIPT, signature)
 
 
 def load_torchscript(path: Path) -> torch.nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        module: torch.nn.Module = torch.jit.load(str(path)).eval()  # type: ignore[no-untyped-call]
+        module: torch.nn.Module = torch.jit.load(str(path)).eval()
     return module

@@ -88,7 +88,8 @@ def test_an_input_of_one_element_per_row_turns_batching_off() -> None:
 
 def test_an_empty_reshape_may_be_written_in_two_ways() -> None:
     signature = LABELLED
-    for written in ({}, {"shape": []}):
+    forms: tuple[dict[str, list[int]], ...] = ({}, {"shape": []})
+    for written in forms:
         config = build(signature, config_overrides={"output": [{"name": "y", "dims": ["1"], "reshape": written}]})
         assert to_pbtxt(config) == to_pbtxt(build(signature))
 
@@ -248,7 +249,7 @@ def test_the_digest_is_of_what_makes_a_model_run_differently() -> None:
 
 
 NAMES = st.text(
-    st.characters(codec="utf-8", exclude_categories=("Cs",), exclude_characters="\n"), min_size=1, max_size=20
+    st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\n"), min_size=1, max_size=20
 )
 DIMENSIONS = st.one_of(st.just(-1), st.integers(1, 2**40))
 

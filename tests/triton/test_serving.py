@@ -2,12 +2,14 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import silero_vad
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.triton
 SILERO = Path(silero_vad.__file__).parent / "data"
 
 
-def rows(count: int, width: int = 3) -> np.ndarray:
+def rows(count: int, width: int = 3) -> NDArray[np.float32]:
     return np.arange(count * width, dtype=np.float32).reshape(count, width)
 
 
@@ -379,7 +381,7 @@ async def test_the_configuration_that_runs_can_be_read_back(serving: Serving, tm
     config = serving.stage(name, 1, model)
     await serving.client.load(name, config)
     running = await serving.client.model_config(name)
-    assert running["parameters"]["tcp_config_digest"] == config["parameters"]["tcp_config_digest"]  # type: ignore[index]
+    assert running["parameters"]["tcp_config_digest"] == config["parameters"]["tcp_config_digest"]
     assert running["input"][0]["dims"] == [3]
 
 
@@ -391,7 +393,11 @@ async def test_silero_voice_activity_onnx(serving: Serving) -> None:
     )
     name = await serving.serve(model_files(SILERO / "silero_vad.onnx", Format.ONNX, signature))
     noise = np.random.default_rng(7).standard_normal((1, 576)).astype(np.float32)
-    inputs = {"input": noise, "state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16_000, dtype=np.int64)}
+    inputs: dict[str, NDArray[Any]] = {
+        "input": noise,
+        "state": np.zeros((2, 1, 128), np.float32),
+        "sr": np.array(16_000, dtype=np.int64),
+    }
     outputs, _ = await serving.client.infer(name, inputs)
     session = onnxruntime.InferenceSession(SILERO / "silero_vad.onnx", providers=["CPUExecutionProvider"])
     expected = session.run(["output", "stateN"], inputs)
