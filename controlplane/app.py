@@ -54,6 +54,7 @@ from controlplane.services.operations import Operations
 from controlplane.services.placement import Placement
 from controlplane.services.publishing import Publishing
 from controlplane.services.rollouts import Rollouts
+from controlplane.services.scrubbing import Scrubbing
 from controlplane.services.servers import Servers
 from controlplane.services.spool import Spool
 from controlplane.services.tuning import Tunings, room_of
@@ -219,6 +220,8 @@ class ControlPlane:
             stack.push_async_callback(self.front_door.stop)
         await services.monitoring.start()
         stack.push_async_callback(services.monitoring.stop)
+        await services.scrubbing.start()
+        stack.push_async_callback(services.scrubbing.stop)
         await services.tunings.open()
         stack.push_async_callback(services.tunings.close)
         stack.push_async_callback(services.operations.stop)
@@ -359,6 +362,7 @@ class ControlPlane:
             operations=operations,
             events=Events(reconciler),
             garbage=Garbage(registry, uploads, operations, settings.gc),
+            scrubbing=Scrubbing(registry, reconciler, settings.scrub),
             health=Health(registry, reconciler, settings.data_dir, converters, keys, gateway),
             gateway=gateway,
             idempotency=Idempotency(registry.store),

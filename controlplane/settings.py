@@ -338,6 +338,23 @@ class GcSettings(_Group):
     upload_max_age_seconds: float = Field(default=7 * 86_400.0, gt=0, description="Age of an abandoned upload.")
 
 
+class ScrubSettings(_Group):
+    """The scrub: reads the store's blobs in the background and compares them with their digests."""
+
+    enabled: bool = Field(default=True, description="Whether the leader scrubs.")
+    interval_seconds: float = Field(
+        default=86_400.0, ge=0, description="Shortest time from the start of one pass to the start of the next."
+    )
+    delay_seconds: float = Field(default=60.0, ge=0, description="Wait after the start of the control plane.")
+    requests_per_minute: float = Field(default=30.0, gt=0, description="Most requests to the store.")
+    bytes_per_second: float = Field(default=8.0 * MIB, gt=0, description="Most bytes read from the store.")
+    refresh_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        description="How often every instance reads which blobs are damaged, to repair those that its cache has.",
+    )
+
+
 class Settings(BaseSettings):
     """All settings."""
 
@@ -368,3 +385,4 @@ class Settings(BaseSettings):
     signing: SigningSettings = SigningSettings()
     gateway: GatewaySettings = GatewaySettings()
     gc: GcSettings = GcSettings()
+    scrub: ScrubSettings = ScrubSettings()

@@ -14,12 +14,12 @@ from converters.determinism import differing_output
 from converters.environment import environment
 from converters.inspect import inspect_artifact
 from converters.jobs import ConversionResult, ConvertJob, Inspection
-from converters.learning import Run, Tried, learn_signature, specs_from_samples, try_samples
+from converters.learning import Tried, learn_signature, specs_from_samples, try_samples
 from converters.options import ConversionOptions
 from converters.originals import open_original
 from converters.parity import check_parity, tolerances_for
 from converters.registry import find_converter
-from converters.runtimes import open_runtime
+from converters.runtimes import Run, open_runtime
 from converters.sampling import Guess, generate_inputs, guesses
 
 

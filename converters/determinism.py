@@ -4,7 +4,7 @@ import numpy as np
 
 from controlplane.domain.comparison import compare
 from controlplane.domain.samples import Tensors
-from converters.learning import Run
+from converters.runtimes import Run
 
 
 def differing_output(run: Run, inputs: Tensors) -> str | None:

@@ -3,11 +3,12 @@
 import json
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
 from controlplane.domain.manifest import Format
-from controlplane.domain.signature import DYNAMIC, DataType, Signature
+from controlplane.domain.signature import DYNAMIC, DataType, Signature, TensorSpec
 from controlplane.errors import ForbiddenError, InvalidArtifactError
 from converters.archives import list_archive
 from converters.jobs import Inspection
@@ -61,7 +62,8 @@ def inspect_artifact(
         ForbiddenError: It is TorchScript, and ``code`` is false.
     """
     main, root = _main_file(path)
-    found, facts, attributes, hints = _read(main, root, trust=trust)
+    read = _read(main, root, trust=trust)
+    found, facts, attributes, hints = read.format, read.signature, read.attributes, read.hints
     if found is Format.TORCHSCRIPT and not code:
         raise ForbiddenError(
             f"{main.name} is TorchScript, a program that can read and write files where it runs: publishing or running "
@@ -88,32 +90,42 @@ def inspect_artifact(
             _check_given(signature, facts, main.name)
         facts, hints = signature, ()
     relative = main.relative_to(root).as_posix()
-    return Inspection(found, facts, attributes, relative, hints)
+    return Inspection(found, facts, attributes, relative, hints, read.inputs, read.unservable)
 
 
-def _read(
-    main: Path, root: Path, *, trust: bool
-) -> tuple[Format, Signature | None, dict[str, JsonValue], tuple[str, ...]]:
+class _Read(NamedTuple):
+    """What a file says of itself; see `Inspection`."""
+
+    format: Format
+    signature: Signature | None
+    attributes: dict[str, JsonValue]
+    hints: tuple[str, ...] = ()
+    inputs: tuple[TensorSpec, ...] | None = None
+    unservable: str | None = None
+
+
+def _read(main: Path, root: Path, *, trust: bool) -> _Read:
     head = _head(main)
     if not head:
         raise InvalidArtifactError(f"{main.name} is empty")
     if head.startswith(_ZIP):
         listing = list_archive(main)
         if is_skops(listing):
-            return Format.SKLEARN, None, skops_attributes(listing), ()
+            return _Read(Format.SKLEARN, None, skops_attributes(listing))
         facts = inspect_torch_archive(listing, trust=trust)
-        return facts.format, facts.signature, facts.attributes, facts.hints
+        return _Read(facts.format, facts.signature, facts.attributes, facts.hints)
     if head.startswith(_LEGACY_TORCH):
-        return Format.PYTORCH, None, {"weights": "legacy torch.save"}, ()
+        return _Read(Format.PYTORCH, None, {"weights": "legacy torch.save"})
     if head[:1] == b"\x80" and len(head) > 1 and head[1] in range(2, 6):
         refuse_untrusted_pickle(main.name, trust=trust)
-        return Format.SKLEARN, None, {"container": "pickle"}, ()
+        return _Read(Format.SKLEARN, None, {"container": "pickle"})
     if (attributes := _safetensors(main, head)) is not None:
-        return Format.PYTORCH, None, attributes, ()
+        return _Read(Format.PYTORCH, None, attributes)
     # An ONNX file is a protobuf message without a magic number; all exporters write ir_version, field 1, first.
     if main.suffix.lower() == ".onnx" or head[:1] == b"\x08":
         onnx = inspect_onnx(main, root)
-        return Format.ONNX, onnx.signature, onnx.attributes, onnx.hints
+        found = onnx.declared
+        return _Read(Format.ONNX, found.signature, onnx.attributes, found.hints, found.inputs, found.unservable)
     raise InvalidArtifactError(
         f"{main.name} is of no known format: ONNX, TorchScript, torch.export (.pt2), safetensors, a PyTorch state dict "
         "and skops are read"
@@ -195,8 +207,13 @@ def _check_given(given: Signature, read: Signature, name: str) -> None:
             )
         for spec in ours:
             have = by_name[spec.name]
-            fits = len(spec.shape) == len(have.shape) and all(
-                DYNAMIC in (mine, theirs) or mine == theirs for mine, theirs in zip(spec.shape, have.shape, strict=True)
+            # What a file declares of its outputs may be wrong; running it decides.
+            fits = kind == "outputs" or (
+                len(spec.shape) == len(have.shape)
+                and all(
+                    DYNAMIC in (mine, theirs) or mine == theirs
+                    for mine, theirs in zip(spec.shape, have.shape, strict=True)
+                )
             )
             bf16 = {spec.dtype, have.dtype} == {DataType.BF16, DataType.FP32}
             if not fits or (spec.dtype is not have.dtype and not bf16):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, JsonValue, TypeAd
 from controlplane.domain.comparison import Tolerance
 from controlplane.domain.manifest import Format, ParityReport
 from controlplane.domain.samples import Sample
-from controlplane.domain.signature import Signature
+from controlplane.domain.signature import Signature, TensorSpec
 from converters.options import ConversionOptions, SamplingOptions
 
 DEFAULT_TIMEOUT_SECONDS = 900.0
@@ -96,6 +96,8 @@ class Inspection:
         attributes: JSON-able facts: opset, IR version, producer, number of weights, names of dynamic dimensions.
         main_file: Path of the model file inside the artifact (for a bare file its name), with ``/``.
         hints: What the publisher may want to know, one sentence each.
+        inputs: The inputs, where the file says these and not all outputs.
+        unservable: Why Triton cannot serve it whatever else becomes known, and what to do; None where it can.
     """
 
     format: Format
@@ -103,6 +105,14 @@ class Inspection:
     attributes: dict[str, JsonValue]
     main_file: str
     hints: tuple[str, ...] = ()
+    inputs: tuple[TensorSpec, ...] | None = None
+    unservable: str | None = None
+
+    @property
+    def unknown_tensors(self) -> str:
+        """Why it cannot be served as long as its inputs and outputs are not known, and what to give."""
+        why = self.hints[0] if self.hints else "give a signature (--input, --out), or --samples to learn it from"
+        return f"its inputs and outputs are not known: {why}"
 
     def stored_path(self, path: str) -> str:
         """Return the path under which a file of the artifact is stored.
@@ -164,6 +174,8 @@ class RecordResult:
         tolerances: Tolerance by output, for the manifest.
         generated: Whether the inputs were generated.
         unservable: Why Triton cannot serve it, and what to do; None where it can.
+        rows_independent: Whether each row of a request was shown to get the answer that it gets alone; None where that
+            was not compared.
         warnings: Why there are no samples, or what else the publisher should know.
         environment: Versions of what took part.
         log: What the worker printed, bounded.
@@ -179,6 +191,7 @@ class RecordResult:
     warnings: tuple[str, ...]
     environment: dict[str, str]
     unservable: str | None = None
+    rows_independent: bool | None = None
     log: str = ""
     seconds: float = 0.0
     peak_memory_bytes: int = 0

@@ -1,18 +1,19 @@
 """Learn by running: which inputs a model accepts, what it gives, and which dimensions follow the inputs."""
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import DYNAMIC, Array, DataType, Signature, TensorSpec
 from controlplane.errors import ConversionFailedError, InvalidInputError
 from converters.options import SamplingOptions
-from converters.runtimes import RunError
-from converters.sampling import Guess, generate_inputs, guesses
+from converters.rows import rows_problem
+from converters.runtimes import Run, RunError
+from converters.sampling import NO_CONSTRAINTS, Constraints, Guess, SampleTooLargeError, generate_inputs, guesses
 
-Run = Callable[[Tensors], dict[str, Array]]
+TRY_SECONDS = 120.0
+"""How long generated inputs are tried, one assumption after another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,15 @@ class Tried:
         inputs: The inputs of each sample.
         outputs: What the original answered to each.
         guess: What the generator assumed; None where the samples were given.
+        notes: What the publisher should know of them.
+        rows_independent: Whether each row of a batch gets the answer that it gets alone; None: not compared.
     """
 
     inputs: tuple[Tensors, ...]
     outputs: tuple[dict[str, Array], ...]
     guess: Guess | None
+    notes: tuple[str, ...] = ()
+    rows_independent: bool | None = None
 
 
 def try_samples(
@@ -38,6 +43,7 @@ def try_samples(
     *,
     batched: bool,
     guess: Guess | None = None,
+    constraints: Constraints = NO_CONSTRAINTS,
 ) -> Tried:
     """Run the original on the given inputs, or on generated ones that it accepts.
 
@@ -48,18 +54,22 @@ def try_samples(
         options: How to generate.
         batched: Whether generated samples differ in batch size.
         guess: With which guess ``given`` was generated, where it was.
+        constraints: What the file says of the inputs, for those that are generated.
 
     Raises:
         ConversionFailedError: It fails on the given inputs, or on all that were generated.
     """
     if given:
         return Tried(given, tuple(_must_run(run, inputs, number) for number, inputs in enumerate(given)), guess)
-    first: RunError | None = None
+    first: RunError | SampleTooLargeError | None = None
+    deadline = time.monotonic() + TRY_SECONDS
     for guess in guesses(specs, options):
-        inputs = generate_inputs(specs, options, guess, batched=batched)
+        if first is not None and time.monotonic() > deadline:
+            break
         try:
+            inputs = generate_inputs(specs, options, guess, batched=batched, constraints=constraints)
             return Tried(inputs, tuple(run(sample) for sample in inputs), guess)
-        except RunError as error:
+        except (RunError, SampleTooLargeError) as error:
             first = first or error
     raise ConversionFailedError(
         f"the original accepts none of the generated inputs ({first}); give samples, or sample_shapes for the inputs "
@@ -94,7 +104,13 @@ def specs_from_samples(samples: Sequence[Tensors]) -> tuple[TensorSpec, ...]:
 
 
 def learn_signature(
-    run: Run, specs: tuple[TensorSpec, ...], options: SamplingOptions, guess: Guess, *, batched: bool | None
+    run: Run,
+    specs: tuple[TensorSpec, ...],
+    options: SamplingOptions,
+    guess: Guess,
+    *,
+    batched: bool | None,
+    constraints: Constraints = NO_CONSTRAINTS,
 ) -> Signature:
     """Find the outputs' types and dynamic dimensions by running the model on inputs of several sizes.
 
@@ -105,12 +121,13 @@ def learn_signature(
         guess: Sizes and values that the model accepts.
         batched: Whether the first dimension is the batch; None finds out: it is, if every first dimension is dynamic
             and two rows together get the answers that each gets alone.
+        constraints: What the file says of the inputs.
 
     Raises:
-        ConversionFailedError: ``batched`` is True and the outputs do not follow the batch.
+        ConversionFailedError: ``batched`` is True, and outputs do not follow the batch or rows are not independent.
     """
     one = options.model_copy(update={"sample_count": 1})
-    base_inputs = generate_inputs(specs, one, guess, batched=False)[0]
+    base_inputs = generate_inputs(specs, one, guess, batched=False, constraints=constraints)[0]
     base = run(base_inputs)
     variants = [base]
     for changed_options, changed_guess in (
@@ -118,7 +135,8 @@ def learn_signature(
         (one, replace(guess, dynamic_size=guess.dynamic_size + 1)),
     ):
         try:
-            variants.append(run(generate_inputs(specs, changed_options, changed_guess, batched=False)[0]))
+            changed = generate_inputs(specs, changed_options, changed_guess, batched=False, constraints=constraints)
+            variants.append(run(changed[0]))
         except RunError:
             continue  # not every size is free; what does not run teaches nothing
     outputs = []
@@ -130,26 +148,9 @@ def learn_signature(
     if batched and not leading:
         odd = next(spec for spec in (*specs, *outputs) if spec.shape[:1] != (DYNAMIC,))
         raise ConversionFailedError(f"the model is said to batch, but the first dimension of {odd} does not follow it")
-    if batched is None:
-        batched = leading and rows_are_independent(run, base_inputs, base)
-    return Signature(inputs=specs, outputs=tuple(outputs), batched=batched)
-
-
-def rows_are_independent(run: Run, inputs: Tensors, together: Mapping[str, Array]) -> bool:
-    """Whether each row of a batch gets the answer that it gets alone."""
-    rows = {array.shape[0] for array in (*inputs.values(), *together.values()) if array.ndim}
-    if len(rows) != 1 or rows == {1} or any(array.ndim == 0 for array in (*inputs.values(), *together.values())):
-        return False
-    try:
-        alone = [run({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(rows.pop())]
-    except RunError:
-        return False
-    return all(_alike(np.concatenate([answer[name] for answer in alone]), array) for name, array in together.items())
-
-
-def _alike(left: Array, right: Array) -> bool:
-    if left.shape != right.shape:
-        return False
-    if right.dtype.kind == "f":
-        return bool(np.allclose(left, right, rtol=1e-3, atol=1e-4, equal_nan=True))
-    return bool(np.array_equal(left, right))
+    if batched or (batched is None and leading):
+        problem = rows_problem(run, base_inputs, base)
+        if batched and problem is not None:
+            raise ConversionFailedError(f"the model is said to batch, but its rows are not independent: {problem}")
+        batched = problem is None
+    return Signature(inputs=specs, outputs=tuple(outputs), batched=bool(batched))

@@ -6,37 +6,17 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
-from pydantic import JsonValue, ValidationError
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from pydantic import JsonValue
 
-from controlplane.domain.signature import DYNAMIC, DataType, Signature, TensorSpec
 from controlplane.errors import InvalidArtifactError
+from converters.onnx_signature import Declared, declared, without_shape
 
 MAX_PROTOBUF_BYTES = 2**31 - 1
 """Protobuf's own limit for one message; larger models keep their weights in external data."""
-MAX_INFERENCE_BYTES = 256 * 1024**2
-"""Shape inference copies the model; it is worth that only for small ones."""
-
-DATA_TYPES: dict[int, DataType] = {
-    TensorProto.BOOL: DataType.BOOL,
-    TensorProto.UINT8: DataType.UINT8,
-    TensorProto.UINT16: DataType.UINT16,
-    TensorProto.UINT32: DataType.UINT32,
-    TensorProto.UINT64: DataType.UINT64,
-    TensorProto.INT8: DataType.INT8,
-    TensorProto.INT16: DataType.INT16,
-    TensorProto.INT32: DataType.INT32,
-    TensorProto.INT64: DataType.INT64,
-    TensorProto.FLOAT16: DataType.FP16,
-    TensorProto.BFLOAT16: DataType.BF16,
-    TensorProto.FLOAT: DataType.FP32,
-    TensorProto.DOUBLE: DataType.FP64,
-    TensorProto.STRING: DataType.BYTES,
-}
 
 # Shapes and indices are tensors too, in 64-bit integers; weights are floats, or 8-bit integers once quantised.
 _WEIGHT_TYPES = {
@@ -50,14 +30,12 @@ class OnnxFacts:
     """What an ONNX file says of itself.
 
     Attributes:
-        signature: Inputs and outputs; None where one of them is no tensor or has no known rank.
+        declared: Inputs and outputs, and whether Triton can serve them.
         attributes: Opset, IR version, producer, number of weights, external files, names of dynamic dimensions.
-        hints: Why there is no signature, or why it does not batch.
     """
 
-    signature: Signature | None
+    declared: Declared
     attributes: dict[str, JsonValue]
-    hints: tuple[str, ...]
 
 
 def inspect_onnx(path: Path, root: Path) -> OnnxFacts:
@@ -74,33 +52,12 @@ def inspect_onnx(path: Path, root: Path) -> OnnxFacts:
     model = read_model(path)
     external = check_external_data(model, path, root)
     _check(model, path, external)
+    found = declared(model)
     facts = _attributes(model, external)
-    names = {initializer.name for initializer in model.graph.initializer}
-    names |= {initializer.values.name for initializer in model.graph.sparse_initializer}
-    inputs = [value for value in model.graph.input if value.name not in names]
-    outputs = _with_shapes(model, path)
-    facts["dimensions"] = {
-        value.name: [dim.dim_param or None for dim in value.type.tensor_type.shape.dim]
-        for value in (*inputs, *outputs)
-        if any(dim.dim_param for dim in value.type.tensor_type.shape.dim)
-    }
-    try:
-        signature = Signature(
-            inputs=tuple(_spec(value, "input") for value in inputs),
-            outputs=tuple(_spec(value, "output") for value in outputs),
-            batched=_one_batch_dimension((*inputs, *outputs)),
-        )
-    except ValidationError as error:
-        raise InvalidArtifactError(f"{path.name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
-    except _NoSignatureError as error:
-        return OnnxFacts(None, facts, (str(error),))
-    hints: tuple[str, ...] = ()
-    if not signature.batched and all(spec.shape and spec.shape[0] == DYNAMIC for spec in signature.inputs):
-        hints = (
-            "the file does not say that the first dimensions are one batch dimension (they carry no common name), so "
-            "Triton will not batch requests; give a signature with batched true if they are",
-        )
-    return OnnxFacts(signature, facts, hints)
+    facts["dimensions"] = {name: list[JsonValue](sizes) for name, sizes in found.dimensions.items()}
+    if found.vocabularies:
+        facts["vocabularies"] = dict(found.vocabularies)
+    return OnnxFacts(found, facts)
 
 
 def read_model(path: Path) -> ModelProto:
@@ -217,17 +174,29 @@ def load_model(path: Path, root: Path) -> ModelProto:
 
 
 def _check(model: ModelProto, path: Path, external: Mapping[str, int]) -> None:
+    checked = _with_stand_in_shapes(model)
     try:
         if external:
-            _check_beside_stand_ins(path, external)
+            _check_beside_stand_ins(path, external, checked if checked is not model else None)
         else:
-            onnx.checker.check_model(model)
+            onnx.checker.check_model(checked)
     except (onnx.checker.ValidationError, RuntimeError, ValueError, TypeError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
         raise InvalidArtifactError(f"{path.name} is no valid ONNX model, or it is cut short: {first[:300]}") from error
 
 
-def _check_beside_stand_ins(path: Path, external: Mapping[str, int]) -> None:
+def _with_stand_in_shapes(model: ModelProto) -> ModelProto:
+    """Return a copy in which every tensor has a shape: onnx's checker wants one, and ONNX Runtime needs none."""
+    if not any(without_shape(model.graph)):
+        return model
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for value in without_shape(copy.graph):
+        value.type.tensor_type.shape.SetInParent()
+    return copy
+
+
+def _check_beside_stand_ins(path: Path, external: Mapping[str, int], changed: ModelProto | None) -> None:
     """Run onnx's checker where files of the right size, holes without content, stand for the external data.
 
     The checker looks for the files and reads nothing of them, but it refuses those with a second hard link, which those
@@ -242,7 +211,10 @@ def _check_beside_stand_ins(path: Path, external: Mapping[str, int]) -> None:
                 file.truncate(size)
         # By path, because models over 2 GiB work that way; under a name that no external data has.
         link = folder / f"{uuid.uuid4().hex}.onnx"
-        link.symlink_to(path.absolute())
+        if changed is None:
+            link.symlink_to(path.absolute())
+        else:
+            link.write_bytes(changed.SerializeToString())
         onnx.checker.check_model(os.fspath(link))
 
 
@@ -287,7 +259,7 @@ def _attributes(model: ModelProto, external: dict[str, int]) -> dict[str, JsonVa
         for size in tensor.dims:
             count *= size
         parameters += max(count, 0)
-    return {
+    facts: dict[str, JsonValue] = {
         "opset": opsets.get("ai.onnx", 0),
         "opsets": dict(opsets),
         "ir_version": model.ir_version,
@@ -296,46 +268,6 @@ def _attributes(model: ModelProto, external: dict[str, int]) -> dict[str, JsonVa
         "nodes": len(model.graph.node),
         "external_data": dict(external),
     }
-
-
-class _NoSignatureError(Exception):
-    """The file does not say enough for a signature; the message tells what is missing."""
-
-
-def _with_shapes(model: ModelProto, path: Path) -> list[ValueInfoProto]:
-    """Return the graph's outputs, those without a rank filled in by shape inference where it knows it."""
-    outputs = list(model.graph.output)
-    unknown = [v for v in outputs if v.type.HasField("tensor_type") and not v.type.tensor_type.HasField("shape")]
-    if not unknown or path.stat().st_size > MAX_INFERENCE_BYTES:
-        return outputs
-    try:
-        return list(onnx.shape_inference.infer_shapes(model).graph.output)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return outputs
-
-
-def _spec(value: ValueInfoProto, kind: str) -> TensorSpec:
-    if not value.type.HasField("tensor_type"):
-        what = value.type.WhichOneof("value") or "untyped value"
-        raise _NoSignatureError(
-            f"{kind} {value.name!r} is a {what.removesuffix('_type')}, not a tensor; Triton cannot serve it "
-            "(for scikit-learn models: convert without ZipMap)"
-        )
-    tensor = value.type.tensor_type
-    dtype = DATA_TYPES.get(tensor.elem_type)
-    if dtype is None:
-        raise _NoSignatureError(f"{kind} {value.name!r} has an element type that Triton's protocol does not know")
-    if not tensor.HasField("shape"):
-        raise _NoSignatureError(f"{kind} {value.name!r} has no known number of dimensions; give a signature")
-    return TensorSpec(name=value.name, dtype=dtype, shape=tuple(_size(dim) for dim in tensor.shape.dim))
-
-
-def _size(dim: Any) -> int:
-    # 0 and negative sizes stand for "unknown" in files of older exporters.
-    return int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else DYNAMIC
-
-
-def _one_batch_dimension(values: tuple[ValueInfoProto, ...]) -> bool:
-    """Whether the first dimension of every tensor is one and the same named dimension."""
-    firsts = {v.type.tensor_type.shape.dim[0].dim_param if v.type.tensor_type.shape.dim else "" for v in values}
-    return len(firsts) == 1 and "" not in firsts
+    if any(node.op_type.startswith("DynamicQuantize") for node in model.graph.node):
+        facts["dynamic_quantisation"] = True
+    return facts

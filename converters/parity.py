@@ -9,9 +9,8 @@ from controlplane.domain.manifest import ParityReport
 from controlplane.domain.samples import Sample
 from controlplane.domain.signature import Array, DataType
 from controlplane.errors import InvalidInputError, ParityError
-from converters.learning import Run
 from converters.options import Precision
-from converters.runtimes import RunError
+from converters.runtimes import Run, RunError
 
 # Share of an output's largest value, and relative part, that lower precision is allowed. fp16 has 11 significant bits
 # and sums in them; dynamic int8 quantisation has 8 bits for weights and activations, spread over the tensor's range,

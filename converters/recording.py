@@ -13,12 +13,13 @@ from converters.base import Progress
 from converters.conversion import triton_name
 from converters.determinism import differing_output
 from converters.environment import environment
+from converters.golden import UnservableError, fitting, learn_outputs, settle, smaller
 from converters.inspect import inspect_artifact
 from converters.jobs import Inspection, RecordJob, RecordResult, ValidateJob, ValidationCheck, ValidationReport
 from converters.learning import Tried, specs_from_samples, try_samples
-from converters.options import SamplingOptions
 from converters.parity import tolerances_for
 from converters.runtimes import Runnable, TorchScriptRuntime, check_inputs, open_runtime
+from converters.sampling import Constraints
 
 T = TypeVar("T")
 
@@ -37,21 +38,42 @@ def record(job: RecordJob, progress: Progress) -> RecordResult:
     progress("inspect", "reading the artifact")
     inspection = inspect_artifact(job.source, format=job.format, signature=job.signature, code=job.code)
     progress("load", f"loading it ({inspection.format.value})")
-    signature = inspection.signature
+    signature, unservable = inspection.signature, inspection.unservable
+    if unservable is not None:
+        return _without_samples(inspection, unservable)
     runtime = open_runtime(_main(job.source, inspection), inspection.format, signature)
     progress("record", "running it on samples")
-    tried, signature, warnings = _answers(runtime, signature, job.samples, job.sampling)
+    try:
+        tried, signature, warnings = _answers(runtime, inspection, job)
+    except UnservableError as error:
+        return _without_samples(inspection, str(error))
     samples: tuple[Sample, ...] = ()
     if tried is not None:
-        samples = tuple(Sample(i, o) for i, o in zip(tried.inputs, tried.outputs, strict=True))
+        samples, notes = fitting(tried)
+        warnings = (*warnings, *notes)
     return RecordResult(
         inspection=inspection,
         signature=signature,
         samples=samples,
         tolerances=tolerances_for([sample.outputs for sample in samples], "fp32", {}) if samples else {},
         generated=tried is not None and tried.guess is not None,
+        rows_independent=tried.rows_independent if tried is not None else None,
+        unservable=inspection.unknown_tensors if signature is None else None,
         warnings=(*warnings, *_servability(runtime)),
         environment=environment(),
+    )
+
+
+def _without_samples(inspection: Inspection, unservable: str) -> RecordResult:
+    return RecordResult(
+        inspection=inspection,
+        signature=inspection.signature,
+        samples=(),
+        tolerances={},
+        generated=False,
+        warnings=(),
+        environment=environment(),
+        unservable=unservable,
     )
 
 
@@ -60,6 +82,7 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
     checks: list[ValidationCheck] = []
     inspection: Inspection | None = None
     signature = job.signature
+    notes: tuple[str, ...] = ()
 
     def report() -> ValidationReport:
         return ValidationReport(
@@ -68,7 +91,7 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
             format=inspection.format if inspection else None,
             signature=signature,
             attributes=inspection.attributes if inspection else {},
-            hints=inspection.hints if inspection else (),
+            hints=(*inspection.hints, *notes) if inspection else (),
             environment=environment(),
         )
 
@@ -79,6 +102,9 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
             answer = work()
         except ControlPlaneError as error:
             checks.append(_check(name, error.message, started, ok=False))
+            return None
+        except UnservableError as error:
+            checks.append(_check("servable", str(error), started, ok=False))
             return None
         checks.append(_check(name, told(answer), started, ok=True))
         return answer
@@ -96,6 +122,9 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
     found, signature = inspection, inspection.signature
     if found.format.backend is None:
         return report()
+    if found.unservable is not None:
+        checks.append(_check("servable", found.unservable, time.monotonic(), ok=False))
+        return report()
     runtime = step(
         "load",
         "loading it",
@@ -104,18 +133,28 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
     )
     if runtime is None:
         return report()
+    if signature is None and found.inputs is None and not job.samples:
+        checks.append(_check("servable", found.unknown_tensors, time.monotonic(), ok=False))
+        return report()
     if unservable := _servability(runtime):
         checks.append(_check("servable", unservable[0], time.monotonic(), ok=False))
     answer = step(
         "run",
         "running it on samples",
-        lambda: _must_answer(runtime, signature, job.samples, job.sampling),
-        lambda done: f"it answers {len(done[0].inputs)} {'generated' if done[0].guess else 'given'} samples",
+        lambda: _answers_or_reason(runtime, found, job),
+        lambda done: (
+            done
+            if isinstance(done, str)
+            else f"it answers {len(done[0].inputs)} {'generated' if done[0].guess else 'given'} samples"
+        ),
     )
-    if answer is None:
+    if answer is None or isinstance(answer, str):
+        if isinstance(answer, str) and signature is None:
+            checks.append(_check("servable", found.unknown_tensors, time.monotonic(), ok=False))
         return report()
     tried, learnt = answer
-    declared, signature = signature, learnt
+    notes = tried.notes
+    declared, signature = job.signature or (signature and learnt), learnt
     step(
         "signature",
         "comparing the answers with the signature",
@@ -131,19 +170,30 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
     return report()
 
 
+def _answers_or_reason(runtime: Runnable, inspection: Inspection, job: ValidateJob) -> tuple[Tried, Signature] | str:
+    """Return the answers, or why none can be had from generated inputs: that is no fault of the file."""
+    try:
+        return _must_answer(runtime, inspection, job)
+    except ConversionFailedError as error:
+        if job.samples or inspection.format is not Format.ONNX:
+            raise
+        return f"not run: {error.message}"
+
+
 def _answers(
-    runtime: Runnable, signature: Signature | None, given: tuple[Sample, ...], sampling: SamplingOptions
+    runtime: Runnable, inspection: Inspection, job: RecordJob
 ) -> tuple[Tried | None, Signature | None, tuple[str, ...]]:
-    inputs = tuple(sample.inputs for sample in given)
+    signature, inputs = inspection.signature, tuple(sample.inputs for sample in job.samples)
+    learnt: Signature | None = signature
     if signature is not None:
         for number, sample in enumerate(inputs):
             check_inputs(sample, signature, number)
-    elif not inputs:
+    elif not inputs and inspection.inputs is None:
         return None, None, ("no golden samples: neither a signature nor samples are given, and the file does not say",)
     try:
-        tried, learnt = _must_answer(runtime, signature, given, sampling)
+        tried, learnt = _must_answer(runtime, inspection, job)
         if signature is not None:
-            _match(tried, signature)
+            _match(tried, learnt)
         _must_repeat(runtime, tried.inputs[0])
     except ConversionFailedError as error:
         if inputs:
@@ -151,22 +201,26 @@ def _answers(
         return None, signature, (f"no golden samples: {error.message}",)
     except _NotRepeatableError as error:
         return None, learnt, (f"no golden samples: {error.message}",)
-    return tried, learnt, ()
+    return tried, learnt, tried.notes
 
 
-def _must_answer(
-    runtime: Runnable, signature: Signature | None, given: tuple[Sample, ...], sampling: SamplingOptions
-) -> tuple[Tried, Signature]:
-    inputs = tuple(sample.inputs for sample in given)
+def _must_answer(runtime: Runnable, inspection: Inspection, job: RecordJob | ValidateJob) -> tuple[Tried, Signature]:
+    signature, inputs = inspection.signature, tuple(sample.inputs for sample in job.samples)
+    if signature is None and inspection.inputs is not None:
+        return learn_outputs(runtime.run, inspection, inputs, job.sampling)
     if signature is None and not inputs:
         raise InvalidInputError("the file does not say its inputs; give a signature or samples to run it on")
     if signature is not None:
         for number, sample in enumerate(inputs):
             check_inputs(sample, signature, number)
-        batched = signature.batched
-        tried = try_samples(runtime.run, signature.inputs, inputs, sampling, batched=batched)
-        return tried, signature
-    tried = try_samples(runtime.run, (), inputs, sampling, batched=False)
+        limits = Constraints.read(inspection.attributes, signature.outputs)
+        tried = try_samples(
+            runtime.run, signature.inputs, inputs, job.sampling, batched=signature.batched, constraints=limits
+        )
+        tried = smaller(runtime.run, tried, signature.inputs, job.sampling, limits)
+        quantised = bool(inspection.attributes.get("dynamic_quantisation"))
+        return settle(runtime.run, tried, signature, stated=job.signature is not None, quantised=quantised)
+    tried = try_samples(runtime.run, (), inputs, job.sampling, batched=False)
     return _learnt(runtime, tried)
 
 

@@ -1,6 +1,6 @@
 """A worker's result as a JSON document, written on one side and read on the other."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -26,7 +26,7 @@ _TOLERANCES = TypeAdapter(dict[str, Tolerance])
 
 def write_inspection(inspection: Inspection) -> dict[str, Any]:
     """Return an inspection as a JSON document."""
-    document = asdict(inspection)
+    document = asdict(replace(inspection, inputs=None))
     document["signature"] = inspection.signature.model_dump(mode="json") if inspection.signature else None
     return document
 
@@ -39,6 +39,7 @@ def write_record(result: RecordResult) -> dict[str, Any]:
         "tolerances": _TOLERANCES.dump_python(result.tolerances, mode="json"),
         "generated": result.generated,
         "unservable": result.unservable,
+        "rows_independent": result.rows_independent,
         "warnings": list(result.warnings),
         "environment": result.environment,
     }
@@ -76,6 +77,7 @@ def read_result(job: Job, document: dict[str, Any], samples: tuple[Sample, ...],
             tolerances=_TOLERANCES.validate_python(document["tolerances"]),
             generated=bool(document["generated"]),
             unservable=None if document["unservable"] is None else str(document["unservable"]),
+            rows_independent=_flag(document["rows_independent"]),
             warnings=tuple(map(str, document["warnings"])),
             environment=dict(document["environment"]),
             log=log,
@@ -99,6 +101,10 @@ def read_result(job: Job, document: dict[str, Any], samples: tuple[Sample, ...],
     return ValidationReport.model_validate({**document, "log": log})
 
 
+def _flag(value: Any) -> bool | None:
+    return None if value is None else bool(value)
+
+
 def _inspection(document: dict[str, Any]) -> Inspection:
     return Inspection(
         format=Format(document["format"]),
@@ -106,6 +112,7 @@ def _inspection(document: dict[str, Any]) -> Inspection:
         attributes=dict(document["attributes"]),
         main_file=str(document["main_file"]),
         hints=tuple(map(str, document["hints"])),
+        unservable=None if document["unservable"] is None else str(document["unservable"]),
     )
 
 

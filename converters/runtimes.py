@@ -1,7 +1,7 @@
 """Run a servable artifact here, on the CPU, as Triton's backends run it: ONNX Runtime and TorchScript."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,10 @@ _TELLING = re.compile(r"([\w.]+\.)?\w*(Error|Exception): \S")
 
 THREADS = 2
 """Threads of one runtime: a conversion is no reason to take the whole machine."""
+
+
+Run = Callable[[Tensors], dict[str, Array]]
+"""Asks a model; raises `RunError`."""
 
 
 class RunError(Exception):
@@ -63,7 +67,7 @@ class OnnxRuntime:
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise InvalidArtifactError(f"onnxruntime cannot load {path.name}: {one_line(error)}") from error
+            raise InvalidArtifactError(f"onnxruntime cannot load {path.name}: {_reason(error, path)}") from error
         self._inputs = {entry.name: entry.type for entry in self._session.get_inputs()}
         self._outputs = [entry.name for entry in self._session.get_outputs()]
 
@@ -75,6 +79,17 @@ class OnnxRuntime:
         except Exception as error:
             raise RunError(one_line(error)) from error
         return {name: _from_ort(answer, name) for name, answer in zip(self._outputs, answers, strict=True)}
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    """Return why ONNX Runtime refused a file, without the folder that it lay in, and what helps where that is known."""
+    reason = one_line(error).replace(str(path), path.name)
+    if "construct locale" in str(error):
+        reason += (
+            "; the model's StringNormalizer needs this locale of the operating system, wherever the model runs: "
+            "install it, or set the operator's attribute locale to 'C'"
+        )
+    return reason
 
 
 def _to_ort(array: Array, type_name: str) -> Array:

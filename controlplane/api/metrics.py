@@ -14,6 +14,7 @@ from controlplane.api.loop_metrics import LoopMetrics, StoreMetrics
 from controlplane.api.memory_metrics import MemoryMetrics
 from controlplane.api.monitoring_metrics import MonitoringMetrics
 from controlplane.api.rollout_metrics import RolloutMetrics
+from controlplane.api.scrub_metrics import ScrubMetrics
 from controlplane.domain.states import Phase, ServerState
 from controlplane.reconciler.loop import Reconciler
 from controlplane.services.facade import Services
@@ -124,6 +125,7 @@ class Metrics:
             MonitoringMetrics(services.monitoring),
             LoopMetrics(reconciler),
             GatewayMetrics(services.gateway),
+            ScrubMetrics(services.scrubbing),
         )
         for collector in self._watched:
             self.registry.register(collector)

@@ -114,6 +114,7 @@ NEEDS: Mapping[str, Need] = {
     "listDevices": Need(Scope.READ),
     "getMemory": Need(Scope.READ, Models.ALL),
     "getGateway": Need(Scope.READ, Models.ALL),
+    "getScrub": Need(Scope.READ, Models.ALL),
     "collectGarbage": Need(Scope.ADMIN, Models.ALL),
     "defragment": Need(Scope.ADMIN, Models.ALL),
     "getInfo": Need(Scope.READ, Models.CHECKED),

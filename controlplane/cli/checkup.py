@@ -12,10 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from controlplane.cli.client import Client
 from controlplane.cli.discovery import UpRecord
-from controlplane.cli.exits import NotRunningError
+from controlplane.cli.exits import ClientError, NotRunningError
 from controlplane.cli.output import size
 from controlplane.cli.session import Session
+from controlplane.domain.damage import Damage
 from controlplane.errors import ControlPlaneError
 from controlplane.settings import GIB, MIB, Settings
 
@@ -210,6 +212,7 @@ def _api(session: Session) -> Iterator[Finding]:
         with session.client() as client:
             info = client.get("/v1/info")
             servers = client.get("/v1/servers")["items"]
+            scrub = _scrub(client)
     except ControlPlaneError as error:
         yield Finding("control plane", "fail", error.message, "see its log, or start it with `tritonctl up`")
         return
@@ -227,5 +230,33 @@ def _api(session: Session) -> Iterator[Finding]:
             found,
             "" if good else "see `tritonctl events`; an embedded server is restarted by itself",
         )
+    if scrub is not None:
+        yield _blobs(scrub)
     if not servers:
         yield Finding("servers", "warn", "the control plane has no Triton servers", "give `serve` some with --triton")
+
+
+def _scrub(client: Client) -> dict[str, Any] | None:
+    """Return how the scrub stands; None for a control plane without one, or a key that may not see it."""
+    try:
+        found: dict[str, Any] = client.get("/v1/scrub")
+    except ClientError:
+        return None
+    return found
+
+
+def _blobs(scrub: dict[str, Any]) -> Finding:
+    record = scrub["record"]
+    if damages := [Damage.model_validate(one) for one in record["damages"].values()]:
+        more = f"; and {len(damages) - 3} more" if len(damages) > 3 else ""
+        return Finding(
+            "stored files",
+            "fail",
+            "; ".join(damage.message for damage in damages[:3]) + more,
+            "push the same files again (that repairs the blob), or restore the objects from a backup",
+        )
+    if not scrub["enabled"]:
+        return Finding("stored files", "warn", "not checked: the scrub is off", "set TRITONCTL_SCRUB__ENABLED=true")
+    if record["finished_at"] is None:
+        return Finding("stored files", "ok", "the first scrub has not ended yet; no damage is known")
+    return Finding("stored files", "ok", f"{record['finished_blobs']} intact at {record['finished_at']}")

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from controlplane.cli.output import Output, ago, pairs, size, span
 from controlplane.cli.records import VersionDetail, VersionFootprint
+from controlplane.domain.conditions import ConditionStatus
 from controlplane.domain.manifest import Manifest, ParityReport
 from controlplane.domain.signature import Signature
 
@@ -23,6 +24,7 @@ def describe(out: Output, detail: VersionDetail) -> None:
             ("servable", _servable(manifest)),
             ("published", f"{ago(entry.published_at)} by {entry.published_by}"),
             ("aliases", ", ".join(detail.aliases)),
+            ("damage", "\n".join(_damage(detail)) or None),
             ("inputs", _tensors(manifest.signature, "inputs")),
             ("outputs", _tensors(manifest.signature, "outputs")),
             ("batched", {True: "yes", False: "no"}[manifest.signature.batched] if manifest.signature else None),
@@ -43,6 +45,11 @@ def describe(out: Output, detail: VersionDetail) -> None:
     if manifest.parity is not None:
         out.line()
         show_parity(out, manifest.parity)
+
+
+def _damage(detail: VersionDetail) -> list[str]:
+    """What is wrong with the version's files in the store."""
+    return [one.message for one in detail.conditions if one.type == "Intact" and one.status is ConditionStatus.FALSE]
 
 
 def show_footprints(out: Output, footprints: Sequence[VersionFootprint]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.cli.client import Client, segment
+from controlplane.cli.exits import OperationFailedError
 from controlplane.cli.output import Output
 from controlplane.cli.progress import Bar, follow
 from controlplane.cli.records import Operation, Upload
@@ -16,6 +17,9 @@ from controlplane.errors import InvalidInputError
 
 SAMPLES_NAME = "tritonctl-samples.npz"
 """The name of ``--samples`` inside an upload; it does not become a file of the version."""
+
+_DAMAGED_CODES = frozenset({"digest-mismatch", "not-found"})
+"""How a publish fails that needs a file which is damaged in the store, or lost."""
 
 _SUFFIXES = (".onnx", ".pt2", ".pt", ".pth", ".jit", ".ts", ".torchscript", ".safetensors", ".skops", ".pkl", ".joblib")
 
@@ -119,7 +123,23 @@ def send(
 def publish(
     client: Client, name: str, path: Path, options: PublishOptions, data_dir: Path, out: Output
 ) -> dict[str, Any]:
-    """Upload, publish, wait for it, and return the operation's result."""
+    """Upload, publish, wait for it, and return the operation's result.
+
+    If the store turns out to have a damaged copy of a file that it need not have been sent, the file is sent after all,
+    which repairs the store's copy.
+    """
+    try:
+        return _publish(client, name, path, options, data_dir, out)
+    except OperationFailedError as error:
+        if error.code not in _DAMAGED_CODES:
+            raise
+        out.note(f"note: {error.message}; the file is sent again", style="yellow")
+        return _publish(client, name, path, options, data_dir, out)
+
+
+def _publish(
+    client: Client, name: str, path: Path, options: PublishOptions, data_dir: Path, out: Output
+) -> dict[str, Any]:
     sent, journal = send(client, path, options.samples, data_dir, out, direct=options.direct)
     body = {"upload_id": sent.id, **options.body()}
     operation = client.read(Operation, client.post(f"/v1/models/{segment(name)}/versions", body))

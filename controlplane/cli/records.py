@@ -85,6 +85,7 @@ class VersionDetail(Record):
     entry: Version
     manifest: Manifest
     aliases: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
 
 class VersionFootprint(Record):

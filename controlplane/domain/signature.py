@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Array = npt.NDArray[Any]
 
+NAME_MAX = 1024
+"""Longest name of a tensor, in characters. Triton 2.51 serves names of 60,000; exporters write a few hundred."""
+
 DYNAMIC = -1
 """A dimension whose size each request chooses."""
 
@@ -88,7 +91,7 @@ class TensorSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    name: str = Field(min_length=1, max_length=256, description="The tensor's name, as the model file has it.")
+    name: str = Field(min_length=1, max_length=NAME_MAX, description="The tensor's name, as the model file has it.")
     dtype: DataType = Field(description="Element type in the terms of the v2 inference protocol.")
     shape: tuple[Dimension, ...] = Field(
         description="Full shape, the batch dimension included; -1 is a dimension that each request chooses."

@@ -66,6 +66,10 @@ class Models:
             after = names[-1]
         return found[:limit]
 
+    def names(self, *, after: str = "", limit: int = 100) -> Sequence[str]:
+        """Return the names of models, also of deleted ones, in the order of `list`. One request."""
+        return tuple(self._store.list_folders(PREFIX, start_after=after, limit=limit))
+
     def all_fresh(self) -> Iterator[ModelHead]:
         """Yield every head as it is now, also of deleted models. For garbage collection."""
         for head in self._read_all(list(self._store.list_folders(PREFIX)), fresh=True):

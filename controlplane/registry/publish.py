@@ -21,6 +21,7 @@ from controlplane.domain.names import validate_alias, validate_model_name
 from controlplane.errors import InvalidInputError
 from controlplane.registry.aliases import describe_move
 from controlplane.registry.blobs import Blobs
+from controlplane.registry.damages import Damages
 from controlplane.registry.intents import holding
 from controlplane.registry.models import Models, explain
 from controlplane.storage.base import ObjectStore, ProgressCallback
@@ -34,10 +35,11 @@ _PARALLEL_FILES = 4
 class Publisher:
     """Publishes versions."""
 
-    def __init__(self, store: ObjectStore, models: Models, blobs: Blobs) -> None:
+    def __init__(self, store: ObjectStore, models: Models, blobs: Blobs, damages: Damages) -> None:
         self._store = store
         self._models = models
         self._blobs = blobs
+        self._damages = damages
 
     def publish(
         self,
@@ -92,8 +94,12 @@ class Publisher:
     def _upload_missing(self, manifest: Manifest, files: Mapping[str, Path], progress: ProgressCallback | None) -> None:
         wanted = {blob.sha256: blob for blob in manifest.blobs}
         sizes = self._blobs.sizes_of(list(wanted))
-        # Another size under a blob's key is what a cut-off foreign write left; ours replaces it.
-        missing = [blob for digest, blob in wanted.items() if sizes[digest] != blob.size_bytes]
+        # Another size under a blob's key is what a cut-off foreign write left; ours replaces it, as it does damage.
+        missing = [
+            blob
+            for digest, blob in wanted.items()
+            if sizes[digest] != blob.size_bytes or (digest in files and self._damages.is_known(digest))
+        ]
         if lacking := [blob for blob in missing if blob.sha256 not in files]:
             raise InvalidInputError(
                 f"{lacking[0].path!r} ({lacking[0].sha256[:12]}…) is neither in the store nor was it uploaded"
@@ -105,6 +111,7 @@ class Publisher:
 
         def upload(blob: FileEntry) -> None:
             self._blobs.put_file(files[blob.sha256], blob.sha256, progress)
+            self._damages.repaired(blob.sha256)
 
         with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="publish") as pool:
             # Large files first: the longest transfer must not be the last to begin.

@@ -13,11 +13,13 @@ from controlplane.domain.manifest import FileEntry, Manifest
 from controlplane.domain.model import ModelHead, VersionEntry
 from controlplane.domain.names import Reference
 from controlplane.domain.samples import Sample, decode_samples
+from controlplane.errors import DigestMismatchError, NotFoundError
 from controlplane.registry import aliases as alias_edits
 from controlplane.registry import intents
-from controlplane.registry.blobs import Blobs
+from controlplane.registry.blobs import Blobs, BlobState
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.chain import Revision
+from controlplane.registry.damages import Damages
 from controlplane.registry.deployments import Deployments
 from controlplane.registry.footprints import Footprints
 from controlplane.registry.gc import Collector, GcReport
@@ -26,6 +28,7 @@ from controlplane.registry.leases import ModelLeases
 from controlplane.registry.models import Models
 from controlplane.registry.publish import Publisher
 from controlplane.registry.reports import Reports
+from controlplane.registry.scrub import Scrub
 from controlplane.registry.signatures import Signatures
 from controlplane.registry.standings import Standings
 from controlplane.registry.versions import Versions
@@ -46,6 +49,8 @@ class Registry:
         leases: Client leases on models.
         keys: API keys.
         signatures: Signatures of versions, and which may be deployed.
+        damages: What is known of damaged and missing blobs.
+        scrub: Looks for them.
     """
 
     def __init__(
@@ -69,7 +74,9 @@ class Registry:
         self.leases = ModelLeases(store)
         self.keys = ApiKeys(store)
         self.signatures = Signatures(store, signing or SigningSettings())
-        self._publisher = Publisher(store, self._models, self.blobs)
+        self.damages = Damages(store)
+        self.scrub = Scrub(self._models, self._versions, self.blobs, cache, self.damages)
+        self._publisher = Publisher(store, self._models, self.blobs, self.damages)
         self._collector = Collector(store, self.blobs, self._models, self._versions, self.deployments, gc)
 
     # Models
@@ -167,8 +174,20 @@ class Registry:
     # Blobs
 
     def fetch(self, entry: FileEntry, progress: ProgressCallback | None = None) -> Path:
-        """Return a local, verified, read-only path of a blob; `pin` it while it is needed."""
-        return self.cache.fetch(self.store, entry, progress)
+        """Return a local, verified, read-only path of a blob; `pin` it while it is needed.
+
+        Raises:
+            NotFoundError: The store has lost the blob; that is recorded.
+            DigestMismatchError: The store's copy is damaged, which a second reading confirmed; that is recorded.
+        """
+        try:
+            return self.cache.fetch(self.store, entry, progress)
+        except (DigestMismatchError, NotFoundError):
+            state = self.blobs.inspect(entry.sha256, entry.size_bytes)
+            if state is BlobState.INTACT:  # the bytes were changed on their way
+                return self.cache.fetch(self.store, entry, progress)
+            self.damages.found(entry.sha256, missing=state is BlobState.MISSING, path=entry.path)
+            raise
 
     @contextmanager
     def checkout(self, manifest: Manifest, progress: ProgressCallback | None = None) -> Iterator[dict[str, Path]]:

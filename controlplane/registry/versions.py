@@ -75,6 +75,11 @@ class Versions:
                 self._manifests.popitem(last=False)
         return manifest
 
+    def known_manifest(self, entry: VersionEntry) -> Manifest | None:
+        """Return the manifest of an entry if it is in memory. No I/O."""
+        with self._guard:
+            return self._manifests.get(entry.manifest)
+
     def delete(self, name: str, number: int, *, actor: str, reason: str = "") -> ModelHead:
         """Put a tombstone on a version: its number stays taken, its blobs may be collected.
 

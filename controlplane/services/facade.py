@@ -21,6 +21,7 @@ from controlplane.services.operations import Operations
 from controlplane.services.placement import Placement
 from controlplane.services.publishing import Publishing
 from controlplane.services.rollouts import Rollouts
+from controlplane.services.scrubbing import Scrubbing
 from controlplane.services.servers import Servers
 from controlplane.services.tuning import Tunings
 from controlplane.services.uploads import Uploads
@@ -51,6 +52,7 @@ class Services:
     operations: Operations
     events: Events
     garbage: Garbage
+    scrubbing: Scrubbing
     gateway: Gateway
     health: Health
     idempotency: Idempotency

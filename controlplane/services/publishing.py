@@ -192,7 +192,11 @@ class Publishing:
                 "samples were given and are not going to be used: "
                 + ("golden is false" if not command.golden else f"{inspection.format.value} is recorded when converted")
             )
-        return Learnt(inspection, inspection.signature or command.signature, (), {}, inspection.hints)
+        signature = inspection.signature or command.signature
+        unservable = inspection.unservable
+        if unservable is None and signature is None and inspection.format.backend is not None:
+            unservable = inspection.unknown_tensors
+        return Learnt(inspection, signature, (), {}, inspection.hints, unservable)
 
     async def _record(
         self, command: PublishCommand, artifact: Path, given: tuple[Sample, ...], reporter: Reporter

@@ -115,7 +115,7 @@ class Uploads:
         """
         announcement = await self._read(upload_id)
         entry = _entry(upload_id, announcement, sha256)
-        if sha256 in announcement.stored or self._spool.complete(upload_id, sha256):
+        if self._is_here(upload_id, announcement, sha256):
             return self._file(upload_id, announcement, entry)  # not read: the server closes the connection
         received = self._spool.received(upload_id, sha256)
         if offset is not None and offset != received:
@@ -188,7 +188,7 @@ class Uploads:
         """
         announcement = await self._read(upload_id)
         entry = _entry(upload_id, announcement, sha256)
-        if sha256 not in announcement.stored and not self._spool.complete(upload_id, sha256):
+        if not self._is_here(upload_id, announcement, sha256):
             await asyncio.to_thread(self._complete, entry, multipart_id)
             announcement = await self._read(upload_id)
             announcement = announcement.model_copy(update={"stored": announcement.stored | {sha256}})
@@ -260,7 +260,7 @@ class Uploads:
         )
 
     def _file(self, upload_id: str, announcement: Announcement, entry: FileEntry) -> UploadFile:
-        present = entry.sha256 in announcement.stored or self._spool.complete(upload_id, entry.sha256) is not None
+        present = self._is_here(upload_id, announcement, entry.sha256)
         received = entry.size_bytes if present else self._spool.received(upload_id, entry.sha256)
         state = BlobState.PRESENT if present else BlobState.MISSING
         return UploadFile(
@@ -270,6 +270,11 @@ class Uploads:
             state=state,
             received_bytes=min(received, entry.size_bytes),
         )
+
+    def _is_here(self, upload_id: str, announcement: Announcement, sha256: str) -> bool:
+        """Whether a content need not be sent. A damaged copy in the store does not count: what is sent repairs it."""
+        stored = sha256 in announcement.stored and not self._registry.damages.is_known(sha256)
+        return stored or self._spool.complete(upload_id, sha256) is not None
 
     def _look(self, entries: tuple[FileEntry, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
         """Return which contents the store has, and what holds them there."""

@@ -110,7 +110,7 @@ def test_a_sequence_output_gives_no_signature_and_says_why(tmp_path):
     onnx.save_model(model, tmp_path / "m.onnx")
     found = inspect_artifact(tmp_path / "m.onnx")
     assert found.signature is None
-    assert "'z' is a sequence" in found.hints[0]
+    assert "'z' is a sequence" in str(found.unservable)
 
 
 def test_the_content_decides_not_the_suffix(tmp_path, models):

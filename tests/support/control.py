@@ -61,11 +61,12 @@ async def control(triton: RunningTriton, folder: Path) -> AsyncIterator[Control]
     )
     client = triton.client()
     devices = HostSource(triton.server.processes)
-    server = ManagedServer("local", client, triton.repository, devices=devices)
+    repository = ModelRepository(triton.repository.root, registry.cache.checked)
+    server = ManagedServer("local", client, repository, devices=devices)
     reconciler = Reconciler(registry, [server], ReconcilerSettings())
     await reconciler.start()
     try:
-        yield Control(registry, reconciler, client, triton.repository)
+        yield Control(registry, reconciler, client, repository)
     finally:
         await reconciler.stop()
         await client.close()

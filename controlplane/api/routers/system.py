@@ -12,6 +12,7 @@ from controlplane.domain.states import ServerStatus
 from controlplane.gateway.view import GatewayView
 from controlplane.services.health import Info, Readiness
 from controlplane.services.operations import Operation
+from controlplane.services.scrubbing import ScrubView
 
 router = APIRouter()
 health_router = APIRouter(tags=["health"])
@@ -60,6 +61,12 @@ async def get_gateway(services: App) -> Response:
 async def collect_garbage(services: App, body: GcRequest, actor: Actor) -> Response:
     """Remove blobs that nothing refers to, abandoned uploads, and old records. A dry run unless told otherwise."""
     return accepted(services.garbage.start(dry_run=body.dry_run, grace_seconds=body.grace_seconds, actor=actor))
+
+
+@router.get("/scrub", tags=["maintenance"], operation_id="getScrub", response_model=ScrubView, responses=responses())
+async def get_scrub(services: App) -> Response:
+    """Return how the scrub stands: its position, its last whole pass, and which blobs are damaged or missing."""
+    return json_answer(services.scrubbing.view())
 
 
 @router.get("/info", tags=["info"], operation_id="getInfo", response_model=Info, responses=responses())

@@ -76,7 +76,10 @@ async def get_version(services: App, model: ModelName, version: VersionSelector)
     """Return a version with its manifest: files, signature, golden samples, lineage, parity."""
     head, entry, manifest = await services.versions.detail(model, version)
     aliases = sorted(name for name, number in head.aliases.items() if number == entry.number)
-    return json_answer(VersionDetail(model=head.name, entry=entry, manifest=manifest, aliases=aliases))
+    conditions = [services.scrubbing.condition(head.name, entry.number)]
+    return json_answer(
+        VersionDetail(model=head.name, entry=entry, manifest=manifest, aliases=aliases, conditions=conditions)
+    )
 
 
 @router.get("/{version}/footprints", operation_id="getFootprints", response_model=FootprintList, responses=responses())

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from controlplane.api.schemas.models import Labels, Reason
 from controlplane.domain.comparison import Tolerance
+from controlplane.domain.conditions import Condition
 from controlplane.domain.manifest import FilePath, Format, Manifest
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.report import VersionReport
@@ -30,6 +31,9 @@ class VersionDetail(BaseModel):
     entry: VersionEntry = Field(description="The version as the model lists it.")
     manifest: Manifest = Field(description="Everything that was fixed when it was published.")
     aliases: list[str] = Field(description="The aliases that point to it.")
+    conditions: list[Condition] = Field(
+        description="Intact: no blob of the version is known to be damaged or missing in the store."
+    )
 
 
 class VersionFootprint(BaseModel):

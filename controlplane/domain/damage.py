@@ -1,0 +1,69 @@
+"""What the scrub knows: which blobs of the store are damaged or missing, and how far its present pass is."""
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.domain.conditions import Condition, ConditionStatus
+
+
+class Damage(BaseModel):
+    """A blob that is not in the store as it was published."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    sha256: str = Field(description="The blob.")
+    missing: bool = Field(description="Whether it is gone; else its content is not what was published.")
+    path: str = Field(description="The file's path in the artifact, or what else it is: manifest, samples, log.")
+    versions: tuple[str, ...] = Field(default=(), description="The versions that need it, as far as they are known.")
+    found_at: datetime = Field(description="When it was found (UTC).")
+    seen_at: datetime = Field(description="When it was last seen to be so (UTC).")
+
+    @property
+    def reason(self) -> str:
+        """Return the reason of events and conditions."""
+        return "BlobMissing" if self.missing else "BlobDamaged"
+
+    @property
+    def message(self) -> str:
+        """Return one sentence for a person."""
+        what = "is missing from the store" if self.missing else "is damaged in the store: its SHA-256 is another one"
+        whose = f" of {', '.join(self.versions)}" if self.versions else ""
+        return (
+            f"{self.path}{whose} (blob {self.sha256}) {what}; push the same files again, or restore the object from a "
+            "backup"
+        )
+
+
+class ScrubRecord(BaseModel):
+    """The state of the scrub, as it is kept in the store."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    started_at: datetime | None = Field(default=None, description="When the present or last pass began (UTC).")
+    after: str = Field(default="", description="The last model that the present pass has checked.")
+    blobs: int = Field(default=0, description="Blobs checked in the present pass.")
+    bytes: int = Field(default=0, description="Bytes read in the present pass.")
+    finished_at: datetime | None = Field(default=None, description="When the last whole pass ended (UTC).")
+    finished_blobs: int = Field(default=0, description="Blobs checked in that pass.")
+    finished_bytes: int = Field(default=0, description="Bytes read in that pass.")
+    damages: dict[str, Damage] = Field(default_factory=dict, description="Damaged and missing blobs, by SHA-256.")
+
+    @property
+    def running(self) -> bool:
+        """Whether a pass is under way."""
+        return self.started_at is not None and (self.finished_at is None or self.finished_at < self.started_at)
+
+
+def intact_condition(damages: tuple[Damage, ...]) -> Condition:
+    """Return the condition ``Intact`` of a version, given what is wrong with its blobs."""
+    if not damages:
+        return Condition(type="Intact", status=ConditionStatus.TRUE, reason="NoDamageKnown")
+    first = min(damages, key=lambda damage: damage.found_at)
+    return Condition(
+        type="Intact",
+        status=ConditionStatus.FALSE,
+        reason=first.reason,
+        message="; ".join(damage.message for damage in damages),
+        last_transition_time=first.found_at,
+    )
