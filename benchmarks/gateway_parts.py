@@ -42,6 +42,9 @@ PARTS: Mapping[str, tuple[tuple[str, str], ...]] = {
         (r"^ +http-request set-var\(txn\.(who|digest|granted)\).*\n", ""),
         (r"acl granted .*", "acl granted always_true"),
     ),
+    "the name in the answer": (
+        (r"^ +http-response (set-var|wait-for-body|return|sc-inc-gpc0\(0\) if misnamed).*\n", ""),
+    ),
     "counting": ((r"^ +http-(request track-sc0|response sc-inc-gpc0).*\n", ""),),
 }
 """What is left out or replaced to be without a part."""

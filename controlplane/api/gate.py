@@ -65,12 +65,14 @@ def bearer(headers: Headers) -> str | None:
     """Return the key that came with a request.
 
     Raises:
-        UnauthenticatedError: The header is there and is no bearer token.
+        UnauthenticatedError: The header is no bearer token, or is there more than once.
     """
-    given = headers.get("authorization")
-    if given is None:
+    given = headers.getlist("authorization")
+    if not given:
         return None
-    kind, _, token = given.partition(" ")
+    if len(given) > 1:
+        raise UnauthenticatedError(f"the request has {len(given)} Authorization headers; send one")
+    kind, _, token = given[0].partition(" ")
     if kind.lower() != "bearer" or not token.strip():
         raise UnauthenticatedError("the Authorization header must be `Bearer KEY`")
     return token.strip()

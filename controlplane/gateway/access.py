@@ -1,7 +1,9 @@
 """Who may ask which model: a port to whoever knows the API keys."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
+
+from controlplane.errors import UnauthenticatedError
 
 ANYBODY = "anybody"
 """Stands for every client in place of a key's digest, where no key is asked for."""
@@ -34,7 +36,13 @@ class Access(Protocol):
         ...
 
 
-def bearer(authorization: str | None) -> str | None:
-    """Return the key in an ``Authorization`` header; None without one, or with something else."""
-    kind, _, token = (authorization or "").partition(" ")
+def bearer(authorization: Sequence[str]) -> str | None:
+    """Return the key in a request's ``Authorization`` headers; None without one, or with something else.
+
+    Raises:
+        UnauthenticatedError: There is more than one: which of them counts would depend on who reads them.
+    """
+    if len(authorization) > 1:
+        raise UnauthenticatedError(f"the request has {len(authorization)} Authorization headers; send one")
+    kind, _, token = (authorization[0] if authorization else "").partition(" ")
     return token.strip() or None if kind.lower() == "bearer" else None

@@ -5,6 +5,12 @@ Facts of HAProxy 2.8 that it is built on, each with a test:
 * A gRPC request begins with five bytes (a flag, a length) and the message, whose first field is the model's name in
   all of v2's calls that name a model. The converter ``ungrpc`` wants the whole message in one buffer and finds nothing
   in a larger one; ``bytes(5),protobuf(1)`` reads the name from the first bytes of a tensor of any size.
+* That name is the *first* one. Protobuf takes the last one, and HAProxy cannot see to the end of a large message or to
+  the next message of a stream. So no access is granted by it: a key that is bound to models goes to the activator over
+  gRPC, which reads the whole message (`gateway.wire`), and so does every stream. Where HAProxy sends a request on
+  (keys for all models), it compares the name in Triton's answer with the name that it decided on, and withholds the
+  answer of another model.
+* Over HTTP the path is the name: a path in the map has no escapes in it, and goes to Triton byte by byte.
 * ``wait-for-body … at-least`` waits for as many bytes as a name can need, or for the end of a shorter body.
 * A stick table counts requests, and those in flight, by backend, model and version: for metrics, and for drains.
 * Text is searched up to the first byte that is zero, so a message is searched in hexadecimal.
@@ -24,7 +30,7 @@ from controlplane.domain.names import MODEL_NAME_MAX
 from controlplane.domain.sampling import PARTS
 from controlplane.errors import InvalidInputError
 from controlplane.gateway.access import ANYBODY
-from controlplane.gateway.table import ALL, GRANTS, KEYS, MODELS, SPLITS, STREAMS, VERSIONS, Table
+from controlplane.gateway.table import ALL, GRANTS, KEYS, MODELS, SPLITS, VERSIONS, Table
 from controlplane.settings import GatewaySettings
 from controlplane.triton.wire import HEAD_LENGTH
 
@@ -41,7 +47,6 @@ SERVICE = "/inference.GRPCInferenceService/"
 
 _NAME_BYTES = 5 + 2 + 1 + MODEL_NAME_MAX
 """So many bytes of a body hold the whole name: gRPC's prefix, the field's tag and its length of one or two bytes."""
-_STREAM_BYTES = 5 + 2 + 1
 _INFLIGHT_ENTRIES = 20_000
 _AROUND = 24
 """Bytes of a key beside the model's name: backend, version and what stands between them."""
@@ -66,8 +71,15 @@ _REFUSAL = (
 )
 _OF_ANY_SERVER = ("ServerLive", "ServerReady")
 _OF_ALL = "ServerMetadata"
-_OF_A_MODEL = ("ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
-_STREAM = "ModelStreamInfer"
+_NAMED_IN_ANSWERS = ("ModelInfer", "ModelMetadata")
+"""Calls whose answers begin with the name of the model that Triton asked."""
+_DIRECT = (*_NAMED_IN_ANSWERS, "ModelReady")
+"""Calls that HAProxy may send to Triton itself; the answer of the last one is a yes or a no."""
+_ACTIVATED = ("ModelConfig", "ModelStatistics", "ModelStreamInfer")
+_MISNAMED = (
+    "another model answered than the one that the request names first: a request must name its model once, before "
+    "every other field"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,32 +194,42 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
 {_tried_http(all_measured)}
     # From here to the choice nothing waits: a model that leaves the map now is sent no request later.
     http-request set-var(txn.slot) var(txn.model),map({MODELS}) if {{ var(txn.model) -m found }}
-{_choose("h")}
+{_choose("h", bound=True)}
     use_backend servers if {{ path_beg /v2/health/ }} {{ nbsrv(servers) gt 0 }}
     default_backend activator-http""",
         f"""frontend grpc from grpc
     bind fd@{sockets.grpc}{tls_grpc}
 {_limit_sources(settings)}
     http-request set-var(txn.call) path,field(3,/) if {{ path_beg {SERVICE} }}
-    acl of_model var(txn.call) -m str {" ".join(_OF_A_MODEL)}
-    acl of_stream var(txn.call) -m str {_STREAM}
+    acl direct_call var(txn.call) -m str {" ".join(_DIRECT)}
+    acl activated_call var(txn.call) -m str {" ".join(_ACTIVATED)}
+    acl named_in_answer var(txn.call) -m str {" ".join(_NAMED_IN_ANSWERS)}
     acl of_any var(txn.call) -m str {" ".join(_OF_ANY_SERVER)}
     acl of_any path_beg /grpc.health.v1.Health/
     acl of_all var(txn.call) -m str {_OF_ALL}
     http-request return status 200 content-type application/grpc lf-string %[str()] hdr grpc-status 12 \\
         hdr grpc-message "{_REFUSAL}" \\
-        if !of_model !of_stream !of_any !of_all
-    http-request wait-for-body time 30s at-least {_NAME_BYTES} if of_model
-    http-request wait-for-body time 30s at-least {_STREAM_BYTES} if of_stream
-    # A compressed message is no name to us; the activator reads it.
+        if !direct_call !activated_call !of_any !of_all
+    http-request wait-for-body time 30s at-least {_NAME_BYTES} if direct_call
+    # The activator reads what is compressed (the first byte), or does not begin with the name (the sixth).
     acl plain req.body,bytes(0,1),hex -m str 00
-    http-request set-var(txn.model) req.body,bytes(5),protobuf(1) if !of_any !of_all plain
+    acl name_first req.body,bytes(5,1),hex -m str 0A
+    http-request set-var(txn.model) req.body,bytes(5),protobuf(1) if direct_call plain name_first
 {_tried_grpc(all_measured)}
-    http-request set-var(txn.slot) var(txn.model),map({MODELS}) if of_model {{ var(txn.model) -m found }}
-    http-request set-var(txn.slot) var(txn.model),map({STREAMS}) if of_stream {{ var(txn.model) -m found }}
-{_choose("g")}
+    http-request set-var(txn.slot) var(txn.model),map({MODELS}) if {{ var(txn.model) -m found }}
+{_choose("g", bound=False)}
     use_backend servers-grpc if of_any {{ nbsrv(servers-grpc) gt 0 }}
     default_backend activator-grpc
+    # An error has no body, so there is nothing to compare.
+    acl compared var(txn.compared) -m found
+    acl misnamed var(txn.answered),strcmp(txn.model) lt 0
+    acl misnamed var(txn.answered),strcmp(txn.model) gt 0
+    http-response set-var(txn.compared) bool(true) if named_in_answer {{ var(txn.key) -m found }}
+    http-response wait-for-body time {answer}s at-least {_NAME_BYTES} if compared
+    http-response set-var(txn.answered) res.body,bytes(5),protobuf(1) if compared
+    http-response sc-inc-gpc0(0) if misnamed
+    http-response return status 200 content-type application/grpc lf-string %[str()] hdr grpc-status 3 \\
+        hdr grpc-message "{_MISNAMED}" if misnamed
     http-response sc-inc-gpc0(0) if {{ var(txn.key) -m found }} {{ res.hdr(grpc-status) -m found }} \\
         !{{ res.hdr(grpc-status) -m str 0 }}""",
         f"""frontend metrics from http
@@ -257,18 +279,24 @@ def _limit_sources(settings: GatewaySettings) -> str:
     tcp-request connection reject if {{ sc2_conn_cur gt {most} }}"""
 
 
-def _choose(kind: str) -> str:
-    """Send what has a slot with a server in it there, counted under slot and model; but not what is to be measured."""
+def _choose(kind: str, *, bound: bool) -> str:
+    """Send what has a slot with a server in it there, counted under slot and model; but not what is to be measured.
+
+    Args:
+        kind: First letter of the backends' names.
+        bound: Whether keys that are bound to models may go there too.
+    """
+    grants = f"http-request set-var(txn.granted) var(txn.who),concat(/,txn.model),map({GRANTS}) if known !granted"
     return f"""    http-request set-var(txn.back) str({kind}-),concat(,txn.slot) if {{ var(txn.slot) -m found }}
     acl served var(txn.back),nbsrv gt 0
     acl granted var(txn.granted) -m found
     http-request set-var(txn.who) str({ANYBODY}),map({KEYS}) if {{ var(txn.slot) -m found }}
     acl known var(txn.who) -m found
-    http-request set-var(txn.digest) req.hdr(authorization),word(2,' '),sha2(256),hex,lower if !known \
-        {{ req.hdr(authorization) -m beg -i "bearer " }}
+    http-request set-var(txn.digest) req.fhdr(authorization),word(2,' '),sha2(256),hex,lower if !known \
+        {{ req.fhdr_cnt(authorization) eq 1 }} {{ req.fhdr(authorization) -m beg -i "bearer " }}
     http-request set-var(txn.who) var(txn.digest),map({KEYS}) if !known {{ var(txn.digest) -m found }}
     http-request set-var(txn.granted) bool(true) if known {{ var(txn.who) -m str {ALL} }}
-    http-request set-var(txn.granted) var(txn.who),concat(/,txn.model),map({GRANTS}) if known !granted
+    {grants if bound else "# Keys that are bound to models are not in this map."}
     # Only of what would go directly: the activator draws for itself among what comes to it for other reasons.
     http-request set-var(txn.direct) bool(true) if {{ var(txn.slot) -m found }} granted served !aside
     acl direct var(txn.direct) -m found

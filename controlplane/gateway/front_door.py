@@ -231,7 +231,6 @@ class FrontDoor:
                 way=self._way(name),
                 measured_share=self._told.splits.get(name, 0) / PARTS,
                 servers=self._roads.open[name].servers if name in self._roads.open else (),
-                streams="fast" if name in self._told.streams else "activated",
                 waiting=waiting.get(name, 0),
             )
             for name in names

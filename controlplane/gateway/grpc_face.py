@@ -14,6 +14,7 @@ import grpc
 from controlplane.errors import (
     ControlPlaneError,
     ForbiddenError,
+    InvalidInputError,
     NotFoundError,
     RateLimitedError,
     TooManyWaitingError,
@@ -39,6 +40,8 @@ _UNLIMITED = [
 ]
 _UNARY = frozenset({"ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"})
 _UNKNOWN = "(none)"
+_SHOWN = 256
+"""Characters of a client's name for a model that an error repeats."""
 _READER = "reads a stream of Triton"
 _OURS = ("grpc-", ":")
 _NOT_PASSED = frozenset({"user-agent", "te", "content-type", "authorization", CLIENT_HEADER, DRAWN_HEADER})
@@ -100,10 +103,11 @@ class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
         return grpc.unary_unary_rpc_method_handler(unary)
 
     async def _unary(self, call: str, request: bytes, context: Any) -> bytes:
-        names = read_names(request)
-        model, known = names.name, False
+        model, name, known = "", "", False
         asked_way, asked_version = "activated", ""
         try:
+            names = read_names(request)
+            name = names.name
             model, version = await self._activator.meant(names.name, names.version)
             await self._activator.access.admit(_token(context), model, _client(context))
             known = self._activator.known(model)
@@ -113,8 +117,7 @@ class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
                 await self._abort(
                     context, grpc.StatusCode.INVALID_ARGUMENT, f"requested model '{model}' is not available"
                 )
-            if (model, version) != (names.name, names.version):
-                request = rename(request, model, version)
+            request = rename(request, model, version)
             split = self._activator.splits.get(model) if call == "ModelInfer" else None
             if split is not None:
                 drawn = _said(context, DRAWN_HEADER)
@@ -147,7 +150,7 @@ class GrpcFace(grpc.GenericRpcHandler):  # type: ignore[misc]
             await context.abort(error.code(), error.details(), tuple(error.trailing_metadata()))
             raise AssertionError("unreachable") from error
         except ControlPlaneError as error:
-            code, details, trailers = _refusal(error, names.name)
+            code, details, trailers = _refusal(error, name)
             self._count(model if known else _UNKNOWN, code.name, asked_way, asked_version)
             await context.abort(code, details, trailers)
             raise AssertionError("unreachable") from error
@@ -243,8 +246,9 @@ class _Stream:
     async def _feed(self, requests: AsyncIterator[bytes]) -> None:
         try:
             async for request in requests:
-                names = read_names(request)
+                names = Names("")
                 try:
+                    names = read_names(request)
                     await self._send(request, names)
                 except ControlPlaneError as error:
                     await self._answers.put(stream_error(_refusal(error, names.name)[1], names.id))
@@ -259,8 +263,7 @@ class _Stream:
     async def _send(self, request: bytes, names: Names) -> None:
         model, version = await self._activator.meant(names.name, names.version)
         await self._admit(model)
-        if (model, version) != (names.name, names.version):
-            request = rename(request, model, version)
+        request = rename(request, model, version)
         async with self._activator.at(model, len(request)) as server:
             while True:
                 upstream = self._upstreams.get((server, model)) or self._open(server, model)
@@ -325,7 +328,9 @@ def _code(reply: GrpcReply) -> str:
 def _refusal(error: ControlPlaneError, name: str) -> tuple[Any, str, tuple[tuple[str, str], ...]]:
     """Return gRPC's code, the message and trailers for what kept a request from Triton."""
     if isinstance(error, NotFoundError):
-        return grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found", ()
+        return grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name[:_SHOWN]}' is not found", ()
+    if isinstance(error, InvalidInputError):
+        return grpc.StatusCode.INVALID_ARGUMENT, error.message, ()
     if isinstance(error, TooManyWaitingError):
         return grpc.StatusCode.RESOURCE_EXHAUSTED, error.message, (("retry-after", str(RETRY_AFTER_SECONDS)),)
     if isinstance(error, RateLimitedError):
@@ -339,7 +344,7 @@ def _refusal(error: ControlPlaneError, name: str) -> tuple[Any, str, tuple[tuple
 
 
 def _token(context: Any) -> str | None:
-    return bearer(_said(context, "authorization"))
+    return bearer([str(value) for key, value in context.invocation_metadata() or () if key == "authorization"])
 
 
 def _client(context: Any) -> str:

@@ -99,10 +99,10 @@ class HttpFace:
             return
         raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
         match = _PATH.fullmatch(raw_path.decode("latin-1"))
-        if match is None or match["model"] == "stats":
+        name, version, call = ("", "", "") if match is None else _parts(match)
+        if match is None or (name, version, call) == ("stats", "", ""):  # no matter how it is escaped
             await self._of_the_server(scope, send)
             return
-        name, version, call = unquote(match["model"]), match["version"] or "", match["call"] or ""
         try:
             model, version = await self._activator.meant(name, version)
             await self._admit(scope, model)
@@ -123,9 +123,8 @@ class HttpFace:
         self._activator.tally.answered(Kind(model, sent.way, sent.version, "http", str(sent.status)))
 
     async def _admit(self, scope: Scope, model: str | None) -> None:
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        client = headers.get(CLIENT_HEADER.encode(), "")
-        await self._activator.access.admit(bearer(headers.get(b"authorization")), model, client)
+        keys, client = _values(scope, "authorization"), "".join(_values(scope, CLIENT_HEADER))
+        await self._activator.access.admit(bearer(keys), model, client)
 
     async def _of_the_server(self, scope: Scope, send: Send) -> None:
         """Answer what any server could: health where none can, and what concerns all models for who may see them."""
@@ -278,6 +277,14 @@ def _refused(error: ControlPlaneError) -> _Answer:
         case RateLimitedError():
             return _Answer(429, error.message, retry_after=int(error.details.get("retry_after_seconds", 1)))
     return _Answer(503, error.message)
+
+
+def _parts(match: re.Match[str]) -> tuple[str, str, str]:
+    return unquote(match["model"]), match["version"] or "", match["call"] or ""
+
+
+def _values(scope: Scope, header: str) -> list[str]:
+    return [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == header.encode()]
 
 
 def _text(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:

@@ -12,10 +12,7 @@ from controlplane.domain.access import matches
 from controlplane.gateway.traffic import version_label
 from controlplane.reconciler.routing import Route
 
-MODELS, STREAMS, VERSIONS, SPLITS, KEYS, GRANTS = MAPS = (
-    *("models.map", "streams.map", "versions.map", "splits.map"),
-    *("keys.map", "grants.map"),
-)
+MODELS, VERSIONS, SPLITS, KEYS, GRANTS = MAPS = ("models.map", "versions.map", "splits.map", "keys.map", "grants.map")
 ALL = "*"
 """In the map of keys: a key for all models."""
 
@@ -27,7 +24,6 @@ class Table:
     Attributes:
         slots: The servers in service, by slot.
         models: The slot of every model that is asked directly.
-        streams: The slot of every model whose gRPC streams go directly, too.
         versions: The version that answers, for the metrics, of every model that is asked directly.
         splits: Of every model with a rollout under way, how many of a million requests are drawn to be measured.
         keys: `ALL` by digest of a key for all models; the digest itself for one that is for some.
@@ -36,7 +32,6 @@ class Table:
 
     slots: tuple[frozenset[str], ...]
     models: Mapping[str, int] = field(default_factory=dict)
-    streams: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     splits: Mapping[str, int] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -46,7 +41,6 @@ class Table:
         """The entries of one of the maps."""
         maps: dict[str, Mapping[str, str | int]] = {
             MODELS: self.models,
-            STREAMS: self.streams,
             VERSIONS: self.versions,
             SPLITS: self.splits,
             KEYS: self.keys,
@@ -90,7 +84,6 @@ def arrange(
     return Table(
         tuple(slots),
         models,
-        {model: slot for model, slot in models.items() if routes[model].stays},
         {model: version_label(routes[model]) for model in models},
         {model: parts for model, parts in splits.items() if model in models},
         {digest: digest if patterns else ALL for digest, patterns in direct.items()},
@@ -115,7 +108,7 @@ def commands(before: Table, after: Table, servers: Iterable[str]) -> list[str]:
     changed = {number for number, pair in enumerate(zip(before.slots, after.slots, strict=True)) if pair[0] != pair[1]}
     for name in MAPS:
         old, new = before.entries(name), after.entries(name)
-        moved: Collection[str | int] = changed if name in (MODELS, STREAMS) else ()
+        moved: Collection[str | int] = changed if name == MODELS else ()
         if name in (VERSIONS, SPLITS):  # in one go: no request may go by as if there were no rollout
             states += [f"set map {name} {key} {new[key]}" for key in old.keys() & new.keys() if old[key] != new[key]]
             old = {key: new.get(key, value) for key, value in old.items()}

@@ -20,7 +20,6 @@ class ModelRoad(BaseModel):
     measured_share: float = Field(
         description="Share of the requests that are measured for a rollout, 0 to 1; where they are few, all are."
     )
-    streams: Way = Field(description="The way of gRPC streams; fast for pinned models alone.")
     servers: tuple[str, ...] = Field(description="The servers on which it is proved and asked.")
     waiting: int = Field(description="Requests that wait for it to be loaded.")
     fast_requests: int = Field(default=0, description="Requests that went past Python, since HAProxy started.")

@@ -1,16 +1,33 @@
-"""The few fields of v2's gRPC messages that the front door reads or changes, on the raw bytes. Pure.
+"""The few fields of v2's gRPC messages that the gateway reads or changes, on the raw bytes. Pure.
 
 A message with a tensor of 16 MiB is not parsed for the sake of a name: fields stand one after the other, each with its
-number and its length (https://protobuf.dev/programming-guides/encoding/), and names and versions come first. All of
-v2's requests that name a model have the name as field 1 and the version as field 2; an inference's id is field 3
-(grpc_service.proto of the Open Inference Protocol).
+number and its length (https://protobuf.dev/programming-guides/encoding/). All of v2's requests that name a model have
+the name as field 1 and the version as field 2; an inference's id is field 3 (grpc_service.proto of the Open Inference
+Protocol).
+
+Access is granted by the name that is read here, so it must be the name that Triton reads. Parsers differ in what they
+make of a message that no serializer writes. The last one counts of a field that is there twice, and none of a field
+with another wire type. Numbers with more bytes than they need are read or refused. For C++ (Triton 2.51) the field
+2^29 + 1 is the field 1, and Python refuses it. Such a message is refused here. What goes on to Triton begins with the
+name and the version that were read, and has neither of them a second time.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-NAME, VERSION, ID, PARAMETERS = 1, 2, 3, 4
+from controlplane.errors import InvalidInputError
+from controlplane.triton.requests import PARAMETERS, parameters_of
+
+NAME, VERSION, ID = 1, 2, 3
+FIELDS_MAX = 10_000
+"""Fields of a message, at the most; the tensors of one input are one field."""
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_NUMBER_MAX = (1 << 29) - 1
+"""The largest number that a field can have."""
+_LENGTH_MAX = (1 << 31) - 1
+"""The largest length that a field can have."""
+_VARINT_BYTES = 10
+_WHAT = {NAME: "model_name", VERSION: "model_version"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,56 +40,53 @@ class Names:
 
 
 def read_names(message: bytes) -> Names:
-    """Return the names in a request; empty ones where it has none, or is no message of protobuf."""
-    found = {NAME: "", VERSION: "", ID: ""}
+    """Return the names in a request; empty ones where it has none.
+
+    Raises:
+        InvalidInputError: The message does not say without doubt which model it is for.
+    """
+    found = {NAME: b"", VERSION: b"", ID: b""}
+    seen: set[int] = set()
+    for number, kind, _, start, end in _fields(message):
+        if number in _WHAT:
+            if kind != _LENGTH:
+                raise _ambiguous(f"its {_WHAT[number]} has wire type {kind}, which is not that of a text")
+            if number in seen:
+                raise _ambiguous(f"it has more than one {_WHAT[number]}")
+            seen.add(number)
+        if number in found and kind == _LENGTH:
+            found[number] = message[start:end]
+    if 0 in found[NAME] or 0 in found[VERSION]:
+        raise _ambiguous("its model_name or model_version holds a zero byte, at which some readers end")
     try:
-        for number, kind, _, start, end in _fields(message):
-            if number > ID:
-                break  # writers keep the order of the numbers, and what follows is large
-            if kind == _LENGTH and number in found:
-                found[number] = message[start:end].decode()
-    except (IndexError, ValueError):
-        pass
-    return Names(found[NAME], found[VERSION], found[ID])
+        return Names(*(found[number].decode() for number in (NAME, VERSION, ID)))
+    except UnicodeDecodeError:
+        raise _ambiguous("its model_name, model_version or id is not UTF-8") from None
 
 
 def rename(message: bytes, name: str, version: str) -> bytes:
-    """Return a request for another name and version, everything else as it was."""
-    head = b""
-    rest = 0
-    for number, _, begin, start, end in _fields(message):
-        if number not in (NAME, VERSION):
-            rest = begin
-            break
-        rest = end
-        del start
+    """Return a message for this name and version, everything else as it was.
+
+    Raises:
+        InvalidInputError: It is no message of protobuf, or one that `read_names` would refuse for its form.
+    """
     head = _text(NAME, name) + (_text(VERSION, version) if version else b"")
-    return head + message[rest:]
+    if message.startswith(head) and not any(number in _WHAT for number, *_ in _fields(message, len(head))):
+        return message  # 16 MiB are not copied for nothing
+    kept = [(begin, end) for number, _, begin, _, end in _fields(message) if number not in _WHAT]
+    return b"".join([head, *(message[begin:end] for begin, end in _joined(kept))])
 
 
 def parameter(message: bytes, key: str) -> str:
-    """Return the value of a parameter of a ``ModelInferRequest``, if it is a text or a number; else an empty text."""
-    try:
-        for number, kind, _, start, end in _fields(message):
-            if number > PARAMETERS:
-                break  # tensors follow
-            if number == PARAMETERS and kind == _LENGTH:
-                entry = message[start:end]  # of a map: the key as field 1, an InferParameter as field 2
-                fields = {n: entry[s:e] for n, k, _, s, e in _fields(entry) if k == _LENGTH}
-                if fields.get(1) == key.encode():
-                    return _value(fields.get(2, b""))
-    except (IndexError, ValueError):
-        pass
-    return ""
+    """Return the value of a parameter of a ``ModelInferRequest``, if it is a text or a number; else an empty text.
 
-
-def _value(parameter_message: bytes) -> str:
-    for number, kind, _, start, end in _fields(parameter_message):
-        if (number, kind) == (3, _LENGTH):  # string_param
-            return parameter_message[start:end].decode()
-        if (number, kind) == (2, _VARINT):  # int64_param
-            return str(_varint(parameter_message, start)[0])
-    return ""
+    Raises:
+        InvalidInputError: The parameters cannot be read.
+    """
+    if key.encode() not in message:
+        return ""
+    spans = [(begin, end) for number, _, begin, _, end in _fields(message) if number == PARAMETERS]
+    return parameters_of(b"".join(message[begin:end] for begin, end in spans)).get(key, "")
 
 
 def stream_error(reason: str, request_id: str) -> bytes:
@@ -86,39 +100,67 @@ def is_ready(answer: bool) -> bytes:
     return b"\x08\x01" if answer else b""
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield number, wire type, begin of the field, begin and end of its value."""
-    at = 0
-    while at < len(message):
+def _ambiguous(why: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"the request does not say without doubt which model it is for: {why}; send model_name and model_version once "
+        "each, as a serializer of protobuf writes them"
+    )
+
+
+def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return spans with those that follow each other made one."""
+    joined: list[tuple[int, int]] = []
+    for begin, end in spans:
+        if joined and joined[-1][1] == begin:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def _fields(message: bytes, at: int = 0) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield number, wire type, begin of the field, begin and end of its value, of all fields from a position on.
+
+    Raises:
+        InvalidInputError: These are not the fields of a message, or parsers may read them differently.
+    """
+    size, count = len(message), 0
+    while at < size:
+        if (count := count + 1) > FIELDS_MAX:
+            raise _ambiguous(f"it has more than {FIELDS_MAX} fields")
         begin = at
         tag, at = _varint(message, at)
-        kind = tag & 7
+        number, kind = tag >> 3, tag & 7
+        if not 0 < number <= _NUMBER_MAX:
+            raise _ambiguous(f"a field has the number {number}")
+        start = at
         if kind == _VARINT:
-            start = at
             _, at = _varint(message, at)
         elif kind == _LENGTH:
             length, start = _varint(message, at)
+            if length > _LENGTH_MAX:
+                raise _ambiguous(f"field {number} has {length} bytes")
             at = start + length
         elif kind in (_FIXED32, _FIXED64):
-            start, at = at, at + (4 if kind == _FIXED32 else 8)
+            at += 4 if kind == _FIXED32 else 8
         else:
-            raise ValueError(f"wire type {kind}")
-        if at > len(message):
-            raise ValueError("a field is cut short")
-        yield tag >> 3, kind, begin, start, at
+            raise _ambiguous(f"field {number} has wire type {kind}")
+        if at > size:
+            raise _ambiguous(f"field {number} is cut short")
+        yield number, kind, begin, start, at
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
-    while True:
-        byte = message[at]
-        at += 1
+    for place in range(at, min(at + _VARINT_BYTES, len(message))):
+        byte = message[place]
         value |= (byte & 0x7F) << shift
         if not byte & 0x80:
-            return value, at
+            if byte == 0 and shift:
+                raise _ambiguous("a number has more bytes than it needs")
+            return value, place + 1
         shift += 7
-        if shift > 63:
-            raise ValueError("a number is too long")
+    raise _ambiguous("a number is cut short or too long")
 
 
 def _text(number: int, value: str) -> bytes:

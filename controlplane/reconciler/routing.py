@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from controlplane.domain.deployment import Mode
 from controlplane.reconciler.actions import Unload
 from controlplane.reconciler.types import Mark
 from controlplane.reconciler.units import Unit
@@ -16,12 +15,10 @@ class Route:
 
     Attributes:
         servers: Names of the servers on which the version that answers is proved, sorted.
-        stays: Whether nothing evicts it (its mode is pinned), so that a stream to it may stay open for good.
         version: Which version answers there; None while the servers differ.
     """
 
     servers: tuple[str, ...]
-    stays: bool = False
     version: int | None = None
 
 
@@ -50,7 +47,6 @@ def routes(wishes: Mapping[str, Wish], units: Iterable[Unit]) -> dict[str, Route
     return {
         model: Route(
             tuple(sorted(servers)),
-            wishes[model].revision.spec.settings.mode is Mode.PINNED,
             next(iter(servers.values())) if len(set(servers.values())) == 1 else None,
         )
         for model, servers in found.items()

@@ -1,0 +1,1 @@
+"""Programs that once showed faults, kept as inputs of tests."""

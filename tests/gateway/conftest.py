@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from controlplane.gateway.process import find_haproxy
+from controlplane.settings import ReconcilerSettings
 from tests.support.api import Api, onnx_scale, serving, settings_for
-from tests.support.gateway import onnx_join
+from tests.support.gateway import onnx_join, until, way
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,3 +33,37 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         ):
             assert api.deploy(reference, **settings)["state"] == "succeeded"
         yield api
+
+
+@pytest.fixture(scope="package")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, dict[str, str]]]:
+    """A gateway that asks for keys, and some of them by name; the key `team` is for `team-*` and `stats` alone."""
+    quiet = ReconcilerSettings(interval_seconds=0.3, lease_seconds=15, probe_interval_seconds=3600)
+    settings = settings_for(tmp_path_factory.mktemp("keyed"), embedded=True, reconciler=quiet)
+    modes = {"team-net": "pinned", "other": "resident", "team-lazy": "on-demand", "stats": "on-demand"}
+    with serving(settings) as api:
+        for factor, (model, mode) in enumerate(modes.items(), 2):
+            api.publish(model, onnx_scale(float(factor)))
+            # Without batching, so that a test may send one row or several.
+            assert api.deploy(f"{model}:1", mode=mode, max_batch_size=0)["state"] == "succeeded"
+        secrets: dict[str, str] = {}
+        for name, body in (
+            ("root", {"scopes": ["admin"]}),
+            ("app", {"scopes": ["infer"]}),
+            ("team", {"scopes": ["infer"], "models": ["team-*", "stats"]}),
+            ("reader", {"scopes": ["read"]}),
+            ("slow", {"scopes": ["infer"], "rate_per_second": 0.1, "burst": 2}),
+            ("gone", {"scopes": ["infer"]}),
+        ):
+            auth = {"authorization": f"Bearer {secrets['root']}"} if "root" in secrets else {}
+            made = api.ok(api.http.post("/v1/keys", json={"name": name, **body}, headers=auth), 201)
+            secrets[name] = made["secret"]
+        api.http.headers["authorization"] = f"Bearer {secrets['root']}"
+        api.ok(api.http.delete("/v1/keys/gone"))
+        for model in ("team-net", "other"):
+            until(f"{model} on the fast way", lambda model=model: way(api, model) == "fast")
+            until(
+                "its report",
+                lambda model=model: api.ok(api.http.get(f"/v1/models/{model}/versions/1/reports"))["items"],
+            )
+        yield api, secrets

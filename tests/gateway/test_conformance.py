@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from tests.support.api import Api
-from tests.support.gateway import direct_urls, ones, until, urls
+from tests.support.gateway import direct_urls, ones, urls
 
 pytestmark = pytest.mark.triton
 
@@ -179,20 +179,6 @@ def test_streaming(door: Api) -> None:
     requests = [("net", "1"), ("net", "2"), ("nobody", "3"), ("net", "4")]
     direct, through = (sorted(streamed(url, requests), key=str) for url in (direct_urls(door)[1], urls(door)[1]))
     assert direct == through
-
-
-def test_a_stream_of_a_pinned_model_goes_directly(door: Api) -> None:
-    assert door.deploy("net:1", mode="pinned", max_batch_size=0)["state"] == "succeeded"
-
-    def streams(model: str) -> str:
-        roads = door.ok(door.http.get("/v1/gateway"))["models"]
-        return next((str(road["streams"]) for road in roads if road["model"] == model), "")
-
-    until("the fast way", lambda: streams("net") == "fast")
-    assert streams("text") == "activated"
-    before = door.plane.front_door.tally.requests.copy()  # type: ignore[union-attr]
-    assert streamed(urls(door)[1], [("net", "1")]) == streamed(direct_urls(door)[1], [("net", "1")])
-    assert door.plane.front_door.tally.requests == before  # type: ignore[union-attr]
 
 
 async def test_streaming_with_asyncio(door: Api) -> None:

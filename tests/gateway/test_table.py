@@ -1,20 +1,17 @@
-"""The table and the commands that change it; names read from raw messages. Pure."""
+"""The table and the commands that change it. Pure."""
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tritonclient.grpc import service_pb2
 
-from controlplane.gateway.table import GRANTS, KEYS, MAPS, MODELS, SPLITS, STREAMS, Table, arrange, commands, empty
-from controlplane.gateway.wire import read_names, rename, stream_error
+from controlplane.gateway.table import GRANTS, KEYS, MAPS, MODELS, SPLITS, Table, arrange, commands, empty
 from controlplane.reconciler.routing import Route
 
 SERVERS = ("s0", "s1", "s2")
 _routes = st.dictionaries(
     st.sampled_from([f"m{number}" for number in range(6)]),
     st.builds(
-        lambda servers, stays, version: Route(tuple(sorted(servers)), stays, version),
+        lambda servers, version: Route(tuple(sorted(servers)), version),
         st.sets(st.sampled_from(SERVERS), min_size=1),
-        st.booleans(),
         st.none() | st.integers(1, 3),
     ),
 )
@@ -63,11 +60,10 @@ def test_commands_lead_to_the_table_and_never_to_a_server_without_the_model(
             machine.run(command, table)
             stays = before.splits.keys() & table.splits.keys()
             assert machine.maps[SPLITS].keys() >= stays, "no request goes by as if there were no rollout"
-            for name in (MODELS, STREAMS):
-                for model, slot in machine.maps[name].items():
-                    sent = machine.slots[int(slot)]
-                    old = before.slots[before.models[model]] if model in before.models else set()
-                    assert sent in (set(routes[model].servers) if model in routes else None, set(old))
+            for model, slot in machine.maps[MODELS].items():
+                sent = machine.slots[int(slot)]
+                old = before.slots[before.models[model]] if model in before.models else set()
+                assert sent in (set(routes[model].servers) if model in routes else None, set(old))
         assert machine.maps == {name: {k: str(v) for k, v in table.entries(name).items()} for name in MAPS}
         assert machine.slots == [set(servers) for servers in table.slots]
         for name, number in table.models.items():
@@ -76,7 +72,6 @@ def test_commands_lead_to_the_table_and_never_to_a_server_without_the_model(
             assert table.models.keys() == routes.keys()
         assert table.splits == {model: parts for model, parts in splits.items() if model in table.models}
         assert table.versions == {model: str(routes[model].version or "mixed") for model in table.models}
-        assert set(table.streams) == {model for model in table.models if routes[model].stays}
 
 
 def test_a_key_is_granted_what_it_is_for_and_no_more() -> None:
@@ -84,27 +79,3 @@ def test_a_key_is_granted_what_it_is_for_and_no_more() -> None:
     table = arrange(empty(1), routes, {"wide": (), "team": ("team-*",)}, {})
     assert table.entries(KEYS) == {"wide": "*", "team": "team"}
     assert table.entries(GRANTS) == {"team/team-a": 1}
-
-
-_text = st.text(min_size=1, max_size=40)
-
-
-@given(_text, st.from_regex(r"[0-9]{0,5}", fullmatch=True), st.text(max_size=20), st.binary(max_size=3000))
-def test_names_are_read_and_changed_in_raw_messages(name: str, version: str, number: str, raw: bytes) -> None:
-    request = service_pb2.ModelInferRequest(model_name=name, model_version=version, id=number)
-    request.raw_input_contents.append(raw)
-    names = read_names(request.SerializeToString())
-    assert (names.name, names.version, names.id) == (name, version, number)
-    changed = service_pb2.ModelInferRequest.FromString(rename(request.SerializeToString(), "net", "7"))
-    request.model_name, request.model_version = "net", "7"
-    assert changed == request
-
-
-@given(st.binary(max_size=60))
-def test_no_bytes_make_the_reader_stumble(raw: bytes) -> None:
-    assert isinstance(read_names(raw).name, str)
-
-
-def test_an_error_inside_a_stream_is_one_that_tritons_clients_read() -> None:
-    response = service_pb2.ModelStreamInferResponse.FromString(stream_error("no", "7"))
-    assert (response.error_message, response.infer_response.id) == ("no", "7")

@@ -73,12 +73,11 @@ def gateway(session: Session) -> None:
     )
     out.line()
     out.table(
-        ("model", "way", "streams", "servers", "fast", "activated", "waiting"),
+        ("model", "way", "servers", "fast", "activated", "waiting"),
         (
             (
                 road.model,
                 road.way + (f" ({road.measured_share:.2%} measured)" if road.way == "split" else ""),
-                road.streams,
                 ", ".join(road.servers) or "-",
                 str(road.fast_requests),
                 str(road.activated_requests),

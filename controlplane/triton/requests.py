@@ -1,0 +1,32 @@
+"""Parts of v2's gRPC requests that are read with protobuf's own parser."""
+
+from collections.abc import Mapping
+
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
+
+from controlplane.errors import InvalidInputError
+
+PARAMETERS = 4
+"""Number of the field of a ``ModelInferRequest`` that has its parameters."""
+
+
+def parameters_of(message: bytes) -> Mapping[str, str]:
+    """Return the parameters of a ``ModelInferRequest`` that are texts or whole numbers.
+
+    Args:
+        message: The request, or its fields `PARAMETERS` alone.
+
+    Raises:
+        InvalidInputError: They cannot be read.
+    """
+    try:
+        found = service_pb2.ModelInferRequest.FromString(message).parameters
+    except DecodeError:
+        raise InvalidInputError("the request's parameters are not those of a ModelInferRequest") from None
+    chosen = {key: value.WhichOneof("parameter_choice") for key, value in found.items()}
+    return {
+        key: str(getattr(found[key], choice))
+        for key, choice in chosen.items()
+        if choice in ("int64_param", "uint64_param", "string_param")
+    }
