@@ -19,7 +19,7 @@ from converters.options import ConversionOptions
 from converters.originals import open_original
 from converters.parity import check_parity, tolerances_for
 from converters.registry import find_converter
-from converters.runtimes import Run, open_runtime
+from converters.runtimes import Run, TorchScriptRuntime, open_runtime
 from converters.sampling import Guess, generate_inputs, guesses
 
 
@@ -71,6 +71,11 @@ def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
     golden = _golden(tried, wanted, signature)
     tolerances = tolerances_for([sample.outputs for sample in golden], options.precision, options.tolerances)
     runtime = open_runtime(output, options.target, signature)
+    if isinstance(runtime, TorchScriptRuntime):
+        from converters.torchscript_rules import refusal
+
+        if (reason := refusal(runtime, signature)) is not None:
+            raise ConversionFailedError(f"Triton cannot serve the result: {reason}")
     generated = tried.guess is not None
     parity = check_parity(runtime.run, golden, tolerances, generated=generated, seed=options.seed)
     return ConversionResult(
@@ -209,8 +214,6 @@ def _read_result(output: Path, target: Format, wanted: Signature) -> tuple[_Fact
     except InvalidArtifactError as error:
         raise ConversionFailedError(f"the converter wrote something unusable: {error.message}") from error
     if target is Format.TORCHSCRIPT:
-        from converters.runtimes import TorchScriptRuntime
-
         arguments = list(TorchScriptRuntime(output, None).arguments)
         names = [spec.name for spec in wanted.inputs]
         if set(names) <= set(arguments):

@@ -174,7 +174,9 @@ def _load(path: Path, *, trust: bool) -> Any:
         zipped = file.read(4) == b"PK\x03\x04"
     if not zipped:
         if not trust:
-            raise UntrustedArtifactError(f"{path.name} is a pickle; say trust if you know where it comes from")
+            raise UntrustedArtifactError(
+                f"{path.name} is a pickle; allow it with --trust if you know where it comes from"
+            )
         return _unpickle(path)
     import skops.io
 
@@ -185,8 +187,8 @@ def _load(path: Path, *, trust: bool) -> Any:
     except Exception as error:
         raise InvalidArtifactError(f"skops cannot load {path.name}: {one_line(error)}") from error
     raise UntrustedArtifactError(
-        f"{path.name} names types that skops does not know to be safe: {', '.join(unknown[:8])}; say trust if you know "
-        "where it comes from",
+        f"{path.name} names types that skops does not know to be safe: {', '.join(unknown[:8])}; allow them with "
+        "--trust if you know where it comes from",
         types=list(unknown),
     )
 

@@ -191,7 +191,8 @@ def _load_module(path: Path, options: ConversionOptions) -> torch.nn.Module:
         return _unpickled_module(path, options)
     if not options.trust:
         raise UntrustedArtifactError(
-            f"importing the factory {options.factory!r} runs its code; say trust if you know where it comes from"
+            f"importing the factory {options.factory!r} runs its code; allow it with --trust if you know where "
+            "it comes from"
         )
     module_name, _, name = options.factory.partition(":")
     try:
@@ -234,7 +235,10 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _unpickled_module(path: Path, options: ConversionOptions) -> torch.nn.Module:
-    needs = "a PyTorch module needs its factory (package.module:factory) beside the weights"
+    needs = (
+        "weights need the function that builds their module: give --factory package.module:function, importable where "
+        "the control plane runs, and --trust, since it runs code"
+    )
     if not options.trust:
         raise InvalidInputError(needs)
     try:

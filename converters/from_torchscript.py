@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +14,71 @@ from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import DYNAMIC, Array
 from converters.base import ConversionRequest, Converter, Original
 from converters.onnx_output import finish_onnx
-from converters.runtimes import TorchScriptRuntime
+from converters.options import ConversionOptions
+from converters.runtimes import TorchScriptRuntime, is_texts
 from converters.torch_modules import adapt, example_arguments, submodule
+from converters.torchscript_rules import training_parts
 
 LEGACY_OPSET = 17
 """What torch's TorchScript exporter writes well; it was last taught opset 20."""
 
 
 class TorchScriptOriginal(Original):
-    """A TorchScript module, answered by torch on the CPU."""
+    """A TorchScript module in evaluation mode, answered by torch on the CPU.
+
+    Attributes:
+        training: The parts that compute as in training as the file was saved; evaluation mode is no longer that for
+            those of a scripted module.
+        whole: Whether it is the whole module and not a part of it.
+    """
 
     format = Format.TORCHSCRIPT
 
-    def __init__(self, path: Path, part: str | None) -> None:
+    def __init__(self, path: Path, options: ConversionOptions) -> None:
         self.path = path
-        self.runtime = TorchScriptRuntime(path, None)
-        if part is not None:
-            self.runtime.select(submodule(self.runtime.module, part))
+        self.training = training_parts(TorchScriptRuntime(path, None).module)
+        self.runtime = TorchScriptRuntime(path, None, evaluate=True)
+        if options.submodule is not None:
+            self.runtime.select(submodule(self.runtime.module, options.submodule))
         self.native = self.runtime.module
-        self.whole = part is None
+        self.whole = options.submodule is None
+        self._without_scalars = options.target is Format.TORCHSCRIPT
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """See `converters.base.Original.run`."""
-        return self.runtime.run(inputs)
+        answers = self.runtime.run(inputs)
+        if self._without_scalars:  # Triton's PyTorch backend gives no tensors without dimensions
+            return {name: array.reshape(array.shape or (1,)) for name, array in answers.items()}
+        return answers
 
 
 class TorchScriptToTorchScript(Converter):
-    """Makes a module servable: scalar arguments become tensors, a part is taken out, weights are halved."""
+    """Makes a module servable and halves weights.
+
+    Arguments that are numbers become tensors, dictionaries and lists become a tuple, a module saved in training mode is
+    saved in evaluation mode, and a part is taken out.
+    """
 
     name = "torchscript-to-torchscript"
+    version = "2"
     source = Format.TORCHSCRIPT
     target = Format.TORCHSCRIPT
 
     def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
         """See `converters.base.Converter.convert`."""
         assert isinstance(original, TorchScriptOriginal)
-        module, scalars = original.native, original.runtime.scalar_arguments
-        if scalars:
-            request.progress("convert", f"taking {', '.join(scalars)} as tensors")
-            module = _with_tensor_arguments(original.runtime)
+        module, warnings = original.native, []
+        answer = original.runtime.answer(request.examples[0])
+        scalars, restructured = original.runtime.scalar_arguments, not _is_served_as_it_is(answer)
+        if scalars or restructured:
+            request.progress("convert", "wrapping it: tensors in, a tuple of tensors out")
+            module = _wrapped(original.runtime, answer if restructured else None)
+        if original.training:
+            still = training_parts(original.native)
+            if still:
+                warnings.append(f"these parts compute as in training, since they were traced so: {', '.join(still)}")
+            else:
+                warnings.append("the original was saved in training mode; the result is in evaluation mode")
         if request.options.precision == "fp16":
             request.progress("convert", "tracing it in half precision")
             specs = request.signature.inputs
@@ -59,17 +86,30 @@ class TorchScriptToTorchScript(Converter):
             module = torch.jit.trace(  # type: ignore[no-untyped-call]
                 adapted, example_arguments(request.examples[0], specs), strict=False
             )
-        elif not scalars and original.whole:
+        elif not scalars and not restructured and not original.training and original.whole:
             shutil.copyfile(original.path, request.output)
             return ("nothing was asked for that changes the module: the result is the original",)
         torch.jit.save(module, str(request.output))
-        return ()
+        return tuple(warnings)
 
 
-def _with_tensor_arguments(runtime: TorchScriptRuntime) -> Any:
-    """Wrap a scripted module so that its int, float and bool arguments come as tensors of one element."""
-    takes = ", ".join(f"{name}: {'Tensor' if kind in _SCALARS else kind}" for name, kind in runtime.arguments.items())
-    gives = ", ".join(f"{kind}({name})" if kind in _SCALARS else name for name, kind in runtime.arguments.items())
+def _is_served_as_it_is(answer: Any) -> bool:
+    """Whether Triton's PyTorch backend answers with this: tensors with dimensions or texts, alone or in a tuple."""
+    values = answer if isinstance(answer, tuple) else (answer,)
+    return all(is_texts(value) or (isinstance(value, torch.Tensor) and value.ndim > 0) for value in values)
+
+
+def _wrapped(runtime: TorchScriptRuntime, answer: Any) -> Any:
+    """Wrap a scripted module so that numbers come as tensors of one element.
+
+    Args:
+        runtime: The module.
+        answer: One of its answers, where what it returns becomes a flat tuple in the order of `flatten_outputs`.
+    """
+    arguments = runtime.arguments.items()
+    takes = ", ".join(f"{name}: {'Tensor' if kind in _SCALARS else kind}" for name, kind in arguments)
+    gives = ", ".join(f"{kind}({name})" if kind in _SCALARS else name for name, kind in arguments)
+    returned = "out" if answer is None else ", ".join(_flat_expressions(answer, "out"))
 
     class Wrapped(torch.jit.ScriptModule):
         def __init__(self, inner: Any) -> None:
@@ -77,11 +117,26 @@ def _with_tensor_arguments(runtime: TorchScriptRuntime) -> Any:
             self.inner = inner
 
     wrapped = Wrapped(runtime.module)
-    wrapped.define(f"def forward(self, {takes}):\n    return self.inner({gives})\n")
+    wrapped.define(f"def forward(self, {takes}):\n    out = self.inner({gives})\n    return {returned}\n")
     return wrapped.eval()
 
 
 _SCALARS = {"int", "float", "bool"}
+
+
+def _flat_expressions(answer: Any, expression: str) -> list[str]:
+    """Return an expression of TorchScript for each output, in the order of `converters.runtimes.flatten_outputs`."""
+    if is_texts(answer):
+        return [expression]
+    if isinstance(answer, Mapping):
+        return [part for key, value in answer.items() for part in _flat_expressions(value, f"{expression}[{key!r}]")]
+    if isinstance(answer, tuple | list):
+        return [part for i, value in enumerate(answer) for part in _flat_expressions(value, f"{expression}[{i}]")]
+    if isinstance(answer, bool | int | float):
+        return [f"torch.tensor([{expression}])"]
+    if answer is None:
+        return []
+    return [f"{expression}.reshape(1)" if answer.ndim == 0 else expression]
 
 
 class TorchScriptToOnnx(Converter):
@@ -105,7 +160,7 @@ class TorchScriptToOnnx(Converter):
         }
         module = original.native
         if original.runtime.scalar_arguments:
-            module = _with_tensor_arguments(original.runtime)
+            module = _wrapped(original.runtime, None)
         request.progress("convert", "exporting with torch.onnx (TorchScript exporter)")
         with warnings.catch_warnings():
             warnings.simplefilter(

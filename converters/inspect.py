@@ -14,7 +14,7 @@ from converters.archives import list_archive
 from converters.jobs import Inspection
 from converters.onnx_artifact import inspect_onnx
 from converters.pickles import refuse_untrusted_pickle
-from converters.torch_artifact import inspect_torch_archive, is_skops, skops_attributes
+from converters.torch_artifact import WEIGHTS_HINT, inspect_torch_archive, is_skops, skops_attributes
 
 MAX_SAFETENSORS_HEADER_BYTES = 100 * 1024**2
 MAX_FILES = 100_000
@@ -40,6 +40,7 @@ def inspect_artifact(
     *,
     format: Format | None = None,  # noqa: A002 - the word of the API
     signature: Signature | None = None,
+    batched: bool | None = None,
     trust: bool = False,
     code: bool = True,
 ) -> Inspection:
@@ -53,6 +54,8 @@ def inspect_artifact(
         format: What the publisher says it is; another finding is an error. Needed for nothing but that.
         signature: What the publisher says it takes and gives. Checked against the file where the file says it,
             and then preferred: it may name a batch dimension that the file leaves open.
+        batched: Whether the first dimension of every tensor is the batch, where the file says its signature and no
+            other is given; None leaves it as the file says.
         trust: Accept what runs code when it is read: pickles, and torch.export programs with pickles inside.
         code: Accept TorchScript, a program that runs when it is loaded and asked.
 
@@ -89,6 +92,8 @@ def inspect_artifact(
         if facts is not None:
             _check_given(signature, facts, main.name)
         facts, hints = signature, ()
+    elif facts is not None and batched is not None:
+        facts = _stated_batch(facts, batched=batched, name=main.name)
     relative = main.relative_to(root).as_posix()
     return Inspection(found, facts, attributes, relative, hints, read.inputs, read.unservable)
 
@@ -115,12 +120,12 @@ def _read(main: Path, root: Path, *, trust: bool) -> _Read:
         facts = inspect_torch_archive(listing, trust=trust)
         return _Read(facts.format, facts.signature, facts.attributes, facts.hints)
     if head.startswith(_LEGACY_TORCH):
-        return _Read(Format.PYTORCH, None, {"weights": "legacy torch.save"})
+        return _Read(Format.PYTORCH, None, {"weights": "legacy torch.save"}, (WEIGHTS_HINT,))
     if head[:1] == b"\x80" and len(head) > 1 and head[1] in range(2, 6):
         refuse_untrusted_pickle(main.name, trust=trust)
         return _Read(Format.SKLEARN, None, {"container": "pickle"})
     if (attributes := _safetensors(main, head)) is not None:
-        return _Read(Format.PYTORCH, None, attributes)
+        return _Read(Format.PYTORCH, None, attributes, (WEIGHTS_HINT,))
     # An ONNX file is a protobuf message without a magic number; all exporters write ir_version, field 1, first.
     if main.suffix.lower() == ".onnx" or head[:1] == b"\x08":
         onnx = inspect_onnx(main, root)
@@ -195,6 +200,18 @@ def _safetensors(path: Path, head: bytes) -> dict[str, JsonValue] | None:
     if end + 8 + length != size:
         raise broken
     return {"weights": "safetensors", "tensors": len(tensors), "parameters": parameters}
+
+
+def _stated_batch(read: Signature, *, batched: bool, name: str) -> Signature:
+    """Return the signature that a file says, with what the publisher says of its first dimension."""
+    for spec in (*read.inputs, *read.outputs) if batched else ():
+        if spec.shape[:1] != (DYNAMIC,):
+            what = f"is fixed at {spec.shape[0]}" if spec.shape else "is missing"
+            raise InvalidArtifactError(
+                f"{name} is said to be batched, but the first dimension of {spec} {what}; export it again with a "
+                "dynamic first dimension, or leave batched out"
+            )
+    return read.model_copy(update={"batched": batched})
 
 
 def _check_given(given: Signature, read: Signature, name: str) -> None:

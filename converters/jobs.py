@@ -31,6 +31,10 @@ class InspectJob(_Job):
     """Read what an artifact is, in a process that may die of it."""
 
     kind: Literal["inspect"] = "inspect"
+    batched: bool | None = Field(
+        default=None,
+        description="Whether the first dimension is the batch, where no signature is given; null: as read.",
+    )
     format: Format | None = Field(default=None, description="The format it is said to have; null detects it.")
     trust: bool = Field(default=False, description="Accept artifacts that run code when they are read.")
     code: bool = Field(default=True, description="Accept TorchScript, a program that can read and write files.")
@@ -50,8 +54,13 @@ class RecordJob(_Job):
     """Run a servable artifact on samples and record its answers as golden samples."""
 
     kind: Literal["record"] = "record"
+    batched: bool | None = Field(
+        default=None,
+        description="Whether the first dimension is the batch, where no signature is given; null: as read.",
+    )
     format: Format | None = Field(default=None, description="The artifact's format; null detects it.")
     sampling: SamplingOptions = SamplingOptions()
+    run: bool = Field(default=True, description="False only loads it, and says whether it can be served.")
     samples: tuple[InstanceOf[Sample], ...] = Field(default=(), exclude=True, description="Inputs to record.")
     code: bool = Field(default=True, description="Accept TorchScript, a program that can read and write files.")
 
@@ -60,6 +69,10 @@ class ValidateJob(_Job):
     """Check an artifact without publishing it."""
 
     kind: Literal["validate"] = "validate"
+    batched: bool | None = Field(
+        default=None,
+        description="Whether the first dimension is the batch, where no signature is given; null: as read.",
+    )
     format: Format | None = Field(default=None, description="The format it is said to have; null detects it.")
     sampling: SamplingOptions = SamplingOptions()
     samples: tuple[InstanceOf[Sample], ...] = Field(default=(), exclude=True, description="Inputs to run it on.")
@@ -202,7 +215,7 @@ class ValidationCheck(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    name: str = Field(description="What was checked: artifact, signature, load, run, deterministic.")
+    name: str = Field(description="What was checked: artifact, load, servable, run, signature, deterministic.")
     ok: bool = Field(description="Whether it passed.")
     message: str = Field(description="One sentence: what was found.")
     seconds: float = Field(description="How long it took, in seconds.")

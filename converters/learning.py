@@ -85,7 +85,9 @@ def _must_run(run: Run, inputs: Tensors, number: int) -> dict[str, Array]:
 
 
 def specs_from_samples(samples: Sequence[Tensors]) -> tuple[TensorSpec, ...]:
-    """Return input specs from given inputs: a dimension that differs between samples is dynamic.
+    """Return specs from samples: a dimension that differs between them is dynamic, and so is one of size 0.
+
+    No tensor of a model in Triton has a dimension fixed at 0: such a sample shows that the size varies.
 
     Raises:
         InvalidInputError: The samples differ in names, types or number of dimensions.
@@ -98,9 +100,13 @@ def specs_from_samples(samples: Sequence[Tensors]) -> tuple[TensorSpec, ...]:
             if other is None or other.ndim != array.ndim or DataType.of(other) is not DataType.of(array):
                 raise InvalidInputError(f"sample {number}: input {name!r} is not like that of sample 0")
             shapes.append(other.shape)
-        sizes = tuple(at[0] if len(set(at)) == 1 else DYNAMIC for at in zip(*shapes, strict=True))
+        sizes = _sizes(shapes)
         specs.append(TensorSpec(name=name, dtype=DataType.of(array), shape=sizes))
     return tuple(specs)
+
+
+def _sizes(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(at[0] if len(set(at)) == 1 and at[0] != 0 else DYNAMIC for at in zip(*shapes, strict=True))
 
 
 def learn_signature(
@@ -142,7 +148,7 @@ def learn_signature(
     outputs = []
     for name, array in base.items():
         shapes = [variant[name].shape for variant in variants if variant[name].ndim == array.ndim]
-        sizes = tuple(at[0] if len(set(at)) == 1 else DYNAMIC for at in zip(*shapes, strict=True))
+        sizes = _sizes(shapes)
         outputs.append(TensorSpec(name=name, dtype=DataType.of(array), shape=sizes))
     leading = all(spec.shape[:1] == (DYNAMIC,) for spec in (*specs, *outputs))
     if batched and not leading:

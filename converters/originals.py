@@ -28,7 +28,7 @@ def open_original(
     if format is Format.TORCHSCRIPT:
         from converters.from_torchscript import TorchScriptOriginal
 
-        return TorchScriptOriginal(path, options.submodule)
+        return TorchScriptOriginal(path, options)
     if format is Format.TORCH_EXPORT:
         from converters.from_torch import ExportOriginal
 

@@ -80,5 +80,5 @@ def refuse_untrusted_pickle(what: str, names: set[str] | None = None, *, trust: 
     imports = f" (it imports {', '.join(sorted(names)[:5])})" if names else ""
     raise UntrustedArtifactError(
         f"{what} is a pickle, and reading it runs whatever code it names{imports}; save it as ONNX, safetensors or "
-        "skops, or say trust if you know where it comes from"
+        "skops, or allow it with --trust if you know where it comes from"
     )

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Sample, Tensors
-from controlplane.domain.signature import DYNAMIC, DataType, Signature
+from controlplane.domain.signature import DYNAMIC, DataType, Signature, TensorSpec
 from controlplane.errors import ControlPlaneError, ConversionFailedError, InvalidInputError
 from converters.base import Progress
 from converters.conversion import triton_name
@@ -18,6 +19,7 @@ from converters.inspect import inspect_artifact
 from converters.jobs import Inspection, RecordJob, RecordResult, ValidateJob, ValidationCheck, ValidationReport
 from converters.learning import Tried, specs_from_samples, try_samples
 from converters.parity import tolerances_for
+from converters.rows import rows_problem
 from converters.runtimes import Runnable, TorchScriptRuntime, check_inputs, open_runtime
 from converters.sampling import Constraints
 
@@ -32,21 +34,27 @@ def record(job: RecordJob, progress: Progress) -> RecordResult:
 
     Raises:
         InvalidArtifactError: The file is damaged, or its runtime cannot load it.
-        InvalidInputError: The given samples do not fit the signature.
+        InvalidInputError: The given samples do not fit the signature, or are no batches and are said to be.
         ForbiddenError: It is TorchScript, and the job accepts none.
     """
     progress("inspect", "reading the artifact")
-    inspection = inspect_artifact(job.source, format=job.format, signature=job.signature, code=job.code)
+    inspection = inspect_artifact(
+        job.source, format=job.format, signature=job.signature, batched=job.batched, code=job.code
+    )
+    inspection, renamed = _addressable(inspection)
     progress("load", f"loading it ({inspection.format.value})")
     signature, unservable = inspection.signature, inspection.unservable
     if unservable is not None:
         return _without_samples(inspection, unservable)
     runtime = open_runtime(_main(job.source, inspection), inspection.format, signature)
-    progress("record", "running it on samples")
-    try:
-        tried, signature, warnings = _answers(runtime, inspection, job)
-    except UnservableError as error:
-        return _without_samples(inspection, str(error))
+    tried: Tried | None = None
+    warnings: tuple[str, ...] = ()
+    if job.run:
+        progress("record", "running it on samples")
+        try:
+            tried, signature, warnings = _answers(runtime, inspection, job)
+        except UnservableError as error:
+            return _without_samples(inspection, str(error))
     samples: tuple[Sample, ...] = ()
     if tried is not None:
         samples, notes = fitting(tried)
@@ -58,8 +66,8 @@ def record(job: RecordJob, progress: Progress) -> RecordResult:
         tolerances=tolerances_for([sample.outputs for sample in samples], "fp32", {}) if samples else {},
         generated=tried is not None and tried.guess is not None,
         rows_independent=tried.rows_independent if tried is not None else None,
-        unservable=inspection.unknown_tensors if signature is None else None,
-        warnings=(*warnings, *_servability(runtime)),
+        unservable=_unservable(runtime, inspection, signature),
+        warnings=(*renamed, *warnings, *_training_notes(runtime)),
         environment=environment(),
     )
 
@@ -113,13 +121,19 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
         "artifact",
         "reading the artifact",
         lambda: inspect_artifact(
-            job.source, format=job.format, signature=job.signature, trust=job.trust, code=job.code
+            job.source,
+            format=job.format,
+            signature=job.signature,
+            batched=job.batched,
+            trust=job.trust,
+            code=job.code,
         ),
         lambda found: f"{found.main_file} is {found.format.value}",
     )
     if inspection is None:
         return report()
-    found, signature = inspection, inspection.signature
+    found, notes = _addressable(inspection)
+    signature = found.signature
     if found.format.backend is None:
         return report()
     if found.unservable is not None:
@@ -133,11 +147,13 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
     )
     if runtime is None:
         return report()
-    if signature is None and found.inputs is None and not job.samples:
-        checks.append(_check("servable", found.unknown_tensors, time.monotonic(), ok=False))
+    notes += _training_notes(runtime)
+    learns = signature is None and (found.inputs is not None or bool(job.samples))
+    unservable = _unservable(runtime, found, signature, learns=learns)
+    if unservable is not None:
+        checks.append(_check("servable", unservable, time.monotonic(), ok=False))
+    if signature is None and not learns:
         return report()
-    if unservable := _servability(runtime):
-        checks.append(_check("servable", unservable[0], time.monotonic(), ok=False))
     answer = step(
         "run",
         "running it on samples",
@@ -153,8 +169,10 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
             checks.append(_check("servable", found.unknown_tensors, time.monotonic(), ok=False))
         return report()
     tried, learnt = answer
-    notes = tried.notes
-    declared, signature = job.signature or (signature and learnt), learnt
+    notes += tried.notes
+    declared, signature = (signature if job.signature else signature and learnt), learnt
+    if learns and unservable is None and (unservable := _unservable(runtime, found, signature)) is not None:
+        checks.append(_check("servable", unservable, time.monotonic(), ok=False))
     step(
         "signature",
         "comparing the answers with the signature",
@@ -189,6 +207,8 @@ def _answers(
         for number, sample in enumerate(inputs):
             check_inputs(sample, signature, number)
     elif not inputs and inspection.inputs is None:
+        if isinstance(runtime, TorchScriptRuntime):
+            return None, None, ()  # the reason why it cannot be served says it
         return None, None, ("no golden samples: neither a signature nor samples are given, and the file does not say",)
     try:
         tried, learnt = _must_answer(runtime, inspection, job)
@@ -207,7 +227,7 @@ def _answers(
 def _must_answer(runtime: Runnable, inspection: Inspection, job: RecordJob | ValidateJob) -> tuple[Tried, Signature]:
     signature, inputs = inspection.signature, tuple(sample.inputs for sample in job.samples)
     if signature is None and inspection.inputs is not None:
-        return learn_outputs(runtime.run, inspection, inputs, job.sampling)
+        return _as_stated(runtime, job, *learn_outputs(runtime.run, inspection, inputs, job.sampling))
     if signature is None and not inputs:
         raise InvalidInputError("the file does not say its inputs; give a signature or samples to run it on")
     if signature is not None:
@@ -219,9 +239,33 @@ def _must_answer(runtime: Runnable, inspection: Inspection, job: RecordJob | Val
         )
         tried = smaller(runtime.run, tried, signature.inputs, job.sampling, limits)
         quantised = bool(inspection.attributes.get("dynamic_quantisation"))
-        return settle(runtime.run, tried, signature, stated=job.signature is not None, quantised=quantised)
+        settled = settle(runtime.run, tried, signature, stated=job.signature is not None, quantised=quantised)
+        return _as_stated(runtime, job, *settled)
     tried = try_samples(runtime.run, (), inputs, job.sampling, batched=False)
-    return _learnt(runtime, tried)
+    return _as_stated(runtime, job, *_learnt(runtime, tried))
+
+
+def _as_stated(
+    runtime: Runnable, job: RecordJob | ValidateJob, tried: Tried, signature: Signature
+) -> tuple[Tried, Signature]:
+    """Return a signature that says of the batch what the publisher states.
+
+    Raises:
+        InvalidInputError: It is stated to be batched, and the answers to the samples show that it is not.
+    """
+    if job.batched is None or job.batched is signature.batched:
+        return tried, signature
+    if not job.batched:
+        return tried, signature.model_copy(update={"batched": False})
+    for number, (sample, answer) in enumerate(zip(tried.inputs, tried.outputs, strict=True)):
+        if (problem := rows_problem(runtime.run, sample, answer)) is not None:
+            raise InvalidInputError(f"the model is said to be batched; sample {number} contradicts it: {problem}")
+    opened = Signature(inputs=_open_batch(signature.inputs), outputs=_open_batch(signature.outputs), batched=True)
+    return replace(tried, rows_independent=True), opened
+
+
+def _open_batch(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(spec.model_copy(update={"shape": (DYNAMIC, *spec.shape[1:])}) for spec in specs)
 
 
 def _learnt(runtime: Runnable, tried: Tried) -> tuple[Tried, Signature]:
@@ -273,15 +317,38 @@ def _batch(inputs: Tensors, signature: Signature) -> int:
     return first.shape[0] if first.ndim and signature.inputs[0].shape[:1] == (DYNAMIC,) else 1
 
 
-def _servability(runtime: Runnable) -> tuple[str, ...]:
-    scalars = runtime.scalar_arguments if isinstance(runtime, TorchScriptRuntime) else {}
-    if not scalars:
+def _addressable(inspection: Inspection) -> tuple[Inspection, tuple[str, ...]]:
+    """Give the outputs of TorchScript the names by which Triton finds them, and say so."""
+    signature = inspection.signature
+    if signature is None or inspection.format is not Format.TORCHSCRIPT:
+        return inspection, ()
+    names = [spec.name for spec in signature.outputs]
+    if sorted(name.rpartition("__")[2] for name in names) == sorted(str(index) for index in range(len(names))):
+        return inspection, ()
+    renamed = [triton_name(name, index) for index, name in enumerate(names)]
+    outputs = tuple(s.model_copy(update={"name": n}) for s, n in zip(signature.outputs, renamed, strict=True))
+    note = f"the outputs are called {', '.join(renamed)}: Triton's PyTorch backend finds outputs by position"
+    return replace(inspection, signature=signature.model_copy(update={"outputs": outputs})), (note,)
+
+
+def _unservable(
+    runtime: Runnable, inspection: Inspection, signature: Signature | None, *, learns: bool = False
+) -> str | None:
+    """Return why Triton cannot serve it and what to do; ``learns``: the signature is not known yet."""
+    if not isinstance(runtime, TorchScriptRuntime):
+        return inspection.unknown_tensors if signature is None and not learns else None
+    from converters import torchscript_rules
+
+    return torchscript_rules.module_refusal(runtime) if learns else torchscript_rules.refusal(runtime, signature)
+
+
+def _training_notes(runtime: Runnable) -> tuple[str, ...]:
+    if not isinstance(runtime, TorchScriptRuntime):
         return ()
-    named = ", ".join(f"{name} ({kind})" for name, kind in scalars.items())
-    return (
-        f"forward takes arguments that are no tensors, which Triton's PyTorch backend cannot pass: {named}; convert it "
-        "from torchscript to torchscript to make them tensors",
-    )
+    from converters.torchscript_rules import training_note, training_parts
+
+    parts = training_parts(runtime.module)
+    return (training_note(parts),) if parts else ()
 
 
 def _check(name: str, message: str, started: float, *, ok: bool) -> ValidationCheck:

@@ -115,35 +115,56 @@ def as_bytes(array: Array) -> Array:
 
 
 class TorchScriptRuntime:
-    """A TorchScript module on the CPU.
+    """A TorchScript module on the CPU, run as Triton's PyTorch backend runs it.
+
+    That backend does not call ``eval()``: a module saved in training mode computes as in training. Tensors without
+    dimensions reach the module as ``[1]``, since Triton has no others.
+
+    Args:
+        path: The file.
+        signature: Names for the outputs; None takes those that the module gives.
+        evaluate: Run it as its author would instead, in evaluation mode and with tensors as they are: for a conversion.
 
     Attributes:
+        module: The module.
         arguments: Name and type of ``forward``'s arguments, in order.
+        returns: The type that ``forward`` returns, an object of torch.
     """
 
-    def __init__(self, path: Path, signature: Signature | None) -> None:
+    def __init__(self, path: Path, signature: Signature | None, *, evaluate: bool = False) -> None:
         import torch
 
         torch.set_num_threads(THREADS)
+        self._evaluate = evaluate
         try:
-            self.select(torch.jit.load(str(path), map_location="cpu").eval())  # type: ignore[no-untyped-call]
+            self.select(torch.jit.load(str(path), map_location="cpu"))  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError, OSError, AttributeError) as error:
             raise InvalidArtifactError(f"torch cannot load {path.name}: {one_line(error)}") from error
-        self._signature = signature
+        self._names = _by_position([spec.name for spec in signature.outputs]) if signature else None
 
     def select(self, module: Any) -> None:
         """Run this scripted module from now on: the whole, or a part of it."""
         schema = module._c._get_method("forward").schema  # no public way leads to the types
-        self.module = module
+        self.module = module.eval() if self._evaluate else module
         self.arguments = {argument.name: str(argument.type) for argument in schema.arguments[1:]}
         self.required = [a.name for a in schema.arguments[1:] if not a.has_default_value()]
+        self.returns: Any = schema.returns[0].type
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """See `converters.base.Original.run`."""
-        arguments = self._in_order(inputs)
-        values = [_to_torch(array, kind) for array, kind in arguments]
-        names = [spec.name for spec in self._signature.outputs] if self._signature else None
-        return call_torch(self.module, values, names)
+        return name_outputs(self.answer(inputs), self._names)
+
+    def answer(self, inputs: Tensors) -> Any:
+        """Return what the module returns, as it returns it.
+
+        Raises:
+            RunError: It failed.
+        """
+        if not self._evaluate:
+            inputs = {name: array.reshape(array.shape or (1,)) for name, array in inputs.items()}
+        if self.dictionary_argument is not None:
+            return call_module(self.module, [{name: to_torch(array) for name, array in inputs.items()}])
+        return call_module(self.module, [_to_torch(array, kind) for array, kind in self._in_order(inputs)])
 
     def _in_order(self, inputs: Tensors) -> list[tuple[Array, str]]:
         """Match tensors with arguments by Triton's rules: by ``forward``'s names, or by ``NAME__index``."""
@@ -166,6 +187,19 @@ class TorchScriptRuntime:
         """Arguments that are no tensors; Triton's PyTorch backend cannot pass them."""
         return {name: kind for name, kind in self.arguments.items() if kind in {"int", "float", "bool"}}
 
+    @property
+    def dictionary_argument(self) -> str | None:
+        """The name of the one argument, where it is a dictionary: its keys are the model's inputs."""
+        return next(iter(self.arguments)) if list(self.arguments.values()) == ["Dict[str, Tensor]"] else None
+
+
+def _by_position(names: list[str]) -> list[str]:
+    """Put the names of outputs into the order in which the module returns them, which is in their names."""
+    positions = [name.rpartition("__")[2] for name in names]
+    if sorted(positions) != sorted(str(number) for number in range(len(names))):
+        return names
+    return [name for _, name in sorted(zip(map(int, positions), names, strict=True))]
+
 
 def call_torch(module: Any, values: Sequence[Any], names: Sequence[str] | None) -> dict[str, Array]:
     """Call a torch module without gradients and return its outputs as arrays.
@@ -178,30 +212,65 @@ def call_torch(module: Any, values: Sequence[Any], names: Sequence[str] | None) 
     Raises:
         RunError: The module failed, or what it returned cannot be sent as tensors.
     """
+    return name_outputs(call_module(module, values), names)
+
+
+def call_module(module: Any, values: Sequence[Any]) -> Any:
+    """Call a torch module without gradients.
+
+    Raises:
+        RunError: It failed.
+    """
     import torch
 
     try:
         with torch.inference_mode():
-            answer = module(*values)
+            return module(*values)
     except Exception as error:
         raise RunError(one_line(error)) from error
+
+
+def name_outputs(answer: Any, names: Sequence[str] | None) -> dict[str, Array]:
+    """Return a module's answer as arrays; see `call_torch`.
+
+    Raises:
+        RunError: It cannot be sent as tensors, or has another number of outputs than names.
+    """
     flat = flatten_outputs(answer)
     keys = list(names) if names is not None else [key or f"OUTPUT__{index}" for index, (key, _) in enumerate(flat)]
+    if len(set(keys)) < len(keys):  # two dictionaries with the same key
+        keys = [f"OUTPUT__{index}" for index in range(len(flat))]
     if len(keys) != len(flat):
         raise RunError(f"the model returns {len(flat)} outputs; {len(keys)} names are given: {keys}")
     return {key: _from_torch(value, key) for key, (_, value) in zip(keys, flat, strict=True)}
 
 
 def flatten_outputs(answer: Any) -> list[tuple[str | None, Any]]:
-    """Return a module's outputs in order, with the key where it returned a mapping; None values are left out."""
+    """Return a module's outputs in order, with the key where it returned a mapping; None values are left out.
+
+    A list of texts is one output.
+    """
+    if is_texts(answer):
+        return [(None, answer)]
     if isinstance(answer, Mapping):
-        return [(str(key), value) for key, value in answer.items() if value is not None]
-    if isinstance(answer, tuple | list):
-        flat: list[tuple[str | None, Any]] = []
-        for value in answer:
-            flat += flatten_outputs(value) if isinstance(value, tuple | list | Mapping) else [(None, value)]
-        return [(key, value) for key, value in flat if value is not None]
-    return [(None, answer)]
+        pairs: list[tuple[str | None, Any]] = [(str(key), value) for key, value in answer.items()]
+    elif isinstance(answer, tuple | list):
+        pairs = [(None, value) for value in answer]
+    else:
+        return [(None, answer)]
+    flat: list[tuple[str | None, Any]] = []
+    for key, value in pairs:
+        if isinstance(value, tuple | list | Mapping) and not is_texts(value):
+            inner = flatten_outputs(value)
+            flat += [(key if len(inner) == 1 else f"{key}_{i}" if key else k, v) for i, (k, v) in enumerate(inner)]
+        elif value is not None:
+            flat.append((key, value))
+    return flat
+
+
+def is_texts(value: Any) -> bool:
+    """Whether a value is a list of texts, which Triton's PyTorch backend sends as one output of strings."""
+    return isinstance(value, list) and bool(value) and all(isinstance(element, str) for element in value)
 
 
 def to_torch(array: Array, dtype: DataType | None = None) -> Any:
@@ -228,6 +297,8 @@ def _to_torch(array: Array, kind: str) -> Any:
 def _from_torch(value: Any, name: str) -> Array:
     import torch
 
+    if is_texts(value):
+        return as_bytes(np.asarray(value, dtype=object))
     if isinstance(value, bool | int | float):
         value = torch.tensor(value)
     if not isinstance(value, torch.Tensor):

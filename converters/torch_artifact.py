@@ -21,6 +21,12 @@ TORCHSCRIPT_HINT = (
     "a TorchScript file does not say the shapes of its inputs and outputs; give a signature, or samples to learn from"
 )
 
+WEIGHTS_HINT = (
+    "these are weights without their module: convert them with a function that builds the module and is importable "
+    "where the control plane runs (--factory package.module:function, with --trust since it runs code)"
+)
+PICKLED_HINT = "this is a pickled module: convert it with --trust, since reading it runs its code"
+
 
 @dataclass(frozen=True, slots=True)
 class TorchFacts:
@@ -74,12 +80,12 @@ def inspect_torch_archive(listing: Listing, *, trust: bool) -> TorchFacts:
         raise InvalidArtifactError(f"{name} is a torch.export program of a torch older than 2.7; save it again")
     if "data.pkl" in listing.sizes:
         names = imported_names(listing.read("data.pkl"), name)
-        weights = "state dict"
+        weights, hint = "state dict", WEIGHTS_HINT
         if not is_plain(names):
             refuse_untrusted_pickle(name, {n for n in names if not is_plain({n})}, trust=trust)
-            weights = "pickled module"
+            weights, hint = "pickled module", PICKLED_HINT
         facts: dict[str, JsonValue] = {"weights": weights, "weights_bytes": _bytes_under(listing, "data/")}
-        return TorchFacts(Format.PYTORCH, None, facts)
+        return TorchFacts(Format.PYTORCH, None, facts, (hint,))
     raise InvalidArtifactError(
         f"{name} is a ZIP archive, but none of TorchScript, torch.export, a PyTorch state dict or skops"
     )
@@ -131,7 +137,7 @@ def _refuse_code(listing: Listing, program: dict[str, Any]) -> None:
     if reasons:
         raise UntrustedArtifactError(
             f"{listing.path.name} would run code of its own when it is loaded: {reasons[0]}; export it again without, "
-            "or say trust if you know where it comes from"
+            "or allow it with --trust if you know where it comes from"
         )
 
 

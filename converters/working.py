@@ -26,7 +26,14 @@ def execute(job: Job, emit: Callable[[WorkerEvent], None]) -> Outcome:
         progress("inspect", "reading the artifact")
         return Outcome(
             write_inspection(
-                inspect_artifact(job.source, format=job.format, signature=job.signature, trust=job.trust, code=job.code)
+                inspect_artifact(
+                    job.source,
+                    format=job.format,
+                    signature=job.signature,
+                    batched=job.batched,
+                    trust=job.trust,
+                    code=job.code,
+                )
             )
         )
     if isinstance(job, ConvertJob):

@@ -4,14 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from controlplane.cli.client import Client
+from controlplane.cli.client import Client, segment
+from controlplane.cli.exits import ClientError, OperationFailedError
 from controlplane.cli.output import Output
 from controlplane.cli.progress import Bar, follow
 from controlplane.cli.publishing import SAMPLES_NAME, PublishOptions, model_name, publish, send
-from controlplane.cli.records import Operation
+from controlplane.cli.records import Model, Operation
 from controlplane.cli.transfer import Journal, LocalFile, fingerprint, upload
 from controlplane.domain.manifest import FileEntry
-from controlplane.errors import InvalidArtifactError, InvalidInputError
+from controlplane.errors import ControlPlaneError, InvalidArtifactError, InvalidInputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +69,48 @@ def convert_and_publish(
     timeout: float | None,
 ) -> dict[str, Any]:
     """Convert a version, or publish a local file and convert that; return the operation's result."""
-    if local is not None:
-        published = publish(
-            client,
-            conversion.model or model_name(local),
-            local,
-            PublishOptions(
-                format="pytorch" if conversion.options.get("factory") else None,
-                signature=conversion.signature,
-                samples=conversion.samples,
-                trust=bool(conversion.options.get("trust")),
-                reason=conversion.reason,
-            ),
-            data_dir,
-            out,
-        )
-        source = published["reference"]
-        out.line(f"published the original as {source}")
+    if local is None:
+        return _convert(client, source, conversion, data_dir, out, timeout=timeout)
+    published = publish(
+        client,
+        conversion.model or model_name(local),
+        local,
+        PublishOptions(
+            format="pytorch" if conversion.options.get("factory") else None,
+            signature=conversion.signature,
+            trust=bool(conversion.options.get("trust")),
+            reason=conversion.reason,
+        ),
+        data_dir,
+        out,
+    )
+    source = published["reference"]
+    out.line(f"published the original as {source}")
+    try:
+        return _convert(client, source, conversion, data_dir, out, timeout=timeout)
+    except (OperationFailedError, ClientError, InvalidInputError):
+        _withdraw(client, published, out)
+        raise
+
+
+def _withdraw(client: Client, published: dict[str, Any], out: Output) -> None:
+    """Delete the original whose conversion failed, and its model where it has no other version."""
+    name, number = published["model"], published["version"]
+    path = f"/v1/models/{segment(name)}"
+    try:
+        client.delete(f"{path}/versions/{number}", reason="its conversion failed")
+        live = [version for version in client.fetch(Model, path).versions if not version.deleted]
+        if number == 1 and not live:
+            client.delete(path, reason="its conversion failed")
+    except ControlPlaneError as error:
+        out.note(f"note: {name}:{number}, the original, is still published: {error}", style="yellow")
+    else:
+        out.note(f"deleted {name}:{number}, the original, again", style="dim")
+
+
+def _convert(
+    client: Client, source: str, conversion: Conversion, data_dir: Path, out: Output, *, timeout: float | None
+) -> dict[str, Any]:
     body: dict[str, Any] = {
         "source": source,
         "target": conversion.target,

@@ -30,6 +30,7 @@ class PublishOptions:
 
     format: str | None = None
     signature: dict[str, Any] | None = None
+    batched: bool | None = None
     samples: Path | None = None
     sample_count: int | None = None
     seed: int | None = None
@@ -46,6 +47,7 @@ class PublishOptions:
         given = {
             "format": self.format,
             "signature": self.signature,
+            "batched": self.batched,
             "samples": SAMPLES_NAME if self.samples else None,
             "sample_count": self.sample_count,
             "seed": self.seed,

@@ -38,6 +38,7 @@ class PublishCommand:
     upload_id: str
     format: Format | None = None
     signature: Signature | None = None
+    batched: bool | None = None
     samples: str | None = None
     sample_count: int = 3
     seed: int = 0
@@ -178,6 +179,7 @@ class Publishing:
             InspectJob(
                 source=artifact,
                 signature=command.signature,
+                batched=command.batched,
                 format=command.format,
                 trust=command.trust,
                 code=may_bring_code(command.asker),
@@ -192,6 +194,9 @@ class Publishing:
                 "samples were given and are not going to be used: "
                 + ("golden is false" if not command.golden else f"{inspection.format.value} is recorded when converted")
             )
+        if inspection.format is Format.TORCHSCRIPT:
+            # What Triton can run of it is known to torch alone.
+            return await self._record(command, artifact, given, reporter)
         signature = inspection.signature or command.signature
         unservable = inspection.unservable
         if unservable is None and signature is None and inspection.format.backend is not None:
@@ -205,7 +210,9 @@ class Publishing:
             RecordJob(
                 source=artifact,
                 signature=command.signature,
+                batched=command.batched,
                 format=command.format,
+                run=command.golden,
                 sampling=SamplingOptions(seed=command.seed, sample_count=command.sample_count),
                 samples=given,
                 code=may_bring_code(command.asker),
@@ -217,13 +224,23 @@ class Publishing:
             recorded.inspection,
             recorded.signature or command.signature,
             recorded.samples,
-            {**recorded.tolerances, **command.tolerances},
+            {**recorded.tolerances, **_renamed(command.tolerances, command.signature, recorded.signature)},
             recorded.warnings,
             recorded.unservable,
         )
 
     def _locate(self, upload_id: str, file: FileEntry) -> Path:
         return self._uploads.path(upload_id, file.sha256) or self._registry.fetch(file)
+
+
+def _renamed(
+    tolerances: dict[str, Tolerance], given: Signature | None, recorded: Signature | None
+) -> dict[str, Tolerance]:
+    """Return tolerances under the names that the outputs have by now: those of TorchScript get a position."""
+    if given is None or recorded is None:
+        return tolerances
+    names = {old.name: new.name for old, new in zip(given.outputs, recorded.outputs, strict=True)}
+    return {names.get(name, name): tolerance for name, tolerance in tolerances.items()}
 
 
 def _is_servable(command: PublishCommand, artifact: Path) -> bool:

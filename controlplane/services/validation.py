@@ -33,6 +33,7 @@ class ValidateCommand:
     reference: str | None = None
     format: Format | None = None
     signature: Signature | None = None
+    batched: bool | None = None
     samples: str | None = None
     sample_count: int = 1
     seed: int = 0
@@ -115,6 +116,7 @@ class Validation:
                 ValidateJob(
                     source=folder / "artifact",
                     signature=command.signature,
+                    batched=command.batched,
                     format=command.format,
                     sampling=SamplingOptions(seed=command.seed, sample_count=command.sample_count),
                     samples=given,

@@ -19,7 +19,10 @@ from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Sample
 from controlplane.domain.signature import Signature, TensorSpec
 from controlplane.errors import InferenceError, LoadRefusedError
-from tests.support.triton_models import load_torchscript, model_files, onnx_model, scale, spec, torchscript
+from converters.jobs import RecordJob
+from converters.recording import record
+from tests.cases import torchscript_inputs
+from tests.support.triton_models import ModelFiles, load_torchscript, model_files, onnx_model, scale, spec, torchscript
 from tests.support.triton_serving import Serving
 
 pytestmark = pytest.mark.triton
@@ -188,6 +191,54 @@ async def test_every_type_keeps_its_values(serving: Serving, tmp_path: Path, dty
     outputs, _ = await serving.client.infer(name, {"x": sent})
     np.testing.assert_array_equal(outputs["y"], sent)
     assert outputs["y"].dtype == sent.dtype
+
+
+def torchscript_case(path: Path, case: str, signature: Signature) -> ModelFiles:
+    return model_files(torchscript_inputs.write(path, case), Format.TORCHSCRIPT, signature)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("case", ["training-norm", "traced-training-norm"])
+async def test_torchscript_runs_in_the_mode_in_which_it_was_saved(serving: Serving, tmp_path: Path, case: str) -> None:
+    """Triton's own backend does not call eval(), so neither do we; `converters` records golden samples in that mode."""
+    signature = Signature(inputs=(spec("x", "FP32", -1, 3),), outputs=(spec("OUTPUT__0", "FP32", -1, 3),))
+    name = await serving.serve(torchscript_case(tmp_path, case, signature))
+    outputs, _ = await serving.client.infer(name, {"x": torchscript_inputs.X})
+    (recorded,) = record(
+        RecordJob(source=tmp_path / f"{case}.pt", samples=(Sample({"x": torchscript_inputs.X}, {}),)), lambda *_: None
+    ).samples
+    np.testing.assert_allclose(outputs["OUTPUT__0"], recorded.outputs["OUTPUT__0"], rtol=1e-6)
+    evaluated = load_torchscript(tmp_path / "training-norm.pt") if case == "training-norm" else None
+    if evaluated is not None:
+        assert not np.allclose(evaluated(torch.from_numpy(torchscript_inputs.X)).detach(), outputs["OUTPUT__0"])
+
+
+@pytest.mark.parametrize(
+    ("case", "names", "words"),
+    [
+        ("dict-output", ("logits__0", "mask__1"), "the model returns a dict"),
+        ("list-output", ("OUTPUT__0", "OUTPUT__1"), "the model returns a list at position 1"),
+        ("number-output", ("OUTPUT__0", "OUTPUT__1"), "the model returns a float at position 1"),
+        ("scalar-output", ("OUTPUT__0",), "'OUTPUT__0' is a tensor without dimensions"),
+    ],
+)
+async def test_torchscript_answers_that_triton_has_no_form_for_are_refused(
+    serving: Serving, tmp_path: Path, case: str, names: tuple[str, ...], words: str
+) -> None:
+    outputs = tuple(spec(name, "FP32", -1) for name in names)
+    signature = Signature(inputs=(spec("x", "FP32", -1, 3),), outputs=outputs)
+    name = await serving.serve(torchscript_case(tmp_path, case, signature))
+    with pytest.raises(InferenceError, match=words):
+        await serving.client.infer(name, {"x": torchscript_inputs.X})
+
+
+async def test_torchscript_gets_its_inputs_as_a_dictionary(serving: Serving, tmp_path: Path) -> None:
+    signature = Signature(
+        inputs=(spec("right", "FP32", -1, 3), spec("left", "FP32", -1, 3)), outputs=(spec("OUTPUT__0", "FP32", -1, 3),)
+    )
+    name = await serving.serve(torchscript_case(tmp_path, "dict-argument", signature))
+    outputs, _ = await serving.client.infer(name, {"left": rows(2), "right": rows(2) - 2})
+    np.testing.assert_array_equal(outputs["OUTPUT__0"], np.full((2, 3), 2, np.float32))
 
 
 async def test_bfloat16_through_torchscript(serving: Serving, tmp_path: Path) -> None:

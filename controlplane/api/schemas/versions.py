@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from controlplane.api.schemas.models import Labels, Reason
 from controlplane.domain.comparison import Tolerance
@@ -14,6 +14,13 @@ from controlplane.domain.report import VersionReport
 from controlplane.domain.signature import Signature
 from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
 
+Batched = Annotated[
+    bool | None,
+    Field(
+        description="Whether the first dimension of every tensor is the batch, where no signature is given; null: as "
+        "the file says it, and not for what is learnt from samples."
+    ),
+]
 AliasName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
@@ -104,6 +111,7 @@ class PublishRequest(BaseModel):
     signature: Signature | None = Field(
         default=None, description="Inputs and outputs; needed where the file does not tell (TorchScript, PyTorch)."
     )
+    batched: Batched = None
     samples: FilePath | None = Field(
         default=None,
         description="A file of the upload (.npz, one array for each input) with sample inputs; it is not made part "
@@ -128,6 +136,11 @@ class PublishRequest(BaseModel):
     reason: Reason = Field(default="", description="Why; kept in the history.")
     trust: bool = Field(default=False, description="Read files that can run code (pickles). Only if you made them.")
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _refuse_two_answers(self.signature, self.batched)
+        return self
+
 
 class ValidationRequest(BaseModel):
     """Look at an upload, or at a published version, as a publish would; publish nothing."""
@@ -143,10 +156,21 @@ class ValidationRequest(BaseModel):
     )
     format: Format | None = Field(default=None, description="What kind of model it is; null: found out.")
     signature: Signature | None = Field(default=None, description="Inputs and outputs, where the file does not tell.")
+    batched: Batched = None
     samples: FilePath | None = Field(default=None, description="A file of the upload (.npz) with sample inputs.")
     sample_count: int = Field(default=1, ge=1, le=64, description="How many samples to generate.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the generated samples.")
     trust: bool = Field(default=False, description="Read files that can run code (pickles). Only if you made them.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _refuse_two_answers(self.signature, self.batched)
+        return self
+
+
+def _refuse_two_answers(signature: Signature | None, batched: bool | None) -> None:
+    if signature is not None and batched not in {None, signature.batched}:
+        raise ValueError("batched contradicts signature.batched; give it in the signature alone")
 
 
 class ReportPage(BaseModel):

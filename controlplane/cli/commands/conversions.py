@@ -67,7 +67,7 @@ def convert(
     ] = None,
     input_: InputOption = None,
     output_spec: OutputSpecOption = None,
-    batched: BatchedOption = False,
+    batched: BatchedOption = None,
     samples: SamplesOption = None,
     sample_count: Annotated[
         int | None, typer.Option("--sample-count", min=1, max=64, help="How many samples to generate.")
@@ -106,9 +106,10 @@ def convert(
     if input_ and not output_spec:
         # The outputs are learnt by running the original.
         options["inputs"] = [parse_spec(text).model_dump(mode="json") for text in input_]
-        options["batched"] = batched or None
+        options["batched"] = batched
     else:
-        signature = parse_signature(input_ or (), output_spec or (), batched=batched)
+        signature = parse_signature(input_ or (), output_spec or (), batched=bool(batched))
+        options["batched"] = batched if signature is None else None
     conversion = Conversion(
         target=to,
         options={key: value for key, value in options.items() if value is not None},
@@ -135,7 +136,7 @@ def validate(
     source: Annotated[str, typer.Argument(metavar="PATH|REF", help="A file or a folder, or a published version.")],
     input_: InputOption = None,
     output_spec: OutputSpecOption = None,
-    batched: BatchedOption = False,
+    batched: BatchedOption = None,
     format_: FormatOption = None,
     samples: SamplesOption = None,
     trust: TrustOption = False,
@@ -146,9 +147,10 @@ def validate(
     from controlplane.cli.exits import OperationFailedError
     from controlplane.cli.tensors import parse_signature
 
-    signature = parse_signature(input_ or (), output_spec or (), batched=batched)
+    signature = parse_signature(input_ or (), output_spec or (), batched=bool(batched))
     body = {
         "format": format_,
+        "batched": None if signature else batched,
         "signature": signature.model_dump(mode="json") if signature else None,
         "trust": trust,
     }

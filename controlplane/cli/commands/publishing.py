@@ -19,7 +19,12 @@ OutputSpecOption = Annotated[
     list[str] | None, typer.Option("--out", help="An output, like --input.", show_default=False)
 ]
 BatchedOption = Annotated[
-    bool, typer.Option("--batched", help="The first dimension of every tensor is the batch.", show_default=False)
+    bool | None,
+    typer.Option(
+        "--batched/--no-batched",
+        help="Whether the first dimension of every tensor is the batch.",
+        show_default="as the file says",
+    ),
 ]
 SamplesOption = Annotated[
     Path | None,
@@ -59,6 +64,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl push resnet50.onnx",
             "tritonctl push resnet ./exported-folder --alias staging --metric top1=0.76",
             'tritonctl push vad vad.pt --input "input:FP32\\[-1,512]" --out "output:FP32\\[-1,1]" --batched',
+            "tritonctl push vad vad.pt --samples speech.npz --batched",
             "tritonctl push resnet resnet50.onnx --deploy",
             "tritonctl push resnet resnet50.onnx --sign-key release.pem",
         ),
@@ -73,7 +79,7 @@ def push(
     path: Annotated[Path | None, typer.Argument(metavar="PATH", help="A file or a folder.", show_default=False)] = None,
     input_: InputOption = None,
     output_spec: OutputSpecOption = None,
-    batched: BatchedOption = False,
+    batched: BatchedOption = None,
     format_: FormatOption = None,
     samples: SamplesOption = None,
     sample_count: Annotated[
@@ -117,10 +123,11 @@ def push(
         hint = "; write `tritonctl push NAME PATH` or `tritonctl push PATH`" if path is None else ""
         raise InvalidArtifactError(f"there is no file or folder {str(source)!r} here{hint}", path=str(source))
     name = model_name(source) if path is None else validate_model_name(name_or_path)
-    signature = parse_signature(input_ or (), output_spec or (), batched=batched)
+    signature = parse_signature(input_ or (), output_spec or (), batched=bool(batched))
     options = PublishOptions(
         format=format_,
         signature=signature.model_dump(mode="json") if signature else None,
+        batched=None if signature else batched,
         samples=samples,
         sample_count=sample_count,
         seed=seed,

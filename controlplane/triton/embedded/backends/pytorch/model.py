@@ -1,8 +1,16 @@
 """A backend named `pytorch` over torch.jit, for a Triton that has no native one.
 
-It takes the same model repository entry as Triton's own LibTorch backend and follows its rules for names: inputs all
-named ``<name>__<position>``, or all named as forward's arguments, or else in the configuration's order; outputs named
-``<name>__<position>``, or by the keys where the model returns a dictionary.
+It takes the same model repository entry as Triton's own LibTorch backend and follows its rules
+(``src/pt/model_instance_state.cc`` in triton-inference-server/pytorch_backend):
+
+- Inputs are all named as forward's arguments, or all ``<name>__<position>``, or else in the configuration's order;
+  where forward's one argument is a dictionary, its keys are the inputs' names. Outputs are named
+  ``<name>__<position>``.
+- The module runs in the mode in which it was saved; ``eval()`` is not called.
+- forward returns a Tensor, a List[str] or a tuple of those. Tensors without dimensions are refused as outputs, and none
+  come in: Triton has no such tensors.
+
+It is more lenient in one way: arguments that are numbers, and arguments left out that have a default value, are served.
 """
 
 import re
@@ -37,10 +45,11 @@ class TritonPythonModel:
                 pb_utils.Logger.log_warn(f"{self._model.name}: this torch has no CUDA; running on the CPU")
         try:
             load: Any = torch.jit.load
-            self._module: Any = load(str(self._model.path), map_location=self._device).eval()
+            self._module: Any = load(str(self._model.path), map_location=self._device)
         except Exception as error:  # noqa: BLE001 - RuntimeError, but also what a broken zip raises
             raise ValueError(f"TorchScript cannot open {self._model.path.name}: {_first_line(error)}") from None
         self._arguments = list(self._module.forward.schema.arguments)[1:]
+        self._takes_dictionary = [str(argument.type) for argument in self._arguments] == ["Dict[str, Tensor]"]
         self._order = self._input_order()
         self._positions = {name: _position(name) for name in self._model.outputs}
 
@@ -55,6 +64,8 @@ class TritonPythonModel:
     def _input_order(self) -> list[str | None]:
         """Input names by argument position."""
         names = list(self._model.inputs)
+        if self._takes_dictionary:
+            return list(names)
         positions = {name: _position(name) for name in names}
         arguments = [argument.name for argument in self._arguments]
         if None not in positions.values():
@@ -71,18 +82,7 @@ class TritonPythonModel:
         return order
 
     def _run(self, arrays: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
-        arguments: list[Any] = []
-        named: dict[str, Any] = {}
-        # forward may have more arguments than the model has inputs; those take their defaults.
-        for position, (name, argument) in enumerate(zip(self._order, self._arguments, strict=False)):
-            if name is None or name not in arrays:
-                continue
-            value = self._argument(name, arrays[name], argument)
-            # After an argument that was left out, the rest can only go by name.
-            if len(arguments) == position:
-                arguments.append(value)
-            else:
-                named[argument.name] = value
+        arguments, named = self._call(arrays)
         with torch.inference_mode():
             try:
                 result = self._module(*arguments, **named)
@@ -90,27 +90,45 @@ class TritonPythonModel:
                 raise ValueError(_last_line(error)) from None
         return self._outputs(result, wanted)
 
-    def _argument(self, name: str, array: Any, argument: Any) -> Any:
+    def _call(self, arrays: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Positional and named arguments of forward."""
+        arguments: list[Any] = []
+        named: dict[str, Any] = {}
+        if self._takes_dictionary:
+            return [{name: self._tensor(array) for name, array in arrays.items()}], {}
+        # forward may have more arguments than the model has inputs; those take their defaults.
+        for position, (name, argument) in enumerate(zip(self._order, self._arguments, strict=False)):
+            if name is None or name not in arrays:
+                continue
+            value = self._argument(arrays[name], argument)
+            # After an argument that was left out, the rest can only go by name.
+            if len(arguments) == position:
+                arguments.append(value)
+            else:
+                named[argument.name] = value
+        return arguments, named
+
+    def _argument(self, array: Any, argument: Any) -> Any:
         kind = str(argument.type)
         if isinstance(array, np.ndarray) and array.dtype.kind == "O":
             texts = to_text(array).reshape(-1).tolist()
             return texts[0] if kind == "str" else texts
+        tensor = self._tensor(array)
+        return tensor.item() if kind in ("int", "float", "bool", "number") else tensor
+
+    def _tensor(self, array: Any) -> Any:
         if not isinstance(array, np.ndarray):
             tensor = torch.utils.dlpack.from_dlpack(array.to_dlpack()).clone()
         else:
             # Triton's buffer is read-only; a module may write to what it gets.
             tensor = torch.from_numpy(np.array(array))
-        if name in self._model.scalars and tensor.numel() == 1:
-            tensor = tensor.reshape(())
-        if kind in ("int", "float", "bool", "number"):
-            return tensor.item()
         return tensor.to(self._device)
 
     def _outputs(self, result: Any, wanted: Sequence[str]) -> dict[str, Any]:
-        if isinstance(result, dict):
-            return {name: _to_array(result[name]) for name in wanted}
-        if isinstance(result, torch.Tensor) or (isinstance(result, list) and result and isinstance(result[0], str)):
+        if isinstance(result, torch.Tensor) or _is_texts(result):
             result = (result,)
+        if not isinstance(result, tuple):
+            raise TypeError(_answers_with(f"a {type(result).__name__}"))
         outputs = {}
         for name in wanted:
             position = self._positions[name]
@@ -118,15 +136,29 @@ class TritonPythonModel:
                 position = list(self._model.outputs).index(name)
             if position >= len(result):
                 raise ValueError(f"output {name!r}: the model returns {len(result)} values")
-            outputs[name] = _to_array(result[position])
+            value = result[position]
+            if not isinstance(value, torch.Tensor) and not _is_texts(value):
+                raise TypeError(_answers_with(f"a {type(value).__name__} at position {position}"))
+            if isinstance(value, torch.Tensor) and value.ndim == 0:
+                raise ValueError(f"output {name!r} is a tensor without dimensions; return it as tensor.reshape(1)")
+            outputs[name] = _to_array(value)
         return outputs
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(element, str) for element in value)
+
+
+def _answers_with(what: str) -> str:
+    return (
+        f"the model returns {what}, and a PyTorch model in Triton answers with a Tensor, a List[str] or a tuple of "
+        "those; wrap it"
+    )
+
+
 def _to_array(value: Any) -> Any:
-    if isinstance(value, (list, str)):
-        return np.array([value] if isinstance(value, str) else value, dtype=object)
-    if not isinstance(value, torch.Tensor):
-        return np.asarray(value)
+    if isinstance(value, list):
+        return np.array(value, dtype=object)
     value = value.detach().cpu().contiguous()
     if value.dtype is torch.bfloat16:
         return value

@@ -1,0 +1,89 @@
+"""TorchScript from push to answer: what cannot be served is known at push, and what is served answers as recorded."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cases.torchscript_inputs import X, write
+from tests.cli.conftest import Cli
+
+pytestmark = pytest.mark.triton
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("samples") / "x.npz"
+    np.savez(path, x=X)
+    return path
+
+
+def test_a_dictionary_as_answer_is_refused_at_deploy_and_served_after_a_conversion(
+    cli: Cli, samples: Path, tmp_path: Path
+) -> None:
+    pushed = cli.ok("push", "named", write(tmp_path, "dict-output"), "--samples", samples)
+    assert "Triton cannot serve it: forward returns Dict[str, Tensor]" in pushed.err
+    assert "no, because forward returns Dict[str, Tensor]" in " ".join(cli.ok("show", "named:1").out.split())
+    refused = cli("deploy", "named:1", "--wait")
+    assert refused.code == 6
+    assert "convert this version to torchscript" in refused.err
+    cli.ok("convert", "named:1", "--to", "torchscript")
+    cli.ok("deploy", "named:2", "--wait")
+    answer = cli.ok("infer", "named", "--input", samples, "-o", "json").json
+    outputs = {output["name"]: np.reshape(output["data"], output["shape"]) for output in answer["outputs"]}
+    np.testing.assert_array_equal(outputs["logits__0"], X * 2)
+    np.testing.assert_array_equal(outputs["mask__1"], X > 0)
+    cli.ok("undeploy", "named")
+
+
+def test_push_and_deploy_say_what_to_add_where_there_is_no_signature(cli: Cli, tmp_path: Path) -> None:
+    source = write(tmp_path, "no-signature")
+    advice = '--input "a:FP32[-1,3]" --input "b:FP32[-1,3]" --out "OUTPUT__0:FP32[-1,3]" --out "OUTPUT__1:FP32[-1,3]"'
+    for options in ((), ("--no-golden", "--label", "kind=unrecorded")):
+        assert advice in " ".join(cli.ok("push", "unsigned", source, *options).err.split())
+    refused = cli("deploy", "unsigned:1")
+    assert refused.code == 6
+    assert advice in refused.err
+    assert cli("ps", "unsigned").code == 3
+
+
+def test_a_module_in_training_mode_is_reported_and_answers_as_recorded(cli: Cli, samples: Path, tmp_path: Path) -> None:
+    pushed = cli.ok("push", "trained", write(tmp_path, "training-norm"), "--samples", samples, "--deploy")
+    assert "the module was saved in training mode" in pushed.err
+    assert "norm" in pushed.err
+    assert "proved by 1 golden sample" in pushed.out
+    cli.ok("undeploy", "trained")
+
+
+def test_batched_counts_for_a_signature_that_is_learnt(cli: Cli, samples: Path, tmp_path: Path) -> None:
+    cli.ok("push", "rows", write(tmp_path, "doubled"), "--samples", samples, "--batched", "--deploy")
+    shown = " ".join(cli.ok("show", "rows:1").out.split())
+    assert "x FP32[?,3]" in shown
+    assert "batched yes" in shown
+    np.savez(tmp_path / "one.npz", x=X[:1])
+    assert cli.ok("infer", "rows", "--input", tmp_path / "one.npz", "-o", "json").json["outputs"][0]["shape"] == [1, 3]
+    cli.ok("undeploy", "rows")
+    refused = cli("push", "rows", write(tmp_path, "dependent-rows"), "--samples", samples, "--batched")
+    assert refused.code == 6
+    assert "changes with the other rows" in refused.err
+
+
+def test_a_failed_conversion_of_a_file_leaves_no_model_behind(cli: Cli, tmp_path: Path) -> None:
+    source = write(tmp_path, "doubled")
+    failed = cli("convert", source, "--to", "onnx", "--name", "leftover")
+    assert failed.code == 6
+    assert "deleted leftover:1, the original, again" in failed.err
+    assert cli("show", "leftover").code == 3
+    assert "leftover" not in cli.ok("models").out
+
+
+def test_weights_say_which_options_convert_them(cli: Cli, tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"weight": torch.ones(2, 2)}, tmp_path / "weights.pt")
+    pushed = cli.ok("push", "weights", tmp_path / "weights.pt")
+    assert "--factory package.module:function, with --trust" in " ".join(pushed.err.split())
+    failed = cli("convert", "weights:1", "--to", "onnx", "--input", "x:FP32[-1,2]")
+    assert failed.code == 6
+    assert "--factory package.module:function" in failed.err
+    assert "--trust" in failed.err
