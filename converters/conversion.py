@@ -19,6 +19,7 @@ from converters.options import ConversionOptions
 from converters.originals import open_original
 from converters.parity import check_parity, tolerances_for
 from converters.registry import find_converter
+from converters.rows import rows_problem
 from converters.runtimes import Run, TorchScriptRuntime, open_runtime
 from converters.sampling import Guess, generate_inputs, guesses
 
@@ -78,6 +79,8 @@ def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
             raise ConversionFailedError(f"Triton cannot serve the result: {reason}")
     generated = tried.guess is not None
     parity = check_parity(runtime.run, golden, tolerances, generated=generated, seed=options.seed)
+    signature, independent, notes = _settled_rows(runtime.run, signature, golden, facts, options)
+    warnings = (*warnings, *notes)
     return ConversionResult(
         output_dir=job.output_dir,
         format=options.target,
@@ -90,8 +93,30 @@ def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
         converter=converter.name,
         converter_version=converter.version,
         environment=environment(),
+        rows_independent=independent,
         warnings=warnings,
     )
+
+
+def _settled_rows(
+    run: Run, signature: Signature, golden: tuple[Sample, ...], facts: "_Facts", options: ConversionOptions
+) -> tuple[Signature, bool | None, tuple[str, ...]]:
+    """Find out whether the rows of the result are independent, and let it batch only where they are.
+
+    Raises:
+        ConversionFailedError: They are not, and ``options.batched`` is true.
+    """
+    if not signature.batched:
+        return signature, None, ()
+    quantised = options.precision == "int8" or bool(facts.attributes.get("dynamic_quantisation"))
+    for sample in golden:
+        problem = rows_problem(run, sample.inputs, run(sample.inputs), quantised=quantised)
+        if problem is not None and options.batched:
+            raise ConversionFailedError(f"it is to batch, but the rows of a request are not independent: {problem}")
+        if problem is not None:
+            note = f"Triton will not batch requests for it, although the original is said to batch: {problem}"
+            return signature.model_copy(update={"batched": False}), False, (note,)
+    return signature, True, ()
 
 
 def _stated_inputs(job: ConvertJob, given: Sequence[Tensors]) -> tuple[TensorSpec, ...] | None:

@@ -153,6 +153,7 @@ class ConversionResult:
         converter: The converter's name.
         converter_version: The converter's version.
         environment: Versions of what took part.
+        rows_independent: See `RecordResult`.
         warnings: What the publisher should know.
         log: What the worker printed, bounded.
         seconds: Wall time of the whole job.
@@ -170,6 +171,7 @@ class ConversionResult:
     converter: str
     converter_version: str
     environment: dict[str, str]
+    rows_independent: bool | None = None
     warnings: tuple[str, ...] = ()
     log: str = ""
     seconds: float = 0.0

@@ -57,6 +57,7 @@ def write_conversion(result: ConversionResult) -> dict[str, Any]:
         "converter": result.converter,
         "converter_version": result.converter_version,
         "environment": result.environment,
+        "rows_independent": result.rows_independent,
         "warnings": list(result.warnings),
     }
 
@@ -95,6 +96,7 @@ def read_result(job: Job, document: dict[str, Any], samples: tuple[Sample, ...],
             converter=str(document["converter"]),
             converter_version=str(document["converter_version"]),
             environment=dict(document["environment"]),
+            rows_independent=_flag(document["rows_independent"]),
             warnings=tuple(map(str, document["warnings"])),
             log=log,
         )

@@ -94,6 +94,11 @@ class Manifest(BaseModel):
     unservable: str | None = Field(
         default=None, description="Why Triton cannot serve it, and what to do; null where no reason is known."
     )
+    rows_independent: bool | None = Field(
+        default=None,
+        description="Whether each row of a request was shown to get the answer that it gets alone, so that Triton may "
+        "put requests together; null: not compared.",
+    )
     lineage: Lineage | None = Field(default=None, description="Where it came from, for converted versions.")
     parity: ParityReport | None = Field(default=None, description="The parity check, for converted versions.")
     attributes: dict[str, JsonValue] = Field(

@@ -68,9 +68,44 @@ async def prove(
         comparisons.extend(compare(_joined(parts), sample.outputs, tolerances))
     joined = worst(tuple(comparisons))
     wrong = [comparison.reason for comparison in joined if not comparison.agrees]
+    if not wrong and "dynamic_batching" in prepared.config and prepared.manifest.rows_independent is None:
+        problem, asked = await _rows_alone(client, triton_name, prepared, samples, timeout_seconds)
+        requests += asked
+        if problem:
+            return Mark.WRONG, _proof(version, False, spent, requests, len(samples), list(joined), problem), requests
     message = f"Triton's answer is not the recorded one: {'; '.join(wrong)}" if wrong else ""
     proof = _proof(version, not wrong, spent, requests, len(samples), list(joined), message)
     return (Mark.WRONG if wrong else Mark.PASSED), proof, requests
+
+
+async def _rows_alone(
+    client: TritonClient, triton_name: str, prepared: Prepared, samples: tuple[Sample, ...], timeout_seconds: float
+) -> tuple[str, int]:
+    """Ask the first and the last row of a sample alone, for a version whose rows were not compared when published.
+
+    Returns:
+        Why the rows are not independent, empty where they are or no sample has two; how many requests were made.
+    """
+    sample = next((one for one in samples if next(iter(one.inputs.values())).shape[:1] > (1,)), None)
+    if sample is None:
+        return "", 0
+    golden = prepared.manifest.golden
+    rows = next(iter(sample.inputs.values())).shape[0]
+    for number, row in enumerate((slice(0, 1), slice(rows - 1, rows))):
+        inputs = {name: array[row] for name, array in sample.inputs.items()}
+        try:
+            outputs = await _ask(client, triton_name, inputs, prepared, timeout_seconds)
+        except (InferenceError, TritonTimeoutError) as error:
+            return f"a row of a golden sample was not answered alone: {error}", number + 1
+        recorded = {name: array[row] for name, array in sample.outputs.items()}
+        compared = compare(outputs, recorded, golden.tolerances if golden else {})
+        if wrong := [comparison.reason for comparison in compared if not comparison.agrees]:
+            return (
+                f"with dynamic batching requests share a run, and a row gets another answer alone than among {rows}: "
+                f"{'; '.join(wrong)}; remove dynamic_batching",
+                number + 1,
+            )
+    return "", 2
 
 
 def smallest(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:

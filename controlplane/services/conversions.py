@@ -141,6 +141,7 @@ class Conversions:
                     log=log_file,
                 ),
                 parity=result.parity,
+                rows_independent=result.rows_independent,
                 attributes=result.attributes,
                 metrics=command.metrics,
                 labels=command.labels,

@@ -13,7 +13,7 @@ from controlplane.domain.names import Reference
 from controlplane.errors import InvalidConfigError, InvalidInputError
 from controlplane.registry.registry import Registry
 from controlplane.triton.code_settings import code_settings
-from controlplane.triton.model_config import build_config
+from controlplane.triton.model_config import build_config, dynamically_batched
 
 _OF_TRITON = ("config_overrides", "parameters")
 
@@ -158,3 +158,10 @@ class DeploymentChecks:
         batched = manifest.signature is not None and manifest.signature.batched and settings.max_batch_size is None
         samples = self._registry.samples(manifest) if depends and batched else ()
         build_config(model, manifest, settings, [version], samples=samples)
+        if manifest.rows_independent is None and manifest.golden is None and dynamically_batched(settings):
+            raise InvalidConfigError(
+                "dynamic_batching puts requests together, and nothing shows that the rows of a request to "
+                f"{model}:{version} are independent, since it has no golden samples; publish it again with "
+                "--samples, or remove dynamic_batching",
+                field="dynamic_batching",
+            )

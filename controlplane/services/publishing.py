@@ -61,6 +61,7 @@ class Learnt:
     tolerances: dict[str, Tolerance]
     warnings: tuple[str, ...]
     unservable: str | None = None
+    rows_independent: bool | None = None
 
 
 class Publishing:
@@ -141,6 +142,7 @@ class Publishing:
                 signature=learnt.signature,
                 golden=golden,
                 unservable=learnt.unservable,
+                rows_independent=learnt.rows_independent,
                 attributes=learnt.inspection.attributes,
                 metrics=command.metrics,
                 labels=command.labels,
@@ -227,6 +229,7 @@ class Publishing:
             {**recorded.tolerances, **_renamed(command.tolerances, command.signature, recorded.signature)},
             recorded.warnings,
             recorded.unservable,
+            recorded.rows_independent,
         )
 
     def _locate(self, upload_id: str, file: FileEntry) -> Path:

@@ -88,6 +88,12 @@ def build_config(
         ],
         "parameters": _parameters(signature, settings),
     }
+    if manifest.rows_independent is False and dynamically_batched(settings):
+        raise InvalidConfigError(
+            "dynamic_batching puts requests together, and the rows of a request to this version are not independent; "
+            "remove it",
+            field="dynamic_batching",
+        )
     if settings.dynamic_batching is not None:
         config["dynamic_batching"] = _dynamic_batching(settings, max_batch_size)
     if settings.warmup:
@@ -102,6 +108,13 @@ def build_config(
     config = message_to_json(json_to_message(merge(config, overrides)))
     config.setdefault("parameters", {})[DIGEST_PARAMETER] = {"string_value": config_digest(config)}
     return config
+
+
+def dynamically_batched(settings: DeploymentSettings) -> bool:
+    """Whether the settings make Triton put requests of several clients together."""
+    return settings.dynamic_batching is not None or not settings.config_overrides.keys().isdisjoint(
+        ("dynamic_batching", "dynamicBatching")
+    )
 
 
 def triton_type(dtype: DataType) -> str:

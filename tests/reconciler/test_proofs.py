@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from controlplane.domain.deployment import DeploymentSettings
+from controlplane.domain.deployment import DeploymentSettings, DynamicBatching
+from controlplane.domain.samples import Sample
 from controlplane.domain.states import Phase, Proof
 from controlplane.reconciler.actions import Prove
 from controlplane.reconciler.events import EventLog
@@ -15,6 +16,7 @@ from controlplane.reconciler.facts import Facts
 from controlplane.reconciler.record import Backoff, ModelRecord
 from controlplane.reconciler.types import Mark, Target
 from controlplane.reconciler.units import Unit
+from tests.cases.onnx_inputs import mixed_rows
 from tests.reconciler.conftest import Room
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,6 +31,21 @@ async def test_samples_larger_than_the_largest_batch_are_sent_in_parts(room: Roo
     assert proof is not None
     assert proof.samples == 2
     assert [output.output for output in proof.outputs] == ["y"]
+
+
+@pytest.mark.triton
+async def test_rows_that_depend_on_each_other_are_not_put_together(room: Room) -> None:
+    x = np.array([[0, 0, 0], [2, 4, 6]], np.float32)
+    version = room.publish(
+        1.0,
+        width=3,
+        content=mixed_rows().SerializeToString(),
+        golden=(Sample({"x": x}, {"y": x - x.mean(axis=0)}),),
+    )
+    status = await room.deploy(version, settings=DeploymentSettings(dynamic_batching=DynamicBatching()))
+    assert status.phase is Phase.FAILED
+    assert "a row gets another answer alone than among 2" in status.message
+    assert (await room.deploy(version, settings=DeploymentSettings())).phase is Phase.READY
 
 
 @pytest.mark.triton

@@ -219,6 +219,13 @@ def test_what_cannot_be_served_is_refused() -> None:
     unservable = manifest(BATCHED).model_copy(update={"unservable": "output 'y' is a sequence"})
     with pytest.raises(InvalidConfigError, match="cannot serve this version: output 'y' is a sequence"):
         build_config("m", unservable, DeploymentSettings(), [1])
+    mixed = manifest(BATCHED).model_copy(update={"rows_independent": False})
+    for settings in (
+        DeploymentSettings(dynamic_batching=DynamicBatching()),
+        DeploymentSettings(config_overrides={"dynamic_batching": {}}),
+    ):
+        with pytest.raises(InvalidConfigError, match="rows of a request to this version are not independent"):
+            build_config("m", mixed, settings, [1])
     with pytest.raises(InvalidConfigError, match="at least one"):
         build_config("m", manifest(BATCHED), DeploymentSettings(), [])
 
