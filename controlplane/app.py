@@ -65,11 +65,11 @@ from controlplane.services.workers import Workers
 from controlplane.services.workspace import Workspace
 from controlplane.settings import Settings
 from controlplane.storage.base import ObjectStore
-from controlplane.storage.factory import open_store
-from controlplane.storage.memory import MemoryStore
+from controlplane.storage.factory import open_lease_store, open_store
 from controlplane.storage.metered import MeteredStore
 from controlplane.storage.probe import check_store
 from controlplane.triton.client import TritonClient, TritonTimeouts
+from controlplane.triton.embedded.identity import repository_lock, server_id
 from controlplane.triton.embedded.server import EmbeddedTriton
 from controlplane.triton.page import PageSource
 from controlplane.triton.repository import ModelRepository
@@ -168,7 +168,9 @@ class ControlPlane:
         store: ObjectStore = await asyncio.to_thread(open_store, settings.store, settings.data_dir)
         stack.push_async_callback(asyncio.to_thread, store.close)
         await asyncio.to_thread(check_store, store)
-        lease_store = await asyncio.to_thread(self._open_lease_store, store)
+        lease_store = await asyncio.to_thread(
+            open_lease_store, store, settings.store, settings.data_dir, settings.reconciler.lease_seconds
+        )
         if lease_store is not store:
             stack.push_async_callback(asyncio.to_thread, lease_store.close)
         store = MeteredStore(store, self._metrics.store.observe)
@@ -207,6 +209,7 @@ class ControlPlane:
             lambda: reconciler.leading,
             drain_seconds=settings.gateway.drain_timeout_seconds,
             door=self.front_door,
+            private=[server.name for server in servers if server.private],
         )
         stack.push_async_callback(peers.stop)
         await peers.start()
@@ -227,15 +230,6 @@ class ControlPlane:
         stack.push_async_callback(services.operations.stop)
         logger.info("control plane %s works on %s", version(), store.url)
 
-    def _open_lease_store(self, store: ObjectStore) -> ObjectStore:
-        """Open the bucket once more for the lease, whose requests must not wait for others', nor hang for long."""
-        if isinstance(store, MemoryStore):
-            return store  # there is only the one
-        settings = self.settings.store
-        seconds = min(settings.timeout_seconds, max(self.settings.reconciler.lease_seconds / 3, 1.0))
-        short = settings.model_copy(update={"timeout_seconds": seconds, "retries": min(settings.retries, 1)})
-        return open_store(short, self.settings.data_dir)
-
     async def _start_servers(self, stack: AsyncExitStack, checked: CheckedFiles) -> list[ManagedServer]:
         settings = self.settings.triton
         timeouts = TritonTimeouts.of(settings)
@@ -243,10 +237,13 @@ class ControlPlane:
         if settings.embedded:
             root = settings.repository or self.settings.data_dir / "model_repository"
             make_folder(root, "the model repository")
+            stack.enter_context(repository_lock(root))
+            run_dir = self.settings.data_dir / "triton"
+            make_folder(run_dir, "the embedded server's folder")
             # A web page, or a container beside us, that can send to a port of this machine could load a model, and that
             # is to run code. The key is new each time and on no disk.
             control_key = secrets.token_urlsafe(32) if settings.restrict_control else None
-            embedded = EmbeddedTriton(root, self.settings.data_dir / "triton", settings, control_key=control_key)
+            embedded = EmbeddedTriton(root, run_dir, settings, control_key=control_key)
             stack.push_async_callback(embedded.stop)
             await embedded.start()
             client = TritonClient(
@@ -272,6 +269,8 @@ class ControlPlane:
                     BudgetRules.from_settings(self.settings.memory),
                     settings.zone,
                     settings.labels,
+                    private=settings.restrict_control,
+                    identity=server_id(EMBEDDED_NAME, run_dir),
                 )
             )
         for server in settings.servers:

@@ -153,7 +153,7 @@ def _describe(plane: ControlPlane, listener: socket.socket) -> dict[str, object]
         "warning": plane.keys.warning,
         "gateway": plane.front_door.address().model_dump(mode="json") if plane.front_door else None,
         "servers": [
-            server.model_dump(mode="json", include={"name", "grpc_url", "http_url", "metrics_url", "state"})
+            server.model_dump(mode="json", include={"name", "id", "grpc_url", "http_url", "metrics_url", "state"})
             for server in plane.reconciler.servers()
         ],
     }

@@ -322,6 +322,12 @@ class GatewaySettings(_Group):
         description="Up to so many requests per second of a model with a rollout under way all are measured, which "
         "sends them through the control plane; of more than that a sample is.",
     )
+    unattended_seconds: float = Field(
+        default=20.0,
+        ge=1,
+        description="How long requests go on to loaded models while this control plane is stopped or hangs; then they "
+        "are refused, since other instances no longer wait for this gateway before they unload a model.",
+    )
     drain_timeout_seconds: float = Field(
         default=10.0, ge=0, description="How long an unload waits for the requests in flight."
     )

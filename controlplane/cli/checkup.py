@@ -222,13 +222,13 @@ def _api(session: Session) -> Iterator[Finding]:
     else:
         yield Finding("authentication", "ok", "every request needs an API key")
     for server in servers:
-        good = server["state"] == "Ready"
+        good = server["state"] == "Ready" and server.get("driven", True)
         found = f"{server['state']} at {server['grpc_url']}" + (f": {server['message']}" if server["message"] else "")
         yield Finding(
             f"server {server['name']}",
             "ok" if good else "fail",
             found,
-            "" if good else "see `tritonctl events`; an embedded server is restarted by itself",
+            "" if good else _server_fix(server),
         )
     if scrub is not None:
         yield _blobs(scrub)
@@ -260,3 +260,9 @@ def _blobs(scrub: dict[str, Any]) -> Finding:
     if record["finished_at"] is None:
         return Finding("stored files", "ok", "the first scrub has not ended yet; no damage is known")
     return Finding("stored files", "ok", f"{record['finished_blobs']} intact at {record['finished_at']}")
+
+
+def _server_fix(server: dict[str, Any]) -> str:
+    if not server.get("driven", True):
+        return "no instance on the store drives it: change the settings as the message says, and restart"
+    return "see `tritonctl events`; an embedded server is restarted automatically"

@@ -189,11 +189,20 @@ class Client:
         except httpx.TransportError as error:
             raise self.translate(error) from error
 
-    def events(self, path: str, *, read_seconds: float = _READ_SECONDS, **params: Any) -> Iterator[tuple[str, Any]]:
-        """Follow server-sent events; yields each one's name and its JSON."""
+    def events(
+        self, path: str, *, read_seconds: float = _READ_SECONDS, heartbeats: bool = False, **params: Any
+    ) -> Iterator[tuple[str, Any]]:
+        """Follow server-sent events; yields each one's name and its JSON.
+
+        Args:
+            path: Where they come from.
+            read_seconds: How long the connection may be silent.
+            heartbeats: Whether to yield heartbeats as well, as events with an empty name.
+            params: The query.
+        """
         headers = {"Accept": "text/event-stream"}
         with self.stream(path, headers=headers, read_seconds=read_seconds, **params) as response:
-            yield from _sse(response.iter_lines())
+            yield from (found for found in _sse(response.iter_lines()) if found[0] or heartbeats)
 
     def read(self, kind: type[_T], document: Any) -> _T:
         """Read a document as ``kind``.
@@ -247,13 +256,18 @@ def problem(response: httpx.Response) -> ClientError:
 
 
 def _sse(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
-    """Read the event stream format (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+    """Read the event stream format (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+    A comment, which servers send as a heartbeat, is an event without a name.
+    """
     name, data = "message", []
     for line in lines:
         if line.startswith("event:"):
             name = line[6:].strip()
         elif line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
+        elif line.startswith(":"):
+            yield "", None
         elif not line and data:
             yield name, json.loads("\n".join(data))
             name, data = "message", []

@@ -1,5 +1,6 @@
 """Bars on everything long: on a terminal they move, elsewhere each stage is one line, and with ``-o json`` silence."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ from controlplane.cli.records import Progress as OperationProgress
 
 _NO_STAGES = frozenset({"", "done", "waiting for its turn"})
 _HEARTBEAT_SECONDS = 120.0
+_FETCH_SECONDS = 60.0
+_LATE_SECONDS = 0.5
+"""How much later than its deadline a wait may end."""
 
 
 class Bar:
@@ -134,28 +138,37 @@ def states(client: Client, operation: Operation, timeout: float | None) -> Itera
     Raises:
         WaitTimeoutError: It takes longer than ``timeout`` seconds; it goes on.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
     path = f"/v1/operations/{operation.id}"
     broken = 0
     while not operation.finished:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise WaitTimeoutError(
+                f"the {operation.kind} takes longer than {timeout:g} s; it goes on as operation {operation.id}",
+                operation=operation.id,
+            )
+        read_seconds = min(_HEARTBEAT_SECONDS, left)
         try:
-            for _, document in client.events(f"{path}/events", read_seconds=_HEARTBEAT_SECONDS):
-                operation = client.read(Operation, document)
+            for name, document in client.events(f"{path}/events", read_seconds=read_seconds, heartbeats=True):
                 broken = 0
-                yield operation
-                if deadline is not None and time.monotonic() > deadline and not operation.finished:
-                    raise WaitTimeoutError(
-                        f"the {operation.kind} takes longer than {timeout:g} s; it goes on as operation {operation.id}",
-                        operation=operation.id,
-                    )
+                if name:
+                    operation = client.read(Operation, document)
+                    yield operation
+                if deadline - time.monotonic() < read_seconds - _LATE_SECONDS:
+                    break  # a read of this length would end too late
         except NotRunningError:
             # The stream broke off; the operation need not have.
             broken += 1
             if broken > 3:
                 raise
-            time.sleep(0.5 * broken)
+            time.sleep(min(0.5 * broken, max(deadline - time.monotonic(), 0.0)))
+        except WaitTimeoutError:
+            if time.monotonic() < deadline - _LATE_SECONDS:
+                raise  # not even a heartbeat came
         if not operation.finished:
-            operation = client.fetch(Operation, path)
+            seconds = min(max(deadline - time.monotonic(), 1.0), _FETCH_SECONDS)
+            operation = client.read(Operation, client.get(path, read_seconds=seconds))
             yield operation
 
 

@@ -109,12 +109,20 @@ class ServerStatus(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str = Field(description="The server's name.")
+    id: str = Field(
+        default="",
+        description="Its name among the servers of all instances on the store: of an embedded server the name and a "
+        "token that stays with the data folder, of any other its name.",
+    )
     grpc_url: str = Field(description="host:port of its gRPC service.")
     http_url: str = Field(description="URL of its HTTP service.")
     metrics_url: str = Field(description="URL of its Prometheus metrics.")
     embedded: bool = Field(default=False, description="Whether this process started and supervises it.")
     state: ServerState = Field(description="Whether it can be worked with.")
-    message: str = Field(default="", description="Why it cannot.")
+    message: str = Field(default="", description="Why it cannot, or why no instance drives it.")
+    driven: bool = Field(
+        default=True, description="Whether an instance drives it; a server that nobody drives takes no requests."
+    )
     triton_version: str = Field(default="", description="Its version, once it answered.")
     models: tuple[LoadedVersion, ...] = Field(default=(), description="What its repository index lists as loaded.")
     observed_at: datetime | None = Field(default=None, description="When it was last asked (UTC).")

@@ -125,7 +125,7 @@ class Activator:
 
         Raises:
             NotFoundError: It is not deployed.
-            ModelUnavailableError: It cannot be loaded, or is not in time.
+            ModelUnavailableError: It cannot be loaded, or is not in time, or this instance can load nothing.
             TooManyWaitingError: Too many requests wait already.
         """
         server = self.roads.choose(model)
@@ -138,6 +138,8 @@ class Activator:
         began = time.monotonic()
         outcome = "gone"
         try:
+            if why := self._reconciler.refusal():
+                raise ModelUnavailableError(f"{model} is not loaded, and cannot be now: {why}", model=model)
             with self.room.place(model, size):
                 async with asyncio.timeout(self._timeout):
                     while (server := self.roads.choose(model)) is None:

@@ -69,6 +69,11 @@ _REFUSAL = (
     "the front door does not serve this: shared memory, the model repository, tracing and logging are for those who "
     "reach the server itself"
 )
+_UNATTENDED = "the control plane behind this gateway does not answer, so its routes may be out of date; try again"
+_MISSES = 4
+"""Checks of the control plane in the time that requests go on without it."""
+ATTENDED_PATH = "/attended"
+"""What HAProxy asks: whether its routes are those that the control plane knows. No client reaches it."""
 _OF_ANY_SERVER = ("ServerLive", "ServerReady")
 _OF_ALL = "ServerMetadata"
 _NAMED_IN_ANSWERS = ("ModelInfer", "ModelMetadata")
@@ -191,6 +196,8 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     http-request return status 404 content-type application/json string '{{"error":"Not Found"}}' \\
         if !{{ path -m reg {_V2_PATHS} }}
     http-request set-var(txn.model) path,field(4,/) if {{ path_beg /v2/models/ }} !{{ path /v2/models/stats }}
+    http-request return status 503 content-type application/json string '{{"error":"{_UNATTENDED}"}}' \
+        if {{ nbsrv(control-plane) eq 0 }}
 {_tried_http(all_measured)}
     # From here to the choice nothing waits: a model that leaves the map now is sent no request later.
     http-request set-var(txn.slot) var(txn.model),map({MODELS}) if {{ var(txn.model) -m found }}
@@ -210,6 +217,8 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     http-request return status 200 content-type application/grpc lf-string %[str()] hdr grpc-status 12 \\
         hdr grpc-message "{_REFUSAL}" \\
         if !direct_call !activated_call !of_any !of_all
+    http-request return status 200 content-type application/grpc lf-string %[str()] hdr grpc-status 14 \\
+        hdr grpc-message "{_UNATTENDED}" if {{ nbsrv(control-plane) eq 0 }}
     http-request wait-for-body time 30s at-least {_NAME_BYTES} if direct_call
     # The activator reads what is compressed (the first byte), or does not begin with the name (the sixth).
     acl plain req.body,bytes(0,1),hex -m str 00
@@ -248,6 +257,10 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     http-request set-header {DRAWN_HEADER} %[var(txn.drawn)] if {{ var(txn.drawn) -m found }}
     timeout server {answer + int(settings.load_timeout_seconds)}s
     server activator unix@{ACTIVATOR_GRPC} proto h2""",
+        f"""backend control-plane from http
+    option httpchk GET {ATTENDED_PATH}
+    server control-plane unix@{ACTIVATOR_HTTP} check \
+        inter {int(settings.unattended_seconds * 1000 / _MISSES)}ms fall {_MISSES - 1} rise 1""",
         "backend servers from http\n    option httpchk GET /v2/health/live\n"
         + "\n".join(
             f"    server {one.key} {one.http} check inter 500ms fall 2 rise 1{_resolved(one.http)}" for one in backends

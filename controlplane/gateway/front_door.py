@@ -87,7 +87,7 @@ class FrontDoor:
         backends = [Backend.of(n, one.name, one.http_url, one.client.grpc_url) for n, one in enumerate(servers)]
         self._backends = backends
         self._keys = {one.name: backend.key for one, backend in zip(servers, backends, strict=True)}
-        self._roads = Roads()
+        self._roads = Roads(lambda: reconciler.pauses)
         self.tally = Tally()
         limits = Limits(
             settings.waiting_requests_per_model,
@@ -106,6 +106,7 @@ class FrontDoor:
             splits=splits,
         )
         self._told: Table = tables.empty(slots_for(len(backends), settings.server_sets))
+        self._told_pauses = 0
         self._telling = asyncio.Lock()
         self._stack: AsyncExitStack | None = None
         self._haproxy: HAProxy | None = None
@@ -167,6 +168,7 @@ class FrontDoor:
                 self.activator,
                 {one.name: one.http_url for one in self._servers},
                 answer_seconds=self._settings.request_timeout_seconds,
+                attended=lambda: self._told_pauses == self._reconciler.pauses,
             )
             stack.push_async_callback(http_face.close)
             await stack.enter_async_context(_serving(http_face, short / ACTIVATOR_HTTP))
@@ -267,7 +269,7 @@ class FrontDoor:
 
     async def _prepare(self) -> None:
         """Write what HAProxy reads when it starts, so that it knows every road before it takes a request."""
-        self._told = self._wanted()
+        self._told, self._told_pauses = self._wanted(), self._roads.pauses
         sockets = Sockets(**{name: listener.fileno() for name, listener in self._listeners.items()})
         files = {
             "haproxy.cfg": render(self._settings, sockets, self._backends, self._told),
@@ -287,9 +289,12 @@ class FrontDoor:
     async def _tell(self) -> None:
         """Bring HAProxy's table up to what is open now."""
         async with self._telling:
-            wanted = self._wanted()
-            if wanted == self._told or not self._ready:
+            wanted, pauses = self._wanted(), self._roads.pauses
+            if not self._ready:
                 return  # one that starts reads everything
+            if wanted == self._told:
+                self._told_pauses = pauses
+                return
             try:
                 await self.api.apply(tables.commands(self._told, wanted, self._keys.values()))
             except GatewayError as error:
@@ -297,14 +302,15 @@ class FrontDoor:
                     logger.warning("HAProxy is started again, since its table is not what it should be: %s", error)
                     self.haproxy.kill()
                 return
-            self._told = wanted
+            self._told, self._told_pauses = wanted, pauses
 
     async def _follow(self) -> None:
         while True:
             changed = asyncio.create_task(self._reconciler.wait_change())
             moved = asyncio.create_task(self.activator.splits.changed.wait())
             try:
-                self._roads.set(self._reconciler.routes())
+                pauses = self._reconciler.pauses  # before the routes: a pause in between leaves them unused
+                self._roads.set(self._reconciler.routes(), pauses)
                 await self._tell()
                 # By the clock, too: an HAProxy that has just come up may have missed the newest change.
                 await asyncio.wait({changed, moved}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)

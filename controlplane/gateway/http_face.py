@@ -7,7 +7,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
@@ -28,7 +28,7 @@ from controlplane.errors import (
 )
 from controlplane.gateway.access import bearer
 from controlplane.gateway.activator import Activator
-from controlplane.gateway.configuration import CLIENT_HEADER, DRAWN_HEADER
+from controlplane.gateway.configuration import ATTENDED_PATH, CLIENT_HEADER, DRAWN_HEADER
 from controlplane.gateway.measuring import Arm
 from controlplane.gateway.split_http import Headers, HttpRequest, ask_http
 from controlplane.gateway.tally import Kind
@@ -76,10 +76,20 @@ class HttpFace:
     Args:
         activator: Where requests wait.
         servers: URL of the HTTP service of every server, by name.
+        answer_seconds: How long a server may take for an answer.
+        attended: Whether HAProxy's routes are those that the control plane knows.
     """
 
-    def __init__(self, activator: Activator, servers: Mapping[str, str], *, answer_seconds: float) -> None:
+    def __init__(
+        self,
+        activator: Activator,
+        servers: Mapping[str, str],
+        *,
+        answer_seconds: float,
+        attended: Callable[[], bool],
+    ) -> None:
         self._activator = activator
+        self._attended = attended
         timeout = httpx.Timeout(answer_seconds, connect=5.0)
         self._clients = {
             name: httpx.AsyncClient(
@@ -98,6 +108,9 @@ class HttpFace:
         if scope["type"] != "http":
             return
         raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        if raw_path == ATTENDED_PATH.encode():
+            await _send(send, _Answer(200 if self._attended() else 503, ""))
+            return
         match = _PATH.fullmatch(raw_path.decode("latin-1"))
         name, version, call = ("", "", "") if match is None else _parts(match)
         if match is None or (name, version, call) == ("stats", "", ""):  # no matter how it is escaped

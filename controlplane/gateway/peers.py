@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -49,15 +49,23 @@ class Peers:
         leading: Whether this process leads.
         drain_seconds: How long an unload waits for requests in flight, and for the others.
         door: The front door of this replica; None where it has none.
+        private: Names of the servers that no other replica sends requests to.
     """
 
     def __init__(
-        self, log: DoorLog, leading: Callable[[], bool], *, drain_seconds: float, door: Door | None = None
+        self,
+        log: DoorLog,
+        leading: Callable[[], bool],
+        *,
+        drain_seconds: float,
+        door: Door | None = None,
+        private: Collection[str] = (),
     ) -> None:
         self._log = log
         self._leading = leading
         self._drain_seconds = drain_seconds
         self._door = door
+        self._private = frozenset(private)
         self._me = Holder.myself()
         self._presence = Presence(log, self._me) if door is not None else None
         self._keeper = Keeper(door, self._read, self._acknowledge) if door is not None else None
@@ -110,6 +118,10 @@ class Peers:
             StoreError: There may be others, and they cannot be told, or not in time.
         """
         close = self._door.closed if self._door is not None else self._without_door
+        if server in self._private:
+            async with close(server, model, nobody):
+                yield
+            return
         seconds = self._drain_seconds + _SENT_SECONDS
         until = time.monotonic() + seconds
         async with self._announced(Withdrawal(server, model, seconds)) as others, close(server, model, others):
@@ -238,7 +250,11 @@ class Peers:
             await self._call(self._log.leave, door)
 
     async def _read(self, name: str) -> Withdrawal | None:
-        return await self._call(self._log.withdrawal, name)
+        withdrawal = await self._call(self._log.withdrawal, name)
+        if withdrawal is not None and withdrawal.server in self._private:
+            await self._acknowledge(name)  # it is about another server of this name, which is never asked from here
+            return None
+        return withdrawal
 
     async def _acknowledge(self, name: str) -> None:
         await self._call(self._log.acknowledge, name, self.id)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
@@ -33,9 +33,16 @@ async def waiting_at_most(seconds: float, server: str, model: str) -> AsyncItera
 
 
 class Roads:
-    """The routes that are open, and the activator's own requests on them. For one event loop."""
+    """The routes that are open, and the activator's own requests on them. For one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        pauses: Counts pauses of this process; routes that were set before the newest one are not used.
+    """
+
+    def __init__(self, pauses: Callable[[], int] = lambda: 0) -> None:
+        self._pauses = pauses
+        self.pauses = 0
+        """How many there were when the routes were read."""
         self._routes: dict[str, Route] = {}
         self._withdrawn: Counter[tuple[str, str]] = Counter()
         self._open: dict[str, Route] = {}
@@ -48,15 +55,16 @@ class Roads:
         """The routes without what is withdrawn."""
         return self._open
 
-    def set(self, routes: Mapping[str, Route]) -> None:
-        """Take in the routes there are."""
+    def set(self, routes: Mapping[str, Route], pauses: int = 0) -> None:
+        """Take in the routes there are, and the number of pauses before they were read."""
+        self.pauses = pauses
         self._routes = dict(routes)
         self._settle()
 
     def choose(self, model: str) -> str | None:
         """Return the server to ask: that with the fewest requests of ours; None where there is none."""
         route = self._open.get(model)
-        if route is None:
+        if route is None or self._pauses() != self.pauses:
             return None
         return min(route.servers, key=lambda server: self._busy(server))
 

@@ -31,6 +31,7 @@ class Background:
         state: What the loop knows; read here, and the servers' task handles are kept in it.
         post: Puts a message into the inbox.
         leading: Whether this process may change anything.
+        owns: Whether no other process may change what is on the servers.
         registry: Where measured footprints are kept.
         interval_seconds: Longest pause between two looks at a server that is busy.
     """
@@ -41,12 +42,14 @@ class Background:
         *,
         post: Callable[[Message], None],
         leading: Callable[[], bool],
+        owns: Callable[[], bool],
         registry: Registry,
         interval_seconds: float,
     ) -> None:
         self._state = state
         self._post = post
         self._leading = leading
+        self._owns = owns
         self._registry = registry
         self._interval_seconds = interval_seconds
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,8 +109,8 @@ class Background:
         server.gauging = self.spawn(gauged(), f"gauge {server.name}")
 
     def clean(self, server: KnownServer) -> None:
-        """Remove what a crash left in a model repository. The leader's alone: another's may be the leader's work."""
-        if not self._leading() or server.cleaned or server.cleaning is not None:
+        """Remove what a crash left in a model repository, unless another process may be at work in it."""
+        if not self._owns() or server.cleaned or server.cleaning is not None:
             return
 
         async def clean() -> None:

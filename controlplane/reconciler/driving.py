@@ -6,6 +6,7 @@ from collections.abc import Callable
 from controlplane.domain.states import Phase
 from controlplane.gpu.base import DeviceKind
 from controlplane.reconciler.actions import Action, Load, Prove, Unload, Wait
+from controlplane.reconciler.authority import Authority
 from controlplane.reconciler.background import Background
 from controlplane.reconciler.examining import Exam
 from controlplane.reconciler.executor import Executor
@@ -35,7 +36,7 @@ class Driver:
         foreigners: Tells what others do.
         backoff: How long a failed step waits.
         post: Puts a message into the inbox.
-        leading: Whether this process may change anything.
+        authority: What this process may change and believe.
         probe_interval_seconds: Time between probes of a Ready model.
         poll_seconds: Time between looks at a server's counters.
     """
@@ -49,7 +50,7 @@ class Driver:
         backoff: Backoff,
         *,
         post: Callable[[Message], None],
-        leading: Callable[[], bool],
+        authority: Authority,
         probe_interval_seconds: float,
         poll_seconds: float,
     ) -> None:
@@ -59,7 +60,7 @@ class Driver:
         self._foreigners = foreigners
         self._backoff = backoff
         self._post = post
-        self._leading = leading
+        self._authority = authority
         self._probe_interval_seconds = probe_interval_seconds
         self._poll_seconds = poll_seconds
 
@@ -92,6 +93,7 @@ class Driver:
             server.steward.failed(unit.model, failure.message)
         if server.has_place(unit.model) or unit.told is not None:  # that it is not where it never was, is no news
             unit.announce(server.desired(wish), server.trouble, self._state.clock(), self._state.events)
+        self._believe(server, unit, wish)
 
     def done(self, done: Done) -> None:
         """An action ended."""
@@ -125,6 +127,15 @@ class Driver:
         self._state.judge(server)
         self.drive(server, unit)
 
+    def _believe(self, server: KnownServer, unit: Unit, wish: Wish) -> None:
+        """After a pause of the process, route requests here again once the deployment has settled on what is wanted."""
+        if unit.stale_since is None or unit.seen < unit.stale_since or not self._authority.informed:
+            return
+        if server.trouble is None and unit.facts is not None and unit.task is None:
+            status = unit.status(server.desired(wish), server.trouble, self._state.clock())
+            if status.phase.settled:
+                unit.stale_since = None
+
     def _begin_or_ask(self, server: KnownServer, unit: Unit, wish: Wish, action: Action) -> bool:
         """Begin an action; one that needs memory only with a reservation, else it is put into the queue."""
         need = server.steward.queue.needs(wish, unit, action) if isinstance(action, Load) else None
@@ -157,7 +168,7 @@ class Driver:
         Where requests wait for it and nothing answers that it could be compared with, nothing can come of it that
         would keep it from answering: then it comes afterwards.
         """
-        if not isinstance(action, Prove) or action.light or not self._leading() or unit.facts is None:
+        if not isinstance(action, Prove) or action.light or not self._authority.acts or unit.facts is None:
             return None
         if action.target != wish.wanted or (action.target in unit.record.cleared and not action.examine):
             return None
@@ -178,7 +189,7 @@ class Driver:
         if isinstance(action, Prove) and (not action.candidate or action.target == wish.trial):
             return True
         # The lease may have come back since it was looked at what others did; that is told first, at the next look.
-        return self._leading() and server.cleaned and unit.told_of is unit.facts
+        return self._authority.acts and server.cleaned and unit.told_of is unit.facts
 
     def _begin(self, server: KnownServer, unit: Unit, wish: Wish, action: Action) -> None:
         target = getattr(action, "target", None)

@@ -19,6 +19,7 @@ from controlplane.domain.samples import Sample
 from controlplane.domain.states import Phase, Proof
 from controlplane.errors import ControlPlaneError, InvalidArtifactError, TritonError
 from controlplane.reconciler.actions import Action, CleanUp, Load, Prove, Stage, Unload, Wait
+from controlplane.reconciler.authority import Term
 from controlplane.reconciler.examining import Exam, artifact_check, examine
 from controlplane.reconciler.probes import prove, smallest
 from controlplane.reconciler.servers import ManagedServer
@@ -42,6 +43,25 @@ _FETCHES = 4
 
 class NotLeaderError(ControlPlaneError):
     """The lease ended before the step that would have changed something."""
+
+
+class _Permit:
+    """The permission to act that one action began with. May be checked in any thread."""
+
+    def __init__(self, term: Callable[[], Term | None]) -> None:
+        self._term = term
+        self._began = term()
+
+    def check(self) -> None:
+        """Return if the permission still holds.
+
+        Raises:
+            NotLeaderError: It ended, or it ended and was granted again since.
+        """
+        if self._began is None or self._term() != self._began:
+            raise NotLeaderError(
+                "this instance lost its lease, or contact to the store, while it acted; the step is planned again"
+            )
 
 
 @dataclass
@@ -81,7 +101,7 @@ class Executor:
     Args:
         registry: Where files and samples come from.
         wishes: Gives golden samples.
-        may_act: Whether this process still is the leader; asked right before anything is changed.
+        term: See `Authority.term`; compared right before anything is changed with what it was when the action began.
         proof_timeout_seconds: Deadline of one golden sample.
 
     Attributes:
@@ -93,13 +113,13 @@ class Executor:
         registry: Registry,
         wishes: Wishes,
         *,
-        may_act: Callable[[], bool],
+        term: Callable[[], Term | None],
         proof_timeout_seconds: float,
     ) -> None:
         self._registry = registry
         self._wishes = wishes
         self._staging = Staging(registry, wishes)
-        self._may_act = may_act
+        self._term = term
         self._proof_timeout = proof_timeout_seconds
         self.traffic: Traffic = DirectTraffic()
         self._sweeps: set[asyncio.Task[None]] = set()
@@ -152,27 +172,28 @@ class Executor:
         progress: Progress,
         exam: Exam | None,
     ) -> None:
+        permit = _Permit(self._term)
         try:
             match action:
                 case Stage():
-                    await self._stage(server, model, action, _needed(prepared, action), outcome, progress)
+                    await self._stage(server, model, action, _needed(prepared, action), outcome, progress, permit)
                 case Load():
-                    await self._load(server, model, action, prepared, outcome)
+                    await self._load(server, model, action, prepared, outcome, permit)
                 case Prove():
                     await self._prove(server, model, action, _needed(prepared, action), outcome, exam)
                 case Unload(candidate=True):
-                    self._check_lease()
+                    permit.check()
                     with _timed(outcome, "unload"):
                         await server.client.unload(candidate_name(model))
                 case Unload():
-                    self._check_lease()
+                    permit.check()
                     async with self.traffic.withdrawn(server.name, model):
-                        self._check_lease()
+                        permit.check()
                         with _timed(outcome, "unload"):
                             await server.client.unload(model)
                 case CleanUp():
-                    self._check_lease()
-                    await asyncio.to_thread(_clean_up, server, model, action)
+                    permit.check()
+                    await asyncio.to_thread(_clean_up, server, model, action, permit)
                 case Wait():
                     pass
         except ControlPlaneError as error:
@@ -188,8 +209,9 @@ class Executor:
         prepared: Prepared,
         outcome: Outcome,
         progress: Progress,
+        permit: _Permit,
     ) -> None:
-        self._check_lease()
+        permit.check()
         loop = asyncio.get_running_loop()
         name = candidate_name(model) if action.candidate else model
         artifact = await asyncio.to_thread(artifact_check, server, prepared)
@@ -203,7 +225,7 @@ class Executor:
                 files = checkout.__enter__()
             try:
                 loop.call_soon_threadsafe(progress, Phase.STAGING)
-                self._check_lease()
+                permit.check()
                 with _timed(outcome, "stage"):
                     config = on_gpus(prepared.config_for(name, [prepared.target.version]), outcome.gpus)
                     placed = {path: files[entry.path] for path, entry in layout(prepared.manifest).items()}
@@ -216,7 +238,13 @@ class Executor:
         await loop.run_in_executor(self._threads, contextvars.copy_context().run, fetch_and_stage)
 
     async def _load(
-        self, server: ManagedServer, model: str, action: Load, prepared: Prepared | None, outcome: Outcome
+        self,
+        server: ManagedServer,
+        model: str,
+        action: Load,
+        prepared: Prepared | None,
+        outcome: Outcome,
+        permit: _Permit,
     ) -> None:
         name = candidate_name(model) if action.candidate else model
         prepared = prepared or await self._earlier(model, action)
@@ -225,17 +253,18 @@ class Executor:
             if prepared is None
             else on_gpus(prepared.config_for(name, action.versions), outcome.gpus)
         )
-        self._check_lease()
+        permit.check()
         outcome.repaired = await asyncio.to_thread(
             self._staging.make_ready, server.repository, name, model, action.versions, prepared, config
         )
-        self._check_lease()
+        permit.check()
         if action.reload:
             # Triton takes a load that changes nothing for done. A version folder that is newer on disk is a change;
             # a newer config.pbtxt is none, because the load carries its configuration.
             await asyncio.to_thread(server.repository.renew, name, action.versions)
         replaced = server.embedded.processes_of(name) if action.reload and server.embedded else []
         narrows = len(action.versions) == 1 and not action.candidate and not action.reload
+        permit.check()
         with _timed(outcome, "switch" if narrows and action.because.endswith("shall answer") else "load"):
             await server.client.load(name, config)
         if not action.candidate:
@@ -311,10 +340,6 @@ class Executor:
             return prepared.samples
         return await asyncio.to_thread(self._wishes.samples, prepared)
 
-    def _check_lease(self) -> None:
-        if not self._may_act():
-            raise NotLeaderError("this replica does not lead any more; the one that does goes on")
-
 
 def _needed(prepared: Prepared | None, action: Stage | Prove) -> Prepared:
     if prepared is None:
@@ -348,12 +373,15 @@ async def _present_config(server: ManagedServer, name: str, versions: tuple[int,
     return {**config, "name": name, "version_policy": {"specific": {"versions": list(versions)}}}
 
 
-def _clean_up(server: ManagedServer, model: str, action: CleanUp) -> None:
+def _clean_up(server: ManagedServer, model: str, action: CleanUp, permit: _Permit) -> None:
     if action.candidate:
+        permit.check()
         server.repository.remove_model(candidate_name(model))
     if action.model:
+        permit.check()
         server.repository.remove_model(model)
     for version in action.versions:
+        permit.check()
         server.repository.remove_version(model, version)
 
 

@@ -58,6 +58,7 @@ class KnownServer:
         places: Whether a model's place is here, by model; a model that is not in it has not been decided on.
         units: By model.
         vitals: How it is.
+        undriven: Why no instance drives it; empty where one does.
         guard: Who drains and restarts it when it has lost too much memory.
     """
 
@@ -75,6 +76,7 @@ class KnownServer:
     places: dict[str, Place] = field(default_factory=dict)
     units: dict[str, Unit] = field(default_factory=dict)
     vitals: Vitals = field(default_factory=Vitals)
+    undriven: str = ""
     guard: LeakGuard = field(init=False)
 
     def __post_init__(self) -> None:
@@ -94,6 +96,8 @@ class KnownServer:
     @property
     def trouble(self) -> Trouble | None:
         """Why nothing can be done on it; None when it is well."""
+        if self.undriven:
+            return Trouble(f"{self.name} takes no work: {self.undriven}")
         if not self.away:
             draining = self.guard.draining
             return Trouble(f"{self.name} takes no work: {draining}") if draining else None
@@ -170,12 +174,14 @@ class KnownServer:
         managed, sight = self.managed, self.sight
         return ServerStatus(
             name=managed.name,
+            id=managed.id,
             grpc_url=managed.client.grpc_url,
             http_url=managed.http_url,
             metrics_url=managed.metrics_url,
             embedded=managed.embedded is not None,
             state=sight.state,
-            message=sight.message,
+            message=sight.message or self.undriven,
+            driven=not self.undriven,
             triton_version=sight.version,
             models=sight.index,
             observed_at=self.observed_at,

@@ -24,12 +24,14 @@ from controlplane.domain.states import DeploymentStatus, Event, Phase, ServerSta
 from controlplane.errors import ConflictError, NotFoundError
 from controlplane.reconciler.answering import Answers
 from controlplane.reconciler.arranging import Arranger
+from controlplane.reconciler.authority import Authority, driven_servers
 from controlplane.reconciler.background import Background
 from controlplane.reconciler.driving import Driver
 from controlplane.reconciler.events import EventLog, tell_unread
 from controlplane.reconciler.executor import Executor
 from controlplane.reconciler.fleet import KnownServer, report
 from controlplane.reconciler.foreign import Foreigners
+from controlplane.reconciler.freshness import Freshness
 from controlplane.reconciler.holding import Holds
 from controlplane.reconciler.lease import Lease
 from controlplane.reconciler.memory_view import LoadPlanView, ServerMemory, WhyView
@@ -42,6 +44,7 @@ from controlplane.reconciler.messages import (
     LeaseChanged,
     LookWanted,
     Message,
+    Paused,
     Poll,
     Seen,
     Tick,
@@ -119,20 +122,32 @@ class Reconciler:
             lease_store or registry.store,
             seconds=settings.lease_seconds,
             on_change=lambda: self._post(LeaseChanged(self._lease.held)),
-            servers={server.name: server.client.grpc_url for server in servers},
+            servers=driven_servers(servers),
         )
 
         def leading() -> bool:
             return self._lease.held
 
+        self._authority = authority = Authority(self._lease, servers, read_epoch=lambda: self._state.read_epoch)
+
+        def acts() -> bool:
+            return authority.acts
+
+        def owns() -> bool:
+            return authority.owns
+
         self._executor = Executor(
-            registry, self._wishes, may_act=leading, proof_timeout_seconds=settings.proof_timeout_seconds
+            registry,
+            self._wishes,
+            term=lambda: authority.term,
+            proof_timeout_seconds=settings.proof_timeout_seconds,
         )
         self._reader = Reader(
             self._wishes,
-            hand_over=lambda wishes: self._post(Wished(wishes)),
+            hand_over=lambda wishes, epoch: self._post(Wished(wishes, epoch)),
             tell=lambda subject, why: tell_unread(self._state.events, subject, why),
             may_follow=leading,
+            epoch=lambda: self._lease.epoch,
         )
         self._read = asyncio.Event()
         self._holds = Holds(registry.leases, on_read=lambda: self._post(Held()), may_sweep=leading)
@@ -140,11 +155,12 @@ class Reconciler:
         self._background = Background(
             self._state,
             post=self._post,
-            leading=leading,
+            leading=acts,
+            owns=owns,
             registry=registry,
             interval_seconds=settings.interval_seconds,
         )
-        foreigners = Foreigners(self._state, complete=lambda: self._reader.complete, tenure=lambda: self._lease.tenure)
+        foreigners = Foreigners(self._state, complete=lambda: self._reader.complete, tenure=lambda: authority.tenure)
         self._driver = Driver(
             self._state,
             self._background,
@@ -152,14 +168,17 @@ class Reconciler:
             foreigners,
             backoff,
             post=self._post,
-            leading=leading,
+            authority=authority,
             probe_interval_seconds=settings.probe_interval_seconds,
             poll_seconds=self._memory.poll_interval_seconds,
         )
         nurse = Nurse(self._state, hung_seconds=settings.hung_seconds, pressure_share=settings.pressure_share)
         self._observer = Observer(self._state, self._background, self._driver, nurse, foreigners, backoff)
-        self._placer = Placer(self._state, self._driver, placement or PlacementSettings(), leading=leading)
-        self._arranger = Arranger(self._state, self._driver, self._background, self._holds, backoff, leading=leading)
+        self._freshness = Freshness(
+            self._state, authority, self._lease, settings.lease_seconds, self._background, self._driver, post=self._post
+        )
+        self._placer = Placer(self._state, self._driver, placement or PlacementSettings(), leading=owns)
+        self._arranger = Arranger(self._state, self._driver, self._background, self._holds, backoff, leading=acts)
         self._reverter = Reverter(
             self._state, self._wishes, registry, self._background, leading=leading, wake=self.wake
         )
@@ -180,6 +199,7 @@ class Reconciler:
         """Take the lease if it is free, and begin."""
         self._loop = asyncio.get_running_loop()
         await self._lease.start()
+        self._freshness.start()
         self._owner = asyncio.create_task(self._own(), name="reconciler")
         self._post(Tick())
         self._post(Poll())
@@ -194,6 +214,7 @@ class Reconciler:
         await self._holds.stop()
         self._owner = self._loop = None
         self._executor.close()
+        self._freshness.stop()
         await self._lease.stop()
 
     def wake(self, model: str | None = None) -> None:
@@ -238,8 +259,29 @@ class Reconciler:
         return self._answers.servers()
 
     def routes(self) -> dict[str, Route]:
-        """Return where every model that is proved can be asked. No I/O."""
-        return self._answers.routes()
+        """Return where every model that is proved can be asked. No I/O.
+
+        After a pause of the process that is nowhere, until what is there was seen again.
+        """
+        return self._answers.routes() if self._freshness.current else {}
+
+    @property
+    def pauses(self) -> int:
+        """How often this process was stopped for longer than the lease. Routes of an earlier number do not hold."""
+        return self._freshness.pauses
+
+    def withheld(self, model: str, server: str) -> str:
+        """Say why a model must not be asked on a server although it answers there; empty where it may be."""
+        return self._freshness.withheld(model, server)
+
+    def refusal(self) -> str:
+        """Say why this instance can get no model loaded, now or soon; empty where it can."""
+        return self._freshness.refusal()
+
+    @property
+    def informed(self) -> bool:
+        """Whether all deployments were read since the store was last out of reach for longer than the lease."""
+        return self._authority.informed
 
     def trials(self) -> dict[str, Trial]:
         """Return how every rollout that is under way stands, by model. No I/O."""
@@ -337,12 +379,12 @@ class Reconciler:
         end = asyncio.get_running_loop().time() + timeout
         await self._demand(model)
         lease: ModelLease | None = None
-        if not self.leading:
+        if not self._authority.owns:
             seconds = max(min(timeout, _DEMAND_LEASE_SECONDS), 1.0)
             lease = await asyncio.to_thread(self._registry.leases.acquire, model, seconds=seconds, holder="load")
 
         def over(status: DeploymentStatus) -> bool:
-            return status.phase.settled and not self._answers.awaited(model, status, leading=self.leading)
+            return status.phase.settled and not self._answers.awaited(model, status, leading=self._authority.owns)
 
         try:
             return await self._wait(model, 0, end - asyncio.get_running_loop().time(), over)
@@ -436,10 +478,12 @@ class Reconciler:
         match message:
             case Woken(model=model):
                 self._woken(model)
-            case Wished(wishes=wishes):
+            case Wished(wishes=wishes, epoch=epoch):
                 self._observer.adopt(*wishes.values())
                 if self._reader.complete:
                     self._read.set()
+                if epoch is not None:
+                    self._freshness.informed(epoch)
             case Seen():
                 self._observer.seen(message)
             case Done():
@@ -462,6 +506,9 @@ class Reconciler:
                 self._observer.cleaned(message)
             case LeaseChanged(held=held):
                 self._lease_changed(held)
+            case Paused():
+                self._freshness.paused()
+                self._reader.read(None)
             case Tick():
                 self._tick()
             case Poll():
@@ -470,6 +517,7 @@ class Reconciler:
     def _tick(self) -> None:
         assert self._loop is not None
         self._loop.call_later(self._settings.interval_seconds, self._post, Tick())
+        self._freshness.check_driven()
         self._reader.read(None)
         self._holds.read()
         for server in self._state.servers.values():
@@ -498,6 +546,7 @@ class Reconciler:
             self._reader.read(model)  # an alias may have moved, or something is not in memory
 
     def _lease_changed(self, held: bool) -> None:
+        self._freshness.check_driven()
         if held:
             self._state.events.add("Normal", "Leading", "reconciler", "this replica holds the lease and acts")
             for server in self._state.servers.values():
@@ -505,10 +554,11 @@ class Reconciler:
             self._reader.read(None)
         else:
             why = f"the lease could not be renewed: {self._lease.trouble}" if self._lease.trouble else ""
-            message = f"{why or f'{self._lease.leader} leads'}; this one observes"
+            what = "this instance drives its own server alone" if self._authority.alone else "this one observes"
+            message = f"{why or f'{self._lease.leader} leads'}; {what}"
             self._state.events.add("Warning", "Following", "reconciler", message)
             for server in self._state.servers.values():
-                server.cleaned = False
+                server.cleaned = self._authority.alone and server.cleaned
 
     def _demand(self, model: str) -> "asyncio.Future[None]":
         wish = self._state.wishes.get(model)

@@ -20,9 +20,10 @@ class Woken:
 
 @dataclass(frozen=True)
 class Wished:
-    """Deployments were read."""
+    """Deployments were read; ``epoch`` is the lease's when the read of all of them began, None for a single one."""
 
     wishes: dict[str, Wish]
+    epoch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,15 @@ class LeaseChanged:
 
 
 @dataclass(frozen=True)
+class Paused:
+    """The process was stopped for longer than the lease: what is known of the servers is out of date."""
+
+
+@dataclass(frozen=True)
 class Tick:
     """It is time for a cycle."""
 
 
-Message = Woken | Wished | Seen | Done | Gauged | Demanded | LookWanted | Held | Cleaned | LeaseChanged | Tick | Poll
+Message = (
+    Woken | Wished | Seen | Done | Gauged | Demanded | LookWanted | Held | Cleaned | LeaseChanged | Paused | Tick | Poll
+)

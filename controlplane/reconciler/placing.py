@@ -209,6 +209,8 @@ class Placer:
 
     def _trouble(self, server: KnownServer, before: Server | None, now: datetime) -> str:
         """Why a server can take nothing. One that was well is given time to come back."""
+        if server.undriven:
+            return server.undriven
         if server.trouble is None or not server.away:  # one that is drained still answers
             self._trouble_since.pop(server.name, None)
             return ""

@@ -21,24 +21,27 @@ class Reader:
 
     Args:
         wishes: What reads.
-        hand_over: Called in the loop with what was read.
+        hand_over: Called in the loop with what was read, and, for a read of all, the epoch in which it began.
         tell: Called in the loop with what cannot be read ("store", or a model) and why; with "" once it can again.
         may_follow: Whether this process may commit the move of an alias.
+        epoch: Gives the lease's epoch.
     """
 
     def __init__(
         self,
         wishes: Wishes,
         *,
-        hand_over: Callable[[dict[str, Wish]], None],
+        hand_over: Callable[[dict[str, Wish], int | None], None],
         tell: Callable[[str, str], None],
         may_follow: Callable[[], bool],
+        epoch: Callable[[], int],
     ) -> None:
         self._wishes = wishes
         self._hand_over = hand_over
         self._tell = tell
         self._unread: set[str] = set()
         self._may_follow = may_follow
+        self._epoch = epoch
         self._running: dict[str | None, asyncio.Task[None]] = {}
         self._again: set[str | None] = set()
         self.trouble = ""
@@ -72,6 +75,7 @@ class Reader:
             self._running.pop(model, None)
 
     async def _once(self, model: str | None) -> None:
+        epoch = self._epoch() if model is None else None
         try:
             wishes, unread = await asyncio.to_thread(self._read, model)
         except ControlPlaneError as error:
@@ -87,7 +91,7 @@ class Reader:
             for name, why in unread.items():
                 self._note(name, why)
             self.complete = self.complete or model is None
-            self._hand_over(wishes)
+            self._hand_over(wishes, epoch)
 
     def _note(self, subject: str, why: str) -> None:
         """Tell once that something cannot be read, and once that it can again."""

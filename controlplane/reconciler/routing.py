@@ -24,7 +24,7 @@ class Route:
 
 def answers(unit: Unit) -> bool:
     """Whether a model's own name is answered here by a version that is proved, and that is not about to go."""
-    if unit.facts is None:
+    if unit.facts is None or unit.stale_since is not None:
         return False
     if unit.doing is not None and isinstance(unit.doing.action, Unload) and not unit.doing.action.candidate:
         return False

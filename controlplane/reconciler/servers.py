@@ -26,6 +26,8 @@ class ManagedServer:
         budgets: How much of each of them models may use.
         zone: Its failure domain.
         labels: What node selectors are matched with.
+        private: Whether only this process reaches it: no other instance drives it or sends requests to it.
+        identity: What tells it from servers of the same name elsewhere; empty: its name does.
     """
 
     name: str
@@ -38,6 +40,13 @@ class ManagedServer:
     budgets: BudgetRules = field(default_factory=BudgetRules)
     zone: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    private: bool = False
+    identity: str = ""
+
+    @property
+    def id(self) -> str:
+        """Its name among the servers of all instances."""
+        return self.identity or self.name
 
     @property
     def metrics_url(self) -> str:

@@ -23,6 +23,7 @@ class LoopState:
         step: Grows by one with every message.
         plan: Who is placed where.
         scales: How many copies there are, and since when, by model.
+        read_epoch: The lease's epoch in which all deployments were read last; None before the first time.
     """
 
     servers: dict[str, KnownServer]
@@ -32,6 +33,7 @@ class LoopState:
     step: int = 0
     plan: Plan = NO_PLAN
     scales: dict[str, Scale] = field(default_factory=dict)
+    read_epoch: int | None = None
 
     def judge(self, server: KnownServer) -> list[str]:
         """Ask the steward which models shall be loaded; return those for which that changed."""

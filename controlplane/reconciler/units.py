@@ -57,6 +57,8 @@ class Unit:
         unexamined: What was proved for somebody who waited for it, and is to be examined now that it answers.
         settled: Whether that was said when nothing was under way.
         resumed: Whether it was compared with what was known before this process started.
+        stale_since: Number of the step in which this process noticed that it had been stopped; None where what is known
+            here has been seen since, and the deployment has settled.
     """
 
     server: str
@@ -80,6 +82,7 @@ class Unit:
     unexamined: Target | None = None
     settled: bool = False
     resumed: bool = False
+    stale_since: int | None = None
 
     @property
     def engaged(self) -> bool:

@@ -116,7 +116,11 @@ class Health:
         """Check what has to work."""
         checks = [await self._store(), self._loop()]
         checks += [
-            Check(name=f"server {server.name}", ok=server.state is ServerState.READY, message=server.message)
+            Check(
+                name=f"server {server.name}",
+                ok=server.state is ServerState.READY and server.driven,
+                message=server.message,
+            )
             for server in self._reconciler.servers()
         ]
         if (door := self._gateway.address()) is not None:
@@ -138,5 +142,9 @@ class Health:
         return Check(name="store", ok=True)
 
     def _loop(self) -> Check:
-        alive = self._reconciler.alive
-        return Check(name="reconciler", ok=alive, message="" if alive else "the loop does not run")
+        if not self._reconciler.alive:
+            return Check(name="reconciler", ok=False, message="the loop does not run")
+        if not self._reconciler.informed:
+            message = "not all deployments have been read since the start, or since the store was last out of reach"
+            return Check(name="reconciler", ok=False, message=message)
+        return Check(name="reconciler", ok=True)

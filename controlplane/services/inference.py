@@ -88,6 +88,8 @@ class Inference:
         server = self._servers.get(where.server)
         if server is None:
             raise TritonUnavailableError(f"server {where.server!r} is not managed by this replica")
+        if why := self._reconciler.withheld(model, server.name):
+            raise TritonUnavailableError(f"{model} is not asked on {server.name} now: {why}; try again", model=model)
         started = time.perf_counter()
         answer, answered_by = await server.client.infer(
             model,

@@ -13,6 +13,25 @@ from controlplane.storage.memory import MemoryStore
 _ALLOWED = "Allowed are file:///absolute/path, s3://bucket/prefix and memory://."
 
 
+def open_lease_store(store: ObjectStore, settings: StoreSettings, data_dir: Path, lease_seconds: float) -> ObjectStore:
+    """Open a store once more for the leader's lease: its requests must not wait for others', nor hang for long.
+
+    Args:
+        store: The store as it is open already; the same comes back where there can be only one.
+        settings: How to reach it.
+        data_dir: Where local state lives.
+        lease_seconds: The lease's duration; several requests have to fit into it.
+
+    Raises:
+        StoreError: It cannot be reached.
+    """
+    if isinstance(store, MemoryStore):
+        return store
+    seconds = min(settings.timeout_seconds, max(lease_seconds / 3, 1.0))
+    retries = min(settings.retries, 1)
+    return open_store(settings.model_copy(update={"timeout_seconds": seconds, "retries": retries}), data_dir)
+
+
 def open_store(settings: StoreSettings, data_dir: Path) -> ObjectStore:
     """Open a store, and make sure that it is there.
 

@@ -1,0 +1,114 @@
+"""Keeps what this instance knows from being used when it may be out of date: after pauses, and on undriven servers."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from controlplane.reconciler.authority import Authority
+from controlplane.reconciler.background import Background
+from controlplane.reconciler.driving import Driver
+from controlplane.reconciler.lease import Lease
+from controlplane.reconciler.messages import Message, Paused
+from controlplane.reconciler.pauses import PauseWatch
+from controlplane.reconciler.state import LoopState
+
+
+class Freshness:
+    """Belongs to the loop; `pauses` may be read in any thread.
+
+    Args:
+        state: What the loop knows.
+        authority: What this process may change and believe.
+        lease: The leader's lease.
+        lease_seconds: Its duration; shorter pauses do not count.
+        background: Looks at servers.
+        driver: Takes next steps.
+        post: Puts a message into the inbox.
+    """
+
+    def __init__(
+        self,
+        state: LoopState,
+        authority: Authority,
+        lease: Lease,
+        lease_seconds: float,
+        background: Background,
+        driver: Driver,
+        *,
+        post: Callable[[Message], None],
+    ) -> None:
+        self._state = state
+        self._authority = authority
+        self._lease = lease
+        self._background = background
+        self._driver = driver
+        self._post = post
+        self._watch = PauseWatch(lease_seconds, on_pause=self._paused_soon)
+        self._seen = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Watch for pauses from now on."""
+        self._loop = asyncio.get_running_loop()
+        self._watch.start()
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._watch.stop()
+
+    @property
+    def pauses(self) -> int:
+        """How often this process was stopped for longer than the lease."""
+        return self._watch.count
+
+    @property
+    def current(self) -> bool:
+        """Whether the loop has taken in the newest pause."""
+        return self.pauses == self._seen
+
+    def paused(self) -> None:
+        """Route nowhere before what is there was seen again, and has settled on what is wanted."""
+        self._seen = self.pauses
+        message = "this process was stopped for longer than its lease; it looks at its servers again before it answers"
+        self._state.events.add("Warning", "Paused", "reconciler", message)
+        for server in self._state.servers.values():
+            for unit in server.units.values():
+                unit.stale_since = self._state.step
+            self._background.look(server)
+
+    def informed(self, epoch: int) -> None:
+        """Do what waited until all deployments were read, at the start or after the store was out of reach."""
+        if epoch == self._state.read_epoch:
+            return
+        self._state.read_epoch = epoch
+        for server in self._state.servers.values():
+            self._background.clean(server)
+            self._driver.drive_all(server)
+
+    def check_driven(self) -> None:
+        """Take in which servers no instance drives, and report each change."""
+        for server in self._state.servers.values():
+            why = self._authority.undriven(server.managed)
+            if bool(why) is not bool(server.undriven):
+                message = why or "an instance drives it again"
+                self._state.events.add("Warning" if why else "Normal", "ServerNotDriven", server.name, message)
+            server.undriven = why
+
+    def withheld(self, model: str, server: str) -> str:
+        """Say why a model must not be asked on a server although it answers there; empty where it may be."""
+        known = self._state.servers[server]
+        if not self.current or known.unit(model).stale_since is not None:
+            return f"this instance was stopped for a while, and {model} on {server} is not up to date yet"
+        return known.undriven
+
+    def refusal(self) -> str:
+        """Say why this instance can get no model loaded; empty where it can."""
+        if not self._lease.in_touch:
+            return f"the store does not answer: {self._lease.trouble or 'it was not reached since this process paused'}"
+        undriven = [server.undriven for server in self._state.servers.values()]
+        return undriven[0] if undriven and all(undriven) else ""
+
+    def _paused_soon(self) -> None:
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the event loop was closed
+                self._loop.call_soon_threadsafe(self._post, Paused())
