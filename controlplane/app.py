@@ -168,9 +168,8 @@ class ControlPlane:
         store: ObjectStore = await asyncio.to_thread(open_store, settings.store, settings.data_dir)
         stack.push_async_callback(asyncio.to_thread, store.close)
         await asyncio.to_thread(check_store, store)
-        lease_store = await asyncio.to_thread(
-            open_lease_store, store, settings.store, settings.data_dir, settings.reconciler.lease_seconds
-        )
+        lease_seconds = settings.reconciler.lease_seconds
+        lease_store = await asyncio.to_thread(open_lease_store, store, settings.store, settings.data_dir, lease_seconds)
         if lease_store is not store:
             stack.push_async_callback(asyncio.to_thread, lease_store.close)
         store = MeteredStore(store, self._metrics.store.observe)
@@ -239,7 +238,6 @@ class ControlPlane:
             make_folder(root, "the model repository")
             stack.enter_context(repository_lock(root))
             run_dir = self.settings.data_dir / "triton"
-            make_folder(run_dir, "the embedded server's folder")
             # A web page, or a container beside us, that can send to a port of this machine could load a model, and that
             # is to run code. The key is new each time and on no disk.
             control_key = secrets.token_urlsafe(32) if settings.restrict_control else None

@@ -1,0 +1,91 @@
+"""What an instance may do and believe, with clocks that the test moves."""
+
+import dataclasses
+from pathlib import Path
+
+from controlplane.reconciler.authority import Authority, driven_servers
+from controlplane.reconciler.lease import Lease
+from controlplane.reconciler.pauses import PauseWatch
+from controlplane.reconciler.servers import ManagedServer
+from controlplane.storage.memory import MemoryStore
+from controlplane.triton.client import TritonClient
+from controlplane.triton.repository import ModelRepository
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def server(folder: Path, name: str, *, private: bool = False) -> ManagedServer:
+    client = TritonClient(name, "127.0.0.1:1")
+    try:
+        return ManagedServer(name, client, ModelRepository(folder), private=private)
+    finally:
+        await client.close()
+
+
+class Instance:
+    """A lease and an authority of an instance on a machine of its own."""
+
+    def __init__(self, store: MemoryStore, clock: Clock, name: str, *servers: ManagedServer) -> None:
+        self.lease = Lease(store, seconds=10.0, clock=clock, servers=driven_servers(servers))
+        self.lease._me = dataclasses.replace(self.lease._me, id=name, machine=name)
+        self.read_epoch: int | None = None
+        self.authority = Authority(self.lease, servers, read_epoch=lambda: self.read_epoch)
+
+    def read(self) -> None:
+        self.read_epoch = self.lease.epoch
+
+
+async def test_an_instance_drives_its_own_server_although_another_leads(tmp_path: Path) -> None:
+    store, clock = MemoryStore(), Clock()
+    one = Instance(store, clock, "one", await server(tmp_path, "embedded", private=True))
+    other = Instance(store, clock, "other", await server(tmp_path, "embedded", private=True))
+    for each in (one, other):
+        each.lease.attempt()
+        assert not each.authority.acts, "it has not read what is deployed"
+        each.read()
+    assert (one.authority.leads, other.authority.leads) == (True, False)
+    assert (one.authority.acts, other.authority.acts) == (True, True)
+
+
+async def test_shared_servers_are_driven_by_the_leader_alone(tmp_path: Path) -> None:
+    store, clock = MemoryStore(), Clock()
+    shared, mine = await server(tmp_path, "shared"), await server(tmp_path, "mine")
+    one, other = Instance(store, clock, "one", shared), Instance(store, clock, "other", shared, mine)
+    for each in (one, other):
+        each.lease.attempt()
+        each.read()
+    assert (one.authority.acts, other.authority.acts) == (True, False)
+    assert other.authority.undriven(shared) == ""
+    assert "no server 'mine' in its settings" in other.authority.undriven(mine)
+
+
+async def test_after_a_loss_of_contact_nothing_is_done_before_all_was_read_again(tmp_path: Path) -> None:
+    store, clock = MemoryStore(), Clock()
+    one = Instance(store, clock, "one", await server(tmp_path, "embedded", private=True))
+    one.lease.attempt()
+    one.read()
+    term = one.authority.term
+    assert term is not None
+    clock.now += 9.5
+    assert one.authority.term is None, "the store has not answered for too long"
+    one.lease.attempt()
+    assert one.authority.term is None, "it answers, and what was read is old"
+    one.read()
+    assert one.authority.term not in {None, term}, "an action that began before does not go on"
+
+
+def test_a_pause_counts_once_wherever_it_is_noticed() -> None:
+    clock, seen = Clock(), []
+    watch = PauseWatch(10.0, on_pause=lambda: seen.append(clock.now), clock=clock)
+    clock.now += 8
+    assert watch.count == 0
+    clock.now += 8
+    assert watch.count == 0, "it ran in between"
+    clock.now += 9.5
+    assert (watch.count, watch.count) == (1, 1)
+    assert seen == [clock.now]
