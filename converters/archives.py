@@ -6,6 +6,7 @@ nothing is ever written to disk from an archive and no member is read beyond a b
 
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -59,11 +60,26 @@ class Listing:
         return data
 
 
+def doubled(names: Iterable[str]) -> str | None:
+    """Return a name that an archive has twice, or None.
+
+    Of two members with one name each reader takes another one, and torch's compares names without regard to case
+    (`mz_zip_reader_locate_file`). So what was examined would not be what is loaded.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if (folded := name.lower()) in seen:
+            return name
+        seen.add(folded)
+    return None
+
+
 def list_archive(path: Path) -> Listing:
     """Read an archive's directory.
 
     Raises:
-        InvalidArtifactError: It is cut short or damaged, has members that lead outside a folder, or is a bomb.
+        InvalidArtifactError: It is cut short or damaged, has members that lead outside a folder or have one name, or is
+            a bomb.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -89,6 +105,11 @@ def list_archive(path: Path) -> Listing:
         parts = PurePosixPath(name).parts
         if name.startswith("/") or "\\" in name or "\0" in name or ".." in parts:
             raise InvalidArtifactError(f"{path.name}: its member {name[:120]!r} leads outside the archive's folder")
+    if (twice := doubled(names)) is not None:
+        raise InvalidArtifactError(
+            f"{path.name}: its member {twice[:120]!r} is there twice (upper and lower case are the same to torch), so "
+            "that readers would see different ones; write the archive again"
+        )
     firsts = {name.split("/", 1)[0] for name in names if "/" in name}
     single = len(firsts) == 1 and all("/" in name for name in names)
     prefix = f"{firsts.pop()}/" if single else ""

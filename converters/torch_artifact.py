@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from controlplane.domain.manifest import Format
 from controlplane.domain.signature import Signature
 from controlplane.errors import InvalidArtifactError, UntrustedArtifactError
-from converters.archives import Listing
+from converters.archives import Listing, doubled
 from converters.pickles import imported_names, is_plain, refuse_untrusted_pickle
 
 TORCHSCRIPT_HINT = (
@@ -188,6 +188,8 @@ def _plain_torch_file(data: bytes) -> bool:
         return True
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if doubled(archive.namelist()) is not None:
+                return False
             pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
             return bool(pickles) and all(is_plain(imported_names(archive.read(name), name)) for name in pickles)
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, InvalidArtifactError):

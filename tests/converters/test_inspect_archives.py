@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import silero_vad
@@ -154,6 +156,26 @@ def test_archives_may_not_lead_outside_their_folder(tmp_path, member):
         archive.writestr("schema.json", b"{}")
     with pytest.raises(InvalidArtifactError, match="outside"):
         inspect_artifact(path)
+
+
+@pytest.mark.parametrize("second", ["data.pkl", "DATA.pkl"])
+def test_a_member_that_is_there_twice_is_refused(models: Any, tmp_path: Path, second: str) -> None:
+    """Of two pickles Python's reader and torch's take different ones: the one examined is not the one that runs."""
+    marker = tmp_path / "ran"
+    path = rewrite(models.block_pt, tmp_path / "twice.pt", {})
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings(action="ignore"):
+        prefix = archive.namelist()[0].split("/", 1)[0]
+        archive.writestr(f"{prefix}/{second}", pickle.dumps(Bomb(marker)))
+    with pytest.raises(InvalidArtifactError, match="is there twice"):
+        inspect_artifact(path, trust=True)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as inner, warnings.catch_warnings(action="ignore"):
+        inner.writestr("x/data.pkl", pickle.dumps({}))
+        inner.writestr(f"x/{second}", pickle.dumps({}))
+    path = rewrite(models.mlp_pt2, tmp_path / "a.pt2", {"data/sample_inputs/model.pt": buffer.getvalue()})
+    with pytest.raises(UntrustedArtifactError, match="pickle"):
+        inspect_artifact(path)
+    assert not marker.exists()
 
 
 def test_archive_bombs_are_refused(tmp_path):
