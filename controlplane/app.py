@@ -8,7 +8,6 @@ import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -19,6 +18,7 @@ from controlplane.api.middleware import BodyLimits
 from controlplane.checkedfiles import CheckedFiles
 from controlplane.domain.states import ServerState
 from controlplane.errors import InvalidInputError
+from controlplane.folders import make_folder
 from controlplane.gateway.front_door import FrontDoor
 from controlplane.gateway.opening import front_door
 from controlplane.gateway.peers import Peers
@@ -32,6 +32,7 @@ from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.doors import DoorLog
 from controlplane.registry.registry import Registry
+from controlplane.sandbox import UNCONFINED, choose_sandbox
 from controlplane.services.conversions import Conversions
 from controlplane.services.deployments import Deployments
 from controlplane.services.devices import Devices
@@ -65,7 +66,7 @@ from controlplane.services.workers import Workers
 from controlplane.services.workspace import Workspace
 from controlplane.settings import Settings
 from controlplane.storage.base import ObjectStore
-from controlplane.storage.factory import open_lease_store, open_store
+from controlplane.storage.factory import local_folders, open_lease_store, open_store
 from controlplane.storage.metered import MeteredStore
 from controlplane.storage.probe import check_store
 from controlplane.triton.client import TritonClient, TritonTimeouts
@@ -102,6 +103,7 @@ class ControlPlane:
         self._keys: Keys | None = None
         limits = BodyLimits(settings.api.max_inference_bytes, settings.api.max_body_bytes)
         self._splits = Splits()
+        self._sandbox = UNCONFINED
         self.front_door: FrontDoor | None = None
         self.fastapi: FastAPI = create_application(self._metrics, limits, self._lifespan)
 
@@ -164,7 +166,11 @@ class ControlPlane:
             stack.push_async_callback(asyncio.to_thread, turn_off)
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blocking")
         asyncio.get_running_loop().set_default_executor(threads)
-        make_folder(settings.data_dir, "the data folder")
+        make_folder(settings.data_dir, "the data folder", private=True)
+        hidden = (settings.data_dir, *local_folders(settings.store))
+        self._sandbox = await asyncio.to_thread(choose_sandbox, settings.sandbox, *hidden)
+        if self._sandbox.warning:
+            logger.warning("%s", self._sandbox.warning)
         store: ObjectStore = await asyncio.to_thread(open_store, settings.store, settings.data_dir)
         stack.push_async_callback(asyncio.to_thread, store.close)
         await asyncio.to_thread(check_store, store)
@@ -241,7 +247,7 @@ class ControlPlane:
             # A web page, or a container beside us, that can send to a port of this machine could load a model, and that
             # is to run code. The key is new each time and on no disk.
             control_key = secrets.token_urlsafe(32) if settings.restrict_control else None
-            embedded = EmbeddedTriton(root, run_dir, settings, control_key=control_key)
+            embedded = EmbeddedTriton(root, run_dir, settings, control_key=control_key, sandbox=self._sandbox)
             stack.push_async_callback(embedded.stop)
             await embedded.start()
             client = TritonClient(
@@ -317,7 +323,7 @@ class ControlPlane:
     ) -> Services:
         settings = self.settings
         workspace = Workspace(settings.data_dir / "work")
-        workers = Workers(settings.conversion, workspace.root)
+        workers = Workers(settings.conversion, workspace.root, self._sandbox)
         stack.callback(workers.close)
         operations = Operations(registry.store, Journal(settings.data_dir / "operations"))
         uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
@@ -360,7 +366,7 @@ class ControlPlane:
             events=Events(reconciler),
             garbage=Garbage(registry, uploads, operations, settings.gc),
             scrubbing=Scrubbing(registry, reconciler, settings.scrub),
-            health=Health(registry, reconciler, settings.data_dir, converters, keys, gateway),
+            health=Health(registry, reconciler, settings.data_dir, converters, keys, gateway, self._sandbox),
             gateway=gateway,
             idempotency=Idempotency(registry.store),
             keys=keys,
@@ -386,19 +392,3 @@ def build(settings: Settings) -> ControlPlane:
 def _source(server: ManagedServer) -> Source:
     cpu_seconds = server.embedded.cpu_seconds if server.embedded is not None else None
     return Source(server.name, server.page, cpu_seconds)
-
-
-def make_folder(path: Path, what: str) -> None:
-    """Make a folder that the settings name.
-
-    Args:
-        path: The folder.
-        what: What it is for, as an error says it.
-
-    Raises:
-        InvalidInputError: It cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(f"{what} {path} cannot be made: {error.strerror}", path=str(path)) from error

@@ -18,8 +18,9 @@ import uvloop
 
 from controlplane.api.connections import bounded_protocol, connection_limits, raise_descriptor_limit
 from controlplane.api.tls import tls_options
-from controlplane.app import ControlPlane, build, make_folder
+from controlplane.app import ControlPlane, build
 from controlplane.errors import ConflictError
+from controlplane.folders import make_folder
 from controlplane.gateway.serving import Server
 from controlplane.localkey import remove_local_key, write_local_key
 from controlplane.services.health import version
@@ -49,7 +50,9 @@ def run(
         ConflictError: Another process uses this data folder.
         ControlPlaneError: It cannot be started.
     """
-    make_folder(settings.data_dir, "the data folder")
+    # Triton reads the model repository as another user. What others must not read is private by its folder's mode.
+    os.umask(0o022)
+    make_folder(settings.data_dir, "the data folder", private=True)
     with _only_one(settings.data_dir), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, ready_file or settings.data_dir / READY_FILE, on_ready))
 

@@ -377,6 +377,11 @@ class Settings(BaseSettings):
         default=Path("~/.local/share/tritonctl").expanduser(), description="Where local state lives."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Log level.")
+    sandbox: Literal["auto", "required", "off"] = Field(
+        default="auto",
+        description="Separates the embedded Triton and conversions from the control plane with bubblewrap: auto where "
+        "the machine can, with a warning elsewhere; required: do not start without; off: never.",
+    )
     store: StoreSettings = StoreSettings()
     cache: CacheSettings = CacheSettings()
     triton: TritonSettings = TritonSettings()

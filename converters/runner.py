@@ -27,6 +27,7 @@ import converters
 from controlplane import errors
 from controlplane.domain.samples import decode_samples, encode_samples
 from controlplane.errors import ControlPlaneError, ConversionFailedError
+from controlplane.sandbox import Sandbox, View, find_sandbox
 from converters.jobs import (
     DEFAULT_MEMORY_BYTES,
     DEFAULT_TIMEOUT_SECONDS,
@@ -43,12 +44,12 @@ from converters.jobs import (
     WorkerResult,
 )
 from converters.results import read_result
+from converters.worker_output import BoundedLog, how_it_died, read_own
 
 logger = logging.getLogger(__name__)
 
+_ROOT = Path(converters.__file__).resolve().parent.parent
 POLL_SECONDS = 0.05
-LOG_HEAD_BYTES = 32 * 1024
-LOG_TAIL_BYTES = 224 * 1024
 MAX_RESULT_BYTES = 64 * 1024**2
 MAX_EVENT_LINE_BYTES = 64 * 1024
 
@@ -66,6 +67,7 @@ def run_worker(
     on_event: Callable[[WorkerEvent], None] = ...,
     cancel: threading.Event | None = ...,
     work_root: Path | None = ...,
+    sandbox: Sandbox | None = ...,
 ) -> Inspection: ...
 @overload
 def run_worker(
@@ -76,6 +78,7 @@ def run_worker(
     on_event: Callable[[WorkerEvent], None] = ...,
     cancel: threading.Event | None = ...,
     work_root: Path | None = ...,
+    sandbox: Sandbox | None = ...,
 ) -> ConversionResult: ...
 @overload
 def run_worker(
@@ -86,6 +89,7 @@ def run_worker(
     on_event: Callable[[WorkerEvent], None] = ...,
     cancel: threading.Event | None = ...,
     work_root: Path | None = ...,
+    sandbox: Sandbox | None = ...,
 ) -> RecordResult: ...
 @overload
 def run_worker(
@@ -96,6 +100,7 @@ def run_worker(
     on_event: Callable[[WorkerEvent], None] = ...,
     cancel: threading.Event | None = ...,
     work_root: Path | None = ...,
+    sandbox: Sandbox | None = ...,
 ) -> ValidationReport: ...
 def run_worker(
     job: Job,
@@ -105,6 +110,7 @@ def run_worker(
     on_event: Callable[[WorkerEvent], None] = lambda _event: None,
     cancel: threading.Event | None = None,
     work_root: Path | None = None,
+    sandbox: Sandbox | None = None,
 ) -> WorkerResult:
     """Run a job in a worker process and wait for it.
 
@@ -118,6 +124,7 @@ def run_worker(
         on_event: Called in this thread with each progress event.
         cancel: Set by another thread to kill the worker.
         work_root: Where the worker's temporary folder is made; the system's default where None.
+        sandbox: How to confine the worker; None: as well as this machine can.
 
     Raises:
         ControlPlaneError: What the job raised, with the end of the worker's log in ``details["log"]``.
@@ -125,7 +132,8 @@ def run_worker(
     """
     folder = Path(tempfile.mkdtemp(prefix="converter-", dir=work_root))
     try:
-        return _Worker(job, folder, timeout_seconds, memory_bytes, on_event, cancel).run()
+        sandbox = sandbox or find_sandbox()
+        return _Worker(job, folder, timeout_seconds, memory_bytes, on_event, cancel, sandbox).run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -141,14 +149,16 @@ class _Worker:
         memory_bytes: int,
         on_event: Callable[[WorkerEvent], None],
         cancel: threading.Event | None,
+        sandbox: Sandbox,
     ) -> None:
         self._job = job
+        self._sandbox = sandbox
         self._folder = folder
         self._timeout_seconds = timeout_seconds
         self._memory_bytes = memory_bytes
         self._on_event = on_event
         self._cancel = cancel
-        self._log = _BoundedLog()
+        self._log = BoundedLog()
         self._lines = b""
         self._stage = "start"
         self._peak_bytes = 0
@@ -165,12 +175,14 @@ class _Worker:
             raise self._failed(reason)
         document = self._document()
         if document is None:
-            raise self._failed(_how_it_died(status))
+            # bubblewrap ends with 128 + n where signal n ended the worker.
+            signalled = self._sandbox.confines and status > 128
+            raise self._failed(how_it_died(128 - status if signalled else status))
         logger.debug("worker for %s ended in %.2f s, peak %d bytes", self._job.kind, seconds, self._peak_bytes)
         if "error" in document:
             raise self._error(document["error"])
-        golden = self._folder / "golden.npz"
-        samples = decode_samples(golden.read_bytes()) if golden.exists() else ()
+        golden = read_own(self._folder / "golden.npz")
+        samples = decode_samples(golden) if golden is not None else ()
         try:
             result = read_result(self._job, document["result"], samples, self._log.text())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -180,14 +192,36 @@ class _Worker:
         return result
 
     def _prepare(self) -> None:
-        job = self._job.model_copy(update={"source": self._job.source.absolute()})
+        job = self._job = self._job.model_copy(update={"source": self._job.source.absolute()})
+        own = [self._folder, self._folder / "tmp"]
         if isinstance(job, ConvertJob):
-            job = job.model_copy(update={"output_dir": job.output_dir.absolute()})
+            job = self._job = job.model_copy(update={"output_dir": job.output_dir.absolute()})
+            job.output_dir.mkdir(parents=True, exist_ok=True)
+            own.append(job.output_dir)
         (self._folder / "tmp").mkdir()
-        (self._folder / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
-        samples = getattr(job, "samples", ())
-        if samples:
-            (self._folder / "samples.npz").write_bytes(encode_samples(samples))
+        # The worker reads both as another user.
+        for name, content in (("job.json", job.model_dump_json().encode()), ("samples.npz", self._given())):
+            if content:
+                (self._folder / name).write_bytes(content)
+                own.append(self._folder / name)
+        self._sandbox.give(*own)
+
+    def _given(self) -> bytes:
+        samples = getattr(self._job, "samples", ())
+        return encode_samples(samples) if samples else b""
+
+    def _command(self, write_fd: int) -> list[str]:
+        # Below bubblewrap the parent is its process 1.
+        parent = 1 if self._sandbox.confines else os.getpid()
+        program = [
+            *(sys.executable, "-m", "converters.worker"),
+            *(str(self._folder), str(write_fd), str(parent), str(self._memory_bytes)),
+        ]
+        read, write = [*_source_paths(), self._job.source], [self._folder]
+        if isinstance(self._job, ConvertJob):
+            write.append(self._job.output_dir)
+        view = View(read=read, write=write, folder=self._folder / "tmp")
+        return self._sandbox.command(program, view)
 
     @contextmanager
     def _process(self) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
@@ -195,10 +229,7 @@ class _Worker:
         try:
             try:
                 process = subprocess.Popen(
-                    [
-                        *(sys.executable, "-m", "converters.worker"),
-                        *(str(self._folder), str(write_fd), str(os.getpid()), str(self._memory_bytes)),
-                    ],
+                    self._command(write_fd),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
@@ -273,11 +304,11 @@ class _Worker:
             self._on_event(event)
 
     def _document(self) -> dict[str, Any] | None:
-        path = self._folder / "result.json"
-        if not path.is_file() or path.stat().st_size > MAX_RESULT_BYTES:
+        content = read_own(self._folder / "result.json", MAX_RESULT_BYTES)
+        if content is None:
             return None
         try:
-            document = json.loads(path.read_bytes())
+            document = json.loads(content)
         except (ValueError, RecursionError):
             return None
         return document if isinstance(document, dict) else None
@@ -304,33 +335,11 @@ class _Worker:
         )
 
 
-class _BoundedLog:
-    """The beginning and the end of what a worker printed."""
-
-    def __init__(self) -> None:
-        self._head = b""
-        self._tail = b""
-        self._dropped = 0
-
-    def feed(self, data: bytes) -> None:
-        room = LOG_HEAD_BYTES - len(self._head)
-        self._head += data[:room]
-        self._tail += data[room:] if room > 0 else data
-        if len(self._tail) > LOG_TAIL_BYTES:
-            self._dropped += len(self._tail) - LOG_TAIL_BYTES
-            self._tail = self._tail[-LOG_TAIL_BYTES:]
-
-    def text(self) -> str:
-        middle = f"\n… {self._dropped} bytes left out …\n".encode() if self._dropped else b""
-        return (self._head + middle + self._tail).decode("utf-8", "replace")
-
-
 def _environment(folder: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     # `-m converters.worker` must find this very package, also when it was put on the path by hand; and a module
     # factory is found where this process would find it.
-    root = str(Path(converters.__file__).resolve().parent.parent)
-    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+    path = os.pathsep.join(part for part in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if part)
     return {
         **kept,
         **_THREADS,
@@ -344,6 +353,13 @@ def _environment(folder: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "ORT_DISABLE_TELEMETRY": "1",
     }
+
+
+def _source_paths() -> list[Path]:
+    """Return the packages that a worker runs, and where it looks for factories."""
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    found = [_ROOT / "converters", _ROOT / "controlplane", *(Path(part) for part in named if part)]
+    return [path for path in found if path.exists()]
 
 
 def _tree_resident_bytes(process: psutil.Process) -> int:
@@ -365,17 +381,6 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         return
-
-
-def _how_it_died(status: int) -> str:
-    if status >= 0:
-        return f"ended with status {status} and without a result"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    hint = " (the system may be out of memory)" if -status == signal.SIGKILL else ""
-    return f"was killed by {name}{hint}"
 
 
 def _mib(size: int) -> str:

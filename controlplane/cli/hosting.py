@@ -15,6 +15,7 @@ from controlplane.cli.output import Output
 from controlplane.cli.progress import waiting
 from controlplane.cli.session import Session
 from controlplane.errors import ConflictError
+from controlplane.folders import make_private
 from controlplane.settings import Settings
 
 _POLL_SECONDS = 0.05
@@ -71,7 +72,7 @@ def start_detached(session: Session, data_dir: Path, options: Mapping[str, objec
             f"tritonctl up is already running at {running.url} (process {running.pid}) with the data folder {data_dir}",
             url=running.url,
         )
-    data_dir.mkdir(parents=True, exist_ok=True)
+    make_private(data_dir)
     if not is_locked(data_dir):
         (data_dir / RECORD_NAME).unlink(missing_ok=True)  # of one that was killed
     log = data_dir / LOG_NAME

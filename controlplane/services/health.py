@@ -14,6 +14,7 @@ from controlplane.errors import ControlPlaneError
 from controlplane.gateway.view import GatewayAddress
 from controlplane.reconciler.loop import Reconciler
 from controlplane.registry.registry import Registry
+from controlplane.sandbox import Confinement, Sandbox
 from controlplane.services.gateway import Gateway
 from controlplane.services.keys import Authentication, Keys
 
@@ -66,6 +67,10 @@ class Info(BaseModel):
         description="on: every request needs an API key; off-loopback: there is no key yet, and only this machine "
         "reaches the port; off-insisted: the settings turned it off."
     )
+    confinement: Confinement = Field(
+        description="What separates models' code from the control plane: namespace-and-user, namespace or none."
+    )
+    confinement_warning: str = Field(default="", description="Why nothing does, and what to do; empty elsewhere.")
     warning: str = Field(default="", description="What whoever runs this should know; empty where there is nothing.")
 
 
@@ -88,7 +93,9 @@ class Health:
         converters: Sequence[ConverterInfo],
         keys: Keys,
         gateway: Gateway,
+        sandbox: Sandbox,
     ) -> None:
+        self._sandbox = sandbox
         self._registry = registry
         self._reconciler = reconciler
         self._data_dir = data_dir
@@ -110,6 +117,8 @@ class Health:
             converters=self._converters,
             authentication=self._keys.authentication,
             warning=self._keys.warning,
+            confinement=self._sandbox.confinement,
+            confinement_warning=self._sandbox.warning,
         )
 
     async def readiness(self) -> Readiness:

@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from controlplane.sandbox import Sandbox
 from controlplane.services.operations import Reporter
 from controlplane.settings import ConversionSettings
 from converters.jobs import Job, WorkerEvent, WorkerResult
@@ -17,9 +18,11 @@ class Workers:
     Args:
         settings: Their number and limits.
         work_root: Where their temporary folders are made; whoever owns it removes what a killed process left.
+        sandbox: How they are confined.
     """
 
-    def __init__(self, settings: ConversionSettings, work_root: Path) -> None:
+    def __init__(self, settings: ConversionSettings, work_root: Path, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
         self._settings = settings
         self._work_root = work_root
         # Their own threads: one waits for each worker, and the event loop's default threads serve reads.
@@ -45,6 +48,7 @@ class Workers:
                 on_event=on_event,
                 cancel=cancel,
                 work_root=self._work_root,
+                sandbox=self._sandbox,
             )
 
         reporter.stage("queue", "waiting for its turn")

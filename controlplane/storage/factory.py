@@ -32,6 +32,12 @@ def open_lease_store(store: ObjectStore, settings: StoreSettings, data_dir: Path
     return open_store(settings.model_copy(update={"timeout_seconds": seconds, "retries": retries}), data_dir)
 
 
+def local_folders(settings: StoreSettings) -> tuple[Path, ...]:
+    """Return the folder of a store that is one and does not lie in the data folder."""
+    parts = urlsplit(settings.url)
+    return (Path(unquote(parts.path)),) if parts.scheme == "file" and parts.path.startswith("/") else ()
+
+
 def open_store(settings: StoreSettings, data_dir: Path) -> ObjectStore:
     """Open a store, and make sure that it is there.
 

@@ -16,6 +16,7 @@ from controlplane.errors import (
     ObjectNotFoundError,
     StoreUnavailableError,
 )
+from controlplane.folders import make_private
 from controlplane.storage import localfile
 from controlplane.storage.base import ObjectInfo, PresignedPut, ProgressCallback
 from controlplane.storage.digest import check_digest, check_size, copy_and_hash, hash_file
@@ -34,7 +35,7 @@ class FilesystemStore:
     as S3's ``If-None-Match: *``. The folder must be on a local file system with hard links.
 
     Args:
-        root: The folder; made if it is not there.
+        root: The folder; made for this user alone if it is not there.
 
     Raises:
         StoreAccessError: The folder cannot be written.
@@ -45,6 +46,7 @@ class FilesystemStore:
         self._incomplete = self._root / INCOMPLETE_FOLDER
         self._durable = DurableFolders(self._root)
         with localfile.translated(f"open the store {self._root}"):
+            make_private(self._root)
             self._incomplete.mkdir(parents=True, exist_ok=True)
             localfile.remove_abandoned(self._incomplete)
 

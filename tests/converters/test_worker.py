@@ -1,5 +1,6 @@
 """The worker is a real process: what kills it is an error message here, and nothing of it stays behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,8 @@ import silero_vad
 
 from controlplane.domain.manifest import Format
 from controlplane.errors import ConversionFailedError, InvalidArtifactError, ParityError
-from converters import runner
+from controlplane.sandbox import find_sandbox
+from converters import worker_output
 from converters.jobs import ConvertJob, InspectJob, RecordJob, ValidateJob, WorkerEvent
 from converters.options import ConversionOptions
 from converters.runner import run_worker
@@ -51,7 +53,7 @@ class Plugin(Converter):
 
     def copy(self, original, request):
         shutil.copyfile(original.path, request.output)
-        Path(__file__).with_name("environment").write_text(repr(dict(os.environ)))
+        print(repr(dict(os.environ)))
 
     def session(self, original, request):
         self.copy(original, request)  # onnxruntime has been imported by now: it ran the original
@@ -66,8 +68,7 @@ class Plugin(Converter):
         onnx.save(model, request.output)
 
     def sleep(self, original, request):
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        Path(__file__).with_name("pids").write_text(f"{os.getpid()} {child.pid}")
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         time.sleep(600)
 
     def eat(self, original, request):
@@ -135,6 +136,18 @@ def work(tmp_path) -> Path:
     return folder
 
 
+def asleep(parent: psutil.Process) -> tuple[int, int]:
+    """Process ids of the worker that sleeps and of its child, as this machine counts them."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for process in parent.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "import time; time.sleep(600)" in process.cmdline():
+                    return process.ppid(), process.pid
+        time.sleep(0.02)
+    raise AssertionError("the worker did not get so far")
+
+
 def gone(pid: int) -> bool:
     """Whether a process has ended (a zombie has), waiting for the kernel to have done it."""
     try:
@@ -153,7 +166,7 @@ def test_onnxruntime_leaves_no_telemetry_session(plugin, job, work):
 
 def test_a_plugin_converts_with_events_and_log(plugin, job, work, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-tell")
-    site = plugin("copy")
+    plugin("copy")
     events: list[WorkerEvent] = []
     result = run_worker(job, on_event=events.append, work_root=work)
     assert (result.converter, result.converter_version) == ("plugin", "9")
@@ -165,7 +178,8 @@ def test_a_plugin_converts_with_events_and_log(plugin, job, work, monkeypatch):
     assert [path.name for path in (job.output_dir).iterdir()] == ["model.onnx"]
     assert list(work.iterdir()) == []
     # The worker runs code that comes with models: it must not get its parent's credentials.
-    assert "do-not-tell" not in (site / "environment").read_text()
+    assert "TMPDIR" in result.log
+    assert "do-not-tell" not in result.log
 
 
 def test_a_wrong_converter_is_found_by_parity(plugin, job):
@@ -178,10 +192,15 @@ def test_a_wrong_converter_is_found_by_parity(plugin, job):
 
 
 def test_the_time_limit_kills_the_worker_and_its_children(plugin, job, work):
-    site = plugin("sleep")
-    with pytest.raises(ConversionFailedError, match=r"did not finish within 4 s: .*stage convert"):
-        run_worker(job, timeout_seconds=4, work_root=work)
-    pids = [int(pid) for pid in (site / "pids").read_text().split()]
+    plugin("sleep")
+    pids: list[int] = []
+
+    def note(event: WorkerEvent) -> None:
+        if event.stage == "convert":
+            threading.Thread(target=lambda: pids.extend(asleep(psutil.Process()))).start()
+
+    with pytest.raises(ConversionFailedError, match=r"did not finish within 8 s: .*stage convert"):
+        run_worker(job, timeout_seconds=8, work_root=work, on_event=note)
     assert len(pids) == 2
     assert all(gone(pid) for pid in pids)
     assert list(work.iterdir()) == []
@@ -216,40 +235,46 @@ def test_a_worker_that_dies_is_an_error_with_the_end_of_its_log(plugin, job, tod
 
 
 def test_a_worker_that_the_system_kills_is_an_error(plugin, job):
-    site = plugin("sleep")
+    plugin("sleep")
+    pids: list[int] = []
 
     def kill_it(event: WorkerEvent) -> None:
         if event.stage == "convert":
             threading.Thread(target=kill_when_known).start()
 
     def kill_when_known() -> None:
-        while not (site / "pids").exists() or " " not in (site / "pids").read_text():
-            time.sleep(0.02)
-        os.kill(int((site / "pids").read_text().split()[0]), signal.SIGKILL)
+        pids.extend(asleep(psutil.Process()))
+        os.kill(pids[0], signal.SIGKILL)
 
     with pytest.raises(ConversionFailedError, match=r"killed by SIGKILL \(the system may be out of memory\)"):
         run_worker(job, on_event=kill_it)
-    assert all(gone(int(pid)) for pid in (site / "pids").read_text().split())
+    assert len(pids) == 2
+    assert all(gone(pid) for pid in pids)
 
 
 def test_a_worker_can_be_cancelled(plugin, job):
-    site, cancel = plugin("sleep"), threading.Event()
+    plugin("sleep")
+    cancel, pids = threading.Event(), list[int]()
 
     def stop(event: WorkerEvent) -> None:
         if event.stage == "convert":
-            cancel.set()
+            threading.Thread(target=stop_when_known).start()
+
+    def stop_when_known() -> None:
+        pids.extend(asleep(psutil.Process()))
+        cancel.set()
 
     with pytest.raises(ConversionFailedError, match="was cancelled"):
         run_worker(job, on_event=stop, cancel=cancel)
-    if (site / "pids").exists():
-        assert all(gone(int(pid)) for pid in (site / "pids").read_text().split())
+    assert len(pids) == 2
+    assert all(gone(pid) for pid in pids)
 
 
 def test_the_log_is_bounded(plugin, job):
     plugin("babble")
     log = run_worker(job).log
     assert "bytes left out" in log
-    assert len(log) <= runner.LOG_HEAD_BYTES + runner.LOG_TAIL_BYTES + 100
+    assert len(log) <= worker_output.LOG_HEAD_BYTES + worker_output.LOG_TAIL_BYTES + 100
 
 
 def test_lines_that_are_no_events_are_no_events(plugin, job):
@@ -261,7 +286,7 @@ def test_lines_that_are_no_events_are_no_events(plugin, job):
 
 def test_the_worker_dies_with_its_parent(plugin, models, tmp_path):
     """A killed control plane leaves no converter behind that goes on eating memory."""
-    site = plugin("sleep")
+    plugin("sleep")
     program = textwrap.dedent(
         f"""
         from pathlib import Path
@@ -274,17 +299,15 @@ def test_the_worker_dies_with_its_parent(plugin, models, tmp_path):
         """
     )
     parent = subprocess.Popen([sys.executable, "-c", program])
-    pids = site / "pids"
     try:
-        while not pids.exists() or " " not in pids.read_text():
-            assert parent.poll() is None
-            time.sleep(0.02)
+        worker, child = asleep(psutil.Process(parent.pid))
     finally:
         parent.kill()
         parent.wait()
-    worker, child = map(int, pids.read_text().split())
     assert gone(worker)
-    if psutil.pid_exists(child):  # what a converter starts itself is not tied to the parent; end it here
+    if find_sandbox().confines:
+        assert gone(child), "the kernel ends all that runs in its namespaces"
+    elif psutil.pid_exists(child):  # what a converter starts itself is not tied to the parent; end it here
         os.kill(child, signal.SIGKILL)
 
 

@@ -1,5 +1,6 @@
 """Finds Triton's binary and assembles the backend directory it runs with."""
 
+import compileall
 import hashlib
 import os
 import shutil
@@ -35,8 +36,10 @@ class Installation:
         The stub is linked against libpython and the wheel's own libraries. Without them it dies at start and the
         load that wanted it never returns. It finds its site-packages by the `python3` that comes first in PATH.
         """
-        # Neither the server nor what runs in it has any use for our secrets, or the store's.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(_SECRET)}
+        # Models run code: they get what the server, the runtimes and the GPU's driver read, and nothing else of ours.
+        environment = {
+            name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)
+        }
         libraries = [str(path) for path in self.libraries]
         if inherited := environment.get("LD_LIBRARY_PATH"):
             libraries.append(inherited)
@@ -47,8 +50,29 @@ class Installation:
         environment["ORT_DISABLE_TELEMETRY"] = "1"
         return environment
 
+    @property
+    def preloaded(self) -> tuple[Path, ...]:
+        """Folders and libraries that the environment names, for a server that sees only what it is given."""
+        named = (os.environ.get("LD_LIBRARY_PATH", ""), os.environ.get("LD_PRELOAD", ""))
+        return tuple(Path(one) for text in named for one in text.split(os.pathsep) if one.startswith("/"))
 
-_SECRET = ("TRITONCTL_", "AWS_")
+
+_KEPT = frozenset(
+    {"LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LD_PRELOAD", "PATH", "TZ", "TMPDIR", "VIRTUAL_ENV"}
+)
+_KEPT_PREFIXES = (
+    "CUDA_",
+    "CUDNN_",
+    "KMP_",
+    "MALLOC_",
+    "MKL_",
+    "NCCL_",
+    "NVIDIA_",
+    "OMP_",
+    "OPENBLAS_",
+    "ORT_",
+    "TF32_",
+)
 
 
 def find_installation() -> Installation:
@@ -125,6 +149,8 @@ def assemble_backends(installation: Installation, folder: Path) -> Path:
     for path in ours:
         shutil.copytree(path.parent, building / path.parent.name, ignore=ignore)
         shutil.copy2(BACKENDS / SHARED, building / path.parent.name / SHARED)
+    # Where the server runs it may not write: without these, each load would compile the modules again.
+    compileall.compile_dir(building, quiet=2)
     building.chmod(0o755)
     try:
         building.rename(target)

@@ -1,5 +1,7 @@
 r"""Runs one server and takes it down, with all its processes, when the parent is gone or says so: Triton, HAProxy.
 
+The command may be bubblewrap's, which starts the server in namespaces of its own; signals go to the server itself.
+
 A program of its own, run as ``python -I launcher.py STOP_SECONDS SHM_PREFIX COMMAND…``. It holds one end of a pipe as
 its stdin. The kernel closes the other end when the parent dies, whatever killed it, so no parent can leave a server
 behind. It has one thread, so that ``PR_SET_PDEATHSIG`` (which fires when the creating *thread* ends, see prctl(2)) is
@@ -13,6 +15,7 @@ Exit status: that of the server, 128 + n where signal n ended it.
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,7 +47,10 @@ def main(arguments: list[str]) -> int:
         _end_group()
         _reap(deadline=time.monotonic() + 5.0)
     for region in Path("/dev/shm").glob(f"{shm_prefix}*"):
-        region.unlink(missing_ok=True)
+        if region.is_dir() and not region.is_symlink():
+            shutil.rmtree(region, ignore_errors=True)
+        else:
+            region.unlink(missing_ok=True)
     return 128 - server.returncode if server.returncode < 0 else server.returncode
 
 
@@ -59,13 +65,30 @@ def _supervise(server: "subprocess.Popen[bytes]", stop_seconds: float) -> None:
             asked = os.read(0, 64)
             poller.unregister(0) if not asked else None
             if asked and deadline is None:
-                server.terminate()
+                _signal(server, signal.SIGTERM)
                 deadline = time.monotonic() + stop_seconds
             elif not asked and deadline is None:
                 server.kill()
         if deadline is not None and time.monotonic() > deadline:
             server.kill()
             deadline = float("inf")
+
+
+def _signal(server: "subprocess.Popen[bytes]", number: int) -> None:
+    """Send a signal to the server, below bubblewrap's two processes, which pass none on.
+
+    A signal that kills goes to bubblewrap itself: the kernel then ends all that runs in its namespaces.
+    """
+    pid = server.pid
+    try:
+        while Path(f"/proc/{pid}/comm").read_text().strip() == "bwrap":
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            if not children:
+                break  # it is about to start the server, or to end
+            pid = int(children[0])
+        os.kill(pid, number)
+    except (FileNotFoundError, ProcessLookupError):
+        return
 
 
 def _end_group() -> None:

@@ -21,6 +21,21 @@ def children_of(pid: int) -> list[int]:
     return children
 
 
+def server_process(pid: int, binary: Path) -> int | None:
+    """Return the process that runs a program: this one, or the one below those that start it confined."""
+    wanted = os.fsencode(binary)
+    while True:
+        try:
+            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0", 1)[0] == wanted:
+                return pid
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        children = children_of(pid)
+        if not children:
+            return None
+        pid = children[0]
+
+
 def model_processes(server: int, repository: Path, model: str, version: int | None) -> list[int]:
     """Process ids of a model's instances among the children of a server.
 

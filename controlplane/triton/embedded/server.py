@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 from controlplane.domain.states import ServerState
 from controlplane.errors import TritonError, TritonStartError
+from controlplane.sandbox import Sandbox, find_sandbox
 from controlplane.settings import TritonSettings
 from controlplane.triton.client import CONTROL_HEADER, TritonClient, TritonTimeouts
 from controlplane.triton.embedded import launcher
+from controlplane.triton.embedded.confined import clean_shared_memory, environment, prepare
 from controlplane.triton.embedded.installation import Installation, assemble_backends, find_installation
 from controlplane.triton.embedded.processes import (
     InstanceMemory,
@@ -25,6 +27,7 @@ from controlplane.triton.embedded.processes import (
     instance_cpu_seconds,
     instance_memory,
     model_processes,
+    server_process,
 )
 
 logger = logging.getLogger(__name__)
@@ -67,6 +70,7 @@ class EmbeddedTriton:
         run_dir: Where the backend directory and the log go.
         settings: Ports (0 picks a free one, kept over restarts) and the time to become live.
         control_key: Wanted for model control, and for trace and log settings, which write files; None: nothing is.
+        sandbox: How to confine it; None: as well as this machine can.
 
     Attributes:
         state: Starting, Ready or Stopped.
@@ -75,7 +79,13 @@ class EmbeddedTriton:
     """
 
     def __init__(
-        self, repository: Path, run_dir: Path, settings: TritonSettings, *, control_key: str | None = None
+        self,
+        repository: Path,
+        run_dir: Path,
+        settings: TritonSettings,
+        *,
+        control_key: str | None = None,
+        sandbox: Sandbox | None = None,
     ) -> None:
         self.repository = repository.absolute()
         self.state = ServerState.STOPPED
@@ -85,6 +95,7 @@ class EmbeddedTriton:
         self._run_dir = run_dir.absolute()
         self._settings = settings
         self._control_key = control_key
+        self._sandbox = sandbox
         self._installation: Installation | None = None
         self._backends = Path()
         self._ports: tuple[int, int, int] | None = None
@@ -123,9 +134,10 @@ class EmbeddedTriton:
     @property
     def pid(self) -> int | None:
         """Process id of the server itself; None while there is none."""
-        if self._launcher is None or self._launcher.returncode is not None:
+        if self._launcher is None or self._launcher.returncode is not None or self._installation is None:
             return None
-        return next(iter(children_of(self._launcher.pid)), None)
+        started = next(iter(children_of(self._launcher.pid)), None)
+        return None if started is None else server_process(started, self._installation.binary)
 
     def processes(self) -> list[int]:
         """Process ids of the server and of all its models' instances; none while there is none."""
@@ -168,6 +180,7 @@ class EmbeddedTriton:
         try:
             self._installation = await asyncio.to_thread(find_installation)
             self._backends = await asyncio.to_thread(assemble_backends, self._installation, self._run_dir)
+            self._sandbox = self._sandbox or await asyncio.to_thread(find_sandbox)
             self.repository.mkdir(parents=True, exist_ok=True)
             for attempt in range(1, _FREE_PORT_ATTEMPTS + 1):
                 self._ports = self._ports or self._choose_ports()
@@ -265,23 +278,24 @@ class EmbeddedTriton:
             *restriction(self._control_key),
         ]
 
-    def _visible_gpus(self) -> dict[str, str]:
-        """Let CUDA count GPUs as NVML does, by the PCI bus, and show it no other GPUs than those of the settings."""
-        visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        if self._settings.gpus:
-            visible["CUDA_VISIBLE_DEVICES"] = ",".join(self._settings.gpus)
-        return visible
-
     async def _launch(self) -> None:
         """Start one server and wait until it is live."""
         assert self._installation is not None
+        assert self._sandbox is not None
         run_id = uuid.uuid4().hex[:12]
         server_id, shm_prefix = f"tritonctl-{run_id}", f"tritonctl-{run_id}-"
         self._run_dir.mkdir(parents=True, exist_ok=True)
         if self.log_path.exists() and self.log_path.stat().st_size > _LOG_MAX_BYTES:
             self.log_path.replace(self.log_path.with_suffix(".log.1"))
         started = time.monotonic()
-        self._clean_previous_shm(shm_prefix)
+        clean_shared_memory(self._run_dir, shm_prefix)
+        view = prepare(
+            self._sandbox,
+            self._installation,
+            run_dir=self._run_dir,
+            shm_prefix=shm_prefix,
+            read=(self.repository, self._backends),
+        )
         with self.log_path.open("ab") as log:
             self._launcher = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -289,11 +303,11 @@ class EmbeddedTriton:
                 launcher.__file__,
                 str(_EXIT_SECONDS + 3.0),
                 shm_prefix,
-                *self._command(server_id, shm_prefix),
+                *self._sandbox.command(self._command(server_id, shm_prefix), view),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=self._installation.environment | self._visible_gpus(),
+                env=environment(self._installation, self._sandbox, self._settings.gpus),
                 start_new_session=True,
             )
         await self._wait_live(server_id, started + self._settings.start_timeout_seconds)
@@ -379,13 +393,3 @@ class EmbeddedTriton:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
-
-    def _clean_previous_shm(self, prefix: str) -> None:
-        """Remove the shared memory of a run whose launcher was killed, and note this run's name for the next."""
-        note = self._run_dir / "shm-prefix"
-        with contextlib.suppress(FileNotFoundError):
-            before = note.read_text().strip()
-            if before.startswith("tritonctl-"):
-                for region in Path("/dev/shm").glob(f"{before}*"):
-                    region.unlink(missing_ok=True)
-        note.write_text(prefix)

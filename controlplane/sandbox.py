@@ -1,0 +1,268 @@
+"""Separates processes that run models' code from the control plane: its keys, its store, its environment, its memory.
+
+Triton, its Python stubs and the conversion workers run code that comes with models. Where the machine allows it, each
+of them starts through bubblewrap (`bwrap`) in mount, process and IPC namespaces of its own: it sees the system's and
+Python's files and what it is given, read-only, and no other process. Where the control plane is root, it also runs as
+another user, so that nothing depends on the namespaces alone. bubblewrap needs root, or user namespaces.
+"""
+
+import functools
+import os
+import shutil
+import site
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from controlplane.errors import InvalidInputError
+
+UID = 62_981
+"""User and group of confined processes where the control plane is root: unused by Debian's and systemd's ranges of
+named users, so it owns no file of the machine."""
+
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/sys", "/nix/store", "/opt/nvidia", "/usr/local")
+_ETC = (
+    "alternatives",
+    "group",
+    "host.conf",
+    "hosts",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "locale.alias",
+    "localtime",
+    "nsswitch.conf",
+    "nvidia",
+    "os-release",
+    "passwd",
+    "protocols",
+    "resolv.conf",
+    "services",
+    "timezone",
+)
+"""What the C library and the NVIDIA driver read; /etc also holds secrets of other programs."""
+_OPEN = ("--perms", "0755")
+_PROBE_SECONDS = 20.0
+
+
+class Confinement(StrEnum):
+    """How well models' code is separated from the control plane."""
+
+    NAMESPACE_AND_USER = "namespace-and-user"
+    NAMESPACE = "namespace"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """How to start what runs models' code.
+
+    Attributes:
+        confinement: What separates it from the control plane.
+        reason: Why nothing does, with what to do; empty where something does.
+        bwrap: The program bubblewrap.
+        hidden: Folders that processes must not see, should they lie in one that they may read.
+    """
+
+    confinement: Confinement
+    reason: str = ""
+    bwrap: str = ""
+    hidden: tuple[Path, ...] = ()
+
+    @property
+    def confines(self) -> bool:
+        """Whether anything separates it."""
+        return self.confinement is not Confinement.NONE
+
+    @property
+    def warning(self) -> str:
+        """What an operator must know; empty where processes are confined."""
+        if self.confines:
+            return ""
+        return (
+            "models' code is not separated from the control plane: what runs in Triton or in a conversion can read its "
+            f"keys and the store: {self.reason}"
+        )
+
+    @property
+    def uid(self) -> int | None:
+        """The user that confined processes run as; None where it is the control plane's own."""
+        return UID if self.confinement is Confinement.NAMESPACE_AND_USER else None
+
+    def give(self, *paths: Path) -> None:
+        """Make folders and files writable for confined processes."""
+        if self.uid is not None:
+            for path in paths:
+                os.chown(path, self.uid, self.uid)
+
+    def command(self, program: Sequence[str], view: "View") -> list[str]:
+        """Return the command that runs a program confined; the program itself where nothing can confine it."""
+        if not self.confines:
+            return list(program)
+        return [
+            self.bwrap,
+            "--die-with-parent",
+            *(("--unshare-user",) if self.uid is None else ()),
+            "--unshare-pid",
+            "--unshare-ipc",
+            *(("--unshare-net",) if not view.network else ()),
+            *_mounts(view, self.hidden),
+            "--chdir",
+            str(view.folder),
+            "--",
+            *_as_user(self.uid),
+            *program,
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What a confined process sees beside the system and Python.
+
+    Attributes:
+        read: Files and folders it may read.
+        write: Files and folders it may change.
+        mounts: Folders (second) that it sees at other places (first), and may change.
+        devices: Whether it uses GPUs.
+        network: Whether it shares the machine's network.
+        folder: Its working folder.
+    """
+
+    read: Iterable[Path] = ()
+    write: Iterable[Path] = ()
+    mounts: dict[Path, Path] = field(default_factory=dict)
+    devices: bool = False
+    network: bool = False
+    folder: Path = Path("/")
+
+
+@functools.cache
+def find_sandbox() -> Sandbox:
+    """Return the best way to confine processes on this machine; tries it once, which starts a process."""
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        return Sandbox(Confinement.NONE, "bubblewrap is not installed; install the package `bubblewrap`")
+    root = os.geteuid() == 0
+    sandbox = Sandbox(Confinement.NAMESPACE_AND_USER if root else Confinement.NAMESPACE, bwrap=bwrap)
+    probe = sandbox.command([sys.executable, "-I", "-S", "-c", "pass"], View())
+    try:
+        done = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Sandbox(Confinement.NONE, f"bubblewrap cannot be started: {error}")
+    if done.returncode == 0:
+        return sandbox
+    said = (done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"])[-1]
+    return Sandbox(
+        Confinement.NONE,
+        f"bubblewrap cannot make namespaces here ({said}); allow user namespaces, or run as root with CAP_SYS_ADMIN",
+    )
+
+
+UNCONFINED = Sandbox(Confinement.NONE, "the settings turn it off (TRITONCTL_SANDBOX)")
+
+
+def choose_sandbox(mode: Literal["auto", "required", "off"], *hidden: Path) -> Sandbox:
+    """Return how to confine processes, as the settings want it; they see none of the given folders.
+
+    Raises:
+        InvalidInputError: The settings require it, and this machine cannot.
+    """
+    if mode == "off":
+        return UNCONFINED
+    sandbox = find_sandbox()
+    if mode == "required" and not sandbox.confines:
+        raise InvalidInputError(
+            f"TRITONCTL_SANDBOX is required, and models' code cannot be separated from the control plane here: "
+            f"{sandbox.reason}"
+        )
+    return replace(sandbox, hidden=hidden)
+
+
+def _as_user(uid: int | None) -> tuple[str, ...]:
+    """Return the program that gives up root, with all capabilities, before it runs the one that follows."""
+    if uid is None:
+        return ()
+    setpriv = shutil.which("setpriv") or "setpriv"  # of util-linux, which every distribution has
+    return (
+        setpriv,
+        f"--reuid={uid}",
+        f"--regid={uid}",
+        "--clear-groups",
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+        "--no-new-privs",
+        # Changing the user clears the signal that bubblewrap asked for.
+        "--pdeathsig=KILL",
+    )
+
+
+def _mounts(view: View, hidden: tuple[Path, ...]) -> Iterator[str]:
+    """Return bubblewrap's options for files, outer folders first: a later mount hides what lies below it."""
+    for place in _SYSTEM:
+        path = Path(place)
+        if path.is_symlink():
+            yield from ("--symlink", str(path.readlink()), place)
+        elif path.exists():
+            yield from ("--ro-bind", place, place)
+    for folder in ("/etc", "/run"):
+        yield from (*_OPEN, "--dir", folder)
+    for name in _ETC:
+        yield from ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
+    yield from ("--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp")
+    if view.devices:
+        for device in sorted(Path("/dev").glob("nvidia*")):
+            yield from ("--dev-bind-try", str(device), str(device))
+        yield from ("--ro-bind-try", "/run/nvidia-persistenced", "/run/nvidia-persistenced")
+    for inside, outside in view.mounts.items():
+        yield from (*_folders_around(inside), "--bind", str(outside), str(inside))
+    read = [path for path in (*python_paths(), *map(_absolute, view.read)) if path.exists()]
+    chosen = dict.fromkeys(read, "--ro-bind")
+    for path in map(_absolute, hidden):
+        if any(path.is_relative_to(outer) for outer in read) or _of_system(path):
+            chosen[path] = "--tmpfs"
+    chosen |= dict.fromkeys(map(_absolute, view.write), "--bind")
+    for path, how in sorted(chosen.items(), key=lambda one: len(one[0].parts)):
+        if how == "--ro-bind" and _covered(path, chosen):
+            continue
+        yield from _folders_around(path, chosen)
+        yield from (*_OPEN, how, str(path)) if how == "--tmpfs" else (how, str(path), str(path))
+
+
+def _folders_around(path: Path, chosen: Mapping[Path, str] = MappingProxyType({})) -> Iterator[str]:
+    """Return options that make the folders around a mount; bubblewrap would make them for root alone."""
+    for outer in reversed(path.parents[:-1]):
+        around = next((chosen[one] for one in (outer, *outer.parents) if one in chosen), "--tmpfs")
+        if around == "--tmpfs" and outer not in chosen and str(outer) not in {"/tmp", "/dev"} and not _of_system(outer):
+            yield from (*_OPEN, "--dir", str(outer))
+
+
+def python_paths() -> tuple[Path, ...]:
+    """Return the folders of the running Python and of its packages."""
+    found = [sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix, *site.getsitepackages()]
+    if site.ENABLE_USER_SITE:
+        found.append(site.getusersitepackages())
+    # The executable may be a link out of these.
+    return tuple(dict.fromkeys(Path(path) for path in (*found, str(Path(sys.executable).resolve().parent))))
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - links stay as they are
+
+
+def _of_system(path: Path) -> bool:
+    return any(path.is_relative_to(place) for place in _SYSTEM)
+
+
+def _covered(path: Path, chosen: dict[Path, str]) -> bool:
+    """Whether the innermost folder around a path is there to read already."""
+    for outer in path.parents:
+        if outer in chosen:
+            return chosen[outer] == "--ro-bind"
+        if str(outer) in _SYSTEM:
+            return True
+    return False

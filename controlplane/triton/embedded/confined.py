@@ -1,0 +1,62 @@
+"""What a confined server sees and leaves behind: its folders, its environment, its shared memory."""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from controlplane.sandbox import Sandbox, View
+from controlplane.triton.embedded.installation import Installation
+
+TEMPORARY = Path("/var/tmp")
+"""Where a confined server has its temporary files; they lie in the data folder, on disk."""
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+def environment(installation: Installation, sandbox: Sandbox, gpus: tuple[str, ...]) -> dict[str, str]:
+    """Return the server's environment. CUDA counts GPUs as NVML does, by the PCI bus, and sees no others than these."""
+    own = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    if gpus:
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    if sandbox.confines:
+        own |= {"TMPDIR": str(TEMPORARY), "HOME": str(TEMPORARY)}
+    return installation.environment | own
+
+
+def prepare(
+    sandbox: Sandbox,
+    installation: Installation,
+    *,
+    run_dir: Path,
+    shm_prefix: str,
+    read: tuple[Path, ...],
+) -> View:
+    """Make a server's temporary folder and its shared memory; return what it sees.
+
+    Its shared memory is a folder in that of the machine, so that what is used and free of it is seen as before.
+    """
+    temporary, shared = run_dir / "tmp", _SHARED_MEMORY / f"{shm_prefix}shm"
+    if sandbox.confines:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in (temporary, shared):
+            folder.mkdir(mode=0o700)
+            sandbox.give(folder)
+    return View(
+        read=(*read, *installation.libraries, *installation.preloaded),
+        mounts={TEMPORARY: temporary, _SHARED_MEMORY: shared},
+        devices=True,
+        network=True,
+    )
+
+
+def clean_shared_memory(run_dir: Path, prefix: str) -> None:
+    """Remove the shared memory of a run whose launcher was killed, and note this run's name for the next."""
+    note = run_dir / "shm-prefix"
+    with contextlib.suppress(FileNotFoundError):
+        before = note.read_text().strip()
+        if before.startswith("tritonctl-"):
+            for region in _SHARED_MEMORY.glob(f"{before}*"):
+                if region.is_dir():
+                    shutil.rmtree(region, ignore_errors=True)
+                else:
+                    region.unlink(missing_ok=True)
+    note.write_text(prefix)
