@@ -169,8 +169,6 @@ class ControlPlane:
         make_folder(settings.data_dir, "the data folder", private=True)
         hidden = (settings.data_dir, *local_folders(settings.store))
         self._sandbox = await asyncio.to_thread(choose_sandbox, settings.sandbox, *hidden)
-        if self._sandbox.warning:
-            logger.warning("%s", self._sandbox.warning)
         store: ObjectStore = await asyncio.to_thread(open_store, settings.store, settings.data_dir)
         stack.push_async_callback(asyncio.to_thread, store.close)
         await asyncio.to_thread(check_store, store)

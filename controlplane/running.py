@@ -95,15 +95,23 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
             _write_ready(ready_file, document)
             if on_ready is not None:
                 on_ready(document)
+            rewriting = asyncio.create_task(_keep_current(plane, listener, ready_file))
             try:
                 await _unless(stopping, asyncio.shield(serving))
             finally:
+                rewriting.cancel()
                 ready_file.unlink(missing_ok=True)  # noqa: ASYNC240 - the last thing this loop does
                 remove_local_key(settings.data_dir)
                 server.should_exit = True
                 await serving
         finally:
             await plane.stop()
+
+
+async def _keep_current(plane: ControlPlane, listener: socket.socket, ready_file: Path) -> None:
+    """Write the ready file again when the first key is made: commands read from it whether keys are asked for."""
+    await plane.keys.changed.wait()
+    _write_ready(ready_file, _describe(plane, listener))
 
 
 async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None] | asyncio.Future[None]) -> bool:

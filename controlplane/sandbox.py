@@ -7,6 +7,7 @@ another user, so that nothing depends on the namespaces alone. bubblewrap needs 
 """
 
 import functools
+import logging
 import os
 import shutil
 import site
@@ -20,6 +21,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from controlplane.errors import InvalidInputError
+
+logger = logging.getLogger(__name__)
 
 UID = 62_981
 """User and group of confined processes where the control plane is root: unused by Debian's and systemd's ranges of
@@ -169,17 +172,19 @@ UNCONFINED = Sandbox(Confinement.NONE, "the settings turn it off (TRITONCTL_SAND
 def choose_sandbox(mode: Literal["auto", "required", "off"], *hidden: Path) -> Sandbox:
     """Return how to confine processes, as the settings want it; they see none of the given folders.
 
+    Logs a warning where nothing confines them.
+
     Raises:
         InvalidInputError: The settings require it, and this machine cannot.
     """
-    if mode == "off":
-        return UNCONFINED
-    sandbox = find_sandbox()
+    sandbox = UNCONFINED if mode == "off" else find_sandbox()
     if mode == "required" and not sandbox.confines:
         raise InvalidInputError(
             f"TRITONCTL_SANDBOX is required, and models' code cannot be separated from the control plane here: "
             f"{sandbox.reason}"
         )
+    if sandbox.warning:
+        logger.warning("%s", sandbox.warning)
     return replace(sandbox, hidden=hidden)
 
 

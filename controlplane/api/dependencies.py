@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Path, Query, Request
 
 from controlplane.api.gate import principal_of
+from controlplane.api.schemas.models import OneLine
 from controlplane.domain.access import Principal, Scope
 from controlplane.errors import InvalidInputError
 from controlplane.services.facade import Services
@@ -109,6 +110,7 @@ Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="How many at most.")
 Wait = Annotated[
     float, Query(ge=0, le=600, allow_inf_nan=False, description="Seconds to wait for the end before answering.")
 ]
+ReasonQuery = Annotated[str, Query(max_length=1024, description="Why."), OneLine]
 ModelName = Annotated[str, Path(description="The model's name.", examples=["resnet"])]
 VersionSelector = Annotated[
     str, Path(description="A version number, `@alias`, or `latest`.", examples=["2", "@champion", "latest"])

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from controlplane.cli.output import size
 from controlplane.cli.session import Session
 from controlplane.domain.damage import Damage
 from controlplane.errors import ControlPlaneError
+from controlplane.folders import make_private
 from controlplane.settings import GIB, MIB, Settings
 
 Status = Literal["ok", "warn", "fail"]
@@ -135,7 +137,7 @@ def _triton() -> Finding:
 
 def _folder(data_dir: Path) -> Finding:
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        make_private(data_dir)
         with tempfile.TemporaryFile(dir=data_dir):
             pass
         probe = data_dir / f".doctor-{os.getpid()}"
@@ -153,7 +155,15 @@ def _folder(data_dir: Path) -> Finding:
             f"{data_dir}: {(error.strerror or str(error)).lower()}",
             "make it writable, on a file system with hard links, or give another one with --data-dir",
         )
-    return Finding("data folder", "ok", f"{data_dir} can be written")
+    mode = stat.S_IMODE(data_dir.stat().st_mode)
+    if mode & 0o077:
+        return Finding(
+            "data folder",
+            "warn",
+            f"{data_dir} can be entered by other users of this machine (mode {mode:o})",
+            f"chmod 700 {data_dir}",
+        )
+    return Finding("data folder", "ok", f"{data_dir} can be written, by its owner alone")
 
 
 def _space(data_dir: Path) -> Finding:
@@ -221,6 +231,10 @@ def _api(session: Session) -> Iterator[Finding]:
         yield Finding("authentication", "warn", info["authentication"], warning)
     else:
         yield Finding("authentication", "ok", "every request needs an API key")
+    if confinement := info.get("confinement_warning", ""):
+        yield Finding("model isolation", "warn", confinement, "install bubblewrap, or see docs/threat-model.md")
+    else:
+        yield Finding("model isolation", "ok", info.get("confinement", ""))
     for server in servers:
         good = server["state"] == "Ready" and server.get("driven", True)
         found = f"{server['state']} at {server['grpc_url']}" + (f": {server['message']}" if server["message"] else "")
@@ -230,6 +244,8 @@ def _api(session: Session) -> Iterator[Finding]:
             found,
             "" if good else _server_fix(server),
         )
+        if advisories := server.get("advisories"):
+            yield Finding(f"server {server['name']} version", "warn", "; ".join(advisories[:-1]), advisories[-1])
     if scrub is not None:
         yield _blobs(scrub)
     if not servers:

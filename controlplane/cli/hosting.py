@@ -16,6 +16,7 @@ from controlplane.cli.progress import waiting
 from controlplane.cli.session import Session
 from controlplane.errors import ConflictError
 from controlplane.folders import make_private
+from controlplane.logformat import LineFormatter
 from controlplane.settings import Settings
 
 _POLL_SECONDS = 0.05
@@ -43,7 +44,7 @@ def run_here(session: Session, settings: Settings) -> None:
 
 def _log_to_stderr(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # What these say at info is one line for each request.
     for noisy in ("httpx", "httpcore", "botocore", "urllib3", "asyncio", "uvicorn"):

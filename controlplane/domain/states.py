@@ -125,6 +125,9 @@ class ServerStatus(BaseModel):
     )
     triton_version: str = Field(default="", description="Its version, once it answered.")
     models: tuple[LoadedVersion, ...] = Field(default=(), description="What its repository index lists as loaded.")
+    advisories: tuple[str, ...] = Field(
+        default=(), description="Published vulnerabilities of its version and what to do, one sentence each."
+    )
     observed_at: datetime | None = Field(default=None, description="When it was last asked (UTC).")
     conditions: tuple[Condition, ...] = Field(
         default=(),

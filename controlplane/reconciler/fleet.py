@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from controlplane.domain.advisories import warnings_for
 from controlplane.domain.states import DeploymentStatus, ServerState, ServerStatus
 from controlplane.reconciler.actions import Action, Load, Prove
 from controlplane.reconciler.leakguard import LeakGuard
@@ -59,6 +60,7 @@ class KnownServer:
         units: By model.
         vitals: How it is.
         undriven: Why no instance drives it; empty where one does.
+        advised: The version of Triton whose advisories were reported.
         guard: Who drains and restarts it when it has lost too much memory.
     """
 
@@ -77,6 +79,7 @@ class KnownServer:
     units: dict[str, Unit] = field(default_factory=dict)
     vitals: Vitals = field(default_factory=Vitals)
     undriven: str = ""
+    advised: str = ""
     guard: LeakGuard = field(init=False)
 
     def __post_init__(self) -> None:
@@ -183,6 +186,7 @@ class KnownServer:
             message=sight.message or self.undriven,
             driven=not self.undriven,
             triton_version=sight.version,
+            advisories=warnings_for(sight.version, embedded=managed.embedded is not None),
             models=sight.index,
             observed_at=self.observed_at,
             conditions=self.vitals.conditions,

@@ -1,5 +1,6 @@
 """Takes in what was seen: what is wanted (read from the bucket), and what is there (looks, measurements)."""
 
+from controlplane.domain.advisories import warnings_for
 from controlplane.domain.states import ServerState
 from controlplane.memory.ledger import size_text
 from controlplane.reconciler.actions import Prove
@@ -58,6 +59,10 @@ class Observer:
         if sight.state is not before.state:
             message = f"Triton {sight.version} answers" if well else sight.message
             self._state.events.add("Normal" if well else "Warning", f"Server{sight.state}", server.name, message)
+        if well and sight.version != server.advised:
+            server.advised = sight.version
+            if warnings := warnings_for(sight.version, embedded=server.managed.embedded is not None):
+                self._state.events.add("Warning", "VulnerableTriton", server.name, "; ".join(warnings))
         if not well or sight.generation != before.generation:
             restarted = server.managed.embedded is None or sight.generation != before.generation
             for unit in server.units.values():

@@ -127,6 +127,8 @@ class Keys:
         self._looking = asyncio.Lock()
         self._searched_at = -_LOOK_AGAIN_SECONDS
         self._searching = asyncio.Lock()
+        self.changed = asyncio.Event()
+        """Set when keys are asked for from now on."""
         self._task: asyncio.Task[None] | None = None
         local_id, self._local_token = new_token()
         self._local = Principal(local_id, LOCAL_NAME, included([Scope.ADMIN]))
@@ -283,6 +285,7 @@ class Keys:
             self._looked_at = began
             if was is not self.authentication:
                 logger.warning("there is an API key now: from here on every request needs one")
+                self.changed.set()
 
     async def _look_again(self) -> None:
         """Look for a key that is not known. Whoever comes too soon after another look waits, and shares the next one.

@@ -6,6 +6,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,6 +117,15 @@ def test_without_keys_it_is_said_loudly(here: Cli) -> None:
         assert "off-loopback" in report.out
         assert "every process on this machine may do everything" in report.out
         here.ok("models")
+        assert stat.S_IMODE(here.data_dir.stat().st_mode) == stat.S_IMODE((here.data_dir / "store").stat().st_mode)
+        assert stat.S_IMODE(here.data_dir.stat().st_mode) == 0o700, "under any umask"
+        # The first key changes what the file for other commands says.
+        here.ok("keys", "create", "root", "--scope", "admin")
+        deadline = time.monotonic() + 30
+        while (said := json.loads((here.data_dir / "up.json").read_text()))["authentication"] != "on":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert said["warning"] == ""
     assert "authentication is off" in (here.folder / "serve.log").read_text()
     with serve(here, "--host", "0.0.0.0", "--insecure-no-auth") as record:
         assert record["authentication"] == "off-insisted"

@@ -13,6 +13,7 @@ from controlplane.api.dependencies import (
     Cursor,
     Limit,
     ModelName,
+    ReasonQuery,
     Wait,
     decode_cursor,
     decode_number_cursor,
@@ -95,7 +96,7 @@ async def undeploy(
     services: App,
     model: ModelName,
     actor: Actor,
-    reason: Annotated[str, Query(max_length=1024, description="Why.")] = "",
+    reason: ReasonQuery = "",
 ) -> Response:
     """Unload the model everywhere and remove its deployment. Its revisions stay."""
     return _accepted(await services.deployments.delete(model, actor=actor, reason=reason))

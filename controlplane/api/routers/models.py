@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Response
 
 from controlplane.api.answers import json_answer
 from controlplane.api.dependencies import (
@@ -12,6 +12,7 @@ from controlplane.api.dependencies import (
     Cursor,
     Limit,
     ModelName,
+    ReasonQuery,
     decode_cursor,
     decode_number_cursor,
     encode_cursor,
@@ -69,9 +70,7 @@ async def patch_model(services: App, model: ModelName, body: ModelChange, actor:
 
 
 @router.delete("/{model}", tags=["models"], operation_id="deleteModel", status_code=204, responses=responses(409))
-async def delete_model(
-    services: App, model: ModelName, actor: Actor, reason: str = Query(default="", max_length=1024, description="Why.")
-) -> None:
+async def delete_model(services: App, model: ModelName, actor: Actor, reason: ReasonQuery = "") -> None:
     """Delete a model with all its versions. Refused while it is deployed."""
     await services.models.delete(model, actor=actor, reason=reason)
 
@@ -144,7 +143,7 @@ async def delete_alias(
     model: ModelName,
     alias: AliasPath,
     actor: Actor,
-    reason: str = Query(default="", max_length=1024, description="Why."),
+    reason: ReasonQuery = "",
 ) -> None:
     """Remove an alias."""
     await services.models.remove_alias(model, alias, actor=actor, reason=reason)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Response
 from fastapi.responses import StreamingResponse
 
 from controlplane.api.answers import accepted, json_answer
@@ -15,6 +15,7 @@ from controlplane.api.dependencies import (
     Cursor,
     Limit,
     ModelName,
+    ReasonQuery,
     VersionSelector,
     decode_number_cursor,
     encode_cursor,
@@ -95,7 +96,7 @@ async def delete_version(
     model: ModelName,
     version: VersionSelector,
     actor: Actor,
-    reason: Annotated[str, Query(max_length=1024, description="Why.")] = "",
+    reason: ReasonQuery = "",
 ) -> None:
     """Delete a version. Refused while an alias points to it or a deployment needs it. Its number stays taken."""
     await services.versions.delete(model, version, actor=actor, reason=reason)

@@ -3,9 +3,10 @@
 from typing import Annotated
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from controlplane.api.problems import Documented
+from controlplane.api.schemas.models import OneLine
 from controlplane.reconciler.memory_view import ServerMemory
 from controlplane.registry.leases import MAX_SECONDS
 from controlplane.services.leases import Lease
@@ -81,7 +82,8 @@ class LeaseRequest(BaseModel):
 
     ttl_seconds: TtlSeconds = 300.0
     holder: Annotated[
-        str | None, Field(max_length=128, description="Who holds it, for people; default: the actor.")
+        Annotated[str, StringConstraints(max_length=128), OneLine] | None,
+        Field(description="Who holds it, for people; default: the actor."),
     ] = None
 
 

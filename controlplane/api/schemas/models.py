@@ -1,16 +1,26 @@
 """Models, aliases and their history."""
 
+import unicodedata
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from controlplane.domain.model import ModelHead
 
-Label = Annotated[str, StringConstraints(max_length=1024)]
-LabelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+
+def _one_line(text: str) -> str:
+    """Refuse control characters: in a log or a terminal they would pass for something else than text."""
+    if any(unicodedata.category(character) in {"Cc", "Zl", "Zp"} for character in text):
+        raise ValueError("must be one line without control characters")
+    return text
+
+
+OneLine = AfterValidator(_one_line)
+Label = Annotated[str, StringConstraints(max_length=1024), OneLine]
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=128), OneLine]
 Labels = Annotated[dict[LabelName, Label], Field(max_length=64)]
-Reason = Annotated[str, StringConstraints(max_length=1024)]
+Reason = Annotated[str, StringConstraints(max_length=1024), OneLine]
 
 
 class ModelPage(BaseModel):

@@ -49,6 +49,9 @@ def servers(session: Session) -> None:
         ),
         empty="this control plane has no Triton servers",
     )
+    for server in found:
+        for advisory in server.advisories:
+            out.line(f"{server.name}: {advisory}", style="yellow")
 
 
 def gateway(session: Session) -> None:

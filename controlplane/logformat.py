@@ -1,0 +1,29 @@
+"""Log lines that nobody but this program can write: a message is one line, whatever it contains."""
+
+import logging
+import re
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTINUED = "\n    | "
+
+
+def printable(text: str) -> str:
+    """Return a text whose control characters are escaped and whose further lines cannot pass for records."""
+    escaped = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return escaped.replace("\n", _CONTINUED)
+
+
+class LineFormatter(logging.Formatter):
+    """A formatter for messages that carry what clients, models and other programs wrote."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the record's line, without its traceback."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: object) -> str:  # noqa: N802 - logging's name
+        """Return the traceback; the text of the exception may come from others too."""
+        return "    | " + printable(super().formatException(ei))  # type: ignore[arg-type]
