@@ -19,17 +19,16 @@ from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import Reference, validate_model_name
 from controlplane.domain.rollback import pinned, rollback_revision
 from controlplane.domain.rollout import RolloutAction, RolloutDecision, apply, deploy
-from controlplane.domain.states import DeploymentStatus, Phase
+from controlplane.domain.states import DeploymentStatus
 from controlplane.errors import CommitConflictError, ConflictError, InvalidConfigError, InvalidInputError, NotFoundError
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.memory_view import ModelMemoryView
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
 from controlplane.services.deployment_checks import DeploymentChecks
-from controlplane.services.faults import Fault
-from controlplane.services.operations import Operation, OperationState, Progress
+from controlplane.services.deployment_operations import OPERATION_PREFIX, describe_operation, parse_operation
+from controlplane.services.operations import Operation
 
-OPERATION_PREFIX = "deploy."
 _COMMIT_TRIES = 8
 _LOOK_SECONDS = 0.1
 """How often a wait looks for what is not settled; what is settled ends it at once."""
@@ -342,7 +341,7 @@ class Deployments:
         Raises:
             NotFoundError: There is no such revision.
         """
-        model, number = _parse_operation(operation_id)
+        model, number = parse_operation(operation_id)
         revision = await asyncio.to_thread(self._chains.revision, model, number)
         deadline = time.monotonic() + wait_seconds
         while True:
@@ -354,7 +353,7 @@ class Deployments:
 
     async def follow(self, operation_id: str, *, heartbeat_seconds: float) -> AsyncIterator[Operation | None]:
         """Yield the states of a deployment's operation (see `Operations.follow`)."""
-        model, number = _parse_operation(operation_id)
+        model, number = parse_operation(operation_id)
         revision = await asyncio.to_thread(self._chains.revision, model, number)
         told: Operation | None = None
         silent_since = time.monotonic()
@@ -376,7 +375,7 @@ class Deployments:
         if newest is None:
             newest = await asyncio.to_thread(self._chains.get, model, deleted=True)
         status = self._reconciler.status(model)
-        return _describe_operation(revision, newest, status)
+        return describe_operation(revision, newest, status)
 
     async def _commit(
         self, model: str, change: Callable[[DeploymentRevision | None], tuple[DeploymentSpec, str]], actor: str
@@ -445,54 +444,3 @@ def _required(model: str, before: DeploymentRevision | None) -> DeploymentRevisi
     if before is None or before.spec.deleted:
         raise NotFoundError(f"{model!r} is not deployed", model=model)
     return before
-
-
-def _parse_operation(operation_id: str) -> tuple[str, int]:
-    model, _, number = operation_id.removeprefix(OPERATION_PREFIX).rpartition(".")
-    if not (number.isascii() and number.isdigit() and len(number) <= 12):
-        raise NotFoundError(f"there is no operation {operation_id[:80]!r}", operation=operation_id[:80])
-    return validate_model_name(model), int(number)
-
-
-def _describe_operation(
-    revision: DeploymentRevision, newest: DeploymentRevision, status: DeploymentStatus | None
-) -> Operation:
-    spec = revision.spec
-    state, error, result = OperationState.RUNNING, None, None
-    progress = Progress(stage=Phase.PENDING.value.lower(), message="waiting for the reconciler")
-    if newest.number > revision.number:
-        state = OperationState.CANCELLED
-        progress = Progress(stage="superseded", message=f"revision {newest.number} took its place")
-    elif status is not None and status.revision >= revision.number:
-        progress = Progress(
-            stage=status.phase.value.lower(), message=status.message, fraction=1.0 if status.phase.settled else None
-        )
-        if status.phase in {Phase.FAILED, Phase.DEGRADED}:
-            state = OperationState.FAILED
-            error = Fault(
-                code="deployment-failed",
-                title="Deployment failed",
-                detail=status.message or f"{spec.model} is {status.phase.value}",
-                details={"phase": status.phase.value, "model": spec.model, "version": spec.version},
-            )
-        elif status.phase.settled:
-            state = OperationState.SUCCEEDED
-            result = {
-                "model": spec.model,
-                "version": spec.version,
-                "revision": revision.number,
-                "phase": status.phase.value,
-                "servers": [server.model_dump(mode="json") for server in status.servers],
-            }
-    return Operation(
-        id=f"{OPERATION_PREFIX}{spec.model}.{revision.number}",
-        kind="deploy",
-        subject=spec.reference,
-        state=state,
-        actor=revision.actor,
-        created_at=revision.at,
-        updated_at=revision.at,
-        progress=progress,
-        result=result,
-        error=error,
-    )

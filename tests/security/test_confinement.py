@@ -24,7 +24,7 @@ from converters.jobs import ConversionResult, ConvertJob
 from converters.options import ConversionOptions
 from converters.runner import run_worker
 from tests.support.api import Api, onnx_scale, settings_for
-from tests.support.keys import guarded_api, with_key
+from tests.support.keys import guarded_api, made, with_key
 from tests.support.models import publish_affine
 from tests.support.reach import LABELS, PROBE, documented
 
@@ -167,6 +167,29 @@ mv /var/tmp/report.part /var/tmp/report
     assert "MEMORY" in report
     assert said["the control key of its own Triton"][0] == "yes"
     assert "/cmdline" in report
+
+
+@pytest.mark.triton
+def test_a_deploy_key_runs_no_code(root: Api, tmp_path: Path) -> None:
+    """The attack itself, as a program; see `tests/cases`."""
+    (tmp_path / "model.onnx").write_bytes(onnx_scale(2.0))
+    secret, holder = made(root, root.http, "team-a", "deploy", models=["team-a-*"])
+    holder.close()
+    (tmp_path / "team-a.key").write_text(secret)
+    out = root.plane.settings.data_dir / "triton" / "tmp" / "ran"
+    script = Path(__file__).parents[1] / "cases" / "deploy_key_runs_code.sh"
+    arguments = [
+        Path(sys.executable).parent / "tritonctl",
+        root.url,
+        tmp_path / "team-a.key",
+        tmp_path / "model.onnx",
+        out,
+    ]
+    done = subprocess.run([script, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "needs the scope 'code'" in done.stdout
+    assert "ok: nothing ran" in done.stdout
+    assert root.http.get("/v1/deployments/team-a-evil").status_code == 404
 
 
 @needs_namespaces

@@ -68,4 +68,5 @@ def faulty_triton(folder: Path, settings: TritonSettings | None = None) -> Fault
         text = text.replace(place, place + fault)
     program.write_text(text)
     server = EmbeddedTriton(folder / "models", run_dir, settings or TritonSettings())
-    return FaultyTriton(server, folder / "faulty")
+    # Beside the backend, where the confined server can see it.
+    return FaultyTriton(server, program.parent / "faulty")
