@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Sample, Tensors
 from controlplane.domain.signature import DYNAMIC, Array, Signature, TensorSpec
+from controlplane.domain.validation import invalid_field
 from controlplane.errors import ConversionFailedError, InvalidArtifactError, InvalidInputError
 from converters.base import ConversionRequest, Original, Progress
 from converters.determinism import differing_output
@@ -177,8 +180,8 @@ def _signature(
 def _checked(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], batched: bool) -> Signature:
     try:
         return Signature(inputs=inputs, outputs=outputs, batched=batched)
-    except ValueError as error:
-        raise InvalidInputError(str(error).splitlines()[-2].strip().removeprefix("Value error, ")) from error
+    except ValidationError as error:
+        raise InvalidInputError(f"the signature cannot be used: {invalid_field(error)}") from error
 
 
 def _working_guess(run: Run, specs: tuple[TensorSpec, ...], options: ConversionOptions) -> Guess | None:

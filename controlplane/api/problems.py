@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from controlplane import errors
 from controlplane.api.schemas.problems import MEDIA_TYPE, Problem
+from controlplane.domain.validation import place, sentence
 from controlplane.errors import ControlPlaneError
 from controlplane.services.faults import Fault, code_of, fault_of
 
@@ -131,14 +132,11 @@ async def _request_validation(request: Request, error: Exception) -> Response:
 
 async def _model_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, ValidationError)
-    return _invalid(request, error.errors(include_url=False, include_context=False))
+    return _invalid(request, error.errors(include_url=False))
 
 
 def _invalid(request: Request, found: Any) -> Response:
-    wrong = [
-        {"where": ".".join(str(part) for part in item["loc"]), "what": item["msg"], "kind": item["type"]}
-        for item in found
-    ]
+    wrong = [{"where": place(item["loc"]), "what": sentence(item), "kind": item["type"]} for item in found]
     first = wrong[0]
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
     malformed = first["kind"] == "json_invalid"

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from controlplane.cli.credentials import Credentials
 from controlplane.cli.exits import ClientError, NotRunningError, WaitTimeoutError
+from controlplane.domain.validation import invalid_field
 
 _T = TypeVar("_T", bound=BaseModel)
 CONNECT_SECONDS = 5.0
@@ -214,7 +215,7 @@ class Client:
             return kind.model_validate(document)
         except ValidationError as error:
             raise ClientError(
-                f"{self.url} answered something this version of tritonctl does not understand: {error.errors()[0]}",
+                f"{self.url} answered something this version of tritonctl does not understand: {invalid_field(error)}",
                 code="bad-answer",
                 status=0,
             ) from error

@@ -20,6 +20,7 @@ from controlplane.cli.credentials import Credentials
 from controlplane.cli.exits import ClientError, NotRunningError, WaitTimeoutError
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import DataType, Signature
+from controlplane.domain.validation import invalid_field
 from controlplane.errors import InvalidInputError
 from controlplane.gateway.view import GatewayAddress
 from controlplane.services.tensors import InputTensor, from_array, read_inputs
@@ -141,9 +142,7 @@ def _input(tensor: dict[str, Any]) -> InputTensor:
     try:
         read = RequestTensor.model_validate(tensor)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InvalidInputError(f"an input is no tensor of the v2 protocol: {where}: {first['msg']}") from error
+        raise InvalidInputError(f"an input is not a tensor of the v2 protocol: {invalid_field(error)}") from error
     return InputTensor(read.name, read.datatype, read.shape, read.data)
 
 

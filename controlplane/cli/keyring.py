@@ -13,6 +13,7 @@ from controlplane.cli.client import Client, segment
 from controlplane.cli.output import ago
 from controlplane.cli.session import Session
 from controlplane.domain.durations import parse_duration
+from controlplane.domain.validation import invalid_field
 from controlplane.errors import InvalidInputError
 
 Document = dict[str, Any]
@@ -82,9 +83,7 @@ class _Offline:
         try:
             asked = KeyRequestBody.model_validate(body)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise InvalidInputError(f"{where}: {first['msg']}") from error
+            raise InvalidInputError(f"the key cannot be created: {invalid_field(error)}") from error
         request = KeyRequest(
             name=asked.name,
             scopes=tuple(asked.scopes),

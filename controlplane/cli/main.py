@@ -182,6 +182,7 @@ def _settings_error(error: Exception) -> Exception | None:
     """Name the environment variable that a setting was read from, where it cannot be used."""
     from pydantic import ValidationError
 
+    from controlplane.domain.validation import sentence
     from controlplane.errors import InvalidInputError
 
     if not isinstance(error, ValidationError) or error.title != "Settings":
@@ -189,7 +190,7 @@ def _settings_error(error: Exception) -> Exception | None:
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     variable = "TRITONCTL_" + "__".join(path).upper()
-    return InvalidInputError(f"the setting {'.'.join(path)} ({variable}) cannot be used: {first['msg']}")
+    return InvalidInputError(f"the setting {'.'.join(path)} ({variable}) cannot be used: it {sentence(first)}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from pydantic import ValidationError
 
 from controlplane.domain.signature import Array, DataType, Signature, TensorSpec
+from controlplane.domain.validation import invalid_field
 from controlplane.errors import InvalidInputError
 
 _SPEC = re.compile(r"(?P<name>.+):(?P<dtype>[A-Za-z0-9]+)(?:\[(?P<shape>[-0-9,?\s]*)\])?")
@@ -70,9 +72,8 @@ def parse_signature(inputs: Sequence[str], outputs: Sequence[str], *, batched: b
             outputs=tuple(parse_spec(text) for text in outputs),
             batched=batched,
         )
-    except ValueError as error:
-        message = str(error).split("Value error, ", 1)[-1].split(" [type=", 1)[0]
-        raise InvalidInputError(f"the signature contradicts itself: {message}") from error
+    except ValidationError as error:
+        raise InvalidInputError(f"the signature cannot be used: {invalid_field(error)}") from error
 
 
 def parse_axes(texts: Sequence[str]) -> dict[str, list[int]] | None:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from controlplane.domain.manifest import FileEntry, Manifest
 from controlplane.domain.model import ModelHead, VersionEntry
 from controlplane.domain.names import validate_alias, validate_model_name
+from controlplane.domain.validation import invalid_field
 from controlplane.errors import InvalidInputError
 from controlplane.registry.aliases import describe_move
 from controlplane.registry.blobs import Blobs
@@ -167,7 +168,7 @@ def _document(manifest: Manifest) -> bytes:
         same = Manifest.model_validate_json(document) == manifest
     except ValidationError as error:
         raise InvalidInputError(
-            f"the manifest cannot be written as JSON; is a metric NaN or infinite? ({error})"
+            f"the manifest cannot be written as JSON; is a metric NaN or infinite? ({invalid_field(error)})"
         ) from error
     if not same:
         raise InvalidInputError("the manifest does not survive being written as JSON; is a value NaN or infinite?")

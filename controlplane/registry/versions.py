@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.model import ModelHead, VersionEntry
 from controlplane.domain.names import Reference
+from controlplane.domain.validation import invalid_field
 from controlplane.errors import InUseError, NotFoundError, StoreError
 from controlplane.registry.aliases import missing_alias
 from controlplane.registry.blobs import Blobs
@@ -66,7 +67,8 @@ class Versions:
             manifest = Manifest.model_validate_json(self._blobs.read(entry.manifest))
         except ValidationError as error:
             raise StoreError(
-                f"the manifest {entry.manifest} cannot be read; was it written by a newer release? ({error})",
+                f"the manifest {entry.manifest} cannot be read: {invalid_field(error)}; if a newer release wrote "
+                "it, use that release",
                 sha256=entry.manifest,
             ) from error
         with self._guard:

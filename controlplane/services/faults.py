@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from controlplane.domain.validation import invalid_field
 from controlplane.errors import ControlPlaneError
 
 INTERNAL_CODE = "internal-error"
@@ -34,7 +35,7 @@ def fault_of(error: BaseException) -> Fault:
         code = code_of(type(error))
         return Fault(code=code, title=_title(code), detail=error.message, details=_jsonable(error.details))
     if isinstance(error, ValidationError):
-        return Fault(code="invalid-input", title="Invalid input", detail=_first(error), details={})
+        return Fault(code="invalid-input", title="Invalid input", detail=invalid_field(error), details={})
     return Fault(
         code=INTERNAL_CODE,
         title="Internal error",
@@ -44,12 +45,6 @@ def fault_of(error: BaseException) -> Fault:
 
 def _title(code: str) -> str:
     return code.replace("-", " ").capitalize()
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def _jsonable(details: dict[str, Any]) -> dict[str, Any]:
