@@ -31,8 +31,10 @@ from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.doors import DoorLog
+from controlplane.registry.head_memory import open_memory
 from controlplane.registry.registry import Registry
 from controlplane.sandbox import UNCONFINED, choose_sandbox
+from controlplane.services.checking import Checking
 from controlplane.services.conversions import Conversions
 from controlplane.services.deployments import Deployments
 from controlplane.services.devices import Devices
@@ -66,6 +68,7 @@ from controlplane.services.workers import Workers
 from controlplane.services.workspace import Workspace
 from controlplane.settings import Settings
 from controlplane.storage.base import ObjectStore
+from controlplane.storage.clock import StoreClock
 from controlplane.storage.factory import local_folders, open_lease_store, open_store
 from controlplane.storage.metered import MeteredStore
 from controlplane.storage.probe import check_store
@@ -184,8 +187,11 @@ class ControlPlane:
             head_max_age_seconds=settings.store.head_max_age_seconds,
             gc=settings.gc,
             signing=settings.signing,
+            clock=StoreClock(store, max_skew_seconds=settings.store.max_clock_skew_seconds),
+            memory=await asyncio.to_thread(open_memory, store, settings.data_dir / "heads"),
         )
-        keys = self._keys = Keys(registry.keys, settings.auth, settings.api.host)
+        await asyncio.to_thread(registry.clock.now)  # measured once, so that `peek` is the store's time
+        keys = self._keys = Keys(registry.keys, settings.auth, settings.api.host, clock=registry.clock.peek)
         await keys.open()  # first: what must not be listened on is found out before anything else is started
         stack.push_async_callback(keys.close)
         servers = await self._start_servers(stack, cache.checked)
@@ -196,6 +202,7 @@ class ControlPlane:
             memory=settings.memory,
             placement=settings.placement,
             lease_store=MeteredStore(lease_store, self._metrics.store.observe),
+            clock=registry.clock.peek,
         )
         limits = RateLimits(settings.auth.rate_per_second, settings.auth.burst)
         access = GatewayAccess(keys, limits, limited=settings.auth.rate_per_second > 0)
@@ -364,9 +371,10 @@ class ControlPlane:
             events=Events(reconciler),
             garbage=Garbage(registry, uploads, operations, settings.gc),
             scrubbing=Scrubbing(registry, reconciler, settings.scrub),
+            checking=Checking(registry, operations),
             health=Health(registry, reconciler, settings.data_dir, converters, keys, gateway, self._sandbox),
             gateway=gateway,
-            idempotency=Idempotency(registry.store),
+            idempotency=Idempotency(registry.store, registry.clock),
             keys=keys,
             limits=limits,
         )

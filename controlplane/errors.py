@@ -21,6 +21,7 @@ leaves its adapter. A message says what was wrong, with which value, and what to
     │   ├── AlreadyExistsError
     │   ├── InUseError               a deployment or an alias still needs it
     │   ├── CommitConflictError      somebody else committed first; re-read and try again
+    │   ├── ClockSkewError           this machine's clock and the store's differ by too much
     │   ├── InsufficientMemoryError  a device's budget has no room for it
     │   └── IdempotencyMismatchError same Idempotency-Key, different request
     ├── AccessError                  who asks may not have it
@@ -39,7 +40,8 @@ leaves its adapter. A message says what was wrong, with which value, and what to
     │   ├── UnsupportedStoreError    found out at start: no conditional put
     │   ├── CommitOutcomeUnknownError  a commit was sent and its answer lost; look, never delete
     │   ├── DigestMismatchError      bytes read are not the bytes that were written
-    │   └── DamagedRevisionError     an object in a chain is no revision, or not as it was written
+    │   ├── DamagedRevisionError     an object in a chain is no revision, or not as it was written
+    │   └── StoreWentBackwardsError  a committed revision is not in the store any more; an operator must decide
     ├── GatewayError                 the front door: HAProxy cannot be started, or does not do what it is told
     │   ├── ModelUnavailableError    a model cannot be brought to answer a request now
     │   └── TooManyWaitingError      more requests, or bytes of them, wait for models than a limit allows
@@ -126,6 +128,10 @@ class CommitConflictError(ConflictError):
     """Somebody else committed this revision first; re-read and try again."""
 
 
+class ClockSkewError(ConflictError):
+    """This machine's clock and the store's differ by too much to judge by ages what may be removed."""
+
+
 class InsufficientMemoryError(ConflictError):
     """A device's budget has no room for a model; the details say what is needed, what is free, what holds the rest."""
 
@@ -200,6 +206,14 @@ class DigestMismatchError(StoreError):
 
 class DamagedRevisionError(StoreError):
     """An object in a chain is no revision, or not as it was written."""
+
+
+class StoreWentBackwardsError(StoreError):
+    """A revision that was committed is not in the store any more, or another one has its place.
+
+    Nothing is committed to the chain until an operator decides with ``tritonctl fsck``. The details name the chain and
+    the lost revision.
+    """
 
 
 class GatewayError(ControlPlaneError):

@@ -32,6 +32,11 @@ class StoreSettings(_Group):
     concurrency: int = Field(default=8, ge=1, le=64, description="Parts moved at once.")
     timeout_seconds: float = Field(default=30.0, gt=0, description="Deadline of one request to the store.")
     retries: int = Field(default=5, ge=0, description="How often a failed request is tried again.")
+    max_clock_skew_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="How far this machine's clock may differ from the store's; nothing is collected beyond that.",
+    )
     head_max_age_seconds: float = Field(
         default=1.0, ge=0, description="How old a cached head may be for a plain read; commits always look."
     )

@@ -116,6 +116,7 @@ NEEDS: Mapping[str, Need] = {
     "getGateway": Need(Scope.READ, Models.ALL),
     "getScrub": Need(Scope.READ, Models.ALL),
     "collectGarbage": Need(Scope.ADMIN, Models.ALL),
+    "checkStore": Need(Scope.ADMIN, Models.ALL),
     "defragment": Need(Scope.ADMIN, Models.ALL),
     "getInfo": Need(Scope.READ, Models.CHECKED),
     "metrics": Need(Scope.READ, Models.ALL),

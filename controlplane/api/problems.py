@@ -37,6 +37,7 @@ STATUS: Mapping[type[ControlPlaneError], int] = {
     errors.StoreUnavailableError: 503,
     errors.CommitOutcomeUnknownError: 503,
     errors.StoreFullError: 507,
+    errors.StoreWentBackwardsError: 409,
     errors.StoreError: 502,
     errors.TritonUnavailableError: 503,
     errors.TritonStartError: 503,

@@ -22,6 +22,7 @@ from controlplane.domain.damage import Damage
 from controlplane.errors import ControlPlaneError
 from controlplane.folders import make_private
 from controlplane.settings import GIB, MIB, Settings
+from controlplane.storage.base import ObjectStore
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -69,7 +70,7 @@ def examine(session: Session, settings: Settings) -> Iterator[Finding]:
     yield _space(settings.data_dir)
     record = None if session.url else UpRecord.read(settings.data_dir)
     yield _port(settings, record)
-    yield _store(settings)
+    yield from _store(settings)
     yield from _api(session)
 
 
@@ -195,21 +196,52 @@ def _port(settings: Settings, record: UpRecord | None) -> Finding:
     return Finding("port", "ok", f"{host}:{port} is free")
 
 
-def _store(settings: Settings) -> Finding:
+def _store(settings: Settings) -> Iterator[Finding]:
     from controlplane.storage.factory import open_store
     from controlplane.storage.probe import check_store
 
     try:
         store = open_store(settings.store, settings.data_dir)
         check_store(store)
+        yield Finding("store", "ok", f"{store.url}: a create-only put wins once, and the second one loses")
+        yield _clock(store, settings.store.max_clock_skew_seconds)
+        yield _backwards(store)
     except ControlPlaneError as error:
-        return Finding(
+        yield Finding(
             "store",
             "fail",
             error.message,
             "check the URL, the endpoint and the credentials (--store, --endpoint, AWS_* variables)",
         )
-    return Finding("store", "ok", f"{store.url}: a create-only put wins once, and the second one loses")
+
+
+def _clock(store: ObjectStore, max_skew_seconds: float) -> Finding:
+    from controlplane.storage.clock import StoreClock
+
+    skew = StoreClock(store).measure()
+    found = f"{abs(skew.seconds):.1f} s {'ahead of' if skew.seconds > 0 else 'behind'} the store's"
+    if skew.within(max_skew_seconds):
+        return Finding("clock", "ok", found)
+    return Finding(
+        "clock",
+        "fail",
+        f"{found}; at most {max_skew_seconds:g} s are allowed, and garbage collection refuses to run",
+        "correct the clock of this machine (NTP), or that of the store",
+    )
+
+
+def _backwards(store: ObjectStore) -> Finding:
+    from controlplane.registry.lost import noted_chains
+
+    chains = noted_chains(store)
+    if not chains:
+        return Finding("chains", "ok", "no lost revision was noted; `tritonctl fsck` checks the whole store")
+    return Finding(
+        "chains",
+        "fail",
+        f"the store lost revisions of {', '.join(chains[:5])}" + (" and others" if len(chains) > 5 else ""),
+        "see `tritonctl fsck`, then decide with --restore or --accept",
+    )
 
 
 def _api(session: Session) -> Iterator[Finding]:

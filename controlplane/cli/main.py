@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from controlplane.cli.commands import (
+    checking,
     conversions,
     demo,
     deployments,
@@ -126,6 +127,7 @@ for module in (
     upkeep,
     keys,
     doctor,
+    checking,
     demo,
 ):
     module.register(app)

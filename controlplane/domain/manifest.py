@@ -136,5 +136,10 @@ class Manifest(BaseModel):
         return self
 
 
+def manifest_document(manifest: Manifest) -> bytes:
+    """Return the bytes of the blob that keeps a manifest."""
+    return manifest.model_dump_json(indent=2).encode()
+
+
 def _slashes(path: str) -> list[int]:
     return [position for position, character in enumerate(path) if character == "/"]

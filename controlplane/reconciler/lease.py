@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from controlplane.errors import CommitConflictError, CommitOutcomeUnknownError, StoreError
+from controlplane.errors import CommitConflictError, CommitOutcomeUnknownError, StoreError, StoreWentBackwardsError
 from controlplane.registry.chain import Chain, Revision
 from controlplane.storage.base import ObjectStore
 
@@ -135,6 +135,7 @@ class Lease:
         self._known: Revision | None = None
         self._seen_at = 0.0
         self._held_until = 0.0
+        self._nobody_before = 0.0
         self._known_state = (False, 0)
         self._taken = 0
         self._asked_at: float | None = None
@@ -213,7 +214,14 @@ class Lease:
         """
         began = self._clock()
         self.attempts += 1
-        newest = self._chain.refresh(self._known)
+        try:
+            newest = self._chain.refresh(self._known)
+        except StoreWentBackwardsError as error:
+            logger.warning("the lease that this process knows was lost; waiting as for a holder: %s", error)
+            self._start_over(began)
+            return
+        if newest is None and began < self._nobody_before:
+            return
         if newest is not None and (self._known is None or newest.commit_id != self._known.commit_id):
             self._known, self._seen_at = newest, self._clock()
         if newest is not None and not self._may_follow(newest):
@@ -236,6 +244,14 @@ class Lease:
         self._held_until = began + self._seconds * MARGIN
         if self._known.number % _KEPT == 0:
             self._chain.prune(_KEPT)
+
+    def _start_over(self, now: float) -> None:
+        """Give up what is known of the lease: whoever held the lost revision may trust it for its whole duration."""
+        self._held_until = 0.0
+        self._known, self._seen_at = self._chain.head(), self._clock()
+        self._nobody_before = self._clock() + self._seconds
+        self._touched(now)
+        self._epoch += 1
 
     def _touched(self, began: float) -> None:
         """Note that the store answered; first that it had not for too long, so that nobody misses it."""

@@ -136,7 +136,7 @@ class Wishes:
         """Return the newest wish if all it needs is in memory, else None. No I/O."""
         revision = self._registry.deployments.peek(model)
         chain = self._chains.get(model)
-        if revision is None or chain is None or not 0 <= revision.number - chain[0].number <= 1:
+        if revision is None or chain is None or not _continues(chain, revision):
             return None
         chain = _extended(chain, revision)
         if any(self._known(model, other.spec.version, other.spec.settings) is None for other in _runs(chain)):
@@ -159,7 +159,7 @@ class Wishes:
         """Return the newest wish of every deployment, the removed ones included, and why others cannot be read now."""
         wishes: dict[str, Wish] = {}
         unread: dict[str, str] = {}
-        for revision in self._registry.deployments.list(deleted=True):
+        for revision in self._registry.deployments.list(deleted=True, unreadable=unread):
             try:
                 wishes[revision.spec.model] = self._of(revision)
             except ControlPlaneError as error:
@@ -240,7 +240,7 @@ class Wishes:
     def _of(self, revision: DeploymentRevision) -> Wish:
         model = revision.spec.model
         chain = self._chains.get(model)
-        if chain is None or not 0 <= revision.number - chain[0].number <= 1:
+        if chain is None or not _continues(chain, revision):
             chain = tuple(self._registry.deployments.history(model, limit=_REVISIONS_READ, before=revision.number + 1))
         chain = _extended(chain, revision)
         self._chains[model] = chain
@@ -303,6 +303,12 @@ class Wishes:
             self._prepared.clear()  # what is in use is held by the wishes
         self._prepared[model, version, _run_key(settings)] = prepared
         return prepared
+
+
+def _continues(chain: tuple[DeploymentRevision, ...], revision: DeploymentRevision) -> bool:
+    """Whether a revision is the newest of what is known of its chain, or the next one."""
+    newest = chain[0]
+    return newest.commit_id == revision.commit_id or revision.number == newest.number + 1
 
 
 def _extended(chain: tuple[DeploymentRevision, ...], revision: DeploymentRevision) -> tuple[DeploymentRevision, ...]:

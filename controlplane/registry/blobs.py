@@ -47,6 +47,11 @@ class Blobs:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
+    @property
+    def store(self) -> ObjectStore:
+        """Where they are."""
+        return self._store
+
     def size_of(self, sha256: str) -> int | None:
         """Return a blob's size in bytes, None where it is missing. One request."""
         info = self._store.head(blob_key(sha256))

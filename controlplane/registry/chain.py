@@ -8,12 +8,16 @@ numbered downwards, so that listing one key finds the newest revision. Three tra
 2. In a chain that is pruned, an old number becomes free again, and a late writer's create of it succeeds. So after a
    create the newest revision is listed: the commit stands only if it is ours or if revision n+1 names ours as its
    parent. A stray is removed and reported as a lost race.
-3. A reader that knows the head wants one request to learn that it still is: a HEAD of n+1, or, where n+1 may have been
-   pruned, a LIST of one key.
+3. A reader that knows the head needs one request to learn whether it still is: a LIST of one key. The same request
+   shows a chain that went backwards: the newest key is an older one, or the object under it is another one.
+
+A store can lose what it confirmed (a restore, an asynchronous replica, a lifecycle rule). A reader that knows a
+revision which is not in the chain any more raises `StoreWentBackwardsError`. In a guarded chain it also leaves a note
+with that revision in the chain's folder. The note's key sorts first, so every other reader's LIST finds it as well,
+and nothing is committed until an operator decides (`controlplane.registry.lost`).
 """
 
 import hashlib
-import json
 import logging
 import random
 import re
@@ -21,7 +25,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,86 +38,24 @@ from controlplane.errors import (
     ObjectNotFoundError,
     StoreError,
     StoreUnavailableError,
+    StoreWentBackwardsError,
 )
-from controlplane.storage.base import ObjectStore
+from controlplane.registry.continuity import continues
+from controlplane.registry.revision import Revision
+from controlplane.storage.base import ObjectInfo, ObjectStore
+
+__all__ = ["Chain", "Revision"]
 
 logger = logging.getLogger(__name__)
 
 _TOP = 10**12
 _KEY = re.compile(r"(\d{12})\.json")
+_NOTE = re.compile(r"!lost-(\d{12})-[0-9a-f]{12}\.json")
+"""A note of a lost revision. ``!`` sorts before every digit."""
 _UNKNOWN_OUTCOME_TRIES = 5
 _HEAD_TRIES = 10
 _DAMAGED_TRIES = 3
 """How often a damaged revision is read: bytes that were changed on their way come whole the next time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """One committed state.
-
-    Attributes:
-        number: 1 for the first revision.
-        commit_id: Unique; tells a writer its own commit from another's.
-        parent_commit_id: The commit id of the revision before; None for the first.
-        at: When it was committed (UTC, the writer's clock).
-        actor: Who committed it.
-        reason: What changed, and why if the actor said so.
-        body: The whole state, as JSON.
-    """
-
-    number: int
-    commit_id: str
-    parent_commit_id: str | None
-    at: datetime
-    actor: str
-    reason: str
-    body: dict[str, Any]
-
-    def to_json(self) -> bytes:
-        """Return the object's content, indented for whoever reads the bucket, with a digest of the rest."""
-        document = {
-            "number": self.number,
-            "commit_id": self.commit_id,
-            "parent_commit_id": self.parent_commit_id,
-            "at": self.at.isoformat(),
-            "actor": self.actor,
-            "reason": self.reason,
-            "body": self.body,
-        }
-        read_back = json.loads(json.dumps(document, allow_nan=False))
-        return json.dumps({**document, "sha256": _digest(read_back)}, indent=2, allow_nan=False).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes, key: str) -> "Revision":
-        """Read a revision. One that a person wrote by hand may lack the digest.
-
-        Raises:
-            DamagedRevisionError: The object is not a revision; someone else wrote it, or it is damaged.
-        """
-        try:
-            document = json.loads(data)
-            digest = document.pop("sha256", None)
-            if digest is not None and digest != _digest(document):
-                raise ValueError("its content is not what its sha256 says")  # noqa: TRY301
-            return cls(
-                number=int(document["number"]),
-                commit_id=str(document["commit_id"]),
-                parent_commit_id=document["parent_commit_id"],
-                at=datetime.fromisoformat(document["at"]),
-                actor=str(document["actor"]),
-                reason=str(document["reason"]),
-                body=dict(document["body"]),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedRevisionError(
-                f"{key} is damaged: it is no revision of a chain ({error!r})", key=key
-            ) from error
-
-
-def _digest(document: dict[str, Any]) -> str:
-    """Return the SHA-256 of a revision's canonical JSON: sorted keys, no spaces."""
-    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _utc_now() -> datetime:
@@ -127,48 +69,63 @@ class Chain:
         store: Where they are.
         prefix: Ends in ``/``.
         pruned: Whether old revisions are removed (leases); costs one more LIST on each commit.
+        guarded: Whether a lost revision is noted in the store, so that no process commits until an operator decides.
         clock: Gives the time that revisions are stamped with.
+
+    Attributes:
+        store: As given, like ``prefix`` and ``pruned``.
     """
 
     def __init__(
-        self, store: ObjectStore, prefix: str, *, pruned: bool = False, clock: Callable[[], datetime] = _utc_now
+        self,
+        store: ObjectStore,
+        prefix: str,
+        *,
+        pruned: bool = False,
+        guarded: bool = False,
+        clock: Callable[[], datetime] = _utc_now,
     ) -> None:
         if not prefix.endswith("/"):
             raise ValueError(f"a chain's prefix ends in '/': {prefix!r}")
-        self._store = store
-        self._prefix = prefix
-        self._pruned = pruned
+        self.store = store
+        self.prefix = prefix
+        self.pruned = pruned
+        self._guarded = guarded
         self._clock = clock
+
+    @property
+    def name(self) -> str:
+        """The chain for people, and for ``tritonctl fsck``: ``models/resnet``."""
+        return self.prefix.removesuffix("/").removesuffix("/revisions")
 
     def key(self, number: int) -> str:
         """Return the key of a revision."""
-        return f"{self._prefix}{_TOP - number:012d}.json"
+        return f"{self.prefix}{_TOP - number:012d}.json"
 
     def head(self) -> Revision | None:
-        """Return the newest revision, None for an empty chain. Two requests."""
-        for _ in range(_HEAD_TRIES):
-            number = self._newest_number()
-            if number is None:
-                return None
-            try:
-                return self._read(number)
-            except ObjectNotFoundError:
-                continue  # pruned between the two requests: there is a newer one
-        raise StoreUnavailableError(
-            f"{self._prefix}: the newest revision was pruned {_HEAD_TRIES} times while it was read; try again",
-            prefix=self._prefix,
-        )
+        """Return the newest revision, None for an empty chain. Two requests.
+
+        Raises:
+            StoreWentBackwardsError: A process has noted a lost revision, and no operator has decided yet.
+        """
+        return self._read_newest(self._newest())
 
     def refresh(self, known: Revision | None) -> Revision | None:
-        """Return the newest revision, given one that was the newest: one request when it still is."""
+        """Return the newest revision, given one that was the newest: one request when it still is.
+
+        Raises:
+            StoreWentBackwardsError: ``known`` is not in the chain any more, or a process has noted a lost revision.
+        """
         if known is None:
             return self.head()
-        if self._pruned:
-            # The newest is never pruned and never replaced, so an equal number is the same revision.
-            unchanged = self._newest_number() == known.number
-        else:
-            unchanged = self._store.head(self.key(known.number + 1)) is None
-        return known if unchanged else self.head()
+        newest = self._newest()
+        # An object is never replaced, so the same stamp is the same revision.
+        if newest is not None and known.stamp == _stamp(newest):
+            return known
+        head = self._read_newest(newest)
+        if not continues(known, head, self.read, pruned=self.pruned):
+            raise self._lost(known, head)
+        return head
 
     def get(self, number: int) -> Revision:
         """Return one revision.
@@ -177,9 +134,9 @@ class Chain:
             NotFoundError: There is none of this number (not yet, or it was pruned).
         """
         try:
-            return self._read(number)
+            return self.read(number)
         except ObjectNotFoundError as error:
-            raise NotFoundError(f"{self._prefix} has no revision {number}", revision=number) from error
+            raise NotFoundError(f"{self.prefix} has no revision {number}", revision=number) from error
 
     def history(self, *, limit: int | None = None, before: int | None = None) -> Iterator[Revision]:
         """Yield revisions, newest first.
@@ -194,7 +151,7 @@ class Chain:
             if left is not None and left <= 0:
                 return
             try:
-                revision = self._read(number)
+                revision = self.read(number)
             except ObjectNotFoundError:
                 continue  # pruned meanwhile
             left = None if left is None else left - 1
@@ -230,18 +187,70 @@ class Chain:
             actor=actor,
             reason=reason,
             body=body,
+            epoch=0 if after is None else after.epoch,
         )
         self._create(revision)
-        if self._pruned:
-            self._confirm(revision)
+        return self._confirm(revision) if self.pruned else revision
+
+    def supersede(
+        self, body: dict[str, Any], *, present: Revision | None, number: int, epoch: int, actor: str, reason: str
+    ) -> Revision:
+        """Commit an operator's decision about a chain that went backwards: a revision of a new epoch.
+
+        Args:
+            body: The state that counts from now on.
+            present: The newest revision in the store.
+            number: A number above all that were ever committed; those of lost revisions are not used again.
+            epoch: Higher than that of the present and of all lost revisions.
+            actor: Who decides.
+            reason: What was decided.
+
+        Raises:
+            CommitConflictError: Another process committed this number first.
+        """
+        revision = Revision(
+            number=number,
+            commit_id=uuid.uuid4().hex,
+            parent_commit_id=None if present is None else present.commit_id,
+            at=self._clock(),
+            actor=actor,
+            reason=reason,
+            body=body,
+            epoch=epoch,
+        )
+        self._create(revision)
         return revision
+
+    def put_back(self, revision: Revision) -> None:
+        """Write a lost revision under its own key again.
+
+        Raises:
+            CommitConflictError: The key is taken by another revision.
+        """
+        self._create(revision)
+
+    def newest_regardless(self) -> Revision | None:
+        """Return the newest readable revision, also while a note of a lost revision refuses commits."""
+        for number in self._numbers():
+            with suppress(ObjectNotFoundError, DamagedRevisionError):
+                return self.read(number)
+        return None
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all revisions, the newest first."""
+        return list(self._numbers())
+
+    def notes(self) -> list[str]:
+        """Return the keys of the notes of lost revisions, the highest number first."""
+        found = self.store.list(f"{self.prefix}!lost-")
+        return [info.key for info in found if _NOTE.fullmatch(info.key.removeprefix(self.prefix))]
 
     def prune(self, keep: int) -> None:
         """Remove all but the newest ``keep`` revisions (at least one) of a pruned chain."""
-        if not self._pruned:
-            raise ValueError(f"{self._prefix} is not a pruned chain: its history is kept")
+        if not self.pruned:
+            raise ValueError(f"{self.prefix} is not a pruned chain: its history is kept")
         for number in list(self._numbers())[max(keep, 1) :]:
-            self._store.delete(self.key(number))
+            self.store.delete(self.key(number))
 
     def _create(self, revision: Revision) -> None:
         key, data = self.key(revision.number), revision.to_json()
@@ -250,7 +259,7 @@ class Chain:
             if attempt:
                 time.sleep(random.uniform(0, 0.05 * 2**attempt))
             try:
-                self._store.create(key, data)
+                self.store.create(key, data)
             except ObjectExistsError:
                 pass
             except CommitOutcomeUnknownError as error:
@@ -264,7 +273,7 @@ class Chain:
             else:
                 return
             try:
-                there = self._read(revision.number)
+                there = self.read(revision.number)
             except ObjectNotFoundError:
                 if unknown is None:  # taken, and then gone: pruned, so the chain is far ahead of us
                     raise self._conflict(revision, None) from None
@@ -281,50 +290,105 @@ class Chain:
             commit_id=revision.commit_id,
         ) from unknown
 
-    def _confirm(self, revision: Revision) -> None:
+    def _confirm(self, revision: Revision) -> Revision:
         # The newest number only grows, and what we created is there until it is pruned: if it is the newest, it counts.
-        if self._newest_number() == revision.number:
-            return
+        newest = self._newest()
+        if newest is not None and self._number_of(newest.key) == revision.number:
+            return replace(revision, stamp=_stamp(newest))
         try:
-            child = self._read(revision.number + 1)
+            child = self.read(revision.number + 1)
         except ObjectNotFoundError:
             child = None
         if child is not None and child.parent_commit_id == revision.commit_id:
-            return
+            return revision
         # A number that had been pruned: our create won nothing. The key can hold no other's commit (whoever creates it
         # now is as late as we are), so removing it is safe.
-        self._store.delete(self.key(revision.number))
+        self.store.delete(self.key(revision.number))
         logger.info("removed stray revision %s: the chain had moved on", self.key(revision.number))
         raise self._conflict(revision, None)
+
+    def _lost(self, known: Revision, head: Revision | None) -> StoreWentBackwardsError:
+        now = f"is at revision {head.number} by {head.actor} now" if head else "has no revision now"
+        error = self._refusal(known.number, f" (by {known.actor}: {known.reason})", f"; the chain {now}")
+        if self._guarded:
+            digest = hashlib.sha256(known.commit_id.encode()).hexdigest()[:12]
+            note = f"{self.prefix}!lost-{_TOP - known.number:012d}-{digest}.json"
+            try:
+                with suppress(ObjectExistsError):
+                    self.store.create(note, known.to_json())
+            except StoreError as failed:
+                logger.warning("could not note in the store that %s went backwards: %s", self.name, failed)
+        return error
+
+    def _refusal(self, number: int, whose: str = "", now: str = "") -> StoreWentBackwardsError:
+        return StoreWentBackwardsError(
+            f"{self.name} went backwards: revision {number}{whose} was committed, and the store does not have it any "
+            f"more{now}. Nothing is committed to it until an operator decides: see `tritonctl fsck`, then run "
+            f"`tritonctl fsck --restore {self.name}` or `tritonctl fsck --accept {self.name}`",
+            chain=self.name,
+            lost_revision=number,
+        )
 
     def _conflict(self, revision: Revision, there: Revision | None) -> CommitConflictError:
         by = f" by {there.actor} ({there.reason})" if there else ""
         return CommitConflictError(
-            f"{self._prefix}: revision {revision.number} was committed{by} first; read again and retry",
-            prefix=self._prefix,
+            f"{self.prefix}: revision {revision.number} was committed{by} first; read again and retry",
+            prefix=self.prefix,
             revision=revision.number,
         )
 
-    def _read(self, number: int) -> Revision:
+    def read(self, number: int) -> Revision:
+        """Read one revision.
+
+        Raises:
+            ObjectNotFoundError: There is none of this number (not yet, or it was pruned).
+            DamagedRevisionError: The object is no revision, or not as it was written.
+        """
         key = self.key(number)
         for _ in range(_DAMAGED_TRIES - 1):
             with suppress(DamagedRevisionError):
-                return Revision.from_json(self._store.get(key), key)
-        return Revision.from_json(self._store.get(key), key)
+                return Revision.from_json(self.store.get(key), key)
+        return Revision.from_json(self.store.get(key), key)
 
-    def _newest_number(self) -> int | None:
-        for info in self._store.list(self._prefix, limit=1):
-            number = self._number_of(info.key)
+    def _newest(self) -> ObjectInfo | None:
+        for info in self.store.list(self.prefix, limit=1):
+            name = info.key.removeprefix(self.prefix)
+            if note := _NOTE.fullmatch(name):
+                raise self._refusal(_TOP - int(note[1]))
             # Something foreign sorts first: leave it alone and look behind it.
-            return number if number is not None else next(self._numbers(start_after=info.key), None)
+            return info if _KEY.fullmatch(name) else next(self._infos(start_after=info.key), None)
         return None
 
+    def _read_newest(self, newest: ObjectInfo | None) -> Revision | None:
+        for _ in range(_HEAD_TRIES):
+            if newest is None:
+                return None
+            number = self._number_of(newest.key)
+            assert number is not None
+            try:
+                return replace(self.read(number), stamp=_stamp(newest))
+            except ObjectNotFoundError:
+                newest = self._newest()  # pruned between the two requests: there is a newer one
+        raise StoreUnavailableError(
+            f"{self.prefix}: the newest revision was pruned {_HEAD_TRIES} times while it was read; try again",
+            prefix=self.prefix,
+        )
+
+    def _infos(self, *, start_after: str = "") -> Iterator[ObjectInfo]:
+        for info in self.store.list(self.prefix, start_after=start_after):
+            if self._number_of(info.key) is not None:
+                yield info
+
     def _numbers(self, *, start_after: str = "") -> Iterator[int]:
-        for info in self._store.list(self._prefix, start_after=start_after):
+        for info in self._infos(start_after=start_after):
             number = self._number_of(info.key)
             if number is not None:
                 yield number
 
     def _number_of(self, key: str) -> int | None:
-        match = _KEY.fullmatch(key[len(self._prefix) :])
+        match = _KEY.fullmatch(key[len(self.prefix) :])
         return _TOP - int(match[1]) if match else None
+
+
+def _stamp(info: ObjectInfo) -> str:
+    return f"{info.modified_at.isoformat()} {info.size_bytes} {info.tag}"

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from controlplane.domain.damage import Damage, ScrubRecord
-from controlplane.errors import CommitConflictError, DamagedRevisionError, StoreError
+from controlplane.errors import CommitConflictError, DamagedRevisionError, StoreError, StoreWentBackwardsError
 from controlplane.registry.chain import Chain, Revision
 from controlplane.storage.base import ObjectStore
 
@@ -135,7 +135,7 @@ class Damages:
         try:
             self._known = self._chain.refresh(self._known)
             self._record = ScrubRecord.model_validate(self._known.body) if self._known else ScrubRecord()
-        except (DamagedRevisionError, ValidationError) as error:
+        except (DamagedRevisionError, StoreWentBackwardsError, ValidationError) as error:
             logger.warning("the record of the scrub cannot be read and is begun again: %s", error)
             for info in list(self._store.list(PREFIX)):
                 self._store.delete(info.key)

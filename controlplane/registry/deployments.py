@@ -7,14 +7,23 @@ with a deleted version. (If both see each other, both give way, and whoever want
 """
 
 import difflib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from controlplane.domain.deployment import DeploymentSpec
 from controlplane.domain.names import validate_model_name
-from controlplane.errors import CommitConflictError, InvalidInputError, NotFoundError
+from controlplane.errors import (
+    CommitConflictError,
+    DamagedRevisionError,
+    InvalidInputError,
+    NotFoundError,
+    StoreWentBackwardsError,
+)
 from controlplane.registry.chain import Chain, Revision
+from controlplane.registry.head_memory import HeadMemory
 from controlplane.registry.heads import Head, HeadCache
 from controlplane.registry.models import Models
 from controlplane.storage.base import ObjectStore
@@ -50,11 +59,13 @@ Revisions = list[DeploymentRevision]  # inside the class, `list` is a method
 class Deployments:
     """Reads and commits desired states."""
 
-    def __init__(self, store: ObjectStore, models: Models, *, head_max_age_seconds: float) -> None:
+    def __init__(
+        self, store: ObjectStore, models: Models, *, head_max_age_seconds: float, memory: HeadMemory | None = None
+    ) -> None:
         self._store = store
         self._models = models
         self._heads: HeadCache[DeploymentSpec] = HeadCache(
-            self._chain, DeploymentSpec, max_age_seconds=head_max_age_seconds
+            self._chain, DeploymentSpec, max_age_seconds=head_max_age_seconds, memory=memory
         )
 
     def get(self, model: str, *, fresh: bool = False, deleted: bool = False) -> DeploymentRevision:
@@ -80,8 +91,20 @@ class Deployments:
         head = self._heads.peek(model)
         return None if head is None or head.value.deleted else _view(head)
 
-    def list(self, *, fresh: bool = False, deleted: bool = False) -> Revisions:
-        """Return the deployments by model name: one LIST, and one HEAD for each whose head is no longer young."""
+    def list(
+        self, *, fresh: bool = False, deleted: bool = False, unreadable: dict[str, str] | None = None
+    ) -> Revisions:
+        """Return the deployments by model name: one LIST, and one more for each whose head is no longer young.
+
+        Args:
+            fresh: Look, however young the cached heads are.
+            deleted: Whether removed deployments are returned too.
+            unreadable: Gets the deployments whose chain is damaged or went backwards, by model, with the reason;
+                without it, such a deployment is an error.
+
+        Raises:
+            StoreError: The store failed, or a chain is damaged or went backwards.
+        """
         names = list(self._store.list_folders(PREFIX))
 
         def read(name: str) -> Head[DeploymentSpec] | None:
@@ -89,6 +112,11 @@ class Deployments:
                 return self._heads.read(name, fresh=fresh)
             except InvalidInputError:
                 return None  # a folder that somebody made by hand
+            except (DamagedRevisionError, StoreWentBackwardsError) as error:
+                if unreadable is None:
+                    raise
+                unreadable[name] = error.message
+                return None
 
         if len(names) <= 1:
             heads = [read(name) for name in names]
@@ -168,6 +196,12 @@ class Deployments:
             )
         return needed
 
+    def chains(self) -> Iterator[Chain]:
+        """Yield the chain of every deployment, of removed ones too."""
+        for name in self._store.list_folders(PREFIX):
+            with suppress(InvalidInputError):  # a folder that somebody made by hand
+                yield self._chain(name)
+
     def _require_versions(self, spec: DeploymentSpec) -> None:
         head = self._models.get(spec.model, fresh=True)
         head.version(spec.version)
@@ -234,7 +268,7 @@ class Deployments:
         return NotFoundError(f"{model!r} is not deployed{hint}", model=model, suggestions=close)
 
     def _chain(self, model: str) -> Chain:
-        return Chain(self._store, f"{PREFIX}{validate_model_name(model)}/revisions/")
+        return Chain(self._store, f"{PREFIX}{validate_model_name(model)}/revisions/", guarded=True)
 
 
 def _view(head: Head[DeploymentSpec]) -> DeploymentRevision:

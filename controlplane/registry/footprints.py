@@ -5,15 +5,18 @@ a version needs depends on the backend, the kind of device, the largest batch an
 measurement is committed when it is the first, or when one of its figures is larger than what is known.
 """
 
+import logging
 import re
 import threading
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from controlplane.errors import CommitConflictError
+from controlplane.errors import CommitConflictError, StoreWentBackwardsError
 from controlplane.registry.chain import Chain, Revision
 from controlplane.storage.base import ObjectStore
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "footprints/"
 _SAME = 0.1
@@ -142,7 +145,11 @@ class Footprints:
         """Commit a measurement if it says something new; return what counts now."""
         chain = Chain(self._store, key.prefix)
         for _ in range(_TRIES):
-            head = chain.refresh(self._known.get(key))
+            try:
+                head = chain.refresh(self._known.get(key))
+            except StoreWentBackwardsError as error:  # what was measured since is measured again
+                logger.warning("measured footprints were lost: %s", error)
+                head = chain.head()
             known = _parse(head) if head else None
             if known is not None and not _news(measured, known):
                 with self._guard:

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,12 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from controlplane.domain.model import VersionEntry
 from controlplane.errors import NotFoundError, StoreError
 from controlplane.registry.blobs import Blobs, blob_key, digest_of
+from controlplane.registry.chain_check import require_sound
 from controlplane.registry.deployments import Deployments
 from controlplane.registry.intents import INTENTS, MARKER_STALE, MARKERS, notes, write_marker
 from controlplane.registry.models import Models
 from controlplane.registry.versions import Versions
 from controlplane.settings import GcSettings
 from controlplane.storage.base import ObjectStore
+from controlplane.storage.clock import StoreClock
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ _BATCH = 1000
 
 _DELETING_SECONDS = MARKER_STALE.total_seconds() / 2
 _PARALLEL_DELETES = 8
+_PARALLEL_READS = 8
 
 
 class GcReport(BaseModel):
@@ -56,7 +59,7 @@ class GcReport(BaseModel):
 
 @runtime_checkable
 class _AbortsUploads(Protocol):
-    def abort_incomplete(self, older_than: timedelta) -> int: ...
+    def abort_incomplete(self, begun_before: datetime) -> int: ...
 
 
 class Collector:
@@ -70,6 +73,7 @@ class Collector:
         versions: Versions,
         deployments: Deployments,
         settings: GcSettings,
+        clock: StoreClock,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -77,6 +81,7 @@ class Collector:
         self._versions = versions
         self._deployments = deployments
         self._settings = settings
+        self._clock = clock
 
     def collect(self, *, dry_run: bool, grace_seconds: float | None = None) -> GcReport:
         """Delete what nothing refers to.
@@ -87,10 +92,13 @@ class Collector:
                 None takes the setting. A running publish is safe with 0.
 
         Raises:
-            StoreError: A manifest cannot be read. Nothing is deleted then, for it may refer to anything.
+            ClockSkewError: This machine's clock and the store's differ, so ages cannot be trusted. Nothing is deleted.
+            StoreError: A manifest cannot be read, or a chain is damaged. Nothing is deleted then, for it may refer to
+                anything.
         """
         began = time.monotonic()
-        now = datetime.now(UTC)
+        now = self._clock.check()
+        self._require_sound_chains()
         grace = timedelta(seconds=self._settings.grace_seconds if grace_seconds is None else grace_seconds)
         intents_removed = self._remove_abandoned(now, dry_run=dry_run)
         scanned = list(self._blobs.all())
@@ -118,10 +126,16 @@ class Collector:
             kept_by_grace=by_grace,
             kept_by_publish=len(candidates) - len(deleted),
             intents_removed=intents_removed,
-            uploads_aborted=0 if dry_run else self._abort_uploads(),
+            uploads_aborted=0 if dry_run else self._abort_uploads(now),
         )
         logger.info("garbage collection in %.2f s: %s", time.monotonic() - began, report)
         return report
+
+    def _require_sound_chains(self) -> None:
+        chains = [*self._models.chains(), *self._deployments.chains()]
+        with ThreadPoolExecutor(_PARALLEL_READS, thread_name_prefix="gc") as pool:
+            for _ in pool.map(require_sound, chains):
+                pass
 
     def _delete_batch(self, digests: Sequence[str], horizon: datetime, *, dry_run: bool) -> Sequence[str]:
         if dry_run:
@@ -154,7 +168,16 @@ class Collector:
         # A crash between a tombstone and the look that follows it can leave a deployment with a deleted version;
         # its blobs are kept, so that the deletion can be taken back.
         needed = {(deployment.spec.model, deployment.spec.version) for deployment in self._deployments.list(fresh=True)}
-        for head in self._models.all_fresh():
+        heads = list(self._models.all_fresh())
+        known = {(head.name, entry.number) for head in heads for entry in head.versions}
+        for model, version in sorted(needed - known):
+            raise StoreError(
+                f"{model} is deployed as version {version}, which models/{model} does not have: the store lost a "
+                "revision of it. Nothing is deleted; run `tritonctl fsck`",
+                model=model,
+                version=version,
+            )
+        for head in heads:
             for entry in head.versions:
                 gone = entry.deleted and (entry.deleted_at is None or entry.deleted_at < horizon)
                 if gone and (head.name, entry.number) not in needed:
@@ -186,7 +209,7 @@ class Collector:
                 self._store.delete(key)
         return len(abandoned)
 
-    def _abort_uploads(self) -> int:
+    def _abort_uploads(self, now: datetime) -> int:
         if not isinstance(self._store, _AbortsUploads):
             return 0
-        return self._store.abort_incomplete(timedelta(seconds=self._settings.upload_max_age_seconds))
+        return self._store.abort_incomplete(now - timedelta(seconds=self._settings.upload_max_age_seconds))

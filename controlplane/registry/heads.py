@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from controlplane.errors import CommitConflictError
 from controlplane.registry.chain import Chain, Revision
+from controlplane.registry.head_memory import HeadMemory
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -40,10 +41,19 @@ class HeadCache(Generic[T]):
         chain_of: Gives the chain of a name; validates the name.
         model: What a body is parsed into.
         max_age_seconds: How old the last look may be for a plain read.
+        memory: Remembers the heads across restarts, so that a loss while this process was down is noticed.
     """
 
-    def __init__(self, chain_of: Callable[[str], Chain], model: type[T], *, max_age_seconds: float) -> None:
+    def __init__(
+        self,
+        chain_of: Callable[[str], Chain],
+        model: type[T],
+        *,
+        max_age_seconds: float,
+        memory: HeadMemory | None = None,
+    ) -> None:
         self._chain_of = chain_of
+        self._memory = memory
         self._model = model
         self._max_age = max_age_seconds
         self._heads: dict[str, Head[T]] = {}
@@ -63,6 +73,9 @@ class HeadCache(Generic[T]):
         Args:
             name: Whose head.
             fresh: Look, however young the cached one is.
+
+        Raises:
+            StoreWentBackwardsError: The store lost the head that this process, or another one, knew.
         """
         not_before = time.monotonic() - (0 if fresh else self._max_age)
         head = self._heads.get(name)
@@ -72,8 +85,10 @@ class HeadCache(Generic[T]):
             head = self._heads.get(name)
             if head is not None and head.checked_at >= not_before:
                 return head  # somebody's look began after we asked
+            chain = self._chain_of(name)
+            known = head.revision if head else self._remembered(chain)
             began = time.monotonic()
-            revision = self._chain_of(name).refresh(head.revision if head else None)
+            revision = chain.refresh(known)
             return self._remember(name, revision, began) if revision else None
 
     def append(
@@ -131,14 +146,24 @@ class HeadCache(Generic[T]):
             f"{name!r}: others committed first, {EDIT_TRIES} times in a row; try again later", name=name
         )
 
+    def _remembered(self, chain: Chain) -> Revision | None:
+        return None if self._memory is None else self._memory.get(chain.name)
+
     def _remember(self, name: str, revision: Revision, checked_at: float) -> Head[T]:
         with self._guard:
             before = self._heads.get(name)
-            if before is not None and before.revision.number > revision.number:
+            if before is not None and _order(before.revision) > _order(revision):
                 return before  # a slower look must not take back what a faster one has seen
             if before is not None and before.revision.commit_id == revision.commit_id:
-                head = Head(before.revision, before.value, max(before.checked_at, checked_at))
+                newest = revision if revision.stamp else before.revision
+                head = Head(newest, before.value, max(before.checked_at, checked_at))
             else:
                 head = Head(revision, self._model.model_validate(revision.body), checked_at)
+                if self._memory is not None:
+                    self._memory.put(self._chain_of(name).name, revision)
             self._heads[name] = head
             return head
+
+
+def _order(revision: Revision) -> tuple[int, int]:
+    return revision.epoch, revision.number

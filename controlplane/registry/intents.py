@@ -15,7 +15,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from controlplane.errors import CommitOutcomeUnknownError, ObjectExistsError, ObjectNotFoundError, StoreError
+from controlplane.errors import (
+    CommitOutcomeUnknownError,
+    ConflictError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+)
 from controlplane.storage.base import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -47,13 +53,27 @@ def _write(store: ObjectStore, key: str, digests: Collection[str], why: str) -> 
 def notes(store: ObjectStore, prefix: str) -> Iterator[Note]:
     """Yield the intents or the markers."""
     for info in store.list(prefix):
-        try:
-            document = json.loads(store.get(info.key))
-        except ObjectNotFoundError:
-            continue  # finished meanwhile
-        except ValueError as error:
-            raise StoreError(f"{info.key} is damaged; remove it if no publish is running", key=info.key) from error
-        yield Note(info.key, info.modified_at, frozenset(document["digests"]))
+        digests = read_note(store, info.key)
+        if digests is not None:
+            yield Note(info.key, info.modified_at, digests)
+
+
+def read_note(store: ObjectStore, key: str) -> frozenset[str] | None:
+    """Return the digests that an intent or a marker names; None where it is gone.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
+    try:
+        return frozenset(map(str, json.loads(store.get(key))["digests"]))
+    except ObjectNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{key} is damaged, so the blobs that it protects are not known; `tritonctl fsck --repair` removes it once "
+            "it is too old to be in use",
+            key=key,
+        ) from error
 
 
 def write_marker(store: ObjectStore, digests: Collection[str]) -> str:
@@ -81,16 +101,37 @@ def release(store: ObjectStore, key: str) -> None:
     store.delete(key)
 
 
+def stands(store: ObjectStore, key: str) -> bool:
+    """Whether the intent of `hold` is still there, and with it what it holds.
+
+    A collector removes an intent that it takes for abandoned. Where the intent is there after a commit, every
+    collector that looked before the commit has seen the intent, and every later one sees the commit.
+    """
+    return store.head(key) is not None
+
+
+def written_at(store: ObjectStore, key: str) -> datetime:
+    """Return when an intent was written, by the store's clock.
+
+    Raises:
+        ConflictError: It is not there any more.
+    """
+    info = store.head(key)
+    if info is None:
+        raise ConflictError(f"{key} was removed while it was needed; is a machine's clock wrong? Try again")
+    return info.modified_at
+
+
 @contextmanager
-def holding(store: ObjectStore, digests: Collection[str], why: str) -> Iterator[None]:
-    """Hold blobs for the length of a block.
+def holding(store: ObjectStore, digests: Collection[str], why: str) -> Iterator[str]:
+    """Hold blobs for the length of a block, which gets the intent's key.
 
     After a commit whose outcome is unknown the intent stays: the commit may yet turn out to have won, and its blobs
     must be there then.
     """
     key = hold(store, digests, why)
     try:
-        yield
+        yield key
     except CommitOutcomeUnknownError:
         raise
     except BaseException:

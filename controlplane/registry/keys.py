@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from controlplane.domain.access import TOKEN_PREFIX, ApiKey, Keyring, Scope, check_key_name, check_patterns
 from controlplane.errors import ConflictError, InvalidInputError, NotFoundError
 from controlplane.registry.chain import Chain
+from controlplane.registry.head_memory import HeadMemory
 from controlplane.registry.heads import Head, HeadCache
 from controlplane.storage.base import ObjectStore
 
@@ -60,9 +61,12 @@ def digest_of(token: str) -> str:
 class ApiKeys:
     """Makes, revokes and reads keys. Blocks; safe to use from several threads."""
 
-    def __init__(self, store: ObjectStore, *, clock: Callable[[], datetime] = _utc_now) -> None:
+    def __init__(
+        self, store: ObjectStore, *, clock: Callable[[], datetime] = _utc_now, memory: HeadMemory | None = None
+    ) -> None:
         self._clock = clock
-        self._heads: HeadCache[Keyring] = HeadCache(lambda _: Chain(store, PREFIX), Keyring, max_age_seconds=0)
+        chain = Chain(store, PREFIX, guarded=True)
+        self._heads: HeadCache[Keyring] = HeadCache(lambda _: chain, Keyring, max_age_seconds=0, memory=memory)
 
     def read(self) -> tuple[int, Keyring]:
         """Look: one request where nothing changed. Returns the newest revision's number, 0 for none, and the keys."""

@@ -4,8 +4,8 @@ Each lease is a pruned chain of its own, ``leases/models/<model>/<lease id>/``: 
 next one, giving it back a last one that says so. One LIST of the prefix finds all of them, and a revision that was read
 once never changes, so looking again costs one request where nothing changed.
 
-A lease ends by the writer's clock: its revision says until when. Clocks that differ by a second make it a second longer
-or shorter, which is why a client that must not lose the model renews in time rather than at the end.
+A lease ends by the store's clock: its revision says until when. Stores tell the time to a second, which is why a client
+that must not lose the model renews in time rather than at the end.
 """
 
 import re

@@ -3,11 +3,13 @@
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from controlplane.domain.model import ModelHead
 from controlplane.domain.names import validate_model_name
 from controlplane.errors import AlreadyExistsError, InvalidInputError, NotFoundError
 from controlplane.registry.chain import Chain, Revision
+from controlplane.registry.head_memory import HeadMemory
 from controlplane.registry.heads import Head, HeadCache
 from controlplane.storage.base import ObjectStore
 
@@ -30,9 +32,11 @@ Revisions = list[Revision]
 class Models:
     """Reads and edits heads. A deleted model's head stays: its version numbers are never used again."""
 
-    def __init__(self, store: ObjectStore, *, head_max_age_seconds: float) -> None:
+    def __init__(self, store: ObjectStore, *, head_max_age_seconds: float, memory: HeadMemory | None = None) -> None:
         self._store = store
-        self.heads: HeadCache[ModelHead] = HeadCache(self._chain, ModelHead, max_age_seconds=head_max_age_seconds)
+        self.heads: HeadCache[ModelHead] = HeadCache(
+            self._chain, ModelHead, max_age_seconds=head_max_age_seconds, memory=memory
+        )
 
     def get(self, name: str, *, fresh: bool = False) -> ModelHead:
         """Return a model's head. A miss is always looked up afresh before it is reported.
@@ -159,6 +163,12 @@ class Models:
             raise self.missing(name)
         return revisions
 
+    def chains(self) -> Iterator[Chain]:
+        """Yield the chain of every model, of deleted ones too."""
+        for name in self._store.list_folders(PREFIX):
+            with suppress(InvalidInputError):  # a folder that somebody made by hand
+                yield self._chain(name)
+
     def missing(self, name: str) -> NotFoundError:
         """Return the error that says so and suggests the closest name there is."""
         names = [other for other in self._store.list_folders(PREFIX, limit=_SUGGESTIONS_FROM) if other != name]
@@ -191,4 +201,4 @@ class Models:
         return [head for head in heads if head is not None]
 
     def _chain(self, name: str) -> Chain:
-        return Chain(self._store, f"{PREFIX}{validate_model_name(name)}/revisions/")
+        return Chain(self._store, f"{PREFIX}{validate_model_name(name)}/revisions/", guarded=True)

@@ -15,15 +15,20 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from controlplane.domain.manifest import FileEntry, Manifest
+from controlplane.domain.manifest import FileEntry, Manifest, manifest_document
 from controlplane.domain.model import ModelHead, VersionEntry
 from controlplane.domain.names import validate_alias, validate_model_name
 from controlplane.domain.validation import invalid_field
-from controlplane.errors import InvalidInputError
+from controlplane.errors import (
+    CommitOutcomeUnknownError,
+    ControlPlaneError,
+    InvalidInputError,
+    StoreError,
+)
 from controlplane.registry.aliases import describe_move
 from controlplane.registry.blobs import Blobs
 from controlplane.registry.damages import Damages
-from controlplane.registry.intents import holding
+from controlplane.registry.intents import holding, stands
 from controlplane.registry.models import Models, explain
 from controlplane.storage.base import ObjectStore, ProgressCallback
 
@@ -81,12 +86,14 @@ class Publisher:
         began = time.monotonic()
         manifest_digest = hashlib.sha256(document).hexdigest()
         digests = {blob.sha256 for blob in manifest.blobs} | {manifest_digest}
-        with holding(self._store, digests, f"publish {model}"):
+        with holding(self._store, digests, f"publish {model}") as intent:
             self._upload_missing(manifest, files, progress)
             self._blobs.put_bytes(document)
             entry = self._commit(
                 model, manifest, manifest_digest, actor, reason, aliases, commit_id or uuid.uuid4().hex
             )
+            if not self._stands(intent):
+                self._make_whole(model, entry, manifest, document, files, actor)
         logger.info(
             "published %s:%d (%d bytes) in %.2f s", model, entry.number, entry.size_bytes, time.monotonic() - began
         )
@@ -118,6 +125,61 @@ class Publisher:
             # Large files first: the longest transfer must not be the last to begin.
             for _ in pool.map(upload, sorted(missing, key=lambda blob: -blob.size_bytes)):
                 pass
+
+    def _stands(self, intent: str) -> bool:
+        try:
+            return stands(self._store, intent)
+        except StoreError as error:
+            raise CommitOutcomeUnknownError(
+                f"the version was committed, but the store could not say whether its files are safe ({error.message}); "
+                "publish it again with the same commit id, or look at it with `tritonctl fsck`"
+            ) from error
+
+    def _make_whole(
+        self,
+        model: str,
+        entry: VersionEntry,
+        manifest: Manifest,
+        document: bytes,
+        files: Mapping[str, Path],
+        actor: str,
+    ) -> None:
+        """Check a version whose intent was removed before its commit, and write again what was collected.
+
+        A collector whose clock (or whose store's clock) is wrong takes a running publish for abandoned.
+
+        Raises:
+            StoreError: A blob is gone and is not at hand here; the version was deleted again.
+        """
+        logger.warning("the intent of the publish of %s:%d was removed while it ran", model, entry.number)
+        digests = {blob.sha256 for blob in manifest.blobs} | {entry.manifest}
+        with holding(self._store, digests, f"publish {model}"):  # waits for a collector that is still deleting
+            try:
+                self._upload_missing(manifest, files, None)
+                self._blobs.put_bytes(document)
+            except ControlPlaneError as error:
+                self._take_back(model, entry, actor)
+                raise StoreError(
+                    f"{model}:{entry.number} was not published: garbage collection removed its files while it was "
+                    f"under way ({error.message}). Is a machine's clock wrong? See `tritonctl doctor`, then publish "
+                    "it again",
+                    model=model,
+                    version=entry.number,
+                ) from error
+
+    def _take_back(self, model: str, entry: VersionEntry, actor: str) -> None:
+        gone = entry.model_copy(update={"deleted": True, "deleted_at": entry.published_at})
+
+        def bury(head: ModelHead | None) -> tuple[ModelHead, str] | None:
+            if head is None:
+                return None
+            update = {
+                "versions": tuple(gone if one.number == entry.number else one for one in head.versions),
+                "aliases": {alias: number for alias, number in head.aliases.items() if number != entry.number},
+            }
+            return head.model_copy(update=update), f"take back version {entry.number}: its files were collected"
+
+        self._models.edit_any(model, bury, actor=actor)
 
     def _commit(
         self,
@@ -163,7 +225,7 @@ def _published(head: ModelHead, commit_id: str) -> VersionEntry | None:
 
 def _document(manifest: Manifest) -> bytes:
     """Return the manifest blob's bytes, having made sure that they can be read back."""
-    document = manifest.model_dump_json(indent=2).encode()
+    document = manifest_document(manifest)
     try:
         same = Manifest.model_validate_json(document) == manifest
     except ValidationError as error:

@@ -4,8 +4,8 @@ Synchronous and safe to use from several threads. Reads may be ``head_max_age_se
 before it is reported; commits always look; a process sees its own commits at once.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,16 +13,20 @@ from controlplane.domain.manifest import FileEntry, Manifest
 from controlplane.domain.model import ModelHead, VersionEntry
 from controlplane.domain.names import Reference
 from controlplane.domain.samples import Sample, decode_samples
-from controlplane.errors import DigestMismatchError, NotFoundError
+from controlplane.errors import DigestMismatchError, NotFoundError, StoreWentBackwardsError
 from controlplane.registry import aliases as alias_edits
-from controlplane.registry import intents
+from controlplane.registry import intents, lost
 from controlplane.registry.blobs import Blobs, BlobState
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.chain import Revision
 from controlplane.registry.damages import Damages
 from controlplane.registry.deployments import Deployments
+from controlplane.registry.findings import FsckReport
 from controlplane.registry.footprints import Footprints
+from controlplane.registry.fsck import Fsck, chain_named
+from controlplane.registry.fsck_repair import Repairs
 from controlplane.registry.gc import Collector, GcReport
+from controlplane.registry.head_memory import HeadMemory
 from controlplane.registry.keys import ApiKeys
 from controlplane.registry.leases import ModelLeases
 from controlplane.registry.models import Models
@@ -34,6 +38,7 @@ from controlplane.registry.standings import Standings
 from controlplane.registry.versions import Versions
 from controlplane.settings import GcSettings, SigningSettings
 from controlplane.storage.base import ObjectStore, ProgressCallback
+from controlplane.storage.clock import StoreClock
 
 
 class Registry:
@@ -42,6 +47,7 @@ class Registry:
     Attributes:
         store: The bucket.
         cache: The local blob cache.
+        clock: The store's clock.
         blobs: The blobs in the bucket.
         deployments: The desired states.
         footprints: Measured footprints of versions.
@@ -61,23 +67,28 @@ class Registry:
         head_max_age_seconds: float,
         gc: GcSettings,
         signing: SigningSettings | None = None,
+        memory: HeadMemory | None = None,
+        clock: StoreClock | None = None,
     ) -> None:
         self.store = store
         self.cache = cache
+        self._memory = memory
+        self._gc = gc
+        self.clock = clock or StoreClock(store)
         self.blobs = Blobs(store)
-        self._models = Models(store, head_max_age_seconds=head_max_age_seconds)
-        self.deployments = Deployments(store, self._models, head_max_age_seconds=head_max_age_seconds)
+        self._models = Models(store, head_max_age_seconds=head_max_age_seconds, memory=memory)
+        self.deployments = Deployments(store, self._models, head_max_age_seconds=head_max_age_seconds, memory=memory)
         self._versions = Versions(store, self._models, self.blobs, self.deployments)
         self.footprints = Footprints(store)
         self.reports = Reports(store)
         self.standings = Standings(store)
-        self.leases = ModelLeases(store)
-        self.keys = ApiKeys(store)
+        self.leases = ModelLeases(store, clock=self.clock.now)
+        self.keys = ApiKeys(store, clock=self.clock.now, memory=memory)
         self.signatures = Signatures(store, signing or SigningSettings())
         self.damages = Damages(store)
         self.scrub = Scrub(self._models, self._versions, self.blobs, cache, self.damages)
         self._publisher = Publisher(store, self._models, self.blobs, self.damages)
-        self._collector = Collector(store, self.blobs, self._models, self._versions, self.deployments, gc)
+        self._collector = Collector(store, self.blobs, self._models, self._versions, self.deployments, gc, self.clock)
 
     # Models
 
@@ -218,6 +229,29 @@ class Registry:
     def release_blobs(self, key: str) -> None:
         """Let go of what `hold_blobs` held."""
         intents.release(self.store, key)
+
+    def fsck(
+        self, *, deep: bool, repair: bool, decided: Sequence[str] = (), stage: Callable[[str], None] = lambda _: None
+    ) -> FsckReport:
+        """Check the whole store; see `Fsck`."""
+        repairs = Repairs(
+            self.blobs,
+            self.cache,
+            self._versions.document_of,
+            self.clock,
+            note_max_age_seconds=self._gc.upload_max_age_seconds,
+        )
+        check = Fsck(self.store, memory=self._memory, repairs=repairs if repair else None, deep=deep, stage=stage)
+        return check.run(decided=decided)
+
+    def decide(self, chain: str, *, restore: bool, actor: str, reason: str = "") -> Revision:
+        """Commit an operator's decision about a chain that went backwards; see `controlplane.registry.lost`."""
+        found = chain_named(self.store, chain)
+        if self._memory is not None:
+            with suppress(StoreWentBackwardsError):
+                found.refresh(self._memory.get(found.name))  # notes what only this instance remembers
+        decide = lost.restore if restore else lost.accept
+        return decide(found, actor=actor, reason=reason)
 
     def collect(self, *, dry_run: bool, grace_seconds: float | None = None) -> GcReport:
         """Collect garbage; see `Collector.collect`."""

@@ -1,14 +1,15 @@
 """Versions: resolving references, reading manifests, tombstones."""
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 
 from pydantic import ValidationError
 
-from controlplane.domain.manifest import Manifest
+from controlplane.domain.manifest import Manifest, manifest_document
 from controlplane.domain.model import ModelHead, VersionEntry
 from controlplane.domain.names import Reference
 from controlplane.domain.validation import invalid_field
@@ -16,7 +17,7 @@ from controlplane.errors import InUseError, NotFoundError, StoreError
 from controlplane.registry.aliases import missing_alias
 from controlplane.registry.blobs import Blobs
 from controlplane.registry.deployments import Deployments
-from controlplane.registry.intents import holding
+from controlplane.registry.intents import holding, written_at
 from controlplane.registry.models import Models, explain
 from controlplane.storage.base import ObjectStore
 
@@ -82,6 +83,13 @@ class Versions:
         with self._guard:
             return self._manifests.get(entry.manifest)
 
+    def document_of(self, digest: str) -> bytes | None:
+        """Return the bytes of a manifest that is in memory; None where it is not, or was written by another release."""
+        with self._guard:
+            known = self._manifests.get(digest)
+        document = manifest_document(known) if known is not None else b""
+        return document if hashlib.sha256(document).hexdigest() == digest else None
+
     def delete(self, name: str, number: int, *, actor: str, reason: str = "") -> ModelHead:
         """Put a tombstone on a version: its number stays taken, its blobs may be collected.
 
@@ -90,8 +98,9 @@ class Versions:
             InUseError: An alias points at it or a deployment needs it; says which.
         """
         entry = self._models.get(name, fresh=True).version(number)
-        with holding(self._store, self._digests([entry]), f"delete {name}:{number}"):
+        with holding(self._store, self._digests([entry]), f"delete {name}:{number}") as intent:
             self._refuse_deployed(name, [number])
+            now = written_at(self._store, intent)
 
             def bury(head: ModelHead) -> tuple[ModelHead, str]:
                 head.version(number)
@@ -103,7 +112,7 @@ class Versions:
                         version=number,
                         aliases=pointing,
                     )
-                return _with_deleted(head, {number}, deleted=True), explain(f"delete version {number}", reason)
+                return _with_deleted(head, {number}, now), explain(f"delete version {number}", reason)
 
             head = self._models.edit(name, bury, actor=actor)
             self._undo_if_deployed(name, [number], {}, actor)
@@ -117,13 +126,14 @@ class Versions:
             InUseError: It is deployed.
         """
         live = self._models.get(name, fresh=True).live_versions
-        with holding(self._store, self._digests(live), f"delete {name}"):
+        with holding(self._store, self._digests(live), f"delete {name}") as intent:
             self._refuse_deployed(name, None)
+            now = written_at(self._store, intent)
             buried: list[ModelHead] = []
 
             def bury(head: ModelHead) -> tuple[ModelHead, str]:
                 buried[:] = [head]
-                gone = _with_deleted(head, {entry.number for entry in head.live_versions}, deleted=True)
+                gone = _with_deleted(head, {entry.number for entry in head.live_versions}, now)
                 return gone.model_copy(update={"deleted": True, "aliases": {}}), explain("delete model", reason)
 
             self._models.edit(name, bury, actor=actor)
@@ -161,15 +171,16 @@ class Versions:
                 if head is None:
                     return None
                 update = {"deleted": False, "aliases": {**aliases, **head.aliases}}
-                revived = _with_deleted(head, set(numbers), deleted=False).model_copy(update=update)
+                revived = _with_deleted(head, set(numbers), None).model_copy(update=update)
                 return revived, f"take back the deletion of {', '.join(map(str, numbers))}: {why}"
 
             self._models.edit_any(name, revive, actor=actor)
             raise
 
 
-def _with_deleted(head: ModelHead, numbers: set[int], *, deleted: bool) -> ModelHead:
-    update = {"deleted": deleted, "deleted_at": datetime.now(UTC) if deleted else None}
+def _with_deleted(head: ModelHead, numbers: set[int], at: datetime | None) -> ModelHead:
+    """Return the head with versions deleted at a moment by the store's clock; None: not deleted."""
+    update = {"deleted": at is not None, "deleted_at": at}
     return head.model_copy(
         update={
             "versions": tuple(

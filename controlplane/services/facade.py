@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from controlplane.services.checking import Checking
 from controlplane.services.conversions import Conversions
 from controlplane.services.deployments import Deployments
 from controlplane.services.devices import Devices
@@ -53,6 +54,7 @@ class Services:
     events: Events
     garbage: Garbage
     scrubbing: Scrubbing
+    checking: Checking
     gateway: Gateway
     health: Health
     idempotency: Idempotency

@@ -1,7 +1,7 @@
 """Removing what nothing refers to: blobs, abandoned uploads, old records of operations and idempotency keys."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from controlplane.registry.registry import Registry
@@ -48,8 +48,8 @@ class Garbage:
         }
 
     def _remove_old(self, prefix: str, days: int, dry_run: bool) -> int:
-        horizon = datetime.now(UTC) - timedelta(days=days)
         store = self._registry.store
+        horizon = self._registry.clock.now() - timedelta(days=days)
         old = [info.key for info in store.list(prefix) if info.modified_at < horizon]
         if not dry_run:
             for key in old:

@@ -24,6 +24,7 @@ from controlplane.errors import (
     StoreError,
 )
 from controlplane.storage.base import ObjectStore
+from controlplane.storage.clock import StoreClock
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +69,9 @@ class Turn:
 class Idempotency:
     """Claims keys and keeps answers, in the bucket."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, clock: StoreClock | None = None) -> None:
         self._store = store
+        self._clock = clock or StoreClock(store)
         # Claims of this process that nobody acts on: it was not to be learnt whether they were written. One operation
         # at a time, so no lock.
         self._idle: set[str] = set()
@@ -148,7 +150,11 @@ class Idempotency:
                 return StoredAnswer.model_validate_json(self._store.get(f"{folder}answer.json"))
             except ObjectNotFoundError:
                 pass
-            if datetime.now(UTC) - before.at < timedelta(seconds=CLAIM_SECONDS):
+            # By the store's clock: two machines' clocks may differ by more than a claim lasts.
+            written = self._store.head(name)
+            if written is None:
+                return None  # given back at this moment
+            if self._clock.now() - written.modified_at < timedelta(seconds=CLAIM_SECONDS):
                 return None
             # Its process died: the next number is free.
         raise ConflictError(f"the Idempotency-Key {key[:60]!r} was tried too often; use a fresh key")

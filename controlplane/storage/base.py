@@ -9,7 +9,7 @@ without ``.`` or ``..`` parts.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -22,11 +22,13 @@ class ObjectInfo:
         key: Its key, relative to the store's prefix.
         size_bytes: Its size.
         modified_at: When it was last written (UTC, the store's clock).
+        tag: Changes whenever the object is written again; empty where the store has no such thing.
     """
 
     key: str
     size_bytes: int
     modified_at: datetime
+    tag: str = ""
 
 
 class ProgressCallback(Protocol):
@@ -133,12 +135,12 @@ class ObjectStore(Protocol):
         """Put the parts of a presigned multipart put together."""
         ...
 
-    def abort_incomplete(self, older_than: timedelta) -> int:
+    def abort_incomplete(self, begun_before: datetime) -> int:
         """Drop uploads that were begun and never completed, for garbage collection; returns how many.
 
         Args:
-            older_than: Only those begun longer ago than this (where the store can tell whether the writer is gone,
-                it goes by that).
+            begun_before: Only those that were begun before this moment by the store's clock (where the store can tell
+                whether the writer is gone, it goes by that).
         """
         ...
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -187,7 +187,7 @@ class FilesystemStore:
         """See `ObjectStore.complete_presigned`; never valid here."""
         raise InvalidInputError(f"{self.url} gives no presigned uploads, so there is none to complete.", key=key)
 
-    def abort_incomplete(self, older_than: timedelta) -> int:  # noqa: ARG002
+    def abort_incomplete(self, begun_before: datetime) -> int:  # noqa: ARG002
         """See `ObjectStore.abort_incomplete`. Here they are told by their lock, not by their age."""
         with localfile.translated(f"clean {self._incomplete}"):
             return localfile.remove_abandoned(self._incomplete)
@@ -271,7 +271,8 @@ class FilesystemStore:
             raise localfile.store_error(error, f"look at object {key!r}") from error
         if stat.S_ISDIR(found.st_mode):
             return None
-        return ObjectInfo(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+        tag = f"{found.st_ino:x}-{found.st_mtime_ns:x}"
+        return ObjectInfo(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC), tag)
 
 
 def _below_another(key: str) -> InvalidInputError:

@@ -5,7 +5,7 @@ import hashlib
 import io
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -123,7 +123,7 @@ class MemoryStore:
         """See `ObjectStore.complete_presigned`; never valid here."""
         raise InvalidInputError(f"{self.url} gives no presigned uploads, so there is none to complete.", key=key)
 
-    def abort_incomplete(self, older_than: timedelta) -> int:  # noqa: ARG002
+    def abort_incomplete(self, begun_before: datetime) -> int:  # noqa: ARG002
         """See `ObjectStore.abort_incomplete`; there are none here."""
         return 0
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -107,10 +107,10 @@ class MeteredStore:
         with self._timed("complete_presigned"):
             self._store.complete_presigned(key, upload_id)
 
-    def abort_incomplete(self, older_than: timedelta) -> int:
+    def abort_incomplete(self, begun_before: datetime) -> int:
         """See `ObjectStore`."""
         with self._timed("abort_incomplete"):
-            return self._store.abort_incomplete(older_than)
+            return self._store.abort_incomplete(begun_before)
 
     def close(self) -> None:
         """See `ObjectStore`."""

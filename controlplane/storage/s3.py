@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
-from datetime import UTC, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -121,7 +121,9 @@ class S3Store:
                 if status_of(error) == 404:
                     return None
                 raise
-            return ObjectInfo(key, found["ContentLength"], found["LastModified"].astimezone(UTC))
+            return ObjectInfo(
+                key, found["ContentLength"], found["LastModified"].astimezone(UTC), found["ETag"].strip('"')
+            )
 
         return self._requests.run("look at", attempt, key=key)
 
@@ -134,7 +136,7 @@ class S3Store:
                 if count == limit:
                     return
                 key = found["Key"].removeprefix(self._bucket.prefix)
-                yield ObjectInfo(key, found["Size"], found["LastModified"].astimezone(UTC))
+                yield ObjectInfo(key, found["Size"], found["LastModified"].astimezone(UTC), found["ETag"].strip('"'))
                 count += 1
 
     def list_folders(self, prefix: str, *, start_after: str = "", limit: int | None = None) -> Iterator[str]:
@@ -181,9 +183,9 @@ class S3Store:
         """See `ObjectStore.complete_presigned`."""
         s3_upload.complete_upload(self._bucket, key, upload_id)
 
-    def abort_incomplete(self, older_than: timedelta) -> int:
+    def abort_incomplete(self, begun_before: datetime) -> int:
         """See `ObjectStore.abort_incomplete`."""
-        return s3_upload.abort_incomplete(self._bucket, older_than)
+        return s3_upload.abort_incomplete(self._bucket, begun_before)
 
     def close(self) -> None:
         """See `ObjectStore.close`."""

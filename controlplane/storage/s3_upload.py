@@ -98,12 +98,11 @@ def complete_upload(bucket: Bucket, key: str, upload_id: str) -> None:
     _complete(bucket, key, upload_id, {number: part.etag for number, part in parts.items()})
 
 
-def abort_incomplete(bucket: Bucket, older_than: timedelta) -> int:
-    """Abort the multipart uploads below the store's prefix that were begun longer ago than ``older_than``."""
-    before = datetime.now(UTC) - older_than
+def abort_incomplete(bucket: Bucket, begun_before: datetime) -> int:
+    """Abort the multipart uploads below the store's prefix that were begun before a moment by the store's clock."""
     aborted = 0
     for full_key, upload_id, begun_at in _list_uploads(bucket, bucket.prefix):
-        if begun_at < before:
+        if begun_at < begun_before:
             _abort(bucket, full_key.removeprefix(bucket.prefix), upload_id)
             aborted += 1
     return aborted

@@ -260,14 +260,29 @@ def test_a_pruned_chain_has_one_winner_while_it_is_pruned(store: ObjectStore) ->
 # Third trap
 
 
-@pytest.mark.parametrize(("pruned", "operation"), [(False, "head"), (True, "list")])
-def test_learning_that_nothing_changed_is_one_request(store: ObjectStore, pruned: bool, operation: str) -> None:
+@pytest.mark.parametrize("pruned", [False, True])
+def test_learning_that_nothing_changed_is_one_request(store: ObjectStore, pruned: bool) -> None:
     hooked = HookedStore(store)
     chain = Chain(hooked, "c/", pruned=pruned)
-    known = grow(chain, 3)
+    grow(chain, 3)
+    known = chain.head()
+    assert known is not None
     hooked.calls.clear()
     assert chain.refresh(known) is known
-    assert [name for name, _ in hooked.calls] == [operation]
+    assert [name for name, _ in hooked.calls] == ["list"]
+
+
+def test_what_a_process_committed_is_read_once_and_then_costs_one_request(store: ObjectStore) -> None:
+    hooked = HookedStore(store)
+    chain = Chain(hooked, "c/")
+    committed = grow(chain, 3)
+    hooked.calls.clear()
+    known = chain.refresh(committed)
+    assert known == committed
+    assert [name for name, _ in hooked.calls] == ["list", "get"]
+    hooked.calls.clear()
+    assert chain.refresh(known) is known
+    assert [name for name, _ in hooked.calls] == ["list"]
 
 
 def test_a_refresh_of_a_pruned_chain_sees_past_pruned_numbers(store: ObjectStore) -> None:

@@ -199,7 +199,7 @@ def test_a_file_that_is_not_what_its_digest_says_is_not_left(
         store.put_file("blobs/x", content.path, sha256="0" * 64)
     assert content.sha256 in caught.value.message
     assert store.head("blobs/x") is None
-    assert store.abort_incomplete(timedelta(days=-1)) == 0
+    assert store.abort_incomplete(datetime.now(UTC) + timedelta(days=1)) == 0
 
 
 @pytest.mark.parametrize("size_bytes", [SMALL, 3 * PART_BYTES])
@@ -279,9 +279,9 @@ def test_unfinished_uploads_are_dropped_when_they_are_old(case: Case) -> None:
         pytest.skip("this store has no presigned uploads")
     case.store.presign_put("blobs/b", size_bytes=SMALL, expires_seconds=600)
     if case.kind != "moto":  # which says that every upload began in 2010
-        assert case.store.abort_incomplete(timedelta(hours=1)) == 0
-    assert case.store.abort_incomplete(timedelta(days=-1)) == 2
-    assert case.store.abort_incomplete(timedelta(days=-1)) == 0
+        assert case.store.abort_incomplete(datetime.now(UTC) - timedelta(hours=1)) == 0
+    assert case.store.abort_incomplete(datetime.now(UTC) + timedelta(days=1)) == 2
+    assert case.store.abort_incomplete(datetime.now(UTC) + timedelta(days=1)) == 0
     with pytest.raises(ObjectNotFoundError):
         case.store.complete_presigned("blobs/a", first.upload_id)
 

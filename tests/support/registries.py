@@ -7,6 +7,7 @@ from controlplane.domain.manifest import Format, Manifest
 from controlplane.domain.model import VersionEntry
 from controlplane.registry.artifact import scan
 from controlplane.registry.cache import BlobCache
+from controlplane.registry.head_memory import open_memory
 from controlplane.registry.registry import Registry
 from controlplane.settings import GcSettings
 from controlplane.storage.base import ObjectStore
@@ -14,9 +15,17 @@ from controlplane.storage.base import ObjectStore
 CACHE_BYTES = 1 << 30
 
 
-def new_registry(store: ObjectStore, cache: Path, *, head_max_age_seconds: float = 0.0) -> Registry:
-    """A registry whose cache is in the folder ``cache``."""
-    return Registry(store, BlobCache(cache, CACHE_BYTES), head_max_age_seconds=head_max_age_seconds, gc=GcSettings())
+def new_registry(
+    store: ObjectStore, cache: Path, *, head_max_age_seconds: float = 0.0, heads: Path | None = None
+) -> Registry:
+    """A registry whose cache is in the folder ``cache``, and which remembers heads in the folder ``heads``."""
+    return Registry(
+        store,
+        BlobCache(cache, CACHE_BYTES),
+        head_max_age_seconds=head_max_age_seconds,
+        gc=GcSettings(),
+        memory=None if heads is None else open_memory(store, heads),
+    )
 
 
 def artifact(folder: Path, **contents: bytes) -> tuple[Manifest, dict[str, Path]]:

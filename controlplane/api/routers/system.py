@@ -5,7 +5,7 @@ from fastapi import APIRouter, Path, Response
 from controlplane.api.answers import accepted, json_answer
 from controlplane.api.dependencies import IDEMPOTENT, Actor, App, Asker, may_see
 from controlplane.api.problems import responses
-from controlplane.api.schemas.system import GcRequest, ServerList
+from controlplane.api.schemas.system import FsckRequest, GcRequest, ServerList
 from controlplane.domain.access import Principal
 from controlplane.domain.conditions import ServerCondition
 from controlplane.domain.states import ServerStatus
@@ -67,6 +67,29 @@ async def collect_garbage(services: App, body: GcRequest, actor: Actor) -> Respo
 async def get_scrub(services: App) -> Response:
     """Return how the scrub stands: its position, its last whole pass, and which blobs are damaged or missing."""
     return json_answer(services.scrubbing.view())
+
+
+@router.post(
+    "/fsck",
+    tags=["maintenance"],
+    dependencies=[IDEMPOTENT],
+    operation_id="checkStore",
+    status_code=202,
+    response_model=Operation,
+    responses={202: {"description": "Started; follow the operation"}, **responses(409)},
+)
+async def check_store(services: App, body: FsckRequest, actor: Actor) -> Response:
+    """Check the store, repair what can be repaired, and commit decisions about chains that went backwards."""
+    return accepted(
+        services.checking.start(
+            deep=body.deep,
+            repair=body.repair,
+            accept=body.accept,
+            restore=body.restore,
+            reason=body.reason,
+            actor=actor,
+        )
+    )
 
 
 @router.get("/info", tags=["info"], operation_id="getInfo", response_model=Info, responses=responses())

@@ -11,6 +11,26 @@ class ServerList(BaseModel):
     items: list[ServerStatus] = Field(description="The servers.")
 
 
+class FsckRequest(BaseModel):
+    """Check every chain, blob and reference of the store."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"deep": True}]})
+
+    deep: bool = Field(default=False, description="Read every blob and compare it with its digest.")
+    repair: bool = Field(default=False, description="Repair what can be repaired without losing anything.")
+    accept: list[str] = Field(
+        default_factory=list,
+        max_length=1000,
+        description="Chains that went backwards (models/NAME, deployments/NAME, keys) of which what is there counts.",
+    )
+    restore: list[str] = Field(
+        default_factory=list,
+        max_length=1000,
+        description="Chains that went backwards of which the newest lost revision counts.",
+    )
+    reason: str = Field(default="", max_length=2000, description="Why, for the history.")
+
+
 class GcRequest(BaseModel):
     """Remove what nothing refers to."""
 

@@ -1,0 +1,86 @@
+"""One revision of a chain: a committed state and how it is written to the store."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from controlplane.errors import DamagedRevisionError
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One committed state.
+
+    Attributes:
+        number: 1 for the first revision.
+        commit_id: Unique; tells a writer its own commit from another's.
+        parent_commit_id: The commit id of the revision before; None for the first.
+        at: When it was committed (UTC, the writer's clock).
+        actor: Who committed it.
+        reason: What changed, and why if the actor said so.
+        body: The whole state, as JSON.
+        epoch: How often an operator has decided that what is in the store counts although revisions were lost. A
+            reader does not look for what it knew of an earlier epoch.
+        stamp: Identifies the stored object that was read; empty where it was not listed yet. Not stored.
+    """
+
+    number: int
+    commit_id: str
+    parent_commit_id: str | None
+    at: datetime
+    actor: str
+    reason: str
+    body: dict[str, Any]
+    epoch: int = 0
+    stamp: str = field(default="", compare=False, repr=False)
+
+    def to_json(self) -> bytes:
+        """Return the object's content, indented for whoever reads the bucket, with a digest of the rest."""
+        document = {
+            "number": self.number,
+            "commit_id": self.commit_id,
+            "parent_commit_id": self.parent_commit_id,
+            "at": self.at.isoformat(),
+            "actor": self.actor,
+            "reason": self.reason,
+            "body": self.body,
+        }
+        if self.epoch:
+            document["epoch"] = self.epoch
+        read_back = json.loads(json.dumps(document, allow_nan=False))
+        return json.dumps({**document, "sha256": _digest(read_back)}, indent=2, allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, key: str) -> "Revision":
+        """Read a revision. One that a person wrote by hand may lack the digest.
+
+        Raises:
+            DamagedRevisionError: The object is not a revision; someone else wrote it, or it is damaged.
+        """
+        try:
+            document = json.loads(data)
+            digest = document.pop("sha256", None)
+            if digest is not None and digest != _digest(document):
+                raise ValueError("its content is not what its sha256 says")  # noqa: TRY301
+            return cls(
+                number=int(document["number"]),
+                commit_id=str(document["commit_id"]),
+                parent_commit_id=document["parent_commit_id"],
+                at=datetime.fromisoformat(document["at"]),
+                actor=str(document["actor"]),
+                reason=str(document["reason"]),
+                body=dict(document["body"]),
+                epoch=int(document.get("epoch", 0)),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedRevisionError(
+                f"{key} is damaged: it is no revision of a chain ({error!r})", key=key
+            ) from error
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """Return the SHA-256 of a revision's canonical JSON: sorted keys, no spaces."""
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

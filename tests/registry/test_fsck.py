@@ -1,0 +1,241 @@
+"""Damaged stores of every kind: what is found, what is repaired, and what is left to an operator."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from controlplane.domain.deployment import DeploymentSpec
+from controlplane.errors import InvalidInputError, StoreError, StoreWentBackwardsError
+from controlplane.registry.blobs import blob_key
+from controlplane.registry.chain import Chain
+from controlplane.registry.findings import FsckReport
+from controlplane.registry.registry import Registry
+from controlplane.storage.base import ObjectStore
+from tests.support.registries import artifact, new_registry
+
+Damage = Callable[[ObjectStore], None]
+
+
+def fill(store: ObjectStore, folder: Path) -> Registry:
+    """Two models of two versions each, one deployment, a signature's folder, a report: nothing is wrong."""
+    registry = new_registry(store, folder / "writer", heads=folder / "heads")
+    for model in ("a", "b"):
+        for number in (1, 2):
+            manifest, files = artifact(folder / f"{model}{number}", model=f"{model}{number}".encode() * 100)
+            registry.publish(model, manifest, files, actor="tests", aliases=["newest"])
+    spec = DeploymentSpec(model="a", reference="a@newest", version=2)
+    registry.deployments.put(spec, after=None, actor="tests", reason="deploy")
+    store.create("signatures/a/1/00.json", b"{}")
+    return registry
+
+
+def blob_of(registry: Registry, model: str, number: int) -> str:
+    return registry.manifest(model, number).files[0].sha256
+
+
+def manifest_of(registry: Registry, model: str, number: int) -> str:
+    return registry.get_model(model).version(number).manifest
+
+
+def overwrite(store: ObjectStore, key: str, data: bytes) -> None:
+    store.delete(key)
+    store.create(key, data)
+
+
+def revision_key(store: ObjectStore, chain: str, number: int) -> str:
+    return Chain(store, f"{chain}/revisions/").key(number)
+
+
+def check(store: ObjectStore, folder: Path, **options: bool) -> FsckReport:
+    """Check on a machine that knows nothing."""
+    return new_registry(store, folder / "checker").fsck(**{"deep": False, "repair": False, **options})
+
+
+def found(report: FsckReport) -> set[tuple[str, str, str]]:
+    return {(one.severity.value, one.reason, one.subject) for one in report.findings}
+
+
+def test_nothing_is_found_where_nothing_is_wrong(bucket: ObjectStore, tmp_path: Path) -> None:
+    registry = fill(bucket, tmp_path)
+    registry.delete_version("b", 1, actor="tests")
+    before = {info.key for info in bucket.list("")}
+    report = check(bucket, tmp_path, deep=True)
+    assert report.findings == ()
+    assert (report.chains, report.revisions) == (3, 6)
+    assert (report.blobs, report.blobs_unreferenced) == (8, 2)
+    assert report.bytes_read == sum(info.size_bytes for info in bucket.list("blobs/"))
+    assert {info.key for info in bucket.list("")} == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        pytest.param(
+            lambda store, registry: store.delete(blob_key(blob_of(registry, "a", 1))),
+            {("error", "BlobMissing", "a:1 (model.onnx)")},
+            id="blob-missing",
+        ),
+        pytest.param(
+            lambda store, registry: overwrite(store, blob_key(blob_of(registry, "a", 1)), b"cut"),
+            {("error", "BlobDamaged", "a:1 (model.onnx)")},
+            id="blob-cut",
+        ),
+        pytest.param(
+            lambda store, registry: store.delete(blob_key(manifest_of(registry, "b", 2))),
+            {("error", "ManifestMissing", "b:2")},
+            id="manifest-missing",
+        ),
+        pytest.param(
+            lambda store, registry: overwrite(store, blob_key(manifest_of(registry, "b", 2)), b"{}"),
+            {("error", "ManifestDamaged", "b:2")},
+            id="manifest-damaged",
+        ),
+        pytest.param(
+            lambda store, registry: store.delete(revision_key(store, "models/a", 1)),
+            {("error", "RevisionMissing", "models/a")},
+            id="first-revision-missing",
+        ),
+        pytest.param(
+            lambda store, registry: overwrite(store, revision_key(store, "models/a", 1), b"{"),
+            {("error", "RevisionDamaged", "models/a")},
+            id="revision-damaged",
+        ),
+        pytest.param(
+            lambda store, registry: store.delete(revision_key(store, "models/a", 2)),
+            {("error", "DeploymentDangling", "deployments/a")},
+            id="head-lost-that-a-deployment-needs",
+        ),
+        pytest.param(
+            lambda store, registry: store.create("reports/b/7/999999999999.json", b"{}"),
+            {("warning", "VersionUnknown", "models/b"), ("warning", "RevisionDamaged", "reports/b/7")},
+            id="report-of-a-version-that-is-not-there",
+        ),
+        pytest.param(
+            lambda store, registry: store.create("publishing/x.json", b"{"),
+            {("error", "NoteDamaged", "publishing/x.json")},
+            id="intent-damaged",
+        ),
+    ],
+)
+def test_damage_is_found(
+    bucket: ObjectStore,
+    tmp_path: Path,
+    damage: Callable[[ObjectStore, Registry], None],
+    expected: set[tuple[str, str, str]],
+) -> None:
+    damage(bucket, fill(bucket, tmp_path))
+    assert found(check(bucket, tmp_path)) == expected
+    assert found(check(bucket, tmp_path)) == expected  # looking changes nothing
+
+
+def test_a_parent_that_is_not_the_one_before_is_found(bucket: ObjectStore, tmp_path: Path) -> None:
+    registry = fill(bucket, tmp_path)
+    key = revision_key(bucket, "models/b", 2)
+    document = json.loads(bucket.get(key))
+    overwrite(bucket, key, json.dumps({**document, "parent_commit_id": "another", "sha256": None}).encode())
+    assert found(check(bucket, tmp_path)) == {("error", "ParentMismatch", "models/b")}
+    with pytest.raises(StoreError, match=r"models/b is damaged: .*not made from revision 1 .*fsck"):
+        new_registry(bucket, tmp_path / "gc").collect(dry_run=True)
+    decided = registry.decide("models/b", restore=False, actor="operator", reason="written by hand")
+    assert (decided.number, decided.epoch) == (3, 1)
+    assert found(check(bucket, tmp_path)) == {("warning", "ParentMismatch", "models/b")}
+    new_registry(bucket, tmp_path / "gc").collect(dry_run=True)
+
+
+def test_only_a_deep_check_reads_the_blobs(bucket: ObjectStore, tmp_path: Path) -> None:
+    registry = fill(bucket, tmp_path)
+    digest = blob_of(registry, "a", 1)
+    overwrite(bucket, blob_key(digest), b"X" * 200)
+    assert found(check(bucket, tmp_path)) == set()
+    assert found(check(bucket, tmp_path, deep=True)) == {("error", "BlobDamaged", "a:1 (model.onnx)")}
+
+
+def test_what_this_instance_has_is_repaired(bucket: ObjectStore, tmp_path: Path) -> None:
+    registry = fill(bucket, tmp_path)
+    for number in (1, 2):
+        with registry.checkout(registry.manifest("a", number)):
+            pass  # in the cache now
+    overwrite(bucket, blob_key(blob_of(registry, "a", 1)), b"Y" * 200)
+    bucket.delete(blob_key(blob_of(registry, "a", 2)))
+    bucket.delete(blob_key(manifest_of(registry, "a", 1)))
+    overwrite(bucket, revision_key(bucket, "models/b", 2), b"damaged")
+    stranger = check(bucket, tmp_path, deep=True, repair=True)
+    assert not any(one.repaired for one in stranger.findings)
+    report = registry.fsck(deep=True, repair=True)
+    assert {(one.reason, one.subject, one.repaired) for one in report.findings} == {
+        ("BlobDamaged", "a:1 (model.onnx)", True),
+        ("BlobMissing", "a:2 (model.onnx)", True),
+        ("ManifestMissing", "a:1", True),
+        ("RevisionDamaged", "models/b", True),
+    }
+    assert report.errors == ()
+    assert check(bucket, tmp_path, deep=True).findings == ()
+
+
+def test_a_lost_head_is_told_with_what_was_lost_and_decided(bucket: ObjectStore, tmp_path: Path) -> None:
+    registry = fill(bucket, tmp_path)
+    bucket.delete(revision_key(bucket, "models/b", 2))
+    assert found(check(bucket, tmp_path)) == set()  # this machine cannot know it
+    report = registry.fsck(deep=False, repair=True)
+    assert found(report) == {("error", "ChainWentBackwards", "models/b")}
+    assert "revision 2 by tests (publish version 2" in report.findings[0].message
+    assert "the newest one is 1 by tests" in report.findings[0].message
+    assert "--restore models/b" in report.findings[0].advice
+    assert found(check(bucket, tmp_path)) == found(report)  # from now on every machine knows
+    with pytest.raises(StoreWentBackwardsError):
+        new_registry(bucket, tmp_path / "gc").collect(dry_run=True)
+    new_registry(bucket, tmp_path / "operator").decide("models/b", restore=True, actor="operator")
+    assert check(bucket, tmp_path).findings == ()
+    assert registry.get_model("b").aliases == {"newest": 2}
+
+
+def test_an_operator_decides_by_what_only_the_data_folder_remembers(bucket: ObjectStore, tmp_path: Path) -> None:
+    fill(bucket, tmp_path)
+    bucket.delete(revision_key(bucket, "deployments/a", 1))  # the whole chain
+    restarted = new_registry(bucket, tmp_path / "c", heads=tmp_path / "heads")
+    restarted.decide("deployments/a", restore=True, actor="operator")
+    assert [one.spec.version for one in new_registry(bucket, tmp_path / "d").deployments.list()] == [2]
+
+
+def test_a_chain_that_caught_up_is_let_go_on_by_a_repair(bucket: ObjectStore, tmp_path: Path) -> None:
+    registry = fill(bucket, tmp_path)
+    key = revision_key(bucket, "models/b", 2)
+    data = bucket.get(key)
+    bucket.delete(key)
+    with pytest.raises(StoreWentBackwardsError):
+        registry.get_model("b")
+    bucket.create(key, data)
+    report = check(bucket, tmp_path, repair=True)
+    assert [(one.reason, one.repaired) for one in report.findings] == [("ChainWentBackwards", True)]
+    assert registry.update_model("b", description="on", actor="tests").description == "on"
+
+
+def test_a_damaged_newest_revision_can_be_left_behind(bucket: ObjectStore, tmp_path: Path) -> None:
+    fill(bucket, tmp_path)
+    overwrite(bucket, revision_key(bucket, "models/b", 2), b"damaged")
+    operator = new_registry(bucket, tmp_path / "operator")
+    decided = operator.decide("models/b", restore=False, actor="operator")
+    assert decided.number == 3
+    assert [entry.number for entry in operator.get_model("b").live_versions] == [1]
+    assert found(check(bucket, tmp_path)) == {("warning", "RevisionDamaged", "models/b")}
+
+
+@pytest.mark.parametrize("name", ["leases/reconciler", "models/", "models/../keys", "", "models/a/b"])
+def test_only_guarded_chains_are_decided_upon(bucket: ObjectStore, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"give models/NAME, deployments/NAME or keys"):
+        new_registry(bucket, tmp_path / "c").decide(name, restore=True, actor="a")
+
+
+@pytest.mark.parametrize("numbers", [(2,), (1,), (1, 2)])
+def test_nothing_is_collected_on_the_basis_of_a_damaged_chain(
+    bucket: ObjectStore, tmp_path: Path, numbers: tuple[int, ...]
+) -> None:
+    fill(bucket, tmp_path)
+    for number in numbers:
+        bucket.delete(revision_key(bucket, "models/a", number))  # what the deployment of a:2 needs, or the first one
+    collector = new_registry(bucket, tmp_path / "gc")
+    with pytest.raises(StoreError, match="fsck"):
+        collector.collect(dry_run=False, grace_seconds=0)
+    assert len(list(bucket.list("blobs/"))) == 8

@@ -1,0 +1,312 @@
+"""A store that lost what it had confirmed: the newest revisions of a chain are gone, or others are in their place."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from controlplane.domain.access import Scope
+from controlplane.domain.deployment import DeploymentSpec
+from controlplane.domain.names import Reference
+from controlplane.errors import ConflictError, StoreWentBackwardsError
+from controlplane.registry import lost
+from controlplane.registry.chain import Chain
+from controlplane.registry.head_memory import store_id
+from controlplane.registry.keys import KeyRequest
+from controlplane.registry.registry import Registry
+from controlplane.registry.standings import Standings
+from controlplane.storage.base import ObjectStore
+from tests.support.hooked_store import HookedStore
+from tests.support.registries import new_registry, publish
+
+
+def chain_of(store: ObjectStore, name: str) -> Chain:
+    return Chain(store, f"{name}/revisions/", guarded=True)
+
+
+def lose(store: ObjectStore, name: str, *numbers: int) -> None:
+    """Remove revisions, as a restore, a replica that lags or a lifecycle rule does."""
+    chain = chain_of(store, name)
+    for number in numbers or [chain_head(store, name)]:
+        store.delete(chain.key(number))
+
+
+def chain_head(store: ObjectStore, name: str) -> int:
+    head = chain_of(store, name).newest_regardless()
+    return head.number if head else 0
+
+
+def test_a_reader_that_knows_the_lost_head_refuses_and_so_do_all_others(bucket: ObjectStore, tmp_path: Path) -> None:
+    one, other = new_registry(bucket, tmp_path / "1"), new_registry(bucket, tmp_path / "2")
+    one.create_model("net", description="v1", actor="one")
+    one.update_model("net", description="v2", actor="one")
+    lose(bucket, "models/net")
+    with pytest.raises(
+        StoreWentBackwardsError, match=r"models/net went backwards: revision 2 \(by one: change"
+    ) as told:
+        one.get_model("net")
+    assert told.value.details == {"chain": "models/net", "lost_revision": 2}
+    with pytest.raises(StoreWentBackwardsError):
+        one.update_model("net", description="v3", actor="one")
+    # The other process never saw revision 2, and one that starts now did not either.
+    for registry in (other, new_registry(bucket, tmp_path / "3")):
+        with pytest.raises(StoreWentBackwardsError, match="fsck --restore models/net"):
+            registry.update_model("net", labels={"owner": "other"}, actor="other")
+    assert [revision.number for revision in one.history("net")] == [1]
+
+
+def test_a_revision_that_another_process_wrote_in_the_place_of_the_lost_one_is_seen(
+    bucket: ObjectStore, tmp_path: Path
+) -> None:
+    one, other = new_registry(bucket, tmp_path / "1"), new_registry(bucket, tmp_path / "2")
+    one.create_model("net", description="v1", actor="one")
+    one.update_model("net", description="v2", actor="one")
+    lose(bucket, "models/net")
+    other.update_model("net", labels={"owner": "other"}, actor="other")  # nobody had noticed yet
+    with pytest.raises(StoreWentBackwardsError, match="is at revision 2 by other now"):
+        one.update_model("net", description="v3", actor="one")
+    other.history("net")
+    with pytest.raises(StoreWentBackwardsError):
+        other.get_model("net")
+
+
+def test_a_chain_that_went_on_after_the_loss_is_seen_by_its_parents(bucket: ObjectStore, tmp_path: Path) -> None:
+    for ahead in (1, 3):
+        name = f"net{ahead}"
+        one, other = new_registry(bucket, tmp_path / "1"), new_registry(bucket, tmp_path / "2")
+        one.create_model(name, description="v1", actor="one")
+        one.update_model(name, description="v2", actor="one")
+        lose(bucket, f"models/{name}")
+        for number in range(1 + ahead):
+            other.update_model(name, description=f"o{number}", actor="other")
+        with pytest.raises(StoreWentBackwardsError):
+            one.get_model(name)
+
+
+def test_a_chain_that_is_gone_as_a_whole_is_seen(bucket: ObjectStore, tmp_path: Path) -> None:
+    registry = new_registry(bucket, tmp_path / "1")
+    registry.create_model("net", actor="one")
+    lose(bucket, "models/net")
+    with pytest.raises(StoreWentBackwardsError, match="has no revision now"):
+        registry.get_model("net")
+
+
+def test_the_data_folder_remembers_across_a_restart(bucket: ObjectStore, tmp_path: Path) -> None:
+    heads = tmp_path / "heads"
+    before = new_registry(bucket, tmp_path / "1", heads=heads)
+    publish(before, tmp_path / "f", b"1")
+    publish(before, tmp_path / "f", b"2", aliases=["champion"])
+    lose(bucket, "models/m")
+    restarted = new_registry(bucket, tmp_path / "1", heads=heads)
+    with pytest.raises(StoreWentBackwardsError):
+        restarted.resolve(Reference("m", alias="champion"))
+    # Without that memory the loss cannot be known: the note tells it to everybody from now on.
+    with pytest.raises(StoreWentBackwardsError):
+        new_registry(bucket, tmp_path / "2").get_model("m")
+
+
+def test_what_a_restart_finds_unchanged_costs_no_more_requests(tmp_path: Path, bucket: ObjectStore) -> None:
+    heads = tmp_path / "heads"
+    new_registry(bucket, tmp_path / "1", heads=heads).create_model("net", actor="one")
+    hooked = HookedStore(bucket)
+    restarted = new_registry(hooked, tmp_path / "1", heads=heads)
+    hooked.calls.clear()
+    restarted.get_model("net")
+    restarted.get_model("net")
+    assert [operation for operation, _ in hooked.calls] == ["list", "get", "list"]
+
+
+def test_another_store_in_the_same_place_lost_nothing(tmp_path: Path, store: ObjectStore, bucket: ObjectStore) -> None:
+    heads = tmp_path / "heads"
+    new_registry(store, tmp_path / "1", heads=heads).create_model("net", actor="one")
+    assert store_id(store) != store_id(bucket)
+    other = new_registry(bucket, tmp_path / "1", heads=heads)
+    assert other.create_model("net", actor="one").name == "net"
+
+
+def test_a_memory_that_is_damaged_or_cannot_be_written_is_only_a_lost_hint(bucket: ObjectStore, tmp_path: Path) -> None:
+    heads = tmp_path / "heads"
+    new_registry(bucket, tmp_path / "1", heads=heads).create_model("net", description="v1", actor="one")
+    (file,) = heads.glob("*/models/net.json")
+    assert json.loads(file.read_bytes())["body"]["description"] == "v1"
+    assert file.stat().st_mode & 0o077 == 0
+    file.write_text("{")
+    registry = new_registry(bucket, tmp_path / "1", heads=heads)
+    assert registry.get_model("net").description == "v1"
+    file.unlink()
+    file.mkdir()
+    assert registry.update_model("net", description="v2", actor="one").description == "v2"
+
+
+Decide = Callable[[Chain], object]
+
+
+def went_backwards(bucket: ObjectStore, tmp_path: Path) -> tuple[Registry, Registry]:
+    """One process knows revision 4 (version 2, its alias); the store has revision 2 (version 1)."""
+    one, other = new_registry(bucket, tmp_path / "1"), new_registry(bucket, tmp_path / "2")
+    publish(one, tmp_path / "f", b"1", model="net")
+    one.update_model("net", description="kept", actor="one")
+    publish(one, tmp_path / "f", b"2", model="net")
+    one.set_alias("net", "champion", 2, actor="one")
+    lose(bucket, "models/net", 3, 4)
+    return one, other
+
+
+def test_restoring_a_lost_revision_whose_parent_is_lost_too(bucket: ObjectStore, tmp_path: Path) -> None:
+    one, other = went_backwards(bucket, tmp_path)
+    with pytest.raises(StoreWentBackwardsError):
+        one.get_model("net")
+    chain = chain_of(bucket, "models/net")
+    assert [revision.number for revision in lost.lost_revisions(chain)] == [4]
+    decided = lost.restore(chain, actor="operator", reason="replica lagged")
+    assert (decided.number, decided.epoch) == (5, 1)
+    for registry in (one, other, new_registry(bucket, tmp_path / "3")):
+        head = registry.get_model("net")
+        assert head.aliases == {"champion": 2}
+        assert [entry.number for entry in head.live_versions] == [1, 2]
+    assert one.update_model("net", description="next", actor="one").description == "next"
+    assert other.history("net")[0].number == 6
+    assert "restore revision 4, which was lost: replica lagged" in [found.reason for found in one.history("net")]
+    with pytest.raises(ConflictError, match="nothing to restore"):
+        lost.restore(chain, actor="operator")
+
+
+def test_a_lost_revision_whose_place_is_free_is_put_back_as_it_was(bucket: ObjectStore, tmp_path: Path) -> None:
+    one = new_registry(bucket, tmp_path / "1")
+    one.create_model("net", actor="one")
+    one.update_model("net", description="v2", actor="one")
+    before = one.history("net")
+    lose(bucket, "models/net")
+    with pytest.raises(StoreWentBackwardsError):
+        one.get_model("net")
+    chain = chain_of(bucket, "models/net")
+    assert not lost.are_back(chain, lost.lost_revisions(chain))
+    assert lost.restore(chain, actor="operator") == before[0]
+    assert one.history("net") == before
+    assert one.update_model("net", description="v3", actor="one").description == "v3"
+
+
+def test_restoring_keeps_the_versions_that_others_published_since(bucket: ObjectStore, tmp_path: Path) -> None:
+    one, other = new_registry(bucket, tmp_path / "1"), new_registry(bucket, tmp_path / "2")
+    publish(one, tmp_path / "f", b"1", model="net")
+    one.update_model("net", description="lost", actor="one")
+    lose(bucket, "models/net")
+    publish(other, tmp_path / "f", b"2", model="net")
+    with pytest.raises(StoreWentBackwardsError):
+        one.get_model("net")
+    lost.restore(chain_of(bucket, "models/net"), actor="operator")
+    head = other.get_model("net")
+    assert head.description == "lost"
+    assert [entry.number for entry in head.live_versions] == [1, 2]
+
+
+def test_accepting_a_loss_keeps_lost_version_numbers_taken(bucket: ObjectStore, tmp_path: Path) -> None:
+    one, other = went_backwards(bucket, tmp_path)
+    with pytest.raises(StoreWentBackwardsError):
+        one.get_model("net")
+    decided = lost.accept(chain_of(bucket, "models/net"), actor="operator", reason="restored from Monday")
+    assert decided.number == 5
+    head = one.get_model("net")
+    assert head.description == "kept"
+    assert [entry.number for entry in head.live_versions] == [1]
+    assert head.aliases == {}
+    assert publish(other, tmp_path / "f", b"3", model="net").number == 3
+
+
+def test_a_process_that_slept_through_the_decision_goes_by_it(bucket: ObjectStore, tmp_path: Path) -> None:
+    heads = tmp_path / "heads"
+    new_registry(bucket, tmp_path / "0", heads=heads)
+    sleeper = new_registry(bucket, tmp_path / "1", heads=heads)
+    one, other = went_backwards(bucket, tmp_path)
+    assert [entry.number for entry in sleeper.get_model("net").live_versions] == [1]
+    publish(other, tmp_path / "f", b"x", model="net")
+    publish(sleeper, tmp_path / "f", b"y", model="net")
+    with pytest.raises(StoreWentBackwardsError):
+        one.get_model("net")
+    lost.accept(chain_of(bucket, "models/net"), actor="operator")
+    restarted = new_registry(bucket, tmp_path / "1", heads=heads)
+    assert restarted.get_model("net") == one.get_model("net") == sleeper.get_model("net")
+
+
+def test_accepting_lost_keys_keeps_revoked_keys_revoked(bucket: ObjectStore, tmp_path: Path) -> None:
+    registry = new_registry(bucket, tmp_path / "1")
+    registry.keys.create(KeyRequest("root", (Scope.ADMIN,)), actor="one")
+    key, _ = registry.keys.create(KeyRequest("leaked", (Scope.READ,)), actor="one")
+    registry.keys.revoke(key.id, actor="one")
+    lose(bucket, "keys")
+    with pytest.raises(StoreWentBackwardsError, match="fsck --accept keys"):
+        registry.keys.read()
+    lost.accept(chain_of(bucket, "keys"), actor="operator")
+    _, ring = registry.keys.read()
+    assert {found.name: found.revoked_at is not None for found in ring.keys} == {"root": False, "leaked": True}
+
+
+def test_accepting_a_lost_deployment_that_is_gone_as_a_whole_removes_it(bucket: ObjectStore, tmp_path: Path) -> None:
+    registry = new_registry(bucket, tmp_path / "1")
+    publish(registry, tmp_path / "f", b"1", model="net")
+    spec = DeploymentSpec(model="net", reference="net:1", version=1)
+    registry.deployments.put(spec, after=None, actor="one", reason="deploy")
+    lose(bucket, "deployments/net")
+    unreadable: dict[str, str] = {}
+    with pytest.raises(StoreWentBackwardsError):
+        registry.deployments.get("net", fresh=True)
+    assert registry.deployments.list(unreadable=unreadable) == []  # the note is all that is left of it
+    assert "went backwards" in unreadable["net"]
+    with pytest.raises(StoreWentBackwardsError):
+        registry.deployments.list()
+    lost.accept(chain_of(bucket, "deployments/net"), actor="operator")
+    assert registry.deployments.list() == []
+    assert registry.deployments.put(spec, after=None, actor="one", reason="again").spec.version == 1
+
+
+def test_what_caught_up_again_needs_no_decision(bucket: ObjectStore, tmp_path: Path) -> None:
+    registry = new_registry(bucket, tmp_path / "1")
+    registry.create_model("net", actor="one")
+    registry.update_model("net", description="v2", actor="one")
+    chain = chain_of(bucket, "models/net")
+    data = bucket.get(chain.key(2))
+    lose(bucket, "models/net")
+    with pytest.raises(StoreWentBackwardsError):
+        registry.get_model("net")
+    bucket.create(chain.key(2), data)
+    assert lost.are_back(chain, lost.lost_revisions(chain))
+    lost.forget_notes(chain)
+    assert registry.get_model("net").description == "v2"
+
+
+def test_a_store_that_cannot_be_written_still_refuses_here(bucket: ObjectStore, tmp_path: Path) -> None:
+    def full(operation: str, key: str) -> None:
+        if operation == "create" and "!lost" in key:
+            raise StoreWentBackwardsError("stands for any store error")
+
+    hooked = HookedStore(bucket, before=full)
+    registry = new_registry(hooked, tmp_path / "1")
+    registry.create_model("net", actor="one")
+    lose(bucket, "models/net")
+    with pytest.raises(StoreWentBackwardsError, match="models/net went backwards"):
+        registry.update_model("net", description="v2", actor="one")
+
+
+def test_a_pruned_chain_that_lost_its_newest_revision_tells_and_leaves_no_note(bucket: ObjectStore) -> None:
+    chain = Chain(bucket, "lease/", pruned=True)
+    known = None
+    for number in range(4):
+        known = chain.append({"n": number}, after=known, actor="a", reason="r")
+    chain.prune(2)
+    bucket.delete(chain.key(4))
+    with pytest.raises(StoreWentBackwardsError):
+        chain.refresh(known)
+    assert chain.notes() == []
+    head = chain.head()
+    assert head is not None
+    assert head.number == 3
+
+
+def test_standings_that_were_lost_are_written_again(bucket: ObjectStore) -> None:
+    standings = Standings(bucket)
+    for number in range(3):
+        assert standings.put("net", "part", {"n": number}, actor="a", reason="r")
+    bucket.delete(Chain(bucket, "standings/net/", pruned=True).key(3))
+    assert standings.put("net", "part", {"n": 3}, actor="a", reason="r")
+    assert Standings(bucket).all() == {"net": {"part": {"n": 3}}}
