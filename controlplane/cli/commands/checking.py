@@ -61,7 +61,7 @@ def fsck(
 
     Changes nothing without --repair, --restore or --accept. Exit code 7 where an error is left; warnings do not count.
     """
-    from controlplane.cli.exits import OperationFailedError
+    from controlplane.cli.exits import ExitCode
     from controlplane.cli.storecheck import check, show
 
     request: dict[str, Any] = {
@@ -77,4 +77,6 @@ def fsck(
     show(out, report)
     left = [one for one in report["findings"] if one["severity"] == "error" and not one["repaired"]]
     if left:
-        raise OperationFailedError(f"the store has {len(left)} error{'s' if len(left) > 1 else ''}", code="fsck")
+        # Not as an exception: with `-o json` the report is the one document.
+        out.note(f"the store has {len(left)} error{'s' if len(left) > 1 else ''}", style="red")
+        raise typer.Exit(ExitCode.FAILED)
