@@ -321,10 +321,13 @@ class Chain:
         return error
 
     def _refusal(self, number: int, whose: str = "", now: str = "") -> StoreWentBackwardsError:
+        advice = (
+            ". Nothing is committed to it until an operator decides: see `tritonctl fsck`, then run "
+            f"`tritonctl fsck --restore {self.name}` or `tritonctl fsck --accept {self.name}`"
+        )
         return StoreWentBackwardsError(
             f"{self.name} went backwards: revision {number}{whose} was committed, and the store does not have it any "
-            f"more{now}. Nothing is committed to it until an operator decides: see `tritonctl fsck`, then run "
-            f"`tritonctl fsck --restore {self.name}` or `tritonctl fsck --accept {self.name}`",
+            f"more{now}{advice if self._guarded else ''}",
             chain=self.name,
             lost_revision=number,
         )

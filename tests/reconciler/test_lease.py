@@ -215,3 +215,26 @@ def test_the_lease_says_which_servers_its_holder_drives() -> None:
     one._release()
     other.attempt()
     assert other.driven == {}
+
+
+@pytest.mark.parametrize("lost", ["the newest", "all"])
+def test_a_lost_lease_is_held_by_nobody_until_its_holder_cannot_trust_it_any_more(lost: str) -> None:
+    store, here, there = MemoryStore(), Clock(100.0), Clock(5_000_000.0)
+    one, other = lease(store, here, "one"), lease(store, there, "other")
+    for _ in range(3):
+        one.attempt()
+    other.attempt()
+    for info in list(store.list(leases.PREFIX, limit=1 if lost == "the newest" else None)):
+        store.delete(info.key)
+    other.attempt()
+    there.now += 9.0
+    other.attempt()
+    assert not other.held, "the holder has not looked yet, and trusts what it had"
+    assert one.held
+    one.attempt()
+    assert not one.held, "what it held is gone"
+    there.now += 1.1
+    other.attempt()
+    assert other.held
+    one.attempt()
+    assert not one.held
