@@ -174,6 +174,7 @@ class Deployment(Record):
     spec: DeploymentSpec
     status: DeploymentStatus | None = None
     operation_id: str | None = None
+    changed: bool = True
     memory: tuple[ModelMemory, ...] = ()
 
 

@@ -64,7 +64,7 @@ def apply(
     follow(client, operation, out, timeout=timeout)
     seconds = time.monotonic() - started
     try:
-        return client.fetch(Deployment, path), seconds
+        return client.fetch(Deployment, path).model_copy(update={"changed": deployment.changed}), seconds
     except ClientError as error:
         if error.status == 404:  # an undeploy leaves nothing to fetch
             return deployment, seconds
@@ -187,7 +187,7 @@ def wait_for_condition(client: Client, out: Output, model: str, wanted: str, tim
 
 
 def show_ready(out: Output, deployment: Deployment, seconds: float) -> None:
-    """Say that a version answers, and where the time went."""
+    """Say that a version answers, and where the time went; of a request that changed nothing, only that."""
     status = deployment.status
     version = deployment.spec.version
     if status is not None and status.phase is Phase.UNLOADED:
@@ -196,6 +196,9 @@ def show_ready(out: Output, deployment: Deployment, seconds: float) -> None:
             or status.message
         )
         out.line(f"{deployment.model}:{version} is deployed and not loaded: {why}")
+        return
+    if not deployment.changed:
+        out.line(f"{deployment.model}:{version} is unchanged: it answers already (revision {deployment.revision})")
         return
     stages: dict[str, float] = {}
     proof = None

@@ -59,6 +59,10 @@ class Deployment(BaseModel):
         default=(), description="By server: mode, state, footprint, last use, expiry, and why; of this replica's look."
     )
     operation_id: str = Field(description="The operation that follows this revision until it is settled.")
+    changed: bool = Field(
+        default=True,
+        description="False in the answer to a request that changes nothing, because the newest revision says the same.",
+    )
 
 
 class DeploymentHealth(BaseModel):
@@ -380,7 +384,7 @@ class Deployments:
     async def _commit(
         self, model: str, change: Callable[[DeploymentRevision | None], tuple[DeploymentSpec, str]], actor: str
     ) -> Deployment:
-        def commit() -> DeploymentRevision:
+        def commit() -> tuple[DeploymentRevision, bool]:
             for attempt in range(_COMMIT_TRIES):
                 try:
                     before = self._chains.get(model, fresh=True, deleted=True)
@@ -388,17 +392,19 @@ class Deployments:
                     before = None
                 spec, why = change(before)
                 try:
-                    return self._chains.put(spec, after=before, actor=actor, reason=why)
+                    revision = self._chains.put(spec, after=before, actor=actor, reason=why)
                 except CommitConflictError:
                     if attempt == _COMMIT_TRIES - 1:
                         raise
+                else:
+                    return revision, before is None or revision.number != before.number
             raise AssertionError("unreachable")
 
         with tracing.below("commit deployment", model=model):
-            revision = await asyncio.to_thread(commit)
+            revision, changed = await asyncio.to_thread(commit)
         tracing.carry(model)
         self._reconciler.wake(model)
-        return self._describe(revision)
+        return self._describe(revision).model_copy(update={"changed": changed})
 
     async def _newest(self, model: str) -> DeploymentRevision:
         validate_model_name(model)

@@ -318,7 +318,8 @@ def test_without_a_server_a_deployment_waits(published: Api) -> None:
     assert deployment["revision"] == 1
     # The same again is no new revision.
     again = published.ok(published.http.put("/v1/deployments/net", json={"reference": "net@champion"}), 202)
-    assert again["revision"] == 1
+    assert (again["revision"], again["changed"]) == (1, False)
+    assert deployment["changed"]
     waited = published.ok(published.http.get("/v1/deployments/net/wait", params={"timeout": 0.5}))
     assert waited["status"] is None or not waited["status"]["servers"]
     inputs = {"inputs": [{"name": "x", "data": [[1, 2]]}]}

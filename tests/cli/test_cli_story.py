@@ -33,6 +33,11 @@ def test_from_a_file_to_answers_one_version_forward_and_back(cli: Cli, doubling:
     assert f"{name}:1 answers after" in deployed.out
     assert "proved by 3 golden samples through Triton" in deployed.out
     assert _ask_triton(cli, name) == ("1", 2.0)
+    again = cli.ok("deploy", name, "--wait")
+    assert f"{name}:1 is unchanged: it answers already (revision 1)" in again.out
+    assert "load" not in again.out, "stages of an earlier deployment"
+    assert "is unchanged (revision 1)" in cli.ok("deploy", name).out
+    assert cli.ok("deploy", name, "-o", "json").json["changed"] is False
 
     assert cli.ok("push", name, tripling, "-o", "json").json["version"] == 2
     cli.ok("deploy", f"{name}:2", "--wait", "--reason", "three is more")

@@ -226,6 +226,8 @@ def deploy(
         out.note(f"follow it with `tritonctl rollout {deployment.model} --watch`")
     elif wait:
         show_ready(out, deployment, seconds)
+    elif not deployment.changed:
+        out.line(f"{deployment.model}:{deployment.spec.version} is unchanged (revision {deployment.revision})")
     else:
         out.line(f"{deployment.model}:{deployment.spec.version} is wanted (revision {deployment.revision})")
         out.note(f"follow it with `tritonctl wait {deployment.model}` or `tritonctl ps`")
