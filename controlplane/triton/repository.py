@@ -16,7 +16,7 @@ version again, at the next load of its model, when any time stamp in its folder 
 included (2.51, measured: see docs/triton.md). So a second link to a file, or the end of one, costs a loaded version a
 reload, and anything that appears in the model's folder beside its versions and ``config.pbtxt`` costs all of them one.
 That is why work in progress lies in the root, why a proved candidate is renamed and not linked again, and why a blob
-that another version here has already is copied.
+that a version has already, here or in another server's repository, is copied.
 
 Triton, and the code that a model brings, may be able to write here. So before a load `ModelRepository.check` compares
 what is here with the version's manifest, from the records of hashed files: without reading a file that has not changed.
@@ -43,7 +43,7 @@ from controlplane.domain.names import (
 )
 from controlplane.errors import InvalidArtifactError, InvalidConfigError, StoreError, StoreFullError
 from controlplane.triton.config_json import to_pbtxt
-from controlplane.triton.staged_files import StagedFiles, files_below, inode, sync_folder
+from controlplane.triton.staged_files import StagedFiles, files_below, sync_folder
 from controlplane.triton.warmup import FOLDER as WARMUP
 
 logger = logging.getLogger(__name__)
@@ -300,12 +300,10 @@ class ModelRepository:
         """Build a version's folder and rename it into its place; with ``replace`` what is there is moved out before."""
         target = self.root / triton_name / str(version)
         building = self._incomplete(f"{triton_name}-{version}")
-        # A tuned copy goes while its model stays: it must not share a file even with what is still a candidate.
-        taken = self._inodes(candidates=triton_name.endswith(TUNING_SUFFIX))
         try:
             building.mkdir()
             for path, source in files.items():
-                self._files.place(source, building / path, taken)
+                self._files.place(source, building / path)
             for folder, _, _ in os.walk(building):
                 sync_folder(Path(folder))
             if replace:
@@ -344,19 +342,6 @@ class ModelRepository:
         if not self.staged().get(candidate.parent.name):
             self.remove_model(candidate.parent.name)
         return True
-
-    def _inodes(self, *, candidates: bool) -> set[tuple[int, int]]:
-        """What the versions here consist of.
-
-        Candidates count only where it is asked for: theirs come and go before a load that matters.
-        """
-        found: set[tuple[int, int]] = set()
-        for name, versions in self.staged().items():
-            if candidates or not name.endswith(CANDIDATE_SUFFIX):
-                for version in versions:
-                    for folder, _, names in os.walk(self.root / name / str(version)):
-                        found.update(inode(Path(folder, name)) for name in names)
-        return found
 
     def _write_warmup(self, model: Path, name: str, content: bytes) -> None:
         validate_file_path(name)

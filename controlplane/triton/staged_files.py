@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from controlplane.checkedfiles import CheckedFiles, clone
@@ -38,16 +38,16 @@ class StagedFiles:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def place(self, source: Path, target: Path, taken: Collection[tuple[int, int]]) -> None:
-        """Link a file, or copy it where links cannot be made or would touch a version that is there.
+    def place(self, source: Path, target: Path) -> None:
+        """Link a file, or copy it where links cannot be made or would change the times of a version that is loaded.
 
         Args:
-            source: The file.
+            source: The file in the blob cache. If it has another name, a version has it, in this repository or in that
+                of another server.
             target: Where it goes; the name must be free.
-            taken: Device and inode of the files of other versions.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
-        if inode(source) not in taken:
+        if source.stat().st_nlink == 1:
             try:
                 with self._checked.unchanged(source):
                     os.link(source, target)
@@ -112,12 +112,6 @@ def files_below(folder: Path) -> Iterator[Path]:
         # NFS keeps a removed file that a process has open under a name of its own.
         yield from (Path(parent, name) for name in names if not name.startswith(".nfs"))
         yield from (path for name in folders if (path := Path(parent, name)).is_symlink())
-
-
-def inode(path: Path) -> tuple[int, int]:
-    """Return a file's device and inode."""
-    status = path.stat()
-    return status.st_dev, status.st_ino
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,6 +18,7 @@ from controlplane.errors import InferenceError, NotFoundError
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.servers import ManagedServer
+from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
 from controlplane.settings import MemorySettings, PlacementSettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
@@ -26,6 +27,7 @@ from controlplane.triton.page import PageSource
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import answer
 from tests.reconciler.conftest import settings as reconciler_settings
+from tests.support.model_processes import processes_of
 from tests.support.models import publish_affine
 from tests.support.own_machine import OwnMachine
 
@@ -63,6 +65,12 @@ class Fleet:
         status = await self.reconciler.wait_settled(model, revision, 60)
         assert status.phase is Phase.READY, status
         return status
+
+    async def settled(self, revision: DeploymentRevision) -> None:
+        """Wait until a revision is Ready."""
+        self.reconciler.wake(revision.spec.model)
+        status = await self.reconciler.wait_settled(revision.spec.model, revision.number, 60)
+        assert status.phase is Phase.READY, status
 
     async def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         async with asyncio.timeout(seconds):
@@ -188,6 +196,30 @@ async def watching(here: Fleet) -> AsyncIterator[Reconciler]:
         await follower.stop()
         for client in clients.values():
             await client.close()
+
+
+async def test_a_copy_keeps_its_processes_while_another_leaves_and_after_that(
+    registry: Registry, tmp_path: Path
+) -> None:
+    async with fleet(registry, tmp_path, "one", "two", budget=4000 * MIB) as here:
+        await here.ready("moves", 2, bake_seconds=600, min_copies=2)
+        before = {name: processes_of(server, "moves", 1) for name, server in here.servers.items()}
+        assert all(before.values())
+        deployments = registry.deployments
+        publish_affine(registry, "moves", tmp_path, scale=3)
+        first = deployments.get("moves", fresh=True)
+        newer = first.spec.with_changes(reference="moves:2", version=2)
+        await here.settled(deployments.put(newer, after=first, actor="test", reason=""))
+        assert {name: processes_of(server, "moves", 1) for name, server in here.servers.items()} == before
+
+        await here.ready("moves", 2, bake_seconds=600, min_copies=1, node_selector={"name": "two"})
+        await here.until(lambda: any("unloaded from one" in message for message in here.events("Unloaded")))
+        assert processes_of(here.servers["two"], "moves", 1) == before["two"]
+        second = deployments.get("moves", fresh=True)
+        older = second.spec.with_changes(reference="moves:1", version=1)
+        await here.settled(deployments.put(older, after=second, actor="test", reason="rollback"))
+        assert (await answer(here.clients["two"], "moves"))[0] == 2.0
+        assert processes_of(here.servers["two"], "moves", 1) == before["two"]
 
 
 def is_ready(here: Fleet, model: str) -> bool:

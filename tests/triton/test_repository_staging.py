@@ -81,6 +81,21 @@ def test_a_blob_that_another_version_has_is_copied(repository: ModelRepository, 
     assert (repository.root / "m" / "8" / "model.onnx").read_bytes() == b"graph"
 
 
+def test_staging_and_removing_in_another_servers_repository_changes_no_times(
+    repository: ModelRepository, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """Triton compares change times: it would load the version again."""
+    repository.stage("m", 1, files)
+    staged = {path: repository.root / "m" / "1" / path for path in files}
+    before = {path: file.stat().st_ctime_ns for path, file in staged.items()}
+    other = ModelRepository(tmp_path / "other")
+    for name in ("m", "m~candidate", "m~tune"):
+        other.stage(name, 1, files)
+        other.remove_model(name)
+    assert {path: file.stat().st_ctime_ns for path, file in staged.items()} == before
+    assert all(file.stat().st_nlink == 2 for file in staged.values()), "the blob cache and this repository share them"
+
+
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP])
 def test_where_links_cannot_be_made_it_copies(
     repository: ModelRepository, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, number: int
