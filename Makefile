@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo up test lint faults bench compose-check clean
+.PHONY: demo up test lint faults bench bench-check compose-check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 12), "Python 3.11 or 3.12 is needed; set PYTHON="'
@@ -35,6 +35,9 @@ bench: $(STAMP)  ## All benchmarks, or one: make bench NAME=rollback
 
 compose-check: $(STAMP)  ## docker-compose.yml from nothing, in a Docker of its own (root, Debian; installs docker.io)
 	$(BIN)/python -m tests.compose
+
+bench-check: $(STAMP)  ## The short benchmarks against benchmarks/ceilings.toml; fails with what fell short
+	$(BIN)/python -m benchmarks.check $(NAME)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmarks/results

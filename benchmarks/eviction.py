@@ -14,7 +14,7 @@ the best of the rows.
 import argparse
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,14 +87,23 @@ def report(rows: list[Row]) -> None:
     print(f"\n{'trace':9} {'policy':10}{'cold starts':>12}{'loading s':>11}{'of LRU':>8}{'of bound':>10}"
           f"{'p99 wait s':>12}{'GiB moved':>11}")  # fmt: skip
     for row in rows:
-        lru, bound = found.get((row.trace, "lru")), found.get((row.trace, "optimum"))
-        of_lru = f"{row.load_seconds / lru.load_seconds:8.3f}" if lru else f"{'':8}"
-        of_bound = f"{row.load_seconds / bound.load_seconds:10.2f}" if bound else f"{'':10}"
+        lru, bound = _share(row, found, "lru"), _share(row, found, "optimum")
+        of_lru = f"{lru:8.3f}" if lru is not None else f"{'':8}"
+        of_bound = f"{bound:10.2f}" if bound is not None else f"{'':10}"
         wait = "" if row.p99_wait_seconds is None else f"{row.p99_wait_seconds:.2f}"
         print(f"{row.trace:9} {row.policy:10}{row.cold_starts:12}{row.load_seconds:11.0f}{of_lru}{of_bound}{wait:>12}"
               f"{row.bytes_moved / 2**30:11.0f}")  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "eviction.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    document = [
+        {**asdict(row), "of_lru": _share(row, found, "lru"), "of_bound": _share(row, found, "optimum")} for row in rows
+    ]
+    (RESULTS / "eviction.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _share(row: Row, found: Mapping[tuple[str, str], Row], policy: str) -> float | None:
+    """Return the seconds of loading as a ratio to those of another policy on the same trace."""
+    other = found.get((row.trace, policy))
+    return round(row.load_seconds / other.load_seconds, 3) if other is not None and other.load_seconds else None
 
 
 def main() -> None:
