@@ -227,8 +227,8 @@ def _mounts(view: View, hidden: tuple[Path, ...]) -> Iterator[str]:
         yield from (*_folders_around(inside), "--bind", str(outside), str(inside))
     read = [path for path in (*python_paths(), *map(_absolute, view.read)) if path.exists()]
     chosen = dict.fromkeys(read, "--ro-bind")
-    for path in map(_absolute, hidden):
-        if any(path.is_relative_to(outer) for outer in read) or _of_system(path):
+    for path in (*map(_absolute, hidden), *(path.resolve() for path in hidden)):
+        if path.is_dir() and (_of_system(path) or any(path.is_relative_to(outer) for outer in read)):
             chosen[path] = "--tmpfs"
     chosen |= dict.fromkeys(map(_absolute, view.write), "--bind")
     for path, how in sorted(chosen.items(), key=lambda one: len(one[0].parts)):

@@ -71,6 +71,7 @@ def play(session: Session, *, keep: bool) -> None:
     """
     models = _silero()
     folder = Path(tempfile.mkdtemp(prefix="tritonctl-demo-"))
+    folder.chmod(0o755)  # a confined conversion reads the factory as another user; the data folder in it is private
     stage = _Stage(session.out(), folder)
     started = time.monotonic()
     try:

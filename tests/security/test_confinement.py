@@ -30,7 +30,9 @@ from tests.support.reach import LABELS, PROBE, documented
 
 MARK = "a-secret-in-the-environment"
 
-needs_namespaces = pytest.mark.skipif(not find_sandbox().confines, reason=find_sandbox().reason)
+# In CI they run, and fail, where nothing confines.
+may_skip = not find_sandbox().confines and os.environ.get("CI", "").lower() not in {"1", "true", "yes"}
+needs_namespaces = pytest.mark.skipif(may_skip, reason=find_sandbox().reason)
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def reached(output: str) -> dict[str, bool]:
 def test_what_code_can_reach_is_what_the_threat_model_says(
     tmp_path: Path, listening: int, column: int, kind: Confinement
 ) -> None:
-    if kind is not Confinement.NONE and not find_sandbox().confines:
+    if kind is not Confinement.NONE and may_skip:
         pytest.skip(find_sandbox().reason)
     if kind is Confinement.NAMESPACE_AND_USER and os.geteuid() != 0:
         pytest.skip("another user needs root")
