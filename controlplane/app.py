@@ -338,7 +338,7 @@ class ControlPlane:
         gateway = Gateway(self.front_door)
         return Services(
             models=Models(registry, reconciler),
-            versions=Versions(registry),
+            versions=Versions(registry, servers),
             uploads=uploads,
             publishing=Publishing(registry, uploads, operations, workers, workspace, reconciler),
             conversions=Conversions(registry, uploads, operations, workers, workspace, reconciler),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from controlplane.domain.manifest import Format
+from controlplane.domain.placeholders import HEAD_BYTES, lfs_pointer, web_page
 from controlplane.domain.signature import DYNAMIC, DataType, Signature, TensorSpec
 from controlplane.errors import ForbiddenError, InvalidArtifactError
 from converters.archives import list_archive
@@ -113,6 +114,8 @@ def _read(main: Path, root: Path, *, trust: bool) -> _Read:
     head = _head(main)
     if not head:
         raise InvalidArtifactError(f"{main.name} is empty")
+    if (reason := lfs_pointer(main.name, head) or web_page(main.name, head)) is not None:
+        raise InvalidArtifactError(reason)
     if head.startswith(_ZIP):
         listing = list_archive(main)
         if is_skops(listing):
@@ -163,7 +166,7 @@ def _main_file(path: Path) -> tuple[Path, Path]:
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(64)
+        return file.read(HEAD_BYTES)
 
 
 def _safetensors(path: Path, head: bytes) -> dict[str, JsonValue] | None:

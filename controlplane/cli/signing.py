@@ -3,7 +3,7 @@
 import base64
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def verify_version(client: Client, detail: VersionDetail, public_keys: Sequence[
     """Say whether a version is as a trusted key signed it: by these keys, or, with none, by the control plane's.
 
     Raises:
-        UnverifiedVersionError: It is not.
+        UnverifiedVersionError: It is not, or a server's model repository has other files.
     """
     from controlplane.signing.bundle import load_public_key, verify
 
@@ -83,9 +83,20 @@ def verify_version(client: Client, detail: VersionDetail, public_keys: Sequence[
             except (UnverifiedVersionError, InvalidInputError) as error:
                 message = error.message
         if not message:
+            _require_staged(str(reference), found.get("staged", ()))
             return {"reference": str(reference), "verified": True, "key": item["key"], "by": "given" if keys else "api"}
         reasons.append(message)
     raise UnverifiedVersionError(f"{reference} is not verified: {'; '.join(dict.fromkeys(reasons)) or 'not signed'}")
+
+
+def _require_staged(reference: str, copies: Sequence[Mapping[str, Any]]) -> None:
+    """Raise if a server's model repository has other files than were signed."""
+    if wrong := [copy for copy in copies if not copy["intact"]]:
+        where = "; ".join(f"on {copy['server']}: {copy['message']}" for copy in wrong)
+        raise UnverifiedVersionError(
+            f"{reference} is signed, but its files in Triton's model repository are not those that were signed: "
+            f"{where}. They are replaced before the next load; find out which program wrote there"
+        )
 
 
 def _password() -> str | None:

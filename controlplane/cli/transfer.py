@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from controlplane.cli.output import size
 from controlplane.cli.progress import Bar
 from controlplane.cli.records import Upload, UploadFile
 from controlplane.domain.manifest import FileEntry
-from controlplane.errors import StoreUnavailableError
+from controlplane.errors import InvalidArtifactError, StoreUnavailableError
 from controlplane.registry.artifact import scan
 
 _CHUNK_BYTES = 1 << 20
@@ -28,6 +27,8 @@ _ATTEMPTS = 5
 _FIRST_WAIT_SECONDS = 0.2
 _PRESIGNED_SECONDS = 24 * 3600
 _PART_SECONDS = 3600.0
+_OTHER_BYTES = "invalid-artifact"
+"""The problem's code when the bytes that arrived have another digest than was announced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def upload(client: Client, files: tuple[LocalFile, ...], bar: Bar, journal: Jour
             _send_direct(client, announced.id, by_digest, bar, pool, stop)
             return client.fetch(Upload, f"/v1/uploads/{announced.id}")
         sender = _Sender(client, announced.id, bar, stop)
-        list(pool.map(lambda file: sender.send(file, by_digest[file.sha256]), missing.values()))
+        list(pool.map(lambda file: _unless_changed(by_digest[file.sha256], sender.send, file), missing.values()))
     return client.fetch(Upload, f"/v1/uploads/{announced.id}")
 
 
@@ -164,6 +165,35 @@ def _announce(client: Client, files: tuple[LocalFile, ...], journal: Journal) ->
     announced = client.read(Upload, client.post("/v1/uploads", body))
     journal.write(announced.id)
     return announced
+
+
+def _unless_changed(local: LocalFile, send: Callable[[UploadFile, LocalFile], None], wanted: UploadFile) -> None:
+    """Send a file. If the server got other bytes than were announced, say whether the file has changed here.
+
+    Raises:
+        InvalidArtifactError: The file changed after its digest was taken.
+        ClientError: The server refused.
+    """
+    try:
+        send(wanted, local)
+    except ClientError as error:
+        if error.code == _OTHER_BYTES and not _is_unchanged(local):
+            raise _changed(local) from error
+        raise
+
+
+def _is_unchanged(local: LocalFile) -> bool:
+    try:
+        with local.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == local.entry.sha256
+    except OSError:
+        return False
+
+
+def _changed(local: LocalFile) -> InvalidArtifactError:
+    return InvalidArtifactError(
+        f"{local.path} changed while it was pushed; push it again when no program writes to it", path=str(local.path)
+    )
 
 
 class _Sender:
@@ -184,7 +214,7 @@ class _Sender:
                 self._client.call(
                     "PUT",
                     path,
-                    content=_read_from(local.path, offset, counter),
+                    content=_read_from(local, offset, counter, wanted.size_bytes - offset),
                     headers={
                         "Upload-Offset": str(offset),
                         "Content-Type": "application/octet-stream",
@@ -221,7 +251,7 @@ def _send_direct(
     blobs = client.post(f"{path}/presigned", {"expires_seconds": _PRESIGNED_SECONDS})["items"]
     with httpx.Client(timeout=httpx.Timeout(_PART_SECONDS, connect=30)) as http:
 
-        def put(part: tuple[str, Path, int, int]) -> None:
+        def put(part: tuple[str, LocalFile, int, int]) -> None:
             url, source, start, length = part
             for attempt in range(_ATTEMPTS):
                 counter = _Counter(bar, stop)
@@ -243,14 +273,19 @@ def _send_direct(
         for blob in blobs:
             local, step = by_digest[blob["sha256"]], blob["part_size_bytes"]
             whole = local.entry.size_bytes
-            parts = [(url, local.path, at * step, min(step, whole - at * step)) for at, url in enumerate(blob["urls"])]
+            parts = [(url, local, at * step, min(step, whole - at * step)) for at, url in enumerate(blob["urls"])]
             list(pool.map(put, parts))
             # Read back and compared by the control plane, hence the patience.
-            client.post(
-                f"{path}/blobs/{blob['sha256']}/complete",
-                {"multipart_id": blob["multipart_id"]},
-                read_seconds=_PART_SECONDS,
-            )
+            try:
+                client.post(
+                    f"{path}/blobs/{blob['sha256']}/complete",
+                    {"multipart_id": blob["multipart_id"]},
+                    read_seconds=_PART_SECONDS,
+                )
+            except ClientError as error:
+                if error.code == _OTHER_BYTES and not _is_unchanged(local):
+                    raise _changed(local) from error
+                raise
 
 
 def _worth_resuming(error: NotRunningError | ClientError) -> bool:
@@ -274,11 +309,22 @@ class _Counter:
         self._bar.advance(count)
 
 
-def _read_from(path: Path, offset: int, counter: _Counter, length: int | None = None) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(offset)
-        left = sys.maxsize if length is None else length
-        while chunk := file.read(min(_CHUNK_BYTES, left)):
-            yield chunk
-            left -= len(chunk)
-            counter.add(len(chunk))
+def _read_from(local: LocalFile, offset: int, counter: _Counter, length: int) -> Iterator[bytes]:
+    """Yield exactly ``length`` bytes of a file.
+
+    Raises:
+        InvalidArtifactError: The file has become shorter, or is gone.
+    """
+    try:
+        with local.path.open("rb") as file:
+            file.seek(offset)
+            left = length
+            while left:
+                chunk = file.read(min(_CHUNK_BYTES, left))
+                if not chunk:
+                    raise _changed(local)
+                yield chunk
+                left -= len(chunk)
+                counter.add(len(chunk))
+    except FileNotFoundError as error:
+        raise _changed(local) from error

@@ -74,6 +74,14 @@ def encode_samples(samples: tuple[Sample, ...]) -> bytes:
     return buffer.getvalue()
 
 
+def too_large(what: str) -> str:
+    """Say that samples are too large, and what to do."""
+    return (
+        f"{what} more than {MAX_SAMPLES_BYTES >> 20} MiB; give fewer or smaller ones (one row of a batch is enough), "
+        "or publish without golden samples (`tritonctl push --no-golden`)"
+    )
+
+
 def decode_samples(data: bytes) -> tuple[Sample, ...]:
     """Read what `encode_samples` wrote.
 
@@ -83,7 +91,7 @@ def decode_samples(data: bytes) -> tuple[Sample, ...]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(info.file_size for info in archive.infolist()) > MAX_SAMPLES_BYTES:
-                raise InvalidInputError(f"the samples unpack to more than {MAX_SAMPLES_BYTES} bytes")
+                raise InvalidInputError(too_large("the samples unpack to"))
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             index = json.loads(arrays["index"].tobytes())
             return tuple(Sample(_read(arrays, entry["inputs"]), _read(arrays, entry["outputs"])) for entry in index)

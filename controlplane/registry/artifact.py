@@ -10,6 +10,7 @@ from pathlib import Path
 
 from controlplane.domain.manifest import FileEntry
 from controlplane.domain.names import validate_file_path
+from controlplane.domain.placeholders import HEAD_BYTES, lfs_pointer, web_page
 from controlplane.errors import InvalidArtifactError, InvalidNameError
 from controlplane.storage.base import ProgressCallback
 
@@ -17,13 +18,18 @@ logger = logging.getLogger(__name__)
 
 MAX_FILES = 10_000
 _SKIPPED = frozenset({"__pycache__"})
+_MODEL_SUFFIXES = (
+    *(".onnx", ".pt", ".pth", ".pt2", ".ts", ".jit", ".torchscript"),
+    *(".skops", ".safetensors", ".pkl", ".pickle", ".joblib"),
+)
 _CHUNK = 4 * 1024 * 1024
 
 
 def scan(path: Path, *, progress: ProgressCallback | None = None) -> list[tuple[FileEntry, Path]]:
     """List the files of an artifact, hashed in parallel, in the order of their paths.
 
-    Hidden files and ``__pycache__`` are left out. A link is followed as long as it stays inside the artifact.
+    Hidden files and ``__pycache__`` are left out. A link is followed as long as it stays inside the artifact, or
+    leads from a snapshot in Hugging Face's cache to a blob of the same repository there.
 
     Args:
         path: A file (the artifact is that file alone) or a folder.
@@ -31,7 +37,8 @@ def scan(path: Path, *, progress: ProgressCallback | None = None) -> list[tuple[
 
     Raises:
         InvalidArtifactError: There is nothing there, a link leaves the folder, something is no file (a socket, a
-            device), there are more than `MAX_FILES`, or a name cannot be used.
+            device), there are more than `MAX_FILES`, a name cannot be used, a file changes while it is read, or it
+            stands in for a file that was not downloaded (a Git LFS pointer, a web page with a model's name).
     """
     root = path.resolve()
     if not root.exists():
@@ -53,8 +60,21 @@ def scan(path: Path, *, progress: ProgressCallback | None = None) -> list[tuple[
     return [(entry, local) for entry, (_, local) in zip(entries, found, strict=True)]
 
 
+def _blobs_beside(root: Path) -> Path | None:
+    """Return the folder of blobs of a snapshot in Hugging Face's cache; None where ``root`` is not in one.
+
+    There, ``models--ORG--NAME/snapshots/REVISION/FILE`` is a link to ``models--ORG--NAME/blobs/DIGEST``.
+    """
+    for folder in (root, *root.parents):
+        repository = folder.parent.parent
+        if folder.parent.name == "snapshots" and repository.name.startswith("models--"):
+            return repository / "blobs"
+    return None
+
+
 def _walk(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
     count = 0
+    blobs = _blobs_beside(root)
     for parent, folders, names in os.walk(folder):
         for name in list(folders):
             child = Path(parent, name)
@@ -69,7 +89,7 @@ def _walk(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
             if _skipped(child):
                 continue
             target = child.resolve()
-            if not target.is_relative_to(root):
+            if not target.is_relative_to(root) and (blobs is None or target.parent != blobs):
                 raise InvalidArtifactError(
                     f"{child} is a link out of the artifact, to {target}; put a copy of the file there",
                     path=str(child),
@@ -103,11 +123,29 @@ def _hash(relative: str, path: Path, progress: ProgressCallback | None) -> FileE
     digest, size = hashlib.sha256(), 0
     try:
         with path.open("rb", buffering=0) as file:
+            before = os.fstat(file.fileno())
             while chunk := file.read(_CHUNK):
+                if not size:
+                    _refuse_placeholder(relative, chunk[:HEAD_BYTES])
                 digest.update(chunk)
                 size += len(chunk)
                 if progress is not None:
                     progress(len(chunk))
+            after = os.fstat(file.fileno())
     except PermissionError as error:
         raise InvalidArtifactError(f"{path} cannot be read: permission denied", path=str(path)) from error
+    except FileNotFoundError as error:
+        raise InvalidArtifactError(f"{path} was removed while it was read", path=str(path)) from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or size != after.st_size:
+        raise InvalidArtifactError(
+            f"{path} changed while it was read; try again when no program writes to it", path=str(path)
+        )
     return FileEntry(path=relative, sha256=digest.hexdigest(), size_bytes=size)
+
+
+def _refuse_placeholder(name: str, head: bytes) -> None:
+    reason = lfs_pointer(name, head)
+    if reason is None and name.lower().endswith(_MODEL_SUFFIXES):
+        reason = web_page(name, head)
+    if reason is not None:
+        raise InvalidArtifactError(reason, path=name)

@@ -206,6 +206,23 @@ class Registry:
         with self.cache.pin({file.sha256 for file in manifest.files}):
             yield {file.path: self.fetch(file, progress) for file in manifest.files}
 
+    def require_intact(self, reference: str, manifest: Manifest, read: Callable[[int], None] | None = None) -> None:
+        """Read every blob of a version from the store and compare it with its digest. What is wrong is recorded.
+
+        Raises:
+            DigestMismatchError: A blob is damaged or missing.
+        """
+        wrong = []
+        for blob in {blob.sha256: blob for blob in manifest.blobs}.values():
+            state = self.blobs.inspect(blob.sha256, blob.size_bytes, read)
+            if state is BlobState.INTACT:
+                self.damages.repaired(blob.sha256)
+            else:
+                missing = state is BlobState.MISSING
+                wrong.append(self.damages.found(blob.sha256, missing=missing, path=blob.path, version=reference))
+        if wrong:
+            raise DigestMismatchError("; ".join(damage.message for damage in wrong), version=reference)
+
     def samples(self, manifest: Manifest) -> tuple[Sample, ...]:
         """Return a version's golden samples; none where it has none."""
         return decode_samples(self.blobs.read(manifest.golden.file.sha256)) if manifest.golden else ()

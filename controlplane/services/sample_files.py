@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from controlplane.domain.samples import MAX_SAMPLES_BYTES, UNREADABLE, Sample, decode_samples
+from controlplane.domain.samples import MAX_SAMPLES_BYTES, UNREADABLE, Sample, decode_samples, too_large
 from controlplane.errors import InvalidInputError
 
 
@@ -17,13 +17,13 @@ def read_samples(path: Path) -> tuple[Sample, ...]:
         InvalidInputError: The file is no such archive, holds pickles, or is too large.
     """
     if path.stat().st_size > MAX_SAMPLES_BYTES:
-        raise InvalidInputError(f"the samples have more than {MAX_SAMPLES_BYTES} bytes; samples are probes")
+        raise InvalidInputError(too_large("the samples have"))
     data = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = {info.filename for info in archive.infolist()}
             if sum(info.file_size for info in archive.infolist()) > MAX_SAMPLES_BYTES:
-                raise InvalidInputError(f"the samples unpack to more than {MAX_SAMPLES_BYTES} bytes")
+                raise InvalidInputError(too_large("the samples unpack to"))
         if "index.npy" in names and any(name.startswith("0.inputs.") for name in names):
             return decode_samples(data)
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:

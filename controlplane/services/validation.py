@@ -94,11 +94,14 @@ class Validation:
             signature=command.signature or manifest.signature,
         )
 
+        subject = f"{reference.model}:{entry.number}"
+
         async def work(reporter: Reporter) -> dict[str, Any]:
+            reporter.stage("read", "reading the stored files", total=sum(blob.size_bytes for blob in manifest.blobs))
+            await asyncio.to_thread(self._registry.require_intact, subject, manifest, reporter.moved)
             given = await asyncio.to_thread(self._registry.samples, manifest)
             return await self._validate(as_published, manifest.files, lambda _file: None, given, reporter)
 
-        subject = f"{reference.model}:{entry.number}"
         return self._operations.start("validate", work, actor=command.actor, subject=subject)
 
     async def _validate(

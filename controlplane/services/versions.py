@@ -3,17 +3,21 @@
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.manifest import FileEntry, Manifest
 from controlplane.domain.model import ModelHead, VersionEntry
-from controlplane.domain.names import LATEST, Reference, validate_alias, validate_model_name
+from controlplane.domain.names import LATEST, Reference, candidate_name, validate_alias, validate_model_name
 from controlplane.domain.report import VersionReport
 from controlplane.errors import DigestMismatchError, InvalidReferenceError, NotFoundError
+from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.blobs import blob_key
 from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
 from controlplane.registry.registry import Registry
 from controlplane.registry.signatures import StoredSignature
+from controlplane.triton.repository import layout
 
 _MANIFESTS_KEPT = 1024
 _CHUNK_BYTES = 1 << 20
@@ -34,6 +38,17 @@ def parse_selector(model: str, selector: str) -> Reference:
     if selector.isascii() and selector.isdigit() and len(selector) <= 9 and not selector.startswith("0"):
         return Reference(model, version=int(selector))
     raise InvalidReferenceError(f"{selector[:80]!r} is no version: use a number, @alias or latest")
+
+
+class StagedCopy(BaseModel):
+    """A copy of a version in a server's model repository."""
+
+    model_config = ConfigDict(frozen=True)
+
+    server: str = Field(description="The server.")
+    name: str = Field(description="The model's name in Triton.")
+    intact: bool = Field(description="Whether it holds exactly the published files.")
+    message: str = Field(description="What is wrong; empty where nothing is.")
 
 
 class Download:
@@ -74,8 +89,9 @@ class Download:
 class Versions:
     """Use cases round published versions."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, servers: Sequence[ManagedServer]) -> None:
         self._registry = registry
+        self._servers = servers
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
 
     async def select(self, model: str, selector: str) -> VersionEntry:
@@ -189,6 +205,24 @@ class Versions:
         return await asyncio.to_thread(
             lambda: self._registry.signatures.list(model, entry.number, self._registry.manifest(model, entry.number))
         )
+
+    async def staged(self, model: str, selector: str) -> list[StagedCopy]:
+        """Compare the copies of a version in the servers' model repositories with its manifest (NotFoundError).
+
+        A file is read only if it has changed since it was last hashed.
+        """
+        entry = await self.select(model, selector)
+        return await asyncio.to_thread(self._staged, model, entry.number)
+
+    def _staged(self, model: str, number: int) -> list[StagedCopy]:
+        manifest = self._registry.manifest(model, number)
+        copies = []
+        for server in self._servers:
+            for name in (model, candidate_name(model)):
+                if server.repository.has(name, number):
+                    wrong = server.repository.check(name, number, layout(manifest))
+                    copies.append(StagedCopy(server=server.name, name=name, intact=not wrong, message="; ".join(wrong)))
+        return copies
 
     @property
     def signatures_required(self) -> bool:

@@ -145,6 +145,10 @@ class ModelRepository:
                 raise
         return True
 
+    def has(self, triton_name: str, version: int) -> bool:
+        """Whether a version is staged, intact or not."""
+        return (self._model(triton_name) / str(version)).exists()
+
     def check(self, triton_name: str, version: int, files: Mapping[str, FileEntry]) -> list[str]:
         """Compare a version's folder with what should be in it. A file is read only if it has changed or is new here.
 

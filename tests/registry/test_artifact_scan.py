@@ -1,6 +1,7 @@
 import hashlib
 import os
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,74 @@ def test_a_folder_of_very_many_files_is_refused(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "4").touch()
     with pytest.raises(InvalidArtifactError, match="more than 3 files"):
         scan(tmp_path)
+
+
+def snapshot(folder: Path) -> Path:
+    """A repository in Hugging Face's cache, as `huggingface_hub` lays it out."""
+    repository = folder / "hub" / "models--org--net"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "blobs" / "abc").write_bytes(b"graph")
+    (repository / "blobs" / "def").write_bytes(b"weights")
+    found = repository / "snapshots" / "0a1b"
+    (found / "onnx").mkdir(parents=True)
+    (found / "model.onnx").symlink_to("../../blobs/abc")
+    (found / "onnx" / "model.onnx.data").symlink_to("../../../blobs/def")
+    return found
+
+
+def test_snapshot_of_hugging_faces_cache_is_read_through_its_links(tmp_path: Path) -> None:
+    found = snapshot(tmp_path)
+    assert [entry.path for entry, _ in scan(found)] == ["model.onnx", "onnx/model.onnx.data"]
+    assert [entry.path for entry, _ in scan(found / "onnx")] == ["model.onnx.data"]
+    assert [entry.path for entry, _ in scan(found / "model.onnx")] == ["model.onnx"]
+
+
+def test_link_from_a_snapshot_to_anything_but_its_blobs_is_refused(tmp_path: Path) -> None:
+    found = snapshot(tmp_path)
+    (tmp_path / "secret").write_bytes(b"secret")
+    (found.parents[1] / "blobs" / "deep").mkdir()
+    (found.parents[1] / "blobs" / "deep" / "file").write_bytes(b"")
+    for target in (tmp_path / "secret", "../../blobs/deep/file", "/etc/passwd"):
+        (found / "other").symlink_to(target)
+        with pytest.raises(InvalidArtifactError, match="out of the artifact"):
+            scan(found)
+        (found / "other").unlink()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4096\n"
+
+
+def test_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(POINTER)
+    with pytest.raises(InvalidArtifactError, match=r"model\.onnx is a Git LFS pointer.*4096 bytes.*git lfs pull"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (b"<!DOCTYPE html><html>", "an HTML page"),
+        (b"\xef\xbb\xbf\n <html lang='en'>", "an HTML page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "an XML document"),
+    ],
+)
+def test_web_page_in_the_place_of_a_model_is_named(tmp_path: Path, head: bytes, what: str) -> None:
+    (tmp_path / "model.pt").write_bytes(head)
+    with pytest.raises(InvalidArtifactError, match=f"is {what}, not a model"):
+        scan(tmp_path)
+    (tmp_path / "model.pt").rename(tmp_path / "README.html")  # a page that is meant to be one
+    assert len(scan(tmp_path)) == 1
+
+
+def test_file_that_changes_or_goes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    for change in (lambda: path.write_bytes(b"longer content"), lambda: path.write_bytes(b"short")):
+        path.write_bytes(b"content")
+        changes = iter([change])
+
+        def progress(_count: int, changes: Iterator[Callable[[], object]] = changes) -> None:
+            for one in changes:
+                one()
+
+        with pytest.raises(InvalidArtifactError, match="changed while it was read"):
+            scan(path, progress=progress)

@@ -231,6 +231,25 @@ def test_what_was_changed_in_the_bucket_is_not_loaded(strict: Strict, keys: dict
     assert not (strict.triton.repository.root / "tampered").exists()
 
 
+@pytest.mark.triton
+def test_verify_looks_at_the_staged_files(strict: Strict, keys: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    api = strict.api
+    api.publish("watched", onnx_scale(2))
+    api.ok(signed(api, "watched:1", keys["release"][0]), 201)
+    assert api.deploy("watched:1")["state"] == "succeeded"
+    (copy,) = api.ok(api.http.get("/v1/models/watched/versions/1/signatures"))["staged"]
+    assert (copy["name"], copy["intact"]) == ("watched", True)
+    cli, where = Cli(tmp_path / "data", tmp_path), {"TRITONCTL_URL": api.url}
+    cli.ok("verify", "watched:1", **where)
+    staged = strict.triton.repository.root / "watched" / "1" / "model.onnx"
+    staged.chmod(0o644)
+    staged.write_bytes(onnx_scale(666))
+    found = cli("verify", "watched:1", **where)
+    assert found.code == 6
+    assert "watched:1 is signed, but its files in Triton's model repository are not those" in found.err
+    assert "model.onnx was changed" in found.err
+
+
 def test_signing_on_the_command_line(tmp_path: Path) -> None:
     folder = tmp_path / "here"
     folder.mkdir()

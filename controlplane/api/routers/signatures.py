@@ -25,7 +25,10 @@ async def add_signature(services: App, model: ModelName, version: VersionSelecto
 
 @router.get("", operation_id="listSignatures", response_model=SignatureList, responses=responses())
 async def list_signatures(services: App, model: ModelName, version: VersionSelector) -> Response:
-    """Return a version's signatures, each judged by the keys that are trusted here."""
+    """Return a version's signatures, each judged by the keys that are trusted here, and its staged copies."""
+    staged = await services.versions.staged(model, version)
     items = [SignatureView.of(one) for one in await services.versions.signatures(model, version)]
     required = services.versions.signatures_required
-    return json_answer(SignatureList(required=required, verified=any(one.good for one in items), items=items))
+    return json_answer(
+        SignatureList(required=required, verified=any(one.good for one in items), items=items, staged=staged)
+    )

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.registry.signatures import StoredSignature
+from controlplane.services.versions import StagedCopy
 
 
 class SignatureRequest(BaseModel):
@@ -65,3 +66,4 @@ class SignatureList(BaseModel):
     required: bool = Field(description="Whether a version is only deployed with a good one.")
     verified: bool = Field(description="Whether one of them is good.")
     items: list[SignatureView] = Field(description="The signatures.")
+    staged: list[StagedCopy] = Field(description="The copies in the servers' model repositories, compared just now.")

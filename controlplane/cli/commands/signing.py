@@ -49,7 +49,7 @@ def verify(
         typer.Option("--key", help="A public key (PEM) to trust. Repeat it. Default: those of the control plane."),
     ] = None,
 ) -> None:
-    """Say whether a version is as a trusted key signed it. Exit code 6 where it is not."""
+    """Say whether a version, also where it is staged for Triton, is as a trusted key signed it. Exit code 6 if not."""
     from controlplane.cli.references import fetch_version
     from controlplane.cli.signing import verify_version
 
