@@ -113,19 +113,25 @@ class Blobs:
         except ObjectNotFoundError as error:
             raise _missing(sha256) from error
 
-    def verify(self, sha256: str, size_bytes: int) -> None:
-        """Read a blob that a client wrote directly (a presigned PUT), and remove it if it is not what it should be.
+    def adopt(self, key: str, sha256: str, size_bytes: int) -> None:
+        """Make a blob of an object that a client wrote directly (presigned PUTs) under a key of its own.
+
+        Nothing is under a blob's key before its content was compared, so a good blob is never replaced by another
+        content, and no publish takes an unverified object for a blob.
 
         Raises:
-            NotFoundError: There is no such blob.
-            DigestMismatchError: Its content is something else; it is gone now.
+            ObjectNotFoundError: There is no such object.
+            DigestMismatchError: Its content is something else; the object is removed.
         """
-        match self.inspect(sha256, size_bytes):
-            case BlobState.MISSING:
-                raise _missing(sha256)
-            case BlobState.DAMAGED:
-                self._store.delete(blob_key(sha256))
-                raise _mismatch(sha256)
+        digest, size = hashlib.sha256(), 0
+        with self._store.open(key) as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+        if digest.hexdigest() != sha256 or size != size_bytes:
+            self._store.delete(key)
+            raise _mismatch(sha256)
+        self._store.move(key, blob_key(sha256))
 
     def inspect(
         self, sha256: str, size_bytes: int | None = None, read: Callable[[int], None] | None = None

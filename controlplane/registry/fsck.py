@@ -28,7 +28,17 @@ from controlplane.storage.base import ObjectInfo, ObjectStore
 _REVISION = re.compile(r"(.+/)(?:\d{12}|!lost-\d{12}-[0-9a-f]{12})\.json")
 _GUARDED = re.compile(r"(models|deployments)/[^/]+/revisions/|keys/revisions/")
 _PRUNED = ("leases/", "scrub/", "standings/", "rollouts/")
-_NOT_CHAINS = ("blobs/", "doors/", "operations/", "idempotency/", "publishing/", "gc/", "probe/", "signatures/")
+_NOT_CHAINS = (
+    "blobs/",
+    "doors/",
+    "operations/",
+    "idempotency/",
+    "publishing/",
+    "gc/",
+    "probe/",
+    "signatures/",
+    "incoming/",
+)
 _PARALLEL = 8
 T = TypeVar("T", bound=BaseModel)
 _Stage = Callable[[str], None]

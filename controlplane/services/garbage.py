@@ -7,7 +7,7 @@ from typing import Any
 from controlplane.registry.registry import Registry
 from controlplane.services import idempotency, operations
 from controlplane.services.operations import Operation, Operations, Reporter
-from controlplane.services.uploads import Uploads
+from controlplane.services.uploads import INCOMING, Uploads
 from controlplane.settings import GcSettings
 
 OPERATION_RECORD_DAYS = 30
@@ -40,6 +40,8 @@ class Garbage:
 
     def _collect(self, dry_run: bool, grace_seconds: float | None) -> dict[str, Any]:
         report = self._registry.collect(dry_run=dry_run, grace_seconds=grace_seconds)
+        # Objects of direct uploads whose completion was cut off between two requests.
+        self._remove_old(INCOMING, self._settings.upload_max_age_seconds / 86_400, dry_run)
         return {
             **report.model_dump(mode="json"),
             "uploads_dropped": self._uploads.collect(self._settings.upload_max_age_seconds, dry_run=dry_run),
@@ -47,7 +49,7 @@ class Garbage:
             + self._remove_old(idempotency.PREFIX, IDEMPOTENCY_RECORD_DAYS, dry_run),
         }
 
-    def _remove_old(self, prefix: str, days: int, dry_run: bool) -> int:
+    def _remove_old(self, prefix: str, days: float, dry_run: bool) -> int:
         store = self._registry.store
         horizon = self._registry.clock.now() - timedelta(days=days)
         old = [info.key for info in store.list(prefix) if info.modified_at < horizon]

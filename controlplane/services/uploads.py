@@ -20,9 +20,9 @@ from controlplane.errors import (
     InvalidArtifactError,
     InvalidInputError,
     NotFoundError,
+    ObjectNotFoundError,
     TooLargeError,
 )
-from controlplane.registry.blobs import blob_key
 from controlplane.registry.registry import Registry
 from controlplane.services.announcement import Announcement, BlobState, PresignedBlob, Upload, UploadFile
 from controlplane.services.spool import Spool
@@ -30,6 +30,7 @@ from controlplane.storage.base import PresignedPut
 
 logger = logging.getLogger(__name__)
 
+INCOMING = "incoming/"
 MAX_FILES = 10_000
 _BUFFER_BYTES = 1 << 20
 
@@ -157,7 +158,7 @@ class Uploads:
         for entry in missing.values():
             put: PresignedPut | None = await asyncio.to_thread(
                 self._store.presign_put,
-                blob_key(entry.sha256),
+                _incoming(upload_id, entry.sha256),
                 size_bytes=entry.size_bytes,
                 expires_seconds=expires_seconds,
             )
@@ -189,7 +190,7 @@ class Uploads:
         announcement = await self._read(upload_id)
         entry = _entry(upload_id, announcement, sha256)
         if not self._is_here(upload_id, announcement, sha256):
-            await asyncio.to_thread(self._complete, entry, multipart_id)
+            await asyncio.to_thread(self._complete, upload_id, entry, multipart_id)
             announcement = await self._read(upload_id)
             announcement = announcement.model_copy(update={"stored": announcement.stored | {sha256}})
             await self._rewrite(upload_id, announcement)
@@ -290,19 +291,29 @@ class Uploads:
         hold = self._registry.hold_blobs(found, "upload")
         return present(found), (hold,)  # looked again: what was collected before the hold stood is missing now
 
-    def _complete(self, entry: FileEntry, multipart_id: str) -> None:
-        # Before the parts are put together no object exists under the key, and a key that is taken is left alone:
-        # a good blob is never replaced by one that nobody has looked at.
-        if self._registry.blobs.size_of(entry.sha256) is None:
-            self._store.complete_presigned(blob_key(entry.sha256), multipart_id)
+    def _complete(self, upload_id: str, entry: FileEntry, multipart_id: str) -> None:
+        key = _incoming(upload_id, entry.sha256)
         try:
-            self._registry.blobs.verify(entry.sha256, entry.size_bytes)
+            self._store.complete_presigned(key, multipart_id)
+        except ObjectNotFoundError:
+            # An earlier call put the parts together and its answer was lost: the object, or the blob, is there.
+            if self._store.head(key) is None:
+                if self._registry.blobs.size_of(entry.sha256) == entry.size_bytes:
+                    return
+                raise
+        try:
+            self._registry.blobs.adopt(key, entry.sha256, entry.size_bytes)
         except DigestMismatchError as error:
             raise InvalidArtifactError(
                 f"what was written for blob {entry.sha256} has another content; it was removed, ask for new URLs and "
                 "send it again",
                 sha256=entry.sha256,
             ) from error
+
+
+def _incoming(upload_id: str, sha256: str) -> str:
+    """Return the key under which a client writes a blob directly, until its content was compared."""
+    return f"{INCOMING}{upload_id}/{sha256}"
 
 
 class UploadInUse:

@@ -135,6 +135,14 @@ class ObjectStore(Protocol):
         """Put the parts of a presigned multipart put together."""
         ...
 
+    def move(self, source: str, target: str) -> None:
+        """Give an object another key, within the store and whatever is there; for objects of presigned uploads.
+
+        Raises:
+            ObjectNotFoundError: No object has the key ``source``.
+        """
+        ...
+
     def abort_incomplete(self, begun_before: datetime) -> int:
         """Drop uploads that were begun and never completed, for garbage collection; returns how many.
 

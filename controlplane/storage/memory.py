@@ -123,6 +123,10 @@ class MemoryStore:
         """See `ObjectStore.complete_presigned`; never valid here."""
         raise InvalidInputError(f"{self.url} gives no presigned uploads, so there is none to complete.", key=key)
 
+    def move(self, source: str, target: str) -> None:  # noqa: ARG002
+        """See `ObjectStore.move`; never needed here."""
+        raise InvalidInputError(f"{self.url} gives no presigned uploads, so there is none to move.", key=source)
+
     def abort_incomplete(self, begun_before: datetime) -> int:  # noqa: ARG002
         """See `ObjectStore.abort_incomplete`; there are none here."""
         return 0

@@ -107,6 +107,11 @@ class MeteredStore:
         with self._timed("complete_presigned"):
             self._store.complete_presigned(key, upload_id)
 
+    def move(self, source: str, target: str) -> None:
+        """See `ObjectStore`."""
+        with self._timed("move"):
+            self._store.move(source, target)
+
     def abort_incomplete(self, begun_before: datetime) -> int:
         """See `ObjectStore`."""
         with self._timed("abort_incomplete"):

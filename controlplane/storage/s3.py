@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from botocore import exceptions as boto
 
-from controlplane.errors import StoreUnavailableError
+from controlplane.errors import ObjectNotFoundError, StoreUnavailableError
 from controlplane.settings import StoreSettings
-from controlplane.storage import localfile, s3_upload
+from controlplane.storage import localfile, s3_copy, s3_upload
 from controlplane.storage.base import ObjectInfo, PresignedPut, ProgressCallback
 from controlplane.storage.keys import check_folder, check_key, check_prefix, check_range
 from controlplane.storage.s3_bucket import MAX_KEYS_PER_LIST, Bucket
@@ -182,6 +182,14 @@ class S3Store:
     def complete_presigned(self, key: str, upload_id: str) -> None:
         """See `ObjectStore.complete_presigned`."""
         s3_upload.complete_upload(self._bucket, key, upload_id)
+
+    def move(self, source: str, target: str) -> None:
+        """See `ObjectStore.move`. The server copies the bytes; only the very object that was looked at is copied."""
+        found = self._bucket.size_and_etag(source)
+        if found is None:
+            raise ObjectNotFoundError(f"There is no object {source!r} in {self._requests.where}.", key=source)
+        s3_copy.copy_object(self._bucket, source, target, size_bytes=found[0], etag=found[1])
+        self.delete(source)
 
     def abort_incomplete(self, begun_before: datetime) -> int:
         """See `ObjectStore.abort_incomplete`."""

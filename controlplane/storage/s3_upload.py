@@ -76,7 +76,7 @@ def presign_upload(bucket: Bucket, key: str, *, size_bytes: int, expires_seconds
     full_key = bucket.full_key(key)
     part_size = part_size_for(size_bytes, bucket.part_size_bytes)
     expires_at = datetime.now(UTC) + timedelta(seconds=expires_seconds)
-    upload_id = _begin(bucket, key)
+    upload_id = begin_upload(bucket, key)
     urls = tuple(
         bucket.client.generate_presigned_url(
             "upload_part",
@@ -103,7 +103,7 @@ def abort_incomplete(bucket: Bucket, begun_before: datetime) -> int:
     aborted = 0
     for full_key, upload_id, begun_at in _list_uploads(bucket, bucket.prefix):
         if begun_at < begun_before:
-            _abort(bucket, full_key.removeprefix(bucket.prefix), upload_id)
+            abort_upload(bucket, full_key.removeprefix(bucket.prefix), upload_id)
             aborted += 1
     return aborted
 
@@ -129,7 +129,7 @@ def _put_parts(
     resume: bool,
 ) -> bool:
     """Send the parts; returns False where the multipart upload was taken away meanwhile."""
-    upload = (_find_upload(bucket, key) if resume else None) or _Upload(_begin(bucket, key), {})
+    upload = (_find_upload(bucket, key) if resume else None) or _Upload(begin_upload(bucket, key), {})
     try:
         etags, found = _Sender(bucket, key, upload, SharedProgress(progress)).send(fd, size_bytes)
     except StoreError as error:
@@ -137,7 +137,7 @@ def _put_parts(
             return False
         raise
     if found != sha256:
-        _abort(bucket, key, upload.id)
+        abort_upload(bucket, key, upload.id)
         check_digest(key, expected=sha256, found=found)
     try:
         _complete(bucket, key, upload.id, etags)
@@ -219,7 +219,8 @@ class _Sender:
             self._free.put(buffer)
 
 
-def _begin(bucket: Bucket, key: str) -> str:
+def begin_upload(bucket: Bucket, key: str) -> str:
+    """Begin a multipart upload; returns its id."""
     full_key = bucket.full_key(key)
     return bucket.requests.run(
         "begin the upload of",
@@ -286,7 +287,8 @@ def _complete(bucket: Bucket, key: str, upload_id: str, etags: dict[int, str]) -
     )
 
 
-def _abort(bucket: Bucket, key: str, upload_id: str) -> None:
+def abort_upload(bucket: Bucket, key: str, upload_id: str) -> None:
+    """Drop a multipart upload; one that is gone is no error."""
     full_key = bucket.full_key(key)
 
     def attempt() -> None:

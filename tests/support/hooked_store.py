@@ -4,7 +4,7 @@ An error raised before an operation is a request that was never sent; one raised
 """
 
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -102,11 +102,16 @@ class HookedStore:
         self.inner.complete_presigned(key, upload_id)
         self.after("complete_presigned", key)
 
-    def abort_incomplete(self, older_than: timedelta) -> int:
+    def abort_incomplete(self, begun_before: datetime) -> int:
         self._enter("abort_incomplete", "")
-        dropped = self.inner.abort_incomplete(older_than)
+        dropped = self.inner.abort_incomplete(begun_before)
         self.after("abort_incomplete", "")
         return dropped
+
+    def move(self, source: str, target: str) -> None:
+        self._enter("move", source)
+        self.inner.move(source, target)
+        self.after("move", source)
 
     def close(self) -> None:
         self.inner.close()
