@@ -18,6 +18,9 @@ from converters.onnx_signature import Declared, declared, without_shape
 MAX_PROTOBUF_BYTES = 2**31 - 1
 """Protobuf's own limit for one message; larger models keep their weights in external data."""
 
+MAX_METADATA_BYTES = 64 * 1024
+"""What is kept of a file's metadata_props in all; it travels with every load."""
+
 # Shapes and indices are tensors too, in 64-bit integers; weights are floats, or 8-bit integers once quantised.
 _WEIGHT_TYPES = {
     *(TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16),
@@ -55,9 +58,25 @@ def inspect_onnx(path: Path, root: Path) -> OnnxFacts:
     found = declared(model)
     facts = _attributes(model, external)
     facts["dimensions"] = {name: list[JsonValue](sizes) for name, sizes in found.dimensions.items()}
+    if metadata := _metadata(model):
+        facts["metadata"] = metadata
     if found.vocabularies:
         facts["vocabularies"] = dict(found.vocabularies)
     return OnnxFacts(found, facts)
+
+
+def _metadata(model: ModelProto) -> dict[str, JsonValue]:
+    """Return what the exporter noted (class names, strides), as far as it is text and small enough to configure."""
+    kept: dict[str, JsonValue] = {}
+    room = MAX_METADATA_BYTES
+    for entry in model.metadata_props:
+        if not isinstance(entry.key, str) or not isinstance(entry.value, str) or not entry.key.isprintable():
+            continue
+        room -= len(entry.key.encode()) + len(entry.value.encode())
+        if room < 0:
+            break
+        kept[entry.key] = entry.value
+    return kept
 
 
 def read_model(path: Path) -> ModelProto:

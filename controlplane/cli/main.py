@@ -170,7 +170,8 @@ def _report(error: Exception) -> int:
         code = exit_code(error)
         error_line(error.message)
         document = {"code": error_code(error), "message": error.message, "details": error.details}
-        Output(json_wanted=current().output == "json").result({"error": document | {"exit_code": int(code)}})
+        if not Output.printed:  # a report that shows the failure is the one document
+            Output(json_wanted=current().output == "json").result({"error": document | {"exit_code": int(code)}})
         return int(code)
     if isinstance(error, OSError) and error.filename:
         error_line(f"{error.filename}: {error.strerror}")

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 from rich.console import Console, RenderableType
@@ -34,7 +34,10 @@ class Output:
 
     Attributes:
         json_wanted: Whether ``-o json`` was given: then stdout carries one JSON document and nothing else.
+        printed: Whether this process has printed its document.
     """
+
+    printed: ClassVar[bool] = False
 
     def __init__(self, *, json_wanted: bool) -> None:
         self.json_wanted = json_wanted
@@ -47,6 +50,7 @@ class Output:
             # Not through rich, which wraps and colours: a program reads this.
             sys.stdout.write(json.dumps(document, indent=2, default=_plain, ensure_ascii=False) + "\n")
             sys.stdout.flush()
+            Output.printed = True
 
     def line(self, text: str | Text = "", *, style: str = "") -> None:
         """Print a line for people; with ``-o json`` nothing."""

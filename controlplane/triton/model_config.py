@@ -34,6 +34,9 @@ __all__ = [
 SCALARS_PARAMETER = "tcp_scalars"
 """Names, one a line, of the tensors that are rank 0 in the model and ``[1]`` for Triton."""
 
+METADATA_PREFIX = "metadata."
+"""Begins the parameters that a model file brings. A file must not be able to set a parameter of a backend."""
+
 DEFAULT_MAX_BATCH_SIZE = 8
 _RESERVED_PARAMETERS = "tcp_"
 _KINDS = {InstanceKind.AUTO: "KIND_AUTO", InstanceKind.CPU: "KIND_CPU", InstanceKind.GPU: "KIND_GPU"}
@@ -86,7 +89,7 @@ def build_config(
         "instance_group": [
             {"kind": _KINDS[settings.instance_kind], "count": settings.instance_count, "gpus": list(settings.gpus)}
         ],
-        "parameters": _parameters(signature, settings),
+        "parameters": _metadata(manifest) | _parameters(signature, settings),
     }
     if manifest.rows_independent is False and dynamically_batched(settings):
         raise InvalidConfigError(
@@ -187,6 +190,18 @@ def _tensor(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
     # Not batched, Triton refuses an empty reshape ("scalar tensors are not supported"): the model's rank 0 travels as
     # [1], and the backend takes it from there; SCALARS_PARAMETER says which tensors these are.
     return tensor
+
+
+def _metadata(manifest: Manifest) -> dict[str, Any]:
+    """Return what the model's exporter noted, under names that no backend reads."""
+    metadata = manifest.attributes.get("metadata")
+    if not isinstance(metadata, dict):
+        return {}
+    return {
+        f"{METADATA_PREFIX}{name}": {"string_value": value}
+        for name, value in metadata.items()
+        if isinstance(value, str)
+    }
 
 
 def _parameters(signature: Signature, settings: DeploymentSettings) -> dict[str, Any]:

@@ -100,6 +100,12 @@ def test_a_setting_that_cannot_be_used_is_named_by_its_variable(fresh: Cli) -> N
     assert fresh("up", "--store", "bogus://x", "--detach").code == 6
 
 
+def test_a_report_that_shows_a_failure_is_the_one_document(fresh: Cli) -> None:
+    result = fresh("doctor", "--data-dir", "/proc/nowhere", "-o", "json")
+    assert result.code != 0
+    assert "fail" in {finding["status"] for finding in result.json}
+
+
 def test_the_doctor_says_how_to_mend_what_is_broken(fresh: Cli) -> None:
     result = fresh("doctor", "--data-dir", "/proc/nowhere")
     assert result.code == 7

@@ -7,6 +7,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.cases.onnx_inputs import sequence_output, write
 from tests.cli.conftest import Cli
 
 pytestmark = pytest.mark.triton
@@ -148,6 +149,20 @@ def test_validate_says_what_a_file_is_and_publishes_nothing(cli: Cli, doubling: 
     assert report["ok"] is True
     assert report["format"] == "onnx"
     assert cli.ok("models", "-o", "json").json == before
+
+
+def test_validate_prints_one_document_where_it_fails_and_the_push_says_the_same(cli: Cli, tmp_path: Path) -> None:
+    path = write(tmp_path, sequence_output)
+    result = cli("validate", path, "-o", "json")
+    assert (result.code, result.json["ok"]) == (6, False)
+    assert "'y' is a sequence" in result.json["checks"][-1]["message"]
+    pushed = cli.ok("push", "sequences", path)
+    assert "Triton cannot serve it: output 'y' is a sequence" in pushed.err + pushed.out
+    assert cli.ok("versions", "sequences", "-o", "json").json[0]["servable"] is False
+    assert "servable" in cli.ok("show", "sequences").out
+    refused = cli("deploy", "sequences")
+    assert refused.code != 0
+    assert "cannot be deployed, since Triton cannot serve it: output 'y' is a sequence" in refused.err
 
 
 def test_a_published_version_is_validated_by_its_name(cli: Cli, doubling: Path) -> None:

@@ -69,6 +69,14 @@ def test_a_named_batch_dimension_is_read(models):
     assert found.stored_path("mlp.onnx") == "model.onnx"
 
 
+def test_metadata_of_the_exporter_are_kept(tmp_path: Path) -> None:
+    model = small()
+    for key, value in (("stride", "32"), ("names", "{0: 'cat'}"), ("long", "x" * 100_000), ("after", "1")):
+        model.metadata_props.add(key=key, value=value)
+    onnx.save_model(model, tmp_path / "m.onnx")
+    assert inspect_artifact(tmp_path / "m.onnx").attributes["metadata"] == {"stride": "32", "names": "{0: 'cat'}"}
+
+
 def test_a_name_that_is_no_text_is_refused(tmp_path):
     data = small().SerializeToString()
     assert b"batch" in data

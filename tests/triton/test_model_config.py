@@ -110,6 +110,17 @@ def test_instances_batcher_policy_and_parameters() -> None:
     assert config["parameters"]["intra_op_thread_count"] == {"string_value": "2"}
 
 
+def test_metadata_of_the_file_become_parameters_that_no_backend_reads() -> None:
+    noted = {"names": "{0: 'cat'}", "EXECUTION_ENV_PATH": "/tmp/x", "session.intra_op.allow_spinning": "1"}
+    published = manifest(BATCHED).model_copy(update={"attributes": {"metadata": noted}})
+    config = build_config("m", published, DeploymentSettings(parameters={"metadata.names": "mine"}), [1])
+    values = {name: value["string_value"] for name, value in config["parameters"].items()}
+    assert values.pop("metadata.names") == "mine"
+    assert values.pop("metadata.EXECUTION_ENV_PATH") == "/tmp/x"
+    assert values.pop("metadata.session.intra_op.allow_spinning") == "1"
+    assert set(values) == {"tcp_config_digest"}
+
+
 def test_golden_samples_fit_the_batch_size_or_none_could_be_proved() -> None:
     sample = Sample({"x": np.zeros((20, 3), np.float32)}, {})
     assert build_config("m", manifest(BATCHED), DeploymentSettings(), [1], samples=sample)["max_batch_size"] == 20
