@@ -48,6 +48,7 @@ from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
 from controlplane.services.journal import Journal
 from controlplane.services.keys import Keys
+from controlplane.services.large_json import LargeJson
 from controlplane.services.leases import Leases
 from controlplane.services.limits import RateLimits
 from controlplane.services.memory import Memory
@@ -330,6 +331,8 @@ class ControlPlane:
         workspace = Workspace(settings.data_dir / "work")
         workers = Workers(settings.conversion, workspace.root, self._sandbox)
         stack.callback(workers.close)
+        large_json = LargeJson()
+        stack.callback(large_json.close)
         operations = Operations(registry.store, Journal(settings.data_dir / "operations"))
         uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
         converters = [ConverterInfo(source=source.value, target=target.value) for source, target in BUILT_IN]
@@ -348,6 +351,7 @@ class ControlPlane:
             placement=Placement(reconciler),
             memory=memory,
             leases=Leases(registry.leases, deployments, memory, reconciler),
+            large_json=large_json,
             inference=Inference(registry, reconciler, servers, self.front_door),
             servers=Servers(reconciler),
             devices=Devices(servers),

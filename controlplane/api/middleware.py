@@ -16,16 +16,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from controlplane.api.gate import Gate, principal_of
 from controlplane.api.metrics import RequestMetrics
 from controlplane.api.problems import error_response, problem_response
-from controlplane.errors import ControlPlaneError
+from controlplane.errors import ControlPlaneError, InvalidInputError
 from controlplane.services.facade import Services
 from controlplane.services.faults import Fault
 from controlplane.services.idempotency import StoredAnswer, Turn
+from controlplane.services.large_json import LARGE_BYTES
 
 logger = logging.getLogger(__name__)
 
 _ANSWER_MAX_BYTES = 1024 * 1024
 _BLOB = re.compile(r"/v1/uploads/[^/]+/blobs/[^/]+")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_JSON_INFERENCE = re.compile(r"/v1/deployments/[^/]+/infer")
 _INFERENCE = re.compile(r"/v[12]/.*/(?:infer|generate)")
 _UNREPEATED = re.compile(r"/v1/deployments/[^/]+/infer|/v1/keys")
 """POSTs whose answers are not kept: those that change nothing, and the one that has a secret."""
@@ -94,7 +96,17 @@ class Edge:
         if isinstance(body, Fault):
             await problem_response(body, 413, scope["path"])(scope, receive, send)
             return
-        if wrong := _unusable_json(body):
+        if len(body) >= LARGE_BYTES and _JSON_INFERENCE.fullmatch(scope["path"]):
+            try:
+                body, scope["controlplane.data"] = await scope["app"].state.services.large_json.parse(body)
+            except InvalidInputError as error:
+                fault = Fault(code="malformed-request", title="Malformed request", detail=f"body: {error.message}")
+                await problem_response(fault, 400, scope["path"])(scope, receive, send)
+                return
+            except ControlPlaneError as error:
+                await error_response(error, scope["path"])(scope, receive, send)
+                return
+        elif wrong := _unusable_json(body):
             fault = Fault(code="malformed-request", title="Malformed request", detail=f"body: {wrong}")
             await problem_response(fault, 400, scope["path"])(scope, receive, send)
             return

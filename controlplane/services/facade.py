@@ -13,6 +13,7 @@ from controlplane.services.health import Health
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
 from controlplane.services.keys import Keys
+from controlplane.services.large_json import LargeJson
 from controlplane.services.leases import Leases
 from controlplane.services.limits import RateLimits
 from controlplane.services.memory import Memory
@@ -46,6 +47,7 @@ class Services:
     placement: Placement
     leases: Leases
     inference: Inference
+    large_json: LargeJson
     servers: Servers
     devices: Devices
     monitoring: Monitoring

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from controlplane.domain.names import validate_model_name
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import Signature
@@ -35,7 +37,20 @@ class Answer:
     version: int
     server: str
     seconds: float
-    outputs: list[OutputTensor]
+    tensors: Tensors
+
+    @property
+    def bytes(self) -> int:
+        """How large the outputs are in memory."""
+        return sum(array.nbytes for array in self.tensors.values())
+
+    def written(self) -> list[OutputTensor]:
+        """Return the outputs as JSON has them."""
+        outputs = []
+        for name, array in self.tensors.items():
+            datatype, data = from_array(array)
+            outputs.append(OutputTensor(name, datatype, list(array.shape), data))
+        return outputs
 
 
 class Inference:
@@ -83,7 +98,10 @@ class Inference:
         answering = version if version is not None else where.serving_version
         assert answering is not None
         manifest = await asyncio.to_thread(self._registry.manifest, model, answering)
-        tensors = read_inputs(inputs, manifest.signature)
+        if any(isinstance(one.data, np.ndarray) for one in inputs):  # a large request
+            tensors = await asyncio.to_thread(read_inputs, inputs, manifest.signature)
+        else:
+            tensors = read_inputs(inputs, manifest.signature)
         _check_outputs(outputs, manifest.signature)
         server = self._servers.get(where.server)
         if server is None:
@@ -99,7 +117,7 @@ class Inference:
             timeout=timeout_seconds,
         )
         seconds = time.perf_counter() - started
-        return Answer(answered_by, server.name, seconds, _write(answer))
+        return Answer(answered_by, server.name, seconds, answer)
 
     async def _loaded(self, model: str, door: FrontDoor, timeout_seconds: float) -> DeploymentStatus | None:
         """Have a model loaded as the front door does, and return how it stands then; None where it shall not be."""
@@ -141,11 +159,3 @@ def _check_outputs(outputs: Sequence[str] | None, signature: Signature | None) -
     for name in outputs:
         if name not in known:
             raise NotFoundError(f"there is no output {name!r}; the outputs are {', '.join(known)}", output=name)
-
-
-def _write(answer: Tensors) -> list[OutputTensor]:
-    written = []
-    for name, array in answer.items():
-        datatype, data = from_array(array)
-        written.append(OutputTensor(name, datatype, list(array.shape), data))
-    return written

@@ -1,0 +1,84 @@
+"""Large JSON bodies do not stop the event loop, and read as small ones do."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from controlplane.errors import InvalidInputError, TooManyWaitingError
+from controlplane.services import large_json as module
+from controlplane.services.large_json import LargeJson
+
+
+@pytest.fixture
+async def large() -> AsyncIterator[LargeJson]:
+    made = LargeJson()
+    yield made
+    made.close()
+
+
+def body(*data: Any, **more: Any) -> bytes:
+    inputs = [{"name": f"x{n}", "shape": [1], "data": one} for n, one in enumerate(data)]
+    return json.dumps({"inputs": inputs, **more}).encode()
+
+
+async def test_the_event_loop_runs_while_a_large_body_is_read(large: LargeJson) -> None:
+    text = b'{"inputs": [{"name": "x", "data": [' + b"0.1," * 4_000_000 + b"0.1]}]}"
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    skeleton, data = await large.parse(text)
+    rendered = await large.render({"id": ""}, [("y", data[0])])
+    ticking.cancel()
+    assert json.loads(skeleton) == {"inputs": [{"name": "x", "data": None}]}
+    assert data[0].shape == (4_000_001,)
+    assert len(rendered) > 4_000_000
+    # To read this body keeps the interpreter busy for hundreds of milliseconds; in this process that is no tick.
+    assert ticks >= 20
+
+
+async def test_numbers_become_arrays_and_everything_else_stays(large: LargeJson) -> None:
+    strings, mixed, ragged = ["a", "b"], [1, "NaN"], [[1], [1, 2]]
+    skeleton, data = await large.parse(body([1, 2], [[0.5]], strings, mixed, ragged, None, id="7", parameters={"a": 1}))
+    assert "parameters" not in json.loads(skeleton)
+    assert json.loads(skeleton)["id"] == "7"
+    assert [one["data"] for one in json.loads(skeleton)["inputs"]] == [None] * 6
+    np.testing.assert_array_equal(data[0], [1, 2])
+    np.testing.assert_array_equal(data[1], [[0.5]])
+    assert data[2:] == [strings, mixed, ragged, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b'{"inputs": [', "it is not valid JSON: "),
+        (b'{"inputs": [{"data": [NaN]}]}', "NaN is no JSON"),
+        (b"[1, 2]", "it needs a list of inputs"),
+        (b'{"inputs": [{"name": "\\ud800"}]}', "half of a surrogate pair"),
+        (b'{"inputs": "\xff"}', "it is not valid UTF-8"),
+        (b'{"inputs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+    ],
+)
+async def test_what_is_no_request_is_refused(large: LargeJson, text: bytes, why: str) -> None:
+    with pytest.raises(InvalidInputError, match=why):
+        await large.parse(text)
+
+
+async def test_their_number_is_bounded(large: LargeJson, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WAITING", 2)
+    begun = [asyncio.create_task(large.parse(body([1]))) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(TooManyWaitingError, match="2 large JSON bodies are being read or written, the limit"):
+        await large.parse(body([1]))
+    for one in begun:
+        await one
+    await large.parse(body([1]))
