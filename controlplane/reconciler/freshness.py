@@ -103,8 +103,8 @@ class Freshness:
 
     def refusal(self) -> str:
         """Say why this instance can get no model loaded; empty where it can."""
-        if not self._lease.in_touch:
-            return f"the store does not answer: {self._lease.trouble or 'it was not reached since this process paused'}"
+        if not self._lease.in_touch and self._lease.trouble:  # without trouble, an attempt is under way
+            return f"the store has not answered for longer than the lease: {self._lease.trouble}"
         undriven = [server.undriven for server in self._state.servers.values()]
         return undriven[0] if undriven and all(undriven) else ""
 
