@@ -330,7 +330,8 @@ class GatewaySettings(_Group):
     unattended_seconds: float = Field(
         default=20.0,
         ge=1,
-        description="How long requests go on to loaded models while this control plane is stopped or hangs; then they "
+        description="How long requests go on to loaded models while this control plane is stopped, hangs or was killed "
+        "(with an embedded Triton, that ends with it); then they "
         "are refused, since other instances no longer wait for this gateway before they unload a model.",
     )
     drain_timeout_seconds: float = Field(

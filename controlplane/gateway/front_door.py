@@ -13,7 +13,7 @@ from pathlib import Path
 import uvicorn
 
 from controlplane.domain.sampling import PARTS
-from controlplane.errors import ConflictError, GatewayError
+from controlplane.errors import GatewayError
 from controlplane.gateway import table as tables
 from controlplane.gateway.access import Access
 from controlplane.gateway.activator import Activator, Resolve
@@ -27,6 +27,7 @@ from controlplane.gateway.configuration import (
     slots_for,
 )
 from controlplane.gateway.grpc_face import GrpcFace
+from controlplane.gateway.handover import listen
 from controlplane.gateway.http_face import HttpFace
 from controlplane.gateway.keeping import nobody
 from controlplane.gateway.process import HAProxy
@@ -77,7 +78,9 @@ class FrontDoor:
         resolve: Resolve,
         splits: Splits,
         access: Access,
+        linger_seconds: float,
     ) -> None:
+        self._linger_seconds = linger_seconds
         self._settings = settings.model_copy(update={"max_connections": _connections(settings.max_connections)})
         self._access = access
         self._binary = binary
@@ -158,7 +161,9 @@ class FrontDoor:
             number = os.open(self._folder, os.O_PATH | os.O_DIRECTORY)
             stack.callback(os.close, number)
             short = Path(f"/proc/self/fd/{number}")
-            self._listen(stack)
+            self._listeners, predecessor = listen(self._settings, short)
+            for listener in self._listeners.values():
+                stack.enter_context(listener)
             grpc_face = GrpcFace(self.activator, {one.name: one.client.grpc_url for one in self._servers})
             stack.push_async_callback(grpc_face.close)
             await grpc_face.start(
@@ -180,9 +185,12 @@ class FrontDoor:
                 prepare=self._prepare,
                 api=self._api,
                 sockets=tuple(listener.fileno() for listener in self._listeners.values()),
+                linger_seconds=self._linger_seconds,
             )
             stack.push_async_callback(self._haproxy.stop)
             await self._haproxy.start()
+            if predecessor is not None:
+                predecessor.retire()
             following = asyncio.create_task(self._follow(), name="front door")
             stack.push_async_callback(_cancelled, following)
             self._stack = stack.pop_all()
@@ -249,23 +257,6 @@ class FrontDoor:
         if model not in self._told.models:
             return "activated"
         return "split" if model in self._told.splits else "fast"
-
-    def _listen(self, stack: AsyncExitStack) -> None:
-        settings = self._settings
-        ports = (("http", settings.host, settings.http_port), ("grpc", settings.host, settings.grpc_port))
-        for name, host, port in (*ports, ("metrics", "127.0.0.1", 0)):
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            try:
-                listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-            except OSError as error:
-                raise ConflictError(
-                    f"the front door cannot listen on {host}:{port} for {name}: {error.strerror}; give another port, "
-                    f"or 0 for a free one: --{name}-port, or --no-gateway to do without it",
-                    host=host,
-                    port=port,
-                ) from error
-            stack.enter_context(listener)
-            self._listeners[name] = listener
 
     async def _prepare(self) -> None:
         """Write what HAProxy reads when it starts, so that it knows every road before it takes a request."""

@@ -15,6 +15,12 @@ from controlplane.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_LINGER_FACTOR = 15
+"""HAProxy outlives the control plane by this many times `unattended_seconds`.
+
+After the first it refuses requests, which says more to clients than a connection that is refused.
+"""
+
 
 def front_door(
     settings: Settings,
@@ -49,4 +55,6 @@ def front_door(
         lambda reference: registry.resolve(reference).number,
         splits,
         access,
+        # An embedded Triton dies with this process, and without a server there is nothing to go on for.
+        0.0 if settings.triton.embedded else _LINGER_FACTOR * wanted.unattended_seconds,
     )

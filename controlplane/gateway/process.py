@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from controlplane.errors import GatewayError
+from controlplane.gateway import launcher
 from controlplane.gateway.runtime import RuntimeApi
-from controlplane.triton.embedded import launcher
 from controlplane.triton.embedded.processes import children_of
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class HAProxy:
         prepare: Writes configuration and maps for the present state; called before each start.
         api: Its runtime API.
         sockets: The sockets it listens on. They stay open here, so that clients of one that died wait, not fail.
+        linger_seconds: How long it goes on when this process dies without a word; see `controlplane.gateway.launcher`.
 
     Attributes:
         restarts: How often it was started again.
@@ -73,6 +74,7 @@ class HAProxy:
         prepare: Callable[[], Awaitable[None]],
         api: RuntimeApi,
         sockets: tuple[int, ...],
+        linger_seconds: float,
     ) -> None:
         self.restarts = 0
         self.ready = False
@@ -83,6 +85,7 @@ class HAProxy:
         self._prepare = prepare
         self._api = api
         self._sockets = sockets
+        self._linger_seconds = linger_seconds
         self._launcher: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
 
@@ -145,7 +148,9 @@ class HAProxy:
                 "-I",
                 launcher.__file__,
                 str(_STOP_SECONDS),
-                f"tritonctl-haproxy-{os.getpid()}-",  # it has no shared memory; the launcher asks for a prefix
+                str(self._linger_seconds),
+                str(len(self._sockets)),
+                *map(str, self._sockets),
                 str(self._binary),
                 "-db",
                 "-C",
@@ -157,6 +162,7 @@ class HAProxy:
                 stderr=log,
                 start_new_session=True,
                 pass_fds=self._sockets,
+                cwd=self._folder,
             )
         await self._wait_ready(self._launcher, log_path)
         self.ready = True
