@@ -22,7 +22,7 @@ from tests.support.gateway import until
 from tests.support.processes import free_port, tied_to_us
 from tests.support.triton import RunningTriton
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 BODY = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}
 
 
