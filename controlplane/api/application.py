@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
 from controlplane.api import metrics as metrics_module
@@ -13,6 +13,7 @@ from controlplane.api.links import add_links
 from controlplane.api.metrics import Metrics
 from controlplane.api.middleware import BodyLimits, Edge, IdempotencyKeys
 from controlplane.api.needs import NEEDS, UNKNOWN
+from controlplane.api.query import refuse_unknown
 from controlplane.api.routers import (
     deployments,
     devices,
@@ -94,7 +95,7 @@ def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan 
         redirect_slashes=False,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    v1 = APIRouter(prefix="/v1")
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(refuse_unknown)])
     for router in (
         models.router,
         versions.router,

@@ -70,8 +70,12 @@ def examine(session: Session, settings: Settings) -> Iterator[Finding]:
     yield _space(settings.data_dir)
     record = None if session.url else UpRecord.read(settings.data_dir)
     yield _port(settings, record)
-    yield from _store(settings)
-    yield from _api(session)
+    running = list(_api(session))
+    live = next((finding for finding in running if finding.name == "store"), None)
+    local = list(_store(settings, only=live.message.partition(": ")[0] if live else None))
+    # The store that counts is the running control plane's; more is known of it where it is that of the settings here.
+    yield from local
+    yield from (finding for finding in running if not (local and finding is live))
 
 
 def _python() -> Finding:
@@ -196,17 +200,22 @@ def _port(settings: Settings, record: UpRecord | None) -> Finding:
     return Finding("port", "ok", f"{host}:{port} is free")
 
 
-def _store(settings: Settings) -> Iterator[Finding]:
+def _store(settings: Settings, *, only: str | None) -> Iterator[Finding]:
+    """Check the store of the settings here; ``only``: where it is this one, which a running control plane uses."""
     from controlplane.storage.factory import open_store
     from controlplane.storage.probe import check_store
 
     try:
         store = open_store(settings.store, settings.data_dir)
+        if only not in {None, store.url}:
+            return
         check_store(store)
         yield Finding("store", "ok", f"{store.url}: a create-only put wins once, and the second one loses")
         yield _clock(store, settings.store.max_clock_skew_seconds)
         yield _backwards(store)
     except ControlPlaneError as error:
+        if only is not None:
+            return
         yield Finding(
             "store",
             "fail",
@@ -244,6 +253,12 @@ def _backwards(store: ObjectStore) -> Finding:
     )
 
 
+def _live_store(check: dict[str, Any], url: str) -> Finding:
+    if check["ok"]:
+        return Finding("store", "ok", f"{url}: the control plane reads it")
+    return Finding("store", "fail", f"{url}: {check['message'] or 'the control plane cannot read it'}", "see its log")
+
+
 def _api(session: Session) -> Iterator[Finding]:
     try:
         url = session.find_url()
@@ -253,12 +268,14 @@ def _api(session: Session) -> Iterator[Finding]:
     try:
         with session.client() as client:
             info = client.get("/v1/info")
+            checks = client.readiness()["checks"]
             servers = client.get("/v1/servers")["items"]
             scrub = _scrub(client)
     except ControlPlaneError as error:
         yield Finding("control plane", "fail", error.message, "see its log, or start it with `tritonctl up`")
         return
     yield Finding("control plane", "ok", f"{info.get('version', '')} at {url}".strip())
+    yield from (_live_store(check, info["store_url"]) for check in checks if check["name"] == "store")
     if warning := info.get("warning", ""):
         yield Finding("authentication", "warn", info["authentication"], warning)
     else:

@@ -129,6 +129,18 @@ class Client:
         """GET a JSON document."""
         return self._json(self.call("GET", path, params=params, read_seconds=read_seconds))
 
+    def readiness(self) -> Any:
+        """Return what ``/readyz`` says, also where that is that the control plane is not ready."""
+        try:
+            response = self._http.request(
+                "GET", "/readyz", timeout=httpx.Timeout(_READ_SECONDS, connect=CONNECT_SECONDS)
+            )
+        except httpx.TransportError as error:
+            raise self.translate(error) from error
+        if response.status_code not in {200, 503}:
+            raise problem(response)
+        return self._json(response)
+
     def fetch(self, kind: type[_T], path: str, **params: Any) -> _T:
         """GET a JSON document and read it as ``kind``."""
         return self.read(kind, self.get(path, **params))

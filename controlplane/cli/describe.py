@@ -123,7 +123,12 @@ def _tensors(signature: Signature | None, side: str) -> str:
 
 def show_result(out: Output, result: Mapping[str, Any]) -> None:
     """Print what a publish or a conversion gave."""
-    out.line(Text.assemble("published ", (str(result["reference"]), "bold cyan")))
+    if result.get("unchanged"):
+        out.line(
+            Text.assemble("unchanged, is ", (str(result["reference"]), "bold cyan"), " (--force publishes it again)")
+        )
+    else:
+        out.line(Text.assemble("published ", (str(result["reference"]), "bold cyan")))
     if result.get("unservable"):
         out.note(f"note: Triton cannot serve it: {result['unservable']}", style="yellow")
     for warning in result.get("warnings") or ():

@@ -1,8 +1,9 @@
 """What the API says about memory, as this client reads it."""
 
 from datetime import datetime
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from controlplane.cli.placement_records import Placement
 from controlplane.cli.records import ModelMemory, Record
@@ -65,6 +66,13 @@ class ServerMemory(Record):
     next_victims: tuple[str, ...] = ()
     leak: Leak | None = None
 
+    @model_validator(mode="after")
+    def _name_the_server(self) -> Self:
+        """Copy the server's name, which the API says once, to each model."""
+        models = tuple(model.model_copy(update={"server": self.server}) for model in self.models)
+        object.__setattr__(self, "models", models)
+        return self
+
 
 class HeldBy(Record):
     """Something that keeps memory from a load."""
@@ -86,6 +94,11 @@ class ServerWhy(Record):
     holders: tuple[HeldBy, ...] = ()
     evictions: tuple[Eviction, ...] = ()
     next: str = ""
+
+    @model_validator(mode="after")
+    def _name_the_server(self) -> Self:
+        object.__setattr__(self, "model", self.model.model_copy(update={"server": self.server}))
+        return self
 
 
 class Why(Record):

@@ -41,6 +41,7 @@ class PublishOptions:
     reason: str = ""
     trust: bool = False
     direct: bool = False
+    force: bool = False
 
     def body(self) -> dict[str, Any]:
         """Return the request's fields, those that were given."""
@@ -57,6 +58,7 @@ class PublishOptions:
             "aliases": list(self.aliases) or None,
             "reason": self.reason or None,
             "trust": self.trust or None,
+            "force": self.force or None,
         }
         return {key: value for key, value in given.items() if value is not None}
 

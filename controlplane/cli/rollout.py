@@ -11,14 +11,17 @@ from controlplane.cli.output import Output, span
 from controlplane.cli.progress import follow, waiting
 from controlplane.cli.records import Deployment, Operation
 from controlplane.domain.conditions import Awaited
+from controlplane.domain.deployment import Mode
 from controlplane.domain.names import Reference
 from controlplane.domain.states import Phase
+from controlplane.domain.strategy import StrategyKind
 
 _ACCEPTED = 202
 _LONGEST_WAIT_SECONDS = 600.0
 """The API waits no longer for one request."""
 _LONGEST_LOOK_SECONDS = 30.0
 """So long one request waits for a condition, so that no proxy in between takes the silence for an end."""
+_ROLLOUT_LOOK_SECONDS = 1.0
 _SHORTEST_WAIT_SECONDS = 0.001
 """0 would not wait at all, and not tell a failure."""
 
@@ -64,11 +67,71 @@ def apply(
     follow(client, operation, out, timeout=timeout)
     seconds = time.monotonic() - started
     try:
-        return client.fetch(Deployment, path).model_copy(update={"changed": deployment.changed}), seconds
+        deployment = client.fetch(Deployment, path).model_copy(update={"changed": deployment.changed})
     except ClientError as error:
         if error.status == 404:  # an undeploy leaves nothing to fetch
             return deployment, seconds
         raise
+    require_ready(deployment)
+    return deployment, seconds
+
+
+def shortfall(deployment: Deployment) -> str | None:
+    """Return what a settled deployment lacks to be Ready as it is wanted; None where nothing is lacking.
+
+    A model on demand need not be loaded before its first use, and one that was unloaded is wanted so.
+    """
+    spec, status = deployment.spec, deployment.status
+    if status is None or spec.deleted or not spec.loaded:
+        return None
+    if status.phase is Phase.UNLOADED:
+        if spec.settings.mode is Mode.ON_DEMAND:
+            return None
+        why = next((one.why for one in deployment.memory if one.state not in {"loaded", "elsewhere"}), "")
+        return f"{deployment.model}:{spec.version} is deployed and not loaded: {why or status.message}"
+    ready = sum(server.phase is Phase.READY for server in status.servers)
+    if status.phase is Phase.READY and ready < spec.settings.min_copies:
+        return (
+            f"{deployment.model}:{spec.version} is ready with {ready} of {spec.settings.min_copies} copies: "
+            f"{status.message}"
+        )
+    return None
+
+
+def require_ready(deployment: Deployment) -> None:
+    """Refuse a deployment that settled and is not Ready as it is wanted.
+
+    Raises:
+        OperationFailedError: Says what is lacking.
+    """
+    if (lacking := shortfall(deployment)) is not None:
+        raise OperationFailedError(lacking, code="not-ready")
+
+
+def wait_for_rollout(client: Client, out: Output, deployment: Deployment, timeout: float | None) -> Deployment:
+    """Wait until a rollout ends, or until a version that is promoted by hand stands beside the old one.
+
+    Raises:
+        OperationFailedError: The new version was withdrawn.
+        WaitTimeoutError: It takes longer than ``timeout`` seconds; it goes on.
+    """
+    from controlplane.cli.rollout_records import Rollout
+    from controlplane.cli.rollout_screen import watch
+
+    path = f"/v1/rollouts/{segment(deployment.model)}"
+    by_hand = deployment.spec.trial is not None and deployment.spec.trial.strategy.kind is StrategyKind.PINNED
+    found = watch(
+        lambda: client.fetch(Rollout, path),
+        out,
+        interval=_ROLLOUT_LOOK_SECONDS,
+        until=lambda rollout: rollout.ended or (by_hand and rollout.ready),
+        timeout=timeout,
+    )
+    if found.phase == "aborted":
+        raise OperationFailedError(
+            f"{found.model}:{found.new.version} was withdrawn: {found.message}", code="rollout-aborted"
+        )
+    return client.fetch(Deployment, deployment_path(deployment.model))
 
 
 def deploy_and_wait(client: Client, out: Output, reference: str, *, reason: str = "") -> None:
@@ -76,6 +139,8 @@ def deploy_and_wait(client: Client, out: Output, reference: str, *, reason: str 
     model = Reference.parse(reference).model
     change = Change("PUT", body={"reference": reference, "reason": reason})
     deployment, seconds = apply(client, out, model, change, wait=True)
+    if deployment.spec.trial is not None:
+        deployment = wait_for_rollout(client, out, deployment, None)
     out.result(deployment)
     show_ready(out, deployment, seconds)
 
@@ -150,7 +215,8 @@ def wait_for(client: Client, out: Output, model: str, timeout: float) -> Deploym
                 raise WaitTimeoutError(f"{model} is still {phase} after {timeout:g} s; it goes on", model=model)
             if status is not None:
                 bar.stage(f"{model}: {status.phase.value.lower()} {status.message}".strip())
-    if status.phase.value in {"Ready", "Unloaded"}:
+    if status.phase in {Phase.READY, Phase.UNLOADED}:
+        require_ready(deployment)
         return deployment
     raise OperationFailedError(
         f"{model} is {status.phase.value}: {status.message or 'no reason was given'}", code="not-ready"

@@ -49,8 +49,37 @@ def screen(rollout: Rollout, *, trouble: str = "") -> RenderableType:
     return Group(*lines, Text(), versions, Text(), tests)
 
 
-def watch(read: Callable[[], Rollout], out: Output, *, interval: float) -> Rollout:
-    """Show a rollout until it ends; return it as it ended. Where nobody looks live, each change is a line."""
+def watch(
+    read: Callable[[], Rollout],
+    out: Output,
+    *,
+    interval: float,
+    until: Callable[[Rollout], bool] = lambda rollout: rollout.ended,
+    timeout: float | None = None,
+) -> Rollout:
+    """Show a rollout until it ends; return it as it ended. Without a terminal each change is a line.
+
+    Args:
+        read: Reads it again.
+        out: Where it is shown.
+        interval: Seconds between two looks.
+        until: What ends the watch.
+        timeout: Seconds after which the watch is given up; None: never.
+
+    Raises:
+        WaitTimeoutError: It takes longer than ``timeout``; it goes on.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+
+    def pause(rollout: Rollout) -> None:
+        if deadline is not None and time.monotonic() >= deadline:
+            raise WaitTimeoutError(
+                f"the rollout of {rollout.model}:{rollout.new.version} is {rollout.phase} after {timeout:g} s; "
+                f"it goes on: {rollout.message}",
+                model=rollout.model,
+            )
+        time.sleep(interval if deadline is None else max(0.0, min(interval, deadline - time.monotonic())))
+
     rollout, trouble = read(), ""
     if out.json_wanted or not out.errors.is_terminal:
         said: tuple[object, ...] = ()
@@ -59,14 +88,14 @@ def watch(read: Callable[[], Rollout], out: Output, *, interval: float) -> Rollo
             if stands != said and not out.json_wanted:
                 out.note(f"{rollout.phase}: {rollout.message}", style="")
                 said = stands
-            if rollout.ended:
+            if until(rollout):
                 return rollout
-            time.sleep(interval)
+            pause(rollout)
             rollout = read()
     with Live(console=out.errors, auto_refresh=False, transient=True) as view:
-        while not rollout.ended:
+        while not until(rollout):
             view.update(screen(rollout, trouble=trouble), refresh=True)
-            time.sleep(interval)
+            pause(rollout)
             try:
                 rollout, trouble = read(), ""
             except (NotRunningError, WaitTimeoutError, ClientError) as error:

@@ -27,6 +27,11 @@ class VersionEntry(BaseModel):
     deleted: bool = Field(default=False, description="A tombstone: the number stays taken, the files may go.")
     deleted_at: datetime | None = Field(default=None, description="When it was deleted (UTC); null for a live version.")
 
+    @property
+    def runs(self) -> bool:
+        """Whether Triton can serve it, as far as is known."""
+        return self.servable and self.format.backend is not None
+
 
 class ModelHead(BaseModel):
     """Everything about a model that can change."""
@@ -49,6 +54,11 @@ class ModelHead(BaseModel):
     def next_number(self) -> int:
         """The number the next version gets. Numbers are never used twice, also not after a delete."""
         return self.versions[-1].number + 1 if self.versions else 1
+
+    @property
+    def newest_servable(self) -> VersionEntry | None:
+        """The newest version that Triton can serve, as far as is known; sources to convert are none."""
+        return next((entry for entry in reversed(self.live_versions) if entry.runs), None)
 
     def version(self, number: int) -> VersionEntry:
         """Return a version that is not deleted.

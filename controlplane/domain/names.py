@@ -107,7 +107,7 @@ def tuning_name(model: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """``name`` (the newest version), ``name:7`` or ``name@alias``.
+    """``name`` (the newest version; to deploy, the newest that Triton can serve), ``name:7`` or ``name@alias``.
 
     Attributes:
         model: The model's name.

@@ -154,7 +154,7 @@ class Driver:
         if action is None and desired.loaded:
             goal = choose_goal(desired, observed, now)
             proved = goal and goal.version in observed.loaded and observed.mark(goal.version) is Mark.PASSED
-            if goal and proved and unit.unexamined == goal:
+            if goal and proved and unit.unexamined == goal and self._authority.acts:
                 because = f"version {goal.version} answers, and was not examined yet"
                 return Prove(goal, candidate=False, because=because, examine=True)
             if goal and proved and unit.probe_due(self._probe_interval_seconds, self._poll_seconds):
@@ -166,10 +166,13 @@ class Driver:
         """Say what a proof looks at beside the answers: once, when the wanted version comes to a server.
 
         Where requests wait for it and nothing answers that it could be compared with, nothing can come of it that
-        would keep it from answering: then it comes afterwards.
+        would keep it from answering: then it comes afterwards. The new version of a rollout is compared under the
+        clients' own requests; it is examined once it is promoted, so that it has a report as any other version.
         """
         if not isinstance(action, Prove) or action.light or not self._authority.acts or unit.facts is None:
             return None
+        if action.target == wish.trial:
+            unit.unexamined = action.target
         if action.target != wish.wanted or (action.target in unit.record.cleared and not action.examine):
             return None
         answering = max(unit.facts.loaded, default=None)

@@ -99,6 +99,16 @@ class Publisher:
         )
         return entry
 
+    def ensure(self, model: str, manifest: Manifest, files: Mapping[str, Path]) -> None:
+        """Write the blobs of a version that is published already, where the store lacks them or they are damaged.
+
+        Raises:
+            InvalidInputError: A blob is neither in the store nor given.
+            DigestMismatchError: A local file is not what its digest says.
+        """
+        with holding(self._store, {blob.sha256 for blob in manifest.blobs}, f"publish {model}"):
+            self._upload_missing(manifest, files, None)
+
     def _upload_missing(self, manifest: Manifest, files: Mapping[str, Path], progress: ProgressCallback | None) -> None:
         wanted = {blob.sha256: blob for blob in manifest.blobs}
         sizes = self._blobs.sizes_of(list(wanted))

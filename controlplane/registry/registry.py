@@ -170,6 +170,10 @@ class Registry:
             progress=progress,
         )
 
+    def ensure_blobs(self, model: str, manifest: Manifest, files: Mapping[str, Path]) -> None:
+        """Write what the store lacks of a published version; see `Publisher.ensure`."""
+        self._publisher.ensure(model, manifest, files)
+
     def delete_version(self, name: str, number: int, *, actor: str, reason: str = "") -> ModelHead:
         """Put a tombstone on a version (NotFoundError, InUseError)."""
         return self._versions.delete(name, number, actor=actor, reason=reason)

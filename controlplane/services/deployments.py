@@ -138,6 +138,7 @@ class Deployments:
             ConflictError: Its strategy needs a front door, and there is none.
         """
         wanted, entry = await self.resolve(model, reference)
+        skipped = await asyncio.to_thread(self._skipped, wanted, entry)
 
         def change(before: DeploymentRevision | None) -> tuple[DeploymentSpec, str]:
             kept = before.spec.settings if before is not None and not before.spec.deleted else DeploymentSettings()
@@ -160,7 +161,7 @@ class Deployments:
                 )
             how = f" by {spec.trial.strategy.kind}" if spec.trial is not None else ""
             why = reason or f"deploy {wanted}{how}"
-            return spec, f"{why}; {checked.dropped}" if checked.dropped else why
+            return spec, "; ".join(filter(None, (why, skipped, checked.dropped)))
 
         return await self._commit(model, change, actor)
 
@@ -180,6 +181,10 @@ class Deployments:
                 "its model's name"
             )
         entry = await asyncio.to_thread(self._registry.resolve, wanted)
+        if _is_bare(wanted) and not entry.runs:
+            # Sources that only a conversion reads are versions, too: the newest that Triton can serve is meant.
+            head = await asyncio.to_thread(self._registry.get_model, model)
+            entry = head.newest_servable or entry
         if entry.format.backend is None:
             raise InvalidInputError(
                 f"{model}:{entry.number} is {entry.format.value}, which Triton cannot run; convert it first: "
@@ -196,6 +201,14 @@ class Deployments:
                 version=entry.number,
             )
         return wanted, entry
+
+    def _skipped(self, wanted: Reference, entry: VersionEntry) -> str:
+        """Say which newer versions a bare name passes over, since Triton cannot serve them; blocks."""
+        if not _is_bare(wanted):
+            return ""
+        live = self._registry.get_model(wanted.model).live_versions
+        newer = [f"{wanted.model}:{one.number} ({one.format})" for one in live if one.number > entry.number]
+        return f"skipped {', '.join(newer)}, which Triton cannot serve" if newer else ""
 
     async def check(
         self, model: str, reference: str, settings: DeploymentSettings | None, *, asker: Principal | None
@@ -444,6 +457,11 @@ def _memory(server: str, view: ModelMemoryView) -> DeploymentMemory:
 
 def _because(reason: str) -> str:
     return f": {reason}" if reason else ""
+
+
+def _is_bare(reference: Reference) -> bool:
+    """Whether it names no version and no alias: the newest is meant."""
+    return reference.version is None and reference.alias is None
 
 
 def _required(model: str, before: DeploymentRevision | None) -> DeploymentRevision:

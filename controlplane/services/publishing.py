@@ -9,10 +9,11 @@ from typing import Any
 from controlplane.domain.access import Principal, may_bring_code
 from controlplane.domain.comparison import Tolerance
 from controlplane.domain.manifest import FileEntry, Format, GoldenSamples, Manifest
+from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import validate_alias, validate_model_name
 from controlplane.domain.samples import Sample, encode_samples
 from controlplane.domain.signature import Signature
-from controlplane.errors import InvalidInputError
+from controlplane.errors import InvalidInputError, NotFoundError
 from controlplane.reconciler.loop import Reconciler
 from controlplane.registry.registry import Registry
 from controlplane.services.announcement import Upload
@@ -49,6 +50,7 @@ class PublishCommand:
     aliases: list[str]
     reason: str = ""
     trust: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,9 @@ class Publishing:
                 metrics=command.metrics,
                 labels=command.labels,
             )
+            same = None if command.force else await asyncio.to_thread(self._unchanged, command, manifest, local)
+            if same is not None:
+                return _result(command.model, same, manifest, learnt.warnings, unchanged=True)
             reporter.stage("upload", "writing the files to the store", total=sum(b.size_bytes for b in manifest.blobs))
             version = await asyncio.to_thread(
                 lambda: self._registry.publish(
@@ -160,17 +165,30 @@ class Publishing:
                 )
             )
         self._reconciler.wake(command.model)
-        return {
-            "model": command.model,
-            "version": version.number,
-            "reference": f"{command.model}:{version.number}",
-            "format": version.format.value,
-            "size_bytes": version.size_bytes,
-            "golden_samples": golden.count if golden else 0,
-            "servable": manifest.servable,
-            "unservable": manifest.unservable,
-            "warnings": list(learnt.warnings),
-        }
+        return _result(command.model, version, manifest, learnt.warnings)
+
+    def _unchanged(self, command: PublishCommand, manifest: Manifest, local: dict[str, Path]) -> VersionEntry | None:
+        """Return the newest version where a publish would repeat it; the aliases are moved there. Blocks.
+
+        Answers to generated samples are not compared: they may differ in the last digit. Blobs that the store lost, or
+        that are damaged, are written again.
+        """
+        try:
+            newest = self._registry.get_model(command.model).live_versions[-1:]
+        except NotFoundError:
+            return None
+        if not newest:
+            return None
+        present = self._registry.manifest(command.model, newest[0].number)
+        ours, theirs = (
+            one.model_dump(exclude={"golden": {"file": command.samples is None}}) for one in (manifest, present)
+        )
+        if ours != theirs or (manifest.golden is None) != (present.golden is None):
+            return None
+        self._registry.ensure_blobs(command.model, manifest, local)
+        for alias in command.aliases:
+            self._registry.set_alias(command.model, alias, newest[0].number, actor=command.actor, reason=command.reason)
+        return newest[0]
 
     async def _learn(
         self, command: PublishCommand, artifact: Path, given: tuple[Sample, ...], reporter: Reporter
@@ -234,6 +252,23 @@ class Publishing:
 
     def _locate(self, upload_id: str, file: FileEntry) -> Path:
         return self._uploads.path(upload_id, file.sha256) or self._registry.fetch(file)
+
+
+def _result(
+    model: str, version: VersionEntry, manifest: Manifest, warnings: tuple[str, ...], *, unchanged: bool = False
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "version": version.number,
+        "reference": f"{model}:{version.number}",
+        "unchanged": unchanged,
+        "format": version.format.value,
+        "size_bytes": version.size_bytes,
+        "golden_samples": manifest.golden.count if manifest.golden else 0,
+        "servable": manifest.servable,
+        "unservable": manifest.unservable,
+        "warnings": list(warnings),
+    }
 
 
 def _renamed(

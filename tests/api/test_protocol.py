@@ -42,6 +42,38 @@ def test_a_close_name_is_suggested(published: Api) -> None:
     assert problem["details"]["suggestions"] == ["net"]
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/v1/models?limits=3", "unknown query parameter 'limits'; did you mean 'limit'? "),
+        ("/v1/models/net?subject=x", "unknown query parameter 'subject' (there are none here)"),
+        ("/v1/events?subjects=net", "did you mean 'subject'?"),
+        ("/v1/deployments?phas=Ready", "did you mean 'phase'?"),
+        ("/v1/models/net/versions?cursor=&x=1", "unknown query parameter 'x'"),
+    ],
+)
+def test_an_unknown_query_parameter_is_refused(published: Api, path: str, words: str) -> None:
+    assert words in published.problem(published.http.get(path), 422, "invalid-input")["detail"]
+
+
+def test_lists_are_filtered(published: Api) -> None:
+    def names(**query: object) -> list[str]:
+        return [one["name"] for one in published.ok(published.http.get("/v1/models", params=query))["items"]]
+
+    published.ok(published.http.put("/v1/models/team-a-one", json={"labels": {"team": "a", "tier": "1"}}), 201)
+    published.ok(published.http.put("/v1/models/team-a-two", json={"labels": {"team": "a"}}), 201)
+    assert names(name="team-a-*") == ["team-a-one", "team-a-two"]
+    assert names(name="net") == ["net"]
+    assert names(label="team=a") == ["team-a-one", "team-a-two"]
+    assert names(label=["team=a", "tier=1"]) == ["team-a-one"]
+    assert published.ok(published.http.get("/v1/deployments", params={"phase": "Ready", "server": "no"}))["items"] == []
+    published.problem(published.http.get("/v1/deployments?phase=ready"), 422, "invalid-request")
+    assert (
+        published.ok(published.http.get("/v1/events", params={"subject": "no-such-*", "type": "Warning"}))["items"]
+        == []
+    )
+
+
 def test_routes_and_methods_that_are_not_there(bare: Api) -> None:
     bare.problem(bare.http.get("/v1/nothing"), 404, "no-such-route")
     bare.problem(bare.http.get("/"), 404, "no-such-route")

@@ -77,6 +77,11 @@ def test_begun_paused_resumed_and_promoted_by_hand(api: Api, model: str) -> None
         "rollout of version 2 promoted by ada: sure (0 of 0 requests failed, 0 of 0 on the old one; p50 unknown, "
         "unknown on the old one; p99 unknown, unknown on the old one)",
     ]
+    end = time.monotonic() + 60
+    while not (reports := api.ok(api.http.get(f"/v1/models/{model}/versions/2/reports"))["items"]):
+        assert time.monotonic() < end, "a promoted version has a report as any other"
+        time.sleep(0.05)
+    assert reports[0]["version"] == 2
     # And back, as after any deploy.
     api.operation(api.ok(api.http.post(f"/v1/deployments/{model}/rollback"), 202)["operation_id"])
     answers(api, model, 1)
@@ -166,6 +171,26 @@ def test_the_command_line_shows_and_ends_it(api: Api, model: str, tmp_path: Path
     assert run("rollout", "abort", model).code == 5
     assert "wrong labels" in run("history", model).out
     assert run("deploy", f"{model}:2", "--steps", "five").code == 6
+
+
+def test_wait_of_a_rollout_ends_with_the_rollout(api: Api, model: str, tmp_path: Path) -> None:
+    cli = Cli(tmp_path / "data", tmp_path)
+    line = ("deploy", f"{model}:2", "--strategy", "canary", "--steps", "5%:10m,100%", "--wait")
+    assert cli(*line, "--timeout", 3, TRITONCTL_URL=api.url).code == 8
+    api.ok(api.http.post(f"/v1/rollouts/{model}/abort"))
+    for verb, code, words in (("abort", 7, f"{model}:2 was withdrawn"), ("promote", 0, f"{model}:2 is promoted")):
+        before = rollout(api, model)["began_at"]
+        waiting = cli.start(*line, TRITONCTL_URL=api.url)
+        try:
+            until(api, model, lambda one, before=before: one["began_at"] != before and one["step"] == 1)  # type: ignore[misc]
+            time.sleep(0.2)
+            assert waiting.poll() is None, "it waits as long as the rollout goes on"
+            api.ok(api.http.post(f"/v1/rollouts/{model}/{verb}"))
+            printed, _ = waiting.communicate(timeout=60)
+        finally:
+            waiting.kill()
+        assert words in printed
+        assert waiting.returncode == code
 
 
 def test_where_both_do_not_fit_the_plan_says_so_and_the_old_one_stays(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_what_the_store_has_is_not_sent_again(bare: Api) -> None:
     file = {"path": "again.onnx", "size_bytes": len(data), "sha256": sha256(data)}
     upload = bare.ok(bare.http.post("/v1/uploads", json={"files": [file]}), 201)
     assert upload["files"][0]["state"] == "present"
-    result = bare.done(bare.http.post("/v1/models/twice/versions", json={"upload_id": upload["id"]}))
+    result = bare.done(bare.http.post("/v1/models/twice/versions", json={"upload_id": upload["id"], "force": True}))
     assert result["version"] == 2
     bare.problem(bare.http.get(f"/v1/uploads/{upload['id']}"), 404, "not-found")
 
@@ -153,3 +153,19 @@ def test_a_version_with_samples_of_its_own(bare: Api, tmp_path: object) -> None:
     assert [file["path"] for file in manifest["files"]] == ["model.onnx"]
     samples = bare.plane.registry.samples(bare.plane.registry.manifest("sampled", 1))
     assert samples[0].outputs["y"].tolist() == [[4.5, 13.5]]
+
+
+def test_a_repeated_publish_is_the_version_that_is_there(bare: Api) -> None:
+    def published(**more: object) -> tuple[int, bool]:
+        body = {"upload_id": bare.upload({"model.onnx": onnx_scale(77)}), **more}
+        result = bare.done(bare.http.post("/v1/models/again/versions", json=body))
+        return result["version"], result["unchanged"]
+
+    assert published() == (1, False)
+    assert published() == (1, True)
+    assert published(aliases=["live"]) == (1, True)
+    assert bare.ok(bare.http.get("/v1/models/again"))["aliases"] == {"live": 1}
+    assert published(labels={"git": "1"}) == (2, False)
+    assert published() == (3, False), "it is compared with the newest version alone"
+    assert published(force=True) == (4, False)
+    assert published(sample_count=5) == (5, False)

@@ -12,8 +12,11 @@ import pytest
 from controlplane import errors
 from controlplane.cli.discovery import UpRecord
 from controlplane.cli.exits import ClientError, ExitCode, OperationFailedError, error_code, exit_code
+from controlplane.cli.memory_records import ServerMemory, ServerWhy
 from controlplane.cli.output import ago, size, span
 from controlplane.cli.publishing import model_name
+from controlplane.cli.records import Deployment
+from controlplane.cli.rollout import shortfall
 from controlplane.cli.tensors import parse_axes, parse_spec, read_tensors, save_npz, to_protocol
 from controlplane.domain.signature import DataType
 from controlplane.errors import InvalidInputError
@@ -143,3 +146,40 @@ def test_times_and_sizes_are_said_as_people_do() -> None:
         "10 min",
     ]
     assert [size(count) for count in (7, 2048, 3 << 30)] == ["7 B", "2.0 KiB", "3.0 GiB"]
+
+
+def _deployment(phase: str, *, ready: int = 1, **settings: object) -> Deployment:
+    servers = [{"server": f"s{n}", "phase": "Ready"} for n in range(ready)]
+    return Deployment.model_validate(
+        {
+            "model": "m",
+            "revision": 1,
+            "at": datetime.now(UTC),
+            "spec": {"model": "m", "reference": "m:1", "version": 1, "loaded": True, "settings": settings},
+            "status": {"revision": 1, "phase": phase, "message": "no room for another", "servers": servers},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("deployment", "words"),
+    [
+        (_deployment("Ready"), None),
+        (_deployment("Ready", ready=2, min_copies=2), None),
+        (_deployment("Ready", ready=1, min_copies=2), "ready with 1 of 2 copies: no room for another"),
+        (_deployment("Unloaded", ready=0), "m:1 is deployed and not loaded: no room for another"),
+        (_deployment("Unloaded", ready=0, mode="resident"), "not loaded"),
+        (_deployment("Unloaded", ready=0, mode="on-demand"), None),
+    ],
+)
+def test_what_is_not_ready_as_it_is_wanted_is_no_success(deployment: Deployment, words: str | None) -> None:
+    lacking = shortfall(deployment)
+    assert lacking is None if words is None else lacking is not None and words in lacking
+    off = deployment.model_copy(update={"spec": deployment.spec.with_changes(loaded=False)})
+    assert shortfall(off) is None
+
+
+def test_each_model_in_memory_documents_names_its_server() -> None:
+    model = {"model": "m", "version": 1, "mode": "pinned", "state": "loaded"}
+    assert ServerMemory.model_validate({"server": "s", "models": [model]}).models[0].server == "s"
+    assert ServerWhy.model_validate({"server": "s", "model": model}).model.server == "s"

@@ -87,3 +87,13 @@ def test_weights_say_which_options_convert_them(cli: Cli, tmp_path: Path) -> Non
     assert failed.code == 6
     assert "--factory package.module:function" in failed.err
     assert "--trust" in failed.err
+
+
+def test_a_name_alone_deploys_the_newest_version_that_can_be_served(cli: Cli, doubling: Path, tmp_path: Path) -> None:
+    cli.ok("push", "mixed", doubling)
+    cli.ok("push", "mixed", write(tmp_path, "no-signature"))
+    deployed = cli.ok("deploy", "mixed", "--wait")
+    assert "mixed:1 answers" in deployed.out
+    assert "skipped mixed:2 (torchscript), which Triton cannot serve" in deployed.err
+    assert cli("deploy", "mixed:2").code == 6
+    cli.ok("undeploy", "mixed")

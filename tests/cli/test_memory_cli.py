@@ -173,6 +173,9 @@ def test_what_cannot_be_is_told_before_and_when_tried(room: Cli, tmp_path: Path)
     assert refused.json["error"]["code"] == "insufficient-memory"
     (server,) = refused.json["error"]["details"]["servers"]
     assert server["needed"]["host"] > 450 * MIB
+    pinned = room("deploy", "huge", "--mode", "pinned", "--wait")
+    assert pinned.code == 7
+    assert room("wait", "huge", "--timeout", 20).code == 7
     room.ok("undeploy", "huge")
 
 

@@ -267,7 +267,7 @@ def test_signing_on_the_command_line(tmp_path: Path) -> None:
         assert "net:1 is as the key" in cli.ok("verify", "net:1", "--key", public, **where).out
         other = cli("verify", "net:1", "--key", stranger_public, **where)
         assert (other.code, "not trusted here" in other.err) == (6, True)
-        cli.ok("push", "net", model, **where)
+        cli.ok("push", "net", model, "--force", **where)
         assert "not signed" in cli("verify", "net:2", "--key", public, **where).err
         cli.ok("sign", "net:2", "--key", stranger, **where)
         cli.ok("verify", "net:2", "--key", stranger_public, "--key", public, **where)

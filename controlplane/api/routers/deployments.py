@@ -21,6 +21,7 @@ from controlplane.api.dependencies import (
     may_see,
 )
 from controlplane.api.problems import Documented, responses
+from controlplane.api.query import NameFilter, name_matches
 from controlplane.api.schemas.deployments import (
     DeploymentPage,
     DeploymentRevision,
@@ -31,6 +32,7 @@ from controlplane.api.schemas.deployments import (
 )
 from controlplane.api.schemas.memory import LOADED_OR_PLANNED, PLANNED, DryRun
 from controlplane.domain.conditions import Awaited
+from controlplane.domain.states import Phase
 from controlplane.services.deployments import Deployment, DeploymentHealth
 
 router = APIRouter(prefix="/deployments", tags=["deployments"])
@@ -43,11 +45,31 @@ def _accepted(deployment: Deployment) -> Response:
 
 
 @router.get("", operation_id="listDeployments", response_model=DeploymentPage, responses=responses())
-async def list_deployments(services: App, asker: Asker, cursor: Cursor = None, limit: Limit = 100) -> Response:
-    """List the deployments with their status, by model; for a key that is for some models, theirs."""
+async def list_deployments(
+    services: App,
+    asker: Asker,
+    name: NameFilter = None,
+    phase: Annotated[
+        list[Phase] | None, Query(description="Only deployments in this phase, or in one of these.")
+    ] = None,
+    server: Annotated[str | None, Query(max_length=256, description="Only deployments on this server.")] = None,
+    cursor: Cursor = None,
+    limit: Limit = 100,
+) -> Response:
+    """List the deployments with their status, by model; for a key that is for some models, theirs.
+
+    A filter is applied to each page, so a page may have fewer items than `limit`: go on while there is a `next_cursor`.
+    """
     items = await services.deployments.page(after=decode_cursor(cursor), limit=limit + 1)
     more = encode_cursor(items[limit - 1].model) if len(items) > limit else None
     shown = [item for item in items[:limit] if may_see(asker, item.model)]
+    shown = [
+        item
+        for item in shown
+        if name_matches(name, item.model)
+        and (phase is None or (item.status is not None and item.status.phase in phase))
+        and (server is None or (item.status is not None and server in {one.server for one in item.status.servers}))
+    ]
     return json_answer(DeploymentPage(items=shown, next_cursor=more))
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 
 from controlplane.api.answers import json_answer
 from controlplane.api.dependencies import (
@@ -19,6 +19,7 @@ from controlplane.api.dependencies import (
     may_see,
 )
 from controlplane.api.problems import responses
+from controlplane.api.query import NameFilter, name_matches
 from controlplane.api.schemas.models import Alias, AliasList, AliasTarget, Change, ChangePage, ModelChange, ModelPage
 from controlplane.domain.model import ModelHead
 
@@ -28,11 +29,30 @@ AliasPath = Annotated[str, Path(description="The alias.", examples=["champion"])
 
 
 @router.get("", tags=["models"], operation_id="listModels", response_model=ModelPage, responses=responses())
-async def list_models(services: App, asker: Asker, cursor: Cursor = None, limit: Limit = 100) -> Response:
-    """List the models that are not deleted, by name; for a key that is for some models, those."""
+async def list_models(
+    services: App,
+    asker: Asker,
+    name: NameFilter = None,
+    label: Annotated[
+        list[str] | None,
+        Query(max_length=16, description="Only models with this label, as `key=value`; all of several."),
+    ] = None,
+    cursor: Cursor = None,
+    limit: Limit = 100,
+) -> Response:
+    """List the models that are not deleted, by name; for a key that is for some models, those.
+
+    A filter is applied to each page, so a page may have fewer items than `limit`: go on while there is a `next_cursor`.
+    """
+    labels = [one.partition("=")[::2] for one in label or ()]
     models = await services.models.page(after=decode_cursor(cursor), limit=limit + 1)
     more = encode_cursor(models[limit - 1].name) if len(models) > limit else None
     shown = [model for model in models[:limit] if may_see(asker, model.name)]
+    shown = [
+        model
+        for model in shown
+        if name_matches(name, model.name) and all(model.labels.get(key) == value for key, value in labels)
+    ]
     return json_answer(ModelPage(items=shown, next_cursor=more))
 
 

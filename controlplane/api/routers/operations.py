@@ -1,7 +1,7 @@
 """Operations and events, to be polled, waited for or followed."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 
@@ -19,8 +19,10 @@ from controlplane.api.dependencies import (
     may_see,
 )
 from controlplane.api.problems import Documented, responses
+from controlplane.api.query import name_matches
 from controlplane.api.schemas.operations import EventList, OperationPage
 from controlplane.domain.access import Principal
+from controlplane.domain.states import Event
 from controlplane.errors import NotFoundError
 from controlplane.services.facade import Services
 from controlplane.services.operations import Operation
@@ -137,18 +139,35 @@ async def list_events(
     asker: Asker,
     after: Annotated[int, Query(ge=0, le=2**53, description="Only events with a greater id.")] = 0,
     limit: Limit = 100,
+    subject: Annotated[
+        str | None,
+        Query(max_length=256, description="Only events of this model or server; `*` and `?` stand for any characters."),
+    ] = None,
+    kind: Annotated[
+        Literal["Normal", "Warning"] | None, Query(alias="type", description="Only events of this type.")
+    ] = None,
+    reason: Annotated[str | None, Query(max_length=64, description="Only events with this reason.")] = None,
     follow: Annotated[bool, Query(description="Go on with what comes, as server-sent events.")] = False,
 ) -> Response:
     """Return what changed on this replica, and why."""
+
+    def wanted(event: Event) -> bool:
+        return (
+            may_see(asker, event.subject)
+            and name_matches(subject, event.subject)
+            and kind in {None, event.type}
+            and reason in {None, event.reason}
+        )
+
     if not follow:
-        events = [event for event in services.events.after(after) if may_see(asker, event.subject)][-limit:]
+        events = [event for event in services.events.after(after) if wanted(event)][-limit:]
         return json_answer(EventList(items=events, last_id=events[-1].id if events else after))
 
     async def lines() -> AsyncIterator[str]:
         async for event in services.events.follow(after, heartbeat_seconds=sse.HEARTBEAT_SECONDS):
             if event is None:
                 yield sse.HEARTBEAT
-            elif may_see(asker, event.subject):
+            elif wanted(event):
                 yield sse.event("event", event.model_dump_json(), str(event.id))
 
     return sse.stream(lines())

@@ -135,6 +135,11 @@ class PublishRequest(BaseModel):
     )
     reason: Reason = Field(default="", description="Why; kept in the history.")
     trust: bool = Field(default=False, description="Read files that can run code (pickles). Only if you made them.")
+    force: bool = Field(
+        default=False,
+        description="Publish a new version also where nothing differs from the newest one: files, signature, labels, "
+        "metrics, tolerances, given samples.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -179,7 +179,7 @@ def deploy(
     a version that fails its proof never does. The version before stays loaded for a while, so that `rollback` is a
     matter of milliseconds. Settings that are not given stay as they are.
     """
-    from controlplane.cli.rollout import Change, apply, merged_settings, show_ready
+    from controlplane.cli.rollout import Change, apply, merged_settings, show_ready, wait_for_rollout
     from controlplane.domain.durations import parse_keep_alive, parse_steps
     from controlplane.domain.names import Reference
 
@@ -217,7 +217,15 @@ def deploy(
     with session.client() as client:
         body = {"reference": ref, "settings": merged_settings(client, reference.model, given), "reason": reason}
         deployment, seconds = apply(client, out, reference.model, Change("PUT", body=body), wait=wait, timeout=timeout)
+        tried = wait and deployment.spec.trial is not None
+        if tried:
+            left = None if timeout is None else max(0.0, timeout - seconds)
+            deployment = wait_for_rollout(client, out, deployment, left)
     out.result(deployment)
+    _note_skipped(out, deployment.reason)
+    if tried and deployment.spec.trial is None:
+        out.line(f"{deployment.model}:{deployment.spec.version} is promoted and answers")
+        return
     trial = deployment.spec.trial
     if trial is not None:
         out.line(
@@ -376,6 +384,13 @@ def health(session: Session, name: DeployedArgument) -> None:
         found = client.fetch(DeploymentHealth, f"{deployment_path(name)}/health")
     out.result(found)
     show_health(out, found)
+
+
+def _note_skipped(out: Any, reason: str) -> None:
+    """Say which newer versions were passed over; the control plane writes it into the revision's reason."""
+    _, mark, skipped = reason.partition("skipped ")
+    if mark and "which Triton cannot serve" in skipped:
+        out.note(f"note: skipped {skipped.split(';')[0]}", style="yellow")
 
 
 def _change(

@@ -87,7 +87,7 @@ def top(
             live(lambda: _read(client, server), order=sort, interval=interval)
             return
         found = _read(client, server)
-    out.result([{"server": name, **model.model_dump(mode="json")} for name, model in ordered(found, sort)])
+    out.result([model.model_dump(mode="json") for _, model in ordered(found, sort)])
     out.show(screen(found, sort))
 
 

@@ -97,6 +97,9 @@ def push(
     direct: Annotated[
         bool, typer.Option("--direct", help="Write the files straight to the bucket (S3), past the control plane.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Publish a new version also where nothing differs from the newest one.")
+    ] = False,
     sign_key: Annotated[
         Path | None,
         typer.Option(
@@ -138,6 +141,7 @@ def push(
         reason=reason,
         trust=trust,
         direct=direct,
+        force=force,
     )
     out = session.out()
     if sign_key is not None:

@@ -1,6 +1,6 @@
 """Triton servers and what happened."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,7 +17,12 @@ def register(app: typer.Typer) -> None:
     command(app, "gateway", panel=PANEL, examples=("tritonctl gateway", "tritonctl gateway -o json | jq -r .http_url"))(
         gateway
     )
-    command(app, "events", panel=PANEL, examples=("tritonctl events", "tritonctl events --follow"))(events)
+    command(
+        app,
+        "events",
+        panel=PANEL,
+        examples=("tritonctl events", "tritonctl events resnet --type Warning", "tritonctl events --follow"),
+    )(events)
 
 
 def servers(session: Session) -> None:
@@ -41,7 +46,7 @@ def servers(session: Session) -> None:
                 server.http_url,
                 server.metrics_url,
                 server.triton_version,
-                ", ".join(f"{one.model}:{one.version}" for one in server.models),
+                ", ".join(f"{one.model}:{one.version}" for one in server.models if one.state == "READY"),
                 ago(server.observed_at),
                 server.message.partition("\n")[0] or ailments(server.conditions),
             )
@@ -94,6 +99,13 @@ def gateway(session: Session) -> None:
 
 def events(
     session: Session,
+    subject: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only events of this model or server.", show_default=False)
+    ] = None,
+    kind: Annotated[
+        Literal["Normal", "Warning"] | None, typer.Option("--type", help="Only events of this type.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Only events with this reason.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
     after: Annotated[int, typer.Option("--after", min=0, help="Only events with a greater id.")] = 0,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=500, help="How many of the newest.")] = 50,
@@ -103,8 +115,10 @@ def events(
     from controlplane.domain.states import Event
 
     out = session.out()
+    given: dict[str, Any] = {"subject": subject, "type": kind, "reason": reason}
+    chosen = {name: value for name, value in given.items() if value is not None}
     with session.client() as client:
-        documents = client.get("/v1/events", after=after, limit=limit)["items"]
+        documents = client.get("/v1/events", after=after, limit=limit, **chosen)["items"]
         found = [client.read(Event, item) for item in documents]
         if not follow:
             out.result(documents)
@@ -118,7 +132,7 @@ def events(
             _print(session, event)
         last = found[-1].id if found else after
         # Silence is normal here: the server's heartbeat keeps the connection.
-        for _, document in client.events("/v1/events", after=last, follow="true", read_seconds=120.0):
+        for _, document in client.events("/v1/events", after=last, follow="true", read_seconds=120.0, **chosen):
             _print(session, client.read(Event, document))
 
 

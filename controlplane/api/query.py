@@ -1,0 +1,51 @@
+"""Query parameters: unknown ones are refused, and lists are filtered by those that they have.
+
+FastAPI ignores a parameter that a route does not have, so a misspelled filter would select everything.
+"""
+
+import difflib
+import fnmatch
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from fastapi import Query, Request
+
+from controlplane.errors import InvalidInputError
+
+NameFilter = Annotated[
+    str | None,
+    Query(max_length=256, description="Only models with this name; `*` and `?` stand for any characters."),
+]
+
+
+def name_matches(pattern: str | None, name: str) -> bool:
+    """Whether a name fits a filter; None lets every name through."""
+    return pattern is None or fnmatch.fnmatchcase(name, pattern)
+
+
+async def refuse_unknown(request: Request) -> None:
+    """Refuse query parameters that the route does not have.
+
+    Raises:
+        InvalidInputError: Names the parameter, and the one that may be meant.
+    """
+    given = list(request.query_params)
+    if not given:
+        return
+    known = sorted(set(_names(getattr(request.scope.get("route"), "dependant", None))))
+    for name in given:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        have = f"the parameters are {', '.join(known)}" if known else "there are none here"
+        raise InvalidInputError(f"unknown query parameter {name[:60]!r}{hint} ({have})", parameter=name[:60])
+
+
+def _names(dependant: Any) -> Iterator[str]:
+    """Yield the query parameters of a route and of what it depends on."""
+    if dependant is None:
+        return
+    yield from (field.alias for field in dependant.query_params)
+    for inner in dependant.dependencies:
+        yield from _names(inner)
