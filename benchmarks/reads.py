@@ -49,6 +49,8 @@ class Row:
         p99_milliseconds: 99 of 100 answers took no longer.
         ratio: Reads per second, as a share of the bare route's.
         server_cpu_share: Share of one core that the server used meanwhile.
+        core_ratio: Reads per second of processor time that the server used, as a share of the bare route's. Other
+            processes on the machine change it less than `ratio`.
     """
 
     what: str
@@ -58,6 +60,7 @@ class Row:
     p99_milliseconds: float
     ratio: float
     server_cpu_share: float
+    core_ratio: float
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def measure(routes: "dict[str, tuple[Server, str]]", arguments: argparse.Namespa
             seen = load(server.url + path, arguments.connections, arguments.seconds)
             runs[what].append((seen, (server.cpu_seconds() - before) / seen.seconds))
     rates = {what: statistics.median(seen.rate for seen, _ in found) for what, found in runs.items()}
+    per_core = {what: statistics.median(seen.rate / share for seen, share in found) for what, found in runs.items()}
     return [
         Row(
             what=what,
@@ -116,6 +120,7 @@ def measure(routes: "dict[str, tuple[Server, str]]", arguments: argparse.Namespa
             p99_milliseconds=round(1000 * statistics.median(quantile(seen.latencies, 0.99) for seen, _ in found), 2),
             ratio=round(rates[what] / rates["bare FastAPI route"], 2),
             server_cpu_share=round(statistics.median(share for _, share in found), 2),
+            core_ratio=round(per_core[what] / per_core["bare FastAPI route"], 2),
         )
         for what, found in runs.items()
     ]
