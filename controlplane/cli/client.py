@@ -119,6 +119,12 @@ class Client:
         if isinstance(error, httpx.UnsupportedProtocol):
             return NotRunningError(f"{self.url!r} is no URL of a control plane; use http://HOST:PORT", url=self.url)
         reason = str(error) or type(error).__name__
+        if "SSL" in reason or "TLS" in reason:
+            return NotRunningError(
+                f"the TLS connection to {self.url} failed ({reason}); give the certificate to trust with --ca-file, "
+                "that of a client with --client-cert, or use http:// where the control plane speaks no TLS",
+                url=self.url,
+            )
         return NotRunningError(
             f"no control plane answers at {self.url} ({reason}); start one with `tritonctl up` or give its address "
             "with --url",

@@ -6,10 +6,12 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from controlplane import errors
+from controlplane.cli.client import Client
 from controlplane.cli.discovery import UpRecord
 from controlplane.cli.exits import ClientError, ExitCode, OperationFailedError, error_code, exit_code
 from controlplane.cli.memory_records import ServerMemory, ServerWhy
@@ -183,3 +185,12 @@ def test_each_model_in_memory_documents_names_its_server() -> None:
     model = {"model": "m", "version": 1, "mode": "pinned", "state": "loaded"}
     assert ServerMemory.model_validate({"server": "s", "models": [model]}).models[0].server == "s"
     assert ServerWhy.model_validate({"server": "s", "model": model}).model.server == "s"
+
+
+def test_a_failed_tls_connection_names_the_options_of_tls() -> None:
+    failed = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate")
+    with Client("https://127.0.0.1:1") as client:
+        message = client.translate(failed).message
+        assert "--ca-file" in message
+        assert "tritonctl up" not in message
+        assert "tritonctl up" in client.translate(httpx.ConnectError("[Errno 111] Connection refused")).message
