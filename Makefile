@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo up test lint faults bench bench-check compose-check clean
+.PHONY: demo up test test-long coverage lint faults bench bench-check compose-check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 12), "Python 3.11 or 3.12 is needed; set PYTHON="'
@@ -18,8 +18,18 @@ demo: $(STAMP)  ## A real model from a file to answers, one version forward, and
 up: $(STAMP)  ## Everything on this machine: Triton, registry, API
 	$(BIN)/tritonctl up
 
-test: lint  ## All checks and all tests
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+# Most tests wait more than they compute, so there are more workers than cores. A file's tests share their servers.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+WORKERS ?= 4
+
+test: lint  ## All checks, and the tests that a person waits for
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-long: $(STAMP)  ## The rest of the tests: soaks, hundreds of repetitions, kills
+	$(PYTEST) -m long $(ARGS)
+
+coverage: $(STAMP)  ## What the tests cover
+	$(PYTEST) --cov --cov-report=term $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

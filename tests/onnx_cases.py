@@ -63,6 +63,7 @@ def cases(every: int = 1, first: int = 0) -> Iterator[Case]:
         found = collect_testcases(None)
     for case in found[first::every]:
         (inputs, outputs), *_ = case.data_sets or [((), ())]
+        assert case.model is not None
         yield Case(case.name, case.model.SerializeToString(), inputs, outputs, case.rtol, case.atol)
 
 

@@ -27,7 +27,7 @@ def seeded(bare: Api) -> Api:
     return bare
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_no_request_makes_the_server_fail(seeded: Api, mode: GenerationMode) -> None:
     schema = schemathesis.openapi.from_url(f"{seeded.url}/openapi.json")
@@ -94,7 +94,7 @@ def links_of(document: dict[str, Any]) -> list[Link]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_sequence_along_the_links_makes_the_server_fail(seeded: Api) -> None:
     """What one answer gives is what the next request uses; the rest of both is made up."""
     links = links_of(seeded.ok(seeded.http.get("/openapi.json")))

@@ -10,7 +10,7 @@ import pytest
 from tests.support.api import Api, onnx_scale
 from tests.support.control_process import running
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 STEPS = [{"weight_percent": 30, "seconds": 0}, {"weight_percent": 60, "seconds": 600}]
 CANARY = {"kind": "canary", "steps": STEPS, "minimum_requests": 20}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -48,7 +49,7 @@ def input_without_shape() -> onnx.ModelProto:
 
 
 def rank_depends_on_data() -> onnx.ModelProto:
-    def branch(operator: str, name: str, **attributes: int) -> onnx.GraphProto:
+    def branch(operator: str, name: str, **attributes: Any) -> onnx.GraphProto:
         output = h.make_tensor_value_info(name, T.FLOAT, None)
         return h.make_graph([h.make_node(operator, ["x"], [name], **attributes)], name, [], [output])
 

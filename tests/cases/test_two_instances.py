@@ -18,7 +18,7 @@ import pytest
 from tests.support.api import Api, onnx_scale
 from tests.support.processes import tied_to_us
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 LEASE_SECONDS = 3
 UNATTENDED_SECONDS = 4

@@ -157,7 +157,7 @@ def test_serve_works_on_a_bucket_and_a_triton_that_run_elsewhere(
     assert serving.returncode == 0, output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_demo_plays_to_its_end_and_leaves_nothing(fresh: Cli) -> None:
     pytest.importorskip("silero_vad")
     played = fresh.ok("demo", timeout=280, TMPDIR=str(fresh.folder))

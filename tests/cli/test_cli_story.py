@@ -177,7 +177,7 @@ def test_a_published_version_is_validated_by_its_name(cli: Cli, doubling: Path) 
     assert "no such file" in missing.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_local_torch_model_is_published_and_converted_in_one_go(cli: Cli, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     exported = torch.export.export(torch.nn.Linear(4, 2), (torch.zeros(3, 4),))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.conftest import Cli
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 _HEADINGS = ["SETTING", "ROUND", "CLIENTS", "REQUESTS/S", "±", "P50", "MS", "P99", "MS", "ANSWERS", "MEMORY", "STATE"]
 QUICK = ("--settings", 2, "--window", 0.1, "--clients", 2, "--instances", 1, "--threads", 0, "--queue-delay-us", 100)

@@ -9,7 +9,7 @@ from tests.faults.artifacts import fuzz_models, fuzz_samples, torchscript_scale
 from tests.support.api import onnx_scale
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "count"), [(Format.ONNX, 150), (Format.TORCHSCRIPT, 80)])
 def test_a_corrupted_model_is_a_clean_error(tmp_path: Path, kind: Format, count: int) -> None:
     seed = onnx_scale(2) if kind is Format.ONNX else torchscript_scale()

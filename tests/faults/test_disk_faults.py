@@ -8,7 +8,7 @@ from tests.faults.cases import Case, inject
 from tests.faults.disk_cases import disk_cases, may_mount, stage_on_small_disks
 from tests.faults.stage import Stage
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.triton, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

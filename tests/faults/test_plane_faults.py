@@ -10,7 +10,7 @@ from tests.faults.stage import Stage, stage_beside_triton
 from tests.support.s3server import S3Server
 from tests.support.triton import running_triton
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.triton, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tests.support.s3server import S3Server
 MIB = 1 << 20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_and_open_files_stay_flat(moto: S3Server, tmp_path: Path) -> None:
     row = soak(moto, tmp_path, 300)
     assert row.violations == []

@@ -9,7 +9,7 @@ from tests.faults.stage import Stage, stage_with_own_triton
 from tests.faults.store_cases import store_cases
 from tests.support.s3server import S3Server
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.triton, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from tests.faults.cases import Case, inject, quick
 from tests.faults.stage import Stage, stage_with_own_triton
 from tests.faults.triton_cases import triton_cases
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.triton, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

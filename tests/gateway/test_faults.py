@@ -26,7 +26,7 @@ from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.gateway import http_client, ones, until, urls, way
 from tests.support.triton import running_triton
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 
 def haproxy_pid(api: Api) -> int:

@@ -246,7 +246,7 @@ def test_what_is_unloaded_by_its_deployment_is_not_loaded_by_a_request(small: Ap
             client.infer("resting", ones())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evictions_under_load_lose_no_request(tmp_path: Path) -> None:
     """Five models where about two fit, and clients that never stop: every request is answered, over both protocols."""
     settings = settings_for(

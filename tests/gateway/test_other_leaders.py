@@ -25,7 +25,7 @@ from tests.support.gateway import asking, failures, more, until, way
 from tests.support.processes import tied_to_us
 from tests.support.triton import RunningTriton, running_triton
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 NAMES = ("one", "two")
 

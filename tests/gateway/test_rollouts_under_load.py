@@ -23,7 +23,7 @@ from tests.gateway.rollout_models import WIDTH, model, row
 from tests.support.api import Api, serving, settings_for
 from tests.support.gateway import way
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 CANARY = {
     "kind": "canary",

@@ -35,7 +35,7 @@ from tests.support.models import publish_affine
 from tests.support.nvml import GIB, Machine
 from tests.support.nvml_reading import Reader
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 MIB = 1 << 20
 Start = Callable[..., contextlib.AbstractAsyncContextManager["Site"]]
 

@@ -93,7 +93,7 @@ def test_a_version_without_a_signature_still_has_an_estimate() -> None:
 
 
 @pytest.mark.triton
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_real_server_needs_no_more_than_is_reserved(tmp_path: Path) -> None:
     """Three files never seen before, loaded and asked; the processes' resident memory against the reservation."""

@@ -175,7 +175,7 @@ def _until(what: Callable[[], Any], seconds: float = 90) -> Any:
 
 @pytest.mark.triton
 @pytest.mark.prometheus
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_real_prometheus_scrapes_us_and_evaluates_the_rules(
     watched: Api, page: str, prometheus: httpx.Client
 ) -> None:

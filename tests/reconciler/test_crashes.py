@@ -10,7 +10,7 @@ from controlplane.domain.states import Phase
 from tests.reconciler.conftest import Room, answer, forget, nothing_half_there, open_registry, running
 from tests.support.triton import RunningTriton
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 # Stage, load, prove and unload the candidate; stage, load, prove; clean up.
 FORWARD = [("kill-before", step) for step in range(1, 9)] + [("kill-during", 2), ("kill-during", 6)]

@@ -27,7 +27,7 @@ from tests.reconciler.test_fleet import MIB, Fleet
 from tests.support.models import publish_affine
 from tests.support.own_machine import OwnMachine
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 WIDE, ROWS = 1 << 18, 40
 BUDGETS = {"one": 3000 * MIB, "two": 250 * MIB}
 

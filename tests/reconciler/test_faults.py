@@ -116,7 +116,7 @@ async def test_a_new_control_plane_falls_back_where_the_wanted_version_is_wrong(
     await forget(triton, model)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_killed_triton_comes_back_with_what_was_deployed(
     registry: Registry, model: str, tmp_path: Path
 ) -> None:

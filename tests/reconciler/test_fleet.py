@@ -31,7 +31,7 @@ from tests.support.model_processes import processes_of
 from tests.support.models import publish_affine
 from tests.support.own_machine import OwnMachine
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 MIB = 1 << 20
 
 

@@ -27,7 +27,7 @@ from tests.reconciler.fleet_child import server_of
 from tests.support.models import publish_affine
 from tests.support.triton import running_triton
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 MIB = 1 << 20
 WIDE, ROWS = 1 << 18, 40

@@ -39,7 +39,7 @@ from tests.support.models import publish_affine
 from tests.support.processes import tied_to_us
 
 PART_SECONDS = float(os.environ.get("CHURN_SECONDS", "15"))
-pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(600 + 6 * PART_SECONDS)]
+pytestmark = [pytest.mark.triton, pytest.mark.long, pytest.mark.timeout(600 + 6 * PART_SECONDS)]
 
 MIB = 1 << 20
 MODELS = 40

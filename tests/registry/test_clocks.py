@@ -89,7 +89,7 @@ def age(root: Path, prefix: str, days: float) -> int:
 
 def publish_while(root: Path, cache: Path, meanwhile: Callable[[], object], *, local: bool = True) -> Registry:
     """Publish m:1, with something that happens between its upload and its commit."""
-    done = []
+    done: list[object] = []
 
     def before(operation: str, key: str) -> None:
         if operation == "create" and key.startswith("models/") and not done:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,8 @@ def revision_key(store: ObjectStore, chain: str, number: int) -> str:
 
 def check(store: ObjectStore, folder: Path, **options: bool) -> FsckReport:
     """Check on a machine that knows nothing."""
-    return new_registry(store, folder / "checker").fsck(**{"deep": False, "repair": False, **options})
+    chosen: dict[str, Any] = {"deep": False, "repair": False, **options}
+    return new_registry(store, folder / "checker").fsck(**chosen)
 
 
 def found(report: FsckReport) -> set[tuple[str, str, str]]:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.domain.manifest import FileEntry, Format, GoldenSamples, Lineage, Manifest
+from controlplane.domain.manifest import Format, GoldenSamples, Lineage
 from controlplane.domain.samples import Sample, encode_samples
 from controlplane.errors import (
     CommitOutcomeUnknownError,
@@ -156,16 +156,3 @@ def test_a_damaged_blob_is_told(registry: Registry, tmp_path: Path) -> None:
         registry.read_blob(file.sha256)
     with pytest.raises(DigestMismatchError):
         registry.fetch(file)
-
-
-def test_what_a_client_wrote_directly_is_checked_and_removed_if_wrong(registry: Registry, tmp_path: Path) -> None:
-    manifest, _ = artifact(tmp_path / "a", model=b"right")
-    entry: FileEntry = manifest.files[0]
-    key = f"blobs/sha256/{entry.sha256[:2]}/{entry.sha256}"
-    registry.store.create(key, b"wrong")
-    with pytest.raises(DigestMismatchError):
-        registry.blobs.verify(entry.sha256, entry.size_bytes)
-    assert registry.store.head(key) is None
-    registry.store.create(key, b"right")
-    registry.blobs.verify(entry.sha256, entry.size_bytes)
-    assert registry.publish("m", Manifest(format=Format.ONNX, files=(entry,)), {}, actor="a").number == 1

@@ -187,7 +187,7 @@ def test_a_deploy_key_runs_no_code(root: Api, tmp_path: Path) -> None:
         tmp_path / "model.onnx",
         out,
     ]
-    done = subprocess.run([script, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([str(script), *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "needs the scope 'code'" in done.stdout
     assert "ok: nothing ran" in done.stdout

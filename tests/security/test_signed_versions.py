@@ -239,7 +239,8 @@ def test_verify_looks_at_the_staged_files(strict: Strict, keys: dict[str, tuple[
     assert api.deploy("watched:1")["state"] == "succeeded"
     (copy,) = api.ok(api.http.get("/v1/models/watched/versions/1/signatures"))["staged"]
     assert (copy["name"], copy["intact"]) == ("watched", True)
-    cli, where = Cli(tmp_path / "data", tmp_path), {"TRITONCTL_URL": api.url}
+    cli = Cli(tmp_path / "data", tmp_path)
+    where: dict[str, Any] = {"TRITONCTL_URL": api.url}
     cli.ok("verify", "watched:1", **where)
     staged = strict.triton.repository.root / "watched" / "1" / "model.onnx"
     staged.chmod(0o644)

@@ -11,7 +11,7 @@ from controlplane.services.tuning_copy import LOCK
 from tests.support.api import Api
 from tests.tuning.conftest import centred_onnx
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 QUICK: dict[str, Any] = {"window_seconds": 0.1, "clients": [1, 4], "time_limit_seconds": 60}
 TWO_COUNTS = {"instances": [1, 2], "queue_delays_microseconds": [None], "threads": [None]}

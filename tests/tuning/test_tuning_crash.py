@@ -21,7 +21,7 @@ from tests.support.processes import free_port
 from tests.support.triton import RunningTriton
 from tests.tuning.child import plane_on
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 MODEL = "killed-while-tuned"
 COPY = tuning_name(MODEL)
