@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from controlplane.domain.access import Keyring
 from controlplane.domain.deployment import DeploymentSpec
 from controlplane.domain.model import ModelHead
+from controlplane.domain.validation import invalid_field
 from controlplane.errors import DamagedRevisionError, InvalidInputError, StoreWentBackwardsError
 from controlplane.registry import lost
 from controlplane.registry.chain import Chain
@@ -201,12 +202,11 @@ class Fsck:
             try:
                 found[name.removeprefix(prefix)] = kind.model_validate(head.body)
             except ValidationError as error:
-                first = error.errors(include_url=False)[0]
                 self._found(
                     Severity.ERROR,
                     "StateUnreadable",
                     name,
-                    f"revision {head.number} has no valid {'.'.join(map(str, first['loc']))}: {first['msg']}",
+                    f"revision {head.number} is not valid: {invalid_field(error)}",
                     advice="was it written by a newer release? Use that, or restore the object from a backup",
                 )
         return found

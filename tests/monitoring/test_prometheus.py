@@ -52,7 +52,8 @@ def promtool(*arguments: str, stdin: str | None = None) -> str:
 
 @pytest.mark.prometheus
 def test_the_configuration_and_the_rules_are_right() -> None:
-    assert "SUCCESS" in promtool("check", "config", "prometheus.yml")
+    # The key is a secret of the compose file's container, so only the syntax can be checked.
+    assert "SUCCESS" in promtool("check", "config", "--syntax-only", "prometheus.yml")
     assert "17 rules found" in promtool("check", "rules", "rules.yml")
     promtool("test", "rules", "rules_test.yml")
 
@@ -135,6 +136,9 @@ def prometheus(watched: Api, tmp_path: Path) -> Iterator[httpx.Client]:
     config = (PROMETHEUS / "prometheus.yml").read_text()
     (servers,) = watched.ok(watched.http.get("/v1/servers"))["items"]
     triton = httpx.URL(servers["metrics_url"])
+    key = tmp_path / "key"
+    key.write_text("none is asked for")
+    config = config.replace("/run/secrets/prometheus.key", str(key))
     config = config.replace("controlplane:8090", watched.url.removeprefix("http://"))
     config = config.replace("triton:8002", f"{triton.host}:{triton.port}").replace("15s", "1s")
     (tmp_path / "prometheus.yml").write_text(config)
