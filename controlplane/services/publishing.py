@@ -180,9 +180,9 @@ class Publishing:
         if not newest:
             return None
         present = self._registry.manifest(command.model, newest[0].number)
-        ours, theirs = (
-            one.model_dump(exclude={"golden": {"file": command.samples is None}}) for one in (manifest, present)
-        )
+        # pydantic's `exclude` takes no False for "keep it".
+        left_out = {"golden": {"file"}} if command.samples is None else None
+        ours, theirs = (one.model_dump(exclude=left_out) for one in (manifest, present))
         if ours != theirs or (manifest.golden is None) != (present.golden is None):
             return None
         self._registry.ensure_blobs(command.model, manifest, local)

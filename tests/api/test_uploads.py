@@ -1,9 +1,11 @@
 """Uploads: cut off and resumed, wrong bytes, limits, reuse of what the store has."""
 
+import io
 import os
 import socket
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
 from tests.support.api import Api, onnx_scale, serving, settings_for, sha256
@@ -139,10 +141,6 @@ def test_a_folder_takes_no_presigned_uploads(bare: Api) -> None:
 
 
 def test_a_version_with_samples_of_its_own(bare: Api, tmp_path: object) -> None:
-    import io
-
-    import numpy as np
-
     buffer = io.BytesIO()
     np.savez(buffer, x=np.array([[0.5, 1.5]], dtype=np.float32))
     upload = bare.upload({"m.onnx": onnx_scale(9), "samples.npz": buffer.getvalue()})
@@ -169,3 +167,17 @@ def test_a_repeated_publish_is_the_version_that_is_there(bare: Api) -> None:
     assert published() == (3, False), "it is compared with the newest version alone"
     assert published(force=True) == (4, False)
     assert published(sample_count=5) == (5, False)
+
+
+def test_given_samples_are_compared_in_a_repeated_publish(bare: Api) -> None:
+    def published(*row: float) -> tuple[int, bool]:
+        buffer = io.BytesIO()
+        np.savez(buffer, x=np.array([row], dtype=np.float32))
+        upload = bare.upload({"m.onnx": onnx_scale(78), "samples.npz": buffer.getvalue()})
+        body = {"upload_id": upload, "samples": "samples.npz"}
+        result = bare.done(bare.http.post("/v1/models/given/versions", json=body))
+        return result["version"], result["unchanged"]
+
+    assert published(0.5, 1.5) == (1, False)
+    assert published(0.5, 1.5) == (1, True)
+    assert published(0.5, 2.5) == (2, False)
