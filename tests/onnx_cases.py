@@ -26,7 +26,7 @@ from controlplane.errors import ControlPlaneError
 from controlplane.triton.model_config import build_config
 from converters.jobs import RecordJob, ValidateJob
 from converters.recording import record, validate
-from converters.runtimes import OnnxRuntime
+from converters.runtimes import OnnxRuntime, RunError
 from tests.support.triton import LoopThread, RunningTriton, running_triton
 
 
@@ -97,7 +97,8 @@ async def serve(case: Case, signature: Signature, path: Path, triton: RunningTri
         }
         answer, _ = await client.infer(case.name, inputs, config=config)
     except (ControlPlaneError, ValueError) as error:
-        return await client.ready(case.name, 1), False, str(error)
+        loads = await client.ready(case.name, 1)
+        return loads, False, (_refused_alone(case, path) if loads else None) or str(error)
     finally:
         async with InferenceServerClient(triton.server.grpc_url) as control:
             await control.unload_model(case.name)
@@ -110,6 +111,17 @@ async def serve(case: Case, signature: Signature, path: Path, triton: RunningTri
             who = "ONNX Runtime itself gives" if itself else "only Triton gives"
             return True, False, f"{who} another output {spec.name!r} than the stored one"
     return True, True, ""
+
+
+def _refused_alone(case: Case, path: Path) -> str | None:
+    """Return how ONNX Runtime alone refuses the case's inputs, named as in the file; None where it accepts them."""
+    names = [entry.name for entry in onnx.load_from_string(case.model).graph.input]
+    inputs = {name: _as_sent(_array(array)) for name, array in zip(names, case.inputs, strict=False)}
+    try:
+        OnnxRuntime(path).run(inputs)
+    except RunError as error:
+        return f"ONNX Runtime itself refuses the case's inputs: {error}"
+    return None
 
 
 def _array(value: Any) -> Array:
