@@ -70,18 +70,29 @@ class Caller:
             RefusedError: The answer is a problem.
             LostError: There is none.
         """
-        number = next(self._next) if on is None else on
-        began = time.monotonic()
-        try:
-            response = self._clients[number % len(self._clients)].request(method, path, **options)
-        except httpx.TransportError as error:
-            if not self._record.is_excused("api", began, time.monotonic()):
-                self._record.violated(f"{method} {path} got no answer from a control plane that runs: {error!r}")
-            raise LostError(repr(error)) from error
+        response = self._response(method, path, on, **options)
         if response.is_success:
             return response.json() if response.content else {}
         self._fail(f"{method} {path}", response)
         raise AssertionError
+
+    def is_ready(self, on: int) -> bool:
+        """Return whether a control plane says that it is ready; its 503 is an answer as well, not a problem document.
+
+        Raises:
+            LostError: There is no answer.
+        """
+        return bool(self._response("GET", "/readyz", on).json()["ready"])
+
+    def _response(self, method: str, path: str, on: int | None, **options: Any) -> httpx.Response:
+        number = next(self._next) if on is None else on
+        began = time.monotonic()
+        try:
+            return self._clients[number % len(self._clients)].request(method, path, **options)
+        except httpx.TransportError as error:
+            if not self._record.is_excused("api", began, time.monotonic()):
+                self._record.violated(f"{method} {path} got no answer from a control plane that runs: {error!r}")
+            raise LostError(repr(error)) from error
 
     def _fail(self, what: str, response: httpx.Response) -> None:
         try:

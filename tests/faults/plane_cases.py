@@ -32,7 +32,7 @@ def killed_at_random(trial: Trial) -> None:
 def _is_ready(stage: Stage, plane: Plane) -> bool:
     """Whether a change through this control plane is made and takes effect."""
     number = stage.planes.index(plane)
-    return stage.answers() and stage.work.caller.call("GET", "/readyz", on=number)["ready"]
+    return stage.answers() and stage.work.caller.is_ready(number)
 
 
 def leader_of(stage: Stage) -> Plane:
