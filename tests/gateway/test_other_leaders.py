@@ -115,8 +115,9 @@ def test_a_front_door_opens_no_road_that_was_withdrawn_before_it_came(triton: Ru
         api.publish("net", onnx_scale(2.0))
         assert api.deploy("net:1", mode="pinned")["state"] == "succeeded"
     store = FilesystemStore(tmp_path / "store")
-    lease, log = Lease(store, seconds=600), DoorLog(store)
-    lease.attempt()  # who leads is here, and does nothing more
+    # The leader says that it drives the server, so that the follower sends requests there; it does nothing more.
+    lease, log = Lease(store, seconds=600, servers={"shared": triton.server.grpc_url}), DoorLog(store)
+    lease.attempt()
     assert lease.held
     log.announce("0" * 32, Withdrawal("shared", "net", 600.0))
     settings = settings_for(tmp_path / "after", embedded=False, **common, gateway=GatewaySettings(enabled=True))
