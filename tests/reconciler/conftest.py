@@ -186,7 +186,7 @@ async def running(
 
 async def nothing_half_there(server: ManagedServer, model: str) -> None:
     """Wait until no candidate is left, and every folder that is there is loaded."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while True:
             ready = [e for e in await server.client.index() if e.state == "READY"]
             loaded = {e.version for e in ready if e.model == model}

@@ -18,6 +18,8 @@ FORWARD = [("kill-before", step) for step in range(1, 9)] + [("kill-during", 2),
 FIRST = [("kill-before", step) for step in range(1, 4)] + [("kill-during", 2)]
 # Switch, prove.
 BACK = [("kill-before", 1), ("kill-before", 2), ("kill-during", 1)]
+DEADLINE = 180.0
+"""Seconds until one process is killed, and until the next has finished: all of a journey run at once."""
 
 
 @pytest.mark.parametrize(("journey", "crashes"), [("first", FIRST), ("forward", FORWARD), ("back", BACK)])
@@ -41,12 +43,12 @@ async def test_killed_at_any_step_it_ends_where_it_should(
             sys.executable, "-m", "tests.reconciler.child", str(folder), triton.server.grpc_url,
             str(triton.repository.root), how, str(step), stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        output, _ = await asyncio.wait_for(child.communicate(), 90)
+        output, _ = await asyncio.wait_for(child.communicate(), DEADLINE)
         assert child.returncode == -9, output
         async with running(triton, registry, model, folder) as room:
             # Not merely settled: the journeys share one model repository, and each one's first cleaning can take away
             # what another is just writing. No two control planes with one bucket do that: only the leader cleans.
-            await room.until(lambda status: status.phase is Phase.READY)
+            await room.until(lambda status: status.phase is Phase.READY, DEADLINE)
             expected = (2.0, second) if journey == "forward" else (1.0, first)
             assert await answer(room.server.client, model) == expected, (how, step)
             await nothing_half_there(room.server, model)

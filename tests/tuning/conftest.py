@@ -44,6 +44,29 @@ def centred_onnx(width: int = 4) -> bytes:
     return data
 
 
+def crowded_onnx(limit: int, width: int = 4) -> bytes:
+    """y = x, plus the number of rows of the batch beyond ``limit``: no request of at most that many rows shows it."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", width])
+    constants = [
+        helper.make_tensor("first", TensorProto.INT64, [], [0]),
+        helper.make_tensor("limit", TensorProto.FLOAT, [], [float(limit)]),
+    ]
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["count"]),
+        helper.make_node("Cast", ["count"], ["rows"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["rows", "limit"], ["beyond"]),
+        helper.make_node("Relu", ["beyond"], ["excess"]),
+        helper.make_node("Add", ["x", "excess"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "crowded", [x], [y], constants)
+    data: bytes = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+    ).SerializeToString()
+    return data
+
+
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with serving(settings_for(tmp_path_factory.mktemp("tuning"), embedded=True)) as running:

@@ -9,12 +9,13 @@ import pytest
 
 from controlplane.services.tuning_copy import LOCK
 from tests.support.api import Api
-from tests.tuning.conftest import centred_onnx
+from tests.tuning.conftest import centred_onnx, crowded_onnx
 
 pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 QUICK: dict[str, Any] = {"window_seconds": 0.1, "clients": [1, 4], "time_limit_seconds": 60}
 TWO_COUNTS = {"instances": [1, 2], "queue_delays_microseconds": [None], "threads": [None]}
+BATCHED = {"instances": [1], "queue_delays_microseconds": [5000], "max_batch_sizes": [16], "threads": [None]}
 
 
 def start(api: Api, **body: Any) -> str:
@@ -170,17 +171,22 @@ def test_a_cancelled_tuning_leaves_nothing_behind(api: Api, layers: str) -> None
 
 
 def test_answers_that_batching_changes_put_a_setting_out(api: Api) -> None:
-    api.publish("centred", centred_onnx())
-    assert api.deploy("centred:1")["state"] == "succeeded"
-    found = result(
-        api,
-        model="centred",
-        clients=[8],
-        max_settings=2,
-        space={"instances": [1], "queue_delays_microseconds": [5000], "max_batch_sizes": [16], "threads": [None]},
-    )
+    # The comparison at push finds the rows independent: only batches larger than any sample are answered otherwise.
+    api.publish("crowded", crowded_onnx(limit=4))
+    assert api.deploy("crowded:1")["state"] == "succeeded"
+    found = result(api, model="crowded", clients=[8], max_settings=2, space=BATCHED)
     assert [one["state"] for one in found["trials"]] == ["measured", "wrong"]
     assert "with 8 clients: output 'y'" in found["trials"][1]["message"]
+    assert found["best"]["trial"] == 0
+
+
+def test_a_setting_that_batches_dependent_rows_is_not_loaded(api: Api) -> None:
+    api.publish("centred", centred_onnx())
+    assert api.deploy("centred:1")["state"] == "succeeded"
+    found = result(api, model="centred", clients=[1], max_settings=2, space=BATCHED)
+    assert [one["state"] for one in found["trials"]] == ["measured", "failed"]
+    assert "no batch dimension" in found["trials"][1]["message"]
+    assert found["trials"][1]["memory_bytes"] is None
     assert found["best"]["trial"] == 0
 
 
