@@ -258,12 +258,11 @@ def test_what_can_never_fit_is_refused_with_the_figures(room: Api, tmp_path: Pat
 
 def test_what_fails_for_another_reason_is_told_to_who_waits(room: Api) -> None:
     _only(room)
-    overrides = {"optimization": {"no_such_field": 1}}
-    room.deploy("three", mode="on-demand", config_overrides=overrides)
+    room.deploy("three", mode="on-demand", parameters={"intra_op_thread_count": "many"})
     answer = room.http.post("/v1/deployments/three/load", params={"wait": 30})
     problem = room.problem(answer, 502, "deployment-failed")
     assert problem["detail"].startswith("three cannot be loaded: ")
-    assert "no_such_field" in problem["detail"]
+    assert "must be a number of threads" in problem["detail"]
     assert problem["details"] == {"model": "three", "phase": "Failed"}
 
 
