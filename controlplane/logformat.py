@@ -1,4 +1,4 @@
-"""Log lines that nobody but this program can write: a message is one line, whatever it contains."""
+"""Log lines that only this program can write: a message is one line, whatever it contains."""
 
 import logging
 import re

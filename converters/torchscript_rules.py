@@ -81,7 +81,7 @@ def training_parts(module: Any) -> tuple[str, ...]:
 
 
 def training_note(parts: Sequence[str]) -> str:
-    """Return what a publisher is told about a module that was saved in training mode."""
+    """Return the warning about a module that was saved in training mode."""
     shown = ", ".join(parts[:5]) + (f" and {len(parts) - 5} more" if len(parts) > 5 else "")
     return (
         "the module was saved in training mode, and Triton's PyTorch backend runs it as it was saved: these parts "

@@ -121,7 +121,7 @@ class ServerStatus(BaseModel):
     state: ServerState = Field(description="Whether it can be worked with.")
     message: str = Field(default="", description="Why it cannot, or why no instance drives it.")
     driven: bool = Field(
-        default=True, description="Whether an instance drives it; a server that nobody drives takes no requests."
+        default=True, description="Whether an instance drives it; a server that no instance drives takes no requests."
     )
     triton_version: str = Field(default="", description="Its version, once it answered.")
     models: tuple[LoadedVersion, ...] = Field(default=(), description="What its repository index lists as loaded.")

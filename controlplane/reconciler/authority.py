@@ -1,7 +1,7 @@
 """Which servers this process may act on at this moment, and what it may still believe.
 
-An embedded server belongs to the process that started it: nobody else has its key for model control, its loopback ports
-and its disk. So an instance whose servers are all its own drives them always, whoever holds the leader's lease. Servers
+An embedded server belongs to the process that started it: no other process has its key for model control, its loopback
+ports and its disk. So an instance whose servers are all its own always drives them, with or without the lease. Servers
 that instances share are driven by the holder of the lease alone.
 
 Either way nothing is done with what was read too long ago. A process that was stopped for longer than the lease, or
@@ -55,16 +55,16 @@ class Authority:
 
     @property
     def term(self) -> Term | None:
-        """What stays equal for as long as nobody else may have acted, and nothing was missed; None: it may not act."""
+        """A value that changes when another instance may have acted or something was missed; None: no acting."""
         return (self.tenure, self._lease.epoch) if self.acts else None
 
     @property
     def tenure(self) -> int:
-        """See `Lease.tenure`. Nobody else ever drives a process's own servers."""
+        """See `Lease.tenure`. No other instance ever drives a process's own servers."""
         return 1 if self.alone else self._lease.tenure
 
     def undriven(self, server: ManagedServer) -> str:
-        """Say why nobody drives a server; empty where somebody does, or may in a moment."""
+        """Say why no instance drives a server; empty where one does, or may in a moment."""
         driven = self._lease.driven
         if self.owns or driven is None:
             return ""

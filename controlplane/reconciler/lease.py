@@ -158,7 +158,7 @@ class Lease:
 
     @property
     def in_touch(self) -> bool:
-        """Whether the store has answered within the lease's duration, whoever holds the lease."""
+        """Whether the store has answered within the lease's duration, with or without the lease."""
         return self._asked_at is not None and self._clock() - self._asked_at < self._seconds * MARGIN
 
     @property
@@ -207,7 +207,7 @@ class Lease:
         self._held_until = 0.0
 
     def attempt(self) -> None:
-        """Renew it, or take it where nobody holds it. Up to three requests; blocks.
+        """Renew it, or take it where no instance holds it. Up to three requests; blocks.
 
         Raises:
             StoreError: The store failed.
@@ -246,7 +246,7 @@ class Lease:
             self._chain.prune(_KEPT)
 
     def _start_over(self, now: float) -> None:
-        """Give up what is known of the lease: whoever held the lost revision may trust it for its whole duration."""
+        """Forget the lease: the holder of the lost revision may trust it for its whole duration."""
         self._held_until = 0.0
         self._known, self._seen_at = self._chain.head(), self._clock()
         self._nobody_before = self._clock() + self._seconds
@@ -254,7 +254,7 @@ class Lease:
         self._epoch += 1
 
     def _touched(self, began: float) -> None:
-        """Note that the store answered; first that it had not for too long, so that nobody misses it."""
+        """Record that the store answered, and before that, whether it had been silent for too long."""
         if self._asked_at is not None and began - self._asked_at >= self._seconds * MARGIN:
             self._epoch += 1
         self._asked_at = began
@@ -297,7 +297,7 @@ class Lease:
             self.trouble = str(error)
             logger.warning("the lease cannot be renewed or looked at: %s", error)
         except Exception as error:
-            # The thread's edge: the next attempt may succeed, and without the thread nobody would lead.
+            # The thread's edge: the next attempt may succeed, and without the thread no instance would lead.
             self.trouble = f"unexpected {type(error).__name__}"
             logger.exception("unexpected error while the lease was renewed")
         else:

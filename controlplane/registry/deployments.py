@@ -111,7 +111,7 @@ class Deployments:
             try:
                 return self._heads.read(name, fresh=fresh)
             except InvalidInputError:
-                return None  # a folder that somebody made by hand
+                return None  # a folder made by hand
             except (DamagedRevisionError, StoreWentBackwardsError) as error:
                 if unreadable is None:
                     raise
@@ -199,7 +199,7 @@ class Deployments:
     def chains(self) -> Iterator[Chain]:
         """Yield the chain of every deployment, of removed ones too."""
         for name in self._store.list_folders(PREFIX):
-            with suppress(InvalidInputError):  # a folder that somebody made by hand
+            with suppress(InvalidInputError):  # a folder made by hand
                 yield self._chain(name)
 
     def _require_versions(self, spec: DeploymentSpec) -> None:

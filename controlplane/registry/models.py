@@ -166,7 +166,7 @@ class Models:
     def chains(self) -> Iterator[Chain]:
         """Yield the chain of every model, of deleted ones too."""
         for name in self._store.list_folders(PREFIX):
-            with suppress(InvalidInputError):  # a folder that somebody made by hand
+            with suppress(InvalidInputError):  # a folder made by hand
                 yield self._chain(name)
 
     def missing(self, name: str) -> NotFoundError:
@@ -191,7 +191,7 @@ class Models:
             try:
                 return self.heads.read(name, fresh=fresh)
             except InvalidInputError:
-                return None  # a folder that somebody made by hand
+                return None  # a folder made by hand
 
         if len(names) <= 1:
             heads = [read(name) for name in names]

@@ -37,7 +37,7 @@ class Revision:
     stamp: str = field(default="", compare=False, repr=False)
 
     def to_json(self) -> bytes:
-        """Return the object's content, indented for whoever reads the bucket, with a digest of the rest."""
+        """Return the object's content, indented for people who read the bucket, with a digest of the rest."""
         document = {
             "number": self.number,
             "commit_id": self.commit_id,

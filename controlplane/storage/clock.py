@@ -141,7 +141,7 @@ class StoreClock:
         written = info.modified_at + timedelta(seconds=resolution / 2)
         middle = (after - before) / 2
         self._measured_at = before + middle
-        # What agrees with the last measurement changes nothing, so the time that is told does not jump.
+        # What agrees with the last measurement changes nothing, so the reported time does not jump.
         if self._known is None or abs((self.peek() - written).total_seconds()) > after - before + resolution + 0.1:
             self._known = (written, self._measured_at)
         skew = (machine + timedelta(seconds=middle) - written).total_seconds()

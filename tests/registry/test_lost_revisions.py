@@ -63,7 +63,7 @@ def test_a_revision_that_another_process_wrote_in_the_place_of_the_lost_one_is_s
     one.create_model("net", description="v1", actor="one")
     one.update_model("net", description="v2", actor="one")
     lose(bucket, "models/net")
-    other.update_model("net", labels={"owner": "other"}, actor="other")  # nobody had noticed yet
+    other.update_model("net", labels={"owner": "other"}, actor="other")  # no instance had noticed yet
     with pytest.raises(StoreWentBackwardsError, match="is at revision 2 by other now"):
         one.update_model("net", description="v3", actor="one")
     other.history("net")

@@ -186,7 +186,7 @@ def test_a_refused_setting_that_was_recorded_is_repaired_by_the_next_deployment(
     assert after["spec"]["settings"]["config_overrides"] == {}
     assert after["spec"]["settings"]["priority"] == 7
     assert "config_overrides" in after["reason"]
-    # A caller that asks for a refused setting is told so, and a rollback does not bring it back.
+    # A caller that asks for a refused setting gets an error, and a rollback does not bring it back.
     asked = deployer.http.put("/v1/deployments/stuck", json={"reference": "stuck:1", "settings": settings})
     deployer.problem(asked, 422, "invalid-config")
     problem = deployer.problem(deployer.http.post("/v1/deployments/stuck/rollback", json={}), 422, "invalid-config")
