@@ -315,7 +315,7 @@ class GatewaySettings(_Group):
         default=GIB, gt=0, description="Largest body of an HTTP request; gRPC has it for what the activator takes."
     )
     server_sets: int = Field(
-        default=32, ge=1, le=1024, description="Different sets of servers that models can run on at once."
+        default=32, ge=1, le=1024, description="Different sets of several servers that models can run on at once."
     )
     request_timeout_seconds: float = Field(default=600.0, gt=0, description="How long Triton may take for an answer.")
     load_timeout_seconds: float = Field(

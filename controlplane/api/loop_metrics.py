@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from controlplane.reconciler.loop import Reconciler
@@ -58,6 +58,20 @@ class LoopMetrics(Collector):
         inbox = GaugeMetricFamily("tritonctl_loop_inbox", "Messages that wait for the loop.")
         inbox.add_metric((), self._reconciler.waiting)
         yield inbox
+        work = CounterMetricFamily(
+            "tritonctl_loop_work", "What the cycles of the loop did, for example actions planned.", labels=("work",)
+        )
+        for name, count in self._reconciler.pulse.cycles.items():
+            work.add_metric((name,), count)
+        yield work
+        missed = CounterMetricFamily(
+            "tritonctl_loop_missed",
+            "Changes that the slow pass over all models found and that nobody had marked: each one is a defect.",
+            labels=("what",),
+        )
+        for what, count in self._reconciler.missed.items():
+            missed.add_metric((what,), count)
+        yield missed
         age = GaugeMetricFamily(
             "tritonctl_server_observed_age_seconds", "How long ago a server was looked at.", labels=("server",)
         )

@@ -128,8 +128,8 @@ class Sockets:
 
 
 def slots_for(servers: int, wanted: int) -> int:
-    """How many slots are of use: not more than there are sets of servers."""
-    return min(wanted, (1 << min(servers, 20)) - 1)
+    """Return how many slots are of use beside those of single servers: not more than there are sets of several."""
+    return min(wanted, (1 << min(servers, 20)) - 1 - min(servers, 20))
 
 
 def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backend], table: Table) -> str:
@@ -279,6 +279,7 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
                     f"track servers/{one.key}{_resolved(one.http if kind == 'h' else one.grpc)}"
                     f"{'' if one.key in servers else ' disabled'}"
                     for one in backends
+                    if number >= table.fixed or one.key in servers
                 )
             )
     # HAProxy has no continuation of lines.

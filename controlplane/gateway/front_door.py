@@ -5,9 +5,9 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvicorn
@@ -40,6 +40,7 @@ from controlplane.gateway.traffic import Roads, waiting_at_most
 from controlplane.gateway.view import GatewayAddress, GatewayView, ModelRoad, Way
 from controlplane.gateway.waiting import Limits, WaitingRoom
 from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.routing import Route
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.settings import GatewaySettings
 
@@ -108,7 +109,10 @@ class FrontDoor:
             timeout_seconds=settings.load_timeout_seconds,
             splits=splits,
         )
-        self._told: Table = tables.empty(slots_for(len(backends), settings.server_sets))
+        self._told: Table = tables.empty(
+            slots_for(len(backends), settings.server_sets), [backend.key for backend in backends]
+        )
+        self._told_by: _Inputs | None = None
         self._told_pauses = 0
         self._telling = asyncio.Lock()
         self._stack: AsyncExitStack | None = None
@@ -260,7 +264,8 @@ class FrontDoor:
 
     async def _prepare(self) -> None:
         """Write what HAProxy reads when it starts, so that it knows every road before it takes a request."""
-        self._told, self._told_pauses = self._wanted(), self._roads.pauses
+        self._told_by = self._inputs()
+        self._told, self._told_pauses = self._wanted(self._told_by), self._roads.pauses
         sockets = Sockets(**{name: listener.fileno() for name, listener in self._listeners.items()})
         files = {
             "haproxy.cfg": render(self._settings, sockets, self._backends, self._told),
@@ -270,21 +275,28 @@ class FrontDoor:
             # Blocking, and as quick as a few kilobytes are: nothing may change between the table and its files.
             (self._folder / name).write_text(text, encoding="utf-8")
 
-    def _wanted(self) -> Table:
+    def _inputs(self) -> "_Inputs":
+        return _Inputs(self._roads.open, self._access.direct(), self.activator.splits.parts())
+
+    def _wanted(self, inputs: "_Inputs") -> Table:
         routes = {
             model: replace(route, servers=tuple(self._keys[server] for server in route.servers))
-            for model, route in self._roads.open.items()
+            for model, route in inputs.routes.items()
         }
-        return tables.arrange(self._told, routes, self._access.direct(), self.activator.splits.parts())
+        return tables.arrange(self._told, routes, inputs.direct, inputs.splits)
 
     async def _tell(self) -> None:
         """Bring HAProxy's table up to what is open now."""
         async with self._telling:
-            wanted, pauses = self._wanted(), self._roads.pauses
+            inputs, pauses = self._inputs(), self._roads.pauses
             if not self._ready:
                 return  # one that starts reads everything
-            if wanted == self._told:
+            if self._told_by is not None and inputs.same(self._told_by):
                 self._told_pauses = pauses
+                return
+            wanted = self._wanted(inputs)
+            if wanted == self._told:
+                self._told_by, self._told_pauses = inputs, pauses
                 return
             try:
                 await self.api.apply(tables.commands(self._told, wanted, self._keys.values()))
@@ -293,11 +305,11 @@ class FrontDoor:
                     logger.warning("HAProxy is started again, since its table is not what it should be: %s", error)
                     self.haproxy.kill()
                 return
-            self._told, self._told_pauses = wanted, pauses
+            self._told, self._told_by, self._told_pauses = wanted, inputs, pauses
 
     async def _follow(self) -> None:
         while True:
-            changed = asyncio.create_task(self._reconciler.wait_change())
+            changed = asyncio.create_task(self._reconciler.wait_routes())
             moved = asyncio.create_task(self.activator.splits.changed.wait())
             try:
                 pauses = self._reconciler.pauses  # before the routes: a pause in between leaves them unused
@@ -328,6 +340,25 @@ class FrontDoor:
                     return
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _DRAIN_MAX_SECONDS)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What HAProxy's table is made of.
+
+    Attributes:
+        routes: Where models can be asked; another mapping after each change.
+        direct: Whose requests may go directly.
+        splits: How many of a million requests are measured, by model.
+    """
+
+    routes: Mapping[str, Route]
+    direct: Mapping[str, tuple[str, ...]]
+    splits: Mapping[str, int]
+
+    def same(self, other: "_Inputs") -> bool:
+        """Return whether the table made of others is the same, at a cost that does not depend on the routes."""
+        return self.routes is other.routes and self.direct == other.direct and self.splits == other.splits
 
 
 @asynccontextmanager

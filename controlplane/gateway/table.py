@@ -1,11 +1,13 @@
 """Which models HAProxy sends where: the table, how it changes, and the commands that make the change. Pure.
 
-HAProxy chooses a backend by a map: the model's name gives the number of a *slot*. A slot is a backend that knows all
-servers, of which those of one set are in service. Deployments mostly run on a few different sets of servers, so a few
-slots do for any number of models, and no change needs a reload.
+HAProxy chooses a backend by a map: the model's name gives the number of a *slot*. The first slots are fixed, one for
+each server, so that a model with one replica always has a slot, however many servers there are. Each of the other slots
+is a backend that knows all servers, of which those of one set are in service. Deployments with several replicas mostly
+run on a few different sets of servers, so a few such slots suffice for any number of models, and no change needs a
+reload.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from controlplane.domain.access import matches
@@ -23,6 +25,7 @@ class Table:
 
     Attributes:
         slots: The servers in service, by slot.
+        fixed: How many of the first slots never change.
         models: The slot of every model that is asked directly.
         versions: The version that answers, for the metrics, of every model that is asked directly.
         splits: Of every model with a rollout under way, how many of a million requests are drawn to be measured.
@@ -36,6 +39,7 @@ class Table:
     splits: Mapping[str, int] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     grants: Mapping[str, int] = field(default_factory=dict)
+    fixed: int = 0
 
     def entries(self, name: str) -> Mapping[str, str | int]:
         """The entries of one of the maps."""
@@ -53,9 +57,9 @@ class Table:
         return "".join(f"{key} {value}\n" for key, value in sorted(self.entries(name).items()))
 
 
-def empty(slots: int) -> Table:
-    """A table of so many slots that sends nothing anywhere."""
-    return Table((frozenset(),) * slots)
+def empty(slots: int, servers: Sequence[str] = ()) -> Table:
+    """Return a table with a slot for each server and so many further ones; it sends nothing anywhere."""
+    return Table((*(frozenset({one}) for one in servers), *(frozenset[str](),) * slots), fixed=len(servers))
 
 
 def arrange(
@@ -74,7 +78,7 @@ def arrange(
     wanted = dict.fromkeys(frozenset(route.servers) for route in routes.values())
     slots = list(before.slots)
     place = {servers: number for number, servers in enumerate(slots) if servers in wanted}
-    free = [number for number, servers in enumerate(slots) if servers not in wanted]
+    free = [number for number, servers in enumerate(slots) if number >= before.fixed and servers not in wanted]
     free.sort(key=lambda number: bool(slots[number]))  # one that was never used before one that was
     for servers in wanted:
         if servers not in place and free:
@@ -94,6 +98,7 @@ def arrange(
             for model in models
             if matches(patterns, model)
         },
+        before.fixed,
     )
 
 

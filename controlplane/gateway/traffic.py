@@ -44,6 +44,7 @@ class Roads:
         self.pauses = 0
         """How many there were when the routes were read."""
         self._routes: dict[str, Route] = {}
+        self._given: Mapping[str, Route] | None = None
         self._withdrawn: Counter[tuple[str, str]] = Counter()
         self._open: dict[str, Route] = {}
         self._used: Counter[tuple[str, str]] = Counter()
@@ -58,7 +59,9 @@ class Roads:
     def set(self, routes: Mapping[str, Route], pauses: int = 0) -> None:
         """Take in the routes there are, and the number of pauses before they were read."""
         self.pauses = pauses
-        self._routes = dict(routes)
+        if routes is self._given:
+            return  # the same mapping has the same routes, and none was closed since
+        self._given, self._routes = routes, dict(routes)
         self._settle()
 
     def choose(self, model: str) -> str | None:
@@ -107,6 +110,7 @@ class Roads:
             if not self._withdrawn[key]:
                 del self._withdrawn[key]
             if route := self._routes.get(model):
+                self._given = None
                 self._routes[model] = replace(route, servers=tuple(name for name in route.servers if name != server))
 
     async def wait_idle(self, server: str, model: str) -> None:

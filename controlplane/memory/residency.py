@@ -1,6 +1,6 @@
 """Which models shall be loaded on a server. That others would have to leave for it is not this module's question."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -36,23 +36,49 @@ def wanted(
     and come back where there is room that nobody else is going to take. Nothing is evicted for mere residency: an
     eviction is `admission.decide`'s answer to a load that somebody waits for (or a pinned model's).
     """
-    answers: dict[str, Wanted] = {}
+    answers = {model.model: by_itself(model, now, rules) for model in models.values()}
+    found = {model: answer for model, answer in answers.items() if answer is not None}
+    takes = [models[model] for model, answer in found.items() if answer.loaded and not models[model].loaded]
+    waiting = [models[model] for model, answer in answers.items() if answer is None]
+    return found | if_room(waiting, free_for(ledger, takes), policy, now)
+
+
+def free_for(ledger: Ledger, takes: Iterable[ModelMemory]) -> dict[str, int]:
+    """Return what is free for mere residency, by device.
+
+    Args:
+        ledger: Of the server.
+        takes: Models that shall be loaded and are not: they are going to take their room, and residency must not race
+            them.
+    """
     free = {device: ledger.free(device) for device in ledger.budgets}
-    waiting: list[ModelMemory] = []
-    for model in models.values():
-        answer = _by_itself(model, now, rules)
-        if answer is None:
-            waiting.append(model)
-            continue
-        answers[model.model] = answer
-        if answer.loaded and not model.loaded and not ledger.of(Slot(model.model, model.version)):
-            # It is going to take this room; residency must not race it.
+    for model in takes:
+        if not ledger.of(Slot(model.model, model.version)):
             for device, need in model.footprint.items():
                 free[device] = free.get(device, 0) - need.reserve_bytes
-    waiting.sort(key=lambda model: (-model.priority, -policy.score(model, now), model.model))
-    for model in waiting:
-        answers[model.model] = _if_room(model, free)
-    return answers
+    return free
+
+
+def if_room(
+    waiting: Iterable[ModelMemory], free: Mapping[str, int], policy: EvictionPolicy, now: datetime
+) -> dict[str, Wanted]:
+    """Say which resident models that are not loaded shall be, because there is room for them.
+
+    Args:
+        waiting: The models.
+        free: Bytes that are free, by device.
+        policy: Gives the order among equal priorities.
+        now: The time.
+    """
+    left = dict(free)
+    order = sorted(waiting, key=lambda model: (-model.priority, -policy.score(model, now), model.model))
+    return {model.model: _if_room(model, left) for model in order}
+
+
+def next_turn(model: ModelMemory, now: datetime, rules: EvictionRules = DEFAULT_RULES) -> datetime | None:
+    """Return when `by_itself` may give another answer although nothing changed; None: at no time."""
+    times = (model.held_until, expires_at(model, rules))
+    return min((at for at in times if at is not None and at > now), default=None)
 
 
 def expires_at(model: ModelMemory, rules: EvictionRules = DEFAULT_RULES) -> datetime | None:
@@ -77,7 +103,7 @@ def expires_at(model: ModelMemory, rules: EvictionRules = DEFAULT_RULES) -> date
     return max(ends, default=None)
 
 
-def _by_itself(model: ModelMemory, now: datetime, rules: EvictionRules) -> Wanted | None:
+def by_itself(model: ModelMemory, now: datetime, rules: EvictionRules) -> Wanted | None:
     """The answer where it does not depend on what is free; None for a resident model that is not loaded."""
     if model.mode is Mode.PINNED:
         return Wanted(loaded=True, why="pinned")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from controlplane.domain.names import CANDIDATE_SUFFIX
 from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.memory.ledger import Ledger
@@ -27,6 +28,7 @@ _STARTING = timedelta(seconds=10)
 """For its first two seconds Triton tells zeros of its host. Who tells them for longer than this cannot read it."""
 _BELIEVED = timedelta(hours=1)
 """So long a GPU that Triton refused is left out on a server whose restart, which alone changes that, may go unseen."""
+_REPLACED = " (replaced)"
 _PLENTY = 1 << 60
 """Budget of a server whose devices nobody tells about: everything fits, and Triton says where it does not."""
 
@@ -38,7 +40,12 @@ def renewed(model: str) -> str:
 
 def replaced(slot: Slot) -> Slot:
     """Under which name the memory of a version's old instances counts after it was loaded again."""
-    return Slot(f"{slot.triton_name} (replaced)", slot.version)
+    return Slot(slot.triton_name + _REPLACED, slot.version)
+
+
+def own_name(triton_name: str) -> str:
+    """Return the model whose memory counts under a name of the ledger."""
+    return triton_name.removesuffix(renewed("")).removesuffix(_REPLACED).removesuffix(CANDIDATE_SUFFIX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """Answers questions about the loop's state: statuses, ledgers, reasons, plans. Changes nothing."""
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.health import ServerHealth
@@ -17,7 +19,6 @@ from controlplane.reconciler.memory_view import (
     ServerMemory,
     WhyView,
 )
-from controlplane.reconciler.routing import Route, routes
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.status import overall, placed
 from controlplane.reconciler.telling import Occupant, plan_for, server_memory, server_why
@@ -35,6 +36,9 @@ class Answers:
         wishes: Prepares versions that are not deployed.
         registry: The bucket.
         preview: Says on which servers a version would be placed, and why on none.
+
+    Attributes:
+        computed: How many statuses were made.
     """
 
     def __init__(
@@ -49,9 +53,59 @@ class Answers:
         self._preview = preview
         self._wishes = wishes
         self._registry = registry
+        self._touched = state.follow()
+        self._statuses: dict[str, DeploymentStatus] = {}
+        self._shown: dict[str, DeploymentStatus] = {}
+        self._unsteady: set[str] = set()
+        self._phases: Counter[Phase] = Counter()
+        self.computed = 0
 
     def status(self, model: str) -> DeploymentStatus | None:
         """Return how a deployment stands; None where none is known."""
+        if model in self._touched or model in self._unsteady or model not in self._statuses:
+            self._update(model)
+        return self._statuses.get(model)
+
+    def statuses(self) -> dict[str, DeploymentStatus]:
+        """Return how all deployments stand, by model; removed ones only until they are gone."""
+        self.refresh()
+        return dict(self._shown)
+
+    def phases(self) -> Mapping[Phase, int]:
+        """Return how many deployments there are in each phase."""
+        self.refresh()
+        return self._phases
+
+    def refresh(self) -> None:
+        """Bring the statuses up to date of all deployments that something changed for."""
+        for model in self._touched | self._unsteady:
+            self._update(model)
+
+    def _update(self, model: str) -> None:
+        """Make a status anew, and keep it until something changes or it would change by itself."""
+        self._touched.discard(model)
+        self.computed += 1
+        shown, status = self._shown.pop(model, None), self._status(model)
+        if shown is not None:
+            self._phases[shown.phase] -= 1
+        self._unsteady.discard(model)
+        if status is None:
+            self._statuses.pop(model, None)
+            return
+        self._statuses[model] = status
+        if any(one.retry_at is not None or one.bake_until is not None for one in status.servers):
+            self._unsteady.add(model)  # it says when something is due
+        if not (self._state.wishes[model].revision.spec.deleted and status.phase is Phase.UNLOADED):
+            self._shown[model] = status
+            self._phases[status.phase] += 1
+
+    def overlooked(self, model: str) -> bool:
+        """Return whether a deployment's status is kept, and would be another one now."""
+        if model in self._touched or model in self._unsteady or model not in self._statuses:
+            return False
+        return self._statuses[model] != self._status(model)
+
+    def _status(self, model: str) -> DeploymentStatus | None:
         wish = self._state.wishes.get(model)
         if wish is None:
             return None
@@ -70,19 +124,9 @@ class Answers:
             return placed(wish.revision.number, seats, others, least, self._state.plan.lacking.get(model, ""))
         return overall(wish.revision.number, seats + others)
 
-    def statuses(self) -> dict[str, DeploymentStatus]:
-        """Return how all deployments stand, by model; removed ones only until they are gone."""
-        found = {}
-        for model, wish in self._state.wishes.items():
-            status = self.status(model)
-            if status and not (wish.revision.spec.deleted and status.phase is Phase.UNLOADED):
-                found[model] = status
-        return found
-
-    def deployed(self) -> dict[str, DeploymentRevision]:
-        """Return the newest revision of what is deployed, by model."""
-        revisions = {model: wish.revision for model, wish in self._state.wishes.items()}
-        return {model: revision for model, revision in revisions.items() if not revision.spec.deleted}
+    def deployed(self) -> Mapping[str, DeploymentRevision]:
+        """Return the newest revision of what is deployed, by model. It changes with what is deployed."""
+        return MappingProxyType(self._state.deployed)
 
     def health(self, model: str) -> tuple[ServerHealth, ...]:
         """Return what the probes of a model found, by server."""
@@ -98,24 +142,12 @@ class Answers:
 
     def spec(self, model: str) -> DeploymentSpec | None:
         """Return what is wanted of a model; None where no deployment of it is known."""
-        wish = self._state.wishes.get(model)
-        return None if wish is None or wish.revision.spec.deleted else wish.revision.spec
-
-    def routes(self) -> dict[str, Route]:
-        """Return where every model that is proved can be asked."""
-        well = [server for server in self._state.servers.values() if server.trouble is None]
-        # One that is drained goes on with what can be asked nowhere else, until it is about to be restarted.
-        drained = [server for server in self._state.servers.values() if not server.away and server.guard.answers]
-        found = (
-            routes(self._state.wishes, (unit for server in servers for unit in server.units.values()))
-            for servers in (drained, well)
-        )
-        return {model: route for part in found for model, route in part.items()}
+        return self._state.spec(model)
 
     def trials(self) -> dict[str, Trial]:
         """Return how every rollout that is under way stands, by model."""
         servers = self._state.servers.values()
-        found = {model: trial_of(wish, servers) for model, wish in self._state.wishes.items()}
+        found = {model: trial_of(self._state.wishes[model], servers) for model in sorted(self._state.trials)}
         return {model: trial for model, trial in found.items() if trial is not None}
 
     def memory(self) -> tuple[ServerMemory, ...]:

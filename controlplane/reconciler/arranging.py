@@ -1,27 +1,44 @@
-"""Gives out memory after everything that happened: holds, grants, evictions, refusals, demands."""
+"""Applies holds, demands, and the decisions about loads that wait for memory: grants, evictions, refusals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from controlplane.domain.states import Phase
 from controlplane.memory.leaks import LeakStep
 from controlplane.reconciler.actions import Wait
 from controlplane.reconciler.background import Background
-from controlplane.reconciler.driving import Driver
 from controlplane.reconciler.fleet import KnownServer
 from controlplane.reconciler.holding import Holds
+from controlplane.reconciler.queueing import Moves
 from controlplane.reconciler.record import Backoff
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.status import Doing
 from controlplane.reconciler.units import Unit
 
 
+@dataclass
+class Admissions:
+    """What was decided about the loads that waited for memory.
+
+    Attributes:
+        granted: Whose load may begin, by server.
+        evicted: How many models make room.
+        refused: How many loads were given up.
+        waiting: How many go on waiting.
+    """
+
+    granted: list[tuple[KnownServer, str]] = field(default_factory=list)
+    evicted: int = 0
+    refused: int = 0
+    waiting: int = 0
+
+
 class Arranger:
-    """Lets the stewards decide, and has done what they say.
+    """Lets the servers' schedulers decide, and applies what they decide.
 
     Args:
         state: What the loop knows.
-        driver: Takes next steps.
         background: Restarts servers.
         holds: The client leases.
         backoff: How long a refused load waits.
@@ -31,7 +48,6 @@ class Arranger:
     def __init__(
         self,
         state: LoopState,
-        driver: Driver,
         background: Background,
         holds: Holds,
         backoff: Backoff,
@@ -39,22 +55,37 @@ class Arranger:
         leading: Callable[[], bool],
     ) -> None:
         self._state = state
-        self._driver = driver
         self._background = background
         self._holds = holds
         self._backoff = backoff
         self._leading = leading
+        self._held: dict[str, datetime] = {}
 
-    def arrange_all(self) -> None:
-        """Give out memory, now that something may have changed."""
+    def hold(self) -> None:
+        """Take the clients' claims on models as they are now."""
         now = self._state.clock()
-        held = self._holds.until(now)
+        held = {model: end for model, end in self._holds.until(now).items() if model in self._state.wishes}
+        if held == self._held:
+            return
+        self._held = held
         for server in self._state.servers.values():
-            server.steward.hold({model: end for model, end in held.items() if model in self._state.wishes}, now)
-            for model in self._state.judge(server):
-                self._driver.drive(server, server.unit(model))
-            if server.trouble is None and self._leading():
-                self._arrange(server, now)
+            server.steward.hold(held, now)
+
+    def admit(self) -> Admissions:
+        """Decide about the loads that wait for memory, on every server, and apply what was decided."""
+        found = Admissions()
+        if self._leading():
+            now = self._state.clock()
+            for server in self._state.servers.values():
+                if server.trouble is None:
+                    self._apply(server, server.steward.queue.arrange(server.units, now), found, now)
+        return found
+
+    def withdraw_unused(self, granted: Iterable[tuple[KnownServer, str]]) -> None:
+        """Give memory back that was granted to a load which did not begin: the model needs something else by now."""
+        for server, model in granted:
+            if server.unit(model).task is None:
+                server.steward.queue.withdraw(model)
 
     def guard(self, server: KnownServer) -> None:
         """Drain and restart a server that has lost too much memory. The leader's alone."""
@@ -62,13 +93,15 @@ class Arranger:
         if not self._leading():
             server.guard.call_off(now)
             return
-        busy = [unit.model for unit in server.units.values() if unit.task is not None]
-        moving = [model for model, place in server.places.items() if place.here and not place.seat and place.why]
+        busy = [model for model in server.present if server.units[model].task is not None]
+        # What stays until it answers elsewhere is loaded here.
+        places = ((model, server.places.get(model)) for model in server.present)
+        moving = [model for model, place in places if place and place.here and not place.seat and place.why]
         step = server.guard.look(self._holds.active(now), busy, moving, self._state.events, now)
         if step is LeakStep.RESTART and embedded is not None:
             self._background.spawn(embedded.restart(), f"restart {server.name}")
         elif step is LeakStep.RESUME:
-            self._driver.drive_all(server)
+            self._state.plan_all_again(server)
 
     def demanded(self, model: str) -> None:
         """Somebody wants to use a model now."""
@@ -83,35 +116,36 @@ class Arranger:
             waits = server.steward.tenant(model).demanded_at is not None
             if waits and unit.task is None and not wish.problem:
                 unit.record = unit.record.wanted_anew(wish.wanted)
-            self._state.judge(server)
-            self._driver.drive(server, unit)
+            self._state.plan_again(server, model)
 
-    def _arrange(self, server: KnownServer, now: datetime) -> None:
-        moves = server.steward.queue.arrange(server.units, now)
+    def _apply(self, server: KnownServer, moves: Moves, found: Admissions, now: datetime) -> None:
         for model, why in moves.refused:
             self._refused(server, server.unit(model), why, now)
         for model, why in moves.untried:
             self._untried(server, server.unit(model), why, now)
         for record in moves.evicted:
             self._state.events.add("Normal", "Evicted", record.victim, f"from {server.name}: {record.why}")
-            self._driver.drive(server, server.unit(record.victim))
+            self._state.plan_again(server, record.victim)
         for model in moves.go:
-            unit = server.unit(model)
-            self._driver.drive(server, unit)
-            if unit.task is None:
-                server.steward.queue.withdraw(model)  # it wants something else by now
+            self._state.plan_again(server, model)
         for model in moves.waiting:
             unit, request = server.unit(model), server.steward.tenant(model).request
             if unit.task is None and request is not None:
-                unit.doing = Doing(Wait(f"waits for memory: {request.why}"), Phase.PENDING)
+                doing = Doing(Wait(f"waits for memory: {request.why}"), Phase.PENDING)
+                if doing != unit.doing:
+                    unit.doing = doing
+                    self._state.touch((model,))
+        found.granted.extend((server, model) for model in moves.go)
+        found.evicted += len(moves.evicted)
+        found.refused += len(moves.refused) + len(moves.untried)
+        found.waiting += len(moves.waiting)
 
     def _refused(self, server: KnownServer, unit: Unit, why: str, now: datetime) -> None:
         wish = self._state.wishes.get(unit.model)
         if wish is not None:
             unit.record = unit.record.after_failure(wish.wanted, why, final=False, now=now, backoff=self._backoff)
             self._state.events.add("Warning", "LoadRefused", unit.model, f"on {unit.server}: {why}")
-            self._state.judge(server)
-            self._driver.drive(server, unit)
+            self._state.plan_again(server, unit.model)
 
     def _untried(self, server: KnownServer, unit: Unit, why: str, now: datetime) -> None:
         """There is no room for a rollout's new version beside the old one, which goes on as it is."""
@@ -119,4 +153,4 @@ class Arranger:
         if wish is not None and wish.trial is not None:
             unit.record = unit.record.after_failure(wish.trial, why, final=True, now=now, backoff=self._backoff)
             self._state.events.add("Warning", "TrialRefused", unit.model, f"on {unit.server}: {why}")
-            self._driver.drive(server, unit)
+            self._state.plan_again(server, unit.model)

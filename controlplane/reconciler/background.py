@@ -11,7 +11,7 @@ from controlplane.errors import ControlPlaneError
 from controlplane.reconciler.fleet import KnownServer
 from controlplane.reconciler.gauging import gauge
 from controlplane.reconciler.measuring import Measurement
-from controlplane.reconciler.messages import Cleaned, Gauged, Message, Seen
+from controlplane.reconciler.messages import Cleaned, FootprintsKept, Gauged, Message, Seen
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.watching import look
 from controlplane.registry.leases import ModelLease
@@ -77,7 +77,7 @@ class Background:
             server.look_again = True
             return
         began = self._state.step
-        models = tuple(self._state.wishes)
+        models = self._state.wishes.keys()
 
         async def seen() -> None:
             sight = await look(server.managed, models, server.sight.version)
@@ -138,6 +138,7 @@ class Background:
                 await asyncio.to_thread(put)
             except ControlPlaneError as error:
                 logger.warning("a measured footprint cannot be kept: %s", error)
+            self._post(FootprintsKept(frozenset(one.key.model for one in measurements)))
 
         self.spawn(run(), "keep footprints")
 

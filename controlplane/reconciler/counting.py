@@ -1,7 +1,7 @@
 """How often each model was used, from Triton's counters, without what we asked ourselves."""
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from controlplane.memory.usage import used
@@ -10,32 +10,55 @@ from controlplane.reconciler.tenants import Tenant
 from controlplane.triton.statistics import VersionKey
 
 
-def count(tenants: Iterable[Tenant], reading: Reading, busy: frozenset[str], now: datetime) -> int:
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a reading says of the requests since the reading before.
+
+    Attributes:
+        requests: How many there were that are not ours.
+        used: The models that they were for.
+        changed: The models whose usage is another one than before.
+    """
+
+    requests: int
+    used: frozenset[str]
+    changed: frozenset[str]
+
+
+def count(
+    tenants: Mapping[str, Tenant], reading: Reading, busy: frozenset[str], now: datetime, *, pending: set[str]
+) -> Counted:
     """Take the newest counters into the tenants' usage.
 
+    Only the models that Triton counts for, and those with pending requests, are looked at.
+
     Args:
-        tenants: The models on one server.
+        tenants: The models on one server, by name.
         reading: With its counters.
         busy: Models that we are asking ourselves at this moment: theirs wait for the next reading.
         now: The time.
-
-    Returns:
-        How many requests there were that are not ours.
+        pending: Models that had pending requests at the reading before; brought up to date.
     """
     by_model: dict[str, list[VersionKey]] = {}
     for key in reading.counters or {}:
         by_model.setdefault(key[0], []).append(key)
-    total = 0
-    for tenant in tenants:
-        if tenant.model in busy:
+    total, used_now, changed = 0, set(), set()
+    for model in sorted((by_model.keys() | pending) - busy):
+        tenant = tenants.get(model)
+        if tenant is None:
             continue
-        keys = by_model.get(tenant.model, [])
+        before, keys = tenant.usage, by_model.get(model, [])
         if reading.pending is not None:
-            pending = sum(reading.pending.get(key, 0) for key in keys)
-            if pending != tenant.usage.pending:
-                tenant.usage = replace(tenant.usage, pending=pending)
+            waiting = sum(reading.pending.get(key, 0) for key in keys)
+            if waiting != tenant.usage.pending:
+                tenant.usage = replace(tenant.usage, pending=waiting)
+            (pending.add if waiting else pending.discard)(model)
         total += _count(tenant, keys, reading, now)
-    return total
+        if tenant.usage is not before:
+            changed.add(model)
+        if tenant.usage.last_used_at != before.last_used_at:
+            used_now.add(model)
+    return Counted(total, frozenset(used_now), frozenset(changed))
 
 
 def _count(tenant: Tenant, keys: Iterable[VersionKey], reading: Reading, now: datetime) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 from controlplane.domain.states import Phase
 from controlplane.gpu.base import DeviceKind
@@ -64,21 +65,20 @@ class Driver:
         self._probe_interval_seconds = probe_interval_seconds
         self._poll_seconds = poll_seconds
 
-    def drive_all(self, server: KnownServer) -> None:
-        """Take the next step for every model on a server."""
-        for model in self._state.wishes:
-            self.drive(server, server.unit(model))
-        if not any(unit.doing for unit in server.units.values()):
-            server.waits = 0
+    def drive(self, server: KnownServer, unit: Unit) -> bool:
+        """Plan the next action for one model on one server, and begin it if none is in flight.
 
-    def drive(self, server: KnownServer, unit: Unit) -> None:
-        """Take the next step for one model on one server, if there is one and none is in flight."""
+        Called by the cycle alone.
+
+        Returns:
+            Whether an action began.
+        """
         wish = self._state.wishes.get(unit.model)
         if wish is None or unit.task is not None or unit.model not in server.places:
-            return
+            return False
         unit.doing = None
         self._foreigners.compare(server, unit)
-        asked = False
+        asked = blocked = False
         if server.trouble is None and unit.facts is not None and server.steward.accounts.known:
             action = self._next_action(server.desired(wish), unit)
             if isinstance(action, Wait):
@@ -86,6 +86,8 @@ class Driver:
                 self._background.look_later(server)
             elif action is not None and self._may(server, unit, wish, action):
                 asked = not self._begin_or_ask(server, unit, wish, action)
+            else:
+                blocked = action is not None
         if not asked and unit.task is None:
             server.steward.queue.withdraw(unit.model)
         failure = unit.record.failures.get(wish.wanted)
@@ -94,6 +96,38 @@ class Driver:
         if server.has_place(unit.model) or unit.told is not None:  # that it is not where it never was, is no news
             unit.announce(server.desired(wish), server.trouble, self._state.clock(), self._state.events)
         self._believe(server, unit, wish)
+        begun = unit.task is not None
+        server.steward.unjudged.add(unit.model)
+        server.keep_watch(unit)
+        at = None if begun else self._wakes(server, unit, wish)
+        if blocked:  # what forbids it may end without a message
+            soon = self._state.clock() + timedelta(seconds=self._poll_seconds)
+            at = soon if at is None else min(at, soon)
+        server.wake_at(unit, at)
+        self._state.touch((unit.model,))
+        return begun
+
+    def overlooked(self, server: KnownServer, unit: Unit) -> bool:
+        """Return whether an action is due for a model on a server that nothing would make begin."""
+        wish = self._state.wishes.get(unit.model)
+        if wish is None or unit.doing is not None or unit.facts is None or unit.model not in server.places:
+            return False
+        now = self._state.clock()
+        if server.trouble is not None or not server.steward.accounts.known or (unit.wakes_at and unit.wakes_at <= now):
+            return False
+        action = plan(server.desired(wish), unit.facts.with_record(unit.record), now)
+        acts = self._authority.acts and server.cleaned
+        return action is not None and (acts or isinstance(action, Wait) or self._may(server, unit, wish, action))
+
+    def _wakes(self, server: KnownServer, unit: Unit, wish: Wish) -> datetime | None:
+        if server.trouble is not None:
+            return None
+        return unit.wakes(
+            server.desired(wish),
+            self._state.clock(),
+            interval_seconds=self._probe_interval_seconds,
+            poll_seconds=self._poll_seconds,
+        )
 
     def done(self, done: Done) -> None:
         """An action ended."""
@@ -124,8 +158,8 @@ class Driver:
             self._background.keep_report(outcome.report.model_copy(update={"triton_version": version}))
         if unit.facts is None:
             self._background.look(server)
-        self._state.judge(server)
-        self.drive(server, unit)
+        self._state.moved.add(server.name)
+        self._state.plan_again(server, unit.model)
 
     def _believe(self, server: KnownServer, unit: Unit, wish: Wish) -> None:
         """After a pause of the process, route requests here again once the deployment has settled on what is wanted."""
@@ -205,6 +239,7 @@ class Driver:
         def progress(phase: Phase) -> None:
             if unit.doing is not None and unit.doing.action is action:
                 unit.doing = Doing(action, phase)
+                self._state.touch((unit.model,))
 
         managed, steward = server.managed, server.steward
         loads = isinstance(action, Load) and steward.tenant(unit.model).request is not None

@@ -1,14 +1,14 @@
 """The servers and the models on them, as the loop knows them. Mutable; the loop's own."""
 
 import asyncio
+import heapq
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controlplane.domain.advisories import warnings_for
-from controlplane.domain.states import DeploymentStatus, ServerState, ServerStatus
+from controlplane.domain.states import Phase, ServerState, ServerStatus
 from controlplane.reconciler.actions import Action, Load, Prove
 from controlplane.reconciler.leakguard import LeakGuard
 from controlplane.reconciler.probing import Watch
@@ -62,6 +62,11 @@ class KnownServer:
         undriven: Why no instance drives it; empty where one does.
         advised: The version of Triton whose advisories were reported.
         guard: Who drains and restarts it when it has lost too much memory.
+        unplanned: Models whose next action is to be planned again.
+        present: Models of which something is there, or is being done: all that time alone may change.
+        awaited: Models that somebody waits to be seen.
+        well: Whether the newest look took in what each model shows; then the next one takes in what differs.
+        said: The trouble that the models on it were told of last.
     """
 
     managed: ManagedServer
@@ -80,7 +85,13 @@ class KnownServer:
     vitals: Vitals = field(default_factory=Vitals)
     undriven: str = ""
     advised: str = ""
+    unplanned: set[str] = field(default_factory=set)
+    present: set[str] = field(default_factory=set)
+    awaited: set[str] = field(default_factory=set)
+    well: bool = False
+    said: Trouble | None = None
     guard: LeakGuard = field(init=False)
+    _turns: list[tuple[datetime, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Give it somebody who restarts it when it leaks."""
@@ -111,6 +122,30 @@ class KnownServer:
         if model not in self.units:
             self.units[model] = Unit(self.name, model, watch=Watch(asked_at=time.monotonic()))
         return self.units[model]
+
+    def keep_watch(self, unit: Unit) -> None:
+        """Keep a model among those present as long as something of it is there or is being done."""
+        if unit.idle:
+            self.present.discard(unit.model)
+        else:
+            self.present.add(unit.model)
+
+    def wake_at(self, unit: Unit, at: datetime | None) -> None:
+        """Have a model planned again at a time; None: when something changes."""
+        if at is not None and at != unit.wakes_at:
+            heapq.heappush(self._turns, (at, unit.model))
+        unit.wakes_at = at
+
+    def due(self, now: datetime) -> list[str]:
+        """Take the models whose time to be planned again has come."""
+        found = []
+        while self._turns and self._turns[0][0] <= now:
+            at, model = heapq.heappop(self._turns)
+            unit = self.units.get(model)
+            if unit is not None and unit.wakes_at == at:
+                unit.wakes_at = None
+                found.append(model)
+        return found
 
     def has_place(self, model: str) -> bool:
         """Whether a model's place is here."""
@@ -193,15 +228,19 @@ class KnownServer:
         )
 
 
-def report(role: str, statuses: Iterable[DeploymentStatus], servers: Iterable[KnownServer], store_trouble: str) -> str:
+def report(role: str, phases: Mapping[Phase, int], servers: Iterable[KnownServer], store_trouble: str) -> str:
     """Put the present state into one sentence."""
-    phases = Counter(status.phase.value for status in statuses)
-    parts = [role, ", ".join(f"{count} {phase}" for phase, count in sorted(phases.items())) or "nothing is deployed"]
+    counts = sorted((phase.value, count) for phase, count in phases.items() if count)
+    parts = [role, ", ".join(f"{count} {phase}" for phase, count in counts) or "nothing is deployed"]
     known = list(servers)
     parts.extend(server.trouble.message for server in known if server.trouble)
     if store_trouble:
         parts.append(f"the store cannot be read: {store_trouble}")
     for server in known:
-        busy = [(unit.model, unit.doing) for unit in server.units.values() if unit.task is not None]
-        parts.extend(f"{model} on {server.name}: {doing.action.because}" for model, doing in busy if doing is not None)
+        busy = [(model, server.units[model]) for model in sorted(server.present) if model in server.units]
+        parts.extend(
+            f"{model} on {server.name}: {unit.doing.action.because}"
+            for model, unit in busy
+            if unit.task is not None and unit.doing is not None
+        )
     return "; ".join(parts)

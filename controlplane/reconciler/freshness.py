@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from controlplane.reconciler.authority import Authority
 from controlplane.reconciler.background import Background
-from controlplane.reconciler.driving import Driver
 from controlplane.reconciler.lease import Lease
 from controlplane.reconciler.messages import Message, Paused
 from controlplane.reconciler.pauses import PauseWatch
@@ -22,7 +21,6 @@ class Freshness:
         lease: The leader's lease.
         lease_seconds: Its duration; shorter pauses do not count.
         background: Looks at servers.
-        driver: Takes next steps.
         post: Puts a message into the inbox.
     """
 
@@ -33,7 +31,6 @@ class Freshness:
         lease: Lease,
         lease_seconds: float,
         background: Background,
-        driver: Driver,
         *,
         post: Callable[[Message], None],
     ) -> None:
@@ -41,7 +38,6 @@ class Freshness:
         self._authority = authority
         self._lease = lease
         self._background = background
-        self._driver = driver
         self._post = post
         self._watch = PauseWatch(lease_seconds, on_pause=self._paused_soon)
         self._seen = 0
@@ -74,6 +70,8 @@ class Freshness:
         for server in self._state.servers.values():
             for unit in server.units.values():
                 unit.stale_since = self._state.step
+                server.keep_watch(unit)
+            self._state.plan_all_again(server)
             self._background.look(server)
 
     def informed(self, epoch: int) -> None:
@@ -83,7 +81,7 @@ class Freshness:
         self._state.read_epoch = epoch
         for server in self._state.servers.values():
             self._background.clean(server)
-            self._driver.drive_all(server)
+            self._state.plan_all_again(server)
 
     def check_driven(self) -> None:
         """Take in which servers no instance drives, and report each change."""
@@ -92,7 +90,9 @@ class Freshness:
             if bool(why) is not bool(server.undriven):
                 message = why or "an instance drives it again"
                 self._state.events.add("Warning" if why else "Normal", "ServerNotDriven", server.name, message)
-            server.undriven = why
+            if server.undriven != why:
+                server.undriven = why
+                self._state.moved.add(server.name)
 
     def withheld(self, model: str, server: str) -> str:
         """Say why a model must not be asked on a server although it answers there; empty where it may be."""

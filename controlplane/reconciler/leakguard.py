@@ -161,7 +161,7 @@ class LeakGuard:
             # Who came since waits for the restart, and it would wait for them.
             held=tuple(sorted({model for lease, model in leases.items() if lease in self._held})),
             moving=tuple(sorted(moving)),
-            pending=tuple(sorted(name for name, one in self._steward.tenants.items() if one.usage.pending > 0)),
+            pending=tuple(sorted(self._steward.pending)),
             strangers=accounts.strangers(),
         )
 

@@ -14,7 +14,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -24,8 +25,10 @@ from controlplane.domain.states import DeploymentStatus, Event, Phase, ServerSta
 from controlplane.errors import ConflictError, NotFoundError
 from controlplane.reconciler.answering import Answers
 from controlplane.reconciler.arranging import Arranger
+from controlplane.reconciler.audit import Audit
 from controlplane.reconciler.authority import Authority, driven_servers
 from controlplane.reconciler.background import Background
+from controlplane.reconciler.cycle import Cycle, CycleReport
 from controlplane.reconciler.driving import Driver
 from controlplane.reconciler.events import EventLog, tell_unread
 from controlplane.reconciler.executor import Executor
@@ -39,6 +42,7 @@ from controlplane.reconciler.messages import (
     Cleaned,
     Demanded,
     Done,
+    FootprintsKept,
     Gauged,
     Held,
     LeaseChanged,
@@ -46,6 +50,7 @@ from controlplane.reconciler.messages import (
     Message,
     Paused,
     Poll,
+    Replaced,
     Seen,
     Tick,
     Wished,
@@ -60,7 +65,7 @@ from controlplane.reconciler.reading import Reader
 from controlplane.reconciler.record import Backoff
 from controlplane.reconciler.remembering import Rememberer
 from controlplane.reconciler.reverting import Reverter
-from controlplane.reconciler.routing import Route
+from controlplane.reconciler.routing import Route, RouteTable
 from controlplane.reconciler.servers import ManagedServer
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.steward import Steward
@@ -75,6 +80,8 @@ from controlplane.storage.base import ObjectStore
 
 logger = logging.getLogger(__name__)
 
+_BATCH = 64
+"""So many messages are applied at most before a cycle."""
 _DEMAND_LEASE_SECONDS = 60.0
 """A replica that does not lead passes a demand on by a client lease of this length."""
 
@@ -173,12 +180,14 @@ class Reconciler:
             poll_seconds=self._memory.poll_interval_seconds,
         )
         nurse = Nurse(self._state, hung_seconds=settings.hung_seconds, pressure_share=settings.pressure_share)
-        self._observer = Observer(self._state, self._background, self._driver, nurse, foreigners, backoff)
+        self._observer = Observer(self._state, self._background, nurse, foreigners, backoff)
         self._freshness = Freshness(
-            self._state, authority, self._lease, settings.lease_seconds, self._background, self._driver, post=self._post
+            self._state, authority, self._lease, settings.lease_seconds, self._background, post=self._post
         )
-        self._placer = Placer(self._state, self._driver, placement or PlacementSettings(), leading=owns)
-        self._arranger = Arranger(self._state, self._driver, self._background, self._holds, backoff, leading=acts)
+        self._placer = Placer(self._state, placement or PlacementSettings(), leading=owns)
+        self._arranger = Arranger(self._state, self._background, self._holds, backoff, leading=acts)
+        self._routes = RouteTable(self._state)
+        self._cycle = Cycle(self._state, self._placer, self._arranger, self._driver, self._routes, authority)
         self._reverter = Reverter(
             self._state, self._wishes, registry, self._background, leading=leading, wake=self.wake
         )
@@ -186,11 +195,13 @@ class Reconciler:
             self._state, self._background, registry.standings, status=self.status, leading=leading
         )
         self._answers = Answers(self._state, self._wishes, registry, preview=self._placer.preview)
+        self._audit = Audit(self._state, self._placer, self._driver, self._routes, self._answers)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner: asyncio.Task[None] | None = None
         self._report = "not started"
+        self._newest = CycleReport()
         self.pulse = Pulse()
 
     # What others call
@@ -242,8 +253,8 @@ class Reconciler:
         """Return how all deployments stand, by model; removed ones only until they are gone."""
         return self._answers.statuses()
 
-    def deployed(self) -> dict[str, DeploymentRevision]:
-        """Return the newest revision of what is deployed, by model. No I/O."""
+    def deployed(self) -> Mapping[str, DeploymentRevision]:
+        """Return the newest revision of what is deployed, by model. It changes with what is deployed. No I/O."""
         return self._answers.deployed()
 
     def tell(self, type_: Literal["Normal", "Warning"], reason: str, subject: str, message: str) -> None:
@@ -258,12 +269,16 @@ class Reconciler:
         """Return the servers as last seen."""
         return self._answers.servers()
 
-    def routes(self) -> dict[str, Route]:
+    def routes(self) -> Mapping[str, Route]:
         """Return where every model that is proved can be asked. No I/O.
 
         After a pause of the process that is nowhere, until what is there was seen again.
         """
-        return self._answers.routes() if self._freshness.current else {}
+        return self._routes.routes if self._freshness.current else {}
+
+    async def wait_routes(self) -> None:
+        """Wait until the routes have changed."""
+        await self._routes.changed.wait()
 
     @property
     def pauses(self) -> int:
@@ -342,7 +357,7 @@ class Reconciler:
         if server not in self._state.servers or model not in self._state.wishes:
             return
         step: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._post(LookWanted(server, step))
+        self._post(LookWanted(server, model, step))
         began = await step
         while self._state.servers[server].unit(model).seen < began:
             await self._changed.wait()
@@ -411,12 +426,29 @@ class Reconciler:
     def defragment(self, *, dry_run: bool, limit: int) -> DefragmentationView:
         """Move copies where that gains more than it costs, or only say which. No I/O: the moves follow."""
         found = self._placer.defragment(dry_run=dry_run, limit=limit)
+        if not dry_run:
+            self._post(Replaced())
         return defragmentation_view(found, dry_run=dry_run)
 
     @property
     def cycle_report(self) -> str:
         """What the loop is about, in one sentence."""
         return self._report
+
+    @property
+    def newest_cycle(self) -> CycleReport:
+        """What the newest cycle did."""
+        return self._newest
+
+    @property
+    def statuses_computed(self) -> int:
+        """How many statuses were computed."""
+        return self._answers.computed
+
+    @property
+    def missed(self) -> Counter[str]:
+        """How many changes were found late, because nobody had marked them, by what depends on them."""
+        return self._audit.missed
 
     @property
     def waiting(self) -> int:
@@ -460,19 +492,36 @@ class Reconciler:
 
     async def _own(self) -> None:
         while True:
-            message = await self._inbox.get()
-            self._state.step += 1
+            if not self._newest.more:
+                self._apply(await self._inbox.get(), report := CycleReport())
+            else:
+                report = CycleReport()
+                await asyncio.sleep(0)  # others have their turn before what is left
+            while report.messages.total() < _BATCH and not self._inbox.empty():
+                self._apply(self._inbox.get_nowait(), report)
             began = time.perf_counter()
             try:
-                self._handle(message)
-                self._placer.place()
-                self._arranger.arrange_all()
+                self._cycle.run(report)
             except Exception:
                 # The loop's edge: one model's surprise must not stop the others.
-                logger.exception("the reconciler stumbled over %s", type(message).__name__)
-            self.pulse.beat(type(message).__name__, time.perf_counter() - began)
+                logger.exception("unexpected error in a cycle after %s", ", ".join(report.messages) or "a cycle")
+            self._newest = report
+            if "Tick" in report.messages and not report.more:
+                self._audit.look()
+            self.pulse.cycle(report, time.perf_counter() - began)
             self._changed.set()
             self._changed = asyncio.Event()
+
+    def _apply(self, message: Message, report: CycleReport) -> None:
+        kind, began = type(message).__name__, time.perf_counter()
+        self._state.step += 1
+        report.messages[kind] += 1
+        try:
+            self._handle(message)
+        except Exception:
+            # The loop's edge: one message's surprise must not stop the others.
+            logger.exception("unexpected error while handling %s", kind)
+        self.pulse.beat(kind, time.perf_counter() - began)
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -496,12 +545,17 @@ class Reconciler:
                 self._arranger.demanded(model)
                 if not taken.done():
                     taken.set_result(None)
-            case LookWanted(server=name, step=step):
+            case LookWanted(server=name, model=model, step=step):
+                self._state.servers[name].awaited.add(model)
                 if not step.done():  # else nobody waits any more
                     step.set_result(self._state.step)
                 self._background.look(self._state.servers[name])
-            case Held():
-                pass  # what follows from it is arranged after every message
+            case Held() | Replaced():
+                pass  # the cycle does what follows from it
+            case FootprintsKept(models=models):
+                self._state.touch(models)
+                for server in self._state.servers.values():
+                    server.steward.unjudged.update(models & server.steward.models.keys())
             case Cleaned():
                 self._observer.cleaned(message)
             case LeaseChanged(held=held):
@@ -526,7 +580,7 @@ class Reconciler:
         self._reverter.look()
         self._rememberer.look()
         role = "leading" if self._lease.held else f"following {self._lease.leader}"
-        sentence = report(role, self.statuses().values(), self._state.servers.values(), self._reader.trouble)
+        sentence = report(role, self._answers.phases(), self._state.servers.values(), self._reader.trouble)
         if sentence != self._report:
             self._report = sentence
             logger.info("%s", sentence)
@@ -547,6 +601,8 @@ class Reconciler:
 
     def _lease_changed(self, held: bool) -> None:
         self._freshness.check_driven()
+        for server in self._state.servers.values():
+            self._state.plan_all_again(server)
         if held:
             self._state.events.add("Normal", "Leading", "reconciler", "this replica holds the lease and acts")
             for server in self._state.servers.values():

@@ -38,7 +38,7 @@ class Meter:
         footprints: What was measured before; only what is in memory is used.
         sizes: What versions need.
         tenants: What is remembered of each model.
-        models: The models as the decisions see them.
+        models: The models that hold memory, as the decisions see them.
         leftovers: What versions left behind.
         counters: What happened how often.
 
@@ -93,9 +93,9 @@ class Meter:
     def grown(self) -> list[Measurement]:
         """Versions that have grown beyond what is recorded of them."""
         found = []
-        for model, tenant in self._tenants.items():
-            known = self._models.get(model)
-            if known is None or not tenant.measured:
+        for model, known in self._models.items():
+            tenant = self._tenants.get(model)
+            if tenant is None or not tenant.measured:
                 continue
             key = self._keys.get((model, known.version))
             recorded = self._footprints.peek(key) if key else None

@@ -65,15 +65,28 @@ class Demanded:
 
 @dataclass(frozen=True)
 class LookWanted:
-    """Somebody wants a server to be looked at anew; gets the step of the loop from which on a look will do."""
+    """Somebody wants a model to be looked at on a server; gets the step of the loop from which on a look will do."""
 
     server: str
+    model: str
     step: "asyncio.Future[int]"
 
 
 @dataclass(frozen=True)
 class Held:
     """The client leases may have changed."""
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """The placement was changed outside the cycle."""
+
+
+@dataclass(frozen=True)
+class FootprintsKept:
+    """Measured footprints of these models were recorded."""
+
+    models: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -107,5 +120,19 @@ class Tick:
 
 
 Message = (
-    Woken | Wished | Seen | Done | Gauged | Demanded | LookWanted | Held | Cleaned | LeaseChanged | Paused | Tick | Poll
+    Woken
+    | Wished
+    | Seen
+    | Done
+    | Gauged
+    | Demanded
+    | LookWanted
+    | Held
+    | Replaced
+    | FootprintsKept
+    | Cleaned
+    | LeaseChanged
+    | Paused
+    | Tick
+    | Poll
 )

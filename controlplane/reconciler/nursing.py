@@ -6,8 +6,9 @@ import signal
 import time
 
 from controlplane.domain.conditions import Condition, ConditionStatus, ServerCondition, kept
-from controlplane.domain.names import candidate_name
+from controlplane.domain.names import CANDIDATE_SUFFIX
 from controlplane.domain.states import ServerState
+from controlplane.reconciler.facts import LOADING
 from controlplane.reconciler.fleet import KnownServer
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.vitals import Remedy, ServerSigns, remedy, server_conditions
@@ -44,10 +45,11 @@ class Nurse:
         now, embedded = time.monotonic(), server.managed.embedded
         allowed = server.managed.client.timeouts.load_seconds
         loads = {
-            name: 0.0 if unit.overdue else allowed
-            for unit in server.units.values()
-            if unit.task is None  # else we wait for it ourselves
-            for name in (unit.model, candidate_name(unit.model))
+            entry.model: 0.0 if unit.overdue else allowed
+            for entry in server.sight.index
+            if entry.state == LOADING
+            and (unit := server.units.get(entry.model.removesuffix(CANDIDATE_SUFFIX))) is not None
+            and unit.task is None  # else we wait for it ourselves
         }
         there = embedded is not None and embedded.state is ServerState.READY
         server.vitals.seen(server.sight, process_there=there, loads=loads, now=now)

@@ -5,22 +5,23 @@ from controlplane.domain.states import ServerState
 from controlplane.memory.ledger import size_text
 from controlplane.reconciler.actions import Prove
 from controlplane.reconciler.background import Background
-from controlplane.reconciler.driving import Driver
+from controlplane.reconciler.fleet import KnownServer
 from controlplane.reconciler.foreign import Foreigners
 from controlplane.reconciler.messages import Cleaned, Gauged, Seen
 from controlplane.reconciler.nursing import Nurse
 from controlplane.reconciler.record import Backoff
 from controlplane.reconciler.state import LoopState
+from controlplane.reconciler.units import Unit
+from controlplane.reconciler.watching import Sight
 from controlplane.reconciler.wishes import Wish
 
 
 class Observer:
-    """Brings the loop's state up to date, and has driven what that changed.
+    """Brings the loop's state up to date, and marks what that changed.
 
     Args:
         state: What the loop knows.
         background: Looks and measurements.
-        driver: Takes next steps.
         nurse: Looks after the servers themselves.
         foreigners: Tells what others do.
         backoff: How long a failed step waits.
@@ -30,25 +31,22 @@ class Observer:
         self,
         state: LoopState,
         background: Background,
-        driver: Driver,
         nurse: Nurse,
         foreigners: Foreigners,
         backoff: Backoff,
     ) -> None:
         self._state = state
         self._background = background
-        self._driver = driver
         self._nurse = nurse
         self._foreigners = foreigners
         self._backoff = backoff
 
     def adopt(self, *wishes: Wish) -> None:
         """Want what these revisions want."""
-        adopted = [wish.model for wish in wishes if self._take_in(wish)]
-        for server in self._state.servers.values() if adopted else ():
-            self._state.judge(server)
-            for model in adopted:
-                self._driver.drive(server, server.unit(model))
+        for wish in wishes:
+            if self._take_in(wish):
+                for server in self._state.servers.values():
+                    self._state.plan_again(server, wish.model)
 
     def seen(self, seen: Seen) -> None:
         """Take in a look at a server."""
@@ -63,30 +61,27 @@ class Observer:
             server.advised = sight.version
             if warnings := warnings_for(sight.version, embedded=server.managed.embedded is not None):
                 self._state.events.add("Warning", "VulnerableTriton", server.name, "; ".join(warnings))
-        if not well or sight.generation != before.generation:
-            restarted = server.managed.embedded is None or sight.generation != before.generation
+        restarts = sight.generation != before.generation
+        # An action that ended meanwhile may have left something known of a server that does not answer.
+        known = any(server.units[model].facts is not None for model in server.present)
+        if restarts or (not well and (known or before.state is ServerState.READY)):
             for unit in server.units.values():
-                unit.lost(restarted=restarted)
-            server.steward.lost(restarted=sight.generation != before.generation)
-        if sight.generation != before.generation:
+                unit.lost(restarted=restarts or server.managed.embedded is None)
+                server.keep_watch(unit)
+            server.steward.lost(restarted=restarts)
+            self._state.plan_all_again(server)
+        if restarts:
             server.guard.returned(self._state.events, self._state.clock())
         if well and not server.steward.accounts.known:
             self._background.gauge(server)
         if well:
-            for model in self._state.wishes:
-                unit = server.unit(model)
-                if unit.task is None:
-                    # What we did since the look began is newer than the look.
-                    facts = sight.facts(model) if unit.changed <= seen.began else None
-                    if facts is not None:
-                        unit.see(self._foreigners.judge(server, unit, facts))
-                        unit.seen = seen.began
-                        server.steward.see(model, facts, self._state.step, self._state.clock())
-                    elif unit.facts is None:
-                        server.look_again = True
+            for model in self._worth_seeing(server, None if restarts or not server.well else before):
+                self._take_in_facts(server, server.unit(model), seen.began)
+            if not any(server.units[model].doing for model in server.present):
+                server.waits = 0
+        server.well = well
         self._nurse.look(server)
-        self._state.judge(server)
-        self._driver.drive_all(server)
+        self._state.moved.add(server.name)
         if server.look_again:
             server.look_again = False
             self._background.look(server)
@@ -100,15 +95,16 @@ class Observer:
         if server.away or reading.generation != server.sight.generation:
             return
         self._foreigners.count(server, reading)
-        for unit in server.units.values():
+        present = [server.units[model] for model in server.present]
+        for unit in present:
             if unit.watched(reading, gauged.began):
-                self._driver.drive(server, unit)
+                self._state.plan_again(server, unit.model)
         known = steward.accounts.known
-        proving = [unit.model for unit in server.units.values() if unit.doing and isinstance(unit.doing.action, Prove)]
+        proving = [unit.model for unit in present if unit.doing and isinstance(unit.doing.action, Prove)]
         self._background.keep(server, steward.take(reading, proving, gauged.began, self._state.clock()))
         if steward.accounts.known and not known:
-            self._state.judge(server)
-            self._driver.drive_all(server)  # nothing was begun before it was known what there is room for
+            self._state.plan_all_again(server)  # nothing was begun before it was known what there is room for
+        self._state.moved.add(server.name)
         for device, size in steward.unaccounted():
             self._state.events.add(
                 "Warning",
@@ -120,7 +116,39 @@ class Observer:
     def cleaned(self, cleaned: Cleaned) -> None:
         """A server's model repository was cleaned, or could not be."""
         cleaned.server.cleaning, cleaned.server.cleaned = None, cleaned.done
-        self._driver.drive_all(cleaned.server)
+        self._state.plan_all_again(cleaned.server)
+
+    def _worth_seeing(self, server: KnownServer, before: Sight | None) -> list[str]:
+        """Models that a look may tell something new of.
+
+        Args:
+            server: The server, with the look.
+            before: The look before, which was taken in; None: everything is new.
+        """
+        wishes = self._state.wishes
+        if before is None:
+            return list(wishes)
+        return sorted((server.sight.differs(before) | server.present | server.awaited) & wishes.keys())
+
+    def _take_in_facts(self, server: KnownServer, unit: Unit, began: int) -> None:
+        """Take in what a look that began at a step shows of a model."""
+        if unit.task is not None:
+            return
+        facts = server.sight.facts(unit.model) if unit.changed <= began else None
+        if facts is None:
+            # What we did since the look began is newer than the look, or it is not clear what is there.
+            server.awaited.add(unit.model)
+            server.look_again = server.look_again or unit.facts is None
+            return
+        known, record = unit.facts, unit.record
+        unit.see(self._foreigners.judge(server, unit, facts))
+        unit.seen = began
+        server.awaited.discard(unit.model)
+        server.steward.see(unit.model, facts, self._state.step, self._state.clock())
+        server.keep_watch(unit)
+        changed = unit.facts != known or unit.record is not record
+        if changed or unit.doing is not None or unit.stale_since is not None:
+            self._state.plan_again(server, unit.model)
 
     def _take_in(self, wish: Wish) -> bool:
         """Want what a revision wants, unless that or something newer is wanted already."""
@@ -131,7 +159,7 @@ class Observer:
             mended = wish.revision.number == known.revision.number and known.problem and not wish.problem
             if not mended:
                 return False
-        state.wishes[wish.model] = wish
+        state.adopt(wish)
         if known is not None or not wish.revision.spec.deleted:
             state.events.add("Normal", "RevisionSeen", wish.model, wish.sentence)
         now = state.clock()
@@ -146,4 +174,5 @@ class Observer:
                 else:
                     unit.facts = self._foreigners.judge(server, unit, facts)
                     server.steward.see(wish.model, unit.facts, state.step, now)
+            server.keep_watch(unit)
         return True

@@ -17,9 +17,20 @@ from controlplane.memory.placement.board import Board, copies_devices, suits
 from controlplane.memory.placement.planning import plan
 from controlplane.memory.placement.rebalancing import Defragmentation, defragment
 from controlplane.memory.placement.scaling import Scale, ScalingRules, Window, rescale
-from controlplane.memory.placement.types import CPU, GPU, UNLIMITED, Hints, Plan, Pool, Room, Seat, Server, Workload
+from controlplane.memory.placement.types import (
+    CPU,
+    GPU,
+    NO_HINTS,
+    UNLIMITED,
+    Hints,
+    Plan,
+    Pool,
+    Room,
+    Seat,
+    Server,
+    Workload,
+)
 from controlplane.memory.types import HOST
-from controlplane.reconciler.driving import Driver
 from controlplane.reconciler.fleet import KnownServer, Place
 from controlplane.reconciler.messages import Gauged
 from controlplane.reconciler.pressure import Pressure
@@ -41,56 +52,99 @@ class Placer:
 
     Args:
         state: What the loop knows.
-        driver: Takes next steps.
         settings: How patient to be.
         leading: Whether this process decides how many copies there are.
     """
 
-    def __init__(
-        self, state: LoopState, driver: Driver, settings: PlacementSettings, *, leading: Callable[[], bool]
-    ) -> None:
+    def __init__(self, state: LoopState, settings: PlacementSettings, *, leading: Callable[[], bool]) -> None:
         self._state = state
-        self._driver = driver
         self._settings = settings
         self._leading = leading
         self._rules = ScalingRules(settings.scale_up_seconds, settings.scale_down_seconds)
         self._pressure = Pressure()
         self._began: datetime | None = None
+        self._looked_at_all = False
         self._trouble_since: dict[str, datetime] = {}
+        self._touched = state.follow()
+        self._moved: set[str] = set(state.servers)
+        self._unseen: set[str] = set()
+        self._moving: set[str] = set()
+        self._scalable: set[str] = set()
+        self._devices: dict[str, tuple[object, ...]] = {}
+        self._leads = False
 
-    def place(self) -> None:
-        """Place what is wanted, now that something may have changed; drive whose place changed."""
+    def place(self, moved: Set[str]) -> int:
+        """Place what is wanted again, as far as something changed, and mark whose place changed.
+
+        Args:
+            moved: Servers whose health or capacity may have changed.
+
+        Returns:
+            How many models were looked at.
+        """
         now = self._state.clock()
         self._began = self._began or now
+        self._moved |= moved
         if not self._ready(now):
-            return
+            return 0
         before = self._state.plan
-        servers = self._servers(now)
-        touched = {
+        moved, self._moved = self._moved | self._trouble_since.keys(), set()
+        servers = self._servers(moved, now)
+        touched = self._take_touched(moved, servers)
+        if not touched and servers is before.servers:
+            return 0
+        seated = {
             model
-            for name, server in servers.items()
-            if before.servers.get(name) is not server and name in before.rooms
+            for name in self._changed_servers(before.servers, servers)
+            if name in before.rooms
             for model in before.rooms[name].models
         }
-        strayed = set() if self._leading() else self._follow()
-        workloads = self._workloads(servers)
-        unseen = self._unseen(workloads.keys())
-        workloads = {model: one for model, one in workloads.items() if model not in unseen}
+        strayed = set() if self._leading() else self._follow(touched)
+        workloads = self._workloads(servers, touched)
         if strayed:
             others = {model: one for model, one in workloads.items() if model not in strayed}
             self._state.plan = plan(before, servers, others)
-        new = workloads.keys() - self._state.plan.seats.keys()
-        self._state.plan = made = plan(self._state.plan, servers, workloads, self._hints(new | touched))
+        new = {model for model in touched | seated if model in workloads and model not in self._state.plan.seats}
+        hinted = seated or strayed or workloads is not before.workloads
+        hints = self._hints(new | seated) if hinted else NO_HINTS
+        self._state.plan = made = plan(self._state.plan, servers, workloads, hints)
+        settled = touched | seated
         if made is not before:
             self._tell(before, made)
-        changed: list[tuple[KnownServer, str]] = []
-        for model, wish in self._state.wishes.items():
-            if model not in unseen:
-                changed.extend((server, model) for server in self._settle(model, wish))
-        for server in {one.name: one for one, _ in changed}.values():
-            self._state.judge(server)
-        for server, model in changed:
-            self._driver.drive(server, server.unit(model))
+            settled |= {model for model, seats in made.seats.items() if before.seats.get(model) is not seats}
+            settled |= before.seats.keys() - made.seats.keys()
+            settled |= made.lacking.keys() | before.lacking.keys()
+            self._state.touch(settled - touched)
+        settled = (settled & self._state.wishes.keys()) - self._unseen
+        for model in sorted(settled):
+            for server in self._settle(model, self._state.wishes[model]):
+                self._state.plan_again(server, model)
+        return len(settled)
+
+    def _take_touched(self, moved: Set[str], servers: Mapping[str, Server]) -> set[str]:
+        """Take the models that something changed for, those that move, and those that wait to be looked at."""
+        touched = self._touched | self._moving | self._unseen
+        self._touched.clear()
+        devices = {name: _devices(self._state.servers[name], servers[name]) for name in moved}
+        leads = self._leading()
+        if leads is not self._leads or any(self._devices.get(name) != one for name, one in devices.items()):
+            touched |= self._state.wishes.keys()  # what a model needs depends on the devices there are
+        self._devices |= devices
+        self._leads = leads
+        touched &= self._state.wishes.keys()
+        self._unseen = self._not_seen(touched)
+        return touched
+
+    @staticmethod
+    def _changed_servers(before: Mapping[str, Server], now: Mapping[str, Server]) -> list[str]:
+        return [] if before is now else [name for name, server in now.items() if before.get(name) is not server]
+
+    def overlooked(self, model: str) -> bool:
+        """Return whether what is to be placed of a model is something else than what is placed."""
+        if not self._looked_at_all or model in self._touched or model in self._unseen:
+            return False
+        kept = self._state.plan.workloads.get(model)
+        return kept != self._workload_of(model, self._state.plan.servers)
 
     def counted(self, gauged: Gauged) -> None:
         """Take in a server's counters; decide, where it is time for that, how many copies each model has."""
@@ -101,10 +155,12 @@ class Placer:
         windows = self._pressure.windows(now, self._settings.window_seconds)
         if windows is None:
             return
-        for model, scale in self._state.scales.items():
+        for model in sorted(self._scalable & self._state.scales.keys()):
+            scale = self._state.scales[model]
             settings = self._state.wishes[model].revision.spec.settings
             most = settings.max_copies or settings.min_copies
             if settings.min_copies == most == scale.copies:
+                self._scalable.discard(model)
                 continue
             self._state.scales[model] = made = rescale(
                 scale,
@@ -115,6 +171,8 @@ class Placer:
                 now=now,
                 rules=self._rules,
             )
+            if made != scale:
+                self._state.touch((model,))
             if made.copies != scale.copies:
                 self._state.events.add("Normal", "Scaled", model, made.why or f"{made.copies} copies")
 
@@ -139,13 +197,16 @@ class Placer:
         if not dry_run and found.moves:
             before, self._state.plan = self._state.plan, found.plan
             self._tell(before, found.plan)
-            self.place()
+            self._state.touch(
+                {model for model, seats in found.plan.seats.items() if before.seats.get(model) is not seats}
+            )
         return found
 
-    def _follow(self) -> set[str]:
+    def _follow(self, touched: Set[str]) -> set[str]:
         """Models that the leader has put elsewhere than this replica thought; the numbers of copies it chose."""
         strayed = set()
-        for model, seats in self._state.plan.seats.items():
+        for model in touched & self._state.plan.seats.keys():
+            seats = self._state.plan.seats[model]
             loaded = self._loaded_on(model)
             here = {seat.server for seat in seats}
             elsewhere = loaded - here and (here - loaded or len(loaded) > len(here))
@@ -154,6 +215,7 @@ class Placer:
             scale = self._state.scales.get(model)
             if loaded and scale is not None and scale.copies != len(loaded):
                 self._state.scales[model] = Scale(len(loaded))
+                self._scalable.add(model)
         return strayed
 
     def _on_others(self, model: str, seat: Seat) -> bool:
@@ -178,34 +240,46 @@ class Placer:
             if (unit := server.units.get(model)) is not None and unit.facts is not None and unit.facts.loaded
         }
 
-    def _unseen(self, models: Set[str]) -> set[str]:
+    def _not_seen(self, models: Set[str]) -> set[str]:
         """Models without a place that some server may have loaded: after a start it is looked first who has what."""
         return {
             model
-            for model in models - self._state.plan.seats.keys() - self._state.plan.lacking.keys()
+            for model in models
+            if model not in self._state.plan.seats and model not in self._state.plan.lacking
             for server in self._state.servers.values()
             if server.trouble is None and (unit := server.unit(model)).facts is None and unit.task is None
         }
 
     def _ready(self, now: datetime) -> bool:
         """Whether every server was looked at and measured once, or had its time: what is loaded shall stay."""
-        if self._began is not None and now - self._began >= timedelta(seconds=self._settings.grace_seconds):
+        if self._looked_at_all:
             return True
-        return len(self._state.servers) == 1 or all(
-            server.sight.state is not ServerState.STARTING and (server.away or server.steward.accounts.known)
-            for server in self._state.servers.values()
+        patient = self._began is not None and now - self._began < timedelta(seconds=self._settings.grace_seconds)
+        self._looked_at_all = not patient
+        return (
+            not patient
+            or len(self._state.servers) == 1
+            or all(
+                server.sight.state is not ServerState.STARTING and (server.away or server.steward.accounts.known)
+                for server in self._state.servers.values()
+            )
         )
 
-    def _servers(self, now: datetime) -> dict[str, Server]:
+    def _servers(self, moved: Set[str], now: datetime) -> Mapping[str, Server]:
         """The servers as the plan takes them: the same objects as before where nothing changed."""
-        found = {}
-        for name, server in self._state.servers.items():
-            before = self._state.plan.servers.get(name)
+        before = self._state.plan.servers
+        changed = {}
+        for name in sorted(moved):
+            server, known = self._state.servers[name], before.get(name)
             managed = server.managed
-            trouble, drained = self._trouble(server, before, now), server.guard.draining
+            trouble, drained = self._trouble(server, known, now), server.guard.draining
             made = Server(name, _pools(server), managed.zone, managed.labels, trouble, drained)
-            found[name] = before if before is not None and before == made else made
-        return found
+            if made != known:
+                changed[name] = made
+        if not changed:
+            return before
+        found = {**before, **changed}
+        return {name: found[name] for name in self._state.servers}  # in the order of the settings
 
     def _trouble(self, server: KnownServer, before: Server | None, now: datetime) -> str:
         """Why a server can take nothing. One that was well is given time to come back."""
@@ -220,21 +294,33 @@ class Placer:
             return ""
         return server.trouble.message
 
-    def _workloads(self, servers: Mapping[str, Server]) -> dict[str, Workload]:
-        found = {}
-        for model, wish in self._state.wishes.items():
-            prepared = _runnable(wish)
-            if prepared is None:
-                self._state.scales.pop(model, None)
-                continue
-            before = self._state.plan.workloads.get(model)
-            settings = wish.revision.spec.settings
-            scale = self._state.scales.get(model)
-            if scale is None:
-                scale = self._state.scales[model] = Scale(len(self._loaded_on(model)))
-            made = self._workload(model, prepared, settings, scale, servers)
-            found[model] = before if before is not None and before == made else made
-        return found
+    def _workloads(self, servers: Mapping[str, Server], touched: Set[str]) -> Mapping[str, Workload]:
+        """What is to be placed: the same objects as before where nothing changed."""
+        before = self._state.plan.workloads
+        changed: dict[str, Workload | None] = {}
+        for model in sorted(touched):
+            made = None if model in self._unseen else self._workload_of(model, servers)
+            if before.get(model) != made:
+                changed[model] = made
+        if not changed:
+            return before
+        return {model: one for model, one in {**before, **changed}.items() if one is not None}
+
+    def _workload_of(self, model: str, servers: Mapping[str, Server]) -> Workload | None:
+        wish = self._state.wishes[model]
+        prepared = _runnable(wish)
+        if prepared is None:
+            self._state.scales.pop(model, None)
+            return None
+        settings = wish.revision.spec.settings
+        scale = self._state.scales.get(model)
+        if scale is None:
+            most = settings.max_copies or settings.min_copies
+            copies = min(max(len(self._loaded_on(model)), settings.min_copies), most)
+            scale = self._state.scales[model] = Scale(copies)
+        if settings.max_copies or scale.copies != settings.min_copies:
+            self._scalable.add(model)
+        return self._workload(model, prepared, settings, scale, servers)
 
     def _workload(
         self,
@@ -336,6 +422,8 @@ class Placer:
                 if before is None or before.here != place.here or (place.seat and before.devices != place.devices):
                     changed.append(server)
         self._hand_over(model, changed)
+        stays = any(place.here and not place.seat for place in (s.places[model] for s in self._state.servers.values()))
+        (self._moving.add if stays or provisional else self._moving.discard)(model)
         return changed
 
     def _serves(self, name: str, model: str) -> bool:
@@ -418,6 +506,12 @@ def _runnable(wish: Wish) -> Prepared | None:
     if spec.deleted or not spec.loaded:
         return None
     return next((wish.prepared[target] for target in wish.targets if target in wish.prepared), None)
+
+
+def _devices(server: KnownServer, placed: Server) -> tuple[object, ...]:
+    """What of a server decides how much memory models need on it."""
+    accounts = server.steward.accounts
+    return accounts.known, accounts.limited, accounts.topology, placed.has_gpu
 
 
 def _pools(server: KnownServer) -> tuple[Pool, ...]:

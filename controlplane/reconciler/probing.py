@@ -130,6 +130,10 @@ class Watch:
             spread=self._spread,
         )
 
+    def due_in(self, interval_seconds: float, now: float) -> float:
+        """Return in how many seconds its next probe is due if nothing looks sick; below 0: it is due."""
+        return self.asked_at + interval_seconds * (_EARLIEST + (1 - _EARLIEST) * self._spread) - now
+
     def skip(self, now: float) -> None:
         """A probe was left out."""
         self.asked_at, self._spread = now, random.random()

@@ -1,15 +1,20 @@
 """How the loop itself is doing: how long it takes for each kind of message, and how far what is there lags behind."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from controlplane.domain.states import DeploymentStatus, Phase
+from controlplane.reconciler.cycle import CycleReport
 from controlplane.registry.deployments import DeploymentRevision
 
 BOUNDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
 """Upper bounds of the buckets, in seconds; beyond is one more."""
+
+
+_COUNTED = ("rounds", "placed", "judged", "planned", "began", "granted", "evicted", "refused")
 
 
 @dataclass
@@ -30,6 +35,14 @@ class Pulse:
 
     def __init__(self) -> None:
         self.beats: dict[str, Beats] = {}
+        self.cycles = Counter[str]()
+        """What all cycles did, by the fields of `CycleReport`."""
+
+    def cycle(self, report: CycleReport, seconds: float) -> None:
+        """Count one cycle."""
+        self.beat("Cycle", seconds)
+        for name in _COUNTED:
+            self.cycles[name] += getattr(report, name)
 
     def beat(self, kind: str, seconds: float) -> None:
         """Count one message."""

@@ -72,6 +72,8 @@ class LoadQueue:
         sizes: What versions need.
         tenants: What is remembered of each model.
         models: The same as the decisions see it.
+        contenders: Those of them that a decision about another model may depend on.
+        unjudged: Gets the models whose residency is to be decided again.
         counters: What happened how often.
 
     Attributes:
@@ -89,6 +91,8 @@ class LoadQueue:
         sizes: Sizes,
         tenants: dict[str, Tenant],
         models: dict[str, ModelMemory],
+        contenders: dict[str, ModelMemory],
+        unjudged: set[str],
         counters: Counter[str],
     ) -> None:
         self._server = server
@@ -99,6 +103,10 @@ class LoadQueue:
         self._sizes = sizes
         self._tenants = tenants
         self._models = models
+        self._contenders = contenders
+        self._unjudged = unjudged
+        self._asking: set[str] = set()
+        self._in_flight: set[str] = set()
         self._counters = counters
         self.evictions: deque[EvictionRecord] = deque(maxlen=_EVICTIONS_KEPT)
 
@@ -107,7 +115,7 @@ class LoadQueue:
         return decide(
             request,
             self._accounts.ledger,
-            self._models,
+            self._contenders,
             policy=self.policy,
             loads_in_flight=0,
             max_loads=self._settings.max_concurrent_loads,
@@ -158,6 +166,7 @@ class LoadQueue:
                 self.withdraw(model)
             deadline = now + timedelta(seconds=self._settings.load_queue_timeout_seconds)
             request = tenant.request = Request(need, now, deadline)
+            self._asking.add(model)
         return request
 
     def granted(self, model: str, need: Need) -> bool:
@@ -173,27 +182,39 @@ class LoadQueue:
                 self._accounts.ledger = self._accounts.ledger.released(tenant.request.slot)
             tenant.request = None
 
+    def _waits(self) -> dict[str, Request]:
+        """Loads that have no memory yet."""
+        found: dict[str, Request] = {}
+        for model in sorted(self._asking):
+            request = self._tenant(model).request
+            if request is None or request.granted:
+                self._asking.discard(model)
+            elif model in self._models:
+                found[model] = request
+        return found
+
+    def _loads_in_flight(self) -> int:
+        """Count the loads that have memory and have not ended."""
+        for model in list(self._in_flight):
+            tenant = self._tenant(model)
+            if tenant.loading is None and (tenant.request is None or not tenant.request.granted):
+                self._in_flight.discard(model)
+        return len(self._in_flight)
+
     def arrange(self, units: Mapping[str, Unit], now: datetime) -> Moves:
         """Go through the queue."""
         moves = Moves()
-        waiting = {
-            model: tenant.request
-            for model, tenant in self._tenants.items()
-            if tenant.request is not None and not tenant.request.granted and model in self._models
-        }
+        waiting = self._waits()
         if not waiting or not self._accounts.known:
             return moves
-        in_flight = sum(
-            tenant.loading is not None or (tenant.request is not None and tenant.request.granted)
-            for tenant in self._tenants.values()
-        )
+        in_flight = self._loads_in_flight()
         requests = [self._load_request(model, request, now) for model, request in waiting.items()]
         entitled = [request for request in requests if self._entitled(request.model, now)]
         promised: Counter[str] = Counter()
         for request, decision in decide_all(
             entitled,
             self._accounts.ledger,
-            self._models,
+            self._contenders,
             policy=self.policy,
             loads_in_flight=in_flight,
             max_loads=self._settings.max_concurrent_loads,
@@ -250,7 +271,7 @@ class LoadQueue:
         decision = decide(
             request,
             self._accounts.ledger,
-            self._models,
+            self._contenders,
             policy=self.policy,
             loads_in_flight=in_flight,
             max_loads=self._settings.max_concurrent_loads,
@@ -286,6 +307,7 @@ class LoadQueue:
             request.why = error.message
             return 0
         request.granted = True
+        self._in_flight.add(model)
         self._counters["load_wait_milliseconds"] += int((now - request.since).total_seconds() * 1000)
         moves.go.append(model)
         return 1
@@ -303,6 +325,8 @@ class LoadQueue:
             for holding in self._accounts.ledger.of_model(name):
                 self._accounts.ledger = self._accounts.ledger.unloading(holding.slot, now)
         self._models.pop(victim.model, None)
+        self._contenders.pop(victim.model, None)
+        self._unjudged.add(victim.model)
         return record
 
     def _refuse(self, model: str, why: str, moves: Moves) -> None:
@@ -313,6 +337,7 @@ class LoadQueue:
             moves.untried.append((model, why))
             return
         tenant.request, tenant.demanded_at, tenant.refused = None, None, why
+        self._unjudged.add(model)
         moves.refused.append((model, why))
 
     def _unload_first(self, request: LoadRequest, unit: Unit, now: datetime, *, asked: bool) -> bool:
@@ -323,7 +348,7 @@ class LoadQueue:
         evictable = {
             device: figures.could_be_freed_bytes
             for device, figures in figures_of(
-                request, self._accounts.ledger, self._models, now=now, rules=self._rules
+                request, self._accounts.ledger, self._contenders, now=now, rules=self._rules
             ).items()
         }
         ledger = self._accounts.settled()
@@ -349,6 +374,7 @@ class LoadQueue:
         tenant.gap = f"unloaded before version {request.slot.version} is loaded: {choice.why}"
         tenant.verdict = Wanted(loaded=False, why=tenant.gap)
         tenant.request = None
+        self._unjudged.add(model)
         self._counters["gaps"] += 1
         return True
 
@@ -362,7 +388,7 @@ class LoadQueue:
         ledger = self._accounts.ledger
         kept = {
             holding
-            for name, model in self._models.items()
+            for name, model in self._contenders.items()
             if name != request.model.model and model.mode is Mode.PINNED
             for holding in ledger.of_model(name)
         }

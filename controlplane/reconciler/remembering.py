@@ -64,6 +64,8 @@ class Rememberer:
         self._reading = False
         self._writing = False
         self._written: dict[str, dict[str, Any]] = {}
+        self._touched = state.follow()
+        self._unwritten: set[str] = set()
 
     def look(self) -> None:
         """A cycle: read what has to be read, write what has to be written."""
@@ -72,19 +74,24 @@ class Rememberer:
                 self._reading = True
                 self._background.spawn(self._recall(), "recall standings")
             return
-        for server in self._state.servers.values():
-            for unit in server.units.values():
-                self._resume(unit)
+        for model in sorted(self._touched):
+            for server in self._state.servers.values():
+                if (unit := server.units.get(model)) is not None:
+                    self._resume(unit)
+        self._unwritten |= self._touched
+        self._touched.clear()
         if self._leading() and not self._writing:
+            models = sorted(self._unwritten)
+            self._unwritten.clear()  # what cannot be written is added again
             changed = {
                 model: found
-                for model, wish in self._state.wishes.items()
-                if not wish.revision.spec.deleted
+                for model in models
+                if model in self._state.deployed
                 and (found := self._found(model)) is not None
                 and found != self._written.get(model)
             }
             # What is deployed again under the name begins anew. A former leader may have missed the removal.
-            gone = [model for model in self._written if self._gone(model)]
+            gone = [model for model in models if model in self._written and self._gone(model)]
             if changed or gone:
                 self._writing = True
                 self._background.spawn(self._write(changed, gone), "keep standings")
@@ -96,6 +103,7 @@ class Rememberer:
         unit.resumed = True
         if before and unit.record.switched is None:
             unit.conditions = resumed(unit.conditions, before)
+            self._state.touch((unit.model,))
 
     def _gone(self, model: str) -> bool:
         """Whether a model's deployment was removed, and it is on no server any more."""
@@ -129,6 +137,7 @@ class Rememberer:
         else:
             self._written = {model: dict(body.get(PART, {})) for model, body in found.items()}
             self._recalled = True
+            self._touched.update(self._state.wishes, self._written)
         finally:
             self._reading = False
 
@@ -145,9 +154,11 @@ class Rememberer:
             for model in (*gone, *changed):
                 try:
                     if not await asyncio.to_thread(write, model):
+                        self._unwritten.add(model)
                         continue
                 except ControlPlaneError as error:
                     logger.info("how %s stands cannot be kept: %s", model, error)
+                    self._unwritten.add(model)
                     continue
                 if model in gone:
                     self._written.pop(model, None)

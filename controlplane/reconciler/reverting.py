@@ -94,13 +94,22 @@ class Reverter:
         self._leading = leading
         self._wake = wake
         self._busy: set[str] = set()
+        self._touched = state.follow()
 
     def look(self) -> None:
         """Begin the steps back that are due. The leader's alone."""
         if not self._leading():
             return
-        for model, wish in self._state.wishes.items():
-            if model in self._busy or not wish.revision.spec.settings.auto_rollback:
+        for model in sorted(self._touched):
+            wish = self._state.wishes.get(model)
+            if wish is None or not wish.revision.spec.settings.auto_rollback or not wish.targets:
+                self._touched.discard(model)
+                continue
+            units = (server.units.get(model) for server in self._state.servers.values())
+            if not any(unit is not None and wish.wanted in unit.record.failures for unit in units):
+                self._touched.discard(model)
+                continue
+            if model in self._busy:
                 continue
             due = reversal(wish, [(server.name, _observed(server, model)) for server in self._state.servers.values()])
             if due is not None:

@@ -1,14 +1,23 @@
-"""What the loop knows: the servers, and what is wanted of them. Mutable; changed by the loop's own task alone."""
+"""What the loop knows: the servers, and what is wanted of them. Mutable; changed by the loop's own task alone.
 
-from collections.abc import Callable
+A handler that changes anything about a model *marks* it. The cycle then works on what is marked and on nothing else:
+
+- `plan_again` marks a model on one server: its residency is decided again and its next action is planned again.
+- `touch` marks a model for everybody who follows changes: placement, statuses, routes, rollbacks, condition history.
+- `moved` names the servers whose health or capacity may have changed.
+"""
+
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from controlplane.domain.deployment import DeploymentSpec
 from controlplane.memory.placement.scaling import Scale
 from controlplane.memory.placement.types import NO_PLAN, Plan
 from controlplane.reconciler.events import EventLog
 from controlplane.reconciler.fleet import KnownServer
 from controlplane.reconciler.wishes import Wish
+from controlplane.registry.deployments import DeploymentRevision
 
 
 @dataclass
@@ -19,23 +28,87 @@ class LoopState:
         servers: By name.
         events: What is told.
         clock: Gives the time (UTC).
-        wishes: The newest revision of each deployment, by model.
+        wishes: The newest revision of each deployment, by model; written by `adopt` alone.
+        deployed: The revisions of what is deployed, by model: `wishes` without removed deployments.
+        trials: Models with a rollout under way.
         step: Grows by one with every message.
         plan: Who is placed where.
         scales: How many copies there are, and since when, by model.
         read_epoch: The lease's epoch in which all deployments were read last; None before the first time.
+        moved: Servers whose health or capacity may have changed since the newest cycle.
     """
 
     servers: dict[str, KnownServer]
     events: EventLog
     clock: Callable[[], datetime]
     wishes: dict[str, Wish] = field(default_factory=dict)
+    deployed: dict[str, DeploymentRevision] = field(default_factory=dict)
+    trials: set[str] = field(default_factory=set)
     step: int = 0
     plan: Plan = NO_PLAN
     scales: dict[str, Scale] = field(default_factory=dict)
     read_epoch: int | None = None
+    moved: set[str] = field(default_factory=set)
+    _followers: list[set[str]] = field(default_factory=list)
 
-    def judge(self, server: KnownServer) -> list[str]:
-        """Ask the steward which models shall be loaded; return those for which that changed."""
-        pairs = [(wish, server.unit(model)) for model, wish in self.wishes.items() if server.has_place(model)]
-        return server.steward.judge(pairs, self.clock())
+    def follow(self) -> set[str]:
+        """Return a set that gets the name of every model that is touched; its owner empties it."""
+        followed: set[str] = set()
+        self._followers.append(followed)
+        return followed
+
+    def touch(self, models: Iterable[str]) -> None:
+        """Say that something about these models changed that a status, a route or the placement depends on."""
+        for followed in self._followers:
+            followed.update(models)
+
+    def plan_again(self, server: KnownServer, model: str) -> None:
+        """Say that something changed that the next action for a model on a server depends on."""
+        server.unplanned.add(model)
+        self.touch((model,))
+
+    def plan_all_again(self, server: KnownServer) -> None:
+        """Say that something changed that concerns all models on a server."""
+        here = {model for model, place in server.places.items() if place.here}
+        here = (here | server.present) & self.wishes.keys()
+        server.unplanned |= here
+        self.moved.add(server.name)
+        self.touch(here)
+
+    def adopt(self, wish: Wish) -> None:
+        """Keep a revision as what is wanted."""
+        model, spec = wish.model, wish.revision.spec
+        self.wishes[model] = wish
+        if spec.deleted:
+            self.deployed.pop(model, None)
+        else:
+            self.deployed[model] = wish.revision
+        if spec.trial is None:
+            self.trials.discard(model)
+        else:
+            self.trials.add(model)
+        self.touch((model,))
+
+    def spec(self, model: str) -> DeploymentSpec | None:
+        """Return what is wanted of a model; None where no deployment of it is known."""
+        revision = self.deployed.get(model)
+        return None if revision is None else revision.spec
+
+    def judge(self, server: KnownServer) -> set[str]:
+        """Decide again which models shall be loaded, as far as something changed for them; return whose answer did."""
+        steward, now = server.steward, self.clock()
+        names = steward.due(now) | steward.unjudged | server.unplanned
+        steward.unjudged.clear()
+        pairs = []
+        gone = []
+        for model in sorted(names):
+            wish = self.wishes.get(model)
+            if wish is not None and server.has_place(model):
+                pairs.append((wish, server.unit(model)))
+            else:
+                gone.append(model)
+        changed = steward.judge(pairs, now, gone=gone)
+        if steward.reworded:
+            self.touch(steward.reworded)
+            steward.reworded.clear()
+        return changed

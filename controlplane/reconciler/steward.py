@@ -12,9 +12,10 @@ It decides nothing itself: `controlplane.memory` does, from frozen values. The s
 No I/O, and nothing here waits.
 """
 
+import heapq
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from datetime import datetime
 
@@ -27,10 +28,10 @@ from controlplane.memory.admission import (
     Refuse,
 )
 from controlplane.memory.eviction import EvictionPolicy, EvictionRules, policy_named, thrashing
-from controlplane.memory.residency import Wanted, wanted
-from controlplane.memory.types import Footprint, FootprintSource, HoldingState, ModelMemory, Slot
+from controlplane.memory.residency import Wanted, by_itself, free_for, if_room, next_turn
+from controlplane.memory.types import Footprint, FootprintSource, Holding, HoldingState, ModelMemory, Slot
 from controlplane.memory.usage import used
-from controlplane.reconciler.accounts import Accounts
+from controlplane.reconciler.accounts import Accounts, own_name
 from controlplane.reconciler.actions import Action, Load, Prove, Stage, Unload
 from controlplane.reconciler.booking import Booking, triton_name
 from controlplane.reconciler.counting import count
@@ -73,6 +74,19 @@ class Steward:
         self.accounts = Accounts(rules, told=told)
         self.tenants: dict[str, Tenant] = {}
         self.models: dict[str, ModelMemory] = {}
+        self.contenders: dict[str, ModelMemory] = {}
+        """Those of the models that hold memory, move, or are pinned: no decision about a load depends on others."""
+        self.unjudged: set[str] = set()
+        """Models of which something changed that their residency depends on."""
+        self.reworded: set[str] = set()
+        """Models whose residency has another reason than before."""
+        self.pending: set[str] = set()
+        """Models with requests in Triton's queue or in execution."""
+        self._waiting: set[str] = set()
+        self._taking: set[str] = set()
+        self._turns: list[tuple[datetime, str]] = []
+        self._rooms_for: object = None
+        self._judged_holdings: tuple[Holding, ...] = ()
         self.counters: Counter[str] = Counter()
         self.draining = False
         self._footprints = footprints
@@ -86,6 +100,8 @@ class Steward:
             sizes=self._sizes,
             tenants=self.tenants,
             models=self.models,
+            contenders=self.contenders,
+            unjudged=self.unjudged,
             counters=self.counters,
         )
         self._leftovers = Leftovers(self.accounts)
@@ -96,11 +112,12 @@ class Steward:
             footprints,
             self._sizes,
             tenants=self.tenants,
-            models=self.models,
+            models=self.contenders,
             leftovers=self._leftovers,
             counters=self.counters,
         )
         self._reported: dict[str, int] = {}
+        self._held_models: set[str] = set()
 
     @classmethod
     def of(cls, server: ManagedServer, settings: MemorySettings, footprints: Footprints) -> "Steward":
@@ -132,6 +149,7 @@ class Steward:
     def seat(self, model: str, devices: tuple[str, ...]) -> None:
         """Say which devices of the server a model has its place on; none: that is not said."""
         self._sizes.places[model] = devices
+        self.unjudged.add(model)
 
     def measured(self, prepared: Prepared, model: str) -> MeasuredFootprint | None:
         """What is kept of a version's memory; None where nobody measured."""
@@ -157,11 +175,13 @@ class Steward:
         """Something else is wanted of it: what was said against it may not hold any more."""
         tenant = self.tenant(model)
         tenant.refused, tenant.second_round = "", False
+        self.unjudged.add(model)
 
     def demand(self, model: str, now: datetime) -> None:
         """Somebody wants to use it now."""
         tenant = self.tenant(model)
         tenant.refused = ""
+        self.unjudged.add(model)
         known = self.models.get(model)
         if known is not None and known.loaded and not known.busy and not self.draining:
             tenant.usage = used(tenant.usage, now)
@@ -172,10 +192,11 @@ class Steward:
 
     def hold(self, leases: Mapping[str, datetime], now: datetime) -> None:
         """Take the ends of the client leases, by model, as they are now."""
-        for model in leases.keys() - self.tenants.keys():
-            self.tenant(model)
-        for model, tenant in self.tenants.items():
+        for model in sorted(leases.keys() | self._held_models):
+            tenant = self.tenant(model)
             until = leases.get(model)
+            if until != tenant.held_until:
+                self.unjudged.add(model)
             if until is not None and tenant.held_until is None:
                 tenant.refused = ""
                 known = self.models.get(model)
@@ -184,6 +205,7 @@ class Steward:
             elif until is None and tenant.held_until is not None:
                 tenant.usage = used(tenant.usage, now)  # who held it has used it until now
             tenant.held_until = until
+        self._held_models = set(leases)
 
     def resume(self, now: datetime) -> None:
         """The server is not restarted after all: who asked for something that is still loaded need not wait."""
@@ -191,6 +213,7 @@ class Steward:
             known = self.models.get(model)
             if tenant.demanded_at is not None and known is not None and known.loaded and not known.busy:
                 tenant.demanded_at, tenant.usage = None, used(tenant.usage, now)
+                self.unjudged.add(model)
 
     def _count_thrash(self, tenant: Tenant, now: datetime) -> None:
         tenant.thrash = thrashing(tenant.thrash, tenant.evicted_at, now, self.rules)
@@ -198,52 +221,136 @@ class Steward:
 
     # Who shall be loaded
 
-    def judge(self, occupants: Iterable[tuple[Wish, Unit]], now: datetime) -> list[str]:
-        """Say for every model whether it shall be loaded; return those whose answer changed."""
-        models: dict[str, ModelMemory] = {}
-        loose: set[str] = set()
+    def due(self, now: datetime) -> set[str]:
+        """Return the models whose residency may change now: their time has come, or what they hold changed."""
+        found = set()
+        while self._turns and self._turns[0][0] <= now:
+            found.add(heapq.heappop(self._turns)[1])
+        holdings = self.accounts.ledger.holdings
+        if holdings is not self._judged_holdings:
+            before, after = set(map(id, self._judged_holdings)), set(map(id, holdings))
+            changed = [one for one in self._judged_holdings if id(one) not in after]
+            changed += [one for one in holdings if id(one) not in before]
+            found |= {own_name(one.slot.triton_name) for one in changed} & self.models.keys()
+            self._judged_holdings = holdings
+        return found
+
+    def overlooked(self, wish: Wish, unit: Unit, now: datetime) -> bool:
+        """Return whether what decisions know of a model would be something else now."""
+        if self._turns and self._turns[0][0] <= now:
+            return False  # the time of some has come since the newest cycle, perhaps of this one
+        known, tenant = self.models.get(wish.model), self.tenant(wish.model)
+        spec = wish.revision.spec
+        loose = spec.deleted or not spec.loaded or wish.wanted not in wish.prepared or not self.accounts.known
+        if known is None or loose:
+            return (known is None) is not loose
+        answer = by_itself(known, now, self.rules)
+        turned = answer is not None and not (tenant.leaving or tenant.gap or tenant.verdict == answer)
+        return turned or known != self._memory_of(wish, unit, tenant)
+
+    def judge(self, occupants: Iterable[tuple[Wish, Unit]], now: datetime, *, gone: Iterable[str] = ()) -> set[str]:
+        """Decide again whether models shall be loaded.
+
+        Args:
+            occupants: The models of which something changed.
+            now: The time.
+            gone: Models that have no place here any more.
+
+        Returns:
+            The models whose answer changed; `reworded` gets those with another reason, too.
+        """
+        names = set(gone)
+        for model in names:
+            self._forget(model)
         for wish, unit in occupants:
+            names.add(wish.model)
             tenant = self.tenant(wish.model)
             spec = wish.revision.spec
             if spec.deleted or not spec.loaded or wish.wanted not in wish.prepared or not self.accounts.known:
-                loose.add(wish.model)
+                self._forget(wish.model)
                 tenant.request = None if tenant.request and not tenant.request.granted else tenant.request
                 if spec.deleted or not spec.loaded:
                     tenant.demanded_at, tenant.leaving, tenant.refused, tenant.gap = None, None, "", ""
                 continue
             self._settle_tenant(tenant, unit, now)
-            models[wish.model] = self._memory_of(wish, unit, tenant)
-        self._learn(models, now)
-        self.models.clear()
-        self.models.update(models)
-        answers = wanted(models, self.accounts.ledger, self.policy, now, rules=self.rules)
-        changed = []
-        for model, tenant in self.tenants.items():
-            verdict = None if model in loose else answers.get(model)
-            if verdict is not None:
-                if tenant.leaving is not None:
-                    verdict = Wanted(loaded=False, why=tenant.leaving.why)
-                elif tenant.gap:
-                    verdict = Wanted(loaded=False, why=tenant.gap)
-                elif not verdict.loaded and models[model].mode is Mode.RESIDENT:
-                    verdict = self._or_never(models[model], verdict, now)
-            before = tenant.verdict
-            tenant.verdict = verdict
-            if (before is None or before.loaded) != (verdict is None or verdict.loaded):
-                changed.append(model)
-                if verdict is not None and not verdict.loaded and models[model].loaded and tenant.leaving is None:
-                    self._expired(models[model], verdict, now)
+            self._keep(self._memory_of(wish, unit, tenant), now)
+        answers: dict[str, Wanted] = {}
+        for model in names & self.models.keys():
+            memory = self.models[model]
+            answer = by_itself(memory, now, self.rules)
+            if answer is not None:
+                answers[model] = answer
+            self._sort(memory, answer, now)
+        answers |= self._rooms(now, names)
+        changed = set()
+        for model in sorted(names | answers.keys()):
+            if self._answer(self.tenant(model), answers.get(model), now):
+                changed.add(model)
         return changed
 
-    def _learn(self, models: Mapping[str, ModelMemory], now: datetime) -> None:
-        """Let the policy learn from what was used since the last time."""
-        budgets = {device: budget.bytes for device, budget in self.accounts.ledger.budgets.items()}
-        for model, memory in models.items():
-            before = self.models.get(model)
-            if memory.usage.last_used_at is not None and (
-                before is None or before.usage.last_used_at != memory.usage.last_used_at
-            ):
-                self.queue.policy = self.policy.learned(memory, models, budgets, now)
+    def _answer(self, tenant: Tenant, verdict: Wanted | None, now: datetime) -> bool:
+        """Keep the answer for a model; return whether it is another one than before."""
+        model = tenant.model
+        if verdict is not None:
+            if tenant.leaving is not None:
+                verdict = Wanted(loaded=False, why=tenant.leaving.why)
+            elif tenant.gap:
+                verdict = Wanted(loaded=False, why=tenant.gap)
+            elif not verdict.loaded and self.models[model].mode is Mode.RESIDENT:
+                verdict = self._or_never(self.models[model], verdict, now)
+        before, tenant.verdict = tenant.verdict, verdict
+        if before != verdict:
+            self.reworded.add(model)
+        if (before is None or before.loaded) == (verdict is None or verdict.loaded):
+            return False
+        if verdict is not None and not verdict.loaded and self.models[model].loaded and tenant.leaving is None:
+            self._expired(self.models[model], verdict, now)
+        return True
+
+    def _keep(self, memory: ModelMemory, now: datetime) -> None:
+        """Keep what decisions know of a model, and let the policy learn from its newest use."""
+        model, before = memory.model, self.models.get(memory.model)
+        self.models[model] = memory
+        if memory.loaded or memory.busy or memory.mode is Mode.PINNED:
+            self.contenders[model] = memory
+        else:
+            self.contenders.pop(model, None)
+        if memory.usage.last_used_at is not None and (
+            before is None or before.usage.last_used_at != memory.usage.last_used_at
+        ):
+            budgets = {device: budget.bytes for device, budget in self.accounts.ledger.budgets.items()}
+            self.queue.policy = self.policy.learned(memory, self.models, budgets, now)
+
+    def _forget(self, model: str) -> None:
+        """Memory has no say about a model."""
+        self.models.pop(model, None)
+        self.contenders.pop(model, None)
+        self._waiting.discard(model)
+        self._taking.discard(model)
+
+    def _sort(self, memory: ModelMemory, answer: Wanted | None, now: datetime) -> None:
+        """Keep who waits for room, who is going to take some, and when the answer may be another one."""
+        model = memory.model
+        (self._waiting.add if answer is None else self._waiting.discard)(model)
+        takes = answer is not None and answer.loaded and not memory.loaded
+        (self._taking.add if takes else self._taking.discard)(model)
+        turn = next_turn(memory, now, self.rules)
+        if turn is not None:
+            heapq.heappush(self._turns, (turn, model))
+
+    def _rooms(self, now: datetime, names: Set[str]) -> dict[str, Wanted]:
+        """Say which of the resident models that are not loaded have room, where that may have changed."""
+        if not self._waiting:
+            self._rooms_for = None
+            return {}
+        ledger = self.accounts.ledger
+        takes = [self.models[model] for model in sorted(self._taking)]
+        free = free_for(ledger, takes)
+        key = (free, {device: budget.bytes for device, budget in ledger.budgets.items()}, frozenset(self._waiting))
+        if key == self._rooms_for and not names & self._waiting:
+            return {}
+        self._rooms_for = key
+        return if_room([self.models[model] for model in self._waiting], free, self.policy, now)
 
     def _or_never(self, model: ModelMemory, verdict: Wanted, now: datetime) -> Wanted:
         """Tell a resident model that can never fit from one that waits for room."""
@@ -361,6 +468,7 @@ class Steward:
         self, wish: Wish | None, unit: Unit, outcome: Outcome, differences: Mapping[str, int], step: int, now: datetime
     ) -> list[Measurement]:
         tenant, action = self.tenant(unit.model), outcome.action
+        self.unjudged.add(unit.model)
         proved = unit.record.marks.get(action.target.version) if isinstance(action, Prove) else None
         for stage in ("fetch", "stage", "load", "prove") if proved is not Mark.PASSED else ():
             self.counters[f"{stage}_milliseconds"] += int(outcome.seconds.get(stage, 0.0) * 1000)
@@ -435,14 +543,18 @@ class Steward:
         tenant = self.tenant(model)
         if tenant.demanded_at is not None:
             tenant.demanded_at, tenant.refused = None, why
+            self.unjudged.add(model)
 
     def see(self, model: str, facts: Facts, step: int, now: datetime) -> None:
         """Bring the ledger to what a look showed of a model that nothing is being done to."""
         self._booking.see(self.tenant(model), facts, step, now)
+        self.unjudged.add(model)
 
     def lost(self, *, restarted: bool) -> None:
         """The server was not there, or started anew."""
         self.accounts.unusable.clear()
+        self.unjudged |= self.tenants.keys()
+        self.pending.clear()
         for tenant in self.tenants.values():
             tenant.loading = None
             tenant.counts.clear()
@@ -471,9 +583,10 @@ class Steward:
         """
         self.accounts.take(reading, step, now)
         if reading.counters is not None:
-            before = {model: tenant.usage.last_used_at for model, tenant in self.tenants.items()}
-            self.counters["requests"] += count(self.tenants.values(), reading, frozenset(busy), now)
-            self._leftovers.used(m for m, tenant in self.tenants.items() if tenant.usage.last_used_at != before[m])
+            counted = count(self.tenants, reading, frozenset(busy), now, pending=self.pending)
+            self.counters["requests"] += counted.requests
+            self.unjudged |= counted.changed
+            self._leftovers.used(counted.used)
         return self._meter.grown() + self._meter.left()
 
     def unaccounted(self) -> list[tuple[str, int]]:

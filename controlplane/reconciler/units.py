@@ -3,7 +3,7 @@
 import asyncio
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from controlplane.domain.conditions import Condition
 from controlplane.domain.states import Phase, Proof, ServerDeploymentStatus
@@ -22,7 +22,7 @@ from controlplane.reconciler.gauging import Reading
 from controlplane.reconciler.probing import Due, Watch, due, gone
 from controlplane.reconciler.record import Backoff, ModelRecord
 from controlplane.reconciler.status import Doing, Trouble, View, server_status
-from controlplane.reconciler.types import DesiredModel, Mark, Target
+from controlplane.reconciler.types import DesiredModel, Mark, Target, bake_until
 from controlplane.reconciler.wishes import Wish
 from controlplane.triton.embedded.processes import since_boot
 
@@ -59,6 +59,7 @@ class Unit:
         resumed: Whether it was compared with what was known before this process started.
         stale_since: Number of the step in which this process noticed that it had been stopped; None where what is known
             here has been seen since, and the deployment has settled.
+        wakes_at: When its next action is planned again although nothing changed (UTC); None: not at all.
     """
 
     server: str
@@ -83,6 +84,17 @@ class Unit:
     settled: bool = False
     resumed: bool = False
     stale_since: int | None = None
+    wakes_at: datetime | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of it is there and nothing is being done, so that only a change can make it act."""
+        if self.task is not None or self.doing is not None or self.stale_since is not None or self.facts is None:
+            return False
+        facts = self.facts
+        return not (
+            facts.loaded or facts.candidate is not None or facts.loading or facts.leaving or facts.candidate_leaving
+        )
 
     @property
     def engaged(self) -> bool:
@@ -145,6 +157,28 @@ class Unit:
             case Due.SKIP:
                 self.watch.skip(now)
         return False
+
+    def wakes(
+        self, desired: DesiredModel, now: datetime, *, interval_seconds: float, poll_seconds: float
+    ) -> datetime | None:
+        """Return when its next action may be another one although nothing changed; None: at no time.
+
+        Args:
+            desired: What is wanted.
+            now: The present time (UTC).
+            interval_seconds: Time between probes.
+            poll_seconds: What is due already is looked at again after this time.
+        """
+        times = [self.record.hold_until, *(failure.retry_at for failure in self.record.failures.values())]
+        coming = [at for at in times if at is not None and at > now]
+        if self.facts is not None and self.facts.loaded:
+            if len(self.facts.loaded) > 1:
+                observed = self.facts.with_record(self.record)
+                ends = (bake_until(desired, observed, target.version) for target in desired.targets)
+                coming.extend(end for end in ends if end > now)
+            seconds = self.watch.due_in(interval_seconds, time.monotonic())
+            coming.append(now + timedelta(seconds=seconds if seconds > 0 else poll_seconds))
+        return min(coming, default=None)
 
     def status(self, desired: DesiredModel, trouble: Trouble | None, now: datetime) -> ServerDeploymentStatus:
         """Return how the deployment stands here."""

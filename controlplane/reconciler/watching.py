@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,6 @@ class Sight:
         gpus: The GPUs that this uses, by Triton name.
         said_gpus: The GPUs that the load of it named, likewise.
         staged: Versions in the model repository by Triton name.
-        watched: The models whose digests were asked for.
         live: Whether Triton says that it is live.
         timed_out: Whether it let the look's deadline pass, rather than refuse it.
         spaces: Disk and shared memory that it needs, as far as they can be seen from here.
@@ -75,7 +74,6 @@ class Sight:
     gpus: dict[str, Gpus | None] = field(default_factory=dict)
     said_gpus: dict[str, Gpus | None] = field(default_factory=dict)
     staged: dict[str, set[int]] = field(default_factory=dict)
-    watched: frozenset[str] = frozenset()
     by_model: dict[str, list[LoadedVersion]] = field(default_factory=dict)
     live: bool = False
     timed_out: bool = False
@@ -89,12 +87,30 @@ class Sight:
         entries = self.by_model.get(model, [])
         if any(self.configs.get(name) == {} for name in (model, candidate_name(model))):
             return None
-        if model not in self.watched and any(entry.state == READY for entry in entries):
+        if any(entry.state == READY and entry.model not in self.configs for entry in entries):
             return None
         return Facts.of(model, entries, self.digests, self.staged, self.fingerprints, self.gpus, self.said_gpus)
 
+    def differs(self, before: "Sight") -> set[str]:
+        """Return the models of which another look showed something else; of all others it showed the same."""
+        found = _differing(before.by_model, self.by_model)
+        for old, new in (
+            (before.staged, self.staged),
+            (before.fingerprints, self.fingerprints),
+            (before.digests, self.digests),
+        ):
+            found |= {name.removesuffix(CANDIDATE_SUFFIX) for name in _differing(old, new)}
+        return found
 
-async def look(server: ManagedServer, models: Collection[str], known_version: str) -> Sight:
+
+def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> set[str]:
+    """Return the keys of which two mappings have different values, or of which one has none."""
+    if before == now:
+        return set()
+    return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+
+
+async def look(server: ManagedServer, models: Container[str], known_version: str) -> Sight:
     """Look at a server once.
 
     Args:
@@ -110,10 +126,9 @@ async def look(server: ManagedServer, models: Collection[str], known_version: st
     try:
         version = known_version or await server.client.server_metadata()
         index = await server.client.index()
-        watched = {name for model in models for name in (model, candidate_name(model))}
         loaded: dict[str, int] = {}
         for entry in index:
-            if entry.state == READY and entry.model in watched:
+            if entry.state == READY and entry.model.removesuffix(CANDIDATE_SUFFIX) in models:
                 loaded[entry.model] = max(entry.version, loaded.get(entry.model, 0))
         configs = await asyncio.gather(*(_config(server, name, number) for name, number in loaded.items()))
         staged = await asyncio.to_thread(server.repository.staged)
@@ -135,7 +150,6 @@ async def look(server: ManagedServer, models: Collection[str], known_version: st
         gpus={name: present_gpus(config) for name, config in zip(loaded, configs, strict=True) if config},
         said_gpus={name: said_gpus(config) for name, config in zip(loaded, configs, strict=True)},
         staged=staged,
-        watched=frozenset(models),
         by_model=by_model,
         live=live,
         spaces=spaces,

@@ -131,7 +131,7 @@ class Monitoring:
 
     def objectives(self, model: str) -> tuple[ObjectiveState, ...]:
         """Return how a deployment's objectives are kept, as judged now; none without any. No I/O."""
-        spec = self.deployed().get(model)
+        spec = self._reconciler.spec(model)
         return self._judge(model, spec) if spec is not None else ()
 
     def states(self) -> dict[str, tuple[ObjectiveState, ...]]:
@@ -161,12 +161,16 @@ class Monitoring:
             await asyncio.sleep(self._settings.objective_interval_seconds)
 
     async def _look(self) -> None:
-        deployed = self.deployed()
+        deployed = self._reconciler.deployed()
         self.lags()  # so that what begins to lag is seen when it does
         tells = self._notices.ready()
         for model in self._states.keys() - deployed.keys():
             del self._states[model]
-        for model, spec in deployed.items():
+        watched = {model for model, one in deployed.items() if one.spec.settings.objectives is not None}
+        known = self._states.keys() | {model for model, _ in self._burning} | self._notices.models()
+        for model in sorted(watched | (known & deployed.keys())):
+            if (spec := self._reconciler.spec(model)) is None:
+                continue  # removed meanwhile
             states = self._judge(model, spec)
             if states:
                 self._states[model] = states

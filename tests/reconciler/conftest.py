@@ -179,6 +179,7 @@ async def running(
     await reconciler.start()
     try:
         yield Room(registry, server, reconciler, model, work)
+        assert not reconciler.missed, f"changed and not marked: {dict(reconciler.missed)}"
     finally:
         await reconciler.stop()
         await server.client.close()

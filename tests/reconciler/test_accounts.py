@@ -18,7 +18,7 @@ from controlplane.reconciler.gauging import Reading
 from controlplane.reconciler.queueing import LoadQueue
 from controlplane.reconciler.sizing import Sizes
 from controlplane.reconciler.steward import Steward
-from controlplane.reconciler.tenants import Need, Request, Tenant
+from controlplane.reconciler.tenants import Need, Tenant
 from controlplane.reconciler.types import Mark
 from controlplane.reconciler.units import Unit
 from controlplane.settings import MemorySettings
@@ -106,8 +106,7 @@ def test_memory_that_is_being_given_back_is_waited_for_and_no_reason_for_a_gap(s
         "m": ModelMemory("m", Mode.RESIDENT, 2, need, loaded=True, loaded_at=NOW),
         "p": ModelMemory("p", Mode.PINNED, 2, {HOST: Footprint(70 * MIB)}, loaded=True, loaded_at=NOW),
     }
-    request = Request(Need(Slot("m", 2), {2: need}, switch=switch), NOW, NOW + timedelta(minutes=1))
-    tenants = {"m": Tenant("m", request=request), "p": Tenant("p")}
+    tenants = {"m": Tenant("m"), "p": Tenant("p")}
     counters: Counter[str] = Counter()
     queue = LoadQueue(
         "s",
@@ -118,8 +117,11 @@ def test_memory_that_is_being_given_back_is_waited_for_and_no_reason_for_a_gap(s
         sizes=Sizes(open_registry(tmp_path).footprints),
         tenants=tenants,
         models=models,
+        contenders=models,
+        unjudged=set(),
         counters=counters,
     )
+    request = queue.ask("m", Need(Slot("m", 2), {2: need}, switch=switch), NOW)
     units = {model: Unit("s", model, Facts(loaded=frozenset({1}))) for model in models}
     moves = queue.arrange(units, NOW)
     assert (moves.refused, moves.waiting, counters["gaps"]) == ([], ["m"], 0)

@@ -97,7 +97,7 @@ def test_unknown_is_what_no_deployment_and_no_copy_of_one_is() -> None:
 def test_what_was_unloaded_while_it_was_looked_at_is_seen_at_the_next_look() -> None:
     ready = [LoadedVersion(model="m", version=1, state="READY")]
     known: dict[str, Any] = {"digests": {"m": "d"}, "fingerprints": {"m": "f"}}
-    there = Sight(ServerState.READY, watched=frozenset({"m"}), by_model={"m": ready}, configs={"m": ASKED}, **known)
+    there = Sight(ServerState.READY, by_model={"m": ready}, configs={"m": ASKED}, **known)
     assert there.facts("m") == SEEN
     assert replace(there, configs={"m": {}}, digests={"m": None}, fingerprints={"m": ""}).facts("m") is None
 

@@ -1,0 +1,116 @@
+"""What the loop does is proportional to what changed, not to what exists. Counted, not timed."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, Mode
+from controlplane.domain.states import Phase
+from controlplane.reconciler.loop import Reconciler
+from controlplane.registry.registry import Registry
+from tests.reconciler.conftest import forget, running
+from tests.support.models import publish_affine
+from tests.support.triton import RunningTriton
+
+pytestmark = pytest.mark.triton
+
+IDLE = 40
+_TICKS = 4
+
+
+@pytest.fixture
+async def idle(registry: Registry, model: str, tmp_path: Path) -> list[str]:
+    """On-demand deployments that nobody asks for."""
+    names = [f"{model}-idle{number:03d}" for number in range(IDLE)]
+    for name in names:
+        publish_affine(registry, name, tmp_path, scale=2.0)
+        settings = DeploymentSettings(mode=Mode.ON_DEMAND)
+        spec = DeploymentSpec(model=name, reference=f"{name}:1", version=1, settings=settings)
+        registry.deployments.put(spec, after=None, actor="test", reason="")
+    return names
+
+
+async def settled(reconciler: Reconciler, names: list[str]) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            found = [reconciler.status(name) for name in names]
+            if all(one is not None and one.phase is Phase.UNLOADED for one in found):
+                return
+            await asyncio.sleep(0.05)
+
+
+async def ticks(reconciler: Reconciler, count: int) -> None:
+    """Wait until the loop has had so many cycle timers, and polls between them."""
+
+    def had() -> tuple[int, int]:
+        return tuple(sum(reconciler.pulse.beats[kind].buckets) for kind in ("Tick", "Poll"))  # type: ignore[return-value]
+
+    began = had()
+    async with asyncio.timeout(60):
+        while min(now - before for now, before in zip(had(), began, strict=True)) < count:
+            await asyncio.sleep(0.05)
+
+
+def work(reconciler: Reconciler) -> Counter[str]:
+    return Counter(reconciler.pulse.cycles) + Counter(statuses=reconciler.statuses_computed)
+
+
+async def test_idle_deployments_cost_no_work_at_rest(
+    triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
+) -> None:
+    async with running(triton, registry, model, tmp_path) as room:
+        await settled(room.reconciler, idle)
+        await ticks(room.reconciler, 2)
+        before = work(room.reconciler)
+        await ticks(room.reconciler, _TICKS)
+        done = work(room.reconciler) - before
+        done.pop("rounds")  # a round in which nothing is marked does nothing
+        assert not done, done
+        assert not room.reconciler.newest_cycle.more
+
+
+async def test_a_deployment_is_planned_alone_beside_idle_ones(
+    triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
+) -> None:
+    async with running(triton, registry, model, tmp_path) as room:
+        await settled(room.reconciler, idle)
+        version = room.publish(3.0)
+        await ticks(room.reconciler, 2)
+        before = work(room.reconciler)
+        status = await room.deploy(version, settings=DeploymentSettings(mode=Mode.RESIDENT))
+        assert status.phase is Phase.READY
+        done = work(room.reconciler) - before
+        assert done["began"] >= 3, "it is staged, loaded and proved"
+        assert done["planned"] < IDLE, done
+        assert done["statuses"] < 10 * IDLE, done
+    await forget(triton, model)
+
+
+async def test_a_pass_over_everything_finds_nothing_that_was_missed(
+    triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
+) -> None:
+    async with running(triton, registry, model, tmp_path, interval_seconds=0.1) as room:
+        await settled(room.reconciler, idle)
+        await room.deploy(room.publish(3.0))
+        await room.deploy(room.publish(4.0))
+        await ticks(room.reconciler, 8)
+        assert not room.reconciler.missed, dict(room.reconciler.missed)
+    await forget(triton, model)
+
+
+async def test_a_change_that_nobody_marked_is_found_and_repaired(
+    triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
+) -> None:
+    async with running(triton, registry, model, tmp_path) as room:
+        await settled(room.reconciler, idle)
+        state = room.reconciler._state
+        state.servers["test"].steward.tenant(idle[0]).demanded_at = state.clock()
+        async with asyncio.timeout(60):
+            while room.reconciler.missed != {"residency": 1}:
+                await asyncio.sleep(0.05)
+        status = await room.reconciler.wait_loaded(idle[0], 60)
+        assert status.phase is Phase.READY, status
+        room.reconciler.missed.clear()
+    await forget(triton, idle[0])
