@@ -3,7 +3,10 @@
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextvars import copy_context
+from functools import partial
+from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -58,7 +61,7 @@ class Download:
         self._registry = registry
         self.file = file
 
-    async def read(self, start: int, length: int) -> AsyncIterator[bytes]:
+    async def read(self, start: int, length: int) -> AsyncGenerator[bytes]:
         """Yield the bytes, constant memory. A whole file's digest is checked; a wrong one breaks the transfer off.
 
         Raises:
@@ -67,13 +70,14 @@ class Download:
         whole = start == 0 and length == self.file.size_bytes
         digest = hashlib.sha256()
         if whole:
-            stream = await asyncio.to_thread(self._registry.open_blob, self.file.sha256)
+            stream = await self._open()
             try:
                 while chunk := await asyncio.to_thread(stream.read, _CHUNK_BYTES):
                     digest.update(chunk)
                     yield chunk
             finally:
-                await asyncio.to_thread(stream.close)
+                # Nothing is awaited here: a reader that is cancelled again, or collected as garbage, closes as well.
+                stream.close()
             if digest.hexdigest() != self.file.sha256:
                 raise DigestMismatchError(f"blob {self.file.sha256} is damaged in the store", sha256=self.file.sha256)
             return
@@ -84,6 +88,21 @@ class Download:
                 self._registry.store.get, blob_key(self.file.sha256), start=position, length=count
             )
             position += count
+
+    async def _open(self) -> BinaryIO:
+        """Open the blob; where the caller is cancelled meanwhile, close it as soon as it is open."""
+        call = partial(copy_context().run, self._registry.open_blob, self.file.sha256)
+        opening = asyncio.get_running_loop().run_in_executor(None, call)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_opened)
+            raise
+
+
+def _close_opened(opening: "asyncio.Future[BinaryIO]") -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 class Versions:

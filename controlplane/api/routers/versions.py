@@ -1,6 +1,7 @@
 """Versions: publish, look, download, delete."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Response
@@ -184,7 +185,8 @@ async def _send(
         headers["Content-Range"] = f"bytes {part.start}-{part.start + part.length - 1}/{size}"
 
     async def body() -> AsyncIterator[bytes]:
-        async for chunk in download.read(start, length):
-            yield chunk
+        async with aclosing(download.read(start, length)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     return StreamingResponse(body(), status_code=200 if part is None else 206, media_type=media_type, headers=headers)
