@@ -1,4 +1,4 @@
-# Few targets; CI calls `make test` and nothing cleverer.
+# Few targets; CI calls `make test LONG=1` and `make bench-check`.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -19,11 +19,11 @@ up: $(STAMP)  ## Everything on this machine: Triton, registry, API
 	$(BIN)/tritonctl up
 
 # Most tests wait more than they compute, so there are more workers than cores. A file's tests share their servers.
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 WORKERS ?= 4
 
-test: lint  ## All checks, and the tests that a person waits for
-	$(PYTEST) -m "not long" $(ARGS)
+test: lint  ## All checks, and the tests that a person waits for; with LONG=1 all tests
+	$(PYTEST) $(if $(LONG),,-m "not long") $(ARGS)
 
 test-long: $(STAMP)  ## The rest of the tests: soaks, hundreds of repetitions, kills
 	$(PYTEST) -m long $(ARGS)

@@ -16,6 +16,38 @@ for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 
+# A file's tests run in one process, so the files that take minutes start first. Otherwise the last of them runs alone.
+_SLOWEST_FIRST = (
+    *(
+        "faults",
+        "reconciler",
+        "converters",
+        "gateway",
+        "cli",
+        "api",
+        "security",
+        "tuning",
+        "monitoring",
+        "gpu",
+        "cases",
+    ),
+    *("triton", "services", "storage", "registry", "memory", "domain"),
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the files by how long they take: those with long tests first, then area by area."""
+    tests = config.rootpath / "tests"
+    files = {item.path for item in items if item.get_closest_marker("long")}
+
+    def position(item: pytest.Item) -> tuple[bool, int]:
+        area = item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""
+        place = _SLOWEST_FIRST.index(area) if area in _SLOWEST_FIRST else len(_SLOWEST_FIRST)
+        return item.path not in files, place
+
+    items.sort(key=position)
+
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[S3Server]:
