@@ -111,7 +111,8 @@ class Cycle:
             self._count(report, admissions)
             if not self._marked() or report.planned >= PLANNED_AT_ONCE:
                 break
-        report.more = self._marked()
+        # What is marked after all rounds waits for the next message, so that models which mark each other cannot spin.
+        report.more = report.planned >= PLANNED_AT_ONCE and self._marked()
         self._routes.follow()
         return report
 

@@ -17,7 +17,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from controlplane.domain.deployment import Mode
 from controlplane.domain.names import candidate_name
@@ -53,6 +53,8 @@ from controlplane.settings import MemorySettings
 
 logger = logging.getLogger(__name__)
 
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
 
 class Steward:
     """Looks after the memory of one server.
@@ -85,6 +87,7 @@ class Steward:
         self._waiting: set[str] = set()
         self._taking: set[str] = set()
         self._turns: list[tuple[datetime, str]] = []
+        self._next_turn: dict[str, datetime] = {}
         self._rooms_for: object = None
         self._judged_holdings: tuple[Holding, ...] = ()
         self.counters: Counter[str] = Counter()
@@ -225,7 +228,10 @@ class Steward:
         """Return the models whose residency may change now: their time has come, or what they hold changed."""
         found = set()
         while self._turns and self._turns[0][0] <= now:
-            found.add(heapq.heappop(self._turns)[1])
+            at, model = heapq.heappop(self._turns)
+            if self._next_turn.get(model) == at:
+                del self._next_turn[model]
+                found.add(model)
         holdings = self.accounts.ledger.holdings
         if holdings is not self._judged_holdings:
             before, after = set(map(id, self._judged_holdings)), set(map(id, holdings))
@@ -335,7 +341,9 @@ class Steward:
         takes = answer is not None and answer.loaded and not memory.loaded
         (self._taking.add if takes else self._taking.discard)(model)
         turn = next_turn(memory, now, self.rules)
-        if turn is not None:
+        # A turn that comes earlier is enough: it is followed by the next one. So uses do not fill the heap.
+        if turn is not None and turn < self._next_turn.get(model, _NEVER):
+            self._next_turn[model] = turn
             heapq.heappush(self._turns, (turn, model))
 
     def _rooms(self, now: datetime, names: Set[str]) -> dict[str, Wanted]:
