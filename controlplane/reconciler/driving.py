@@ -78,9 +78,10 @@ class Driver:
             return False
         unit.doing = None
         self._foreigners.compare(server, unit)
+        desired, now = server.desired(wish), self._state.clock()
         asked = blocked = False
         if server.trouble is None and unit.facts is not None and server.steward.accounts.known:
-            action = self._next_action(server.desired(wish), unit)
+            action = self._next_action(desired, unit)
             if isinstance(action, Wait):
                 unit.doing = Doing(action)
                 self._background.look_later(server)
@@ -91,17 +92,17 @@ class Driver:
         if not asked and unit.task is None:
             server.steward.queue.withdraw(unit.model)
         failure = unit.record.failures.get(wish.wanted)
-        if failure is not None and failure.blocks(self._state.clock()):
+        if failure is not None and failure.blocks(now):
             server.steward.failed(unit.model, failure.message)
         if server.has_place(unit.model) or unit.told is not None:  # that it is not where it never was, is no news
-            unit.announce(server.desired(wish), server.trouble, self._state.clock(), self._state.events)
-        self._believe(server, unit, wish)
+            unit.announce(desired, server.trouble, now, self._state.events)
+        self._believe(server, unit, desired)
         begun = unit.task is not None
         server.steward.unjudged.add(unit.model)
         server.keep_watch(unit)
-        at = None if begun else self._wakes(server, unit, wish)
+        at = None if begun else self._wakes(server, unit, desired)
         if blocked:  # what forbids it may end without a message
-            soon = self._state.clock() + timedelta(seconds=self._poll_seconds)
+            soon = now + timedelta(seconds=self._poll_seconds)
             at = soon if at is None else min(at, soon)
         server.wake_at(unit, at)
         self._state.touch((unit.model,))
@@ -119,11 +120,11 @@ class Driver:
         acts = self._authority.acts and server.cleaned
         return action is not None and (acts or isinstance(action, Wait) or self._may(server, unit, wish, action))
 
-    def _wakes(self, server: KnownServer, unit: Unit, wish: Wish) -> datetime | None:
+    def _wakes(self, server: KnownServer, unit: Unit, desired: DesiredModel) -> datetime | None:
         if server.trouble is not None:
             return None
         return unit.wakes(
-            server.desired(wish),
+            desired,
             self._state.clock(),
             interval_seconds=self._probe_interval_seconds,
             poll_seconds=self._poll_seconds,
@@ -161,12 +162,12 @@ class Driver:
         self._state.moved.add(server.name)
         self._state.plan_again(server, unit.model)
 
-    def _believe(self, server: KnownServer, unit: Unit, wish: Wish) -> None:
+    def _believe(self, server: KnownServer, unit: Unit, desired: DesiredModel) -> None:
         """After a pause of the process, route requests here again once the deployment has settled on what is wanted."""
         if unit.stale_since is None or unit.seen < unit.stale_since or not self._authority.informed:
             return
         if server.trouble is None and unit.facts is not None and unit.task is None:
-            status = unit.status(server.desired(wish), server.trouble, self._state.clock())
+            status = unit.status(desired, server.trouble, self._state.clock())
             if status.phase.settled:
                 unit.stale_since = None
 
