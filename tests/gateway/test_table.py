@@ -79,3 +79,17 @@ def test_a_key_is_granted_what_it_is_for_and_no_more() -> None:
     table = arrange(empty(1), routes, {"wide": (), "team": ("team-*",)}, {})
     assert table.entries(KEYS) == {"wide": "*", "team": "team"}
     assert table.entries(GRANTS) == {"team/team-a": 1}
+
+
+def test_a_model_with_one_replica_has_a_slot_however_many_servers_there_are() -> None:
+    servers = [f"s{number}" for number in range(1000)]
+    table = empty(1, servers)
+    routes = {f"m{number}": Route((servers[number % 1000],), 1) for number in range(10_000)}
+    pair, other = Route(("s1", "s2"), 1), Route(("s3", "s4"), 1)
+    after = arrange(table, {**routes, "pair": pair, "other": other}, {}, {})
+    assert {model: after.slots[after.models[model]] for model in routes} == {
+        model: set(route.servers) for model, route in routes.items()
+    }
+    assert {"pair", "other"} - after.models.keys() == {"other"}, "the one further slot is for the first of them"
+    assert after.slots[: after.fixed] == table.slots[: table.fixed]
+    assert not [one for one in commands(table, after, servers) if one.startswith("set server") and "-1000/" not in one]
