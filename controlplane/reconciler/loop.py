@@ -60,7 +60,7 @@ from controlplane.reconciler.nursing import Nurse
 from controlplane.reconciler.observing import Observer
 from controlplane.reconciler.placement_view import DefragmentationView, defragmentation_view
 from controlplane.reconciler.placing import Placer
-from controlplane.reconciler.pulse import Pulse
+from controlplane.reconciler.pulse import Lags, Pulse
 from controlplane.reconciler.reading import Reader
 from controlplane.reconciler.record import Backoff
 from controlplane.reconciler.remembering import Rememberer
@@ -200,6 +200,7 @@ class Reconciler:
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owner: asyncio.Task[None] | None = None
+        self._lags, self._lagging = Lags(), self._state.follow()
         self._report = "not started"
         self._newest = CycleReport()
         self.pulse = Pulse()
@@ -256,6 +257,16 @@ class Reconciler:
     def deployed(self) -> Mapping[str, DeploymentRevision]:
         """Return the newest revision of what is deployed, by model. It changes with what is deployed. No I/O."""
         return self._answers.deployed()
+
+    def lags(self) -> dict[str, float]:
+        """Return for how many seconds deployments have not been what was asked for; without those that are. No I/O."""
+        changed = set(self._lagging)
+        self._lagging.clear()
+        return self._lags.see(self._state.clock(), changed, self._state.deployed, self.status)
+
+    def with_objectives(self) -> frozenset[str]:
+        """Return the deployed models that have an objective. No I/O."""
+        return frozenset(self._state.promised)
 
     def tell(self, type_: Literal["Normal", "Warning"], reason: str, subject: str, message: str) -> None:
         """Add an event that another part of the control plane has to tell."""

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -54,36 +54,44 @@ class Pulse:
 
 
 class Lags:
-    """Since when each deployment is not what was asked for. No clock: the time is given."""
+    """Since when deployments are not what was asked for. No clock: the time is given.
+
+    Only what changed is looked at, and what lags.
+    """
 
     def __init__(self) -> None:
         self._since: dict[str, datetime] = {}
         self._reached: dict[str, int] = {}
 
     def see(
-        self, now: datetime, wanted: Mapping[str, DeploymentRevision], found: Mapping[str, DeploymentStatus]
+        self,
+        now: datetime,
+        changed: Iterable[str],
+        wanted: Mapping[str, DeploymentRevision],
+        status: Callable[[str], DeploymentStatus | None],
     ) -> dict[str, float]:
-        """Take in what is wanted and what is there; return by how many seconds each deployment lags, 0 for none.
+        """Take in what changed; return by how many seconds each deployment lags that does.
 
         A newer revision lags since it was written down; one that was reached once, since it was first seen not to be.
+
+        Args:
+            now: The time.
+            changed: Deployments that something changed for since the last time.
+            wanted: What is wanted, by model.
+            status: Gives the status of a deployment.
         """
-        lags = {}
-        for model, revision in wanted.items():
-            status = found.get(model)
-            if status is not None and status.revision >= revision.number and status.phase in _REACHED:
+        for model in {*changed, *self._since}:
+            revision, found = wanted.get(model), status(model)
+            if revision is None:
+                self._since.pop(model, None)
+                self._reached.pop(model, None)
+            elif found is not None and found.revision >= revision.number and found.phase in _REACHED:
                 self._reached[model] = revision.number
                 self._since.pop(model, None)
-                lags[model] = 0.0
-                continue
-            if model not in self._since:
+            elif model not in self._since:
                 fell = self._reached.get(model) == revision.number
                 self._since[model] = now if fell else revision.at
-            lags[model] = max((now - self._since[model]).total_seconds(), 0.0)
-        for gone in self._since.keys() - wanted.keys():
-            del self._since[gone]
-        for gone in self._reached.keys() - wanted.keys():
-            del self._reached[gone]
-        return lags
+        return {model: max((now - since).total_seconds(), 0.0) for model, since in self._since.items()}
 
 
 _REACHED = frozenset({Phase.READY, Phase.UNLOADED})

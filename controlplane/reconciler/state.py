@@ -31,6 +31,7 @@ class LoopState:
         wishes: The newest revision of each deployment, by model; written by `adopt` alone.
         deployed: The revisions of what is deployed, by model: `wishes` without removed deployments.
         trials: Models with a rollout under way.
+        promised: Models with an objective.
         step: Grows by one with every message.
         plan: Who is placed where.
         scales: How many copies there are, and since when, by model.
@@ -44,6 +45,7 @@ class LoopState:
     wishes: dict[str, Wish] = field(default_factory=dict)
     deployed: dict[str, DeploymentRevision] = field(default_factory=dict)
     trials: set[str] = field(default_factory=set)
+    promised: set[str] = field(default_factory=set)
     step: int = 0
     plan: Plan = NO_PLAN
     scales: dict[str, Scale] = field(default_factory=dict)
@@ -83,10 +85,9 @@ class LoopState:
             self.deployed.pop(model, None)
         else:
             self.deployed[model] = wish.revision
-        if spec.trial is None:
-            self.trials.discard(model)
-        else:
-            self.trials.add(model)
+        (self.trials.discard if spec.trial is None else self.trials.add)(model)
+        promises = spec.settings.objectives is not None and not spec.deleted
+        (self.promised.add if promises else self.promised.discard)(model)
         self.touch((model,))
 
     def spec(self, model: str) -> DeploymentSpec | None:

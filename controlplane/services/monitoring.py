@@ -15,7 +15,6 @@ from controlplane.monitoring.monitor import MAX_WINDOW_SECONDS, Monitor
 from controlplane.monitoring.objectives import judge
 from controlplane.monitoring.webhook import Webhook
 from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.pulse import Lags
 from controlplane.registry.standings import Standings
 from controlplane.services.deployments import Deployments
 from controlplane.settings import MonitoringSettings
@@ -74,7 +73,6 @@ class Monitoring:
             leading=lambda: reconciler.leading,
             seasoned_seconds=min((rule.short_seconds for rule in settings.burn_rules), default=0.0),
         )
-        self._lags = Lags()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -127,7 +125,7 @@ class Monitoring:
 
     def lags(self) -> dict[str, float]:
         """Return for how many seconds each deployment has not been what was asked for; 0: it is. No I/O."""
-        return self._lags.see(datetime.now(UTC), self._reconciler.deployed(), self._reconciler.statuses())
+        return dict.fromkeys(self._reconciler.deployed(), 0.0) | self._reconciler.lags()
 
     def objectives(self, model: str) -> tuple[ObjectiveState, ...]:
         """Return how a deployment's objectives are kept, as judged now; none without any. No I/O."""
@@ -162,11 +160,11 @@ class Monitoring:
 
     async def _look(self) -> None:
         deployed = self._reconciler.deployed()
-        self.lags()  # so that what begins to lag is seen when it does
+        self._reconciler.lags()  # so that what begins to lag is seen when it does
         tells = self._notices.ready()
         for model in self._states.keys() - deployed.keys():
             del self._states[model]
-        watched = {model for model, one in deployed.items() if one.spec.settings.objectives is not None}
+        watched = self._reconciler.with_objectives()
         known = self._states.keys() | {model for model, _ in self._burning} | self._notices.models()
         for model in sorted(watched | (known & deployed.keys())):
             if (spec := self._reconciler.spec(model)) is None:

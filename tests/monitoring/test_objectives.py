@@ -87,15 +87,19 @@ def test_a_deployment_lags_since_it_was_written_down_or_since_it_fell() -> None:
         return start + timedelta(seconds=seconds)
 
     lags = Lags()
-    assert lags.see(at(5), revision(1, 0), {}) == {"m": 5}
-    assert lags.see(at(6), revision(1, 0), status(1, Phase.LOADING)) == {"m": 6}
-    assert lags.see(at(7), revision(1, 0), status(1, Phase.READY)) == {"m": 0}
-    assert lags.see(at(500), revision(1, 0), status(1, Phase.FAILED)) == {"m": 0}  # it fell just now
-    assert lags.see(at(510), revision(1, 0), status(1, Phase.FAILED)) == {"m": 10}
-    assert lags.see(at(520), revision(1, 0), status(1, Phase.READY)) == {"m": 0}
-    assert lags.see(at(530), revision(2, 525), status(1, Phase.READY)) == {"m": 5}  # something newer is wanted
-    assert lags.see(at(540), revision(2, 525), status(2, Phase.UNLOADED)) == {"m": 0}
-    assert lags.see(at(550), {}, {}) == {}
+
+    def see(seconds: float, wanted: dict[str, DeploymentRevision], found: dict[str, DeploymentStatus]) -> float | None:
+        return lags.see(at(seconds), ["m"], wanted, found.get).get("m")
+
+    assert see(5, revision(1, 0), {}) == 5
+    assert see(6, revision(1, 0), status(1, Phase.LOADING)) == 6
+    assert see(7, revision(1, 0), status(1, Phase.READY)) is None
+    assert see(500, revision(1, 0), status(1, Phase.FAILED)) == 0, "it fell just now"
+    assert lags.see(at(510), [], revision(1, 0), status(1, Phase.FAILED).get) == {"m": 10}, "what lags is looked at"
+    assert see(520, revision(1, 0), status(1, Phase.READY)) is None
+    assert see(530, revision(2, 525), status(1, Phase.READY)) == 5, "something newer is wanted"
+    assert see(540, revision(2, 525), status(2, Phase.UNLOADED)) is None
+    assert see(550, {}, {}) is None
 
 
 def until(what: Callable[[], Any], seconds: float = 90) -> Any:
