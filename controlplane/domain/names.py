@@ -5,7 +5,9 @@ and a Prometheus label. So it is kept to what all of them take literally: no sep
 `name:7` or `name@champion` would be ambiguous with, and no ``~``, which the control plane keeps for names of its own.
 """
 
+import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Self
@@ -16,6 +18,8 @@ MODEL_NAME_MAX = 128
 ALIAS_NAME_MAX = 64
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]*")
+_COMPARED = 500
+"""How many names are compared for a suggestion."""
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 LATEST = "latest"
 
@@ -147,3 +151,16 @@ class Reference:
         if self.version is not None:
             return f"{self.model}:{self.version}"
         return f"{self.model}@{self.alias}" if self.alias else self.model
+
+
+def close_names(name: str, names: Iterable[str], *, limit: int = 3) -> list[str]:
+    """Return the names that are most like a name that does not exist, the best first.
+
+    The comparison is slow, so among many names only those of about the same length and beginning are compared.
+    """
+    alike = [other for other in names if abs(len(other) - len(name)) <= max(3, len(name) // 2)]
+    for letters in range(1, len(name) + 1):
+        if len(alike) <= _COMPARED:
+            break
+        alike = [other for other in alike if other.startswith(name[:letters])]
+    return difflib.get_close_matches(name, alike[:_COMPARED], n=limit, cutoff=0.6)

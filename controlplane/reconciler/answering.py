@@ -13,6 +13,7 @@ from controlplane.memory.placement.types import Seat
 from controlplane.reconciler.fleet import KnownServer
 from controlplane.reconciler.memory_view import (
     LoadPlanView,
+    ModelMemoryView,
     PlacementView,
     SeatView,
     ServerLoadPlan,
@@ -21,7 +22,7 @@ from controlplane.reconciler.memory_view import (
 )
 from controlplane.reconciler.state import LoopState
 from controlplane.reconciler.status import overall, placed
-from controlplane.reconciler.telling import Occupant, plan_for, server_memory, server_why
+from controlplane.reconciler.telling import Occupant, model_view, plan_for, server_memory, server_why
 from controlplane.reconciler.trials import Trial, trial_of
 from controlplane.reconciler.wishes import Prepared, Wish, Wishes
 from controlplane.registry.deployments import DeploymentRevision
@@ -158,6 +159,12 @@ class Answers:
             server_memory(server.steward, [_occupant(server, wish) for wish in wishes], now, server.guard.view())
             for server in self._state.servers.values()
         )
+
+    def memory_of(self, model: str) -> tuple[tuple[str, ModelMemoryView], ...]:
+        """Return a model's memory by server; empty where no deployment of it is known."""
+        wish = self._state.wishes.get(model)
+        servers = () if wish is None else self._state.servers.values()
+        return tuple((one.name, model_view(one.steward, _occupant(one, wish))) for one in servers if wish is not None)
 
     def why(self, model: str) -> WhyView | None:
         """Return why a model is where it is; None where no deployment of it is known."""

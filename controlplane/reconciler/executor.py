@@ -336,8 +336,6 @@ class Executor:
             outcome.proof = proof.model_copy(update={"agrees": False, "message": "; ".join(failed)})
 
     async def _samples(self, prepared: Prepared) -> tuple[Sample, ...]:
-        if prepared.samples is not None:
-            return prepared.samples
         return await asyncio.to_thread(self._wishes.samples, prepared)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from datetime import datetime
 
@@ -10,8 +11,10 @@ from controlplane.registry.leases import ModelLease, ModelLeases
 
 logger = logging.getLogger(__name__)
 
-_SWEEP_READS = 60
-"""Reads between two removals of what has ended."""
+_READ_SECONDS = 60.0
+"""The longest time between two reads, whatever the change feed says."""
+_SWEEP_SECONDS = 120.0
+"""Between two removals of what has ended."""
 
 
 class Holds:
@@ -29,7 +32,8 @@ class Holds:
         self._may_sweep = may_sweep
         self._known: dict[str, ModelLease] = {}
         self._told: dict[str, ModelLease] = {}
-        self._reads = 0
+        self._read_at: float | None = None
+        self._swept_at = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
     def until(self, now: datetime) -> dict[str, datetime]:
@@ -49,9 +53,8 @@ class Holds:
         self._told[lease.id] = lease
 
     def read(self) -> None:
-        """Begin to read the bucket, unless that is going on."""
+        """Begin to read what changed in the bucket, unless that is going on."""
         if self._task is None:
-            self._reads += 1
             self._task = asyncio.create_task(self._read(), name="read client leases")
 
     async def stop(self) -> None:
@@ -62,9 +65,13 @@ class Holds:
 
     async def _read(self) -> None:
         # What we are told while the list is made may be newer than what it says.
-        before, sweep = set(self._told), self._may_sweep() and self._reads % _SWEEP_READS == 0
+        before, now = set(self._told), time.monotonic()
+        sweep = self._may_sweep() and now - self._swept_at >= _SWEEP_SECONDS
+        due = sweep or self._read_at is None or now - self._read_at >= _READ_SECONDS
 
-        def read() -> tuple[ModelLease, ...]:
+        def read() -> tuple[ModelLease, ...] | None:
+            if not self._leases.may_have_changed() and not due:
+                return None
             if sweep:
                 self._leases.sweep()
             return self._leases.list()
@@ -73,10 +80,13 @@ class Holds:
         try:
             found = await asyncio.to_thread(read)
         except ControlPlaneError as error:
+            self._read_at = None
             logger.debug("the client leases cannot be read: %s", error)  # the deployments' warning says why
         else:
-            self._known = {lease.id: lease for lease in found}
-            self._told = {key: lease for key, lease in self._told.items() if told.get(key) is not lease}
+            if found is not None:
+                self._read_at, self._swept_at = now, now if sweep else self._swept_at
+                self._known = {lease.id: lease for lease in found}
+                self._told = {key: lease for key, lease in self._told.items() if told.get(key) is not lease}
         finally:
             self._task = None
         self._on_read()

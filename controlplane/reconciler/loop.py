@@ -37,7 +37,7 @@ from controlplane.reconciler.foreign import Foreigners
 from controlplane.reconciler.freshness import Freshness
 from controlplane.reconciler.holding import Holds
 from controlplane.reconciler.lease import Lease
-from controlplane.reconciler.memory_view import LoadPlanView, ServerMemory, WhyView
+from controlplane.reconciler.memory_view import LoadPlanView, ModelMemoryView, ServerMemory, WhyView
 from controlplane.reconciler.messages import (
     Cleaned,
     Demanded,
@@ -150,6 +150,7 @@ class Reconciler:
             proof_timeout_seconds=settings.proof_timeout_seconds,
         )
         self._reader = Reader(
+            registry,
             self._wishes,
             hand_over=lambda wishes, epoch: self._post(Wished(wishes, epoch)),
             tell=lambda subject, why: tell_unread(self._state.events, subject, why),
@@ -351,6 +352,10 @@ class Reconciler:
     def memory(self) -> tuple[ServerMemory, ...]:
         """Return the ledgers, by server. No I/O."""
         return self._answers.memory()
+
+    def memory_of(self, model: str) -> tuple[tuple[str, ModelMemoryView], ...]:
+        """Return a model's memory by server; empty where no deployment of it is known. No I/O."""
+        return self._answers.memory_of(model)
 
     def why(self, model: str) -> WhyView | None:
         """Return why a model is where it is; None where no deployment of it is known. No I/O."""

@@ -1,17 +1,28 @@
-"""Reads the deployments in threads, follows aliases, and hands over what is wanted."""
+"""Reads the deployments in threads, follows aliases, and hands over what is wanted.
+
+A read of all deployments reads those that changed since the last one (`controlplane.reconciler.desired_changes`), so at
+rest it is one request. A slow pass over all heads, a page now and then, finds what the change feed cannot tell.
+"""
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from controlplane.domain.names import Reference
 from controlplane.errors import ControlPlaneError
+from controlplane.reconciler.desired_changes import DesiredChanges
 from controlplane.reconciler.wishes import Wish, Wishes
+from controlplane.registry.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 STORE = "store"
 """What is told where no deployment can be read."""
+SWEEP_SECONDS = 300.0
+"""From the start of one pass over all heads to the start of the next."""
+_PAGE_SECONDS = 5.0
+"""Between two pages of a pass: with very many models a pass takes longer and costs no more per minute."""
 
 
 class Reader:
@@ -20,6 +31,7 @@ class Reader:
     Belongs to one event loop.
 
     Args:
+        registry: The bucket.
         wishes: What reads.
         hand_over: Called in the loop with what was read, and, for a read of all, the epoch in which it began.
         tell: Called in the loop with what cannot be read ("store", or a model) and why; with "" once it can again.
@@ -29,6 +41,7 @@ class Reader:
 
     def __init__(
         self,
+        registry: Registry,
         wishes: Wishes,
         *,
         hand_over: Callable[[dict[str, Wish], int | None], None],
@@ -36,7 +49,12 @@ class Reader:
         may_follow: Callable[[], bool],
         epoch: Callable[[], int],
     ) -> None:
+        self._registry = registry
         self._wishes = wishes
+        self._changes = DesiredChanges(registry, wishes, follow=self._followed)
+        self._followed_all = False
+        self._sweeping: asyncio.Task[None] | None = None
+        self._swept_at = 0.0
         self._hand_over = hand_over
         self._tell = tell
         self._unread: set[str] = set()
@@ -56,10 +74,14 @@ class Reader:
             return
         task = asyncio.create_task(self._run(model), name=f"read {model or 'deployments'}")
         self._running[model] = task
+        due = self.complete and time.monotonic() - self._swept_at >= SWEEP_SECONDS
+        if due and (self._sweeping is None or self._sweeping.done()):
+            self._swept_at = time.monotonic()
+            self._sweeping = asyncio.create_task(self._sweep(), name="sweep")
 
     async def stop(self) -> None:
         """Hand over nothing more."""
-        tasks = list(self._running.values())
+        tasks = [*self._running.values(), *([] if self._sweeping is None else [self._sweeping])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -77,7 +99,7 @@ class Reader:
     async def _once(self, model: str | None) -> None:
         epoch = self._epoch() if model is None else None
         try:
-            wishes, unread = await asyncio.to_thread(self._read, model)
+            wishes, unread = await asyncio.to_thread(self._read, model, asyncio.get_running_loop())
         except ControlPlaneError as error:
             self.trouble = str(error)
             self._note(model or STORE, self.trouble)
@@ -90,7 +112,8 @@ class Reader:
                 self._note(name, "")
             for name, why in unread.items():
                 self._note(name, why)
-            self.complete = self.complete or model is None
+            if model is None and not self.complete:
+                self.complete, self._swept_at = True, time.monotonic()
             self._hand_over(wishes, epoch)
 
     def _note(self, subject: str, why: str) -> None:
@@ -99,14 +122,34 @@ class Reader:
             self._unread.symmetric_difference_update({subject})
             self._tell(subject, why)
 
-    def _read(self, model: str | None) -> tuple[dict[str, Wish], dict[str, str]]:
-        unread: dict[str, str] = {}
-        if model is None:
-            wishes, unread = self._wishes.read_all()
-        else:
+    async def _sweep(self) -> None:
+        """Pass over the heads of all chains; the next read reads what has changed."""
+        sweeps = (self._registry.model_sweep, self._registry.deployments.sweep)
+        try:
+            for sweep in sweeps:
+                while await asyncio.to_thread(sweep.step):  # noqa: ASYNC110 - a pace, and nothing to wait for
+                    await asyncio.sleep(_PAGE_SECONDS)
+                await asyncio.sleep(_PAGE_SECONDS)
+            if self._may_follow():
+                await asyncio.to_thread(self._registry.changes.collect)
+        except ControlPlaneError as error:
+            logger.debug("the heads of all chains cannot be compared now: %s", error)
+        except Exception:
+            # The edge of a task that the loop depends on: the next pass may succeed.
+            logger.exception("unexpected error while the heads of all chains were compared")
+
+    def _read(self, model: str | None, loop: asyncio.AbstractEventLoop) -> tuple[dict[str, Wish], dict[str, str]]:
+        if model is not None:
             wish = self._wishes.read(model)
-            wishes = {} if wish is None else {model: wish}
-        return {name: self._followed(wish) for name, wish in wishes.items()}, unread
+            return ({} if wish is None else {model: self._followed(wish)}), {}
+        leads = self._may_follow()
+
+        def ready(wishes: dict[str, Wish]) -> None:
+            loop.call_soon_threadsafe(self._hand_over, wishes, None)
+
+        found = self._changes.read(aliased=leads and not self._followed_all, ready=ready)
+        self._followed_all = leads
+        return found
 
     def _followed(self, wish: Wish) -> Wish:
         if Reference.parse(wish.revision.spec.reference).alias is None or not self._may_follow():
@@ -116,4 +159,5 @@ class Reader:
             return (self._wishes.read(wish.model) or wish) if moved else wish
         except ControlPlaneError as error:
             logger.warning("the alias of %s cannot be followed now: %s", wish.model, error)
+            self._changes.read_again(wish.model)
             return wish

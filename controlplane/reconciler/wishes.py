@@ -3,11 +3,17 @@
 Everything here blocks; the loop calls it in a thread, except for `Wishes.quick`, which does no I/O.
 """
 
+import pickle
+import sys
+import threading
 import uuid
+import zlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from controlplane.domain.deployment import RUN_THE_SAME_FIELDS, DeploymentSettings, DeploymentSpec, Rollout
@@ -17,7 +23,6 @@ from controlplane.domain.rollout import RolloutAction, RolloutDecision, apply, d
 from controlplane.domain.samples import Sample
 from controlplane.errors import (
     CommitConflictError,
-    ControlPlaneError,
     InvalidArtifactError,
     InvalidConfigError,
     InvalidInputError,
@@ -35,26 +40,40 @@ _REVISIONS_READ = 12
 _REVISIONS_SEARCHED = 100
 _FALLBACKS = 4
 _SAMPLES_KEPT_BYTES = 1024 * 1024
-_PREPARED_KEPT = 512
+_SAMPLES_KEPT_TOTAL_BYTES = 64 * 1024 * 1024
+_UNPACKED_KEPT = 512
 
 
-@dataclass(frozen=True)
 class Prepared:
-    """A target with all that acting on it needs.
+    """A target with all that acting on it needs. Immutable.
 
-    Attributes:
+    What only acting needs is packed, so that thousands of idle deployments take little memory.
+
+    Args:
         target: Version and configuration digest.
         manifest: The version's manifest.
         settings: The deployment's settings.
         config: Triton's configuration under the model's own name with this version alone.
-        samples: The golden samples, where they are small enough to keep; None means read them.
     """
 
-    target: Target
-    manifest: Manifest
-    settings: DeploymentSettings
-    config: dict[str, Any]
-    samples: tuple[Sample, ...] | None
+    __slots__ = ("_packed", "settings", "target")
+
+    def __init__(
+        self, target: Target, manifest: Manifest, settings: DeploymentSettings, config: dict[str, Any]
+    ) -> None:
+        self.target = target
+        self.settings = settings
+        self._packed = zlib.compress(pickle.dumps((manifest, config)))
+
+    @property
+    def manifest(self) -> Manifest:
+        """The version's manifest."""
+        return _unpacked(self._packed)[0]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Triton's configuration under the model's own name with this version alone."""
+        return _unpacked(self._packed)[1]
 
     def config_for(self, triton_name: str, versions: Sequence[int]) -> dict[str, Any]:
         """Return the configuration under a name with a version policy; nothing else differs."""
@@ -63,6 +82,12 @@ class Prepared:
             "name": triton_name,
             "version_policy": {"specific": {"versions": sorted(versions)}},
         }
+
+
+@lru_cache(maxsize=_UNPACKED_KEPT)
+def _unpacked(packed: bytes) -> tuple[Manifest, dict[str, Any]]:
+    manifest, config = pickle.loads(zlib.decompress(packed))  # ours: it never leaves this process
+    return manifest, config
 
 
 @dataclass(frozen=True)
@@ -130,7 +155,9 @@ class Wishes:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._chains: dict[str, tuple[DeploymentRevision, ...]] = {}
-        self._prepared: dict[tuple[str, int, str], Prepared] = {}
+        self._prepared: dict[str, dict[tuple[int, str], Prepared]] = {}
+        self._samples: OrderedDict[str, tuple[tuple[Sample, ...], int]] = OrderedDict()
+        self._guard = threading.Lock()
 
     def quick(self, model: str) -> Wish | None:
         """Return the newest wish if all it needs is in memory, else None. No I/O."""
@@ -153,18 +180,7 @@ class Wishes:
             revision = self._registry.deployments.get(model, fresh=True, deleted=True)
         except NotFoundError:
             return None
-        return self._of(revision)
-
-    def read_all(self) -> tuple[dict[str, Wish], dict[str, str]]:
-        """Return the newest wish of every deployment, the removed ones included, and why others cannot be read now."""
-        wishes: dict[str, Wish] = {}
-        unread: dict[str, str] = {}
-        for revision in self._registry.deployments.list(deleted=True, unreadable=unread):
-            try:
-                wishes[revision.spec.model] = self._of(revision)
-            except ControlPlaneError as error:
-                unread[revision.spec.model] = f"revision {revision.number} cannot be read now: {error}"
-        return wishes, unread
+        return self.of(revision)
 
     def follow_alias(self, wish: Wish) -> DeploymentRevision | None:
         """Commit a revision where the alias that a deployment follows has moved; return it.
@@ -235,12 +251,37 @@ class Wishes:
 
     def samples(self, prepared: Prepared) -> tuple[Sample, ...]:
         """Return a target's golden samples; blocks where they are not kept."""
-        return self._registry.samples(prepared.manifest) if prepared.samples is None else prepared.samples
+        golden = prepared.manifest.golden
+        if golden is None:
+            return ()
+        digest = golden.file.sha256
+        with self._guard:
+            if digest in self._samples:
+                self._samples.move_to_end(digest)
+                return self._samples[digest][0]
+        return self._read_samples(prepared.manifest)
 
-    def _of(self, revision: DeploymentRevision) -> Wish:
+    def _read_samples(self, manifest: Manifest) -> tuple[Sample, ...]:
+        samples = self._registry.samples(manifest)
+        size = sum(array.nbytes for sample in samples for array in (*sample.inputs.values(), *sample.outputs.values()))
+        if manifest.golden is not None and size <= _SAMPLES_KEPT_BYTES:
+            with self._guard:
+                self._samples[manifest.golden.file.sha256] = (samples, size)
+                while sum(kept for _, kept in self._samples.values()) > _SAMPLES_KEPT_TOTAL_BYTES:
+                    self._samples.popitem(last=False)
+        return samples
+
+    def of(self, revision: DeploymentRevision) -> Wish:
+        """Return a deployment's newest revision, made ready. Blocks.
+
+        Raises:
+            ControlPlaneError: The store failed, or something that the revision needs cannot be read.
+        """
         model = revision.spec.model
         chain = self._chains.get(model)
-        if chain is None or not _continues(chain, revision):
+        if revision.number == 1:
+            chain = (revision,)
+        elif chain is None or not _continues(chain, revision):
             chain = tuple(self._registry.deployments.history(model, limit=_REVISIONS_READ, before=revision.number + 1))
         chain = _extended(chain, revision)
         self._chains[model] = chain
@@ -263,6 +304,7 @@ class Wishes:
             prepared[ready.target] = ready
             if ready.target not in targets:
                 targets.append(ready.target)
+        self._prepared[head.spec.model] = {_key(ready): ready for ready in prepared.values()}
         versions = dict.fromkeys(target.version for target in targets[1:] if target.version != head.spec.version)
         wish = Wish(head, tuple(targets), tuple(versions), prepared, problem)
         return wish if head.spec.trial is None else self._with_trial(wish, head.spec.trial)
@@ -272,10 +314,11 @@ class Wishes:
             ready = self._prepare(wish.model, trial.version, trial.settings)
         except (InvalidInputError, NotFoundError) as error:
             return replace(wish, trial_problem=str(error))
+        self._prepared[wish.model] = {**self._prepared[wish.model], _key(ready): ready}
         return replace(wish, prepared={**wish.prepared, ready.target: ready}, trial=ready.target)
 
     def _known(self, model: str, version: int, settings: DeploymentSettings) -> Prepared | None:
-        return self._prepared.get((model, version, _run_key(settings)))
+        return self._prepared.get(model, {}).get((version, _run_key(settings)))
 
     def _prepare(self, model: str, version: int, settings: DeploymentSettings) -> Prepared:
         known = self._known(model, version, settings)
@@ -291,18 +334,15 @@ class Wishes:
             )
         self._registry.signatures.demand(model, version, manifest)
         layout(manifest)  # says early what staging would say
-        samples = self._registry.samples(manifest)
+        samples = self._read_samples(manifest)
         self._registry.footprints.load(model, version)
         config = build_config(model, manifest, settings, [version], samples=samples)
         digest = str(config["parameters"][DIGEST_PARAMETER]["string_value"])
-        size = sum(array.nbytes for sample in samples for array in (*sample.inputs.values(), *sample.outputs.values()))
-        prepared = Prepared(
-            Target(version, digest), manifest, settings, config, samples if size <= _SAMPLES_KEPT_BYTES else None
-        )
-        if len(self._prepared) >= _PREPARED_KEPT:
-            self._prepared.clear()  # what is in use is held by the wishes
-        self._prepared[model, version, _run_key(settings)] = prepared
-        return prepared
+        return Prepared(Target(version, digest), manifest, settings, config)
+
+
+def _key(prepared: Prepared) -> tuple[int, str]:
+    return prepared.target.version, _run_key(prepared.settings)
 
 
 def _continues(chain: tuple[DeploymentRevision, ...], revision: DeploymentRevision) -> bool:
@@ -335,4 +375,4 @@ def _runs(chain: Sequence[DeploymentRevision]) -> list[DeploymentRevision]:
 
 
 def _run_key(settings: DeploymentSettings) -> str:
-    return settings.model_dump_json(exclude=set(RUN_THE_SAME_FIELDS))
+    return sys.intern(settings.model_dump_json(exclude=set(RUN_THE_SAME_FIELDS)))

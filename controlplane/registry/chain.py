@@ -40,6 +40,7 @@ from controlplane.errors import (
     StoreUnavailableError,
     StoreWentBackwardsError,
 )
+from controlplane.registry.changes import ChangeLog
 from controlplane.registry.continuity import continues
 from controlplane.registry.revision import Revision
 from controlplane.storage.base import ObjectInfo, ObjectStore
@@ -70,6 +71,7 @@ class Chain:
         prefix: Ends in ``/``.
         pruned: Whether old revisions are removed (leases); costs one more LIST on each commit.
         guarded: Whether a lost revision is noted in the store, so that no process commits until an operator decides.
+        changes: Gets an entry before each commit; None for a chain that no reader follows.
         clock: Gives the time that revisions are stamped with.
 
     Attributes:
@@ -83,6 +85,7 @@ class Chain:
         *,
         pruned: bool = False,
         guarded: bool = False,
+        changes: ChangeLog | None = None,
         clock: Callable[[], datetime] = _utc_now,
     ) -> None:
         if not prefix.endswith("/"):
@@ -91,6 +94,7 @@ class Chain:
         self.prefix = prefix
         self.pruned = pruned
         self._guarded = guarded
+        self._changes = changes
         self._clock = clock
 
     @property
@@ -119,13 +123,29 @@ class Chain:
         if known is None:
             return self.head()
         newest = self._newest()
-        # An object is never replaced, so the same stamp is the same revision.
-        if newest is not None and known.stamp == _stamp(newest):
+        if newest is not None and known.stamp == stamp_of(newest):
             return known
         head = self._read_newest(newest)
         if not continues(known, head, self.read, pruned=self.pruned):
             raise self._lost(known, head)
         return head
+
+    def refresh_from(self, known: Revision | None, newest: ObjectInfo) -> Revision | None:
+        """Return the newest revision, given the object of the newest one as a list of many chains has it.
+
+        Args:
+            known: A revision that was the newest; None where none is known.
+            newest: The object; the list may be older than what is known.
+
+        Raises:
+            StoreWentBackwardsError: ``known`` is not in the chain any more.
+        """
+        if known is not None and known.stamp == stamp_of(newest):
+            return known
+        head = self._read_newest(newest)
+        if known is None or continues(known, head, self.read, pruned=self.pruned):
+            return head
+        return self.refresh(known)  # only a look at the chain itself may find that the store lost something
 
     def get(self, number: int) -> Revision:
         """Return one revision.
@@ -165,6 +185,7 @@ class Chain:
         actor: str,
         reason: str,
         commit_id: str | None = None,
+        announced: Callable[[], float] | None = None,
     ) -> Revision:
         """Commit the revision that follows ``after``.
 
@@ -174,6 +195,7 @@ class Chain:
             actor: Who commits.
             reason: What changed.
             commit_id: Given by a caller that may have to find its commit again; must be unique.
+            announced: Given by a caller that has begun to announce the change (`ChangeLog.announce_early`).
 
         Raises:
             CommitConflictError: Somebody else committed this number first: read again, and try again.
@@ -189,7 +211,7 @@ class Chain:
             body=body,
             epoch=0 if after is None else after.epoch,
         )
-        self._create(revision)
+        self._create(revision, announced)
         return self._confirm(revision) if self.pruned else revision
 
     def supersede(
@@ -252,7 +274,16 @@ class Chain:
         for number in list(self._numbers())[max(keep, 1) :]:
             self.store.delete(self.key(number))
 
-    def _create(self, revision: Revision) -> None:
+    def _create(self, revision: Revision, announced: Callable[[], float] | None = None) -> None:
+        if self._changes is None:
+            return self._create_unannounced(revision)
+        began = announced() if announced is not None else self._changes.announce(self.name, revision.number)
+        try:
+            return self._create_unannounced(revision)
+        finally:
+            self._changes.finished(self.name, revision.number, began)
+
+    def _create_unannounced(self, revision: Revision) -> None:
         key, data = self.key(revision.number), revision.to_json()
         unknown: StoreError | None = None
         for attempt in range(_UNKNOWN_OUTCOME_TRIES):
@@ -294,7 +325,7 @@ class Chain:
         # The newest number only grows, and what we created is there until it is pruned: if it is the newest, it counts.
         newest = self._newest()
         if newest is not None and self._number_of(newest.key) == revision.number:
-            return replace(revision, stamp=_stamp(newest))
+            return replace(revision, stamp=stamp_of(newest))
         try:
             child = self.read(revision.number + 1)
         except ObjectNotFoundError:
@@ -314,6 +345,8 @@ class Chain:
             digest = hashlib.sha256(known.commit_id.encode()).hexdigest()[:12]
             note = f"{self.prefix}!lost-{_TOP - known.number:012d}-{digest}.json"
             try:
+                if self._changes is not None:
+                    self._changes.announce(self.name, known.number + 1)
                 with suppress(ObjectExistsError):
                     self.store.create(note, known.to_json())
             except StoreError as failed:
@@ -369,7 +402,7 @@ class Chain:
             number = self._number_of(newest.key)
             assert number is not None
             try:
-                return replace(self.read(number), stamp=_stamp(newest))
+                return replace(self.read(number), stamp=stamp_of(newest))
             except ObjectNotFoundError:
                 newest = self._newest()  # pruned between the two requests: there is a newer one
         raise StoreUnavailableError(
@@ -393,5 +426,6 @@ class Chain:
         return _TOP - int(match[1]) if match else None
 
 
-def _stamp(info: ObjectInfo) -> str:
+def stamp_of(info: ObjectInfo) -> str:
+    """Return what identifies a stored object: an object is never replaced, so the same stamp is the same revision."""
     return f"{info.modified_at.isoformat()} {info.size_bytes} {info.tag}"

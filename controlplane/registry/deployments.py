@@ -6,15 +6,14 @@ and takes its tombstone back if one appeared. At least one of them sees the othe
 with a deleted version. (If both see each other, both give way, and whoever wanted something tries again.)
 """
 
-import difflib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from controlplane.domain.deployment import DeploymentSpec
-from controlplane.domain.names import validate_model_name
+from controlplane.domain.names import close_names, validate_model_name
 from controlplane.errors import (
     CommitConflictError,
     DamagedRevisionError,
@@ -23,13 +22,19 @@ from controlplane.errors import (
     StoreWentBackwardsError,
 )
 from controlplane.registry.chain import Chain, Revision
+from controlplane.registry.changes import ChangeFeed, ChangeLog
 from controlplane.registry.head_memory import HeadMemory
 from controlplane.registry.heads import Head, HeadCache
 from controlplane.registry.models import Models
+from controlplane.registry.sweep import Sweep
 from controlplane.storage.base import ObjectStore
 
-PREFIX = "deployments/"
-_PARALLEL_READS = 8
+KIND = "deployments"
+PREFIX = f"{KIND}/"
+_SUGGESTIONS_FROM = 1000
+"""How many names are listed for a suggestion where they are not in memory: one LIST."""
+_NAMES_SHOWN = 10
+_READ_ALL_TRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +65,22 @@ class Deployments:
     """Reads and commits desired states."""
 
     def __init__(
-        self, store: ObjectStore, models: Models, *, head_max_age_seconds: float, memory: HeadMemory | None = None
+        self,
+        store: ObjectStore,
+        models: Models,
+        *,
+        head_max_age_seconds: float,
+        changes: ChangeLog,
+        feed: ChangeFeed,
+        memory: HeadMemory | None = None,
     ) -> None:
         self._store = store
         self._models = models
+        self._changes = changes
         self._heads: HeadCache[DeploymentSpec] = HeadCache(
-            self._chain, DeploymentSpec, max_age_seconds=head_max_age_seconds, memory=memory
+            self._chain, DeploymentSpec, kind=KIND, max_age_seconds=head_max_age_seconds, feed=feed, memory=memory
         )
+        self.sweep = Sweep(store, KIND, self._heads, feed)
 
     def get(self, model: str, *, fresh: bool = False, deleted: bool = False) -> DeploymentRevision:
         """Return a model's deployment.
@@ -80,7 +94,7 @@ class Deployments:
             NotFoundError: The model is not deployed.
         """
         head = self._heads.read(model, fresh=fresh)
-        if not fresh and (head is None or head.value.deleted):
+        if not fresh and (head is None or (head.value.deleted and not deleted)):
             head = self._heads.read(model, fresh=True)
         if head is None or (head.value.deleted and not deleted):
             raise self._missing(model)
@@ -91,10 +105,23 @@ class Deployments:
         head = self._heads.peek(model)
         return None if head is None or head.value.deleted else _view(head)
 
+    def known(self) -> Sequence[str]:
+        """Return the models whose deployments, removed or not, are in memory or cannot be read. No I/O."""
+        return self._heads.all_known()
+
+    def known_spec(self, model: str) -> DeploymentSpec | None:
+        """Return the desired state that is in memory, however old. No I/O."""
+        head = self._heads.known(model)
+        return None if head is None else head.value
+
+    def is_settled(self, model: str) -> bool:
+        """Whether what is in memory is what was announced so far; see `HeadCache.is_settled`. No I/O."""
+        return self._heads.is_settled(model)
+
     def list(
         self, *, fresh: bool = False, deleted: bool = False, unreadable: dict[str, str] | None = None
     ) -> Revisions:
-        """Return the deployments by model name: one LIST, and one more for each whose head is no longer young.
+        """Return the deployments by model name. One request, and one for each that changed; the first call reads all.
 
         Args:
             fresh: Look, however young the cached heads are.
@@ -105,25 +132,57 @@ class Deployments:
         Raises:
             StoreError: The store failed, or a chain is damaged or went backwards.
         """
-        names = list(self._store.list_folders(PREFIX))
-
-        def read(name: str) -> Head[DeploymentSpec] | None:
+        moment = self._heads.moment()  # one poll serves all reads
+        if fresh:
+            self.read_all()
+        names = self._all_names(moment)
+        found: Revisions = []
+        for name in names:
             try:
-                return self._heads.read(name, fresh=fresh)
-            except InvalidInputError:
-                return None  # a folder made by hand
+                head = self._heads.read(name, not_before=moment)
             except (DamagedRevisionError, StoreWentBackwardsError) as error:
                 if unreadable is None:
                     raise
                 unreadable[name] = error.message
-                return None
+                continue
+            if head is not None and (deleted or not head.value.deleted):
+                found.append(_view(head))
+        return found
 
-        if len(names) <= 1:
-            heads = [read(name) for name in names]
-        else:
-            with ThreadPoolExecutor(min(_PARALLEL_READS, len(names)), thread_name_prefix="deployments") as pool:
-                heads = list(pool.map(read, names))
-        return [_view(head) for head in heads if head is not None and (deleted or not head.value.deleted)]
+    def after(self, model: str, limit: int, wanted: Callable[[str], bool]) -> Revisions:
+        """Return at most ``limit`` deployments of models after a name, by name; costs as little as `list`.
+
+        Args:
+            model: The name.
+            limit: How many at most.
+            wanted: Says by the name whether a deployment is wanted.
+
+        Raises:
+            StoreError: The store failed, or a chain is damaged or went backwards.
+        """
+        moment = self._heads.moment()
+        names = self._all_names(moment)
+        found: Revisions = []
+        for name in names[bisect_right(names, model) :]:
+            if len(found) == limit:
+                break
+            if not wanted(name):
+                continue
+            head = self._heads.read(name, not_before=moment)
+            if head is not None and not head.value.deleted:
+                found.append(_view(head))
+        return found
+
+    def read_all(self, report: Callable[[int], None] = lambda _: None) -> None:
+        """Look at every chain: one LIST for some hundred, and a read of each head that is not in memory.
+
+        Args:
+            report: Called with the number of chains so far.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        self.sweep.run(report)
 
     def put(
         self, spec: DeploymentSpec, *, after: DeploymentRevision | None, actor: str, reason: str
@@ -145,9 +204,15 @@ class Deployments:
         self._require(model, head, after)
         if head is not None and head.value == spec:
             return _view(head)
+        number = head.revision.number + 1 if head else 1
+        announced = self._changes.announce_early(
+            f"{KIND}/{model}", number
+        )  # beside the check, so that it takes no time
         if not spec.deleted:
             self._require_versions(spec)
-        committed = self._heads.append(model, spec, after=head.revision if head else None, actor=actor, reason=reason)
+        committed = self._heads.append(
+            model, spec, after=head.revision if head else None, actor=actor, reason=reason, announced=announced
+        )
         if not spec.deleted:
             try:
                 self._require_versions(spec)
@@ -256,19 +321,45 @@ class Deployments:
         except CommitConflictError:
             return  # a newer revision stands, and its author has looked by himself
 
+    def _all_names(self, moment: float) -> Sequence[str]:
+        """Return the names of all chains in their order; where they are not in memory, look at every chain first."""
+        for _ in range(_READ_ALL_TRIES):  # a pass that was under way may have begun before the feed was interrupted
+            names = self._heads.names(not_before=moment)
+            if names is not None:
+                return names
+            self.read_all()
+        return sorted(self._heads.all_known())
+
     def _missing(self, model: str) -> NotFoundError:
-        names = [revision.spec.model for revision in self.list()]
-        close = difflib.get_close_matches(model, names, n=3, cutoff=0.6)
+        names = [name for name in self._names() if name != model]
+        close = self._live(close_names(model, names))
+        shown = [] if close else self._live(names[:_NAMES_SHOWN])
         if close:
             hint = f"; did you mean {' or '.join(map(repr, close))}?"
-        elif names:
-            hint = f"; deployed are: {', '.join(names[:10])}" + (", …" if len(names) > 10 else "")
+        elif shown:
+            hint = f"; deployed are: {', '.join(shown)}" + (", …" if len(names) > _NAMES_SHOWN else "")
         else:
             hint = "; nothing is deployed yet"
         return NotFoundError(f"{model!r} is not deployed{hint}", model=model, suggestions=close)
 
+    def _names(self) -> Sequence[str]:
+        names = self._heads.names()
+        return list(self._store.list_folders(PREFIX, limit=_SUGGESTIONS_FROM)) if names is None else names
+
+    def _live(self, names: Sequence[str]) -> Sequence[str]:
+        """Return those that are deployed now; one that cannot be read is."""
+        return [name for name in names if not self._is_removed(name)]
+
+    def _is_removed(self, name: str) -> bool:
+        with suppress(DamagedRevisionError, StoreWentBackwardsError, InvalidInputError):
+            head = self._heads.read(name)
+            return head is None or head.value.deleted
+        return False
+
     def _chain(self, model: str) -> Chain:
-        return Chain(self._store, f"{PREFIX}{validate_model_name(model)}/revisions/", guarded=True)
+        return Chain(
+            self._store, f"{PREFIX}{validate_model_name(model)}/revisions/", guarded=True, changes=self._changes
+        )
 
 
 def _view(head: Head[DeploymentSpec]) -> DeploymentRevision:

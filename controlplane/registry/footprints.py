@@ -97,6 +97,7 @@ class Footprints:
         self._known: dict[FootprintKey, Revision | None] = {}
         self.changes = 0
         self._listed: set[tuple[str, int]] = set()
+        self._surveyed: dict[tuple[str, str], set[str]] | None = None
         self._guard = threading.Lock()
 
     def peek(self, key: FootprintKey) -> MeasuredFootprint | None:
@@ -121,13 +122,32 @@ class Footprints:
         with self._guard:
             if (model, version) in self._listed:
                 return
-        prefix = f"{PREFIX}{model}/{version}/"
-        for way in self._store.list_folders(prefix):
+            surveyed = self._surveyed
+        if surveyed is not None:
+            ways = sorted(surveyed.get((model, str(version)), ()))
+        else:
+            ways = list(self._store.list_folders(f"{PREFIX}{model}/{version}/"))
+        for way in ways:
             match = _WAY.fullmatch(way)
             if match:
                 self.get(FootprintKey(model, version, match[1], match[2], int(match[3]), int(match[4])))
         with self._guard:
             self._listed.add((model, version))
+
+    def survey(self) -> None:
+        """Find out of which versions anything was measured, before `load` is called for very many; a LIST for 1,000."""
+        found: dict[tuple[str, str], set[str]] = {}
+        for info in self._store.list(PREFIX):
+            match info.key.removeprefix(PREFIX).split("/"):
+                case [model, version, way, _]:
+                    found.setdefault((model, version), set()).add(way)
+        with self._guard:
+            self._surveyed = found
+
+    def end_survey(self) -> None:
+        """Let `load` ask the store again."""
+        with self._guard:
+            self._surveyed = None
 
     def of(self, model: str, version: int) -> list[tuple[FootprintKey, MeasuredFootprint]]:
         """Return what was measured of a version, however it was run. Asks the store."""

@@ -19,6 +19,7 @@ from controlplane.errors import DamagedRevisionError, InvalidInputError, StoreWe
 from controlplane.registry import lost
 from controlplane.registry.chain import Chain
 from controlplane.registry.chain_check import check_chain
+from controlplane.registry.changes import ChangeLog
 from controlplane.registry.findings import Finding, FsckReport, Severity
 from controlplane.registry.fsck_contents import Contents
 from controlplane.registry.fsck_repair import Repairs
@@ -31,6 +32,7 @@ _GUARDED = re.compile(r"(models|deployments)/[^/]+/revisions/|keys/revisions/")
 _PRUNED = ("leases/", "scrub/", "standings/", "rollouts/")
 _NOT_CHAINS = (
     "blobs/",
+    "changes/",
     "doors/",
     "operations/",
     "idempotency/",
@@ -45,7 +47,7 @@ T = TypeVar("T", bound=BaseModel)
 _Stage = Callable[[str], None]
 
 
-def chain_named(store: ObjectStore, name: str) -> Chain:
+def chain_named(store: ObjectStore, name: str, changes: ChangeLog | None = None) -> Chain:
     """Return a guarded chain by the name that messages use: ``models/NAME``, ``deployments/NAME`` or ``keys``.
 
     Raises:
@@ -56,7 +58,7 @@ def chain_named(store: ObjectStore, name: str) -> Chain:
         raise InvalidInputError(
             f"{name[:200]!r} is not the name of a chain: give models/NAME, deployments/NAME or keys", chain=name[:200]
         )
-    return Chain(store, prefix, guarded=True)
+    return Chain(store, prefix, guarded=True, changes=changes)
 
 
 class Fsck:

@@ -6,14 +6,16 @@ this instance's knowledge of the time before is gone.
 
 ::
 
-    <root>/<store id>/models/resnet.json    the newest revision of models/resnet, as it was committed
+    <root>/<store id>/models/resnet.json    the newest revision of models/resnet as it was committed, with its stamp
 
 The store id is an object in the store, so another store in the same place is not taken for one that lost everything.
 """
 
+import json
 import logging
 import uuid
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from controlplane.errors import ControlPlaneError, ObjectExistsError, ObjectNotFoundError
@@ -41,24 +43,26 @@ class HeadMemory:
         """Return the newest revision that was seen of a chain; None where nothing (readable) is remembered."""
         path = self._path(chain)
         try:
-            revision = Revision.from_json(path.read_bytes(), str(path))
+            document = json.loads(path.read_bytes())
+            stamp = str(document.pop("stamp", ""))
+            revision = replace(Revision.from_json(json.dumps(document), str(path)), stamp=stamp)
         except OSError:
             return None
-        except ControlPlaneError as error:
+        except (ControlPlaneError, ValueError, AttributeError) as error:
             logger.warning("ignoring what was remembered of %s: %s", chain, error)
             return None
-        self._kept[chain] = revision.commit_id
+        self._kept[chain] = _identity(revision)
         return revision
 
     def put(self, chain: str, revision: Revision) -> None:
         """Remember a revision. Where the disk refuses it, that is logged and nothing else happens."""
-        if self._kept.get(chain) == revision.commit_id:
+        if self._kept.get(chain) == _identity(revision):
             return
         path = self._path(chain)
         temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary.write_bytes(revision.to_json())
+            temporary.write_text(json.dumps({**json.loads(revision.to_json()), "stamp": revision.stamp}, indent=2))
             temporary.chmod(0o600)
             temporary.replace(path)
         except OSError as error:
@@ -67,7 +71,7 @@ class HeadMemory:
             self._failing = True
             return
         self._failing = False
-        self._kept[chain] = revision.commit_id
+        self._kept[chain] = _identity(revision)
 
     def names(self) -> list[str]:
         """Return the names of all chains of which something is remembered."""
@@ -76,6 +80,10 @@ class HeadMemory:
 
     def _path(self, chain: str) -> Path:
         return self._root / f"{chain}.json"
+
+
+def _identity(revision: Revision) -> str:
+    return f"{revision.commit_id} {revision.stamp}"
 
 
 def store_id(store: ObjectStore, *, create: bool = True) -> str:

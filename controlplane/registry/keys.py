@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from controlplane.domain.access import TOKEN_PREFIX, ApiKey, Keyring, Scope, check_key_name, check_patterns
 from controlplane.errors import ConflictError, InvalidInputError, NotFoundError
 from controlplane.registry.chain import Chain
+from controlplane.registry.changes import ChangeFeed, ChangeLog, steady
 from controlplane.registry.head_memory import HeadMemory
 from controlplane.registry.heads import Head, HeadCache
 from controlplane.storage.base import ObjectStore
@@ -62,15 +63,40 @@ class ApiKeys:
     """Makes, revokes and reads keys. Blocks; safe to use from several threads."""
 
     def __init__(
-        self, store: ObjectStore, *, clock: Callable[[], datetime] = _utc_now, memory: HeadMemory | None = None
+        self,
+        store: ObjectStore,
+        *,
+        clock: Callable[[], datetime] = _utc_now,
+        changes: ChangeLog | None = None,
+        feed: ChangeFeed | None = None,
+        memory: HeadMemory | None = None,
     ) -> None:
         self._clock = clock
-        chain = Chain(store, PREFIX, guarded=True)
-        self._heads: HeadCache[Keyring] = HeadCache(lambda _: chain, Keyring, max_age_seconds=0, memory=memory)
+        self._feed = feed
+        self._empty_at: float | None = None
+        chain = Chain(store, PREFIX, guarded=True, changes=changes)
+        self._heads: HeadCache[Keyring] = HeadCache(
+            lambda _: chain, Keyring, kind="", max_age_seconds=0, feed=feed, memory=memory
+        )
 
-    def read(self) -> tuple[int, Keyring]:
-        """Look: one request where nothing changed. Returns the newest revision's number, 0 for none, and the keys."""
-        head: Head[Keyring] | None = self._heads.read(_NAME, fresh=True)
+    def read(self, *, max_age_seconds: float = 0.0) -> tuple[int, Keyring]:
+        """Return the newest revision's number, 0 for none, and the keys.
+
+        Args:
+            max_age_seconds: How old the last look, or the last poll of the change feed, may be; 0 looks, which is one
+                request where nothing changed.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        fresh, feed = max_age_seconds <= 0, self._feed
+        if not fresh and self._empty_at is not None and feed is not None and feed.followed:
+            feed.poll(not_before=steady() - max_age_seconds)
+            if feed.confirms(_NAME, 0, self._empty_at):
+                return 0, Keyring()
+        began = steady()
+        head: Head[Keyring] | None = self._heads.read(_NAME, fresh=fresh, not_before=steady() - max_age_seconds)
+        self._empty_at = began if head is None else None
         return (0, Keyring()) if head is None else (head.revision.number, head.value)
 
     def create(self, request: KeyRequest, *, actor: str) -> tuple[ApiKey, str]:

@@ -19,9 +19,13 @@ from typing import Any
 from controlplane.domain.names import validate_model_name
 from controlplane.errors import CommitConflictError, InvalidInputError, NotFoundError, ObjectNotFoundError
 from controlplane.registry.chain import Chain, Revision
+from controlplane.registry.changes import ChangeFeed, ChangeLog, steady
 from controlplane.storage.base import ObjectStore
 
 PREFIX = "leases/models/"
+KIND = "holds"
+"""What the change feed calls all of them together."""
+_POLLED_SECONDS = 0.5
 MAX_SECONDS = 24 * 3600.0
 _KEY = re.compile(r"leases/models/([^/]+)/([0-9a-f]{32})/(\d{12})\.json")
 _SWEEP_AFTER = timedelta(minutes=1)
@@ -59,10 +63,26 @@ def _utc_now() -> datetime:
 
 
 class ModelLeases:
-    """Takes, renews, gives back and lists client leases. Blocks; safe to use from several threads."""
+    """Takes, renews, gives back and lists client leases. Blocks; safe to use from several threads.
 
-    def __init__(self, store: ObjectStore, *, clock: Callable[[], datetime] = _utc_now) -> None:
+    Args:
+        store: The bucket.
+        clock: Gives the store's time.
+        changes: Gets an entry before each commit, so that nobody has to list the leases while none changes.
+        feed: Reads the entries.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        clock: Callable[[], datetime] = _utc_now,
+        changes: ChangeLog | None = None,
+        feed: ChangeFeed | None = None,
+    ) -> None:
         self._store = store
+        self._changes = changes
+        self._feed = feed
         self._clock = clock
         self._read: dict[str, ModelLease | None] = {}
         self._guard = threading.Lock()
@@ -127,6 +147,17 @@ class ModelLeases:
         now = self._clock()
         return tuple(sorted((one for one in self._all(model) if one.active(now)), key=lambda one: one.expires_at))
 
+    def may_have_changed(self) -> bool:
+        """Whether a lease was taken, renewed or given back lately, by the change feed.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        if self._feed is None:
+            return True
+        self._feed.poll(not_before=steady() - _POLLED_SECONDS)
+        return self._feed.expects(KIND)
+
     def sweep(self) -> int:
         """Remove what ended a while ago; returns how many leases. For whoever leads."""
         now, gone = self._clock(), 0
@@ -168,6 +199,8 @@ class ModelLeases:
             "seconds": lease.seconds,
         }
         chain = self._chain(lease.model, lease.id)
+        if self._changes is not None:
+            self._changes.announce(KIND, 0)
         chain.append(body, after=after, actor=lease.holder or "client", reason=reason)
         if after is not None:
             chain.prune(2)

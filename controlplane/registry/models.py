@@ -1,19 +1,20 @@
 """Models: the chains of their heads."""
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from controlplane.domain.model import ModelHead
-from controlplane.domain.names import validate_model_name
+from controlplane.domain.names import close_names, validate_model_name
 from controlplane.errors import AlreadyExistsError, InvalidInputError, NotFoundError
 from controlplane.registry.chain import Chain, Revision
+from controlplane.registry.changes import ChangeFeed, ChangeLog
 from controlplane.registry.head_memory import HeadMemory
 from controlplane.registry.heads import Head, HeadCache
 from controlplane.storage.base import ObjectStore
 
-PREFIX = "models/"
+KIND = "models"
+PREFIX = f"{KIND}/"
 _PARALLEL_READS = 8
 _SUGGESTIONS_FROM = 1000
 """How many names are looked at for a suggestion: one LIST."""
@@ -32,10 +33,19 @@ Revisions = list[Revision]
 class Models:
     """Reads and edits heads. A deleted model's head stays: its version numbers are never used again."""
 
-    def __init__(self, store: ObjectStore, *, head_max_age_seconds: float, memory: HeadMemory | None = None) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        head_max_age_seconds: float,
+        changes: ChangeLog | None = None,
+        feed: ChangeFeed | None = None,
+        memory: HeadMemory | None = None,
+    ) -> None:
         self._store = store
+        self._changes = changes
         self.heads: HeadCache[ModelHead] = HeadCache(
-            self._chain, ModelHead, max_age_seconds=head_max_age_seconds, memory=memory
+            self._chain, ModelHead, kind=KIND, max_age_seconds=head_max_age_seconds, feed=feed, memory=memory
         )
 
     def get(self, name: str, *, fresh: bool = False) -> ModelHead:
@@ -171,9 +181,12 @@ class Models:
 
     def missing(self, name: str) -> NotFoundError:
         """Return the error that says so and suggests the closest name there is."""
-        names = [other for other in self._store.list_folders(PREFIX, limit=_SUGGESTIONS_FROM) if other != name]
+        known = self.heads.names()
+        if known is None:
+            known = list(self._store.list_folders(PREFIX, limit=_SUGGESTIONS_FROM))
+        names = [other for other in known if other != name]
         # Deleted models have folders too; only what would be shown is looked at.
-        close = self._live(difflib.get_close_matches(name, names, n=5, cutoff=0.6))[:3]
+        close = self._live(close_names(name, names, limit=5))[:3]
         shown = [] if close else self._live(names[:_NAMES_SHOWN])
         if close:
             hint = f"; did you mean {' or '.join(map(repr, close))}?"
@@ -201,4 +214,6 @@ class Models:
         return [head for head in heads if head is not None]
 
     def _chain(self, name: str) -> Chain:
-        return Chain(self._store, f"{PREFIX}{validate_model_name(name)}/revisions/", guarded=True)
+        return Chain(
+            self._store, f"{PREFIX}{validate_model_name(name)}/revisions/", guarded=True, changes=self._changes
+        )

@@ -19,6 +19,7 @@ from controlplane.registry import intents, lost
 from controlplane.registry.blobs import Blobs, BlobState
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.chain import Revision
+from controlplane.registry.changes import ChangeFeed, ChangeLog
 from controlplane.registry.damages import Damages
 from controlplane.registry.deployments import Deployments
 from controlplane.registry.findings import FsckReport
@@ -29,12 +30,14 @@ from controlplane.registry.gc import Collector, GcReport
 from controlplane.registry.head_memory import HeadMemory
 from controlplane.registry.keys import ApiKeys
 from controlplane.registry.leases import ModelLeases
+from controlplane.registry.models import KIND as MODELS
 from controlplane.registry.models import Models
 from controlplane.registry.publish import Publisher
 from controlplane.registry.reports import Reports
 from controlplane.registry.scrub import Scrub
 from controlplane.registry.signatures import Signatures
 from controlplane.registry.standings import Standings
+from controlplane.registry.sweep import Sweep
 from controlplane.registry.versions import Versions
 from controlplane.settings import GcSettings, SigningSettings
 from controlplane.storage.base import ObjectStore, ProgressCallback
@@ -57,6 +60,9 @@ class Registry:
         signatures: Signatures of versions, and which may be deployed.
         damages: What is known of damaged and missing blobs.
         scrub: Looks for them.
+        changes: Announces commits.
+        feed: What was announced.
+        model_sweep: Passes over the heads of all models.
     """
 
     def __init__(
@@ -76,19 +82,36 @@ class Registry:
         self._gc = gc
         self.clock = clock or StoreClock(store)
         self.blobs = Blobs(store)
-        self._models = Models(store, head_max_age_seconds=head_max_age_seconds, memory=memory)
-        self.deployments = Deployments(store, self._models, head_max_age_seconds=head_max_age_seconds, memory=memory)
+        self.changes = ChangeLog(store, self.clock.now)
+        self.feed = ChangeFeed(store, self.clock.peek, self.changes.writer)
+        self._models = Models(
+            store, head_max_age_seconds=head_max_age_seconds, changes=self.changes, feed=self.feed, memory=memory
+        )
+        self.deployments = Deployments(
+            store,
+            self._models,
+            head_max_age_seconds=head_max_age_seconds,
+            changes=self.changes,
+            feed=self.feed,
+            memory=memory,
+        )
+        self.model_sweep = Sweep(store, MODELS, self._models.heads, self.feed)
         self._versions = Versions(store, self._models, self.blobs, self.deployments)
         self.footprints = Footprints(store)
         self.reports = Reports(store)
         self.standings = Standings(store)
-        self.leases = ModelLeases(store, clock=self.clock.now)
-        self.keys = ApiKeys(store, clock=self.clock.now, memory=memory)
+        self.leases = ModelLeases(store, clock=self.clock.now, changes=self.changes, feed=self.feed)
+        self.keys = ApiKeys(store, clock=self.clock.now, changes=self.changes, feed=self.feed, memory=memory)
         self.signatures = Signatures(store, signing or SigningSettings())
         self.damages = Damages(store)
         self.scrub = Scrub(self._models, self._versions, self.blobs, cache, self.damages)
         self._publisher = Publisher(store, self._models, self.blobs, self.damages)
         self._collector = Collector(store, self.blobs, self._models, self._versions, self.deployments, gc, self.clock)
+
+    def is_settled(self, chain: str) -> bool:
+        """Whether the head in memory is what was announced so far; see `HeadCache.is_settled`. No I/O."""
+        kind, _, name = chain.partition("/")
+        return self._models.heads.is_settled(name) if kind == MODELS else self.deployments.is_settled(name)
 
     # Models
 
@@ -267,7 +290,7 @@ class Registry:
 
     def decide(self, chain: str, *, restore: bool, actor: str, reason: str = "") -> Revision:
         """Commit an operator's decision about a chain that went backwards; see `controlplane.registry.lost`."""
-        found = chain_named(self.store, chain)
+        found = chain_named(self.store, chain, self.changes)
         if self._memory is not None:
             with suppress(StoreWentBackwardsError):
                 found.refresh(self._memory.get(found.name))  # notes what only this instance remembers

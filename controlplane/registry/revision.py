@@ -53,7 +53,7 @@ class Revision:
         return json.dumps({**document, "sha256": _digest(read_back)}, indent=2, allow_nan=False).encode()
 
     @classmethod
-    def from_json(cls, data: bytes, key: str) -> "Revision":
+    def from_json(cls, data: bytes | str, key: str) -> "Revision":
         """Read a revision. One that a person wrote by hand may lack the digest.
 
         Raises:

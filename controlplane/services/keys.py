@@ -36,6 +36,8 @@ LOCAL_NAME = "local"
 
 _LOOK_AGAIN_SECONDS = 1.0
 """How often unknown keys make us look into the bucket at most."""
+_LOOK_SECONDS = 60.0
+"""How often the keys are looked at, whatever the change feed says."""
 _NO_DIGEST = "0" * 64
 
 
@@ -274,10 +276,10 @@ class Keys:
     def _age(self) -> float:
         return self._monotonic() - self._looked_at
 
-    async def _look(self) -> None:
+    async def _look(self, *, max_age_seconds: float = 0.0) -> None:
         async with self._looking:
             began = self._monotonic()
-            version, ring = await asyncio.to_thread(self._registry.read)
+            version, ring = await asyncio.to_thread(lambda: self._registry.read(max_age_seconds=max_age_seconds))
             was = self.authentication
             if version != self._version:
                 self._version, self._ring = version, ring
@@ -302,11 +304,14 @@ class Keys:
             await self._look()
 
     async def _watch(self) -> None:
-        failing = False
+        failing, looked = False, self._monotonic()
         while True:
-            await asyncio.sleep(self._settings.refresh_seconds)
+            # While nothing changes, a look costs no request of its own: it goes by the change feed's last poll.
+            await asyncio.sleep(self._settings.refresh_seconds / 2)
             try:
-                await self._look()
+                fresh = self._monotonic() - looked >= _LOOK_SECONDS  # revisions that were lost have no entry
+                looked = self._monotonic() if fresh else looked
+                await self._look(max_age_seconds=0.0 if fresh else self._settings.refresh_seconds / 2)
                 failing = False
             except ControlPlaneError as error:
                 if not failing:  # changes are logged, polls are not

@@ -1,0 +1,144 @@
+"""Finds the deployments whose desired state has to be read again, at a cost that follows the number of changes.
+
+The first call reads all deployments. After that the change feed names the deployments and the models that changed. A
+deployment that could not be read, or cannot be acted on, is read again without an entry, some at each call.
+Everything here blocks.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from controlplane.domain.names import Reference
+from controlplane.errors import (
+    ControlPlaneError,
+    DamagedRevisionError,
+    NotFoundError,
+    StoreWentBackwardsError,
+)
+from controlplane.reconciler.wishes import Wish, Wishes
+from controlplane.registry.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 500
+_PARALLEL_READS = 8
+_AGAIN_AT_ONCE = 20
+_MODELS, _DEPLOYMENTS = "models/", "deployments/"
+
+Read = dict[str, Wish]
+Unread = dict[str, str]
+
+
+class DesiredChanges:
+    """Reads what changed since the last call. For one thread at a time.
+
+    Args:
+        registry: The bucket.
+        wishes: Reads one deployment.
+        follow: Moves a deployment along with the alias that it follows, where this process may.
+    """
+
+    def __init__(self, registry: Registry, wishes: Wishes, *, follow: Callable[[Wish], Wish]) -> None:
+        self._registry = registry
+        self._wishes = wishes
+        self._follow = follow
+        self._listener = registry.feed.listen()
+        self._generation = 0
+        self._again: dict[str, None] = {}
+        self._unsettled: set[str] = set()
+
+    def read_again(self, model: str) -> None:
+        """Read a deployment at the next call, whatever the feed says."""
+        self._again[model] = None
+
+    def read(self, *, aliased: bool, ready: Callable[[Read], None]) -> tuple[Read, Unread]:
+        """Return the desired states that changed, and why others cannot be read now.
+
+        Args:
+            aliased: Whether to read every deployment that follows an alias as well.
+            ready: Called with the desired states read so far, where there are many.
+
+        Raises:
+            StoreError: The store failed; the next call reads what this one has not.
+        """
+        self._registry.feed.poll()
+        if self._generation != self._registry.feed.generation:
+            return self._read_all(ready)
+        changed = self._listener.take() | self._unsettled
+        again = list(self._again)[:_AGAIN_AT_ONCE]
+        for name in again:
+            del self._again[name]
+        deployments = {chain.removeprefix(_DEPLOYMENTS) for chain in changed if chain.startswith(_DEPLOYMENTS)}
+        followers = self._followers(chain.removeprefix(_MODELS) for chain in changed if chain.startswith(_MODELS))
+        names = deployments | followers | set(again)
+        if aliased:
+            names |= self._followers(self._registry.deployments.known())
+        self._unsettled = {f"{_DEPLOYMENTS}{name}" for name in deployments} | {f"{_MODELS}{name}" for name in followers}
+        try:
+            return self._read(sorted(names))
+        except BaseException:
+            self._again.update(dict.fromkeys(names))
+            raise
+        finally:
+            # An entry comes before its commit: the chain is read until the commit is there, or cannot come any more.
+            self._unsettled = {chain for chain in self._unsettled if not self._registry.is_settled(chain)}
+
+    def _read_all(self, ready: Callable[[Read], None]) -> tuple[Read, Unread]:
+        generation, feed = self._registry.feed.generation, self._registry.feed
+        self._listener.take()
+        self._registry.model_sweep.run(lambda count: logger.info("read the heads of %d models", count))
+        self._registry.deployments.read_all(lambda count: logger.info("read the heads of %d deployments", count))
+        self._registry.footprints.survey()
+        names = sorted(self._registry.deployments.known())
+        unread: Unread = {}
+        read: Read = {}
+        for first in range(0, len(names), _BATCH):
+            if first:
+                ready(read)
+                logger.info("read %d of %d deployments", first, len(names))
+            read, failed = self._read(names[first : first + _BATCH])
+            unread |= failed
+        self._registry.footprints.end_survey()
+        self._generation = generation
+        if generation != feed.generation:
+            logger.info("the change feed was interrupted while the deployments were read; they are read again")
+        return read, unread
+
+    def _followers(self, models: Iterable[str]) -> set[str]:
+        """Return those of the models whose deployment follows an alias."""
+        found = set()
+        for model in models:
+            spec = self._registry.deployments.known_spec(model)
+            if spec is not None and not spec.deleted and Reference.parse(spec.reference).alias is not None:
+                found.add(model)
+        return found
+
+    def _read(self, names: list[str]) -> tuple[Read, Unread]:
+        if not names:
+            return {}, {}
+        with ThreadPoolExecutor(min(_PARALLEL_READS, len(names)), thread_name_prefix="deployments") as pool:
+            found = dict(zip(names, pool.map(self._one, names), strict=True))
+        read = {name: one for name, one in found.items() if isinstance(one, Wish)}
+        unread = {name: one for name, one in found.items() if isinstance(one, str)}
+        for name, wish in read.items():
+            if wish.problem or wish.trial_problem:
+                self.read_again(name)
+        for name in unread:
+            self.read_again(name)
+        return read, unread
+
+    def _one(self, name: str) -> Wish | str | None:
+        """Return a desired state, why it cannot be read, or None where the model was never deployed."""
+        try:
+            # While a commit is awaited, a head that was looked at a moment ago is too old.
+            fresh = not self._registry.deployments.is_settled(name)
+            revision = self._registry.deployments.get(name, fresh=fresh, deleted=True)
+        except NotFoundError:
+            return None
+        except (DamagedRevisionError, StoreWentBackwardsError) as error:
+            return error.message
+        try:
+            return self._follow(self._wishes.of(revision))
+        except ControlPlaneError as error:
+            return f"revision {revision.number} cannot be read now: {error}"

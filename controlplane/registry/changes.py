@@ -1,0 +1,318 @@
+"""The change feed: which chains got a commit lately, for one request, whatever the number of chains.
+
+Before a guarded chain gets a revision, its writer creates an empty object whose key says everything::
+
+    changes/20261130T115123.456-3f2a9c01-00017~000000000007~deployments~resnet
+
+That is: the store's time, the writer, the writer's count, the revision's number, and the chain. A reader lists what is
+newer than its last poll and knows which chains to look at. Four rules make that safe:
+
+* The entry comes first. A writer that is killed between the entry and the commit leaves an entry too many, and never a
+  commit without an entry. Until a reader has found the number that an entry names, it looks at the chain at each read
+  for `OPEN_SECONDS`.
+* A writer whose entry took longer than `SLOW_SECONDS` to write creates another one before it commits, and one whose
+  commit took longer creates another one after it. So an entry is visible soon after the time in its key.
+* A poll begins `OVERLAP_SECONDS` before the last one, which covers slow entries and clocks that were measured
+  differently. All writers use the store's time, so the clocks of the machines do not matter.
+* What these rules cannot cover (a restored bucket, entries that were removed by hand) is found by a slow pass over the
+  heads of all chains (`controlplane.registry.sweep`).
+"""
+
+import logging
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from controlplane.errors import CommitOutcomeUnknownError, ObjectExistsError, StoreError, StoreUnavailableError
+from controlplane.storage.base import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "changes/"
+SLOW_SECONDS = 5.0
+OVERLAP_SECONDS = 30.0
+OPEN_SECONDS = 30.0
+KEPT_SECONDS = 3600.0
+"""How long entries stay in the store."""
+_GAP_SECONDS = KEPT_SECONDS / 2
+"""After this long without a poll, entries may be missing: the reader starts over."""
+_COLLECTED_AT_ONCE = 1000
+_ENTRY_TRIES = 4
+_EARLY_THREADS = 4
+_ENTRY = re.compile(r"(\d{8}T\d{6}\.\d{3})-([0-9a-f]{8})-\d+~(\d{12})~([a-z]+(?:~[^~/]+)?)")
+_TIME = "%Y%m%dT%H%M%S.%f"
+
+
+def steady() -> float:
+    """Return seconds that only grow, also while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _stamp(at: datetime) -> str:
+    return at.strftime(_TIME)[:-3]
+
+
+class ChangeLog:
+    """Writes entries. Safe to use from several threads.
+
+    Args:
+        store: The bucket.
+        clock: Gives the store's time.
+
+    Attributes:
+        writer: Names this process in its entries.
+    """
+
+    def __init__(self, store: ObjectStore, clock: Callable[[], datetime]) -> None:
+        self._store = store
+        self._clock = clock
+        self._count = 0
+        self._guard = threading.Lock()
+        self._threads = ThreadPoolExecutor(_EARLY_THREADS, thread_name_prefix="changes")
+        self.writer = uuid.uuid4().hex[:8]
+
+    def announce(self, chain: str, number: int) -> float:
+        """Say that a chain is about to get a revision; return when that was said, by `steady`.
+
+        Raises:
+            StoreError: The store failed. Nothing may be committed then.
+        """
+        unknown: StoreError | None = None
+        for _ in range(_ENTRY_TRIES):
+            began = steady()
+            key = self._key(chain, number)
+            try:
+                self._store.create(key, b"")
+            except ObjectExistsError:
+                pass  # a retry that met its own first attempt: no other process writes this key
+            except CommitOutcomeUnknownError as error:
+                unknown = error
+                continue
+            if steady() - began <= SLOW_SECONDS:
+                return began
+        raise StoreUnavailableError(
+            f"the store is too slow or does not confirm what it takes: announcing a change of {chain} took longer than "
+            f"{SLOW_SECONDS:g} s, {_ENTRY_TRIES} times; nothing was changed, try again",
+            chain=chain,
+        ) from unknown
+
+    def announce_early(self, chain: str, number: int) -> Callable[[], float]:
+        """Begin to announce a change beside other requests; the returned function waits for the end of `announce`."""
+        return self._threads.submit(self.announce, chain, number).result
+
+    def finished(self, chain: str, number: int, announced: float) -> None:
+        """Say again that a chain got a revision, where the commit took so long that readers may not expect it any more.
+
+        Args:
+            chain: The chain.
+            number: The revision's number.
+            announced: What `announce` returned.
+        """
+        if steady() - announced <= SLOW_SECONDS:
+            return
+        try:
+            self._store.create(self._key(chain, number), b"")
+        except (StoreError, ObjectExistsError, CommitOutcomeUnknownError) as error:
+            logger.info("other instances learn of revision %d of %s late: %s", number, chain, error)
+
+    def collect(self) -> int:
+        """Remove entries that no reader needs any more, at most some at once; return how many.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        horizon = PREFIX + _stamp(self._clock() - timedelta(seconds=KEPT_SECONDS))
+        old = [info.key for info in self._store.list(PREFIX, limit=_COLLECTED_AT_ONCE) if info.key < horizon]
+        for key in old:
+            self._store.delete(key)
+        return len(old)
+
+    def _key(self, chain: str, number: int) -> str:
+        with self._guard:
+            self._count += 1
+            count = self._count
+        at = _stamp(self._clock())
+        return f"{PREFIX}{at}-{self.writer}-{count:05d}~{number:012d}~{chain.replace('/', '~')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A change that was announced.
+
+    Attributes:
+        chain: The chain's name.
+        number: The number of the revision that it gets.
+        writer: The process that announced it.
+    """
+
+    chain: str
+    number: int
+    writer: str
+
+    @classmethod
+    def of(cls, key: str) -> "Entry | None":
+        """Read an entry's key; None where it is none."""
+        match = _ENTRY.fullmatch(key.removeprefix(PREFIX))
+        return None if match is None else cls(match[4].replace("~", "/", 1), int(match[3]), match[2])
+
+
+@dataclass(slots=True)
+class _Open:
+    """What the entries of one chain say that a head has to show.
+
+    Attributes:
+        number: The highest number that was announced.
+        seen_at: When the newest entry was found.
+        look_after: When the poll began that found the newest entry of another process; 0 for none. A head that was
+            looked at before does not count, whatever its number: the chain may have gone backwards.
+    """
+
+    number: int
+    seen_at: float
+    look_after: float
+
+
+class Listener:
+    """Collects the names of chains that changed, for one consumer."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._guard = threading.Lock()
+
+    def add(self, chain: str) -> None:
+        """Remember a chain."""
+        with self._guard:
+            self._names.add(chain)
+
+    def take(self) -> set[str]:
+        """Return what was remembered since the last call."""
+        with self._guard:
+            names, self._names = self._names, set()
+            return names
+
+
+class ChangeFeed:
+    """Reads entries, and knows which cached heads still count. Safe to use from several threads.
+
+    Args:
+        store: The bucket.
+        clock: Gives the store's time, without I/O.
+        writer: This process's name in its own entries.
+
+    Attributes:
+        generation: Grows when entries may have been missed: what was known before has to be read again.
+    """
+
+    def __init__(self, store: ObjectStore, clock: Callable[[], datetime], writer: str) -> None:
+        self._store = store
+        self._clock = clock
+        self._writer = writer
+        self._polling = threading.Lock()
+        self._guard = threading.Lock()
+        self._began: float | None = None
+        self._since = datetime.min.replace(tzinfo=UTC)
+        self._covered_since = 0.0
+        self._seen: set[str] = set()
+        self._open: dict[str, _Open] = {}
+        self._listeners: list[Listener] = []
+        self.generation = 0
+
+    @property
+    def followed(self) -> bool:
+        """Whether this process has polled; one that reads a few heads and ends need not."""
+        return self.generation > 0
+
+    def listen(self) -> Listener:
+        """Return a listener that gets the chains of all entries from now on."""
+        listener = Listener()
+        with self._guard:
+            self._listeners = [*self._listeners, listener]
+        return listener
+
+    def tell(self, chain: str) -> None:
+        """Pass a chain to the listeners, where a change was found without an entry."""
+        for listener in self._listeners:
+            listener.add(chain)
+
+    def poll(self, *, not_before: float | None = None) -> None:
+        """Read what was announced since the last poll: one LIST.
+
+        Args:
+            not_before: A poll that began after this moment, by `steady`, will do; None polls in any case.
+
+        Raises:
+            StoreError: The store failed; the next poll reads what this one has not.
+        """
+        if not_before is not None and self.is_since(not_before):
+            return
+        asked = steady()
+        with self._polling:
+            if self.is_since(asked if not_before is None else not_before):
+                return  # another thread's poll began after we asked
+            began, now = steady(), self._clock()
+            again = self._began is None or began - self._began > _GAP_SECONDS
+            start = PREFIX + _stamp((now if again else min(self._since, now)) - timedelta(seconds=OVERLAP_SECONDS))
+            keys = [info.key for info in self._store.list(PREFIX, start_after=start)]
+            self._take(keys, began, again=again)
+            self._since, self._began = now, began
+
+    def confirms(self, chain: str, number: int, checked_at: float) -> bool:
+        """Whether a cached head still was the newest when the last poll began, as far as entries tell. No I/O.
+
+        Args:
+            chain: The chain's name.
+            number: The cached head's number.
+            checked_at: When the look began that found it to be the head, by `steady`.
+        """
+        with self._guard:
+            if self._began is None or checked_at < self._covered_since:
+                return False
+            found = self._open.get(chain)
+            if found is None:
+                return True
+            if checked_at < found.look_after:
+                return False
+            return number >= found.number or checked_at >= found.seen_at + OPEN_SECONDS
+
+    def contradicts(self, chain: str, checked_at: float) -> bool:
+        """Whether another process announced a change that was found after a look at the chain began. No I/O."""
+        with self._guard:
+            found = self._open.get(chain)
+            return found is not None and checked_at < found.look_after
+
+    def expects(self, chain: str) -> bool:
+        """Whether a commit that was announced may still come. No I/O."""
+        with self._guard:
+            found = self._open.get(chain)
+            return found is not None and steady() - found.seen_at <= OPEN_SECONDS
+
+    def names(self, kind: str) -> list[str]:
+        """Return the names of the chains of a kind that entries named, for example ``models``. No I/O."""
+        with self._guard:
+            return [chain.removeprefix(f"{kind}/") for chain in self._open if chain.startswith(f"{kind}/")]
+
+    def is_since(self, moment: float) -> bool:
+        """Whether the last successful poll began at or after a moment, by `steady`. No I/O."""
+        return self._began is not None and self._began >= moment
+
+    def _take(self, keys: list[str], began: float, *, again: bool) -> None:
+        with self._guard:
+            if again:
+                self.generation += 1
+                self._covered_since = began
+                self._seen.clear()
+                self._open.clear()
+            new = [entry for key in keys if key not in self._seen and (entry := Entry.of(key)) is not None]
+            self._seen = set(keys)
+            for entry in new:
+                # Kept for good: a cached head counts only if it was looked at since. One for each chain at most.
+                before = self._open.get(entry.chain, _Open(0, 0.0, 0.0))
+                look_after = before.look_after if entry.writer == self._writer else began
+                self._open[entry.chain] = _Open(max(before.number, entry.number), steady(), look_after)
+        for chain in {entry.chain for entry in new}:
+            self.tell(chain)
