@@ -17,6 +17,16 @@ NameFilter = Annotated[
     Query(max_length=256, description="Only models with this name; `*` and `?` stand for any characters."),
 ]
 
+LabelFilter = Annotated[
+    list[str] | None,
+    Query(max_length=16, description="Only models with this label, as `key=value`; all of several."),
+]
+
+
+def labels_of(given: list[str] | None) -> tuple[tuple[str, str], ...]:
+    """Return the labels of a filter as keys and values."""
+    return tuple((key, value) for key, _, value in (one.partition("=") for one in given or ()))
+
 
 def name_matches(pattern: str | None, name: str) -> bool:
     """Whether a name fits a filter; None lets every name through."""

@@ -9,8 +9,14 @@ from controlplane.cli.output import Output, ago, pairs, size, span
 from controlplane.cli.records import Deployment
 
 
-def show_deployments(out: Output, deployments: Sequence[Deployment]) -> None:
-    """Print one line for each deployment."""
+def show_deployments(out: Output, deployments: Sequence[Deployment], *, filtered: bool = False) -> None:
+    """Print one line for each deployment.
+
+    Args:
+        out: Prints.
+        deployments: The deployments.
+        filtered: Whether there may be others.
+    """
     out.table(
         (
             "model",
@@ -27,7 +33,9 @@ def show_deployments(out: Output, deployments: Sequence[Deployment]) -> None:
             "message",
         ),
         ((*_summary(one), ago(one.at), _message(one)) for one in deployments),
-        empty="nothing is deployed; deploy a version with `tritonctl deploy NAME --wait`",
+        empty="no deployment matches"
+        if filtered
+        else "nothing is deployed; deploy a version with `tritonctl deploy NAME --wait`",
     )
 
 

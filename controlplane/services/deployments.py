@@ -1,10 +1,12 @@
 """Deployments: writing down what shall answer, and telling how far the reconciler is with it."""
 
 import asyncio
+import fnmatch
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 
@@ -19,7 +21,7 @@ from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import Reference, validate_model_name
 from controlplane.domain.rollback import pinned, rollback_revision
 from controlplane.domain.rollout import RolloutAction, RolloutDecision, apply, deploy
-from controlplane.domain.states import DeploymentStatus
+from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import CommitConflictError, ConflictError, InvalidConfigError, InvalidInputError, NotFoundError
 from controlplane.reconciler.loop import Reconciler
 from controlplane.reconciler.memory_view import ModelMemoryView
@@ -33,6 +35,7 @@ _COMMIT_TRIES = 8
 _LOOK_SECONDS = 0.1
 """How often a wait looks for what is not settled; what is settled ends it at once."""
 _ROLLBACK_SEARCHES = 1000
+_SCANNED_AT_ONCE = 500
 
 
 class DeploymentMemory(ModelMemoryView):
@@ -65,6 +68,46 @@ class Deployment(BaseModel):
     )
 
 
+@dataclass(frozen=True, slots=True)
+class DeploymentFilter:
+    """Which deployments a list is to have; what is not given lets every one through.
+
+    Attributes:
+        name: A pattern of the model's name; ``*`` and ``?`` stand for any characters.
+        q: A part of the model's name, in small or capital letters.
+        labels: Labels of the model.
+        phases: The deployment is in one of these.
+        server: It is on this server.
+    """
+
+    name: str | None = None
+    q: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+    phases: frozenset[Phase] | None = None
+    server: str | None = None
+
+    @property
+    def by_status(self) -> bool:
+        """Whether the status decides."""
+        return self.phases is not None or self.server is not None
+
+    def has_name(self, model: str) -> bool:
+        """Whether a model's name fits."""
+        fits = self.name is None or fnmatch.fnmatchcase(model, self.name)
+        return fits and (self.q is None or self.q.casefold() in model.casefold())
+
+    def has_labels(self, labels: Mapping[str, str]) -> bool:
+        """Whether a model's labels fit."""
+        return all(labels.get(key) == value for key, value in self.labels)
+
+    def has_status(self, status: DeploymentStatus | None) -> bool:
+        """Whether a deployment's status fits."""
+        if status is None:
+            return not self.by_status
+        fits = self.phases is None or status.phase in self.phases
+        return fits and (self.server is None or any(one.server == self.server for one in status.servers))
+
+
 class DeploymentHealth(BaseModel):
     """What the probes of a deployment found."""
 
@@ -91,15 +134,45 @@ class Deployments:
         self._checks = DeploymentChecks(registry)
         self._reconciler = reconciler
 
-    async def page(self, *, after: str, limit: int) -> list[Deployment]:
-        """Return the deployments by model."""
-        revisions = await asyncio.to_thread(self._chains.list)
-        chosen = sorted((r for r in revisions if r.spec.model > after), key=lambda r: r.spec.model)
-        memory: dict[str, list[DeploymentMemory]] = {}
-        for server in self._reconciler.memory():
-            for view in server.models:
-                memory.setdefault(view.model, []).append(_memory(server.server, view))
-        return [self._describe(one, tuple(memory.get(one.spec.model, ()))) for one in chosen[:limit]]
+    async def page(
+        self, *, after: str, limit: int, wanted: DeploymentFilter, sees: Callable[[str], bool] = lambda _: True
+    ) -> tuple[list[Deployment], str | None]:
+        """Return deployments by model, and the model after which there are more; None where there are none.
+
+        Everything comes from memory: the store is asked once for what changed, whatever the number of deployments.
+
+        Args:
+            after: The model after which to begin.
+            limit: How many at most.
+            wanted: Which ones.
+            sees: Whether the caller may see a model.
+        """
+        found: list[Deployment] = []
+        size = max(_SCANNED_AT_ONCE, limit + 1) if wanted.by_status else limit + 1
+        while True:
+            revisions = await asyncio.to_thread(self._candidates, after, size, wanted, sees)
+            for revision in revisions:
+                model = revision.spec.model
+                if not wanted.by_status or wanted.has_status(self._reconciler.status(model)):
+                    if len(found) == limit:
+                        return found, found[-1].model
+                    found.append(self._describe(revision))
+            if len(revisions) < size:
+                return found, None
+            after = revisions[-1].spec.model
+
+    def _candidates(
+        self, after: str, size: int, wanted: DeploymentFilter, sees: Callable[[str], bool]
+    ) -> list[DeploymentRevision]:
+        def fits(model: str) -> bool:
+            return sees(model) and wanted.has_name(model) and (not wanted.labels or wanted.has_labels(labels(model)))
+
+        def labels(model: str) -> Mapping[str, str]:
+            with suppress(NotFoundError):
+                return self._registry.get_model(model).labels
+            return {}
+
+        return self._chains.after(after, size, fits)
 
     async def get(self, model: str) -> Deployment:
         """Return a model's deployment.
@@ -432,11 +505,9 @@ class Deployments:
             return False
         return status.phase.settled if awaited is None else awaited.holds(status.phase, status.conditions)
 
-    def _describe(self, revision: DeploymentRevision, memory: tuple[DeploymentMemory, ...] | None = None) -> Deployment:
+    def _describe(self, revision: DeploymentRevision) -> Deployment:
         status = self._reconciler.status(revision.spec.model)
-        if memory is None:
-            why = self._reconciler.why(revision.spec.model)
-            memory = tuple(_memory(one.server, one.model) for one in why.servers) if why else ()
+        memory = tuple(_memory(server, view) for server, view in self._reconciler.memory_of(revision.spec.model))
         return Deployment(
             model=revision.spec.model,
             revision=revision.number,

@@ -1,5 +1,6 @@
 """Deployments: what shall answer under a model's name."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -21,7 +22,7 @@ from controlplane.api.dependencies import (
     may_see,
 )
 from controlplane.api.problems import Documented, responses
-from controlplane.api.query import NameFilter, name_matches
+from controlplane.api.query import LabelFilter, NameFilter, labels_of
 from controlplane.api.schemas.deployments import (
     DeploymentPage,
     DeploymentRevision,
@@ -33,7 +34,7 @@ from controlplane.api.schemas.deployments import (
 from controlplane.api.schemas.memory import LOADED_OR_PLANNED, PLANNED, DryRun
 from controlplane.domain.conditions import Awaited
 from controlplane.domain.states import Phase
-from controlplane.services.deployments import Deployment, DeploymentHealth
+from controlplane.services.deployments import Deployment, DeploymentFilter, DeploymentHealth
 
 router = APIRouter(prefix="/deployments", tags=["deployments"])
 
@@ -53,24 +54,26 @@ async def list_deployments(
         list[Phase] | None, Query(description="Only deployments in this phase, or in one of these.")
     ] = None,
     server: Annotated[str | None, Query(max_length=256, description="Only deployments on this server.")] = None,
+    label: LabelFilter = None,
+    q: Annotated[str | None, Query(max_length=128, description="Only models whose name contains this.")] = None,
     cursor: Cursor = None,
     limit: Limit = 100,
 ) -> Response:
     """List the deployments with their status, by model; for a key that is for some models, theirs.
 
-    A filter is applied to each page, so a page may have fewer items than `limit`: go on while there is a `next_cursor`.
+    Filters are combined. A page has `limit` items unless it is the last one.
     """
-    items = await services.deployments.page(after=decode_cursor(cursor), limit=limit + 1)
-    more = encode_cursor(items[limit - 1].model) if len(items) > limit else None
-    shown = [item for item in items[:limit] if may_see(asker, item.model)]
-    shown = [
-        item
-        for item in shown
-        if name_matches(name, item.model)
-        and (phase is None or (item.status is not None and item.status.phase in phase))
-        and (server is None or (item.status is not None and server in {one.server for one in item.status.servers}))
-    ]
-    return json_answer(DeploymentPage(items=shown, next_cursor=more))
+    wanted = DeploymentFilter(
+        name=name,
+        q=q,
+        labels=labels_of(label),
+        phases=None if phase is None else frozenset(phase),
+        server=server,
+    )
+    items, last = await services.deployments.page(
+        after=decode_cursor(cursor), limit=limit, wanted=wanted, sees=partial(may_see, asker)
+    )
+    return json_answer(DeploymentPage(items=items, next_cursor=None if last is None else encode_cursor(last)))
 
 
 @router.put(

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Response
 
 from controlplane.api.answers import json_answer
 from controlplane.api.dependencies import (
@@ -19,7 +19,7 @@ from controlplane.api.dependencies import (
     may_see,
 )
 from controlplane.api.problems import responses
-from controlplane.api.query import NameFilter, name_matches
+from controlplane.api.query import LabelFilter, NameFilter, labels_of, name_matches
 from controlplane.api.schemas.models import Alias, AliasList, AliasTarget, Change, ChangePage, ModelChange, ModelPage
 from controlplane.domain.model import ModelHead
 
@@ -33,10 +33,7 @@ async def list_models(
     services: App,
     asker: Asker,
     name: NameFilter = None,
-    label: Annotated[
-        list[str] | None,
-        Query(max_length=16, description="Only models with this label, as `key=value`; all of several."),
-    ] = None,
+    label: LabelFilter = None,
     cursor: Cursor = None,
     limit: Limit = 100,
 ) -> Response:
@@ -44,7 +41,7 @@ async def list_models(
 
     A filter is applied to each page, so a page may have fewer items than `limit`: go on while there is a `next_cursor`.
     """
-    labels = [one.partition("=")[::2] for one in label or ()]
+    labels = labels_of(label)
     models = await services.models.page(after=decode_cursor(cursor), limit=limit + 1)
     more = encode_cursor(models[limit - 1].name) if len(models) > limit else None
     shown = [model for model in models[:limit] if may_see(asker, model.name)]

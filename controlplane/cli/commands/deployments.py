@@ -11,6 +11,7 @@ from controlplane.cli.commands.publishing import ReasonOption
 from controlplane.cli.session import Session, command
 
 PANEL = "Deploy"
+_PAGE_MAX = 1000
 
 DeployedArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="A deployed model.", autocompletion=complete.deployments)
@@ -70,7 +71,9 @@ def register(app: typer.Typer) -> None:
     command(app, "undeploy", panel=PANEL, examples=("tritonctl undeploy resnet",))(undeploy)
     command(app, "load", panel=PANEL, examples=("tritonctl load resnet", "tritonctl load resnet --timeout 60"))(load)
     command(app, "unload", panel=PANEL, examples=("tritonctl unload resnet",))(unload)
-    command(app, "ps", panel=PANEL, examples=("tritonctl ps", "tritonctl ps resnet", "tritonctl ps -o json"))(ps)
+    command(app, "ps", panel=PANEL, examples=("tritonctl ps", "tritonctl ps --phase Failed", "tritonctl ps -o json"))(
+        ps
+    )
     command(
         app,
         "wait",
@@ -320,6 +323,17 @@ def ps(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Only this model.", autocompletion=complete.deployments)
     ] = None,
+    phase: Annotated[
+        list[str] | None, typer.Option("--phase", help="Only those in this phase, for example Failed. Repeat it.")
+    ] = None,
+    server: Annotated[str | None, typer.Option("--server", help="Only those on this server.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", "-l", metavar="KEY=VALUE", help="Only models with this label. Repeat it."),
+    ] = None,
+    query: Annotated[str | None, typer.Option("--query", "-q", help="Only models whose name contains this.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="How many to show at most.")] = 100,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Show all, however many there are.")] = False,
 ) -> None:
     """Show what is deployed, what answers, and the memory it has, until when."""
     from controlplane.cli.records import Deployment
@@ -327,15 +341,23 @@ def ps(
     from controlplane.cli.status import show_deployment, show_deployments
 
     out = session.out()
+    filters: dict[str, Any] = {"phase": phase or None, "server": server, "label": label or None, "q": query}
     with session.client() as client:
         if name is not None:
             deployment = client.fetch(Deployment, deployment_path(name))
             out.result(deployment)
             show_deployment(out, deployment)
             return
-        found = [client.read(Deployment, item) for item in client.items("/v1/deployments")]
+        if everything:
+            items, more = list(client.items("/v1/deployments", limit=_PAGE_MAX, **filters)), False
+        else:
+            page = client.get("/v1/deployments", limit=limit, **filters)
+            items, more = page["items"], bool(page.get("next_cursor"))
+        found = [client.read(Deployment, item) for item in items]
     out.result(found)
-    show_deployments(out, found)
+    show_deployments(out, found, filtered=any(filters.values()))
+    if more:
+        out.note(f"these are the first {len(found)}; --all shows all of them, --query some of them")
 
 
 def wait(
