@@ -104,6 +104,9 @@ class Answers:
         """Return whether a deployment's status is kept, and would be another one now."""
         if model in self._touched or model in self._unsteady or model not in self._statuses:
             return False
+        units = (server.units.get(model) for server in self._state.servers.values())
+        if any(unit is not None and unit.task is not None for unit in units):
+            return False  # its conditions are kept when the action ends; until then they have the time of the question
         return self._statuses[model] != self._status(model)
 
     def _status(self, model: str) -> DeploymentStatus | None:
