@@ -41,7 +41,7 @@ from tests.support.processes import tied_to_us
 RESULTS = Path(__file__).parent / "results"
 _TEMPLATE = "template"
 _START_SECONDS = 900.0
-_SETTLE_SECONDS = 10.0
+_QUIET_SECONDS, _QUIET_REQUESTS = 5.0, 40
 _LOOKUPS = 200
 _WRITERS = 16
 
@@ -154,6 +154,17 @@ class Plane:
         page = self.get("/metrics")[1].decode()
         return sum(float(one) for one in re.findall(r"^\w*store_seconds_count\{[^}]*\} (\S+)", page, re.MULTILINE))
 
+    def wait_quiet(self) -> None:
+        """Wait until what a first start writes for each deployment is written."""
+        end, before = time.monotonic() + _START_SECONDS, self.requests()
+        while time.monotonic() < end:
+            time.sleep(_QUIET_SECONDS)
+            now = self.requests()
+            if now - before < _QUIET_REQUESTS:
+                return
+            before = now
+        raise RuntimeError(f"it still sent more than {_QUIET_REQUESTS} requests in {_QUIET_SECONDS:g} s")
+
     def control_plane(self) -> psutil.Process:
         """Return the control plane's own process."""
         return psutil.Process(int(json.loads((self._folder / "data" / "up.json").read_text())["pid"]))
@@ -191,7 +202,7 @@ def measure(kind: str, store: StoreSettings, count: int, seconds: float) -> Row:
         plane = Plane(folder, _environment(store))
         try:
             start = plane.wait_ready()
-            time.sleep(_SETTLE_SECONDS)
+            plane.wait_quiet()
             cores, requests = at_rest(plane, seconds)
             page, everything = plane.run("ps"), plane.run("ps", "--all", "-o", "json")
             lookups = []

@@ -400,7 +400,9 @@ class Chain:
             if newest is None:
                 return None
             number = self._number_of(newest.key)
-            assert number is not None
+            if number is None:  # an object of somebody else sorts first
+                newest = next(self._infos(start_after=newest.key), None)
+                continue
             try:
                 return replace(self.read(number), stamp=stamp_of(newest))
             except ObjectNotFoundError:

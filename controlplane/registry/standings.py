@@ -12,7 +12,7 @@ from typing import Any
 
 from controlplane.errors import CommitConflictError, DamagedRevisionError
 from controlplane.registry.chain import Chain, Revision
-from controlplane.storage.base import ObjectStore
+from controlplane.storage.base import ObjectInfo, ObjectStore
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +38,12 @@ class Standings:
         Raises:
             StoreError: The store failed.
         """
-        models = list(self._store.list_folders(PREFIX))
+        newest: dict[str, ObjectInfo] = {}
+        for info in self._store.list(PREFIX):  # the first key of each folder is its newest record
+            newest.setdefault(info.key.removeprefix(PREFIX).partition("/")[0], info)
+        models = list(newest)
         with ThreadPoolExecutor(_READERS, thread_name_prefix="standings") as pool:
-            heads = list(pool.map(self._head, models))
+            heads = list(pool.map(lambda model: self._head(model, newest[model]), models))
         with self._guard:
             self._known.update(zip(models, heads, strict=True))
         return {model: head.body for model, head in zip(models, heads, strict=True) if head is not None}
@@ -93,9 +96,10 @@ class Standings:
         for info in list(self._store.list(f"{PREFIX}{model}/")):
             self._store.delete(info.key)
 
-    def _head(self, model: str) -> Revision | None:
+    def _head(self, model: str, newest: ObjectInfo | None = None) -> Revision | None:
         try:
-            return self._chain(model).head()
+            chain = self._chain(model)
+            return chain.head() if newest is None else chain.refresh_from(None, newest)
         except DamagedRevisionError as error:
             logger.warning("how %s stood is not known: %s", model, error)
             return None

@@ -64,8 +64,9 @@ class FilesystemStore:
             localfile.translated(f"write object {key!r}"),
             localfile.IncompleteFile(self._incomplete, mode=_OBJECT_MODE) as file,
         ):
-            localfile.write_all(file.fd, data, 0)
-            file.sync()
+            if data:  # an empty object is its name, which the folder's flush makes durable
+                localfile.write_all(file.fd, data, 0)
+                file.sync()
             try:
                 self._publish(key, target, file.link_to)
             except FileExistsError as error:
