@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from controlplane.defaults import DATA_DIR
+
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
@@ -379,9 +381,7 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    data_dir: Path = Field(
-        default=Path("~/.local/share/tritonctl").expanduser(), description="Where local state lives."
-    )
+    data_dir: Path = Field(default=DATA_DIR, description="Where local state lives.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Log level.")
     sandbox: Literal["auto", "required", "off"] = Field(
         default="auto",

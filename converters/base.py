@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import Array, Signature, TensorSpec
+from controlplane.domain.signature import Signature, TensorSpec
 from converters.options import ConversionOptions
 
 Progress = Callable[[str, str], None]

@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Sample, Tensors
-from controlplane.domain.signature import DYNAMIC, Array, Signature, TensorSpec
+from controlplane.domain.signature import DYNAMIC, Signature, TensorSpec
 from controlplane.domain.validation import invalid_field
 from controlplane.errors import ConversionFailedError, InvalidArtifactError, InvalidInputError
 from converters.base import ConversionRequest, Original, Progress

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import Array, Signature
+from controlplane.domain.signature import Signature
 from converters.base import ConversionRequest, Converter, Original
 from converters.onnx_artifact import load_model
 from converters.onnx_output import finish_onnx

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import DYNAMIC, Array, DataType, TensorSpec
+from controlplane.domain.signature import DYNAMIC, DataType, TensorSpec
 from controlplane.errors import ConversionFailedError, InvalidArtifactError, InvalidInputError, UntrustedArtifactError
 from converters.base import ConversionRequest, Converter, Original
 from converters.onnx_output import finish_onnx

@@ -9,9 +9,10 @@ import onnx
 import torch
 from torch.jit._trace import TracerWarning
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import DYNAMIC, Array, TensorSpec
+from controlplane.domain.signature import DYNAMIC, TensorSpec
 from controlplane.errors import ConversionFailedError, InvalidArtifactError, InvalidInputError, UntrustedArtifactError
 from converters.base import ConversionRequest, Converter, Original
 from converters.onnx_output import finish_onnx

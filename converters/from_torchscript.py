@@ -9,9 +9,10 @@ from typing import Any
 import onnx
 import torch
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import DYNAMIC, Array
+from controlplane.domain.signature import DYNAMIC
 from converters.base import ConversionRequest, Converter, Original
 from converters.onnx_output import finish_onnx
 from converters.options import ConversionOptions

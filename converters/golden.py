@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.samples import Sample, Tensors
-from controlplane.domain.signature import DYNAMIC, Array, DataType, Signature, TensorSpec
+from controlplane.domain.signature import DYNAMIC, DataType, Signature, TensorSpec
 from controlplane.errors import ConversionFailedError, InvalidInputError
 from converters.jobs import Inspection
 from converters.learning import Tried, learn_signature, specs_from_samples, try_samples

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, JsonValue, TypeAdapter
 
-from controlplane.domain.comparison import Tolerance
 from controlplane.domain.manifest import Format, ParityReport
 from controlplane.domain.samples import Sample
 from controlplane.domain.signature import Signature, TensorSpec
+from controlplane.domain.tolerance import Tolerance
 from converters.options import ConversionOptions, SamplingOptions
 
 DEFAULT_TIMEOUT_SECONDS = 900.0

@@ -4,8 +4,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import DYNAMIC, Array, DataType, Signature, TensorSpec
+from controlplane.domain.signature import DYNAMIC, DataType, Signature, TensorSpec
 from controlplane.errors import ConversionFailedError, InvalidInputError
 from converters.options import SamplingOptions
 from converters.rows import rows_problem

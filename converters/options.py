@@ -4,9 +4,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from controlplane.domain.comparison import Tolerance
 from controlplane.domain.manifest import Format
 from controlplane.domain.signature import TensorSpec
+from controlplane.domain.tolerance import Tolerance
 
 Precision = Literal["fp32", "fp16", "int8"]
 

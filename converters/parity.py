@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from controlplane.domain.comparison import DEFAULT_TOLERANCES, EXACT, OutputComparison, Tolerance, compare, worst
+from controlplane.domain.arrays import Array
+from controlplane.domain.comparison import DEFAULT_TOLERANCES, EXACT, compare, worst
 from controlplane.domain.manifest import ParityReport
 from controlplane.domain.samples import Sample
-from controlplane.domain.signature import Array, DataType
+from controlplane.domain.signature import DataType
+from controlplane.domain.tolerance import OutputComparison, Tolerance
 from controlplane.errors import InvalidInputError, ParityError
 from converters.options import Precision
 from converters.runtimes import Run, RunError

@@ -5,10 +5,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from controlplane.domain.comparison import Tolerance
 from controlplane.domain.manifest import Format, ParityReport
 from controlplane.domain.samples import Sample
 from controlplane.domain.signature import Signature
+from controlplane.domain.tolerance import Tolerance
 from converters.jobs import (
     ConversionResult,
     ConvertJob,

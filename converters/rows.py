@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import Array
 from converters.runtimes import Run, RunError
 
 _ROWS_ALONE = 3

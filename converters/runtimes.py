@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import Array, DataType, Signature
+from controlplane.domain.signature import DataType, Signature
 from controlplane.errors import InvalidArtifactError, InvalidInputError
 
 _TELLING = re.compile(r"([\w.]+\.)?\w*(Error|Exception): \S")

@@ -7,7 +7,8 @@ from enum import StrEnum
 import numpy as np
 from pydantic import JsonValue
 
-from controlplane.domain.signature import DYNAMIC, Array, DataType, TensorSpec
+from controlplane.domain.arrays import Array
+from controlplane.domain.signature import DYNAMIC, DataType, TensorSpec
 from controlplane.errors import InvalidInputError
 from converters.options import SamplingOptions
 

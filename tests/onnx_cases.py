@@ -19,9 +19,10 @@ import numpy as np
 import onnx
 from tritonclient.grpc.aio import InferenceServerClient
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.manifest import FileEntry, Format, Manifest
-from controlplane.domain.signature import Array, Signature
+from controlplane.domain.signature import Signature
 from controlplane.errors import ControlPlaneError
 from controlplane.triton.model_config import build_config
 from converters.jobs import RecordJob, ValidateJob

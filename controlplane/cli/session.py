@@ -134,10 +134,9 @@ class Session:
         """Return the data folder: the one given, else the default of the settings."""
         if self.data_dir is not None:
             return self.data_dir.expanduser().absolute()
-        from controlplane.settings import Settings
+        from controlplane.defaults import DATA_DIR
 
-        default: Path = Settings.model_fields["data_dir"].default
-        return default
+        return DATA_DIR
 
     def find_url(self) -> str:
         """Return the API's address: ``--url``, else that of the running ``up``.

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from pydantic import ValidationError
 
-from controlplane.domain.signature import Array, DataType, Signature, TensorSpec
+from controlplane.domain.arrays import Array
+from controlplane.domain.signature import DataType, Signature, TensorSpec
 from controlplane.domain.validation import invalid_field
 from controlplane.errors import InvalidInputError
 

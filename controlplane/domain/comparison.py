@@ -8,20 +8,11 @@ agree. Strings must be equal, and so must integers and booleans unless a toleran
 from collections.abc import Mapping
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import Array, DataType
-
-
-class Tolerance(BaseModel):
-    """How far an element may be from the recorded one."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    absolute: float = Field(ge=0, allow_inf_nan=False, description="Absolute part, in the tensor's own unit.")
-    relative: float = Field(ge=0, allow_inf_nan=False, description="Relative part, a share of the expected value.")
-
+from controlplane.domain.signature import DataType
+from controlplane.domain.tolerance import OutputComparison, Tolerance
 
 # float32 accumulates about 1e-7 a step and backends sum in different orders; the 16-bit types have 11 and 8
 # significant bits. Exact types have no tolerance.
@@ -32,19 +23,6 @@ DEFAULT_TOLERANCES: Mapping[DataType, Tolerance] = {
     DataType.BF16: Tolerance(absolute=5e-2, relative=5e-2),
 }
 EXACT = Tolerance(absolute=0.0, relative=0.0)
-
-
-class OutputComparison(BaseModel):
-    """How one output compares, over all samples."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    output: str = Field(description="The output tensor's name.")
-    tolerance: Tolerance = Field(description="The tolerance that was applied.")
-    max_absolute_error: float = Field(description="Largest absolute error seen; for strings the share that differ.")
-    max_relative_error: float = Field(description="Largest relative error seen, where the expected value is not 0.")
-    agrees: bool = Field(description="Whether every element is within the tolerance.")
-    reason: str = Field(default="", description="Why it does not agree; empty when it does.")
 
 
 def compare(actual: Tensors, expected: Tensors, tolerances: Mapping[str, Tolerance]) -> tuple[OutputComparison, ...]:

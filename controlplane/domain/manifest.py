@@ -5,9 +5,9 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from controlplane.domain.comparison import OutputComparison, Tolerance
 from controlplane.domain.names import validate_file_path
 from controlplane.domain.signature import Signature
+from controlplane.domain.tolerance import OutputComparison, Tolerance
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FilePath = Annotated[str, AfterValidator(validate_file_path)]

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from controlplane.domain.signature import Array, DataType, Signature
+from controlplane.domain.arrays import Array
+from controlplane.domain.signature import DataType, Signature
 from controlplane.errors import InvalidInputError
 
 Tensors = Mapping[str, Array]

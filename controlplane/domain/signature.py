@@ -1,13 +1,15 @@
 """What a model takes and gives, in the terms of the KServe v2 protocol that Triton speaks."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    # The command line reads signatures in every run and cannot wait for numpy.
+    import numpy as np
+
+    from controlplane.domain.arrays import Array
 
 NAME_MAX = 1024
 """Longest name of a tensor, in characters. Triton 2.51 serves names of 60,000; exporters write a few hundred."""
@@ -35,8 +37,10 @@ class DataType(StrEnum):
     BYTES = "BYTES"
 
     @property
-    def numpy(self) -> np.dtype[Any]:
+    def numpy(self) -> "np.dtype[Any]":
         """The numpy dtype that holds it: BYTES as objects, BF16 (numpy has none) as float32."""
+        import numpy as np
+
         return np.dtype(_NUMPY[self])
 
     @property
@@ -52,12 +56,14 @@ class DataType(StrEnum):
         return self in {DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64}
 
     @classmethod
-    def of(cls, array: Array) -> Self:
+    def of(cls, array: "Array") -> Self:
         """Return the protocol's type for a numpy array.
 
         Raises:
             ValueError: The protocol has no such type (complex numbers, dates).
         """
+        import numpy as np
+
         if array.dtype.kind in {"O", "S", "U"}:
             return cls("BYTES")
         for name, dtype in _NUMPY.items():

@@ -5,9 +5,9 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from controlplane.domain.comparison import OutputComparison
 from controlplane.domain.conditions import Condition
 from controlplane.domain.health import HealthSummary
+from controlplane.domain.tolerance import OutputComparison
 
 
 class Phase(StrEnum):

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from controlplane.domain.comparison import Tolerance
+from controlplane.domain.tolerance import Tolerance
 
 _YEAR_SECONDS = 366 * 86_400.0
 

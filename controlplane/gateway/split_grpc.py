@@ -6,8 +6,9 @@ from typing import Any
 
 import grpc
 
-from controlplane.domain.comparison import OutputComparison, compare
+from controlplane.domain.comparison import compare
 from controlplane.domain.names import candidate_name
+from controlplane.domain.tolerance import OutputComparison
 from controlplane.gateway.configuration import PIN, SERVICE
 from controlplane.gateway.measuring import Arm
 from controlplane.gateway.split_http import UNKNOWN_MODEL, Room

@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 import httpx
 
-from controlplane.domain.comparison import OutputComparison, compare
+from controlplane.domain.arrays import Array
+from controlplane.domain.comparison import compare
 from controlplane.domain.names import candidate_name
-from controlplane.domain.signature import Array
+from controlplane.domain.tolerance import OutputComparison
 from controlplane.gateway.configuration import PIN
 from controlplane.gateway.measuring import Arm
 from controlplane.gateway.splitting import Split, Tried, tolerances

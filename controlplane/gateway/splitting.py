@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from controlplane.domain import rollout as rules
-from controlplane.domain.comparison import OutputComparison, Tolerance
 from controlplane.domain.deployment import Rollout
 from controlplane.domain.evidence import Evidence
 from controlplane.domain.sampling import PARTS, sample, weight
+from controlplane.domain.tolerance import OutputComparison, Tolerance
 from controlplane.gateway.measuring import Answer, Arm, Meter
 
 logger = logging.getLogger(__name__)

@@ -6,10 +6,12 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from controlplane.domain.comparison import OutputComparison, compare, worst
+from controlplane.domain.arrays import Array
+from controlplane.domain.comparison import compare, worst
 from controlplane.domain.samples import Sample, Tensors
-from controlplane.domain.signature import DYNAMIC, Array, DataType, Signature
+from controlplane.domain.signature import DYNAMIC, DataType, Signature
 from controlplane.domain.states import Proof
+from controlplane.domain.tolerance import OutputComparison
 from controlplane.errors import InferenceError, TritonTimeoutError
 from controlplane.reconciler.types import Mark
 from controlplane.reconciler.wishes import Prepared

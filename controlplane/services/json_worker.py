@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from controlplane.domain.signature import Array
+from controlplane.domain.arrays import Array
 from controlplane.services.tensors import from_array
 
 _BASE_BYTES = 2 * 1024**3

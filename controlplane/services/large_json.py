@@ -8,7 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from controlplane.domain.signature import Array
+from controlplane.domain.arrays import Array
 from controlplane.errors import ControlPlaneError, InvalidInputError, TooManyWaitingError
 from controlplane.services.json_worker import Parsed
 

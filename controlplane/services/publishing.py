@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.domain.access import Principal, may_bring_code
-from controlplane.domain.comparison import Tolerance
 from controlplane.domain.manifest import FileEntry, Format, GoldenSamples, Manifest
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import validate_alias, validate_model_name
 from controlplane.domain.samples import Sample, encode_samples
 from controlplane.domain.signature import Signature
+from controlplane.domain.tolerance import Tolerance
 from controlplane.errors import InvalidInputError, NotFoundError
 from controlplane.reconciler.loop import Reconciler
 from controlplane.registry.registry import Registry

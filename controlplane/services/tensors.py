@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import Array, DataType, Signature
+from controlplane.domain.signature import DataType, Signature
 from controlplane.errors import InvalidInputError
 
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

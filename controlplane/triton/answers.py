@@ -13,7 +13,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from controlplane.domain.signature import Array, DataType
+from controlplane.domain.arrays import Array
+from controlplane.domain.signature import DataType
 from controlplane.errors import InferenceError
 from controlplane.triton.wire import deserialise
 

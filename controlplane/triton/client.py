@@ -17,8 +17,8 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from controlplane import tracing
+from controlplane.domain.arrays import Array
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import Array
 from controlplane.domain.states import LoadedVersion
 from controlplane.errors import (
     InferenceError,

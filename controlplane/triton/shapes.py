@@ -8,7 +8,7 @@ So ``()`` travels as ``(1,)`` and ``(N,)`` as ``(N, 1)``; what `to_wire` does `f
 from collections.abc import Mapping
 from typing import Any
 
-from controlplane.domain.signature import Array
+from controlplane.domain.arrays import Array
 from controlplane.triton.model_config import SCALARS_PARAMETER
 
 Config = Mapping[str, Any]

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.samples import Tensors
-from controlplane.domain.signature import Array, DataType
+from controlplane.domain.signature import DataType
 from controlplane.errors import InferenceError
 from controlplane.triton.model_config import data_type_of
 from controlplane.triton.shapes import Config, from_wire, to_wire

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from controlplane.domain.arrays import Array
 from controlplane.domain.samples import Sample
-from controlplane.domain.signature import Array, Signature
+from controlplane.domain.signature import Signature
 from controlplane.triton.wire import serialise
 
 FOLDER = "warmup"

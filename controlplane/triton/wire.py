@@ -8,7 +8,8 @@ import struct
 
 import numpy as np
 
-from controlplane.domain.signature import Array, DataType
+from controlplane.domain.arrays import Array
+from controlplane.domain.signature import DataType
 
 HEAD_LENGTH = "inference-header-content-length"
 """HTTP header: how many bytes of a body are JSON, where tensors follow it."""

@@ -42,6 +42,15 @@ def test_nothing_heavy_is_imported_before_a_command_needs_it() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_request_imports_neither_numpy_nor_the_settings() -> None:
+    run = [sys.executable, "-X", "importtime", "-m", "controlplane.cli.main", "ps", "--url", "http://127.0.0.1:9"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == 4
+    assert "httpx" in imported
+    assert not imported & {"numpy", "pydantic_settings", "fastapi", "torch", "onnx"}
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_completion_script_is_made_for_each_shell(shell: str, fresh: Cli) -> None:
     script = fresh.ok(_TRITONCTL_COMPLETE=f"source_{shell}").out

@@ -9,10 +9,10 @@ import onnx
 import pytest
 import silero_vad
 
-from controlplane.domain.comparison import Tolerance
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Sample, check_samples
 from controlplane.domain.signature import DataType, Signature, TensorSpec
+from controlplane.domain.tolerance import Tolerance
 from controlplane.errors import (
     ConversionFailedError,
     InvalidArtifactError,

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from controlplane.domain.comparison import OutputComparison, Tolerance, compare, worst
-from controlplane.domain.signature import Array
+from controlplane.domain.arrays import Array
+from controlplane.domain.comparison import compare, worst
+from controlplane.domain.tolerance import OutputComparison, Tolerance
 
 floats = hnp.arrays(np.float64, hnp.array_shapes(min_dims=0, max_dims=2, max_side=4))
 tolerance = st.builds(Tolerance, absolute=st.floats(0, 10), relative=st.floats(0, 1))

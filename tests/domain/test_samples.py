@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from controlplane.domain import samples as samples_module
+from controlplane.domain.arrays import Array
 from controlplane.domain.samples import Sample, check_samples, decode_samples, encode_samples
-from controlplane.domain.signature import Array, DataType, Signature, TensorSpec
+from controlplane.domain.signature import DataType, Signature, TensorSpec
 from controlplane.errors import InvalidInputError
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)

@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from controlplane.domain.comparison import OutputComparison, Tolerance, compare
+from controlplane.domain.comparison import compare
 from controlplane.domain.deployment import DeploymentSettings, Rollout
 from controlplane.domain.evidence import Signal
 from controlplane.domain.strategy import RolloutStep, RolloutStrategy, StrategyKind
+from controlplane.domain.tolerance import OutputComparison, Tolerance
 from controlplane.gateway.measuring import Arm
 from controlplane.gateway.splitting import MIRRORED_AT_ONCE, Split, Splits, tolerances
 

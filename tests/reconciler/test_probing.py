@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.domain.comparison import OutputComparison, Tolerance
 from controlplane.domain.health import ProbeKind, ProbeOutcome, percentile
 from controlplane.domain.states import Proof
+from controlplane.domain.tolerance import OutputComparison, Tolerance
 from controlplane.reconciler.probing import MAX_SKIPS, REMEMBERED, Due, Signs, Watch, due
 from controlplane.reconciler.record import Backoff, ModelRecord
 from controlplane.reconciler.types import Mark, Target

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from tritonclient.grpc import service_pb2
 
-from controlplane.domain.signature import Array, DataType
+from controlplane.domain.arrays import Array
+from controlplane.domain.signature import DataType
 from controlplane.errors import InferenceError
 from controlplane.triton.answers import from_grpc, from_http
 from controlplane.triton.wire import serialise

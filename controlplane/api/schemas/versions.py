@@ -6,12 +6,12 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from controlplane.api.schemas.models import Labels, Reason
-from controlplane.domain.comparison import Tolerance
 from controlplane.domain.conditions import Condition
 from controlplane.domain.manifest import FilePath, Format, Manifest
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.report import VersionReport
 from controlplane.domain.signature import Signature
+from controlplane.domain.tolerance import Tolerance
 from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
 
 Batched = Annotated[

@@ -1,0 +1,25 @@
+"""How far numbers may differ, and did. Imports no numpy, which the command line would wait for."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Tolerance(BaseModel):
+    """How far an element may be from the recorded one."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    absolute: float = Field(ge=0, allow_inf_nan=False, description="Absolute part, in the tensor's own unit.")
+    relative: float = Field(ge=0, allow_inf_nan=False, description="Relative part, a share of the expected value.")
+
+
+class OutputComparison(BaseModel):
+    """How one output compares, over all samples."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    output: str = Field(description="The output tensor's name.")
+    tolerance: Tolerance = Field(description="The tolerance that was applied.")
+    max_absolute_error: float = Field(description="Largest absolute error seen; for strings the share that differ.")
+    max_relative_error: float = Field(description="Largest relative error seen, where the expected value is not 0.")
+    agrees: bool = Field(description="Whether every element is within the tolerance.")
+    reason: str = Field(default="", description="Why it does not agree; empty when it does.")
