@@ -132,7 +132,7 @@ def main() -> None:
     ):
         api.publish("identity", identity())
         assert api.deploy("identity:1", max_batch_size=0)["state"] == "succeeded"
-        until("the fast way", lambda: way(api, "identity") == "fast")
+        until("the direct way", lambda: way(api, "identity") == "direct")
         secrets, urls = keys(api), addresses(api)
         time.sleep(1.5)  # HAProxy is given keys within a second
         print(f"{'':7}{'clients':>8}{'bytes':>10}" + "".join(f"{side + '/s':>14}" for side in SIDES), "  bound to both")

@@ -23,7 +23,7 @@ from benchmarks.simulation.bound import lower_bound
 from benchmarks.simulation.engine import Engine
 from benchmarks.simulation.foresight import ForesightPolicy
 from benchmarks.simulation.traces import KINDS, Trace, make
-from controlplane.memory.eviction import EvictionPolicy, policy_named
+from controlplane.memory.policy.eviction import EvictionPolicy, policy_named
 
 RESULTS = Path(__file__).parent / "results"
 POLICIES = ("lru", "lfu", "cost", "foresight", "optimum")

@@ -1,10 +1,10 @@
-"""Inference through the front door, against Triton's own ports and against a bare HAProxy, in one run.
+"""Inference through the gateway, against Triton's own ports and against a bare HAProxy, in one run.
 
 tritonclient's clients, each in a thread of one process of its own, ask an identity model as often as they can. Three
 sides take turns on the same cores: Triton itself; the *limit*, a HAProxy of the same version with the same buffers that
-passes everything on and looks at nothing (with ``--tcp`` also one that passes on bytes); and the front door.
+passes everything on and looks at nothing (with ``--tcp`` also one that passes on bytes); and the gateway.
 
-Then cold starts: a model that is not loaded, asked at the front door, for the first time and once more after it left,
+Then cold starts: a model that is not loaded, asked at the gateway, for the first time and once more after it left,
 against the raw calls of a person: ``load_model`` and ``infer`` of a model that is staged already, with no proof of what
 it answers.
 """
@@ -30,9 +30,9 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from onnx import TensorProto, helper
 
-from controlplane.gateway.configuration import Sockets, render
-from controlplane.gateway.process import find_haproxy
-from controlplane.gateway.table import empty
+from controlplane.gateway.haproxy.config import Sockets, render
+from controlplane.gateway.haproxy.process import find_haproxy
+from controlplane.gateway.haproxy.route_table import empty
 from controlplane.settings import GatewaySettings
 from tests.support.api import Api, onnx_scale
 from tests.support.control_process import running
@@ -57,10 +57,10 @@ class Row:
         tensor_bytes: Size of the input, and of the output.
         direct_per_second: Requests per second to Triton's own port.
         limit_per_second: The same through a HAProxy that looks at nothing.
-        gateway_per_second: The same through the front door.
+        gateway_per_second: The same through the gateway.
         throughput_ratio: gateway / direct.
         limit_ratio: limit / direct.
-        added_p50_seconds: Median latency through the front door less that without.
+        added_p50_seconds: Median latency through the gateway less that without.
         limit_added_p50_seconds: The same of the limit.
     """
 
@@ -94,7 +94,7 @@ def bare_proxy(folder: Path, targets: Mapping[str, str]) -> Iterator[tuple[Urls,
     binary = find_haproxy(None)
     assert binary is not None, "there is no HAProxy"
     urls: dict[str, dict[str, str]] = {"limit": {}, "tcp": {}}
-    # Buffers and windows as the front door has them, so that its rules alone make the difference.
+    # Buffers and windows as the gateway has them, so that its rules alone make the difference.
     ours = render(GatewaySettings(), Sockets(0, 0, 0), (), empty(0))
     text = "global\n" + "\n".join(re.findall(r"^ +tune\..*", ours, re.MULTILINE))
     text += """
@@ -188,11 +188,11 @@ def measure(
 
 
 def cold_starts(api: Api, folder: Path, urls: Urls, repetitions: int) -> dict[str, Any]:
-    """Median seconds to the first answer: at the front door for the first time and once more, and by hand."""
+    """Median seconds to the first answer: at the gateway for the first time and once more, and by hand."""
     seen: dict[str, list[float]] = {"first": [], "again": [], "by_hand": []}
     stages: dict[str, list[dict[str, float]]] = {"first": [], "again": []}
     with (
-        triton_grpc.InferenceServerClient(urls["gateway"]["grpc"]) as door,
+        triton_grpc.InferenceServerClient(urls["gateway"]["grpc"]) as gateway,
         triton_grpc.InferenceServerClient(urls["direct"]["grpc"]) as triton,
     ):
         config: dict[str, Any] = {}
@@ -204,7 +204,7 @@ def cold_starts(api: Api, folder: Path, urls: Urls, repetitions: int) -> dict[st
 
             def at_the_door(which: str) -> float:
                 before = _stages(api, name)  # noqa: B023 - called before the next turn
-                took = _ask(door, name)  # noqa: B023
+                took = _ask(gateway, name)  # noqa: B023
                 after = _stages(api, name)  # noqa: B023
                 stages[which].append({stage: after[stage] - before.get(stage, 0.0) for stage in after})
                 until("unloaded", lambda: _phase(api, name) == "Unloaded")  # noqa: B023
@@ -214,7 +214,7 @@ def cold_starts(api: Api, folder: Path, urls: Urls, repetitions: int) -> dict[st
                 return _by_hand(folder, triton, raw, {**config, "name": raw}, number + 1.0)  # noqa: B023
 
             if not config:
-                door.infer(name, ones())
+                gateway.infer(name, ones())
                 config = triton.get_model_config(name, as_json=True)["config"]
                 until("unloaded", lambda: _phase(api, name) == "Unloaded")  # noqa: B023
                 by_hand()
@@ -238,9 +238,9 @@ def cold_starts(api: Api, folder: Path, urls: Urls, repetitions: int) -> dict[st
     return result
 
 
-def _ask(door: Any, name: str) -> float:
+def _ask(gateway: Any, name: str) -> float:
     began = time.perf_counter()
-    door.infer(name, ones())
+    gateway.infer(name, ones())
     return time.perf_counter() - began
 
 
@@ -274,10 +274,10 @@ def _by_hand(folder: Path, triton: Any, name: str, config: dict[str, Any], facto
 
 def addresses(api: Api) -> dict[str, dict[str, str]]:
     (server,) = api.ok(api.http.get("/v1/servers"))["items"]
-    door = api.ok(api.http.get("/v1/gateway"))
+    gateway = api.ok(api.http.get("/v1/gateway"))
     return {
         side: {"http": one["http_url"].partition("://")[2], "grpc": one["grpc_url"]}
-        for side, one in (("direct", server), ("gateway", door))
+        for side, one in (("direct", server), ("gateway", gateway))
     }
 
 
@@ -300,7 +300,7 @@ def main() -> None:
         folder = Path(name)
         api.publish("identity", identity())
         assert api.deploy("identity:1", max_batch_size=0)["state"] == "succeeded"
-        until("the fast way", lambda: way(api, "identity") == "fast")
+        until("the direct way", lambda: way(api, "identity") == "direct")
         real = addresses(api)
         with bare_proxy(folder, real["direct"]) as (bare, _):
             shown = {"limit": bare["limit"], **({"tcp": bare["tcp"]} if arguments.tcp else {})}
@@ -318,7 +318,7 @@ def main() -> None:
             cold = cold_starts(api, folder / "data", real, arguments.cold)
             for side in ("first", "again"):
                 print(
-                    f"cold start, {side}: front door {cold[side]:.3f} s, by hand {cold['by_hand']:.3f} s, "
+                    f"cold start, {side}: gateway {cold[side]:.3f} s, by hand {cold['by_hand']:.3f} s, "
                     f"ratio {cold[f'{side}_ratio']:.3f}, without the proof {cold[f'{side}_ratio_without_proof']:.3f}"
                 )
                 spent = cold[f"{side}_stages"].items()

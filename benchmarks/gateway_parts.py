@@ -1,4 +1,4 @@
-"""Where the front door's time goes: processor time of HAProxy for each request, by part of its configuration.
+"""Where the gateway's time goes: processor time of HAProxy for each request, by part of its configuration.
 
 The configuration is the real one, with parts of its rules left out; below it the same HAProxy without a rule, once
 passing on bytes and once speaking the protocol. All stand before one real Triton and take turns. Processor time is the
@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.gateway import KINDS, RESULTS, SMALL, addresses, bare_proxy, identity, load
-from controlplane.gateway.configuration import Backend, Sockets, render
-from controlplane.gateway.process import find_haproxy
-from controlplane.gateway.table import MAPS, Table
+from controlplane.gateway.haproxy.config import Backend, Sockets, render
+from controlplane.gateway.haproxy.process import find_haproxy
+from controlplane.gateway.haproxy.route_table import MAPS, Table
 from controlplane.settings import GatewaySettings
 from tests.support.control_process import running
 from tests.support.gateway import until, way
@@ -48,7 +48,7 @@ PARTS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "counting": ((r"^ +http-(request track-sc0|response sc-inc-gpc0).*\n", ""),),
 }
 """What is left out or replaced to be without a part."""
-FULL, BARE, BYTES = "the front door", "HAProxy, no rule", "HAProxy, bytes alone"
+FULL, BARE, BYTES = "the gateway", "HAProxy, no rule", "HAProxy, bytes alone"
 ALL, REST = "without all parts", "name, map, choice, settings"
 
 
@@ -59,7 +59,7 @@ class Row:
     Attributes:
         protocol: http or grpc.
         clients: At once.
-        part: A configuration, or a part of the front door's rules.
+        part: A configuration, or a part of the gateway's rules.
         cpu_microseconds: Processor time for each request, the least of the rounds; of a part, what is saved without it.
         p50_milliseconds: Median latency; of a part, 0.
     """
@@ -93,7 +93,7 @@ def without(text: str, parts: Iterable[str]) -> str:
 
 @contextmanager
 def proxy(folder: Path, text: str, table: Table) -> Iterator[Proxy]:
-    """HAProxy with a configuration of the front door's."""
+    """HAProxy with a configuration of the gateway's."""
     folder.mkdir()
     urls = {}
     for number, protocol in ((1001, "http"), (1002, "grpc"), (1003, "metrics")):
@@ -148,7 +148,7 @@ def main() -> None:
         folder = Path(name)
         api.publish("identity", identity())
         assert api.deploy("identity:1", max_batch_size=0)["state"] == "succeeded"
-        until("the fast way", lambda: way(api, "identity") == "fast")
+        until("the direct way", lambda: way(api, "identity") == "direct")
         direct = addresses(api)["direct"]
         table = Table((frozenset({"s0"}),), models={"identity": 0}, keys={"anybody": "*"})
         text = render(

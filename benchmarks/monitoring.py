@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from controlplane.monitoring.monitor import Source, Watched
+from controlplane.monitoring.monitor import ScrapedServer, ScrapeTarget
 from controlplane.monitoring.series import COLUMNS
 from controlplane.monitoring.windows import Windows
-from controlplane.triton.metrics import PageReader
+from controlplane.triton.metrics_page import MetricsParser
 
 RESULTS = Path(__file__).parent / "results"
 _STAGES = ("request", "queue", "compute_input", "compute_infer", "compute_output")
@@ -61,7 +61,7 @@ def page(counts: list[int], rng: random.Random) -> str:
 def measure(models: int, busy: float, looks: int) -> Row:
     rng = random.Random(1)
     counts, asked = [0] * models, range(int(models * busy))
-    reader, watched = PageReader(), Watched(Source("one", None))
+    reader, watched = MetricsParser(), ScrapedServer(ScrapeTarget("one", None))
     read = take = parser = size = 0.0
     text = page(counts, rng)
     for look in range(looks):

@@ -1,4 +1,4 @@
-"""Two hundred models behind the front door, on a budget that holds twenty: what clients get, and how long they wait.
+"""Two hundred models behind the gateway, on a budget that holds twenty: what clients get, and how long they wait.
 
 A control plane as a process (`tritonctl up`), with an embedded Triton. Clients, half over HTTP and half over gRPC, ask
 models by a Zipf law, each its next one as soon as the last was answered. Every answer is checked. What is refused by a
@@ -105,8 +105,8 @@ def fill(folder: Path, models: int) -> None:
 
 def start(folder: Path, budget: int) -> tuple["subprocess.Popen[bytes]", dict[str, Any]]:
     """Start `tritonctl up`; return it and what it says of itself once it answers."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("TRITONCTL_")}
-    memory = {"TRITONCTL_MEMORY__BUDGET_BYTES": json.dumps({"host": budget})}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("TRITONCTL_", "CONTROLPLANE_"))}
+    memory = {"CONTROLPLANE_MEMORY__BUDGET_BYTES": json.dumps({"host": budget})}
     command = [sys.executable, "-m", "controlplane.cli.main", "up", "--data-dir", str(folder / "data"), "--port", "0"]
     with (folder / "up.log").open("ab") as log:
         process = subprocess.Popen(tied_to_us(command), env={**kept, **memory}, stdout=log, stderr=log)
@@ -119,7 +119,7 @@ def start(folder: Path, budget: int) -> tuple["subprocess.Popen[bytes]", dict[st
     return process, json.loads(ready.read_text())
 
 
-def ask(kind: Any, url: str, models: int, seed: int, until: float, tally: Tally) -> None:
+def ask(kind: Any, url: str, models: int, seed: int, until: float, stats: Tally) -> None:
     """Be one client."""
     chance = random.Random(seed)
     weights = [1 / (rank + 1) for rank in range(models)]
@@ -133,13 +133,13 @@ def ask(kind: Any, url: str, models: int, seed: int, until: float, tally: Tally)
             value = float(client.infer(f"m{number}", [tensor]).as_numpy("y")[0, 0])
         except InferenceServerException as error:
             if str(error.status()) in {"429", "StatusCode.RESOURCE_EXHAUSTED"}:
-                tally.refused += 1
+                stats.refused += 1
             else:
-                tally.failures.append(f"m{number}: {error}")
+                stats.failures.append(f"m{number}: {error}")
             continue
-        tally.seconds.append(time.perf_counter() - began)
+        stats.seconds.append(time.perf_counter() - began)
         if value != number + 2.0:
-            tally.failures.append(f"m{number} answered {value}")
+            stats.failures.append(f"m{number} answered {value}")
     client.close()
 
 
@@ -156,9 +156,9 @@ def measure(folder: Path, models: int, fit: int, clients: int, seconds: float) -
         tallies = [Tally() for _ in range(clients)]
         began = time.monotonic()
         threads = []
-        for seed, tally in enumerate(tallies):
+        for seed, stats in enumerate(tallies):
             kind = (triton_http, triton_grpc)[seed % 2]
-            work = (kind, urls[kind], models, seed, began + seconds, tally)
+            work = (kind, urls[kind], models, seed, began + seconds, stats)
             threads.append(threading.Thread(target=ask, args=work))
         for thread in threads:
             thread.start()
@@ -169,16 +169,16 @@ def measure(folder: Path, models: int, fit: int, clients: int, seconds: float) -
     finally:
         process.terminate()
         process.wait(60)
-    took = sorted(value for tally in tallies for value in tally.seconds)
+    took = sorted(value for stats in tallies for value in stats.seconds)
     cold = [value for value in took if value >= _COLD_SECONDS]
-    failures = [failure for tally in tallies for failure in tally.failures]
+    failures = [failure for stats in tallies for failure in stats.failures]
     return Row(
         models=models,
         fit=fit,
         clients=clients,
         seconds=round(spent, 1),
         answers=len(took),
-        refused=sum(tally.refused for tally in tallies),
+        refused=sum(stats.refused for stats in tallies),
         failed=len(failures),
         answers_per_second=round(len(took) / spent, 1),
         loads=int(server["counters"]["loads"]),

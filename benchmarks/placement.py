@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import psutil
 
-from controlplane.memory.placement.planning import plan
-from controlplane.memory.placement.types import NO_PLAN, Plan, Pool, Server, Workload
+from controlplane.placement.planner import plan
+from controlplane.placement.types import NO_PLAN, Plan, Pool, Server, Workload
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -52,7 +52,7 @@ def fleet(servers: int, gpus: int) -> dict[str, Server]:
 
 
 def models(count: int, draw: random.Random) -> dict[str, Workload]:
-    """Log-normal sizes round 3 GiB; a tenth pinned, a tenth with two copies, a tenth with a selector."""
+    """Log-normal sizes round 3 GiB; a tenth pinned, a tenth with two replicas, a tenth with a selector."""
     found = {}
     for number in range(count):
         size = min(max(int(draw.lognormvariate(0.0, 1.0) * 3 * GIB), 100 * MIB), 60 * GIB)
@@ -60,9 +60,9 @@ def models(count: int, draw: random.Random) -> dict[str, Workload]:
         found[f"model-{number:06}"] = Workload(
             f"model-{number:06}",
             {"gpu": size},
-            copies=2 if kind == 1 else 1,
-            min_copies=2 if kind == 1 else 1,
-            firm=kind == 0,
+            replicas=2 if kind == 1 else 1,
+            min_replicas=2 if kind == 1 else 1,
+            guaranteed=kind == 0,
             selector=(("kind", "large"),) if kind == 2 else (),
             gpu_count=1,
         )
@@ -111,8 +111,12 @@ def measure(servers: int, gpus: int, count: int) -> Row:
         without = {**where, victim: replace(where[victim], trouble=f"{victim} is unreachable")}
         took, after = timed(made, without, wanted)
         died.append(took)
-        lost = made.rooms[victim].models
-        assert not any(seat.server == victim and not seat.waits for seats in after.seats.values() for seat in seats)
+        lost = made.server_usage[victim].models
+        assert not any(
+            assignment.server == victim and not assignment.waits
+            for assignments in after.assignments.values()
+            for assignment in assignments
+        )
         replaced = max(replaced, len(lost))
     median = statistics.median
     return Row(

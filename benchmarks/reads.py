@@ -1,6 +1,6 @@
 """API reads per second from one process, against a bare FastAPI route that returns the same document as a static dict.
 
-Three processes: the control plane (``controlplane.running.run``, a folder as store), a bare FastAPI application with
+Three processes: the control plane (``controlplane.process.run``, a folder as store), a bare FastAPI application with
 the same uvicorn settings, and a load generator of keep-alive connections, each with one request in flight. On a machine
 of two cores server and generator have one each. The routes take turns, so that a slow moment hits all of them.
 """
@@ -27,9 +27,9 @@ import uvloop
 from fastapi import FastAPI
 
 from controlplane.domain.manifest import FileEntry, Format, Manifest
+from controlplane.process import run
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.registry import Registry
-from controlplane.running import run
 from controlplane.settings import ApiSettings, GcSettings, Settings
 from controlplane.storage.filesystem import FilesystemStore
 

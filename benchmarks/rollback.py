@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import aio
 
-from controlplane.domain.rollback import rollback_target
+from controlplane.domain.rollout.rollback import rollback_target
 from tests.support.control import Control, control
 from tests.support.models import publish_affine
 from tests.support.triton import running_triton
@@ -61,7 +61,7 @@ class Bench:
         revision = deployments.put(spec, after=history[0], actor="benchmark", reason="rollback")
         committed = time.perf_counter()
         reconciler.wake("ours")
-        while not any(event.reason == "Switched" for event in await reconciler.wait_event(last, 10)):
+        while not any(event.reason == "VersionActivated" for event in await reconciler.wait_event(last, 10)):
             last = reconciler.events()[-1].id
         switched = time.perf_counter()
         await self.infer("ours", 1)

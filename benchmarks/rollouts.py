@@ -1,9 +1,10 @@
-"""Rollouts by evidence through the front door: how soon a bad version is withdrawn, and what the way costs.
+"""Rollouts by evidence through the gateway: how soon a bad version is withdrawn, and what the way costs.
 
 Cases: clients ask all the while over HTTP and gRPC; a new version is rolled out as a canary (5 % of the requests,
 25 %, 50 %) or in the shadow. A row says how it ended, how many requests the new version had by then, and what share
 that is of the requests since the first step began, next to the share that was asked for. Ways: the same requests of a
-model without a rollout (the fast way, HAProxy to Triton), and of others whose rollout is in one of its steps, in turns.
+model without a rollout (the direct way, HAProxy to Triton), and of others whose rollout is in one of its steps, in
+turns.
 """
 
 import argparse
@@ -125,8 +126,8 @@ class Load:
     """Clients in a loop."""
 
     def __init__(self, api: Api, name: str) -> None:
-        door = api.ok(api.http.get("/v1/gateway"))
-        self._urls = {"http": door["http_url"].removeprefix("http://"), "grpc": door["grpc_url"]}
+        gateway = api.ok(api.http.get("/v1/gateway"))
+        self._urls = {"http": gateway["http_url"].removeprefix("http://"), "grpc": gateway["grpc_url"]}
         self._name = name
         self.answers: list[tuple[float, str]] = []
         self.latencies: list[float] = []
@@ -215,16 +216,16 @@ async def one_way(api: Api, name: str, protocol: str, clients: int, seconds: flo
 
 async def ways(api: Api, folder: Path, rounds: int, seconds: float) -> list[Way]:
     """Models of the same kind: one for each stage of a rollout, and one without any."""
-    names = {"fast": "fast", **{stage: f"stage{number}" for number, stage in enumerate(STAGES)}}
+    names = {"direct": "direct", **{stage: f"stage{number}" for number, stage in enumerate(STAGES)}}
     for stage, name in names.items():
         await asyncio.to_thread(publish, api, folder, name)
         if stage in STAGES:
             await asyncio.to_thread(begin, api, name, {**LASTING, **STAGES[stage]})
             while (await asyncio.to_thread(rollout, api, name))["step"] == 0:
                 await asyncio.sleep(0.05)
-    await asyncio.sleep(2)  # until the front door has changed its table
-    roads = (await asyncio.to_thread(lambda: api.ok(api.http.get("/v1/gateway"))))["models"]
-    share = {road["model"]: road["measured_share"] for road in roads}
+    await asyncio.sleep(2)  # until the gateway has changed its table
+    open_routes = (await asyncio.to_thread(lambda: api.ok(api.http.get("/v1/gateway"))))["models"]
+    share = {route["model"]: route["measured_share"] for route in open_routes}
     rows = []
     for protocol in ("http", "grpc"):
         for clients in (1, 8):
@@ -240,12 +241,12 @@ async def ways(api: Api, folder: Path, rounds: int, seconds: float) -> list[Way]
                     share[names[stage]],
                     protocol,
                     clients,
-                    round(rate["fast"], 1),
+                    round(rate["direct"], 1),
                     round(rate[stage], 1),
-                    round(rate[stage] / rate["fast"], 3),
-                    round(p50["fast"], 3),
+                    round(rate[stage] / rate["direct"], 3),
+                    round(p50["direct"], 3),
                     round(p50[stage], 3),
-                    round(p50[stage] - p50["fast"], 3),
+                    round(p50[stage] - p50["direct"], 3),
                 )
                 for stage in STAGES
             ]
@@ -281,7 +282,7 @@ async def measure(rounds: int, seconds: float) -> dict[str, list[dict[str, Any]]
             aborted = [asdict(await abort(api, work))]
             print(aborted[0])
         # As of a busy model from its first request on: else the first five hundred would all be measured.
-        with running(work / "busy", TRITONCTL_GATEWAY__MEASURED_PER_SECOND="0") as (api, _):
+        with running(work / "busy", CONTROLPLANE_GATEWAY__MAX_SAMPLED_REQUESTS_PER_SECOND="0") as (api, _):
             costs = [asdict(row) for row in await ways(api, work, rounds, seconds)]
             for row in costs:
                 print(row)

@@ -110,7 +110,7 @@ class Plane:
 
     def __init__(self, folder: Path, store: Mapping[str, str]) -> None:
         self._folder = folder
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("TRITONCTL_")}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("TRITONCTL_", "CONTROLPLANE_"))}
         self._environment = {**kept, **store}
         self._began = time.monotonic()
         with (folder / "up.log").open("ab") as log:
@@ -228,12 +228,12 @@ def measure(kind: str, store: StoreSettings, count: int, seconds: float) -> Row:
 
 
 def _environment(store: StoreSettings) -> dict[str, str]:
-    found = {"TRITONCTL_STORE__URL": str(store.url)}
+    found = {"CONTROLPLANE_STORE__URL": str(store.url)}
     if store.endpoint_url:
-        found["TRITONCTL_STORE__ENDPOINT_URL"] = str(store.endpoint_url)
+        found["CONTROLPLANE_STORE__ENDPOINT_URL"] = str(store.endpoint_url)
     if store.access_key_id and store.secret_access_key:
-        found["TRITONCTL_STORE__ACCESS_KEY_ID"] = store.access_key_id
-        found["TRITONCTL_STORE__SECRET_ACCESS_KEY"] = store.secret_access_key.get_secret_value()
+        found["CONTROLPLANE_STORE__ACCESS_KEY_ID"] = store.access_key_id
+        found["CONTROLPLANE_STORE__SECRET_ACCESS_KEY"] = store.secret_access_key.get_secret_value()
     return found
 
 

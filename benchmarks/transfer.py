@@ -33,7 +33,7 @@ from botocore.exceptions import ClientError
 
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.filesystem import FilesystemStore
-from controlplane.storage.s3 import S3Store
+from controlplane.storage.s3.store import S3Store
 from tests.support.ceph import ceph_server, missing_programs
 from tests.support.s3server import S3Server
 

@@ -13,27 +13,27 @@ from fastapi import FastAPI
 
 from controlplane import tracing
 from controlplane.api.application import create_application
-from controlplane.api.metrics import Metrics
+from controlplane.api.metrics.registry import Metrics
 from controlplane.api.middleware import BodyLimits
 from controlplane.checkedfiles import CheckedFiles
 from controlplane.domain.states import ServerState
 from controlplane.errors import InvalidInputError
 from controlplane.folders import make_folder
-from controlplane.gateway.front_door import FrontDoor
-from controlplane.gateway.opening import front_door
-from controlplane.gateway.peers import Peers
-from controlplane.gateway.splitting import Splits
+from controlplane.gateway.drain.coordinator import DrainCoordinator
+from controlplane.gateway.gateway import Gateway
+from controlplane.gateway.opening import build_gateway
+from controlplane.gateway.rollout.split import TrafficSplits
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.factory import embedded_devices, server_devices
-from controlplane.monitoring.monitor import Monitor, Source
+from controlplane.monitoring.monitor import Monitor, ScrapeTarget
 from controlplane.monitoring.webhook import Webhook
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.cache import BlobCache
-from controlplane.registry.doors import DoorLog
+from controlplane.registry.gateways import GatewayLog
 from controlplane.registry.head_memory import open_memory
 from controlplane.registry.registry import Registry
 from controlplane.sandbox import UNCONFINED, choose_sandbox
+from controlplane.servers.server import ManagedServer
 from controlplane.services.checking import Checking
 from controlplane.services.conversions import Conversions
 from controlplane.services.deployments import Deployments
@@ -41,15 +41,15 @@ from controlplane.services.devices import Devices
 from controlplane.services.events import Events
 from controlplane.services.facade import Services
 from controlplane.services.garbage import Garbage
-from controlplane.services.gateway import Gateway
+from controlplane.services.gateway import GatewayService
 from controlplane.services.gateway_access import GatewayAccess
 from controlplane.services.health import ConverterInfo, Health, version
+from controlplane.services.holds import Holds
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
 from controlplane.services.journal import Journal
 from controlplane.services.keys import Keys
 from controlplane.services.large_json import LargeJson
-from controlplane.services.leases import Leases
 from controlplane.services.limits import RateLimits
 from controlplane.services.memory import Memory
 from controlplane.services.models import Models
@@ -60,9 +60,9 @@ from controlplane.services.publishing import Publishing
 from controlplane.services.rollouts import Rollouts
 from controlplane.services.scrubbing import Scrubbing
 from controlplane.services.servers import Servers
-from controlplane.services.spool import Spool
-from controlplane.services.tuning import Tunings, room_of
-from controlplane.services.uploads import Uploads
+from controlplane.services.tuning.service import Tunings, room_of
+from controlplane.services.uploads.service import Uploads
+from controlplane.services.uploads.spool import Spool
 from controlplane.services.validation import Validation
 from controlplane.services.versions import Versions
 from controlplane.services.workers import Workers
@@ -71,12 +71,12 @@ from controlplane.settings import Settings
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.clock import StoreClock
 from controlplane.storage.factory import local_folders, open_lease_store, open_store
-from controlplane.storage.metered import MeteredStore
+from controlplane.storage.instrumented import MeteredStore
 from controlplane.storage.probe import check_store
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.identity import repository_lock, server_id
 from controlplane.triton.embedded.server import EmbeddedTriton
-from controlplane.triton.page import PageSource
+from controlplane.triton.metrics_scraper import MetricsScraper
 from controlplane.triton.repository import ModelRepository
 from converters.registry import BUILT_IN
 
@@ -90,11 +90,11 @@ _OBSERVE_SECONDS = 2.0
 
 
 class ControlPlane:
-    """One replica: the API, the reconciler, and the embedded Triton where the settings want one.
+    """One instance: the API, the reconciler, and the embedded Triton where the settings want one.
 
     Attributes:
         settings: Its settings.
-        front_door: The way in for inference; None where it is turned off.
+        gateway: The way in for inference; None where it is turned off.
         fastapi: The application; it starts and stops this object by its lifespan, unless somebody did before.
     """
 
@@ -106,9 +106,9 @@ class ControlPlane:
         self._reconciler: Reconciler | None = None
         self._keys: Keys | None = None
         limits = BodyLimits(settings.api.max_inference_bytes, settings.api.max_body_bytes)
-        self._splits = Splits()
+        self._splits = TrafficSplits()
         self._sandbox = UNCONFINED
-        self.front_door: FrontDoor | None = None
+        self.gateway: Gateway | None = None
         self.fastapi: FastAPI = create_application(self._metrics, limits, self._lifespan)
 
     @property
@@ -207,19 +207,19 @@ class ControlPlane:
         )
         limits = RateLimits(settings.auth.rate_per_second, settings.auth.burst)
         access = GatewayAccess(keys, limits, limited=settings.auth.rate_per_second > 0)
-        self.front_door = front_door(settings, registry, reconciler, servers, self._splits, access)
-        if self.front_door is not None:
+        self.gateway = build_gateway(settings, registry, reconciler, servers, self._splits, access)
+        if self.gateway is not None:
             keys.check_host(settings.gateway.host)
         services = self._build_services(stack, registry, reconciler, servers, keys, limits)
         await services.operations.recover()
         self.fastapi.state.services = services
         self._metrics.watch(services, reconciler)
-        # Before the first look at a server: what was seen before a front door was listed could be leaving unannounced.
-        peers = Peers(
-            DoorLog(store),
+        # Before the first look at a server: what was seen before a gateway was listed could be leaving unannounced.
+        peers = DrainCoordinator(
+            GatewayLog(store),
             lambda: reconciler.leading,
             drain_seconds=settings.gateway.drain_timeout_seconds,
-            door=self.front_door,
+            gateway=self.gateway,
             private=[server.name for server in servers if server.private],
         )
         stack.push_async_callback(peers.stop)
@@ -229,9 +229,9 @@ class ControlPlane:
         stack.push_async_callback(reconciler.stop)
         await services.rollouts.start()
         stack.push_async_callback(services.rollouts.stop)
-        if self.front_door is not None:
-            await self.front_door.start()
-            stack.push_async_callback(self.front_door.stop)
+        if self.gateway is not None:
+            await self.gateway.start()
+            stack.push_async_callback(self.gateway.stop)
         await services.monitoring.start()
         stack.push_async_callback(services.monitoring.stop)
         await services.scrubbing.start()
@@ -309,12 +309,12 @@ class ControlPlane:
             )
         return servers
 
-    def _page(self, stack: AsyncExitStack, url: str) -> PageSource | None:
+    def _page(self, stack: AsyncExitStack, url: str) -> MetricsScraper | None:
         """Return a server's metrics page for all who look at it, each in an interval of their own."""
         if not url:
             return None
         looks = (self.settings.monitoring.interval_seconds, self.settings.memory.poll_interval_seconds)
-        page = PageSource(url, shared_seconds=min(looks) / 2)
+        page = MetricsScraper(url, shared_seconds=min(looks) / 2)
         stack.callback(page.close)
         return page
 
@@ -336,9 +336,9 @@ class ControlPlane:
         operations = Operations(registry.store, Journal(settings.data_dir / "operations"))
         uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
         converters = [ConverterInfo(source=source.value, target=target.value) for source, target in BUILT_IN]
-        deployments = Deployments(registry, reconciler, front_door=self.front_door is not None)
+        deployments = Deployments(registry, reconciler, gateway=self.gateway is not None)
         memory = Memory(deployments, reconciler)
-        gateway = Gateway(self.front_door)
+        gateway = GatewayService(self.gateway)
         return Services(
             models=Models(registry, reconciler),
             versions=Versions(registry, servers),
@@ -350,9 +350,9 @@ class ControlPlane:
             rollouts=Rollouts(registry, deployments, reconciler, self._splits, replica=uuid.uuid4().hex),
             placement=Placement(reconciler),
             memory=memory,
-            leases=Leases(registry.leases, deployments, memory, reconciler),
+            holds=Holds(registry.holds, deployments, memory, reconciler),
             large_json=large_json,
-            inference=Inference(registry, reconciler, servers, self.front_door),
+            inference=Inference(registry, reconciler, servers, self.gateway),
             servers=Servers(reconciler),
             devices=Devices(servers),
             monitoring=Monitoring(
@@ -361,7 +361,7 @@ class ControlPlane:
                 deployments,
                 settings.monitoring,
                 Webhook(settings.monitoring),
-                registry.standings,
+                registry.condition_log,
             ),
             tunings=Tunings(
                 registry,
@@ -399,6 +399,6 @@ def build(settings: Settings) -> ControlPlane:
     return ControlPlane(settings)
 
 
-def _source(server: ManagedServer) -> Source:
+def _source(server: ManagedServer) -> ScrapeTarget:
     cpu_seconds = server.embedded.cpu_seconds if server.embedded is not None else None
-    return Source(server.name, server.page, cpu_seconds)
+    return ScrapeTarget(server.name, server.page, cpu_seconds)

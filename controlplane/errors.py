@@ -42,7 +42,7 @@ leaves its adapter. A message says what was wrong, with which value, and what to
     │   ├── DigestMismatchError      bytes read are not the bytes that were written
     │   ├── DamagedRevisionError     an object in a chain is no revision, or not as it was written
     │   └── StoreWentBackwardsError  a committed revision is not in the store any more; an operator must decide
-    ├── GatewayError                 the front door: HAProxy cannot be started, or does not do what it is told
+    ├── GatewayError                 the gateway: HAProxy cannot be started, or does not do what it is told
     │   ├── ModelUnavailableError    a model cannot be brought to answer a request now
     │   └── TooManyWaitingError      more requests, or bytes of them, wait for models than a limit allows
     ├── DeviceError                  a source of device readings (NVML, Triton's metrics) cannot be read
@@ -217,7 +217,7 @@ class StoreWentBackwardsError(StoreError):
 
 
 class GatewayError(ControlPlaneError):
-    """The front door's HAProxy cannot be started, or does not do what it is told."""
+    """The gateway's HAProxy cannot be started, or does not do what it is told."""
 
 
 class ModelUnavailableError(GatewayError):

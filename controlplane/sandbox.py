@@ -166,7 +166,7 @@ def find_sandbox() -> Sandbox:
     )
 
 
-UNCONFINED = Sandbox(Confinement.NONE, "the settings turn it off (TRITONCTL_SANDBOX)")
+UNCONFINED = Sandbox(Confinement.NONE, "the settings turn it off (CONTROLPLANE_SANDBOX)")
 
 
 def choose_sandbox(mode: Literal["auto", "required", "off"], *hidden: Path) -> Sandbox:
@@ -180,7 +180,7 @@ def choose_sandbox(mode: Literal["auto", "required", "off"], *hidden: Path) -> S
     sandbox = UNCONFINED if mode == "off" else find_sandbox()
     if mode == "required" and not sandbox.confines:
         raise InvalidInputError(
-            f"TRITONCTL_SANDBOX is required, and models' code cannot be separated from the control plane here: "
+            f"CONTROLPLANE_SANDBOX is required, and models' code cannot be separated from the control plane here: "
             f"{sandbox.reason}"
         )
     if sandbox.warning:

@@ -1,7 +1,7 @@
 """Frozen settings, read once where the application is put together.
 
-Every setting can be given as an environment variable with the prefix ``TRITONCTL_`` and ``__`` between groups, for
-example ``TRITONCTL_STORE__URL=s3://models/prod``. S3 credentials come by boto3's usual chain.
+Every setting can be given as an environment variable with the prefix ``CONTROLPLANE_`` and ``__`` between groups, for
+example ``CONTROLPLANE_STORE__URL=s3://models/prod``. S3 credentials come by boto3's usual chain.
 """
 
 from pathlib import Path
@@ -55,7 +55,7 @@ class TritonServerSettings(_Group):
     """A Triton server that runs elsewhere."""
 
     name: str = Field(description="A name for it.")
-    zone: str = Field(default="", description="Its failure domain: copies of a model are spread over zones.")
+    zone: str = Field(default="", description="Its failure domain: replicas of a model are spread over zones.")
     labels: dict[str, str] = Field(default_factory=dict, description="What node selectors are matched with.")
     grpc_url: str = Field(description="host:port of its gRPC service.")
     http_url: str = Field(default="", description="URL of its HTTP service.")
@@ -66,7 +66,7 @@ class TritonServerSettings(_Group):
         "tritonctl-key=KEY.",
     )
     repository: Path = Field(description="Its model repository, as this process sees it (a shared folder or volume).")
-    same_machine: bool = Field(
+    local: bool = Field(
         default=False, description="It runs on this machine: its GPUs are read through NVML, not from its metrics."
     )
     gpus: tuple[str, ...] = Field(
@@ -75,7 +75,7 @@ class TritonServerSettings(_Group):
     budget_bytes: dict[str, int] = Field(
         default_factory=dict, description="Budget by device (host, gpu:0, gpu:0/mig:1); others: as in memory."
     )
-    budget_share: float | None = Field(default=None, gt=0, le=1, description="Default: as in memory.")
+    gpu_budget_fraction: float | None = Field(default=None, gt=0, le=1, description="Default: as in memory.")
     headroom_bytes: int | None = Field(default=None, ge=0, description="Default: as in memory.")
 
 
@@ -110,24 +110,26 @@ class MemorySettings(_Group):
         default_factory=dict,
         description="Budget by device (host, gpu:0, gpu:0/mig:1) on every server that has none of its own.",
     )
-    budget_share: float = Field(default=0.9, gt=0, le=1, description="Budget of a GPU without one: share of its total.")
-    host_budget_share: float = Field(
+    gpu_budget_fraction: float = Field(
+        default=0.9, gt=0, le=1, description="Budget of a GPU without one: share of its total."
+    )
+    host_budget_fraction: float = Field(
         default=0.8, gt=0, le=1, description="Budget of the host without one: share of the machine's or container's."
     )
     headroom_bytes: int = Field(default=0, ge=0, description="Left free on every device, beyond what the share leaves.")
-    policy: Literal["cost", "lru", "lfu"] = Field(default="cost", description="Who is evicted first.")
+    eviction_policy: Literal["cost", "lru", "lfu"] = Field(default="cost", description="Who is evicted first.")
     minimum_residence_seconds: float = Field(
         default=10.0, ge=0, description="How long a loaded model stays whatever comes, but a higher priority."
     )
     max_concurrent_loads: int = Field(default=4, ge=1, description="Loads at once on one server.")
     load_queue_timeout_seconds: float = Field(default=300.0, gt=0, description="How long a load waits for room.")
-    unaccounted_bound_bytes: int | None = Field(
+    leak_restart_threshold_bytes: int | None = Field(
         default=None,
         ge=0,
         description="Memory beyond the ledger at which a server that we supervise is drained, restarted and restored; "
         "for others an event says so; null: never.",
     )
-    leak_patience_seconds: float = Field(
+    leak_confirm_seconds: float = Field(
         default=10.0, ge=0, description="How long a server must be above that bound without a break."
     )
     leak_drain_seconds: float = Field(
@@ -136,7 +138,7 @@ class MemorySettings(_Group):
     leak_restart_interval_seconds: float = Field(
         default=3600.0, ge=0, description="Least time between two restarts of a server for that reason."
     )
-    unaccounted_report_bytes: int = Field(
+    leak_warning_threshold_bytes: int = Field(
         default=512 * MIB, ge=0, description="Unaccounted memory that is reported as an event."
     )
     poll_interval_seconds: float = Field(
@@ -177,7 +179,7 @@ class MonitoringSettings(_Group):
     webhook_timeout_seconds: float = Field(default=10.0, gt=0, description="Deadline of one delivery.")
     webhook_backoff_initial_seconds: float = Field(default=1.0, gt=0, description="Wait after a first failure.")
     webhook_backoff_max_seconds: float = Field(default=300.0, gt=0, description="Longest wait between two tries.")
-    webhook_give_up_seconds: float = Field(default=86_400.0, gt=0, description="How long one is tried.")
+    webhook_max_age_seconds: float = Field(default=86_400.0, gt=0, description="How long one is tried.")
     webhook_queue: int = Field(default=1000, ge=1, description="How many may wait; the oldest goes when it is full.")
 
 
@@ -190,16 +192,16 @@ class TracingSettings(_Group):
 
 
 class PlacementSettings(_Group):
-    """Which server a model runs on, and how many copies there are."""
+    """Which server a model runs on, and how many replicas there are."""
 
-    grace_seconds: float = Field(
+    server_down_grace_seconds: float = Field(
         default=5.0, ge=0, description="How long a server may be away before its models are placed elsewhere."
     )
     scale_up_seconds: float = Field(
-        default=15.0, gt=0, description="How long requests wait too long before a copy is added."
+        default=15.0, gt=0, description="How long requests wait too long before a replica is added."
     )
     scale_down_seconds: float = Field(
-        default=300.0, gt=0, description="How long a model is idle before a copy is taken away."
+        default=300.0, gt=0, description="How long a model is idle before a replica is taken away."
     )
     window_seconds: float = Field(default=5.0, gt=0, description="Over which queue times are averaged.")
 
@@ -209,13 +211,13 @@ class ReconcilerSettings(_Group):
 
     interval_seconds: float = Field(default=2.0, gt=0, description="Time between observations when nothing happens.")
     probe_interval_seconds: float = Field(default=30.0, gt=0, description="Time between proofs of a Ready model.")
-    hung_seconds: float = Field(
+    unresponsive_after_seconds: float = Field(
         default=30.0,
         gt=0,
         description="How long a server may be silent, or go on with a load beyond its deadline, before one of our own "
         "is helped.",
     )
-    pressure_share: float = Field(
+    disk_pressure_threshold: float = Field(
         default=0.05, ge=0, le=1, description="Share of a server's disk below which too little of it is free."
     )
     proof_timeout_seconds: float = Field(default=60.0, gt=0, description="Deadline of one golden sample's inference.")
@@ -259,7 +261,7 @@ class AuthSettings(_Group):
         "always; off: never, whoever reaches the port may do everything.",
     )
     refresh_seconds: float = Field(
-        default=5.0, gt=0, description="How long a change of the keys takes at most to reach every replica."
+        default=5.0, gt=0, description="How long a change of the keys takes at most to reach every instance."
     )
     stale_max_seconds: float = Field(
         default=300.0, gt=0, description="How long the last known keys count while the store cannot be reached."
@@ -294,7 +296,7 @@ class ApiSettings(_Group):
 
 
 class GatewaySettings(_Group):
-    """The front door: HAProxy before the Triton servers, and the activator that gets models loaded."""
+    """The gateway: HAProxy before the Triton servers, and the activator that gets models loaded."""
 
     enabled: bool | None = Field(
         default=None, description="Run it. Default: with an embedded Triton, where a HAProxy is installed."
@@ -316,14 +318,14 @@ class GatewaySettings(_Group):
     max_request_bytes: int = Field(
         default=GIB, gt=0, description="Largest body of an HTTP request; gRPC has it for what the activator takes."
     )
-    server_sets: int = Field(
+    backend_slots: int = Field(
         default=32, ge=1, le=1024, description="Different sets of several servers that models can run on at once."
     )
     request_timeout_seconds: float = Field(default=600.0, gt=0, description="How long Triton may take for an answer.")
     load_timeout_seconds: float = Field(
         default=300.0, gt=0, description="How long a request may wait for its model to be loaded."
     )
-    measured_per_second: float = Field(
+    max_sampled_requests_per_second: float = Field(
         default=50.0,
         ge=0,
         description="Up to so many requests per second of a model with a rollout under way all are measured, which "
@@ -339,10 +341,10 @@ class GatewaySettings(_Group):
     drain_timeout_seconds: float = Field(
         default=10.0, ge=0, description="How long an unload waits for the requests in flight."
     )
-    waiting_requests_per_model: int = Field(default=1000, ge=0, description="Requests that may wait for one model.")
-    waiting_requests: int = Field(default=4000, ge=0, description="Requests that may wait in all.")
-    waiting_bytes_per_model: int = Field(default=256 * MIB, ge=0, description="Bytes of requests held for one model.")
-    waiting_bytes: int = Field(default=GIB, ge=0, description="Bytes of requests held in all.")
+    queue_max_requests_per_model: int = Field(default=1000, ge=0, description="Requests that may wait for one model.")
+    queue_max_requests: int = Field(default=4000, ge=0, description="Requests that may wait in all.")
+    queue_max_bytes_per_model: int = Field(default=256 * MIB, ge=0, description="Bytes of requests held for one model.")
+    queue_max_bytes: int = Field(default=GIB, ge=0, description="Bytes of requests held in all.")
 
 
 class GcSettings(_Group):
@@ -373,7 +375,7 @@ class Settings(BaseSettings):
     """All settings."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TRITONCTL_",
+        env_prefix="CONTROLPLANE_",
         env_nested_delimiter="__",
         frozen=True,
         extra="forbid",

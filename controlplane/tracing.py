@@ -4,8 +4,8 @@ The only place that imports OpenTelemetry, and only once it is turned on (``pip 
 While it is off, a span is one comparison and an empty context.
 
 A deployment is written down by a request and acted on by the reconciler, later and in other tasks: `carry` keeps the
-request's context for a model until `done`. It is kept in this process; where another replica leads, the trace ends with
-the commit.
+request's context for a model until `done`. It is kept in this process; where another instance leads, the trace ends
+with the commit.
 """
 
 from collections import OrderedDict
@@ -76,7 +76,7 @@ def turn_on(endpoint: str = "", *, exporter: Any = None) -> Callable[[], None]:
     except ImportError as error:
         raise InvalidInputError(
             f"traces need OpenTelemetry ({error}); install it: pip install 'triton-control-plane[otel]', or unset "
-            "TRITONCTL_TRACING__OTLP_ENDPOINT"
+            "CONTROLPLANE_TRACING__OTLP_ENDPOINT"
         ) from error
     provider = TracerProvider(resource=Resource.create({"service.name": "tritonctl"}), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))

@@ -16,7 +16,7 @@ Progress = Callable[[str, str], None]
 """Takes a stage (one word) and a message (one sentence)."""
 
 
-class Original(ABC):
+class SourceModel(ABC):
     """The model to convert, loaded and able to answer: the reference that the result is compared with.
 
     Attributes:
@@ -78,7 +78,7 @@ class Converter(ABC):
     target: ClassVar[Format]
 
     @abstractmethod
-    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+    def convert(self, original: SourceModel, request: ConversionRequest) -> tuple[str, ...]:
         """Write the converted model to ``request.output`` and return warnings for the publisher.
 
         Inspection and parity are done by the caller. May raise whatever its framework raises: it runs in a worker.

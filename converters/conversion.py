@@ -13,19 +13,19 @@ from controlplane.domain.samples import Sample, Tensors
 from controlplane.domain.signature import DYNAMIC, Signature, TensorSpec
 from controlplane.domain.validation import invalid_field
 from controlplane.errors import ConversionFailedError, InvalidArtifactError, InvalidInputError
-from converters.base import ConversionRequest, Original, Progress
+from converters.base import ConversionRequest, Progress, SourceModel
 from converters.determinism import differing_output
 from converters.environment import environment
 from converters.inspect import inspect_artifact
 from converters.jobs import ConversionResult, ConvertJob, Inspection
-from converters.learning import Tried, learn_signature, specs_from_samples, try_samples
 from converters.options import ConversionOptions
-from converters.originals import open_original
 from converters.parity import check_parity, tolerances_for
 from converters.registry import find_converter
 from converters.rows import rows_problem
 from converters.runtimes import Run, TorchScriptRuntime, open_runtime
 from converters.sampling import Guess, generate_inputs, guesses
+from converters.signature_inference import TrialRun, learn_signature, specs_from_samples, try_samples
+from converters.source_models import open_source_model
 
 
 def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
@@ -43,7 +43,7 @@ def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
     progress("load", f"loading the original ({inspection.format.value})")
     given = tuple(sample.inputs for sample in job.samples)
     stated = _stated_inputs(job, given)
-    original = open_original(main, inspection.format, job.signature or inspection.signature, stated or (), options)
+    original = open_source_model(main, inspection.format, job.signature or inspection.signature, stated or (), options)
     specs = _dynamic(stated or original.inputs, options)
 
     progress("original", "running the original")
@@ -151,7 +151,7 @@ def _dynamic(specs: tuple[TensorSpec, ...] | None, options: ConversionOptions) -
     return tuple(result)
 
 
-def _said_batched(job: ConvertJob, inspection: Inspection, original: Original) -> bool | None:
+def _said_batched(job: ConvertJob, inspection: Inspection, original: SourceModel) -> bool | None:
     if job.options.batched is not None:
         return job.options.batched
     for signature in (job.signature, inspection.signature):
@@ -162,7 +162,11 @@ def _said_batched(job: ConvertJob, inspection: Inspection, original: Original) -
 
 
 def _signature(
-    original: Original, specs: tuple[TensorSpec, ...], tried: Tried, options: ConversionOptions, batched: bool | None
+    original: SourceModel,
+    specs: tuple[TensorSpec, ...],
+    tried: TrialRun,
+    options: ConversionOptions,
+    batched: bool | None,
 ) -> Signature:
     """What the original takes and gives: as its file says, else learnt by running it."""
     if original.signature is not None:
@@ -218,7 +222,7 @@ def triton_name(name: str, index: int) -> str:
     return name if mark and stem and number == str(index) else f"{name}__{index}"
 
 
-def _examples(tried: Tried, signature: Signature) -> tuple[Tensors, ...]:
+def _examples(tried: TrialRun, signature: Signature) -> tuple[Tensors, ...]:
     """Put a sample without a dynamic dimension of size 1 first: torch.export takes 1 for a constant."""
 
     def ones(inputs: Tensors) -> int:
@@ -273,7 +277,7 @@ def _merged(read: TensorSpec, wanted: Sequence[TensorSpec]) -> TensorSpec:
     return read.model_copy(update={"shape": shape})
 
 
-def _golden(tried: Tried, wanted: Signature, final: Signature) -> tuple[Sample, ...]:
+def _golden(tried: TrialRun, wanted: Signature, final: Signature) -> tuple[Sample, ...]:
     """The original's answers under the converted model's names."""
     kept = {spec.name for spec in final.inputs}
     renamed = dict(zip([spec.name for spec in wanted.inputs], [spec.name for spec in final.inputs], strict=False))

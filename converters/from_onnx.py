@@ -6,13 +6,13 @@ from controlplane.domain.arrays import Array
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import Signature
-from converters.base import ConversionRequest, Converter, Original
+from converters.base import ConversionRequest, Converter, SourceModel
 from converters.onnx_artifact import load_model
 from converters.onnx_output import finish_onnx
 from converters.runtimes import OnnxRuntime
 
 
-class OnnxOriginal(Original):
+class OnnxOriginal(SourceModel):
     """An ONNX model, answered by onnxruntime on the CPU."""
 
     format = Format.ONNX
@@ -35,7 +35,7 @@ class OnnxToOnnx(Converter):
     source = Format.ONNX
     target = Format.ONNX
 
-    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+    def convert(self, original: SourceModel, request: ConversionRequest) -> tuple[str, ...]:
         """See `converters.base.Converter.convert`."""
         request.progress("convert", f"rewriting {original.path.name}")
         model = load_model(original.path, original.path.parent)

@@ -12,7 +12,7 @@ from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import DYNAMIC, DataType, TensorSpec
 from controlplane.errors import ConversionFailedError, InvalidArtifactError, InvalidInputError, UntrustedArtifactError
-from converters.base import ConversionRequest, Converter, Original
+from converters.base import ConversionRequest, Converter, SourceModel
 from converters.onnx_output import finish_onnx
 from converters.runtimes import RunError, as_bytes, one_line
 
@@ -24,7 +24,7 @@ SKLEARN_OPSET = 17
 _DATA_TYPES = {"sklearn.tree._tree.Tree"}
 
 
-class SklearnOriginal(Original):
+class SklearnOriginal(SourceModel):
     """A scikit-learn estimator.
 
     Its outputs are those that skl2onnx gives: ``label`` and ``probabilities`` of a classifier, ``variable`` of a
@@ -81,7 +81,7 @@ class SklearnToOnnx(Converter):
     source = Format.SKLEARN
     target = Format.ONNX
 
-    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+    def convert(self, original: SourceModel, request: ConversionRequest) -> tuple[str, ...]:
         """See `converters.base.Converter.convert`."""
         from skl2onnx import to_onnx
 

@@ -14,7 +14,7 @@ from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import DYNAMIC, TensorSpec
 from controlplane.errors import ConversionFailedError, InvalidArtifactError, InvalidInputError, UntrustedArtifactError
-from converters.base import ConversionRequest, Converter, Original
+from converters.base import ConversionRequest, Converter, SourceModel
 from converters.onnx_output import finish_onnx
 from converters.options import ConversionOptions
 from converters.runtimes import THREADS, call_torch, one_line
@@ -24,7 +24,7 @@ EXPORT_OPSET = 18
 """What torch's exporter writes itself; every other opset is reached through onnx's version converter."""
 
 
-class ModuleOriginal(Original):
+class ModuleOriginal(SourceModel):
     """A PyTorch module, built by its factory and filled with the artifact's weights."""
 
     format = Format.PYTORCH
@@ -43,7 +43,7 @@ class ModuleOriginal(Original):
         return call_torch(lambda *tensors: self.native(*tensors, **keywords), values, None)
 
 
-class ExportOriginal(Original):
+class ExportOriginal(SourceModel):
     """A torch.export program."""
 
     format = Format.TORCH_EXPORT
@@ -75,7 +75,7 @@ class ModuleToOnnx(Converter):
     source = Format.PYTORCH
     target = Format.ONNX
 
-    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+    def convert(self, original: SourceModel, request: ConversionRequest) -> tuple[str, ...]:
         """See `converters.base.Converter.convert`."""
         signature, example = request.signature, request.examples[0]
         module = adapt(original.native, [spec.name for spec in signature.inputs], half=False)
@@ -91,7 +91,7 @@ class ExportToOnnx(Converter):
     source = Format.TORCH_EXPORT
     target = Format.ONNX
 
-    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+    def convert(self, original: SourceModel, request: ConversionRequest) -> tuple[str, ...]:
         """See `converters.base.Converter.convert`."""
         _export_onnx(original.native, (), request, None)
         return ()
@@ -104,7 +104,7 @@ class ModuleToTorchScript(Converter):
     source = Format.PYTORCH
     target = Format.TORCHSCRIPT
 
-    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+    def convert(self, original: SourceModel, request: ConversionRequest) -> tuple[str, ...]:
         """See `converters.base.Converter.convert`."""
         if request.options.method == "script":
             if request.options.precision != "fp32":
@@ -125,7 +125,7 @@ class ExportToTorchScript(Converter):
     source = Format.TORCH_EXPORT
     target = Format.TORCHSCRIPT
 
-    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+    def convert(self, original: SourceModel, request: ConversionRequest) -> tuple[str, ...]:
         """See `converters.base.Converter.convert`."""
         assert isinstance(original, ExportOriginal)
 

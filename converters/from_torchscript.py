@@ -13,7 +13,7 @@ from controlplane.domain.arrays import Array
 from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import DYNAMIC
-from converters.base import ConversionRequest, Converter, Original
+from converters.base import ConversionRequest, Converter, SourceModel
 from converters.onnx_output import finish_onnx
 from converters.options import ConversionOptions
 from converters.runtimes import TorchScriptRuntime, is_texts
@@ -24,7 +24,7 @@ LEGACY_OPSET = 17
 """What torch's TorchScript exporter writes well; it was last taught opset 20."""
 
 
-class TorchScriptOriginal(Original):
+class TorchScriptOriginal(SourceModel):
     """A TorchScript module in evaluation mode, answered by torch on the CPU.
 
     Attributes:
@@ -65,7 +65,7 @@ class TorchScriptToTorchScript(Converter):
     source = Format.TORCHSCRIPT
     target = Format.TORCHSCRIPT
 
-    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+    def convert(self, original: SourceModel, request: ConversionRequest) -> tuple[str, ...]:
         """See `converters.base.Converter.convert`."""
         assert isinstance(original, TorchScriptOriginal)
         module, warnings = original.native, []
@@ -147,7 +147,7 @@ class TorchScriptToOnnx(Converter):
     source = Format.TORCHSCRIPT
     target = Format.ONNX
 
-    def convert(self, original: Original, request: ConversionRequest) -> tuple[str, ...]:
+    def convert(self, original: SourceModel, request: ConversionRequest) -> tuple[str, ...]:
         """See `converters.base.Converter.convert`."""
         assert isinstance(original, TorchScriptOriginal)
         signature = request.signature

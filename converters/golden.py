@@ -10,11 +10,11 @@ from controlplane.domain.samples import Sample, Tensors
 from controlplane.domain.signature import DYNAMIC, DataType, Signature, TensorSpec
 from controlplane.errors import ConversionFailedError, InvalidInputError
 from converters.jobs import Inspection
-from converters.learning import Tried, learn_signature, specs_from_samples, try_samples
 from converters.options import SamplingOptions
 from converters.rows import rows_problem
 from converters.runtimes import Run, RunError
 from converters.sampling import Constraints, generate_inputs
+from converters.signature_inference import TrialRun, learn_signature, specs_from_samples, try_samples
 
 MAX_GOLDEN_BYTES = 64 * 1024**2
 """Golden samples are sent to Triton again and again; more than this in all is not recorded."""
@@ -24,7 +24,9 @@ class UnservableError(Exception):
     """Running the model showed that Triton cannot serve it; the message says why and what to do."""
 
 
-def settle(run: Run, tried: Tried, signature: Signature, *, stated: bool, quantised: bool) -> tuple[Tried, Signature]:
+def settle(
+    run: Run, tried: TrialRun, signature: Signature, *, stated: bool, quantised: bool
+) -> tuple[TrialRun, Signature]:
     """Correct a signature by what the model answered, and find out whether its rows are independent.
 
     Args:
@@ -80,7 +82,7 @@ def check_ranks(answers: Sequence[Tensors]) -> None:
 
 def learn_outputs(
     run: Run, inspection: Inspection, given: tuple[Tensors, ...], options: SamplingOptions
-) -> tuple[Tried, Signature]:
+) -> tuple[TrialRun, Signature]:
     """Learn the outputs of a model whose file says its inputs alone.
 
     Raises:
@@ -117,7 +119,7 @@ def _other_branches(run: Run, inputs: Tensors) -> list[dict[str, Array]]:
     return answers
 
 
-def _corrected(tried: Tried, signature: Signature) -> tuple[Signature, list[str]]:
+def _corrected(tried: TrialRun, signature: Signature) -> tuple[Signature, list[str]]:
     """Return the signature with the output shapes that the model gave."""
     outputs, notes = [], []
     for spec in signature.outputs:
@@ -143,7 +145,7 @@ def _true_shape(spec: TensorSpec, arrays: Sequence[Array]) -> tuple[int, ...]:
     return tuple(said if set(have) <= {said} else DYNAMIC for said, *have in sizes)
 
 
-def fitting(tried: Tried) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+def fitting(tried: TrialRun) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
     """Return the golden samples that are small enough to keep, and a note where some are not."""
     kept: list[Sample] = []
     total, most = 0, 0
@@ -162,8 +164,8 @@ def fitting(tried: Tried) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
 
 
 def smaller(
-    run: Run, tried: Tried, specs: tuple[TensorSpec, ...], options: SamplingOptions, limits: Constraints
-) -> Tried:
+    run: Run, tried: TrialRun, specs: tuple[TensorSpec, ...], options: SamplingOptions, limits: Constraints
+) -> TrialRun:
     """Return one generated sample of one row where those that were tried are too large to keep."""
     first = sum(_bytes(array) for array in (*tried.inputs[0].values(), *tried.outputs[0].values()))
     if tried.guess is None or tried.guess.one_row or first <= MAX_GOLDEN_BYTES:

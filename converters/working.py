@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from converters.conversion import convert
+from converters.golden_samples import record, validate
 from converters.inspect import inspect_artifact
 from converters.jobs import ConvertJob, InspectJob, Job, Outcome, RecordJob, WorkerEvent
-from converters.recording import record, validate
 from converters.results import write_conversion, write_inspection, write_record
 
 # How far a job is when a stage begins. Stages differ in length by model, so this is an order and no forecast.

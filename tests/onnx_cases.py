@@ -1,9 +1,9 @@
 """Publish and serve the single-operator cases of the onnx package, and count what works.
 
 Run as ``python -m tests.onnx_cases [--every N] [--first K] [--no-triton]``. The package computes the inputs and outputs
-of each case. A case *validates* where `converters.recording.validate` passes, *has samples* where golden samples are
-found for it, and *answers* where a real Triton loads it with our configuration and its answer to the case's inputs is
-the case's output.
+of each case. A case *validates* where `converters.golden_samples.validate` passes, *has samples* where golden samples
+are found for it, and *answers* where a real Triton loads it with our configuration and its answer to the case's inputs
+is the case's output.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from controlplane.domain.manifest import FileEntry, Format, Manifest
 from controlplane.domain.signature import Signature
 from controlplane.errors import ControlPlaneError
 from controlplane.triton.model_config import build_config
+from converters.golden_samples import record, validate
 from converters.jobs import RecordJob, ValidateJob
-from converters.recording import record, validate
 from converters.runtimes import OnnxRuntime, RunError
 from tests.support.triton import LoopThread, RunningTriton, running_triton
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.simulation.traces import Trace
-from controlplane.memory.eviction import EvictionPolicy, EvictionRules, choose, thrashing
-from controlplane.memory.types import HOST, Footprint, FootprintSource, Mode, ModelMemory, Usage
-from controlplane.memory.usage import used
+from controlplane.memory.policy.eviction import EvictionPolicy, EvictionRules, choose, early_evictions
+from controlplane.memory.policy.types import HOST, Footprint, FootprintSource, Mode, ModelMemory, Usage
+from controlplane.memory.policy.usage import used
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 UNLOAD_SECONDS = 1.2
@@ -104,7 +104,7 @@ class Engine:
         if memory.demanded_at is None:
             self._change(number, demanded_at=now)
             if memory.evictions or state.evicted_at:
-                count = thrashing(memory.evictions, state.evicted_at, now, self._rules)
+                count = early_evictions(memory.evictions, state.evicted_at, now, self._rules)
                 self._change(number, evictions=count)
                 state.evicted_at = None
             self._queue.append(number)
@@ -127,7 +127,7 @@ class Engine:
             self._pump(at)
 
     def _pump(self, at: float) -> None:
-        """Go through the queue as `controlplane.memory.admission.decide_all` does; its rules' numbers are given."""
+        """Work through the queue like `controlplane.memory.policy.admission.decide_all` does; its rules' numbers are given."""  # noqa: E501
         now = START + timedelta(seconds=at)
         promised, stuck = 0, False
         for number in list(islice(self._queue, QUEUE_LOOK)):

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.simulation.engine import START
 from benchmarks.simulation.traces import Trace
-from controlplane.memory.types import ModelMemory
+from controlplane.memory.policy.types import ModelMemory
 
 
 class ForesightPolicy:

@@ -7,14 +7,15 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
-from controlplane.api import metrics as metrics_module
 from controlplane.api import problems
 from controlplane.api.links import add_links
-from controlplane.api.metrics import Metrics
+from controlplane.api.metrics import registry as metrics_module
+from controlplane.api.metrics.registry import Metrics
 from controlplane.api.middleware import BodyLimits, Edge, IdempotencyKeys
-from controlplane.api.needs import NEEDS, UNKNOWN
+from controlplane.api.permissions import PERMISSIONS, UNKNOWN
 from controlplane.api.query import refuse_unknown
 from controlplane.api.routers import (
+    conversions,
     deployments,
     devices,
     inference,
@@ -30,12 +31,11 @@ from controlplane.api.routers import (
     tunings,
     uploads,
     versions,
-    work,
 )
 from controlplane.api.schemas.operations import EventList
 from controlplane.api.schemas.problems import Problem
-from controlplane.api.traced import Traced
-from controlplane.reconciler.memory_view import LoadPlanView
+from controlplane.api.tracing_middleware import TracingMiddleware
+from controlplane.memory.views import LoadPlanView
 from controlplane.services.health import version
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -101,7 +101,7 @@ def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan 
         versions.router,
         signatures.router,
         uploads.router,
-        work.router,
+        conversions.router,
         deployments.router,
         rollouts.router,
         tunings.router,
@@ -133,7 +133,7 @@ def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan 
     problems.install(app)
     app.add_middleware(IdempotencyKeys)
     app.add_middleware(Edge, metrics=metrics.requests, limits=limits)
-    app.add_middleware(Traced)
+    app.add_middleware(TracingMiddleware)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -169,5 +169,5 @@ def _say_needs(document: dict[str, Any]) -> None:
     """Write into each operation which scope it needs."""
     for methods in document["paths"].values():
         for operation in methods.values():
-            need = NEEDS.get(operation["operationId"], UNKNOWN)
+            need = PERMISSIONS.get(operation["operationId"], UNKNOWN)
             operation["security"] = [] if need.scope is None else [{"apiKey": [need.scope.value]}, {}]

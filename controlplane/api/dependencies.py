@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request
 
-from controlplane.api.gate import principal_of
+from controlplane.api.auth import principal_of
 from controlplane.api.schemas.models import OneLine
 from controlplane.domain.access import Principal, Scope
 from controlplane.errors import InvalidInputError

@@ -6,7 +6,7 @@ _ID = "$response.body#/id"
 _MODEL = {"model": "$request.path.model"}
 _OPERATION = {"operation_id": _ID}
 _UPLOAD = {"upload_id": _ID}
-_LEASE = {**_MODEL, "lease": _ID}
+_HOLD = {**_MODEL, "hold": _ID}
 _ALIAS = {**_MODEL, "alias": "$request.path.alias"}
 
 # By operation and status of the answer: the operations that it leads to, each with its parameters.
@@ -30,7 +30,7 @@ _LINKS: dict[tuple[str, str], dict[str, dict[str, str]]] = {
             ("getDeployment", "listDeploymentRevisions", "rollback", "unloadDeployment", "getWhy", "undeploy"), _MODEL
         ),
     },
-    ("takeLease", "201"): {"getLease": _LEASE, "renewLease": _LEASE, "giveLeaseBack": _LEASE, "listLeases": _MODEL},
+    ("takeHold", "201"): {"getHold": _HOLD, "renewHold": _HOLD, "giveHoldBack": _HOLD, "listHolds": _MODEL},
 }
 
 

@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from controlplane.api.gate import Gate, principal_of
-from controlplane.api.metrics import RequestMetrics
+from controlplane.api.auth import Authenticator, principal_of
+from controlplane.api.metrics.registry import RequestMetrics
 from controlplane.api.problems import error_response, problem_response
 from controlplane.errors import ControlPlaneError, InvalidInputError
+from controlplane.services.error_info import ErrorInfo
 from controlplane.services.facade import Services
-from controlplane.services.faults import Fault
 from controlplane.services.idempotency import StoredAnswer, Turn
 from controlplane.services.large_json import LARGE_BYTES
 
@@ -57,7 +57,7 @@ class Edge:
         self._app = app
         self._metrics = metrics
         self._limits = limits
-        self._gate = Gate()
+        self._gate = Authenticator()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -93,21 +93,21 @@ class Edge:
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _read(scope, receive, self._limits.of(scope["path"]))
-        if isinstance(body, Fault):
+        if isinstance(body, ErrorInfo):
             await problem_response(body, 413, scope["path"])(scope, receive, send)
             return
         if len(body) >= LARGE_BYTES and _JSON_INFERENCE.fullmatch(scope["path"]):
             try:
                 body, scope["controlplane.data"] = await scope["app"].state.services.large_json.parse(body)
             except InvalidInputError as error:
-                fault = Fault(code="malformed-request", title="Malformed request", detail=f"body: {error.message}")
+                fault = ErrorInfo(code="malformed-request", title="Malformed request", detail=f"body: {error.message}")
                 await problem_response(fault, 400, scope["path"])(scope, receive, send)
                 return
             except ControlPlaneError as error:
                 await error_response(error, scope["path"])(scope, receive, send)
                 return
         elif wrong := _unusable_json(body):
-            fault = Fault(code="malformed-request", title="Malformed request", detail=f"body: {wrong}")
+            fault = ErrorInfo(code="malformed-request", title="Malformed request", detail=f"body: {wrong}")
             await problem_response(fault, 400, scope["path"])(scope, receive, send)
             return
         scope["controlplane.body"] = body
@@ -185,7 +185,7 @@ def _whose(scope: Scope, headers: Headers) -> str:
     return claimed if principal is None else f"{principal.key_id}\n{claimed}"
 
 
-async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | Fault:
+async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | ErrorInfo:
     length = Headers(scope=scope).get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
         return _too_large(limit)
@@ -204,8 +204,8 @@ async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | Fault:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _too_large(limit: int) -> Fault:
-    return Fault(
+def _too_large(limit: int) -> ErrorInfo:
+    return ErrorInfo(
         code="too-large",
         title="Too large",
         detail=f"the body has more than {limit} bytes; send files as uploads",

@@ -16,7 +16,7 @@ from controlplane import errors
 from controlplane.api.schemas.problems import MEDIA_TYPE, Problem
 from controlplane.domain.validation import place, sentence
 from controlplane.errors import ControlPlaneError
-from controlplane.services.faults import Fault, code_of, fault_of
+from controlplane.services.error_info import ErrorInfo, code_of, error_info
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def status_of(error: ControlPlaneError) -> int:
     return next(status for kind, status in STATUS.items() if isinstance(error, kind))
 
 
-def problem_response(fault: Fault, status: int, path: str, headers: Mapping[str, str] | None = None) -> Response:
+def problem_response(fault: ErrorInfo, status: int, path: str, headers: Mapping[str, str] | None = None) -> Response:
     """Return a problem as an HTTP answer."""
     problem = Problem(
         type=TYPE_PREFIX + fault.code,
@@ -77,8 +77,8 @@ def problem_response(fault: Fault, status: int, path: str, headers: Mapping[str,
 def error_response(error: BaseException, path: str) -> Response:
     """Return the answer to an error of any kind; one that is not ours says nothing of the inside."""
     if isinstance(error, ControlPlaneError):
-        return problem_response(fault_of(error), status_of(error), path, _headers(error))
-    return problem_response(fault_of(error), 500, path)
+        return problem_response(error_info(error), status_of(error), path, _headers(error))
+    return problem_response(error_info(error), 500, path)
 
 
 def _headers(error: ControlPlaneError) -> dict[str, str]:
@@ -123,7 +123,7 @@ async def _control_plane_error(request: Request, error: Exception) -> Response:
     status = status_of(error)
     if status >= 500:
         logger.warning("%s %s: %s: %s", request.method, request.scope["path"], type(error).__name__, error.message)
-    return problem_response(fault_of(error), status, request.scope["path"], _headers(error))
+    return problem_response(error_info(error), status, request.scope["path"], _headers(error))
 
 
 async def _request_validation(request: Request, error: Exception) -> Response:
@@ -141,7 +141,7 @@ def _invalid(request: Request, found: Any) -> Response:
     first = wrong[0]
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
     malformed = first["kind"] == "json_invalid"
-    fault = Fault(
+    fault = ErrorInfo(
         code="malformed-request" if malformed else "invalid-request",
         title="Malformed request" if malformed else "Invalid request",
         detail=f"{first['where']}: {first['what']}{more}",
@@ -152,7 +152,7 @@ def _invalid(request: Request, found: Any) -> Response:
 
 async def _response_validation(request: Request, error: Exception) -> Response:
     logger.error("%s %s: the answer does not fit its own schema", request.method, request.scope["path"], exc_info=error)
-    return problem_response(fault_of(error), 500, request.scope["path"])
+    return problem_response(error_info(error), 500, request.scope["path"])
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -165,7 +165,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         400: ("malformed-request", str(error.detail)),
     }
     code, detail = known.get(error.status_code, ("http-error", str(error.detail)))
-    fault = Fault(code=code, title=HTTPStatus(error.status_code).phrase, detail=detail)
+    fault = ErrorInfo(code=code, title=HTTPStatus(error.status_code).phrase, detail=detail)
     return problem_response(fault, error.status_code, path, error.headers)
 
 

@@ -15,7 +15,7 @@ def tls_options(settings: TlsSettings) -> dict[str, Any]:
     """
     if settings.cert_file is None:
         if settings.key_file is not None or settings.client_ca_file is not None:
-            raise InvalidInputError("TLS needs a certificate: set api.tls.cert_file (TRITONCTL_API__TLS__CERT_FILE)")
+            raise InvalidInputError("TLS needs a certificate: set api.tls.cert_file (CONTROLPLANE_API__TLS__CERT_FILE)")
         return {}
     password = settings.key_password.get_secret_value() if settings.key_password else ""
     options: dict[str, Any] = {

@@ -16,17 +16,17 @@ from controlplane.cli.commands import (
     inference,
     keys,
     local,
+    maintenance,
     memory,
     models,
     monitoring,
     placement,
-    publishing,
-    pulling,
+    pull,
+    push,
     rollouts,
     servers,
-    signing,
+    sign,
     tuning,
-    upkeep,
 )
 from controlplane.cli.session import (
     ActorOption,
@@ -110,11 +110,11 @@ def _globals(
 
 for module in (
     local,
-    publishing,
+    push,
     conversions,
     models,
-    pulling,
-    signing,
+    pull,
+    sign,
     deployments,
     rollouts,
     tuning,
@@ -124,7 +124,7 @@ for module in (
     inference,
     servers,
     devices,
-    upkeep,
+    maintenance,
     keys,
     doctor,
     checking,
@@ -157,7 +157,7 @@ def main() -> NoReturn:
 
 
 def _report(error: Exception) -> int:
-    from controlplane.cli.exits import ExitCode, error_code, exit_code
+    from controlplane.cli.exit_codes import ExitCode, error_code, exit_code
     from controlplane.cli.output import Output, error_line
     from controlplane.errors import ControlPlaneError
 
@@ -192,7 +192,7 @@ def _settings_error(error: Exception) -> Exception | None:
         return None
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
-    variable = "TRITONCTL_" + "__".join(path).upper()
+    variable = "CONTROLPLANE_" + "__".join(path).upper()
     return InvalidInputError(f"the setting {'.'.join(path)} ({variable}) cannot be used: it {sentence(first)}")
 
 

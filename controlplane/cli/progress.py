@@ -20,11 +20,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from controlplane.cli.client import Client
-from controlplane.cli.exits import NotRunningError, OperationFailedError, WaitTimeoutError
 from controlplane.cli.output import Output
-from controlplane.cli.records import Operation
-from controlplane.cli.records import Progress as OperationProgress
+from controlplane.client.errors import NotRunningError, OperationFailedError, WaitTimeoutError
+from controlplane.client.http import Client
+from controlplane.client.models import Operation
+from controlplane.client.models import Progress as OperationProgress
 
 _NO_STAGES = frozenset({"", "done", "waiting for its turn"})
 _HEARTBEAT_SECONDS = 120.0

@@ -1,7 +1,7 @@
 """References on the command line, and the paths of the API they stand for."""
 
-from controlplane.cli.client import Client, segment
-from controlplane.cli.records import VersionDetail
+from controlplane.client.http import Client, segment
+from controlplane.client.models import VersionDetail
 from controlplane.domain.names import Reference
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, ge
 import typer
 
 if TYPE_CHECKING:  # heavy: only a command that talks to the API pays for it
-    from controlplane.cli.client import Client
     from controlplane.cli.output import Output
+    from controlplane.client.http import Client
 
 OutputFormat = Literal["table", "json"]
 _PANEL = "Options of every command"
@@ -30,7 +30,7 @@ DataDirOption = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
-        envvar="TRITONCTL_DATA_DIR",
+        envvar=["TRITONCTL_DATA_DIR", "CONTROLPLANE_DATA_DIR"],
         help="Data folder of a `tritonctl up` on this machine.",
         rich_help_panel=_PANEL,
     ),
@@ -146,8 +146,8 @@ class Session:
         """
         if self.url:
             return self.url if "://" in self.url else f"http://{self.url}"
-        from controlplane.cli.discovery import UpRecord
-        from controlplane.cli.exits import NotRunningError
+        from controlplane.client.discovery import UpRecord
+        from controlplane.client.errors import NotRunningError
 
         record = UpRecord.read(self.folder())
         if record is None:
@@ -159,8 +159,8 @@ class Session:
 
     def client(self) -> "Client":
         """Return a client of the control plane; use it as a context manager."""
-        from controlplane.cli.client import Client
-        from controlplane.cli.credentials import credentials
+        from controlplane.client.credentials import credentials
+        from controlplane.client.http import Client
 
         url = self.find_url()
         return Client(url, actor=self.actor, credentials=credentials(self, url))
@@ -181,7 +181,7 @@ _SESSION = Session()
 
 
 def command(
-    app: typer.Typer, name: str, *, panel: str, examples: tuple[str, ...] = ()
+    app: typer.Typer, name: str, *, panel: str, examples: tuple[str, ...] = (), hidden: bool = False
 ) -> Callable[[Function], Function]:
     """Register a function as a command with the common options; it gets a `Session` as its first argument.
 
@@ -190,6 +190,7 @@ def command(
         name: The command's name.
         panel: The heading under which ``--help`` lists it.
         examples: Command lines shown at the end of its help.
+        hidden: Whether the help leaves the command out: an earlier name that still works.
     """
 
     def register(function: Function) -> Function:
@@ -217,7 +218,7 @@ def command(
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         del run.__wrapped__  # Typer would look through to the function's own signature
         epilog = "\n\n".join(["[bold]Examples[/bold]", *(f"[dim]$[/dim] {example}" for example in examples)])
-        app.command(name, rich_help_panel=panel, epilog=epilog if examples else None)(run)
+        app.command(name, hidden=hidden, rich_help_panel=panel, epilog=epilog if examples else None)(run)
         return function
 
     return register

@@ -68,7 +68,7 @@ class Condition(BaseModel):
     reason: str = Field(description="Why, as one CamelCase word for programs.")
     message: str = Field(default="", description="Why, as one sentence for a person.")
     last_transition_time: datetime | None = Field(
-        default=None, description="Since when the status is what it is (UTC), as this replica saw it."
+        default=None, description="Since when the status is what it is (UTC), as this instance saw it."
     )
 
 

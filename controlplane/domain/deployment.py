@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from controlplane.domain.evidence import Evidence
-from controlplane.domain.strategy import RolloutStrategy, StrategyKind
+from controlplane.domain.rollout.strategy import RolloutStrategy, StrategyKind
 
 
 class InstanceKind(StrEnum):
@@ -34,9 +34,9 @@ class Switch(StrEnum):
 
     AUTO = "auto"
     """Beside the old one where both fit, else after it."""
-    BESIDE = "beside"
+    ROLLING = "rolling"
     """Beside it or not at all: nobody is left without an answer, and where both can never fit the old one stays."""
-    UNLOAD_FIRST = "unload-first"
+    RECREATE = "recreate"
     """The old one is unloaded first: nothing answers for a while, and no more memory is taken than for one."""
 
 
@@ -89,7 +89,8 @@ class DeploymentSettings(BaseModel):
         default=None,
         ge=1,
         le=64,
-        description="How many GPUs of a server each copy uses, with `instance_count` instances on each; the placement "
+        description="How many GPUs of a server each replica uses, with `instance_count` instances on each; the "
+        "placement "
         "chooses which. Null: all that suit. With a number it runs on servers with GPUs alone.",
     )
     gpu_product: str = Field(
@@ -129,10 +130,10 @@ class DeploymentSettings(BaseModel):
     priority: int = Field(
         default=0, ge=-1000, le=1000, description="Higher goes first in the queue of loads and last in eviction."
     )
-    switch: Switch = Field(
+    update_strategy: Switch = Field(
         default=Switch.AUTO,
         description="How a new version gets its memory: auto (beside the old one where both fit, else after "
-        "it), beside (or not at all) or unload-first (nothing answers for a while).",
+        "it), rolling (or not at all) or recreate (the model is unavailable in between).",
     )
     rollout: RolloutStrategy = Field(
         default=RolloutStrategy(),
@@ -142,21 +143,21 @@ class DeploymentSettings(BaseModel):
         default=None,
         description="What is promised to users: told about when it is not kept. Nothing is reloaded for it.",
     )
-    min_copies: int = Field(
-        default=1, ge=1, le=1000, description="On how many servers it is placed at least, one copy on each."
+    min_replicas: int = Field(
+        default=1, ge=1, le=1000, description="On how many servers it is placed at least, one replica on each."
     )
-    max_copies: int | None = Field(
+    max_replicas: int | None = Field(
         default=None,
         ge=1,
         le=1000,
         description="On how many servers it is placed at most, while requests wait longer than "
-        "`queue_objective_milliseconds` and there is room; null: never on more than `min_copies`.",
+        "`target_queue_milliseconds` and there is room; null: never on more than `min_replicas`.",
     )
-    queue_objective_milliseconds: float = Field(
+    target_queue_milliseconds: float = Field(
         default=100.0,
         gt=0,
         le=3_600_000,
-        description="How long requests may wait in Triton's queue, in the mean, before another copy is placed.",
+        description="How long requests may wait in Triton's queue, in the mean, before another replica is placed.",
     )
     node_selector: dict[str, str] = Field(
         default_factory=dict, max_length=32, description="Labels that a server must have to be given a copy."
@@ -203,11 +204,11 @@ class DeploymentSettings(BaseModel):
             raise ValueError(f"gpus must be different numbers from 0, not {list(self.gpus)}")
         if self.dynamic_batching and self.max_batch_size == 0:
             raise ValueError("dynamic_batching needs a max_batch_size above 0")
-        if self.max_copies is not None and self.max_copies < self.min_copies:
-            raise ValueError(f"max_copies {self.max_copies} is less than min_copies {self.min_copies}")
-        if self.switch is Switch.UNLOAD_FIRST and self.rollout.kind is not StrategyKind.SWITCH:
+        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}")
+        if self.update_strategy is Switch.RECREATE and self.rollout.kind is not StrategyKind.IMMEDIATE:
             raise ValueError(
-                f"a {self.rollout.kind} rollout needs both versions at once: switch cannot be unload-first"
+                f"a {self.rollout.kind} rollout needs both versions at once: update_strategy cannot be recreate"
             )
         return self
 
@@ -237,7 +238,7 @@ class Rollout(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    id: str = Field(description="Unique; what replicas measure is kept under it.")
+    id: str = Field(description="Unique; what instances measure is kept under it.")
     version: int = Field(ge=1, description="The new version.")
     old_version: int = Field(ge=1, description="The version it is compared with.")
     reference: str = Field(description="What was asked for; becomes the deployment's reference when it is promoted.")
@@ -264,9 +265,9 @@ class Rollout(BaseModel):
 
 PLACEMENT_FIELDS = frozenset(
     {
-        "min_copies",
-        "max_copies",
-        "queue_objective_milliseconds",
+        "min_replicas",
+        "max_replicas",
+        "target_queue_milliseconds",
         "node_selector",
         "gpu_count",
         "gpu_product",
@@ -280,7 +281,7 @@ RUN_THE_SAME_FIELDS = PLACEMENT_FIELDS | {
     "mode",
     "keep_alive_seconds",
     "priority",
-    "switch",
+    "update_strategy",
     "rollout",
     "objectives",
     "auto_rollback",

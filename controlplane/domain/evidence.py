@@ -1,4 +1,4 @@
-"""What was measured of an old and a new version that answered side by side. Frozen; adds up over replicas."""
+"""What was measured of an old and a new version that answered side by side. Frozen; adds up over instances."""
 
 from enum import StrEnum
 from typing import Self
@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.latencies import Latencies, quantile
-from controlplane.domain.sequential import Labels
+from controlplane.domain.rollout.statistics import Labels
 
 
 class Signal(StrEnum):
@@ -81,7 +81,7 @@ class Evidence(BaseModel):
     skipped: int = Field(default=0, ge=0, description="Copies that were not sent, as too many were under way.")
 
     def plus(self, other: Self) -> Self:
-        """Return the sum of what two replicas measured."""
+        """Return the sum of what two instances measured."""
         sums = {(one.signal, one.weight): one for one in self.labels}
         for one in other.labels:
             before = sums.get((one.signal, one.weight))

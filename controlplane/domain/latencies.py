@@ -1,4 +1,4 @@
-"""A histogram of latencies that can be added up over replicas and kept in a few hundred bytes. Pure, frozen."""
+"""A histogram of latencies that can be added up over instances and kept in a few hundred bytes. Pure, frozen."""
 
 import math
 from collections.abc import Mapping
@@ -48,6 +48,6 @@ class Latencies(BaseModel):
         return Latencies(counts=counts)
 
     def minus(self, earlier: "Latencies") -> "Latencies":
-        """Return what was added since; never less than nothing, should a replica's part have been lost."""
+        """Return what was added since; never less than nothing, should an instance's part have been lost."""
         left = {bucket: count - earlier.counts.get(bucket, 0) for bucket, count in self.counts.items()}
         return Latencies(counts={bucket: count for bucket, count in left.items() if count > 0})

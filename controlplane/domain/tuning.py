@@ -1,7 +1,7 @@
 """Tuning: settings that could be run, what was measured of each, and which of them is the best. Pure.
 
 A *trial* is one setting with its measurements, one for each number of concurrent clients. The search itself is in
-`controlplane.services.tuning_search`.
+`controlplane.services.tuning.search`.
 """
 
 from collections.abc import Sequence

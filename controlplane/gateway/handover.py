@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from controlplane.errors import ConflictError
-from controlplane.gateway.launcher import HANDOVER
+from controlplane.gateway.haproxy.launcher import HANDOVER
 from controlplane.settings import GatewaySettings
 
 logger = logging.getLogger(__name__)

@@ -1,16 +1,16 @@
-"""Decides whether there is a front door, and makes it."""
+"""Decides whether there is a gateway, and makes it."""
 
 import logging
 from collections.abc import Sequence
 
 from controlplane.errors import GatewayError
-from controlplane.gateway.access import Access
-from controlplane.gateway.front_door import FrontDoor
-from controlplane.gateway.process import find_haproxy
-from controlplane.gateway.splitting import Splits
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.gateway.auth import Access
+from controlplane.gateway.gateway import Gateway
+from controlplane.gateway.haproxy.process import find_haproxy
+from controlplane.gateway.rollout.split import TrafficSplits
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
 from controlplane.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -22,15 +22,15 @@ After the first it refuses requests, which says more to clients than a connectio
 """
 
 
-def front_door(
+def build_gateway(
     settings: Settings,
     registry: Registry,
     reconciler: Reconciler,
     servers: Sequence[ManagedServer],
-    splits: Splits,
+    splits: TrafficSplits,
     access: Access,
-) -> FrontDoor | None:
-    """Return the front door the settings ask for, not started; None where there shall be none.
+) -> Gateway | None:
+    """Return the gateway the settings ask for, not started; None where there shall be none.
 
     Raises:
         GatewayError: It is asked for, and there is no HAProxy.
@@ -43,10 +43,10 @@ def front_door(
     if binary is None:
         how = "pip install 'triton-control-plane[gateway]', or name one by the setting gateway.haproxy"
         if wanted.enabled:
-            raise GatewayError(f"the front door needs HAProxy 2.8 or newer: {how}")
-        logger.warning("there is no front door, because there is no HAProxy: %s", how)
+            raise GatewayError(f"the gateway needs HAProxy 2.8 or newer: {how}")
+        logger.warning("there is no gateway, because there is no HAProxy: %s", how)
         return None
-    return FrontDoor(
+    return Gateway(
         wanted,
         binary,
         settings.data_dir / "gateway",

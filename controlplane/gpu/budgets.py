@@ -30,12 +30,17 @@ class BudgetRules:
         A server's own share counts for its host too.
         """
         if server is None:
-            return cls(dict(memory.budget_bytes), memory.budget_share, memory.host_budget_share, memory.headroom_bytes)
-        own = server.budget_share
+            return cls(
+                dict(memory.budget_bytes),
+                memory.gpu_budget_fraction,
+                memory.host_budget_fraction,
+                memory.headroom_bytes,
+            )
+        own = server.gpu_budget_fraction
         return cls(
             {**memory.budget_bytes, **server.budget_bytes},
-            memory.budget_share if own is None else own,
-            memory.host_budget_share if own is None else own,
+            memory.gpu_budget_fraction if own is None else own,
+            memory.host_budget_fraction if own is None else own,
             memory.headroom_bytes if server.headroom_bytes is None else server.headroom_bytes,
         )
 

@@ -30,7 +30,7 @@ def server_devices(settings: TritonServerSettings, page: MetricsPage | None, dea
         page: Its metrics; None where their address is not known.
         deadline_seconds: How long its metrics may take.
     """
-    if settings.same_machine:
+    if settings.local:
         return CombinedSource((HostSource(contained=False), NvmlSource(settings.gpus)))
     if page is not None:
         return TritonMetricsSource(page, settings.gpus, deadline_seconds=deadline_seconds)

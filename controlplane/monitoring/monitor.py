@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from controlplane.domain.figures import Figures, Point, ServerUse
+from controlplane.domain.metrics import Figures, Point, ServerUse
 from controlplane.errors import ControlPlaneError
-from controlplane.monitoring.figures import figures, latency, point, slow
 from controlplane.monitoring.series import COLUMNS, FAILED, INDEX, Series, bounds_of
+from controlplane.monitoring.stats import figures, latency, point, slow
 from controlplane.monitoring.windows import COARSE_SPAN_SECONDS, Row
 from controlplane.settings import MonitoringSettings
-from controlplane.triton.metrics import Page, PageReader
-from controlplane.triton.page import PageSource
+from controlplane.triton.metrics_page import MetricsPage, MetricsParser
+from controlplane.triton.metrics_scraper import MetricsScraper
 from controlplane.triton.statistics import VersionKey
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ MAX_VERSIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ScrapeTarget:
     """A server to be watched.
 
     Attributes:
@@ -43,12 +43,12 @@ class Source:
     """
 
     name: str
-    page: PageSource | None
+    page: MetricsScraper | None
     cpu_seconds: Callable[[], Mapping[VersionKey, float]] | None = None
 
 
 @dataclass
-class Watched:
+class ScrapedServer:
     """What is known of one server.
 
     Attributes:
@@ -64,18 +64,18 @@ class Watched:
         page_bytes: Size of the newest page.
     """
 
-    source: Source
+    source: ScrapeTarget
     series: dict[VersionKey, Series] = field(default_factory=dict)
     began_at: float | None = None
     looked_at: float = 0.0
     scraped_at: datetime | None = None
     error: str = "not looked at yet"
-    use: Page | None = None
+    use: MetricsPage | None = None
     looks: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     page_bytes: int = 0
 
-    def take(self, page: Page, cpu: Mapping[VersionKey, float] | None, at: float) -> None:
+    def take(self, page: MetricsPage, cpu: Mapping[VersionKey, float] | None, at: float) -> None:
         """Take in a page that was got at a moment (monotonic)."""
         first = self.began_at is None
         if self.began_at is None:
@@ -113,11 +113,15 @@ class Monitor:
     """
 
     def __init__(
-        self, sources: Sequence[Source], settings: MonitoringSettings, *, clock: Callable[[], float] = time.monotonic
+        self,
+        sources: Sequence[ScrapeTarget],
+        settings: MonitoringSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._servers = {source.name: Watched(source) for source in sources}
+        self._servers = {source.name: ScrapedServer(source) for source in sources}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -135,13 +139,13 @@ class Monitor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
 
-    def take(self, server: str, page: Page, cpu: Mapping[VersionKey, float] | None, at: float) -> None:
+    def take(self, server: str, page: MetricsPage, cpu: Mapping[VersionKey, float] | None, at: float) -> None:
         """Take in a server's page, as the task does."""
         self._servers[server].take(page, cpu, at)
 
     # What others ask; no I/O
 
-    def watched(self) -> tuple[Watched, ...]:
+    def watched(self) -> tuple[ScrapedServer, ...]:
         """Return what is known of each server."""
         return tuple(self._servers.values())
 
@@ -230,7 +234,7 @@ class Monitor:
 
     def _all(
         self, model: str, version: int | None = None, server: str | None = None
-    ) -> Iterator[tuple[Watched, VersionKey, Series]]:
+    ) -> Iterator[tuple[ScrapedServer, VersionKey, Series]]:
         for watched in self._servers.values():
             if server is None or watched.source.name == server:
                 for key, series in watched.series.items():
@@ -247,8 +251,8 @@ class Monitor:
 
     # The task
 
-    async def _watch(self, watched: Watched) -> None:
-        reader = PageReader()
+    async def _watch(self, watched: ScrapedServer) -> None:
+        reader = MetricsParser()
         due = self._clock()
         while True:
             began = self._clock()
@@ -267,7 +271,9 @@ class Monitor:
             due = max(due + self._settings.interval_seconds, self._clock())
             await asyncio.sleep(due - self._clock())
 
-    def _look(self, source: Source, reader: PageReader) -> tuple[Page, Mapping[VersionKey, float] | None, float]:
+    def _look(
+        self, source: ScrapeTarget, reader: MetricsParser
+    ) -> tuple[MetricsPage, Mapping[VersionKey, float] | None, float]:
         assert source.page is not None
         got = source.page.read(self._settings.timeout_seconds)
         at = self._clock() - (time.monotonic() - got.at)
@@ -276,7 +282,7 @@ class Monitor:
             cpu = source.cpu_seconds() if source.cpu_seconds is not None else None
         return reader.read(got.text), cpu, at
 
-    def _missed(self, watched: Watched, error: str) -> None:
+    def _missed(self, watched: ScrapedServer, error: str) -> None:
         watched.looks["failed"] += 1
         if watched.error != error:
             logger.warning("%s: %s", watched.source.name, error)

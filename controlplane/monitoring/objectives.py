@@ -10,7 +10,7 @@ keep six hours.
 from collections.abc import Callable, Sequence
 
 from controlplane.domain.deployment import Objectives
-from controlplane.domain.figures import ObjectiveKind, ObjectiveState, WindowBurn
+from controlplane.domain.metrics import ObjectiveKind, ObjectiveState, WindowBurn
 from controlplane.settings import BurnRule
 
 LATENCY_BUDGET = 0.01

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from controlplane.monitoring.windows import Row, Windows
-from controlplane.triton.metrics import COUNTERS, QUANTILES, REASONS, VersionSample
+from controlplane.triton.metrics_page import COUNTERS, QUANTILES, REASONS, VersionSample
 
 FAILED = tuple(f"failed:{reason}" for reason in REASONS)
 COUNTED = (*(name for name, _ in COUNTERS.values()), *FAILED)

@@ -99,10 +99,10 @@ class Webhook:
         self._key = b""
         if self._url:
             if settings.webhook_secret is None:
-                raise InvalidInputError("a webhook needs a secret: set TRITONCTL_MONITORING__WEBHOOK_SECRET")
+                raise InvalidInputError("a webhook needs a secret: set CONTROLPLANE_MONITORING__WEBHOOK_SECRET")
             self._key = key_of(settings.webhook_secret.get_secret_value())
             if not self._url.startswith(("http://", "https://")):
-                raise InvalidInputError("TRITONCTL_MONITORING__WEBHOOK_URL must begin with http:// or https://")
+                raise InvalidInputError("CONTROLPLANE_MONITORING__WEBHOOK_URL must begin with http:// or https://")
         self.outcomes: Counter[str] = Counter()
         self.on_end: Callable[[str], None] = lambda _: None
         self._queue: deque[Message] = deque()
@@ -178,7 +178,7 @@ class Webhook:
                     self._end(message, "delivered")
                     continue
                 self.outcomes["failed"] += 1
-                if time.monotonic() - message.since > self._settings.webhook_give_up_seconds:
+                if time.monotonic() - message.since > self._settings.webhook_max_age_seconds:
                     logger.warning("the webhook %s (%s) is given up: %s", message.id, message.kind, trouble)
                     self._end(message, "given_up")
                     continue

@@ -10,11 +10,11 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 
-from controlplane.reconciler.answering import Answers
-from controlplane.reconciler.driving import Driver
-from controlplane.reconciler.placing import Placer
-from controlplane.reconciler.routing import RouteTable
-from controlplane.reconciler.state import LoopState
+from controlplane.reconciler.driver import ReplicaDriver
+from controlplane.reconciler.loop_state import LoopState
+from controlplane.reconciler.placement import PlacementController
+from controlplane.reconciler.queries import ReconcilerQueries
+from controlplane.reconciler.routes import RouteTable
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,14 @@ class Audit:
         missed: How many changes were found that nobody had marked, by what depends on them.
     """
 
-    def __init__(self, state: LoopState, placer: Placer, driver: Driver, routes: RouteTable, answers: Answers) -> None:
+    def __init__(
+        self,
+        state: LoopState,
+        placer: PlacementController,
+        driver: ReplicaDriver,
+        routes: RouteTable,
+        answers: ReconcilerQueries,
+    ) -> None:
         self._state = state
         self._placer = placer
         self._driver = driver
@@ -48,10 +55,10 @@ class Audit:
     def look(self) -> None:
         """Compare the next few models. To be called when the newest cycle has left nothing marked."""
         if not self._left:
-            self._left = list(self._state.wishes)
+            self._left = list(self._state.desired_state)
         for _ in range(min(AT_ONCE, len(self._left))):
             model = self._left.pop()
-            if model not in self._state.wishes:
+            if model not in self._state.desired_state:
                 continue
             for what in self._differences(model):
                 self.missed[what] += 1
@@ -69,10 +76,10 @@ class Audit:
             yield "status"
         for server in self._state.servers.values():
             unit = server.units.get(model)
-            if unit is None or model in server.unplanned or model in server.steward.unjudged or unit.task is not None:
+            if unit is None or model in server.unplanned or model in server.scheduler.unjudged or unit.task is not None:
                 continue
-            wish = self._state.wishes[model]
-            if server.has_place(model) and server.steward.overlooked(wish, unit, self._state.clock()):
+            desired_deployment = self._state.desired_state[model]
+            if server.has_place(model) and server.scheduler.overlooked(desired_deployment, unit, self._state.clock()):
                 yield "residency"
             elif self._driver.overlooked(server, unit):
                 yield "next action"

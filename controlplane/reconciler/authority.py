@@ -11,10 +11,9 @@ once more: another instance may have led since.
 
 from collections.abc import Callable, Iterable
 
-from controlplane.reconciler.lease import Lease
-from controlplane.reconciler.servers import ManagedServer
-
-Term = tuple[int, int]
+from controlplane.lifecycle.actions import Term
+from controlplane.reconciler.leader_election import Lease
+from controlplane.servers.server import ManagedServer
 
 
 class Authority:
@@ -60,7 +59,7 @@ class Authority:
 
     @property
     def tenure(self) -> int:
-        """See `Lease.tenure`. No other instance ever drives a process's own servers."""
+        """See `HeldModel.tenure`. No other instance ever drives a process's own servers."""
         return 1 if self.alone else self._lease.tenure
 
     def undriven(self, server: ManagedServer) -> str:

@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from controlplane.reconciler.arranging import Admissions, Arranger
-from controlplane.reconciler.authority import Authority, Term
-from controlplane.reconciler.driving import Driver
-from controlplane.reconciler.fleet import KnownServer
-from controlplane.reconciler.placing import Placer
-from controlplane.reconciler.routing import RouteTable
-from controlplane.reconciler.state import LoopState
+from controlplane.lifecycle.actions import Term
+from controlplane.reconciler.authority import Authority
+from controlplane.reconciler.driver import ReplicaDriver
+from controlplane.reconciler.load_scheduler import Admissions, LoadScheduler
+from controlplane.reconciler.loop_state import LoopState
+from controlplane.reconciler.placement import PlacementController
+from controlplane.reconciler.routes import RouteTable
+from controlplane.reconciler.server_state import TrackedServer
 
 PLANNED_AT_ONCE = 256
 """So many actions are planned before other tasks of the event loop have their turn."""
@@ -74,9 +75,9 @@ class Cycle:
     def __init__(
         self,
         state: LoopState,
-        placer: Placer,
-        arranger: Arranger,
-        driver: Driver,
+        placer: PlacementController,
+        arranger: LoadScheduler,
+        driver: ReplicaDriver,
         routes: RouteTable,
         authority: Authority,
     ) -> None:
@@ -124,7 +125,7 @@ class Cycle:
             for server in self._state.servers.values():
                 self._state.plan_all_again(server)
 
-    def _follow_health(self, server: KnownServer) -> None:
+    def _follow_health(self, server: TrackedServer) -> None:
         """Mark the models on a server that takes no work any more, or does again."""
         trouble, said = server.trouble, server.said
         if trouble != said:
@@ -133,13 +134,13 @@ class Cycle:
             self._state.moved.discard(server.name)
         self._routes.server_changed(server)
 
-    def _decide_residency(self, server: KnownServer) -> int:
+    def _decide_residency(self, server: TrackedServer) -> int:
         changed = self._state.judge(server)
         for model in changed:
             self._state.plan_again(server, model)
         return len(changed)
 
-    def _plan(self, report: CycleReport, granted: Iterable[tuple[KnownServer, str]]) -> None:
+    def _plan(self, report: CycleReport, granted: Iterable[tuple[TrackedServer, str]]) -> None:
         """Plan and begin the next action of marked models, as many as fit into one cycle; of loads with memory all."""
         for server, model in granted:
             server.unplanned.discard(model)
@@ -157,7 +158,7 @@ class Cycle:
 
     def _marked(self) -> bool:
         return bool(self._state.moved) or any(
-            server.unplanned or server.steward.unjudged for server in self._state.servers.values()
+            server.unplanned or server.scheduler.unjudged for server in self._state.servers.values()
         )
 
     @staticmethod

@@ -16,7 +16,7 @@ from controlplane.errors import (
     NotFoundError,
     StoreWentBackwardsError,
 )
-from controlplane.reconciler.wishes import Wish, Wishes
+from controlplane.lifecycle.desired import DesiredDeployment, DesiredStateResolver
 from controlplane.registry.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _PARALLEL_READS = 8
 _AGAIN_AT_ONCE = 20
 _MODELS, _DEPLOYMENTS = "models/", "deployments/"
 
-Read = dict[str, Wish]
+Read = dict[str, DesiredDeployment]
 Unread = dict[str, str]
 
 
@@ -35,13 +35,19 @@ class DesiredChanges:
 
     Args:
         registry: The bucket.
-        wishes: Reads one deployment.
+        desired_state: Reads one deployment.
         follow: Moves a deployment along with the alias that it follows, where this process may.
     """
 
-    def __init__(self, registry: Registry, wishes: Wishes, *, follow: Callable[[Wish], Wish]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        desired_state: DesiredStateResolver,
+        *,
+        follow: Callable[[DesiredDeployment], DesiredDeployment],
+    ) -> None:
         self._registry = registry
-        self._wishes = wishes
+        self._desired_state = desired_state
         self._follow = follow
         self._listener = registry.feed.listen()
         self._generation = 0
@@ -119,16 +125,16 @@ class DesiredChanges:
             return {}, {}
         with ThreadPoolExecutor(min(_PARALLEL_READS, len(names)), thread_name_prefix="deployments") as pool:
             found = dict(zip(names, pool.map(self._one, names), strict=True))
-        read = {name: one for name, one in found.items() if isinstance(one, Wish)}
+        read = {name: one for name, one in found.items() if isinstance(one, DesiredDeployment)}
         unread = {name: one for name, one in found.items() if isinstance(one, str)}
-        for name, wish in read.items():
-            if wish.problem or wish.trial_problem:
+        for name, desired_deployment in read.items():
+            if desired_deployment.problem or desired_deployment.trial_problem:
                 self.read_again(name)
         for name in unread:
             self.read_again(name)
         return read, unread
 
-    def _one(self, name: str) -> Wish | str | None:
+    def _one(self, name: str) -> DesiredDeployment | str | None:
         """Return a desired state, why it cannot be read, or None where the model was never deployed."""
         try:
             # While a commit is awaited, a head that was looked at a moment ago is too old.
@@ -139,6 +145,6 @@ class DesiredChanges:
         except (DamagedRevisionError, StoreWentBackwardsError) as error:
             return error.message
         try:
-            return self._follow(self._wishes.of(revision))
+            return self._follow(self._desired_state.of(revision))
         except ControlPlaneError as error:
             return f"revision {revision.number} cannot be read now: {error}"

@@ -5,11 +5,11 @@ import contextlib
 from collections.abc import Callable
 
 from controlplane.reconciler.authority import Authority
-from controlplane.reconciler.background import Background
-from controlplane.reconciler.lease import Lease
+from controlplane.reconciler.leader_election import Lease
+from controlplane.reconciler.loop_state import LoopState
 from controlplane.reconciler.messages import Message, Paused
 from controlplane.reconciler.pauses import PauseWatch
-from controlplane.reconciler.state import LoopState
+from controlplane.reconciler.tasks import TaskRunner
 
 
 class Freshness:
@@ -30,7 +30,7 @@ class Freshness:
         authority: Authority,
         lease: Lease,
         lease_seconds: float,
-        background: Background,
+        background: TaskRunner,
         *,
         post: Callable[[Message], None],
     ) -> None:

@@ -3,60 +3,60 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from controlplane.reconciler.executor import Outcome
-from controlplane.reconciler.fleet import KnownServer
-from controlplane.reconciler.gauging import Reading
-from controlplane.reconciler.units import Unit
-from controlplane.reconciler.watching import Sight
-from controlplane.reconciler.wishes import Wish
+from controlplane.lifecycle.desired import DesiredDeployment
+from controlplane.lifecycle.executor import Outcome
+from controlplane.lifecycle.replica import Replica
+from controlplane.reconciler.server_state import TrackedServer
+from controlplane.servers.readings import ServerReading
+from controlplane.servers.snapshot import ServerSnapshot
 
 
 @dataclass(frozen=True)
-class Woken:
+class DesiredStateChanged:
     """Something changed in the bucket, about one model or (None) any."""
 
     model: str | None
 
 
 @dataclass(frozen=True)
-class Wished:
+class DesiredStateRead:
     """Deployments were read; ``epoch`` is the lease's when the read of all of them began, None for a single one."""
 
-    wishes: dict[str, Wish]
+    desired_state: dict[str, DesiredDeployment]
     epoch: int | None = None
 
 
 @dataclass(frozen=True)
-class Seen:
+class SnapshotTaken:
     """A look at a server that began at the loop's step ``began`` is done."""
 
-    server: KnownServer
+    server: TrackedServer
     began: int
-    sight: Sight
+    snapshot: ServerSnapshot
 
 
 @dataclass(frozen=True)
-class Done:
+class ActionFinished:
     """An action ended; ``grown`` is by how much the use of each device has grown meanwhile."""
 
-    server: KnownServer
-    unit: Unit
+    server: TrackedServer
+    unit: Replica
     outcome: Outcome
-    reading: Reading | None = None
+    reading: ServerReading | None = None
     grown: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Gauged:
+class ReadingTaken:
     """A measurement of a server that began at the loop's step ``began`` is done."""
 
-    server: KnownServer
+    server: TrackedServer
     began: int
-    reading: Reading
+    reading: ServerReading
 
 
 @dataclass(frozen=True)
-class Demanded:
+class LoadRequested:
     """Somebody wants to use a model now."""
 
     model: str
@@ -64,7 +64,7 @@ class Demanded:
 
 
 @dataclass(frozen=True)
-class LookWanted:
+class SnapshotRequested:
     """Somebody wants a model to be looked at on a server; gets the step of the loop from which on a look will do."""
 
     server: str
@@ -73,8 +73,8 @@ class LookWanted:
 
 
 @dataclass(frozen=True)
-class Held:
-    """The client leases may have changed."""
+class HoldsChanged:
+    """The holds may have changed."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,15 @@ class FootprintsKept:
 
 
 @dataclass(frozen=True)
-class Poll:
+class ReadTimer:
     """It is time to measure."""
 
 
 @dataclass(frozen=True)
-class Cleaned:
+class RepositoryCleaned:
     """The leftovers of a crash were removed from a server's model repository, or could not be."""
 
-    server: KnownServer
+    server: TrackedServer
     done: bool
 
 
@@ -115,24 +115,24 @@ class Paused:
 
 
 @dataclass(frozen=True)
-class Tick:
+class CycleTimer:
     """It is time for a cycle."""
 
 
 Message = (
-    Woken
-    | Wished
-    | Seen
-    | Done
-    | Gauged
-    | Demanded
-    | LookWanted
-    | Held
+    DesiredStateChanged
+    | DesiredStateRead
+    | SnapshotTaken
+    | ActionFinished
+    | ReadingTaken
+    | LoadRequested
+    | SnapshotRequested
+    | HoldsChanged
     | Replaced
     | FootprintsKept
-    | Cleaned
+    | RepositoryCleaned
     | LeaseChanged
     | Paused
-    | Tick
-    | Poll
+    | CycleTimer
+    | ReadTimer
 )

@@ -7,7 +7,7 @@ pause nothing holds, because other instances have gone on meanwhile.
 import threading
 from collections.abc import Callable
 
-from controlplane.reconciler.lease import MARGIN, boot_time
+from controlplane.reconciler.leader_election import MARGIN, boot_time
 
 _BEATS = 6
 """Beats of the thread per lease duration."""

@@ -39,7 +39,7 @@ def _full_is_told(path: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise StoreFullError(
-            f"no space left for {path} in the blob cache: free some, or lower TRITONCTL_CACHE__MAX_BYTES",
+            f"no space left for {path} in the blob cache: free some, or lower CONTROLPLANE_CACHE__MAX_BYTES",
             path=str(path),
         ) from error
 

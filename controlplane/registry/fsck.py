@@ -29,11 +29,11 @@ from controlplane.storage.base import ObjectInfo, ObjectStore
 
 _REVISION = re.compile(r"(.+/)(?:\d{12}|!lost-\d{12}-[0-9a-f]{12})\.json")
 _GUARDED = re.compile(r"(models|deployments)/[^/]+/revisions/|keys/revisions/")
-_PRUNED = ("leases/", "scrub/", "standings/", "rollouts/")
+_PRUNED = ("holds/", "leases/", "scrub/", "conditions/", "rollouts/")
 _NOT_CHAINS = (
     "blobs/",
     "changes/",
-    "doors/",
+    "gateways/",
     "operations/",
     "idempotency/",
     "publishing/",

@@ -42,7 +42,7 @@ def lost_revisions(chain: Chain) -> list[Revision]:
 
 
 def are_back(chain: Chain, lost: Sequence[Revision]) -> bool:
-    """Whether all lost revisions are in the chain again, for example because a replica caught up."""
+    """Whether all lost revisions are in the chain again, for example because an instance caught up."""
     for revision in lost:
         try:
             if chain.get(revision.number).commit_id != revision.commit_id:

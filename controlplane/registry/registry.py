@@ -20,6 +20,7 @@ from controlplane.registry.blobs import Blobs, BlobState
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.chain import Revision
 from controlplane.registry.changes import ChangeFeed, ChangeLog
+from controlplane.registry.condition_log import ConditionLog
 from controlplane.registry.damages import Damages
 from controlplane.registry.deployments import Deployments
 from controlplane.registry.findings import FsckReport
@@ -28,15 +29,14 @@ from controlplane.registry.fsck import Fsck, chain_named
 from controlplane.registry.fsck_repair import Repairs
 from controlplane.registry.gc import Collector, GcReport
 from controlplane.registry.head_memory import HeadMemory
+from controlplane.registry.holds import ModelHolds
 from controlplane.registry.keys import ApiKeys
-from controlplane.registry.leases import ModelLeases
 from controlplane.registry.models import KIND as MODELS
 from controlplane.registry.models import Models
 from controlplane.registry.publish import Publisher
 from controlplane.registry.reports import Reports
 from controlplane.registry.scrub import Scrub
 from controlplane.registry.signatures import Signatures
-from controlplane.registry.standings import Standings
 from controlplane.registry.sweep import Sweep
 from controlplane.registry.versions import Versions
 from controlplane.settings import GcSettings, SigningSettings
@@ -55,7 +55,7 @@ class Registry:
         deployments: The desired states.
         footprints: Measured footprints of versions.
         reports: What was found out about versions.
-        leases: Client leases on models.
+        holds: Client leases on models.
         keys: API keys.
         signatures: Signatures of versions, and which may be deployed.
         damages: What is known of damaged and missing blobs.
@@ -99,8 +99,8 @@ class Registry:
         self._versions = Versions(store, self._models, self.blobs, self.deployments)
         self.footprints = Footprints(store)
         self.reports = Reports(store)
-        self.standings = Standings(store)
-        self.leases = ModelLeases(store, clock=self.clock.now, changes=self.changes, feed=self.feed)
+        self.condition_log = ConditionLog(store)
+        self.holds = ModelHolds(store, clock=self.clock.now, changes=self.changes, feed=self.feed)
         self.keys = ApiKeys(store, clock=self.clock.now, changes=self.changes, feed=self.feed, memory=memory)
         self.signatures = Signatures(store, signing or SigningSettings())
         self.damages = Damages(store)

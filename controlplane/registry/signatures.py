@@ -58,8 +58,8 @@ class Signatures:
         self._keys: Sequence[PublicKey] = tuple(load_public_key(path) for path in settings.public_keys)
         if settings.required and not self._keys:
             raise InvalidInputError(
-                "signatures are required (TRITONCTL_SIGNING__REQUIRED), but no key is trusted: set "
-                "TRITONCTL_SIGNING__PUBLIC_KEYS to a JSON list of files"
+                "signatures are required (CONTROLPLANE_SIGNING__REQUIRED), but no key is trusted: set "
+                "CONTROLPLANE_SIGNING__PUBLIC_KEYS to a JSON list of files"
             )
 
     def add(self, model: str, number: int, manifest: Manifest, bundle: bytes) -> StoredSignature:

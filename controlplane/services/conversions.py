@@ -10,13 +10,13 @@ from controlplane.domain.names import Reference, validate_alias, validate_model_
 from controlplane.domain.samples import Sample, encode_samples
 from controlplane.domain.signature import Signature
 from controlplane.errors import InvalidInputError, UnsupportedConversionError
-from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.artifact import scan
 from controlplane.registry.registry import Registry
 from controlplane.services.blobs import keep_bytes
 from controlplane.services.operations import Operation, Operations, Reporter
 from controlplane.services.sample_files import read_samples
-from controlplane.services.uploads import Uploads
+from controlplane.services.uploads.service import Uploads
 from controlplane.services.workers import Workers
 from controlplane.services.workspace import Workspace, assemble
 from converters.jobs import ConversionResult, ConvertJob

@@ -4,7 +4,7 @@ from controlplane.domain.names import validate_model_name
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import NotFoundError
 from controlplane.registry.deployments import DeploymentRevision
-from controlplane.services.faults import Fault
+from controlplane.services.error_info import ErrorInfo
 from controlplane.services.operations import Operation, OperationState, Progress
 
 OPERATION_PREFIX = "deploy."
@@ -38,7 +38,7 @@ def describe_operation(
         )
         if status.phase in {Phase.FAILED, Phase.DEGRADED}:
             state = OperationState.FAILED
-            error = Fault(
+            error = ErrorInfo(
                 code="deployment-failed",
                 title="Deployment failed",
                 detail=status.message or f"{spec.model} is {status.phase.value}",

@@ -19,12 +19,12 @@ from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.health import ServerHealth
 from controlplane.domain.model import VersionEntry
 from controlplane.domain.names import Reference, validate_model_name
-from controlplane.domain.rollback import pinned, rollback_revision
-from controlplane.domain.rollout import RolloutAction, RolloutDecision, apply, deploy
+from controlplane.domain.rollout.decision import RolloutAction, RolloutDecision, apply, deploy
+from controlplane.domain.rollout.rollback import pinned, rollback_revision
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import CommitConflictError, ConflictError, InvalidConfigError, InvalidInputError, NotFoundError
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.memory_view import ModelMemoryView
+from controlplane.memory.views import ModelMemoryView
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
 from controlplane.services.deployment_checks import DeploymentChecks
@@ -56,10 +56,10 @@ class Deployment(BaseModel):
     reason: str = Field(description="Why.")
     spec: DeploymentSpec = Field(description="What is wanted.")
     status: DeploymentStatus | None = Field(
-        default=None, description="What is there, as this replica last saw it; null before its first look."
+        default=None, description="What is there, as this instance last saw it; null before its first look."
     )
     memory: tuple[DeploymentMemory, ...] = Field(
-        default=(), description="By server: mode, state, footprint, last use, expiry, and why; of this replica's look."
+        default=(), description="By server: mode, state, footprint, last use, expiry, and why; of this instance's look."
     )
     operation_id: str = Field(description="The operation that follows this revision until it is settled.")
     changed: bool = Field(
@@ -115,7 +115,7 @@ class DeploymentHealth(BaseModel):
 
     model: str = Field(description="The model's name.")
     conditions: tuple[Condition, ...] = Field(description="What can be said of it, over all servers.")
-    servers: tuple[ServerHealth, ...] = Field(description="By server: the newest probes, as this replica made them.")
+    servers: tuple[ServerHealth, ...] = Field(description="By server: the newest probes, as this instance made them.")
 
 
 class Deployments:
@@ -124,11 +124,11 @@ class Deployments:
     Args:
         registry: The bucket.
         reconciler: Works towards what is wanted.
-        front_door: Whether there is one, that can split the traffic of a model.
+        gateway: Whether there is one, that can split the traffic of a model.
     """
 
-    def __init__(self, registry: Registry, reconciler: Reconciler, *, front_door: bool) -> None:
-        self._front_door = front_door
+    def __init__(self, registry: Registry, reconciler: Reconciler, *, gateway: bool) -> None:
+        self._gateway = gateway
         self._registry = registry
         self._chains = registry.deployments
         self._checks = DeploymentChecks(registry)
@@ -208,7 +208,7 @@ class Deployments:
             InvalidConfigError: Triton would refuse the settings.
             ForbiddenError: The settings need the scope `code`.
             NotFoundError: There is no such version.
-            ConflictError: Its strategy needs a front door, and there is none.
+            ConflictError: Its strategy needs a gateway, and there is none.
         """
         wanted, entry = await self.resolve(model, reference)
         skipped = await asyncio.to_thread(self._skipped, wanted, entry)
@@ -225,10 +225,10 @@ class Deployments:
                 rollout_id=uuid.uuid4().hex,
                 now=datetime.now(UTC),
             )
-            if spec.trial is not None and not self._front_door:
+            if spec.trial is not None and not self._gateway:
                 raise ConflictError(
-                    f"a rollout by {spec.trial.strategy.kind} needs the front door, which splits the traffic and "
-                    "measures it; turn it on (gateway.enabled), or deploy with the switch strategy",
+                    f"a rollout by {spec.trial.strategy.kind} needs the gateway, which splits the traffic and "
+                    "measures it; turn it on (gateway.enabled), or deploy with the immediate strategy",
                     model=model,
                     strategy=spec.trial.strategy.kind.value,
                 )
@@ -426,7 +426,7 @@ class Deployments:
         return operation_id.startswith(OPERATION_PREFIX)
 
     async def operation(self, operation_id: str, *, wait_seconds: float) -> Operation:
-        """Return the operation that brings a revision about, derived from what is there: any replica can.
+        """Return the operation that brings a revision about, derived from what is there: any instance can.
 
         Raises:
             NotFoundError: There is no such revision.

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from controlplane.domain.devices import Device, DeviceProcess, ServerDevices
 from controlplane.errors import DeviceError, NotFoundError
 from controlplane.gpu.base import DeviceReading
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.servers.server import ManagedServer
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,10 @@
-"""What changed, and why, as this replica saw it."""
+"""What changed, and why, as this instance saw it."""
 
 import time
 from collections.abc import AsyncIterator
 
 from controlplane.domain.states import Event
-from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.controller import Reconciler
 
 
 class Events:

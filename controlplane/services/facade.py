@@ -8,13 +8,13 @@ from controlplane.services.deployments import Deployments
 from controlplane.services.devices import Devices
 from controlplane.services.events import Events
 from controlplane.services.garbage import Garbage
-from controlplane.services.gateway import Gateway
+from controlplane.services.gateway import GatewayService
 from controlplane.services.health import Health
+from controlplane.services.holds import Holds
 from controlplane.services.idempotency import Idempotency
 from controlplane.services.inference import Inference
 from controlplane.services.keys import Keys
 from controlplane.services.large_json import LargeJson
-from controlplane.services.leases import Leases
 from controlplane.services.limits import RateLimits
 from controlplane.services.memory import Memory
 from controlplane.services.models import Models
@@ -25,8 +25,8 @@ from controlplane.services.publishing import Publishing
 from controlplane.services.rollouts import Rollouts
 from controlplane.services.scrubbing import Scrubbing
 from controlplane.services.servers import Servers
-from controlplane.services.tuning import Tunings
-from controlplane.services.uploads import Uploads
+from controlplane.services.tuning.service import Tunings
+from controlplane.services.uploads.service import Uploads
 from controlplane.services.validation import Validation
 from controlplane.services.versions import Versions
 
@@ -45,7 +45,7 @@ class Services:
     rollouts: Rollouts
     memory: Memory
     placement: Placement
-    leases: Leases
+    holds: Holds
     inference: Inference
     large_json: LargeJson
     servers: Servers
@@ -57,7 +57,7 @@ class Services:
     garbage: Garbage
     scrubbing: Scrubbing
     checking: Checking
-    gateway: Gateway
+    gateway: GatewayService
     health: Health
     idempotency: Idempotency
     keys: Keys

@@ -7,7 +7,7 @@ from typing import Any
 from controlplane.registry.registry import Registry
 from controlplane.services import idempotency, operations
 from controlplane.services.operations import Operation, Operations, Reporter
-from controlplane.services.uploads import INCOMING, Uploads
+from controlplane.services.uploads.service import INCOMING, Uploads
 from controlplane.settings import GcSettings
 
 OPERATION_RECORD_DAYS = 30

@@ -1,4 +1,4 @@
-"""What the front door does, for who asks."""
+"""What the gateway does, for who asks."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,25 +6,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from controlplane.errors import GatewayError, NotFoundError
-from controlplane.gateway.front_door import FrontDoor
-from controlplane.gateway.tally import Kind, Tally
-from controlplane.gateway.view import GatewayAddress, GatewayView
+from controlplane.gateway.gateway import Gateway
+from controlplane.gateway.stats import GatewayStats, RequestLabels
+from controlplane.gateway.views import GatewayAddress, GatewayView
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """All there is to tell of the front door.
+class GatewaySnapshot:
+    """All there is to tell of the gateway.
 
     Attributes:
         view: How it stands.
-        tally: What the activator counted.
-        fast: Requests on the fast way since HAProxy started.
+        stats: What the activator counted.
+        fast: Requests on the direct way since HAProxy started.
         haproxy: HAProxy's statistics, a row for each of its parts.
     """
 
     view: GatewayView
-    tally: Tally
-    fast: Mapping[Kind, int]
+    stats: GatewayStats
+    fast: Mapping[RequestLabels, int]
     haproxy: Sequence[Mapping[str, str]]
 
 
@@ -38,27 +38,27 @@ def _codes(protocol: str, counters: Mapping[str, int]) -> dict[str, int]:
     return {"OK" if protocol == "grpc" else "2xx": max(well, 0), **failed}
 
 
-class Gateway:
-    """Tells how the front door stands."""
+class GatewayService:
+    """Tells how the gateway stands."""
 
-    def __init__(self, front_door: FrontDoor | None) -> None:
-        self._front_door = front_door
-        self.told: Told | None = None
+    def __init__(self, gateway: Gateway | None) -> None:
+        self._gateway = gateway
+        self.told: GatewaySnapshot | None = None
 
     async def look(self) -> None:
         """Ask HAProxy for its counters; `told` has them then."""
-        door = self._front_door
-        if door is None:
+        gateway = self._gateway
+        if gateway is None:
             return
         rows: list[dict[str, str]] = []
-        fast = await _fast(door)
+        fast = await _fast(gateway)
         with suppress(GatewayError):
-            rows = await door.api.statistics()
-        self.told = Told(door.view(), door.tally, fast, rows)
+            rows = await gateway.api.statistics()
+        self.told = GatewaySnapshot(gateway.view(), gateway.stats, fast, rows)
 
     def address(self) -> GatewayAddress | None:
         """Return where it is; None where there is none."""
-        return self._front_door.address() if self._front_door else None
+        return self._gateway.address() if self._gateway else None
 
     async def view(self) -> GatewayView:
         """Return how it stands, and what went which way.
@@ -66,27 +66,29 @@ class Gateway:
         Raises:
             NotFoundError: It is turned off.
         """
-        if self._front_door is None:
+        if self._gateway is None:
             raise NotFoundError(
-                "this control plane has no front door: the setting gateway.enabled is off, or HAProxy is not installed"
+                "this control plane has no gateway: the setting gateway.enabled is off, or HAProxy is not installed"
             )
         fast, activated = Counter[str](), Counter[str]()
-        for found, counts in ((fast, await _fast(self._front_door)), (activated, self._front_door.tally.requests)):
+        for found, counts in ((fast, await _fast(self._gateway)), (activated, self._gateway.stats.requests)):
             for kind, count in counts.items():
                 found[kind.model] += count
-        view = self._front_door.view()
+        view = self._gateway.view()
         models = tuple(
-            road.model_copy(update={"fast_requests": fast[road.model], "activated_requests": activated[road.model]})
-            for road in view.models
+            route.model_copy(
+                update={"direct_requests": fast[route.model], "activator_requests": activated[route.model]}
+            )
+            for route in view.models
         )
         return view.model_copy(update={"models": models})
 
 
-async def _fast(door: FrontDoor) -> Counter[Kind]:
-    """Ask HAProxy for the requests on the fast way."""
-    fast: Counter[Kind] = Counter()
+async def _fast(gateway: Gateway) -> Counter[RequestLabels]:
+    """Ask HAProxy for the requests on the direct way."""
+    fast: Counter[RequestLabels] = Counter()
     with suppress(GatewayError):  # it is being started: what it counted is gone with it
-        for road, counters in (await door.api.counters()).items():
-            for code, count in _codes(road.protocol, counters).items():
-                fast[Kind(road.model, "fast", road.version, road.protocol, code)] += count
+        for route, counters in (await gateway.api.counters()).items():
+            for code, count in _codes(route.protocol, counters).items():
+                fast[RequestLabels(route.model, "direct", route.version, route.protocol, code)] += count
     return fast

@@ -1,15 +1,15 @@
-"""What the front door has to know of the API keys."""
+"""What the gateway has to know of the API keys."""
 
 from collections.abc import Mapping
 
 from controlplane.domain.access import Scope
-from controlplane.gateway.access import ANYBODY
+from controlplane.gateway.auth import ANYBODY
 from controlplane.services.keys import Keys
 from controlplane.services.limits import RateLimits
 
 
 class GatewayAccess:
-    """Lets requests to the front door in, by the same keys and limits as requests to the API.
+    """Lets requests to the gateway in, by the same keys and limits as requests to the API.
 
     Args:
         keys: The keys.
@@ -23,7 +23,7 @@ class GatewayAccess:
         self._limited = limited
 
     def direct(self) -> Mapping[str, tuple[str, ...]]:
-        """See `controlplane.gateway.access.Access`. Whose requests are counted is looked at each time."""
+        """See `controlplane.gateway.auth.Access`. Whose requests are counted is looked at each time."""
         if self._limited:
             return {}
         active = self._keys.active()
@@ -32,7 +32,7 @@ class GatewayAccess:
         return {key.digest: key.models for key in active.keys if Scope.INFER in key.scopes and not key.limited}
 
     async def admit(self, token: str | None, model: str | None, client: str) -> None:
-        """See `controlplane.gateway.access.Access`."""
+        """See `controlplane.gateway.auth.Access`."""
         if not self._keys.enforced:
             self._limits.take(f"address {client}")
             return

@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.states import ServerState, ServerStatus
 from controlplane.errors import ControlPlaneError
-from controlplane.gateway.view import GatewayAddress
-from controlplane.reconciler.loop import Reconciler
+from controlplane.gateway.views import GatewayAddress
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
 from controlplane.sandbox import Confinement, Sandbox
-from controlplane.services.gateway import Gateway
+from controlplane.services.gateway import GatewayService
 from controlplane.services.keys import Authentication, Keys
 
 _STORE_TIMEOUT_SECONDS = 5.0
@@ -57,11 +57,11 @@ class Info(BaseModel):
     name: str = Field(default="triton-control-plane", description="The product's name.")
     version: str = Field(description="Its version.")
     store_url: str = Field(description="Where the registry lives, without credentials.")
-    data_dir: str = Field(description="Where this replica keeps what is its own.")
+    data_dir: str = Field(description="Where this instance keeps what is its own.")
     pid: int = Field(description="The process.")
     started_at: datetime = Field(description="Since when (UTC).")
     servers: tuple[ServerStatus, ...] = Field(description="The Triton servers.")
-    gateway: GatewayAddress | None = Field(description="The front door for inference; null where there is none.")
+    gateway: GatewayAddress | None = Field(description="The gateway for inference; null where there is none.")
     converters: tuple[ConverterInfo, ...] = Field(description="The conversions there are.")
     authentication: Authentication = Field(
         description="on: every request needs an API key; off-loopback: there is no key yet, and only this machine "
@@ -92,7 +92,7 @@ class Health:
         data_dir: Path,
         converters: Sequence[ConverterInfo],
         keys: Keys,
-        gateway: Gateway,
+        gateway: GatewayService,
         sandbox: Sandbox,
     ) -> None:
         self._sandbox = sandbox
@@ -132,9 +132,9 @@ class Health:
             )
             for server in self._reconciler.servers()
         ]
-        if (door := self._gateway.address()) is not None:
+        if (gateway := self._gateway.address()) is not None:
             checks.append(
-                Check(name="gateway", ok=door.ready, message="" if door.ready else "HAProxy is being started")
+                Check(name="gateway", ok=gateway.ready, message="" if gateway.ready else "HAProxy is being started")
             )
         return Readiness(ready=all(check.ok for check in checks), checks=tuple(checks))
 

@@ -1,7 +1,7 @@
 """``Idempotency-Key``: a request that is repeated with its key gets its first answer again.
 
 Two small objects for each key, both created and never overwritten: a claim before the request is done, so that two of
-them do not run at once on any replicas, and the answer after it. A claim whose process died is taken over after
+them do not run at once on any instances, and the answer after it. A claim whose process died is taken over after
 `CLAIM_SECONDS` by the next number.
 """
 

@@ -13,10 +13,10 @@ from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import Signature
 from controlplane.domain.states import DeploymentStatus, Phase, ServerDeploymentStatus
 from controlplane.errors import ConflictError, NotFoundError, TritonUnavailableError
-from controlplane.gateway.front_door import FrontDoor
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.gateway.gateway import Gateway
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
 from controlplane.services.tensors import InputTensor, from_array, read_inputs
 
 
@@ -61,9 +61,9 @@ class Inference:
         registry: Registry,
         reconciler: Reconciler,
         servers: Sequence[ManagedServer],
-        front_door: FrontDoor | None = None,
+        gateway: Gateway | None = None,
     ) -> None:
-        self._front_door = front_door
+        self._gateway = gateway
         self._registry = registry
         self._reconciler = reconciler
         self._servers = {server.name: server for server in servers}
@@ -92,8 +92,8 @@ class Inference:
         if status is None:
             await asyncio.to_thread(self._registry.deployments.get, model)
             raise ConflictError(f"{model!r} is deployed and not looked at yet; try again", model=model)
-        if self._front_door is not None and version is None and status.phase is Phase.UNLOADED:
-            status = await self._loaded(model, self._front_door, timeout_seconds) or status
+        if self._gateway is not None and version is None and status.phase is Phase.UNLOADED:
+            status = await self._loaded(model, self._gateway, timeout_seconds) or status
         where = _choose(model, status, version)
         answering = version if version is not None else where.serving_version
         assert answering is not None
@@ -119,12 +119,12 @@ class Inference:
         seconds = time.perf_counter() - started
         return Answer(answered_by, server.name, seconds, answer)
 
-    async def _loaded(self, model: str, door: FrontDoor, timeout_seconds: float) -> DeploymentStatus | None:
-        """Have a model loaded as the front door does, and return how it stands then; None where it shall not be."""
-        if not door.activator.would_answer(model, ""):
+    async def _loaded(self, model: str, gateway: Gateway, timeout_seconds: float) -> DeploymentStatus | None:
+        """Have a model loaded as the gateway does, and return how it stands then; None where it shall not be."""
+        if not gateway.activator.can_serve(model, ""):
             return None
         try:
-            async with asyncio.timeout(timeout_seconds), door.activator.at(model, 0):
+            async with asyncio.timeout(timeout_seconds), gateway.activator.at(model, 0):
                 return self._reconciler.status(model)
         except TimeoutError:
             return self._reconciler.status(model)

@@ -1,7 +1,7 @@
 """What of the operations is not in the bucket yet: those that run, and ends that could not be written.
 
-One small file for each, in this replica's data folder, whose lock says that no other process runs them. What lies there
-at a start was left by a process that was killed.
+One small file for each, in this instance's data folder, whose lock says that no other process runs them. What lies
+there at a start was left by a process that was killed.
 """
 
 import contextlib

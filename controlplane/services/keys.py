@@ -1,8 +1,8 @@
 """API keys: who asks, and who may. The keys are in memory; a task looks for changes in the bucket.
 
-A change made through this replica counts at once; one made elsewhere within ``auth.refresh_seconds``. A key that is not
-known is looked for in the bucket before it is refused, so that a new one works within a second. While the store cannot
-be reached, what was last read counts for ``auth.stale_max_seconds``, and then nobody gets in.
+A change made through this instance counts at once; one made elsewhere within ``auth.refresh_seconds``. A key that is
+not known is looked for in the bucket before it is refused, so that a new one works within a second. While the store
+cannot be reached, what was last read counts for ``auth.stale_max_seconds``, and then nobody gets in.
 
 `Keys.active` is what a proxy needs that checks keys by itself: digests, scopes, model patterns, and a number that says
 whether anything changed.
@@ -184,7 +184,7 @@ class Keys:
             raise InvalidInputError(
                 f"refusing to listen on {host}: there is no API key yet, so everybody who reaches the port could "
                 "do everything. Make one with `tritonctl keys create NAME --scope admin --offline` (same store), "
-                "listen on 127.0.0.1, or insist with --insecure-no-auth (TRITONCTL_AUTH__MODE=off)",
+                "listen on 127.0.0.1, or insist with --insecure-no-auth (CONTROLPLANE_AUTH__MODE=off)",
                 host=host,
             )
 
@@ -229,7 +229,7 @@ class Keys:
         return Principal.of(key)
 
     def active(self) -> ActiveKeys:
-        """Return the keys that count at this moment, as far as this replica knows. No I/O."""
+        """Return the keys that count at this moment, as far as this instance knows. No I/O."""
         now = self._clock()
         return ActiveKeys(
             version=self._version,

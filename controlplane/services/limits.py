@@ -1,4 +1,4 @@
-"""Limits on requests, by whoever makes them; of this replica alone."""
+"""Limits on requests, by whoever makes them; of this instance alone."""
 
 import math
 import time

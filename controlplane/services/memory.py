@@ -12,8 +12,8 @@ from controlplane.errors import (
     InsufficientMemoryError,
     NotFoundError,
 )
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.memory_view import LoadPlanView, ServerMemory, ServerWhy, WhyView
+from controlplane.memory.views import ExplanationView, LoadPlanView, ServerExplanation, ServerMemory
+from controlplane.reconciler.controller import Reconciler
 from controlplane.services.deployments import Deployment, Deployments
 
 _LOOK_SECONDS = 0.02
@@ -45,14 +45,14 @@ class Memory:
         have = ", ".join(one.server for one in found) or "none"
         raise NotFoundError(f"there is no server {server[:80]!r}; the servers are: {have}", server=server[:80])
 
-    async def why(self, model: str) -> WhyView:
+    async def why(self, model: str) -> ExplanationView:
         """Return why a model is where it is.
 
         Raises:
             NotFoundError: It is not deployed.
         """
         await self._deployments.get(model)
-        return self._reconciler.why(model) or WhyView(model=model, servers=())
+        return self._reconciler.why(model) or ExplanationView(model=model, servers=())
 
     async def plan_deploy(
         self, model: str, reference: str, settings: DeploymentSettings | None, *, asker: Principal | None
@@ -139,5 +139,5 @@ class Memory:
         )
 
 
-def _is_short(one: ServerWhy) -> bool:
+def _is_short(one: ServerExplanation) -> bool:
     return one.model.state == "failed" and any(size > one.free.get(device, 0) for device, size in one.needed.items())

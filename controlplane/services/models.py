@@ -6,7 +6,7 @@ from collections import OrderedDict
 from controlplane.domain.model import ModelHead
 from controlplane.domain.names import LATEST, validate_alias, validate_model_name
 from controlplane.errors import AlreadyExistsError, InvalidInputError, NotFoundError
-from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.chain import Revision
 from controlplane.registry.registry import Registry
 

@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.deployment import DeploymentSpec
-from controlplane.domain.figures import Figures, ObjectiveKind, ObjectiveState, Point, ServerUse
+from controlplane.domain.metrics import Figures, ObjectiveKind, ObjectiveState, Point, ServerUse
 from controlplane.errors import InvalidInputError
-from controlplane.monitoring.burn_notices import BurnNotices
+from controlplane.monitoring.alerts import AlertNotifier
 from controlplane.monitoring.monitor import MAX_WINDOW_SECONDS, Monitor
 from controlplane.monitoring.objectives import judge
 from controlplane.monitoring.webhook import Webhook
-from controlplane.reconciler.loop import Reconciler
-from controlplane.registry.standings import Standings
+from controlplane.reconciler.controller import Reconciler
+from controlplane.registry.condition_log import ConditionLog
 from controlplane.services.deployments import Deployments
 from controlplane.settings import MonitoringSettings
 
@@ -47,8 +47,8 @@ class Monitoring:
         reconciler: Knows what is deployed, and takes events.
         deployments: Says whether a model is deployed.
         settings: Windows and intervals.
-        webhook: Is told when an objective burns, and when it is kept again, by the replica that leads.
-        standings: Keeps what it was told.
+        webhook: Is told when an objective burns, and when it is kept again, by the instance that leads.
+        condition_log: Keeps what it was told.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Monitoring:
         deployments: Deployments,
         settings: MonitoringSettings,
         webhook: Webhook,
-        standings: Standings,
+        condition_log: ConditionLog,
     ) -> None:
         self.monitor = monitor
         self.webhook = webhook
@@ -67,8 +67,8 @@ class Monitoring:
         self._settings = settings
         self._states: dict[str, tuple[ObjectiveState, ...]] = {}
         self._burning: set[tuple[str, ObjectiveKind]] = set()
-        self._notices = BurnNotices(
-            standings,
+        self._notices = AlertNotifier(
+            condition_log,
             webhook,
             leading=lambda: reconciler.leading,
             seasoned_seconds=min((rule.short_seconds for rule in settings.burn_rules), default=0.0),
@@ -123,9 +123,9 @@ class Monitoring:
         """Return what is deployed, by model. No I/O."""
         return {model: revision.spec for model, revision in self._reconciler.deployed().items()}
 
-    def lags(self) -> dict[str, float]:
+    def propagation_lag(self) -> dict[str, float]:
         """Return for how many seconds each deployment has not been what was asked for; 0: it is. No I/O."""
-        return dict.fromkeys(self._reconciler.deployed(), 0.0) | self._reconciler.lags()
+        return dict.fromkeys(self._reconciler.deployed(), 0.0) | self._reconciler.propagation_lag()
 
     def objectives(self, model: str) -> tuple[ObjectiveState, ...]:
         """Return how a deployment's objectives are kept, as judged now; none without any. No I/O."""
@@ -160,7 +160,7 @@ class Monitoring:
 
     async def _look(self) -> None:
         deployed = self._reconciler.deployed()
-        self._reconciler.lags()  # so that what begins to lag is seen when it does
+        self._reconciler.propagation_lag()  # so that what begins to lag is seen when it does
         tells = self._notices.ready()
         for model in self._states.keys() - deployed.keys():
             del self._states[model]
@@ -186,7 +186,7 @@ class Monitoring:
     def _tell(self, model: str, spec: DeploymentSpec, states: tuple[ObjectiveState, ...], *, webhook: bool) -> None:
         kinds = {state.kind for state in states}
         self._burning -= {key for key in self._burning if key[0] == model and key[1] not in kinds}
-        if webhook:  # of all replicas, one tells
+        if webhook:  # of all instances, one tells
             self._notices.forget(model, kinds)
         for state in states:
             key, sentence = (model, state.kind), _sentence(state)
@@ -196,10 +196,10 @@ class Monitoring:
                 continue
             if state.burning:
                 self._burning.add(key)
-                self._reconciler.tell("Warning", "ObjectiveBurning", model, sentence)
+                self._reconciler.record_event("Warning", "ObjectiveBreached", model, sentence)
             else:
                 self._burning.discard(key)
-                self._reconciler.tell("Normal", "ObjectiveKept", model, sentence)
+                self._reconciler.record_event("Normal", "ObjectiveRecovered", model, sentence)
 
 
 def _sentence(state: ObjectiveState) -> str:

@@ -1,7 +1,7 @@
 """Operations: what takes longer than a request, with its progress, its result and its error.
 
-A running operation lives in this process's memory. Its last state is written to the bucket, so that every replica can
-answer for it afterwards, also after a restart. That it was begun is written to a file in this replica's data folder:
+A running operation lives in this process's memory. Its last state is written to the bucket, so that every instance can
+answer for it afterwards, also after a restart. That it was begun is written to a file in this instance's data folder:
 what a killed process was at is found there at the next start, and its end is then that it was lost. Identifiers count
 downwards in time, so one LIST of the bucket gives the newest first.
 """
@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from controlplane.errors import ConflictError, ControlPlaneError, NotFoundError, ObjectExistsError, ObjectNotFoundError
-from controlplane.services.faults import Fault, fault_of
+from controlplane.services.error_info import ErrorInfo, error_info
 from controlplane.services.journal import Journal
 from controlplane.storage.base import ObjectStore
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "operations/"
 _FINISHED_KEPT = 512
 _RUNNING_MAX = 256
-_LOST = Fault(
+_LOST = ErrorInfo(
     code="operation-lost",
     title="Operation lost",
     detail="the control plane that ran it ended before it was done, or could say so; nothing is half done: unless its "
@@ -81,7 +81,7 @@ class Operation(BaseModel):
     updated_at: datetime = Field(description="When it last changed (UTC).")
     progress: Progress = Field(default_factory=Progress, description="How far it is.")
     result: dict[str, JsonValue] | None = Field(default=None, description="What it gave, once it succeeded.")
-    error: Fault | None = Field(default=None, description="Why it failed, once it did.")
+    error: ErrorInfo | None = Field(default=None, description="Why it failed, once it did.")
     log: str = Field(default="", description="The end of the log of what ran, where there is one.")
 
 
@@ -227,7 +227,7 @@ class Operations:
         """Return an operation as it stands.
 
         Raises:
-            NotFoundError: No such operation, or it runs in another replica, or that one was killed and is not back.
+            NotFoundError: No such operation, or it runs in another instance, or that one was killed and is not back.
         """
         if live := self._live.get(operation_id):
             return live.operation
@@ -237,7 +237,7 @@ class Operations:
             data = await asyncio.to_thread(self._store.get, _key(operation_id))
         except ObjectNotFoundError as error:
             raise NotFoundError(
-                f"operation {operation_id!r} is not known here: it never was, or it runs in another replica, or that "
+                f"operation {operation_id!r} is not known here: it never was, or it runs in another instance, or that "
                 "replica was killed and is not back; start it again",
                 operation=operation_id,
             ) from error
@@ -314,10 +314,10 @@ class Operations:
         except asyncio.CancelledError:
             end = {"state": OperationState.CANCELLED}
         except ControlPlaneError as error:
-            end = {"state": OperationState.FAILED, "error": fault_of(error)}
+            end = {"state": OperationState.FAILED, "error": error_info(error)}
         except Exception as error:
             logger.exception("operation %s (%s) failed", live.operation.id, live.operation.kind)
-            end = {"state": OperationState.FAILED, "error": fault_of(error)}
+            end = {"state": OperationState.FAILED, "error": error_info(error)}
         operation = live.operation.model_copy(update={"updated_at": datetime.now(UTC), **end})
         self._journal.put(operation.id, operation.model_dump_json())  # an end that was told is never lost afterwards
         live.become(operation)

@@ -1,8 +1,8 @@
 """Where models are placed, as far as a person has a say in it at once: defragmentation."""
 
 from controlplane.errors import ConflictError
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.placement_view import DefragmentationView
+from controlplane.placement.views import DefragmentationView
+from controlplane.reconciler.controller import Reconciler
 
 
 class Placement:
@@ -15,11 +15,11 @@ class Placement:
         """Say which moves are worth their cost, and make them unless it is a dry run.
 
         Raises:
-            ConflictError: This replica does not lead, so it cannot move anything.
+            ConflictError: This instance does not lead, so it cannot move anything.
         """
         if not dry_run and not self._reconciler.leading:
             raise ConflictError(
-                f"this replica only follows ({self._reconciler.cycle_report.partition(';')[0]}); ask the one that "
+                f"this instance only follows ({self._reconciler.cycle_report.partition(';')[0]}); ask the one that "
                 "leads, or make it a dry run"
             )
         return self._reconciler.defragment(dry_run=dry_run, limit=limit)

@@ -14,13 +14,13 @@ from controlplane.domain.samples import Sample, encode_samples
 from controlplane.domain.signature import Signature
 from controlplane.domain.tolerance import Tolerance
 from controlplane.errors import InvalidInputError, NotFoundError
-from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
-from controlplane.services.announcement import Upload
 from controlplane.services.blobs import keep_bytes
 from controlplane.services.operations import Operation, Operations, Reporter
 from controlplane.services.sample_files import read_samples
-from controlplane.services.uploads import Uploads
+from controlplane.services.uploads.service import Uploads
+from controlplane.services.uploads.types import Upload
 from controlplane.services.workers import Workers
 from controlplane.services.workspace import Workspace, assemble
 from converters.jobs import Inspection, InspectJob, RecordJob, RecordResult

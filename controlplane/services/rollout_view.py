@@ -5,10 +5,10 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from controlplane.domain import rollout as rules
 from controlplane.domain.deployment import Rollout, RolloutPhase
 from controlplane.domain.evidence import ArmCounts, ArmFigures, Evidence, Signal
-from controlplane.domain.strategy import StrategyKind
+from controlplane.domain.rollout import decision as rules
+from controlplane.domain.rollout.strategy import StrategyKind
 from controlplane.registry.deployments import DeploymentRevision
 
 _LARGEST_LOG = 700.0
@@ -74,7 +74,7 @@ def rollout_view(
     begun = rollout.step_since is not None
     canary = strategy.kind is StrategyKind.CANARY
     ends = None
-    if active and rollout.step_since is not None and strategy.kind is not StrategyKind.PINNED:
+    if active and rollout.step_since is not None and strategy.kind is not StrategyKind.MANUAL:
         ends = rollout.step_since + timedelta(seconds=rules.step_seconds(rollout))
     old, new = rules.of_step(rollout, evidence)
     return RolloutView(

@@ -1,22 +1,22 @@
-"""Rollouts by evidence: every replica splits the traffic and measures, the leader decides and writes it down."""
+"""Rollouts by evidence: every instance splits the traffic and measures, the leader decides and writes it down."""
 
 import asyncio
 import logging
 import time
 from datetime import UTC, datetime
 
-from controlplane.domain import rollout as rules
 from controlplane.domain.deployment import DeploymentSpec, Rollout
 from controlplane.domain.evidence import Evidence
 from controlplane.domain.names import validate_model_name
-from controlplane.domain.rollout import RolloutAction, RolloutDecision
+from controlplane.domain.rollout import decision as rules
+from controlplane.domain.rollout.decision import RolloutAction, RolloutDecision
 from controlplane.errors import ConflictError, ControlPlaneError, NotFoundError
-from controlplane.gateway.splitting import Splits
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.trials import Trial
+from controlplane.gateway.rollout.split import TrafficSplits
+from controlplane.reconciler.controller import Reconciler
+from controlplane.reconciler.rollout_readiness import RolloutReadiness
 from controlplane.registry.deployments import DeploymentRevision
-from controlplane.registry.evidence import EvidenceLog
 from controlplane.registry.registry import Registry
+from controlplane.registry.rollout_stats import RolloutStats
 from controlplane.services.deployments import Deployments
 from controlplane.services.rollout_view import RolloutView, rollout_view
 
@@ -26,7 +26,7 @@ ACTOR = "rollouts"
 _LOOK_SECONDS = 0.25
 """Time between two looks at the evidence. The tests allow any number of them."""
 _KEEP_SECONDS = 5.0
-"""Time between two writes of what was measured: what a killed replica loses at most."""
+"""Time between two writes of what was measured: what a killed instance loses at most."""
 
 
 class Rollouts:
@@ -37,17 +37,23 @@ class Rollouts:
         deployments: Commits decisions.
         reconciler: Says which versions are ready.
         splits: Where the traffic is split and measured.
-        replica: Identifies this process.
+        instance: Identifies this process.
     """
 
     def __init__(
-        self, registry: Registry, deployments: Deployments, reconciler: Reconciler, splits: Splits, *, replica: str
+        self,
+        registry: Registry,
+        deployments: Deployments,
+        reconciler: Reconciler,
+        splits: TrafficSplits,
+        *,
+        replica: str,
     ) -> None:
         self._registry = registry
         self._deployments = deployments
         self._reconciler = reconciler
         self._splits = splits
-        self._log = EvidenceLog(registry.store, replica)
+        self._log = RolloutStats(registry.store, replica)
         self._others: dict[str, Evidence] = {}
         self._kept: dict[str, Evidence] = {}
         self._kept_at = 0.0
@@ -202,7 +208,7 @@ class Rollouts:
             for model, trial in trials.items():
                 await self._decide(model, trial)
 
-    async def _decide(self, model: str, trial: Trial) -> None:
+    async def _decide(self, model: str, trial: RolloutReadiness) -> None:
         rollout = rules.required(trial.revision.spec)
         evidence, now = self._evidence(model, rollout.id), _now()
         decision = rules.decide(rollout, evidence, trial.readiness, now)
@@ -239,7 +245,7 @@ class Rollouts:
     def _evidence(self, model: str, rollout_id: str) -> Evidence:
         return self._splits.evidence(model, rollout_id).plus(self._others.get(rollout_id, Evidence()))
 
-    async def _keep(self, trials: dict[str, Trial]) -> None:
+    async def _keep(self, trials: dict[str, RolloutReadiness]) -> None:
         """Write down what was measured here, and read what was measured elsewhere."""
         ids = set()
         for model, trial in trials.items():

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from controlplane.domain.conditions import Condition
 from controlplane.domain.damage import Damage, ScrubRecord, intact_condition
 from controlplane.errors import ControlPlaneError
-from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
 from controlplane.registry.scrub import Pace, Stopped
 from controlplane.settings import ScrubSettings
@@ -82,7 +82,7 @@ class Scrubbing:
 
         def tell() -> None:
             for subject in subjects:
-                self._reconciler.tell("Normal" if repaired else "Warning", reason, subject, message)
+                self._reconciler.record_event("Normal" if repaired else "Warning", reason, subject, message)
 
         if not loop.is_closed():
             loop.call_soon_threadsafe(tell)

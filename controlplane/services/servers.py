@@ -2,7 +2,7 @@
 
 from controlplane.domain.states import ServerStatus
 from controlplane.errors import NotFoundError
-from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.controller import Reconciler
 
 
 class Servers:

@@ -16,7 +16,7 @@ from controlplane.registry.registry import Registry
 from controlplane.services.operations import Operation, Operations, Reporter
 from controlplane.services.publishing import split_samples
 from controlplane.services.sample_files import read_samples
-from controlplane.services.uploads import Uploads
+from controlplane.services.uploads.service import Uploads
 from controlplane.services.workers import Workers
 from controlplane.services.workspace import Workspace, assemble
 from converters.jobs import ValidateJob, ValidationReport

@@ -15,11 +15,11 @@ from controlplane.domain.model import ModelHead, VersionEntry
 from controlplane.domain.names import LATEST, Reference, candidate_name, validate_alias, validate_model_name
 from controlplane.domain.report import VersionReport
 from controlplane.errors import DigestMismatchError, InvalidReferenceError, NotFoundError
-from controlplane.reconciler.servers import ManagedServer
 from controlplane.registry.blobs import blob_key
 from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
 from controlplane.registry.registry import Registry
 from controlplane.registry.signatures import StoredSignature
+from controlplane.servers.server import ManagedServer
 from controlplane.triton.repository import layout
 
 _MANIFESTS_KEPT = 1024

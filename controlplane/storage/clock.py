@@ -119,7 +119,7 @@ class StoreClock:
             raise ClockSkewError(
                 f"this machine's clock is {abs(skew.seconds):.0f} s {'ahead of' if skew.seconds > 0 else 'behind'} the "
                 f"clock of the store {self._store.url}; at most {self._max_skew:g} s are allowed "
-                "(TRITONCTL_STORE__MAX_CLOCK_SKEW_SECONDS). Correct the clock, for example with NTP, and try again",
+                "(CONTROLPLANE_STORE__MAX_CLOCK_SKEW_SECONDS). Correct the clock, for example with NTP, and try again",
                 skew_seconds=round(skew.seconds, 1),
                 max_seconds=self._max_skew,
             )

@@ -59,8 +59,8 @@ def open_store(settings: StoreSettings, data_dir: Path) -> ObjectStore:
         raise InvalidInputError(f"The store's URL is not a URL: {error}. {_ALLOWED}") from error
     if parts.username or parts.password:
         raise InvalidInputError(
-            "The store's URL carries credentials, which would end up in logs. Give them as TRITONCTL_STORE__"
-            "ACCESS_KEY_ID and TRITONCTL_STORE__SECRET_ACCESS_KEY, or by boto3's usual chain."
+            "The store's URL carries credentials, which would end up in logs. Give them as CONTROLPLANE_STORE__"
+            "ACCESS_KEY_ID and CONTROLPLANE_STORE__SECRET_ACCESS_KEY, or by boto3's usual chain."
         )
     if parts.query or parts.fragment:
         raise InvalidInputError(f"The store's URL {url!r} has a query or a fragment. {_ALLOWED}", url=url)
@@ -69,7 +69,7 @@ def open_store(settings: StoreSettings, data_dir: Path) -> ObjectStore:
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
         return FilesystemStore(Path(unquote(parts.path)))
     if parts.scheme == "s3" and parts.netloc:
-        from controlplane.storage.s3 import S3Store  # boto3 takes 0.2 s to import; a folder does without
+        from controlplane.storage.s3.store import S3Store
 
         prefix = parts.path.strip("/")
         if prefix:

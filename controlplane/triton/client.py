@@ -364,7 +364,7 @@ class TritonClient:
                 wrong = "its control key is not the one it was started with" if self._control else "it wants a key"
                 raise TritonUnavailableError(
                     f"{self.name} ({self.grpc_url}) does not let us control it: {wrong}; set control_key of this "
-                    "server in TRITONCTL_TRITON__SERVERS"
+                    "server in CONTROLPLANE_TRITON__SERVERS"
                 ) from error
             if error.code() is grpc.StatusCode.UNAVAILABLE and not _is_about_model(reason):
                 raise TritonUnavailableError(

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from controlplane.errors import TritonError
-from controlplane.triton.page import PageSource
+from controlplane.triton.metrics_scraper import MetricsScraper
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def parse_pending(text: str) -> dict[VersionKey, int]:
     return found
 
 
-def read_pending(page: PageSource, deadline_seconds: float) -> Mapping[VersionKey, int] | None:
+def read_pending(page: MetricsScraper, deadline_seconds: float) -> Mapping[VersionKey, int] | None:
     """Ask a server's metrics page for the requests that wait or run; None where it does not answer. Blocks."""
     try:
         return parse_pending(page.read(deadline_seconds).text)

@@ -67,17 +67,22 @@ MODELS: list[Panel] = [
 CONTROL_PLANE: list[Panel] = [
     ("Deployments by phase", "none", [("sum by (phase) (tritonctl_deployments)", "{{phase}}")]),
     ("Deployments that lag", "s", [("max by (model) (tritonctl_deployment_lag_seconds) > 0", "{{model}}")]),
-    ("Servers", "none", [("tritonctl_server_up", "{{server}}"), ("tritonctl_leading", "leads: {{instance}}")]),
+    ("Servers", "none", [("tritonctl_server_up", "{{server}}"), ("tritonctl_leader", "leads: {{instance}}")]),
     (
         "Loop: time for a message, 99th percentile",
         "s",
-        [("histogram_quantile(0.99, sum by (le, message) (rate(tritonctl_loop_seconds_bucket[5m])))", "{{message}}")],
+        [
+            (
+                "histogram_quantile(0.99, sum by (le, message) (rate(tritonctl_reconcile_seconds_bucket[5m])))",
+                "{{message}}",
+            )
+        ],
     ),
     (
         "Queues",
         "none",
         [
-            ("tritonctl_loop_inbox", "loop"),
+            ("tritonctl_reconcile_queue_length", "loop"),
             ("tritonctl_loads_queued", "loads on {{server}}"),
             ("tritonctl_webhooks_waiting", "webhooks"),
             ("tritonctl_operations_running", "operations"),

@@ -15,7 +15,7 @@ from controlplane.storage.filesystem import FilesystemStore
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.registries import new_registry, require_readable
 
-PARTS = ("store-id", "models", "deployments", "keys", "signatures", "reports", "footprints", "standings", "blobs")
+PARTS = ("store-id", "models", "deployments", "keys", "signatures", "reports", "footprints", "conditions", "blobs")
 """In the order of the documentation."""
 
 
@@ -62,7 +62,7 @@ class Traffic:
 
 
 def tritonctl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("TRITONCTL_")}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("TRITONCTL_", "CONTROLPLANE_"))}
     command = [sys.executable, "-m", "controlplane.cli.main", *arguments]
     return subprocess.run(
         command, env={**kept, **environment}, capture_output=True, text=True, timeout=240, check=False

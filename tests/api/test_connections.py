@@ -16,7 +16,7 @@ from controlplane.api.connections import (
     connection_limits,
     raise_descriptor_limit,
 )
-from controlplane.gateway.serving import Server
+from controlplane.asgi_server import Server
 
 REQUEST = b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\n"
 

@@ -15,7 +15,7 @@ from tests.support.api import onnx_scale, sha256
 _RUN = """
 import sys
 from pathlib import Path
-from controlplane.running import run
+from controlplane.process import run
 from controlplane.settings import ApiSettings, Settings, TritonSettings
 run(Settings(data_dir=Path(sys.argv[1]), api=ApiSettings(port=0), triton=TritonSettings(embedded=False)))
 """

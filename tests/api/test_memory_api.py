@@ -25,7 +25,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """Three models on demand, of about 150 MiB each, and 225 while they are loaded, none of them loaded."""
     folder = tmp_path_factory.mktemp("room")
     memory = MemorySettings(
-        budget_bytes={"host": BUDGET}, minimum_residence_seconds=0.1, poll_interval_seconds=0.2, policy="lru"
+        budget_bytes={"host": BUDGET}, minimum_residence_seconds=0.1, poll_interval_seconds=0.2, eviction_policy="lru"
     )
     reconciler = ReconcilerSettings(interval_seconds=0.3, lease_seconds=15, probe_interval_seconds=5)
     with serving(settings_for(folder / "data", embedded=True, memory=memory, reconciler=reconciler)) as api:
@@ -128,7 +128,7 @@ def test_what_was_measured_is_kept_with_the_version(room: Api) -> None:
     assert footprint["load_peak_bytes"] == found["load_peak_bytes"]
     leak = _memory(room)["leak"]
     assert (leak["bound_bytes"], leak["state"], leak["restarts"]) == (None, "watching", 0)
-    assert _metric(room, "tritonctl_server_excess_bytes", device="host") >= 0
+    assert _metric(room, "tritonctl_server_leaked_bytes", device="host") >= 0
     assert _metric(room, "tritonctl_server_leak_restarts_total", server="embedded") == 0
     room.problem(room.http.get("/v1/models/one/versions/9/footprints"), 404, "not-found")
     assert room.ok(room.http.get("/v1/models/one/versions/@latest/footprints"))["items"] == [found]
@@ -179,7 +179,7 @@ def test_a_plan_says_who_would_go_and_the_load_does_it(room: Api) -> None:
 
 def test_what_is_held_is_not_evicted(room: Api) -> None:
     _only(room, "two")
-    leases = "/v1/deployments/one/leases"
+    leases = "/v1/deployments/one/holds"
     lease = room.ok(room.http.post(leases, params={"wait": 60}, json={"ttl_seconds": 60, "holder": "batch"}), 201)
     assert lease["ready"]
     assert _states(room)["one"] == "loaded"
@@ -196,15 +196,15 @@ def test_what_is_held_is_not_evicted(room: Api) -> None:
     assert room.ok(room.http.get(f"{leases}/{lease['id']}")) == renewed
 
     # Two held, and the third waits; it says for what, and gets its memory when one is given back.
-    other = room.ok(room.http.post("/v1/deployments/three/leases", json={"ttl_seconds": 60}), 201)
+    other = room.ok(room.http.post("/v1/deployments/three/holds", json={"ttl_seconds": 60}), 201)
     waiting = room.ok(room.http.post("/v1/deployments/two/load", params={"wait": 0.5}), 202)
     assert waiting["status"]["phase"] == "Pending"
     (queued,) = _memory(room)["queue"]
     assert queued["model"] == "two"
     (why,) = room.ok(room.http.get("/v1/deployments/two/why"))["servers"]
     assert why["model"]["state"] == "queued"
-    assert any("lease" in holder["why"] for holder in why["holders"])
-    assert room.http.delete(f"/v1/deployments/three/leases/{other['id']}").status_code == 204
+    assert any("held by a client" in holder["why"] for holder in why["holders"])
+    assert room.http.delete(f"/v1/deployments/three/holds/{other['id']}").status_code == 204
     assert _load(room, "two")["status"]["phase"] == "Ready"
     assert _states(room) == {"one": "loaded", "two": "loaded", "three": "unloaded"}
 
@@ -215,7 +215,7 @@ def test_what_is_held_is_not_evicted(room: Api) -> None:
     room.problem(room.http.put(f"{leases}/{lease['id']}", json={}), 404, "not-found")
     room.problem(room.http.delete(f"{leases}/no-such-lease"), 404, "not-found")
     room.problem(room.http.post(leases, json={"ttl_seconds": 0}), 422, "invalid-request")
-    room.problem(room.http.post("/v1/deployments/nobody/leases", json={}), 404, "not-found")
+    room.problem(room.http.post("/v1/deployments/nobody/holds", json={}), 404, "not-found")
     assert room.ok(room.http.get("/v1/deployments/one"))["memory"][0]["held_until"] is None
 
 
@@ -223,7 +223,7 @@ def test_what_is_unloaded_on_purpose_cannot_be_held_and_is_loaded_when_told_to(r
     _only(room, "one")
     done = room.ok(room.http.post("/v1/deployments/one/unload"), 202)
     room.operation(done["operation_id"])
-    problem = room.problem(room.http.post("/v1/deployments/one/leases", json={}), 409, "conflict")
+    problem = room.problem(room.http.post("/v1/deployments/one/holds", json={}), 409, "conflict")
     assert "unloaded" in problem["detail"]
     loaded = _load(room, "one")
     assert loaded["spec"]["loaded"]
@@ -245,13 +245,13 @@ def test_what_can_never_fit_is_refused_with_the_figures(room: Api, tmp_path: Pat
     room.problem(room.http.get("/v1/deployments/huge"), 404, "not-found")  # nothing was written
 
     room.deploy("huge", **settings)
-    for path in ("load", "leases"):
+    for path in ("load", "holds"):
         answer = room.http.post(f"/v1/deployments/huge/{path}", params={"wait": 30})
         problem = room.problem(answer, 409, "insufficient-memory")
         (server,) = problem["details"]["servers"]
         assert server["needed"]["host"] > BUDGET > server["free"]["host"]
         assert "needs" in problem["detail"]
-    assert room.ok(room.http.get("/v1/deployments/huge/leases"))["items"] == []
+    assert room.ok(room.http.get("/v1/deployments/huge/holds"))["items"] == []
     assert _states(room)["one"] == "loaded"
     room.http.delete("/v1/deployments/huge")
 
@@ -280,18 +280,26 @@ def test_a_switch_is_planned_beside_or_with_a_gap(room: Api, tmp_path: Path) -> 
         return found
 
     assert (planned()["beside"], planned()["gap_seconds"]) == (True, 0)
-    lease = room.ok(room.http.post("/v1/deployments/two/leases", params={"wait": 60}, json={"ttl_seconds": 60}), 201)
+    lease = room.ok(room.http.post("/v1/deployments/two/holds", params={"wait": 60}, json={"ttl_seconds": 60}), 201)
     tight = planned()
     assert tight["beside"] is False
     assert tight["gap_seconds"] > 0
     assert room.ok(room.http.get("/v1/deployments/one"))["revision"] == revision
-    room.http.delete(f"/v1/deployments/two/leases/{lease['id']}")
+    room.http.delete(f"/v1/deployments/two/holds/{lease['id']}")
 
 
 def test_everything_about_memory_is_described(room: Api) -> None:
     document = room.ok(room.http.get("/openapi.json"))
     schemas = document["components"]["schemas"]
-    for name in ("ServerMemory", "ModelMemoryView", "DeviceMemory", "WhyView", "LoadPlanView", "Lease", "LeaseRequest"):
+    for name in (
+        "ServerMemory",
+        "ModelMemoryView",
+        "DeviceMemory",
+        "ExplanationView",
+        "LoadPlanView",
+        "Hold",
+        "HoldRequest",
+    ):
         for field, schema in schemas[name]["properties"].items():
             assert schema.get("description"), f"{name}.{field} is not described"
     operations = {
@@ -305,8 +313,8 @@ def test_everything_about_memory_is_described(room: Api) -> None:
 
 def test_where_a_model_is_placed_and_what_a_defragmentation_would_do(room: Api) -> None:
     why = room.ok(room.http.get("/v1/deployments/one/why"))
-    assert [seat["server"] for seat in why["placement"]["seats"]] == ["embedded"]
-    assert why["placement"]["seats"][0]["why"] == "the only server"
+    assert [assignment["server"] for assignment in why["placement"]["assignments"]] == ["embedded"]
+    assert why["placement"]["assignments"][0]["why"] == "the only server"
     for params in ({"dry_run": True}, {"limit": 5}):
         found = room.ok(room.http.post("/v1/placement/defragment", params=params))
         assert found["dry_run"] is ("dry_run" in params)
@@ -319,7 +327,7 @@ def test_a_server_without_the_labels_is_given_no_copy(room: Api) -> None:
     before = room.ok(room.http.get("/v1/deployments/one"))["spec"]["settings"]
     operation = room.deploy("one", **{**before, "node_selector": {"disk": "tape"}})
     why = room.ok(room.http.get("/v1/deployments/one/why"))
-    assert why["placement"]["lacking"] == "no server has the labels disk=tape"
+    assert why["placement"]["unplaced"] == "no server has the labels disk=tape"
     assert operation["state"] in {"failed", "succeeded"}, "what answers goes on"
     body = {"reference": "one", "settings": {"node_selector": {"disk": "tape"}}}
     planned = room.ok(room.http.put("/v1/deployments/one", params={"dry_run": True}, json=body))
@@ -327,5 +335,5 @@ def test_a_server_without_the_labels_is_given_no_copy(room: Api) -> None:
         ("refuse", "no server has the labels disk=tape")
     ]
     assert room.deploy("one", **before)["state"] in {"succeeded", "failed"}
-    bad = {"reference": "one", "settings": {"min_copies": 3, "max_copies": 2}}
+    bad = {"reference": "one", "settings": {"min_replicas": 3, "max_replicas": 2}}
     room.problem(room.http.put("/v1/deployments/one", json=bad), 422, "invalid-request")

@@ -16,9 +16,9 @@ STEPS = [{"weight_percent": 30, "seconds": 0}, {"weight_percent": 60, "seconds":
 CANARY = {"kind": "canary", "steps": STEPS, "minimum_requests": 20}
 
 
-def ask(door: httpx.Client) -> str:
+def ask(gateway: httpx.Client) -> str:
     body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}
-    answer = door.post("/v2/models/net/infer", json=body)
+    answer = gateway.post("/v2/models/net/infer", json=body)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["model_version"])
 
@@ -28,7 +28,7 @@ def rollout(api: Api) -> dict[str, Any]:
 
 
 def test_a_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
-    with running(tmp_path) as (api, door):
+    with running(tmp_path) as (api, gateway):
         for scale in (1.0, 2.0):
             api.publish("net", onnx_scale(scale))
         assert api.deploy("net:1")["state"] == "succeeded"
@@ -36,8 +36,8 @@ def test_a_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
         end = time.monotonic() + 120
         while (before := rollout(api))["step"] < 2:
             assert time.monotonic() < end, before
-            ask(door)
-    with running(tmp_path) as (api, door):
+            ask(gateway)
+    with running(tmp_path) as (api, gateway):
         end = time.monotonic() + 120
         while not (after := rollout(api))["ready"]:
             assert time.monotonic() < end, after
@@ -45,9 +45,9 @@ def test_a_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
         assert (after["step"], after["phase"]) == (2, "running")
         assert after["began_at"] == before["began_at"]
         assert after["step_ends_at"] == before["step_ends_at"]
-        while "2" not in {ask(door) for _ in range(20)}:
+        while "2" not in {ask(gateway) for _ in range(20)}:
             assert time.monotonic() < end
         aborted = api.ok(api.http.post("/v1/rollouts/net/abort"))
         assert aborted["phase"] == "aborted"
         assert aborted["new"]["requests"] > 0
-        assert {ask(door) for _ in range(50)} == {"1"}
+        assert {ask(gateway) for _ in range(50)} == {"1"}

@@ -219,8 +219,8 @@ def test_without_a_front_door_there_is_nobody_to_split_the_traffic(tmp_path: Pat
             api.publish("m", onnx_scale(scale))
         assert api.deploy("m:1", rollout=CANARY)["state"] == "succeeded", "a first version is no rollout"
         problem = api.problem(api.http.put("/v1/deployments/m", json={"reference": "m:2"}), 409, "conflict")
-        assert "needs the front door" in problem["detail"]
-        assert api.deploy("m:2", rollout={"kind": "switch"})["state"] == "succeeded"
+        assert "needs the gateway" in problem["detail"]
+        assert api.deploy("m:2", rollout={"kind": "immediate"})["state"] == "succeeded"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 _RUN = """
 import sys
 from pathlib import Path
-from controlplane.running import run
+from controlplane.process import run
 from controlplane.errors import ControlPlaneError
 from controlplane.settings import ApiSettings, Settings, TritonSettings
 settings = Settings(data_dir=Path(sys.argv[1]), api=ApiSettings(port=0), triton=TritonSettings(embedded=True))

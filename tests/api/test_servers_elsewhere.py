@@ -1,4 +1,4 @@
-"""A control plane without a Triton of its own: two replicas on one bucket, and a server that runs elsewhere."""
+"""A control plane without a Triton of its own: two instances on one bucket, and a server that runs elsewhere."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def test_two_replicas_drive_a_server_that_runs_elsewhere(tmp_path: Path, triton:
             second.publish("shared", onnx_scale(3))
             assert second.deploy("shared")["state"] == "succeeded"
             assert first.infer("shared", [1.0, 2.0]) == ([3.0, 6.0], 2)
-            leading = [api.http.get("/metrics").text.count("tritonctl_leading 1.0") for api in (first, second)]
+            leading = [api.http.get("/metrics").text.count("tritonctl_leader 1.0") for api in (first, second)]
             assert leading == [1, 0]
         assert [item["name"] for item in first.http.get("/v1/servers").json()["items"]] == ["gpu-1"]
         gone = first.ok(first.http.delete("/v1/deployments/shared"), 202)

@@ -50,7 +50,7 @@ class Instance:
 
     def leads(self) -> bool:
         """Whether it holds the leader's lease."""
-        return "tritonctl_leading 1.0" in self.api.http.get("/metrics").text
+        return "tritonctl_leader 1.0" in self.api.http.get("/metrics").text
 
     def checks(self) -> dict[str, bool]:
         """Return the checks of its readiness."""
@@ -66,9 +66,9 @@ def up(folder: Path, name: str) -> Iterator[Instance]:
     ]
     environment = {
         **os.environ,
-        "TRITONCTL_RECONCILER__LEASE_SECONDS": str(LEASE_SECONDS),
-        "TRITONCTL_RECONCILER__INTERVAL_SECONDS": "0.5",
-        "TRITONCTL_GATEWAY__UNATTENDED_SECONDS": str(UNATTENDED_SECONDS),
+        "CONTROLPLANE_RECONCILER__LEASE_SECONDS": str(LEASE_SECONDS),
+        "CONTROLPLANE_RECONCILER__INTERVAL_SECONDS": "0.5",
+        "CONTROLPLANE_GATEWAY__UNATTENDED_SECONDS": str(UNATTENDED_SECONDS),
     }
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(tied_to_us(command), env=environment, stdout=log, stderr=log)

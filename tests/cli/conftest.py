@@ -39,7 +39,11 @@ class Cli:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("TRITONCTL_", "_TRITONCTL_"))}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("TRITONCTL_", "CONTROLPLANE_", "_TRITONCTL_"))
+        }
         return {**kept, "TRITONCTL_DATA_DIR": str(self.data_dir), "TRITONCTL_ACTOR": "ada"}
 
     def __call__(

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.cli.client import Client
 from controlplane.cli.output import Output
 from controlplane.cli.progress import Bar
-from controlplane.cli.transfer import Journal, fingerprint, upload
+from controlplane.cli.workflows.upload import Journal, fingerprint, upload
+from controlplane.client.http import Client
 from controlplane.errors import InvalidArtifactError
 from tests.support.api import Api, serving, settings_for
 

@@ -1,4 +1,4 @@
-"""`infer` by both its ways: the front door, and the API's route."""
+"""`infer` by both its ways: the gateway, and the API's route."""
 
 import json
 from pathlib import Path
@@ -33,19 +33,19 @@ def odd(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> str:
 def both(cli: Cli, *arguments: object, **more: Any) -> dict[str, Any]:
     """Ask both ways; return the answer, which has to be the same."""
     answers = {}
-    for via in ("door", "api"):
+    for via in ("gateway", "api"):
         answer = cli.ok("infer", *arguments, "--via", via, "-o", "json", **more).json
         assert answer.pop("via") == via
         assert answer.pop("seconds") > 0
         answer.pop("server", None)
         answers[via] = answer
-    assert answers["door"] == answers["api"]
-    found: dict[str, Any] = answers["door"]
+    assert answers["gateway"] == answers["api"]
+    found: dict[str, Any] = answers["gateway"]
     return found
 
 
 def test_by_itself_it_goes_to_the_front_door(cli: Cli, published: str) -> None:
-    assert cli.ok("infer", published, "--sample", "-o", "json").json["via"] == "door"
+    assert cli.ok("infer", published, "--sample", "-o", "json").json["via"] == "gateway"
     assert both(cli, published, "--sample")["model_version"] == "1"
     assert both(cli, published, "--sample", "--version", 1)["model_name"] == published
 
@@ -70,7 +70,7 @@ def test_every_kind_of_tensor_comes_back_the_same_way(cli: Cli, odd: str) -> Non
     ],
 )
 def test_what_does_not_fit_is_told_in_the_same_words(cli: Cli, published: str, request_: str, code: int) -> None:
-    said = {via: cli("infer", published, "-i", "-", "--via", via, stdin=request_) for via in ("door", "api", "auto")}
+    said = {via: cli("infer", published, "-i", "-", "--via", via, stdin=request_) for via in ("gateway", "api", "auto")}
     assert {result.code for result in said.values()} == {code}
     assert len({result.err for result in said.values()}) == 1, said
 
@@ -79,22 +79,22 @@ def test_what_triton_refuses_is_its_word(cli: Cli, doubling: Path) -> None:
     cli.ok("push", "narrow", doubling)
     cli.ok("deploy", "narrow", "--max-batch-size", 2)
     request = json.dumps({"x": [[1, 1, 1, 1]] * 3})
-    said = {via: cli("infer", "narrow", "-i", "-", "--via", via, stdin=request) for via in ("door", "api")}
+    said = {via: cli("infer", "narrow", "-i", "-", "--via", via, stdin=request) for via in ("gateway", "api")}
     assert {result.code for result in said.values()} == {7}, said
     assert all("batch-size must be <= 2" in result.err for result in said.values()), said
 
 
 def test_the_front_door_is_shown(cli: Cli, published: str) -> None:
-    def road() -> dict[str, Any]:
-        roads = {one["model"]: one for one in cli.ok("gateway", "-o", "json").json["models"]}
-        found: dict[str, Any] = roads[published]
+    def route() -> dict[str, Any]:
+        open_routes = {one["model"]: one for one in cli.ok("gateway", "-o", "json").json["models"]}
+        found: dict[str, Any] = open_routes[published]
         return found
 
-    before = road()
-    cli.ok("infer", published, "--sample", "--via", "door")
-    after = road()
-    assert (after["way"], after["servers"]) == ("fast", ["embedded"])
-    assert after["fast_requests"] > before["fast_requests"]
+    before = route()
+    cli.ok("infer", published, "--sample", "--via", "gateway")
+    after = route()
+    assert (after["way"], after["servers"]) == ("direct", ["embedded"])
+    assert after["direct_requests"] > before["direct_requests"]
     told = cli.ok("gateway").out
     assert cli.ok("gateway", "-o", "json").json["http_url"] in told
     assert published in told
@@ -105,7 +105,7 @@ def test_a_model_on_demand_is_loaded_by_it(cli: Cli, doubling: Path) -> None:
     cli.ok("push", "seldom", doubling)
     cli.ok("deploy", "seldom", "--mode", "on-demand")
     answer = cli.ok("infer", "seldom", "--sample", "-o", "json").json
-    assert (answer["via"], answer["model_version"]) == ("door", "1")
+    assert (answer["via"], answer["model_version"]) == ("gateway", "1")
 
 
 def test_what_would_not_answer_is_told_by_the_api(cli: Cli, doubling: Path) -> None:
@@ -123,6 +123,6 @@ def test_without_a_front_door_the_api_answers(fresh: Cli, doubling: Path) -> Non
     fresh.ok("push", "steady", doubling, "--deploy")
     assert fresh.ok("infer", "steady", "--sample", "-o", "json").json["via"] == "api"
     shut = fresh("gateway")
-    assert (shut.code, "this control plane has no front door" in shut.err) == (3, True), shut
-    result = fresh("infer", "steady", "--sample", "--via", "door")
-    assert (result.code, "this control plane has no front door; --via api" in result.err) == (3, True), result
+    assert (shut.code, "this control plane has no gateway" in shut.err) == (3, True), shut
+    result = fresh("infer", "steady", "--sample", "--via", "gateway")
+    assert (result.code, "this control plane has no gateway; --via api" in result.err) == (3, True), result

@@ -94,9 +94,9 @@ def test_a_port_that_is_taken_is_said_with_what_to_do(fresh: Cli) -> None:
 
 
 def test_a_setting_that_cannot_be_used_is_named_by_its_variable(fresh: Cli) -> None:
-    result = fresh("up", TRITONCTL_API__PORT="eighty")
+    result = fresh("up", CONTROLPLANE_API__PORT="eighty")
     assert result.code == 6
-    assert "TRITONCTL_API__PORT" in result.err
+    assert "CONTROLPLANE_API__PORT" in result.err
     assert fresh("up", "--store", "bogus://x", "--detach").code == 6
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from controlplane.cli.monitoring import sparkline
+from controlplane.cli.views.metrics import sparkline
 from tests.cli.conftest import Cli
 
 pytestmark = pytest.mark.triton

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from controlplane import errors
-from controlplane.cli.client import Client
-from controlplane.cli.discovery import UpRecord
-from controlplane.cli.exits import ClientError, ExitCode, OperationFailedError, error_code, exit_code
-from controlplane.cli.memory_records import ServerMemory, ServerWhy
+from controlplane.cli.exit_codes import ExitCode, error_code, exit_code
 from controlplane.cli.output import ago, size, span
-from controlplane.cli.publishing import model_name
-from controlplane.cli.records import Deployment
-from controlplane.cli.rollout import shortfall
-from controlplane.cli.tensors import parse_axes, parse_spec, read_tensors, save_npz, to_protocol
+from controlplane.cli.workflows.deploy import shortfall
+from controlplane.cli.workflows.push import model_name
+from controlplane.cli.workflows.tensors import parse_axes, parse_spec, read_tensors, save_npz, to_protocol
+from controlplane.client.discovery import UpRecord
+from controlplane.client.errors import ClientError, OperationFailedError
+from controlplane.client.http import Client
+from controlplane.client.memory import ServerExplanation, ServerMemory
+from controlplane.client.models import Deployment
 from controlplane.domain.signature import DataType
 from controlplane.errors import InvalidInputError
 
@@ -167,8 +168,8 @@ def _deployment(phase: str, *, ready: int = 1, **settings: object) -> Deployment
     ("deployment", "words"),
     [
         (_deployment("Ready"), None),
-        (_deployment("Ready", ready=2, min_copies=2), None),
-        (_deployment("Ready", ready=1, min_copies=2), "ready with 1 of 2 copies: no room for another"),
+        (_deployment("Ready", ready=2, min_replicas=2), None),
+        (_deployment("Ready", ready=1, min_replicas=2), "ready with 1 of 2 replicas: no room for another"),
         (_deployment("Unloaded", ready=0), "m:1 is deployed and not loaded: no room for another"),
         (_deployment("Unloaded", ready=0, mode="resident"), "not loaded"),
         (_deployment("Unloaded", ready=0, mode="on-demand"), None),
@@ -184,7 +185,7 @@ def test_what_is_not_ready_as_it_is_wanted_is_no_success(deployment: Deployment,
 def test_each_model_in_memory_documents_names_its_server() -> None:
     model = {"model": "m", "version": 1, "mode": "pinned", "state": "loaded"}
     assert ServerMemory.model_validate({"server": "s", "models": [model]}).models[0].server == "s"
-    assert ServerWhy.model_validate({"server": "s", "model": model}).model.server == "s"
+    assert ServerExplanation.model_validate({"server": "s", "model": model}).model.server == "s"
 
 
 def test_a_failed_tls_connection_names_the_options_of_tls() -> None:

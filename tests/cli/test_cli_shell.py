@@ -23,7 +23,7 @@ def test_every_command_explains_itself_with_an_example(name: str) -> None:
 def test_every_command_that_was_promised_is_there() -> None:
     promised = """up serve push convert validate models versions show pull alias rm deploy rollback undeploy load unload
         ps history infer servers gateway events gc doctor demo down wait version
-        devices tune memory top why hold plan rollout health report metrics
+        devices tune memory top explain why hold plan rollout health report metrics
         defrag sign verify fsck"""
     assert set(promised.split()) == set(COMMANDS)
 

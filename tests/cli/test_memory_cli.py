@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.cli.memory import BAR_WIDTH, bar
-from controlplane.cli.memory_records import DeviceMemory
+from controlplane.cli.views.memory import BAR_WIDTH, bar
+from controlplane.client.memory import DeviceMemory
 from controlplane.domain.durations import parse_duration, parse_keep_alive
 from controlplane.errors import InvalidInputError
 from tests.cli.conftest import TRITONCTL, Cli
@@ -30,9 +30,9 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
     root = tmp_path_factory.mktemp("room")
     cli = Cli(root / "data", root)
     budget = {
-        "TRITONCTL_MEMORY__BUDGET_BYTES": json.dumps({"host": 450 * MIB}),
-        "TRITONCTL_MEMORY__MINIMUM_RESIDENCE_SECONDS": "0.1",
-        "TRITONCTL_MEMORY__POLICY": "lru",
+        "CONTROLPLANE_MEMORY__BUDGET_BYTES": json.dumps({"host": 450 * MIB}),
+        "CONTROLPLANE_MEMORY__MINIMUM_RESIDENCE_SECONDS": "0.1",
+        "CONTROLPLANE_MEMORY__EVICTION_POLICY": "lru",
     }
     try:
         cli.ok("up", "--detach", "--port", 0, **budget)

@@ -11,8 +11,8 @@ import pytest
 from controlplane.domain.samples import Sample
 from controlplane.domain.signature import DataType, Signature, TensorSpec
 from controlplane.errors import InvalidInputError
+from converters.golden_samples import record, validate
 from converters.jobs import RecordJob, RecordResult, ValidateJob, ValidationReport
-from converters.recording import record, validate
 from tests.cases import onnx_inputs as cases
 
 Make = Callable[[], onnx.ModelProto]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
-from controlplane.domain.rollback import rollback_revision, rollback_target
+from controlplane.domain.rollout.rollback import rollback_revision, rollback_target
 from controlplane.errors import ConflictError, NotFoundError
 
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from controlplane.domain import rollout as rules
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, Rollout, RolloutPhase
 from controlplane.domain.evidence import ArmCounts, Evidence, LabelCounts, Signal
 from controlplane.domain.latencies import Latencies, bucket_of, quantile
 from controlplane.domain.names import Reference
-from controlplane.domain.rollout import Readiness, RolloutAction, decide
-from controlplane.domain.strategy import RolloutStep, RolloutStrategy, StrategyKind
+from controlplane.domain.rollout import decision as rules
+from controlplane.domain.rollout.decision import Readiness, RolloutAction, decide
+from controlplane.domain.rollout.strategy import RolloutStep, RolloutStrategy, StrategyKind
 from controlplane.errors import ConflictError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -113,7 +113,7 @@ def test_what_is_in_doubt_is_neither_passed_nor_withdrawn() -> None:
 
 def test_paused_and_pinned_are_ended_by_a_person_only() -> None:
     later = NOW + timedelta(days=300)
-    for held in (rollout(phase=RolloutPhase.PAUSED), rollout(StrategyKind.PINNED)):
+    for held in (rollout(phase=RolloutPhase.PAUSED), rollout(StrategyKind.MANUAL)):
         assert decide(held, fine(10**6), READY, later).action is RolloutAction.HOLD
 
 
@@ -139,7 +139,7 @@ def test_in_the_shadow_differing_answers_are_found() -> None:
     seconds=st.floats(0, 1e6),
     requests=st.integers(0, 10_000),
     phase=st.sampled_from([RolloutPhase.RUNNING, RolloutPhase.PAUSED]),
-    kind=st.sampled_from([StrategyKind.CANARY, StrategyKind.SHADOW, StrategyKind.PINNED]),
+    kind=st.sampled_from([StrategyKind.CANARY, StrategyKind.SHADOW, StrategyKind.MANUAL]),
     ready=st.booleans(),
 )
 def test_nothing_passes_that_is_worse_or_untried(
@@ -164,7 +164,7 @@ def test_nothing_passes_that_is_worse_or_untried(
     if decision.action in {RolloutAction.ADVANCE, RolloutAction.PROMOTE}:
         assert ready
         assert phase is RolloutPhase.RUNNING
-        assert kind is not StrategyKind.PINNED
+        assert kind is not StrategyKind.MANUAL
         assert seconds >= 60
         assert requests >= 10
         odds = [finding.log_evidence for finding in rules.findings(one, evidence)]
@@ -204,7 +204,7 @@ def test_a_switch_ends_a_rollout_and_other_ways_to_roll_out_are_no_rollout() -> 
 
 def test_settings_that_triton_is_not_told_of_are_no_new_version() -> None:
     """Where it runs, how long it stays: there is nothing to compare."""
-    settings = DeploymentSettings(rollout=strategy(), priority=7, max_copies=2)
+    settings = DeploymentSettings(rollout=strategy(), priority=7, max_replicas=2)
     changed = begin(SPEC, settings, 1)
     assert (changed.rollout, changed.settings) == (None, settings)
     assert begin(SPEC, DeploymentSettings(rollout=strategy(), instance_count=2), 1).trial is not None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.domain.sequential import Labels, label_evidence, share_evidence, threshold
+from controlplane.domain.rollout.statistics import Labels, label_evidence, share_evidence, threshold
 
 shares = st.floats(0.01, 0.99)
 

@@ -49,7 +49,7 @@ _RAW = re.compile(
         ),
         (ValidationRequest, [], "must be an object"),
         (DeployRequest, {"reference": "m", "settings": {"max_batch_size": -1}}, "max_batch_size: must be at least 0"),
-        (DeploymentSettings, {"min_copies": 3, "max_copies": 2}, "max_copies 2 is less than min_copies 3"),
+        (DeploymentSettings, {"min_replicas": 3, "max_replicas": 2}, "max_replicas 2 is less than min_replicas 3"),
         (DeploymentSettings, {"keep_alive_seconds": "long"}, "keep_alive_seconds: must be a number, not 'long'"),
         (Signature, {"inputs": [], "outputs": []}, "inputs: needs at least 1 elements and has 0 (and 1 more)"),
         (KeyRequestBody, {"name": "n", "scopes": ["root"]}, "scopes.0: must be one of"),

@@ -17,7 +17,7 @@ import onnxruntime  # noqa: F401 - here so that no fork has to
 import torch  # noqa: F401
 
 import converters.conversion
-import converters.recording  # noqa: F401
+import converters.golden_samples  # noqa: F401
 from converters.worker import run
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from controlplane.domain.model import ModelHead
 from controlplane.errors import ControlPlaneError, NotFoundError
-from controlplane.reconciler.lease import PREFIX as LEASE
+from controlplane.reconciler.leader_election import PREFIX as LEASE
 from controlplane.registry.chain import Chain, Revision
 from controlplane.registry.registry import Registry
 from controlplane.settings import StoreSettings

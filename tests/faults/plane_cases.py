@@ -117,6 +117,6 @@ def plane_cases() -> list[Case]:
     return [
         Case("replicas: both serve the API", both_serve, long=3),
         Case("replicas: the leader killed", leader_killed, long=5),
-        Case("replicas: the leader paused", leader_paused, r"Following|Leading", quick=1, long=5),
+        Case("replicas: the leader paused", leader_paused, r"LeadershipLost|LeadershipAcquired", quick=1, long=5),
         Case("control plane: SIGKILL at random", killed_at_random, quick=1, long=20, each=KILLS),
     ]

@@ -27,7 +27,7 @@ QUICK: dict[str, str] = {
     "RECONCILER__BACKOFF_INITIAL_SECONDS": "0.5",
     "RECONCILER__BACKOFF_MAX_SECONDS": "4",
     "RECONCILER__LEASE_SECONDS": "6",
-    "RECONCILER__HUNG_SECONDS": "5",
+    "RECONCILER__UNRESPONSIVE_AFTER_SECONDS": "5",
     "STORE__TIMEOUT_SECONDS": "3",
     "STORE__RETRIES": "5",
     "TRITON__REQUEST_TIMEOUT_SECONDS": "3",
@@ -39,7 +39,7 @@ QUICK: dict[str, str] = {
 """Shorter intervals and deadlines than the defaults: what is found after a deadline is found sooner."""
 
 # The ports that follow a chosen one need not be free.
-_FREE_DOOR = {"up": ("--http-port=0", "--grpc-port=0")}
+_FREE_GATEWAY = {"up": ("--http-port=0", "--grpc-port=0")}
 
 
 def environment(store: StoreSettings | None, changes: Mapping[str, str]) -> dict[str, str]:
@@ -55,7 +55,7 @@ def environment(store: StoreSettings | None, changes: Mapping[str, str]) -> dict
                 "STORE__SECRET_ACCESS_KEY": store.secret_access_key.get_secret_value(),
             }
     settings |= changes
-    return {**os.environ, **{f"TRITONCTL_{name}": value for name, value in settings.items()}}
+    return {**os.environ, **{f"CONTROLPLANE_{name}": value for name, value in settings.items()}}
 
 
 def beside(triton: RunningTriton) -> dict[str, str]:
@@ -129,7 +129,7 @@ class Plane:
         command = [sys.executable, "-m", "controlplane.cli.main", f"--data-dir={self.folder}", self._command]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                tied_to_us([*self._within, *command, f"--port={self.port}", *_FREE_DOOR.get(self._command, ())]),
+                tied_to_us([*self._within, *command, f"--port={self.port}", *_FREE_GATEWAY.get(self._command, ())]),
                 stdout=log,
                 stderr=log,
                 env=self._environment,

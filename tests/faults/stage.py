@@ -103,7 +103,7 @@ class Stage:
         except httpx.TransportError:
             return False
         said = [event["reason"] for event in events if event["subject"] == "reconciler"]
-        return bool(said) and said[-1] == "Leading"
+        return bool(said) and said[-1] == "LeadershipAcquired"
 
     def answers(self) -> bool:
         """Whether both models answer rightly through Triton."""

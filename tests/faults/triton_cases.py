@@ -23,7 +23,7 @@ from tests.faults.stage import MOVING, STEADY, Stage, meanwhile
 from tests.support.api import onnx_scale
 
 _SERVER = r"^readyz server|Server\w+ embedded|is (starting|unreachable|stopped)|triton-unavailable|triton-timeout"
-_OTHERS = f"ChangedByOthers {STEADY}: "
+_OTHERS = f"ExternalChange {STEADY}: "
 _WAIT_SECONDS = 120.0
 _TRY_TURNS = 300_000
 _SLOW_SECONDS = 4 * float(QUICK["TRITON__UNLOAD_TIMEOUT_SECONDS"])
@@ -332,5 +332,5 @@ def triton_cases() -> list[Case]:
             rf"{_OTHERS}.*(another configuration|a load was begun)",
             long=4,
         ),
-        Case("Triton: a model that is not ours loaded", stranger_loaded, "UnknownModel embedded", long=4),
+        Case("Triton: a model that is not ours loaded", stranger_loaded, "UnmanagedModel embedded", long=4),
     ]

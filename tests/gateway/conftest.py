@@ -1,10 +1,10 @@
-"""A control plane with a front door before an embedded Triton, shared by the tests that leave it as it is."""
+"""A control plane with a gateway before an embedded Triton, shared by the tests that leave it as it is."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from controlplane.gateway.process import find_haproxy
+from controlplane.gateway.haproxy.process import find_haproxy
 from controlplane.settings import ReconcilerSettings
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.gateway import onnx_join, until, way
@@ -19,9 +19,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A front door with the models `net` (doubles), `text` (strings) and `lazy` (on demand)."""
-    with serving(settings_for(tmp_path_factory.mktemp("door"), embedded=True)) as api:
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A gateway with the models `net` (doubles), `text` (strings) and `lazy` (on demand)."""
+    with serving(settings_for(tmp_path_factory.mktemp("gateway"), embedded=True)) as api:
         api.publish("net", onnx_scale(2.0))
         api.ok(api.http.put("/v1/models/net/aliases/champion", json={"version": 1}))
         api.publish("text", onnx_join())
@@ -61,7 +61,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, dict[
         api.http.headers["authorization"] = f"Bearer {secrets['root']}"
         api.ok(api.http.delete("/v1/keys/gone"))
         for model in ("team-net", "other"):
-            until(f"{model} on the fast way", lambda model=model: way(api, model) == "fast")
+            until(f"{model} on the direct way", lambda model=model: way(api, model) == "direct")
             until(
                 "its report",
                 lambda model=model: api.ok(api.http.get(f"/v1/models/{model}/versions/1/reports"))["items"],

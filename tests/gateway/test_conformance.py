@@ -1,4 +1,4 @@
-"""The same list of calls to the front door and to Triton itself: the same answers, the same errors."""
+"""The same list of calls to the gateway and to Triton itself: the same answers, the same errors."""
 
 import asyncio
 import queue
@@ -125,20 +125,20 @@ def as_json(kind: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", [*BOTH, *HTTP])
-def test_http(door: Api, name: str) -> None:
+def test_http(gateway: Api, name: str) -> None:
     call = {**BOTH, **HTTP}[name]
     outcomes = []
-    for url in (direct_urls(door)[0], urls(door)[0]):
+    for url in (direct_urls(gateway)[0], urls(gateway)[0]):
         with triton_http.InferenceServerClient(url) as client:
             outcomes.append(outcome(lambda client=client: call(client, triton_http)))
     assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize("name", [*BOTH, *GRPC])
-def test_grpc(door: Api, name: str) -> None:
+def test_grpc(gateway: Api, name: str) -> None:
     call = {**BOTH, **GRPC}[name]
     outcomes = []
-    for url in (direct_urls(door)[1], urls(door)[1]):
+    for url in (direct_urls(gateway)[1], urls(gateway)[1]):
         with triton_grpc.InferenceServerClient(url) as client:
             outcomes.append(outcome(lambda client=client: call(client, triton_grpc)))
     assert outcomes[0] == outcomes[1]
@@ -147,9 +147,9 @@ def test_grpc(door: Api, name: str) -> None:
 @pytest.mark.parametrize(
     ("clients", "kind", "which"), [(triton_http_aio, triton_http, 0), (triton_grpc_aio, triton_grpc, 1)]
 )
-async def test_asyncio(door: Api, clients: Any, kind: Any, which: int) -> None:
+async def test_asyncio(gateway: Api, clients: Any, kind: Any, which: int) -> None:
     outcomes: list[dict[str, Any]] = []
-    for url in (direct_urls(door)[which], urls(door)[which]):
+    for url in (direct_urls(gateway)[which], urls(gateway)[which]):
         async with clients.InferenceServerClient(url) as client:
             found = {}
             for name, call in BOTH.items():
@@ -175,13 +175,13 @@ def streamed(url: str, requests: list[tuple[str, str]]) -> list[Any]:
     return found
 
 
-def test_streaming(door: Api) -> None:
+def test_streaming(gateway: Api) -> None:
     requests = [("net", "1"), ("net", "2"), ("nobody", "3"), ("net", "4")]
-    direct, through = (sorted(streamed(url, requests), key=str) for url in (direct_urls(door)[1], urls(door)[1]))
+    direct, through = (sorted(streamed(url, requests), key=str) for url in (direct_urls(gateway)[1], urls(gateway)[1]))
     assert direct == through
 
 
-async def test_streaming_with_asyncio(door: Api) -> None:
+async def test_streaming_with_asyncio(gateway: Api) -> None:
     async def ask(url: str) -> list[Any]:
         async def requests() -> AsyncIterator[dict[str, Any]]:
             for number in range(3):
@@ -190,26 +190,26 @@ async def test_streaming_with_asyncio(door: Api) -> None:
         async with triton_grpc_aio.InferenceServerClient(url) as client:
             return [plain(result) async for result, error in client.stream_infer(requests()) if error is None]
 
-    direct, through = await asyncio.gather(ask(direct_urls(door)[1]), ask(urls(door)[1]))
+    direct, through = await asyncio.gather(ask(direct_urls(gateway)[1]), ask(urls(gateway)[1]))
     assert len(direct) == 3
     assert direct == through
 
 
-def test_every_size_of_a_message_is_routed_by_its_name(door: Api) -> None:
+def test_every_size_of_a_message_is_routed_by_its_name(gateway: Api) -> None:
     """The name is read from the first bytes of a message, whatever its size and however it is cut into frames."""
-    with triton_grpc.InferenceServerClient(urls(door)[1]) as client:
-        before = door.plane.front_door.tally.requests.total()  # type: ignore[union-attr]
+    with triton_grpc.InferenceServerClient(urls(gateway)[1]) as client:
+        before = gateway.plane.gateway.stats.requests.total()  # type: ignore[union-attr]
         for rows in (1, 10, 1_000, 2_000, 8_000, 8_192, 100_000, 2_097_152):  # up to 16 MiB
             assert client.infer("net", ones(rows=rows)).as_numpy("y").shape == (rows, 2)
-        assert door.plane.front_door.tally.requests.total() == before  # type: ignore[union-attr]
+        assert gateway.plane.gateway.stats.requests.total() == before  # type: ignore[union-attr]
 
 
-def test_statistics_are_those_of_the_server(door: Api) -> None:
-    with triton_http.InferenceServerClient(urls(door)[0]) as client:
+def test_statistics_are_those_of_the_server(gateway: Api) -> None:
+    with triton_http.InferenceServerClient(urls(gateway)[0]) as client:
         (mine,) = client.get_inference_statistics("net")["model_stats"]
         assert mine["name"] == "net"
         assert {one["name"] for one in client.get_inference_statistics()["model_stats"]} >= {"net", "text"}
-    with triton_grpc.InferenceServerClient(urls(door)[1]) as client:
+    with triton_grpc.InferenceServerClient(urls(gateway)[1]) as client:
         assert client.get_inference_statistics("net").model_stats[0].name == "net"
 
 
@@ -226,20 +226,20 @@ REFUSED: dict[str, Call] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_belongs_to_the_server_alone_is_refused(door: Api, name: str) -> None:
-    with triton_http.InferenceServerClient(urls(door)[0]) as client:
-        with pytest.raises(InferenceServerException, match="the front door does not serve this") as error:
+def test_what_belongs_to_the_server_alone_is_refused(gateway: Api, name: str) -> None:
+    with triton_http.InferenceServerClient(urls(gateway)[0]) as client:
+        with pytest.raises(InferenceServerException, match="the gateway does not serve this") as error:
             REFUSED[name](client, triton_http)
         assert error.value.status() == "403"
     with (
-        triton_grpc.InferenceServerClient(urls(door)[1]) as client,
-        pytest.raises(InferenceServerException, match="the front door does not serve this"),
+        triton_grpc.InferenceServerClient(urls(gateway)[1]) as client,
+        pytest.raises(InferenceServerException, match="the gateway does not serve this"),
     ):
         REFUSED[name](client, triton_grpc)
 
 
-def test_no_way_round_by_another_spelling(door: Api) -> None:
-    base = f"http://{urls(door)[0]}"
+def test_no_way_round_by_another_spelling(gateway: Api) -> None:
+    base = f"http://{urls(gateway)[0]}"
     for path in (
         *("/v2//repository/index", "/v2/./repository/index", "/v2/%72epository/index", "/V2/repository/index"),
         *("/v2/models/net/../../repository/index", "/v2/models/net%2f..%2f..%2frepository/index"),
@@ -253,9 +253,9 @@ def test_no_way_round_by_another_spelling(door: Api) -> None:
         answer = connection.send(request)
         assert answer.status_code in (403, 404), f"{path}: {answer.status_code} {answer.text}"
         connection.close()
-    assert door.plane.reconciler.status("net").phase.value == "Ready"  # type: ignore[union-attr]
+    assert gateway.plane.reconciler.status("net").phase.value == "Ready"  # type: ignore[union-attr]
     names = ("RepositoryModelLoad", "RepositoryModelUnload", "NoSuchCall")
-    with grpc.insecure_channel(urls(door)[1]) as channel:
+    with grpc.insecure_channel(urls(gateway)[1]) as channel:
         for name in names:
             method = channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
             with pytest.raises(grpc.RpcError) as error:
@@ -263,8 +263,8 @@ def test_no_way_round_by_another_spelling(door: Api) -> None:
             assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_the_standard_health_service(door: Api) -> None:
-    for url in (direct_urls(door)[1], urls(door)[1]):
+def test_the_standard_health_service(gateway: Api) -> None:
+    for url in (direct_urls(gateway)[1], urls(gateway)[1]):
         with grpc.insecure_channel(url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             assert stub.ServerReady(service_pb2.ServerReadyRequest()).ready
@@ -273,8 +273,8 @@ def test_the_standard_health_service(door: Api) -> None:
 
 
 @pytest.mark.parametrize("kind", [triton_http, triton_grpc])
-def test_an_alias_is_a_name_of_its_own(door: Api, kind: Any) -> None:
-    with kind.InferenceServerClient(urls(door)[kind is triton_grpc]) as client:
+def test_an_alias_is_a_name_of_its_own(gateway: Api, kind: Any) -> None:
+    with kind.InferenceServerClient(urls(gateway)[kind is triton_grpc]) as client:
         answer = client.infer("net@champion", ones(kind))
         assert answer.as_numpy("y").tolist() == [[2.0, 2.0]]
         assert client.is_model_ready("net@champion")

@@ -31,54 +31,54 @@ pytestmark = [pytest.mark.triton, pytest.mark.long]
 
 
 def haproxy_pid(api: Api) -> int:
-    door = api.plane.front_door
-    assert door is not None
-    pid = door.haproxy.pid
+    gateway = api.plane.gateway
+    assert gateway is not None
+    pid = gateway.haproxy.pid
     assert pid is not None
     return pid
 
 
-def test_a_killed_haproxy_comes_back_with_its_maps(door: Api) -> None:
+def test_a_killed_haproxy_comes_back_with_its_maps(gateway: Api) -> None:
     """What is in flight is cut off; who comes meanwhile waits in the socket, which is ours; Python is not asked."""
-    before = door.plane.front_door.tally.requests.copy()  # type: ignore[union-attr]
+    before = gateway.plane.gateway.stats.requests.copy()  # type: ignore[union-attr]
     for _ in range(3):
-        pid = haproxy_pid(door)
+        pid = haproxy_pid(gateway)
         os.kill(pid, signal.SIGKILL)
         for _ in range(20):  # new connections, from the moment of the kill on
-            with http_client(door) as client:
+            with http_client(gateway) as client:
                 assert client.infer("net", ones(triton_http)).as_numpy("y")[0, 0] == 2.0
-        assert haproxy_pid(door) != pid
-    assert door.plane.front_door.tally.requests == before  # type: ignore[union-attr]
-    assert door.ok(door.http.get("/v1/gateway"))["restarts"] >= 3
+        assert haproxy_pid(gateway) != pid
+    assert gateway.plane.gateway.stats.requests == before  # type: ignore[union-attr]
+    assert gateway.ok(gateway.http.get("/v1/gateway"))["restarts"] >= 3
 
 
-def test_an_haproxy_that_hangs_is_ended_and_comes_back(door: Api) -> None:
+def test_an_haproxy_that_hangs_is_ended_and_comes_back(gateway: Api) -> None:
     """Nothing changes meanwhile, so nobody but its supervisor asks it anything."""
-    hung = haproxy_pid(door)
+    hung = haproxy_pid(gateway)
     os.kill(hung, signal.SIGSTOP)
-    until("another one", lambda: door.plane.front_door.haproxy.pid not in (None, hung))  # type: ignore[union-attr]
-    with http_client(door) as client:
+    until("another one", lambda: gateway.plane.gateway.haproxy.pid not in (None, hung))  # type: ignore[union-attr]
+    with http_client(gateway) as client:
         assert client.infer("net", ones(triton_http)).as_numpy("y")[0, 0] == 2.0
 
 
-def test_what_changes_while_haproxy_is_away_is_known_to_the_next(door: Api) -> None:
-    door.publish("late", onnx_scale(5.0))
-    os.kill(haproxy_pid(door), signal.SIGSTOP)  # it does not answer its commands either
-    stopped = haproxy_pid(door)
-    assert door.deploy("late:1")["state"] == "succeeded"
+def test_what_changes_while_haproxy_is_away_is_known_to_the_next(gateway: Api) -> None:
+    gateway.publish("late", onnx_scale(5.0))
+    os.kill(haproxy_pid(gateway), signal.SIGSTOP)  # it does not answer its commands either
+    stopped = haproxy_pid(gateway)
+    assert gateway.deploy("late:1")["state"] == "succeeded"
     with contextlib.suppress(ProcessLookupError):  # its supervisor was quicker
         os.kill(stopped, signal.SIGKILL)
-    until("the fast way", lambda: way(door, "late") == "fast")
-    with http_client(door) as client:
+    until("the direct way", lambda: way(gateway, "late") == "direct")
+    with http_client(gateway) as client:
         assert client.infer("late", ones(triton_http)).as_numpy("y")[0, 0] == 5.0
 
 
-def test_a_road_that_is_closed_while_haproxy_starts_is_closed_in_it_before_anything_is_unloaded(door: Api) -> None:
-    front = door.plane.front_door
+def test_a_road_that_is_closed_while_haproxy_starts_is_closed_in_it_before_anything_is_unloaded(gateway: Api) -> None:
+    front = gateway.plane.gateway
     assert front is not None
 
     async def close() -> None:
-        os.kill(haproxy_pid(door), signal.SIGKILL)
+        os.kill(haproxy_pid(gateway), signal.SIGKILL)
         while front.haproxy.settled.is_set():
             await asyncio.sleep(0.001)
         async with front.closed("embedded", "net"):
@@ -87,11 +87,11 @@ def test_a_road_that_is_closed_while_haproxy_starts_is_closed_in_it_before_anyth
             found = await front.api._ask("show map models.map")
             assert "net" not in found, found
 
-    until("the fast way", lambda: way(door, "net") == "fast")
-    loop = door.plane.reconciler._loop
+    until("the direct way", lambda: way(gateway, "net") == "direct")
+    loop = gateway.plane.reconciler._loop
     assert loop is not None
     asyncio.run_coroutine_threadsafe(close(), loop).result(60)
-    until("the fast way again", lambda: way(door, "net") == "fast")
+    until("the direct way again", lambda: way(gateway, "net") == "direct")
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_one_of_two_servers_killed_under_load(tmp_path: Path) -> None:
         )
         with serving(settings) as api:
             api.publish("net", onnx_scale(2.0))
-            assert api.deploy("net:1", min_copies=2)["state"] == "succeeded"
+            assert api.deploy("net:1", min_replicas=2)["state"] == "succeeded"
             until(
                 "both servers",
                 lambda: [r["servers"] for r in api.http.get("/v1/gateway").json()["models"]] == [["a", "b"]],
@@ -171,7 +171,7 @@ def _hammer(api: Api, kind: Any, stop: threading.Event, outcomes: Counter[str]) 
 _RUN = """
 import sys
 from pathlib import Path
-from controlplane.running import run
+from controlplane.process import run
 from controlplane.settings import ApiSettings, Settings, TritonSettings
 run(Settings(data_dir=Path(sys.argv[1]), api=ApiSettings(port=0), triton=TritonSettings(embedded=True)))
 """

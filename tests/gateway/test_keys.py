@@ -1,4 +1,4 @@
-"""API keys at the front door: the same on the fast way and at the activator, over both protocols."""
+"""API keys at the gateway: the same on the direct way and at the activator, over both protocols."""
 
 from typing import Any
 
@@ -7,10 +7,11 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
-from controlplane.cli.credentials import Credentials
-from controlplane.cli.door import Door, why_not
-from controlplane.cli.exits import ClientError, ExitCode, exit_code
-from controlplane.gateway.view import GatewayAddress
+from controlplane.cli.exit_codes import ExitCode, exit_code
+from controlplane.client.credentials import Credentials
+from controlplane.client.errors import ClientError
+from controlplane.client.gateway import GatewayClient, why_not
+from controlplane.gateway.views import GatewayAddress
 from tests.support.api import Api
 from tests.support.gateway import ones, until, urls
 
@@ -55,15 +56,15 @@ def test_who_may_ask_what(keyed: tuple[Api, dict[str, str]], key: str | None, mo
 def test_keys_that_may_go_directly_do(keyed: tuple[Api, dict[str, str]]) -> None:
     """A key that is bound to models does so over HTTP, where the path is the name."""
     api, secrets = keyed
-    door = api.plane.front_door
-    assert door is not None
-    before = door.tally.requests.total()
+    gateway = api.plane.gateway
+    assert gateway is not None
+    before = gateway.stats.requests.total()
     assert ask(api, triton_http, "team-net", secrets["team"]) == "ok"
     for kind in (triton_http, triton_grpc):
         assert ask(api, kind, "other", secrets["app"]) == "ok"
-    assert door.tally.requests.total() == before
+    assert gateway.stats.requests.total() == before
     assert ask(api, triton_grpc, "team-net", secrets["team"]) == "ok"
-    assert door.tally.requests.total() == before + 1
+    assert gateway.stats.requests.total() == before + 1
 
 
 @pytest.mark.parametrize(("kind", "refused"), [(triton_http, "429"), (triton_grpc, "RESOURCE_EXHAUSTED")])
@@ -103,8 +104,8 @@ def test_health_needs_no_key_and_what_concerns_all_models_a_wide_one(keyed: tupl
 def test_a_revoked_key_is_out_on_the_fast_way(keyed: tuple[Api, dict[str, str]]) -> None:
     api, _ = keyed
     made = api.ok(api.http.post("/v1/keys", json={"name": "short", "scopes": ["infer"]}), 201)
-    door = api.plane.front_door
-    assert door is not None
+    gateway = api.plane.gateway
+    assert gateway is not None
     assert ask(api, triton_http, "other", made["secret"]) == "ok"  # at once: the activator knows it
     api.ok(api.http.delete("/v1/keys/short"))
     until("the revocation", lambda: ask(api, triton_http, "other", made["secret"]) == "401")
@@ -126,12 +127,12 @@ def test_the_cli_shows_its_key(keyed: tuple[Api, dict[str, str]], key: str, mode
     shown = Credentials(secrets[key])
     assert why_not(address, api.url, shown) == ""
     tensors = [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 1]}]
-    with Door(address.http_url, shown) as door:
+    with GatewayClient(address.http_url, shown) as gateway:
         if code is ExitCode.OK:
-            assert door.ask(model, tensors, None, version=None, timeout=60)["model_version"] == "1"
+            assert gateway.ask(model, tensors, None, version=None, timeout=60)["model_version"] == "1"
             return
         with pytest.raises(ClientError) as refused:
-            door.ask(model, tensors, None, version=None, timeout=60)
+            gateway.ask(model, tensors, None, version=None, timeout=60)
     assert exit_code(refused.value) is code
     assert secrets[key] not in refused.value.message
 

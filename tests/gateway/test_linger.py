@@ -38,12 +38,12 @@ class Plane:
         self.environment = {
             **os.environ,
             "TRITONCTL_DATA_DIR": str(folder),
-            "TRITONCTL_API__PORT": "0",
-            "TRITONCTL_TRITON__SERVERS": json.dumps([server]),
-            "TRITONCTL_RECONCILER__INTERVAL_SECONDS": "0.3",
-            "TRITONCTL_GATEWAY__ENABLED": "true",
-            "TRITONCTL_GATEWAY__HTTP_PORT": str(http_port),
-            "TRITONCTL_GATEWAY__UNATTENDED_SECONDS": "600",
+            "CONTROLPLANE_API__PORT": "0",
+            "CONTROLPLANE_TRITON__SERVERS": json.dumps([server]),
+            "CONTROLPLANE_RECONCILER__INTERVAL_SECONDS": "0.3",
+            "CONTROLPLANE_GATEWAY__ENABLED": "true",
+            "CONTROLPLANE_GATEWAY__HTTP_PORT": str(http_port),
+            "CONTROLPLANE_GATEWAY__UNATTENDED_SECONDS": "600",
             **environment,
         }
         self.process: subprocess.Popen[bytes] | None = None
@@ -133,7 +133,7 @@ def test_no_request_fails_while_a_killed_control_plane_is_replaced(tmp_path: Pat
         # One that wants another port ends what was left, and an orderly stop leaves nothing.
         plane.kill()
         other = free_port()
-        plane.environment["TRITONCTL_GATEWAY__HTTP_PORT"] = str(other)
+        plane.environment["CONTROLPLANE_GATEWAY__HTTP_PORT"] = str(other)
         assert plane.start()["gateway"]["http_url"].endswith(f":{other}")
         with pytest.raises(httpx.ConnectError):
             httpx.post(url, json=BODY, timeout=30)
@@ -151,7 +151,7 @@ def test_no_request_fails_while_a_killed_control_plane_is_replaced(tmp_path: Pat
 
 def test_it_ends_when_no_control_plane_comes_back(tmp_path: Path, triton: RunningTriton) -> None:
     (tmp_path / "data").mkdir(mode=0o700)
-    plane = Plane(tmp_path / "data", triton, 0, TRITONCTL_GATEWAY__UNATTENDED_SECONDS="1")
+    plane = Plane(tmp_path / "data", triton, 0, CONTROLPLANE_GATEWAY__UNATTENDED_SECONDS="1")
     plane.start()
     (pid,) = plane.haproxies()
     plane.kill()

@@ -21,7 +21,7 @@ import tritonclient.grpc as triton_grpc
 from tritonclient.grpc import service_pb2
 
 from controlplane.errors import InvalidInputError
-from controlplane.gateway.wire import read_names
+from controlplane.gateway.grpc_wire import read_names
 from tests.cases import gateway_grpc_model_scope
 from tests.support import hostile
 from tests.support.api import Api
@@ -173,7 +173,7 @@ def test_an_answer_of_another_model_counts_as_an_error_of_the_model_that_was_dec
 
     def counted(code: str) -> float:
         page = api.http.get("/metrics").text
-        labels = ('model="team-net"', 'protocol="grpc"', 'way="fast"', f'code="{code}"')
+        labels = ('model="team-net"', 'protocol="grpc"', 'way="direct"', f'code="{code}"')
         lines = [line for line in page.splitlines() if "gateway_model_requests_total{" in line]
         return sum(float(line.split()[-1]) for line in lines if all(label in line for label in labels))
 

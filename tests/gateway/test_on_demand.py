@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from controlplane.errors import TooManyWaitingError
-from controlplane.gateway.waiting import Limits, WaitingRoom
+from controlplane.gateway.activator.request_queue import QueueLimits, RequestQueue
 from controlplane.settings import GatewaySettings, MemorySettings, ReconcilerSettings
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.gateway import grpc_client, http_client, ones, triton_pid, until, urls, way
@@ -32,14 +32,16 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A front door with room for few waiting requests, before a Triton with room for few models."""
+    """A gateway with room for few waiting requests, before a Triton with room for few models."""
     settings = settings_for(
         tmp_path_factory.mktemp("small"),
         embedded=True,
-        gateway=GatewaySettings(waiting_requests_per_model=3, waiting_bytes_per_model=4 * MIB, load_timeout_seconds=60),
+        gateway=GatewaySettings(
+            queue_max_requests_per_model=3, queue_max_bytes_per_model=4 * MIB, load_timeout_seconds=60
+        ),
         memory=MemorySettings(minimum_residence_seconds=0.2, poll_interval_seconds=0.2),
         # Who is stopped by a test for a while is not helped meanwhile.
-        reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=15, hung_seconds=300),
+        reconciler=ReconcilerSettings(interval_seconds=0.3, lease_seconds=15, unresponsive_after_seconds=300),
     )
     with serving(settings) as api:
         for name, factor in (("one", 2.0), ("two", 3.0), ("three", 4.0)):
@@ -67,9 +69,9 @@ def _phase(api: Api, model: str) -> str:
 
 def held(api: Api, model: str) -> int:
     """Requests that wait for a model."""
-    door = api.plane.front_door
-    assert door is not None
-    return door.activator.room.requests[model]
+    gateway = api.plane.gateway
+    assert gateway is not None
+    return gateway.activator.room.requests[model]
 
 
 @contextlib.contextmanager
@@ -91,10 +93,10 @@ def test_the_first_request_loads_the_model_and_the_next_goes_directly(small: Api
         assert client.is_model_ready("one")  # it would be answered, and to ask that loads nothing
         assert way(small, "one") == "closed"
         assert client.infer("one", ones(kind)).as_numpy("y").tolist() == [[2.0, 2.0]]
-        until("the fast way", lambda: way(small, "one") == "fast")
-        before = small.plane.front_door.tally.requests.total()  # type: ignore[union-attr]
+        until("the direct way", lambda: way(small, "one") == "direct")
+        before = small.plane.gateway.stats.requests.total()  # type: ignore[union-attr]
         assert client.infer("one", ones(kind)).as_numpy("y").tolist() == [[2.0, 2.0]]
-        assert small.plane.front_door.tally.requests.total() == before  # type: ignore[union-attr]
+        assert small.plane.gateway.stats.requests.total() == before  # type: ignore[union-attr]
 
 
 def test_with_a_keep_alive_of_0_who_asks_is_answered(small: Api) -> None:
@@ -194,7 +196,7 @@ def test_more_bytes_than_may_wait_are_refused(small: Api) -> None:
             client.infer("one", [tensor])
         assert _phase(small, "one") == "Unloaded"
         assert client.infer("one", ones(triton_http)).as_numpy("y")[0, 0] == 2.0
-        until("the fast way", lambda: way(small, "one") == "fast")
+        until("the direct way", lambda: way(small, "one") == "direct")
         assert client.infer("one", [tensor]).as_numpy("y").shape == x.shape  # nothing is held of what need not wait
 
 
@@ -253,7 +255,10 @@ def test_evictions_under_load_lose_no_request(tmp_path: Path) -> None:
         tmp_path,
         embedded=True,
         memory=MemorySettings(
-            budget_bytes={"host": 260 * MIB}, minimum_residence_seconds=0.3, poll_interval_seconds=0.2, policy="lru"
+            budget_bytes={"host": 260 * MIB},
+            minimum_residence_seconds=0.3,
+            poll_interval_seconds=0.2,
+            eviction_policy="lru",
         ),
     )
     names = [f"m{number}" for number in range(5)]
@@ -331,7 +336,7 @@ def test_a_switch_under_load_loses_no_request(small: Api) -> None:
         for line in small.http.get("/metrics").text.splitlines()
         if line.startswith("tritonctl_gateway_model_requests_total{")
         and 'model="switched"' in line
-        and 'way="fast"' in line
+        and 'way="direct"' in line
     ]
     for version in (1, 2):
         for protocol in ("http", "grpc"):
@@ -340,7 +345,7 @@ def test_a_switch_under_load_loses_no_request(small: Api) -> None:
 
 
 def test_limits_count_what_waits_and_forget_it() -> None:
-    room = WaitingRoom(Limits(requests_per_model=2, requests=3, bytes_per_model=100, bytes=150))
+    room = RequestQueue(QueueLimits(requests_per_model=2, requests=3, bytes_per_model=100, bytes=150))
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(room.place("a", 60))
         with pytest.raises(TooManyWaitingError):

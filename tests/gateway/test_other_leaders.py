@@ -1,6 +1,6 @@
-"""The leader is another process, with a front door or without, and in the end it is killed in the middle of an unload.
+"""The leader is another process, with a gateway or without, and in the end it is killed in the middle of an unload.
 
-Clients ask through the front door of the replica that follows and is there to the end. None of their requests may fail.
+Clients ask through the gateway of the instance that follows and is there to the end. None of their requests may fail.
 """
 
 import json
@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from controlplane.reconciler.lease import Lease
-from controlplane.registry.doors import DoorLog, Withdrawal
+from controlplane.reconciler.leader_election import Lease
+from controlplane.registry.gateways import DrainRequest, GatewayLog
 from controlplane.settings import GatewaySettings, MemorySettings, StoreSettings, TritonServerSettings, TritonSettings
 from controlplane.storage.filesystem import FilesystemStore
 from tests.support.api import onnx_scale, serving, settings_for
@@ -38,7 +38,7 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
 
 
 def beside(triton: RunningTriton, folder: Path) -> dict[str, Any]:
-    """Settings that replicas have in common."""
+    """Settings that instances have in common."""
     server = TritonServerSettings(
         name="shared",
         grpc_url=triton.server.grpc_url,
@@ -74,20 +74,20 @@ def unloads(http: httpx.Client, url: str) -> int:
     return sum(event["reason"] == "Unloaded" for event in events)
 
 
-@pytest.mark.parametrize("with_door", [False, True])
+@pytest.mark.parametrize("with_gateway", [False, True])
 def test_no_request_fails_when_another_leader_unloads_and_when_it_is_killed_in_the_middle_of_it(
-    triton: RunningTriton, tmp_path: Path, with_door: bool
+    triton: RunningTriton, tmp_path: Path, with_gateway: bool
 ) -> None:
     """Models that leave as soon as they are not asked for a moment, and come back with the next request."""
     common = beside(triton, tmp_path)
-    gateway = GatewaySettings(enabled=with_door)
+    gateway = GatewaySettings(enabled=with_gateway)
     with leader(tmp_path / "leader", **common, gateway=gateway) as process:
         settings = settings_for(tmp_path / "follower", embedded=False, **common, gateway=GatewaySettings(enabled=True))
         with serving(settings) as api, httpx.Client() as http:
             url = json.loads((tmp_path / "leader" / "up.json").read_text())["url"]
-            log = DoorLog(api.plane.registry.store)
+            log = GatewayLog(api.plane.registry.store)
             assert not api.plane.reconciler.leading
-            assert len(log.doors().present) == 1 + with_door
+            assert len(log.gateways().present) == 1 + with_gateway
             for number, name in enumerate(NAMES):
                 api.publish(name, onnx_scale(number + 3.0))
                 api.deploy(f"{name}:1", mode="on-demand", keep_alive_seconds=0.0)
@@ -97,9 +97,9 @@ def test_no_request_fails_when_another_leader_unloads_and_when_it_is_killed_in_t
                 (tmp_path / "leader" / "die").touch()
                 assert process.wait(60) == -signal.SIGKILL
                 left = json.loads((tmp_path / "leader" / "left.json").read_text())
-                assert any(left.values()), "the leader had waited for the other front door"
+                assert any(left.values()), "the leader had waited for the other gateway"
                 until("the other one leads", lambda: api.plane.reconciler.leading)
-                until("it removes what was left", lambda: not left.keys() & log.doors().withdrawals)
+                until("it removes what was left", lambda: not left.keys() & log.gateways().withdrawals)
                 more(seen, 8)
                 until("it unloads", lambda: unloads(http, api.url) >= 2, seconds=120)
             for name in NAMES:
@@ -116,15 +116,15 @@ def test_a_front_door_opens_no_road_that_was_withdrawn_before_it_came(triton: Ru
         assert api.deploy("net:1", mode="pinned")["state"] == "succeeded"
     store = FilesystemStore(tmp_path / "store")
     # The leader says that it drives the server, so that the follower sends requests there; it does nothing more.
-    lease, log = Lease(store, seconds=600, servers={"shared": triton.server.grpc_url}), DoorLog(store)
+    lease, log = Lease(store, seconds=600, servers={"shared": triton.server.grpc_url}), GatewayLog(store)
     lease.attempt()
     assert lease.held
-    log.announce("0" * 32, Withdrawal("shared", "net", 600.0))
+    log.announce("0" * 32, DrainRequest("shared", "net", 600.0))
     settings = settings_for(tmp_path / "after", embedded=False, **common, gateway=GatewaySettings(enabled=True))
     with serving(settings) as api:
         until("it has proved the model for itself", lambda: "net" in api.plane.reconciler.routes())
-        until("it says that it keeps away", lambda: log.doors().acknowledged)
-        time.sleep(2.0)  # the front door goes by the routes at least once a second
+        until("it says that it keeps away", lambda: log.gateways().acknowledged)
+        time.sleep(2.0)  # the gateway goes by the routes at least once a second
         assert way(api, "net") == "closed"
         log.over("0" * 32, set())
-        until("the road is open", lambda: way(api, "net") == "fast")
+        until("the road is open", lambda: way(api, "net") == "direct")

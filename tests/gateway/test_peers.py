@@ -1,4 +1,4 @@
-"""Replicas and their front doors by the bucket alone: who waits for whom, and what is kept away from until when."""
+"""Replicas and their gateways by the bucket alone: who waits for whom, and what is kept away from until when."""
 
 import asyncio
 import subprocess
@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from controlplane.errors import StoreUnavailableError
-from controlplane.gateway.keeping import nobody
-from controlplane.gateway.peers import Peers
-from controlplane.reconciler.lease import Holder
-from controlplane.registry.doors import DoorLog, Withdrawal
+from controlplane.gateway.drain.coordinator import DrainCoordinator
+from controlplane.gateway.drain.follower import no_peers
+from controlplane.reconciler.leader_election import Holder
+from controlplane.registry.gateways import DrainRequest, GatewayLog
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.filesystem import FilesystemStore
 from tests.support.hooked_store import HookedStore
@@ -28,7 +28,7 @@ LONG_SECONDS = 200.0
 
 
 class Door:
-    """A front door with one road, and how often that was closed and opened again.
+    """A gateway with one road, and how often that was closed and opened again.
 
     Args:
         store: The bucket.
@@ -37,33 +37,33 @@ class Door:
     """
 
     def __init__(self, store: ObjectStore, *, leading: bool = False, drain_seconds: float = LONG_SECONDS) -> None:
-        self.closed_roads: set[tuple[str, str]] = set()
+        self.closed_routes: set[tuple[str, str]] = set()
         self.closings = Counter[tuple[str, str]]()
         self.openings = 0
         self.drained = asyncio.Event()
         self.drained.set()
-        self.peers = Peers(DoorLog(store), lambda: leading, drain_seconds=drain_seconds, door=self)
+        self.peers = DrainCoordinator(GatewayLog(store), lambda: leading, drain_seconds=drain_seconds, gateway=self)
 
     @asynccontextmanager
     async def closed(
-        self, server: str, model: str, others: Callable[[], Awaitable[None]] = nobody
+        self, server: str, model: str, others: Callable[[], Awaitable[None]] = no_peers
     ) -> AsyncIterator[None]:
-        self.closed_roads.add((server, model))
+        self.closed_routes.add((server, model))
         self.closings[server, model] += 1
         try:
             await self.drained.wait()
             await others()
             yield
         finally:
-            self.closed_roads.remove((server, model))
+            self.closed_routes.remove((server, model))
             self.openings += 1
 
     async def look(self, server: str, model: str) -> None:
-        assert (server, model) in self.closed_roads, "it looks before it opens"
+        assert (server, model) in self.closed_routes, "it looks before it opens"
 
 
 class Outage:
-    """A bucket that one replica cannot reach for a while.
+    """A bucket that one instance cannot reach for a while.
 
     Args:
         store: The bucket.
@@ -108,14 +108,14 @@ def run(part: Callable[[], Awaitable[None]]) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks and signs of life follow each other quickly; no one is taken for gone the sooner for it."""
-    monkeypatch.setattr("controlplane.gateway.peers._LOOK_SECONDS", 0.02)
-    monkeypatch.setattr("controlplane.gateway.peers._LEAD_LOOK_SECONDS", 0.1)
-    monkeypatch.setattr("controlplane.gateway.presence.BEAT_SECONDS", 0.05)
-    monkeypatch.setattr("controlplane.gateway.presence._AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr("controlplane.gateway.drain.coordinator._LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("controlplane.gateway.drain.coordinator._LEAD_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("controlplane.gateway.drain.membership.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("controlplane.gateway.drain.membership._AGAIN_SECONDS", 0.05)
 
 
-def withdrawal(model: str = "m", seconds: float = LONG_SECONDS) -> Withdrawal:
-    return Withdrawal("a", model, seconds)
+def withdrawal(model: str = "m", seconds: float = LONG_SECONDS) -> DrainRequest:
+    return DrainRequest("a", model, seconds)
 
 
 def test_a_road_stays_closed_when_the_answer_to_its_acknowledgement_is_lost(tmp_path: Path) -> None:
@@ -127,15 +127,15 @@ def test_a_road_stays_closed_when_the_answer_to_its_acknowledgement_is_lost(tmp_
     hooked = HookedStore(store, after=lose)
 
     async def part() -> None:
-        leader, door = Door(store, leading=True), Door(hooked)
+        leader, gateway = Door(store, leading=True), Door(hooked)
         await leader.peers.start()
-        await door.peers.start()
+        await gateway.peers.start()
         async with leader.peers.withdrawn("a", "m"):
             await soon("it says so again", lambda: sum("/acknowledged/" in key for _, key in hooked.calls) == 2)
-            assert door.closed_roads
-            assert door.openings == 0
-        await soon("it opens", lambda: door.openings == 1)
-        await door.peers.stop()
+            assert gateway.closed_routes
+            assert gateway.openings == 0
+        await soon("it opens", lambda: gateway.openings == 1)
+        await gateway.peers.stop()
         await leader.peers.stop()
 
     run(part)
@@ -144,29 +144,29 @@ def test_a_road_stays_closed_when_the_answer_to_its_acknowledgement_is_lost(tmp_
 @pytest.mark.usefixtures("quick")
 def test_a_bucket_that_is_away_ends_no_keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says neither that an announcement is over nor that it stands; what is known is that it stood."""
-    monkeypatch.setattr("controlplane.gateway.signs.GONE_SECONDS", 0.0)  # however long it is away
+    monkeypatch.setattr("controlplane.gateway.drain.heartbeats.GONE_SECONDS", 0.0)  # however long it is away
     outage = Outage(FilesystemStore(tmp_path))
-    log = DoorLog(FilesystemStore(tmp_path))
+    log = GatewayLog(FilesystemStore(tmp_path))
 
     async def part() -> None:
-        door = Door(outage.store)
-        await door.peers.start()
+        gateway = Door(outage.store)
+        await gateway.peers.start()
         log.announce(NAME, withdrawal())
-        await soon("it says that it keeps away", lambda: log.doors().acknowledged.get(NAME) == {door.peers.id})
+        await soon("it says that it keeps away", lambda: log.gateways().acknowledged.get(NAME) == {gateway.peers.id})
         outage.away = True
         await more("it asks", lambda: outage.failed, 10)
-        assert door.closed_roads
+        assert gateway.closed_routes
         outage.away = False
         await more("it hears again that it stands", lambda: outage.answered, 10)
-        assert door.closed_roads
+        assert gateway.closed_routes
         outage.away = True
-        log.over(NAME, {door.peers.id})
+        log.over(NAME, {gateway.peers.id})
         await more("it asks", lambda: outage.failed, 10)
-        assert door.closed_roads
-        assert door.openings == 0
+        assert gateway.closed_routes
+        assert gateway.openings == 0
         outage.away = False
-        await soon("it hears that it is over", lambda: door.openings == 1)
-        await door.peers.stop()
+        await soon("it hears that it is over", lambda: gateway.openings == 1)
+        await gateway.peers.stop()
 
     run(part)
 
@@ -175,37 +175,37 @@ def test_a_bucket_that_is_away_ends_no_keeping(tmp_path: Path, monkeypatch: pyte
 def test_a_keeping_ends_when_the_leader_must_have_unloaded_or_given_up(tmp_path: Path) -> None:
     """Also where the bucket stays away, and where nobody is left who removes the announcement: a fresh look counts."""
     outage = Outage(FilesystemStore(tmp_path))
-    log = DoorLog(FilesystemStore(tmp_path))
+    log = GatewayLog(FilesystemStore(tmp_path))
 
     async def part() -> None:
-        door = Door(outage.store)
-        await door.peers.start()
+        gateway = Door(outage.store)
+        await gateway.peers.start()
         log.announce(NAME, withdrawal(seconds=3.0))
         log.announce("1" * 32, withdrawal("other"))
-        await soon("it keeps away from both", lambda: door.closings.total() == 2)
+        await soon("it keeps away from both", lambda: gateway.closings.total() == 2)
         outage.away = True
-        await soon("it opens the one whose time is up", lambda: door.openings == 1)
-        assert door.closed_roads == {("a", "other")}
+        await soon("it opens the one whose time is up", lambda: gateway.openings == 1)
+        assert gateway.closed_routes == {("a", "other")}
         outage.away = False
         await more("it reads that both are still announced", lambda: outage.answered, 10)
-        assert log.doors().announced == {NAME, "1" * 32}
-        assert door.closed_roads == {("a", "other")}
-        assert door.closings["a", "m"] == 1
-        await door.peers.stop()
+        assert log.gateways().announced == {NAME, "1" * 32}
+        assert gateway.closed_routes == {("a", "other")}
+        assert gateway.closings["a", "m"] == 1
+        await gateway.peers.stop()
 
     run(part)
 
 
 def test_what_left_before_a_front_door_came_is_kept_away_from_as_soon_as_it_is_there(tmp_path: Path) -> None:
-    log = DoorLog(FilesystemStore(tmp_path))
+    log = GatewayLog(FilesystemStore(tmp_path))
     log.announce(NAME, withdrawal())
     log.announce("1" * 32, withdrawal("other"))
 
     async def part() -> None:
-        door = Door(FilesystemStore(tmp_path))
-        await door.peers.start()
-        assert door.closed_roads == {("a", "m"), ("a", "other")}
-        await door.peers.stop()
+        gateway = Door(FilesystemStore(tmp_path))
+        await gateway.peers.start()
+        assert gateway.closed_routes == {("a", "m"), ("a", "other")}
+        await gateway.peers.stop()
 
     run(part)
 
@@ -213,14 +213,14 @@ def test_what_left_before_a_front_door_came_is_kept_away_from_as_soon_as_it_is_t
 @pytest.mark.parametrize("failing", ["create", "list"])
 def test_a_front_door_that_cannot_be_listed_or_cannot_read_does_not_start(tmp_path: Path, failing: str) -> None:
     def fail(operation: str, key: str) -> None:
-        if operation == failing and key.startswith("doors/"):
+        if operation == failing and key.startswith("gateways/"):
             raise StoreUnavailableError("away")
 
     async def part() -> None:
-        door = Door(HookedStore(FilesystemStore(tmp_path), before=fail))
+        gateway = Door(HookedStore(FilesystemStore(tmp_path), before=fail))
         with pytest.raises(StoreUnavailableError):
-            await door.peers.start()
-        await door.peers.stop()
+            await gateway.peers.start()
+        await gateway.peers.stop()
 
     run(part)
 
@@ -230,22 +230,22 @@ def test_who_comes_while_a_model_is_leaving_is_waited_for(tmp_path: Path) -> Non
     store = FilesystemStore(tmp_path)
 
     async def part() -> None:
-        leader, door = Door(store, leading=True), Door(store)
+        leader, gateway = Door(store, leading=True), Door(store)
         await leader.peers.start()
         leader.drained.clear()
         leaving = asyncio.create_task(_leave(leader))
-        await soon("it is announced", lambda: DoorLog(store).doors().announced)
-        door.drained.clear()
-        starting = asyncio.create_task(door.peers.start())
-        await soon("the new one keeps away", lambda: door.closed_roads)
+        await soon("it is announced", lambda: GatewayLog(store).gateways().announced)
+        gateway.drained.clear()
+        starting = asyncio.create_task(gateway.peers.start())
+        await soon("the new one keeps away", lambda: gateway.closed_routes)
         leader.drained.set()
         done, _ = await asyncio.wait({leaving}, timeout=0.3)
         assert not done, "the new one drains, and has not answered"
-        door.drained.set()
+        gateway.drained.set()
         await leaving
         await starting
         await leader.peers.stop()
-        await door.peers.stop()
+        await gateway.peers.stop()
 
     async def _leave(leader: Door) -> None:
         async with leader.peers.withdrawn("a", "m"):
@@ -257,22 +257,22 @@ def test_who_comes_while_a_model_is_leaving_is_waited_for(tmp_path: Path) -> Non
 @pytest.mark.usefixtures("quick")
 def test_a_leader_without_a_front_door_tells_the_others_and_removes_what_is_left(tmp_path: Path) -> None:
     store = FilesystemStore(tmp_path)
-    log = DoorLog(store)
+    log = GatewayLog(store)
 
     async def part() -> None:
-        leader, door = Peers(log, lambda: True, drain_seconds=LONG_SECONDS), Door(store)
+        leader, gateway = DrainCoordinator(log, lambda: True, drain_seconds=LONG_SECONDS), Door(store)
         await leader.start()
-        await door.peers.start()
-        assert log.doors().present.keys() == {door.peers.id}
+        await gateway.peers.start()
+        assert log.gateways().present.keys() == {gateway.peers.id}
         async with leader.withdrawn("a", "m"):
-            assert door.closed_roads == {("a", "m")}
-            assert door.openings == 0
-        await soon("it opens", lambda: door.openings == 1)
+            assert gateway.closed_routes == {("a", "m")}
+            assert gateway.openings == 0
+        await soon("it opens", lambda: gateway.openings == 1)
         log.announce(NAME, withdrawal())
-        await soon("the leader removes what another one left", lambda: not log.doors().withdrawals)
-        await door.peers.stop()
+        await soon("the leader removes what another one left", lambda: not log.gateways().withdrawals)
+        await gateway.peers.stop()
         await leader.stop()
-        assert not list(store.list("doors/"))
+        assert not list(store.list("gateways/"))
 
     run(part)
 
@@ -284,7 +284,7 @@ def test_who_has_no_front_door_and_does_not_lead_asks_the_bucket_for_nothing(tmp
 
     async def part() -> None:
         nonlocal leads
-        follower = Peers(DoorLog(hooked), lambda: leads, drain_seconds=LONG_SECONDS)
+        follower = DrainCoordinator(GatewayLog(hooked), lambda: leads, drain_seconds=LONG_SECONDS)
         await follower.start()
         await asyncio.sleep(0.3)  # some looks, if it looked
         assert hooked.calls == []
@@ -298,10 +298,10 @@ def test_who_has_no_front_door_and_does_not_lead_asks_the_bucket_for_nothing(tmp
 @pytest.mark.parametrize("looked", [True, False])
 def test_without_the_bucket_only_who_was_alone_unloads(tmp_path: Path, looked: bool) -> None:
     outage = Outage(FilesystemStore(tmp_path))
-    log = DoorLog(FilesystemStore(tmp_path))
+    log = GatewayLog(FilesystemStore(tmp_path))
 
     async def part() -> None:
-        leader = Peers(DoorLog(outage.store), lambda: True, drain_seconds=LONG_SECONDS)
+        leader = DrainCoordinator(GatewayLog(outage.store), lambda: True, drain_seconds=LONG_SECONDS)
         if looked:
             async with leader.withdrawn("a", "m"):
                 pass
@@ -325,31 +325,33 @@ def test_a_leader_that_was_too_slow_to_announce_does_not_unload(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By then the others may ask again."""
-    monkeypatch.setattr("controlplane.gateway.peers._SENT_SECONDS", 0.1)
+    monkeypatch.setattr("controlplane.gateway.drain.coordinator._SENT_SECONDS", 0.1)
 
     def linger(operation: str, key: str) -> None:
         if operation == "create" and key.endswith("/announced.json"):
             time.sleep(0.5)
 
     async def part() -> None:
-        leader = Peers(DoorLog(HookedStore(FilesystemStore(tmp_path), after=linger)), lambda: True, drain_seconds=0.1)
+        leader = DrainCoordinator(
+            GatewayLog(HookedStore(FilesystemStore(tmp_path), after=linger)), lambda: True, drain_seconds=0.1
+        )
         with pytest.raises(StoreUnavailableError, match="took too long"):
             async with leader.withdrawn("a", "m"):
                 raise AssertionError("it unloads")
-        assert not DoorLog(FilesystemStore(tmp_path)).doors().withdrawals
+        assert not GatewayLog(FilesystemStore(tmp_path)).gateways().withdrawals
         await leader.stop()
 
     run(part)
 
 
 def test_a_front_door_is_not_gone_because_nobody_listened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controlplane.gateway.signs.BEAT_SECONDS", 0.01)
-    monkeypatch.setattr("controlplane.gateway.signs.GONE_SECONDS", 0.5)
-    log = DoorLog(FilesystemStore(tmp_path))
+    monkeypatch.setattr("controlplane.gateway.drain.heartbeats.BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("controlplane.gateway.drain.heartbeats.GONE_SECONDS", 0.5)
+    log = GatewayLog(FilesystemStore(tmp_path))
     log.beat("alive", 1, Holder.myself().to_body(20.0))
 
     async def part() -> None:
-        leader = Peers(log, lambda: False, drain_seconds=LONG_SECONDS)
+        leader = DrainCoordinator(log, lambda: False, drain_seconds=LONG_SECONDS)
         for _ in range(2):
             await leader._look()
             assert leader._others() == {"alive"}
@@ -362,12 +364,14 @@ def test_a_front_door_is_not_gone_because_nobody_listened(tmp_path: Path, monkey
 def test_a_front_door_whose_process_has_ended_is_waited_for_by_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("controlplane.gateway.signs.GONE_SECONDS", 1e6)  # by its silence nobody would know
-    log, me = DoorLog(FilesystemStore(tmp_path)), Holder.myself()
+    monkeypatch.setattr("controlplane.gateway.drain.heartbeats.GONE_SECONDS", 1e6)  # by its silence nobody would know
+    log, me = GatewayLog(FilesystemStore(tmp_path)), Holder.myself()
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
 
     async def part() -> None:
-        leader = Peers(log, lambda: False, drain_seconds=LONG_SECONDS)  # one that leads would remove the dead one
+        leader = DrainCoordinator(
+            log, lambda: False, drain_seconds=LONG_SECONDS
+        )  # one that leads would remove the dead one
         log.beat("dead", 1, replace(me, pid=int(gone.stdout)).to_body(20.0))
         async with asyncio.timeout(60), leader.withdrawn("a", "m"):
             pass
@@ -379,15 +383,15 @@ def test_a_front_door_whose_process_has_ended_is_waited_for_by_nobody(
                 entered.set()
 
         leaving = asyncio.create_task(leave())
-        await soon("it is announced", lambda: log.doors().announced)
-        (name,) = log.doors().announced
-        assert log.withdrawal(name) == Withdrawal("a", "m", LONG_SECONDS + 20.0)
+        await soon("it is announced", lambda: log.gateways().announced)
+        (name,) = log.gateways().announced
+        assert log.withdrawal(name) == DrainRequest("a", "m", LONG_SECONDS + 20.0)
         log.acknowledge(name, "dead")
         await asyncio.sleep(0.3)
         assert not entered.is_set(), "one lives, and has not answered"
         log.acknowledge(name, "alive")
         await leaving
-        assert not log.doors().withdrawals
+        assert not log.gateways().withdrawals
         await leader.stop()
 
     run(part)
@@ -406,22 +410,22 @@ def test_an_acknowledgement_that_comes_late_does_not_stay_in_the_bucket(tmp_path
             late.set()
 
     store = FilesystemStore(tmp_path)
-    log = DoorLog(store)
+    log = GatewayLog(store)
 
     async def part() -> None:
-        leader = Peers(log, lambda: True, drain_seconds=0.1)
+        leader = DrainCoordinator(log, lambda: True, drain_seconds=0.1)
         follower = Door(HookedStore(store, before=hold, after=tell))
         await leader.start()
         await follower.peers.start()
         async with leader.withdrawn("a", "m"):
-            await soon("the follower keeps away", lambda: follower.closed_roads)
-        await soon("it is over", lambda: not list(store.list("doors/withdrawals/")))
+            await soon("the follower keeps away", lambda: follower.closed_routes)
+        await soon("it is over", lambda: not list(store.list("gateways/drains/")))
         held.set()
         await soon("the follower has answered", late.is_set)
         await soon("it opens", lambda: follower.openings == 1)
         log.acknowledge(NAME, "killed")  # as an end in the middle of removing leaves it
-        await soon("the leader removes it all", lambda: not list(store.list("doors/withdrawals/")))
-        assert {info.key.partition("/")[2].partition("/")[0] for info in store.list("doors/")} == {"present"}
+        await soon("the leader removes it all", lambda: not list(store.list("gateways/drains/")))
+        assert {info.key.partition("/")[2].partition("/")[0] for info in store.list("gateways/")} == {"present"}
         await leader.stop()
         await follower.peers.stop()
 
@@ -430,9 +434,9 @@ def test_an_acknowledgement_that_comes_late_does_not_stay_in_the_bucket(tmp_path
 
 @pytest.mark.usefixtures("quick")
 def test_signs_of_life_and_acknowledgements_do_not_queue_behind_downloads(tmp_path: Path) -> None:
-    """Nor do signs of life behind what else front doors have to say."""
+    """Nor do signs of life behind what else gateways have to say."""
     store, end = FilesystemStore(tmp_path), threading.Event()
-    log = DoorLog(store)
+    log = GatewayLog(store)
 
     def hang(operation: str, key: str) -> None:
         if operation == "list" and stuck.is_set():
@@ -444,16 +448,16 @@ def test_signs_of_life_and_acknowledgements_do_not_queue_behind_downloads(tmp_pa
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(1))
         download = loop.run_in_executor(None, end.wait, LONG_SECONDS)
-        door = Door(HookedStore(store, before=hang))
-        await door.peers.start()
+        gateway = Door(HookedStore(store, before=hang))
+        await gateway.peers.start()
         log.announce(NAME, withdrawal())
-        await soon("it keeps away", lambda: log.doors().acknowledged.get(NAME))
+        await soon("it keeps away", lambda: log.gateways().acknowledged.get(NAME))
         stuck.set()
-        number = log.doors().present[door.peers.id]
-        await soon("it lives", lambda: log.doors().present[door.peers.id] > number + 5)
+        number = log.gateways().present[gateway.peers.id]
+        await soon("it lives", lambda: log.gateways().present[gateway.peers.id] > number + 5)
         end.set()
         await download
-        await door.peers.stop()
-        assert not log.doors().present
+        await gateway.peers.stop()
+        assert not log.gateways().present
 
     run(part)

@@ -1,4 +1,4 @@
-"""Rollouts through the real front door under load: three bad versions are withdrawn, a fine one is promoted.
+"""Rollouts through the real gateway under load: three bad versions are withdrawn, a fine one is promoted.
 
 Clients ask all the while, over HTTP and gRPC. The old version must fail none of them, and what the bad version got is
 held against the share that was asked for.
@@ -31,7 +31,7 @@ CANARY = {
     "minimum_requests": 40,
 }
 SHADOW = {"kind": "shadow", "shadow_seconds": 1, "minimum_requests": 60}
-PINNED = {"kind": "pinned"}
+PINNED = {"kind": "manual"}
 IN_FLIGHT = 4
 """Requests under way when the decision fell: one of each client."""
 
@@ -58,12 +58,12 @@ class Seen:
 
 
 class Clients:
-    """Two clients over HTTP and two over gRPC that ask one model in a loop through the front door."""
+    """Two clients over HTTP and two over gRPC that ask one model in a loop through the gateway."""
 
     def __init__(self, api: Api, name: str, scales: dict[str, float]) -> None:
-        assert api.plane.front_door is not None
-        self._http_url = api.plane.front_door.http_url.removeprefix("http://")
-        self._grpc_url = api.plane.front_door.grpc_url
+        assert api.plane.gateway is not None
+        self._http_url = api.plane.gateway.http_url.removeprefix("http://")
+        self._grpc_url = api.plane.gateway.grpc_url
         self._name = name
         self._scales = scales
         self.seen = Seen()
@@ -215,7 +215,7 @@ async def test_who_names_a_version_gets_it(api: Api, tmp_path: Path) -> None:
     while rollout(api, "pinned")["step"] == 0:
         assert time.monotonic() < end
         await asyncio.sleep(0.05)
-    assert api.plane.front_door is not None
+    assert api.plane.gateway is not None
     x = np.ones((1, WIDTH), np.float32)
 
     def inputs(library: Any) -> list[Any]:
@@ -223,12 +223,12 @@ async def test_who_names_a_version_gets_it(api: Api, tmp_path: Path) -> None:
         tensor.set_data_from_numpy(x)
         return [tensor]
 
-    async with http_client.InferenceServerClient(api.plane.front_door.http_url.removeprefix("http://")) as http:
+    async with http_client.InferenceServerClient(api.plane.gateway.http_url.removeprefix("http://")) as http:
 
         async def over_http(**how: Any) -> float:
             return float((await http.infer("pinned", inputs(http_client), **how)).as_numpy("y")[0, 0])
 
-        while await over_http(headers={"x-model-version": "2"}) != 2.0:  # until the front door has learnt of it
+        while await over_http(headers={"x-model-version": "2"}) != 2.0:  # until the gateway has learnt of it
             assert time.monotonic() < end
             await asyncio.sleep(0.05)
         assert await over_http() == 1.0
@@ -237,7 +237,7 @@ async def test_who_names_a_version_gets_it(api: Api, tmp_path: Path) -> None:
         assert await over_http(parameters={"x-model-version": "2"}) == 2.0
         with pytest.raises(InferenceServerException, match="unknown model"):
             await over_http(model_version="9")
-    async with grpc_client.InferenceServerClient(api.plane.front_door.grpc_url) as grpc:
+    async with grpc_client.InferenceServerClient(api.plane.gateway.grpc_url) as grpc:
 
         async def over_grpc(**how: Any) -> float:
             return float((await grpc.infer("pinned", inputs(grpc_client), **how)).as_numpy("y")[0, 0])

@@ -21,10 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from controlplane.domain import rollout as rules
 from controlplane.domain.names import candidate_name
-from controlplane.domain.sampling import PARTS, sample, weight
-from controlplane.domain.strategy import RolloutStep, RolloutStrategy, StrategyKind
+from controlplane.domain.rollout import decision as rules
+from controlplane.domain.rollout.sampling import PARTS, sample, weight
+from controlplane.domain.rollout.strategy import RolloutStep, RolloutStrategy, StrategyKind
 from controlplane.settings import GatewaySettings, TritonServerSettings, TritonSettings
 from tests.gateway.test_splitting import split
 from tests.support.api import Api, onnx_scale, serving, settings_for
@@ -49,7 +49,7 @@ def strays(count: int, n: int, share: float) -> bool:
 @given(
     percent=st.floats(0.0001, 99.9999),
     control=st.floats(1, 1000),
-    kind=st.sampled_from([StrategyKind.CANARY, StrategyKind.SHADOW, StrategyKind.PINNED]),
+    kind=st.sampled_from([StrategyKind.CANARY, StrategyKind.SHADOW, StrategyKind.MANUAL]),
 )
 def test_of_all_requests_the_new_version_gets_what_was_asked_for(
     percent: float, control: float, kind: StrategyKind
@@ -71,7 +71,7 @@ def test_of_all_requests_the_new_version_gets_what_was_asked_for(
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A front door before two Tritons, with a model of two versions on both: the first doubles, the second trebles."""
+    """A gateway before two Tritons, with a model of two versions on both: the first doubles, the second trebles."""
     folder = tmp_path_factory.mktemp("sampling")
     with ExitStack() as stack:
         tritons = {name: stack.enter_context(running_triton(folder / name)) for name in ("a", "b")}
@@ -85,12 +85,12 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
             folder / "plane",
             embedded=False,
             triton=TritonSettings(servers=servers, load_timeout_seconds=60),
-            gateway=GatewaySettings(enabled=True, measured_per_second=0),
+            gateway=GatewaySettings(enabled=True, max_sampled_requests_per_second=0),
         )
         running = stack.enter_context(serving(settings))
         for factor in (2.0, 3.0):
             running.publish("net", onnx_scale(factor))
-        assert running.deploy("net:1", min_copies=2, max_batch_size=0)["state"] == "succeeded"
+        assert running.deploy("net:1", min_replicas=2, max_batch_size=0)["state"] == "succeeded"
         yield running
 
 
@@ -99,18 +99,18 @@ def begin(api: Api, **strategy: Any) -> None:
     lasting = {"error": 1e-12, "latency_tolerance": 100, "difference": {"absolute": 10, "relative": 0}}
     body = {
         "reference": "net:2",
-        "settings": {"min_copies": 2, "max_batch_size": 0, "rollout": {**lasting, **strategy}},
+        "settings": {"min_replicas": 2, "max_batch_size": 0, "rollout": {**lasting, **strategy}},
     }
     api.ok(api.http.put("/v1/deployments/net", json=body), 202)
-    splits = api.plane.front_door.activator.splits  # type: ignore[union-attr]
+    splits = api.plane.gateway.activator.splits  # type: ignore[union-attr]
     until("both servers have both", lambda: (one := splits.get("net")) and one.servers == ("a", "b"))
-    until("a split", lambda: road(api)["way"] == "split")
+    until("a split", lambda: route(api)["way"] == "split")
 
 
 def end(api: Api) -> dict[str, Any]:
     """Abort it; return how it stood."""
     found = api.ok(api.http.post("/v1/rollouts/net/abort"))
-    until("the fast way", lambda: road(api)["way"] == "fast")
+    until("the direct way", lambda: route(api)["way"] == "direct")
     until(
         "the new version is gone", lambda: not any(candidate_is_loaded(one) for one in api.plane.reconciler.servers())
     )
@@ -124,22 +124,22 @@ def candidate_is_loaded(server: Any) -> bool:
     )
 
 
-def road(api: Api) -> dict[str, Any]:
+def route(api: Api) -> dict[str, Any]:
     (found,) = api.ok(api.http.get("/v1/gateway"))["models"]
     return dict(found)
 
 
 def directly(api: Api) -> int:
     """Requests that HAProxy sent straight to a server."""
-    door = api.plane.front_door
-    assert door is not None
-    rows = asyncio.run(door.api.statistics())
+    gateway = api.plane.gateway
+    assert gateway is not None
+    rows = asyncio.run(gateway.api.statistics())
     return sum(int(row["stot"]) for row in rows if row["svname"] == "BACKEND" and row["pxname"][:2] in ("h-", "g-"))
 
 
 def by_python(api: Api) -> int:
     """Requests that came by the control plane, copies not counted."""
-    requests = api.plane.front_door.tally.requests  # type: ignore[union-attr]
+    requests = api.plane.gateway.stats.requests  # type: ignore[union-attr]
     return sum(count for kind, count in requests.items() if (kind.way, kind.version) != ("shadow", "2"))
 
 
@@ -171,7 +171,7 @@ async def ask(url: str, kind: Any, requests: int) -> Counter[float]:
 @pytest.mark.parametrize("kind", [http_client, grpc_client], ids=["http", "grpc"])
 def test_a_canary_gets_its_share_and_most_requests_go_directly(api: Api, kind: Any) -> None:
     begin(api, kind="canary", steps=[{"weight_percent": 10, "seconds": 600}])
-    assert road(api)["measured_share"] == 0.2
+    assert route(api)["measured_share"] == 0.2
     before, protocol = (by_python(api), directly(api)), "grpc" if kind is grpc_client else "http"
     told = counted(api, protocol)
     seen = asyncio.run(ask(urls(api)[kind is grpc_client], kind, _REQUESTS))
@@ -188,7 +188,7 @@ def test_a_canary_gets_its_share_and_most_requests_go_directly(api: Api, kind: A
     assert not strays(found["new"]["requests"], python, 0.5)
     well, class_of_it = ("OK", "OK") if protocol == "grpc" else ("200", "2xx")
     assert +(counted(api, protocol) - told) == {
-        ("fast", "1", class_of_it): _REQUESTS - python,
+        ("direct", "1", class_of_it): _REQUESTS - python,
         ("canary", "1", well): python - seen[3.0],
         ("canary", "2", well): seen[3.0],
     }
@@ -203,13 +203,13 @@ def test_of_a_shadow_a_share_is_copied(api: Api) -> None:
     python = by_python(api) - before[0]
 
     def copied() -> int:
-        evidence = api.plane.front_door.activator.splits.get("net").meter.evidence()  # type: ignore[union-attr]
+        evidence = api.plane.gateway.activator.splits.get("net").meter.evidence()  # type: ignore[union-attr]
         return int(evidence.new.requests + evidence.skipped)
 
     until("all copies", lambda: copied() == python)
     told = counted(api, "grpc")
     assert told["shadow", "1", "OK"] == python
-    skipped = api.plane.front_door.activator.splits.get("net").meter.evidence().skipped  # type: ignore[union-attr]
+    skipped = api.plane.gateway.activator.splits.get("net").meter.evidence().skipped  # type: ignore[union-attr]
     assert told["shadow", "2", "OK"] == python - skipped
     end(api)
     assert seen == {2.0: _REQUESTS}
@@ -219,7 +219,7 @@ def test_of_a_shadow_a_share_is_copied(api: Api) -> None:
 @pytest.mark.triton
 def test_whoever_names_a_version_gets_it_however_the_request_is_made(api: Api) -> None:
     """The parameter may stand behind megabytes of JSON, and a body may come in chunks."""
-    begin(api, kind="pinned")
+    begin(api, kind="manual")
     url = f"http://{urls(api)[0]}/v2/models/net/infer"
     large = np.ones((8000, 2)).tolist()
 
@@ -247,5 +247,5 @@ def test_whoever_names_a_version_gets_it_however_the_request_is_made(api: Api) -
     assert asked(body(large)) == 2.0
     assert asked(body(large), **{"x-model-version": "1"}) == 2.0
     told = counted(api, "http")
-    assert (told["pinned", "1", "200"], told["pinned", "2", "200"]) == (1, 5)
+    assert (told["by-version", "1", "200"], told["by-version", "2", "200"]) == (1, 5)
     end(api)

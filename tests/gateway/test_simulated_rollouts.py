@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from controlplane.domain import rollout as rules
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, RolloutPhase
 from controlplane.domain.names import Reference
-from controlplane.domain.rollout import Readiness
-from controlplane.domain.sampling import PARTS, sample, weight
-from controlplane.domain.strategy import RolloutStep, RolloutStrategy, StrategyKind
-from controlplane.gateway.measuring import Answer, Arm, Meter
+from controlplane.domain.rollout import decision as rules
+from controlplane.domain.rollout.decision import Readiness
+from controlplane.domain.rollout.sampling import PARTS, sample, weight
+from controlplane.domain.rollout.strategy import RolloutStep, RolloutStrategy, StrategyKind
+from controlplane.gateway.rollout.comparison import Answer, Arm, SplitMeter
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LOOK_EVERY = 20
@@ -64,7 +64,7 @@ def roll_out(
     settings = DeploymentSettings(rollout=strategy)
     spec = DeploymentSpec(model="m", reference="m:1", version=1)
     spec = rules.deploy(spec, Reference("m", version=2), 2, settings, rollout_id="r", now=NOW)
-    meter, chance, served = Meter(strategy.latency_tolerance), random.Random(seed), 0
+    meter, chance, served = SplitMeter(strategy.latency_tolerance), random.Random(seed), 0
     while (rollout := spec.trial) is not None:
         now = NOW + timedelta(seconds=served * REQUEST_SECONDS)
         evidence = meter.evidence()

@@ -12,10 +12,10 @@ import numpy as np
 from controlplane.domain.comparison import compare
 from controlplane.domain.deployment import DeploymentSettings, Rollout
 from controlplane.domain.evidence import Signal
-from controlplane.domain.strategy import RolloutStep, RolloutStrategy, StrategyKind
+from controlplane.domain.rollout.strategy import RolloutStep, RolloutStrategy, StrategyKind
 from controlplane.domain.tolerance import OutputComparison, Tolerance
-from controlplane.gateway.measuring import Arm
-from controlplane.gateway.splitting import MIRRORED_AT_ONCE, Split, Splits, tolerances
+from controlplane.gateway.rollout.comparison import Arm
+from controlplane.gateway.rollout.split import MIRRORED_AT_ONCE, TrafficSplit, TrafficSplits, tolerances
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -50,7 +50,9 @@ def ignored(reply: Said) -> None:
     """A copy's reply."""
 
 
-def split(kind: StrategyKind, *, servers: tuple[str, ...] = ("a",), percent: float = 20, begun: bool = True) -> Split:
+def split(
+    kind: StrategyKind, *, servers: tuple[str, ...] = ("a",), percent: float = 20, begun: bool = True
+) -> TrafficSplit:
     strategy = RolloutStrategy(kind=kind, steps=(RolloutStep(weight_percent=percent),))
     rollout = Rollout(
         id="r",
@@ -61,7 +63,7 @@ def split(kind: StrategyKind, *, servers: tuple[str, ...] = ("a",), percent: flo
         began_at=NOW,
         step_since=NOW if begun else None,
     )
-    made = Split("m", rollout, chance=random.Random(7).random)
+    made = TrafficSplit("m", rollout, chance=random.Random(7).random)
     made.servers = servers
     return made
 
@@ -113,7 +115,7 @@ async def test_a_client_that_gives_up_waiting_counts_against_the_version() -> No
 
 
 async def test_who_names_a_version_gets_it_and_says_nothing_in_the_comparison() -> None:
-    versions, pinned = Versions(old=Said(1.0), new=Said(2.0, failed=True)), split(StrategyKind.PINNED)
+    versions, pinned = Versions(old=Said(1.0), new=Said(2.0, failed=True)), split(StrategyKind.MANUAL)
     assert pinned.named("2") is Arm.NEW
     assert pinned.named("1") is Arm.OLD
     assert pinned.named("3") is pinned.named("") is None
@@ -158,7 +160,7 @@ async def test_a_copy_that_breaks_breaks_nothing_else() -> None:
 
 
 async def test_splits_keep_what_they_measured_as_long_as_it_is_the_same_rollout() -> None:
-    splits, rollout = Splits(), split(StrategyKind.CANARY).rollout
+    splits, rollout = TrafficSplits(), split(StrategyKind.CANARY).rollout
     first = await splits.keep("m", rollout, ("a",))
     assert await splits.keep("m", rollout.with_changes(step=1), ("a", "b")) is first
     assert first.servers == ("a", "b")
@@ -180,12 +182,12 @@ async def test_who_comes_for_another_reason_is_drawn_anew() -> None:
     shadow = split(StrategyKind.SHADOW)
     ways = Counter([(await shadow.answer(None, None, versions.ask, same, ignored)).way for _ in range(2000)])
     assert 400 < ways["shadow"] < 600
-    assert ways["activated"] == 2000 - ways["shadow"]
+    assert ways["activator"] == 2000 - ways["shadow"]
     await shadow.close()
 
 
 async def test_only_what_is_being_tried_is_kept_from_the_fast_way() -> None:
-    splits, rollout = Splits(), split(StrategyKind.CANARY).rollout
+    splits, rollout = TrafficSplits(), split(StrategyKind.CANARY).rollout
     await splits.keep("ready", rollout, ("a",))
     await splits.keep("away", rollout, ())
     await splits.keep("not-begun", rollout.with_changes(step_since=None), ("a",))

@@ -1,4 +1,4 @@
-"""The front door of a control plane that has just been started: what is deployed is not unknown before it was read."""
+"""The gateway of a control plane that has just been started: what is deployed is not unknown before it was read."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ import pytest
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.errors import GatewayError
-from controlplane.gateway.process import find_haproxy
+from controlplane.gateway.haproxy.process import find_haproxy
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.registry import Registry
 from controlplane.settings import GatewaySettings, GcSettings
@@ -42,16 +42,18 @@ def test_a_request_that_comes_before_the_deployments_were_read_waits_for_that(mo
         unread = stack.enter_context(contextlib.ExitStack())
         unread.enter_context(proxy.lasting(Fault(Action.STALL, contains="deployments")))
         environment: dict[str, Any] = {
-            "TRITONCTL_STORE__URL": stored.url,
-            "TRITONCTL_STORE__ENDPOINT_URL": proxy.endpoint_url,
-            "TRITONCTL_STORE__REGION": stored.region or "",
-            "TRITONCTL_STORE__ACCESS_KEY_ID": stored.access_key_id or "",
-            "TRITONCTL_STORE__SECRET_ACCESS_KEY": stored.secret_access_key.get_secret_value(),
-            "TRITONCTL_STORE__TIMEOUT_SECONDS": "120",
+            "CONTROLPLANE_STORE__URL": stored.url,
+            "CONTROLPLANE_STORE__ENDPOINT_URL": proxy.endpoint_url,
+            "CONTROLPLANE_STORE__REGION": stored.region or "",
+            "CONTROLPLANE_STORE__ACCESS_KEY_ID": stored.access_key_id or "",
+            "CONTROLPLANE_STORE__SECRET_ACCESS_KEY": stored.secret_access_key.get_secret_value(),
+            "CONTROLPLANE_STORE__TIMEOUT_SECONDS": "120",
         }
-        api, door = stack.enter_context(running(tmp_path / "data", **environment))
+        api, gateway = stack.enter_context(running(tmp_path / "data", **environment))
         pool = stack.enter_context(ThreadPoolExecutor(2))
-        known, unknown = (pool.submit(door.post, f"/v2/models/{name}/infer", content=body) for name in ("m", "nobody"))
+        known, unknown = (
+            pool.submit(gateway.post, f"/v2/models/{name}/infer", content=body) for name in ("m", "nobody")
+        )
         deadline = time.monotonic() + 60
         while "tritonctl_gateway_waiting_requests 2.0" not in api.http.get("/metrics").text:
             assert time.monotonic() < deadline, "both wait"
@@ -74,16 +76,16 @@ def test_an_haproxy_that_ends_at_its_start_is_started_again(tmp_path: Path, ends
     ending = f'echo >> {starts}\n[ "$(wc -l < {starts})" -le {ends} ] && exit 7\n'
     program.write_text(f'#!/bin/sh\n{ending}exec {real} "$@"\n')
     program.chmod(0o755)
-    door = GatewaySettings(enabled=True, haproxy=program)
-    settings = settings_for(tmp_path / "data", embedded=True, gateway=door)
+    gateway = GatewaySettings(enabled=True, haproxy=program)
+    settings = settings_for(tmp_path / "data", embedded=True, gateway=gateway)
     if says is not None:
         with pytest.raises(GatewayError, match=says), serving(settings):
             pass
         assert len(starts.read_text()) == 3
         return
     with serving(settings) as api:
-        assert api.plane.front_door is not None
-        url = f"{api.plane.front_door.address().http_url}/v2/health/live"
+        assert api.plane.gateway is not None
+        url = f"{api.plane.gateway.address().http_url}/v2/health/live"
         deadline = time.monotonic() + 60
         while httpx.get(url).status_code != 200:
             assert time.monotonic() < deadline

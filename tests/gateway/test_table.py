@@ -3,8 +3,18 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.gateway.table import GRANTS, KEYS, MAPS, MODELS, SPLITS, Table, arrange, commands, empty
-from controlplane.reconciler.routing import Route
+from controlplane.gateway.haproxy.route_table import (
+    GRANTS,
+    KEYS,
+    MAPS,
+    MODELS,
+    SPLITS,
+    Table,
+    arrange,
+    commands,
+    empty,
+)
+from controlplane.reconciler.routes import Route
 
 SERVERS = ("s0", "s1", "s2")
 _routes = st.dictionaries(

@@ -1,4 +1,4 @@
-"""TLS at the front door, with a certificate made for the test: both protocols, both ways."""
+"""TLS at the gateway, with a certificate made for the test: both protocols, both ways."""
 
 import contextlib
 import select
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.triton
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Path]]:
-    """A front door that speaks TLS, with one model that is loaded and one that is not; and its authority's file."""
+    """A gateway that speaks TLS, with one model that is loaded and one that is not; and its authority's file."""
     folder = tmp_path_factory.mktemp("tls")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
@@ -36,7 +36,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Pat
         for model, mode in (("net", "pinned"), ("lazy", "on-demand")):
             api.publish(model, onnx_scale(2.0))
             assert api.deploy(f"{model}:1", mode=mode)["state"] == "succeeded"
-        until("the fast way", lambda: way(api, "net") == "fast")
+        until("the direct way", lambda: way(api, "net") == "direct")
         yield api, folder / "ca.pem"
 
 

@@ -55,11 +55,11 @@ def test_readiness_and_events_name_a_server_that_no_instance_drives(follower: Ap
 
 
 def test_the_gateway_refuses_at_once_what_it_can_never_have_loaded(follower: Api) -> None:
-    door = follower.plane.front_door
-    assert door is not None
+    gateway = follower.plane.gateway
+    assert gateway is not None
     until("the deployment is known", lambda: follower.plane.reconciler.spec("net"))
     # The limit for a load is 300 s: a request that waited for one would outlast this client.
-    answer = httpx.post(f"{door.http_url}/v2/models/net/infer", json=REQUEST, timeout=60)
+    answer = httpx.post(f"{gateway.http_url}/v2/models/net/infer", json=REQUEST, timeout=60)
     assert answer.status_code == 503
     assert "net is not loaded, and cannot be now: " in answer.json()["error"]
     assert "no instance drives it" in answer.json()["error"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from controlplane.errors import InvalidInputError
-from controlplane.gateway.wire import FIELDS_MAX, Names, parameter, read_names, rename, stream_error
+from controlplane.gateway.grpc_wire import FIELDS_MAX, Names, parameter, read_names, rename, stream_error
 from tests.support import hostile
 from tests.support.hostile import NAME, VERSION, tensors, text, varint
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.api.device_metrics import DeviceMetrics
+from controlplane.api.metrics.devices import DeviceMetrics
 from controlplane.errors import DeviceError, NotFoundError
 from controlplane.gpu.base import DeviceKind, DeviceReading
 from controlplane.gpu.budgets import BudgetRules
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.servers.server import ManagedServer
 from controlplane.services.devices import Devices
 from controlplane.triton.client import TritonClient
 from controlplane.triton.repository import ModelRepository

@@ -53,7 +53,7 @@ def site(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Si
     machine.has(count=2, **gpu(0), **gpu(1))
     environment = machine.environment | {
         "TRITONCTL_DATA_DIR": str(folder / "data"),
-        "TRITONCTL_MEMORY__BUDGET_BYTES": json.dumps({"gpu:1": 5 * GIB}),
+        "CONTROLPLANE_MEMORY__BUDGET_BYTES": json.dumps({"gpu:1": 5 * GIB}),
         "COLUMNS": "250",
     }
     ready, log = folder / "data/up.json", folder / "log"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controlplane.domain.rollback import rollback_target
+from controlplane.domain.rollout.rollback import rollback_target
 from controlplane.domain.states import Phase
 from controlplane.registry.registry import Registry
 from tests.gpu.test_within_a_server import Site, is_ready, kinds, plane

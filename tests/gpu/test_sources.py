@@ -13,7 +13,7 @@ from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.combined import CombinedSource
 from controlplane.gpu.factory import embedded_devices, server_devices
 from controlplane.settings import MemorySettings, TritonServerSettings, TritonSettings
-from controlplane.triton.page import PageSource
+from controlplane.triton.metrics_scraper import MetricsScraper
 from tests.support.nvml import GIB
 from tests.support.triton import running_triton
 
@@ -80,8 +80,8 @@ def test_which_sources_a_server_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     def elsewhere(**more: object) -> TritonServerSettings:
         return TritonServerSettings.model_validate({"name": "a", "grpc_url": "a:1", "repository": "/r", **more})
 
-    page = PageSource("http://127.0.0.1:1")
-    (host,) = server_devices(elsewhere(same_machine=True), page, 1).read()
+    page = MetricsScraper("http://127.0.0.1:1")
+    (host,) = server_devices(elsewhere(local=True), page, 1).read()
     assert host.processes is None
     assert server_devices(elsewhere(), None, 1).read() == ()
     with pytest.raises(DeviceError, match=r"127\.0\.0\.1:1"):
@@ -119,9 +119,9 @@ def test_nothing_may_be_used_of_what_cannot_be_loaded_on() -> None:
 
 
 def test_a_servers_own_budget_goes_before_that_of_all() -> None:
-    memory = MemorySettings(budget_bytes={"host": 7, "gpu:0": 8}, budget_share=0.5, headroom_bytes=3)
+    memory = MemorySettings(budget_bytes={"host": 7, "gpu:0": 8}, gpu_budget_fraction=0.5, headroom_bytes=3)
     plain = TritonServerSettings.model_validate({"name": "a", "grpc_url": "a:1", "repository": "/r"})
-    own = plain.model_copy(update={"budget_bytes": {"gpu:0": 9}, "budget_share": 0.25, "headroom_bytes": 0})
+    own = plain.model_copy(update={"budget_bytes": {"gpu:0": 9}, "gpu_budget_fraction": 0.25, "headroom_bytes": 0})
     assert BudgetRules.from_settings(memory) == BudgetRules.from_settings(memory, plain)
     assert BudgetRules.from_settings(memory) == BudgetRules({"host": 7, "gpu:0": 8}, 0.5, 0.8, 3)
     assert BudgetRules.from_settings(memory, own) == BudgetRules({"host": 7, "gpu:0": 9}, 0.25, 0.25, 0)

@@ -9,7 +9,7 @@ import pytest
 from controlplane.errors import DeviceError
 from controlplane.gpu.base import DeviceKind, DeviceReading
 from controlplane.gpu.triton_metrics import TritonMetricsSource, devices, parse
-from controlplane.triton.page import PageSource
+from controlplane.triton.metrics_scraper import MetricsScraper
 from tests.support.triton import running_triton
 
 MIB = 1 << 20
@@ -130,7 +130,7 @@ def test_a_broken_page_is_an_error(page: str) -> None:
 
 
 def test_a_page_that_cannot_be_got_is_an_error_of_the_devices() -> None:
-    page = PageSource("http://127.0.0.1:1/metrics")
+    page = MetricsScraper("http://127.0.0.1:1/metrics")
     with pytest.raises(
         DeviceError, match=r"the devices cannot be read: .*127\.0\.0\.1:1/metrics cannot be read"
     ) as told:
@@ -142,7 +142,7 @@ def test_a_page_that_cannot_be_got_is_an_error_of_the_devices() -> None:
 @pytest.mark.triton
 def test_a_real_triton_without_a_gpu(tmp_path: Path) -> None:
     with running_triton(tmp_path) as triton:
-        page = PageSource(triton.server.metrics_url)
+        page = MetricsScraper(triton.server.metrics_url)
         source = TritonMetricsSource(page)
         (host,) = source.read()
         while host.error:  # all is 0 until its first look, two seconds after its start

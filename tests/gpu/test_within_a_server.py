@@ -19,14 +19,14 @@ from controlplane.errors import InferenceError, NotFoundError
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.combined import CombinedSource
 from controlplane.gpu.host import HostSource
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.memory_view import PlacementView, ServerMemory
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.memory.views import PlacementView, ServerMemory
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
 from controlplane.settings import MemorySettings, PlacementSettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
-from controlplane.triton.page import PageSource
+from controlplane.triton.metrics_scraper import MetricsScraper
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import answer, open_registry
 from tests.reconciler.conftest import settings as reconciler_settings
@@ -92,7 +92,7 @@ class Site:
         return why.placement
 
     def devices(self, model: str) -> tuple[str, ...]:
-        return tuple(device for seat in self.placement(model).seats for device in seat.devices)
+        return tuple(device for assignment in self.placement(model).assignments for device in assignment.devices)
 
     def measured(self, model: str) -> tuple[int, str]:
         (known,) = [one for _, one in self.registry.footprints.of(model, 1)]
@@ -132,12 +132,12 @@ async def plane(
         client,
         ModelRepository(embedded.repository),
         embedded,
-        page=PageSource(embedded.metrics_url),
+        page=MetricsScraper(embedded.metrics_url),
         devices=CombinedSource([HostSource(embedded.processes), *([ReadGpus(reader)] if reader else [])]),
         budgets=BudgetRules({"host": 8 * GIB, "gpu:0": 6 * GIB, "gpu:1": 6 * GIB}),
     )
     memory = MemorySettings(minimum_residence_seconds=0.5, poll_interval_seconds=0.3, load_queue_timeout_seconds=30)
-    patience = PlacementSettings(grace_seconds=1.0)
+    patience = PlacementSettings(server_down_grace_seconds=1.0)
     reconciler = Reconciler(registry, [server], reconciler_settings(), memory=memory, placement=patience)
     await reconciler.start()
     try:
@@ -184,8 +184,8 @@ async def test_each_model_gets_one_gpu_and_triton_the_ledger_and_the_user_are_to
         await site.until(lambda: site.resident() == {device: 3 * GIB, other: 0})
         await site.until(lambda: bool(site.registry.footprints.of("first", 1)))
         assert site.measured("first") == (3 * GIB, "processes")
-        (seat,) = site.placement("first").seats
-        assert seat.why.startswith(f"on {device}, 1 of 2 GPUs; it fits into "), seat.why
+        (assignment,) = site.placement("first").assignments
+        assert assignment.why.startswith(f"on {device}, 1 of 2 GPUs; it fits into "), assignment.why
         await site.until(lambda: bool(site.registry.reports.history("first", 1, limit=1)))
         (report,) = site.registry.reports.history("first", 1, limit=1)
         configuration = next(check for check in report.checks if check.name == "configuration")
@@ -194,7 +194,7 @@ async def test_each_model_gets_one_gpu_and_triton_the_ledger_and_the_user_are_to
         # What is named goes before; what fits in neither gap shares.
         await site.ready("second", 3.0, gpus=(number,))
         assert kinds(site.gpus.asked("second")) == [("KIND_GPU", [number])]
-        assert site.placement("second").seats[0].why == f"the only server; on {device}, as it was asked for"
+        assert site.placement("second").assignments[0].why == f"the only server; on {device}, as it was asked for"
         await site.until(lambda: site.resident() == {device: 5 * GIB, other: 0})
         plan = await site.reconciler.plan_load("first", settings=DeploymentSettings(gpu_count=2))
         assert plan.servers[0].devices == ("gpu:0", "gpu:1")
@@ -241,8 +241,8 @@ async def test_a_model_moves_to_the_gpu_that_is_asked_for_and_answers_all_the_wh
         # A GPU that is lost takes nothing more with it than itself.
         site.gpus.lost.add(1)
         site.gpus.tell()
-        await site.until(lambda: bool(site.placement("moves").lacking))
-        assert "the only server does not have 1 GPU of product 'h200'" in site.placement("moves").lacking
+        await site.until(lambda: bool(site.placement("moves").unplaced))
+        assert "the only server does not have 1 GPU of product 'h200'" in site.placement("moves").unplaced
         await site.ready("moves", 2.0, gpu_count=1)
         assert kinds(site.gpus.asked("moves")) == [("KIND_GPU", [0])]
 
@@ -300,7 +300,7 @@ async def test_a_triton_that_uses_no_gpu_is_believed(
         assert site.devices("auto") == ("host",)
         assert (await site.client.model_config("auto"))["instance_group"][0]["kind"] == "KIND_CPU"
         assert site.resident() == {"gpu:0": 0, "gpu:1": 0}
-        (event,) = site.events("GpuUnusable")
+        (event,) = site.events("GpuRejected")
         assert event.startswith("gpus: Triton does not use gpu:0, gpu:1: gpus refused to load auto")
         status = await site.settled("insists", instance_kind="gpu")
         assert (status.phase, status.message) == (Phase.FAILED, "the only server does not have 1 GPU")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from controlplane.memory.types import HOST, Footprint, FootprintSource, Mode, ModelMemory, Usage
+from controlplane.memory.policy.types import HOST, Footprint, FootprintSource, Mode, ModelMemory, Usage
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 

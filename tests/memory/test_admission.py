@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.memory.admission import (
+from controlplane.memory.policy.admission import (
     Admit,
     Decision,
     Evict,
@@ -18,15 +18,15 @@ from controlplane.memory.admission import (
     decide_all,
     in_order,
 )
-from controlplane.memory.eviction import EvictionRules, LruPolicy
-from controlplane.memory.ledger import Ledger
-from controlplane.memory.types import HOST, Budget, Footprint, Mode, ModelMemory, Slot, Usage
+from controlplane.memory.policy.eviction import EvictionRules, LruPolicy
+from controlplane.memory.policy.ledger import Ledger
+from controlplane.memory.policy.types import HOST, Budget, Footprint, Mode, ModelMemory, Slot, Usage
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 Make = Callable[..., ModelMemory]
 
 
-def wish(model: ModelMemory, waits: float | None = None) -> LoadRequest:
+def desired_deployment(model: ModelMemory, waits: float | None = None) -> LoadRequest:
     since = None if waits is None else NOW - timedelta(seconds=waits)
     return LoadRequest(replace(model, loaded=False, demanded_at=NOW), Slot(model.model, 1), model.footprint, since)
 
@@ -54,7 +54,7 @@ class Server:
 
 
 def test_what_is_reserved_is_loaded_as_soon_as_there_is_a_place(model: Make) -> None:
-    server, request = Server(100), wish(model("a", 100))
+    server, request = Server(100), desired_deployment(model("a", 100))
     server.ledger = server.ledger.reserve(request.slot, request.footprint, NOW)
     assert isinstance(server.decide(request), Admit)
     assert isinstance(server.decide(request, in_flight=2), Queue)
@@ -62,7 +62,7 @@ def test_what_is_reserved_is_loaded_as_soon_as_there_is_a_place(model: Make) -> 
 
 def test_what_can_never_fit_is_refused_with_figures(model: Make) -> None:
     server = Server(1000, model("pin", 600, mode=Mode.PINNED), model("b", 300))
-    answer = server.decide(wish(model("a", 500)))
+    answer = server.decide(desired_deployment(model("a", 500)))
     assert isinstance(answer, Refuse)
     assert "a:1 needs 500 B on host" in answer.why
     assert "300 B could be freed" in answer.why
@@ -70,34 +70,34 @@ def test_what_can_never_fit_is_refused_with_figures(model: Make) -> None:
     figures = answer.figures[HOST]
     assert (figures.needed_bytes, figures.free_bytes, figures.could_be_freed_bytes) == (500, 100, 300)
     assert figures.held_bytes == {"pin": 600}
-    assert isinstance(server.decide(wish(model("a", 400))), Evict)
+    assert isinstance(server.decide(desired_deployment(model("a", 400))), Evict)
 
 
 def test_nobody_is_evicted_before_its_turn(model: Make) -> None:
     server = Server(100, model("old", 100))
-    answer = server.decide(wish(model("a", 100)), in_flight=2)
+    answer = server.decide(desired_deployment(model("a", 100)), in_flight=2)
     assert isinstance(answer, Queue)
     assert "2 loads are in flight" in answer.why
 
 
 def test_what_fits_is_admitted(model: Make) -> None:
-    assert isinstance(Server(200, model("old", 100)).decide(wish(model("a", 100))), Admit)
+    assert isinstance(Server(200, model("old", 100)).decide(desired_deployment(model("a", 100))), Admit)
 
 
 def test_memory_that_is_being_freed_is_waited_for(model: Make) -> None:
     server = Server(200, model("old", 100), model("other", 100))
     server.ledger = server.ledger.unloading(Slot("old", 1), NOW)
     server.models["old"] = replace(server.models["old"], busy=True)
-    answer = server.decide(wish(model("a", 100)))
+    answer = server.decide(desired_deployment(model("a", 100)))
     assert isinstance(answer, Queue)
     assert "being freed" in answer.why
-    more = server.decide(wish(model("a", 150)))
+    more = server.decide(desired_deployment(model("a", 150)))
     assert isinstance(more, Evict)
     assert [victim.model for victim in more.victims] == ["other"]
 
 
 def test_an_eviction_says_for_whom_and_why(model: Make) -> None:
-    answer = Server(200, model("b", 100, used=60), model("c", 100, used=5)).decide(wish(model("a", 100)))
+    answer = Server(200, model("b", 100, used=60), model("c", 100, used=5)).decide(desired_deployment(model("a", 100)))
     assert isinstance(answer, Evict)
     assert [victim.model for victim in answer.victims] == ["b"]
     assert answer.why == "a:1 lacks 100 B on host; to go: b"
@@ -106,7 +106,7 @@ def test_an_eviction_says_for_whom_and_why(model: Make) -> None:
 
 def test_mere_residency_evicts_nobody(model: Make) -> None:
     server = Server(100, model("old", 100))
-    idle = replace(wish(model("a", 100)), model=model("a", 100, mode=Mode.RESIDENT, loaded=False))
+    idle = replace(desired_deployment(model("a", 100)), model=model("a", 100, mode=Mode.RESIDENT, loaded=False))
     assert isinstance(server.decide(idle), Queue)
     asked = replace(idle, model=replace(idle.model, demanded_at=NOW))
     assert isinstance(server.decide(asked), Evict)
@@ -114,29 +114,34 @@ def test_mere_residency_evicts_nobody(model: Make) -> None:
 
 def test_who_is_in_use_is_waited_for_and_named(model: Make) -> None:
     server = Server(200, model("busy", 100, pending=3), model("leased", 100, held_until=NOW + timedelta(hours=1)))
-    answer = server.decide(wish(model("a", 100)))
+    answer = server.decide(desired_deployment(model("a", 100)))
     assert isinstance(answer, Queue)
     assert "busy (3 requests pending)" in answer.why
-    assert "leased (held by a lease until 13:00:00)" in answer.why
+    assert "leased (held by a client until 13:00:00)" in answer.why
     assert answer.figures[HOST].could_be_freed_bytes == 0
 
 
 def test_unaccounted_memory_is_named(model: Make) -> None:
     server = Server(200, model("b", 50))
     server.ledger = server.ledger.observed(HOST, 150)
-    answer = server.decide(wish(model("a", 120)))
+    answer = server.decide(desired_deployment(model("a", 120)))
     assert isinstance(answer, Queue)
     assert "unaccounted: 100 B on host" in answer.why
 
 
 def test_the_queue_is_by_priority_and_fair_within_it(model: Make) -> None:
-    requests = [wish(model("new"), 1), wish(model("vip", priority=1), 0), wish(model("old"), 9), wish(model("now"))]
+    requests = [
+        desired_deployment(model("new"), 1),
+        desired_deployment(model("vip", priority=1), 0),
+        desired_deployment(model("old"), 9),
+        desired_deployment(model("now")),
+    ]
     assert [request.model.model for request in in_order(requests)] == ["vip", "old", "new", "now"]
 
 
 def test_a_small_one_behind_does_not_starve_a_large_one(model: Make) -> None:
     server = Server(300, model("busy", 200, pending=1))
-    answers = server.decide_all(wish(model("large", 250), 10), wish(model("small", 60), 1))
+    answers = server.decide_all(desired_deployment(model("large", 250), 10), desired_deployment(model("small", 60), 1))
     assert isinstance(answers["large"], Queue)
     assert isinstance(answers["small"], Queue)
 
@@ -144,20 +149,20 @@ def test_a_small_one_behind_does_not_starve_a_large_one(model: Make) -> None:
 def test_a_small_one_may_go_ahead_with_what_a_large_one_does_not_need(model: Make) -> None:
     server = Server(300, model("old", 100))
     server.ledger = server.ledger.unloading(Slot("old", 1), NOW)
-    answers = server.decide_all(wish(model("large", 240), 10), wish(model("small", 60), 1))
+    answers = server.decide_all(desired_deployment(model("large", 240), 10), desired_deployment(model("small", 60), 1))
     assert isinstance(answers["large"], Queue)
     assert isinstance(answers["small"], Admit)
 
 
 def test_victims_are_chosen_once(model: Make) -> None:
     server = Server(200, model("x", 100, used=50), model("y", 100, used=5))
-    answers = server.decide_all(wish(model("a", 100), 10), wish(model("b", 100), 1))
+    answers = server.decide_all(desired_deployment(model("a", 100), 10), desired_deployment(model("b", 100), 1))
     victims = [answer.victims[0].model for answer in answers.values() if isinstance(answer, Evict)]
     assert victims == ["x", "y"]
 
 
 def test_loads_in_flight_are_bounded_over_the_whole_queue(model: Make) -> None:
-    answers = Server(1000).decide_all(*(wish(model(name, 10)) for name in "abcd"), max_loads=2)
+    answers = Server(1000).decide_all(*(desired_deployment(model(name, 10)) for name in "abcd"), max_loads=2)
     assert [type(answers[name]) for name in "abcd"] == [Admit, Admit, Queue, Queue]
 
 
@@ -193,20 +198,20 @@ def test_a_queue_comes_to_its_end(
             models[found.model] = found
             ledger = ledger.resident(Slot(found.model, 1), {HOST: size}, NOW)
     pinned = sum(model.footprint[HOST].bytes for model in models.values() if model.mode is Mode.PINNED)
-    wishes = {}
+    desired_state = {}
     for number, (size, priority) in enumerate(asked):
         new = ModelMemory(f"a{number}", Mode.ON_DEMAND, 1, {HOST: Footprint(size)}, priority=priority, demanded_at=NOW)
-        wishes[new.model] = LoadRequest(new, Slot(new.model, 1), new.footprint, NOW + timedelta(seconds=number))
+        desired_state[new.model] = LoadRequest(new, Slot(new.model, 1), new.footprint, NOW + timedelta(seconds=number))
     refused: dict[str, Refuse] = {}
     done: set[str] = set()
     now, rules = NOW + timedelta(seconds=1), EvictionRules(minimum_residence_seconds=5)
     for _ in range(200):
-        if not wishes:
+        if not desired_state:
             break
         now += timedelta(seconds=3)
         in_flight = 0
         answers = decide_all(
-            list(wishes.values()), ledger, models, policy=LruPolicy(), loads_in_flight=0, max_loads=max_loads,
+            list(desired_state.values()), ledger, models, policy=LruPolicy(), loads_in_flight=0, max_loads=max_loads,
             now=now, rules=rules,
         )  # fmt: skip
         for request, decision in answers:
@@ -221,19 +226,19 @@ def test_a_queue_comes_to_its_end(
                     models[victim.model] = replace(victim, busy=True)
             elif isinstance(decision, Refuse):
                 refused[name] = decision
-                del wishes[name]
+                del desired_state[name]
         assert ledger.held(HOST) <= budget
         assert in_flight <= max_loads
         for holding in ledger.holdings:  # everything that was begun ends
             name = holding.slot.triton_name
             if holding.state == "loading":
                 ledger = ledger.resident(holding.slot, {}, now)
-                models[name] = replace(wishes.pop(name).model, loaded=True, loaded_at=now, demanded_at=None)
+                models[name] = replace(desired_state.pop(name).model, loaded=True, loaded_at=now, demanded_at=None)
                 done.add(name)
             elif holding.state == "unloading":
                 ledger = ledger.released(holding.slot)
                 del models[name]
-    assert not wishes, "a load waits for ever"
+    assert not desired_state, "a load waits for ever"
     for number, (size, _) in enumerate(asked):
         name = f"a{number}"
         assert (name in done) == (size <= budget - pinned)

@@ -5,9 +5,9 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from controlplane.memory.costing import CostPolicy, Outlook, Shadow, ValuePolicy
-from controlplane.memory.types import HOST, Footprint, Mode, ModelMemory, Usage
-from controlplane.memory.usage import used
+from controlplane.memory.policy.cost_policy import CostPolicy, GhostCache, Predictor, ValuePolicy
+from controlplane.memory.policy.types import HOST, Footprint, Mode, ModelMemory, Usage
+from controlplane.memory.policy.usage import used
 
 Make = Callable[..., ModelMemory]
 
@@ -15,12 +15,12 @@ Make = Callable[..., ModelMemory]
 def test_the_value_is_reload_seconds_by_time_and_bytes(model: Make, now: datetime) -> None:
     found = model("a", 2**29, used=3600, rate=2.0, load_seconds=10.0)
     # 10 s, once a second (2 decayed by one half-life), for half a GiB.
-    assert ValuePolicy(Outlook.RATE).score(found, now) == pytest.approx(20.0)
-    assert ValuePolicy(Outlook.RECENCY).score(found, now) == pytest.approx(20 / 3601)
+    assert ValuePolicy(Predictor.RATE).score(found, now) == pytest.approx(20.0)
+    assert ValuePolicy(Predictor.RECENCY).score(found, now) == pytest.approx(20 / 3601)
 
 
-@pytest.mark.parametrize("outlook", Outlook)
-def test_the_value_is_the_product_of_its_parts(model: Make, now: datetime, outlook: Outlook) -> None:
+@pytest.mark.parametrize("outlook", Predictor)
+def test_the_value_is_the_product_of_its_parts(model: Make, now: datetime, outlook: Predictor) -> None:
     policy = ValuePolicy(outlook)
     both = {HOST: Footprint(2**29), "gpu:0": Footprint(2**30)}
     cases = [
@@ -41,7 +41,7 @@ def test_the_value_is_the_product_of_its_parts(model: Make, now: datetime, outlo
 def test_by_recency_models_of_one_size_and_cost_are_ranked_as_lru_does(model: Make, now: datetime) -> None:
     ages = [3, 1, 7, 2000, 50]
     models = [model(f"m{age}", used=age, rate=age) for age in ages]
-    policy = ValuePolicy(Outlook.RECENCY)
+    policy = ValuePolicy(Predictor.RECENCY)
     assert sorted(ages, key=lambda age: policy.score(models[ages.index(age)], now)) == sorted(ages, reverse=True)
 
 
@@ -63,15 +63,15 @@ def test_bursts_make_recency_decide(model: Make, now: datetime) -> None:
     # Each model has its day: forty uses in turn with one other, and never again.
     names = [f"m{day + use % 2}" for day in range(0, 40, 2) for use in range(40)]
     policy = play(CostPolicy(), names, now, model, budget=200)
-    assert policy.chosen.outlook is Outlook.RECENCY
+    assert policy.chosen.outlook is Predictor.RECENCY
 
 
 def test_lasting_popularity_makes_the_rate_decide(model: Make, now: datetime) -> None:
     # Two favourites, used again and again, with strangers in between that come once.
     names = [f"s{turn}" if turn % 4 in (1, 2, 3) else f"favourite{turn // 4 % 2}" for turn in range(600)]
-    recent = CostPolicy(chosen=ValuePolicy(Outlook.RECENCY))
+    recent = CostPolicy(chosen=ValuePolicy(Predictor.RECENCY))
     policy = play(recent, names, now, model, budget=300)
-    assert policy.chosen.outlook is Outlook.RATE
+    assert policy.chosen.outlook is Predictor.RATE
 
 
 def test_a_use_that_is_in_every_shadow_changes_nothing(model: Make, now: datetime) -> None:
@@ -91,6 +91,6 @@ def test_shadows_stay_within_the_budget_that_pinned_models_leave(model: Make, no
 
 
 def test_a_deleted_model_leaves_the_shadow(model: Make, now: datetime) -> None:
-    gone = Shadow(ValuePolicy(), frozenset({"gone"}))
+    gone = GhostCache(ValuePolicy(), frozenset({"gone"}))
     here = model("here", 100)
     assert gone.loads(here, {"here": here}, {HOST: 100}, now).loaded >= {"here"}

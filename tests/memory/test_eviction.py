@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.memory.eviction import (
+from controlplane.memory.policy.eviction import (
     CostPolicy,
     EvictionPolicy,
     EvictionRules,
     LfuPolicy,
     LruPolicy,
     choose,
+    early_evictions,
     freed,
     policy_named,
     protection,
-    thrashing,
 )
-from controlplane.memory.types import HOST, Footprint, Mode, ModelMemory, Usage
+from controlplane.memory.policy.types import HOST, Footprint, Mode, ModelMemory, Usage
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 Make = Callable[..., ModelMemory]
@@ -81,7 +81,7 @@ def test_lower_priorities_go_first_whatever_their_score(model: Make, now: dateti
         ({"mode": Mode.PINNED}, "pinned"),
         ({"busy": True}, "being loaded"),
         ({"pending": 2}, "2 requests pending"),
-        ({"held_until": NOW + timedelta(seconds=5)}, "lease"),
+        ({"held_until": NOW + timedelta(seconds=5)}, "held by a client"),
         ({"demanded_at": NOW}, "waits for it"),
         ({"loaded_at": NOW - timedelta(seconds=3)}, "too recently, stays for 7 s more"),
         ({"loaded": False}, "not loaded"),
@@ -112,11 +112,11 @@ def test_who_thrashes_stays_longer(model: Make, now: datetime) -> None:
 
 def test_an_eviction_counts_as_early_if_the_model_is_soon_wanted_again(now: datetime) -> None:
     rules = EvictionRules(minimum_residence_seconds=10)
-    assert thrashing(0, now, now + timedelta(seconds=9), rules) == 1
-    assert thrashing(1, now, now + timedelta(seconds=19), rules) == 2
-    assert thrashing(2, now, now + timedelta(hours=1), rules) == 1
-    assert thrashing(0, now, now + timedelta(hours=1), rules) == 0
-    assert thrashing(2, None, now, rules) == 2
+    assert early_evictions(0, now, now + timedelta(seconds=9), rules) == 1
+    assert early_evictions(1, now, now + timedelta(seconds=19), rules) == 2
+    assert early_evictions(2, now, now + timedelta(hours=1), rules) == 1
+    assert early_evictions(0, now, now + timedelta(hours=1), rules) == 0
+    assert early_evictions(2, None, now, rules) == 2
 
 
 def test_policies_are_found_by_name() -> None:

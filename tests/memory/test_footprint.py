@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper
 from controlplane.domain.deployment import DeploymentSettings, InstanceKind
 from controlplane.domain.manifest import FileEntry, Format, Manifest
 from controlplane.domain.signature import DataType, Signature, TensorSpec
-from controlplane.memory.footprint import MIB, estimate
-from controlplane.memory.types import Footprint, FootprintSource
+from controlplane.memory.policy.footprint import MIB, estimate
+from controlplane.memory.policy.types import Footprint, FootprintSource
 from controlplane.triton.model_config import build_config
 from tests.support.triton import running_triton
 from tests.support.triton_models import onnx_model, spec

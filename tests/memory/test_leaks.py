@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from controlplane.memory.leaks import LeakDecision, LeakRules, LeakStep, ServerExcess, decide_leak
+from controlplane.memory.policy.leaks import LeakDecision, LeakRules, LeakStep, ServerExcess, decide_leak
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 MIB = 1 << 20

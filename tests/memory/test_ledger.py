@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from controlplane.errors import InsufficientMemoryError
-from controlplane.memory.ledger import Ledger
-from controlplane.memory.types import HOST, Budget, Footprint, HoldingState, Slot
+from controlplane.memory.policy.ledger import Ledger
+from controlplane.memory.policy.types import HOST, Budget, Footprint, HoldingState, Slot
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 A, B, C = Slot("a", 1), Slot("b", 1), Slot("c", 1)
@@ -117,9 +117,9 @@ def test_what_is_found_loaded_is_counted() -> None:
 
 
 def test_what_is_loaded_again_on_another_device_counts_on_both_until_the_old_is_gone() -> None:
-    renewed, old = Slot("a (renewed)", 1), Slot("a (replaced)", 1)
+    renewed, old = Slot("a (reloading)", 1), Slot("a (superseded)", 1)
     loaded = ledger(gpu=1000).reserve(A, need(600), NOW).resident(A, {}, NOW)
-    moving = loaded.reserve(renewed, need(gpu=700), NOW).loading(renewed, NOW).set_aside(A, old, NOW)
+    moving = loaded.reserve(renewed, need(gpu=700), NOW).loading(renewed, NOW).mark_superseded(A, old, NOW)
     there = moving.divided(renewed, {A: {GPU: 700}}).resident(A, {GPU: 650}, NOW)
     assert [(h.device, h.bytes, h.state) for h in there.of(A)] == [(GPU, 650, HoldingState.RESIDENT)]
     assert [(h.device, h.bytes, h.state) for h in there.of(old)] == [(HOST, 600, HoldingState.UNLOADING)]
@@ -127,9 +127,9 @@ def test_what_is_loaded_again_on_another_device_counts_on_both_until_the_old_is_
 
 
 def test_what_is_set_aside_twice_adds_up() -> None:
-    old = Slot("a (replaced)", 1)
-    once = ledger().reserve(A, need(200), NOW).resident(A, {}, NOW).set_aside(A, old, NOW)
-    twice = once.reserve(A, need(300), NOW).resident(A, {}, NOW).set_aside(A, old, NOW)
+    old = Slot("a (superseded)", 1)
+    once = ledger().reserve(A, need(200), NOW).resident(A, {}, NOW).mark_superseded(A, old, NOW)
+    twice = once.reserve(A, need(300), NOW).resident(A, {}, NOW).mark_superseded(A, old, NOW)
     assert [(h.bytes, h.state) for h in twice.of(old)] == [(500, HoldingState.UNLOADING)]
     assert twice.of(A) == ()
 
@@ -189,10 +189,10 @@ class Life(RuleBasedStateMachine):
         self.ledger = self.ledger.unloading(slot, NOW)
 
     @rule(slots=st.permutations(SLOTS))
-    def set_aside(self, slots: list[Slot]) -> None:
+    def mark_superseded(self, slots: list[Slot]) -> None:
         slot, name = slots[:2]
         before = self.ledger
-        self.ledger = before.set_aside(slot, name, NOW)
+        self.ledger = before.mark_superseded(slot, name, NOW)
         assert self.ledger.of(slot) == ()
         for device in (HOST, GPU):
             assert self.ledger.held(device) == before.held(device)

@@ -3,26 +3,26 @@
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from controlplane.memory.eviction import CostPolicy
-from controlplane.memory.ledger import Ledger
-from controlplane.memory.residency import Wanted, expires_at, wanted
-from controlplane.memory.types import HOST, Budget, Mode, ModelMemory, Slot
+from controlplane.memory.policy.eviction import CostPolicy
+from controlplane.memory.policy.ledger import Ledger
+from controlplane.memory.policy.residency import ResidencyDecision, decide_residency, expires_at
+from controlplane.memory.policy.types import HOST, Budget, Mode, ModelMemory, Slot
 
 Make = Callable[..., ModelMemory]
 
 
-def ask(now: datetime, *models: ModelMemory, budget: int = 1000) -> dict[str, Wanted]:
+def ask(now: datetime, *models: ModelMemory, budget: int = 1000) -> dict[str, ResidencyDecision]:
     ledger = Ledger({HOST: Budget(HOST, budget, budget)})
     for model in models:
         if model.loaded:
             sizes = {device: need.bytes for device, need in model.footprint.items()}
             ledger = ledger.resident(Slot(model.model, model.version), sizes, now)
-    return wanted({model.model: model for model in models}, ledger, CostPolicy(), now)
+    return decide_residency({model.model: model for model in models}, ledger, CostPolicy(), now)
 
 
 def test_pinned_models_are_loaded_also_without_room(model: Make, now: datetime) -> None:
     answers = ask(now, model("a", 5000, mode=Mode.PINNED, loaded=False))
-    assert answers["a"] == Wanted(loaded=True, why="pinned")
+    assert answers["a"] == ResidencyDecision(loaded=True, why="pinned")
 
 
 def test_on_demand_models_wait_to_be_asked_for(model: Make, now: datetime) -> None:
@@ -77,8 +77,8 @@ def test_resident_models_stay_and_come_back_where_there_is_room(model: Make, now
         model("unused", 300, mode=Mode.RESIDENT, loaded=False),
     )
     assert answers["here"].loaded
-    assert answers["wanted"] == Wanted(loaded=True, why="resident: there is room")
-    assert answers["unused"] == Wanted(loaded=False, why="resident: no room, lacks 200 B on host")
+    assert answers["wanted"] == ResidencyDecision(loaded=True, why="resident: there is room")
+    assert answers["unused"] == ResidencyDecision(loaded=False, why="resident: no room, lacks 200 B on host")
 
 
 def test_residency_does_not_race_those_who_are_waited_for(model: Make, now: datetime) -> None:

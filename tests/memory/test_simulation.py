@@ -11,7 +11,7 @@ from benchmarks.simulation.bound import lower_bound
 from benchmarks.simulation.engine import UNLOAD_SECONDS, Engine
 from benchmarks.simulation.foresight import ForesightPolicy
 from benchmarks.simulation.traces import KINDS, Trace, make
-from controlplane.memory.eviction import LruPolicy, policy_named
+from controlplane.memory.policy.eviction import LruPolicy, policy_named
 
 
 def trace(models: list[int], sizes: list[int], seconds: list[float], *, gap: float = 100.0) -> Trace:

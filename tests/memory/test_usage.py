@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.memory.types import Usage
-from controlplane.memory.usage import rate, used
+from controlplane.memory.policy.types import Usage
+from controlplane.memory.policy.usage import rate, used
 
 
 def test_a_steady_stream_comes_to_its_rate(now: datetime) -> None:

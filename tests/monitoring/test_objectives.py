@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, Objectives
-from controlplane.domain.figures import ObjectiveKind
-from controlplane.domain.rollback import rollback_target
+from controlplane.domain.metrics import ObjectiveKind
+from controlplane.domain.rollout.rollback import rollback_target
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import ConflictError
-from controlplane.monitoring.burn_notices import Told, next_told
+from controlplane.monitoring.alerts import AlertState, next_alert_state
 from controlplane.monitoring.objectives import judge, threshold
-from controlplane.reconciler.pulse import Lags
+from controlplane.reconciler.loop_metrics import PropagationLag
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.settings import BurnRule, MonitoringSettings
 from tests.support.api import Api, onnx_scale, serving, settings_for
@@ -86,16 +86,18 @@ def test_a_deployment_lags_since_it_was_written_down_or_since_it_fell() -> None:
     def at(seconds: float) -> datetime:
         return start + timedelta(seconds=seconds)
 
-    lags = Lags()
+    propagation_lag = PropagationLag()
 
     def see(seconds: float, wanted: dict[str, DeploymentRevision], found: dict[str, DeploymentStatus]) -> float | None:
-        return lags.see(at(seconds), ["m"], wanted, found.get).get("m")
+        return propagation_lag.see(at(seconds), ["m"], wanted, found.get).get("m")
 
     assert see(5, revision(1, 0), {}) == 5
     assert see(6, revision(1, 0), status(1, Phase.LOADING)) == 6
     assert see(7, revision(1, 0), status(1, Phase.READY)) is None
     assert see(500, revision(1, 0), status(1, Phase.FAILED)) == 0, "it fell just now"
-    assert lags.see(at(510), [], revision(1, 0), status(1, Phase.FAILED).get) == {"m": 10}, "what lags is looked at"
+    assert propagation_lag.see(at(510), [], revision(1, 0), status(1, Phase.FAILED).get) == {"m": 10}, (
+        "what lags is looked at"
+    )
     assert see(520, revision(1, 0), status(1, Phase.READY)) is None
     assert see(530, revision(2, 525), status(1, Phase.READY)) == 5, "something newer is wanted"
     assert see(540, revision(2, 525), status(2, Phase.UNLOADED)) is None
@@ -143,7 +145,7 @@ def test_a_promise_that_is_broken_is_told_and_so_is_that_it_is_kept_again(
                     http.post("/v2/models/net/infer", json=body).raise_for_status()
             return event(reason)
 
-        told = until(lambda: asked_until("ObjectiveBurning"))
+        told = until(lambda: asked_until("ObjectiveBreached"))
         assert (told["type"], told["subject"]) == ("Warning", "net")
         assert "0.001 ms" in told["message"]
         (state,) = api.ok(api.http.get("/v1/deployments/net/metrics"))["objectives"]
@@ -156,7 +158,7 @@ def test_a_promise_that_is_broken_is_told_and_so_is_that_it_is_kept_again(
         # A promise that can be kept: the model is as slow as before, and nothing is loaded anew for it.
         reference = {"reference": "net:1", "settings": {"bake_seconds": 0, "objectives": {"p99_milliseconds": 60_000}}}
         api.operation(api.ok(api.http.put("/v1/deployments/net", json=reference), 202)["operation_id"])
-        until(lambda: asked_until("ObjectiveKept"))
+        until(lambda: asked_until("ObjectiveRecovered"))
         until(lambda: receiver.matching(lambda one: b"objective.kept" in one.body))
         assert api.ok(api.http.get("/v1/deployments/net"))["memory"][0]["loaded_at"] == before
         documents = [json.loads(one.body) for one in receiver.received]
@@ -169,24 +171,26 @@ def test_a_promise_that_is_broken_is_told_and_so_is_that_it_is_kept_again(
             assert "very-secret-token" not in text
 
 
-OURS = Told(True, "msg_1")
-THEIRS = Told(True, "msg_1", recalled=True)
+OURS = AlertState(True, "msg_1")
+THEIRS = AlertState(True, "msg_1", recalled=True)
 
 
 @pytest.mark.parametrize(
     ("told", "burning", "seasoned", "expected"),
     [
-        (Told(), False, True, Told()),
-        (Told(), True, False, Told(True, "new", arrived=False)),
+        (AlertState(), False, True, AlertState()),
+        (AlertState(), True, False, AlertState(True, "new", arrived=False)),
         (OURS, True, True, OURS),
-        (OURS, False, False, Told(False, "new", arrived=False)),
+        (OURS, False, False, AlertState(False, "new", arrived=False)),
         (THEIRS, True, False, THEIRS),
         (THEIRS, False, False, THEIRS),  # its windows are empty: that says nothing yet
-        (THEIRS, False, True, Told(False, "new", arrived=False)),
+        (THEIRS, False, True, AlertState(False, "new", arrived=False)),
     ],
 )
-def test_what_is_told_goes_by_what_was_told(told: Told, burning: bool, seasoned: bool, expected: Told) -> None:
-    assert next_told(told, burning=burning, seasoned=seasoned, new_id="new") == expected
+def test_what_is_told_goes_by_what_was_told(
+    told: AlertState, burning: bool, seasoned: bool, expected: AlertState
+) -> None:
+    assert next_alert_state(told, burning=burning, seasoned=seasoned, new_id="new") == expected
 
 
 @pytest.mark.triton
@@ -208,7 +212,7 @@ def test_what_did_not_arrive_before_a_restart_arrives_after_it_under_the_same_id
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 1.0]}]}
 
     def recorded(state: str) -> bool:
-        return any(state in path.read_text() for path in settings.data_dir.rglob("standings/net/*.json"))
+        return any(state in path.read_text() for path in settings.data_dir.rglob("conditions/net/*.json"))
 
     with serving(settings) as api:
         api.publish("net", onnx_scale(2))

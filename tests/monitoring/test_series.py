@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.domain.figures import LatencySource
+from controlplane.domain.metrics import LatencySource
 from controlplane.errors import TritonError
-from controlplane.monitoring.figures import histogram_quantile, latency, slow
-from controlplane.monitoring.monitor import MAX_VERSIONS, Monitor, Source
+from controlplane.monitoring.monitor import MAX_VERSIONS, Monitor, ScrapeTarget
 from controlplane.monitoring.series import COLUMNS, INDEX, Series
+from controlplane.monitoring.stats import histogram_quantile, latency, slow
 from controlplane.settings import MonitoringSettings
-from controlplane.triton.metrics import QUANTILES, PageReader, VersionSample
+from controlplane.triton.metrics_page import QUANTILES, MetricsParser, VersionSample
 
 PAGE = """\
 # HELP nv_inference_request_success Number of successful inference requests, all batch sizes
@@ -48,7 +48,7 @@ def sample(requests: float, **more: float) -> VersionSample:
 
 
 def test_a_page_is_read_and_read_again() -> None:
-    reader = PageReader()
+    reader = MetricsParser()
     for good in (10, 10, 12):
         found = reader.read(page(good, bad=2, inferences=30))
         assert list(found.versions) == [("net", 1)]  # of the other there is nothing but NaN
@@ -70,7 +70,7 @@ def test_lines_of_several_gpus_are_added_and_names_may_be_strange() -> None:
         'nv_inference_request_summary_us{gpu_uuid="b",model="x{\\"y\\\\",version="1",quantile="0.99"} 5\n'
         'nv_inference_request_success{model="x",version="none"} 5\n'
     )
-    found = PageReader().read(text)
+    found = MetricsParser().read(text)
     assert list(found.versions) == [('x{"y\\', 1)]
     assert found.versions['x{"y\\', 1].counters == {"requests": 3}
     assert found.versions['x{"y\\', 1].quantiles[0.99] == pytest.approx(7e-6)
@@ -78,8 +78,8 @@ def test_lines_of_several_gpus_are_added_and_names_may_be_strange() -> None:
 
 def test_what_is_no_page_is_said_so() -> None:
     with pytest.raises(TritonError, match="no Prometheus metrics"):
-        PageReader().read('nv_inference_count{model="net",version="1"} many\n')
-    assert PageReader().read("<html>not here</html>").versions == {}
+        MetricsParser().read('nv_inference_count{model="net",version="1"} many\n')
+    assert MetricsParser().read("<html>not here</html>").versions == {}
 
 
 @settings(deadline=None)
@@ -109,8 +109,8 @@ def test_one_counter_that_fell_means_that_all_of_them_began_again() -> None:
 
 def test_what_served_before_we_looked_is_not_counted_and_what_came_later_is() -> None:
     now = 100.0
-    monitor = Monitor([Source("one", None)], MonitoringSettings(), clock=lambda: now)
-    reader = PageReader()
+    monitor = Monitor([ScrapeTarget("one", None)], MonitoringSettings(), clock=lambda: now)
+    reader = MetricsParser()
     monitor.take("one", reader.read(page(1000)), None, now)
     assert monitor.figures("net").requests == 0
     now = 101.0
@@ -131,8 +131,8 @@ def test_what_served_before_we_looked_is_not_counted_and_what_came_later_is() ->
 
 
 def test_what_is_gone_for_long_is_forgotten_and_versions_are_bounded() -> None:
-    monitor = Monitor([Source("one", None)], MonitoringSettings(), clock=lambda: 0.0)
-    reader = PageReader()
+    monitor = Monitor([ScrapeTarget("one", None)], MonitoringSettings(), clock=lambda: 0.0)
+    reader = MetricsParser()
     at = 0.0
     for version in range(1, 60):
         at += 1
@@ -171,7 +171,9 @@ def test_a_histogram_gives_percentiles_and_slow_requests_where_there_are_no_summ
         f'nv_inference_first_response_histogram_ms_bucket{{model="net",version="1",le="{bound}"}} {count}\n'
         for bound, count in (("100", 50), ("500", 90), ("2000", 99), ("5000", 100), ("+Inf", 100))
     )
-    found = PageReader().read(text + 'nv_inference_request_success{model="net",version="1"} 100\n').versions["net", 1]
+    found = (
+        MetricsParser().read(text + 'nv_inference_request_success{model="net",version="1"} 100\n').versions["net", 1]
+    )
     bounds = tuple(sorted(found.buckets))
     assert bounds == (0.1, 0.5, 2.0, 5.0, math.inf)
     series = Series(0.0, None, bounds)

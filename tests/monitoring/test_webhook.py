@@ -118,7 +118,7 @@ async def test_the_queue_is_bounded_and_what_is_too_old_is_given_up(receiver: Re
     assert [json.loads(one.body)["data"]["n"] for one in receiver.received] == [7, 8, 9]
 
     receiver.status = 500
-    webhook = Webhook(settings(receiver, webhook_give_up_seconds=0.05))
+    webhook = Webhook(settings(receiver, webhook_max_age_seconds=0.05))
     await webhook.start()
     webhook.send("objective.burning", {})
     await until(lambda: webhook.outcomes["given_up"] == 1)

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from controlplane.reconciler.executor import Executor, Outcome
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.lifecycle.executor import Executor, Outcome
+from controlplane.reconciler.controller import Reconciler
+from controlplane.servers.server import ManagedServer
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import open_registry, settings

@@ -14,14 +14,14 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.names import Reference, candidate_name
-from controlplane.domain.rollback import rollback_target
+from controlplane.domain.rollout.rollback import rollback_target
 from controlplane.domain.states import DeploymentStatus
 from controlplane.errors import InferenceError, NotFoundError
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
 from controlplane.settings import GcSettings, ReconcilerSettings
 from controlplane.storage.filesystem import FilesystemStore
 from controlplane.triton.client import TritonClient

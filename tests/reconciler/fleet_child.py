@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.domain.states import Phase
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.controller import Reconciler
+from controlplane.servers.server import ManagedServer
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.child import arm, say

@@ -14,14 +14,14 @@ from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import LoadRefusedError, NotFoundError
 from controlplane.gpu.budgets import BudgetRules
 from controlplane.gpu.host import HostSource
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.memory_view import ModelMemoryView, ServerMemory
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.memory.views import ModelMemoryView, ServerMemory
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
 from controlplane.settings import MemorySettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
-from controlplane.triton.page import PageSource
+from controlplane.triton.metrics_scraper import MetricsScraper
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import settings as reconciler_settings
 from tests.support.models import publish_affine
@@ -119,12 +119,12 @@ class MemoryRoom:
     @contextlib.asynccontextmanager
     async def held(self, model: str, seconds: float = 30) -> AsyncIterator[None]:
         """What a client does that must not lose the model: lease, load, use, give back."""
-        lease = await asyncio.to_thread(self.registry.leases.acquire, model, seconds=seconds, holder="test")
+        lease = await asyncio.to_thread(self.registry.holds.acquire, model, seconds=seconds, holder="test")
         self.reconciler.lease_changed(lease)
         try:
             yield
         finally:
-            given_back = await asyncio.to_thread(self.registry.leases.release, model, lease.id)
+            given_back = await asyncio.to_thread(self.registry.holds.release, model, lease.id)
             self.reconciler.lease_changed(given_back)
 
 
@@ -177,7 +177,7 @@ async def memory_room(
         client,
         ModelRepository(embedded.repository),
         embedded if supervised else None,
-        page=PageSource(embedded.metrics_url),
+        page=MetricsScraper(embedded.metrics_url),
         devices=HostSource(embedded.processes),
         budgets=BudgetRules({"host": budget}),
     )

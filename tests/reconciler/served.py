@@ -6,15 +6,15 @@ from pathlib import Path
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, Mode
 from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
 from controlplane.gpu.budgets import BudgetRules
-from controlplane.reconciler.actions import Action, Load
-from controlplane.reconciler.executor import Outcome
-from controlplane.reconciler.facts import Facts
-from controlplane.reconciler.gauging import Reading
-from controlplane.reconciler.measuring import Measurement
-from controlplane.reconciler.steward import Steward
-from controlplane.reconciler.types import Mark, Target
-from controlplane.reconciler.units import Unit
-from controlplane.reconciler.wishes import Wish, Wishes
+from controlplane.lifecycle.actions import Action, Load
+from controlplane.lifecycle.desired import DesiredDeployment, DesiredStateResolver
+from controlplane.lifecycle.executor import Outcome
+from controlplane.lifecycle.observation import ReplicaObservation
+from controlplane.lifecycle.replica import Replica
+from controlplane.lifecycle.state import ProofStatus, Target
+from controlplane.memory.footprint_recorder import FootprintSample
+from controlplane.memory.scheduler import MemoryScheduler
+from controlplane.servers.readings import ServerReading
 from controlplane.settings import MemorySettings
 from tests.reconciler.conftest import open_registry
 from tests.support.models import publish_affine
@@ -40,46 +40,48 @@ class Served:
                 model="m", reference=f"m:{version}", version=version, settings=DeploymentSettings(mode=Mode.PINNED)
             )
             before = registry.deployments.put(spec, after=before, actor="test", reason="")
-        wish = Wishes(registry).read("m")
-        assert wish is not None
-        self.wish: Wish = wish
-        self.steward = Steward("s", rules, MemorySettings(), registry.footprints, told=True)
-        self.unit = Unit("s", "m", Facts())
-        self.reading = Reading(devices)
+        desired_deployment = DesiredStateResolver(registry).read("m")
+        assert desired_deployment is not None
+        self.desired_deployment: DesiredDeployment = desired_deployment
+        self.scheduler = MemoryScheduler("s", rules, MemorySettings(), registry.footprints, told=True)
+        self.unit = Replica("s", "m", ReplicaObservation())
+        self.reading = ServerReading(devices)
         self.step = 1
         self.look(self.reading)
 
-    def look(self, reading: Reading) -> None:
+    def look(self, reading: ServerReading) -> None:
         """A reading comes that began just now."""
         self.reading, self.step = reading, self.step + 1
-        self.steward.take(reading, [], self.step, NOW)
+        self.scheduler.take(reading, [], self.step, NOW)
 
     def target(self, version: int) -> Target:
-        return next(target for target in self.wish.targets if target.version == version)
+        return next(target for target in self.desired_deployment.targets if target.version == version)
 
     def do(
         self,
         action: Action,
         *,
         grown: int = 0,
-        mark: Mark | None = None,
-        meanwhile: Reading | None = None,
-        then: Reading | None = None,
-    ) -> list[Measurement]:
+        mark: ProofStatus | None = None,
+        meanwhile: ServerReading | None = None,
+        then: ServerReading | None = None,
+    ) -> list[FootprintSample]:
         """Do it, as far as the steward hears of it, and return what was measured; ``then`` is read right after it."""
-        steward, unit = self.steward, self.unit
+        scheduler, unit = self.scheduler, self.unit
         if isinstance(action, Load):
-            need = steward.queue.needs(self.wish, unit, action)
+            need = scheduler.queue.needs(self.desired_deployment, unit, action)
             assert need is not None
-            steward.judge([(self.wish, unit)], NOW)
-            steward.queue.ask("m", need, NOW)
-            assert steward.queue.arrange({"m": unit}, NOW).go == ["m"]
-        steward.began(unit, action, NOW)
+            scheduler.judge([(self.desired_deployment, unit)], NOW)
+            scheduler.queue.ask("m", need, NOW)
+            assert scheduler.queue.arrange({"m": unit}, NOW).go == ["m"]
+        scheduler.began(unit, action, NOW)
         if meanwhile is not None:
             self.look(meanwhile)
         self.reading, self.step = then or self.reading, self.step + 2
         growth = {device.name: grown for device in self.reading.devices or ()}
-        measured = steward.ended(self.wish, unit, Outcome(action, mark=mark), self.reading, growth, self.step, NOW)
+        measured = scheduler.ended(
+            self.desired_deployment, unit, Outcome(action, mark=mark), self.reading, growth, self.step, NOW
+        )
         assert unit.facts is not None
         unit.facts = unit.facts.after(action) if mark is None else unit.facts
         return measured

@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 from controlplane.domain.states import Proof
-from controlplane.reconciler.actions import Action, CleanUp, Load, Prove, Stage, Unload, Wait
-from controlplane.reconciler.planner import plan
-from controlplane.reconciler.record import Backoff, ModelRecord
-from controlplane.reconciler.types import DesiredModel, Mark, ObservedModel, Target
+from controlplane.lifecycle.actions import Action, CleanUp, Load, Prove, Stage, Unload, Wait
+from controlplane.lifecycle.history import Backoff, ReplicaHistory
+from controlplane.lifecycle.planner import plan
+from controlplane.lifecycle.state import DesiredReplica, ObservedReplica, ProofStatus, Target
 
 BACKOFF = Backoff(2.0, 300.0)
 
@@ -51,7 +51,7 @@ class SimulatedTriton:
         self.candidate_leaving = False
         self.loading = False
 
-    def copies(self) -> int:
+    def replicas(self) -> int:
         return len(self.loaded) + len(self.leaving) + (self.candidate is not None) + self.candidate_leaving
 
 
@@ -61,17 +61,17 @@ class World:
 
     triton: SimulatedTriton
     now: datetime
-    record: ModelRecord = field(default_factory=ModelRecord)
+    record: ReplicaHistory = field(default_factory=ReplicaHistory)
     proven_here: set[Target] = field(default_factory=set)
-    peak_copies: int = 0
+    peak_replicas: int = 0
     place: int = 0
     """The GPU that it should be on."""
 
-    def observe(self) -> ObservedModel:
+    def observe(self) -> ObservedReplica:
         t = self.triton
         self.record = self.record.seen(t.loaded, digest_changed=False, candidate=t.candidate is not None)
         r = self.record
-        return ObservedModel(
+        return ObservedReplica(
             loaded=frozenset(t.loaded),
             digest=t.digest if t.loaded else None,
             loading=t.loading,
@@ -93,17 +93,17 @@ class World:
         t = self.triton
         return Target(max(t.loaded), t.digest or "") if t.loaded else None
 
-    def step(self, desired: DesiredModel) -> Action | None:
+    def step(self, desired: DesiredReplica) -> Action | None:
         observed = self.observe()
         elsewhere = bool(self.triton.loaded) and self.triton.gpu != self.place
-        desired = replace(desired, displaced="its place is another" if elsewhere else "")
+        desired = replace(desired, relocation_reason="its place is another" if elsewhere else "")
         action = plan(desired, observed, self.now)
         if action is not None:
             self.apply(action, observed)
-        self.peak_copies = max(self.peak_copies, self.triton.copies())
+        self.peak_replicas = max(self.peak_replicas, self.triton.replicas())
         return action
 
-    def apply(self, action: Action, observed: ObservedModel) -> None:
+    def apply(self, action: Action, observed: ObservedReplica) -> None:
         t = self.triton
         match action:
             case Wait():
@@ -134,7 +134,7 @@ class World:
                 t.leaving |= t.loaded - set(versions)
                 before, digest = frozenset(t.loaded), t.digest
                 # While a reload goes on, old and new are both in memory.
-                self.peak_copies = max(self.peak_copies, len(before) + len(renewed) + (t.candidate is not None))
+                self.peak_replicas = max(self.peak_replicas, len(before) + len(renewed) + (t.candidate is not None))
                 t.loaded, t.digest = set(versions), target.digest or None
                 self.record = self.record.after_load(action, before=before, digest=digest, now=self.now)
             case Prove(target=target, candidate=candidate):
@@ -168,17 +168,19 @@ class World:
     def _prove(self, target: Target, candidate: bool) -> None:
         t = self.triton
         nature = t.nature(target.version, target.digest)
-        mark = {Nature.GOOD: Mark.PASSED, Nature.WRONG: Mark.WRONG, Nature.MUTE: Mark.BROKEN}.get(nature, Mark.PASSED)
+        mark = {Nature.GOOD: ProofStatus.PASSED, Nature.WRONG: ProofStatus.WRONG, Nature.MUTE: ProofStatus.BROKEN}.get(
+            nature, ProofStatus.PASSED
+        )
         if candidate:
             assert t.candidate == target.version
         else:
             assert target.version in t.loaded
             if target.version in t.dead:
-                mark = Mark.BROKEN
-        if mark is Mark.PASSED:
+                mark = ProofStatus.BROKEN
+        if mark is ProofStatus.PASSED:
             self.proven_here.add(target)
         proof = Proof(
-            version=target.version, agrees=mark is Mark.PASSED, at=self.now, latency_seconds=0.001, samples=1,
+            version=target.version, agrees=mark is ProofStatus.PASSED, at=self.now, latency_seconds=0.001, samples=1,
             message=mark.value,
         )  # fmt: skip
         self.record = self.record.after_proof(target, mark, proof, candidate=candidate, now=self.now, backoff=BACKOFF)
@@ -195,7 +197,7 @@ class World:
         self.proven_here.clear()
 
     def restart_control_plane(self) -> None:
-        self.record = ModelRecord()
+        self.record = ReplicaHistory()
 
     def external_unload(self) -> None:
         self.triton.loaded.clear()
@@ -206,7 +208,7 @@ class World:
         t = self.triton
         t.dead |= t.loaded
         answering = self.answering()
-        if answering and self.record.marks.get(answering.version) is Mark.PASSED:
+        if answering and self.record.marks.get(answering.version) is ProofStatus.PASSED:
             self._prove(answering, candidate=False)
 
     def wait(self, seconds: float) -> None:

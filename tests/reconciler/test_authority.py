@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from controlplane.reconciler.authority import Authority, driven_servers
-from controlplane.reconciler.lease import Lease
+from controlplane.reconciler.leader_election import Lease
 from controlplane.reconciler.pauses import PauseWatch
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.servers.server import ManagedServer
 from controlplane.storage.memory import MemoryStore
 from controlplane.triton.client import TritonClient
 from controlplane.triton.repository import ModelRepository

@@ -8,8 +8,8 @@ import pytest
 from controlplane.domain.deployment import DeploymentSpec
 from controlplane.domain.manifest import Format, Manifest
 from controlplane.domain.signature import DataType, Signature, TensorSpec
+from controlplane.lifecycle.desired import DesiredDeployment, DesiredStateResolver
 from controlplane.reconciler.desired_changes import DesiredChanges, Read
-from controlplane.reconciler.wishes import Wish, Wishes
 from controlplane.registry import changes as change_feed
 from controlplane.registry.artifact import scan
 from controlplane.registry.registry import Registry
@@ -36,20 +36,22 @@ class Instance:
 
     def __init__(self, store: ObjectStore, folder: Path, *, leads: bool = True, heads: Path | None = None) -> None:
         self.registry = new_registry(store, folder / "cache", head_max_age_seconds=1.0, heads=heads)
-        self.wishes = Wishes(self.registry)
+        self.desired_state = DesiredStateResolver(self.registry)
         self.leads = leads
-        self.changes = DesiredChanges(self.registry, self.wishes, follow=self._follow)
+        self.changes = DesiredChanges(self.registry, self.desired_state, follow=self._follow)
         self.ready: list[Read] = []
 
-    def _follow(self, wish: Wish) -> Wish:
-        moved = self.wishes.follow_alias(wish) if self.leads else None
-        return (self.wishes.read(wish.model) or wish) if moved else wish
+    def _follow(self, desired_deployment: DesiredDeployment) -> DesiredDeployment:
+        moved = self.desired_state.follow_alias(desired_deployment) if self.leads else None
+        return (
+            (self.desired_state.read(desired_deployment.model) or desired_deployment) if moved else desired_deployment
+        )
 
     def tick(self, *, aliased: bool = False) -> dict[str, int]:
         """Read what changed; return the numbers of the revisions by model."""
         read, unread = self.changes.read(aliased=aliased, ready=self.ready.append)
         assert not unread
-        return {model: wish.revision.number for model, wish in read.items()}
+        return {model: desired_deployment.revision.number for model, desired_deployment in read.items()}
 
 
 def publish(registry: Registry, model: str, files: tuple[Manifest, dict[str, Path]], *aliases: str) -> None:
@@ -191,9 +193,9 @@ def test_prepared_versions_of_idle_deployments_take_little_memory(
 ) -> None:
     registry = new_registry(MemoryStore(), tmp_path / "w")
     fill(registry, 1, files)
-    wish = Wishes(registry).read("m0")
-    assert wish is not None
-    prepared = wish.prepared[wish.wanted]
+    desired_deployment = DesiredStateResolver(registry).read("m0")
+    assert desired_deployment is not None
+    prepared = desired_deployment.prepared[desired_deployment.wanted]
     assert len(prepared._packed) < 4096
     assert prepared.manifest.signature == files[0].signature
     assert prepared.config["parameters"]

@@ -13,13 +13,13 @@ from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.states import Phase
 from controlplane.errors import InferenceError, NotFoundError, TritonUnavailableError
 from controlplane.gpu.budgets import BudgetRules
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
 from controlplane.settings import MemorySettings, PlacementSettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
-from controlplane.triton.page import PageSource
+from controlplane.triton.metrics_scraper import MetricsScraper
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import answer
 from tests.reconciler.conftest import settings as reconciler_settings
@@ -52,7 +52,7 @@ async def supervised(registry: Registry, folder: Path) -> AsyncIterator[Fleet]:
                     clients[name],
                     ModelRepository(server.repository),
                     server,
-                    page=PageSource(server.metrics_url),
+                    page=MetricsScraper(server.metrics_url),
                     devices=OwnMachine(server.processes),
                     budgets=BudgetRules({"host": BUDGETS[name]}),
                     labels={"name": name},
@@ -61,11 +61,11 @@ async def supervised(registry: Registry, folder: Path) -> AsyncIterator[Fleet]:
         memory = MemorySettings(
             minimum_residence_seconds=0.5,
             poll_interval_seconds=0.3,
-            unaccounted_bound_bytes=120 * MIB,
-            leak_patience_seconds=0.5,
+            leak_restart_threshold_bytes=120 * MIB,
+            leak_confirm_seconds=0.5,
             leak_drain_seconds=60,
         )
-        placement = PlacementSettings(grace_seconds=1.0)
+        placement = PlacementSettings(server_down_grace_seconds=1.0)
         reconciler = Reconciler(registry, managed, reconciler_settings(), memory=memory, placement=placement)
         await reconciler.start()
         stack.push_async_callback(reconciler.stop)
@@ -87,7 +87,7 @@ async def test_a_server_is_emptied_before_it_is_restarted_and_nobody_is_left_wit
         revision = registry.deployments.put(spec, after=None, actor="test", reason="")
         here.reconciler.wake("wide")
         assert (await here.reconciler.wait_settled("wide", revision.number, 60)).phase is Phase.READY
-        assert all(here.seats(model) == ["one"] for model in ("pinned", "soft", "large", "wide"))
+        assert all(here.assignments(model) == ["one"] for model in ("pinned", "soft", "large", "wide"))
 
         answers: set[tuple[str, float]] = set()
         missed: list[tuple[str, str, str]] = []
@@ -95,7 +95,7 @@ async def test_a_server_is_emptied_before_it_is_restarted_and_nobody_is_left_wit
         stop = asyncio.Event()
 
         async def ask(model: str) -> None:
-            """A client that goes by the routes, without the front door that waits for requests under way."""
+            """A client that goes by the routes, without the gateway that waits for requests under way."""
             while not stop.is_set():
                 route = here.reconciler.routes().get(model)
                 if route is None:
@@ -112,7 +112,7 @@ async def test_a_server_is_emptied_before_it_is_restarted_and_nobody_is_left_wit
         outputs, _ = await here.clients["one"].infer("wide", {"x": np.ones((ROWS, WIDE), np.float32)})
         assert outputs["y"][ROWS - 1, WIDE - 1] == 5.0
         await here.until(lambda: here.servers["one"].generation == first + 1, 120)
-        assert (here.seats("pinned"), here.seats("soft")) == (["two"], ["two"])
+        assert (here.assignments("pinned"), here.assignments("soft")) == (["two"], ["two"])
         await here.until(lambda: {"large", "wide"} <= ready_models(here), 60)
         stop.set()
         await asyncio.gather(*asking)
@@ -122,11 +122,13 @@ async def test_a_server_is_emptied_before_it_is_restarted_and_nobody_is_left_wit
         assert {name for _, name, _ in missed} <= {"one"}, missed
         assert all(count == 1 for count in Counter(model for model, _, _ in missed).values()), missed
         assert answers == {("one", 2.0), ("one", 3.0), ("two", 2.0), ("two", 3.0)}
-        assert (here.seats("large"), here.seats("wide")) == (["one"], ["one"]), "no other has room, or may have it"
+        assert (here.assignments("large"), here.assignments("wide")) == (["one"], ["one"]), (
+            "no other has room, or may have it"
+        )
         assert await here.loaded() == {"one": {"large", "wide"}, "two": {"pinned", "soft"}}
         reasons = [e.reason for e in here.reconciler.events()]
         restarting = reasons.index("ServerRestarting")
-        moved = {e.subject for e in here.reconciler.events()[:restarting] if e.reason == "Displaced"}
+        moved = {e.subject for e in here.reconciler.events()[:restarting] if e.reason == "Unassigned"}
         assert moved == {"pinned", "soft"}
         proved = {e.subject for e in here.reconciler.events()[:restarting] if "on two: version 1 answers" in e.message}
         assert proved == {"pinned", "soft"}, "made before it is broken"

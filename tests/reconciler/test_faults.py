@@ -11,9 +11,9 @@ from tritonclient.grpc.aio import InferenceServerClient
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.states import Phase, ServerState
 from controlplane.errors import StoreUnavailableError, TritonUnavailableError
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
 from controlplane.settings import GcSettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
@@ -31,7 +31,7 @@ async def test_a_model_that_somebody_else_unloads_is_loaded_again(room: Room) ->
     await room.deploy(version)
     async with InferenceServerClient(room.server.client.grpc_url) as somebody:
         await somebody.unload_model(room.model)
-    await room.until(lambda _: len(room.events("Switched")) == 2)
+    await room.until(lambda _: len(room.events("VersionActivated")) == 2)
     await room.until(lambda status: status.phase is Phase.READY)
     assert await room.answer() == (1.0, version)
 
@@ -91,9 +91,9 @@ async def test_a_new_control_plane_adopts_what_an_external_triton_runs(
         status = await room.until(lambda status: status.phase is Phase.READY)
         assert status.servers[0].loaded_versions == (first, second), "the bake window goes on"
         assert triton.server.processes_of(model) == processes, "nothing was loaded again"
-        assert room.events("Switched") == []
+        assert room.events("VersionActivated") == []
         await room.rollback()
-        assert room.events("Switched") != []
+        assert room.events("VersionActivated") != []
     assert seen.errors == []
     assert seen.order == [second, first]
     await forget(triton, model)
@@ -180,9 +180,9 @@ async def test_a_server_that_is_away_holds_nothing_up_where_another_answers(
         reconciler.wake(model)
         await room.until(lambda status: status.phase is Phase.READY)
         assert await room.answer() == (1.0, 1)
-        room.put(f"{model}:1", settings=DeploymentSettings(min_copies=2))
+        room.put(f"{model}:1", settings=DeploymentSettings(min_replicas=2))
         reconciler.wake(model)
-        status = await room.until(lambda status: "2 copies are wanted" in status.message)
+        status = await room.until(lambda status: "2 replicas are wanted" in status.message)
         assert status.phase is Phase.READY
         assert [server.server for server in status.servers] == ["here"]
         async with asyncio.timeout(10):
@@ -223,9 +223,9 @@ async def test_a_store_that_cannot_be_read_is_told_with_its_cause(
         first, second = room.publish(1.0), room.publish(2.0)
         await room.deploy(first)
         trouble = "all"
-        await told(room, "store", "StoreUnreadable", "cannot be had")
+        await told(room, "store", "StoreUnavailable", "cannot be had")
         trouble = ""
-        await told(room, "store", "StoreReadable", "")
+        await told(room, "store", "StoreRecovered", "")
         revision = room.put(f"{model}:{second}")
         trouble = "blobs/"  # the manifest of what is wanted
         await told(room, model, "DeploymentUnreadable", f"revision {revision.number} cannot be read")

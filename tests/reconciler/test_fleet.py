@@ -1,4 +1,4 @@
-"""Several real Triton servers: models packed and spread over them, one server killed, copies that follow the queue."""
+"""Several real Triton servers: packing, spreading, one server killed, instances that follow the queue."""
 
 import asyncio
 import contextlib
@@ -16,14 +16,14 @@ from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import InferenceError, NotFoundError
 from controlplane.gpu.budgets import BudgetRules
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
 from controlplane.settings import MemorySettings, PlacementSettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
-from controlplane.triton.page import PageSource
+from controlplane.triton.metrics_scraper import MetricsScraper
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import answer
 from tests.reconciler.conftest import settings as reconciler_settings
@@ -77,10 +77,10 @@ class Fleet:
             while not condition():
                 await asyncio.sleep(0.05)
 
-    def seats(self, model: str, reconciler: Reconciler | None = None) -> list[str]:
+    def assignments(self, model: str, reconciler: Reconciler | None = None) -> list[str]:
         """Where a model is placed, as `why` says it."""
         why = (reconciler or self.reconciler).why(model)
-        return [seat.server for seat in why.placement.seats] if why and why.placement else []
+        return [assignment.server for assignment in why.placement.assignments] if why and why.placement else []
 
     async def loaded(self) -> dict[str, set[str]]:
         """What the servers themselves say they have."""
@@ -106,7 +106,7 @@ def managed(name: str, embedded: EmbeddedTriton, client: TritonClient, budget: i
         name,
         client,
         ModelRepository(embedded.repository),
-        page=PageSource(embedded.metrics_url),
+        page=MetricsScraper(embedded.metrics_url),
         devices=OwnMachine(embedded.processes),
         budgets=BudgetRules({"host": budget}),
         zone=name[0],
@@ -136,7 +136,7 @@ async def fleet(
 
 def reconciler_of(registry: Registry, servers: list[ManagedServer], **placement: float) -> Reconciler:
     memory = MemorySettings(minimum_residence_seconds=0.5, poll_interval_seconds=0.3)
-    patience = PlacementSettings(**{"grace_seconds": 1.0, **placement})
+    patience = PlacementSettings(**{"server_down_grace_seconds": 1.0, **placement})
     return Reconciler(registry, servers, reconciler_settings(), memory=memory, placement=patience)
 
 
@@ -148,10 +148,12 @@ async def test_models_are_packed_and_spread_and_a_killed_servers_models_are_serv
     async with fleet(registry, tmp_path, "one", "two", budget=1600 * MIB) as here:
         for number in (2, 3):
             await here.ready(f"small{number}", number, resident_mib=200)
-        status = await here.ready("pair", 5, min_copies=2)
+        status = await here.ready("pair", 5, min_replicas=2)
         assert {server.server for server in status.servers} == {"one", "two"}
-        (home,) = here.seats("small2")
-        assert here.seats("small3") == [home], here.events("Placed")  # it fits beside, so that the large gap stays
+        (home,) = here.assignments("small2")
+        assert here.assignments("small3") == [home], here.events(
+            "Assigned"
+        )  # it fits beside, so that the large gap stays
         other = "two" if home == "one" else "one"
         assert await here.loaded() == {home: {"small2", "small3", "pair"}, other: {"pair"}}
 
@@ -159,29 +161,33 @@ async def test_models_are_packed_and_spread_and_a_killed_servers_models_are_serv
         assert why is not None
         said = {one.server: (one.model.state, one.model.why) for one in why.servers}
         assert said[home][0] == "loaded"
-        assert said[other] == ("elsewhere", f"placed on {home}")
+        assert said[other] == ("assigned-elsewhere", f"placed on {home}")
         small = here.reconciler.status("small2")
         assert small is not None
         assert [server.server for server in small.servers] == [home], "only where it is placed counts"
 
         async with watching(here) as follower:
-            await here.until(lambda: all(here.seats(m, follower) == here.seats(m) for m in ("small2", "small3")))
-            await here.until(lambda: sorted(here.seats("pair", follower)) == ["one", "two"])
+            await here.until(
+                lambda: all(here.assignments(m, follower) == here.assignments(m) for m in ("small2", "small3"))
+            )
+            await here.until(lambda: sorted(here.assignments("pair", follower)) == ["one", "two"])
 
             await here.kill(home)
             for model, scale in (("small2", 2.0), ("small3", 3.0), ("pair", 5.0)):
-                await here.until(lambda model=model: here.seats(model) == [other] and is_ready(here, model))
+                await here.until(lambda model=model: here.assignments(model) == [other] and is_ready(here, model))
                 assert (await answer(here.clients[other], model))[0] == scale
-            await here.until(lambda: all(here.seats(m, follower) == [other] for m in ("small2", "small3", "pair")))
+            await here.until(
+                lambda: all(here.assignments(m, follower) == [other] for m in ("small2", "small3", "pair"))
+            )
         why = here.reconciler.why("pair")
         assert why is not None
         assert why.placement is not None
-        assert why.placement.lacking == "2 copies are wanted on different servers, and 1 can run it"
+        assert why.placement.unplaced == "2 replicas are wanted on different servers, and 1 can run it"
 
 
 @contextlib.asynccontextmanager
 async def watching(here: Fleet) -> AsyncIterator[Reconciler]:
-    """A second replica on the same bucket and servers; it follows."""
+    """A second instance on the same bucket and servers; it follows."""
     clients = {
         name: TritonClient(name, server.grpc_url, timeouts=TritonTimeouts(load_seconds=60))
         for name, server in here.servers.items()
@@ -202,7 +208,7 @@ async def test_a_copy_keeps_its_processes_while_another_leaves_and_after_that(
     registry: Registry, tmp_path: Path
 ) -> None:
     async with fleet(registry, tmp_path, "one", "two", budget=4000 * MIB) as here:
-        await here.ready("moves", 2, bake_seconds=600, min_copies=2)
+        await here.ready("moves", 2, bake_seconds=600, min_replicas=2)
         before = {name: processes_of(server, "moves", 1) for name, server in here.servers.items()}
         assert all(before.values())
         deployments = registry.deployments
@@ -212,7 +218,7 @@ async def test_a_copy_keeps_its_processes_while_another_leaves_and_after_that(
         await here.settled(deployments.put(newer, after=first, actor="test", reason=""))
         assert {name: processes_of(server, "moves", 1) for name, server in here.servers.items()} == before
 
-        await here.ready("moves", 2, bake_seconds=600, min_copies=1, node_selector={"name": "two"})
+        await here.ready("moves", 2, bake_seconds=600, min_replicas=1, node_selector={"name": "two"})
         await here.until(lambda: any("unloaded from one" in message for message in here.events("Unloaded")))
         assert processes_of(here.servers["two"], "moves", 1) == before["two"]
         second = deployments.get("moves", fresh=True)
@@ -254,7 +260,9 @@ async def test_a_move_is_made_before_it_is_broken(registry: Registry, tmp_path: 
         assert set(answers) == {2.0}
         assert await here.loaded() == {"one": set(), "two": {"moves"}}
         order = [(e.reason, e.message) for e in here.reconciler.events() if e.subject == "moves"]
-        proved = next(at for at, (reason, message) in enumerate(order) if reason == "Proved" and "on two" in message)
+        proved = next(
+            at for at, (reason, message) in enumerate(order) if reason == "ProofPassed" and "on two" in message
+        )
         gone = next(at for at, (reason, message) in enumerate(order) if reason == "Unloaded" and "one" in message)
         assert proved < gone, order
         revision = here.put("moves", 2, node_selector={"name": "three"})
@@ -262,19 +270,19 @@ async def test_a_move_is_made_before_it_is_broken(registry: Registry, tmp_path: 
         assert status.phase is Phase.DEGRADED
         assert status.message.endswith("; no server has the labels name=three")
         told = {one.type: (one.status, one.reason) for one in status.conditions}
-        assert (told["Ready"], told["Degraded"]) == (("False", "NotPlaced"), ("True", "NotPlaced"))
+        assert (told["Ready"], told["Degraded"]) == (("False", "FailedScheduling"), ("True", "FailedScheduling"))
         assert (await answer(here.clients["two"], "moves"))[0] == 2.0, "nobody takes away what answers"
         why = here.reconciler.why("moves")
         assert why is not None
         assert why.placement is not None
-        assert why.placement.lacking == "no server has the labels name=three"
+        assert why.placement.unplaced == "no server has the labels name=three"
 
 
 async def test_copies_follow_the_queue_and_go_when_nobody_asks(registry: Registry, tmp_path: Path) -> None:
     patience: dict[str, Any] = {"scale_up_seconds": 1.0, "scale_down_seconds": 2.0, "window_seconds": 0.5}
     async with fleet(registry, tmp_path, "one", "two", **patience) as here:
-        await here.ready("busy", 2, max_copies=2, queue_objective_milliseconds=0.2)
-        (home,) = here.seats("busy")
+        await here.ready("busy", 2, max_replicas=2, target_queue_milliseconds=0.2)
+        (home,) = here.assignments("busy")
         stop = asyncio.Event()
         config = await here.clients[home].model_config("busy")
 
@@ -284,8 +292,8 @@ async def test_copies_follow_the_queue_and_go_when_nobody_asks(registry: Registr
 
         clients = [asyncio.create_task(ask()) for _ in range(8)]
         try:
-            await here.until(lambda: len(here.seats("busy")) == 2)
-            assert is_ready(here, "busy"), "a copy on its way does not make it less than Ready"
+            await here.until(lambda: len(here.assignments("busy")) == 2)
+            assert is_ready(here, "busy"), "a replica on its way does not make it less than Ready"
             other = "two" if home == "one" else "one"
             await here.until(lambda: len(ready_on(here, "busy")) == 2)
             assert (await answer(here.clients[other], "busy"))[0] == 2.0
@@ -295,8 +303,8 @@ async def test_copies_follow_the_queue_and_go_when_nobody_asks(registry: Registr
         why = here.reconciler.why("busy")
         assert why is not None
         assert why.placement is not None
-        assert "more than the objective of 0.2 ms" in why.placement.copies_why
-        await here.until(lambda: len(here.seats("busy")) == 1)
+        assert "more than the objective of 0.2 ms" in why.placement.replicas_why
+        await here.until(lambda: len(here.assignments("busy")) == 1)
         await here.until(lambda: len(ready_on(here, "busy")) == 1)
         assert any("there were few" in message for message in here.events("Scaled"))
         await here.until(lambda: is_ready(here, "busy"))
@@ -309,15 +317,15 @@ def ready_on(here: Fleet, model: str) -> list[str]:
 
 async def test_defragmentation_takes_copies_apart_that_could_fail_together(registry: Registry, tmp_path: Path) -> None:
     async with fleet(registry, tmp_path, "a1", "a2", "b1") as here:
-        await here.ready("pair", 2, min_copies=2, node_selector={"zone": "a"})
-        await here.ready("pair", 2, min_copies=2)
-        assert sorted(here.seats("pair")) == ["a1", "a2"], "nothing moves by itself"
+        await here.ready("pair", 2, min_replicas=2, node_selector={"zone": "a"})
+        await here.ready("pair", 2, min_replicas=2)
+        assert sorted(here.assignments("pair")) == ["a1", "a2"], "nothing moves by itself"
 
         planned = here.reconciler.defragment(dry_run=True, limit=10)
         assert [(move.model, move.to_server) for move in planned.moves] == [("pair", "b1")]
-        assert planned.moves[0].why == "two copies are in zone a"
+        assert planned.moves[0].why == "two replicas are in zone a"
         assert planned.seconds > 0
-        assert sorted(here.seats("pair")) == ["a1", "a2"], "it was a dry run"
+        assert sorted(here.assignments("pair")) == ["a1", "a2"], "it was a dry run"
 
         done = here.reconciler.defragment(dry_run=False, limit=10)
         left = done.moves[0].from_server

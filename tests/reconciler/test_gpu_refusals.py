@@ -10,11 +10,11 @@ import pytest
 
 from controlplane.errors import LoadRefusedError
 from controlplane.gpu.budgets import BudgetRules
-from controlplane.reconciler.actions import Load
-from controlplane.reconciler.executor import Outcome
-from controlplane.reconciler.facts import Facts
-from controlplane.reconciler.gauging import Reading
-from controlplane.reconciler.units import Unit
+from controlplane.lifecycle.actions import Load
+from controlplane.lifecycle.executor import Outcome
+from controlplane.lifecycle.observation import ReplicaObservation
+from controlplane.lifecycle.replica import Replica
+from controlplane.servers.readings import ServerReading
 from controlplane.triton.embedded.processes import InstanceMemory
 from tests.reconciler.served import HOST_READING, MIB, NOW, Served, gpu
 
@@ -31,17 +31,17 @@ def served(work: Path) -> Served:
 
 
 def usable(server: Served) -> list[str]:
-    return [one.name for one in server.steward.accounts.gpus]
+    return [one.name for one in server.scheduler.accounts.gpus]
 
 
-def refuse(server: Served, unit: Unit, words: str = WORDS) -> str | None:
+def refuse(server: Served, unit: Replica, words: str = WORDS) -> str | None:
     load = Load(server.target(2), (2,), "test")
-    return server.steward.gpus_refused(unit, Outcome(load, error=LoadRefusedError(words)), NOW)
+    return server.scheduler.gpus_refused(unit, Outcome(load, error=LoadRefusedError(words)), NOW)
 
 
-def begin(server: Served, model: str) -> Unit:
-    unit = Unit("s", model, Facts())
-    server.steward.began(unit, Load(server.target(2), (2,), "test"), NOW)
+def begin(server: Served, model: str) -> Replica:
+    unit = Replica("s", model, ReplicaObservation())
+    server.scheduler.began(unit, Load(server.target(2), (2,), "test"), NOW)
     return unit
 
 
@@ -66,8 +66,8 @@ def test_who_asks_for_a_gpu_that_is_known_to_be_refused_has_failed(tmp_path: Pat
 def test_after_a_restart_every_gpu_counts_again(restarted: bool, tmp_path: Path) -> None:
     server = served(tmp_path)
     refuse(server, begin(server, "m"))
-    server.steward.lost(restarted=restarted)
-    server.look(Reading(GPUS))
+    server.scheduler.lost(restarted=restarted)
+    server.look(ServerReading(GPUS))
     assert usable(server) == ["gpu:0", "gpu:1"]
 
 
@@ -75,27 +75,27 @@ def test_elsewhere_a_model_that_vanished_may_mean_a_restart_between_two_looks(tm
     server = served(tmp_path)
     server.do(Load(server.target(1), (1,), "test"))
     refuse(server, begin(server, "n"))
-    server.steward.see("m", Facts(loaded=frozenset({1})), server.step, NOW)
+    server.scheduler.see("m", ReplicaObservation(loaded=frozenset({1})), server.step, NOW)
     assert usable(server) == []
-    server.steward.see("m", Facts(), server.step, NOW)
+    server.scheduler.see("m", ReplicaObservation(), server.step, NOW)
     assert usable(server) == ["gpu:0", "gpu:1"]
 
 
 def test_elsewhere_a_refused_gpu_is_tried_again_after_an_hour_as_a_restart_may_go_unseen(tmp_path: Path) -> None:
     server = served(tmp_path)
     refuse(server, begin(server, "m"))
-    server.steward.take(Reading(GPUS), [], server.step, NOW + timedelta(minutes=59))
+    server.scheduler.take(ServerReading(GPUS), [], server.step, NOW + timedelta(minutes=59))
     assert usable(server) == []
-    server.steward.take(Reading(GPUS), [], server.step, NOW + timedelta(minutes=61))
+    server.scheduler.take(ServerReading(GPUS), [], server.step, NOW + timedelta(minutes=61))
     assert usable(server) == ["gpu:0", "gpu:1"]
 
 
 def test_a_server_of_ours_says_when_it_restarts_so_time_alone_changes_nothing(tmp_path: Path) -> None:
     server = served(tmp_path)
-    ours = Reading(GPUS, {("m", 1): InstanceMemory(1, 70 * MIB, 70 * MIB)}, 100 * MIB)
+    ours = ServerReading(GPUS, {("m", 1): InstanceMemory(1, 70 * MIB, 70 * MIB)}, 100 * MIB)
     server.look(ours)
     refuse(server, begin(server, "m"))
-    server.steward.take(ours, [], server.step, NOW + timedelta(days=2))
-    server.steward.see("m", Facts(loaded=frozenset({1})), server.step, NOW)
-    server.steward.see("m", Facts(), server.step, NOW)
+    server.scheduler.take(ours, [], server.step, NOW + timedelta(days=2))
+    server.scheduler.see("m", ReplicaObservation(loaded=frozenset({1})), server.step, NOW)
+    server.scheduler.see("m", ReplicaObservation(), server.step, NOW)
     assert usable(server) == []

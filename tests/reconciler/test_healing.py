@@ -19,12 +19,12 @@ from controlplane.domain.health import ProbeOutcome
 from controlplane.domain.report import Verdict, VersionReport
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import InferenceError
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
 from controlplane.settings import MemorySettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
-from controlplane.triton.page import PageSource
+from controlplane.triton.metrics_scraper import MetricsScraper
 from controlplane.triton.repository import ModelRepository
 from tests.reconciler.conftest import Room, settings
 from tests.support.faulty_triton import FaultyTriton, faulty_triton
@@ -70,7 +70,7 @@ async def ward_of(
         client,
         ModelRepository(triton.server.repository),
         triton.server,
-        page=PageSource(triton.server.metrics_url),
+        page=MetricsScraper(triton.server.metrics_url),
     )
     memory = MemorySettings(poll_interval_seconds=0.2)
     reconciler = Reconciler(registry, [server], settings(**changes), memory=memory)

@@ -8,7 +8,7 @@ import pytest
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec, Mode
 from controlplane.domain.states import Phase
-from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.registry import Registry
 from tests.reconciler.conftest import forget, running
 from tests.support.models import publish_affine
@@ -45,7 +45,7 @@ async def ticks(reconciler: Reconciler, count: int) -> None:
     """Wait until the loop has had so many cycle timers, and polls between them."""
 
     def had() -> tuple[int, int]:
-        return tuple(sum(reconciler.pulse.beats[kind].buckets) for kind in ("Tick", "Poll"))  # type: ignore[return-value]
+        return tuple(sum(reconciler.loop_metrics.beats[kind].buckets) for kind in ("CycleTimer", "ReadTimer"))  # type: ignore[return-value]
 
     began = had()
     async with asyncio.timeout(60):
@@ -54,7 +54,7 @@ async def ticks(reconciler: Reconciler, count: int) -> None:
 
 
 def work(reconciler: Reconciler) -> Counter[str]:
-    return Counter(reconciler.pulse.cycles) + Counter(statuses=reconciler.statuses_computed)
+    return Counter(reconciler.loop_metrics.cycles) + Counter(statuses=reconciler.statuses_computed)
 
 
 async def test_idle_deployments_cost_no_work_at_rest(
@@ -106,7 +106,7 @@ async def test_a_change_that_nobody_marked_is_found_and_repaired(
     async with running(triton, registry, model, tmp_path) as room:
         await settled(room.reconciler, idle)
         state = room.reconciler._state
-        state.servers["test"].steward.tenant(idle[0]).demanded_at = state.clock()
+        state.servers["test"].scheduler.model_state(idle[0]).demanded_at = state.clock()
         async with asyncio.timeout(60):
             while room.reconciler.missed != {"residency": 1}:
                 await asyncio.sleep(0.05)

@@ -17,7 +17,7 @@ import pytest
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.states import Phase
 from controlplane.errors import NotFoundError
-from controlplane.reconciler.loop import Reconciler
+from controlplane.reconciler.controller import Reconciler
 from controlplane.settings import StoreSettings
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded.server import EmbeddedTriton
@@ -49,13 +49,13 @@ class Fleet:
         ]
 
     def want(self, model: str, **selector: str) -> int:
-        """Commit that two copies are wanted, on servers with these labels; return the revision."""
+        """Commit that two replicas are wanted, on servers with these labels; return the revision."""
         try:
             before = self.registry.deployments.get(model, fresh=True)
             version = before.spec.version
         except NotFoundError:
             before, version = None, publish_affine(self.registry, model, self.folder, scale=2.0)
-        wanted = DeploymentSettings(min_copies=2, node_selector=selector)
+        wanted = DeploymentSettings(min_replicas=2, node_selector=selector)
         spec = DeploymentSpec(model=model, reference=f"{model}:{version}", version=version, settings=wanted)
         return self.registry.deployments.put(spec, after=before, actor="test", reason="").number
 
@@ -71,7 +71,7 @@ class Fleet:
         return found
 
     def left(self, model: str) -> list[Path]:
-        """What of it lies half-done in a model repository. The files of a copy that went may stay for its return."""
+        """What of it lies half-done in a model repository. The files of a replica that went may stay for its return."""
         return [
             path
             for server in self.servers.values()
@@ -149,7 +149,7 @@ async def test_killed_in_a_defragmentation_no_copy_is_lost_and_none_is_left(
         assert (await before.wait_settled(model, revision, 120)).phase is Phase.READY
         assert await fleet.loaded(model) == {"a1", "a2"}, "nothing moves by itself"
     said = await fleet.killed(model, how, step)
-    assert "'b1')]" in said, "it was to move one copy"
+    assert "'b1')]" in said, "it was to move one replica"
     assert said.splitlines()[-1] == f"begin {step} {action}", "it was to die there"
 
     async with fleet.reconciler() as after:
@@ -160,7 +160,7 @@ async def test_killed_in_a_defragmentation_no_copy_is_lost_and_none_is_left(
             places = await fleet.loaded(model)
             return ready and len(places) == 2 and not fleet.left(model)
 
-        await until(whole, f"two copies, and nothing beyond them; {said}")
+        await until(whole, f"two replicas, and nothing beyond them; {said}")
         for name in await fleet.loaded(model):
             one = TritonClient(name, fleet.servers[name].grpc_url)
             assert (await answer(one, model))[0] == 2.0
@@ -185,8 +185,8 @@ class Leaky:
     def __init__(self, folder: Path) -> None:
         store = StoreSettings(url=(folder / "store").as_uri())
         changes = {
-            "MEMORY__UNACCOUNTED_BOUND_BYTES": str(120 * MIB),
-            "MEMORY__LEAK_PATIENCE_SECONDS": "0.5",
+            "MEMORY__LEAK_RESTART_THRESHOLD_BYTES": str(120 * MIB),
+            "MEMORY__LEAK_CONFIRM_SECONDS": "0.5",
             "MEMORY__LEAK_DRAIN_SECONDS": "60",
             "MEMORY__POLL_INTERVAL_SECONDS": "0.3",
             "RECONCILER__PROBE_INTERVAL_SECONDS": "60",
@@ -239,12 +239,12 @@ async def test_killed_while_a_leaking_server_is_drained_or_restarted(tmp_path: P
         await asyncio.to_thread(here.plane.start)
         await asyncio.to_thread(here.deploy)
         await until(here.ready, "both answer", 120)
-        lease = here.call("POST", "/v1/deployments/small/leases", ttl_seconds=300)
+        lease = here.call("POST", "/v1/deployments/small/holds", ttl_seconds=300)
         server = here.plane.triton_pid()
         assert await here.infer("wide", ROWS) == 5.0
         await until(lambda: here.leak_state() == "draining", "it is drained", 60)
         if moment == "restarting":
-            here.call("DELETE", f"/v1/deployments/small/leases/{lease['id']}")
+            here.call("DELETE", f"/v1/deployments/small/holds/{lease['id']}")
             await until(lambda: "ServerRestarting" in here.events(), "it is restarted", 60)
         here.plane.kill()
         await until(lambda: not psutil.pid_exists(server), "its server went with it", 60)
@@ -257,7 +257,7 @@ async def test_killed_while_a_leaking_server_is_drained_or_restarted(tmp_path: P
         )
         assert here.leak_state() == "watching", "what a new server has, it has not lost"
         assert "MemoryLeak" not in here.events()
-        held = [one["id"] for one in here.call("GET", "/v1/deployments/small/leases")["items"]]
+        held = [one["id"] for one in here.call("GET", "/v1/deployments/small/holds")["items"]]
         assert held == ([lease["id"]] if moment == "draining" else []), "who held a model holds it still"
         # And it is watched as before: the same leak again ends in a restart.
         assert await here.infer("wide", ROWS) == 5.0

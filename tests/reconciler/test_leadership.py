@@ -54,14 +54,14 @@ async def test_when_the_leader_is_killed_another_goes_on(triton: RunningTriton, 
             status = await room.deploy(version)
             # The other one did it; this one saw it, and proved it for itself.
             assert status.phase is Phase.READY
-            assert room.events("Switched") == []
-            assert room.events("Proved") != []
+            assert room.events("VersionActivated") == []
+            assert room.events("ProofPassed") != []
             one.send_signal(signal.SIGKILL)
             await one.wait()
             second = room.publish(2.0)
             status = await room.deploy(second)
             assert room.reconciler.leading
-            assert room.events("Switched") != []
+            assert room.events("VersionActivated") != []
             assert await room.answer() == (2.0, second)
     await forget(triton, model)
 

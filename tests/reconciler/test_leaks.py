@@ -27,8 +27,8 @@ WIDE = 1 << 18
 ROWS = 40
 BUDGET = 3000 * MIB
 LEAK: dict[str, Any] = {
-    "unaccounted_bound_bytes": 120 * MIB,
-    "leak_patience_seconds": 0.5,
+    "leak_restart_threshold_bytes": 120 * MIB,
+    "leak_confirm_seconds": 0.5,
     "leak_drain_seconds": 20.0,
     "leak_restart_interval_seconds": 3600.0,
 }

@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 
 from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
 from controlplane.gpu.budgets import BudgetRules
-from controlplane.memory.types import Footprint, Slot
-from controlplane.reconciler.accounts import Accounts
-from controlplane.reconciler.gauging import Reading
-from controlplane.reconciler.leftovers import Leftovers
+from controlplane.memory.ledger_sync import LedgerSync
+from controlplane.memory.policy.types import Footprint, Slot
+from controlplane.memory.retained_memory import RetainedMemory
+from controlplane.servers.readings import ServerReading
 from controlplane.triton.embedded.processes import InstanceMemory
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -19,19 +19,19 @@ class Server:
 
     def __init__(self, own: int = 1000) -> None:
         self.own = own
-        self.accounts = Accounts(BudgetRules({HOST: GIB}), told=True)
-        self.leftovers = Leftovers(self.accounts)
+        self.accounts = LedgerSync(BudgetRules({HOST: GIB}), told=True)
+        self.retained_memory = RetainedMemory(self.accounts)
         self.loaded: set[str] = set()
         self.look()
 
     def look(self) -> dict[tuple[str, int], int]:
         host = DeviceReading(HOST, DeviceKind.HOST, 4 * GIB, GIB)
         instances = {(model, 1): InstanceMemory(1, 100, 120) for model in self.loaded}
-        self.accounts.take(Reading((host,), instances, self.own), 1, NOW)
-        return self.leftovers.found()
+        self.accounts.take(ServerReading((host,), instances, self.own), 1, NOW)
+        return self.retained_memory.found()
 
     def begin_load(self, model: str) -> None:
-        self.leftovers.load_began(model, first=True)
+        self.retained_memory.load_began(model, first=True)
         ledger = self.accounts.ledger.reserve(Slot(model, 1), {HOST: Footprint(150)}, NOW)
         self.accounts.ledger = ledger.loading(Slot(model, 1), NOW)
 
@@ -45,7 +45,7 @@ class Server:
         self.end_load(model)
 
     def begin_unload(self, model: str) -> None:
-        self.leftovers.unload_began(model, own=True)
+        self.retained_memory.unload_began(model, own=True)
         self.accounts.ledger = self.accounts.ledger.unloading(Slot(model, 1), NOW)
 
     def end_unload(self, model: str) -> dict[tuple[str, int], int]:
@@ -78,7 +78,7 @@ def test_what_grew_while_others_worked_is_nobodys_but_over_the_unload_it_is_told
     server.load("a")
     server.load("b")
     server.own += 400
-    server.leftovers.used(["b"])
+    server.retained_memory.used(["b"])
     server.look()
     server.begin_unload("a")
     server.own += 30
@@ -89,7 +89,7 @@ def test_its_own_use_disturbs_nobody() -> None:
     server = Server()
     server.load("a")
     server.own += 400
-    server.leftovers.used(["a"])
+    server.retained_memory.used(["a"])
     server.look()
     server.begin_unload("a")
     assert server.end_unload("a") == {("a", 1): 400}
@@ -113,7 +113,7 @@ def test_a_restart_forgets() -> None:
     server = Server()
     server.load("a")
     server.accounts.restarted()
-    server.leftovers.restarted()
+    server.retained_memory.restarted()
     server.own, server.loaded = 500, set()
     server.look()
     server.load("a")

@@ -127,7 +127,7 @@ async def test_a_lease_protects_and_its_end_lets_go(
                 await room.until("both are loaded", lambda: room.loaded() == ["a", "b"])
                 waiting = asyncio.create_task(room.load("c"))
                 await room.until("it waits", lambda: room.view("c").state == "queued")
-                await room.until("it says for what", lambda: "lease" in room.view("c").why)
+                await room.until("it says for what", lambda: "held by a client" in room.view("c").why)
                 await asyncio.sleep(1.0)
                 assert not waiting.done()
                 assert await room.infer("a") == 1.0
@@ -136,12 +136,12 @@ async def test_a_lease_protects_and_its_end_lets_go(
 
 
 async def test_leases_are_kept_in_the_bucket(registry: Registry, embedded: EmbeddedTriton, tmp_path: Path) -> None:
-    lease = registry.leases.acquire("m", seconds=60, holder="somebody")
+    lease = registry.holds.acquire("m", seconds=60, holder="somebody")
     async with memory_room(registry, embedded, tmp_path, TWO) as room:
         await room.deploy("m", 1.0, **small("m"))
         await room.until("the lease loads it", lambda: room.loaded() == ["m"])
         assert room.view("m").held_until == lease.expires_at
-        renewed = registry.leases.renew("m", lease.id, seconds=120)
+        renewed = registry.holds.renew("m", lease.id, seconds=120)
         await room.until("the renewal is seen", lambda: room.view("m").held_until == renewed.expires_at)
 
 
@@ -205,14 +205,14 @@ async def test_the_memory_of_a_proved_candidate_is_waited_for_only_where_a_third
 async def test_the_switch_is_made_as_asked(registry: Registry, embedded: EmbeddedTriton, tmp_path: Path) -> None:
     async with memory_room(registry, embedded, tmp_path, 600 * MIB) as room:
         assert (await room.deploy("m", 1.0)).phase is Phase.READY
-        await room.deploy("m", 2.0, switch="beside")
+        await room.deploy("m", 2.0, update_strategy="rolling")
         assert room.memory.counters["gaps"] == 0
         version = publish_affine(registry, "m", tmp_path, scale=3.0)
-        asked = DeploymentSettings(switch=Switch.UNLOAD_FIRST)
+        asked = DeploymentSettings(update_strategy=Switch.RECREATE)
         (plan,) = (await room.reconciler.plan_load("m", version, asked)).servers
         assert (plan.beside, plan.why) == (False, "as asked")
         assert plan.gap_seconds > 0
-        revision = room.want("m", version, switch="unload-first")
+        revision = room.want("m", version, update_strategy="recreate")
         assert (await room.reconciler.wait_settled("m", revision, 60)).phase is Phase.READY
         assert await room.infer("m") == 3.0
         assert room.memory.counters["gaps"] == 1
@@ -224,10 +224,12 @@ async def test_a_switch_beside_that_does_not_fit_leaves_the_old_version_where_it
     async with memory_room(registry, embedded, tmp_path, 150 * MIB) as room:
         assert (await room.deploy("m", 1.0)).phase is Phase.READY
         version = publish_affine(registry, "m", tmp_path, scale=2.0)
-        (plan,) = (await room.reconciler.plan_load("m", version, DeploymentSettings(switch=Switch.BESIDE))).servers
+        (plan,) = (
+            await room.reconciler.plan_load("m", version, DeploymentSettings(update_strategy=Switch.ROLLING))
+        ).servers
         assert plan.decision == "refuse"
         assert "do not fit together" in plan.why
-        revision = room.want("m", version, switch="beside")
+        revision = room.want("m", version, update_strategy="rolling")
         status = await room.reconciler.wait_settled("m", revision, 60)
         assert status.phase is Phase.DEGRADED
         assert "version 1 goes on answering: out of memory" in status.message
@@ -270,13 +272,13 @@ async def test_after_a_crash_of_triton_pinned_models_come_first_and_the_rest_by_
         await asyncio.sleep(0.6)
         assert await room.infer("a") == 2.0
         await room.until("the use is seen", lambda: room.view("a").rate_per_second > room.view("b").rate_per_second)
-        seen = len(room.events("Proved"))
+        seen = len(room.events("ProofPassed"))
         assert embedded.pid is not None
         os.kill(embedded.pid, signal.SIGKILL)
         await room.until("the crash is noticed", lambda: room.loaded() == [])
         await room.until("all are back", lambda: room.loaded() == ["a", "b", "p"], 60)
-        await room.until("and proved", lambda: len(room.events("Proved")) == seen + 3)
-        order = [line.partition(":")[0] for line in room.events("Proved")][seen:]
+        await room.until("and proved", lambda: len(room.events("ProofPassed")) == seen + 3)
+        order = [line.partition(":")[0] for line in room.events("ProofPassed")][seen:]
         assert order == ["p", "a", "b"]
         assert room.view("c").state == "unloaded", "nobody had asked for it"
 
@@ -284,7 +286,7 @@ async def test_after_a_crash_of_triton_pinned_models_come_first_and_the_rest_by_
 async def test_memory_that_nobody_accounts_for_counts_against_the_budget(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
-    async with memory_room(registry, embedded, tmp_path, TWO, unaccounted_report_bytes=30 * MIB) as room:
+    async with memory_room(registry, embedded, tmp_path, TWO, leak_warning_threshold_bytes=30 * MIB) as room:
         await room.deploy("a", 1.0, keep_alive_seconds=None, mode="on-demand")
         await room.deploy("b", 2.0, keep_alive_seconds=None, mode="on-demand")
         await room.load("a")

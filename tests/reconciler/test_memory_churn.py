@@ -73,7 +73,7 @@ class Plane:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         self.ready_file.unlink(missing_ok=True)
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("TRITONCTL_")}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("TRITONCTL_", "CONTROLPLANE_"))}
         memory = {
             "BUDGET_BYTES": json.dumps({"host": BUDGET}),
             "MINIMUM_RESIDENCE_SECONDS": "1",
@@ -83,7 +83,7 @@ class Plane:
         with (self.folder / "up.log").open("ab") as log:
             self.process = subprocess.Popen(
                 tied_to_us([*command, "--port", "0"]),
-                env={**kept, **{f"TRITONCTL_MEMORY__{name}": value for name, value in memory.items()}},
+                env={**kept, **{f"CONTROLPLANE_MEMORY__{name}": value for name, value in memory.items()}},
                 stdout=log,
                 stderr=log,
             )
@@ -204,9 +204,9 @@ class Tally:
 class Client:
     """Holds a model over REST, asks Triton itself, gives it back, and takes the next one."""
 
-    def __init__(self, plane: Plane, tally: Tally, seed: int) -> None:
+    def __init__(self, plane: Plane, stats: Tally, seed: int) -> None:
         self._plane = plane
-        self._tally = tally
+        self._stats = stats
         self._random = random.Random(seed)
         self._weights = [1 / (rank + 1) for rank in range(MODELS)]
 
@@ -219,16 +219,16 @@ class Client:
             except (httpx.HTTPError, TritonError, json.JSONDecodeError, FileNotFoundError) as error:
                 await asyncio.sleep(1.0)  # who was hit by a kill may know before the one that killed
                 if self._plane.disturbed(began):
-                    self._tally.interrupted += 1  # the client comes again
+                    self._stats.interrupted += 1  # the client comes again
                 else:
                     body = error.response.text if isinstance(error, httpx.HTTPStatusError) else ""
-                    self._tally.failures.append(f"m{number}: {type(error).__name__} {error} {body}")
+                    self._stats.failures.append(f"m{number}: {type(error).__name__} {error} {body}")
             await asyncio.sleep(self._random.uniform(0, 0.2))
 
     async def _use(self, number: int) -> None:
         name = f"m{number}"
         async with httpx.AsyncClient(base_url=self._plane.url, timeout=120) as http:
-            leases = f"/v1/deployments/{name}/leases"
+            leases = f"/v1/deployments/{name}/holds"
             taken = (await http.post(leases, params={"wait": 90}, json={"ttl_seconds": 20})).raise_for_status().json()
             assert taken["ready"], taken
             (server,) = (await http.get("/v1/servers")).raise_for_status().json()["items"]
@@ -237,33 +237,33 @@ class Client:
                 for _ in range(self._random.randint(1, 4)):
                     outputs, _ = await triton.infer(name, {"x": np.ones((1, 4), np.float32)})
                     assert float(outputs["y"][0, 0]) == number + 2.0
-                    self._tally.answers += 1
+                    self._stats.answers += 1
             finally:
                 await triton.close()
             (await http.delete(f"{leases}/{taken['id']}")).raise_for_status()
 
 
-async def part(tally: Tally) -> int:
+async def part(stats: Tally) -> int:
     """Let the clients work until there is progress; return the answers."""
-    before, began = tally.answers, time.monotonic()
+    before, began = stats.answers, time.monotonic()
     async with asyncio.timeout(RECOVERY_SECONDS + PART_SECONDS):
-        while tally.answers < before + PROGRESS or time.monotonic() < began + PART_SECONDS:
+        while stats.answers < before + PROGRESS or time.monotonic() < began + PART_SECONDS:
             await asyncio.sleep(0.1)
-    return tally.answers - before
+    return stats.answers - before
 
 
 async def test_eight_of_forty_fit_and_every_request_that_can_be_served_is(plane: Plane) -> None:
-    watcher, tally, stop = Watcher(plane), Tally(), asyncio.Event()
+    watcher, stats, stop = Watcher(plane), Tally(), asyncio.Event()
     thread = threading.Thread(target=watcher.run)
     thread.start()
-    clients = [asyncio.create_task(Client(plane, tally, seed).work(stop)) for seed in range(CLIENTS)]
+    clients = [asyncio.create_task(Client(plane, stats, seed).work(stop)) for seed in range(CLIENTS)]
     try:
-        parts = [await part(tally)]
+        parts = [await part(stats)]
         evictions = (await asyncio.to_thread(plane.memory))["counters"]["evictions"]
         await asyncio.to_thread(plane.kill_triton)
-        parts.append(await part(tally))
+        parts.append(await part(stats))
         await asyncio.to_thread(plane.kill)
-        parts.append(await part(tally))
+        parts.append(await part(stats))
         stop.set()
         await asyncio.gather(*clients)
     finally:
@@ -276,10 +276,10 @@ async def test_eight_of_forty_fit_and_every_request_that_can_be_served_is(plane:
     print(
         f"budget {BUDGET / MIB:.0f} MiB, peak {watcher.peak / MIB:.0f} MiB of at most {watcher.most} processes in "
         f"{watcher.samples} samples, largest estimate error {error / MIB:.1f} MiB; answers {parts}, "
-        f"{tally.interrupted} interrupted; down for {[round(end - begin, 1) for begin, end in plane.down]} s; "
+        f"{stats.interrupted} interrupted; down for {[round(end - begin, 1) for begin, end in plane.down]} s; "
         f"{counters}"
     )
-    assert tally.failures == []
+    assert stats.failures == []
     assert watcher.samples > 100
     assert watcher.peak <= BUDGET + error
     assert watcher.most >= FIT - 3, "the budget is made use of"
@@ -287,4 +287,4 @@ async def test_eight_of_forty_fit_and_every_request_that_can_be_served_is(plane:
     assert counters["loads"] > 3, "it goes on loading after both kills"
     # Each client is hit once by each kill, and while the control plane is away it tries again once a second.
     away = sum(end - begin for begin, end in plane.down)
-    assert tally.interrupted <= CLIENTS * (2 * len(plane.down) + away)
+    assert stats.interrupted <= CLIENTS * (2 * len(plane.down) + away)

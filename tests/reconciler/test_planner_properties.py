@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from controlplane.reconciler.planner import plan
-from controlplane.reconciler.types import DesiredModel, Target
+from controlplane.lifecycle.planner import plan
+from controlplane.lifecycle.state import DesiredReplica, Target
 from tests.reconciler.simulated import Nature, SimulatedTriton, World
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -41,10 +41,10 @@ def tritons(draw: st.DrawFn) -> SimulatedTriton:
 
 
 @st.composite
-def wants(draw: st.DrawFn, revision: int, now: datetime) -> DesiredModel:
+def wants(draw: st.DrawFn, revision: int, now: datetime) -> DesiredReplica:
     chosen = draw(st.lists(targets, min_size=1, max_size=3, unique=True))
     history = tuple(dict.fromkeys(t.version for t in chosen[1:] if t.version != chosen[0].version))
-    return DesiredModel(
+    return DesiredReplica(
         model="m",
         revision=revision,
         revised_at=now,
@@ -54,7 +54,7 @@ def wants(draw: st.DrawFn, revision: int, now: datetime) -> DesiredModel:
         history=history,
         bake_seconds=draw(st.sampled_from([0.0, 100.0])),
         trial=draw(st.none() | targets.filter(lambda target: target not in chosen)),
-        roomy=draw(st.booleans()),
+        fits_alongside=draw(st.booleans()),
     )
 
 
@@ -71,7 +71,7 @@ def alive(world: World) -> Target | None:
     return None if answering is None or answering.version in world.triton.dead else answering
 
 
-def run(world: World, desired: DesiredModel) -> None:
+def run(world: World, desired: DesiredReplica) -> None:
     """Step until nothing is to be done; check the invariant at every step."""
     for _ in range(MOST_STEPS):
         before = alive(world)
@@ -81,7 +81,7 @@ def run(world: World, desired: DesiredModel) -> None:
     raise AssertionError(f"no end in sight after {MOST_STEPS} steps: {world}")
 
 
-def check_end(world: World, desired: DesiredModel) -> None:
+def check_end(world: World, desired: DesiredReplica) -> None:
     """Where nothing more is to be done, it is what was wanted, or the best that there is, and nothing is left over."""
     triton, trial = world.triton, desired.trial
     if trial is not None and desired.loaded and world.answering() == desired.targets[0]:
@@ -171,13 +171,13 @@ def test_disturbed_at_any_step_it_still_gets_there(data: st.DataObject) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(data=st.data(), roomy=st.booleans())
-def test_a_rollout_holds_three_in_memory_only_where_there_is_room(data: st.DataObject, roomy: bool) -> None:
+@given(data=st.data(), fits_alongside=st.booleans())
+def test_a_rollout_holds_three_in_memory_only_where_there_is_room(data: st.DataObject, fits_alongside: bool) -> None:
     world = World(SimulatedTriton(natures={}), START)
     previous: list[int] = []
     for revision in range(1, 6):
         target = data.draw(targets)
-        desired = DesiredModel(
+        desired = DesiredReplica(
             model="m",
             revision=revision,
             revised_at=world.now,
@@ -185,9 +185,9 @@ def test_a_rollout_holds_three_in_memory_only_where_there_is_room(data: st.DataO
             targets=(target,),
             history=tuple(v for v in reversed(previous) if v != target.version),
             bake_seconds=100.0,
-            roomy=roomy,
+            fits_alongside=fits_alongside,
         )
         run(world, desired)
         previous.append(target.version)
         assert world.answering() == target
-        assert world.peak_copies <= (3 if roomy else 2)
+        assert world.peak_replicas <= (3 if fits_alongside else 2)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from controlplane.domain.health import ProbeKind, ProbeOutcome, percentile
 from controlplane.domain.states import Proof
 from controlplane.domain.tolerance import OutputComparison, Tolerance
-from controlplane.reconciler.probing import MAX_SKIPS, REMEMBERED, Due, Signs, Watch, due
-from controlplane.reconciler.record import Backoff, ModelRecord
-from controlplane.reconciler.types import Mark, Target
+from controlplane.lifecycle.history import Backoff, ReplicaHistory
+from controlplane.lifecycle.probe_schedule import MAX_SKIPS, REMEMBERED, ProbeDecision, ProbeSignals, ProbeTracker, due
+from controlplane.lifecycle.state import ProofStatus, Target
 from controlplane.triton.embedded.processes import InstanceMemory, since_boot
 from controlplane.triton.statistics import VersionCounters
 
@@ -20,31 +20,31 @@ KEY = ("m", 1)
 INTERVAL, POLL = 30.0, 1.0
 
 
-def decide(**signs: object) -> Due:
-    return due(Signs(**signs), interval_seconds=INTERVAL, poll_seconds=POLL)  # type: ignore[arg-type]
+def decide(**signs: object) -> ProbeDecision:
+    return due(ProbeSignals(**signs), interval_seconds=INTERVAL, poll_seconds=POLL)  # type: ignore[arg-type]
 
 
 @given(st.floats(0, 1))
 def test_every_probe_comes_within_its_interval_and_not_much_before(spread: float) -> None:
-    assert decide(since_probe=INTERVAL * 0.79, spread=spread) is Due.NOTHING
-    assert decide(since_probe=INTERVAL + 0.001, spread=spread) is Due.ASK
+    assert decide(since_probe=INTERVAL * 0.79, spread=spread) is ProbeDecision.NOTHING
+    assert decide(since_probe=INTERVAL + 0.001, spread=spread) is ProbeDecision.ASK
 
 
 def test_probes_of_different_models_are_spread() -> None:
-    spreads = {Watch().signs(0.0).spread for _ in range(50)}
+    spreads = {ProbeTracker().signs(0.0).spread for _ in range(50)}
     assert len(spreads) > 40
 
 
 def test_a_probe_is_left_out_where_a_real_request_just_succeeded_but_not_for_ever() -> None:
-    assert decide(since_probe=31, since_success=0.5) is Due.SKIP
-    assert decide(since_probe=31, since_success=10) is Due.ASK
-    assert decide(since_probe=31, since_success=0.5, skips=MAX_SKIPS) is Due.ASK
+    assert decide(since_probe=31, since_success=0.5) is ProbeDecision.SKIP
+    assert decide(since_probe=31, since_success=10) is ProbeDecision.ASK
+    assert decide(since_probe=31, since_success=0.5, skips=MAX_SKIPS) is ProbeDecision.ASK
 
 
 def test_what_looks_sick_is_asked_at_once_and_not_without_a_pause() -> None:
     for sign in ({"failing": True}, {"missing": 1}):
-        assert decide(since_probe=2.5, since_success=0.1, **sign) is Due.ASK
-        assert decide(since_probe=1.5, **sign) is Due.NOTHING
+        assert decide(since_probe=2.5, since_success=0.1, **sign) is ProbeDecision.ASK
+        assert decide(since_probe=1.5, **sign) is ProbeDecision.NOTHING
 
 
 def counters(requests: int, failures: int = 0) -> dict[tuple[str, int], VersionCounters]:
@@ -63,9 +63,9 @@ def proof(at: datetime = NOW, *, error: float = 0.0, seconds: float = 0.001, ver
 
 
 def test_our_own_requests_are_no_traffic() -> None:
-    watch = Watch()
+    watch = ProbeTracker()
     watch.take_counters(KEY, counters(10), 1.0)
-    watch.asked(proof(), Mark.PASSED, light=True, requests=1, now=2.0)
+    watch.asked(proof(), ProofStatus.PASSED, light=True, requests=1, now=2.0)
     watch.take_counters(KEY, counters(11), 3.0)
     assert watch.signs(3.0).since_success is None
     watch.take_counters(KEY, counters(12), 4.0)
@@ -73,32 +73,32 @@ def test_our_own_requests_are_no_traffic() -> None:
 
 
 def test_a_failed_request_is_a_sign_until_it_was_asked() -> None:
-    watch = Watch()
+    watch = ProbeTracker()
     watch.take_counters(KEY, counters(10), 1.0)
     watch.take_counters(KEY, counters(12, failures=1), 2.0)
     assert watch.alarming
     assert watch.signs(2.0).failing
-    watch.asked(proof(), Mark.PASSED, light=True, requests=1, now=3.0)
+    watch.asked(proof(), ProofStatus.PASSED, light=True, requests=1, now=3.0)
     assert not watch.alarming
 
 
 def test_a_failed_probe_is_no_failed_request_of_others() -> None:
-    watch = Watch()
+    watch = ProbeTracker()
     watch.take_counters(KEY, counters(10), 1.0)
-    watch.asked(proof(), Mark.BROKEN, light=True, requests=1, now=2.0)
+    watch.asked(proof(), ProofStatus.BROKEN, light=True, requests=1, now=2.0)
     watch.take_counters(KEY, counters(11, failures=1), 3.0)
     assert not watch.alarming
 
 
 def test_counters_that_begin_anew_say_nothing() -> None:
-    watch = Watch()
+    watch = ProbeTracker()
     watch.take_counters(KEY, counters(100, failures=3), 1.0)
     watch.take_counters(KEY, counters(5, failures=5), 2.0)
     assert not watch.alarming
 
 
 def test_a_process_that_is_gone_is_seen_and_a_load_brings_new_ones() -> None:
-    watch = Watch()
+    watch = ProbeTracker()
     two, one = InstanceMemory(2, 1, 1), InstanceMemory(1, 1, 1)
     watch.take_processes(KEY, {KEY: two})
     assert watch.missing == (0, 2)
@@ -112,7 +112,7 @@ def test_a_process_that_is_gone_is_seen_and_a_load_brings_new_ones() -> None:
 
 
 def test_processes_from_before_a_load_may_leave_for_a_while_and_new_ones_may_not() -> None:
-    watch, began = Watch(), since_boot()
+    watch, began = ProbeTracker(), since_boot()
     before, after = began - 5.0, began + 0.5
 
     def at(now: float, *started: float) -> tuple[int, int]:
@@ -131,10 +131,10 @@ def test_processes_from_before_a_load_may_leave_for_a_while_and_new_ones_may_not
 
 
 def test_what_is_remembered_is_bounded_and_summed() -> None:
-    watch = Watch()
+    watch = ProbeTracker()
     for number in range(REMEMBERED + 10):
         late = number == REMEMBERED
-        mark = Mark.LATE if late else Mark.PASSED
+        mark = ProofStatus.LATE if late else ProofStatus.PASSED
         at = NOW + timedelta(seconds=number)
         watch.asked(proof(at, error=number * 1e-6, seconds=0.001), mark, light=True, requests=1, now=float(number))
     summary = watch.summary()
@@ -156,10 +156,10 @@ def test_percentiles_are_values_that_were_seen() -> None:
 
 def test_each_reload_that_helps_only_for_a_while_waits_longer_than_the_one_before() -> None:
     """A process that dies of the requests it gets passes every proof in between."""
-    target, backoff, record, now, waits = Target(1, "a"), Backoff(2.0, 60.0), ModelRecord(), NOW, []
+    target, backoff, record, now, waits = Target(1, "a"), Backoff(2.0, 60.0), ReplicaHistory(), NOW, []
     for _ in range(5):
-        record = record.after_proof(target, Mark.PASSED, proof(), candidate=False, now=now, backoff=backoff)
-        record = record.after_proof(target, Mark.BROKEN, proof(), candidate=False, now=now, backoff=backoff)
+        record = record.after_proof(target, ProofStatus.PASSED, proof(), candidate=False, now=now, backoff=backoff)
+        record = record.after_proof(target, ProofStatus.BROKEN, proof(), candidate=False, now=now, backoff=backoff)
         retry_at = record.failures[target].retry_at
         assert retry_at is not None
         waits.append((retry_at - now).total_seconds())
@@ -168,8 +168,8 @@ def test_each_reload_that_helps_only_for_a_while_waits_longer_than_the_one_befor
     assert "5 times within 10 minutes" in record.failures[target].message
 
     now += timedelta(minutes=11)
-    record = record.after_proof(target, Mark.PASSED, proof(), candidate=False, now=now, backoff=backoff)
-    record = record.after_proof(target, Mark.BROKEN, proof(), candidate=False, now=now, backoff=backoff)
+    record = record.after_proof(target, ProofStatus.PASSED, proof(), candidate=False, now=now, backoff=backoff)
+    record = record.after_proof(target, ProofStatus.BROKEN, proof(), candidate=False, now=now, backoff=backoff)
     assert record.failures[target].retry_at == now, "a fault after a long time is a first one again"
 
     again = record.wanted_anew(target)

@@ -9,13 +9,13 @@ import pytest
 from controlplane.domain.deployment import DeploymentSettings, DynamicBatching
 from controlplane.domain.samples import Sample
 from controlplane.domain.states import Phase, Proof
-from controlplane.reconciler.actions import Prove
-from controlplane.reconciler.events import EventLog
-from controlplane.reconciler.executor import Outcome
-from controlplane.reconciler.facts import Facts
-from controlplane.reconciler.record import Backoff, ModelRecord
-from controlplane.reconciler.types import Mark, Target
-from controlplane.reconciler.units import Unit
+from controlplane.lifecycle.actions import Prove
+from controlplane.lifecycle.events import EventLog
+from controlplane.lifecycle.executor import Outcome
+from controlplane.lifecycle.history import Backoff, ReplicaHistory
+from controlplane.lifecycle.observation import ReplicaObservation
+from controlplane.lifecycle.replica import Replica
+from controlplane.lifecycle.state import ProofStatus, Target
 from tests.cases.onnx_inputs import mixed_rows
 from tests.reconciler.conftest import Room
 
@@ -55,56 +55,63 @@ async def test_a_ready_model_is_asked_again_from_time_to_time(room: Room) -> Non
     assert first is not None
 
     await room.until(lambda status: (proof := status.servers[0].proof) is not None and proof.at > first.at)
-    assert len(room.events("Proved")) == 1, "a repeated proof is no news"
+    assert len(room.events("ProofPassed")) == 1, "a repeated proof is no news"
 
 
-def unit(mark: Mark) -> Unit:
-    return Unit("server", "m", facts=Facts(loaded=frozenset({1}), digest="a"), record=ModelRecord(marks={1: mark}))
+def unit(mark: ProofStatus) -> Replica:
+    return Replica(
+        "server",
+        "m",
+        facts=ReplicaObservation(loaded=frozenset({1}), digest="a"),
+        record=ReplicaHistory(marks={1: mark}),
+    )
 
 
-def proved(mark: Mark) -> Outcome:
-    proof = Proof(version=1, agrees=mark is Mark.PASSED, at=NOW, latency_seconds=0.0, samples=1, message=mark.value)
+def proved(mark: ProofStatus) -> Outcome:
+    proof = Proof(
+        version=1, agrees=mark is ProofStatus.PASSED, at=NOW, latency_seconds=0.0, samples=1, message=mark.value
+    )
     return Outcome(Prove(TARGET, candidate=False, because=""), mark=mark, proof=proof)
 
 
-async def settle(one: Unit, mark: Mark) -> EventLog:
+async def settle(one: Replica, mark: ProofStatus) -> EventLog:
     events = EventLog(lambda: NOW)
     one.settle(proved(mark), now=NOW, backoff=Backoff(2.0, 60.0), events=events)
     return events
 
 
 async def test_a_healthy_version_may_be_late_twice() -> None:
-    one = unit(Mark.PASSED)
+    one = unit(ProofStatus.PASSED)
     for _ in range(2):
-        events = await settle(one, Mark.LATE)
-        assert [event.reason for event in events.after()] == ["Slow"]
-        assert one.record.marks[1] is Mark.PASSED
-    await settle(one, Mark.LATE)
-    assert one.record.marks[1] is Mark.BROKEN
+        events = await settle(one, ProofStatus.LATE)
+        assert [event.reason for event in events.after()] == ["ProbeTimedOut"]
+        assert one.record.marks[1] is ProofStatus.PASSED
+    await settle(one, ProofStatus.LATE)
+    assert one.record.marks[1] is ProofStatus.BROKEN
 
 
 async def test_an_answer_in_time_ends_the_count() -> None:
-    one = unit(Mark.PASSED)
-    for mark in (Mark.LATE, Mark.LATE, Mark.PASSED, Mark.LATE, Mark.LATE):
+    one = unit(ProofStatus.PASSED)
+    for mark in (ProofStatus.LATE, ProofStatus.LATE, ProofStatus.PASSED, ProofStatus.LATE, ProofStatus.LATE):
         await settle(one, mark)
-    assert one.record.marks[1] is Mark.PASSED
+    assert one.record.marks[1] is ProofStatus.PASSED
 
 
 async def test_a_version_that_never_answered_gets_no_such_patience() -> None:
-    one = unit(Mark.UNPROVED)
-    await settle(one, Mark.LATE)
-    assert one.record.marks[1] is Mark.BROKEN
+    one = unit(ProofStatus.UNPROVED)
+    await settle(one, ProofStatus.LATE)
+    assert one.record.marks[1] is ProofStatus.BROKEN
 
 
 async def test_a_broken_version_is_loaded_again_at_once_and_then_with_back_off() -> None:
-    one = unit(Mark.PASSED)
-    await settle(one, Mark.BROKEN)
+    one = unit(ProofStatus.PASSED)
+    await settle(one, ProofStatus.BROKEN)
     failure = one.record.failures[TARGET]
     assert not failure.blocks(NOW)
     assert one.facts is None, "somebody looks before it is loaded again"
-    one.facts = unit(Mark.UNPROVED).facts
-    one.record = ModelRecord(marks={1: Mark.UNPROVED}, failures=one.record.failures)
-    await settle(one, Mark.BROKEN)
+    one.facts = unit(ProofStatus.UNPROVED).facts
+    one.record = ReplicaHistory(marks={1: ProofStatus.UNPROVED}, failures=one.record.failures)
+    await settle(one, ProofStatus.BROKEN)
     failure = one.record.failures[TARGET]
     assert failure.count == 1
     assert failure.retry_at is not None
@@ -112,8 +119,8 @@ async def test_a_broken_version_is_loaded_again_at_once_and_then_with_back_off()
 
 
 async def test_a_wrong_answer_is_final() -> None:
-    one = unit(Mark.UNPROVED)
-    await settle(one, Mark.WRONG)
+    one = unit(ProofStatus.UNPROVED)
+    await settle(one, ProofStatus.WRONG)
     assert one.record.failures[TARGET].retry_at is None
 
 

@@ -5,10 +5,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane.domain.index_states import READY
 from controlplane.domain.states import LoadedVersion
-from controlplane.reconciler.actions import Load
-from controlplane.reconciler.facts import READY, Facts
-from controlplane.reconciler.types import Target
+from controlplane.lifecycle.actions import Load
+from controlplane.lifecycle.observation import ReplicaObservation
+from controlplane.lifecycle.state import Target
 from controlplane.triton.instance_groups import Gpus, asked_gpus, on_gpus, present_gpus, said_gpus
 
 DIGEST = "d"
@@ -43,11 +44,11 @@ def resolved(config: dict[str, Any], *, has_gpus: bool) -> dict[str, Any]:
     return {**config, "instance_group": made}
 
 
-def after_a_look(facts: Facts, config: dict[str, Any]) -> Facts:
+def after_a_look(facts: ReplicaObservation, config: dict[str, Any]) -> ReplicaObservation:
     """Return the facts as a look reads them from what Triton says."""
     index = [LoadedVersion(model="m", version=version, state=READY) for version in facts.loaded]
     told: dict[str, Any] = {"gpus": {"m": present_gpus(config)}, "said_gpus": {"m": said_gpus(config)}}
-    return Facts.of("m", index, {"m": facts.digest}, {}, **told)
+    return ReplicaObservation.of("m", index, {"m": facts.digest}, {}, **told)
 
 
 @given(groups, places, sequences, st.booleans())
@@ -57,7 +58,7 @@ def test_a_load_that_keeps_a_version_sends_what_the_load_of_it_sent(
     config = {"name": "m", "instance_group": instance_groups, "parameters": {"other": {"string_value": "x"}}}
     said = asked_gpus(config, place)
     sent = on_gpus(config, said)
-    facts = Facts(digest=DIGEST).after(Load(Target(1, DIGEST), (1,), ""), said)
+    facts = ReplicaObservation(digest=DIGEST).after(Load(Target(1, DIGEST), (1,), ""), said)
     for versions, later_place, looked in loads:
         if looked:
             facts = after_a_look(facts, resolved(sent, has_gpus=has_gpus))
@@ -71,17 +72,19 @@ def test_a_load_that_keeps_a_version_sends_what_the_load_of_it_sent(
 
 
 def test_what_replaces_a_version_goes_to_its_place() -> None:
-    facts = Facts(loaded=frozenset({1}), digest=DIGEST, gpus=(0,), said_gpus=(0,))
+    facts = ReplicaObservation(loaded=frozenset({1}), digest=DIGEST, gpus=(0,), said_gpus=(0,))
     target = Target(1, DIGEST)
     assert facts.gpus_to_say(Load(target, (1,), ""), (1,)) == (0,)
     assert facts.gpus_to_say(Load(target, (1,), "", reload=True), (1,)) == (1,)
     assert facts.gpus_to_say(Load(target, (1,), "", candidate=True), (1,)) == (1,)
     assert facts.gpus_to_say(Load(Target(1, "another"), (1,), ""), (1,)) == (1,)
-    foreign = Facts(loaded=frozenset({1}), digest=DIGEST, gpus=(0,), said_gpus=(0,), foreign=True)
-    assert foreign.gpus_to_say(Load(target, (1,), ""), (1,)) == (1,)
+    externally_modified = ReplicaObservation(
+        loaded=frozenset({1}), digest=DIGEST, gpus=(0,), said_gpus=(0,), externally_modified=True
+    )
+    assert externally_modified.gpus_to_say(Load(target, (1,), ""), (1,)) == (1,)
 
 
 def test_where_a_version_runs_stays_known_while_its_load_left_that_to_triton() -> None:
-    facts = Facts(loaded=frozenset({1, 2}), digest=DIGEST, gpus=(0, 1), said_gpus=None)
+    facts = ReplicaObservation(loaded=frozenset({1, 2}), digest=DIGEST, gpus=(0, 1), said_gpus=None)
     narrowed = facts.after(Load(Target(1, DIGEST), (1,), ""), None)
     assert (narrowed.gpus, narrowed.said_gpus) == ((0, 1), None)

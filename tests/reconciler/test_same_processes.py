@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from controlplane.domain.deployment import DeploymentSettings, DynamicBatching
-from controlplane.domain.rollout import RolloutAction
+from controlplane.domain.rollout.decision import RolloutAction
 from controlplane.domain.states import Phase
 from controlplane.registry.registry import Registry
 from tests.reconciler.conftest import Room, forget, running
-from tests.reconciler.test_trials import begin, end, trial
+from tests.reconciler.test_rollout_readiness import begin, end, trial
 from tests.support.model_processes import processes_of
 from tests.support.triton import RunningTriton
 

@@ -8,37 +8,44 @@ import pytest
 
 from controlplane.domain.conditions import Condition, ConditionStatus, ServerCondition
 from controlplane.domain.states import Phase, ServerState
-from controlplane.reconciler.vitals import Remedy, ServerSigns, StuckLoad, Vitals, remedy, server_conditions
-from controlplane.reconciler.watching import Sight, Space
 from controlplane.registry.registry import Registry
+from controlplane.servers.health import (
+    HealthSignals,
+    Remediation,
+    ServerHealth,
+    StuckLoad,
+    remediation,
+    server_conditions,
+)
+from controlplane.servers.snapshot import ServerSnapshot, Space
 from tests.reconciler.test_healing import Ward, ward_of
 
 HUNG = 30.0
 
 
-def signs(**changes: object) -> ServerSigns:
-    return ServerSigns(**{"supervised": True, "state": ServerState.READY, "live": True, **changes})  # type: ignore[arg-type]
+def signs(**changes: object) -> HealthSignals:
+    return HealthSignals(**{"supervised": True, "state": ServerState.READY, "live": True, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({}, Remedy.NOTHING),
-        ({"state": ServerState.UNREACHABLE, "silent_seconds": 29.0}, Remedy.NOTHING),
-        ({"state": ServerState.UNREACHABLE, "silent_seconds": 30.0}, Remedy.KILL),
-        ({"state": ServerState.UNREACHABLE, "silent_seconds": 99.0, "supervised": False}, Remedy.NOTHING),
-        ({"stuck": (StuckLoad("m", 1, 29.0),)}, Remedy.NOTHING),
-        ({"stuck": (StuckLoad("m", 1, 30.0),)}, Remedy.END_LOADS),
-        ({"stuck": (StuckLoad("m", 1, 50.0, ended=20.0),)}, Remedy.NOTHING),
-        ({"stuck": (StuckLoad("m", 1, 60.0, ended=30.0),)}, Remedy.KILL),
-        ({"stuck": (StuckLoad("m", 1, 60.0),), "supervised": False}, Remedy.NOTHING),
+        ({}, Remediation.NOTHING),
+        ({"state": ServerState.UNREACHABLE, "silent_seconds": 29.0}, Remediation.NOTHING),
+        ({"state": ServerState.UNREACHABLE, "silent_seconds": 30.0}, Remediation.KILL),
+        ({"state": ServerState.UNREACHABLE, "silent_seconds": 99.0, "supervised": False}, Remediation.NOTHING),
+        ({"stuck": (StuckLoad("m", 1, 29.0),)}, Remediation.NOTHING),
+        ({"stuck": (StuckLoad("m", 1, 30.0),)}, Remediation.END_LOADS),
+        ({"stuck": (StuckLoad("m", 1, 50.0, ended=20.0),)}, Remediation.NOTHING),
+        ({"stuck": (StuckLoad("m", 1, 60.0, ended=30.0),)}, Remediation.KILL),
+        ({"stuck": (StuckLoad("m", 1, 60.0),), "supervised": False}, Remediation.NOTHING),
     ],
 )
-def test_what_is_done_about_a_server(changes: dict[str, object], wanted: Remedy) -> None:
-    assert remedy(signs(**changes), HUNG) is wanted
+def test_what_is_done_about_a_server(changes: dict[str, object], wanted: Remediation) -> None:
+    assert remediation(signs(**changes), HUNG) is wanted
 
 
-def said(given: ServerSigns) -> dict[str, tuple[str, str]]:
+def said(given: HealthSignals) -> dict[str, tuple[str, str]]:
     return {one.type: (one.status.value, one.reason) for one in server_conditions(given, 0.05, HUNG)}
 
 
@@ -60,19 +67,19 @@ def test_what_is_said_of_a_server() -> None:
 
 
 def test_silence_counts_only_where_the_process_is_there() -> None:
-    vitals, away = Vitals(), Sight(ServerState.UNREACHABLE, "no answer")
-    vitals.seen(away, process_there=True, loads={}, now=10.0)
-    vitals.seen(away, process_there=True, loads={}, now=25.0)
-    assert vitals.signs(away, supervised=True, now=25.0).silent_seconds == 15.0
-    vitals.seen(away, process_there=False, loads={}, now=26.0)
-    assert vitals.signs(away, supervised=True, now=26.0).silent_seconds is None
+    server_health, away = ServerHealth(), ServerSnapshot(ServerState.UNREACHABLE, "no answer")
+    server_health.seen(away, process_there=True, loads={}, now=10.0)
+    server_health.seen(away, process_there=True, loads={}, now=25.0)
+    assert server_health.signs(away, supervised=True, now=25.0).silent_seconds == 15.0
+    server_health.seen(away, process_there=False, loads={}, now=26.0)
+    assert server_health.signs(away, supervised=True, now=26.0).silent_seconds is None
 
 
 @pytest.mark.triton
 async def test_a_stopped_server_is_killed_and_comes_back_with_what_was_deployed(
     registry: Registry, model: str, tmp_path: Path
 ) -> None:
-    async with ward_of(registry, model, tmp_path, hung_seconds=1.0, pressure_share=1.0) as ward:
+    async with ward_of(registry, model, tmp_path, unresponsive_after_seconds=1.0, disk_pressure_threshold=1.0) as ward:
         version = ward.publish(1.5)
         await ward.deploy(version)
         server = ward.triton.server
@@ -94,7 +101,7 @@ async def test_a_stopped_server_is_killed_and_comes_back_with_what_was_deployed(
 async def test_a_load_that_never_returns_is_ended_without_harm_to_others(
     registry: Registry, model: str, tmp_path: Path
 ) -> None:
-    async with ward_of(registry, model, tmp_path, hung_seconds=4.0, load_seconds=4.0) as ward:
+    async with ward_of(registry, model, tmp_path, unresponsive_after_seconds=4.0, load_seconds=4.0) as ward:
         good = ward.publish(1.0)
         await ward.deploy(good)
         (answering,) = ward.processes()
@@ -103,7 +110,7 @@ async def test_a_load_that_never_returns_is_ended_without_harm_to_others(
         ward.put(f"{model}:{hanging}", settings=ward.triton.settings("hang-load", switched=True))
         ward.reconciler.wake(model)
         await ward.until(lambda status: status.phase is Phase.DEGRADED, 60)
-        await ward.until(lambda _: any(e.reason == "LoadEnded" for e in ward.reconciler.events()), 60)
+        await ward.until(lambda _: any(e.reason == "LoadKilled" for e in ward.reconciler.events()), 60)
         ward.triton.off()
         await ward.until(lambda status: status.phase is Phase.READY, 90)
         assert await ward.answer() == (2.0, hanging)

@@ -11,11 +11,11 @@ import pytest
 
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.states import Phase
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.blobs import blob_key
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
 from controlplane.settings import GcSettings
 from controlplane.storage.filesystem import FilesystemStore
 from controlplane.triton.repository import ModelRepository

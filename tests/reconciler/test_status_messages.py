@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 import pytest
 
 from controlplane.domain.states import Phase
-from controlplane.reconciler.actions import Action, CleanUp, Load, Prove, Stage, Unload, Wait
-from controlplane.reconciler.record import ModelRecord
-from controlplane.reconciler.status import Doing, View, server_status
-from controlplane.reconciler.types import DesiredModel, ObservedModel, Target
+from controlplane.lifecycle.actions import Action, CleanUp, Load, Prove, Stage, Unload, Wait
+from controlplane.lifecycle.history import ReplicaHistory
+from controlplane.lifecycle.state import DesiredReplica, ObservedReplica, Target
+from controlplane.lifecycle.status import Doing, View, server_status
 
 WHY = "a reason for the log"
 ONE, TWO = Target(1, "a"), Target(2, "a")
@@ -17,9 +17,9 @@ ONE, TWO = Target(1, "a"), Target(2, "a")
 def message(action: Action, *, loaded: frozenset[int] = frozenset(), phase: Phase | None = None) -> str:
     view = View(
         "local",
-        DesiredModel("net", 1, datetime.now(UTC), True, targets=(TWO,)),
-        ObservedModel(loaded=loaded, digest="a" if loaded else None),
-        ModelRecord(),
+        DesiredReplica("net", 1, datetime.now(UTC), True, targets=(TWO,)),
+        ObservedReplica(loaded=loaded, digest="a" if loaded else None),
+        ReplicaHistory(),
         doing=Doing(action, phase),
     )
     return server_status(view, datetime.now(UTC)).message

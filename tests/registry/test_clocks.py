@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from controlplane.errors import ClockSkewError, StoreError, StoreUnavailableError
+from controlplane.registry.holds import ModelHolds
 from controlplane.registry.intents import INTENTS
-from controlplane.registry.leases import ModelLeases
 from controlplane.registry.registry import Registry
 from controlplane.settings import GcSettings
 from controlplane.storage.base import ObjectStore
@@ -151,8 +151,8 @@ def test_when_a_version_was_deleted_is_told_by_the_store(tmp_path: Path) -> None
 
 
 def test_a_hold_ends_by_the_stores_clock_for_every_machine(bucket: ObjectStore) -> None:
-    taken = ModelLeases(bucket, clock=clock_off_by(bucket, days=-8).now).acquire("m", seconds=600)
-    ahead = ModelLeases(bucket, clock=clock_off_by(bucket, days=8).now)
+    taken = ModelHolds(bucket, clock=clock_off_by(bucket, days=-8).now).acquire("m", seconds=600)
+    ahead = ModelHolds(bucket, clock=clock_off_by(bucket, days=8).now)
     assert ahead.list() == (taken,)
     assert ahead.sweep() == 0
     assert ahead.renew("m", taken.id, seconds=600).id == taken.id

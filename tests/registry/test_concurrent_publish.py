@@ -11,7 +11,7 @@ import pytest
 
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.filesystem import FilesystemStore
-from controlplane.storage.s3 import S3Store
+from controlplane.storage.s3.store import S3Store
 from tests.support.registries import new_registry, publish, require_readable
 
 PUBLISHERS = 8

@@ -12,10 +12,10 @@ from controlplane.domain.names import Reference
 from controlplane.errors import ConflictError, StoreWentBackwardsError
 from controlplane.registry import lost
 from controlplane.registry.chain import Chain
+from controlplane.registry.condition_log import ConditionLog
 from controlplane.registry.head_memory import store_id
 from controlplane.registry.keys import KeyRequest
 from controlplane.registry.registry import Registry
-from controlplane.registry.standings import Standings
 from controlplane.storage.base import ObjectStore
 from tests.support.hooked_store import HookedStore
 from tests.support.registries import new_registry, publish
@@ -304,9 +304,9 @@ def test_a_pruned_chain_that_lost_its_newest_revision_tells_and_leaves_no_note(b
 
 
 def test_standings_that_were_lost_are_written_again(bucket: ObjectStore) -> None:
-    standings = Standings(bucket)
+    condition_log = ConditionLog(bucket)
     for number in range(3):
-        assert standings.put("net", "part", {"n": number}, actor="a", reason="r")
-    bucket.delete(Chain(bucket, "standings/net/", pruned=True).key(3))
-    assert standings.put("net", "part", {"n": 3}, actor="a", reason="r")
-    assert Standings(bucket).all() == {"net": {"part": {"n": 3}}}
+        assert condition_log.put("net", "part", {"n": number}, actor="a", reason="r")
+    bucket.delete(Chain(bucket, "conditions/net/", pruned=True).key(3))
+    assert condition_log.put("net", "part", {"n": 3}, actor="a", reason="r")
+    assert ConditionLog(bucket).all() == {"net": {"part": {"n": 3}}}

@@ -16,7 +16,7 @@ OLD = 3600.0
 
 
 def two_processes(store: ObjectStore, tmp_path: Path, *, head_max_age_seconds: float) -> tuple[Registry, Registry]:
-    """Two registries on one bucket, as two replicas would have: nothing shared in memory."""
+    """Two registries on one bucket, as two instances would have: nothing shared in memory."""
     return (
         new_registry(store, tmp_path / "one", head_max_age_seconds=head_max_age_seconds),
         new_registry(store, tmp_path / "two", head_max_age_seconds=head_max_age_seconds),

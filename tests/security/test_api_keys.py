@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from controlplane.api.needs import NEEDS, Models
+from controlplane.api.permissions import PERMISSIONS, Models
 from controlplane.domain.access import Scope, included
 from controlplane.settings import ApiSettings, AuthSettings, StoreSettings
 from tests.support.api import Api, onnx_scale, serving, settings_for
@@ -41,13 +41,15 @@ def test_every_route_says_what_it_needs(bare_document: dict[str, Any]) -> None:
     for path, operations in bare_document["paths"].items():
         for operation in operations.values():
             found[operation["operationId"]] = path
-    assert set(found) == set(NEEDS), "each route of the OpenAPI document has its line in controlplane/api/needs.py"
+    assert set(found) == set(PERMISSIONS), (
+        "each route of the OpenAPI document has its line in controlplane/api/permissions.py"
+    )
     for name, path in found.items():
-        assert (NEEDS[name].models is Models.PATH) == ("{model}" in path), name
-    assert {name for name, need in NEEDS.items() if need.scope is None} == {"healthz", "readyz"}
+        assert (PERMISSIONS[name].models is Models.PATH) == ("{model}" in path), name
+    assert {name for name, need in PERMISSIONS.items() if need.scope is None} == {"healthz", "readyz"}
     for operations in bare_document["paths"].values():  # and the document tells it to whoever reads it
         for operation in operations.values():
-            scope = NEEDS[operation["operationId"]].scope
+            scope = PERMISSIONS[operation["operationId"]].scope
             assert operation["security"] == ([{"apiKey": [scope.value]}, {}] if scope else [])
 
 
@@ -69,7 +71,7 @@ def test_each_scope_opens_its_routes_and_no_others(
             for template, operations in bare_document["paths"].items():
                 path = re.sub(r"\{(\w+)\}", lambda match: filled.get(match[1], "none"), template)
                 for method, operation in operations.items():
-                    need = NEEDS[operation["operationId"]]
+                    need = PERMISSIONS[operation["operationId"]]
                     what = f"{method} {path} with {scope}"
                     status = holder.request(method, path).status_code
                     allowed = need.scope is None or need.scope in included([scope])
@@ -326,10 +328,10 @@ def test_two_who_make_the_same_key_at_once(tmp_path: Path) -> None:
 def test_without_keys_a_browser_is_not_believed(tmp_path: Path) -> None:
     with serving(settings_for(tmp_path, embedded=False)) as api:
         api.publish("net", onnx_scale(2))
-        foreign = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
-        problem = api.problem(api.http.delete("/v1/models/net", headers=foreign), 403, "forbidden")
+        externally_modified = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
+        problem = api.problem(api.http.delete("/v1/models/net", headers=externally_modified), 403, "forbidden")
         assert "another site" in problem["detail"]
-        api.problem(api.http.post("/v1/deployments/net/load", headers=foreign), 403, "forbidden")
+        api.problem(api.http.post("/v1/deployments/net/load", headers=externally_modified), 403, "forbidden")
         # A name that was made to point at this machine (DNS rebinding) is not one of its own.
         for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::2]:80"):
             api.problem(api.http.get("/v1/models", headers={"Host": host}), 403, "forbidden")

@@ -103,10 +103,10 @@ def test_settings_that_load_code_do_not_follow_an_alias(root: Api, deployer: Api
     registry.deployments.put(spec, after=None, actor="old", reason="")
     version(root, tmp_path, "alias", 3.0)
     deployer.ok(deployer.http.put("/v1/models/alias/aliases/live", json={"version": 2}))
-    wishes = root.plane.reconciler._reader._wishes
-    wish = wishes.read("alias")
-    assert wish is not None
-    assert wishes.follow_alias(wish) is None
+    desired_state = root.plane.reconciler._reader._desired_state
+    desired_deployment = desired_state.read("alias")
+    assert desired_deployment is not None
+    assert desired_state.follow_alias(desired_deployment) is None
     assert registry.deployments.get("alias", fresh=True).spec.version == 1
 
 

@@ -190,14 +190,14 @@ def test_tls_with_certificates_of_clients(here: Cli, authority: trustme.CA) -> N
     ours = here.folder / "client.pem"
     authority.issue_cert("ada@example.org").private_key_and_cert_chain_pem.write_to_path(ours)
     options = ("--tls-cert", certificate, "--tls-key", key, "--tls-client-ca", ca)
-    password = {"TRITONCTL_API__TLS__KEY_PASSWORD": "tls-secret-1f2e"}
+    password = {"CONTROLPLANE_API__TLS__KEY_PASSWORD": "tls-secret-1f2e"}
     with serve(here, *options, **password) as record:
         url = record["url"]
         assert here("models", "--url", url, "--ca-file", ca).code == 4
         here.ok("models", "--url", url, "--ca-file", ca, "--client-cert", ours)
     assert "tls-secret" not in (here.folder / "serve.log").read_text()
     # What cannot work is said before anything is started.
-    locked = here("serve", *options, TRITONCTL_API__TLS__KEY_PASSWORD="another")
+    locked = here("serve", *options, CONTROLPLANE_API__TLS__KEY_PASSWORD="another")
     assert (locked.code, "TLS cannot be set up" in locked.err) == (6, True)
     assert "another" not in locked.err
     missing = here("serve", "--tls-cert", "none.pem")

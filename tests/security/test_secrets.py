@@ -99,26 +99,26 @@ def test_nothing_that_is_said_has_a_secret_in_it(tmp_path: Path, triton: Running
         }
         environment = {
             **cli.environment,
-            "TRITONCTL_LOG_LEVEL": "debug",
-            "TRITONCTL_STORE__URL": f"s3://{moto.new_bucket()}/registry",
-            "TRITONCTL_STORE__ENDPOINT_URL": moto.endpoint_url,
-            "TRITONCTL_STORE__REGION": "us-east-1",
-            "TRITONCTL_STORE__ACCESS_KEY_ID": "tests",
-            "TRITONCTL_STORE__SECRET_ACCESS_KEY": SECRETS["S3"],
-            "TRITONCTL_STORE__RETRIES": "0",
-            "TRITONCTL_STORE__TIMEOUT_SECONDS": "2",
-            "TRITONCTL_TRITON__SERVERS": json.dumps([server]),
-            "TRITONCTL_RECONCILER__INTERVAL_SECONDS": "0.3",
-            "TRITONCTL_MONITORING__INTERVAL_SECONDS": "0.2",
-            "TRITONCTL_MONITORING__OBJECTIVE_INTERVAL_SECONDS": "0.2",
-            "TRITONCTL_MONITORING__MIN_REQUESTS": "1",
-            "TRITONCTL_MONITORING__BURN_RULES": '[{"long_seconds": 10, "short_seconds": 5, "factor": 1}]',
-            "TRITONCTL_MONITORING__WEBHOOK_URL": hook,
-            "TRITONCTL_MONITORING__WEBHOOK_SECRET": SECRETS["webhook"],
-            "TRITONCTL_MONITORING__WEBHOOK_BACKOFF_INITIAL_SECONDS": "0.1",
-            "TRITONCTL_API__TLS__CERT_FILE": "server.pem",
-            "TRITONCTL_API__TLS__KEY_FILE": "server.key",
-            "TRITONCTL_API__TLS__KEY_PASSWORD": SECRETS["TLS password"],
+            "CONTROLPLANE_LOG_LEVEL": "debug",
+            "CONTROLPLANE_STORE__URL": f"s3://{moto.new_bucket()}/registry",
+            "CONTROLPLANE_STORE__ENDPOINT_URL": moto.endpoint_url,
+            "CONTROLPLANE_STORE__REGION": "us-east-1",
+            "CONTROLPLANE_STORE__ACCESS_KEY_ID": "tests",
+            "CONTROLPLANE_STORE__SECRET_ACCESS_KEY": SECRETS["S3"],
+            "CONTROLPLANE_STORE__RETRIES": "0",
+            "CONTROLPLANE_STORE__TIMEOUT_SECONDS": "2",
+            "CONTROLPLANE_TRITON__SERVERS": json.dumps([server]),
+            "CONTROLPLANE_RECONCILER__INTERVAL_SECONDS": "0.3",
+            "CONTROLPLANE_MONITORING__INTERVAL_SECONDS": "0.2",
+            "CONTROLPLANE_MONITORING__OBJECTIVE_INTERVAL_SECONDS": "0.2",
+            "CONTROLPLANE_MONITORING__MIN_REQUESTS": "1",
+            "CONTROLPLANE_MONITORING__BURN_RULES": '[{"long_seconds": 10, "short_seconds": 5, "factor": 1}]',
+            "CONTROLPLANE_MONITORING__WEBHOOK_URL": hook,
+            "CONTROLPLANE_MONITORING__WEBHOOK_SECRET": SECRETS["webhook"],
+            "CONTROLPLANE_MONITORING__WEBHOOK_BACKOFF_INITIAL_SECONDS": "0.1",
+            "CONTROLPLANE_API__TLS__CERT_FILE": "server.pem",
+            "CONTROLPLANE_API__TLS__KEY_FILE": "server.key",
+            "CONTROLPLANE_API__TLS__KEY_PASSWORD": SECRETS["TLS password"],
         }
         made = cli.ok("keys", "create", "root", "--scope", "admin", "--offline", "-o", "json", **environment)
         root = str(made.json["secret"])
@@ -205,12 +205,12 @@ def test_nothing_that_is_said_has_a_secret_in_it(tmp_path: Path, triton: Running
         # It does not start: what is wrong is said, and not with what.
         for name, change in {
             "no store": {},
-            "a wrong password": {"TRITONCTL_API__TLS__KEY_PASSWORD": SECRETS["TLS password"] + "x"},
-            "servers that are no JSON": {"TRITONCTL_TRITON__SERVERS": json.dumps([server])[:-1]},
+            "a wrong password": {"CONTROLPLANE_API__TLS__KEY_PASSWORD": SECRETS["TLS password"] + "x"},
+            "servers that are no JSON": {"CONTROLPLANE_TRITON__SERVERS": json.dumps([server])[:-1]},
             "a server without an address": {
-                "TRITONCTL_TRITON__SERVERS": json.dumps([{"control_key": SECRETS["control key"]}])
+                "CONTROLPLANE_TRITON__SERVERS": json.dumps([{"control_key": SECRETS["control key"]}])
             },
-            "a secret in the wrong place": {"TRITONCTL_API__PORT": SECRETS["S3"]},
+            "a secret in the wrong place": {"CONTROLPLANE_API__PORT": SECRETS["S3"]},
         }.items():
             for debug in ((), ("--debug",)):
                 # Not through `Cli`, which takes a traceback for a fault: with --debug one is asked for.
@@ -252,14 +252,14 @@ def test_a_store_that_refuses_the_credentials(tmp_path: Path, ceph: S3Server) ->
     """A real S3 server that checks them: what it refuses, and what boto3 makes of it, names no secret."""
     wrong = "wr0ng-5ecret-f0e1d2c3"
     environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("TRITONCTL_")},
+        **{key: value for key, value in os.environ.items() if not key.startswith(("TRITONCTL_", "CONTROLPLANE_"))},
         "TRITONCTL_DATA_DIR": str(tmp_path / "data"),
-        "TRITONCTL_STORE__URL": f"s3://{ceph.new_bucket()}/registry",
-        "TRITONCTL_STORE__ENDPOINT_URL": ceph.endpoint_url,
-        "TRITONCTL_STORE__REGION": "us-east-1",
-        "TRITONCTL_STORE__ACCESS_KEY_ID": ceph.access_key_id,
-        "TRITONCTL_STORE__SECRET_ACCESS_KEY": wrong,
-        "TRITONCTL_LOG_LEVEL": "debug",
+        "CONTROLPLANE_STORE__URL": f"s3://{ceph.new_bucket()}/registry",
+        "CONTROLPLANE_STORE__ENDPOINT_URL": ceph.endpoint_url,
+        "CONTROLPLANE_STORE__REGION": "us-east-1",
+        "CONTROLPLANE_STORE__ACCESS_KEY_ID": ceph.access_key_id,
+        "CONTROLPLANE_STORE__SECRET_ACCESS_KEY": wrong,
+        "CONTROLPLANE_LOG_LEVEL": "debug",
     }
     for command in (("serve", "--port", "0"), ("doctor",), ("keys", "list", "--offline")):
         for debug in ((), ("--debug",)):

@@ -155,7 +155,7 @@ class Strict:
 @pytest.fixture
 def strict(tmp_path: Path, triton: RunningTriton, keys: dict[str, tuple[Path, Path]]) -> Iterator[Strict]:
     server = TritonServerSettings(
-        name="shared", grpc_url=triton.server.grpc_url, repository=triton.server.repository, same_machine=True
+        name="shared", grpc_url=triton.server.grpc_url, repository=triton.server.repository, local=True
     )
     policy = SigningSettings(required=True, public_keys=(keys["release"][1],))
     chosen = settings_for(

@@ -68,7 +68,9 @@ def test_only_the_control_plane_loads(tmp_path: Path) -> None:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # the model's process, which has just ended
                 if "triton" in process.name():
-                    assert not [name for name in process.environ() if name.startswith(("TRITONCTL_", "AWS_"))]
+                    assert not [
+                        name for name in process.environ() if name.startswith(("TRITONCTL_", "CONTROLPLANE_", "AWS_"))
+                    ]
                     looked_at += 1
         assert looked_at
 

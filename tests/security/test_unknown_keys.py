@@ -1,4 +1,4 @@
-"""Keys that a replica does not know: it looks for them, and not too often."""
+"""Keys that an instance does not know: it looks for them, and not too often."""
 
 import asyncio
 

@@ -12,11 +12,11 @@ from controlplane.domain.manifest import FileEntry
 from controlplane.errors import InvalidArtifactError, ObjectNotFoundError
 from controlplane.registry.blobs import blob_key
 from controlplane.registry.registry import Registry
-from controlplane.services.spool import Spool
-from controlplane.services.uploads import INCOMING, Uploads
+from controlplane.services.uploads.service import INCOMING, Uploads
+from controlplane.services.uploads.spool import Spool
 from controlplane.storage.factory import open_store
-from controlplane.storage.s3 import S3Store
-from controlplane.storage.s3_copy import copy_object
+from controlplane.storage.s3.copy import copy_object
+from controlplane.storage.s3.store import S3Store
 from tests.support.registries import new_registry
 from tests.support.s3server import S3Server
 

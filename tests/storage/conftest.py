@@ -13,8 +13,8 @@ import pytest
 from controlplane.storage.base import ObjectStore
 from controlplane.storage.factory import open_store
 from controlplane.storage.filesystem import FilesystemStore
+from controlplane.storage.instrumented import MeteredStore
 from controlplane.storage.memory import MemoryStore
-from controlplane.storage.metered import MeteredStore
 from tests.support.faultproxy import FaultProxy, fault_proxy
 from tests.support.s3server import S3Server
 

@@ -13,9 +13,9 @@ from controlplane.errors import (
     StoreUnavailableError,
     UnsupportedStoreError,
 )
-from controlplane.storage import s3_client
 from controlplane.storage.probe import PREFIX, check_store
-from controlplane.storage.s3 import S3Store
+from controlplane.storage.s3 import client
+from controlplane.storage.s3.store import S3Store
 from tests.storage.conftest import PART_BYTES, Behind, Content, write_content
 from tests.support.faultproxy import Action, Fault, FaultProxy, fault_proxy
 from tests.support.s3server import S3Server
@@ -38,7 +38,7 @@ def faulty(
     behind_moto: Behind, direct: tuple[S3Store, str], proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[S3Store]:
     """The same store through the proxy."""
-    monkeypatch.setattr(s3_client, "_BACKOFF_FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(client, "_BACKOFF_FIRST_SECONDS", 0.01)
     settings = behind_moto.server.settings(
         behind_moto.bucket,
         direct[1],
@@ -281,7 +281,7 @@ def test_two_who_publish_the_same_blob_at_once_both_succeed(ceph: S3Server, big:
 def test_a_bit_that_changes_on_the_way_up_is_refused_and_sent_again(
     ceph: S3Server, big: Content, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_client, "_BACKOFF_FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(client, "_BACKOFF_FIRST_SECONDS", 0.01)
     bucket = ceph.new_bucket()
     with fault_proxy(ceph.endpoint_url) as proxy:
         store = S3Store(bucket, "", ceph.settings(bucket, endpoint_url=proxy.endpoint_url, part_size_bytes=PART_BYTES))

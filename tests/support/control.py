@@ -10,11 +10,11 @@ from controlplane.domain.names import Reference
 from controlplane.domain.states import DeploymentStatus, Phase
 from controlplane.errors import NotFoundError
 from controlplane.gpu.host import HostSource
-from controlplane.reconciler.loop import Reconciler
-from controlplane.reconciler.servers import ManagedServer
+from controlplane.reconciler.controller import Reconciler
 from controlplane.registry.cache import BlobCache
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
 from controlplane.settings import GcSettings, ReconcilerSettings
 from controlplane.storage.filesystem import FilesystemStore
 from controlplane.triton.client import TritonClient

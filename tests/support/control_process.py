@@ -1,4 +1,4 @@
-"""A control plane with an embedded Triton and a front door, as a process that can be killed."""
+"""A control plane with an embedded Triton and a gateway, as a process that can be killed."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from tests.support.processes import tied_to_us
 _RUN = """
 import sys
 from pathlib import Path
-from controlplane.running import run
+from controlplane.process import run
 from controlplane.settings import ApiSettings, ReconcilerSettings, Settings, TritonSettings
 run(
     Settings(
@@ -32,7 +32,7 @@ run(
 
 @contextlib.contextmanager
 def running(folder: Path, *, restricted: bool = True, **environment: str) -> Iterator[tuple[Api, httpx.Client]]:
-    """A control plane as a process, killed at the end of the block, and a client of its front door.
+    """A control plane as a process, killed at the end of the block, and a client of its gateway.
 
     Args:
         folder: Where it keeps everything.
@@ -50,9 +50,9 @@ def running(folder: Path, *, restricted: bool = True, **environment: str) -> Ite
         document = json.loads(ready.read_text())
         with (
             httpx.Client(base_url=document["url"], timeout=60) as http,
-            httpx.Client(base_url=document["gateway"]["http_url"], timeout=60) as door,
+            httpx.Client(base_url=document["gateway"]["http_url"], timeout=60) as gateway,
         ):
-            yield Api(None, http, document["url"]), door  # type: ignore[arg-type]
+            yield Api(None, http, document["url"]), gateway  # type: ignore[arg-type]
     finally:
         process.kill()
         process.wait()

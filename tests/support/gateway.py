@@ -1,4 +1,4 @@
-"""What tests of the front door share."""
+"""What tests of the gateway share."""
 
 import contextlib
 import threading
@@ -36,10 +36,10 @@ def ones(kind: Any = triton_grpc, rows: int = 1, value: float = 1.0) -> list[Any
 
 
 def urls(api: Api) -> tuple[str, str]:
-    """host:port of the front door, for HTTP and gRPC."""
-    door = api.plane.front_door
-    assert door is not None
-    return door.http_url.partition("://")[2], door.grpc_url
+    """host:port of the gateway, for HTTP and gRPC."""
+    gateway = api.plane.gateway
+    assert gateway is not None
+    return gateway.http_url.partition("://")[2], gateway.grpc_url
 
 
 def direct_urls(api: Api) -> tuple[str, str]:
@@ -58,9 +58,9 @@ def http_client(api: Api, **options: Any) -> triton_http.InferenceServerClient:
 
 def way(api: Api, model: str) -> str:
     """How requests for a model go."""
-    for road in api.ok(api.http.get("/v1/gateway"))["models"]:
-        if road["model"] == model:
-            return str(road["way"])
+    for route in api.ok(api.http.get("/v1/gateway"))["models"]:
+        if route["model"] == model:
+            return str(route["way"])
     return "closed"
 
 
@@ -85,9 +85,9 @@ def triton_pid(api: Api) -> int:
 
 
 @contextmanager
-def asking(doors: Sequence[Api], *models: str) -> Iterator[list[Counter[Any]]]:
-    """Ask models made by `onnx_scale` through front doors, over both protocols; yields answers and errors, by door."""
-    seen = [Counter[Any]() for _ in doors]
+def asking(gateways: Sequence[Api], *models: str) -> Iterator[list[Counter[Any]]]:
+    """Ask models made by `onnx_scale` through gateways, over both protocols; yields answers and errors, by door."""
+    seen = [Counter[Any]() for _ in gateways]
     stop = threading.Event()
 
     def run(api: Api, kind: Any, found: Counter[Any]) -> None:
@@ -102,7 +102,7 @@ def asking(doors: Sequence[Api], *models: str) -> Iterator[list[Counter[Any]]]:
 
     threads = [
         threading.Thread(target=run, args=(api, kind, found))
-        for api, found in zip(doors, seen, strict=True)
+        for api, found in zip(gateways, seen, strict=True)
         for kind in (triton_http, triton_grpc)
     ]
     for thread in threads:

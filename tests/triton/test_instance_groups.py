@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.gpu.base import DeviceKind, DeviceReading
-from controlplane.reconciler.gpu_refusals import unusable_gpus
+from controlplane.memory.gpu_refusals import unusable_gpus
 from controlplane.triton.config_json import json_to_message, message_to_json
 from controlplane.triton.instance_groups import (
     GPUS_PARAMETER,

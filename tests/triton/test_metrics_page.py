@@ -10,7 +10,7 @@ import pytest
 
 from controlplane.errors import TritonTimeoutError, TritonUnavailableError
 from controlplane.gpu.triton_metrics import TritonMetricsSource
-from controlplane.triton.page import PageSource, fetch
+from controlplane.triton.metrics_scraper import MetricsScraper, fetch
 from controlplane.triton.statistics import read_pending
 
 PAGE = b'nv_inference_pending_request_count{model="m",version="1"} 3\n'
@@ -81,7 +81,7 @@ def server() -> Iterator[Server]:
 
 
 def test_who_asks_at_about_the_same_moment_gets_the_same_page(server: Server) -> None:
-    page = PageSource(server.url, shared_seconds=600)
+    page = MetricsScraper(server.url, shared_seconds=600)
     server.gate.clear()
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(page.read, 60.0) for _ in range(4)]
@@ -94,7 +94,7 @@ def test_who_asks_at_about_the_same_moment_gets_the_same_page(server: Server) ->
 
 
 def test_who_comes_later_gets_a_new_one(server: Server) -> None:
-    page = PageSource(server.url, shared_seconds=0)
+    page = MetricsScraper(server.url, shared_seconds=0)
     first, second = page.read(60.0), page.read(60.0)
     assert server.asked == 2
     assert second.at > first.at
@@ -102,7 +102,7 @@ def test_who_comes_later_gets_a_new_one(server: Server) -> None:
 
 
 def test_a_failure_is_not_kept(server: Server) -> None:
-    page = PageSource(server.url, shared_seconds=600)
+    page = MetricsScraper(server.url, shared_seconds=600)
     server.status = 503
     with pytest.raises(TritonUnavailableError, match="answer 503"):
         page.read(60.0)
@@ -113,7 +113,7 @@ def test_a_failure_is_not_kept(server: Server) -> None:
 
 
 def test_nobody_waits_longer_than_the_deadline_for_somebody_elses_look(server: Server) -> None:
-    page = PageSource(server.url, shared_seconds=600)
+    page = MetricsScraper(server.url, shared_seconds=600)
     server.gate.clear()
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(page.read, 60.0)
@@ -139,7 +139,7 @@ def test_to_have_waited_for_somebody_else_counts(server: Server) -> None:
 
 
 def test_devices_and_requests_are_read_off_one_page_and_devices_never_off_an_old_one(server: Server) -> None:
-    page = PageSource(server.url, shared_seconds=600)
+    page = MetricsScraper(server.url, shared_seconds=600)
     devices = TritonMetricsSource(page)
     assert devices.read() == ()
     assert read_pending(page, 60.0) == {("m", 1): 3}
@@ -150,7 +150,7 @@ def test_devices_and_requests_are_read_off_one_page_and_devices_never_off_an_old
 
 
 def test_a_page_that_does_not_come_in_time(server: Server) -> None:
-    page = PageSource(server.url)
+    page = MetricsScraper(server.url)
     server.gate.clear()
     with pytest.raises(TritonTimeoutError):
         page.read(0.05)
@@ -158,7 +158,7 @@ def test_a_page_that_does_not_come_in_time(server: Server) -> None:
 
 
 def test_a_page_that_drips_is_given_up(server: Server) -> None:
-    page = PageSource(server.url)
+    page = MetricsScraper(server.url)
     server.drips.set()
     with pytest.raises(TritonTimeoutError, match=r"took more than 0\.2 s"):
         page.read(0.2)
@@ -167,7 +167,7 @@ def test_a_page_that_drips_is_given_up(server: Server) -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/metrics", "127.0.0.1:8002/metrics", "http://[/", ""])
 def test_a_server_that_cannot_be_reached(url: str) -> None:
-    page = PageSource(url)
+    page = MetricsScraper(url)
     with pytest.raises(TritonUnavailableError, match="cannot be read"):
         page.read(1)
     page.close()

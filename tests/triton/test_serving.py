@@ -19,8 +19,8 @@ from controlplane.domain.manifest import Format
 from controlplane.domain.samples import Sample
 from controlplane.domain.signature import Signature, TensorSpec
 from controlplane.errors import InferenceError, LoadRefusedError
+from converters.golden_samples import record
 from converters.jobs import RecordJob
-from converters.recording import record
 from tests.cases import torchscript_inputs
 from tests.support.triton_models import ModelFiles, load_torchscript, model_files, onnx_model, scale, spec, torchscript
 from tests.support.triton_serving import Serving

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from controlplane.app import ControlPlane, build
-from controlplane.services.tuning import TuneCommand
+from controlplane.services.tuning.service import TuneCommand
 from controlplane.settings import ApiSettings, ReconcilerSettings, Settings, TritonServerSettings, TritonSettings
 
 

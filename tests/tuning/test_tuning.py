@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from controlplane.services.tuning_copy import LOCK
+from controlplane.services.tuning.trial_model import LOCK
 from tests.support.api import Api
 from tests.tuning.conftest import centred_onnx, crowded_onnx
 

@@ -10,10 +10,10 @@ from controlplane.domain.deployment import DeploymentSpec
 from controlplane.domain.names import tuning_name
 from controlplane.domain.tuning import Trial, TrialState
 from controlplane.errors import ConflictError, TritonUnavailableError
-from controlplane.reconciler.servers import ManagedServer
-from controlplane.services.load_generator import Load, generate
-from controlplane.services.tuning import TuneCommand
-from controlplane.services.tuning_copy import LOCK, alone_on, sweep
+from controlplane.servers.server import ManagedServer
+from controlplane.services.tuning.load_generator import Load, generate
+from controlplane.services.tuning.service import TuneCommand
+from controlplane.services.tuning.trial_model import LOCK, alone_on, sweep
 from controlplane.triton.client import TritonClient
 from controlplane.triton.repository import ModelRepository
 from tests.support.models import affine_samples, publish_affine

@@ -26,10 +26,9 @@ from controlplane.domain.tuning import (
     points,
 )
 from controlplane.errors import InvalidInputError
-from controlplane.services.load_generator import percentile
-from controlplane.services.tuning_copy import most_rows, requests_of
-from controlplane.services.tuning_plot import plot
-from controlplane.services.tuning_search import (
+from controlplane.services.tuning.load_generator import percentile
+from controlplane.services.tuning.plot import plot
+from controlplane.services.tuning.search import (
     Race,
     Space,
     applied,
@@ -40,6 +39,7 @@ from controlplane.services.tuning_search import (
     rounds,
     settings_to_try,
 )
+from controlplane.services.tuning.trial_model import most_rows, requests_of
 
 UNTIMED = hypothesis_settings(deadline=None)
 SETTINGS = st.builds(

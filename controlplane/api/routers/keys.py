@@ -50,5 +50,5 @@ async def get_key(services: App, key: KeyId) -> Response:
 
 @router.delete("/{key}", operation_id="revokeKey", response_model=KeyView, responses=responses(409))
 async def revoke_key(services: App, key: KeyId, actor: Actor) -> Response:
-    """Revoke a key, for good: at once on this replica, and on the others once they look again (5 s, by default)."""
+    """Revoke a key, for good: at once on this instance, and on the others once they look again (5 s, by default)."""
     return json_answer(KeyView.of(await services.keys.revoke(key, actor=actor), datetime.now(UTC)))

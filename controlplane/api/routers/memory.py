@@ -7,16 +7,16 @@ from fastapi import APIRouter, Path, Query, Response
 from controlplane.api.answers import json_answer
 from controlplane.api.dependencies import IDEMPOTENT, Actor, App, ModelName, Wait
 from controlplane.api.problems import Documented, responses
-from controlplane.api.schemas.memory import LeaseList, LeaseRenewal, LeaseRequest, MemoryList
-from controlplane.reconciler.memory_view import WhyView
-from controlplane.services.leases import Lease
+from controlplane.api.schemas.memory import HoldList, HoldRenewal, HoldRequest, MemoryList
+from controlplane.memory.views import ExplanationView
+from controlplane.services.holds import Hold
 
 router = APIRouter(tags=["memory"])
 
-LeaseId = Annotated[str, Path(description="The lease's id.", max_length=64)]
+HoldId = Annotated[str, Path(description="The hold's id.", max_length=64)]
 
 _TAKEN: Documented = {201: {"description": "It is held; `ready` says whether it answers already."}}
-_GONE: Documented = {204: {"description": "It is not held by this lease any more."}}
+_GONE: Documented = {204: {"description": "It is not held by this hold any more."}}
 
 
 @router.get("/memory", operation_id="getMemory", response_model=MemoryList, responses=responses())
@@ -33,7 +33,7 @@ async def get_memory(
     return json_answer(MemoryList(items=list(found)))
 
 
-@router.get("/deployments/{model}/why", operation_id="getWhy", response_model=WhyView, responses=responses())
+@router.get("/deployments/{model}/why", operation_id="getWhy", response_model=ExplanationView, responses=responses())
 async def get_why(services: App, model: ModelName) -> Response:
     """Say why a model is where it is: loaded, waiting, evicted for another, or why it cannot be loaded.
 
@@ -44,59 +44,57 @@ async def get_why(services: App, model: ModelName) -> Response:
 
 
 @router.post(
-    "/deployments/{model}/leases",
+    "/deployments/{model}/holds",
     dependencies=[IDEMPOTENT],
-    operation_id="takeLease",
+    operation_id="takeHold",
     status_code=201,
-    response_model=Lease,
+    response_model=Hold,
     responses=responses(409, also=_TAKEN),
 )
-async def take_lease(
-    services: App, model: ModelName, actor: Actor, body: LeaseRequest | None = None, wait: Wait = 0.0
+async def take_hold(
+    services: App, model: ModelName, actor: Actor, body: HoldRequest | None = None, wait: Wait = 0.0
 ) -> Response:
-    """Hold a model: it is loaded, and stays loaded until the lease ends. Renew it in time.
+    """Hold a model: it is loaded, and stays loaded until the hold ends. Renew it in time.
 
     With `wait` the answer comes when the model answers; the time to live counts from then. Where it cannot be loaded
     (`insufficient-memory`, `deployment-failed`), nothing is held. Where the time is up first, it is held and
     `ready` is false.
     """
-    asked = body or LeaseRequest()
-    lease = await services.leases.take(
+    asked = body or HoldRequest()
+    hold = await services.holds.take(
         model, ttl_seconds=asked.ttl_seconds, holder=asked.holder or actor, wait_seconds=wait
     )
-    return json_answer(lease, 201, {"Location": f"/v1/deployments/{model}/leases/{lease.id}"})
+    return json_answer(hold, 201, {"Location": f"/v1/deployments/{model}/holds/{hold.id}"})
 
 
-@router.get("/deployments/{model}/leases", operation_id="listLeases", response_model=LeaseList, responses=responses())
-async def list_leases(services: App, model: ModelName) -> Response:
+@router.get("/deployments/{model}/holds", operation_id="listHolds", response_model=HoldList, responses=responses())
+async def list_holds(services: App, model: ModelName) -> Response:
     """Return who holds a model at this moment."""
-    return json_answer(LeaseList(items=list(await services.leases.list(model))))
+    return json_answer(HoldList(items=list(await services.holds.list(model))))
 
 
-@router.get("/deployments/{model}/leases/{lease}", operation_id="getLease", response_model=Lease, responses=responses())
-async def get_lease(services: App, model: ModelName, lease: LeaseId) -> Response:
-    """Return one lease."""
-    return json_answer(await services.leases.get(model, lease))
+@router.get("/deployments/{model}/holds/{hold}", operation_id="getHold", response_model=Hold, responses=responses())
+async def get_hold(services: App, model: ModelName, hold: HoldId) -> Response:
+    """Return one hold."""
+    return json_answer(await services.holds.get(model, hold))
 
 
-@router.put(
-    "/deployments/{model}/leases/{lease}", operation_id="renewLease", response_model=Lease, responses=responses()
-)
-async def renew_lease(services: App, model: ModelName, lease: LeaseId, body: LeaseRenewal | None = None) -> Response:
+@router.put("/deployments/{model}/holds/{hold}", operation_id="renewHold", response_model=Hold, responses=responses())
+async def renew_hold(services: App, model: ModelName, hold: HoldId, body: HoldRenewal | None = None) -> Response:
     """Hold it for `ttl_seconds` from now.
 
-    One that has ended is not renewed (404): the model may be gone, so take a new lease.
+    One that has ended is not renewed (404): the model may be gone, so take a new hold.
     """
-    return json_answer(await services.leases.renew(model, lease, ttl_seconds=(body or LeaseRenewal()).ttl_seconds))
+    return json_answer(await services.holds.renew(model, hold, ttl_seconds=(body or HoldRenewal()).ttl_seconds))
 
 
 @router.delete(
-    "/deployments/{model}/leases/{lease}",
-    operation_id="giveLeaseBack",
+    "/deployments/{model}/holds/{hold}",
+    operation_id="giveHoldBack",
     status_code=204,
     responses=responses(also=_GONE),
 )
-async def give_lease_back(services: App, model: ModelName, lease: LeaseId) -> Response:
-    """End a lease before its time. One that has ended already is no error."""
-    await services.leases.give_back(model, lease)
+async def release_hold(services: App, model: ModelName, hold: HoldId) -> Response:
+    """End a hold before its time. One that has ended already is no error."""
+    await services.holds.give_back(model, hold)
     return Response(status_code=204)

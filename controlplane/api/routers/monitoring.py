@@ -30,7 +30,7 @@ async def get_metrics(
     """Return what a deployed model did in a window that ends now, by version and server, and how its objectives do.
 
     The figures are read from the Triton servers' own counters, so what clients send to Triton's ports counts too; they
-    are this replica's, since it started. Windows up to ten minutes are kept by the second, longer ones by ten seconds.
+    are this instance's, since it started. Windows up to ten minutes are kept by the second, longer ones by ten seconds.
     """
     seconds = parse_duration(window)
     return json_answer(await services.monitoring.metrics(model, window_seconds=max(seconds, 1.0), points=points))

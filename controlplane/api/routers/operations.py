@@ -112,7 +112,7 @@ async def follow_operation(services: App, asker: Asker, operation_id: OperationI
     responses=responses(),
 )
 async def cancel_operation(services: App, asker: Asker, operation_id: OperationId) -> Response:
-    """Cancel an operation that runs in this replica. One that ended stays as it is; deployments cannot be cancelled."""
+    """Cancel an operation of this instance; one that ended is left as it is. Deployments cannot be cancelled."""
     if asker is not None and asker.models:
         await _operation(services, asker, operation_id)
     return json_answer(await services.operations.cancel(operation_id))
@@ -149,7 +149,7 @@ async def list_events(
     reason: Annotated[str | None, Query(max_length=64, description="Only events with this reason.")] = None,
     follow: Annotated[bool, Query(description="Go on with what comes, as server-sent events.")] = False,
 ) -> Response:
-    """Return what changed on this replica, and why."""
+    """Return what changed on this instance, and why."""
 
     def wanted(event: Event) -> bool:
         return (

@@ -8,7 +8,7 @@ from controlplane.api.answers import json_answer
 from controlplane.api.dependencies import IDEMPOTENT, App
 from controlplane.api.problems import responses
 from controlplane.api.schemas.memory import DryRun
-from controlplane.reconciler.placement_view import DefragmentationView
+from controlplane.placement.views import DefragmentationView
 
 router = APIRouter(tags=["memory"])
 
@@ -29,6 +29,6 @@ async def defragment(
 
     Off servers that are assigned more than fits at once, out of zones that have two copies of a model, and together, so
     that free memory is in large pieces. The answer has each move with its gain and cost. Each model is loaded and
-    proved at its new place before the old copy goes, after this has answered. Only the replica that leads can do it.
+    proved at its new place before the old copy goes, after this has answered. Only the instance that leads can do it.
     """
     return json_answer(services.placement.defragment(dry_run=dry_run, limit=limit))

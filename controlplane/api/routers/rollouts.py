@@ -38,8 +38,8 @@ async def list_rollouts(services: App, asker: Asker, cursor: Cursor = None, limi
 async def get_rollout(services: App, model: ModelName) -> Response:
     """Return a model's rollout: step and weight, both versions' figures side by side, what the tests say.
 
-    A rollout begins when a version is deployed whose settings name a strategy other than `switch`. Every decision is a
-    revision of the deployment, with its figures as the reason.
+    A rollout begins when a version is deployed whose settings name a strategy other than `update_strategy`. Every
+    decision is a revision of the deployment, with its figures as the reason.
     """
     return json_answer(await services.rollouts.get(model))
 

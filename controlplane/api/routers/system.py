@@ -9,7 +9,7 @@ from controlplane.api.schemas.system import FsckRequest, GcRequest, ServerList
 from controlplane.domain.access import Principal
 from controlplane.domain.conditions import ServerCondition
 from controlplane.domain.states import ServerStatus
-from controlplane.gateway.view import GatewayView
+from controlplane.gateway.views import GatewayView
 from controlplane.services.health import Info, Readiness
 from controlplane.services.operations import Operation
 from controlplane.services.scrubbing import ScrubView
@@ -45,7 +45,7 @@ def _seen(server: ServerStatus, asker: Principal | None) -> ServerStatus:
 
 @router.get("/gateway", tags=["info"], operation_id="getGateway", response_model=GatewayView, responses=responses(404))
 async def get_gateway(services: App) -> Response:
-    """Return how the front door stands: its URLs, which models go which way and how often, what waits for a load."""
+    """Return how the gateway stands: its URLs, which models go which way and how often, what waits for a load."""
     return json_answer(await services.gateway.view())
 
 

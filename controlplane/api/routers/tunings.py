@@ -8,7 +8,7 @@ from controlplane.api.problems import Documented, responses
 from controlplane.api.schemas.tunings import TuningRequest, TuningSpace
 from controlplane.domain.tuning import Objective
 from controlplane.services.operations import Operation
-from controlplane.services.tuning import Axes, TuneCommand
+from controlplane.services.tuning.service import Axes, TuneCommand
 
 router = APIRouter()
 

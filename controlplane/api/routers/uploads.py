@@ -11,7 +11,7 @@ from controlplane.api.answers import json_answer
 from controlplane.api.dependencies import IDEMPOTENT, Actor, App
 from controlplane.api.problems import responses
 from controlplane.api.schemas.uploads import CompleteRequest, PresignedBlobs, PresignRequest, UploadRequest
-from controlplane.services.announcement import Upload, UploadFile
+from controlplane.services.uploads.types import Upload, UploadFile
 
 router = APIRouter(prefix="/uploads", tags=["uploads"])
 

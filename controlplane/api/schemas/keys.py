@@ -29,7 +29,7 @@ class KeyRequestBody(BaseModel):
     )
     expires_at: AwareDatetime | None = Field(default=None, description="When it ends; null: never.")
     rate_per_second: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
-        default=None, description="Requests per second on each replica; null: the default."
+        default=None, description="Requests per second on each instance; null: the default."
     )
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         default=None, description="Requests at once; null: the default."
@@ -49,7 +49,7 @@ class KeyView(BaseModel):
     expires_at: datetime | None = Field(description="When it ends (UTC); null: never.")
     revoked_at: datetime | None = Field(description="When it was revoked (UTC); null: it was not.")
     revoked_by: str = Field(description="Who revoked it.")
-    rate_per_second: float | None = Field(description="Requests per second on each replica; null: the default.")
+    rate_per_second: float | None = Field(description="Requests per second on each instance; null: the default.")
     burst: int | None = Field(description="Requests at once; null: the default.")
 
     @classmethod

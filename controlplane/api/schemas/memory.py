@@ -1,4 +1,4 @@
-"""Memory, leases and plans."""
+"""Memory, holds and plans."""
 
 from typing import Annotated
 
@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from controlplane.api.problems import Documented
 from controlplane.api.schemas.models import OneLine
-from controlplane.reconciler.memory_view import ServerMemory
-from controlplane.registry.leases import MAX_SECONDS
-from controlplane.services.leases import Lease
+from controlplane.memory.views import ServerMemory
+from controlplane.registry.holds import MAX_SECONDS
+from controlplane.services.holds import Hold
 
 _GIB = 1024**3
 
@@ -73,7 +73,7 @@ class MemoryList(BaseModel):
     items: list[ServerMemory] = Field(description="One entry for each Triton server.")
 
 
-class LeaseRequest(BaseModel):
+class HoldRequest(BaseModel):
     """Hold a model."""
 
     model_config = ConfigDict(
@@ -87,7 +87,7 @@ class LeaseRequest(BaseModel):
     ] = None
 
 
-class LeaseRenewal(BaseModel):
+class HoldRenewal(BaseModel):
     """Hold it for longer."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ttl_seconds": 300}]})
@@ -95,7 +95,7 @@ class LeaseRenewal(BaseModel):
     ttl_seconds: TtlSeconds = 300.0
 
 
-class LeaseList(BaseModel):
-    """The leases of a model."""
+class HoldList(BaseModel):
+    """The holds of a model."""
 
-    items: list[Lease] = Field(description="The leases that hold at this moment, the first to end first.")
+    items: list[Hold] = Field(description="The holds that hold at this moment, the first to end first.")

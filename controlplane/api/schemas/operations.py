@@ -14,7 +14,7 @@ class OperationPage(BaseModel):
 
 
 class EventList(BaseModel):
-    """Events of this replica."""
+    """Events of this instance."""
 
     items: list[Event] = Field(description="The events, oldest first.")
     last_id: int = Field(description="Give it as `after` for what comes next.")

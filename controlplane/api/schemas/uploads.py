@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.manifest import FileEntry
-from controlplane.services.announcement import PresignedBlob, UploadFile
+from controlplane.services.uploads.types import PresignedBlob, UploadFile
 
 _SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 

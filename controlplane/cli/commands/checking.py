@@ -61,8 +61,8 @@ def fsck(
 
     Changes nothing without --repair, --restore or --accept. Exit code 7 where an error is left; warnings do not count.
     """
-    from controlplane.cli.exits import ExitCode
-    from controlplane.cli.storecheck import check, show
+    from controlplane.cli.exit_codes import ExitCode
+    from controlplane.cli.workflows.fsck import check, show
 
     request: dict[str, Any] = {
         "deep": deep,

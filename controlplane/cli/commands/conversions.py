@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from controlplane.cli import complete
-from controlplane.cli.commands.publishing import (
+from controlplane.cli import completion
+from controlplane.cli.commands.push import (
     PANEL,
     AliasOption,
     BatchedOption,
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 def convert(
     session: Session,
     source: Annotated[
-        str, typer.Argument(metavar="REF|PATH", help="A version, or a file here.", autocompletion=complete.models)
+        str, typer.Argument(metavar="REF|PATH", help="A version, or a file here.", autocompletion=completion.models)
     ],
     to: Annotated[Literal["onnx", "torchscript"], typer.Option("--to", help="The format wanted.")],
     name: Annotated[
@@ -85,10 +85,10 @@ def convert(
     The original and the result are run on the same samples; the largest errors are shown and kept. Outside the
     tolerance nothing is published. A file on this machine is published first and then converted.
     """
-    from controlplane.cli.converting import Conversion, convert_and_publish, is_file
-    from controlplane.cli.describe import show_parity, show_result
-    from controlplane.cli.publishing import figures, key_values
-    from controlplane.cli.tensors import parse_axes, parse_signature, parse_spec
+    from controlplane.cli.views.version import show_parity, show_result
+    from controlplane.cli.workflows.convert import Conversion, convert_and_publish, is_file
+    from controlplane.cli.workflows.push import figures, key_values
+    from controlplane.cli.workflows.tensors import parse_axes, parse_signature, parse_spec
     from controlplane.domain.manifest import ParityReport
 
     options: dict[str, Any] = {
@@ -142,10 +142,10 @@ def validate(
     trust: TrustOption = False,
 ) -> None:
     """Check a file or a folder as a push would, or a published version anew; publish nothing."""
-    from controlplane.cli.converting import is_artifact, validate_artifact, validate_version
-    from controlplane.cli.describe import show_validation
-    from controlplane.cli.exits import OperationFailedError
-    from controlplane.cli.tensors import parse_signature
+    from controlplane.cli.views.version import show_validation
+    from controlplane.cli.workflows.convert import is_artifact, validate_artifact, validate_version
+    from controlplane.cli.workflows.tensors import parse_signature
+    from controlplane.client.errors import OperationFailedError
 
     signature = parse_signature(input_ or (), output_spec or (), batched=bool(batched))
     body = {

@@ -20,6 +20,6 @@ def demo(
 
     Each command is shown as one would type it, with its real output. Nothing is left behind.
     """
-    from controlplane.cli.demonstration import play
+    from controlplane.cli.workflows.demo import run
 
-    play(session, keep=keep)
+    run(session, keep=keep)

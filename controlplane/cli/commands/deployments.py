@@ -5,16 +5,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from controlplane.cli import complete
+from controlplane.cli import completion
 from controlplane.cli.commands.models import RefArgument
-from controlplane.cli.commands.publishing import ReasonOption
+from controlplane.cli.commands.push import ReasonOption
 from controlplane.cli.session import Session, command
 
 PANEL = "Deploy"
 _PAGE_MAX = 1000
 
 DeployedArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="A deployed model.", autocompletion=complete.deployments)
+    str, typer.Argument(metavar="NAME", help="A deployed model.", autocompletion=completion.deployments)
 ]
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", "-w/-W", help="Follow it until it is done.")]
 TimeoutOption = Annotated[
@@ -24,9 +24,13 @@ ModeOption = Annotated[
     Literal["pinned", "resident", "on-demand"] | None,
     typer.Option("--mode", help="Always loaded, loaded while there is room, or loaded at its first use."),
 ]
-SwitchOption = Annotated[
-    Literal["auto", "beside", "unload-first"] | None,
-    typer.Option("--switch", help="Load a new version beside the old one, or after it; auto: beside where both fit."),
+UpdateStrategyOption = Annotated[
+    Literal["auto", "rolling", "recreate"] | None,
+    typer.Option(
+        "--update-strategy",
+        help="rolling: load the new version before the old one is unloaded; recreate: after; auto: rolling if both "
+        "fit.",
+    ),
 ]
 GpuOption = Annotated[list[int] | None, typer.Option("--gpu", min=0, help="The number of a GPU to use. Repeat it.")]
 GpuCountOption = Annotated[
@@ -55,7 +59,7 @@ def register(app: typer.Typer) -> None:
             "tritonctl deploy resnet:7 --wait",
             "tritonctl deploy resnet@champion --instances 2 --max-batch-size 16",
             "tritonctl deploy resnet --mode on-demand --keep-alive 10m",
-            "tritonctl deploy resnet --copies 2 --max-copies 4 --on gpu=h200",
+            "tritonctl deploy resnet --replicas 2 --max-replicas 4 --node-selector gpu=h200",
             "tritonctl deploy resnet --gpu-count 1 --gpu-product h100",
             "tritonctl deploy resnet:8 --strategy canary --steps 5%:10m,25%:10m,50%:10m",
             "tritonctl deploy resnet --p99-ms 50 --max-failures 1",
@@ -117,22 +121,24 @@ def deploy(
         ),
     ] = None,
     priority: PriorityOption = None,
-    copies: Annotated[
-        int | None, typer.Option("--copies", min=1, max=1000, help="On how many servers at least, one copy on each.")
-    ] = None,
-    max_copies: Annotated[
+    replicas: Annotated[
         int | None,
-        typer.Option("--max-copies", min=1, max=1000, help="On how many at most, while requests wait too long."),
+        typer.Option("--replicas", min=1, max=1000, help="On how many servers at least, one replica on each."),
     ] = None,
-    queue_objective: Annotated[
-        float | None, typer.Option("--queue-objective-ms", help="How long requests may wait before a copy is added.")
+    max_replicas: Annotated[
+        int | None,
+        typer.Option("--max-replicas", min=1, max=1000, help="On how many at most, while requests wait too long."),
+    ] = None,
+    target_queue: Annotated[
+        float | None, typer.Option("--target-queue-ms", help="How long requests may wait before a replica is added.")
     ] = None,
     on: Annotated[
-        list[str] | None, typer.Option("--on", metavar="LABEL=VALUE", help="A label its servers must have. Repeat it.")
+        list[str] | None,
+        typer.Option("--node-selector", metavar="LABEL=VALUE", help="A label its servers must have. Repeat it."),
     ] = None,
-    switch: SwitchOption = None,
+    update_strategy: UpdateStrategyOption = None,
     strategy: Annotated[
-        Literal["switch", "canary", "shadow", "pinned"] | None,
+        Literal["immediate", "canary", "shadow", "manual"] | None,
         typer.Option("--strategy", help="How a new version takes over: at once, or by evidence (`rollout`)."),
     ] = None,
     steps: Annotated[
@@ -182,7 +188,7 @@ def deploy(
     a version that fails its proof never does. The version before stays loaded for a while, so that `rollback` is a
     matter of milliseconds. Settings that are not given stay as they are.
     """
-    from controlplane.cli.rollout import Change, apply, merged_settings, show_ready, wait_for_rollout
+    from controlplane.cli.workflows.deploy import Change, apply, merged_settings, show_ready, wait_for_rollout
     from controlplane.domain.durations import parse_keep_alive, parse_steps
     from controlplane.domain.names import Reference
 
@@ -196,11 +202,11 @@ def deploy(
         bake_seconds=bake,
         mode=mode,
         priority=priority,
-        min_copies=copies,
-        max_copies=max_copies,
-        queue_objective_milliseconds=queue_objective,
-        node_selector=_parameters(on, "--on"),
-        switch=switch,
+        min_replicas=replicas,
+        max_replicas=max_replicas,
+        target_queue_milliseconds=target_queue,
+        node_selector=_parameters(on, "--node-selector"),
+        update_strategy=update_strategy,
         warmup=warmup,
         auto_rollback=auto_rollback,
         max_latency_ratio=max_latency_ratio,
@@ -257,7 +263,7 @@ def rollback(
     While the version before is still loaded this is a switch of milliseconds, otherwise a load.
     """
     from controlplane.cli.output import span
-    from controlplane.cli.rollout import Change, apply
+    from controlplane.cli.workflows.deploy import Change, apply
 
     out = session.out()
     body: dict[str, Any] = {"reason": reason} | ({"revision": to} if to is not None else {})
@@ -298,7 +304,7 @@ def load(
     what is on demand stays for its keep-alive.
     """
     from controlplane.cli.output import span
-    from controlplane.cli.rollout import load_and_wait
+    from controlplane.cli.workflows.deploy import load_and_wait
 
     out = session.out()
     with session.client() as client:
@@ -321,7 +327,7 @@ def unload(
 def ps(
     session: Session,
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Only this model.", autocompletion=complete.deployments)
+        str | None, typer.Argument(metavar="[NAME]", help="Only this model.", autocompletion=completion.deployments)
     ] = None,
     phase: Annotated[
         list[str] | None, typer.Option("--phase", help="Only those in this phase, for example Failed. Repeat it.")
@@ -336,9 +342,9 @@ def ps(
     everything: Annotated[bool, typer.Option("--all", "-a", help="Show all, however many there are.")] = False,
 ) -> None:
     """Show what is deployed, what answers, and the memory it has, until when."""
-    from controlplane.cli.records import Deployment
-    from controlplane.cli.rollout import deployment_path
-    from controlplane.cli.status import show_deployment, show_deployments
+    from controlplane.cli.views.deployment import show_deployment, show_deployments
+    from controlplane.cli.workflows.deploy import deployment_path
+    from controlplane.client.models import Deployment
 
     out = session.out()
     filters: dict[str, Any] = {"phase": phase or None, "server": server, "label": label or None, "q": query}
@@ -380,7 +386,7 @@ def wait(
 
     With `--for` it waits for that condition alone, whatever else becomes of the deployment, until the time is up.
     """
-    from controlplane.cli.rollout import wait_for, wait_for_condition
+    from controlplane.cli.workflows.deploy import wait_for, wait_for_condition
     from controlplane.domain.durations import parse_duration
 
     out = session.out()
@@ -397,9 +403,9 @@ def wait(
 
 def health(session: Session, name: DeployedArgument) -> None:
     """Show what the probes of a deployment found: conditions, latency, drift, and the newest fault."""
-    from controlplane.cli.health import show_health
-    from controlplane.cli.records import DeploymentHealth
-    from controlplane.cli.rollout import deployment_path
+    from controlplane.cli.views.health import show_health
+    from controlplane.cli.workflows.deploy import deployment_path
+    from controlplane.client.models import DeploymentHealth
 
     out = session.out()
     with session.client() as client:
@@ -419,7 +425,7 @@ def _change(
     session: Session, name: str, method: str, path: str, done: str, *, reason: str, wait: bool, timeout: float | None
 ) -> None:
     from controlplane.cli.output import span
-    from controlplane.cli.rollout import Change, apply
+    from controlplane.cli.workflows.deploy import Change, apply
 
     out = session.out()
     change = (
@@ -444,7 +450,7 @@ def given_settings(text: str | None, **options: Any) -> dict[str, Any]:
 
 def gpu_settings(gpu: list[int] | None, count: int | None, product: str | None, memory: str | None) -> dict[str, Any]:
     """Return what was asked of the GPUs, as settings: who names them does not count them, and the other way round."""
-    from controlplane.cli.tuning import parse_size
+    from controlplane.cli.views.tuning import parse_size
 
     given: dict[str, Any] = {}
     if gpu:
@@ -485,6 +491,6 @@ def _settings(text: str | None) -> dict[str, Any]:
 
 
 def _parameters(pairs: list[str] | None, option: str = "--param") -> dict[str, str] | None:
-    from controlplane.cli.publishing import key_values
+    from controlplane.cli.workflows.push import key_values
 
     return key_values(pairs, option) if pairs else None

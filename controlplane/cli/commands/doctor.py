@@ -24,8 +24,8 @@ def doctor(
     Looks at Python, the packages, the C library, Triton's binary, the ports, the data folder, the store, and the
     control plane that runs, if one does. Exit code 7 when something fails; warnings do not count.
     """
-    from controlplane.cli.checkup import examine
-    from controlplane.cli.exits import OperationFailedError
+    from controlplane.cli.workflows.doctor import examine
+    from controlplane.client.errors import OperationFailedError
     from controlplane.settings import Settings
 
     given = {"url": store, "endpoint_url": endpoint}

@@ -8,7 +8,7 @@ import typer
 from controlplane.cli.commands.deployments import DeployedArgument
 from controlplane.cli.session import Session, command
 
-Way = Literal["auto", "door", "api"]
+Way = Literal["auto", "gateway", "api"]
 
 
 def register(app: typer.Typer) -> None:
@@ -38,17 +38,17 @@ def infer(
     save: Annotated[Path | None, typer.Option("--save", metavar="FILE.npz", help="Write the outputs as .npz.")] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.001, max=600, help="Deadline in seconds.")] = 30.0,
     via: Annotated[
-        Way, typer.Option("--via", help="`door`: the front door; `api`: the API's route; `auto`: the door, if it can.")
+        Way, typer.Option("--via", help="`gateway`: the gateway; `api`: the API's route; `auto`: the door, if it can.")
     ] = "auto",
 ) -> None:
     """Send one request to a deployed model and show the answer.
 
-    It goes by the front door, which loads the model if need be, or where there is none by the API. Programs do the
+    It goes by the gateway, which loads the model if need be, or where there is none by the API. Programs do the
     same with any client of the v2 protocol: `tritonctl gateway` shows the addresses.
     """
-    from controlplane.cli.asking import Via, ask, prepare
     from controlplane.cli.output import span
-    from controlplane.cli.tensors import preview, save_npz
+    from controlplane.cli.workflows.infer import Via, ask, prepare
+    from controlplane.cli.workflows.tensors import preview, save_npz
 
     if (input_ is None) == (not sample):
         raise typer.BadParameter("give either --input FILE or --sample")

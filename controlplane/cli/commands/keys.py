@@ -68,14 +68,14 @@ def create(
 
     The first key has the scope admin. Once it is there, every request needs a key.
     """
-    from controlplane.cli.keyring import end_of, keep_secret, keyring
+    from controlplane.cli.workflows.keys import api_keys, end_of, keep_secret
 
     out = session.out()
     body: dict[str, Any] = {"name": name, "scopes": scope, "models": model or []}
     if expires is not None:
         body["expires_at"] = end_of(expires).isoformat()
     body |= {key: value for key, value in (("rate_per_second", rate), ("burst", burst)) if value is not None}
-    with keep_secret(out_file) as keep, keyring(session, offline=offline, store=store, endpoint=endpoint) as keys:
+    with keep_secret(out_file) as keep, api_keys(session, offline=offline, store=store, endpoint=endpoint) as keys:
         made = keys.create(body)
         secret = made["secret"]
         keep(secret)
@@ -92,10 +92,10 @@ def list_keys(
     session: Session, offline: OfflineOption = False, store: StoreOption = None, endpoint: EndpointOption = None
 ) -> None:
     """List the API keys, revoked and expired ones too."""
-    from controlplane.cli.keyring import keyring, when
+    from controlplane.cli.workflows.keys import api_keys, when
 
     out = session.out()
-    with keyring(session, offline=offline, store=store, endpoint=endpoint) as keys:
+    with api_keys(session, offline=offline, store=store, endpoint=endpoint) as keys:
         found = keys.list()
     out.result(found)
     out.table(
@@ -125,10 +125,10 @@ def show(
     endpoint: EndpointOption = None,
 ) -> None:
     """Show one API key, without its secret."""
-    from controlplane.cli.keyring import keyring, when
+    from controlplane.cli.workflows.keys import api_keys, when
 
     out = session.out()
-    with keyring(session, offline=offline, store=store, endpoint=endpoint) as keys:
+    with api_keys(session, offline=offline, store=store, endpoint=endpoint) as keys:
         found = keys.get(key)
     out.result(found)
     rate, burst = found["rate_per_second"], found["burst"]
@@ -155,11 +155,11 @@ def revoke(
     store: StoreOption = None,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Revoke an API key, for good. Every replica refuses it within seconds."""
-    from controlplane.cli.keyring import keyring
+    """Revoke an API key, for good. Every instance refuses it within seconds."""
+    from controlplane.cli.workflows.keys import api_keys
 
     out = session.out()
-    with keyring(session, offline=offline, store=store, endpoint=endpoint) as keys:
+    with api_keys(session, offline=offline, store=store, endpoint=endpoint) as keys:
         gone = keys.revoke(key)
     out.result(gone)
     out.line(f"revoked the key {gone['id']} ({gone['name']})")

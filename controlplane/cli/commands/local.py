@@ -76,17 +76,15 @@ def up(
     metrics_port: Annotated[int, typer.Option("--triton-metrics-port", min=0, help="0 picks a free one.")] = 0,
     gateway_http_port: Annotated[
         int | None,
-        typer.Option("--http-port", min=0, max=65535, help="Front door, HTTP; 0: a free one.", show_default="8091"),
+        typer.Option("--http-port", min=0, max=65535, help="Gateway, HTTP; 0: a free one.", show_default="8091"),
     ] = None,
     gateway_grpc_port: Annotated[
         int | None,
-        typer.Option("--grpc-port", min=0, max=65535, help="Front door, gRPC; 0: a free one.", show_default="8092"),
+        typer.Option("--grpc-port", min=0, max=65535, help="Gateway, gRPC; 0: a free one.", show_default="8092"),
     ] = None,
     gateway: Annotated[
         bool | None,
-        typer.Option(
-            "--gateway/--no-gateway", help="The front door for inference.", show_default="if HAProxy is there"
-        ),
+        typer.Option("--gateway/--no-gateway", help="The gateway for inference.", show_default="if HAProxy is there"),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready; `down` stops it.")] = False,
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="With --detach: seconds to become ready.")] = 120.0,
@@ -100,7 +98,7 @@ def up(
 
     Other commands find it by themselves. It runs until Ctrl-C, or with `--detach` until `tritonctl down`.
     """
-    from controlplane.cli.hosting import run_here, start_detached
+    from controlplane.cli.workflows.up import run_here, start_detached
     from controlplane.settings import Settings
 
     data_dir = session.folder()
@@ -141,7 +139,7 @@ def up(
 
 
 def _gateway(port: int | None, http_port: int | None, grpc_port: int | None, wanted: bool | None) -> dict[str, object]:
-    """The front door's ports follow the API's: 8090, 8091, 8092; beside an API on a free port, free ones."""
+    """The gateway's ports follow the API's: 8090, 8091, 8092; beside an API on a free port, free ones."""
     default = (0, 0) if port == 0 else ((port or 8090) + 1, (port or 8090) + 2)
     return {
         "http_port": default[0] if http_port is None else http_port,
@@ -155,7 +153,7 @@ def down(
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait for it to end.")] = 60.0,
 ) -> None:
     """Stop the `up` of this data folder, with its Triton."""
-    from controlplane.cli.hosting import stop
+    from controlplane.cli.workflows.up import stop
 
     stop(session, session.folder(), timeout)
 
@@ -184,11 +182,11 @@ def serve(
 ) -> None:
     """Run the API against a bucket and Triton servers that run elsewhere.
 
-    Everything can be given as environment variables, too: TRITONCTL_STORE__URL, TRITONCTL_STORE__ENDPOINT_URL,
-    TRITONCTL_TRITON__SERVERS (a JSON list), TRITONCTL_API__PORT, …; S3 credentials come by the usual AWS variables and
-    files. Any number of these may run against one bucket.
+    Everything can be given as environment variables, too: CONTROLPLANE_STORE__URL, CONTROLPLANE_STORE__ENDPOINT_URL,
+    CONTROLPLANE_TRITON__SERVERS (a JSON list), CONTROLPLANE_API__PORT, …; S3 credentials come by the usual AWS
+    variables and files. Any number of these may run against one bucket.
     """
-    from controlplane.cli.hosting import run_here
+    from controlplane.cli.workflows.up import run_here
     from controlplane.settings import Settings
 
     chosen: dict[str, Any] = {

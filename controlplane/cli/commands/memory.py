@@ -13,14 +13,14 @@ from controlplane.cli.commands.deployments import (
     GpuProductOption,
     ModeOption,
     PriorityOption,
-    SwitchOption,
+    UpdateStrategyOption,
 )
 from controlplane.cli.commands.models import RefArgument
 from controlplane.cli.session import Session, command
 
 if TYPE_CHECKING:
-    from controlplane.cli.client import Client
-    from controlplane.cli.memory_records import ServerMemory
+    from controlplane.client.http import Client
+    from controlplane.client.memory import ServerMemory
 
 PANEL = "Look after it"
 ServerOption = Annotated[str | None, typer.Option("--server", "-s", help="Only this server's.")]
@@ -35,7 +35,8 @@ def register(app: typer.Typer) -> None:
         examples=("tritonctl memory", "tritonctl memory -o json | jq '.[].devices[] | {device, free_bytes}'"),
     )(memory)
     command(app, "top", panel=PANEL, examples=("tritonctl top", "tritonctl top --sort rate --interval 0.5"))(top)
-    command(app, "why", panel=PANEL, examples=("tritonctl why resnet",))(why)
+    command(app, "explain", panel=PANEL, examples=("tritonctl explain resnet",))(why)
+    command(app, "why", panel=PANEL, examples=("tritonctl why resnet",), hidden=True)(why)  # the earlier name
     command(
         app,
         "hold",
@@ -55,7 +56,7 @@ def memory(session: Session, server: ServerOption = None) -> None:
 
     Unaccounted is what the device says is in use and no model is known to hold; it counts against the budget.
     """
-    from controlplane.cli.memory import show_memory
+    from controlplane.cli.views.memory import show_memory
 
     out = session.out()
     with session.client() as client:
@@ -79,7 +80,7 @@ def top(
     """
     import sys
 
-    from controlplane.cli.top import live, ordered, screen
+    from controlplane.cli.views.top import live, ordered, screen
 
     out = session.out()
     with session.client() as client:
@@ -93,13 +94,13 @@ def top(
 
 def why(session: Session, name: DeployedArgument) -> None:
     """Say why a model is where it is: loaded, waiting, evicted for another, or why it cannot be loaded."""
-    from controlplane.cli.memory import show_why
-    from controlplane.cli.memory_records import Why
-    from controlplane.cli.rollout import deployment_path
+    from controlplane.cli.views.memory import show_why
+    from controlplane.cli.workflows.deploy import deployment_path
+    from controlplane.client.memory import Explanation
 
     out = session.out()
     with session.client() as client:
-        found = client.fetch(Why, f"{deployment_path(name)}/why")
+        found = client.fetch(Explanation, f"{deployment_path(name)}/why")
     out.result(found)
     show_why(out, found)
 
@@ -112,7 +113,7 @@ def hold(
         typer.Argument(metavar="[-- COMMAND...]", help="Run this while the model is held.", show_default=False),
     ] = None,
     ttl: Annotated[
-        str, typer.Option("--ttl", metavar="TIME", help="The lease's time to live; it is renewed in time.")
+        str, typer.Option("--ttl", metavar="TIME", help="The hold's time to live; it is renewed in time.")
     ] = "5m",
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, max=600, help="Seconds to wait for the model; then exit code 8.")
@@ -120,24 +121,24 @@ def hold(
 ) -> None:
     """Load a model, and keep it loaded while a command runs, or until Ctrl-C.
 
-    Nobody evicts a model that is held. The lease is given back at the end; should this process be killed, it ends by
+    Nobody evicts a model that is held. The hold is given back at the end; should this process be killed, it ends by
     itself after its time to live. The exit code is the command's.
     """
-    from controlplane.cli import holding
+    from controlplane.cli.workflows import hold
     from controlplane.domain.durations import parse_duration
 
     out = session.out()
     seconds = parse_duration(ttl)
     with (
         session.client() as client,
-        holding.held(client, out, name, ttl_seconds=seconds, wait_seconds=timeout, actor=session.actor) as held,
+        hold.held(client, out, name, ttl_seconds=seconds, wait_seconds=timeout, actor=session.actor) as held,
     ):
         if line:
-            code = holding.run(line)
+            code = hold.run(line)
         else:
-            out.result(held.lease)
+            out.result(held.hold)
             out.line(f"{name} answers and is held; give it back with Ctrl-C")
-            code = holding.until_interrupted()
+            code = hold.until_interrupted()
     if code:
         raise typer.Exit(code)
 
@@ -156,7 +157,7 @@ def plan(
     gpu_memory: GpuMemoryOption = None,
     mode: ModeOption = None,
     priority: PriorityOption = None,
-    switch: SwitchOption = None,
+    update_strategy: UpdateStrategyOption = None,
     set_: Annotated[
         str | None, typer.Option("--set", metavar="JSON", help="deploy: settings as JSON, or a file with them.")
     ] = None,
@@ -166,17 +167,22 @@ def plan(
     It ends with exit code 7 where it cannot be.
     """
     from controlplane.cli.commands.deployments import given_settings, gpu_settings
-    from controlplane.cli.exits import ExitCode
-    from controlplane.cli.memory import show_plan
-    from controlplane.cli.memory_records import Plan
-    from controlplane.cli.rollout import deployment_path, merged_settings
+    from controlplane.cli.exit_codes import ExitCode
+    from controlplane.cli.views.memory import show_plan
+    from controlplane.cli.workflows.deploy import deployment_path, merged_settings
+    from controlplane.client.memory import Plan
     from controlplane.domain.names import Reference
     from controlplane.errors import InvalidInputError
 
     out = session.out()
     model = Reference.parse(ref).model
     given: dict[str, Any] = given_settings(
-        set_, instance_count=instances, max_batch_size=max_batch_size, mode=mode, priority=priority, switch=switch
+        set_,
+        instance_count=instances,
+        max_batch_size=max_batch_size,
+        mode=mode,
+        priority=priority,
+        update_strategy=update_strategy,
     )
     given |= gpu_settings(gpu, gpu_count, gpu_product, gpu_memory)
     with session.client() as client:
@@ -197,6 +203,6 @@ def plan(
 
 
 def _read(client: "Client", server: str | None) -> "list[ServerMemory]":
-    from controlplane.cli.memory_records import ServerMemory
+    from controlplane.client.memory import ServerMemory
 
     return [client.read(ServerMemory, item) for item in client.get("/v1/memory", server=server)["items"]]

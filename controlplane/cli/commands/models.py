@@ -4,14 +4,14 @@ from typing import Annotated, Any
 
 import typer
 
-from controlplane.cli import complete
+from controlplane.cli import completion
 from controlplane.cli.session import Session, command
 
 PANEL = "Registry"
 
-ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="A model.", autocompletion=complete.models)]
+ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="A model.", autocompletion=completion.models)]
 RefArgument = Annotated[
-    str, typer.Argument(metavar="REF", help="name, name:7 or name@alias.", autocompletion=complete.models)
+    str, typer.Argument(metavar="REF", help="name, name:7 or name@alias.", autocompletion=completion.models)
 ]
 
 
@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 def models(session: Session) -> None:
     """List the models."""
     from controlplane.cli.output import ago
-    from controlplane.cli.records import Model
+    from controlplane.client.models import Model
 
     out = session.out()
     with session.client() as client:
@@ -65,9 +65,9 @@ def models(session: Session) -> None:
 
 def versions(session: Session, name: ModelArgument) -> None:
     """List a model's versions."""
-    from controlplane.cli.client import segment
     from controlplane.cli.output import ago, size
-    from controlplane.cli.records import Model, Version
+    from controlplane.client.http import segment
+    from controlplane.client.models import Model, Version
 
     out = session.out()
     with session.client() as client:
@@ -97,9 +97,9 @@ def versions(session: Session, name: ModelArgument) -> None:
 
 def show(session: Session, ref: RefArgument) -> None:
     """Show all that is known about a version."""
-    from controlplane.cli.describe import describe, show_footprints
-    from controlplane.cli.records import VersionFootprint
     from controlplane.cli.references import fetch_version, version_path
+    from controlplane.cli.views.version import describe, show_footprints
+    from controlplane.client.models import VersionFootprint
     from controlplane.domain.names import Reference
 
     out = session.out()
@@ -122,9 +122,9 @@ def report(
     Its artifact, the configuration that Triton runs it with, its answers to the golden samples, and how fast and how
     large it is next to the version before. It exits with 7 when the newest report says that a check failed.
     """
-    from controlplane.cli.exits import OperationFailedError
     from controlplane.cli.references import fetch_version, version_path
-    from controlplane.cli.reports import show_reports
+    from controlplane.cli.views.report import show_reports
+    from controlplane.client.errors import OperationFailedError
     from controlplane.domain.names import Reference
     from controlplane.domain.report import Verdict, VersionReport
 
@@ -154,7 +154,7 @@ def alias(
     An alias moves in one step: whoever reads it gets the version before or the version after. A deployment that
     follows the alias follows it there.
     """
-    from controlplane.cli.client import segment
+    from controlplane.client.http import segment
     from controlplane.domain.names import validate_alias, validate_model_name
     from controlplane.errors import InvalidReferenceError
 
@@ -192,7 +192,7 @@ def rm(
     The number stays taken and the history stays; the files go with the next `tritonctl gc` after the grace period.
     What a deployment or an alias needs is not deleted.
     """
-    from controlplane.cli.client import segment
+    from controlplane.client.http import segment
     from controlplane.domain.names import Reference
     from controlplane.errors import InvalidReferenceError
 
@@ -219,9 +219,9 @@ def history(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many revisions.")] = 20,
 ) -> None:
     """Show who changed a model and its deployment, when and why; newest first."""
-    from controlplane.cli.client import segment
-    from controlplane.cli.exits import ClientError
     from controlplane.cli.output import ago
+    from controlplane.client.errors import ClientError
+    from controlplane.client.http import segment
 
     out = session.out()
     with session.client() as client:

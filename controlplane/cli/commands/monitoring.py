@@ -40,8 +40,8 @@ def metrics(
     import json
     import sys
 
-    from controlplane.cli.monitoring import Metrics, live, screen
-    from controlplane.cli.rollout import deployment_path
+    from controlplane.cli.views.metrics import Metrics, live, screen
+    from controlplane.cli.workflows.deploy import deployment_path
     from controlplane.domain.durations import parse_duration
 
     parse_duration(window)  # says what is wrong before anybody is asked

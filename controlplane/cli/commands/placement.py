@@ -17,15 +17,15 @@ def register(app: typer.Typer) -> None:
 def defrag(
     session: Session,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would move, and what for.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Move at most so many copies.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Move at most so many replicas.")] = 100,
 ) -> None:
     """Move models between servers where that gains more than it costs.
 
-    Off servers that are assigned more than fits at once, out of zones that have two copies of a model, and together, so
-    that free memory is in large pieces. Each model is loaded and proved at its new place before the old one goes.
+    Off servers that are assigned more than fits at once, out of zones that have two replicas of a model, and together,
+    so that free memory is in large pieces. Each model is loaded and proved at its new place before the old one goes.
     """
-    from controlplane.cli.placement import show_moves
-    from controlplane.cli.placement_records import Defragmentation
+    from controlplane.cli.views.placement import show_moves
+    from controlplane.client.placement import Defragmentation
 
     out = session.out()
     with session.client() as client:

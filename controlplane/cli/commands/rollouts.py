@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from controlplane.cli import complete
+from controlplane.cli import completion
 from controlplane.cli.commands.deployments import PANEL
-from controlplane.cli.commands.publishing import ReasonOption
+from controlplane.cli.commands.push import ReasonOption
 from controlplane.cli.session import Session, command
 
 _VERBS = ("promote", "abort", "pause", "resume")
@@ -34,7 +34,7 @@ def rollout(
         typer.Argument(
             metavar="[promote|abort|pause|resume] NAME",
             help="A deployed model, and what to do with its rollout; nothing shows it.",
-            autocompletion=complete.deployments,
+            autocompletion=completion.deployments,
         ),
     ],
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it live until it ends.")] = False,
@@ -46,11 +46,11 @@ def rollout(
     With `--watch` it ends with the rollout: exit code 0 when the version was promoted, 7 when it was withdrawn. Every
     decision is in `tritonctl history`, with its figures.
     """
-    from controlplane.cli.client import segment
-    from controlplane.cli.exits import ExitCode
-    from controlplane.cli.rollout_records import Rollout
-    from controlplane.cli.rollout_screen import screen
-    from controlplane.cli.rollout_screen import watch as follow
+    from controlplane.cli.exit_codes import ExitCode
+    from controlplane.cli.views.rollout import screen
+    from controlplane.cli.views.rollout import watch as follow
+    from controlplane.client.http import segment
+    from controlplane.client.rollouts import Rollout
     from controlplane.errors import InvalidInputError
 
     verb, name = (words[0], words[1]) if len(words) == 2 else ("", words[0])

@@ -27,8 +27,8 @@ def register(app: typer.Typer) -> None:
 
 def servers(session: Session) -> None:
     """Show the Triton servers: addresses, state, what they have loaded."""
-    from controlplane.cli.health import ailments
     from controlplane.cli.output import ago
+    from controlplane.cli.views.health import ailments
     from controlplane.domain.states import ServerStatus
 
     out = session.out()
@@ -60,9 +60,9 @@ def servers(session: Session) -> None:
 
 
 def gateway(session: Session) -> None:
-    """Show the front door: addresses, which models go which way, how many requests did, what waits."""
+    """Show the gateway: addresses, which models go which way, how many requests did, what waits."""
     from controlplane.cli.output import size
-    from controlplane.gateway.view import GatewayView
+    from controlplane.gateway.views import GatewayView
 
     out = session.out()
     with session.client() as client:
@@ -81,17 +81,17 @@ def gateway(session: Session) -> None:
     )
     out.line()
     out.table(
-        ("model", "way", "servers", "fast", "activated", "waiting"),
+        ("model", "way", "servers", "direct", "activator", "waiting"),
         (
             (
-                road.model,
-                road.way + (f" ({road.measured_share:.2%} measured)" if road.way == "split" else ""),
-                ", ".join(road.servers) or "-",
-                str(road.fast_requests),
-                str(road.activated_requests),
-                str(road.waiting),
+                route.model,
+                route.way + (f" ({route.measured_share:.2%} measured)" if route.way == "split" else ""),
+                ", ".join(route.servers) or "-",
+                str(route.direct_requests),
+                str(route.activator_requests),
+                str(route.waiting),
             )
-            for road in view.models
+            for route in view.models
         ),
         empty="no model is open: one that is deployed is loaded when it is asked for",
     )

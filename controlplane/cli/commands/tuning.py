@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from controlplane.cli.commands.deployments import PANEL, DeployedArgument
-from controlplane.cli.commands.publishing import ReasonOption
+from controlplane.cli.commands.push import ReasonOption
 from controlplane.cli.session import Session, command
 
 
@@ -83,9 +83,9 @@ def tune(
     are not the recorded ones is out. What is measured shares the machine with everything else on it. Ctrl-C ends it
     and removes the copy. Exit code 7: no setting meets the objective; then nothing is applied.
     """
-    from controlplane.cli.exits import ExitCode
+    from controlplane.cli.exit_codes import ExitCode
     from controlplane.cli.output import error_line
-    from controlplane.cli.tuning import follow_tuning, parse_size, show_tuning
+    from controlplane.cli.views.tuning import follow_tuning, parse_size, show_tuning
     from controlplane.errors import InvalidInputError
 
     if plot is not None and not plot.absolute().parent.is_dir():

@@ -1,0 +1,101 @@
+"""Who may come in: checked before a byte of the body is read.
+
+With keys: who asks, whether they may, and how often. Without (loopback, no key made yet) a browser is the one client
+that others can steer: a page from anywhere can send requests to this machine. So requests that a browser says come from
+another site are refused, and so are names in ``Host`` that are not this machine's (DNS rebinding).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from controlplane.api.permissions import PUBLIC_PATHS, RouteTable, permit
+from controlplane.domain.access import Principal
+from controlplane.errors import ForbiddenError, NotFoundError, UnauthenticatedError
+from controlplane.services.facade import Services
+from controlplane.services.keys import Authentication, is_loopback
+
+PRINCIPAL = "controlplane.principal"
+"""Where a request's scope has who asks; missing where keys are not asked for."""
+
+_OTHER_SITES = frozenset({"cross-site", "same-site"})
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Authenticator:
+    """Lets requests in, or raises why not."""
+
+    def __init__(self) -> None:
+        self._table: RouteTable | None = None
+
+    async def admit(self, scope: Scope) -> None:
+        """Check one request and note who asks.
+
+        Raises:
+            UnauthenticatedError: Without a key that counts.
+            ForbiddenError: The key may not do this, or the request comes from another site.
+            NotFoundError: There is no such route, as far as this key is told.
+            RateLimitedError: One too many.
+        """
+        services: Services = scope["app"].state.services
+        headers = Headers(scope=scope)
+        if not services.keys.enforced:
+            _check_browser(scope, headers, services.keys.authentication)
+            client = scope.get("client")
+            services.limits.take(f"address {client[0] if client else ''}")
+            return
+        if self._table is None:
+            document: Mapping[str, Any] = scope["app"].openapi()
+            self._table = RouteTable(document)
+        needs = self._table.needs(scope["method"], scope["path"])
+        if scope["path"] in PUBLIC_PATHS or (needs and all(need.scope is None for _, need, _ in needs)):
+            return
+        principal = await services.keys.authenticate(bearer(headers))
+        services.limits.take(f"key {principal.key_id}", principal.rate_per_second, principal.burst)
+        for name, need, model in needs:
+            permit(principal, name, need, model)
+        if not needs and not _may_everything(principal):
+            raise NotFoundError(f"there is nothing at {scope['method']} {scope['path']}")
+        scope[PRINCIPAL] = principal
+
+
+def bearer(headers: Headers) -> str | None:
+    """Return the key that came with a request.
+
+    Raises:
+        UnauthenticatedError: The header is no bearer token, or is there more than once.
+    """
+    given = headers.getlist("authorization")
+    if not given:
+        return None
+    if len(given) > 1:
+        raise UnauthenticatedError(f"the request has {len(given)} Authorization headers; send one")
+    kind, _, token = given[0].partition(" ")
+    if kind.lower() != "bearer" or not token.strip():
+        raise UnauthenticatedError("the Authorization header must be `Bearer KEY`")
+    return token.strip()
+
+
+def principal_of(scope: Mapping[str, Any]) -> Principal | None:
+    """Return who asks; None where keys are not asked for."""
+    principal: Principal | None = scope.get(PRINCIPAL)
+    return principal
+
+
+def _may_everything(principal: Principal) -> bool:
+    return principal.models == () and "admin" in principal.scopes
+
+
+def _check_browser(scope: Scope, headers: Headers, authentication: Authentication) -> None:
+    if scope["method"] not in _SAFE and headers.get("sec-fetch-site") in _OTHER_SITES:
+        raise ForbiddenError("the request comes from a page of another site; make an API key, or send it yourself")
+    if authentication is Authentication.OFF_LOOPBACK and (host := headers.get("host")):
+        name = host.rpartition(":")[0] if ":" in host.rpartition("]")[2] else host
+        if not is_loopback(name.strip("[]")):
+            raise ForbiddenError(
+                f"the control plane was asked for as {name[:128]!r}, and without API keys it answers to this machine's "
+                "own names alone (127.0.0.1, ::1, localhost); make a key, or set CONTROLPLANE_AUTH__MODE=off behind a "
+                "proxy that authenticates"
+            )

@@ -1,0 +1,86 @@
+"""What Prometheus is told of the gateway: requests by way, waiting, cold starts by stage, and HAProxy's counters."""
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from controlplane.gateway.stats import SECONDS, Histogram, RequestLabels
+from controlplane.services.gateway import GatewayService
+
+_HAPROXY = {
+    "stot": ("gateway_requests", "Requests and connections that a part of HAProxy handled."),
+    "econ": ("gateway_connection_errors", "Connections to a server that could not be made."),
+    "eresp": ("gateway_response_errors", "Answers of a server that broke off."),
+    "wretr": ("gateway_retries", "Connections that were tried again."),
+    "bin": ("gateway_received_bytes", "Bytes from clients."),
+    "bout": ("gateway_sent_bytes", "Bytes to clients."),
+}
+
+
+class GatewayMetrics(Collector):
+    """Reads the gateway when Prometheus asks."""
+
+    def __init__(self, gateway: GatewayService) -> None:
+        self._gateway = gateway
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what there is to tell; nothing where there is no gateway."""
+        told = self._gateway.told
+        if told is None:
+            return
+        requests = CounterMetricFamily(
+            "tritonctl_gateway_model_requests",
+            "Requests by model, way (fast, activated, canary, shadow, pinned), version, protocol and code; on the fast "
+            "way the code is a class of them. A shadow's requests to the new version are the copies.",
+            labels=list(RequestLabels._fields),
+        )
+        for kind, count in (*told.fast.items(), *told.stats.requests.items()):
+            requests.add_metric(list(kind), count)
+        yield requests
+        waits = CounterMetricFamily(
+            "tritonctl_gateway_queued_requests",
+            "Requests that waited for a load, by how that ended: loaded, failed, late, refused, gone.",
+            labels=["model", "outcome"],
+        )
+        for (model, outcome), count in told.stats.waits.items():
+            waits.add_metric([model, outcome], count)
+        yield waits
+        yield _histogram(
+            "tritonctl_gateway_wait_seconds", "How long requests waited for a load.", "outcome", told.stats.wait_seconds
+        )
+        yield _histogram(
+            "tritonctl_gateway_cold_start_seconds",
+            "Loads that a request waited for, by stage.",
+            "stage",
+            told.stats.stage_seconds,
+        )
+        waiting = GaugeMetricFamily("tritonctl_gateway_waiting_requests", "Requests that wait for a load.")
+        waiting.add_metric([], told.view.waiting_requests)
+        yield waiting
+        held = GaugeMetricFamily("tritonctl_gateway_waiting_bytes", "Bytes of the requests that wait.")
+        held.add_metric([], told.view.waiting_bytes)
+        yield held
+        up = GaugeMetricFamily("tritonctl_gateway_up", "Whether HAProxy runs and answers.")
+        up.add_metric([], float(told.view.ready))
+        yield up
+        restarts = CounterMetricFamily("tritonctl_gateway_restarts", "How often HAProxy was started again.")
+        restarts.add_metric([], told.view.restarts)
+        yield restarts
+        for column, (name, text) in _HAPROXY.items():
+            family = CounterMetricFamily(f"tritonctl_{name}", text, labels=["proxy", "part"])
+            for row in told.haproxy:
+                if row.get("svname") in ("FRONTEND", "BACKEND") and (value := row.get(column, "")).isdigit():
+                    family.add_metric([row.get("pxname", ""), row["svname"].lower()], int(value))
+            yield family
+
+
+def _histogram(name: str, text: str, label: str, histograms: Mapping[str, Histogram]) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=[label])
+    for key, histogram in histograms.items():
+        buckets, total = [], 0
+        for bound, count in zip((*map(str, SECONDS), "+Inf"), histogram.counts, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        family.add_metric([key], buckets, histogram.sum)
+    return family

@@ -1,0 +1,103 @@
+"""What Prometheus is told of the ledgers."""
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from controlplane.services.memory import Memory
+
+_STATES = ("resident", "reserved", "loading", "unloading", "unaccounted", "free")
+_COUNTERS = {
+    "loads": ("model_loads", "Models loaded."),
+    "cold_starts": ("cold_starts", "Loads that somebody waited for."),
+    "evictions": ("evictions", "Models unloaded to make room for another."),
+    "expirations": ("expirations", "Models unloaded because nobody used them."),
+    "refusals": ("load_refusals", "Loads given up for lack of memory."),
+    "out_of_memory": ("load_out_of_memory", "Loads that Triton refused for lack of memory."),
+    "gaps": ("switch_gaps", "Version switches in which nothing answered for a while."),
+    "measured": ("footprints_measured", "Footprints measured after a load."),
+    "estimate_error_bytes": ("footprint_estimate_error_bytes", "Sum of |measured - estimated| of footprints."),
+}
+_STAGES = ("wait", "fetch", "stage", "load", "prove")
+
+
+class MemoryMetrics(Collector):
+    """Reads the ledgers when Prometheus asks."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield bytes by device, by model and state, and what was counted since the start."""
+        servers = self._memory.servers()
+        devices = GaugeMetricFamily(
+            "tritonctl_memory_bytes",
+            "The budget of a device by what it is used for.",
+            labels=("server", "device", "state"),
+        )
+        budgets = GaugeMetricFamily(
+            "tritonctl_memory_budget_bytes", "What models may use of a device.", labels=("server", "device")
+        )
+        models = GaugeMetricFamily(
+            "tritonctl_model_memory_bytes",
+            "What the ledger counts for a model.",
+            labels=("server", "device", "model", "state"),
+        )
+        errors = GaugeMetricFamily(
+            "tritonctl_model_footprint_estimate_error_bytes",
+            "Measured - estimated on a device, of what is loaded.",
+            labels=("server", "model"),
+        )
+        queued = GaugeMetricFamily("tritonctl_loads_queued", "Loads that wait for memory.", labels=("server",))
+        largest = GaugeMetricFamily(
+            "tritonctl_footprint_estimate_error_max_bytes",
+            "Largest measured - estimated of a footprint since the start.",
+            labels=("server",),
+        )
+        excess = GaugeMetricFamily(
+            "tritonctl_server_leaked_bytes",
+            "What a server has beyond its ledger, by device: what a restart would give back.",
+            labels=("server", "device"),
+        )
+        restarts = CounterMetricFamily(
+            "tritonctl_server_leak_restarts", "Restarts of a server that had lost memory.", labels=("server",)
+        )
+        counters = {
+            key: CounterMetricFamily(f"tritonctl_{name}", text, labels=("server",))
+            for key, (name, text) in _COUNTERS.items()
+        }
+        seconds = CounterMetricFamily(
+            "tritonctl_load_seconds", "Seconds that loads took, by stage.", labels=("server", "stage")
+        )
+        for one in servers:
+            for device in one.devices:
+                budgets.add_metric((one.server, device.device), device.budget_bytes)
+                for state in _STATES:
+                    devices.add_metric((one.server, device.device, state), getattr(device, f"{state}_bytes"))
+            for model in one.models:
+                for footprint in model.footprint:
+                    if footprint.held_bytes:
+                        labels = (one.server, footprint.device, model.model, model.state)
+                        models.add_metric(labels, footprint.held_bytes)
+                # No more series than models are loaded; on several devices each has the same footprint.
+                wrong = [
+                    footprint.bytes - footprint.estimate_bytes
+                    for footprint in model.footprint
+                    if footprint.held_bytes and footprint.estimate_bytes is not None
+                ]
+                if wrong:
+                    errors.add_metric((one.server, model.model), max(wrong))
+            if one.leak is not None:
+                restarts.add_metric((one.server,), one.leak.restarts)
+                for name, size in one.leak.excess_bytes.items():
+                    excess.add_metric((one.server, name), size)
+            queued.add_metric((one.server,), len(one.queue))
+            largest.add_metric((one.server,), one.counters.get("estimate_error_max_bytes", 0.0))
+            for key, family in counters.items():
+                if key in one.counters:
+                    family.add_metric((one.server,), one.counters[key])
+            for stage in _STAGES:
+                seconds.add_metric((one.server, stage), one.counters.get(f"load_{stage}_seconds", 0.0))
+        yield from (devices, budgets, models, errors, queued, largest, seconds, excess, restarts)
+        yield from counters.values()

@@ -1,0 +1,82 @@
+"""What Prometheus is told of the control plane's own work: its loop, its store."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from controlplane.reconciler.controller import Reconciler
+from controlplane.reconciler.loop_metrics import BOUNDS
+
+_STORE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class StoreMetrics:
+    """Counts operations on the store; may be told from any thread."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "tritonctl_store_seconds",
+            "Time that an operation on the store took, retries included.",
+            ["operation"],
+            buckets=_STORE_SECONDS,
+            registry=registry,
+        )
+        self._operations = Counter(
+            "tritonctl_store_operations",
+            "Operations on the store by how they ended; exists and missing are answers, not errors.",
+            ["operation", "outcome"],
+            registry=registry,
+        )
+
+    def observe(self, operation: str, outcome: str, seconds: float) -> None:
+        """Count one operation."""
+        self._seconds.labels(operation).observe(seconds)
+        self._operations.labels(operation, outcome).inc()
+
+
+class LoopMetrics(Collector):
+    """Reads the loop's pulse when Prometheus asks."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what there is to tell."""
+        loop = HistogramMetricFamily(
+            "tritonctl_reconcile_seconds", "Time that the loop took for a message, by its kind.", labels=("message",)
+        )
+        for kind, beats in self._reconciler.loop_metrics.beats.items():
+            reached, buckets = 0, []
+            for bound, count in zip((*BOUNDS, float("inf")), beats.buckets, strict=True):
+                reached += count
+                buckets.append(("+Inf" if bound == float("inf") else str(bound), float(reached)))
+            loop.add_metric((kind,), buckets, beats.seconds)
+        yield loop
+        inbox = GaugeMetricFamily("tritonctl_reconcile_queue_length", "Messages that wait for the loop.")
+        inbox.add_metric((), self._reconciler.waiting)
+        yield inbox
+        work = CounterMetricFamily(
+            "tritonctl_loop_work", "What the cycles of the loop did, for example actions planned.", labels=("work",)
+        )
+        for name, count in self._reconciler.loop_metrics.cycles.items():
+            work.add_metric((name,), count)
+        yield work
+        missed = CounterMetricFamily(
+            "tritonctl_loop_missed",
+            "Changes that the slow pass over all models found and that nobody had marked: each one is a defect.",
+            labels=("what",),
+        )
+        for what, count in self._reconciler.missed.items():
+            missed.add_metric((what,), count)
+        yield missed
+        age = GaugeMetricFamily(
+            "tritonctl_server_observed_age_seconds", "How long ago a server was looked at.", labels=("server",)
+        )
+        now = datetime.now(UTC)
+        for server in self._reconciler.servers():
+            if server.observed_at is not None:
+                age.add_metric((server.name,), max((now - server.observed_at).total_seconds(), 0.0))
+        yield age

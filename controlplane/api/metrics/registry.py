@@ -1,0 +1,138 @@
+"""What Prometheus is told of the control plane itself."""
+
+from collections import Counter as Tally
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import Scope
+
+from controlplane.api.metrics.devices import DeviceMetrics
+from controlplane.api.metrics.gateway import GatewayMetrics
+from controlplane.api.metrics.memory import MemoryMetrics
+from controlplane.api.metrics.models import MonitoringMetrics
+from controlplane.api.metrics.reconciler import LoopMetrics, StoreMetrics
+from controlplane.api.metrics.rollouts import RolloutMetrics
+from controlplane.api.metrics.scrub import ScrubMetrics
+from controlplane.domain.states import Phase, ServerState
+from controlplane.reconciler.controller import Reconciler
+from controlplane.services.facade import Services
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_UNMATCHED = "(none)"
+_PREFIX = "/v1/"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+
+def route_of(scope: Scope) -> str:
+    """Return the route that a request went to, as the OpenAPI document names it."""
+    route: str = getattr(scope.get("route"), "path", _UNMATCHED)
+    if scope["path"].startswith(_PREFIX) and route != _UNMATCHED:
+        route = _PREFIX.rstrip("/") + route.removeprefix(_PREFIX.rstrip("/"))  # an included route lacks its prefix
+    return route
+
+
+class RequestMetrics:
+    """Counts requests by route, never by path: a path is what a client makes up."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "tritonctl_http_requests", "Requests answered.", ["method", "route", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "tritonctl_http_request_seconds",
+            "Time to the end of an answer, in seconds.",
+            ["method", "route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def count(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count one request; status 0 is a client that went away before the answer began."""
+        route = route_of(scope)
+        key = (scope["method"] if route != _UNMATCHED else "any", route, status)
+        child = self._children.get(key)
+        if child is None:
+            method = key[0]
+            child = (self._requests.labels(method, route, str(status)), self._seconds.labels(method, route))
+            self._children[key] = child
+        child[0].inc()
+        child[1].observe(seconds)
+
+
+class StateMetrics(Collector):
+    """Reads the state of things when Prometheus asks."""
+
+    def __init__(self, services: Services, reconciler: Reconciler) -> None:
+        self._services = services
+        self._reconciler = reconciler
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what there is to tell."""
+        phases = Tally(status.phase for status in self._reconciler.statuses().values())
+        deployments = GaugeMetricFamily("tritonctl_deployments", "Deployments by phase.", labels=["phase"])
+        for phase in Phase:
+            deployments.add_metric([phase.value], phases.get(phase, 0))
+        yield deployments
+        versions = GaugeMetricFamily(
+            "tritonctl_serving_version", "The version that answers.", labels=["model", "server"]
+        )
+        for model, status in self._reconciler.statuses().items():
+            for server in status.servers:
+                if server.serving_version is not None:
+                    versions.add_metric([model, server.server], server.serving_version)
+        yield versions
+        servers = GaugeMetricFamily("tritonctl_server_up", "Whether a Triton server is ready.", labels=["server"])
+        for state in self._reconciler.servers():
+            servers.add_metric([state.name], float(state.state is ServerState.READY))
+        yield servers
+        leading = GaugeMetricFamily("tritonctl_leader", "Whether this instance holds the lease and acts.")
+        leading.add_metric([], float(self._reconciler.leading))
+        yield leading
+        running = GaugeMetricFamily("tritonctl_operations_running", "Operations that run.")
+        running.add_metric([], self._services.operations.running)
+        yield running
+        finished = CounterMetricFamily("tritonctl_operations", "Operations that ended.", labels=["kind", "state"])
+        for (kind, end), count in self._services.operations.finished_total.items():
+            finished.add_metric([kind, end], count)
+        yield finished
+
+
+class Metrics:
+    """All metrics of one application: a registry of its own, so that several can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # its memory, processor time and open files
+        self.requests = RequestMetrics(self.registry)
+        self.store = StoreMetrics(self.registry)
+        self._watched: tuple[Collector, ...] = ()
+        self._services: Services | None = None
+
+    def watch(self, services: Services, reconciler: Reconciler) -> None:
+        """Tell of these services from now on."""
+        for collector in self._watched:
+            self.registry.unregister(collector)
+        self._services = services
+        self._watched = (
+            StateMetrics(services, reconciler),
+            DeviceMetrics(services.devices),
+            MemoryMetrics(services.memory),
+            RolloutMetrics(services.rollouts),
+            MonitoringMetrics(services.monitoring),
+            LoopMetrics(reconciler),
+            GatewayMetrics(services.gateway),
+            ScrubMetrics(services.scrubbing),
+        )
+        for collector in self._watched:
+            self.registry.register(collector)
+
+    async def text(self) -> bytes:
+        """Return everything in Prometheus' text format, the devices read anew."""
+        if self._services is not None:
+            await self._services.devices.all()
+            await self._services.gateway.look()
+        return generate_latest(self.registry)

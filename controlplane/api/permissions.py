@@ -1,0 +1,192 @@
+"""The one table of what each route needs: which scope, and how it is bound to the models that a key is for.
+
+A test holds it against the OpenAPI document, so that no route is without an entry; a route that has none all the same
+is for keys with the scope ``admin`` and all models.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from controlplane.domain.access import Principal, Scope
+
+
+class Models(StrEnum):
+    """How a route concerns models, for a key that is for some models alone."""
+
+    PATH = "path"
+    """It concerns the model in its path; the gate checks it."""
+    CHECKED = "checked"
+    """The route itself checks, or leaves out what the key is not for."""
+    NONE = "none"
+    """It concerns no model."""
+    ALL = "all"
+    """It concerns all models: such a key may not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """What a route needs.
+
+    Attributes:
+        scope: The scope; None: the route is open to everybody, without a key.
+        models: How it concerns models.
+    """
+
+    scope: Scope | None
+    models: Models = Models.NONE
+
+
+_PUBLIC = Permission(None)
+_READ, _INFER, _DEPLOY = (Permission(scope, Models.PATH) for scope in (Scope.READ, Scope.INFER, Scope.DEPLOY))
+UNKNOWN = Permission(Scope.ADMIN, Models.ALL)
+
+PERMISSIONS: Mapping[str, Permission] = {
+    # Models and versions
+    "listModels": Permission(Scope.READ, Models.CHECKED),
+    "getModel": _READ,
+    "putModel": _DEPLOY,
+    "patchModel": _DEPLOY,
+    "deleteModel": _DEPLOY,
+    "getModelHistory": _READ,
+    "listAliases": _READ,
+    "getAlias": _READ,
+    "putAlias": _DEPLOY,
+    "deleteAlias": _DEPLOY,
+    "listVersions": _READ,
+    "publishVersion": _DEPLOY,
+    "getVersion": _READ,
+    "deleteVersion": _DEPLOY,
+    "addSignature": _DEPLOY,
+    "listSignatures": _READ,
+    "downloadFile": _READ,
+    "listReports": _READ,
+    "downloadSamples": _READ,
+    "downloadLog": _READ,
+    # Uploads and work: an upload is no model yet
+    "createUpload": Permission(Scope.DEPLOY),
+    "getUpload": Permission(Scope.DEPLOY),
+    "deleteUpload": Permission(Scope.DEPLOY),
+    "putBlob": Permission(Scope.DEPLOY),
+    "headBlob": Permission(Scope.DEPLOY),
+    "presignUpload": Permission(Scope.DEPLOY),
+    "completeBlob": Permission(Scope.DEPLOY),
+    "convert": Permission(Scope.DEPLOY, Models.CHECKED),
+    "validate": Permission(Scope.DEPLOY),
+    "tune": Permission(Scope.DEPLOY, Models.CHECKED),
+    "listOperations": Permission(Scope.READ, Models.CHECKED),
+    "getOperation": Permission(Scope.READ, Models.CHECKED),
+    "followOperation": Permission(Scope.READ, Models.CHECKED),
+    "cancelOperation": Permission(Scope.DEPLOY, Models.CHECKED),
+    # Deployments
+    "listDeployments": Permission(Scope.READ, Models.CHECKED),
+    "deploy": _DEPLOY,
+    "getDeployment": _READ,
+    "undeploy": _DEPLOY,
+    "listDeploymentRevisions": _READ,
+    "rollback": _DEPLOY,
+    "unloadDeployment": _DEPLOY,
+    "waitForDeployment": _READ,
+    "getDeploymentHealth": _READ,
+    "getWhy": _READ,
+    "listRollouts": Permission(Scope.READ, Models.CHECKED),
+    "getRollout": _READ,
+    "getDeploymentMetrics": _READ,
+    "getFootprints": _READ,
+    "promoteRollout": _DEPLOY,
+    "abortRollout": _DEPLOY,
+    "pauseRollout": _DEPLOY,
+    "resumeRollout": _DEPLOY,
+    # To ask a model, and to have it loaded and kept for that
+    "infer": _INFER,
+    "loadDeployment": _INFER,
+    "takeLease": _INFER,
+    "listLeases": _INFER,
+    "getLease": _INFER,
+    "renewLease": _INFER,
+    "giveLeaseBack": _INFER,
+    # Servers and the control plane itself
+    "listEvents": Permission(Scope.READ, Models.CHECKED),
+    "listServers": Permission(Scope.READ, Models.CHECKED),
+    "getServer": Permission(Scope.READ, Models.CHECKED),
+    "listDevices": Permission(Scope.READ),
+    "getMemory": Permission(Scope.READ, Models.ALL),
+    "getGateway": Permission(Scope.READ, Models.ALL),
+    "getScrub": Permission(Scope.READ, Models.ALL),
+    "collectGarbage": Permission(Scope.ADMIN, Models.ALL),
+    "checkStore": Permission(Scope.ADMIN, Models.ALL),
+    "defragment": Permission(Scope.ADMIN, Models.ALL),
+    "getInfo": Permission(Scope.READ, Models.CHECKED),
+    "metrics": Permission(Scope.READ, Models.ALL),
+    "createKey": Permission(Scope.ADMIN, Models.ALL),
+    "listKeys": Permission(Scope.ADMIN, Models.ALL),
+    "getKey": Permission(Scope.ADMIN, Models.ALL),
+    "revokeKey": Permission(Scope.ADMIN, Models.ALL),
+    # For orchestrators, which have no key
+    "healthz": _PUBLIC,
+    "readyz": _PUBLIC,
+}
+
+PUBLIC_PATHS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"})
+"""The documentation: it says nothing about this installation."""
+
+_PARAMETER = re.compile(r"\{(\w+)\}")
+_REST_OF_PATH = frozenset({"downloadFile"})
+"""Routes whose last parameter takes slashes."""
+
+
+class RouteTable:
+    """Finds what a request needs, by the paths of the OpenAPI document."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._routes: dict[str, list[tuple[re.Pattern[str], str]]] = {}
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                name = operation["operationId"]
+                self._routes.setdefault(method.upper(), []).append((_pattern(path, name in _REST_OF_PATH), name))
+
+    def needs(self, method: str, path: str) -> list[tuple[str, Permission, str]]:
+        """Return every route that a request may reach, by name, with what it needs and the model in its path.
+
+        Where several fit, all of them count: which one is taken is the router's business.
+        """
+        routes = self._routes.get(method, [])
+        if method == "HEAD":
+            routes = [*routes, *self._routes.get("GET", [])]
+        return [
+            (name, PERMISSIONS.get(name, UNKNOWN), match.groupdict().get("model", ""))
+            for pattern, name in routes
+            if (match := pattern.fullmatch(path))
+        ]
+
+
+def permit(principal: Principal, name: str, need: Permission, model: str) -> None:
+    """Raise ForbiddenError unless who asks may use a route.
+
+    Args:
+        principal: Who asks.
+        name: The route's operation id.
+        need: What it needs.
+        model: The model in its path.
+    """
+    if need.scope is None:
+        return
+    principal.require_scope(need.scope, name)
+    if need.models is Models.PATH:
+        principal.require_model(model)
+    elif need.models is Models.ALL:
+        principal.require_wide(name)
+
+
+def _pattern(path: str, rest: bool) -> re.Pattern[str]:
+    pieces = _PARAMETER.split(path)
+    last = len(pieces) - 2
+    # Literal text and names of parameters take turns.
+    return re.compile(
+        "".join(
+            re.escape(piece) if number % 2 == 0 else f"(?P<{piece}>{'.*' if rest and number == last else '[^/]+'})"
+            for number, piece in enumerate(pieces)
+        )
+    )

@@ -1,0 +1,167 @@
+"""Publishing a version."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controlplane.cli.session import Session, command
+
+PANEL = "Publish and convert"
+
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", help='An input, "NAME:DTYPE[SHAPE]" with -1 for a dynamic dimension. Repeat it.', show_default=False
+    ),
+]
+OutputSpecOption = Annotated[
+    list[str] | None, typer.Option("--out", help="An output, like --input.", show_default=False)
+]
+BatchedOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--batched/--no-batched",
+        help="Whether the first dimension of every tensor is the batch.",
+        show_default="as the file says",
+    ),
+]
+SamplesOption = Annotated[
+    Path | None,
+    typer.Option("--samples", help="Sample inputs: an .npz with one array for each input.", show_default=False),
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="onnx, torchscript, torch-export, pytorch or sklearn. Default: found out.", show_default=False
+    ),
+]
+LabelOption = Annotated[
+    list[str] | None, typer.Option("--label", "-l", metavar="KEY=VALUE", help="A label. Repeat it.", show_default=False)
+]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option("--metric", "-m", metavar="KEY=NUMBER", help="A figure. Repeat it.", show_default=False),
+]
+AliasOption = Annotated[
+    list[str] | None,
+    typer.Option("--alias", "-a", help="An alias that shall point to the new version. Repeat it.", show_default=False),
+]
+ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Why; kept in the history.", show_default=False)]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust", help="Run code the file carries (pickles, factories). Only yours.", show_default=False),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    command(
+        app,
+        "push",
+        panel=PANEL,
+        examples=(
+            "tritonctl push resnet50.onnx",
+            "tritonctl push resnet ./exported-folder --alias staging --metric top1=0.76",
+            'tritonctl push vad vad.pt --input "input:FP32\\[-1,512]" --out "output:FP32\\[-1,1]" --batched',
+            "tritonctl push vad vad.pt --samples speech.npz --batched",
+            "tritonctl push resnet resnet50.onnx --deploy",
+            "tritonctl push resnet resnet50.onnx --sign-key release.pem",
+        ),
+    )(push)
+
+
+def push(
+    session: Session,
+    name_or_path: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="The model; left out, the file's name is taken.")
+    ],
+    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="A file or a folder.", show_default=False)] = None,
+    input_: InputOption = None,
+    output_spec: OutputSpecOption = None,
+    batched: BatchedOption = None,
+    format_: FormatOption = None,
+    samples: SamplesOption = None,
+    sample_count: Annotated[
+        int | None, typer.Option("--sample-count", min=1, max=64, help="How many samples to generate.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the generated samples.")] = None,
+    golden: Annotated[
+        bool, typer.Option("--golden/--no-golden", help="Run the model once and record its answers for the proof.")
+    ] = True,
+    label: LabelOption = None,
+    metric: MetricOption = None,
+    alias: AliasOption = None,
+    reason: ReasonOption = "",
+    trust: TrustOption = False,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="Write the files straight to the bucket (S3), past the control plane.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Publish a new version also where nothing differs from the newest one.")
+    ] = False,
+    sign_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--sign-key",
+            help="Sign the new version with this private key (PEM). Its password: TRITONCTL_SIGN_KEY_PASSWORD.",
+            show_default=False,
+        ),
+    ] = None,
+    deploy: Annotated[bool, typer.Option("--deploy", help="Deploy the new version and wait for it.")] = False,
+) -> None:
+    """Publish a file or a folder as a new version of a model.
+
+    The format is found out, the model is run once and its answers are recorded; by them Triton's answers are judged
+    when the version is deployed. A push that was cut off goes on where it stopped when it is run again.
+    """
+    from controlplane.cli.views.version import show_result
+    from controlplane.cli.workflows.push import PublishOptions, figures, key_values, model_name, publish
+    from controlplane.cli.workflows.tensors import parse_signature
+    from controlplane.domain.names import validate_model_name
+    from controlplane.errors import InvalidArtifactError
+
+    source = Path(name_or_path) if path is None else path
+    if not source.exists():
+        hint = "; write `tritonctl push NAME PATH` or `tritonctl push PATH`" if path is None else ""
+        raise InvalidArtifactError(f"there is no file or folder {str(source)!r} here{hint}", path=str(source))
+    name = model_name(source) if path is None else validate_model_name(name_or_path)
+    signature = parse_signature(input_ or (), output_spec or (), batched=bool(batched))
+    options = PublishOptions(
+        format=format_,
+        signature=signature.model_dump(mode="json") if signature else None,
+        batched=None if signature else batched,
+        samples=samples,
+        sample_count=sample_count,
+        seed=seed,
+        golden=golden,
+        labels=key_values(label or [], "--label"),
+        metrics=figures(metric or []),
+        aliases=tuple(alias or ()),
+        reason=reason,
+        trust=trust,
+        direct=direct,
+        force=force,
+    )
+    out = session.out()
+    if sign_key is not None:
+        from controlplane.cli.workflows.sign import check_key
+
+        check_key(sign_key)
+    with session.client() as client:
+        result = publish(client, name, source, options, session.folder(), out)
+        if sign_key is not None:
+            from controlplane.cli.references import fetch_version
+            from controlplane.cli.workflows.sign import local_digests, sign_version
+
+            detail = fetch_version(client, f"{name}:{result['version']}")
+            result["signature"] = sign_version(client, detail, sign_key, local=local_digests(source, out))
+        if not deploy:
+            out.result(result)
+        show_result(out, result)
+        if sign_key is not None:
+            out.line(f"signed {result['reference']} with the key {result['signature']['key'][:16]}")
+        if deploy:
+            from controlplane.cli.workflows.deploy import deploy_and_wait
+
+            deploy_and_wait(client, out, f"{name}:{result['version']}", reason=reason)

@@ -1,0 +1,79 @@
+"""How deployments and servers are, for people: conditions, probes, faults."""
+
+from collections.abc import Sequence
+
+from controlplane.cli.output import Output, ago, span
+from controlplane.client.models import DeploymentHealth
+from controlplane.domain.conditions import Condition, ConditionStatus, ServerCondition
+from controlplane.domain.health import HealthSummary
+
+_WELL: dict[str, ConditionStatus] = {
+    ServerCondition.LIVE: ConditionStatus.TRUE,
+    ServerCondition.READY: ConditionStatus.TRUE,
+    ServerCondition.METRICS_AVAILABLE: ConditionStatus.TRUE,
+    ServerCondition.LOADS_STUCK: ConditionStatus.FALSE,
+    ServerCondition.DISK_PRESSURE: ConditionStatus.FALSE,
+    ServerCondition.SHARED_MEMORY_PRESSURE: ConditionStatus.FALSE,
+}
+_SHOWN_RESULTS = 8
+
+
+def show_health(out: Output, health: DeploymentHealth) -> None:
+    """Print what is said of a deployment and what its probes found."""
+    show_conditions(out, health.conditions)
+    out.line()
+    out.table(
+        ("server", "probes", "failed", "skipped", "p50", "p99", "largest drift", "heals", "last heal took"),
+        ((one.server, *_figures(one.summary)) for one in health.servers),
+    )
+    rows = [
+        (one.server, ago(result.at), result.version, result.kind, result.outcome, span(result.latency_seconds), note)
+        for one in health.servers
+        for result in one.results[-_SHOWN_RESULTS:]
+        for note in (result.message,)
+    ]
+    if rows:
+        out.line()
+        out.table(("server", "when", "version", "asked", "outcome", "latency", "message"), rows)
+
+
+def show_conditions(out: Output, conditions: Sequence[Condition]) -> None:
+    """Print conditions, one a line."""
+    out.table(
+        ("condition", "status", "since", "reason", "message"),
+        ((one.type, one.status, ago(one.last_transition_time), one.reason, one.message) for one in conditions),
+    )
+
+
+def ailments(conditions: Sequence[Condition]) -> str:
+    """Say in one cell what is wrong with a server; empty where nothing is."""
+    return "; ".join(
+        f"{one.reason}: {one.message}" if one.message else one.reason
+        for one in conditions
+        if one.status not in {_WELL.get(one.type, one.status), ConditionStatus.UNKNOWN}
+    )
+
+
+def evidence(health: HealthSummary | None) -> str | None:
+    """Say in one cell how the probes of a server went."""
+    if health is None or not health.probes:
+        return None
+    parts = [f"{health.probes - health.failed} of {health.probes} probes passed"]
+    if health.heals:
+        parts.append(f"healed {health.heals} times" if health.heals > 1 else "healed once")
+    if health.last_failure is not None:
+        parts.append(f"{health.last_failure.outcome} {ago(health.last_failure.at)}: {health.last_failure.message}")
+    return "; ".join(parts)
+
+
+def _figures(summary: HealthSummary) -> tuple[object, ...]:
+    return (
+        summary.probes,
+        summary.failed,
+        summary.skipped,
+        span(summary.p50_seconds) if summary.p50_seconds is not None else None,
+        span(summary.p99_seconds) if summary.p99_seconds is not None else None,
+        f"{summary.drift_absolute:.2g}" if summary.drift_absolute is not None else None,
+        summary.heals,
+        span(summary.last_heal_seconds) if summary.last_heal_seconds is not None else None,
+    )

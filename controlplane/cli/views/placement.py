@@ -1,0 +1,46 @@
+"""Prints where models are placed, and moves."""
+
+from controlplane.cli.output import Output, size, span
+from controlplane.cli.views.memory import sizes
+from controlplane.client.placement import Defragmentation, Placement
+
+
+def show_moves(out: Output, found: Defragmentation) -> None:
+    """Print what a defragmentation does, or would do."""
+    if not found.moves:
+        out.line("nothing moves: no move would gain more than it costs")
+        return
+    out.table(
+        ("model", "from", "to", "memory", "takes", "why"),
+        (
+            (move.model, move.from_server, move.to_server, size(move.bytes), span(move.seconds), move.why)
+            for move in found.moves
+        ),
+    )
+    out.line()
+    verb = "would be loaded anew" if found.dry_run else "are loaded anew"
+    out.line(f"{size(found.bytes)} {verb}, {span(found.seconds)} of loading")
+    out.facts(
+        (
+            ("largest gap", f"{sizes(found.largest_gap_before)} before, {sizes(found.largest_gap_after)} after"),
+            ("beyond what fits", f"{size(found.shared_before)} before, {size(found.shared_after)} after"),
+        )
+    )
+    if not found.dry_run:
+        out.note("each replica is proved at its new place before the old one goes; follow it with `tritonctl ps`")
+
+
+def show_placement(out: Output, model: str, placement: Placement) -> None:
+    """Print where a model's replicas are placed; nothing where there is nothing to say about it."""
+    if len(placement.assignments) == 1 and placement.assignments[0].why == "the only server" and not placement.unplaced:
+        return
+    wanted = f"{placement.replicas} of {placement.min_replicas} to {placement.max_replicas} replicas are wanted"
+    one = placement.replicas == placement.min_replicas == placement.max_replicas
+    out.line(f"{model}: {f'{placement.replicas} wanted' if one else wanted}", style="bold")
+    for assignment in placement.assignments:
+        out.line(f"on {assignment.server}: {assignment.why}")
+    if placement.replicas_why:
+        out.line(placement.replicas_why)
+    if placement.unplaced:
+        out.line(placement.unplaced, style="yellow")
+    out.line()

@@ -1,0 +1,159 @@
+"""A version in full, for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from controlplane.cli.output import Output, ago, pairs, size, span
+from controlplane.client.models import VersionDetail, VersionFootprint
+from controlplane.domain.conditions import ConditionStatus
+from controlplane.domain.manifest import Manifest, ParityReport
+from controlplane.domain.signature import Signature
+
+
+def describe(out: Output, detail: VersionDetail) -> None:
+    """Print a version with its files, signature, origin and parity."""
+    entry, manifest = detail.entry, detail.manifest
+    golden = manifest.golden
+    lineage = manifest.lineage
+    out.facts(
+        (
+            ("version", Text(f"{detail.model}:{entry.number}", style="bold cyan")),
+            ("format", manifest.format.value),
+            ("servable", _servable(manifest)),
+            ("published", f"{ago(entry.published_at)} by {entry.published_by}"),
+            ("aliases", ", ".join(detail.aliases)),
+            ("damage", "\n".join(_damage(detail)) or None),
+            ("inputs", _tensors(manifest.signature, "inputs")),
+            ("outputs", _tensors(manifest.signature, "outputs")),
+            ("batched", {True: "yes", False: "no"}[manifest.signature.batched] if manifest.signature else None),
+            ("golden samples", golden.count if golden else "none: a deployment cannot be proved by its answers"),
+            ("converted from", lineage.source if lineage else None),
+            ("converter", f"{lineage.converter} {lineage.converter_version}".strip() if lineage else None),
+            ("parameters", pairs(lineage.parameters) if lineage and lineage.parameters else None),
+            ("environment", pairs(lineage.environment) if lineage and lineage.environment else None),
+            ("attributes", pairs(manifest.attributes) if manifest.attributes else None),
+            ("metrics", pairs(manifest.metrics) if manifest.metrics else None),
+            ("labels", pairs(manifest.labels) if manifest.labels else None),
+        )
+    )
+    out.line()
+    out.table(
+        ("file", "size", "sha256"), ((file.path, size(file.size_bytes), file.sha256[:16]) for file in manifest.files)
+    )
+    if manifest.parity is not None:
+        out.line()
+        show_parity(out, manifest.parity)
+
+
+def _damage(detail: VersionDetail) -> list[str]:
+    """What is wrong with the version's files in the store."""
+    return [one.message for one in detail.conditions if one.type == "Intact" and one.status is ConditionStatus.FALSE]
+
+
+def show_footprints(out: Output, footprints: Sequence[VersionFootprint]) -> None:
+    """Print what was measured of its memory, where somebody measured."""
+    if not footprints:
+        return
+    out.line()
+    out.line("memory, as measured on each device, by the way it was run:")
+    out.table(
+        (
+            "backend",
+            "on",
+            "batch",
+            "instances",
+            "estimated",
+            "load peak",
+            "resident",
+            "peak since",
+            "stayed",
+            "measured",
+        ),
+        (
+            (
+                one.backend,
+                one.kind,
+                one.max_batch_size,
+                one.instances,
+                size(one.estimate_bytes),
+                size(one.load_peak_bytes),
+                size(one.resident_bytes),
+                size(one.inference_peak_bytes) if one.inference_peak_bytes else "-",
+                "-" if one.left_bytes is None else size(one.left_bytes),
+                ago(one.at),
+            )
+            for one in footprints
+        ),
+    )
+
+
+def show_parity(out: Output, parity: ParityReport) -> None:
+    """Print how a converted model compares with its original."""
+    made = f"generated with seed {parity.seed}" if parity.generated else "given"
+    out.line(f"parity with the original on {parity.samples} samples ({made}):")
+    out.table(
+        ("output", "max abs error", "max rel error", "allowed abs", "allowed rel", "agrees"),
+        (
+            (
+                one.output,
+                f"{one.max_absolute_error:.3g}",
+                f"{one.max_relative_error:.3g}",
+                f"{one.tolerance.absolute:g}",
+                f"{one.tolerance.relative:g}",
+                Text("yes", style="green") if one.agrees else Text("no", style="red"),
+            )
+            for one in parity.outputs
+        ),
+    )
+
+
+def _servable(manifest: Manifest) -> str:
+    if manifest.format.backend is None:
+        return "no, because Triton does not run this format; convert it"
+    return "yes" if manifest.unservable is None else f"no, because {manifest.unservable}"
+
+
+def _tensors(signature: Signature | None, side: str) -> str:
+    if signature is None:
+        return "unknown until it is converted"
+    return "\n".join(str(spec) for spec in getattr(signature, side))
+
+
+def show_result(out: Output, result: Mapping[str, Any]) -> None:
+    """Print what a publish or a conversion gave."""
+    if result.get("unchanged"):
+        out.line(
+            Text.assemble("unchanged, is ", (str(result["reference"]), "bold cyan"), " (--force publishes it again)")
+        )
+    else:
+        out.line(Text.assemble("published ", (str(result["reference"]), "bold cyan")))
+    if result.get("unservable"):
+        out.note(f"note: Triton cannot serve it: {result['unservable']}", style="yellow")
+    for warning in result.get("warnings") or ():
+        out.note(f"note: {warning}", style="yellow")
+
+
+def show_validation(out: Output, source: str, report: Mapping[str, Any]) -> None:
+    """Print what the checks found."""
+    out.table(
+        ("check", "result", "took", "found"),
+        (
+            (check["name"], "ok" if check["ok"] else "fail", span(check["seconds"]), check["message"])
+            for check in report["checks"]
+        ),
+    )
+    signature = Signature.model_validate(report["signature"]) if report.get("signature") else None
+    out.line()
+    out.facts(
+        (
+            ("source", source),
+            ("format", report.get("format")),
+            ("inputs", _tensors(signature, "inputs") if signature else None),
+            ("outputs", _tensors(signature, "outputs") if signature else None),
+            ("attributes", pairs(report["attributes"]) if report.get("attributes") else None),
+        )
+    )
+    for hint in report.get("hints") or ():
+        out.note(f"note: {hint}", style="yellow")

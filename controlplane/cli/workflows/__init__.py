@@ -1,0 +1,1 @@
+"""The steps of commands that take more than one request."""

@@ -1,0 +1,333 @@
+"""The checks of `doctor`. Each looks at one thing and says what it found and how to mend it."""
+
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from controlplane.cli.output import size
+from controlplane.cli.session import Session
+from controlplane.client.discovery import UpRecord
+from controlplane.client.errors import ClientError, NotRunningError
+from controlplane.client.http import Client
+from controlplane.domain.damage import Damage
+from controlplane.errors import ControlPlaneError
+from controlplane.folders import make_private
+from controlplane.settings import GIB, MIB, Settings
+from controlplane.storage.base import ObjectStore
+
+Status = Literal["ok", "warn", "fail"]
+
+_PYTHONS = ((3, 11), (3, 12))
+_GLIBC_MIN = (2, 35)
+_SPACE_WARN_BYTES = 5 * GIB
+_SPACE_FAIL_BYTES = 256 * MIB
+_PACKAGES = {
+    "onnxruntime": ("embedded", "running and checking ONNX models"),
+    "nvidia-pytriton": ("embedded", "the embedded Triton of `tritonctl up`"),
+    "torch": ("torch", "TorchScript and PyTorch models"),
+    "onnxscript": ("torch", "converting PyTorch models to ONNX"),
+    "skl2onnx": ("sklearn", "converting scikit-learn models"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        name: What was looked at.
+        status: ok, warn (something may be missed) or fail (something will not work).
+        message: What was found.
+        fix: How to mend it; empty where there is nothing to mend.
+    """
+
+    name: str
+    status: Status
+    message: str
+    fix: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for ``-o json``."""
+        return asdict(self)
+
+
+def examine(session: Session, settings: Settings) -> Iterator[Finding]:
+    """Run all checks, the ones that others rest on first."""
+    yield _python()
+    yield from _packages()
+    yield _glibc()
+    yield _triton()
+    yield _folder(settings.data_dir)
+    yield _space(settings.data_dir)
+    record = None if session.url else UpRecord.read(settings.data_dir)
+    yield _port(settings, record)
+    running = list(_api(session))
+    live = next((finding for finding in running if finding.name == "store"), None)
+    local = list(_store(settings, only=live.message.partition(": ")[0] if live else None))
+    # The store that counts is the running control plane's; more is known of it where it is that of the settings here.
+    yield from local
+    yield from (finding for finding in running if not (local and finding is live))
+
+
+def _python() -> Finding:
+    found = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+    if sys.version_info[:2] in _PYTHONS:
+        return Finding("python", "ok", found)
+    return Finding("python", "fail", f"{found} is not supported", "use Python 3.11 or 3.12")
+
+
+def _packages() -> Iterator[Finding]:
+    missing: dict[str, list[str]] = {}
+    present = []
+    for package, (extra, purpose) in _PACKAGES.items():
+        try:
+            present.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            missing.setdefault(extra, []).append(f"{package} ({purpose})")
+    if present:
+        yield Finding("packages", "ok", ", ".join(present))
+    for extra, lacking in missing.items():
+        yield Finding(
+            f"packages [{extra}]",
+            "warn",
+            f"missing: {', '.join(lacking)}",
+            f"pip install 'triton-control-plane[{extra}]'",
+        )
+
+
+def _glibc() -> Finding:
+    fix = "the embedded Triton needs glibc 2.35 or newer (Debian 12, Ubuntu 22.04); elsewhere use `tritonctl serve`"
+    try:
+        name, _, number = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+        found = tuple(int(part) for part in number.split("."))
+    except (ValueError, OSError):
+        return Finding("glibc", "warn", "this system's C library is not glibc", fix)
+    if found < _GLIBC_MIN:
+        return Finding("glibc", "warn", f"{name} {number} is too old", fix)
+    return Finding("glibc", "ok", number)
+
+
+def _triton() -> Finding:
+    from controlplane.triton.embedded.installation import find_installation
+
+    fix = "pip install 'triton-control-plane[embedded]', or run Triton elsewhere and use `tritonctl serve`"
+    try:
+        installation = find_installation()
+        result = subprocess.run(
+            [installation.binary, "--help"],
+            env=installation.environment,
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+    except ControlPlaneError as error:
+        return Finding("triton", "warn", error.message, fix)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("triton", "fail", f"the binary does not start: {error}", fix)
+    if b"tritonserver" not in result.stdout + result.stderr:
+        last = (result.stderr or result.stdout).decode(errors="replace").strip().splitlines()
+        reason = last[-1] if last else f"exit code {result.returncode}"
+        return Finding("triton", "fail", f"the binary does not start: {reason}", fix)
+    return Finding("triton", "ok", f"{installation.binary} starts")
+
+
+def _folder(data_dir: Path) -> Finding:
+    try:
+        make_private(data_dir)
+        with tempfile.TemporaryFile(dir=data_dir):
+            pass
+        probe = data_dir / f".doctor-{os.getpid()}"
+        try:
+            probe.write_bytes(b"")
+            # Versions are staged for Triton by hard links, and commits are made by them.
+            os.link(probe, probe.with_suffix(".link"))
+            probe.with_suffix(".link").unlink()
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        return Finding(
+            "data folder",
+            "fail",
+            f"{data_dir}: {(error.strerror or str(error)).lower()}",
+            "make it writable, on a file system with hard links, or give another one with --data-dir",
+        )
+    mode = stat.S_IMODE(data_dir.stat().st_mode)
+    if mode & 0o077:
+        return Finding(
+            "data folder",
+            "warn",
+            f"{data_dir} can be entered by other users of this machine (mode {mode:o})",
+            f"chmod 700 {data_dir}",
+        )
+    return Finding("data folder", "ok", f"{data_dir} can be written, by its owner alone")
+
+
+def _space(data_dir: Path) -> Finding:
+    folder = data_dir
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    fix = "free some, or move the data folder with --data-dir"
+    if free < _SPACE_FAIL_BYTES:
+        return Finding("disk space", "fail", f"{size(free)} free", fix)
+    if free < _SPACE_WARN_BYTES:
+        return Finding("disk space", "warn", f"{size(free)} free", fix)
+    return Finding("disk space", "ok", f"{size(free)} free")
+
+
+def _port(settings: Settings, record: UpRecord | None) -> Finding:
+    host, port = settings.api.host, settings.api.port
+    if record is not None:
+        return Finding("port", "ok", f"tritonctl up answers at {record.url}")
+    if port == 0:
+        return Finding("port", "ok", "a free one is picked")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = os.strerror(error.errno or 0).lower()
+            return Finding("port", "warn", f"{host}:{port}: {reason}", "give `tritonctl up` another --port")
+    return Finding("port", "ok", f"{host}:{port} is free")
+
+
+def _store(settings: Settings, *, only: str | None) -> Iterator[Finding]:
+    """Check the store of the settings here; ``only``: where it is this one, which a running control plane uses."""
+    from controlplane.storage.factory import open_store
+    from controlplane.storage.probe import check_store
+
+    try:
+        store = open_store(settings.store, settings.data_dir)
+        if only not in {None, store.url}:
+            return
+        check_store(store)
+        yield Finding("store", "ok", f"{store.url}: a create-only put wins once, and the second one loses")
+        yield _clock(store, settings.store.max_clock_skew_seconds)
+        yield _backwards(store)
+    except ControlPlaneError as error:
+        if only is not None:
+            return
+        yield Finding(
+            "store",
+            "fail",
+            error.message,
+            "check the URL, the endpoint and the credentials (--store, --endpoint, AWS_* variables)",
+        )
+
+
+def _clock(store: ObjectStore, max_skew_seconds: float) -> Finding:
+    from controlplane.storage.clock import StoreClock
+
+    skew = StoreClock(store).measure()
+    found = f"{abs(skew.seconds):.1f} s {'ahead of' if skew.seconds > 0 else 'behind'} the store's"
+    if skew.within(max_skew_seconds):
+        return Finding("clock", "ok", found)
+    return Finding(
+        "clock",
+        "fail",
+        f"{found}; at most {max_skew_seconds:g} s are allowed, and garbage collection refuses to run",
+        "correct the clock of this machine (NTP), or that of the store",
+    )
+
+
+def _backwards(store: ObjectStore) -> Finding:
+    from controlplane.registry.lost import noted_chains
+
+    chains = noted_chains(store)
+    if not chains:
+        return Finding("chains", "ok", "no lost revision was noted; `tritonctl fsck` checks the whole store")
+    return Finding(
+        "chains",
+        "fail",
+        f"the store lost revisions of {', '.join(chains[:5])}" + (" and others" if len(chains) > 5 else ""),
+        "see `tritonctl fsck`, then decide with --restore or --accept",
+    )
+
+
+def _live_store(check: dict[str, Any], url: str) -> Finding:
+    if check["ok"]:
+        return Finding("store", "ok", f"{url}: the control plane reads it")
+    return Finding("store", "fail", f"{url}: {check['message'] or 'the control plane cannot read it'}", "see its log")
+
+
+def _api(session: Session) -> Iterator[Finding]:
+    try:
+        url = session.find_url()
+    except NotRunningError:
+        yield Finding("control plane", "warn", "not running", "start it with `tritonctl up`")
+        return
+    try:
+        with session.client() as client:
+            info = client.get("/v1/info")
+            checks = client.readiness()["checks"]
+            servers = client.get("/v1/servers")["items"]
+            scrub = _scrub(client)
+    except ControlPlaneError as error:
+        yield Finding("control plane", "fail", error.message, "see its log, or start it with `tritonctl up`")
+        return
+    yield Finding("control plane", "ok", f"{info.get('version', '')} at {url}".strip())
+    yield from (_live_store(check, info["store_url"]) for check in checks if check["name"] == "store")
+    if warning := info.get("warning", ""):
+        yield Finding("authentication", "warn", info["authentication"], warning)
+    else:
+        yield Finding("authentication", "ok", "every request needs an API key")
+    if confinement := info.get("confinement_warning", ""):
+        yield Finding("model isolation", "warn", confinement, "install bubblewrap, or see docs/threat-model.md")
+    else:
+        yield Finding("model isolation", "ok", info.get("confinement", ""))
+    for server in servers:
+        good = server["state"] == "Ready" and server.get("driven", True)
+        found = f"{server['state']} at {server['grpc_url']}" + (f": {server['message']}" if server["message"] else "")
+        yield Finding(
+            f"server {server['name']}",
+            "ok" if good else "fail",
+            found,
+            "" if good else _server_fix(server),
+        )
+        if advisories := server.get("advisories"):
+            yield Finding(f"server {server['name']} version", "warn", "; ".join(advisories[:-1]), advisories[-1])
+    if scrub is not None:
+        yield _blobs(scrub)
+    if not servers:
+        yield Finding("servers", "warn", "the control plane has no Triton servers", "give `serve` some with --triton")
+
+
+def _scrub(client: Client) -> dict[str, Any] | None:
+    """Return how the scrub stands; None for a control plane without one, or a key that may not see it."""
+    try:
+        found: dict[str, Any] = client.get("/v1/scrub")
+    except ClientError:
+        return None
+    return found
+
+
+def _blobs(scrub: dict[str, Any]) -> Finding:
+    record = scrub["record"]
+    if damages := [Damage.model_validate(one) for one in record["damages"].values()]:
+        more = f"; and {len(damages) - 3} more" if len(damages) > 3 else ""
+        return Finding(
+            "stored files",
+            "fail",
+            "; ".join(damage.message for damage in damages[:3]) + more,
+            "push the same files again (that repairs the blob), or restore the objects from a backup",
+        )
+    if not scrub["enabled"]:
+        return Finding("stored files", "warn", "not checked: the scrub is off", "set CONTROLPLANE_SCRUB__ENABLED=true")
+    if record["finished_at"] is None:
+        return Finding("stored files", "ok", "the first scrub has not ended yet; no damage is known")
+    return Finding("stored files", "ok", f"{record['finished_blobs']} intact at {record['finished_at']}")
+
+
+def _server_fix(server: dict[str, Any]) -> str:
+    if not server.get("driven", True):
+        return "no instance on the store drives it: change the settings as the message says, and restart"
+    return "see `tritonctl events`; an embedded server is restarted automatically"

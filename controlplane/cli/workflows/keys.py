@@ -1,0 +1,177 @@
+"""Where `tritonctl keys` works: over the API, or on the bucket itself, for the first key and for a lost last one."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from controlplane.cli.output import ago
+from controlplane.cli.session import Session
+from controlplane.client.http import Client, segment
+from controlplane.domain.durations import parse_duration
+from controlplane.domain.validation import invalid_field
+from controlplane.errors import InvalidInputError
+
+Document = dict[str, Any]
+Documents = list[Document]
+
+
+class ApiKeys(Protocol):
+    """Both ways look the same."""
+
+    def create(self, body: Document) -> Document:
+        """Make a key; returns it with its secret."""
+
+    def list(self) -> Documents:
+        """Return all keys."""
+
+    def get(self, key: str) -> Document:
+        """Return one key by id or name."""
+
+    def revoke(self, key: str) -> Document:
+        """Revoke a key by id or name."""
+
+
+class _OverApi:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(self, body: Document) -> Document:
+        made: Document = self._client.post("/v1/keys", body)
+        return made
+
+    def list(self) -> Documents:
+        found: Documents = self._client.get("/v1/keys")["items"]
+        return found
+
+    def get(self, key: str) -> Document:
+        found: Document = self._client.get(f"/v1/keys/{segment(key)}")
+        return found
+
+    def revoke(self, key: str) -> Document:
+        gone: Document = self._client.delete(f"/v1/keys/{segment(key)}")
+        return gone
+
+
+class _Offline:
+    def __init__(self, session: Session, store: str | None, endpoint: str | None) -> None:
+        from controlplane.client.http import whoami
+        from controlplane.registry.keys import ApiKeys
+        from controlplane.settings import Settings
+        from controlplane.storage.factory import open_store
+        from controlplane.storage.probe import check_store
+
+        given = {"url": store, "endpoint_url": endpoint}
+        chosen: Document = {
+            "data_dir": session.folder(),
+            "store": {key: value for key, value in given.items() if value is not None},
+        }
+        settings = Settings(**chosen)
+        self.store = open_store(settings.store, settings.data_dir)
+        check_store(self.store)
+        self._keys = ApiKeys(self.store)
+        self._actor = f"offline/{session.actor or whoami()}"
+
+    def create(self, body: Document) -> Document:
+        from controlplane.api.schemas.keys import KeyRequestBody, KeyView
+        from controlplane.registry.keys import KeyRequest
+
+        try:
+            asked = KeyRequestBody.model_validate(body)
+        except ValidationError as error:
+            raise InvalidInputError(f"the key cannot be created: {invalid_field(error)}") from error
+        request = KeyRequest(
+            name=asked.name,
+            scopes=tuple(asked.scopes),
+            models=tuple(asked.models),
+            expires_at=asked.expires_at,
+            rate_per_second=asked.rate_per_second,
+            burst=asked.burst,
+        )
+        key, secret = self._keys.create(request, actor=self._actor)
+        return {"key": KeyView.of(key, datetime.now(UTC)).model_dump(mode="json"), "secret": secret}
+
+    def list(self) -> Documents:
+        from controlplane.api.schemas.keys import KeyView
+
+        now = datetime.now(UTC)
+        return [KeyView.of(key, now).model_dump(mode="json") for key in self._keys.read()[1].keys]
+
+    def get(self, key: str) -> Document:
+        from controlplane.api.schemas.keys import KeyView
+        from controlplane.registry.keys import find
+
+        return KeyView.of(find(self._keys.read()[1], key), datetime.now(UTC)).model_dump(mode="json")
+
+    def revoke(self, key: str) -> Document:
+        from controlplane.api.schemas.keys import KeyView
+
+        return KeyView.of(self._keys.revoke(key, actor=self._actor), datetime.now(UTC)).model_dump(mode="json")
+
+
+@contextmanager
+def api_keys(session: Session, *, offline: bool, store: str | None, endpoint: str | None) -> Iterator[ApiKeys]:
+    """Give the keys, over the API or offline.
+
+    Raises:
+        InvalidInputError: A store is given for the API, which has one.
+    """
+    if not offline:
+        if store or endpoint:
+            raise InvalidInputError("--store and --endpoint are for --offline; the control plane has its own store")
+        with session.client() as client:
+            yield _OverApi(client)
+        return
+    work = _Offline(session, store, endpoint)
+    try:
+        yield work
+    finally:
+        work.store.close()
+
+
+@contextmanager
+def keep_secret(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """Open the file for a secret before the key is made, so that none is made whose secret cannot be kept.
+
+    Raises:
+        InvalidInputError: The file is there already, or cannot be made.
+    """
+    if path is None:
+        yield lambda _: None
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise InvalidInputError(f"{path} cannot be made: {(error.strerror or '').lower()}", path=str(path)) from error
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            yield lambda secret: _write(file, secret)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _write(file: Any, secret: str) -> None:
+    file.write(f"{secret}\n")
+    file.flush()
+
+
+def end_of(lasts: str) -> datetime:
+    """Return when a key ends that lasts from now on.
+
+    Raises:
+        InvalidInputError: It is no time, or too long a one.
+    """
+    try:
+        return datetime.now(UTC) + timedelta(seconds=parse_duration(lasts))
+    except OverflowError:
+        raise InvalidInputError(f"{lasts!r} is too long; leave --expires out for a key that does not end") from None
+
+
+def when(moment: str | None) -> str:
+    """Say when something was or will be."""
+    return ago(datetime.fromisoformat(moment)) if moment else "-"

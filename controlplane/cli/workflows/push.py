@@ -1,0 +1,152 @@
+"""What `push`, `validate` and a conversion of a local file share: from a path to an upload to an operation."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from controlplane.cli.output import Output
+from controlplane.cli.progress import Bar, follow
+from controlplane.cli.workflows.upload import Journal, LocalFile, fingerprint, upload
+from controlplane.client.errors import OperationFailedError
+from controlplane.client.http import Client, segment
+from controlplane.client.models import Operation, Upload
+from controlplane.domain.manifest import FileEntry
+from controlplane.domain.names import validate_model_name
+from controlplane.errors import InvalidInputError
+
+SAMPLES_NAME = "tritonctl-samples.npz"
+"""The name of ``--samples`` inside an upload; it does not become a file of the version."""
+
+_DAMAGED_CODES = frozenset({"digest-mismatch", "not-found"})
+"""How a publish fails that needs a file which is damaged in the store, or lost."""
+
+_SUFFIXES = (".onnx", ".pt2", ".pt", ".pth", ".jit", ".ts", ".torchscript", ".safetensors", ".skops", ".pkl", ".joblib")
+
+
+@dataclass(frozen=True, slots=True)
+class PublishOptions:
+    """What a publisher says beyond the files; ``None`` and empty leave it to the server."""
+
+    format: str | None = None
+    signature: dict[str, Any] | None = None
+    batched: bool | None = None
+    samples: Path | None = None
+    sample_count: int | None = None
+    seed: int | None = None
+    golden: bool = True
+    labels: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    reason: str = ""
+    trust: bool = False
+    direct: bool = False
+    force: bool = False
+
+    def body(self) -> dict[str, Any]:
+        """Return the request's fields, those that were given."""
+        given = {
+            "format": self.format,
+            "signature": self.signature,
+            "batched": self.batched,
+            "samples": SAMPLES_NAME if self.samples else None,
+            "sample_count": self.sample_count,
+            "seed": self.seed,
+            "golden": None if self.golden else False,
+            "labels": self.labels or None,
+            "metrics": self.metrics or None,
+            "aliases": list(self.aliases) or None,
+            "reason": self.reason or None,
+            "trust": self.trust or None,
+            "force": self.force or None,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+
+def model_name(path: Path) -> str:
+    """Make a model's name out of a file's: ``My Net (v2).onnx`` is ``My-Net-v2``.
+
+    Raises:
+        InvalidInputError: Nothing of the file's name can be in a model's name.
+    """
+    name = path.absolute().name
+    for suffix in _SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            name = name[: -len(suffix)]
+            break
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:128]
+    if not name:
+        raise InvalidInputError(f"no model name can be made from {path.name!r}; say one: tritonctl push NAME {path}")
+    return validate_model_name(name)
+
+
+def key_values(pairs: list[str], option: str) -> dict[str, str]:
+    """Read ``key=value`` options.
+
+    Raises:
+        InvalidInputError: One has no ``=``.
+    """
+    read = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise InvalidInputError(f"{option} {pair!r}: write {option} key=value")
+        read[key.strip()] = value
+    return read
+
+
+def figures(pairs: list[str]) -> dict[str, float]:
+    """Read ``key=number`` options.
+
+    Raises:
+        InvalidInputError: One is no number.
+    """
+    read = {}
+    for key, value in key_values(pairs, "--metric").items():
+        try:
+            read[key] = float(value)
+        except ValueError:
+            raise InvalidInputError(f"--metric {key}={value!r}: {value!r} is no number") from None
+    return read
+
+
+def send(
+    client: Client, path: Path, samples: Path | None, data_dir: Path, out: Output, *, direct: bool = False
+) -> tuple[Upload, Journal]:
+    """Hash a file or folder and bring it to the server, or (``direct``) to its bucket."""
+    with Bar(out) as bar:
+        files = fingerprint(path, bar)
+        if samples is not None:
+            (local,) = fingerprint(samples, bar)
+            entry = FileEntry(path=SAMPLES_NAME, sha256=local.entry.sha256, size_bytes=local.entry.size_bytes)
+            files = (*files, LocalFile(entry, samples))
+        journal = Journal(data_dir, client.url, files)
+        return upload(client, files, bar, journal, direct=direct), journal
+
+
+def publish(
+    client: Client, name: str, path: Path, options: PublishOptions, data_dir: Path, out: Output
+) -> dict[str, Any]:
+    """Upload, publish, wait for it, and return the operation's result.
+
+    If the store turns out to have a damaged copy of a file that it need not have been sent, the file is sent after all,
+    which repairs the store's copy.
+    """
+    try:
+        return _publish(client, name, path, options, data_dir, out)
+    except OperationFailedError as error:
+        if error.code not in _DAMAGED_CODES:
+            raise
+        out.note(f"note: {error.message}; the file is sent again", style="yellow")
+        return _publish(client, name, path, options, data_dir, out)
+
+
+def _publish(
+    client: Client, name: str, path: Path, options: PublishOptions, data_dir: Path, out: Output
+) -> dict[str, Any]:
+    sent, journal = send(client, path, options.samples, data_dir, out, direct=options.direct)
+    body = {"upload_id": sent.id, **options.body()}
+    operation = client.read(Operation, client.post(f"/v1/models/{segment(name)}/versions", body))
+    finished = follow(client, operation, out)
+    journal.clear()
+    return finished.result or {}

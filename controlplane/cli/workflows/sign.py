@@ -1,0 +1,103 @@
+"""Signing a version, and verifying one by keys of one's own."""
+
+import base64
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from controlplane.cli.output import Output
+from controlplane.cli.progress import Bar
+from controlplane.cli.references import version_path
+from controlplane.cli.workflows.upload import fingerprint
+from controlplane.client.http import Client
+from controlplane.client.models import VersionDetail
+from controlplane.domain.names import Reference
+from controlplane.domain.trust import difference
+from controlplane.errors import InvalidInputError, UnverifiedVersionError
+
+PASSWORD_VARIABLE = "TRITONCTL_SIGN_KEY_PASSWORD"
+
+
+def check_key(private_key: Path) -> None:
+    """Find out before anything is sent whether a key can sign.
+
+    Raises:
+        InvalidInputError: It cannot.
+    """
+    from controlplane.signing.bundle import sign
+
+    sign("check:1", (), private_key, _password())
+
+
+def local_digests(source: Path, out: Output) -> list[str]:
+    """Hash the files that were published, again: what is signed is what is here, whatever the server says."""
+    with Bar(out) as bar:
+        return [file.entry.sha256 for file in fingerprint(source, bar)]
+
+
+def sign_version(
+    client: Client, detail: VersionDetail, private_key: Path, *, local: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Sign a version and send the signature.
+
+    Args:
+        client: Where to.
+        detail: The version, as the control plane tells it.
+        private_key: The key.
+        local: The digests of the files that were published from here; what is signed has to be these.
+
+    Raises:
+        UnverifiedVersionError: The version has other files than were published.
+    """
+    from controlplane.signing.bundle import sign
+
+    reference = Reference(detail.model, version=detail.entry.number)
+    told = sorted(file.sha256 for file in detail.manifest.files)
+    if local is not None and told != sorted(local):
+        raise UnverifiedVersionError(f"{reference} is not signed: it has other files than were published from here")
+    bundle = sign(str(reference), detail.manifest.files, private_key, _password())
+    answer: dict[str, Any] = client.post(f"{version_path(reference)}/signatures", {"bundle": json.loads(bundle)})
+    return {"reference": str(reference), "key": answer["key"], "sha256": answer["sha256"], "good": answer["good"]}
+
+
+def verify_version(client: Client, detail: VersionDetail, public_keys: Sequence[Path]) -> dict[str, Any]:
+    """Say whether a version is as a trusted key signed it: by these keys, or, with none, by the control plane's.
+
+    Raises:
+        UnverifiedVersionError: It is not, or a server's model repository has other files.
+    """
+    from controlplane.signing.bundle import load_public_key, verify
+
+    reference = Reference(detail.model, version=detail.entry.number)
+    found = client.get(f"{version_path(reference)}/signatures")
+    keys = [load_public_key(path) for path in public_keys]
+    reasons = []
+    for item in found["items"]:
+        message = item["message"]
+        if keys:
+            try:
+                statement = verify(base64.b64decode(item["bundle"]), keys)
+                message = difference(str(reference), detail.manifest, statement)
+            except (UnverifiedVersionError, InvalidInputError) as error:
+                message = error.message
+        if not message:
+            _require_staged(str(reference), found.get("staged", ()))
+            return {"reference": str(reference), "verified": True, "key": item["key"], "by": "given" if keys else "api"}
+        reasons.append(message)
+    raise UnverifiedVersionError(f"{reference} is not verified: {'; '.join(dict.fromkeys(reasons)) or 'not signed'}")
+
+
+def _require_staged(reference: str, copies: Sequence[Mapping[str, Any]]) -> None:
+    """Raise if a server's model repository has other files than were signed."""
+    if wrong := [copy for copy in copies if not copy["intact"]]:
+        where = "; ".join(f"on {copy['server']}: {copy['message']}" for copy in wrong)
+        raise UnverifiedVersionError(
+            f"{reference} is signed, but its files in Triton's model repository are not those that were signed: "
+            f"{where}. They are replaced before the next load; find out which program wrote there"
+        )
+
+
+def _password() -> str | None:
+    return os.environ.get(PASSWORD_VARIABLE) or None

@@ -1,0 +1,1 @@
+"""The typed client of the REST API and of the gateway. The CLI uses it."""

@@ -1,0 +1,49 @@
+"""What the API answers about placement, as far as the command line needs it."""
+
+from pydantic import Field
+
+from controlplane.client.models import Record
+
+
+class Assignment(Record):
+    """One replica's place."""
+
+    server: str
+    devices: tuple[str, ...] = ()
+    bytes: int = 0
+    why: str = ""
+
+
+class Placement(Record):
+    """Where a model's replicas are placed."""
+
+    replicas: int = 1
+    min_replicas: int = 1
+    max_replicas: int = 1
+    replicas_why: str = ""
+    assignments: tuple[Assignment, ...] = ()
+    unplaced: str = ""
+
+
+class Move(Record):
+    """One replica that goes elsewhere."""
+
+    model: str
+    from_server: str
+    to_server: str
+    bytes: int
+    seconds: float
+    why: str = ""
+
+
+class Defragmentation(Record):
+    """Moves, what they gain and what they cost."""
+
+    dry_run: bool
+    moves: tuple[Move, ...] = ()
+    bytes: int = 0
+    seconds: float = 0.0
+    largest_gap_before: dict[str, int] = Field(default_factory=dict)
+    largest_gap_after: dict[str, int] = Field(default_factory=dict)
+    shared_before: int = 0
+    shared_after: int = 0

@@ -1,0 +1,349 @@
+"""How a rollout begins, goes on and ends: what is wanted, what was measured and the time in, a decision out. Pure.
+
+The decision tree, whose numbers come back in the code:
+
+1.  The new version cannot be loaded or answers its golden samples wrongly: abort.
+2.  By one of the tests it is worse than the old one: abort, also while paused.
+3.  One of the two is not loaded and proved: hold. Its requests go to the old version meanwhile.
+4.  The step has not begun (both are ready now for the first time): begin it.
+5.  It is paused, or pinned, which only a person ends: hold.
+6.  The step's time is not over: hold.
+7.  The new version has answered too few requests in this step: hold. Too little traffic is no evidence.
+8.  What was seen makes it `DOUBT` times as likely that it is worse, which is too much to pass it and too little to
+    withdraw it: hold. More requests decide, or a person.
+9.  It was the last step: promote.
+10. Go to the next step.
+"""
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from controlplane.domain.deployment import (
+    RUN_THE_SAME_FIELDS,
+    DeploymentSettings,
+    DeploymentSpec,
+    Rollout,
+    RolloutPhase,
+)
+from controlplane.domain.evidence import ArmFigures, Evidence, Signal
+from controlplane.domain.names import Reference
+from controlplane.domain.rollout.statistics import label_evidence, share_evidence, threshold
+from controlplane.domain.rollout.strategy import RolloutStrategy, StrategyKind
+from controlplane.errors import ConflictError
+
+DOUBT = 10.0
+"""Odds at which a version is not passed on. A fine one seldom gets there, and mostly back again."""
+
+_WINDOW_REQUESTS = 20
+"""A step's own figures are shown once the new version has had so many requests in it."""
+
+
+class RolloutAction(StrEnum):
+    """What is to be done."""
+
+    HOLD = "hold"
+    BEGIN = "begin"
+    ADVANCE = "advance"
+    PROMOTE = "promote"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutDecision:
+    """What is to be done, and why.
+
+    Attributes:
+        action: What.
+        reason: One sentence with figures.
+    """
+
+    action: RolloutAction
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether old and new can answer.
+
+    Attributes:
+        ready: Whether both are loaded and proved.
+        message: What is waited for, where they are not.
+        failed: Why the new one never will be, without a change; empty where nothing is known against it.
+    """
+
+    ready: bool
+    message: str = ""
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One signal's test.
+
+    Attributes:
+        signal: What was tested.
+        log_evidence: Logarithm of the evidence that the new version is worse in it.
+        log_threshold: What it takes to believe that.
+        figures: Old and new in words.
+    """
+
+    signal: Signal
+    log_evidence: float
+    log_threshold: float
+    figures: str
+
+    @property
+    def worse(self) -> bool:
+        """Whether the new version is worse."""
+        return self.log_evidence >= self.log_threshold
+
+
+def signals(kind: StrategyKind) -> tuple[Signal, ...]:
+    """Return what a strategy tests; all of them share the stated error."""
+    tested = (Signal.FAILURES, Signal.MEDIAN, Signal.TAIL)
+    return (*tested, Signal.DIFFERENCES) if kind is StrategyKind.SHADOW else tested
+
+
+def findings(rollout: Rollout, evidence: Evidence) -> tuple[Finding, ...]:
+    """Test every signal over the whole rollout; latencies are told of the present step."""
+    strategy = rollout.strategy
+    tested = signals(strategy.kind)
+    needed = threshold(strategy.error, len(tested))
+    shown = of_step(rollout, evidence)
+    return tuple(
+        Finding(signal, _evidence_of(signal, strategy, evidence), needed, _figures(signal, strategy, evidence, shown))
+        for signal in tested
+    )
+
+
+def of_step(rollout: Rollout, evidence: Evidence) -> tuple[ArmFigures, ArmFigures]:
+    """Return old and new over one and the same window: the present step, or all of it while that is too young.
+
+    Over several steps the two would have different shares of busy and quiet times.
+    """
+    before = rollout.step_evidence
+    young = evidence.new.requests - before.new.requests < _WINDOW_REQUESTS
+    old, new = evidence.old, evidence.new
+    if young:
+        return ArmFigures.of(old), ArmFigures.of(new)
+    return ArmFigures.of(old.minus(before.old)), ArmFigures.of(new.minus(before.new))
+
+
+def decide(rollout: Rollout, evidence: Evidence, readiness: Readiness, now: datetime) -> RolloutDecision:
+    """Return what is to be done with a rollout that is under way.
+
+    Args:
+        rollout: The rollout.
+        evidence: What was measured since it began.
+        readiness: Whether old and new can answer.
+        now: The present time (UTC).
+    """
+    version, strategy = rollout.version, rollout.strategy
+    if readiness.failed:  # 1
+        return RolloutDecision(RolloutAction.ABORT, f"version {version} cannot answer: {readiness.failed}")
+    found = findings(rollout, evidence)
+    for finding in found:  # 2
+        if finding.worse:
+            return RolloutDecision(
+                RolloutAction.ABORT,
+                f"version {version} is worse in {finding.signal}: {finding.figures} ({_odds(finding)} against its "
+                f"being no worse; {_odds_text(finding.log_threshold)} decide)",
+            )
+    if not readiness.ready:  # 3
+        return RolloutDecision(RolloutAction.HOLD, readiness.message or f"version {version} is not ready")
+    if rollout.step_since is None:  # 4
+        return RolloutDecision(RolloutAction.BEGIN, f"version {version} is ready: {describe_step(rollout)}")
+    if rollout.phase is RolloutPhase.PAUSED:  # 5
+        return RolloutDecision(RolloutAction.HOLD, f"paused: {describe_step(rollout)}")
+    if strategy.kind is StrategyKind.MANUAL:
+        return RolloutDecision(RolloutAction.HOLD, "version answers who names it until somebody promotes or aborts it")
+    left = step_seconds(rollout) - (now - rollout.step_since).total_seconds()
+    if left > 0:  # 6
+        return RolloutDecision(RolloutAction.HOLD, f"{describe_step(rollout)}, {left:.0f} s to go")
+    answered = evidence.new.requests - rollout.step_evidence.new.requests
+    if answered < strategy.minimum_requests:  # 7
+        return RolloutDecision(
+            RolloutAction.HOLD,
+            f"{describe_step(rollout)}: version {version} has answered {answered} of the {strategy.minimum_requests} "
+            "requests that a step takes",
+        )
+    doubts = [finding for finding in found if finding.log_evidence >= math.log(DOUBT)]
+    if doubts:  # 8
+        what = "; ".join(f"{finding.figures}, {_odds(finding)}" for finding in doubts)
+        return RolloutDecision(
+            RolloutAction.HOLD, f"{describe_step(rollout)}: undecided whether version {version} is worse: {what}"
+        )
+    what = "; ".join(finding.figures for finding in found)
+    if strategy.kind is StrategyKind.SHADOW or rollout.step + 1 >= len(strategy.compared_steps):  # 9
+        return RolloutDecision(RolloutAction.PROMOTE, f"version {version} is no worse: {what}")
+    following = rollout.with_changes(step=rollout.step + 1)
+    return RolloutDecision(RolloutAction.ADVANCE, f"{describe_step(following)}; no worse so far: {what}")  # 10
+
+
+def apply(spec: DeploymentSpec, decision: RolloutDecision, evidence: Evidence, now: datetime) -> DeploymentSpec:
+    """Return the desired state after a decision on its rollout.
+
+    Raises:
+        ConflictError: No rollout is under way.
+    """
+    rollout = required(spec)
+    decided = rollout.with_changes(verdict=decision.reason, evidence=evidence)
+    match decision.action:
+        case RolloutAction.HOLD:
+            return spec
+        case RolloutAction.BEGIN:
+            return spec.with_changes(rollout=decided.with_changes(step_since=now, step_evidence=evidence))
+        case RolloutAction.ADVANCE:
+            moved = decided.with_changes(step=rollout.step + 1, step_since=now, step_evidence=evidence)
+            return spec.with_changes(rollout=moved)
+        case RolloutAction.PROMOTE:
+            return spec.with_changes(
+                version=rollout.version,
+                reference=rollout.reference,
+                settings=rollout.settings,
+                rollout=decided.with_changes(phase=RolloutPhase.PROMOTED),
+            )
+        case RolloutAction.ABORT:
+            return spec.with_changes(rollout=decided.with_changes(phase=RolloutPhase.ABORTED))
+
+
+def paused(spec: DeploymentSpec, *, pause: bool, why: str) -> DeploymentSpec:
+    """Return the desired state with its rollout paused, or going on.
+
+    Raises:
+        ConflictError: No rollout is under way.
+    """
+    phase = RolloutPhase.PAUSED if pause else RolloutPhase.RUNNING
+    return spec.with_changes(rollout=required(spec).with_changes(phase=phase, verdict=why))
+
+
+def required(spec: DeploymentSpec) -> Rollout:
+    """Return the rollout that is under way.
+
+    Raises:
+        ConflictError: There is none.
+    """
+    if spec.trial is None:
+        how = f"; the newest one was {spec.rollout.phase}: {spec.rollout.verdict}" if spec.rollout else ""
+        raise ConflictError(f"no rollout of {spec.model} is under way{how}", model=spec.model)
+    return spec.trial
+
+
+def deploy(
+    before: DeploymentSpec | None,
+    reference: Reference,
+    version: int,
+    settings: DeploymentSettings,
+    *,
+    rollout_id: str,
+    now: datetime,
+) -> DeploymentSpec:
+    """Return the desired state when a version is deployed: a switch, or the beginning of a rollout.
+
+    There is nothing to compare with where nothing is deployed and loaded; then, too, it is a switch.
+
+    Args:
+        before: What is wanted now; None where nothing is.
+        reference: What was asked for.
+        version: The version it resolved to.
+        settings: How it shall be run.
+        rollout_id: Identifies the rollout, if one begins.
+        now: The present time (UTC).
+    """
+    model = reference.model
+    switched = DeploymentSpec(model=model, reference=str(reference), version=version, settings=settings)
+    if before is None or before.deleted or not before.loaded or settings.rollout.kind is StrategyKind.IMMEDIATE:
+        return switched
+    if before.version == version and _run(before.settings) == _run(settings):
+        return switched  # nothing that answers differently
+    trial = before.trial
+    if trial and (trial.version, trial.settings, trial.reference) == (version, settings, str(reference)):
+        return before
+    rollout = Rollout(
+        id=rollout_id,
+        version=version,
+        old_version=before.version,
+        reference=str(reference),
+        settings=settings,
+        began_at=now,
+    )
+    return before.with_changes(rollout=rollout)
+
+
+def weight(rollout: Rollout) -> float:
+    """Return the share of the requests, 0 to 1, that the new version answers while it is ready."""
+    if rollout.step_since is None or rollout.strategy.kind is not StrategyKind.CANARY:
+        return 0.0
+    steps = rollout.strategy.compared_steps
+    return steps[min(rollout.step, len(steps) - 1)].weight_percent / 100
+
+
+def mirrors(rollout: Rollout) -> bool:
+    """Whether the new version gets copies of requests."""
+    return rollout.step_since is not None and rollout.strategy.kind is StrategyKind.SHADOW
+
+
+def step_seconds(rollout: Rollout) -> float:
+    """Return the least time of the present step, in seconds."""
+    if rollout.strategy.kind is StrategyKind.SHADOW:
+        return rollout.strategy.shadow_seconds
+    steps = rollout.strategy.compared_steps
+    return steps[min(rollout.step, len(steps) - 1)].seconds
+
+
+def describe_step(rollout: Rollout) -> str:
+    """Return the present step in words."""
+    strategy = rollout.strategy
+    match strategy.kind:
+        case StrategyKind.SHADOW:
+            return "copies of requests go to it"
+        case StrategyKind.MANUAL:
+            return "it answers who names it"
+        case _:
+            steps = strategy.compared_steps
+            step = steps[min(rollout.step, len(steps) - 1)]
+            return f"step {rollout.step + 1} of {len(steps)}, {step.weight_percent:g} % of the requests"
+
+
+def _run(settings: DeploymentSettings) -> str:
+    """What of the settings makes a difference to how a version runs."""
+    return settings.model_dump_json(exclude=set(RUN_THE_SAME_FIELDS))
+
+
+def _evidence_of(signal: Signal, strategy: RolloutStrategy, evidence: Evidence) -> float:
+    if signal is Signal.DIFFERENCES:
+        return share_evidence(evidence.differing, evidence.compared, strategy.difference_share)
+    return label_evidence(evidence.labelled(signal))
+
+
+def _figures(
+    signal: Signal, strategy: RolloutStrategy, evidence: Evidence, shown: tuple[ArmFigures, ArmFigures]
+) -> str:
+    old, new = evidence.old, evidence.new
+    if signal is Signal.DIFFERENCES:
+        return (
+            f"{evidence.differing} of {evidence.compared} answers differ (largest by "
+            f"{evidence.largest_difference:.3g}; {strategy.difference_share:.2%} may)"
+        )
+    if signal is Signal.FAILURES:
+        return f"{new.failures} of {new.requests} requests failed, {old.failures} of {old.requests} on the old one"
+    old_figures, new_figures = shown
+    if signal is Signal.MEDIAN:
+        return f"p50 {_span(new_figures.p50_seconds)}, {_span(old_figures.p50_seconds)} on the old one"
+    return f"p99 {_span(new_figures.p99_seconds)}, {_span(old_figures.p99_seconds)} on the old one"
+
+
+def _span(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{seconds * 1000:.3g} ms"
+
+
+def _odds(finding: Finding) -> str:
+    return _odds_text(finding.log_evidence)
+
+
+def _odds_text(log_evidence: float) -> str:
+    if log_evidence > 20:
+        return "more than 10^8 to 1"
+    return f"{math.exp(log_evidence):.0f} to 1"

@@ -1,0 +1,11 @@
+"""Units: sizes as people read them."""
+
+
+def size_text(size: int) -> str:
+    """A size for a person: binary units, three digits."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.3g} {unit}"
+        value /= 1024
+    return f"{value:.3g} TiB"

@@ -1,0 +1,318 @@
+"""The activator over HTTP: plain ASGI, and bodies as they are.
+
+HAProxy has checked paths and sizes before; what comes here is well-formed and belongs to the v2 protocol.
+"""
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+import httpx
+from starlette.types import Receive, Scope, Send
+
+from controlplane.errors import (
+    AccessError,
+    ControlPlaneError,
+    ForbiddenError,
+    ModelUnavailableError,
+    NotFoundError,
+    RateLimitedError,
+    StoreError,
+    TooManyWaitingError,
+    UnauthenticatedError,
+)
+from controlplane.gateway.activator.activator import Activator
+from controlplane.gateway.auth import bearer
+from controlplane.gateway.haproxy.config import ATTENDED_PATH, CLIENT_HEADER, DRAWN_HEADER
+from controlplane.gateway.rollout.comparison import Arm
+from controlplane.gateway.rollout.http import Headers, HttpRequest, ask_http
+from controlplane.gateway.stats import RequestLabels
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_SECONDS = 1
+_PATH = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]+))?(?:/(?P<call>[a-z_]+))?")
+_HOP_BY_HOP = frozenset(
+    name.encode()
+    for name in (
+        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"),
+        *("transfer-encoding", "upgrade", "host", "expect", "authorization", CLIENT_HEADER),
+        DRAWN_HEADER,
+    )
+)
+"""RFC 9110 section 7.6.1, and three that are this hop's own business."""
+_UNKNOWN = "(none)"
+
+
+class _ClientGoneError(Exception):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    error: str
+    media_type: str = "application/json"
+    retry_after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """An answer that was sent, for the metrics."""
+
+    status: int
+    way: str = "activator"
+    version: str = ""
+
+
+class HttpProxy:
+    """The ASGI application.
+
+    Args:
+        activator: Where requests wait.
+        servers: URL of the HTTP service of every server, by name.
+        answer_seconds: How long a server may take for an answer.
+        attended: Whether HAProxy's routes are those that the control plane knows.
+    """
+
+    def __init__(
+        self,
+        activator: Activator,
+        servers: Mapping[str, str],
+        *,
+        answer_seconds: float,
+        attended: Callable[[], bool],
+    ) -> None:
+        self._activator = activator
+        self._attended = attended
+        timeout = httpx.Timeout(answer_seconds, connect=5.0)
+        self._clients = {
+            name: httpx.AsyncClient(
+                base_url=url, timeout=timeout, trust_env=False, limits=httpx.Limits(max_connections=None)
+            )
+            for name, url in servers.items()
+        }
+
+    async def close(self) -> None:
+        """Close the connections to the servers."""
+        for client in self._clients.values():
+            await client.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            return
+        raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+        if raw_path == ATTENDED_PATH.encode():
+            await _send(send, _Answer(200 if self._attended() else 503, ""))
+            return
+        match = _PATH.fullmatch(raw_path.decode("latin-1"))
+        name, version, call = ("", "", "") if match is None else _parts(match)
+        if match is None or (name, version, call) == ("stats", "", ""):  # no matter how it is escaped
+            await self._of_the_server(scope, send)
+            return
+        try:
+            model, version = await self._activator.meant(name, version)
+            await self._admit(scope, model)
+            known = self._activator.known(model)
+            answer = await self._handle(scope, receive, send, model, version, call)
+        except (_ClientGoneError, asyncio.CancelledError):
+            return
+        except NotFoundError:
+            answer, known = _Answer(404, f"Request for unknown model: '{name}' is not found"), False
+        except (AccessError, StoreError) as error:
+            answer, known = _refused(error), False
+        if isinstance(answer, _Answer):
+            await _send(send, answer)
+            answer = _Sent(answer.status)
+        self._count(model if known else _UNKNOWN, answer)
+
+    def _count(self, model: str, sent: "_Sent") -> None:
+        self._activator.stats.answered(RequestLabels(model, sent.way, sent.version, "http", str(sent.status)))
+
+    async def _admit(self, scope: Scope, model: str | None) -> None:
+        keys, client = _values(scope, "authorization"), "".join(_values(scope, CLIENT_HEADER))
+        await self._activator.access.admit(bearer(keys), model, client)
+
+    async def _of_the_server(self, scope: Scope, send: Send) -> None:
+        """Answer what any server could: health where none can, and what concerns all models for who may see them."""
+        path = scope["path"]
+        if path == "/v2/health/live":
+            await _send(send, _Answer(200, ""))
+            return
+        if path == "/v2/health/ready":
+            await _send(send, _Answer(400, "no Triton server is ready", "text/plain"))
+            return
+        try:
+            await self._admit(scope, None)
+        except (AccessError, StoreError) as error:
+            await _send(send, _refused(error))
+            return
+        for client in self._clients.values():
+            try:
+                response = await client.request(scope["method"], path, headers={"accept-encoding": "identity"})
+            except httpx.TransportError:
+                continue
+            await _send_on(send, response.status_code, response.headers.raw)
+            await send({"type": "http.response.body", "body": response.content})
+            return
+        await _send(send, _Answer(503, "no Triton server can be reached"))
+
+    async def _handle(
+        self, scope: Scope, receive: Receive, send: Send, model: str, version: str, call: str
+    ) -> _Answer | _Sent:
+        if call == "ready":
+            ready = self._activator.can_serve(model, version)
+            return _Answer(200, "") if ready else _Answer(400, "Model version not ready", "text/plain")
+        if call == "stats" and not self._activator.at_once(model):
+            return _Answer(400, f"requested model '{model}' is not available")
+        try:
+            return await self._forward(scope, receive, send, model, version, call)
+        except TooManyWaitingError as error:
+            return _Answer(429, error.message, retry_after=RETRY_AFTER_SECONDS)
+        except ModelUnavailableError as error:
+            return _Answer(503, error.message)
+        except httpx.TimeoutException:
+            return _Answer(504, "Triton gave no answer in time")
+        except httpx.TransportError as error:
+            return _Answer(502, f"the Triton server broke off: {type(error).__name__}")
+        except NotFoundError:
+            raise
+        except ControlPlaneError as error:
+            return _Answer(503, error.message)
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send, model: str, version: str, call: str) -> _Sent:
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _HOP_BY_HOP]
+        path = f"/v2/models/{quote(model)}" + (f"/versions/{version}" if version else "") + (f"/{call}" if call else "")
+        query = scope["query_string"].decode("latin-1")
+        body = await self._read(receive, model)
+        split = self._activator.splits.get(model) if call == "infer" else None
+        if split is not None:
+            async with _while_connected(receive) as gone:
+                drawn = next((int(value) for name, value in scope["headers"] if name == DRAWN_HEADER.encode()), None)
+                asked = HttpRequest(version, query, headers, body, drawn)
+                new = split.version(Arm.NEW)
+                tried = await ask_http(
+                    split,
+                    asked,
+                    self._activator,
+                    self._clients,
+                    lambda copy: self._count(model, _Sent(copy.status, "shadow", new)),
+                )
+                reply = tried.reply
+                gone.check()
+                await _send_on(send, reply.status, reply.headers)
+                await send({"type": "http.response.body", "body": reply.body})
+            return _Sent(reply.status, tried.way, split.version(tried.arm))
+        async with _while_connected(receive) as gone, self._activator.at(model, len(body)) as server:
+            client = self._clients[server]
+            asked_version = self._activator.open_routes.version(model, version)
+            request = client.build_request(
+                scope["method"], f"{path}?{query}" if query else path, headers=headers, content=body
+            )
+            # httpx adds what a client of its own would say; the request goes on as it came.
+            request.headers = httpx.Headers([("host", request.url.netloc.decode()), *_text(headers)])
+            if body or "content-length" in request.headers:
+                request.headers["content-length"] = str(len(body))
+            response = await client.send(request, stream=True)
+            try:
+                gone.check()
+                await _send_on(send, response.status_code, response.headers.raw)
+                async for chunk in response.aiter_raw():
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+            finally:
+                await response.aclose()
+            return _Sent(response.status_code, version=asked_version)
+
+    async def _read(self, receive: Receive, model: str) -> bytes:
+        """Read a body, of which not more is taken than may wait for the model."""
+        parts: list[bytes] = []
+        with self._activator.room.place(model) as place:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _ClientGoneError
+                part = message.get("body", b"")
+                self._activator.room.hold(place, len(part))
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _ClientDisconnect:
+    """Whether the client has gone."""
+
+    def __init__(self) -> None:
+        self.happened = False
+
+    def check(self) -> None:
+        if self.happened:
+            raise _ClientGoneError
+
+
+@asynccontextmanager
+async def _while_connected(receive: Receive) -> AsyncIterator[_ClientDisconnect]:
+    """Cancel what is inside when the client goes away, so that nothing waits, or is asked, for nobody."""
+    task, gone = asyncio.current_task(), _ClientDisconnect()
+    assert task is not None
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.happened = True
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield gone
+    except asyncio.CancelledError:
+        if gone.happened and task.uncancel() == 0:
+            raise _ClientGoneError from None
+        raise
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+
+def _refused(error: ControlPlaneError) -> _Answer:
+    match error:
+        case UnauthenticatedError():
+            return _Answer(401, error.message)
+        case ForbiddenError():
+            return _Answer(403, error.message)
+        case RateLimitedError():
+            return _Answer(429, error.message, retry_after=int(error.details.get("retry_after_seconds", 1)))
+    return _Answer(503, error.message)
+
+
+def _parts(match: re.Match[str]) -> tuple[str, str, str]:
+    return unquote(match["model"]), match["version"] or "", match["call"] or ""
+
+
+def _values(scope: Scope, header: str) -> list[str]:
+    return [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == header.encode()]
+
+
+def _text(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+
+
+async def _send(send: Send, answer: _Answer) -> None:
+    body = json.dumps({"error": answer.error}).encode() if answer.error else b""
+    headers = [(b"content-type", answer.media_type.encode()), (b"content-length", str(len(body)).encode())]
+    if answer.retry_after:
+        headers.append((b"retry-after", str(answer.retry_after).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_on(send: Send, status: int, headers: Headers) -> None:
+    kept = [(name.lower(), value) for name, value in headers if name.lower() not in _HOP_BY_HOP]
+    await send({"type": "http.response.start", "status": status, "headers": kept})

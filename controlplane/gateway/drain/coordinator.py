@@ -1,0 +1,263 @@
+"""The other gateways on the bucket: before the leader unloads a model, all of them stop asking for it.
+
+Every instance that may lead has this, with a gateway of its own or without. The leader says in the bucket that a
+model is about to leave a server, and waits until every gateway that lives has said that it sends no more requests
+there and that none is under way. Gateways of those that follow look every second (`keeping`).
+
+The leader writes its announcement first and reads then who is there; a gateway lists itself first and reads then
+what is announced, and all that it knows of the servers it has seen since. Whatever the order, one sees the other.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from controlplane.errors import ControlPlaneError, StoreError, StoreUnavailableError
+from controlplane.gateway.drain.follower import DrainFollower, LocalGateway, no_peers
+from controlplane.gateway.drain.heartbeats import BEAT_SECONDS, Heartbeat, update_heartbeats
+from controlplane.gateway.drain.membership import Membership
+from controlplane.gateway.routes import waiting_at_most
+from controlplane.reconciler.leader_election import Holder
+from controlplane.registry.gateways import DrainRequest, GatewayLog, Gateways
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0
+"""Time between two looks of a follower at what is about to leave: what an unload waits for at most."""
+_LEAD_LOOK_SECONDS = BEAT_SECONDS
+_ASK_SECONDS = 0.05
+_ASK_MAX_SECONDS = 0.5
+_SENT_SECONDS = 20.0
+"""What announcing and the call to Triton may take beside the wait for the others; a bound far off."""
+_THREADS = 4
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class DrainCoordinator:
+    """This instance and the others' gateways; the executor's `TrafficDrainer`. Belongs to one event loop.
+
+    Args:
+        log: The bucket.
+        leading: Whether this process leads.
+        drain_seconds: How long an unload waits for requests in flight, and for the others.
+        gateway: The gateway of this instance; None where it has none.
+        private: Names of the servers that no other instance sends requests to.
+    """
+
+    def __init__(
+        self,
+        log: GatewayLog,
+        leading: Callable[[], bool],
+        *,
+        drain_seconds: float,
+        gateway: LocalGateway | None = None,
+        private: Collection[str] = (),
+    ) -> None:
+        self._log = log
+        self._leading = leading
+        self._drain_seconds = drain_seconds
+        self._gateway = gateway
+        self._private = frozenset(private)
+        self._me = Holder.myself()
+        self._membership = Membership(log, self._me) if gateway is not None else None
+        self._follower = DrainFollower(gateway, self._read, self._acknowledge) if gateway is not None else None
+        self._looking = asyncio.Lock()
+        self._gateways = Gateways({}, set(), {})
+        self._began = self._ended = -BEAT_SECONDS
+        self._looked = False
+        self._signs: dict[str, Heartbeat] = {}
+        self._holders: dict[str, Holder] = {}
+        self._mine: set[str] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+        # Threads of their own: those who wait for an unload must not queue behind downloads.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="gateways")
+
+    @property
+    def id(self) -> str:
+        """The gateway's, among the others; empty where there is none."""
+        return self._membership.id if self._membership is not None else ""
+
+    async def start(self) -> None:
+        """Be there for the others from now on. What leaves already is kept away from when this returns.
+
+        Raises:
+            StoreError: The store failed: a gateway that the others do not know must not be opened.
+        """
+        if self._membership is not None and self._follower is not None:
+            await self._membership.start()
+            await self._follower.follow((await self._look()).announced)
+            await self._follower.wait_closed()
+        self._task = asyncio.create_task(self._run(), name="other gateways")
+
+    async def stop(self) -> None:
+        """Leave. Whoever asks through the gateway, or unloads, has stopped."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._follower is not None:
+            await self._follower.stop()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+        if self._membership is not None:
+            await self._membership.stop()
+        self._threads.shutdown(wait=False)
+
+    @asynccontextmanager
+    async def withdrawn(self, server: str, model: str) -> AsyncIterator[None]:
+        """See `controlplane.lifecycle.traffic.TrafficDrainer`. All gateways on the bucket keep away.
+
+        Raises:
+            StoreError: There may be others, and they cannot be told, or not in time.
+        """
+        close = self._gateway.closed if self._gateway is not None else self._without_gateway
+        if server in self._private:
+            async with close(server, model, no_peers):
+                yield
+            return
+        seconds = self._drain_seconds + _SENT_SECONDS
+        until = time.monotonic() + seconds
+        async with self._announced(DrainRequest(server, model, seconds)) as others, close(server, model, others):
+            if time.monotonic() > until:  # the others may ask again
+                raise StoreUnavailableError(f"to tell the other gateways that {model} leaves {server} took too long")
+            yield
+
+    @asynccontextmanager
+    async def _without_gateway(
+        self, server: str, model: str, others: Callable[[], Awaitable[None]]
+    ) -> AsyncIterator[None]:
+        async with waiting_at_most(self._drain_seconds, server, model):
+            await others()
+        yield
+
+    @asynccontextmanager
+    async def _announced(self, withdrawal: DrainRequest) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Announce for the time of a context; yields what waits until all others keep away."""
+        name = uuid.uuid4().hex
+        self._mine.add(name)
+        try:
+            told = await self._announce(name, withdrawal)
+            yield partial(self._acknowledged, name) if told else no_peers
+        finally:
+            ending = asyncio.create_task(self._over(name), name="no more kept away from")
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+            await asyncio.shield(ending)
+
+    async def _announce(self, name: str, withdrawal: DrainRequest) -> bool:
+        """Return whether it is announced. Where nobody else was there, a bucket that fails holds up no unload."""
+        try:
+            await self._call(self._log.announce, name, withdrawal)
+        except StoreError as error:
+            if not self._alone:
+                raise
+            logger.info("%s leaves %s unannounced: %s", withdrawal.model, withdrawal.server, error)
+            return False
+        return True
+
+    async def _over(self, name: str) -> None:
+        try:
+            await self._call(self._log.over, name, self._gateways.acknowledged.get(name, set()))
+        except ControlPlaneError as error:
+            logger.warning("other gateways may keep away for longer than they have to: %s", error)
+        finally:
+            self._mine.discard(name)  # what could not be removed, or comes late, the sweep removes
+
+    async def _acknowledged(self, name: str) -> None:
+        pause = _ASK_SECONDS
+        while missing := await self._missing(name):
+            logger.debug("waiting for gateways %s", ", ".join(sorted(missing)))
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _ASK_MAX_SECONDS)
+
+    async def _missing(self, name: str) -> set[str]:
+        """Return the others that live and have not said that they keep away."""
+        try:
+            gateways = await self._look()
+        except StoreError:
+            if not self._alone:
+                raise
+            return set()
+        return self._others() - gateways.acknowledged.get(name, set())
+
+    @property
+    def _alone(self) -> bool:
+        """Whether nobody else was there when the bucket could be read last."""
+        return self._looked and not self._others()
+
+    def _others(self) -> set[str]:
+        """Return the others that lived when the bucket was read last."""
+        return {gateway for gateway, sign in self._signs.items() if not sign.gone and not self._ended_here(gateway)}
+
+    def _ended_here(self, gateway: str) -> bool:
+        """Whether this process can see that another one's has ended."""
+        holder = self._holders.get(gateway)
+        return holder is not None and holder.is_gone(self._me)
+
+    async def _look(self) -> Gateways:
+        """Read what the bucket says, no earlier than now. Who asks meanwhile shares the next reading.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        asked = time.monotonic()
+        async with self._looking:
+            if self._looked and self._began >= asked:
+                return self._gateways
+            began = time.monotonic()
+            gateways = await self._call(self._log.gateways)
+            numbers = {gateway: number for gateway, number in gateways.present.items() if gateway != self.id}
+            self._holders = {gateway: holder for gateway, holder in self._holders.items() if gateway in numbers}
+            for gateway in numbers.keys() - self._holders.keys():
+                if holder := Holder.of(await self._call(self._log.holder, gateway, numbers[gateway])):
+                    self._holders[gateway] = holder
+            self._signs = update_heartbeats(self._signs, numbers, began - self._ended)
+            self._began, self._ended, self._looked, self._gateways = began, time.monotonic(), True, gateways
+            return gateways
+
+    async def _run(self) -> None:
+        swept_at = -_LEAD_LOOK_SECONDS
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                if not self._leading():
+                    if self._follower is not None:
+                        await self._follower.follow((await self._look()).announced - self._mine)
+                    continue
+                if self._follower is not None:
+                    await self._follower.follow(set())  # who announced that leads no more
+                if time.monotonic() - swept_at >= _LEAD_LOOK_SECONDS:
+                    await self._sweep(await self._look())
+                    swept_at = time.monotonic()
+            except StoreError as error:
+                logger.debug("the other gateways are not heard now: %s", error)
+            except Exception:
+                # The loop's edge: the next look may fare better.
+                logger.exception("an instance stumbled over the other gateways")
+
+    async def _sweep(self, gateways: Gateways) -> None:
+        """Remove what doors that died, and leaders that are none any more, have left."""
+        for name in gateways.withdrawals - self._mine:
+            await self._over(name)
+        for gateway in self._signs.keys() - self._others():
+            await self._call(self._log.leave, gateway)
+
+    async def _read(self, name: str) -> DrainRequest | None:
+        withdrawal = await self._call(self._log.withdrawal, name)
+        if withdrawal is not None and withdrawal.server in self._private:
+            await self._acknowledge(name)  # it is about another server of this name, which is never asked from here
+            return None
+        return withdrawal
+
+    async def _acknowledge(self, name: str) -> None:
+        await self._call(self._log.acknowledge, name, self.id)
+
+    async def _call(self, act: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(act, *args, **kwargs))

@@ -1,0 +1,77 @@
+"""The signs of life that a gateway gives the others."""
+
+import asyncio
+import logging
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+from controlplane.errors import ControlPlaneError, StoreError
+from controlplane.gateway.drain.heartbeats import BEAT_SECONDS, GONE_SECONDS
+from controlplane.reconciler.leader_election import Holder
+from controlplane.registry.gateways import GatewayLog
+
+logger = logging.getLogger(__name__)
+
+_AGAIN_SECONDS = 1.0
+"""Until the next try, where a sign of life could not be given."""
+
+
+class Membership:
+    """One gateway, listed in the bucket for as long as it lives. Belongs to one event loop.
+
+    Args:
+        log: The bucket.
+        me: The process that it belongs to.
+
+    Attributes:
+        id: Unique to one start of one gateway.
+    """
+
+    def __init__(self, log: GatewayLog, me: Holder) -> None:
+        self.id = uuid.uuid4().hex
+        self._log = log
+        self._body = me.to_body(GONE_SECONDS)
+        self._number = 0
+        self._task: asyncio.Task[None] | None = None
+        # A thread of its own: a sign of life must not queue behind downloads, nor behind what hangs.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gateway's life")
+
+    async def start(self) -> None:
+        """Be listed from now on.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        await self._beat()
+        self._task = asyncio.create_task(self._live(), name="gateway's life")
+
+    async def stop(self) -> None:
+        """Be listed no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._log.leave, self.id)
+        except ControlPlaneError as error:
+            logger.info("the others find out by themselves that this gateway has closed: %s", error)
+        self._thread.shutdown(wait=False)
+
+    async def _beat(self) -> None:
+        number = self._number + 1
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._log.beat, self.id, number, self._body)
+        self._number = number
+
+    async def _live(self) -> None:
+        pause = BEAT_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self._beat()
+                pause = BEAT_SECONDS
+            except StoreError as error:
+                logger.debug("a sign of life could not be given: %s", error)
+                pause = _AGAIN_SECONDS
+            except Exception:
+                # The loop's edge: the next one may fare better.
+                logger.exception("a gateway stumbled over its sign of life")
+                pause = _AGAIN_SECONDS

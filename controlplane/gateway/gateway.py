@@ -1,0 +1,417 @@
+"""The gateway: HAProxy, the activator behind it, and what keeps HAProxy's table in step with the servers."""
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import uvicorn
+
+from controlplane.asgi_server import Server
+from controlplane.domain.rollout.sampling import PARTS
+from controlplane.errors import GatewayError
+from controlplane.gateway.activator.activator import Activator, Resolve
+from controlplane.gateway.activator.grpc import GrpcProxy
+from controlplane.gateway.activator.http import HttpProxy
+from controlplane.gateway.activator.request_queue import QueueLimits, RequestQueue
+from controlplane.gateway.auth import Access
+from controlplane.gateway.drain.follower import no_peers
+from controlplane.gateway.handover import listen
+from controlplane.gateway.haproxy import route_table as tables
+from controlplane.gateway.haproxy.config import (
+    ACTIVATOR_GRPC,
+    ACTIVATOR_HTTP,
+    ADMIN_SOCKET,
+    Backend,
+    Sockets,
+    render,
+    slots_for,
+)
+from controlplane.gateway.haproxy.process import HAProxy
+from controlplane.gateway.haproxy.route_table import MAPS, Table
+from controlplane.gateway.haproxy.runtime_api import RuntimeApi
+from controlplane.gateway.rollout.split import TrafficSplits
+from controlplane.gateway.routes import Routes, waiting_at_most
+from controlplane.gateway.stats import GatewayStats
+from controlplane.gateway.views import GatewayAddress, GatewayView, ModelRoute, Way
+from controlplane.reconciler.controller import Reconciler
+from controlplane.reconciler.routes import Route
+from controlplane.servers.server import ManagedServer
+from controlplane.settings import GatewaySettings
+
+logger = logging.getLogger(__name__)
+
+_PAUSE_SECONDS = 0.005
+"""Between two looks at the routes: what changes together is told together."""
+_DRAIN_SECONDS = 0.005
+_DRAIN_MAX_SECONDS = 0.1
+_BACKLOG = 1024
+_OWN_FILES = 256
+"""File descriptors of HAProxy that are no client's: listeners, health checks, idle connections to servers."""
+
+
+class Gateway:
+    """One gateway. Belongs to the event loop it was started in.
+
+    Args:
+        settings: Ports and limits.
+        binary: HAProxy.
+        folder: Where it keeps its files.
+        reconciler: Gets models loaded, and says where they are.
+        servers: The Triton servers.
+        resolve: Gives the version of an alias.
+        access: Who may ask which model.
+        splits: Which models have a rollout under way, and how many of their requests the activator gets.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        binary: Path,
+        folder: Path,
+        reconciler: Reconciler,
+        servers: Sequence[ManagedServer],
+        resolve: Resolve,
+        splits: TrafficSplits,
+        access: Access,
+        linger_seconds: float,
+    ) -> None:
+        self._linger_seconds = linger_seconds
+        self._settings = settings.model_copy(update={"max_connections": _connections(settings.max_connections)})
+        self._access = access
+        self._binary = binary
+        self._folder = folder.absolute()
+        self._reconciler = reconciler
+        self._servers = tuple(servers)
+        backends = [Backend.of(n, one.name, one.http_url, one.client.grpc_url) for n, one in enumerate(servers)]
+        self._backends = backends
+        self._keys = {one.name: backend.key for one, backend in zip(servers, backends, strict=True)}
+        self._open_routes = Routes(lambda: reconciler.pauses)
+        self.stats = GatewayStats()
+        limits = QueueLimits(
+            settings.queue_max_requests_per_model,
+            settings.queue_max_requests,
+            settings.queue_max_bytes_per_model,
+            settings.queue_max_bytes,
+        )
+        self.activator = Activator(
+            reconciler,
+            self._open_routes,
+            RequestQueue(limits),
+            self.stats,
+            resolve,
+            access,
+            timeout_seconds=settings.load_timeout_seconds,
+            splits=splits,
+        )
+        self._told: Table = tables.empty(
+            slots_for(len(backends), settings.backend_slots), [backend.key for backend in backends]
+        )
+        self._told_by: _Inputs | None = None
+        self._told_pauses = 0
+        self._telling = asyncio.Lock()
+        self._stack: AsyncExitStack | None = None
+        self._haproxy: HAProxy | None = None
+        self._api: RuntimeApi | None = None
+        self._listeners: dict[str, socket.socket] = {}
+
+    @property
+    def http_url(self) -> str:
+        """URL for HTTP clients."""
+        scheme = "https" if self._settings.tls_certificate else "http"
+        return f"{scheme}://{_address(self._listeners['http'])}"
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port for gRPC clients."""
+        return _address(self._listeners["grpc"])
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of HAProxy's own metrics; without what is out of service."""
+        return f"http://{_address(self._listeners['metrics'])}/metrics?no-maint"
+
+    @property
+    def haproxy(self) -> HAProxy:
+        """The process; there once it was started."""
+        assert self._haproxy is not None, "not started"
+        return self._haproxy
+
+    @property
+    def _ready(self) -> bool:
+        return self._haproxy is not None and self._haproxy.ready
+
+    @property
+    def api(self) -> RuntimeApi:
+        """HAProxy's runtime API; there once it was started."""
+        assert self._api is not None, "not started"
+        return self._api
+
+    async def start(self) -> None:
+        """Listen, start HAProxy, and keep its table in step with the servers from then on.
+
+        Raises:
+            ConflictError: A port is taken.
+            GatewayError: HAProxy does not start.
+        """
+        async with AsyncExitStack() as stack:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # The folder by its number: a socket's path has at most 107 characters.
+            number = os.open(self._folder, os.O_PATH | os.O_DIRECTORY)
+            stack.callback(os.close, number)
+            short = Path(f"/proc/self/fd/{number}")
+            self._listeners, predecessor = listen(self._settings, short)
+            for listener in self._listeners.values():
+                stack.enter_context(listener)
+            grpc_face = GrpcProxy(self.activator, {one.name: one.client.grpc_url for one in self._servers})
+            stack.push_async_callback(grpc_face.close)
+            await grpc_face.start(
+                str(short / ACTIVATOR_GRPC), max_message_bytes=_message_limit(self._settings.queue_max_bytes_per_model)
+            )
+            http_face = HttpProxy(
+                self.activator,
+                {one.name: one.http_url for one in self._servers},
+                answer_seconds=self._settings.request_timeout_seconds,
+                attended=lambda: self._told_pauses == self._reconciler.pauses,
+            )
+            stack.push_async_callback(http_face.close)
+            await stack.enter_async_context(_serving(http_face, short / ACTIVATOR_HTTP))
+            stack.push_async_callback(self.activator.close)
+            self._api = RuntimeApi(short / ADMIN_SOCKET)
+            self._haproxy = HAProxy(
+                self._binary,
+                self._folder,
+                prepare=self._prepare,
+                api=self._api,
+                sockets=tuple(listener.fileno() for listener in self._listeners.values()),
+                linger_seconds=self._linger_seconds,
+            )
+            stack.push_async_callback(self._haproxy.stop)
+            await self._haproxy.start()
+            if predecessor is not None:
+                predecessor.retire()
+            following = asyncio.create_task(self._follow(), name="gateway")
+            stack.push_async_callback(_cancelled, following)
+            self._stack = stack.pop_all()
+        logger.info("the gateway is open at %s and, for gRPC, %s", self.http_url, self.grpc_url)
+
+    async def stop(self) -> None:
+        """Close the door; requests in flight are cut off."""
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            await stack.aclose()
+
+    @asynccontextmanager
+    async def closed(
+        self, server: str, model: str, others: Callable[[], Awaitable[None]] = no_peers
+    ) -> AsyncIterator[None]:
+        """See `controlplane.gateway.drain.follower.LocalGateway`. Also before the start, and after the stop."""
+        with self._open_routes.without(server, model):
+            slot = self._told.models.get(model)
+            await self._tell()
+            async with waiting_at_most(self._settings.drain_timeout_seconds, server, model):
+                await self._started()
+                await self._drained(server, model, slot)
+                await others()
+            yield
+
+    async def look(self, server: str, model: str) -> None:
+        """See `controlplane.gateway.drain.follower.LocalGateway`."""
+        await self._reconciler.look(server, model)
+
+    def address(self) -> GatewayAddress:
+        """Return where it is."""
+        return GatewayAddress(
+            http_url=self.http_url,
+            grpc_url=self.grpc_url,
+            metrics_url=self.metrics_url,
+            tls=self._settings.tls_certificate is not None,
+            ready=self.haproxy.ready,
+        )
+
+    def view(self) -> GatewayView:
+        """Return how it stands."""
+        room = self.activator.room
+        waiting = dict(room.requests)
+        names = sorted({*self._open_routes.open, *waiting})
+        models = [
+            ModelRoute(
+                model=name,
+                way=self._way(name),
+                measured_share=self._told.splits.get(name, 0) / PARTS,
+                servers=self._open_routes.open[name].servers if name in self._open_routes.open else (),
+                waiting=waiting.get(name, 0),
+            )
+            for name in names
+        ]
+        return GatewayView(
+            **dict(self.address()),
+            restarts=self.haproxy.restarts,
+            waiting_requests=sum(waiting.values()),
+            waiting_bytes=room.held.total(),
+            models=tuple(models),
+        )
+
+    def _way(self, model: str) -> Way:
+        if model not in self._told.models:
+            return "activator"
+        return "split" if model in self._told.splits else "direct"
+
+    async def _prepare(self) -> None:
+        """Write what HAProxy reads when it starts, so that it knows every road before it takes a request."""
+        self._told_by = self._inputs()
+        self._told, self._told_pauses = self._wanted(self._told_by), self._open_routes.pauses
+        sockets = Sockets(**{name: listener.fileno() for name, listener in self._listeners.items()})
+        files = {
+            "haproxy.cfg": render(self._settings, sockets, self._backends, self._told),
+            **{name: self._told.map_text(name) for name in MAPS},
+        }
+        for name, text in files.items():
+            # Blocking, and as quick as a few kilobytes are: nothing may change between the table and its files.
+            (self._folder / name).write_text(text, encoding="utf-8")
+
+    def _inputs(self) -> "_Inputs":
+        return _Inputs(self._open_routes.open, self._access.direct(), self.activator.splits.parts())
+
+    def _wanted(self, inputs: "_Inputs") -> Table:
+        routes = {
+            model: replace(route, servers=tuple(self._keys[server] for server in route.servers))
+            for model, route in inputs.routes.items()
+        }
+        return tables.arrange(self._told, routes, inputs.direct, inputs.splits)
+
+    async def _tell(self) -> None:
+        """Bring HAProxy's table up to what is open now."""
+        async with self._telling:
+            inputs, pauses = self._inputs(), self._open_routes.pauses
+            if not self._ready:
+                return  # one that starts reads everything
+            if self._told_by is not None and inputs.same(self._told_by):
+                self._told_pauses = pauses
+                return
+            wanted = self._wanted(inputs)
+            if wanted == self._told:
+                self._told_by, self._told_pauses = inputs, pauses
+                return
+            try:
+                await self.api.apply(tables.commands(self._told, wanted, self._keys.values()))
+            except GatewayError as error:
+                if self.haproxy.ready:
+                    logger.warning("HAProxy is started again, since its table is not what it should be: %s", error)
+                    self.haproxy.kill()
+                return
+            self._told, self._told_by, self._told_pauses = wanted, inputs, pauses
+
+    async def _follow(self) -> None:
+        while True:
+            changed = asyncio.create_task(self._reconciler.wait_routes())
+            moved = asyncio.create_task(self.activator.splits.changed.wait())
+            try:
+                pauses = self._reconciler.pauses  # before the routes: a pause in between leaves them unused
+                self._open_routes.set(self._reconciler.routes(), pauses)
+                await self._tell()
+                # By the clock, too: an HAProxy that has just come up may have missed the newest change.
+                await asyncio.wait({changed, moved}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+            except Exception:
+                # The loop's edge: a surprise must not leave clients without a door.
+                logger.exception("the gateway stumbled")
+            finally:
+                changed.cancel()
+                moved.cancel()
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _started(self) -> None:
+        """Tell an HAProxy that is just starting: it may have read the table before it was changed."""
+        if self._haproxy is not None and not self._haproxy.settled.is_set():
+            await self._haproxy.settled.wait()
+            await self._tell()
+
+    async def _drained(self, server: str, model: str, slot: int | None) -> None:
+        await self._open_routes.wait_idle(server, model)
+        pause = _DRAIN_SECONDS
+        while slot is not None and self._ready:
+            with suppress(GatewayError):  # it died: with it, what was in flight
+                if not await self.api.in_flight(slot, model):
+                    return
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _DRAIN_MAX_SECONDS)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What HAProxy's table is made of.
+
+    Attributes:
+        routes: Where models can be asked; another mapping after each change.
+        direct: Whose requests may go directly.
+        splits: How many of a million requests are measured, by model.
+    """
+
+    routes: Mapping[str, Route]
+    direct: Mapping[str, tuple[str, ...]]
+    splits: Mapping[str, int]
+
+    def same(self, other: "_Inputs") -> bool:
+        """Return whether the table made of others is the same, at a cost that does not depend on the routes."""
+        return self.routes is other.routes and self.direct == other.direct and self.splits == other.splits
+
+
+@asynccontextmanager
+async def _serving(face: HttpProxy, path: Path) -> AsyncIterator[None]:
+    path.unlink(missing_ok=True)  # noqa: ASYNC240 - one system call
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(_BACKLOG)
+        config = uvicorn.Config(
+            face,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            interface="asgi3",
+            server_header=False,
+            date_header=False,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=1,
+        )
+        server = Server(config)
+        serving = await server.begin(listener)
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
+
+
+def _connections(wanted: int) -> int:
+    """How many clients HAProxy can take: each needs two files, and it has some of its own."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or (possible := (limit - _OWN_FILES) // 2) >= wanted:
+        return wanted
+    logger.warning(
+        "the gateway takes %d connections, not %d: the process may have %d open files (ulimit -n)",
+        max(1, possible), wanted, limit,
+    )  # fmt: skip
+    return max(1, possible)
+
+
+def _message_limit(waiting_bytes: int) -> int:
+    """GRPC counts in an int of 32 bits."""
+    return min(max(waiting_bytes, 4 * 1024 * 1024), 2**31 - 1)

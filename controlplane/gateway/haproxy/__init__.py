@@ -1,0 +1,1 @@
+"""HAProxy: its process, configuration, route table and runtime API."""

@@ -1,0 +1,97 @@
+"""HAProxy's runtime API: commands over its administration socket."""
+
+import asyncio
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from controlplane.errors import GatewayError
+
+_TIMEOUT_SECONDS = 5.0
+_BATCH = 100
+"""Commands in one line; HAProxy reads a line into one buffer."""
+
+
+class RouteCounter(NamedTuple):
+    """Under what HAProxy counts a request: the backend, the model and the version that answers."""
+
+    backend: str
+    model: str
+    version: str
+
+    @property
+    def protocol(self) -> str:
+        """By which protocol it came."""
+        return "http" if self.backend.startswith("h-") else "grpc"
+
+
+class RuntimeApi:
+    """Talks to one HAProxy. Every call is a connection of its own; a local one costs less than a millisecond.
+
+    Args:
+        socket: Path of its administration socket.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    async def apply(self, commands: Sequence[str]) -> None:
+        """Run commands that answer nothing.
+
+        Raises:
+            GatewayError: HAProxy is not there, or refused one of them.
+        """
+        for start in range(0, len(commands), _BATCH):
+            batch = commands[start : start + _BATCH]
+            answer = (await self._ask("; ".join(batch))).strip()
+            if answer:
+                raise GatewayError(f"HAProxy refused a command of {batch[0]!r}…: {answer.splitlines()[0]}")
+
+    async def in_flight(self, slot: int, model: str) -> int:
+        """Return how many requests for a model are on their way through a slot, by either protocol, to any version."""
+        under_way = await self._table("show table inflight data.conn_cur gt 0")
+        places = (f"h-{slot}", f"g-{slot}")
+        return sum(
+            one["conn_cur"] for route, one in under_way.items() if route.backend in places and route.model == model
+        )
+
+    async def counters(self) -> "dict[RouteCounter, dict[str, int]]":
+        """Return the counters of the table ``inflight``."""
+        return await self._table("show table inflight")
+
+    async def _table(self, question: str) -> "dict[RouteCounter, dict[str, int]]":
+        found = {}
+        for line in (await self._ask(question)).splitlines():
+            words = dict(word.partition("=")[::2] for word in line.split() if "=" in word)
+            if (key := words.get("key", "")).count("/") == 2:
+                found[RouteCounter(*key.split("/"))] = {
+                    name: int(value) for name, value in words.items() if value.isdigit()
+                }
+        return found
+
+    async def statistics(self) -> list[dict[str, str]]:
+        """Return ``show stat``: one row for every frontend, backend and server."""
+        text = (await self._ask("show stat")).lstrip("# ")
+        return list(csv.DictReader(io.StringIO(text)))
+
+    async def pid(self) -> int:
+        """Return the process id of the HAProxy that answers."""
+        for line in (await self._ask("show info")).splitlines():
+            if line.startswith("Pid:"):
+                return int(line.removeprefix("Pid:"))
+        raise GatewayError("HAProxy does not say its process id")
+
+    async def _ask(self, line: str) -> str:
+        try:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                reader, writer = await asyncio.open_unix_connection(str(self._socket))
+                try:
+                    writer.write(line.encode() + b"\n")
+                    answer = await reader.read()
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError) as error:
+            raise GatewayError(f"HAProxy does not answer on {self._socket}: {error or 'no answer in time'}") from error
+        return answer.decode(errors="replace")

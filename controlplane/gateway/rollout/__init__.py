@@ -1,0 +1,1 @@
+"""Splits a model's requests between two versions and compares the answers."""

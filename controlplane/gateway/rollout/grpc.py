@@ -1,0 +1,130 @@
+"""Requests over gRPC while a rollout is under way: either version asked, its answer as it came, and both compared."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from controlplane.domain.comparison import compare
+from controlplane.domain.names import candidate_name
+from controlplane.domain.tolerance import OutputComparison
+from controlplane.gateway.grpc_wire import parameter, rename
+from controlplane.gateway.haproxy.config import PIN, SERVICE
+from controlplane.gateway.rollout.comparison import Arm
+from controlplane.gateway.rollout.http import UNKNOWN_MODEL, ReplySpace
+from controlplane.gateway.rollout.split import SplitResult, TrafficSplit, tolerances
+from controlplane.triton.answers import from_grpc
+
+Metadata = Sequence[tuple[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcRequest:
+    """An inference request of a client.
+
+    Attributes:
+        message: The ``ModelInferRequest``, under the model's own name.
+        version: The version in it; empty where it names none.
+        metadata: What goes along.
+        timeout: The client's deadline in seconds.
+        drawn: From a sample of how many of a million requests it is; None: it came for another reason.
+    """
+
+    message: bytes
+    version: str
+    metadata: Metadata
+    timeout: float | None
+    drawn: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcReply:
+    """Triton's answer.
+
+    Attributes:
+        message: The ``ModelInferResponse``; empty after an error.
+        error: What came instead.
+    """
+
+    message: bytes = b""
+    error: grpc.aio.AioRpcError | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is an error."""
+        return self.error is not None
+
+    @property
+    def absent(self) -> bool:
+        """Whether Triton does not know the model, or is not there."""
+        return self.error is not None and (
+            UNKNOWN_MODEL.decode() in (self.error.details() or "")
+            or (self.error.code() is grpc.StatusCode.UNAVAILABLE and "connect" in (self.error.details() or ""))
+        )
+
+
+async def ask_grpc(
+    split: TrafficSplit,
+    request: GrpcRequest,
+    room: ReplySpace,
+    channels: Mapping[str, Any],
+    copied: Callable[[GrpcReply], None],
+) -> SplitResult[GrpcReply]:
+    """Have one of the two versions answer.
+
+    Args:
+        split: The model's split.
+        request: The client's request.
+        room: Finds a server for the old version.
+        channels: The gRPC services of the servers, by name.
+        copied: Told the new version's answer to a copy of the request.
+
+    Raises:
+        ControlPlaneError: The old version cannot be asked.
+    """
+    pinned = _pin(request) or request.version
+    named = split.named(pinned)
+    model = split.model
+
+    async def ask(arm: Arm) -> GrpcReply:
+        if arm is Arm.NEW:
+            name = candidate_name(model)
+            reply = await _send(channels[split.server()], rename(request.message, name, ""), request)
+            if reply.error is not None:
+                return GrpcReply(error=_renamed(reply.error, name, model))
+            return GrpcReply(rename(reply.message, model, str(split.rollout.version)))
+        message = rename(request.message, model, "" if named is Arm.NEW else pinned)
+        async with room.at(model, len(message)) as server:
+            return await _send(channels[server], message, request)
+
+    def compared(old: GrpcReply, new: GrpcReply) -> tuple[OutputComparison, ...]:
+        expected = from_grpc(old.message)
+        return compare(from_grpc(new.message), expected, tolerances(split.rollout, expected))
+
+    if pinned and named is None:
+        return SplitResult(await ask(Arm.OLD), Arm.OLD, "by-version")
+    return await split.answer(named, request.drawn, ask, compared, copied)
+
+
+async def _send(channel: Any, message: bytes, request: GrpcRequest) -> GrpcReply:
+    try:
+        answer: bytes = await channel.unary_unary(SERVICE + "ModelInfer")(
+            message, metadata=request.metadata, timeout=request.timeout
+        )
+    except grpc.aio.AioRpcError as error:
+        return GrpcReply(error=error)
+    return GrpcReply(answer)
+
+
+def _renamed(error: grpc.aio.AioRpcError, name: str, own: str) -> grpc.aio.AioRpcError:
+    """Return an error in whose words the model has its own name."""
+    words = (error.details() or "").replace(name, own)
+    return grpc.aio.AioRpcError(error.code(), error.initial_metadata(), error.trailing_metadata(), words)
+
+
+def _pin(request: GrpcRequest) -> str:
+    for key, value in request.metadata:
+        if key == PIN:
+            return str(value).strip()
+    return parameter(request.message, PIN)

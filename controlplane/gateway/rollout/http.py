@@ -1,0 +1,187 @@
+"""Requests over HTTP while a rollout is under way: either version asked, its answer as it came, and both compared."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import quote
+
+import httpx
+
+from controlplane.domain.arrays import Array
+from controlplane.domain.comparison import compare
+from controlplane.domain.names import candidate_name
+from controlplane.domain.tolerance import OutputComparison
+from controlplane.gateway.haproxy.config import PIN
+from controlplane.gateway.rollout.comparison import Arm
+from controlplane.gateway.rollout.split import SplitResult, TrafficSplit, tolerances
+from controlplane.triton.answers import from_http
+from controlplane.triton.wire import HEAD_LENGTH
+
+UNKNOWN_MODEL = b"Request for unknown model"
+_HEAD = HEAD_LENGTH.encode()
+_LENGTH = b"content-length"
+_NOT_SENT = (b"host", _LENGTH, b"accept-encoding")
+"""Both versions answer uncompressed, so that the answer can be compared, and be told under the model's own name."""
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class ReplySpace(Protocol):
+    """Finds a server for the version that answers, and waits where there is none."""
+
+    def at(self, model: str, size: int) -> AbstractAsyncContextManager[str]: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """An inference request of a client.
+
+    Attributes:
+        version: The version in its path; empty where it names none.
+        query: Its query, without the question mark.
+        headers: Its headers, without those of the connection.
+        body: Its body.
+        drawn: From a sample of how many of a million requests it is; None: it came for another reason.
+    """
+
+    version: str
+    query: str
+    headers: Headers
+    body: bytes
+    drawn: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpReply:
+    """Triton's answer.
+
+    Attributes:
+        status: HTTP status; 0 where there was no connection.
+        headers: Lower-case names.
+        body: As it came.
+    """
+
+    status: int
+    headers: Headers = ()
+    body: bytes = b""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is an error."""
+        return self.status >= 400
+
+    @property
+    def absent(self) -> bool:
+        """Whether Triton does not know the model, or is not there."""
+        return not self.status or (self.failed and UNKNOWN_MODEL in self.body[:500])
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return a header's value."""
+        return next((value for key, value in self.headers if key == name), None)
+
+
+async def ask_http(
+    split: TrafficSplit,
+    request: HttpRequest,
+    room: ReplySpace,
+    clients: Mapping[str, httpx.AsyncClient],
+    copied: Callable[[HttpReply], None],
+) -> SplitResult[HttpReply]:
+    """Have one of the two versions answer.
+
+    Args:
+        split: The model's split.
+        request: The client's request.
+        room: Finds a server for the old version.
+        clients: The HTTP services of the servers, by name.
+        copied: Told the new version's answer to a copy of the request.
+
+    Raises:
+        ControlPlaneError: The old version cannot be asked.
+        httpx.ConnectError: There is no connection to the old version's server.
+    """
+    pinned = _pin(request) or request.version
+    named = split.named(pinned)
+
+    async def ask(arm: Arm) -> HttpReply:
+        if arm is Arm.NEW:
+            name = candidate_name(split.model)
+            try:
+                reply = await _send(clients[split.server()], name, "", request)
+            except httpx.ConnectError:
+                return HttpReply(0)
+            return _renamed(reply, name, split.model)
+        # A version that is neither of the two is Triton's to refuse.
+        version = request.version if named is Arm.NEW else pinned
+        async with room.at(split.model, len(request.body)) as server:
+            return await _send(clients[server], split.model, "" if named is Arm.NEW else version, request)
+
+    def compared(old: HttpReply, new: HttpReply) -> tuple[OutputComparison, ...]:
+        expected = _tensors(old)
+        return compare(_tensors(new), expected, tolerances(split.rollout, expected))
+
+    if pinned and named is None:
+        return SplitResult(await ask(Arm.OLD), Arm.OLD, "by-version")
+    return await split.answer(named, request.drawn, ask, compared, copied)
+
+
+async def _send(client: httpx.AsyncClient, name: str, version: str, request: HttpRequest) -> HttpReply:
+    path = f"/v2/models/{quote(name)}" + (f"/versions/{quote(version)}" if version else "") + "/infer"
+    built = client.build_request("POST", f"{path}?{request.query}" if request.query else path, content=request.body)
+    length = str(len(request.body)).encode()
+    kept = [(key, value) for key, value in request.headers if key.lower() not in _NOT_SENT]
+    # httpx adds what a client of its own would say; the request goes on as it came.
+    built.headers = httpx.Headers([(b"host", built.url.netloc), *kept, (_LENGTH, length)])
+    try:
+        response = await client.send(built, stream=True)
+        try:
+            body = b"".join([chunk async for chunk in response.aiter_raw()])
+        finally:
+            await response.aclose()
+    except httpx.ConnectError:
+        raise
+    except httpx.TimeoutException:
+        return _own(504, "Triton gave no answer in time")
+    except httpx.TransportError as error:
+        return _own(502, f"the Triton server broke off: {type(error).__name__}")
+    return HttpReply(response.status_code, [(key.lower(), value) for key, value in response.headers.raw], body)
+
+
+def _own(status: int, error: str) -> HttpReply:
+    body = json.dumps({"error": error}).encode()
+    headers = [(b"content-type", b"application/json"), (_LENGTH, str(len(body)).encode())]
+    return HttpReply(status, headers, body)
+
+
+def _pin(request: HttpRequest) -> str:
+    for key, value in request.headers:
+        if key.lower() == PIN.encode():
+            return value.decode("latin-1").strip()
+    length = next((value for key, value in request.headers if key.lower() == _HEAD), None)
+    head = request.body[: int(length)] if length is not None and length.isdigit() else request.body
+    if f'"{PIN}"'.encode() not in head:  # parsing megabytes of JSON for nothing would cost everybody
+        return ""
+    try:
+        return str(json.loads(head)["parameters"][PIN])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _renamed(reply: HttpReply, name: str, own: str) -> HttpReply:
+    """Return an answer under the model's own name."""
+    if reply.failed:  # in words
+        body = reply.body.replace(name.encode(), own.encode())
+    else:
+        body = reply.body.replace(json.dumps(name).encode(), json.dumps(own).encode(), 1)
+    shorter = len(reply.body) - len(body)
+    headers = [
+        (key, str(int(value) - shorter).encode() if key in (_HEAD, _LENGTH) else value) for key, value in reply.headers
+    ]
+    return HttpReply(reply.status, headers, body)
+
+
+def _tensors(reply: HttpReply) -> dict[str, Array]:
+    head = reply.header(_HEAD)
+    return from_http(reply.body, int(head) if head is not None else None)

@@ -1,0 +1,144 @@
+"""Where models can be asked now, and who is asking: what the activator goes by, and what a withdrawal waits for."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+
+from controlplane.reconciler.routes import Route
+
+logger = logging.getLogger(__name__)
+
+
+def version_label(route: Route | None) -> str:
+    """Return which version a route leads to, as the metrics name it."""
+    return str(route.version) if route is not None and route.version is not None else "mixed" if route else ""
+
+
+@asynccontextmanager
+async def waiting_at_most(seconds: float, server: str, model: str) -> AsyncIterator[None]:
+    """Bound the wait for those who ask a model that is about to leave a server; it leaves then, whoever asks."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        logger.warning(
+            "%s leaves %s although requests to it are under way, or another gateway is silent, after %g s",
+            model,
+            server,
+            seconds,
+        )
+
+
+class Routes:
+    """The routes that are open, and the activator's own requests on them. For one event loop.
+
+    Args:
+        pauses: Counts pauses of this process; routes that were set before the newest one are not used.
+    """
+
+    def __init__(self, pauses: Callable[[], int] = lambda: 0) -> None:
+        self._pauses = pauses
+        self.pauses = 0
+        """How many there were when the routes were read."""
+        self._routes: dict[str, Route] = {}
+        self._given: Mapping[str, Route] | None = None
+        self._withdrawn: Counter[tuple[str, str]] = Counter()
+        self._open: dict[str, Route] = {}
+        self._used: Counter[tuple[str, str]] = Counter()
+        self._moved = asyncio.Event()
+        self._idle = asyncio.Event()
+
+    @property
+    def open(self) -> Mapping[str, Route]:
+        """The routes without what is withdrawn."""
+        return self._open
+
+    def set(self, routes: Mapping[str, Route], pauses: int = 0) -> None:
+        """Take in the routes there are, and the number of pauses before they were read."""
+        self.pauses = pauses
+        if routes is self._given:
+            return  # the same mapping has the same routes, and none was closed since
+        self._given, self._routes = routes, dict(routes)
+        self._settle()
+
+    def choose(self, model: str) -> str | None:
+        """Return the server to ask: that with the fewest requests of ours; None where there is none."""
+        route = self._open.get(model)
+        if route is None or self._pauses() != self.pauses:
+            return None
+        return min(route.servers, key=lambda server: self._busy(server))
+
+    def version(self, model: str, named: str) -> str:
+        """Return which version a request asks, as the metrics name it; one that it names by itself is just that."""
+        answers = version_label(self._open.get(model))
+        return answers if named in ("", answers) else "named"
+
+    def _busy(self, server: str) -> int:
+        return sum(count for (where, _), count in self._used.items() if where == server)
+
+    @contextmanager
+    def used(self, server: str, model: str) -> Iterator[None]:
+        """Count a request to a model on a server."""
+        key = (server, model)
+        self._used[key] += 1
+        try:
+            yield
+        finally:
+            self._used[key] -= 1
+            if not self._used[key]:
+                del self._used[key]
+                self._idle.set()
+                self._idle = asyncio.Event()
+
+    def requests(self) -> Mapping[tuple[str, str], int]:
+        """How many requests are under way, by server and model."""
+        return self._used
+
+    @contextmanager
+    def without(self, server: str, model: str) -> Iterator[None]:
+        """Close a road while the context is open, and until the next `set` says that it is there."""
+        key = (server, model)
+        self._withdrawn[key] += 1
+        self._settle()
+        try:
+            yield
+        finally:
+            self._withdrawn[key] -= 1
+            if not self._withdrawn[key]:
+                del self._withdrawn[key]
+            if route := self._routes.get(model):
+                self._given = None
+                self._routes[model] = replace(route, servers=tuple(name for name in route.servers if name != server))
+
+    async def wait_idle(self, server: str, model: str) -> None:
+        """Wait until no request of ours is under way to a model on a server."""
+        while self._used[server, model]:
+            await self._idle.wait()
+
+    async def wait_closed(self, server: str, model: str) -> None:
+        """Wait until a model is not to be asked on a server any more."""
+        while True:
+            moved = self._moved
+            route = self._open.get(model)
+            if route is None or server not in route.servers:
+                return
+            await moved.wait()
+
+    @property
+    def moved(self) -> asyncio.Event:
+        """Is set when what is open changes. A new event each time: take it before looking."""
+        return self._moved
+
+    def _settle(self) -> None:
+        opened = {}
+        for model, route in self._routes.items():
+            servers = tuple(name for name in route.servers if (name, model) not in self._withdrawn)
+            if servers:
+                opened[model] = replace(route, servers=servers)
+        if opened != self._open:
+            self._open = opened
+            self._moved.set()
+            self._moved = asyncio.Event()

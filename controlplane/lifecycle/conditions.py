@@ -1,0 +1,147 @@
+"""What can be said of a deployment on one server. Pure: from what is wanted, seen and remembered."""
+
+from collections.abc import Iterable
+
+from controlplane.domain.conditions import Condition, ConditionStatus, DeploymentCondition
+from controlplane.domain.health import HealthSummary, ProbeOutcome
+from controlplane.domain.states import Phase
+from controlplane.lifecycle.state import DesiredReplica, ObservedReplica, ProofStatus
+
+_MOVING = frozenset({Phase.FETCHING, Phase.STAGING, Phase.LOADING, Phase.PROVING, Phase.UNLOADING})
+_SICK = {
+    ProbeOutcome.LATE: "ProbeLate",
+    ProbeOutcome.UNANSWERED: "ProbeNotAnswered",
+    ProbeOutcome.WRONG: "WrongAnswer",
+}
+
+
+def deployment_conditions(
+    phase: Phase,
+    message: str,
+    desired: DesiredReplica,
+    observed: ObservedReplica,
+    health: HealthSummary,
+    *,
+    blind: bool,
+) -> tuple[Condition, ...]:
+    """Return the conditions of a deployment on one server, without times.
+
+    Args:
+        phase: Where it stands.
+        message: Why, as one sentence.
+        desired: What is wanted.
+        observed: What is there.
+        health: What its probes found.
+        blind: Whether nothing is known of the server at this moment.
+    """
+    return (
+        _loaded(message, desired, observed, blind=blind),
+        _proved(phase, message, desired, observed, health, blind=blind),
+        _ready(phase, message, blind=blind),
+        _progressing(phase, message),
+        _condition(DeploymentCondition.DEGRADED, phase is Phase.DEGRADED, phase.value, message),
+        _healthy(observed, health, blind=blind),
+    )
+
+
+def unplaced(conditions: Iterable[Condition], message: str) -> tuple[Condition, ...]:
+    """Return the conditions of a deployment that answers where it has no place any more, and has none elsewhere."""
+    told = {
+        kind: _condition(kind, kind is DeploymentCondition.DEGRADED, "FailedScheduling", message)
+        for kind in (DeploymentCondition.READY, DeploymentCondition.DEGRADED)
+    }
+    return tuple(told.get(DeploymentCondition(one.type), one) for one in conditions)
+
+
+def _loaded(message: str, desired: DesiredReplica, observed: ObservedReplica, *, blind: bool) -> Condition:
+    kind = DeploymentCondition.LOADED
+    if blind:
+        return _unknown(kind, "ServerNotSeen", message)
+    if not desired.targets:
+        return _condition(kind, False, "NothingWanted", message)
+    wanted = desired.targets[0]
+    if wanted.version in observed.loaded and observed.digest == wanted.digest:
+        return _condition(kind, True, "Loaded", f"Triton has version {wanted.version} loaded")
+    if not desired.loaded:
+        return _condition(kind, False, "NotWantedNow", message)
+    others = ", ".join(str(version) for version in sorted(observed.loaded))
+    return _condition(
+        kind,
+        False,
+        "OtherVersionLoaded" if others else "NotLoaded",
+        f"version {others} is loaded" if others else message,
+    )
+
+
+def _proved(
+    phase: Phase,
+    message: str,
+    desired: DesiredReplica,
+    observed: ObservedReplica,
+    health: HealthSummary,
+    *,
+    blind: bool,
+) -> Condition:
+    kind = DeploymentCondition.PROVED
+    if blind:
+        return _unknown(kind, "ServerNotSeen", message)
+    wanted = desired.targets[0] if desired.targets else None
+    if wanted is None or wanted.version not in observed.loaded or observed.digest != wanted.digest:
+        failed = phase in {Phase.DEGRADED, Phase.FAILED}
+        return _condition(kind, False, "Failed" if failed else "NotLoaded", message)
+    match observed.mark(wanted.version):
+        case ProofStatus.PASSED:
+            newest = health.newest
+            compared = newest is not None and newest.max_absolute_error is not None
+            if compared:
+                return _condition(kind, True, "AnswersAsRecorded", "Triton's answers agree with the recorded ones")
+            return _condition(kind, True, "AnswersAtAll", "it answers; it carries no golden samples to compare with")
+        case ProofStatus.WRONG:
+            return _condition(kind, False, "WrongAnswer", message)
+        case ProofStatus.UNPROVED:
+            return _condition(kind, False, "NotProvedYet", message)
+        case _:
+            return _condition(kind, False, "NotAnswered", message)
+
+
+def _ready(phase: Phase, message: str, *, blind: bool) -> Condition:
+    if blind:
+        return _unknown(DeploymentCondition.READY, "ServerNotSeen", message)
+    return _condition(DeploymentCondition.READY, phase is Phase.READY, phase.value, message)
+
+
+def _progressing(phase: Phase, message: str) -> Condition:
+    kind = DeploymentCondition.PROGRESSING
+    if phase in _MOVING:
+        return _condition(kind, True, phase.value, message)
+    return _condition(kind, False, "Settled" if phase.settled else "Waiting", message)
+
+
+def _healthy(observed: ObservedReplica, health: HealthSummary, *, blind: bool) -> Condition:
+    kind, answering = DeploymentCondition.HEALTHY, observed.answering
+    newest = health.newest
+    if blind:
+        return _unknown(kind, "ServerNotSeen", "the server that it runs on cannot be seen")
+    if answering is None:
+        sick = health.last_failure
+        if newest is not None and sick is not None and sick.at == newest.at:
+            return _condition(kind, False, _SICK[sick.outcome], f"nothing answers: {sick.message}")
+        return _unknown(kind, "NothingAnswers", "nothing answers that could be asked")
+    if newest is None or newest.version != answering:
+        return _unknown(kind, "NotProbed", f"version {answering} answers and was not asked yet")
+    if newest.outcome is ProbeOutcome.PASSED:
+        drift = newest.max_absolute_error
+        how = "" if drift is None else f", {drift:.2g} from the recorded answer at most"
+        return _condition(
+            kind, True, "ProbePassed", f"version {answering} answered in {newest.latency_seconds * 1000:.3g} ms{how}"
+        )
+    return _condition(kind, False, _SICK[newest.outcome], f"version {answering}: {newest.message}")
+
+
+def _condition(kind: DeploymentCondition, holds: bool, reason: str, message: str) -> Condition:
+    status = ConditionStatus.TRUE if holds else ConditionStatus.FALSE
+    return Condition(type=kind, status=status, reason=reason, message=message)
+
+
+def _unknown(kind: DeploymentCondition, reason: str, message: str) -> Condition:
+    return Condition(type=kind, status=ConditionStatus.UNKNOWN, reason=reason, message=message)

@@ -1,0 +1,392 @@
+"""Performs one action on one server, with deadlines, and says how it went. Decides nothing."""
+
+import asyncio
+import contextvars
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from controlplane import tracing
+from controlplane.domain.names import candidate_name
+from controlplane.domain.report import Verdict, VersionReport
+from controlplane.domain.samples import Sample
+from controlplane.domain.states import Phase, Proof
+from controlplane.errors import ControlPlaneError, InvalidArtifactError, TritonError
+from controlplane.lifecycle.actions import Action, CleanUp, Load, Prove, Stage, Term, Unload, Wait
+from controlplane.lifecycle.desired import DesiredStateResolver, PreparedVersion
+from controlplane.lifecycle.proof import prove, smallest
+from controlplane.lifecycle.qualification import QualificationSpec, artifact_check, qualify
+from controlplane.lifecycle.staging import Staging
+from controlplane.lifecycle.state import ProofStatus
+from controlplane.lifecycle.traffic import DirectTraffic, TrafficDrainer
+from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
+from controlplane.servers.snapshot import fingerprint
+from controlplane.triton.instance_groups import Gpus, on_gpus
+from controlplane.triton.repository import layout
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[Phase], None]
+_SWEEP_SECONDS = 5.0
+"""So long the processes that a reload replaces may take to end by themselves."""
+_FETCHES = 4
+"""Versions fetched and staged at once."""
+
+
+class NotLeaderError(ControlPlaneError):
+    """The lease ended before the step that would have changed something."""
+
+
+class _Permit:
+    """The permission to act that one action began with. May be checked in any thread."""
+
+    def __init__(self, term: Callable[[], Term | None]) -> None:
+        self._term = term
+        self._began = term()
+
+    def check(self) -> None:
+        """Return if the permission still holds.
+
+        Raises:
+            NotLeaderError: It ended, or it ended and was granted again since.
+        """
+        if self._began is None or self._term() != self._began:
+            raise NotLeaderError(
+                "this instance lost its lease, or contact to the store, while it acted; the step is planned again"
+            )
+
+
+@dataclass
+class Outcome:
+    """How an action went.
+
+    Attributes:
+        action: The action.
+        seconds: Time spent, by stage: fetch, stage, load, prove, switch, unload.
+        error: Why it failed; None when it succeeded.
+        mark: A proof's result; None where none was made.
+        proof: The proof.
+        requests: How many requests that took.
+        gpus: The GPUs that a load asked for; None: it left them to Triton.
+        fingerprint: Of the configuration that Triton told right after a load; empty where it did not.
+        report: What else was found out about the version; None where nobody looked.
+        peer_requests: How many requests the version that answers was sent for that.
+        repaired: What was wrong with staged files before a load, and was repaired.
+    """
+
+    action: Action
+    seconds: dict[str, float] = field(default_factory=dict)
+    error: ControlPlaneError | None = None
+    mark: ProofStatus | None = None
+    proof: Proof | None = None
+    requests: int = 0
+    gpus: Gpus | None = None
+    fingerprint: str = ""
+    report: VersionReport | None = None
+    peer_requests: int = 0
+    repaired: list[str] = field(default_factory=list)
+
+
+class Executor:
+    """Performs actions.
+
+    Args:
+        registry: Where files and samples come from.
+        desired_state: Gives golden samples.
+        term: See `Authority.term`; compared right before anything is changed with what it was when the action began.
+        proof_timeout_seconds: Deadline of one golden sample.
+
+    Attributes:
+        traffic: Who sends requests to the servers.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        desired_state: DesiredStateResolver,
+        *,
+        term: Callable[[], Term | None],
+        proof_timeout_seconds: float,
+    ) -> None:
+        self._registry = registry
+        self._desired_state = desired_state
+        self._staging = Staging(registry, desired_state)
+        self._term = term
+        self._proof_timeout = proof_timeout_seconds
+        self.traffic: TrafficDrainer = DirectTraffic()
+        self._sweeps: set[asyncio.Task[None]] = set()
+        # Threads of their own: downloads of many gigabytes must not hold up what else needs a thread.
+        self._threads = ThreadPoolExecutor(_FETCHES, thread_name_prefix="stage")
+
+    def close(self) -> None:
+        """Begin nothing more; what is being fetched ends by itself."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for sweep in self._sweeps:
+            sweep.cancel()
+
+    async def run(
+        self,
+        server: ManagedServer,
+        model: str,
+        action: Action,
+        prepared: PreparedVersion | None,
+        progress: Progress,
+        exam: QualificationSpec | None = None,
+        gpus: Gpus | None = None,
+    ) -> Outcome:
+        """Perform an action.
+
+        Args:
+            server: Where.
+            model: The model's name.
+            action: What.
+            prepared: The action's target, where it is one that the present wish knows.
+            progress: Told when a stage begins.
+            exam: What a proof is to look at beside the answers; None: nothing.
+            gpus: The GPUs that the target says on this server; None leaves them to Triton.
+        """
+        outcome = Outcome(action, gpus=gpus)
+        with tracing.below(
+            f"reconcile {type(action).__name__.lower()}", parent=tracing.carried(model), model=model, server=server.name
+        ):
+            await self._run(server, model, action, prepared, outcome, progress, exam)
+        if isinstance(action, Prove) and not action.candidate and outcome.mark is ProofStatus.PASSED:
+            tracing.done(model)  # it answers: what comes now is no part of the request any more
+        return outcome
+
+    async def _run(
+        self,
+        server: ManagedServer,
+        model: str,
+        action: Action,
+        prepared: PreparedVersion | None,
+        outcome: Outcome,
+        progress: Progress,
+        exam: QualificationSpec | None,
+    ) -> None:
+        permit = _Permit(self._term)
+        try:
+            match action:
+                case Stage():
+                    await self._stage(server, model, action, _needed(prepared, action), outcome, progress, permit)
+                case Load():
+                    await self._load(server, model, action, prepared, outcome, permit)
+                case Prove():
+                    await self._prove(server, model, action, _needed(prepared, action), outcome, exam)
+                case Unload(candidate=True):
+                    permit.check()
+                    with _timed(outcome, "unload"):
+                        await server.client.unload(candidate_name(model))
+                case Unload():
+                    permit.check()
+                    async with self.traffic.withdrawn(server.name, model):
+                        permit.check()
+                        with _timed(outcome, "unload"):
+                            await server.client.unload(model)
+                case CleanUp():
+                    permit.check()
+                    await asyncio.to_thread(_clean_up, server, model, action, permit)
+                case Wait():
+                    pass
+        except ControlPlaneError as error:
+            outcome.error = error
+        except OSError as error:
+            outcome.error = ControlPlaneError(f"{type(action).__name__} of {model} failed: {error}")
+
+    async def _stage(
+        self,
+        server: ManagedServer,
+        model: str,
+        action: Stage,
+        prepared: PreparedVersion,
+        outcome: Outcome,
+        progress: Progress,
+        permit: _Permit,
+    ) -> None:
+        permit.check()
+        loop = asyncio.get_running_loop()
+        name = candidate_name(model) if action.candidate else model
+        artifact = await asyncio.to_thread(artifact_check, server, prepared)
+        if artifact.verdict is Verdict.FAILED:
+            raise InvalidArtifactError(artifact.message, model=model, version=prepared.target.version)
+
+        def fetch_and_stage() -> None:
+            with _timed(outcome, "fetch"):
+                # Pinned until the links are made: a blob that is evicted in between would be missed.
+                checkout = self._registry.checkout(prepared.manifest)
+                files = checkout.__enter__()
+            try:
+                loop.call_soon_threadsafe(progress, Phase.STAGING)
+                permit.check()
+                with _timed(outcome, "stage"):
+                    config = on_gpus(prepared.config_for(name, [prepared.target.version]), outcome.gpus)
+                    placed = {path: files[entry.path] for path, entry in layout(prepared.manifest).items()}
+                    server.repository.stage(
+                        name, prepared.target.version, placed, config, warmup=self._staging.warmup(prepared)
+                    )
+            finally:
+                checkout.__exit__(None, None, None)
+
+        await loop.run_in_executor(self._threads, contextvars.copy_context().run, fetch_and_stage)
+
+    async def _load(
+        self,
+        server: ManagedServer,
+        model: str,
+        action: Load,
+        prepared: PreparedVersion | None,
+        outcome: Outcome,
+        permit: _Permit,
+    ) -> None:
+        name = candidate_name(model) if action.candidate else model
+        prepared = prepared or await self._earlier(model, action)
+        config = (
+            await _present_config(server, name, action.versions)
+            if prepared is None
+            else on_gpus(prepared.config_for(name, action.versions), outcome.gpus)
+        )
+        permit.check()
+        outcome.repaired = await asyncio.to_thread(
+            self._staging.make_ready, server.repository, name, model, action.versions, prepared, config
+        )
+        permit.check()
+        if action.reload:
+            # Triton takes a load that changes nothing for done. A version folder that is newer on disk is a change;
+            # a newer config.pbtxt is none, because the load carries its configuration.
+            await asyncio.to_thread(server.repository.renew, name, action.versions)
+        replaced = server.embedded.processes_of(name) if action.reload and server.embedded else []
+        narrows = len(action.versions) == 1 and not action.candidate and not action.reload
+        permit.check()
+        with _timed(outcome, "switch" if narrows and action.because.endswith("shall answer") else "load"):
+            await server.client.load(name, config)
+        if not action.candidate:
+            with suppress(ControlPlaneError):
+                outcome.fingerprint = fingerprint(await server.client.model_config(name, max(action.versions)))
+        if replaced:
+            sweep = asyncio.create_task(_sweep(server, name, replaced), name=f"sweep {name}")
+            self._sweeps.add(sweep)
+            sweep.add_done_callback(self._sweeps.discard)
+
+    async def _earlier(self, model: str, action: Load) -> PreparedVersion | None:
+        """Return the target of an earlier revision that a load keeps; None where it cannot be found now."""
+        with suppress(ControlPlaneError):
+            return await asyncio.to_thread(self._desired_state.earlier, model, action.target)
+        return None
+
+    async def _prove(
+        self,
+        server: ManagedServer,
+        model: str,
+        action: Prove,
+        prepared: PreparedVersion,
+        outcome: Outcome,
+        exam: QualificationSpec | None,
+    ) -> None:
+        samples = await self._samples(prepared)
+        if action.light:
+            samples = smallest(samples)
+        with _timed(outcome, "prove"):
+            outcome.mark, outcome.proof, outcome.requests = await prove(
+                server.client,
+                candidate_name(model) if action.candidate else model,
+                prepared,
+                samples,
+                timeout_seconds=self._proof_timeout,
+            )
+        if exam is not None:
+            with _timed(outcome, "examine"):
+                await self._examine(server, model, action, prepared, samples, outcome, exam)
+
+    async def _examine(
+        self,
+        server: ManagedServer,
+        model: str,
+        action: Prove,
+        prepared: PreparedVersion,
+        samples: tuple[Sample, ...],
+        outcome: Outcome,
+        exam: QualificationSpec,
+    ) -> None:
+        mark, proof = outcome.mark, outcome.proof
+        assert mark is not None
+        assert proof is not None
+        name = candidate_name(model) if action.candidate else model
+        peer_samples = await self._samples(exam.peer) if exam.peer is not None else ()
+        outcome.report, requests, outcome.peer_requests = await qualify(
+            server,
+            model,
+            (name, prepared, samples),
+            replace(exam, gpus=outcome.gpus),
+            peer_samples,
+            (mark, proof),
+            self._proof_timeout,
+        )
+        outcome.requests += requests
+        failed = [check.message for check in outcome.report.checks if check.verdict is Verdict.FAILED]
+        if mark is ProofStatus.PASSED and failed:
+            outcome.mark = ProofStatus.REGRESSED
+            outcome.proof = proof.model_copy(update={"agrees": False, "message": "; ".join(failed)})
+
+    async def _samples(self, prepared: PreparedVersion) -> tuple[Sample, ...]:
+        return await asyncio.to_thread(self._desired_state.samples, prepared)
+
+
+def _needed(prepared: PreparedVersion | None, action: Stage | Prove) -> PreparedVersion:
+    if prepared is None:
+        raise TritonError(f"version {action.target.version} cannot be acted on: its configuration is not known")
+    return prepared
+
+
+async def _sweep(server: ManagedServer, name: str, replaced: list[int]) -> None:
+    """End what a reload should have ended.
+
+    Where an inference failed on one instance's dead process, Triton (2.51) never lets go of the others that were loaded
+    with it: they stay, with their memory, and nobody asks them any more.
+    """
+    await asyncio.sleep(_SWEEP_SECONDS)
+    assert server.embedded is not None
+    present, old = set(server.embedded.processes_of(name)), set(replaced)
+    if not present - old:
+        return  # no new ones came, so the old ones are those that answer
+    for process in present & old:
+        logger.warning("%s: process %d of %s outlived its reload; it is killed", server.name, process, name)
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+async def _present_config(server: ManagedServer, name: str, versions: tuple[int, ...]) -> dict[str, Any]:
+    """Return what Triton runs a model with, under another version policy: for what no revision asked for.
+
+    It has fields that Triton filled in and the load did not send, so Triton loads the versions again.
+    """
+    config = await server.client.model_config(name, versions[-1])
+    return {**config, "name": name, "version_policy": {"specific": {"versions": list(versions)}}}
+
+
+def _clean_up(server: ManagedServer, model: str, action: CleanUp, permit: _Permit) -> None:
+    if action.candidate:
+        permit.check()
+        server.repository.remove_model(candidate_name(model))
+    if action.model:
+        permit.check()
+        server.repository.remove_model(model)
+    for version in action.versions:
+        permit.check()
+        server.repository.remove_version(model, version)
+
+
+@contextmanager
+def _timed(outcome: Outcome, stage: str) -> Iterator[None]:
+    began = time.monotonic()
+    try:
+        with tracing.below(stage):
+            yield
+    finally:
+        outcome.seconds[stage] = outcome.seconds.get(stage, 0.0) + time.monotonic() - began

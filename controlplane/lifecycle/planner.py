@@ -1,0 +1,235 @@
+"""The next step from what is observed to what is wanted, for one model on one server. Pure: no clock, no I/O.
+
+The step is decided anew after every step, from what is there by then; so a restart, a crash, somebody else's unload
+and a step that failed are all the same case. The tree, whose numbers come back in the code:
+
+0.  Not now.
+    0.1  something that belongs to no target failed a moment ago: nothing
+    0.2  Triton is busy loading for this model (a load of ours that timed out, or somebody else's): wait
+1.  Nothing shall be loaded.
+    1.1  the candidate is loaded: unload it
+    1.2  the model is loaded: unload it
+    1.3  its memory is not free yet: wait
+    1.4  folders are left that nothing needs: clean up
+2.  Choose the goal: the first of these that is not blocked by a failure.
+    2.1  the wanted target; also where it is loaded and answers, and only could not be brought to its place's GPUs
+    2.2  a fallback that is loaded and not known to be bad: what answered goes on
+    2.3  a fallback that is not loaded, or has to be mended
+    2.4  none, and what answers is known to be bad: unload (it can only do harm)
+    2.5  none: nothing
+3.  The goal is loaded, under the right configuration.
+    3.1  not proved: prove it, by its number (it need not be the one that answers)
+    3.2  proved to be bad, and due for another try: load it again
+    3.2b proved, and on other GPUs than its place: load it again there; Triton drops the old ones after that (when it
+         failed, nothing but waiting for the next try: every load of it would move it)
+    3.3  proved, and what is loaded is not just it and the version kept in the bake window: narrow the policy
+         (while a rollout tries a version, none is kept: not three replicas in memory)
+    3.4  a rollout tries a version
+         3.4.1  it failed and has to wait: unload it
+         3.4.2  it is not loaded and proved under the candidate's name: bring it there, as in 5.3
+    3.5  a candidate is left: unload it
+    3.6  folders are left that nothing needs: clean up
+    3.7  nothing: it is Ready
+4.  The goal is not loaded, nothing else is loaded either, so nothing can be harmed: load under the model's own name.
+    4.1  a candidate is loaded: unload it (not three replicas in memory)
+    4.2  the memory of what was loaded is not free yet: wait
+    4.3  not staged: stage it
+    4.4  load it alone
+5.  The goal is not loaded, something else is.
+    5.1  besides the version that answers another one is baking: drop it (not three replicas in memory); the
+         configuration stays what it is, also where it is not ours
+    5.2  a lower version under the same configuration would not answer: stage it, load it beside, and 3.1 proves it
+         (a candidate is unloaded first)
+    5.3  it would answer at once and was not proved on this server: prove it under the candidate's name
+         (stage, load, prove; a stale candidate is unloaded first)
+    5.4  it was proved: unless there is room for a third replica, unload the candidate; stage under the own name, then
+         5.4.1  same configuration: load it beside the version that answers
+         5.4.2  other configuration, or other GPUs: load it alone (Triton loads it before it drops the other)
+         With room, 3.5 unloads the candidate once the version answers: nobody waits for its memory.
+"""
+
+from datetime import datetime
+
+from controlplane.lifecycle.actions import Action, CleanUp, Load, Prove, Stage, Unload, Wait
+from controlplane.lifecycle.state import DesiredReplica, ObservedReplica, ProofStatus, Target, bake_until
+
+
+def plan(desired: DesiredReplica, observed: ObservedReplica, now: datetime) -> Action | None:
+    """Return the next step, None where nothing is to be done at this moment.
+
+    Args:
+        desired: What is wanted.
+        observed: What is there.
+        now: The present time (UTC), for back-off and bake window.
+    """
+    if observed.hold_until and now < observed.hold_until:  # 0.1
+        return None
+    if observed.loading:  # 0.2
+        return Wait("Triton is busy loading")
+    if not desired.loaded:  # 1
+        return _nothing_wanted(desired, observed)
+    goal = choose_goal(desired, observed, now)  # 2
+    if goal is None:
+        answering = observed.answering
+        if answering is not None and observed.mark(answering).bad:  # 2.4
+            return Unload(candidate=False, because=f"version {answering} does not answer as it should")
+        if observed.candidate is not None:
+            return Unload(candidate=True, because="the candidate failed")
+        return None  # 2.5
+    if goal.version in observed.loaded and observed.digest == goal.digest:  # 3
+        return _goal_loaded(desired, observed, goal, now)
+    if not observed.loaded:  # 4
+        return _load_first(observed, goal)
+    return _replace(desired, observed, goal, now)  # 5
+
+
+def choose_goal(desired: DesiredReplica, observed: ObservedReplica, now: datetime) -> Target | None:
+    """Return the target to work towards: the wanted one, or while that is blocked, what to fall back to."""
+    wanted = desired.targets[0] if desired.targets else None
+    free = [target for target in desired.targets if not _blocked(observed, target, now)]
+    if wanted is not None and (wanted in free[:1] or _only_displaced(desired, observed, wanted)):  # 2.1
+        return wanted
+    for target in free:  # 2.2
+        loaded = target.version in observed.loaded and target.digest == observed.digest
+        if loaded and not observed.mark(target.version).bad:
+            return target
+    return free[0] if free else None  # 2.3
+
+
+def kept_alongside(desired: DesiredReplica, observed: ObservedReplica, goal: Target, now: datetime) -> int | None:
+    """Return the version that stays loaded beside the goal for its bake window; it is lower, so it does not answer."""
+    if desired.trial is not None or now >= bake_until(desired, observed, goal.version):
+        return None
+    for version in desired.history:
+        if version in observed.loaded and version < goal.version and not observed.mark(version).bad:
+            return version
+    return None
+
+
+def _only_displaced(desired: DesiredReplica, observed: ObservedReplica, target: Target) -> bool:
+    """Whether a target is loaded and not known to be bad, and is merely not where it should be."""
+    loaded = target.version in observed.loaded and target.digest == observed.digest
+    return bool(desired.relocation_reason) and loaded and not observed.mark(target.version).bad
+
+
+def _blocked(observed: ObservedReplica, target: Target, now: datetime) -> bool:
+    failure = observed.failures.get(target)
+    return failure is not None and failure.blocks(now)
+
+
+def _nothing_wanted(desired: DesiredReplica, observed: ObservedReplica) -> Action | None:
+    if observed.candidate is not None:  # 1.1
+        return Unload(candidate=True, because="nothing shall be loaded")
+    if observed.loaded:  # 1.2
+        return Unload(candidate=False, because="it shall not be loaded")
+    if observed.leaving or observed.candidate_leaving:  # 1.3
+        return Wait("Triton is unloading it")
+    if observed.candidate_staged or (desired.deleted and observed.staged):  # 1.4
+        return CleanUp(
+            because="nothing needs its folders", candidate=bool(observed.candidate_staged), model=desired.deleted
+        )
+    return None
+
+
+def _goal_loaded(desired: DesiredReplica, observed: ObservedReplica, goal: Target, now: datetime) -> Action | None:
+    mark = observed.mark(goal.version)
+    if mark is ProofStatus.UNPROVED:  # 3.1
+        return Prove(goal, candidate=False, because=f"version {goal.version} is loaded and not proved")
+    if mark.bad:  # 3.2
+        return Load(
+            goal,
+            tuple(sorted(observed.loaded)),
+            reload=True,
+            because=f"version {goal.version} does not answer as it should",
+        )
+    if desired.relocation_reason:  # 3.2b
+        if _blocked(observed, goal, now):
+            return None
+        return Load(goal, tuple(sorted(observed.loaded)), reload=True, because=desired.relocation_reason)
+    beside = kept_alongside(desired, observed, goal, now)
+    wanted = {goal.version} | ({beside} if beside is not None else set())
+    if observed.loaded != wanted:  # 3.3
+        return Load(goal, tuple(sorted(wanted)), because=f"version {goal.version} is proved and shall answer")
+    trial = desired.trial if goal == desired.targets[0] else None
+    if trial is not None and not _blocked(observed, trial, now):  # 3.4
+        if not on_trial(observed, trial):  # 3.4.2
+            return _prove_candidate(observed, trial)
+    elif observed.candidate is not None:  # 3.4.1, 3.5
+        return Unload(candidate=True, because="the candidate is not needed any more")
+    stale = observed.staged - wanted - observed.leaving
+    left = bool(observed.candidate_staged) and trial is None
+    if (stale or left) and not observed.candidate_leaving:  # 3.6
+        return CleanUp(because="folders are left of earlier versions", versions=tuple(sorted(stale)), candidate=left)
+    return None  # 3.7
+
+
+def on_trial(observed: ObservedReplica, trial: Target) -> bool:
+    """Whether a rollout's new version is loaded and proved under the candidate's name."""
+    loaded = observed.candidate == trial.version and observed.candidate_digest == trial.digest
+    return loaded and observed.candidate_mark is ProofStatus.PASSED
+
+
+def _load_first(observed: ObservedReplica, goal: Target) -> Action:
+    if observed.candidate is not None:  # 4.1
+        return Unload(candidate=True, because="nothing answers, so no candidate is needed")
+    if observed.leaving or observed.candidate_leaving:  # 4.2
+        return Wait("Triton is unloading an earlier version")
+    if goal.version not in observed.staged:  # 4.3
+        return Stage(goal, candidate=False, because=f"version {goal.version} is not staged")
+    return Load(goal, (goal.version,), because=f"nothing is loaded and version {goal.version} shall be")  # 4.4
+
+
+def _replace(desired: DesiredReplica, observed: ObservedReplica, goal: Target, now: datetime) -> Action:
+    base, same = _base(observed), goal.digest == observed.digest and not desired.relocation_reason
+    present = Target(base, observed.digest or "")
+    if observed.loaded != {base} and not _blocked(observed, present, now):  # 5.1
+        return Load(
+            present,
+            (base,),
+            because=f"room is needed for version {goal.version}; version {base} goes on answering",
+        )
+    if same and goal.version < base:  # 5.2
+        if observed.candidate is not None:
+            return Unload(candidate=True, because=f"version {goal.version} needs no candidate")
+        return _load_own(observed, goal, (goal.version, base))
+    if goal not in observed.cleared:  # 5.3
+        return _prove_candidate(observed, goal)
+    if observed.candidate is not None and not desired.fits_alongside:  # 5.4
+        return Unload(candidate=True, because=f"version {goal.version} is proved")
+    if same:
+        return _load_own(observed, goal, (base, goal.version))  # 5.4.1
+    return _load_own(observed, goal, (goal.version,))  # 5.4.2
+
+
+def _base(observed: ObservedReplica) -> int:
+    """The loaded version that shall go on answering: the highest that passed, else the highest not known to be bad."""
+    for wanted in (ProofStatus.PASSED, ProofStatus.UNPROVED):
+        versions = [version for version in observed.loaded if observed.mark(version) is wanted]
+        if versions:
+            return max(versions)
+    return max(observed.loaded)
+
+
+def _load_own(observed: ObservedReplica, goal: Target, versions: tuple[int, ...]) -> Action:
+    if goal.version not in observed.staged:
+        return Stage(goal, candidate=False, because=f"version {goal.version} is not staged")
+    if observed.leaving or observed.candidate_leaving:
+        return Wait("Triton is unloading an earlier version")
+    beside = [str(version) for version in versions if version != goal.version]
+    how = f"beside version {', '.join(beside)}" if beside else "in place of what is loaded"
+    return Load(goal, versions, because=f"version {goal.version} shall be loaded {how}")
+
+
+def _prove_candidate(observed: ObservedReplica, goal: Target) -> Action:
+    stale = observed.candidate is not None and Target(observed.candidate, observed.candidate_digest or "") != goal
+    if stale or (observed.candidate is not None and observed.candidate_mark.bad):
+        return Unload(candidate=True, because="an earlier candidate is loaded")
+    if observed.candidate is not None:
+        return Prove(goal, candidate=True, because=f"version {goal.version} must be proved before it answers")
+    if goal.version not in observed.candidate_staged:
+        return Stage(goal, candidate=True, because=f"version {goal.version} must be proved before it answers")
+    if observed.candidate_leaving or observed.leaving:
+        return Wait("Triton is unloading an earlier version")
+    return Load(
+        goal, (goal.version,), candidate=True, because=f"version {goal.version} must be proved before it answers"
+    )

@@ -1,0 +1,193 @@
+"""From loads, unloads and looks to entries of the ledger. Mutable; the steward's own.
+
+What the ledger says follows what is done, without a look, and is put right by the next look at a model that nothing is
+being done to.
+"""
+
+from collections.abc import Mapping, Set
+from datetime import datetime
+
+from controlplane.domain.names import candidate_name
+from controlplane.lifecycle.actions import Load, Unload
+from controlplane.lifecycle.observation import ReplicaObservation
+from controlplane.memory.ledger_sync import LedgerSync, reloading_slot, superseded_slot
+from controlplane.memory.model_state import MemoryRequirement, ModelMemoryState
+from controlplane.memory.policy.types import HOST, HoldingState, ModelMemory, Slot
+
+
+class LedgerPostings:
+    """Keeps the books of one server.
+
+    Args:
+        accounts: Its ledger.
+        model_states: What is remembered of each model.
+        models: The models as the decisions see them.
+    """
+
+    def __init__(
+        self, accounts: LedgerSync, model_states: Mapping[str, ModelMemoryState], models: Mapping[str, ModelMemory]
+    ) -> None:
+        self._accounts = accounts
+        self._model_states = model_states
+        self._models = models
+
+    def began(self, model_state: ModelMemoryState, action: Load | Unload, now: datetime) -> None:
+        """A load or an unload begins: what it moves is on its way."""
+        accounts = self._accounts
+        others = [other for other in self._model_states.values() if other.loading is not None]
+        busy = any(h.state is HoldingState.UNLOADING for h in accounts.ledger.holdings)
+        model_state.alone = not others and not busy
+        for other in others:
+            other.alone = False
+        name = triton_name(model_state.model, action)
+        if isinstance(action, Unload):
+            for holding in accounts.ledger.of_model(name):
+                accounts.ledger = accounts.ledger.unloading(holding.slot, now)
+            return
+        model_state.gpus = frozenset(gpu.name for gpu in accounts.gpus)
+        if (request := model_state.request) is not None and request.granted:
+            accounts.ledger = accounts.ledger.loading(request.slot, now)
+            model_state.loading, model_state.request = request.need, None
+            model_state.processes = {
+                version: frozenset(one.pids) for (own, version), one in accounts.instances.items() if own == name
+            }
+
+    def unloaded(self, model_state: ModelMemoryState, action: Unload, step: int, now: datetime) -> None:
+        """An unload ended: its memory counts until it is seen to be free."""
+        for holding in self._accounts.ledger.of_model(triton_name(model_state.model, action)):
+            self._accounts.left(holding.slot, step, now)
+        if not action.candidate:
+            model_state.loaded_at = None
+
+    def loaded(
+        self,
+        model_state: ModelMemoryState,
+        action: Load,
+        need: MemoryRequirement,
+        grown: Mapping[str, int],
+        step: int,
+        now: datetime,
+    ) -> None:
+        """A load ended well.
+
+        Args:
+            model_state: The model.
+            action: The load.
+            need: What it had reserved.
+            grown: By how much the use of each device has grown over the load.
+            step: The loop's step.
+            now: The time.
+        """
+        name = triton_name(model_state.model, action)
+        leaves = {
+            holding.device
+            for holding in self._accounts.ledger.of_model(name)
+            if holding.slot != need.slot
+            and (holding.slot.version in need.versions or holding.slot.version not in action.versions)
+        }
+        alone = model_state.alone and len(need.versions) == 1
+        told = _book_load(self._accounts, model_state, name, need, grown if alone else {}, leaves, step, now)
+        if not action.candidate:
+            model_state.load_growth = told
+            loaded = Slot(name, max(need.versions))
+            own = self._accounts.own_bytes((name, loaded.version), need.versions[loaded.version])
+            # Of processes that are replaced the peak is none of this load's.
+            model_state.load_peak = own[1] if own and not self._accounts.ledger.of(superseded_slot(loaded)) else 0
+
+    def see(self, model_state: ModelMemoryState, facts: ReplicaObservation, step: int, now: datetime) -> None:
+        """Bring the ledger to what a look showed of a model that nothing is being done to."""
+        model = model_state.model
+        there = {Slot(model, version) for version in facts.loaded}
+        if facts.candidate is not None:
+            there.add(Slot(candidate_name(model), facts.candidate))
+        ledger = self._accounts.ledger
+        names = (model, candidate_name(model), reloading_slot(model))
+        held = {holding.slot: holding.state for name in names for holding in ledger.of_model(name)}
+        for slot in there:
+            if held.get(slot) is HoldingState.RESIDENT:
+                continue
+            if slot in held and model_state.leaving is not None:
+                continue
+            self._accounts.back(slot)
+            measured = self._found(slot, facts)
+            self._accounts.ledger = self._accounts.ledger.resident(slot, measured, now)
+        if facts.loaded and model_state.loaded_at is None:
+            model_state.loaded_at = now
+        elif not facts.loaded and model_state.loaded_at is not None:
+            # Not our doing: somebody unloaded it, or a server that we do not supervise was restarted.
+            model_state.restore, model_state.loaded_at = model_state.leaving is None, None
+            self._accounts.perhaps_restarted()
+        leaving = {Slot(model, version) for version in facts.leaving}
+        for slot, state in held.items():
+            if slot not in there and not (facts.loading and state is HoldingState.LOADING):
+                if model_state.request is not None and model_state.request.slot == slot:
+                    continue
+                if slot in leaving and self._accounts.reading.instances is None:
+                    self._accounts.ledger = self._accounts.ledger.unloading(slot, now)
+                else:
+                    self._accounts.left(slot, step, now)
+
+    def _found(self, slot: Slot, facts: ReplicaObservation) -> dict[str, int]:
+        """What something that is loaded has, by device: as seen, else as expected on the GPUs that it uses."""
+        known = self._models.get(slot.triton_name.removesuffix(candidate_name("")))
+        expected = {} if known is None else {device: one.bytes for device, one in known.footprint.items()}
+        if facts.gpus and expected:
+            expected = dict.fromkeys(self._accounts.names(facts.gpus), max(expected.values()))
+        seen = {device: self._accounts.seen_bytes(slot, device) for device in (HOST, *expected)}
+        if seen[HOST] is not None:
+            expected.pop(HOST, None)
+        return expected | {device: size for device, size in seen.items() if size is not None}
+
+
+def triton_name(model: str, action: Load | Unload) -> str:
+    """Under which name of a model something is loaded or unloaded."""
+    return candidate_name(model) if action.candidate else model
+
+
+def _book_load(
+    accounts: LedgerSync,
+    model_state: ModelMemoryState,
+    name: str,
+    need: MemoryRequirement,
+    grown: Mapping[str, int],
+    leaves: Set[str],
+    step: int,
+    now: datetime,
+) -> dict[str, int]:
+    """Take a load that is done into the ledger.
+
+    What the versions had before, under the same name, is on its way out. The new ones count for what is seen of them;
+    where nothing is seen, for what a device's use has grown by, where that can be told; else for what was reserved.
+
+    Args:
+        accounts: The server's ledger, up to date with a reading from after the load.
+        model_state: The model.
+        name: The Triton name that was loaded.
+        need: What was reserved.
+        grown: By how much the one version that came has made the use of each device grow; empty where others had a
+            part in that.
+        leaves: Devices of which that is not to be told, as what the version replaces is leaving them.
+        step: The loop's step.
+        now: The time.
+
+    Returns:
+        What of that is believed; empty where something is seen of the version itself, or not of all its devices told.
+    """
+    shares = {
+        Slot(name, version): {device: one.reserve_bytes for device, one in by_device.items()}
+        for version, by_device in need.versions.items()
+    }
+    for slot in shares.keys() - {need.slot}:
+        accounts.mark_superseded(slot, model_state.processes.get(slot.version, frozenset()), step, now)
+    accounts.ledger = accounts.ledger.divided(need.slot, shares)
+    answers = Slot(name, max(need.versions))
+    accounts.promise(answers, shares[answers])
+    told: dict[str, int] = {}
+    for slot, sizes in shares.items():
+        seen = {device: accounts.seen_bytes(slot, device) for device in dict.fromkeys((HOST, *sizes))}
+        measured = {device: size for device, size in seen.items() if size is not None}
+        unseen = {device: grown.get(device, 0) for device in sizes if seen[device] is None}
+        if not leaves & unseen.keys() and all(size > 0 for size in unseen.values()):
+            told = unseen
+        accounts.ledger = accounts.ledger.resident(slot, measured | told, now)
+    return told

@@ -1,1 +1,0 @@
-"""Placement: which server, which device, how many copies. Pure decisions over frozen values."""

@@ -1,0 +1,1 @@
+"""Pure memory policies over frozen values: ledger, footprints, admission, eviction."""

@@ -1,0 +1,163 @@
+"""Which models go when room is needed: who is protected, and the choice among the rest.
+
+A policy gives each model a score, and the lowest goes first; lower priorities go before higher ones whatever their
+score. `choose` takes a *set* that covers the need of every device and that has no member which is not needed for it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from controlplane.memory.policy.cost_policy import CostPolicy
+from controlplane.memory.policy.policies import EvictionPolicy, LfuPolicy, LruPolicy
+from controlplane.memory.policy.types import Mode, ModelMemory
+from controlplane.memory.policy.victims import freed, select_victims
+
+__all__ = [
+    "DEFAULT_RULES",
+    "CostPolicy",
+    "EvictionPolicy",
+    "EvictionRules",
+    "LfuPolicy",
+    "LruPolicy",
+    "choose",
+    "early_evictions",
+    "freed",
+    "policy_named",
+    "protection",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionRules:
+    """What protects a model that the policy would let go.
+
+    Attributes:
+        minimum_residence_seconds: How long a model stays after its load, whatever its score.
+        backoff_factor: By how much that time grows with each eviction that came too early (`ModelMemory.evictions`).
+        maximum_residence_seconds: Where that growth ends.
+    """
+
+    minimum_residence_seconds: float = 10.0
+    backoff_factor: float = 2.0
+    maximum_residence_seconds: float = 600.0
+
+    def residence_seconds(self, model: ModelMemory) -> float:
+        """How long this model stays after its load, its history of early evictions taken into account."""
+        return self.grown_seconds(model.evictions)
+
+    def grown_seconds(self, evictions: int) -> float:
+        """The residence time after so many early evictions."""
+        if self.minimum_residence_seconds >= self.maximum_residence_seconds:
+            return self.minimum_residence_seconds
+        # 2 ** 64 is beyond any maximum, and floats overflow soon after 2 ** 1000.
+        growth = self.backoff_factor ** min(max(evictions, 0), 64)
+        return min(self.minimum_residence_seconds * growth, self.maximum_residence_seconds)
+
+
+DEFAULT_RULES = EvictionRules()
+
+
+def early_evictions(
+    evictions: int, evicted_at: datetime | None, wanted_at: datetime, rules: EvictionRules = DEFAULT_RULES
+) -> int:
+    """How often a model was evicted too early, once it is wanted again: the next value of `ModelMemory.evictions`.
+
+    It counts as too early if it is wanted again within its (grown) minimum residence time. If it is not, one of the
+    earlier times is forgiven, so that a model that once thrashed is not kept for ever.
+
+    Args:
+        evictions: The value so far.
+        evicted_at: When it was last evicted; None if it was not (it left by itself, or this was counted already).
+        wanted_at: When somebody asked for it again.
+        rules: Minimum residence and back-off.
+    """
+    if evicted_at is None:
+        return evictions
+    within = rules.grown_seconds(evictions)
+    return evictions + 1 if (wanted_at - evicted_at).total_seconds() < within else max(evictions - 1, 0)
+
+
+def protection(
+    model: ModelMemory, now: datetime, rules: EvictionRules = DEFAULT_RULES, *, priority: int | None = None
+) -> str | None:
+    """Why a model may not be evicted now; None if it may.
+
+    Args:
+        model: The model.
+        now: The time.
+        rules: Minimum residence and back-off.
+        priority: Of the one that needs the room; a higher one than the model's does not wait for the residence time.
+    """
+    if not model.loaded:
+        return "not loaded"
+    if model.mode is Mode.PINNED:
+        return "pinned"
+    if model.busy:
+        return "being loaded, unloaded or proved"
+    if model.usage.pending > 0:
+        return f"{model.usage.pending} requests pending"
+    if model.held_until is not None and model.held_until > now:
+        return f"held by a client until {model.held_until:%H:%M:%S}"
+    if model.demanded_at is not None:
+        return "somebody waits for it"
+    if model.loaded_at is not None and (priority is None or priority <= model.priority):
+        age = (now - model.loaded_at).total_seconds()
+        # Most are older than any residence time: one comparison for those, the power for the rest.
+        if age < max(rules.maximum_residence_seconds, rules.minimum_residence_seconds):
+            stays = rules.residence_seconds(model) if model.evictions else rules.minimum_residence_seconds
+            left = stays - age
+            if left > 0:
+                return f"loaded too recently, stays for {left:.3g} s more"
+    return None
+
+
+def choose(
+    candidates: Iterable[ModelMemory],
+    need: Mapping[str, int],
+    policy: EvictionPolicy,
+    now: datetime,
+    *,
+    rules: EvictionRules = DEFAULT_RULES,
+    priority: int | None = None,
+) -> tuple[ModelMemory, ...] | None:
+    """Pick the models to evict so that each device gets its need.
+
+    Args:
+        candidates: Models of one server; those that are protected are left out.
+        need: Bytes to free, by device; devices with none to free are ignored.
+        policy: Gives the scores.
+        now: The time.
+        rules: Minimum residence and back-off.
+        priority: Of the one that needs the room.
+
+    Returns:
+        The victims, the first to go first; empty if nothing is needed; None if all that may go is not enough.
+    """
+    short = {device: size for device, size in need.items() if size > 0}
+    if not short:
+        return ()
+    return select_victims(
+        [
+            model
+            for model in candidates
+            if any(device in model.footprint for device in short)
+            and protection(model, now, rules, priority=priority) is None
+        ],
+        short,
+        policy,
+        now,
+    )
+
+
+def policy_named(name: str) -> EvictionPolicy:
+    """The policy of a name: ``lru``, ``lfu`` or ``cost``.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    policies: tuple[EvictionPolicy, ...] = (LruPolicy(), LfuPolicy(), CostPolicy())
+    for policy in policies:
+        if policy.name == name:
+            return policy
+    raise ValueError(f"no eviction policy {name!r}; there are: {', '.join(policy.name for policy in policies)}")

@@ -1,0 +1,180 @@
+"""When a server that lost memory is restarted. Pure: figures in, the next step out.
+
+Frameworks keep memory that no model has any more: arenas that do not shrink, buffers of the largest tensors that ever
+passed, plain leaks. Nothing but the end of the process gives all of it back (Triton issues #4966, #7020, #7727). A
+restart costs every model a load, so it is done for a reason that can be shown, at a quiet moment, and seldom.
+
+The tree, whose numbers come back in the code:
+
+1.  Draining already.
+    1.1  the memory came back by itself: call it off
+    1.2  actions are in flight: wait for their ends, which have deadlines of their own
+    1.3  models are held, or move to other servers, and the time for draining is not over: wait; what answers nowhere
+         else is still asked here
+    1.4  from now on nobody sends it requests
+    1.5  requests are pending, and the time for closing is not over: wait
+    1.6  restart
+2.  No bound, or nobody is above it: nothing.
+3.  Above it, and a restart
+    3.1  is not ours to do: tell
+    3.2  may be too early, as what was just seen may pass: watch
+    3.3  would be too soon after the last one: tell
+    3.4  would take down models that nobody would bring back: tell
+    3.5  is due: drain
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from controlplane.domain.units import size_text
+
+_NAMED = 5
+
+
+class LeakStep(StrEnum):
+    """What to do about the memory that nobody accounts for."""
+
+    NOTHING = "nothing"
+    WATCH = "watch"
+    TELL = "tell"
+    """It is too much, and only a person can do something about it, or it must wait."""
+    DRAIN = "drain"
+    WAIT = "wait"
+    CLOSE = "close"
+    """Whoever sends requests sends none here any more."""
+    RESUME = "resume"
+    RESTART = "restart"
+
+
+@dataclass(frozen=True, slots=True)
+class LeakRules:
+    """When too much is too much.
+
+    Attributes:
+        bound_bytes: What a device may have beyond the ledger; None: any amount.
+        patience_seconds: How long it must be above without a break.
+        drain_seconds: How long who holds a model is waited for, and models that move to other servers.
+        close_seconds: How long requests are waited for after nobody sends more; those who ask Triton itself may.
+        interval_seconds: Least time between two restarts of a server.
+    """
+
+    bound_bytes: int | None = None
+    patience_seconds: float = 10.0
+    drain_seconds: float = 60.0
+    close_seconds: float = 10.0
+    interval_seconds: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerExcess:
+    """One server at one moment.
+
+    Attributes:
+        excess_bytes: What it has beyond the ledger, by device.
+        ledger_bytes: What the ledger counts, by device.
+        supervised: Whether we can restart it.
+        over_since: Since when it is above the bound without a break; None where it is not.
+        draining_since: Since when it is drained; None where it is not.
+        closed_since: Since when nobody sends it requests; None while they do.
+        restarted_at: When it was restarted for this reason the last time.
+        busy: Models with an action in flight.
+        held: Models held by a hold from before the draining.
+        moving: Models that stay until they answer on another server.
+        pending: Models with requests that wait or run.
+        strangers: What is loaded there and is no deployment of ours, so that nobody would load it again.
+    """
+
+    excess_bytes: Mapping[str, int]
+    ledger_bytes: Mapping[str, int] = field(default_factory=dict)
+    supervised: bool = True
+    over_since: datetime | None = None
+    draining_since: datetime | None = None
+    closed_since: datetime | None = None
+    restarted_at: datetime | None = None
+    busy: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+    moving: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
+    strangers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LeakDecision:
+    """What to do, and why, as one sentence with the figures."""
+
+    step: LeakStep
+    why: str = ""
+
+
+def over(excess: Mapping[str, int], rules: LeakRules) -> dict[str, int]:
+    """The devices that are above the bound, with their figures."""
+    if rules.bound_bytes is None:
+        return {}
+    return {device: size for device, size in excess.items() if size > rules.bound_bytes}
+
+
+def decide_leak(server: ServerExcess, rules: LeakRules, now: datetime) -> LeakDecision:
+    """Say what to do about a server's memory that nobody accounts for."""
+    found = over(server.excess_bytes, rules)
+    if server.draining_since is not None:  # 1
+        return _draining(server, found, rules, now)
+    if not found:  # 2
+        return LeakDecision(LeakStep.NOTHING)
+    figures = _figures(found, server, rules)
+    if not server.supervised:  # 3.1
+        return LeakDecision(
+            LeakStep.TELL, f"{figures}; it is not ours to restart: restart it, and what was loaded is loaded again"
+        )
+    if server.over_since is None or now - server.over_since < timedelta(seconds=rules.patience_seconds):  # 3.2
+        return LeakDecision(LeakStep.WATCH, figures)
+    if server.restarted_at is not None:  # 3.3
+        due = server.restarted_at + timedelta(seconds=rules.interval_seconds)
+        if now < due:
+            return LeakDecision(
+                LeakStep.TELL,
+                f"{figures}; it was restarted for that at {server.restarted_at:%H:%M:%S} UTC, and is not again before "
+                f"{due:%H:%M:%S} UTC",
+            )
+    if server.strangers:  # 3.4
+        return LeakDecision(
+            LeakStep.TELL,
+            f"{figures}; it is not restarted, as nobody would load again what is no deployment: "
+            f"{_names(server.strangers)}; unload that, or deploy it",
+        )
+    return LeakDecision(LeakStep.DRAIN, figures)  # 3.5
+
+
+def _draining(server: ServerExcess, found: Mapping[str, int], rules: LeakRules, now: datetime) -> LeakDecision:
+    assert server.draining_since is not None
+    if not found:  # 1.1
+        return LeakDecision(LeakStep.RESUME, "what nobody accounted for came back by itself")
+    if server.busy:  # 1.2
+        return LeakDecision(LeakStep.WAIT, f"waits for what is under way: {_names(server.busy)}")
+    if now - server.draining_since < timedelta(seconds=rules.drain_seconds):  # 1.3
+        if server.moving:
+            return LeakDecision(LeakStep.WAIT, f"waits for models that move to other servers: {_names(server.moving)}")
+        if server.held:
+            return LeakDecision(LeakStep.WAIT, f"waits for who holds a model: {_names(server.held)}")
+    if server.closed_since is None:  # 1.4
+        return LeakDecision(LeakStep.CLOSE, "no more requests are sent to it")
+    if server.pending and now - server.closed_since < timedelta(seconds=rules.close_seconds):  # 1.5
+        return LeakDecision(LeakStep.WAIT, f"waits for requests: {_names(server.pending)}")
+    users = tuple(dict.fromkeys((*server.held, *server.pending)))
+    waited = (now - server.draining_since).total_seconds()
+    still = f"; after {waited:.0f} s of waiting still used: {_names(users)}" if users else ""
+    return LeakDecision(LeakStep.RESTART, _figures(found, server, rules) + still)  # 1.6
+
+
+def _figures(found: Mapping[str, int], server: ServerExcess, rules: LeakRules) -> str:
+    said = ", ".join(
+        f"{size_text(size)} on {device}, where the ledger counts {size_text(server.ledger_bytes.get(device, 0))}"
+        for device, size in found.items()
+    )
+    return f"nobody accounts for {said}; the bound is {size_text(rules.bound_bytes or 0)}"
+
+
+def _names(names: tuple[str, ...]) -> str:
+    named = ", ".join(names[:_NAMED])
+    return f"{named} and {len(names) - _NAMED} more" if len(names) > _NAMED else named

@@ -1,0 +1,227 @@
+"""The ledger: which version holds how much of which device. A value; each change returns a new one.
+
+What is promised: the sum of a device's holdings never exceeds its budget, whatever the order of events. A reservation
+that does not fit is refused. A measurement that comes out above its reservation is taken up to what is free, and the
+rest is kept apart as `Holding.over_bytes`, which counts as unaccounted, so that nothing more is let in on top of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Self
+
+from controlplane.domain.units import size_text
+from controlplane.errors import InsufficientMemoryError
+from controlplane.memory.policy.types import Budget, Footprint, Holding, HoldingState, Slot
+
+_MOVING = (HoldingState.LOADING, HoldingState.UNLOADING)
+_NAMED_HOLDERS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What is held on the devices of one server.
+
+    Attributes:
+        budgets: By device.
+        holdings: At most one for each slot and device.
+        noted: Unaccounted bytes by device as they were when nothing was being loaded or unloaded there. During a load
+            a device's own figure says little (part of the reservation is in use, nobody knows how much), so the last
+            quiet figure stands as the least that is assumed.
+    """
+
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    holdings: tuple[Holding, ...] = ()
+    noted: Mapping[str, int] = field(default_factory=dict)
+
+    def held(self, device: str, state: HoldingState | None = None) -> int:
+        """Bytes held on a device, in one state or in all."""
+        return sum(
+            holding.bytes
+            for holding in self.holdings
+            if holding.device == device and (state is None or holding.state is state)
+        )
+
+    def of(self, slot: Slot) -> tuple[Holding, ...]:
+        """What a slot holds, one for each device."""
+        return tuple(holding for holding in self.holdings if holding.slot == slot)
+
+    def of_model(self, triton_name: str) -> tuple[Holding, ...]:
+        """What all versions under a Triton name hold."""
+        return tuple(holding for holding in self.holdings if holding.slot.triton_name == triton_name)
+
+    def unaccounted(self, device: str) -> int:
+        """Bytes in use on a device that no holding explains; 0 where the device cannot be asked and nothing overran."""
+        over = moving = accounted = 0
+        for holding in self.holdings:
+            if holding.device == device:
+                over += holding.over_bytes
+                moving += holding.state in _MOVING
+                accounted += 0 if holding.state is HoldingState.RESERVED else holding.bytes
+        budget = self.budgets.get(device)
+        if budget is None or budget.used_bytes is None:
+            return over
+        seen = budget.used_bytes - budget.baseline_bytes - accounted
+        return max(seen, over, self.noted.get(device, 0) if moving else 0)
+
+    def free(self, device: str) -> int:
+        """Bytes that may still be reserved: budget less holdings less what is unaccounted; 0 for an unknown device."""
+        budget = self.budgets.get(device)
+        return 0 if budget is None else max(budget.bytes - self.held(device) - self.unaccounted(device), 0)
+
+    def shortage(self, footprints: Mapping[str, Footprint]) -> dict[str, int]:
+        """Bytes that are missing for a reservation, by device; empty when it fits."""
+        missing = {device: need.reserve_bytes - self.free(device) for device, need in footprints.items()}
+        return {device: size for device, size in missing.items() if size > 0}
+
+    def with_budget(self, budget: Budget) -> Self:
+        """Take a device's newest figures; its budget may also have become smaller than what is held."""
+        fresh = replace(self, budgets={**self.budgets, budget.device: budget})
+        if budget.used_bytes is None or any(
+            holding.device == budget.device and holding.state in _MOVING for holding in self.holdings
+        ):
+            return fresh
+        return replace(fresh, noted={**self.noted, budget.device: fresh.unaccounted(budget.device)})
+
+    def observed(self, device: str, used_bytes: int | None) -> Self:
+        """Take what a device says is in use."""
+        return self.with_budget(replace(self.budgets[device], used_bytes=used_bytes))
+
+    def reserve(self, slot: Slot, footprints: Mapping[str, Footprint], now: datetime) -> Self:
+        """Set memory aside for a load, on all its devices or on none.
+
+        A slot that has a reservation gets the new one in its place; one whose load has begun keeps what it has.
+
+        Raises:
+            InsufficientMemoryError: A device has not that much left, or has no budget.
+        """
+        held = self.of(slot)
+        if any(holding.state is not HoldingState.RESERVED for holding in held):
+            return self
+        without = self.released(slot) if held else self
+        if missing := without.shortage(footprints):
+            raise insufficient(without, slot, footprints, missing)
+        made = tuple(
+            Holding(slot, device, need.reserve_bytes, HoldingState.RESERVED, now) for device, need in footprints.items()
+        )
+        return replace(without, holdings=without.holdings + made)
+
+    def loading(self, slot: Slot, now: datetime) -> Self:
+        """The load began: from now on the device's own figure contains part of it."""
+        return self._to(slot, HoldingState.LOADING, now)
+
+    def unloading(self, slot: Slot, now: datetime) -> Self:
+        """The unload began. The memory counts until `released`."""
+        return self._to(slot, HoldingState.UNLOADING, now)
+
+    def resident(self, slot: Slot, measured: Mapping[str, int], now: datetime) -> Self:
+        """The load is done, or something was found loaded: count what it was measured to have.
+
+        Devices that were not measured keep their reserved figure. For a slot without holdings (found loaded at a
+        start, or loaded by somebody else) they are made, as far as the budget goes.
+        """
+        before = {holding.device: holding for holding in self.of(slot)}
+        others = self.released(slot)
+        made = []
+        for device in dict.fromkeys((*before, *measured)):
+            size = measured.get(device, before[device].bytes if device in before else 0)
+            room = max(others.budgets[device].bytes - others.held(device), 0) if device in others.budgets else 0
+            # What it had been promised stays its own, also where a budget was cut since.
+            counted = min(size, max(room, min(before[device].bytes, size) if device in before else 0))
+            made.append(Holding(slot, device, counted, HoldingState.RESIDENT, now, over_bytes=size - counted))
+        return replace(others, holdings=others.holdings + tuple(made))
+
+    def mark_superseded(self, slot: Slot, name: Slot, now: datetime) -> Self:
+        """What a slot has is on its way out, and counts under another name until that is `released`.
+
+        So it is when a version is loaded again: the old instances leave after the new ones came, on other devices or
+        on the same ones. What is under that name already is still there, and adds up.
+        """
+        there = {holding.device: holding for holding in self.of(name)}
+        for holding in self.of(slot):
+            before = there.get(holding.device, replace(holding, bytes=0, over_bytes=0))
+            there[holding.device] = Holding(
+                name,
+                holding.device,
+                before.bytes + holding.bytes,
+                HoldingState.UNLOADING,
+                now,
+                before.over_bytes + holding.over_bytes,
+            )
+        others = self.released(slot).released(name)
+        return replace(others, holdings=(*others.holdings, *there.values()))
+
+    def divided(self, slot: Slot, shares: Mapping[Slot, Mapping[str, int]]) -> Self:
+        """What was reserved as one, for several versions that are loaded together, becomes each one's own.
+
+        Args:
+            slot: What has it now.
+            shares: Bytes by device for each version, as far as there is that much. What is left over is free.
+        """
+        left = {holding.device: holding for holding in self.of(slot)}
+        made = {(holding.slot, holding.device): holding for holding in self.released(slot).holdings}
+        for one, sizes in shares.items():
+            for device, size in sizes.items():
+                if device in left:
+                    share = min(size, left[device].bytes)
+                    left[device] = replace(left[device], bytes=left[device].bytes - share)
+                    before = made.get((one, device), replace(left[device], slot=one, bytes=0))
+                    made[one, device] = replace(before, bytes=before.bytes + share)
+        return replace(self, holdings=tuple(made.values()))
+
+    def released(self, slot: Slot) -> Self:
+        """The memory is really free, or the reservation was given up."""
+        return replace(self, holdings=tuple(holding for holding in self.holdings if holding.slot != slot))
+
+    def holders(self, device: str) -> dict[Slot, int]:
+        """Who holds how much of a device, the largest first."""
+        found = {holding.slot: holding.bytes for holding in self.holdings if holding.device == device}
+        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+    def _to(self, slot: Slot, state: HoldingState, now: datetime) -> Self:
+        return replace(
+            self,
+            holdings=tuple(
+                replace(holding, state=state, since=now) if holding.slot == slot and holding.state is not state
+                else holding
+                for holding in self.holdings
+            ),
+        )  # fmt: skip
+
+
+def insufficient(
+    ledger: Ledger,
+    slot: Slot,
+    footprints: Mapping[str, Footprint],
+    missing: Mapping[str, int],
+    *,
+    could_be_freed: Mapping[str, int] | None = None,
+) -> InsufficientMemoryError:
+    """The error that says how much is needed, how much is free or could be, and what holds the rest."""
+    device = max(missing, key=lambda name: missing[name])
+    budget = ledger.budgets.get(device)
+    needed, holders = footprints[device].reserve_bytes, ledger.holders(device)
+    freeable = (could_be_freed or {}).get(device, 0)
+    if budget is None:
+        message = f"{slot.triton_name}:{slot.version} needs {size_text(needed)} on {device}, which this server has not"
+    else:
+        named = [f"{holder.triton_name} {size_text(size)}" for holder, size in list(holders.items())[:_NAMED_HOLDERS]]
+        if len(holders) > _NAMED_HOLDERS:
+            named.append(f"{len(holders) - _NAMED_HOLDERS} more")
+        if stray := ledger.unaccounted(device):
+            named.append(f"unaccounted {size_text(stray)}")
+        message = (
+            f"{slot.triton_name}:{slot.version} needs {size_text(needed)} on {device}: "
+            f"{size_text(ledger.free(device))} of the budget of {size_text(budget.bytes)} are free and "
+            f"{size_text(freeable)} could be freed; held by {', '.join(named) or 'nobody'}"
+        )
+    return InsufficientMemoryError(
+        message,
+        device=device,
+        needed_bytes=needed,
+        free_bytes=ledger.free(device),
+        could_be_freed_bytes=freeable,
+        budget_bytes=budget.bytes if budget else 0,
+        unaccounted_bytes=ledger.unaccounted(device),
+        held_bytes={f"{holder.triton_name}:{holder.version}": size for holder, size in holders.items()},
+    )

@@ -1,0 +1,418 @@
+"""What the loop tells about memory, made from what the steward has. Changes nothing."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from controlplane.domain.deployment import DeploymentSettings, Mode, Switch
+from controlplane.domain.names import candidate_name
+from controlplane.domain.rollout.strategy import StrategyKind
+from controlplane.domain.units import size_text
+from controlplane.lifecycle.actions import Load, Prove, Stage, Unload
+from controlplane.lifecycle.desired import DesiredDeployment, PreparedVersion
+from controlplane.lifecycle.observation import ReplicaObservation
+from controlplane.lifecycle.replica import Replica
+from controlplane.memory.model_state import ModelMemoryState
+from controlplane.memory.policy.admission import (
+    Admit,
+    Evict,
+    Figures,
+    LoadRequest,
+    Queue,
+    Refuse,
+    figures_of,
+    in_order,
+)
+from controlplane.memory.policy.eviction import protection
+from controlplane.memory.policy.residency import expires_at
+from controlplane.memory.policy.types import Footprint, HoldingState, ModelMemory, Slot, Usage
+from controlplane.memory.policy.update_strategy import (
+    Impossible,
+    Recreate,
+    Rolling,
+    UpdateStrategy,
+    choose_update_strategy,
+)
+from controlplane.memory.scheduler import MemoryScheduler
+from controlplane.memory.views import (
+    DeviceFootprint,
+    DeviceMemory,
+    LeakView,
+    MemoryHolder,
+    MemoryState,
+    ModelMemoryView,
+    PlannedEviction,
+    QueuedLoad,
+    ServerExplanation,
+    ServerLoadPlan,
+    ServerMemory,
+)
+from controlplane.triton.instance_groups import asked_gpus
+
+_NEXT_VICTIMS = 5
+_FETCH_BYTES_PER_SECOND = 100 * 1024 * 1024
+"""Assumed speed of the store, for plans."""
+
+
+@dataclass(frozen=True)
+class ModelOnServer:
+    """A deployed model on a server.
+
+    Attributes:
+        desired_deployment: What is wanted of it.
+        unit: How it stands.
+        trouble: Why nothing can be done on the server; empty when it is well.
+        elsewhere: Where its place is instead; empty where it is here, or not decided.
+    """
+
+    desired_deployment: DesiredDeployment
+    unit: Replica
+    trouble: str = ""
+    elsewhere: str = ""
+
+
+def server_memory(
+    scheduler: MemoryScheduler, occupants: Iterable[ModelOnServer], now: datetime, leak: LeakView | None = None
+) -> ServerMemory:
+    """Return the ledger of a server."""
+    models = [
+        model_view(scheduler, occupant)
+        for occupant in occupants
+        if not occupant.desired_deployment.revision.spec.deleted
+        or scheduler.accounts.ledger.of_model(occupant.desired_deployment.model)
+    ]
+    return ServerMemory(
+        server=scheduler.server,
+        policy=scheduler.policy.name,
+        devices=_devices(scheduler),
+        models=tuple(sorted(models, key=lambda model: model.model)),
+        queue=_queue(scheduler),
+        evictions=tuple(reversed(scheduler.queue.evictions)),
+        next_victims=_next_victims(scheduler, now),
+        leak=leak if scheduler.accounts.limited else None,
+        counters=_counters(scheduler),
+    )
+
+
+def model_view(scheduler: MemoryScheduler, occupant: ModelOnServer) -> ModelMemoryView:
+    """Return how a model stands on a server."""
+    desired_deployment, unit = occupant.desired_deployment, occupant.unit
+    settings, model_state = desired_deployment.revision.spec.settings, scheduler.model_state(desired_deployment.model)
+    state, why = _state(occupant, model_state)
+    memory = scheduler.models.get(desired_deployment.model)
+    return ModelMemoryView(
+        model=desired_deployment.model,
+        version=max(unit.facts.loaded) if unit.facts and unit.facts.loaded else desired_deployment.wanted.version,
+        mode=settings.mode,
+        priority=settings.priority,
+        keep_alive_seconds=settings.keep_alive_seconds,
+        state=state,
+        why=why,
+        footprint=_footprint(scheduler, desired_deployment),
+        loaded_at=model_state.loaded_at,
+        last_used_at=model_state.usage.last_used_at,
+        rate_per_second=model_state.usage.rate_per_second,
+        pending=model_state.usage.pending,
+        expires_at=expires_at(memory, scheduler.rules) if memory else None,
+        held_until=model_state.held_until,
+        demanded_at=model_state.demanded_at,
+        load_seconds=model_state.load_seconds,
+        loads=model_state.loads,
+        evictions=model_state.evictions,
+    )
+
+
+def server_why(scheduler: MemoryScheduler, occupant: ModelOnServer, now: datetime) -> ServerExplanation:
+    """Return why a model is where it is on a server."""
+    model = occupant.desired_deployment.model
+    view = model_view(scheduler, occupant)
+    memory = scheduler.models.get(model)
+    figures: Figures = {}
+    holders: tuple[MemoryHolder, ...] = ()
+    if memory is not None and not memory.loaded:
+        request = LoadRequest(memory, Slot(model, memory.version), memory.footprint)
+        figures = figures_of(request, scheduler.accounts.ledger, scheduler.models, now=now, rules=scheduler.rules)
+        holders = _holders(scheduler, memory, now)
+    return ServerExplanation(
+        server=scheduler.server,
+        model=view,
+        needed={device: one.needed_bytes for device, one in figures.items()},
+        free={device: one.free_bytes for device, one in figures.items()},
+        could_be_freed={device: one.could_be_freed_bytes for device, one in figures.items()},
+        holders=holders,
+        evictions=tuple(
+            record for record in reversed(scheduler.queue.evictions) if model in (record.victim, record.for_model)
+        ),
+        next=_next(scheduler, view, memory, now),
+    )
+
+
+def plan_for(
+    scheduler: MemoryScheduler,
+    prepared: PreparedVersion,
+    model: str,
+    facts: ReplicaObservation | None,
+    fetch_bytes: int,
+    devices: tuple[str, ...],
+    placed_why: str,
+    now: datetime,
+) -> ServerLoadPlan:
+    """Say what loading a version on a server would do."""
+    version, size = prepared.target.version, scheduler.size(prepared, model, devices)
+    gpus = asked_gpus(prepared.config, scheduler.accounts.numbers(devices)) if devices else None
+    there = facts is not None and version in facts.loaded and facts.digest == prepared.target.digest
+    if there and facts is not None and (gpus is None or facts.gpus is None or gpus == facts.gpus):
+        return ServerLoadPlan(
+            server=scheduler.server,
+            decision="nothing",
+            why=f"version {version} is loaded already",
+            devices=devices,
+            placed_why=placed_why,
+        )
+    known = scheduler.models.get(model)
+    replaces = facts is not None and bool(facts.loaded)
+    memory = ModelMemory(
+        model=model,
+        mode=prepared.settings.mode,
+        version=version,
+        footprint=size.by_device,
+        priority=prepared.settings.priority,
+        loaded=replaces,
+        demanded_at=now,
+        usage=known.usage if known else Usage(),
+    )
+    slot = Slot(f"{model} (new)" if replaces else model, version)
+    request = LoadRequest(memory, slot, size.by_device)
+    ledger = scheduler.accounts.ledger
+    figures = figures_of(request, ledger, scheduler.models, now=now, rules=scheduler.rules)
+    decision = scheduler.queue.decide(request, now)
+    load_seconds = size.load_seconds or (known.load_seconds if known else 1.0)
+    fetch_seconds = fetch_bytes / _FETCH_BYTES_PER_SECOND
+    measured = "measured" if size.load_seconds else "not measured yet"
+    beside: bool | None = None
+    gap = 0.0
+    why = getattr(decision, "why", "")
+    kind = {Admit: "admit", Evict: "evict", Queue: "queue", Refuse: "refuse"}[type(decision)]
+    victims = decision.victims if isinstance(decision, Evict) else ()
+    reasons = decision.reasons if isinstance(decision, Evict) else {}
+    if replaces:
+        choice = choose_update_strategy(
+            _old_slot(model, facts),
+            size.by_device,
+            scheduler.accounts.settled(),
+            load_seconds=load_seconds,
+            evictable={device: one.could_be_freed_bytes for device, one in figures.items()},
+            forced=_forced(prepared.settings),
+        )
+        match choice:
+            case Rolling():
+                beside = True
+            case Recreate(why=why, gap_seconds=gap):
+                beside, kind, victims = False, "admit", ()
+            case Impossible(why=why) if kind != "queue" or scheduler.queue.no_room_alongside(request):
+                kind, victims = "refuse", ()
+    return ServerLoadPlan.model_validate(
+        {
+            "server": scheduler.server,
+            "devices": devices,
+            "placed_why": placed_why,
+            "decision": kind,
+            "why": why,
+            "needed": {device: one.needed_bytes for device, one in figures.items()},
+            "free": {device: one.free_bytes for device, one in figures.items()},
+            "could_be_freed": {device: one.could_be_freed_bytes for device, one in figures.items()},
+            "evictions": tuple(
+                PlannedEviction(
+                    model=victim.model,
+                    bytes={device: footprint.bytes for device, footprint in victim.footprint.items()},
+                    why=reasons.get(victim.model, ""),
+                )
+                for victim in victims
+            ),
+            "holders": _holders(scheduler, memory, now) if kind in {"refuse", "queue"} else (),
+            "fetch_bytes": fetch_bytes,
+            "seconds": round(fetch_seconds + load_seconds + (1.2 if victims or gap else 0.0), 3),
+            "seconds_why": f"{fetch_seconds:.3g} s to fetch {size_text(fetch_bytes)}, {load_seconds:.3g} s to load and "
+            f"prove ({measured})" + (", 1.2 s until the memory of what leaves is free" if victims or gap else ""),
+            "beside": beside,
+            "gap_seconds": round(gap, 3),
+        }
+    )
+
+
+def _forced(settings: DeploymentSettings) -> UpdateStrategy | None:
+    """What the settings insist on; a rollout by evidence needs both versions at once."""
+    if settings.rollout.kind is not StrategyKind.IMMEDIATE:
+        return UpdateStrategy.ROLLING
+    return None if settings.update_strategy is Switch.AUTO else UpdateStrategy(settings.update_strategy.value)
+
+
+def _old_slot(model: str, facts: ReplicaObservation | None) -> Slot:
+    version = max(facts.loaded) if facts and facts.loaded else 0
+    return Slot(model, version)
+
+
+def _devices(scheduler: MemoryScheduler) -> tuple[DeviceMemory, ...]:
+    ledger, found = scheduler.accounts.ledger, []
+    for device in scheduler.accounts.devices if scheduler.accounts.limited else ():
+        budget = ledger.budgets.get(device.name)
+        found.append(
+            DeviceMemory(
+                device=device.name,
+                kind="cpu" if device.name == "host" else "gpu",
+                total_bytes=device.total_bytes,
+                budget_bytes=budget.bytes if budget else 0,
+                used_bytes=device.used_bytes,
+                reserved_bytes=ledger.held(device.name, HoldingState.RESERVED),
+                loading_bytes=ledger.held(device.name, HoldingState.LOADING),
+                resident_bytes=ledger.held(device.name, HoldingState.RESIDENT),
+                unloading_bytes=ledger.held(device.name, HoldingState.UNLOADING),
+                unaccounted_bytes=ledger.unaccounted(device.name),
+                free_bytes=ledger.free(device.name),
+            )
+        )
+    return tuple(found)
+
+
+def _queue(scheduler: MemoryScheduler) -> tuple[QueuedLoad, ...]:
+    waiting = []
+    for model, model_state in scheduler.model_states.items():
+        request, memory = model_state.request, scheduler.models.get(model)
+        if request is not None and not request.granted and memory is not None:
+            waiting.append(LoadRequest(memory, request.slot, request.footprint, request.since))
+    found = []
+    for one in in_order(waiting):
+        request = scheduler.model_states[one.model.model].request
+        assert request is not None
+        found.append(
+            QueuedLoad(
+                model=one.model.model,
+                priority=one.model.priority,
+                since=request.since,
+                deadline=request.deadline,
+                why=request.why,
+            )
+        )
+    return tuple(found)
+
+
+def _next_victims(scheduler: MemoryScheduler, now: datetime) -> tuple[str, ...]:
+    able = [model for model in scheduler.models.values() if protection(model, now, scheduler.rules) is None]
+    able.sort(key=lambda model: (model.priority, scheduler.policy.score(model, now), model.model))
+    return tuple(model.model for model in able[:_NEXT_VICTIMS])
+
+
+def _counters(scheduler: MemoryScheduler) -> dict[str, float]:
+    counters = scheduler.counters
+    plain = ("loads", "cold_starts", "evictions", "expirations", "refusals", "gaps", "out_of_memory", "measured")
+    found = {name: float(counters[name]) for name in (*plain, "requests", "estimate_error_bytes")}
+    found["estimate_error_max_bytes"] = float(scheduler.largest_error)
+    found["load_wait_seconds"] = counters["load_wait_milliseconds"] / 1000
+    for stage in ("fetch", "stage", "load", "prove"):
+        found[f"load_{stage}_seconds"] = counters[f"{stage}_milliseconds"] / 1000
+    return found
+
+
+def _footprint(scheduler: MemoryScheduler, desired_deployment: DesiredDeployment) -> tuple[DeviceFootprint, ...]:
+    prepared = desired_deployment.prepared.get(desired_deployment.wanted)
+    expected: dict[str, Footprint] = scheduler.size(prepared, desired_deployment.model).by_device if prepared else {}
+    measured = scheduler.measured(prepared, desired_deployment.model) if prepared else None
+    held: dict[str, int] = {}
+    for name in (desired_deployment.model, candidate_name(desired_deployment.model)):
+        for holding in scheduler.accounts.ledger.of_model(name):
+            held[holding.device] = held.get(holding.device, 0) + holding.bytes
+    return tuple(
+        DeviceFootprint(
+            device=device,
+            bytes=footprint.bytes,
+            error_bytes=footprint.error_bytes,
+            peak_bytes=footprint.peak_bytes,
+            load_peak_bytes=measured.peak_bytes if measured else 0,
+            inference_peak_bytes=measured.inference_peak_bytes if measured else 0,
+            left_bytes=measured.left_bytes if measured else None,
+            estimate_bytes=measured.estimate_bytes if measured else None,
+            source=footprint.source.value,
+            held_bytes=held.get(device, 0),
+        )
+        for device, footprint in expected.items()
+    )
+
+
+def _state(occupant: ModelOnServer, model_state: ModelMemoryState) -> tuple[MemoryState, str]:
+    desired_deployment, unit = occupant.desired_deployment, occupant.unit
+    spec, facts, verdict = desired_deployment.revision.spec, unit.facts, model_state.verdict
+    why = verdict.why if verdict else ""
+    action = unit.doing.action if unit.doing and unit.task is not None else None
+    if occupant.trouble and facts is None:
+        return "unreachable", occupant.trouble
+    if occupant.trouble:
+        return ("loaded" if facts and facts.loaded else "pending"), occupant.trouble  # it is drained, and answers
+    if isinstance(action, Unload):
+        return "unloading", why or action.because
+    if isinstance(action, Load) and not (facts and facts.loaded):
+        return "loading", action.because
+    if model_state.request is not None and not model_state.request.granted and not (facts and facts.loaded):
+        return "queued", model_state.request.why
+    if facts is None:
+        return "pending", "it is being looked at"
+    if facts.loaded:
+        return ("unloading" if model_state.leaving or model_state.gap else "loaded"), why
+    if model_state.leaving or facts.leaving:
+        return "unloading", why
+    if occupant.elsewhere and spec.loaded and not spec.deleted:
+        return "assigned-elsewhere", occupant.elsewhere
+    if spec.deleted or not spec.loaded:
+        return "disabled", "the deployment says unloaded"
+    if model_state.refused:
+        return "failed", model_state.refused
+    if desired_deployment.problem:
+        return "failed", desired_deployment.problem
+    failure = unit.record.failures.get(desired_deployment.wanted)
+    if failure is not None:
+        return "failed", failure.message
+    if isinstance(action, Stage | Prove):
+        return "pending", action.because
+    if verdict is None or verdict.loaded:
+        return "pending", why
+    return "unloaded", why
+
+
+def _holders(scheduler: MemoryScheduler, wanting: ModelMemory, now: datetime) -> tuple[MemoryHolder, ...]:
+    ledger, found = scheduler.accounts.ledger, []
+    for device in wanting.footprint:
+        for holding in ledger.holdings:
+            if holding.device != device or not holding.bytes:
+                continue
+            name = holding.slot.triton_name.removesuffix(candidate_name(""))
+            if name == wanting.model:
+                continue
+            memory = scheduler.models.get(name)
+            if holding.state is not HoldingState.RESIDENT or memory is None:
+                why = f"{holding.state.value}"
+            else:
+                why = protection(memory, now, scheduler.rules, priority=wanting.priority) or ""
+            if why:
+                found.append(MemoryHolder(model=name, device=device, bytes=holding.bytes, why=why))
+        if stray := ledger.unaccounted(device):
+            found.append(MemoryHolder(model="", device=device, bytes=stray, why="nobody accounts for it"))
+    return tuple(sorted(found, key=lambda one: -one.bytes))
+
+
+def _next(scheduler: MemoryScheduler, view: ModelMemoryView, memory: ModelMemory | None, now: datetime) -> str:
+    if view.state == "queued":
+        return "it is loaded when its turn and its memory have come"
+    if view.state == "loaded":
+        if view.expires_at is not None and view.mode is Mode.ON_DEMAND:
+            return f"unless it is used before, it is unloaded at {view.expires_at:%H:%M:%S} UTC"
+        kept = protection(memory, now, scheduler.rules) if memory else None
+        if kept:
+            return f"it stays: {kept}"
+        order = _next_victims(scheduler, now)
+        if view.model in order:
+            return f"it is number {order.index(view.model) + 1} to go when room is needed"
+        return "it stays until others need room more"
+    if view.state == "unloaded":
+        if view.mode is Mode.ON_DEMAND:
+            return "it is loaded at its first use: a load or a hold"
+        return "it is loaded when there is room, or when somebody asks for it"
+    return ""

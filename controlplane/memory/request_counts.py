@@ -1,0 +1,89 @@
+"""How often each model was used, from Triton's counters, without what we asked ourselves."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from controlplane.memory.model_state import ModelMemoryState
+from controlplane.memory.policy.usage import used
+from controlplane.servers.readings import ServerReading
+from controlplane.triton.statistics import VersionKey
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a reading says of the requests since the reading before.
+
+    Attributes:
+        requests: How many there were that are not ours.
+        used: The models that they were for.
+        changed: The models whose usage is another one than before.
+    """
+
+    requests: int
+    used: frozenset[str]
+    changed: frozenset[str]
+
+
+def count_requests(
+    model_states: Mapping[str, ModelMemoryState],
+    reading: ServerReading,
+    busy: frozenset[str],
+    now: datetime,
+    *,
+    pending: set[str],
+) -> Counted:
+    """Take the newest counters into the tenants' usage.
+
+    Only the models that Triton counts for, and those with pending requests, are looked at.
+
+    Args:
+        model_states: The models on one server, by name.
+        reading: With its counters.
+        busy: Models that we are asking ourselves at this moment: theirs wait for the next reading.
+        now: The time.
+        pending: Models that had pending requests at the reading before; brought up to date.
+    """
+    by_model: dict[str, list[VersionKey]] = {}
+    for key in reading.counters or {}:
+        by_model.setdefault(key[0], []).append(key)
+    total, used_now, changed = 0, set(), set()
+    for model in sorted((by_model.keys() | pending) - busy):
+        model_state = model_states.get(model)
+        if model_state is None:
+            continue
+        before, keys = model_state.usage, by_model.get(model, [])
+        if reading.pending is not None:
+            waiting = sum(reading.pending.get(key, 0) for key in keys)
+            if waiting != model_state.usage.pending:
+                model_state.usage = replace(model_state.usage, pending=waiting)
+            (pending.add if waiting else pending.discard)(model)
+        total += _count(model_state, keys, reading, now)
+        if model_state.usage is not before:
+            changed.add(model)
+        if model_state.usage.last_used_at != before.last_used_at:
+            used_now.add(model)
+    return Counted(total, frozenset(used_now), frozenset(changed))
+
+
+def _count(model_state: ModelMemoryState, keys: Iterable[VersionKey], reading: ServerReading, now: datetime) -> int:
+    asked, newest = 0, None
+    for key in keys:
+        counters = (reading.counters or {})[key]
+        before = model_state.counts.get(key)
+        model_state.counts[key] = counters.requests
+        if before is None and model_state.loads == 0:
+            # It was loaded before this process knew it: when it was asked last still says something.
+            if counters.last_at is not None and model_state.usage.last_used_at is None:
+                model_state.usage = used(model_state.usage, min(counters.last_at, now))
+            continue
+        before = before or 0
+        # Fewer than before: somebody loaded it again, and they began at zero.
+        asked += counters.requests - before if counters.requests >= before else counters.requests
+        if counters.last_at is not None:
+            newest = max(newest or counters.last_at, counters.last_at)
+    ours = min(model_state.ours, asked)
+    model_state.ours -= ours
+    if asked > ours:
+        model_state.usage = used(model_state.usage, min(newest or now, now), asked - ours)
+    return asked - ours

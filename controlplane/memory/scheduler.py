@@ -1,0 +1,644 @@
+"""The steward of one server's memory: who shall be loaded, who may load now, who makes room. Mutable; the loop's own.
+
+It decides nothing itself: `controlplane.memory` does, from frozen values. The steward keeps what those are made of
+(the ledger, use, demands, holds), and carries what they say to the loop, which acts:
+
+1. `judge` says for every model whether it shall be loaded; the planner then works towards that.
+2. A load that needs memory is begun only with a grant. Who has none waits in the `queue`, which is gone through
+   whenever something changed: grants, evictions, refusals.
+3. `began`, `ended`, `see` and `take` follow what happens: `booking` puts it into the ledger, `measuring` says what of
+   it is kept as a footprint, `refusals` what a load that Triton refused tells.
+
+No I/O, and nothing here waits.
+"""
+
+import heapq
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from controlplane.domain.deployment import Mode
+from controlplane.domain.names import candidate_name
+from controlplane.errors import LoadRefusedError
+from controlplane.gpu.budgets import BudgetRules
+from controlplane.lifecycle.actions import Action, Load, Prove, Stage, Unload
+from controlplane.lifecycle.desired import DesiredDeployment, PreparedVersion
+from controlplane.lifecycle.executor import Outcome
+from controlplane.lifecycle.observation import ReplicaObservation
+from controlplane.lifecycle.replica import Replica
+from controlplane.lifecycle.state import ProofStatus
+from controlplane.memory.footprint_recorder import GREW, FootprintRecorder, FootprintSample
+from controlplane.memory.ledger_postings import LedgerPostings, triton_name
+from controlplane.memory.ledger_sync import LedgerSync, own_name
+from controlplane.memory.load_queue import LoadQueue
+from controlplane.memory.load_refusals import LoadRefusals
+from controlplane.memory.model_state import ModelMemoryState
+from controlplane.memory.policy.admission import LoadRequest, Refuse
+from controlplane.memory.policy.eviction import EvictionPolicy, EvictionRules, early_evictions, policy_named
+from controlplane.memory.policy.residency import ResidencyDecision, by_itself, free_for, if_room, next_turn
+from controlplane.memory.policy.types import Footprint, FootprintSource, Holding, HoldingState, ModelMemory, Slot
+from controlplane.memory.policy.usage import used
+from controlplane.memory.request_counts import count_requests
+from controlplane.memory.retained_memory import RetainedMemory
+from controlplane.memory.sizing import FootprintResolver, Size
+from controlplane.registry.footprints import Footprints, MeasuredFootprint
+from controlplane.servers.readings import ServerReading
+from controlplane.servers.server import ManagedServer
+from controlplane.settings import MemorySettings
+
+logger = logging.getLogger(__name__)
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+class MemoryScheduler:
+    """Looks after the memory of one server.
+
+    Args:
+        server: Its name.
+        rules: The budgets of its devices.
+        settings: Policy and limits.
+        footprints: What was measured; only what is in memory is used here.
+        told: Whether somebody tells about its devices.
+    """
+
+    def __init__(
+        self, server: str, rules: BudgetRules, settings: MemorySettings, footprints: Footprints, *, told: bool
+    ) -> None:
+        self.server = server
+        self.settings = settings
+        self.rules = EvictionRules(minimum_residence_seconds=settings.minimum_residence_seconds)
+        self.accounts = LedgerSync(rules, told=told)
+        self.model_states: dict[str, ModelMemoryState] = {}
+        self.models: dict[str, ModelMemory] = {}
+        self.contenders: dict[str, ModelMemory] = {}
+        """Those of the models that hold memory, move, or are pinned: no decision about a load depends on others."""
+        self.unjudged: set[str] = set()
+        """Models of which something changed that their residency depends on."""
+        self.reworded: set[str] = set()
+        """Models whose residency has another reason than before."""
+        self.pending: set[str] = set()
+        """Models with requests in Triton's queue or in execution."""
+        self._waiting: set[str] = set()
+        self._taking: set[str] = set()
+        self._turns: list[tuple[datetime, str]] = []
+        self._next_turn: dict[str, datetime] = {}
+        self._rooms_for: object = None
+        self._judged_holdings: tuple[Holding, ...] = ()
+        self.counters: Counter[str] = Counter()
+        self.draining = False
+        self._footprints = footprints
+        self._sizes = FootprintResolver(footprints)
+        self.queue = LoadQueue(
+            server,
+            settings,
+            policy=policy_named(settings.eviction_policy),
+            rules=self.rules,
+            accounts=self.accounts,
+            sizes=self._sizes,
+            model_states=self.model_states,
+            models=self.models,
+            contenders=self.contenders,
+            unjudged=self.unjudged,
+            counters=self.counters,
+        )
+        self._retained_memory = RetainedMemory(self.accounts)
+        self._booking = LedgerPostings(self.accounts, self.model_states, self.models)
+        self._refusals = LoadRefusals(self.accounts, self._sizes, self.models, self.counters)
+        self._meter = FootprintRecorder(
+            self.accounts,
+            footprints,
+            self._sizes,
+            model_states=self.model_states,
+            models=self.contenders,
+            retained_memory=self._retained_memory,
+            counters=self.counters,
+        )
+        self._reported: dict[str, int] = {}
+        self._held_models: set[str] = set()
+
+    @classmethod
+    def of(cls, server: ManagedServer, settings: MemorySettings, footprints: Footprints) -> "MemoryScheduler":
+        """Return the steward of a server."""
+        return cls(server.name, server.budgets, settings, footprints, told=server.devices is not None)
+
+    @property
+    def policy(self) -> EvictionPolicy:
+        """The eviction policy, as far as it has learnt."""
+        return self.queue.policy
+
+    @property
+    def largest_error(self) -> int:
+        """By how many bytes a measurement was above its estimate at most."""
+        return self._meter.largest_error
+
+    # What is known
+
+    def model_state(self, model: str) -> ModelMemoryState:
+        """Return what is remembered of a model."""
+        if model not in self.model_states:
+            self.model_states[model] = ModelMemoryState(model)
+        return self.model_states[model]
+
+    def size(self, prepared: PreparedVersion, model: str, place: tuple[str, ...] | None = None) -> Size:
+        """Say what a version needs here, on the devices where its place is or on those that are given."""
+        return self._sizes.of(prepared, model, self.accounts, place)
+
+    def assignment(self, model: str, devices: tuple[str, ...]) -> None:
+        """Say which devices of the server a model has its place on; none: that is not said."""
+        self._sizes.places[model] = devices
+        self.unjudged.add(model)
+
+    def measured(self, prepared: PreparedVersion, model: str) -> MeasuredFootprint | None:
+        """What is kept of a version's memory; None where nobody measured."""
+        return self._footprints.peek(self.size(prepared, model).key)
+
+    def desired(self, model: str) -> ResidencyDecision | None:
+        """Whether a model shall be loaded, as last judged; None where memory has no say."""
+        model_state = self.model_states.get(model)
+        return model_state.verdict if model_state else None
+
+    def fits_alongside(self, desired_deployment: DesiredDeployment) -> bool:
+        """Whether a further replica of what is wanted has its memory already, or would get it with nobody going."""
+        prepared = desired_deployment.prepared.get(desired_deployment.wanted)
+        if prepared is None or not self.accounts.known:
+            return False
+        request = self.model_state(desired_deployment.model).request
+        if request is not None and request.granted:
+            return request.slot.triton_name != candidate_name(desired_deployment.model)
+        needs = self.size(prepared, desired_deployment.model).by_device
+        return bool(needs) and not self.accounts.ledger.shortage(needs)
+
+    def adopt(self, model: str) -> None:
+        """Something else is wanted of it: what was said against it may not hold any more."""
+        model_state = self.model_state(model)
+        model_state.refused, model_state.retried_after_oom = "", False
+        self.unjudged.add(model)
+
+    def demand(self, model: str, now: datetime) -> None:
+        """Somebody wants to use it now."""
+        model_state = self.model_state(model)
+        model_state.refused = ""
+        self.unjudged.add(model)
+        known = self.models.get(model)
+        if known is not None and known.loaded and not known.busy and not self.draining:
+            model_state.usage = used(model_state.usage, now)
+            return
+        if model_state.demanded_at is None:
+            model_state.demanded_at = now
+            self._count_thrash(model_state, now)
+
+    def hold(self, holds: Mapping[str, datetime], now: datetime) -> None:
+        """Take the ends of the holds, by model, as they are now."""
+        for model in sorted(holds.keys() | self._held_models):
+            model_state = self.model_state(model)
+            until = holds.get(model)
+            if until != model_state.held_until:
+                self.unjudged.add(model)
+            if until is not None and model_state.held_until is None:
+                model_state.refused = ""
+                known = self.models.get(model)
+                if known is not None and not known.loaded:
+                    self._count_thrash(model_state, now)
+            elif until is None and model_state.held_until is not None:
+                model_state.usage = used(model_state.usage, now)  # who held it has used it until now
+            model_state.held_until = until
+        self._held_models = set(holds)
+
+    def resume(self, now: datetime) -> None:
+        """The server is not restarted after all: who asked for something that is still loaded need not wait."""
+        for model, model_state in self.model_states.items():
+            known = self.models.get(model)
+            if model_state.demanded_at is not None and known is not None and known.loaded and not known.busy:
+                model_state.demanded_at, model_state.usage = None, used(model_state.usage, now)
+                self.unjudged.add(model)
+
+    def _count_thrash(self, model_state: ModelMemoryState, now: datetime) -> None:
+        model_state.early_evictions = early_evictions(
+            model_state.early_evictions, model_state.evicted_at, now, self.rules
+        )
+        model_state.evicted_at = None
+
+    # Who shall be loaded
+
+    def due(self, now: datetime) -> set[str]:
+        """Return the models whose residency may change now: their time has come, or what they hold changed."""
+        found = set()
+        while self._turns and self._turns[0][0] <= now:
+            at, model = heapq.heappop(self._turns)
+            if self._next_turn.get(model) == at:
+                del self._next_turn[model]
+                found.add(model)
+        holdings = self.accounts.ledger.holdings
+        if holdings is not self._judged_holdings:
+            before, after = set(map(id, self._judged_holdings)), set(map(id, holdings))
+            changed = [one for one in self._judged_holdings if id(one) not in after]
+            changed += [one for one in holdings if id(one) not in before]
+            found |= {own_name(one.slot.triton_name) for one in changed} & self.models.keys()
+            self._judged_holdings = holdings
+        return found
+
+    def overlooked(self, desired_deployment: DesiredDeployment, unit: Replica, now: datetime) -> bool:
+        """Return whether what decisions know of a model would be something else now."""
+        if self._turns and self._turns[0][0] <= now:
+            return False  # the time of some has come since the newest cycle, perhaps of this one
+        known, model_state = self.models.get(desired_deployment.model), self.model_state(desired_deployment.model)
+        spec = desired_deployment.revision.spec
+        loose = (
+            spec.deleted
+            or not spec.loaded
+            or desired_deployment.wanted not in desired_deployment.prepared
+            or not self.accounts.known
+        )
+        if known is None or loose:
+            return (known is None) is not loose
+        answer = by_itself(known, now, self.rules)
+        turned = answer is not None and not (model_state.leaving or model_state.gap or model_state.verdict == answer)
+        return turned or known != self._memory_of(desired_deployment, unit, model_state)
+
+    def judge(
+        self, occupants: Iterable[tuple[DesiredDeployment, Replica]], now: datetime, *, gone: Iterable[str] = ()
+    ) -> set[str]:
+        """Decide again whether models shall be loaded.
+
+        Args:
+            occupants: The models of which something changed.
+            now: The time.
+            gone: Models that have no place here any more.
+
+        Returns:
+            The models whose answer changed; `reworded` gets those with another reason, too.
+        """
+        names = set(gone)
+        for model in names:
+            self._forget(model)
+        for desired_deployment, unit in occupants:
+            names.add(desired_deployment.model)
+            model_state = self.model_state(desired_deployment.model)
+            spec = desired_deployment.revision.spec
+            if (
+                spec.deleted
+                or not spec.loaded
+                or desired_deployment.wanted not in desired_deployment.prepared
+                or not self.accounts.known
+            ):
+                self._forget(desired_deployment.model)
+                model_state.request = (
+                    None if model_state.request and not model_state.request.granted else model_state.request
+                )
+                if spec.deleted or not spec.loaded:
+                    model_state.demanded_at, model_state.leaving, model_state.refused, model_state.gap = (
+                        None,
+                        None,
+                        "",
+                        "",
+                    )
+                continue
+            self._settle_model(model_state, unit, now)
+            self._keep(self._memory_of(desired_deployment, unit, model_state), now)
+        answers: dict[str, ResidencyDecision] = {}
+        for model in names & self.models.keys():
+            memory = self.models[model]
+            answer = by_itself(memory, now, self.rules)
+            if answer is not None:
+                answers[model] = answer
+            self._sort(memory, answer, now)
+        answers |= self._rooms(now, names)
+        changed = set()
+        for model in sorted(names | answers.keys()):
+            if self._answer(self.model_state(model), answers.get(model), now):
+                changed.add(model)
+        return changed
+
+    def _answer(self, model_state: ModelMemoryState, verdict: ResidencyDecision | None, now: datetime) -> bool:
+        """Keep the answer for a model; return whether it is another one than before."""
+        model = model_state.model
+        if verdict is not None:
+            if model_state.leaving is not None:
+                verdict = ResidencyDecision(loaded=False, why=model_state.leaving.why)
+            elif model_state.gap:
+                verdict = ResidencyDecision(loaded=False, why=model_state.gap)
+            elif not verdict.loaded and self.models[model].mode is Mode.RESIDENT:
+                verdict = self._or_never(self.models[model], verdict, now)
+        before, model_state.verdict = model_state.verdict, verdict
+        if before != verdict:
+            self.reworded.add(model)
+        if (before is None or before.loaded) == (verdict is None or verdict.loaded):
+            return False
+        if verdict is not None and not verdict.loaded and self.models[model].loaded and model_state.leaving is None:
+            self._expired(self.models[model], verdict, now)
+        return True
+
+    def _keep(self, memory: ModelMemory, now: datetime) -> None:
+        """Keep what decisions know of a model, and let the policy learn from its newest use."""
+        model, before = memory.model, self.models.get(memory.model)
+        self.models[model] = memory
+        if memory.loaded or memory.busy or memory.mode is Mode.PINNED:
+            self.contenders[model] = memory
+        else:
+            self.contenders.pop(model, None)
+        if memory.usage.last_used_at is not None and (
+            before is None or before.usage.last_used_at != memory.usage.last_used_at
+        ):
+            budgets = {device: budget.bytes for device, budget in self.accounts.ledger.budgets.items()}
+            self.queue.policy = self.policy.learned(memory, self.models, budgets, now)
+
+    def _forget(self, model: str) -> None:
+        """Memory has no say about a model."""
+        self.models.pop(model, None)
+        self.contenders.pop(model, None)
+        self._waiting.discard(model)
+        self._taking.discard(model)
+
+    def _sort(self, memory: ModelMemory, answer: ResidencyDecision | None, now: datetime) -> None:
+        """Keep who waits for room, who is going to take some, and when the answer may be another one."""
+        model = memory.model
+        (self._waiting.add if answer is None else self._waiting.discard)(model)
+        takes = answer is not None and answer.loaded and not memory.loaded
+        (self._taking.add if takes else self._taking.discard)(model)
+        turn = next_turn(memory, now, self.rules)
+        # A turn that comes earlier is enough: it is followed by the next one. So uses do not fill the heap.
+        if turn is not None and turn < self._next_turn.get(model, _NEVER):
+            self._next_turn[model] = turn
+            heapq.heappush(self._turns, (turn, model))
+
+    def _rooms(self, now: datetime, names: Set[str]) -> dict[str, ResidencyDecision]:
+        """Say which of the resident models that are not loaded have room, where that may have changed."""
+        if not self._waiting:
+            self._rooms_for = None
+            return {}
+        ledger = self.accounts.ledger
+        takes = [self.models[model] for model in sorted(self._taking)]
+        free = free_for(ledger, takes)
+        key = (free, {device: budget.bytes for device, budget in ledger.budgets.items()}, frozenset(self._waiting))
+        if key == self._rooms_for and not names & self._waiting:
+            return {}
+        self._rooms_for = key
+        return if_room([self.models[model] for model in self._waiting], free, self.policy, now)
+
+    def _or_never(self, model: ModelMemory, verdict: ResidencyDecision, now: datetime) -> ResidencyDecision:
+        """Tell a resident model that can never fit from one that waits for room."""
+        model_state, budgets = self.model_state(model.model), self.accounts.ledger.budgets
+        model_state.refused = ""
+        if all(device in budgets and need.reserve_bytes <= budgets[device].bytes
+               for device, need in model.footprint.items()):  # fmt: skip
+            return verdict
+        request = LoadRequest(model, Slot(model.model, model.version), model.footprint)
+        decision = self.queue.decide(request, now)
+        if isinstance(decision, Refuse):
+            model_state.refused = f"out of memory: {decision.why}"
+            return ResidencyDecision(loaded=False, why=model_state.refused)
+        return verdict
+
+    def _settle_model(self, model_state: ModelMemoryState, unit: Replica, now: datetime) -> None:
+        facts = unit.facts
+        if facts is None or unit.task is not None:
+            return
+        gone = not facts.loaded and facts.candidate is None and not facts.leaving and not facts.candidate_leaving
+        if gone:
+            model_state.leaving = None
+            if model_state.gap:
+                # The new version takes the old one's place at once, whatever its mode.
+                model_state.gap = ""
+                model_state.demanded_at = model_state.demanded_at or now
+        if facts.loaded:
+            model_state.restore = False
+
+    def _memory_of(
+        self, desired_deployment: DesiredDeployment, unit: Replica, model_state: ModelMemoryState
+    ) -> ModelMemory:
+        settings = desired_deployment.revision.spec.settings
+        size = self.size(desired_deployment.prepared[desired_deployment.wanted], desired_deployment.model)
+        facts = unit.facts
+        loaded = facts is not None and bool(facts.loaded)
+        held = self._held(desired_deployment.model)
+        mode = settings.mode
+        if model_state.restore and not loaded and mode is Mode.ON_DEMAND:
+            mode = Mode.RESIDENT
+        return ModelMemory(
+            model=desired_deployment.model,
+            mode=mode,
+            version=desired_deployment.wanted.version,
+            footprint=held if loaded and held else size.by_device,
+            priority=settings.priority,
+            keep_alive_seconds=settings.keep_alive_seconds,
+            load_seconds=model_state.load_seconds or size.load_seconds or 1.0,
+            loaded=loaded,
+            # What is on its way out already is no candidate for another eviction.
+            busy=unit.engaged or model_state.leaving is not None or bool(model_state.gap),
+            loaded_at=model_state.loaded_at,
+            usage=model_state.usage,
+            held_until=model_state.held_until,
+            demanded_at=model_state.demanded_at,
+            evictions=model_state.early_evictions,
+        )
+
+    def _held(self, model: str) -> dict[str, Footprint]:
+        held: dict[str, int] = {}
+        for name in (model, candidate_name(model)):
+            for holding in self.accounts.ledger.of_model(name):
+                if holding.state is not HoldingState.RESERVED:
+                    held[holding.device] = held.get(holding.device, 0) + holding.bytes
+        return {device: Footprint(size, 0, FootprintSource.MEASURED, size) for device, size in held.items()}
+
+    def _expired(self, model: ModelMemory, verdict: ResidencyDecision, now: datetime) -> None:
+        self.counters["expirations"] += 1
+        self.queue.record(model, "", verdict.why, now)
+
+    # What happens
+
+    def began(self, unit: Replica, action: Action, now: datetime) -> None:
+        """An action begins."""
+        model_state = self.model_state(unit.model)
+        if not isinstance(action, Load | Unload):
+            return
+        if isinstance(action, Unload):
+            self._retained_memory.unload_began(unit.model, own=not action.candidate)
+        elif model_state.request is not None:
+            first = not action.candidate and not (unit.facts and unit.facts.loaded)
+            self._retained_memory.load_began(unit.model, first=first)
+        self._booking.began(model_state, action, now)
+
+    def ended(
+        self,
+        desired_deployment: DesiredDeployment | None,
+        unit: Replica,
+        outcome: Outcome,
+        reading: ServerReading | None,
+        differences: Mapping[str, int],
+        step: int,
+        now: datetime,
+    ) -> list[FootprintSample]:
+        """An action ended.
+
+        Args:
+            desired_deployment: What is wanted of the model.
+            unit: The model on this server.
+            outcome: How it went.
+            reading: What was measured right after it.
+            differences: By how much the use of each device has grown meanwhile.
+            step: The loop's step at which it ended.
+            now: The time.
+
+        Returns:
+            What was measured.
+        """
+        if reading is not None:
+            self.accounts.take(reading, step - 1, now)
+        measured = self._ended(desired_deployment, unit, outcome, differences, step, now)
+        if reading is not None:
+            self.accounts.take(reading, step, now)  # and what that says of the memory which the action set free
+        return measured + self._meter.left()
+
+    def _ended(
+        self,
+        desired_deployment: DesiredDeployment | None,
+        unit: Replica,
+        outcome: Outcome,
+        differences: Mapping[str, int],
+        step: int,
+        now: datetime,
+    ) -> list[FootprintSample]:
+        model_state, action = self.model_state(unit.model), outcome.action
+        self.unjudged.add(unit.model)
+        proved = unit.record.marks.get(action.target.version) if isinstance(action, Prove) else None
+        for stage in ("fetch", "stage", "load", "prove") if proved is not ProofStatus.PASSED else ():
+            self.counters[f"{stage}_milliseconds"] += int(outcome.seconds.get(stage, 0.0) * 1000)
+        match action:
+            case Stage() if outcome.error is None:
+                model_state.stage_seconds = sum(outcome.seconds.values())
+            case Load():
+                self._load_ended(model_state, action, outcome, differences, step, now)
+            case Prove():
+                # The counters are those of the model's own name; a candidate's are others.
+                model_state.ours += outcome.peer_requests + (0 if action.candidate else outcome.requests)
+                if outcome.mark is ProofStatus.PASSED:
+                    name = candidate_name(unit.model) if action.candidate else unit.model
+                    self.accounts.proved(Slot(name, action.target.version), now)
+                if outcome.mark is ProofStatus.PASSED and not action.candidate:
+                    return self._proved(model_state, desired_deployment, action, outcome, now)
+            case Unload() if outcome.error is None:
+                self._booking.unloaded(model_state, action, step, now)
+        return []
+
+    def _load_ended(
+        self,
+        model_state: ModelMemoryState,
+        action: Load,
+        outcome: Outcome,
+        differences: Mapping[str, int],
+        step: int,
+        now: datetime,
+    ) -> None:
+        need, model_state.loading = model_state.loading, None
+        model_state.load_growth, model_state.load_peak = {}, 0
+        if outcome.error is not None:
+            if need is not None and isinstance(outcome.error, LoadRefusedError):
+                self.accounts.left(need.slot, step, now)
+            return  # after anything else nobody knows: the next look says what is there
+        name = triton_name(model_state.model, action)
+        for key in [key for key in model_state.counts if key[0] == name]:
+            del model_state.counts[key]  # they start again at zero
+        if need is None:
+            return
+        self._booking.loaded(model_state, action, need, differences, step, now)
+        model_state.load_seconds = model_state.stage_seconds + outcome.seconds.get("load", 0.0)
+        model_state.stage_seconds = 0.0
+        if not action.candidate:
+            model_state.loaded_at, model_state.measured = now, False
+            model_state.loads += 1
+            self.counters["loads"] += 1
+            self.counters["cold_starts"] += model_state.demanded_at is not None
+
+    def _proved(
+        self,
+        model_state: ModelMemoryState,
+        desired_deployment: DesiredDeployment | None,
+        action: Prove,
+        outcome: Outcome,
+        now: datetime,
+    ) -> list[FootprintSample]:
+        model_state.retried_after_oom = False
+        model_state.refused = ""
+        if model_state.demanded_at is not None:
+            model_state.demanded_at = None
+            # Whoever waits for it has yet to ask it: of its keep-alive nothing has passed.
+            model_state.usage, model_state.loaded_at = used(model_state.usage, now), now
+        prepared = desired_deployment.prepared.get(action.target) if desired_deployment else None
+        return [] if prepared is None else self._meter.proved(model_state, prepared, outcome.seconds.get("prove", 0.0))
+
+    def gpus_refused(self, unit: Replica, outcome: Outcome, now: datetime) -> str | None:
+        """Learn from a refused load which GPUs Triton does not use; see `LoadRefusals.gpus`."""
+        return self._refusals.gpus(self.model_state(unit.model), outcome, now)
+
+    def out_of_memory(self, desired_deployment: DesiredDeployment | None, unit: Replica, outcome: Outcome) -> bool:
+        """Whether Triton had no memory for a load, and it is worth another round with a larger footprint."""
+        return self._refusals.out_of_memory(self.model_state(unit.model), desired_deployment, outcome)
+
+    def failed(self, model: str, why: str) -> None:
+        """It cannot be loaded, and is not tried again soon: nobody waits for it any more."""
+        model_state = self.model_state(model)
+        if model_state.demanded_at is not None:
+            model_state.demanded_at, model_state.refused = None, why
+            self.unjudged.add(model)
+
+    def see(self, model: str, facts: ReplicaObservation, step: int, now: datetime) -> None:
+        """Bring the ledger to what a look showed of a model that nothing is being done to."""
+        self._booking.see(self.model_state(model), facts, step, now)
+        self.unjudged.add(model)
+
+    def lost(self, *, restarted: bool) -> None:
+        """The server was not there, or started anew."""
+        self.accounts.unusable.clear()
+        self.unjudged |= self.model_states.keys()
+        self.pending.clear()
+        for model_state in self.model_states.values():
+            model_state.loading = None
+            model_state.counts.clear()
+            model_state.usage = replace(model_state.usage, pending=0)
+            if model_state.request is not None and not restarted:
+                self.queue.withdraw(model_state.model)
+            model_state.request = None
+            if restarted:
+                model_state.restore = model_state.restore or (
+                    model_state.loaded_at is not None and model_state.leaving is None
+                )
+                model_state.loaded_at, model_state.leaving, model_state.gap = None, None, ""
+        if restarted:
+            self.accounts.restarted()
+            self._retained_memory.restarted()
+
+    def take(self, reading: ServerReading, busy: Iterable[str], step: int, now: datetime) -> list[FootprintSample]:
+        """Take in a reading that began at the loop's ``step``.
+
+        Args:
+            reading: The reading.
+            busy: Models that we are asking ourselves at this moment: their counters wait for the next reading.
+            step: The loop's step.
+            now: The time.
+
+        Returns:
+            Versions that have grown beyond what is recorded of them.
+        """
+        self.accounts.take(reading, step, now)
+        if reading.counters is not None:
+            counted = count_requests(self.model_states, reading, frozenset(busy), now, pending=self.pending)
+            self.counters["requests"] += counted.requests
+            self.unjudged |= counted.changed
+            self._retained_memory.used(counted.used)
+        return self._meter.grown() + self._meter.left()
+
+    def unaccounted(self) -> list[tuple[str, int]]:
+        """Devices whose unaccounted memory rose above the bound since it was last reported."""
+        found = []
+        for device in self.accounts.ledger.budgets if self.accounts.limited else ():
+            size = self.accounts.ledger.unaccounted(device)
+            before = self._reported.get(device, 0)
+            if size <= self.settings.leak_warning_threshold_bytes:
+                self._reported[device] = 0
+            elif size > before * GREW:
+                self._reported[device] = size
+                found.append((device, size))
+        return found

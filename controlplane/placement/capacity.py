@@ -1,0 +1,256 @@
+"""The working copy of a plan while the next one is made: seats are taken and given back, gaps are found. Mutable.
+
+Gaps are found in sorted lists, one for each zone and kind of device, which are made when they are first needed and kept
+in step by bisection. So the smallest gap that is large enough costs a logarithm, not a walk over all devices.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from controlplane.placement.types import CPU, GPU, UNLIMITED, Assignment, Plan, Pool, Server, ServerUsage, Workload
+
+CPU_ALONE = "cpu alone"
+"""Hosts of servers without a GPU."""
+_FEW = 64
+"""So few servers that match a selector are gone through one by one."""
+
+Entry = tuple[int, str, str]
+"""Bytes that nobody is assigned (below zero where it is shared), server, device."""
+
+
+class CapacityIndex:
+    """A plan in the making.
+
+    Args:
+        before: The plan before.
+        servers: The servers now.
+    """
+
+    def __init__(self, before: Plan, servers: Mapping[str, Server]) -> None:
+        self.servers = servers
+        self.assignments: dict[str, tuple[Assignment, ...]] = dict(before.assignments)
+        self.server_usage: dict[str, ServerUsage] = dict(before.server_usage)
+        self.grown: set[str] = set()
+        """Servers whose firm seats have grown."""
+        self._pools = {name: {pool.name: pool for pool in server.pools} for name, server in servers.items()}
+        self._zones: tuple[str, ...] = tuple(sorted({server.zone for server in servers.values()}))
+        self._gaps: dict[tuple[str, str], list[Entry]] = {}
+        self._indexed: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        self._matching: dict[tuple[tuple[str, str], ...], tuple[str, ...] | None] = {}
+
+    # Who sits where
+
+    def take(self, model: str, assignment: Assignment) -> None:
+        """Assign a seat."""
+        self.assignments[model] = (*self.assignments.get(model, ()), assignment)
+        self._change(model, assignment, +1)
+        if assignment.guaranteed:
+            self.grown.add(assignment.server)
+
+    def give_back(self, model: str, assignment: Assignment) -> None:
+        """Take a seat from a model."""
+        left = tuple(other for other in self.assignments[model] if other is not assignment)
+        if left:
+            self.assignments[model] = left
+        else:
+            del self.assignments[model]
+        self._change(model, assignment, -1)
+
+    def _change(self, model: str, assignment: Assignment, sign: int) -> None:
+        room = self.server_usage.get(assignment.server, ServerUsage())
+        guaranteed, soft = room.guaranteed, room.soft
+        changed = dict(guaranteed if assignment.guaranteed else soft)
+        for device in assignment.devices:
+            self._unlist(assignment.server, device)
+            changed[device] = changed.get(device, 0) + sign * assignment.bytes
+            if not changed[device]:
+                del changed[device]
+        models = room.models | {model} if sign > 0 else room.models - {model}
+        self.server_usage[assignment.server] = (
+            ServerUsage(changed, soft, models) if assignment.guaranteed else ServerUsage(guaranteed, changed, models)
+        )
+        for device in assignment.devices:
+            self._list(assignment.server, device)
+
+    # What is left
+
+    def gap(self, server: str, pool: Pool) -> int:
+        """Bytes of a device that nobody is assigned; below zero where more is assigned than fits at once."""
+        room = self.server_usage.get(server)
+        if room is None:
+            return pool.bytes
+        return pool.bytes - room.guaranteed.get(pool.name, 0) - room.soft.get(pool.name, 0)
+
+    def guaranteed_gap(self, server: str, pool: Pool) -> int:
+        """Bytes of a device that no firm seat has: as much as a replica there can ever get."""
+        room = self.server_usage.get(server)
+        return pool.bytes if room is None else pool.bytes - room.guaranteed.get(pool.name, 0)
+
+    # Who may sit where
+
+    def matching(self, selector: tuple[tuple[str, str], ...]) -> tuple[str, ...] | None:
+        """Servers with these labels, sorted; None for all."""
+        if not selector:
+            return None
+        if selector not in self._matching:
+            self._matching[selector] = tuple(
+                sorted(
+                    name
+                    for name, server in self.servers.items()
+                    if all(server.labels.get(key) == value for key, value in selector)
+                )
+            )
+        return self._matching[selector]
+
+    @staticmethod
+    def labelled(workload: Workload, server: Server) -> bool:
+        """Whether a server has the labels that a workload asks for."""
+        return all(server.labels.get(key) == value for key, value in workload.selector)
+
+    def allowed(self, workload: Workload, server: Server) -> bool:
+        """Whether a server has the labels and the kind of device that a workload asks for."""
+        return self.labelled(workload, server) and bool(self.pools_for(workload, server))
+
+    @staticmethod
+    def pools_for(workload: Workload, server: Server) -> list[Pool]:
+        """The devices of a server that a workload may use; empty where it cannot run there."""
+        if GPU in workload.bytes and (server.has_gpu or CPU not in workload.bytes):
+            pools = [pool for pool in server.pools if pool.gpu is not None and suits(workload, pool)]
+            if not all(pool.numbered for pool in pools) and not _takes_all(workload, server, pools):
+                return []
+            if workload.gpus:
+                return pools if len(pools) == len(workload.gpus) else []
+            return pools if len(pools) >= (workload.gpu_count or 1) else []
+        return [pool for pool in server.pools if pool.gpu is None] if CPU in workload.bytes else []
+
+    def choose(self, workload: Workload, server: Server, *, fitting: bool) -> tuple[tuple[Pool, ...], int] | None:
+        """Choose the devices of a replica on a server.
+
+        Args:
+            workload: The model.
+            server: On which server.
+            fitting: Whether it shall fit into gaps: the smallest ones that are large enough. Else those with the
+                largest gaps on which firm seats leave it room.
+
+        Returns:
+            The devices and the smallest gap among them; None where it cannot be.
+        """
+        pools = self.pools_for(workload, server)
+        if not pools:
+            return None
+        need = workload.bytes[pools[0].kind]
+        room = self.gap if fitting else self.guaranteed_gap
+        able = [(self.gap(server.name, pool), pool.name, pool) for pool in pools if room(server.name, pool) >= need]
+        count = replica_devices(workload, pools)
+        if len(able) < count:
+            return None
+        able.sort(key=lambda one: one[:2], reverse=not fitting)
+        return tuple(pool for _, _, pool in able[:count]), min(gap for gap, _, _ in able[:count])
+
+    # Finding gaps
+
+    def candidates(
+        self, workload: Workload, zone: str, *, fitting: bool, preferred: Iterable[str] = ()
+    ) -> Iterator[Server]:
+        """Yield servers of a zone that may suit a workload, best first; those given as preferred before all.
+
+        Args:
+            workload: The model.
+            zone: Which zone.
+            fitting: Whether the copy shall fit into a gap: the smallest gap first. Else the largest first.
+            preferred: Servers to try in any case.
+        """
+        seen = set()
+        for name in preferred:
+            server = self.servers.get(name)
+            if server is not None and server.zone == zone and name not in seen:
+                seen.add(name)
+                yield server
+        few = self.matching(workload.selector)
+        if not self.best_first(workload):
+            for name in few if few is not None else sorted(self.servers):
+                if self.servers[name].zone == zone and name not in seen:
+                    yield self.servers[name]
+            return
+        for kind in self._kinds(workload):
+            need = workload.bytes[GPU if kind == GPU else CPU]
+            gaps = self._gaps_of(kind, zone)
+            for _, name, device in _in_order(gaps, need if fitting else None):
+                if name in seen or not suits(workload, self._pools[name][device]):
+                    continue
+                seen.add(name)
+                yield self.servers[name]
+
+    def best_first(self, workload: Workload) -> bool:
+        """Whether `candidates` come best first, so that the first that is not preferred is the best of its zone."""
+        few = self.matching(workload.selector)
+        single = not workload.gpus and (GPU not in workload.bytes or workload.gpu_count == 1)
+        return single and (few is None or len(few) > _FEW)
+
+    @property
+    def zones(self) -> tuple[str, ...]:
+        """All failure domains, sorted."""
+        return self._zones
+
+    def _kinds(self, workload: Workload) -> tuple[str, ...]:
+        if GPU not in workload.bytes:
+            return (CPU,)
+        return (GPU, CPU_ALONE) if CPU in workload.bytes else (GPU,)
+
+    def _gaps_of(self, kind: str, zone: str) -> list[Entry]:
+        found = self._gaps.get((kind, zone))
+        if found is None:
+            found = []
+            for name, server in self.servers.items():
+                if server.zone != zone or server.closed or (kind == CPU_ALONE and server.has_gpu):
+                    continue
+                for pool in server.pools:
+                    if (pool.gpu is not None) == (kind == GPU):
+                        found.append((self.gap(name, pool), name, pool.name))
+                        self._indexed.setdefault((name, pool.name), []).append((kind, zone))
+            found.sort()
+            self._gaps[kind, zone] = found
+        return found
+
+    def _unlist(self, server: str, device: str) -> None:
+        for key in self._indexed.get((server, device), ()):
+            gaps = self._gaps[key]
+            del gaps[bisect_left(gaps, (self.gap(server, self._pools[server][device]), server, device))]
+
+    def _list(self, server: str, device: str) -> None:
+        for key in self._indexed.get((server, device), ()):
+            insort(self._gaps[key], (self.gap(server, self._pools[server][device]), server, device))
+
+
+def replica_devices(workload: Workload, pools: Sequence[Pool]) -> int:
+    """How many of the devices that it may use on a server each replica takes."""
+    if workload.gpus or workload.gpu_count is None or pools[0].gpu is None:
+        return len(pools)
+    return workload.gpu_count
+
+
+def _takes_all(workload: Workload, server: Server, pools: Sequence[Pool]) -> bool:
+    """Whether a replica takes all GPUs of a server, so that nobody has to be told which."""
+    count = sum(pool.gpu is not None for pool in server.pools)
+    return not workload.gpus and len(pools) == count and workload.gpu_count in (None, count)
+
+
+def suits(workload: Workload, pool: Pool) -> bool:
+    """Whether a device is of the kind that a workload's selectors ask for."""
+    if pool.gpu is None:
+        return not workload.gpus and CPU in workload.bytes
+    if workload.gpus and pool.gpu not in workload.gpus:
+        return False
+    if (pool.total_bytes or pool.bytes) < workload.gpu_min_bytes or GPU not in workload.bytes:
+        return False
+    return not workload.gpu_product or workload.gpu_product.casefold() in pool.product.casefold()
+
+
+def _in_order(gaps: list[Entry], need: int | None) -> Iterator[Entry]:
+    """Gaps of at least ``need``, the smallest first, unlimited ones emptiest first; without, all, the largest first."""
+    if need is None:
+        yield from reversed(gaps)
+        return
+    start, limited = bisect_left(gaps, (need, "", "")), bisect_left(gaps, (UNLIMITED >> 1, "", ""))
+    yield from gaps[start:limited]
+    yield from reversed(gaps[max(start, limited) :])

@@ -1,0 +1,299 @@
+"""Makes the next plan from the one before and from what has changed.
+
+The order of things:
+
+1. Seats that may not stay are given up: of models that are gone, on servers that are gone, in trouble, without the
+   labels or devices that are asked for, or without the memory. Everything else stays where it is: a plan never moves a
+   copy for mere beauty (`rebalancing` weighs gains and costs). Copies on a server that is drained go where they fit
+   into a gap (3), and else stay, rather than share memory elsewhere (4).
+2. Firm workloads are placed before others, higher priorities before lower ones, larger before smaller.
+3. Each replica goes, in this order of weight, where it fits into a gap; where there is a GPU, if it can use one; to the
+   zone with the fewest of its replicas; where it is loaded, else where its files are cached; into the smallest gap that
+   is large enough, so that large gaps stay (best fit).
+4. Where no gap is large enough, the least number of replicas is placed all the same, where most is free: firm ones on
+   what soft ones share, soft ones on what no firm one has. Copies beyond the least number only ever go into gaps.
+5. A firm copy for which no server has room beside the firm ones is searched a place by rearranging them
+   (`searching`), lower priorities giving way.
+6. What cannot be placed is said, with why. Where a server in trouble is all there is, the copy waits for it.
+
+Pure, and deterministic: the same arguments give the same plan.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from operator import is_
+from typing import TypeVar
+
+from controlplane.domain.units import size_text
+from controlplane.placement.capacity import CapacityIndex
+from controlplane.placement.fit import Fitter
+from controlplane.placement.rearrange import rearrange
+from controlplane.placement.types import GPU, NO_HINTS, Assignment, Hints, Plan, Server, ServerUsage, Workload
+
+_T = TypeVar("_T")
+
+
+def plan(
+    before: Plan, servers: Mapping[str, Server], workloads: Mapping[str, Workload], hints: Hints = NO_HINTS
+) -> Plan:
+    """Return the next plan; the one before itself where nothing changed.
+
+    What is the same object as in the plan before is taken for unchanged without a look into it, so a caller that keeps
+    its values pays for what has changed.
+
+    Args:
+        before: The plan before; `NO_PLAN` at first.
+        servers: The servers now, by name.
+        workloads: The workloads now, by model.
+        hints: Where models are loaded and cached.
+    """
+    changed = _changed(before.workloads, workloads)
+    moved = _changed(before.servers, servers)
+    if not changed and not moved:
+        return before
+    return _Planner(before, servers, workloads, hints).run(changed, moved)
+
+
+def _changed(before: Mapping[str, _T], now: Mapping[str, _T]) -> set[str]:
+    """Names of what is not the same. Each value has its name in it, so the same objects have the same names."""
+    if before is now or (len(before) == len(now) and all(map(is_, before.values(), now.values()))):
+        return set()
+    get = before.get
+    found = {name for name, one in now.items() if get(name) is not one and get(name) != one}
+    if len(now) < len(before) + len(found):
+        found.update(before.keys() - now.keys())
+    return found
+
+
+def order(workload: Workload) -> tuple[bool, int, int, str]:
+    """Who is placed first."""
+    return (not workload.guaranteed, -workload.priority, -workload.largest, workload.model)
+
+
+class _Planner:
+    def __init__(
+        self, before: Plan, servers: Mapping[str, Server], workloads: Mapping[str, Workload], hints: Hints
+    ) -> None:
+        self.before, self.servers, self.workloads, self.hints = before, servers, workloads, hints
+        self.board = CapacityIndex(before, servers)
+        self.finder = Fitter(self.board, hints)
+        self.unplaced = dict(before.unplaced)
+        self.aside: dict[str, tuple[Assignment, ...]] = {}
+        """Seats that were given up, by model."""
+
+    def run(self, changed: set[str], moved: set[str]) -> Plan:
+        dirty = set(changed)
+        for name in moved:
+            dirty |= self.before.server_usage.get(name, ServerUsage()).models
+        if moved or any(model in self.before.assignments for model in changed):
+            dirty |= self.unplaced.keys()  # something may have become free
+        while dirty:
+            self._settle(dirty)
+            dirty = self._squeezed()
+        server_usage = {
+            name: room for name, room in self.board.server_usage.items() if name in self.servers and room.models
+        }
+        return Plan(self.servers, self.workloads, self.board.assignments, self.unplaced, server_usage)
+
+    def _settle(self, dirty: set[str]) -> None:
+        """Give up the seats of some models and place them anew, where they were if they may stay."""
+        held: dict[str, tuple[Assignment, ...]] = {}
+        for model in dirty:
+            held[model] = self.board.assignments.get(model, ()) or self._found(model)
+            for assignment in self.board.assignments.get(model, ()):
+                self.board.give_back(model, assignment)
+            self.unplaced.pop(model, None)
+            if model not in self.workloads:
+                self.aside.pop(model, None)
+        todo = sorted((self.workloads[model] for model in dirty if model in self.workloads), key=order)
+        for workload in todo:
+            self._keep(workload, held[workload.model])
+        for workload in todo:
+            self._place(workload)
+        for workload in todo:
+            self._place_more(workload)
+
+    def _found(self, model: str) -> tuple[Assignment, ...]:
+        """The seats of a model that is new to the plan, but loaded already."""
+        workload = self.workloads.get(model)
+        found = []
+        for name, devices in sorted(self.hints.loaded.get(model, {}).items()) if workload else ():
+            server = self.servers.get(name)
+            if server is None or workload is None:
+                continue
+            chosen = None if devices else self.board.choose(workload, server, fitting=False)
+            names = devices or (tuple(pool.name for pool in chosen[0]) if chosen else ())
+            if names:
+                found.append(Assignment(name, names, 0, why="it is loaded there"))
+        return tuple(found)
+
+    def _keep(self, workload: Workload, held: Sequence[Assignment]) -> None:
+        """Take the seats again that may stay, the best ones where there are more than wanted."""
+        kept: list[Assignment] = []
+        lost: list[Assignment] = []
+        for assignment in held:
+            stays = self.finder.stays(workload, assignment)
+            (lost if stays is None else kept).append(assignment if stays is None else stays)
+        if len(kept) > workload.replicas:
+            kept = self._best(workload, kept)[: workload.replicas]
+        for assignment in kept:
+            if self.finder.stays(workload, assignment) is None:
+                lost.append(assignment)
+            else:
+                self.board.take(workload.model, assignment)
+        self.aside[workload.model] = tuple(lost)
+
+    def _best(self, workload: Workload, assignments: Iterable[Assignment]) -> list[Assignment]:
+        """Order seats by how much it is worth to keep them: loaded ones of different zones first."""
+        loaded = self.hints.loaded.get(workload.model, {})
+        ranked = sorted(assignments, key=lambda assignment: (assignment.server not in loaded, assignment.server))
+        first: list[Assignment] = []
+        rest: list[Assignment] = []
+        zones: set[str] = set()
+        for assignment in ranked:
+            zone = self.servers[assignment.server].zone
+            (rest if zone in zones else first).append(assignment)
+            zones.add(zone)
+        return first + rest
+
+    def _place(self, workload: Workload) -> None:
+        """Place the least number of replicas, where memory has to be shared for it if need be."""
+        model = workload.model
+        while len(self.board.assignments.get(model, ())) < min(workload.min_replicas, workload.replicas):
+            assignment = (
+                self.finder.find(workload, fitting=True)
+                or self._back(workload)
+                or self.finder.find(workload, fitting=False)
+            )
+            if assignment is not None:
+                self.board.take(model, assignment)
+            elif not self._make_room(workload):
+                self._leave_unplaced(workload)
+                return
+
+    def _place_more(self, workload: Workload) -> None:
+        """Place replicas beyond the least number, into gaps alone."""
+        if workload.model in self.unplaced:
+            return
+        while len(self.board.assignments.get(workload.model, ())) < workload.replicas:
+            assignment = self.finder.find(workload, fitting=True) or self._back(workload)
+            if assignment is None:
+                return
+            self.board.take(workload.model, assignment)
+
+    def _back(self, workload: Workload) -> Assignment | None:
+        """A seat on a server that is drained, which the copy keeps because no other has a gap for it."""
+        taken = {assignment.server for assignment in self.board.assignments.get(workload.model, ())}
+        for assignment in self.aside.get(workload.model, ()):
+            server = self.servers.get(assignment.server)
+            if server is not None and server.drained and assignment.server not in taken:
+                stays = self.finder.stays(workload, assignment, drained=True)
+                if stays is not None:
+                    return stays
+        return None
+
+    def _make_room(self, workload: Workload) -> bool:
+        """Rearrange firm seats, so that one more firm copy finds a place; lower priorities give way."""
+        if not workload.guaranteed:
+            return False
+        found = rearrange(self.board, workload, self.workloads)
+        if found is None:
+            return False
+        touched = found.assignments.keys() | found.out
+        for model in sorted(touched):
+            for assignment in self.board.assignments.get(model, ()):
+                self.board.give_back(model, assignment)
+        for model, assignments in sorted(found.assignments.items()):
+            for assignment in assignments:
+                self.board.take(model, assignment)
+        for model in sorted(found.out):
+            self._place(self.workloads[model])
+            self._place_more(self.workloads[model])
+        return True
+
+    def _leave_unplaced(self, workload: Workload) -> None:
+        """Say why a replica cannot be placed; where servers in trouble are all there is, wait for one."""
+        model = workload.model
+        taken = {assignment.server for assignment in self.board.assignments.get(model, ())}
+        names = self.board.matching(workload.selector)
+        matching = [self.servers[name] for name in (sorted(self.servers) if names is None else names)]
+        able = [server for server in matching if self.board.allowed(workload, server)]
+        down = [server for server in able if server.trouble and server.name not in taken]
+        self.unplaced[model] = _unplaced_reason(self.board, workload, matching, able, len(taken))
+        held = {assignment.server: assignment for assignment in self.aside.get(model, ())}
+        down.sort(key=lambda server: (server.name not in held, server.name))
+        for server in down if not taken else ():
+            chosen = self.board.choose(workload, server, fitting=False)
+            if chosen is not None:
+                pools, _ = chosen
+                devices = tuple(pool.name for pool in pools)
+                why = f"waits for {server.name}: {server.trouble}"
+                need = workload.bytes[pools[0].kind]
+                self.board.take(model, Assignment(server.name, devices, need, workload.guaranteed, why, waits=True))
+                return
+
+    def _squeezed(self) -> set[str]:
+        """Models whose copies cannot be loaded any more beside firm ones that came."""
+        found = set()
+        for name in self.board.grown:
+            server = self.servers[name]
+            gaps = {pool.name: self.board.guaranteed_gap(name, pool) for pool in server.pools}
+            for model in self.board.server_usage[name].models:
+                for assignment in self.board.assignments.get(model, ()):
+                    if (
+                        assignment.server == name
+                        and not assignment.guaranteed
+                        and any(gaps[d] < assignment.bytes for d in assignment.devices)
+                    ):
+                        found.add(model)
+        self.board.grown.clear()
+        return found
+
+
+def _unplaced_reason(
+    board: CapacityIndex, workload: Workload, matching: Sequence[Server], able: Sequence[Server], placed: int
+) -> str:
+    """Why a model has not the least number of replicas."""
+    labels = ", ".join(f"{key}={value}" for key, value in workload.selector)
+    if not board.servers:
+        return "there is no Triton server to run it"
+    if not matching:
+        return f"no server has the labels {labels}"
+    with_labels = f" with {labels}" if labels else ""
+    if not able and len(matching) == 1:
+        return f"the only server{with_labels} does not have {_asked_for(workload)}"
+    if not able:
+        return f"none of the {len(matching)} servers{with_labels} has {_asked_for(workload)}"
+    wanted = min(workload.min_replicas, workload.replicas)
+    well = [server for server in able if not server.trouble]
+    if not well:
+        return f"no server that could run it answers: {'; '.join(server.trouble for server in able[:3])}"
+    if placed and placed >= len(well):
+        return f"{wanted} replicas are wanted on different servers, and {len(well)} can run it"
+    need = max(workload.bytes[board.pools_for(workload, server)[0].kind] for server in well)
+    most = max(
+        (board.guaranteed_gap(server.name, pool) for server in well for pool in board.pools_for(workload, server)),
+        default=0,
+    )
+    replicas = f"{placed} of {wanted} replicas are placed; another one" if placed else "it"
+    guaranteed = (
+        " beside what is pinned"
+        if any(board.server_usage.get(server.name, ServerUsage()).guaranteed for server in well)
+        else ""
+    )
+    return f"{replicas} needs {size_text(need)}, and a server that can run it has at most {size_text(most)}{guaranteed}"
+
+
+def _asked_for(workload: Workload) -> str:
+    if GPU not in workload.bytes:
+        return "a host to run it on"
+    parts = []
+    if workload.gpus:
+        parts.append(f"the GPUs {', '.join(map(str, workload.gpus))}")
+    else:
+        count = workload.gpu_count or 1
+        parts.append(f"{count} GPU{'s' if count > 1 else ''}")
+    if workload.gpu_product:
+        parts.append(f"of product {workload.gpu_product!r}")
+    if workload.gpu_min_bytes:
+        parts.append(f"with at least {size_text(workload.gpu_min_bytes)}")
+    return " ".join(parts)

@@ -1,0 +1,178 @@
+"""Since when conditions hold, over restarts and changes of the leader. Mutable; the loop's own.
+
+What a new control plane finds as the old one left it has not turned, although it has to be proved anew first: its
+conditions keep their times. Where it had to load the model itself, that was a transition.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from controlplane.domain.conditions import Condition
+from controlplane.domain.states import DeploymentStatus, Phase
+from controlplane.errors import ControlPlaneError
+from controlplane.lifecycle.replica import Replica
+from controlplane.reconciler.loop_state import LoopState
+from controlplane.reconciler.tasks import TaskRunner
+from controlplane.registry.condition_log import ConditionLog
+
+logger = logging.getLogger(__name__)
+
+PART = "conditions"
+Times = Mapping[str, tuple[str, datetime]]
+"""By a condition's type: its status, and since when."""
+
+
+def resumed(now: Sequence[Condition], before: Times) -> tuple[Condition, ...]:
+    """Return the conditions of now, with the times of before where the status is the same."""
+    return tuple(
+        one.model_copy(update={"last_transition_time": before[one.type][1]})
+        if one.type in before and before[one.type][0] == one.status.value
+        else one
+        for one in now
+    )
+
+
+class ConditionHistory:
+    """Reads at the start what was written before, and writes what turned since.
+
+    Args:
+        state: What the loop knows.
+        background: Reads and writes beside the loop.
+        condition_log: Where it is kept.
+        status: Says how a deployment stands.
+        leading: Whether this process is the one that writes.
+    """
+
+    def __init__(
+        self,
+        state: LoopState,
+        background: TaskRunner,
+        condition_log: ConditionLog,
+        *,
+        status: Callable[[str], DeploymentStatus | None],
+        leading: Callable[[], bool],
+    ) -> None:
+        self._state = state
+        self._background = background
+        self._condition_log = condition_log
+        self._status = status
+        self._leading = leading
+        self._recalled = False
+        self._reading = False
+        self._writing = False
+        self._written: dict[str, dict[str, Any]] = {}
+        self._touched = state.follow()
+        self._unwritten: set[str] = set()
+
+    def look(self) -> None:
+        """A cycle: read what has to be read, write what has to be written."""
+        if not self._recalled:
+            if not self._reading:
+                self._reading = True
+                self._background.spawn(self._recall(), "recall standings")
+            return
+        for model in sorted(self._touched):
+            for server in self._state.servers.values():
+                if (unit := server.units.get(model)) is not None:
+                    self._resume(unit)
+        self._unwritten |= self._touched
+        self._touched.clear()
+        if self._leading() and not self._writing:
+            models = sorted(self._unwritten)
+            self._unwritten.clear()  # what cannot be written is added again
+            changed = {
+                model: found
+                for model in models
+                if model in self._state.deployed
+                and (found := self._found(model)) is not None
+                and found != self._written.get(model)
+            }
+            # What is deployed again under the name begins anew. A former leader may have missed the removal.
+            gone = [model for model in models if model in self._written and self._gone(model)]
+            if changed or gone:
+                self._writing = True
+                self._background.spawn(self._write(changed, gone), "keep standings")
+
+    def _resume(self, unit: Replica) -> None:
+        before = _times(self._written.get(unit.model, {}).get(unit.server))
+        if unit.resumed or not unit.settled:
+            return
+        unit.resumed = True
+        if before and unit.record.switched is None:
+            unit.conditions = resumed(unit.conditions, before)
+            self._state.touch((unit.model,))
+
+    def _gone(self, model: str) -> bool:
+        """Whether a model's deployment was removed, and it is on no server any more."""
+        desired_deployment = self._state.desired_state.get(model)
+        if desired_deployment is None or not desired_deployment.revision.spec.deleted:
+            return False
+        status = self._status(model)
+        return status is not None and status.phase is Phase.UNLOADED
+
+    def _found(self, model: str) -> dict[str, Any] | None:
+        """How a model stands on all its servers; None while that changes."""
+        found: dict[str, Any] = {}
+        for name, server in self._state.servers.items():
+            unit = server.units.get(model)
+            if unit is None or unit.told is None:
+                continue
+            if not (unit.settled and unit.resumed):
+                return None
+            found[name] = {
+                one.type: [one.status.value, one.last_transition_time.isoformat()]
+                for one in unit.conditions
+                if one.last_transition_time is not None
+            }
+        return found
+
+    async def _recall(self) -> None:
+        try:
+            found = await asyncio.to_thread(self._condition_log.all)
+        except ControlPlaneError as error:
+            logger.info("how deployments stood before cannot be read yet: %s", error)
+        else:
+            self._written = {model: dict(body.get(PART, {})) for model, body in found.items()}
+            self._recalled = True
+            self._touched.update(self._state.desired_state, self._written)
+        finally:
+            self._reading = False
+
+    async def _write(self, changed: Mapping[str, dict[str, Any]], gone: Collection[str]) -> None:
+        def write(model: str) -> bool:
+            if not self._leading():
+                return False
+            if model not in gone:
+                return self._condition_log.put(
+                    model, PART, changed[model], actor="reconciler", reason="conditions turned"
+                )
+            self._condition_log.remove(model)
+            return True
+
+        try:
+            for model in (*gone, *changed):
+                try:
+                    if not await asyncio.to_thread(write, model):
+                        self._unwritten.add(model)
+                        continue
+                except ControlPlaneError as error:
+                    logger.info("how %s stands cannot be kept: %s", model, error)
+                    self._unwritten.add(model)
+                    continue
+                if model in gone:
+                    self._written.pop(model, None)
+                else:
+                    self._written[model] = changed[model]
+        finally:
+            self._writing = False
+
+
+def _times(value: Any) -> Times:
+    """Read one server's part; nothing where somebody else wrote it."""
+    try:
+        return {str(kind): (str(status), datetime.fromisoformat(at)) for kind, (status, at) in value.items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}

@@ -1,0 +1,653 @@
+"""The loop: observes, plans, and lets the executor act; reports.
+
+One task owns all state. Everything that happens (a call of `wake`, a look at a server that is done, an action that is
+done, the clock) is a message in its inbox, and the handlers between two messages do not wait for anything. Whatever
+takes time (a look, a read of the store, an action) runs in a task of its own and sends a message when it is done; a
+model with an action in flight is left alone until then.
+
+The handlers: `observing` takes in what was seen, `placing` says on which servers a model is, `driving` takes the next
+step for a model on a server, `arranging` gives out memory, `answering` tells. What takes time is in `background`, the
+state they share in `state`.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.health import ServerHealth
+from controlplane.domain.states import DeploymentStatus, Event, Phase, ServerStatus
+from controlplane.errors import ConflictError, NotFoundError
+from controlplane.lifecycle.desired import DesiredStateResolver
+from controlplane.lifecycle.events import EventLog, record_unreadable
+from controlplane.lifecycle.executor import Executor
+from controlplane.lifecycle.history import Backoff
+from controlplane.lifecycle.traffic import TrafficDrainer
+from controlplane.memory.scheduler import MemoryScheduler
+from controlplane.memory.views import ExplanationView, LoadPlanView, ModelMemoryView, ServerMemory
+from controlplane.placement.views import DefragmentationView, defragmentation_view
+from controlplane.reconciler.audit import Audit
+from controlplane.reconciler.authority import Authority, driven_servers
+from controlplane.reconciler.auto_rollback import AutoRollback
+from controlplane.reconciler.condition_history import ConditionHistory
+from controlplane.reconciler.cycle import Cycle, CycleReport
+from controlplane.reconciler.desired_state_reader import DesiredStateReader
+from controlplane.reconciler.driver import ReplicaDriver
+from controlplane.reconciler.external_changes import ExternalChangeDetector
+from controlplane.reconciler.freshness import Freshness
+from controlplane.reconciler.leader_election import Lease
+from controlplane.reconciler.load_scheduler import LoadScheduler
+from controlplane.reconciler.loop_metrics import LoopMetrics, PropagationLag
+from controlplane.reconciler.loop_state import LoopState
+from controlplane.reconciler.messages import (
+    ActionFinished,
+    CycleTimer,
+    DesiredStateChanged,
+    DesiredStateRead,
+    FootprintsKept,
+    HoldsChanged,
+    LeaseChanged,
+    LoadRequested,
+    Message,
+    Paused,
+    ReadingTaken,
+    ReadTimer,
+    Replaced,
+    RepositoryCleaned,
+    SnapshotRequested,
+    SnapshotTaken,
+)
+from controlplane.reconciler.model_holds import HoldCache
+from controlplane.reconciler.observer import Observer
+from controlplane.reconciler.placement import PlacementController
+from controlplane.reconciler.queries import ReconcilerQueries
+from controlplane.reconciler.remediation import ServerRemediator
+from controlplane.reconciler.rollout_readiness import RolloutReadiness
+from controlplane.reconciler.routes import Route, RouteTable
+from controlplane.reconciler.server_state import TrackedServer, report
+from controlplane.reconciler.tasks import TaskRunner
+from controlplane.registry.deployments import DeploymentRevision
+from controlplane.registry.holds import ModelHold
+from controlplane.registry.registry import Registry
+from controlplane.servers.server import ManagedServer
+from controlplane.settings import MemorySettings, PlacementSettings, ReconcilerSettings
+from controlplane.storage.base import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 64
+"""So many messages are applied at most before a cycle."""
+_DEMAND_HOLD_SECONDS = 60.0
+"""An instance that does not lead passes a demand on by a hold of this length."""
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Reconciler:
+    """Closes the difference between the deployments in the bucket and what the Triton servers run.
+
+    Belongs to the event loop that `start` was called in; only `wake` may be called from other threads.
+
+    Args:
+        registry: The bucket.
+        servers: The Triton servers. Each deployment is placed on as many of them as it wants replicas.
+        settings: Intervals and back-off.
+        memory: What models may use of the servers' memory, and who makes room for whom.
+        placement: How patient to be with servers that are away, and with queues.
+        clock: Gives the time (UTC).
+        lease_store: The bucket by a client that only the lease uses; None shares the registry's.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        servers: Sequence[ManagedServer],
+        settings: ReconcilerSettings,
+        *,
+        memory: MemorySettings | None = None,
+        placement: PlacementSettings | None = None,
+        clock: Callable[[], datetime] = _utc_now,
+        lease_store: ObjectStore | None = None,
+    ) -> None:
+        self._settings = settings
+        self._memory = memory or MemorySettings()
+        self._registry = registry
+        self._desired_state = DesiredStateResolver(registry)
+        known = {
+            server.name: TrackedServer(server, MemoryScheduler.of(server, self._memory, registry.footprints))
+            for server in servers
+        }
+        self._state = LoopState(known, EventLog(clock), clock)
+        self._lease = Lease(
+            lease_store or registry.store,
+            seconds=settings.lease_seconds,
+            on_change=lambda: self._post(LeaseChanged(self._lease.held)),
+            servers=driven_servers(servers),
+        )
+
+        def leading() -> bool:
+            return self._lease.held
+
+        self._authority = authority = Authority(self._lease, servers, read_epoch=lambda: self._state.read_epoch)
+
+        def acts() -> bool:
+            return authority.acts
+
+        def owns() -> bool:
+            return authority.owns
+
+        self._executor = Executor(
+            registry,
+            self._desired_state,
+            term=lambda: authority.term,
+            proof_timeout_seconds=settings.proof_timeout_seconds,
+        )
+        self._reader = DesiredStateReader(
+            registry,
+            self._desired_state,
+            hand_over=lambda desired_state, epoch: self._post(DesiredStateRead(desired_state, epoch)),
+            tell=lambda subject, why: record_unreadable(self._state.events, subject, why),
+            may_follow=leading,
+            epoch=lambda: self._lease.epoch,
+        )
+        self._read = asyncio.Event()
+        self._holds = HoldCache(registry.holds, on_read=lambda: self._post(HoldsChanged()), may_sweep=leading)
+        backoff = Backoff(settings.backoff_initial_seconds, settings.backoff_max_seconds)
+        self._background = TaskRunner(
+            self._state,
+            post=self._post,
+            leading=acts,
+            owns=owns,
+            registry=registry,
+            interval_seconds=settings.interval_seconds,
+        )
+        external_changes = ExternalChangeDetector(
+            self._state, complete=lambda: self._reader.complete, tenure=lambda: authority.tenure
+        )
+        self._driver = ReplicaDriver(
+            self._state,
+            self._background,
+            self._executor,
+            external_changes,
+            backoff,
+            post=self._post,
+            authority=authority,
+            probe_interval_seconds=settings.probe_interval_seconds,
+            poll_seconds=self._memory.poll_interval_seconds,
+        )
+        remediator = ServerRemediator(
+            self._state,
+            unresponsive_after_seconds=settings.unresponsive_after_seconds,
+            disk_pressure_threshold=settings.disk_pressure_threshold,
+        )
+        self._observer = Observer(self._state, self._background, remediator, external_changes, backoff)
+        self._freshness = Freshness(
+            self._state, authority, self._lease, settings.lease_seconds, self._background, post=self._post
+        )
+        self._placer = PlacementController(self._state, placement or PlacementSettings(), leading=owns)
+        self._arranger = LoadScheduler(self._state, self._background, self._holds, backoff, leading=acts)
+        self._routes = RouteTable(self._state)
+        self._cycle = Cycle(self._state, self._placer, self._arranger, self._driver, self._routes, authority)
+        self._reverter = AutoRollback(
+            self._state, self._desired_state, registry, self._background, leading=leading, wake=self.wake
+        )
+        self._rememberer = ConditionHistory(
+            self._state, self._background, registry.condition_log, status=self.status, leading=leading
+        )
+        self._answers = ReconcilerQueries(self._state, self._desired_state, registry, preview=self._placer.preview)
+        self._audit = Audit(self._state, self._placer, self._driver, self._routes, self._answers)
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._owner: asyncio.Task[None] | None = None
+        self._lags, self._lagging = PropagationLag(), self._state.follow()
+        self._report = "not started"
+        self._newest = CycleReport()
+        self.loop_metrics = LoopMetrics()
+
+    # What others call
+
+    async def start(self) -> None:
+        """Take the lease if it is free, and begin."""
+        self._loop = asyncio.get_running_loop()
+        await self._lease.start()
+        self._freshness.start()
+        self._owner = asyncio.create_task(self._own(), name="reconciler")
+        self._post(CycleTimer())
+        self._post(ReadTimer())
+
+    async def stop(self) -> None:
+        """Stop acting. What Triton was told already, it goes on doing; the next start looks at what became of it."""
+        if self._owner is not None:
+            self._owner.cancel()
+            await asyncio.gather(self._owner, return_exceptions=True)
+        await self._background.stop()
+        await self._reader.stop()
+        await self._holds.stop()
+        self._owner = self._loop = None
+        self._executor.close()
+        self._freshness.stop()
+        await self._lease.stop()
+
+    def wake(self, model: str | None = None) -> None:
+        """Say that something changed in the bucket, so that it is acted on at once.
+
+        Args:
+            model: Whose deployment or alias changed; None looks at all.
+        """
+        if self._loop is None:
+            return  # `start` reads everything anyway
+        try:
+            same = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            same = False
+        if same:
+            self._post(DesiredStateChanged(model))
+        else:
+            self._loop.call_soon_threadsafe(self._post, DesiredStateChanged(model))
+
+    def status(self, model: str) -> DeploymentStatus | None:
+        """Return how a deployment stands; None where none is known. No I/O."""
+        return self._answers.status(model)
+
+    def statuses(self) -> dict[str, DeploymentStatus]:
+        """Return how all deployments stand, by model; removed ones only until they are gone."""
+        return self._answers.statuses()
+
+    def deployed(self) -> Mapping[str, DeploymentRevision]:
+        """Return the newest revision of what is deployed, by model. It changes with what is deployed. No I/O."""
+        return self._answers.deployed()
+
+    def propagation_lag(self) -> dict[str, float]:
+        """Return for how many seconds deployments have not been what was asked for; without those that are. No I/O."""
+        changed = set(self._lagging)
+        self._lagging.clear()
+        return self._lags.see(self._state.clock(), changed, self._state.deployed, self.status)
+
+    def with_objectives(self) -> frozenset[str]:
+        """Return the deployed models that have an objective. No I/O."""
+        return frozenset(self._state.promised)
+
+    def record_event(self, type_: Literal["Normal", "Warning"], reason: str, subject: str, message: str) -> None:
+        """Add an event that another part of the control plane has to tell."""
+        self._state.events.add(type_, reason, subject, message)
+
+    def health(self, model: str) -> tuple[ServerHealth, ...]:
+        """Return what the probes of a model found, by server. No I/O."""
+        return self._answers.health(model)
+
+    def servers(self) -> tuple[ServerStatus, ...]:
+        """Return the servers as last seen."""
+        return self._answers.servers()
+
+    def routes(self) -> Mapping[str, Route]:
+        """Return where every model that is proved can be asked. No I/O.
+
+        After a pause of the process that is nowhere, until what is there was seen again.
+        """
+        return self._routes.routes if self._freshness.current else {}
+
+    async def wait_routes(self) -> None:
+        """Wait until the routes have changed."""
+        await self._routes.changed.wait()
+
+    @property
+    def pauses(self) -> int:
+        """How often this process was stopped for longer than the lease. Routes of an earlier number do not hold."""
+        return self._freshness.pauses
+
+    def withheld(self, model: str, server: str) -> str:
+        """Say why a model must not be asked on a server although it answers there; empty where it may be."""
+        return self._freshness.withheld(model, server)
+
+    def refusal(self) -> str:
+        """Say why this instance can get no model loaded, now or soon; empty where it can."""
+        return self._freshness.refusal()
+
+    @property
+    def informed(self) -> bool:
+        """Whether all deployments were read since the store was last out of reach for longer than the lease."""
+        return self._authority.informed
+
+    def trials(self) -> dict[str, RolloutReadiness]:
+        """Return how every rollout that is under way stands, by model. No I/O."""
+        return self._answers.trials()
+
+    def spec(self, model: str) -> DeploymentSpec | None:
+        """Return what is wanted of a model; None where no deployment of it is known. No I/O."""
+        return self._answers.spec(model)
+
+    def send_through(self, traffic: TrafficDrainer) -> None:
+        """Say who sends requests to the servers, and has to be told before a model leaves one."""
+        self._executor.traffic = traffic
+
+    async def wait_change(self) -> None:
+        """Wait until something happened that may have changed what is there."""
+        await self._changed.wait()
+
+    def events(self, after: int = 0) -> list[Event]:
+        """Return the events with a larger id than ``after``, oldest first."""
+        return self._state.events.after(after)
+
+    async def wait_event(self, after: int, timeout: float) -> list[Event]:  # noqa: ASYNC109 - a long poll
+        """Return the events after ``after``, waiting up to ``timeout`` seconds for one; empty when there was none."""
+        return await self._state.events.wait(after, timeout)
+
+    async def wait_settled(
+        self,
+        model: str,
+        revision: int,
+        timeout: float,  # noqa: ASYNC109 - a long poll
+    ) -> DeploymentStatus:
+        """Wait until a revision, or a newer one, has settled, at most ``timeout`` seconds.
+
+        Returns:
+            The status by then; where ``phase.settled`` is false, the time was up.
+        """
+        return await self._wait(
+            model, revision, timeout, lambda status: status.revision >= revision and status.phase.settled
+        )
+
+    def memory(self) -> tuple[ServerMemory, ...]:
+        """Return the ledgers, by server. No I/O."""
+        return self._answers.memory()
+
+    def memory_of(self, model: str) -> tuple[tuple[str, ModelMemoryView], ...]:
+        """Return a model's memory by server; empty where no deployment of it is known. No I/O."""
+        return self._answers.memory_of(model)
+
+    def why(self, model: str) -> ExplanationView | None:
+        """Return why a model is where it is; None where no deployment of it is known. No I/O."""
+        return self._answers.why(model)
+
+    async def wait_read(self) -> None:
+        """Wait until the deployments were read once; before, nobody can say that a model is not deployed."""
+        await self._read.wait()
+
+    async def look(self, server: str, model: str) -> None:
+        """Look at a server anew, and return when what was seen of a model is taken in.
+
+        That is not before a proof of it that is under way has ended, nor while the server is away.
+        """
+        if server not in self._state.servers or model not in self._state.desired_state:
+            return
+        step: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._post(SnapshotRequested(server, model, step))
+        began = await step
+        while self._state.servers[server].unit(model).seen < began:
+            await self._changed.wait()
+
+    def demand(self, model: str) -> None:
+        """Say that somebody wants to use a model now: it is loaded, and its keep-alive starts anew.
+
+        Any number of calls share one load. `status` and `wait_loaded` say how it goes.
+
+        Raises:
+            NotFoundError: It is not deployed.
+            ConflictError: Its deployment says unloaded.
+        """
+        self._demand(model)
+
+    async def wait_loaded(
+        self,
+        model: str,
+        timeout: float,  # noqa: ASYNC109 - a long poll
+    ) -> DeploymentStatus:
+        """Demand a model and wait until it is Ready, Degraded or Failed, at most ``timeout`` seconds.
+
+        On an instance that does not lead, a hold passes the demand on to the one that does; it is given back when
+        the wait is over, so that the model can make room for others.
+
+        Returns:
+            The status by then; where ``phase.settled`` is false, the time was up.
+
+        Raises:
+            NotFoundError: It is not deployed.
+            ConflictError: Its deployment says unloaded.
+            StoreError: This instance does not lead, and the store failed.
+        """
+        end = asyncio.get_running_loop().time() + timeout
+        await self._demand(model)
+        lease: ModelHold | None = None
+        if not self._authority.owns:
+            seconds = max(min(timeout, _DEMAND_HOLD_SECONDS), 1.0)
+            lease = await asyncio.to_thread(self._registry.holds.acquire, model, seconds=seconds, holder="load")
+
+        def over(status: DeploymentStatus) -> bool:
+            return status.phase.settled and not self._answers.awaited(model, status, leading=self._authority.owns)
+
+        try:
+            return await self._wait(model, 0, end - asyncio.get_running_loop().time(), over)
+        finally:
+            if lease is not None:
+                self._background.give_back(lease)
+
+    def lease_changed(self, lease: ModelHold) -> None:
+        """Take in a hold that was just taken, renewed or given back, before the bucket is read again."""
+        self._holds.tell(lease)
+        self._post(HoldsChanged())
+
+    async def plan_load(
+        self, model: str, version: int | None = None, settings: DeploymentSettings | None = None
+    ) -> LoadPlanView:
+        """Say what loading a version would do; see `ReconcilerQueries.plan_load`. Changes nothing.
+
+        Raises:
+            NotFoundError: No such model or version.
+            InvalidInputError: It cannot be run so.
+        """
+        return await self._answers.plan_load(model, version, settings)
+
+    def defragment(self, *, dry_run: bool, limit: int) -> DefragmentationView:
+        """Move copies where that gains more than it costs, or only say which. No I/O: the moves follow."""
+        found = self._placer.defragment(dry_run=dry_run, limit=limit)
+        if not dry_run:
+            self._post(Replaced())
+        return defragmentation_view(found, dry_run=dry_run)
+
+    @property
+    def cycle_report(self) -> str:
+        """What the loop is about, in one sentence."""
+        return self._report
+
+    @property
+    def newest_cycle(self) -> CycleReport:
+        """What the newest cycle did."""
+        return self._newest
+
+    @property
+    def statuses_computed(self) -> int:
+        """How many statuses were computed."""
+        return self._answers.computed
+
+    @property
+    def missed(self) -> Counter[str]:
+        """How many changes were found late, because nobody had marked them, by what depends on them."""
+        return self._audit.missed
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait for the loop."""
+        return self._inbox.qsize()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop runs."""
+        return self._owner is not None and not self._owner.done()
+
+    @property
+    def leading(self) -> bool:
+        """Whether this process acts; others on the same bucket observe."""
+        return self._lease.held
+
+    async def _wait(
+        self,
+        model: str,
+        revision: int,
+        seconds: float,
+        over: Callable[[DeploymentStatus], bool],
+    ) -> DeploymentStatus:
+        """Wait until a model's status is such that it is over; return the status by then, also when the time was up."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while True:
+            status = self.status(model)
+            if status is not None and over(status):
+                return status
+            changed, left = self._changed, deadline - loop.time()
+            if left <= 0:
+                return status or DeploymentStatus(revision=revision, phase=Phase.PENDING, message="not looked at yet")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), left)
+
+    # The owner
+
+    def _post(self, message: Message) -> None:
+        self._inbox.put_nowait(message)
+
+    async def _own(self) -> None:
+        while True:
+            if not self._newest.more:
+                self._apply(await self._inbox.get(), report := CycleReport())
+            else:
+                report = CycleReport()
+                await asyncio.sleep(0)  # others have their turn before what is left
+            while report.messages.total() < _BATCH and not self._inbox.empty():
+                self._apply(self._inbox.get_nowait(), report)
+            began = time.perf_counter()
+            try:
+                self._cycle.run(report)
+            except Exception:
+                # The loop's edge: one model's surprise must not stop the others.
+                logger.exception("unexpected error in a cycle after %s", ", ".join(report.messages) or "a cycle")
+            self._newest = report
+            if "CycleTimer" in report.messages and not report.more:
+                self._audit.look()
+            self.loop_metrics.cycle(report, time.perf_counter() - began)
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def _apply(self, message: Message, report: CycleReport) -> None:
+        kind, began = type(message).__name__, time.perf_counter()
+        self._state.step += 1
+        report.messages[kind] += 1
+        try:
+            self._handle(message)
+        except Exception:
+            # The loop's edge: one message's surprise must not stop the others.
+            logger.exception("unexpected error while handling %s", kind)
+        self.loop_metrics.beat(kind, time.perf_counter() - began)
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case DesiredStateChanged(model=model):
+                self._woken(model)
+            case DesiredStateRead(desired_state=desired_state, epoch=epoch):
+                self._observer.adopt(*desired_state.values())
+                if self._reader.complete:
+                    self._read.set()
+                if epoch is not None:
+                    self._freshness.informed(epoch)
+            case SnapshotTaken():
+                self._observer.seen(message)
+            case ActionFinished():
+                self._driver.done(message)
+            case ReadingTaken():
+                self._observer.gauged(message)
+                self._placer.counted(message)
+                self._arranger.guard(message.server)
+            case LoadRequested(model=model, taken=taken):
+                self._arranger.demanded(model)
+                if not taken.done():
+                    taken.set_result(None)
+            case SnapshotRequested(server=name, model=model, step=step):
+                self._state.servers[name].awaited.add(model)
+                if not step.done():  # else nobody waits any more
+                    step.set_result(self._state.step)
+                self._background.look(self._state.servers[name])
+            case HoldsChanged() | Replaced():
+                pass  # the cycle does what follows from it
+            case FootprintsKept(models=models):
+                self._state.touch(models)
+                for server in self._state.servers.values():
+                    server.scheduler.unjudged.update(models & server.scheduler.models.keys())
+            case RepositoryCleaned():
+                self._observer.cleaned(message)
+            case LeaseChanged(held=held):
+                self._lease_changed(held)
+            case Paused():
+                self._freshness.paused()
+                self._reader.read(None)
+            case CycleTimer():
+                self._tick()
+            case ReadTimer():
+                self._poll()
+
+    def _tick(self) -> None:
+        assert self._loop is not None
+        self._loop.call_later(self._settings.interval_seconds, self._post, CycleTimer())
+        self._freshness.check_driven()
+        self._reader.read(None)
+        self._holds.read()
+        for server in self._state.servers.values():
+            self._background.clean(server)
+            self._background.look(server)
+        self._reverter.look()
+        self._rememberer.look()
+        role = "leading" if self._lease.held else f"following {self._lease.leader}"
+        sentence = report(role, self._answers.phases(), self._state.servers.values(), self._reader.trouble)
+        if sentence != self._report:
+            self._report = sentence
+            logger.info("%s", sentence)
+
+    def _poll(self) -> None:
+        assert self._loop is not None
+        self._loop.call_later(self._memory.poll_interval_seconds, self._post, ReadTimer())
+        for server in self._state.servers.values():
+            self._background.gauge(server)
+
+    def _woken(self, model: str | None) -> None:
+        desired_deployment = self._desired_state.quick(model) if model is not None else None
+        known = self._state.desired_state.get(model) if model is not None else None
+        if desired_deployment is not None and (
+            known is None or desired_deployment.revision.number > known.revision.number
+        ):
+            self._observer.adopt(desired_deployment)
+        else:
+            self._reader.read(model)  # an alias may have moved, or something is not in memory
+
+    def _lease_changed(self, held: bool) -> None:
+        self._freshness.check_driven()
+        for server in self._state.servers.values():
+            self._state.plan_all_again(server)
+        if held:
+            self._state.events.add(
+                "Normal", "LeadershipAcquired", "reconciler", "this instance holds the lease and acts"
+            )
+            for server in self._state.servers.values():
+                self._background.clean(server)
+            self._reader.read(None)
+        else:
+            why = f"the lease could not be renewed: {self._lease.trouble}" if self._lease.trouble else ""
+            what = "this instance drives its own server alone" if self._authority.alone else "this one observes"
+            message = f"{why or f'{self._lease.leader} leads'}; {what}"
+            self._state.events.add("Warning", "LeadershipLost", "reconciler", message)
+            for server in self._state.servers.values():
+                server.cleaned = self._authority.alone and server.cleaned
+
+    def _demand(self, model: str) -> "asyncio.Future[None]":
+        desired_deployment = self._state.desired_state.get(model)
+        if desired_deployment is None or desired_deployment.revision.spec.deleted:
+            raise NotFoundError(f"{model} is not deployed; deploy it first", model=model)
+        if not desired_deployment.revision.spec.loaded:
+            raise ConflictError(f"the deployment of {model} says unloaded; deploy it again to load it", model=model)
+        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._post(LoadRequested(model, taken))
+        return taken

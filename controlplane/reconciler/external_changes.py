@@ -1,0 +1,179 @@
+"""What others do on our servers: models that no deployment asked for, and ours, changed by hand.
+
+Triton's control API takes orders from everybody who reaches it. What is ours is put right by the planner, because it
+differs from what is wanted; here is told that it was not our doing. What is no deployment of ours is reported and left
+alone: somebody needs it, perhaps, and nobody could bring it back.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from controlplane.domain.index_states import READY
+from controlplane.domain.names import CANDIDATE_SUFFIX, TUNING_SUFFIX
+from controlplane.domain.states import LoadedVersion
+from controlplane.domain.units import size_text
+from controlplane.lifecycle.observation import AppliedConfig, ReplicaObservation
+from controlplane.lifecycle.replica import Replica
+from controlplane.reconciler.loop_state import LoopState
+from controlplane.reconciler.server_state import TrackedServer
+from controlplane.servers.readings import ServerReading
+from controlplane.triton.config_json import differences
+from controlplane.triton.instance_groups import on_gpus, said_gpus
+from controlplane.triton.statistics import VersionKey
+
+
+def judged(
+    facts: ReplicaObservation, config: Mapping[str, Any], ours: AppliedConfig | None, asked: Mapping[str, Any] | None
+) -> tuple[ReplicaObservation, AppliedConfig | None]:
+    """Return what a look showed with the verdict whether its configuration is ours, and what is known to be ours now.
+
+    The digest that we write into a configuration tells from what of ours it was made. Who loads a model again with a
+    changed copy of it leaves the digest as it was. So the whole is compared with what Triton told right after our own
+    load. Where that is not known (this process has just started, nobody heard how the load ended), it is compared with
+    what the load asked for, beside which Triton may have what nobody asked for.
+
+    Args:
+        facts: What a look showed.
+        config: The configuration that Triton told.
+        ours: What is known to be ours, from before the look.
+        asked: The configuration of ours with the digest that was seen, for all servers; None where no target that is
+            wanted has it. The planner then replaces what is there, whosever it is.
+    """
+    if not facts.loaded or not facts.fingerprint:
+        return facts, ours
+    if ours is not None and (ours.loaded, ours.digest) == (facts.loaded, facts.digest):
+        return replace(facts, externally_modified=facts.fingerprint != ours.fingerprint), ours
+    if asked is None or facts.digest is None:
+        return facts, ours
+    gpus = said_gpus(config)
+    if differences(on_gpus(asked, gpus), config):
+        return replace(facts, externally_modified=True), ours
+    return facts, AppliedConfig(facts.loaded, facts.digest, facts.fingerprint, gpus)
+
+
+def external_change(before: ReplicaObservation | None, now: ReplicaObservation) -> str:
+    """Say what somebody else did to a model; empty where nothing.
+
+    A load is told when it begins. One that was going on at the first look may be ours, from before a restart.
+
+    Args:
+        before: What was there before, with no action of ours since; None where that is not known.
+        now: What is there now.
+    """
+    if before is None:
+        return f"{_versions(now.loaded)} was loaded with another configuration" if now.externally_modified else ""
+    if before.loading:
+        return ""
+    if now.loading:
+        return "a load was begun"
+    if not now.loaded:
+        return f"{_versions(before.loaded)} was unloaded" if before.loaded else ""
+    if not before.loaded:
+        return f"{_versions(now.loaded)} was loaded"
+    if now.loaded != before.loaded:
+        return f"{_versions(now.loaded)} was loaded in place of {_versions(before.loaded)}"
+    if now.digest != before.digest or (now.externally_modified and not before.externally_modified):
+        return f"{_versions(now.loaded)} was loaded again with another configuration"
+    return ""
+
+
+def _versions(numbers: Collection[int]) -> str:
+    return f"version {', '.join(str(number) for number in sorted(numbers))}"
+
+
+def unmanaged_models(known: Collection[str], index: Iterable[LoadedVersion], reading: ServerReading) -> set[VersionKey]:
+    """Return what a server has loaded that is no deployment of ours, and no copy of one that we made.
+
+    What was loaded with files of the request (``file:``) is not in the index, but has counters.
+    """
+    loaded = {(one.model, one.version) for one in index if one.state == READY} | set(reading.counters or ())
+    return {
+        (name, version)
+        for name, version in loaded
+        if name.removesuffix(CANDIDATE_SUFFIX) not in known and not name.endswith(TUNING_SUFFIX)
+    }
+
+
+class ExternalChangeDetector:
+    """Tells what others do.
+
+    Args:
+        state: What the loop knows.
+        complete: Whether all deployments were read; before, nobody can say that a model is none.
+        tenure: See `HeldModel.tenure`. While another process leads, or may have, what is done is its doing.
+    """
+
+    def __init__(self, state: LoopState, *, complete: Callable[[], bool], tenure: Callable[[], int]) -> None:
+        self._state = state
+        self._complete = complete
+        self._tenure = tenure
+        self._unknown: dict[str, set[VersionKey]] = {}
+        self._tenure_told = 0
+
+    def judge(self, server: TrackedServer, unit: Replica, facts: ReplicaObservation) -> ReplicaObservation:
+        """Return what the newest look showed of a model of ours with the verdict whether its configuration is ours."""
+        prepared = self._state.desired_state[unit.model].prepared
+        asked = next((one.config for target, one in prepared.items() if target.digest == facts.digest), None)
+        verdict, unit.ours = judged(facts, server.snapshot.configs.get(unit.model, {}), unit.ours, asked)
+        return verdict
+
+    def compare(self, server: TrackedServer, unit: Replica) -> None:
+        """Tell what was done to a model of ours, before anything is done about it."""
+        tenure, embedded = self._tenure(), server.managed.embedded
+        if not tenure or unit.facts is None or unit.facts is unit.baseline_observation:
+            return
+        if embedded is not None and embedded.generation != server.snapshot.generation:
+            return  # it started anew, and is empty for that reason; the next look says so
+        if tenure != self._tenure_told:
+            self._tenure_told = tenure
+            for one in self._state.servers.values():
+                for each in one.units.values():
+                    each.baseline_observation = None
+        before, unit.baseline_observation = unit.baseline_observation, unit.facts
+        if unit.load_overdue:
+            return  # it is our own load that goes on
+        what = external_change(before, unit.facts)
+        if not what:
+            return
+        supervised = server.managed.embedded is not None
+        who = "somebody else" if supervised else "somebody else, or a restart of the server"
+        message = f"on {server.name}: {what} by {who}; what differs from the deployment is put right"
+        self._state.events.add("Warning", "ExternalChange", unit.model, message)
+
+    def count(self, server: TrackedServer, reading: ServerReading) -> None:
+        """Tell which models that are no deployment came and went."""
+        if server.away or not self._complete() or reading.counters is None:
+            return
+        present = unmanaged_models(self._state.desired_state.keys(), server.snapshot.index, reading)
+        told, self._unknown[server.name] = self._unknown.get(server.name, set()), present
+        for key in sorted(present - told):
+            message = f"{_named(key)} is loaded and is no deployment: {_size(key, reading)}. It is left alone"
+            self._state.events.add(
+                "Warning",
+                "UnmanagedModel",
+                server.name,
+                f"{message}; deploy it, or find out who loaded it and unload it",
+            )
+        for key in sorted(told - present):
+            self._state.events.add(
+                "Normal", "UnmanagedModelRemoved", server.name, f"{_named(key)} is not loaded any more"
+            )
+
+
+def _named(key: VersionKey) -> str:
+    return f"{key[0]}:{key[1]}"
+
+
+def _size(key: VersionKey, reading: ServerReading) -> str:
+    name, version = key
+    label = re.compile(rf"{re.escape(name)}(_\d+)?")
+    sizes = [
+        one.resident_bytes
+        for (other, number), one in (reading.instances or {}).items()
+        if number == version and label.fullmatch(other)
+    ]
+    if not sizes:
+        return "nobody accounts for its memory, which cannot be measured from here"
+    return f"nobody accounts for its memory, {size_text(sum(sizes))} now"

@@ -1,0 +1,337 @@
+"""The leader's lease: of any number of control planes on one bucket, one acts, the others observe.
+
+The lease is a pruned chain; holding it means having committed its newest revision. Whoever sees the newest revision
+unchanged for its whole duration, by a clock of its own, may commit the next one: no two machines' clocks are ever
+compared. The holder counts from *before* it sent its commit, so it stops before anybody else can start. The revision's
+number is the fencing number.
+
+What this cannot give: a call to Triton that was sent while the lease was held may still be at work when it ended.
+Triton's own order of calls on one model and the proofs keep that harmless: the new leader looks at what is there.
+
+A thread renews the lease, with a store client that nothing else uses, so that neither a busy event loop nor a queue of
+downloads delays a renewal. A loop that does not run at all for `STALLED_SECONDS` loses the lease all the same: an
+instance that cannot act must not lead.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from controlplane.errors import CommitConflictError, CommitOutcomeUnknownError, StoreError, StoreWentBackwardsError
+from controlplane.registry.chain import Chain, Revision
+from controlplane.storage.base import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "leases/reconciler/"
+_KEPT = 3
+_RENEWALS = 3
+"""Renewals per duration: two may fail before the lease is lost."""
+MARGIN = 0.9
+"""The holder trusts its lease for this part of the duration only, for clocks that run at slightly different speeds."""
+STALLED_SECONDS = 300.0
+"""An event loop that has not run for this long, while the thread ran, no longer counts as able to act."""
+
+
+def boot_time() -> float:
+    """Return a monotonic time in seconds that also passes while the process is stopped or the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease; enough to tell on the same machine whether it still runs.
+
+    Attributes:
+        id: Unique to one start of one process.
+        machine: Machine, boot and process namespace; processes of equal machines see each other.
+        pid: Process id there.
+        started: The process's start time, which tells it from a later one of the same id.
+        host: For people.
+    """
+
+    id: str
+    machine: str
+    pid: int
+    started: float
+    host: str
+
+    @classmethod
+    def myself(cls) -> "Holder":
+        """Describe this process."""
+        pid = os.getpid()
+        return cls(uuid.uuid4().hex, _machine(), pid, psutil.Process(pid).create_time(), socket.gethostname())
+
+    def is_gone(self, observer: "Holder") -> bool:
+        """Whether ``observer`` can see that this holder's process has ended. False where it cannot see it."""
+        if not self.machine or self.machine != observer.machine:
+            return False
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.started) > 1.0
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.Error:
+            return False
+
+    def to_body(self, seconds: float) -> dict[str, Any]:
+        """Return what the chain's revision says."""
+        return {**self.__dict__, "seconds": seconds}
+
+    @classmethod
+    def of(cls, body: dict[str, Any]) -> "Holder | None":
+        """Read who holds a revision; None where it was given back."""
+        if not body.get("id"):
+            return None
+        return cls(
+            str(body["id"]),
+            str(body.get("machine", "")),
+            int(body.get("pid", 0)),
+            float(body.get("started", 0.0)),
+            str(body.get("host", "")),
+        )
+
+
+class Lease:
+    """One process's view of the lease. A thread of its own keeps it; the properties may be read anywhere.
+
+    Args:
+        store: The bucket, by a client that only the lease uses: a renewal must not wait for a connection.
+        seconds: The duration. All instances should have the same; each takes the holder's own where it is longer.
+        clock: A monotonic clock that goes on while the process is stopped.
+        on_change: Called in the event loop of `start` when the lease was won or lost.
+        servers: The servers that this process drives while it leads, with their addresses; written into the lease.
+
+    Attributes:
+        trouble: Why the store could not be asked the last time; empty where it could.
+        attempts: How often the thread has tried to take, renew or look at the lease.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        seconds: float,
+        clock: Callable[[], float] = boot_time,
+        on_change: Callable[[], None] = lambda: None,
+        servers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._chain = Chain(store, PREFIX, pruned=True)
+        self._seconds = seconds
+        self._clock = clock
+        self._on_change = on_change
+        self._servers = dict(servers or {})
+        self._me = Holder.myself()
+        self._known: Revision | None = None
+        self._seen_at = 0.0
+        self._held_until = 0.0
+        self._nobody_before = 0.0
+        self._known_state = (False, 0)
+        self._taken = 0
+        self._asked_at: float | None = None
+        self._epoch = 0
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._loop_ran = threading.Event()
+        self.trouble = ""
+        self.attempts = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether this process may act at this moment."""
+        return self._clock() < self._held_until
+
+    @property
+    def tenure(self) -> int:
+        """Who had the same before, other than 0, knows that nobody else held it in between; 0 while it is not held."""
+        return self._taken if self.held else 0
+
+    @property
+    def in_touch(self) -> bool:
+        """Whether the store has answered within the lease's duration, with or without the lease."""
+        return self._asked_at is not None and self._clock() - self._asked_at < self._seconds * MARGIN
+
+    @property
+    def epoch(self) -> int:
+        """The number of times that contact to the store was lost for longer than the lease's duration.
+
+        What was read in an earlier epoch may be out of date by any time: another instance may have led since.
+        """
+        return self._epoch
+
+    @property
+    def fencing_number(self) -> int:
+        """The number of the newest revision this process committed or saw."""
+        return self._known.number if self._known else 0
+
+    @property
+    def leader(self) -> str:
+        """Who holds it, for people."""
+        holder = Holder.of(self._known.body) if self._known else None
+        return f"{holder.host} (process {holder.pid})" if holder else "nobody"
+
+    @property
+    def driven(self) -> dict[str, str] | None:
+        """The servers that the holder drives, with their addresses; None where there is none, or it does not say."""
+        body = self._known.body if self._known else {}
+        found = body.get("servers") if body.get("id") else None
+        return {str(name): str(url) for name, url in found.items()} if isinstance(found, dict) else None
+
+    async def start(self) -> None:
+        """Try to get the lease once; then a thread keeps trying, or keeps it."""
+        loop = asyncio.get_running_loop()
+        tried: asyncio.Future[None] = loop.create_future()
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._keep, args=(loop, tried), name="lease", daemon=True)
+        self._thread.start()
+        await tried
+
+    async def stop(self) -> None:
+        """Give the lease back, so that another instance need not wait for its end."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._stopping.set()
+        # A store that hangs must not hold up the end: the lease then ends without being given back.
+        await asyncio.to_thread(thread.join, self._seconds)
+        self._held_until = 0.0
+
+    def attempt(self) -> None:
+        """Renew it, or take it where no instance holds it. Up to three requests; blocks.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        began = self._clock()
+        self.attempts += 1
+        try:
+            newest = self._chain.refresh(self._known)
+        except StoreWentBackwardsError as error:
+            logger.warning("the lease that this process knows was lost; waiting as for a holder: %s", error)
+            self._start_over(began)
+            return
+        if newest is None and began < self._nobody_before:
+            return
+        if newest is not None and (self._known is None or newest.commit_id != self._known.commit_id):
+            self._known, self._seen_at = newest, self._clock()
+        if newest is not None and not self._may_follow(newest):
+            self._touched(began)
+            return
+        mine = newest is not None and newest.body.get("id") == self._me.id
+        body = {**self._me.to_body(self._seconds), "servers": self._servers}
+        try:
+            self._known = self._chain.append(
+                body, after=newest, actor=self._me.host, reason="renew" if mine else "take"
+            )
+        except CommitConflictError:
+            self._held_until = 0.0
+            self._touched(began)
+            return
+        self._touched(began)
+        if not mine:
+            self._taken = self._known.number
+        self._seen_at = began
+        self._held_until = began + self._seconds * MARGIN
+        if self._known.number % _KEPT == 0:
+            self._chain.prune(_KEPT)
+
+    def _start_over(self, now: float) -> None:
+        """Forget the lease: the holder of the lost revision may trust it for its whole duration."""
+        self._held_until = 0.0
+        self._known, self._seen_at = self._chain.head(), self._clock()
+        self._nobody_before = self._clock() + self._seconds
+        self._touched(now)
+        self._epoch += 1
+
+    def _touched(self, began: float) -> None:
+        """Record that the store answered, and before that, whether it had been silent for too long."""
+        if self._asked_at is not None and began - self._asked_at >= self._seconds * MARGIN:
+            self._epoch += 1
+        self._asked_at = began
+
+    def _may_follow(self, newest: Revision) -> bool:
+        holder = Holder.of(newest.body)
+        if holder is None or holder.id == self._me.id:
+            return True
+        if holder.is_gone(self._me):
+            return True
+        duration = max(self._seconds, float(newest.body.get("seconds", self._seconds)))
+        return self._clock() - self._seen_at > duration
+
+    def _release(self) -> None:
+        if self._known is not None:
+            self._chain.append(
+                {"id": "", "seconds": self._seconds}, after=self._known, actor=self._me.host, reason="give back"
+            )
+
+    # The thread
+
+    def _keep(self, loop: asyncio.AbstractEventLoop, tried: "asyncio.Future[None]") -> None:
+        pause, stalled = self._seconds / _RENEWALS, 0.0
+        self._attempt()
+        _post(loop, lambda: self._tell(tried))
+        while not self._stopping.wait(pause):
+            stalled = 0.0 if self._loop_ran.is_set() else stalled + pause
+            self._loop_ran.clear()
+            if stalled <= STALLED_SECONDS:
+                self._attempt()
+            elif stalled <= STALLED_SECONDS + pause:
+                logger.error("the event loop has not run for %g s; the lease is not renewed", stalled)
+            _post(loop, self._tell)
+        self._give_back()
+
+    def _attempt(self) -> None:
+        try:
+            self.attempt()
+        except (StoreError, CommitOutcomeUnknownError) as error:
+            self.trouble = str(error)
+            logger.warning("the lease cannot be renewed or looked at: %s", error)
+        except Exception as error:
+            # The thread's edge: the next attempt may succeed, and without the thread no instance would lead.
+            self.trouble = f"unexpected {type(error).__name__}"
+            logger.exception("unexpected error while the lease was renewed")
+        else:
+            self.trouble = ""
+
+    def _give_back(self) -> None:
+        if not self.held:
+            return
+        self._held_until = 0.0
+        try:
+            self._release()
+        except (CommitConflictError, StoreError) as error:
+            logger.info("the lease was not given back and expires instead: %s", error)
+
+    def _tell(self, tried: "asyncio.Future[None] | None" = None) -> None:
+        """Run in the event loop: say that it runs, and report a change."""
+        self._loop_ran.set()
+        state = (self.held, self.tenure)
+        if state != self._known_state:
+            self._known_state = state
+            self._on_change()
+        if tried is not None and not tried.done():
+            tried.set_result(None)
+
+
+def _post(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop was closed
+        loop.call_soon_threadsafe(call)
+
+
+def _machine() -> str:
+    """Name what processes that can see each other share; empty where that cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""

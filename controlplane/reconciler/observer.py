@@ -1,0 +1,183 @@
+"""Takes in what was seen: what is wanted (read from the bucket), and what is there (looks, measurements)."""
+
+from controlplane.domain.advisories import warnings_for
+from controlplane.domain.states import ServerState
+from controlplane.domain.units import size_text
+from controlplane.lifecycle.actions import Prove
+from controlplane.lifecycle.desired import DesiredDeployment
+from controlplane.lifecycle.history import Backoff
+from controlplane.lifecycle.observation import observed
+from controlplane.lifecycle.replica import Replica
+from controlplane.reconciler.external_changes import ExternalChangeDetector
+from controlplane.reconciler.loop_state import LoopState
+from controlplane.reconciler.messages import ReadingTaken, RepositoryCleaned, SnapshotTaken
+from controlplane.reconciler.remediation import ServerRemediator
+from controlplane.reconciler.server_state import TrackedServer
+from controlplane.reconciler.tasks import TaskRunner
+from controlplane.servers.snapshot import ServerSnapshot
+
+
+class Observer:
+    """Brings the loop's state up to date, and marks what that changed.
+
+    Args:
+        state: What the loop knows.
+        background: Looks and measurements.
+        remediator: Looks after the servers themselves.
+        external_changes: Tells what others do.
+        backoff: How long a failed step waits.
+    """
+
+    def __init__(
+        self,
+        state: LoopState,
+        background: TaskRunner,
+        remediator: ServerRemediator,
+        external_changes: ExternalChangeDetector,
+        backoff: Backoff,
+    ) -> None:
+        self._state = state
+        self._background = background
+        self._remediator = remediator
+        self._external_changes = external_changes
+        self._backoff = backoff
+
+    def adopt(self, *desired_state: DesiredDeployment) -> None:
+        """Want what these revisions want."""
+        for desired_deployment in desired_state:
+            if self._take_in(desired_deployment):
+                for server in self._state.servers.values():
+                    self._state.plan_again(server, desired_deployment.model)
+
+    def seen(self, seen: SnapshotTaken) -> None:
+        """Take in a look at a server."""
+        server, snapshot = seen.server, seen.snapshot
+        server.looking = None
+        before, server.snapshot, server.observed_at = server.snapshot, snapshot, self._state.clock()
+        well = snapshot.state is ServerState.READY
+        if snapshot.state is not before.state:
+            message = f"Triton {snapshot.version} answers" if well else snapshot.message
+            self._state.events.add("Normal" if well else "Warning", f"Server{snapshot.state}", server.name, message)
+        if well and snapshot.version != server.advised:
+            server.advised = snapshot.version
+            if warnings := warnings_for(snapshot.version, embedded=server.managed.embedded is not None):
+                self._state.events.add("Warning", "VulnerableTriton", server.name, "; ".join(warnings))
+        restarts = snapshot.generation != before.generation
+        # An action that ended meanwhile may have left something known of a server that does not answer.
+        known = any(server.units[model].facts is not None for model in server.present)
+        if restarts or (not well and (known or before.state is ServerState.READY)):
+            for unit in server.units.values():
+                unit.lost(restarted=restarts or server.managed.embedded is None)
+                server.keep_watch(unit)
+            server.scheduler.lost(restarted=restarts)
+            self._state.plan_all_again(server)
+        if restarts:
+            server.guard.returned(self._state.events, self._state.clock())
+        if well and not server.scheduler.accounts.known:
+            self._background.gauge(server)
+        if well:
+            for model in self._worth_seeing(server, None if restarts or not server.well else before):
+                self._take_in_facts(server, server.unit(model), seen.began)
+            if not any(server.units[model].doing for model in server.present):
+                server.waits = 0
+        server.well = well
+        self._remediator.look(server)
+        self._state.moved.add(server.name)
+        if server.look_again:
+            server.look_again = False
+            self._background.look(server)
+
+    def gauged(self, gauged: ReadingTaken) -> None:
+        """Take in a measurement of a server."""
+        server, reading = gauged.server, gauged.reading
+        server.gauging = None
+        scheduler = server.scheduler
+        server.server_health.metrics = reading.metrics
+        if server.away or reading.generation != server.snapshot.generation:
+            return
+        self._external_changes.count(server, reading)
+        present = [server.units[model] for model in server.present]
+        for unit in present:
+            if unit.watched(reading, gauged.began):
+                self._state.plan_again(server, unit.model)
+        known = scheduler.accounts.known
+        proving = [unit.model for unit in present if unit.doing and isinstance(unit.doing.action, Prove)]
+        self._background.keep(server, scheduler.take(reading, proving, gauged.began, self._state.clock()))
+        if scheduler.accounts.known and not known:
+            self._state.plan_all_again(server)  # nothing was begun before it was known what there is room for
+        self._state.moved.add(server.name)
+        for device, size in scheduler.unaccounted():
+            self._state.events.add(
+                "Warning",
+                "UnaccountedMemory",
+                server.name,
+                f"nobody accounts for {size_text(size)} in use on {device}; they count against its budget",
+            )
+
+    def cleaned(self, cleaned: RepositoryCleaned) -> None:
+        """A server's model repository was cleaned, or could not be."""
+        cleaned.server.cleaning, cleaned.server.cleaned = None, cleaned.done
+        self._state.plan_all_again(cleaned.server)
+
+    def _worth_seeing(self, server: TrackedServer, before: ServerSnapshot | None) -> list[str]:
+        """Models that a look may tell something new of.
+
+        Args:
+            server: The server, with the look.
+            before: The look before, which was taken in; None: everything is new.
+        """
+        desired_state = self._state.desired_state
+        if before is None:
+            return list(desired_state)
+        return sorted((server.snapshot.differs(before) | server.present | server.awaited) & desired_state.keys())
+
+    def _take_in_facts(self, server: TrackedServer, unit: Replica, began: int) -> None:
+        """Take in what a look that began at a step shows of a model."""
+        if unit.task is not None:
+            return
+        facts = observed(server.snapshot, unit.model) if unit.changed <= began else None
+        if facts is None:
+            # What we did since the look began is newer than the look, or it is not clear what is there.
+            server.awaited.add(unit.model)
+            server.look_again = server.look_again or unit.facts is None
+            return
+        known, record = unit.facts, unit.record
+        unit.see(self._external_changes.judge(server, unit, facts))
+        unit.seen = began
+        server.awaited.discard(unit.model)
+        server.scheduler.see(unit.model, facts, self._state.step, self._state.clock())
+        server.keep_watch(unit)
+        changed = unit.facts != known or unit.record is not record
+        if changed or unit.doing is not None or unit.stale_since is not None:
+            self._state.plan_again(server, unit.model)
+
+    def _take_in(self, desired_deployment: DesiredDeployment) -> bool:
+        """Want what a revision wants, unless that or something newer is wanted already."""
+        state = self._state
+        known = state.desired_state.get(desired_deployment.model)
+        if known is not None and desired_deployment.revision.number <= known.revision.number:
+            # The same revision again is news only where it could not be acted on, and now can: it was signed since.
+            mended = (
+                desired_deployment.revision.number == known.revision.number
+                and known.problem
+                and not desired_deployment.problem
+            )
+            if not mended:
+                return False
+        state.adopt(desired_deployment)
+        if known is not None or not desired_deployment.revision.spec.deleted:
+            state.events.add("Normal", "RevisionObserved", desired_deployment.model, desired_deployment.sentence)
+        now = state.clock()
+        for server in state.servers.values():
+            unit = server.unit(desired_deployment.model)
+            unit.adopt(desired_deployment, now, self._backoff)
+            server.scheduler.adopt(desired_deployment.model)
+            if unit.facts is None and unit.task is None and server.trouble is None:
+                facts = observed(server.snapshot, desired_deployment.model) if not unit.changed else None
+                if facts is None:
+                    self._background.look(server)
+                else:
+                    unit.facts = self._external_changes.judge(server, unit, facts)
+                    server.scheduler.see(desired_deployment.model, unit.facts, state.step, now)
+            server.keep_watch(unit)
+        return True

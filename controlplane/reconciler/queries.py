@@ -1,0 +1,284 @@
+"""Answers questions about the loop's state: statuses, ledgers, reasons, plans. Changes nothing."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
+from controlplane.domain.health import ServerHealth
+from controlplane.domain.names import Reference
+from controlplane.domain.states import DeploymentStatus, Phase, ServerStatus
+from controlplane.lifecycle.desired import DesiredDeployment, DesiredStateResolver, PreparedVersion
+from controlplane.lifecycle.status import overall, placed
+from controlplane.memory.reporting import ModelOnServer, model_view, plan_for, server_memory, server_why
+from controlplane.memory.views import (
+    AssignmentView,
+    ExplanationView,
+    LoadPlanView,
+    ModelMemoryView,
+    PlacementView,
+    ServerLoadPlan,
+    ServerMemory,
+)
+from controlplane.placement.types import Assignment
+from controlplane.reconciler.loop_state import LoopState
+from controlplane.reconciler.rollout_readiness import RolloutReadiness, rollout_readiness
+from controlplane.reconciler.server_state import TrackedServer
+from controlplane.registry.deployments import DeploymentRevision
+from controlplane.registry.registry import Registry
+
+
+class ReconcilerQueries:
+    """What the loop tells. No I/O, except for `plan_load`.
+
+    Args:
+        state: What the loop knows.
+        desired_state: Prepares versions that are not deployed.
+        registry: The bucket.
+        preview: Says on which servers a version would be placed, and why on none.
+
+    Attributes:
+        computed: How many statuses were made.
+    """
+
+    def __init__(
+        self,
+        state: LoopState,
+        desired_state: DesiredStateResolver,
+        registry: Registry,
+        *,
+        preview: Callable[[str, PreparedVersion, DeploymentSettings], tuple[tuple[Assignment, ...], str]],
+    ) -> None:
+        self._state = state
+        self._preview = preview
+        self._desired_state = desired_state
+        self._registry = registry
+        self._touched = state.follow()
+        self._statuses: dict[str, DeploymentStatus] = {}
+        self._shown: dict[str, DeploymentStatus] = {}
+        self._unsteady: set[str] = set()
+        self._phases: Counter[Phase] = Counter()
+        self.computed = 0
+
+    def status(self, model: str) -> DeploymentStatus | None:
+        """Return how a deployment stands; None where none is known."""
+        if model in self._touched or model in self._unsteady or model not in self._statuses:
+            self._update(model)
+        return self._statuses.get(model)
+
+    def statuses(self) -> dict[str, DeploymentStatus]:
+        """Return how all deployments stand, by model; removed ones only until they are gone."""
+        self.refresh()
+        return dict(self._shown)
+
+    def phases(self) -> Mapping[Phase, int]:
+        """Return how many deployments there are in each phase."""
+        self.refresh()
+        return self._phases
+
+    def refresh(self) -> None:
+        """Bring the statuses up to date of all deployments that something changed for."""
+        for model in self._touched | self._unsteady:
+            self._update(model)
+
+    def _update(self, model: str) -> None:
+        """Make a status anew, and keep it until something changes or it would change by itself."""
+        self._touched.discard(model)
+        self.computed += 1
+        shown, status = self._shown.pop(model, None), self._status(model)
+        if shown is not None:
+            self._phases[shown.phase] -= 1
+        self._unsteady.discard(model)
+        if status is None:
+            self._statuses.pop(model, None)
+            return
+        self._statuses[model] = status
+        if any(one.retry_at is not None or one.bake_until is not None for one in status.servers):
+            self._unsteady.add(model)  # it says when something is due
+        if not (self._state.desired_state[model].revision.spec.deleted and status.phase is Phase.UNLOADED):
+            self._shown[model] = status
+            self._phases[status.phase] += 1
+
+    def overlooked(self, model: str) -> bool:
+        """Return whether a deployment's status is kept, and would be another one now."""
+        if model in self._touched or model in self._unsteady or model not in self._statuses:
+            return False
+        units = (server.units.get(model) for server in self._state.servers.values())
+        if any(unit is not None and unit.task is not None for unit in units):
+            return False  # its conditions are kept when the action ends; until then they have the time of the question
+        return self._statuses[model] != self._status(model)
+
+    def _status(self, model: str) -> DeploymentStatus | None:
+        desired_deployment = self._state.desired_state.get(model)
+        if desired_deployment is None:
+            return None
+        now = self._state.clock()
+        assignments, others = [], []
+        for server in self._state.servers.values():
+            place = server.places.get(model)
+            status = server.unit(model).status(server.desired(desired_deployment), server.trouble, now)
+            if place is None or place.assignment:
+                assignments.append(status)
+            elif place.here or (server.trouble is None and status.phase is not Phase.UNLOADED):
+                others.append(status)  # it stays until it answers elsewhere, or is about to go
+        spec = desired_deployment.revision.spec
+        if spec.loaded and not spec.deleted:
+            least = spec.settings.min_replicas
+            return placed(
+                desired_deployment.revision.number, assignments, others, least, self._state.plan.unplaced.get(model, "")
+            )
+        return overall(desired_deployment.revision.number, assignments + others)
+
+    def deployed(self) -> Mapping[str, DeploymentRevision]:
+        """Return the newest revision of what is deployed, by model. It changes with what is deployed."""
+        return MappingProxyType(self._state.deployed)
+
+    def health(self, model: str) -> tuple[ServerHealth, ...]:
+        """Return what the probes of a model found, by server."""
+        found = []
+        for server in self._state.servers.values():
+            watch = server.unit(model).watch
+            found.append(ServerHealth(server=server.name, summary=watch.summary(), results=tuple(watch.results)))
+        return tuple(found)
+
+    def servers(self) -> tuple[ServerStatus, ...]:
+        """Return the servers as last seen."""
+        return tuple(server.status() for server in self._state.servers.values())
+
+    def spec(self, model: str) -> DeploymentSpec | None:
+        """Return what is wanted of a model; None where no deployment of it is known."""
+        return self._state.spec(model)
+
+    def trials(self) -> dict[str, RolloutReadiness]:
+        """Return how every rollout that is under way stands, by model."""
+        servers = self._state.servers.values()
+        found = {
+            model: rollout_readiness(self._state.desired_state[model], servers) for model in sorted(self._state.trials)
+        }
+        return {model: trial for model, trial in found.items() if trial is not None}
+
+    def memory(self) -> tuple[ServerMemory, ...]:
+        """Return the ledgers, by server."""
+        now = self._state.clock()
+        desired_state = self._state.desired_state.values()
+        return tuple(
+            server_memory(
+                server.scheduler,
+                [_occupant(server, desired_deployment) for desired_deployment in desired_state],
+                now,
+                server.guard.view(),
+            )
+            for server in self._state.servers.values()
+        )
+
+    def memory_of(self, model: str) -> tuple[tuple[str, ModelMemoryView], ...]:
+        """Return a model's memory by server; empty where no deployment of it is known."""
+        desired_deployment = self._state.desired_state.get(model)
+        servers = () if desired_deployment is None else self._state.servers.values()
+        return tuple(
+            (one.name, model_view(one.scheduler, _occupant(one, desired_deployment)))
+            for one in servers
+            if desired_deployment is not None
+        )
+
+    def why(self, model: str) -> ExplanationView | None:
+        """Return why a model is where it is; None where no deployment of it is known."""
+        desired_deployment = self._state.desired_state.get(model)
+        if desired_deployment is None:
+            return None
+        now = self._state.clock()
+        servers = [
+            server_why(server.scheduler, _occupant(server, desired_deployment), now)
+            for server in self._state.servers.values()
+        ]
+        return ExplanationView(model=model, servers=tuple(servers), placement=self._placement(desired_deployment))
+
+    def _placement(self, desired_deployment: DesiredDeployment) -> PlacementView | None:
+        workload = self._state.plan.workloads.get(desired_deployment.model)
+        if workload is None:
+            return None
+        settings, scale = desired_deployment.revision.spec.settings, self._state.scales.get(desired_deployment.model)
+        return PlacementView(
+            replicas=workload.replicas,
+            min_replicas=settings.min_replicas,
+            max_replicas=settings.max_replicas or settings.min_replicas,
+            replicas_why=scale.why if scale else "",
+            assignments=tuple(
+                AssignmentView(
+                    server=assignment.server, devices=assignment.devices, bytes=assignment.bytes, why=assignment.why
+                )
+                for assignment in self._state.plan.assignments.get(desired_deployment.model, ())
+            ),
+            unplaced=self._state.plan.unplaced.get(desired_deployment.model, ""),
+        )
+
+    def awaited(self, model: str, status: DeploymentStatus, *, leading: bool) -> bool:
+        """Whether a demand for a model that is not loaded is still at work somewhere."""
+        if status.phase is not Phase.UNLOADED:
+            return False
+        desired_deployment = self._state.desired_state.get(model)
+        if (
+            desired_deployment is None
+            or desired_deployment.revision.spec.deleted
+            or not desired_deployment.revision.spec.loaded
+        ):
+            return False
+        return not leading or any(
+            server.scheduler.model_state(model).demanded_at is not None for server in self._state.servers.values()
+        )
+
+    async def plan_load(
+        self, model: str, version: int | None = None, settings: DeploymentSettings | None = None
+    ) -> LoadPlanView:
+        """Say what loading a version would do.
+
+        Args:
+            model: The model; it need not be deployed.
+            version: The version; None takes the deployed one, or the newest.
+            settings: How it would be run; None takes the deployment's.
+
+        Raises:
+            NotFoundError: No such model or version.
+            InvalidInputError: It cannot be run so.
+        """
+        desired_deployment = self._state.desired_state.get(model)
+        spec = (
+            desired_deployment.revision.spec
+            if desired_deployment and not desired_deployment.revision.spec.deleted
+            else None
+        )
+        wanted = settings or (spec.settings if spec else DeploymentSettings())
+
+        def prepare() -> tuple[PreparedVersion, int]:
+            number = version or (spec.version if spec else self._registry.resolve(Reference(model)).number)
+            prepared = self._desired_state.prepare(model, number, wanted)
+            missing = {file.sha256: file.size_bytes for file in prepared.manifest.files}
+            path_of = self._registry.cache.path_of
+            return prepared, sum(size for digest, size in missing.items() if not path_of(digest).exists())
+
+        prepared, fetch_bytes = await asyncio.to_thread(prepare)
+        now = self._state.clock()
+        plans = []
+        assignments, unplaced = self._preview(model, prepared, wanted)
+        if not assignments:
+            nowhere = ServerLoadPlan(server="(none)", decision="refuse", why=unplaced)
+            return LoadPlanView(model=model, version=prepared.target.version, servers=(nowhere,))
+        for assignment in assignments:
+            server = self._state.servers[assignment.server]
+            facts = server.units[model].facts if model in server.units else None
+            plans.append(
+                plan_for(server.scheduler, prepared, model, facts, fetch_bytes, assignment.devices, assignment.why, now)
+            )
+        return LoadPlanView(model=model, version=prepared.target.version, servers=tuple(plans))
+
+
+def _occupant(server: TrackedServer, desired_deployment: DesiredDeployment) -> ModelOnServer:
+    place = server.places.get(desired_deployment.model)
+    elsewhere = place.why if place is not None and not place.here else ""
+    return ModelOnServer(
+        desired_deployment,
+        server.unit(desired_deployment.model),
+        server.trouble.message if server.trouble else "",
+        elsewhere,
+    )

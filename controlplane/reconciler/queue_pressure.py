@@ -1,0 +1,53 @@
+"""How long requests wait in Triton's queues, by model over all servers, from Triton's own counters. Mutable."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from controlplane.placement.autoscale import Window
+from controlplane.triton.statistics import VersionCounters, VersionKey
+
+
+@dataclass
+class _Sum:
+    requests: int = 0
+    queue_seconds: float = 0.0
+
+
+@dataclass
+class QueuePressure:
+    """Sums what the counters have grown by, until it is asked for."""
+
+    _before: dict[tuple[str, VersionKey], VersionCounters] = field(default_factory=dict)
+    _sums: dict[str, _Sum] = field(default_factory=dict)
+    _since: datetime | None = None
+
+    def take(self, server: str, counters: Mapping[VersionKey, VersionCounters]) -> None:
+        """Take a server's newest counters. Those of a version start again at zero when it is loaded again."""
+        for key, now in counters.items():
+            before = self._before.get((server, key))
+            self._before[server, key] = now
+            if before is None:
+                continue  # what was before we looked says nothing about now
+            if now.requests < before.requests:
+                before = VersionCounters(0, None, 0.0)
+            total = self._sums.setdefault(key[0], _Sum())
+            total.requests += now.requests - before.requests
+            total.queue_seconds += max(now.queue_seconds - before.queue_seconds, 0.0)
+
+    def windows(self, now: datetime, seconds: float) -> dict[str, Window] | None:
+        """Return what there was in the window that ends now, by model, and begin the next; None before its time.
+
+        A model that is not in it was not asked.
+        """
+        if self._since is None:
+            self._since = now
+            self._sums.clear()
+            return None
+        length = (now - self._since).total_seconds()
+        if length < seconds:
+            return None
+        found = {model: Window(one.requests, one.queue_seconds, length) for model, one in self._sums.items()}
+        self._sums.clear()
+        self._since = now
+        return found

@@ -1,0 +1,246 @@
+"""Client holds: somebody holds a model, so that it stays loaded until the hold ends.
+
+Each hold is a pruned chain of its own, ``holds/<model>/<hold id>/``: taking it is revision 1, renewing it the
+next one, giving it back a last one that says so. One LIST of the prefix finds all of them, and a revision that was read
+once never changes, so looking again costs one request where nothing changed.
+
+A hold ends by the store's clock: its revision says until when. Stores tell the time to a second, which is why a client
+that must not lose the model renews in time rather than at the end.
+"""
+
+import re
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from controlplane.domain.names import validate_model_name
+from controlplane.errors import CommitConflictError, InvalidInputError, NotFoundError, ObjectNotFoundError
+from controlplane.registry.chain import Chain, Revision
+from controlplane.registry.changes import ChangeFeed, ChangeLog, steady
+from controlplane.storage.base import ObjectStore
+
+PREFIX = "holds/"
+KIND = "holds"
+"""What the change feed calls all of them together."""
+_POLLED_SECONDS = 0.5
+MAX_SECONDS = 24 * 3600.0
+_KEY = re.compile(r"holds/([^/]+)/([0-9a-f]{32})/(\d{12})\.json")
+_SWEEP_AFTER = timedelta(minutes=1)
+"""How long an ended hold's objects stay, for a renewal that is on its way."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHold:
+    """Somebody holds a model.
+
+    Attributes:
+        id: Names the hold.
+        model: The model that is held.
+        holder: Who holds it, for people.
+        expires_at: When it ends unless it is renewed (UTC).
+        seconds: The time to live that was asked for last.
+    """
+
+    id: str
+    model: str
+    holder: str
+    expires_at: datetime
+    seconds: float
+
+    def active(self, now: datetime) -> bool:
+        """Whether it holds at this moment."""
+        return now < self.expires_at
+
+
+Holds = tuple[ModelHold, ...]
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class ModelHolds:
+    """Takes, renews, gives back and lists client holds. Blocks; safe to use from several threads.
+
+    Args:
+        store: The bucket.
+        clock: Gives the store's time.
+        changes: Gets an entry before each commit, so that nobody has to list the holds while none changes.
+        feed: Reads the entries.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        clock: Callable[[], datetime] = _utc_now,
+        changes: ChangeLog | None = None,
+        feed: ChangeFeed | None = None,
+    ) -> None:
+        self._store = store
+        self._changes = changes
+        self._feed = feed
+        self._clock = clock
+        self._read: dict[str, ModelHold | None] = {}
+        self._guard = threading.Lock()
+
+    def acquire(self, model: str, *, seconds: float, holder: str = "") -> ModelHold:
+        """Hold a model.
+
+        Raises:
+            InvalidInputError: The time is not above 0, or longer than a day.
+        """
+        validate_model_name(model)
+        return self._append(ModelHold(uuid.uuid4().hex, model, holder, self._end(seconds), seconds), None, "take")
+
+    def renew(self, model: str, hold_id: str, *, seconds: float) -> ModelHold:
+        """Hold it for ``seconds`` from now.
+
+        Raises:
+            NotFoundError: It has ended: the model may be gone, so take a new one and see that it is loaded.
+            InvalidInputError: The time is not above 0, or longer than a day.
+        """
+        end = self._end(seconds)
+        while True:
+            head = self._head(model, hold_id)
+            known = self._active(head, model, hold_id)
+            try:
+                return self._append(ModelHold(hold_id, model, known.holder, end, seconds), head, "renew")
+            except CommitConflictError:
+                continue  # two renewals at once: both are meant
+
+    def release(self, model: str, hold_id: str) -> ModelHold:
+        """Give it back. One that has ended already is no error.
+
+        Returns:
+            The hold with its end, for whoever has to know at once.
+
+        Raises:
+            NotFoundError: There never was one, or it ended long ago.
+        """
+        while True:
+            head = self._head(model, hold_id)
+            known = _parse(head.body) if head else None
+            if known is None:
+                raise _missing(model, hold_id)
+            now = self._clock()
+            if not known.active(now):
+                return known
+            try:
+                return self._append(ModelHold(hold_id, model, known.holder, now, known.seconds), head, "give back")
+            except CommitConflictError:
+                continue
+
+    def get(self, model: str, hold_id: str) -> ModelHold:
+        """Return a hold that holds at this moment.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        return self._active(self._head(model, hold_id), model, hold_id)
+
+    def list(self, model: str | None = None) -> Holds:
+        """Return the holds that hold at this moment, of one model or of all, by their end."""
+        now = self._clock()
+        return tuple(sorted((one for one in self._all(model) if one.active(now)), key=lambda one: one.expires_at))
+
+    def may_have_changed(self) -> bool:
+        """Whether a hold was taken, renewed or given back lately, by the change feed.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        if self._feed is None:
+            return True
+        self._feed.poll(not_before=steady() - _POLLED_SECONDS)
+        return self._feed.expects(KIND)
+
+    def sweep(self) -> int:
+        """Remove what ended a while ago; returns how many holds. For whoever leads."""
+        now, gone = self._clock(), 0
+        for hold in self._all(None):
+            if now - hold.expires_at > _SWEEP_AFTER:
+                for info in list(self._store.list(f"{PREFIX}{hold.model}/{hold.id}/")):
+                    self._store.delete(info.key)
+                gone += 1
+        return gone
+
+    def _all(self, model: str | None) -> Holds:
+        newest: dict[tuple[str, str], str] = {}
+        for info in self._store.list(PREFIX if model is None else f"{PREFIX}{model}/"):
+            match = _KEY.fullmatch(info.key)
+            if match:
+                newest.setdefault((match[1], match[2]), info.key)
+        with self._guard:
+            if model is None:
+                self._read = {key: hold for key, hold in self._read.items() if key in set(newest.values())}
+            read = dict(self._read)
+        for key in newest.values():
+            if key in read:
+                continue
+            try:
+                read[key] = _parse(Revision.from_json(self._store.get(key), key).body)
+            except ObjectNotFoundError:
+                read[key] = None  # pruned meanwhile: the next look sees the newer one
+                continue
+            with self._guard:
+                self._read[key] = read[key]
+        return tuple(hold for key in newest.values() if (hold := read[key]) is not None)
+
+    def _append(self, hold: ModelHold, after: Revision | None, reason: str) -> ModelHold:
+        body = {
+            "id": hold.id,
+            "model": hold.model,
+            "holder": hold.holder,
+            "expires_at": hold.expires_at.isoformat(),
+            "seconds": hold.seconds,
+        }
+        chain = self._chain(hold.model, hold.id)
+        if self._changes is not None:
+            self._changes.announce(KIND, 0)
+        chain.append(body, after=after, actor=hold.holder or "client", reason=reason)
+        if after is not None:
+            chain.prune(2)
+        return hold
+
+    def _head(self, model: str, hold_id: str) -> Revision | None:
+        validate_model_name(model)
+        if not re.fullmatch(r"[0-9a-f]{32}", hold_id):
+            raise _missing(model, hold_id)
+        return self._chain(model, hold_id).head()
+
+    def _active(self, head: Revision | None, model: str, hold_id: str) -> ModelHold:
+        hold = _parse(head.body) if head else None
+        if hold is None or not hold.active(self._clock()):
+            raise _missing(model, hold_id)
+        return hold
+
+    def _chain(self, model: str, hold_id: str) -> Chain:
+        return Chain(self._store, f"{PREFIX}{model}/{hold_id}/", pruned=True)
+
+    def _end(self, seconds: float) -> datetime:
+        if not 0 < seconds <= MAX_SECONDS:
+            raise InvalidInputError(
+                f"a hold of {seconds:g} s cannot be: give more than 0 and at most {MAX_SECONDS:g} s", seconds=seconds
+            )
+        return self._clock() + timedelta(seconds=seconds)
+
+
+def _parse(body: dict[str, Any]) -> ModelHold | None:
+    try:
+        return ModelHold(
+            id=str(body["id"]),
+            model=str(body["model"]),
+            holder=str(body.get("holder", "")),
+            expires_at=datetime.fromisoformat(body["expires_at"]),
+            seconds=float(body["seconds"]),
+        )
+    except (KeyError, ValueError, TypeError):
+        return None  # written by somebody else: it holds nothing
+
+
+def _missing(model: str, hold_id: str) -> NotFoundError:
+    return NotFoundError(f"{model} has no hold {hold_id}; it may have ended", model=model, hold=hold_id)

@@ -1,0 +1,66 @@
+"""What each instance measured of a rollout: a pruned chain for each instance, so that a kill loses seconds at most."""
+
+import logging
+
+from controlplane.domain.evidence import Evidence
+from controlplane.domain.names import validate_model_name
+from controlplane.registry.chain import Chain
+from controlplane.storage.base import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "rollouts/"
+_KEPT = 2
+
+
+class RolloutStats:
+    """Reads and writes what instances measured. Safe to use from several threads.
+
+    Args:
+        store: The bucket.
+        instance: This process; unique, also after a restart.
+    """
+
+    def __init__(self, store: ObjectStore, replica: str) -> None:
+        self._store = store
+        self._replica = replica
+
+    def put(self, model: str, rollout_id: str, evidence: Evidence) -> None:
+        """Keep what this instance has measured since the rollout began.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        chain = self._chain(model, rollout_id, self._replica)
+        body = evidence.model_dump(mode="json")
+        chain.append(body, after=chain.head(), actor=self._replica, reason="measured")
+        chain.prune(_KEPT)
+
+    def others(self, model: str, rollout_id: str) -> Evidence:
+        """Return the sum of what all other instances measured, the dead ones included.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        total = Evidence()
+        for replica in self._store.list_folders(self._folder(model, rollout_id)):
+            head = self._chain(model, rollout_id, replica).head() if replica != self._replica else None
+            if head is not None:
+                total = total.plus(Evidence.model_validate(head.body))
+        return total
+
+    def forget(self, model: str, rollout_id: str) -> None:
+        """Remove a rollout's measurements; their sum is in the deployment's revision that ended it.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        for info in list(self._store.list(self._folder(model, rollout_id))):
+            self._store.delete(info.key)
+
+    @staticmethod
+    def _folder(model: str, rollout_id: str) -> str:
+        return f"{PREFIX}{validate_model_name(model)}/{rollout_id}/"
+
+    def _chain(self, model: str, rollout_id: str, replica: str) -> Chain:
+        return Chain(self._store, f"{self._folder(model, rollout_id)}{replica}/", pruned=True)

@@ -1,0 +1,1 @@
+"""A Triton server as the control plane sees it: its ports, snapshots, readings and health."""

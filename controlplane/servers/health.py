@@ -1,0 +1,212 @@
+"""How a server itself is: what can be said of it, and what to do about it. Pure, except for `ServerHealth`, which remembers.
+
+What is done about a server of our own, in this order (`remedy`):
+
+1.  It does not answer although its process is there, for `unresponsive_after_seconds`: it is killed; its supervisor
+    starts it again, each time after a longer pause.
+2.  It is busy with a load whose deadline is over, for `unresponsive_after_seconds`: the backend process of that load is
+    killed, which makes Triton give the load up and leaves every other model alone.
+3.  It is busy with it still, as long again: it is killed, as in 1, because nothing else ends a load.
+
+A server that runs elsewhere is reported: whoever runs it has to restart it.
+"""  # noqa: E501
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from controlplane.domain.conditions import Condition, ConditionStatus, ServerCondition
+from controlplane.domain.states import ServerState
+from controlplane.domain.units import size_text
+from controlplane.servers.snapshot import ServerSnapshot, Space
+
+
+class Remediation(Enum):
+    """What to do about a server."""
+
+    NOTHING = auto()
+    END_LOADS = auto()
+    KILL = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class StuckLoad:
+    """A version that Triton has been loading for too long, and nobody waits for any more.
+
+    Attributes:
+        name: Its name in Triton.
+        version: Its number.
+        seconds: For how long beyond its deadline.
+        ended: Seconds since its process was killed; None where that was not tried.
+    """
+
+    name: str
+    version: int
+    seconds: float
+    ended: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HealthSignals:
+    """What is known of a server.
+
+    Attributes:
+        supervised: Whether this process started it.
+        state: As last seen.
+        message: Why it is so.
+        timed_out: Whether it let the newest look's deadline pass, rather than refuse it.
+        live: Whether Triton says that it is live.
+        silent_seconds: For how long it has not answered although its process is there; None where it answers.
+        stuck: Loads that are over their time.
+        metrics: Whether its metrics can be read; None where nobody tried, or there are none.
+        spaces: Disk and shared memory.
+    """
+
+    supervised: bool
+    state: ServerState
+    message: str = ""
+    timed_out: bool = False
+    live: bool = False
+    silent_seconds: float | None = None
+    stuck: tuple[StuckLoad, ...] = ()
+    metrics: bool | None = None
+    spaces: tuple[Space, ...] = ()
+
+
+def remediation(signs: HealthSignals, unresponsive_after_seconds: float) -> Remediation:
+    """Decide what to do about a server; the numbers are those of the module's text."""
+    if not signs.supervised:
+        return Remediation.NOTHING
+    if signs.silent_seconds is not None and signs.silent_seconds >= unresponsive_after_seconds:  # 1
+        return Remediation.KILL
+    if any(load.ended is not None and load.ended >= unresponsive_after_seconds for load in signs.stuck):  # 3
+        return Remediation.KILL
+    if any(load.ended is None and load.seconds >= unresponsive_after_seconds for load in signs.stuck):  # 2
+        return Remediation.END_LOADS
+    return Remediation.NOTHING
+
+
+def server_conditions(
+    signs: HealthSignals, disk_pressure_threshold: float, unresponsive_after_seconds: float
+) -> tuple[Condition, ...]:
+    """Return what can be said of a server, without times."""
+    well = signs.state is ServerState.READY
+    hung = not well and (signs.timed_out or signs.silent_seconds is not None)
+    why = "Hung" if hung else signs.state.value
+    return (
+        _said(ServerCondition.LIVE, well and signs.live, "Live" if well and signs.live else why, signs.message),
+        _said(ServerCondition.READY, well, why, signs.message or ("it answers" if well else "")),
+        _metrics(signs, well=well),
+        _stuck(signs, unresponsive_after_seconds, well=well),
+        *(
+            _pressure(kind, signs.spaces, disk_pressure_threshold)
+            for kind in (ServerCondition.DISK_PRESSURE, ServerCondition.SHARED_MEMORY_PRESSURE)
+        ),
+    )
+
+
+def _metrics(signs: HealthSignals, *, well: bool) -> Condition:
+    kind = ServerCondition.METRICS_AVAILABLE
+    if signs.metrics is None or not well:
+        return _unknown(kind, "NotRead", "its metrics were not asked for" if well else "it cannot be asked")
+    if signs.metrics:
+        return _said(kind, True, "MetricsRead", "")
+    return _said(kind, False, "MetricsMissing", "its metrics port does not answer: what waits in its queues is unknown")
+
+
+def _stuck(signs: HealthSignals, unresponsive_after_seconds: float, *, well: bool) -> Condition:
+    kind = ServerCondition.LOADS_STUCK
+    stuck = [load for load in signs.stuck if load.seconds >= unresponsive_after_seconds]
+    if not well:
+        return _unknown(kind, "NotSeen", "it cannot be asked")
+    if not stuck:
+        return _said(kind, False, "NoLoadStuck", "")
+    names = ", ".join(f"{load.name}:{load.version} for {load.seconds:.0f} s" for load in stuck)
+    advice = "" if signs.supervised else "; only a restart of the server ends a load"
+    return _said(kind, True, "LoadStuck", f"Triton is still loading {names}, beyond the deadline{advice}")
+
+
+def _pressure(kind: ServerCondition, spaces: Iterable[Space], share: float) -> Condition:
+    space = next((one for one in spaces if one.kind is kind), None)
+    if space is None:
+        return _unknown(kind, "NotVisible", "nobody tells from here")
+    left = f"{size_text(space.free_bytes)} of {size_text(space.total_bytes)} are free on {space.path}"
+    tight = space.free_bytes < share * space.total_bytes
+    return _said(kind, tight, "NearlyFull" if tight else "Enough", left)
+
+
+def _said(kind: ServerCondition, holds: bool, reason: str, message: str) -> Condition:
+    status = ConditionStatus.TRUE if holds else ConditionStatus.FALSE
+    return Condition(type=kind, status=status, reason=reason, message=message)
+
+
+def _unknown(kind: ServerCondition, reason: str, message: str) -> Condition:
+    return Condition(type=kind, status=ConditionStatus.UNKNOWN, reason=reason, message=message)
+
+
+@dataclass
+class ServerHealth:
+    """What is remembered of one server. Times are monotonic seconds.
+
+    Attributes:
+        conditions: What could be said of it last, and since when.
+        metrics: Whether its metrics could be read at the newest try.
+        kills: How often it was killed because it was hung.
+    """
+
+    conditions: tuple[Condition, ...] = ()
+    metrics: bool | None = None
+    kills: int = 0
+    _silent_since: float | None = None
+    _loading: dict[tuple[str, int], float] = field(default_factory=dict)
+    _ended: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def seen(self, snapshot: ServerSnapshot, *, process_there: bool, loads: Mapping[str, float], now: float) -> None:
+        """Take in a look.
+
+        Args:
+            snapshot: The look.
+            process_there: Whether it runs under our eyes, so that silence is no absence.
+            loads: By name in Triton, how many seconds a load of it may take that goes on now; others are not watched.
+            now: The time.
+        """
+        if snapshot.state is ServerState.READY:
+            self._silent_since = None
+            loading = {(e.model, e.version) for e in snapshot.index if e.state == "LOADING" and e.model in loads}
+            self._loading = {key: self._loading.get(key, now + loads[key[0]]) for key in loading}
+            self._ended = {key: at for key, at in self._ended.items() if key in loading}
+        else:
+            self._loading, self._ended, self.metrics = {}, {}, None
+            if not process_there:
+                self._silent_since = None
+            elif self._silent_since is None:
+                self._silent_since = now
+
+    def ended(self, loads: Iterable[StuckLoad], now: float) -> None:
+        """The processes of these loads were killed."""
+        self._ended |= {(load.name, load.version): now for load in loads}
+
+    def killed(self) -> None:
+        """The server was killed."""
+        self.kills += 1
+        self._silent_since = None
+        self._loading, self._ended = {}, {}
+
+    def signs(self, snapshot: ServerSnapshot, *, supervised: bool, now: float) -> HealthSignals:
+        """Return what the decisions need."""
+        return HealthSignals(
+            supervised=supervised,
+            state=snapshot.state,
+            message=snapshot.message,
+            timed_out=snapshot.timed_out,
+            live=snapshot.live,
+            silent_seconds=None if self._silent_since is None else now - self._silent_since,
+            stuck=tuple(
+                StuckLoad(name, version, now - since, now - ended if ended is not None else None)
+                for (name, version), since in self._loading.items()
+                if since <= now
+                for ended in (self._ended.get((name, version)),)
+            ),
+            metrics=self.metrics,
+            spaces=snapshot.spaces,
+        )

@@ -1,0 +1,179 @@
+"""Looks at a server: what Triton has loaded, under which configuration, and what lies in its model repository."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from controlplane.domain.conditions import ServerCondition
+from controlplane.domain.index_states import READY
+from controlplane.domain.names import CANDIDATE_SUFFIX
+from controlplane.domain.states import LoadedVersion, ServerState
+from controlplane.errors import ControlPlaneError, NotFoundError, TritonTimeoutError
+from controlplane.servers.server import ManagedServer
+from controlplane.triton.instance_groups import Gpus, present_gpus, said_gpus
+from controlplane.triton.model_config import DIGEST_PARAMETER
+
+logger = logging.getLogger(__name__)
+
+_SHARED_MEMORY = Path("/dev/shm")
+"""Through it a Python-based backend's processes talk with the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """How much of a disk is free.
+
+    Attributes:
+        kind: The condition that it decides.
+        path: Where.
+        free_bytes: Free.
+        total_bytes: In all.
+    """
+
+    kind: ServerCondition
+    path: str
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class ServerSnapshot:
+    """What a look at a server showed.
+
+    Attributes:
+        state: Whether the server can be worked with.
+        message: Why it cannot.
+        version: Triton's version.
+        generation: Start count of an embedded server; 0 for others.
+        index: Its repository index.
+        digests: Configuration digest by Triton name of what was watched and is loaded.
+        configs: The whole configurations, likewise.
+        fingerprints: Of those.
+        gpus: The GPUs that this uses, by Triton name.
+        said_gpus: The GPUs that the load of it named, likewise.
+        staged: Versions in the model repository by Triton name.
+        live: Whether Triton says that it is live.
+        timed_out: Whether it let the look's deadline pass, rather than refuse it.
+        spaces: Disk and shared memory that it needs, as far as they can be seen from here.
+    """
+
+    state: ServerState
+    message: str = ""
+    version: str = ""
+    generation: int = 0
+    index: tuple[LoadedVersion, ...] = ()
+    digests: dict[str, str | None] = field(default_factory=dict)
+    configs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    gpus: dict[str, Gpus | None] = field(default_factory=dict)
+    said_gpus: dict[str, Gpus | None] = field(default_factory=dict)
+    staged: dict[str, set[int]] = field(default_factory=dict)
+    by_model: dict[str, list[LoadedVersion]] = field(default_factory=dict)
+    live: bool = False
+    timed_out: bool = False
+    spaces: tuple[Space, ...] = ()
+
+    def differs(self, before: "ServerSnapshot") -> set[str]:
+        """Return the models of which another look showed something else; of all others it showed the same."""
+        found = _differing(before.by_model, self.by_model)
+        for old, new in (
+            (before.staged, self.staged),
+            (before.fingerprints, self.fingerprints),
+            (before.digests, self.digests),
+        ):
+            found |= {name.removesuffix(CANDIDATE_SUFFIX) for name in _differing(old, new)}
+        return found
+
+
+def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> set[str]:
+    """Return the keys of which two mappings have different values, or of which one has none."""
+    if before == now:
+        return set()
+    return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+
+
+async def take_snapshot(server: ManagedServer, models: Container[str], known_version: str) -> ServerSnapshot:
+    """Look at a server once.
+
+    Args:
+        server: Which.
+        models: The models that are deployed; whatever else runs there is listed and left alone.
+        known_version: Triton's version from an earlier look; empty asks for it.
+    """
+    embedded = server.embedded
+    generation = embedded.generation if embedded else 0
+    spaces = await asyncio.to_thread(_spaces, server)
+    if embedded and embedded.state is not ServerState.READY:
+        return ServerSnapshot(embedded.state, embedded.message, known_version, generation, spaces=spaces)
+    try:
+        version = known_version or await server.client.server_metadata()
+        index = await server.client.index()
+        loaded: dict[str, int] = {}
+        for entry in index:
+            if entry.state == READY and entry.model.removesuffix(CANDIDATE_SUFFIX) in models:
+                loaded[entry.model] = max(entry.version, loaded.get(entry.model, 0))
+        configs = await asyncio.gather(*(_config(server, name, number) for name, number in loaded.items()))
+        staged = await asyncio.to_thread(server.repository.staged)
+        live = await server.client.server_live()
+    except (ControlPlaneError, OSError) as error:
+        timed_out = isinstance(error, TritonTimeoutError)
+        return ServerSnapshot(
+            ServerState.UNREACHABLE, str(error), known_version, generation, timed_out=timed_out, spaces=spaces
+        )
+    by_model: dict[str, list[LoadedVersion]] = {}
+    for entry in index:
+        by_model.setdefault(entry.model.removesuffix(CANDIDATE_SUFFIX), []).append(entry)
+    return ServerSnapshot(
+        ServerState.READY,
+        version=version,
+        generation=generation,
+        index=index,
+        digests={name: _digest(config) for name, config in zip(loaded, configs, strict=True)},
+        configs=dict(zip(loaded, configs, strict=True)),
+        fingerprints={name: fingerprint(config) for name, config in zip(loaded, configs, strict=True)},
+        gpus={name: present_gpus(config) for name, config in zip(loaded, configs, strict=True) if config},
+        said_gpus={name: said_gpus(config) for name, config in zip(loaded, configs, strict=True)},
+        staged=staged,
+        by_model=by_model,
+        live=live,
+        spaces=spaces,
+    )
+
+
+def _spaces(server: ManagedServer) -> tuple[Space, ...]:
+    """Read how much is free of the model repository's disk, and of the shared memory of a server on this machine."""
+    places = [(ServerCondition.DISK_PRESSURE, server.repository.root)]
+    if server.embedded is not None:
+        places.append((ServerCondition.SHARED_MEMORY_PRESSURE, _SHARED_MEMORY))
+    found = []
+    for kind, path in places:
+        try:
+            usage = shutil.disk_usage(path)
+        except OSError:
+            continue  # staging says what is wrong with it
+        found.append(Space(kind, str(path), usage.free, usage.total))
+    return tuple(found)
+
+
+async def _config(server: ManagedServer, name: str, version: int) -> Mapping[str, Any]:
+    try:
+        return await server.client.model_config(name, version)
+    except NotFoundError:
+        return {}  # unloaded since
+
+
+def _digest(config: Mapping[str, Any]) -> str | None:
+    value = config.get("parameters", {}).get(DIGEST_PARAMETER, {})
+    return str(value["string_value"]) if "string_value" in value else None
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """Return the digest of all that Triton tells of a model's configuration; empty where it tells nothing."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest() if config else ""

@@ -1,0 +1,52 @@
+"""What went wrong, as data: the same document in a stored operation and, with a status, in an HTTP answer."""
+
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from controlplane.domain.validation import invalid_field
+from controlplane.errors import ControlPlaneError
+
+INTERNAL_CODE = "internal-error"
+_WORD = re.compile(r"(?<!^)(?=[A-Z])")
+_JSON: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+class ErrorInfo(BaseModel):
+    """An error as a program can read it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    code: str = Field(description="The kind of error, in kebab case; stable.", examples=["not-found", "parity"])
+    title: str = Field(description="The kind of error, in words.", examples=["Not found"])
+    detail: str = Field(description="What was wrong, with which value, and what to do.")
+    details: dict[str, Any] = Field(default_factory=dict, description="Facts for a program: names, figures, limits.")
+
+
+def code_of(kind: type[BaseException]) -> str:
+    """Return an error class's name in kebab case: ``NotFoundError`` is ``not-found``."""
+    return _WORD.sub("-", kind.__name__.removesuffix("Error")).lower()
+
+
+def error_info(error: BaseException) -> ErrorInfo:
+    """Describe an error. What is not one of ours gives nothing away but its class."""
+    if isinstance(error, ControlPlaneError):
+        code = code_of(type(error))
+        return ErrorInfo(code=code, title=_title(code), detail=error.message, details=_jsonable(error.details))
+    if isinstance(error, ValidationError):
+        return ErrorInfo(code="invalid-input", title="Invalid input", detail=invalid_field(error), details={})
+    return ErrorInfo(
+        code=INTERNAL_CODE,
+        title="Internal error",
+        detail=f"an unexpected {type(error).__name__}; the control plane's log has the rest",
+    )
+
+
+def _title(code: str) -> str:
+    return code.replace("-", " ").capitalize()
+
+
+def _jsonable(details: dict[str, Any]) -> dict[str, Any]:
+    dumped: dict[str, Any] = _JSON.dump_python(details, mode="json", fallback=str)
+    return dumped

@@ -1,0 +1,70 @@
+"""What is known of an upload."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controlplane.domain.manifest import FileEntry, FilePath, Sha256
+
+
+class BlobState(StrEnum):
+    """Whether a file's content has to be sent."""
+
+    PRESENT = "present"
+    MISSING = "missing"
+
+
+class UploadFile(BaseModel):
+    """One announced file and what of it is there."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    path: FilePath = Field(description="Path inside the artifact.", examples=["model.onnx"])
+    sha256: Sha256 = Field(description="SHA-256 of the content, in hexadecimal.")
+    size_bytes: int = Field(ge=0, description="Size of the content in bytes.")
+    state: BlobState = Field(description="present: nothing to send; missing: send it.")
+    received_bytes: int = Field(ge=0, description="Bytes that are here; a resumed transfer goes on from this offset.")
+
+
+class Upload(BaseModel):
+    """An upload and what is still missing."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = Field(description="Its identifier.", examples=["b41cc3a0f9d24e86b7d3"])
+    actor: str = Field(description="Who announced it.")
+    created_at: datetime = Field(description="When (UTC).")
+    files: tuple[UploadFile, ...] = Field(description="The files.")
+
+    @property
+    def missing(self) -> tuple[UploadFile, ...]:
+        """The files whose content is not here."""
+        return tuple(file for file in self.files if file.state is BlobState.MISSING)
+
+
+class UploadManifest(BaseModel):
+    """What the spool keeps."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    actor: str
+    created_at: datetime
+    files: tuple[FileEntry, ...]
+    stored: frozenset[str]
+    """Contents that the store had when the upload was announced, or that came to it directly and were verified."""
+    holds: tuple[str, ...] = ()
+    """What keeps those contents from being collected as garbage until they are published."""
+
+
+class PresignedBlob(BaseModel):
+    """How to write one blob directly to the bucket."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    sha256: Sha256 = Field(description="The blob.")
+    size_bytes: int = Field(description="Its size in bytes.")
+    multipart_id: str = Field(description="To be given back when all parts are sent.")
+    part_size_bytes: int = Field(description="Every part but the last has this size.")
+    urls: tuple[str, ...] = Field(description="One URL for each part, in order; each takes a plain HTTP PUT.")
+    expires_at: datetime = Field(description="When the URLs end (UTC).")

@@ -1,0 +1,240 @@
+"""The lease, with several holders on one store and clocks that the test moves."""
+
+import asyncio
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.reconciler import leader_election as leases
+from controlplane.reconciler.leader_election import Holder, Lease
+from controlplane.registry.chain import Chain
+from controlplane.storage.filesystem import FilesystemStore
+from controlplane.storage.memory import MemoryStore
+
+
+class Clock:
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def lease(store: MemoryStore, clock: Clock, machine: str) -> Lease:
+    """A lease of a process on another machine, whose clock shows something else."""
+    made = Lease(store, seconds=10.0, clock=clock)
+    made._me = dataclasses.replace(made._me, id=machine, machine=machine)
+    return made
+
+
+def test_one_leads_until_it_is_silent_for_the_whole_duration() -> None:
+    store, here, there = MemoryStore(), Clock(100.0), Clock(5_000_000.0)
+    one, other = lease(store, here, "one"), lease(store, there, "other")
+    one.attempt()
+    other.attempt()
+    assert (one.held, other.held) == (True, False)
+    assert one.leader == other.leader
+    there.now += 9.9
+    other.attempt()
+    assert not other.held
+    one.attempt()  # a renewal, seen by the other: its count starts again
+    other.attempt()
+    there.now += 9.9
+    other.attempt()
+    assert not other.held
+    here.now += 9.1
+    assert not one.held, "the holder stops before another may start"
+    there.now += 0.2
+    other.attempt()
+    assert other.held
+    assert other.fencing_number == 3
+    one.attempt()
+    assert not one.held
+
+
+def test_a_lease_given_back_is_free_at_once() -> None:
+    store, clock = MemoryStore(), Clock()
+    one, other = lease(store, clock, "one"), lease(store, clock, "other")
+    one.attempt()
+    one._release()
+    other.attempt()
+    assert other.held
+
+
+def test_who_has_the_same_tenure_knows_that_nobody_led_in_between() -> None:
+    store, clock = MemoryStore(), Clock()
+    one, other = lease(store, clock, "one"), lease(store, clock, "other")
+    one.attempt()
+    other.attempt()
+    first = one.tenure
+    assert (first > 0, other.tenure) == (True, 0)
+    clock.now += 9.5
+    assert one.tenure == 0
+    one.attempt()
+    assert one.tenure == first, "it ran out, and nobody took it"
+    other.attempt()
+    clock.now += 10.5
+    other.attempt()
+    other._release()
+    one.attempt()
+    assert one.held
+    assert one.tenure > first, "another had it"
+
+
+def test_a_process_that_is_gone_need_not_be_waited_for() -> None:
+    me = Holder.myself()
+    assert not me.is_gone(me)
+    assert dataclasses.replace(me, pid=2**22 - 3).is_gone(me)
+    assert dataclasses.replace(me, started=me.started - 100).is_gone(me), "the number was given to another process"
+    assert not dataclasses.replace(me, machine="elsewhere", pid=2**22 - 3).is_gone(me), "it cannot be seen from here"
+    assert not dataclasses.replace(me, machine="", pid=2**22 - 3).is_gone(dataclasses.replace(me, machine=""))
+
+
+def test_the_chain_stays_short() -> None:
+    store, clock = MemoryStore(), Clock()
+    one = lease(store, clock, "one")
+    for _ in range(20):
+        one.attempt()
+        clock.now += 3
+    assert len(list(Chain(store, "leases/reconciler/", pruned=True).history())) <= 6
+
+
+@given(moves=st.lists(st.tuples(st.integers(0, 2), st.floats(0.0, 12.0)), max_size=40))
+def test_there_are_never_two_leaders(moves: list[tuple[int, float]]) -> None:
+    store, clock = MemoryStore(), Clock()
+    leases = [lease(store, clock, name) for name in ("a", "b", "c")]
+    for who, seconds in moves:
+        clock.now += seconds
+        leases[who].attempt()
+        assert sum(each.held for each in leases) <= 1
+
+
+def test_a_store_that_fails_ends_the_lease_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from controlplane.errors import StoreUnavailableError
+
+    store, clock = MemoryStore(), Clock()
+    one = lease(store, clock, "one")
+    one.attempt()
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise StoreUnavailableError("down")
+
+    monkeypatch.setattr(store, "list", fails)
+    clock.now += 5
+    with pytest.raises(StoreUnavailableError):
+        one.attempt()
+    assert one.held
+    clock.now += 4.5
+    assert not one.held
+
+
+def work_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Keep the calling thread, and with it the event loop, busy until a condition holds."""
+    deadline, digest = time.monotonic() + seconds, hashlib.sha256()
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        for _ in range(1000):
+            digest.update(b"work")
+
+
+async def test_a_busy_event_loop_does_not_delay_renewals(tmp_path: Path) -> None:
+    store = FilesystemStore(tmp_path)
+    one = Lease(store, seconds=1.5)
+    await one.start()
+    try:
+        assert one.held
+        first = one.fencing_number
+        lost = []
+
+        def renewed() -> bool:
+            lost.extend([] if one.held else [one.fencing_number])
+            return one.fencing_number >= first + 6
+
+        work_until(renewed)  # two durations: without renewals the lease would have expired
+        assert lost == []
+        newest = Chain(store, "leases/reconciler/", pruned=True).head()
+        assert newest is not None
+        assert newest.number >= first + 6
+        assert one.epoch == 0
+    finally:
+        await one.stop()
+    newest = Chain(store, "leases/reconciler/", pruned=True).head()
+    assert newest is not None
+    assert newest.body["id"] == "", "it was given back"
+
+
+async def test_an_event_loop_that_does_not_run_any_more_loses_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "STALLED_SECONDS", 1.0)
+    changes: list[bool] = []
+    one = Lease(FilesystemStore(tmp_path), seconds=0.6, on_change=lambda: changes.append(one.held))
+    await one.start()
+    try:
+        work_until(lambda: not one.held)
+        async with asyncio.timeout(30):
+            while not one.held:
+                await asyncio.sleep(0.02)
+        assert one.held, "it runs again, and takes the lease again"
+    finally:
+        await one.stop()
+
+
+def test_contact_that_was_lost_for_longer_than_the_lease_begins_an_epoch() -> None:
+    store, clock = MemoryStore(), Clock()
+    one, other = lease(store, clock, "one"), lease(store, clock, "other")
+    one.attempt()
+    other.attempt()
+    clock.now += 8
+    one.attempt()
+    other.attempt()
+    assert (one.epoch, other.epoch, other.in_touch) == (0, 0, True)
+    clock.now += 9
+    assert (one.in_touch, other.in_touch) == (False, False)
+    one.attempt()
+    other.attempt()
+    assert (one.epoch, other.epoch) == (1, 1), "also that of the one that follows"
+    assert (one.in_touch, other.in_touch) == (True, True)
+
+
+def test_the_lease_says_which_servers_its_holder_drives() -> None:
+    store, clock = MemoryStore(), Clock()
+    one = Lease(store, seconds=10.0, clock=clock, servers={"gpu": "gpu:8001"})
+    other = lease(store, clock, "other")
+    assert other.driven is None
+    one.attempt()
+    other.attempt()
+    assert other.driven == {"gpu": "gpu:8001"}
+    one._release()
+    other.attempt()
+    assert other.driven == {}
+
+
+@pytest.mark.parametrize("lost", ["the newest", "all"])
+def test_a_lost_lease_is_held_by_nobody_until_its_holder_cannot_trust_it_any_more(lost: str) -> None:
+    store, here, there = MemoryStore(), Clock(100.0), Clock(5_000_000.0)
+    one, other = lease(store, here, "one"), lease(store, there, "other")
+    for _ in range(3):
+        one.attempt()
+    other.attempt()
+    for info in list(store.list(leases.PREFIX, limit=1 if lost == "the newest" else None)):
+        store.delete(info.key)
+    other.attempt()
+    there.now += 9.0
+    other.attempt()
+    assert not other.held, "the holder has not looked yet, and trusts what it had"
+    assert one.held
+    one.attempt()
+    assert not one.held, "what it held is gone"
+    there.now += 1.1
+    other.attempt()
+    assert other.held
+    one.attempt()
+    assert not one.held

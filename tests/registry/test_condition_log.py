@@ -1,0 +1,77 @@
+"""How deployments stand is kept in parts, by one writer, in few objects."""
+
+from pathlib import Path
+
+import pytest
+
+from controlplane.registry.chain import Chain
+from controlplane.registry.condition_log import PREFIX, ConditionLog
+from controlplane.storage.filesystem import FilesystemStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FilesystemStore:
+    return FilesystemStore(tmp_path)
+
+
+def put(condition_log: ConditionLog, part: str, **value: object) -> bool:
+    return condition_log.put("vad", part, value, actor="test", reason="test")
+
+
+def test_parts_do_not_disturb_each_other_and_few_objects_are_kept(store: FilesystemStore) -> None:
+    condition_log = ConditionLog(store)
+    assert condition_log.all() == {}
+    for number in range(5):
+        assert put(condition_log, "one", number=number)
+        assert put(condition_log, "other", number=-number)
+    expected = {"vad": {"one": {"number": 4}, "other": {"number": -4}}}
+    assert condition_log.all() == expected
+    assert ConditionLog(store).all() == expected, "another process sees the same"
+    assert len(list(store.list(PREFIX))) == 2
+
+
+def test_who_is_behind_does_not_overwrite_but_reads_and_goes_on(store: FilesystemStore) -> None:
+    old, new = ConditionLog(store), ConditionLog(store)
+    assert put(old, "one", by="old")
+    assert put(new, "one", by="new")
+    assert not put(old, "one", by="late")
+    assert old.all() == {"vad": {"one": {"by": "new"}}}
+    assert put(old, "other", by="old"), "it has read what there is"
+    assert new.all() == {"vad": {"one": {"by": "new"}, "other": {"by": "old"}}}
+
+
+@pytest.mark.parametrize("commits", [1, 3])
+def test_a_record_that_is_damaged_is_as_none_and_is_written_anew(store: FilesystemStore, commits: int) -> None:
+    condition_log = ConditionLog(store)
+    for number in range(commits):
+        assert put(condition_log, "one", number=number)
+    info = next(iter(store.list(PREFIX)))
+    store.delete(info.key)
+    store.create(info.key, b"no revision at all")
+    later = ConditionLog(store)
+    assert later.all() == {}
+    assert put(later, "one", number=7)
+    assert put(later, "other", number=8)
+    expected = {"vad": {"one": {"number": 7}, "other": {"number": 8}}}
+    assert later.all() == expected
+    assert ConditionLog(store).all() == expected, "another process sees the same"
+
+
+def test_what_is_damaged_behind_a_writers_back_is_written_anew(store: FilesystemStore) -> None:
+    condition_log = ConditionLog(store)
+    assert put(condition_log, "one", number=1)
+    assert put(condition_log, "other", number=2)
+    store.create(Chain(store, f"{PREFIX}vad/").key(3), b"no revision at all")
+    assert put(condition_log, "one", number=3)
+    assert ConditionLog(store).all() == {"vad": {"one": {"number": 3}, "other": {"number": 2}}}
+
+
+def test_what_is_removed_is_gone_and_begins_anew(store: FilesystemStore) -> None:
+    condition_log = ConditionLog(store)
+    assert put(condition_log, "one", number=1)
+    assert put(condition_log, "other", number=2)
+    condition_log.remove("vad")
+    assert list(store.list(PREFIX)) == []
+    assert put(condition_log, "one", number=3)
+    assert ConditionLog(store).all() == {"vad": {"one": {"number": 3}}}
+    condition_log.remove("never-there")
