@@ -37,7 +37,7 @@ from tests.support.processes import tied_to_us
 RESULTS = Path(__file__).parent / "results"
 MIB = 1 << 20
 EACH = 74 * MIB
-"""Resident memory of a process with a model of a few floats, as measured (docs/memory.md), with a little to spare."""
+"""Resident memory of a process with a model of a few floats, with a margin (docs/internals/memory-policy.md)."""
 _START_SECONDS = 120.0
 _COLD_SECONDS = 0.5
 

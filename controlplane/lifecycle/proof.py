@@ -17,7 +17,7 @@ from controlplane.lifecycle.desired import PreparedVersion
 from controlplane.lifecycle.state import ProofStatus
 from controlplane.triton.client import TritonClient
 
-# What Triton says of a Python-based backend whose process died; see "What Triton does not tell" in docs/deployments.md.
+# What Triton says of a Python-based backend whose process died; see docs/internals/triton.md, "Health".
 _DEAD = "is not healthy"
 
 

@@ -13,8 +13,8 @@
 
 A version's folder is never written to once it is there, and its number is never used for other bytes. Triton loads a
 version again, at the next load of its model, when any time stamp in its folder has changed, the inodes' *change* times
-included (2.51, measured: see docs/triton.md). So a second link to a file, or the end of one, costs a loaded version a
-reload, and anything that appears in the model's folder beside its versions and ``config.pbtxt`` costs all of them one.
+included (2.51: docs/internals/triton.md). So a second link to a file, or the end of one, costs a loaded version
+a reload, and anything that appears in the model's folder beside its versions and ``config.pbtxt`` reloads all of them.
 That is why work in progress lies in the root, why a proved candidate is renamed and not linked again, and why a blob
 that a version has already, here or in another server's repository, is copied.
 

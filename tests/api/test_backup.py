@@ -1,4 +1,4 @@
-"""The backup of docs/backup.md, made while a control plane is written to, and its restore."""
+"""The backup of docs/guides/backup.md, made while a control plane is written to, and its restore."""
 
 import itertools
 import json

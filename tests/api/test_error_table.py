@@ -11,7 +11,7 @@ from tests.support.moto import moto_server
 
 
 def test_every_error_is_in_the_documentation_with_its_status() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "api.md").read_text()
     written: dict[str, int] = {}
     for status, codes in re.findall(r"^\| (\d{3}) \| ([^|]*) \|", text, re.MULTILINE):
         written.update({code: int(status) for code in re.findall(r"`([a-z-]+)`", codes)})

@@ -46,8 +46,8 @@ LABELS = {
 
 
 def documented() -> dict[str, tuple[str, ...]]:
-    """The rows of the table in docs/threat-model.md: what each set-up allows, by what it is about."""
-    text = (Path(__file__).parents[2] / "docs" / "threat-model.md").read_text()
+    """The rows of the table in docs/evidence/threat-model.md: what each set-up allows, by what it is about."""
+    text = (Path(__file__).parents[2] / "docs" / "evidence" / "threat-model.md").read_text()
     section = text.split("## What the code of a model can reach", 1)[1].split("\n## ", 1)[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", section, re.M)]
     return {row[0]: tuple(row[1:]) for row in rows[2:]}

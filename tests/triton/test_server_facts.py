@@ -1,4 +1,4 @@
-"""What we rely on in Triton, each as a test on the real server. docs/triton.md lists them."""
+"""What we rely on in Triton, each as a test on the real server. docs/internals/triton.md lists them."""
 
 import asyncio
 import contextlib

@@ -281,7 +281,9 @@ def _api(session: Session) -> Iterator[Finding]:
     else:
         yield Finding("authentication", "ok", "every request needs an API key")
     if confinement := info.get("confinement_warning", ""):
-        yield Finding("model isolation", "warn", confinement, "install bubblewrap, or see docs/threat-model.md")
+        yield Finding(
+            "model isolation", "warn", confinement, "install bubblewrap, or see docs/evidence/threat-model.md"
+        )
     else:
         yield Finding("model isolation", "ok", info.get("confinement", ""))
     for server in servers:

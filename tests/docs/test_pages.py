@@ -1,0 +1,196 @@
+"""The documentation says what the code says: generated pages, links, and every name in them."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlplane.domain.states import Phase, ServerState
+from controlplane.settings import Settings
+from docs import generate
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "model_repository/README.md")),
+    *(page for folder in ("docs", "controlplane", "converters") for page in sorted((ROOT / folder).rglob("*.md"))),
+]
+_FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_FOREIGN_OPTIONS = {
+    "--shm-size", "--full", "--id",
+    "--disable-auto-complete-config", "--strict-readiness", "--allow-client-shm", "--metrics-config",
+    "--model-control-mode", "--grpc-restricted-protocol", "--http-restricted-api",
+}  # fmt: skip
+"""Options of Triton, Docker and the benchmarks."""
+_LAYER_PAGES = ("CONTRIBUTING.md", "docs/architecture.md")
+
+
+def wrong(check: Callable[[Path, str], set[str]]) -> dict[str, set[str]]:
+    """Return what a check finds wrong, by page."""
+    found = {str(page.relative_to(ROOT)): check(page, page.read_text()) for page in PAGES}
+    return {name: names for name, names in found.items() if names}
+
+
+@cache
+def source() -> str:
+    return "".join(path.read_text() for path in (ROOT / "controlplane").rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", generate.PAGES)
+def test_generated_page_is_current(name: str) -> None:
+    assert (generate.REFERENCE / name).read_text() == generate.page(name), "run `python -m docs.generate`"
+
+
+def test_links_lead_to_pages_and_headings() -> None:
+    def broken(page: Path, text: str) -> set[str]:
+        return {one for one in re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", text)) if not leads_somewhere(page, one)}
+
+    assert wrong(broken) == {}
+
+
+def leads_somewhere(page: Path, target: str) -> bool:
+    if target.startswith(("http://", "https://")):
+        return True
+    path, _, anchor = target.partition("#")
+    where = (page.parent / path).resolve() if path else page
+    return where.exists() and (not anchor or anchor in anchors(where))
+
+
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", page.read_text()), re.MULTILINE)
+    return frozenset(re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings)
+
+
+def test_named_settings_exist() -> None:
+    known = variables()
+
+    def unknown(_: Path, text: str) -> set[str]:
+        named = set(re.findall(r"(?:TRITONCTL|CONTROLPLANE)_[A-Z0-9_]+", text))
+        return {one for one in named if not any(setting == one or setting.startswith(one) for setting in known)}
+
+    assert wrong(unknown) == {}
+
+
+def test_every_setting_is_in_the_reference() -> None:
+    rows = re.findall(r"^\| `\w+` \|", generate.page("settings.md"), re.MULTILINE)
+    assert len(rows) == len(list(leaves(Settings)))
+
+
+def variables() -> set[str]:
+    """Return every environment variable: settings, and what the source names otherwise."""
+    prefix = Settings.model_config["env_prefix"]
+    read_elsewhere = re.findall(r'"((?:TRITONCTL|CONTROLPLANE)_[A-Z0-9_]+)"', source())
+    read_elsewhere += re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text())
+    return {f"{prefix}{name.upper()}" for name in leaves(Settings)} | set(read_elsewhere)
+
+
+def leaves(group: Any, prefix: str = "") -> Iterator[str]:
+    for name, field in group.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            yield from leaves(field.annotation, f"{prefix}{name}__")
+        else:
+            yield prefix + name
+
+
+def test_named_metrics_exist() -> None:
+    known = generate.metric_names()
+
+    def unknown(_: Path, text: str) -> set[str]:
+        named = set(re.findall(r"\btritonctl_[a-z_]+", text))
+        return {one for one in named if not any(name == one or name.startswith(one) for name in known)}
+
+    assert wrong(unknown) == {}
+
+
+def test_every_metric_is_in_the_reference() -> None:
+    in_the_source = set(re.findall(r'"(tritonctl_[a-z_]+)"', source()))
+    assert in_the_source <= {name.removesuffix("_total") for name in generate.metric_names()}
+
+
+def test_named_commands_and_options_exist() -> None:
+    known = dict(generate.commands())
+    options = {option for command in known.values() for option in options_of(command)}
+    options |= {"--version", "--help", "--install-completion", "--show-completion", *_FOREIGN_OPTIONS}
+
+    def unknown(_: Path, text: str) -> set[str]:
+        found = {one for one in re.findall(r"`(--[a-z][a-z0-9-]*)", _FENCE.sub("", text)) if one not in options}
+        for line in re.findall(r"^(?:\$ )?tritonctl ([a-z].*)$|`tritonctl ([a-z][^`]*)`", text, re.MULTILINE):
+            words = (line[0] or line[1]).split()
+            found |= unknown_in(words, known) if words[0] != "is" else set()  # `tritonctl is up`, which it prints
+        return found
+
+    assert wrong(unknown) == {}
+
+
+def unknown_in(words: list[str], known: dict[tuple[str, ...], Any]) -> set[str]:
+    """Return the command of a line, or those of its options, that ``tritonctl`` does not have."""
+    words = words[: next((n for n, word in enumerate(words) if word in {"--", "#", "&&", "|", "&"}), len(words))]
+    names = next((tuple(words[:n]) for n in (2, 1) if tuple(words[:n]) in known), None)
+    if names is None:
+        groups = {command[0] for command in known}
+        return set() if words[0].rstrip(".,;:") in groups else {words[0]}
+    given = {word.partition("=")[0].rstrip(".,;:)") for word in words if re.match(r"--[a-z]", word)}
+    return given - set(options_of(known[names]))
+
+
+def options_of(command: Any) -> Iterator[str]:
+    for one in command.params:
+        yield from (*one.opts, *one.secondary_opts)
+
+
+def test_named_routes_exist() -> None:
+    paths = [re.sub(r"\{\w+\}", "[^/]+", path) for path in generate.openapi()["paths"]]
+    known = re.compile("|".join(f"(?:{path})" for path in paths))
+
+    def unknown(_: Path, text: str) -> set[str]:
+        named = set(re.findall(r"(?:(?:GET|POST|PUT|DELETE|HEAD) |\$U)(/v1/[\w/{}$.@-]+)", text))
+        return {one for one in named if not known.fullmatch(one.rstrip("/."))}
+
+    assert wrong(unknown) == {}
+
+
+def test_layers_are_those_of_the_import_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [set(layer.split(" | ")) for layer in contracts[0]["layers"]]
+    tables = [re.findall(r"^\| (`controlplane\..*)$", (ROOT / page).read_text(), re.MULTILINE) for page in _LAYER_PAGES]
+    assert tables[0] == tables[1], "CONTRIBUTING.md and docs/architecture.md say the same in the same words"
+    assert [set(re.findall(r"`(controlplane\.\w+)`", row.split(" | ")[0])) for row in tables[0]] == layers
+
+
+def test_events_page_lists_the_events_of_the_code() -> None:
+    assert reasons_in_the_code() - documented_events() == set()
+
+
+def test_events_of_the_page_exist() -> None:
+    composed = {f"Server{state.value}" for state in ServerState} | {phase.value for phase in Phase}
+    composed |= {f"{name}Failed" for name in re.findall(r"^class (\w+):", source(), re.MULTILINE)}
+    assert {one for one in documented_events() - composed if f'"{one}"' not in source()} == set()
+
+
+def documented_events() -> set[str]:
+    rows = re.findall(r"^\| (`[^|]*) \|", (generate.REFERENCE / "events.md").read_text(), re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
+def reasons_in_the_code() -> set[str]:
+    """Return the constants that follow ``"Normal"`` or ``"Warning"`` in a call: the reasons of events."""
+    found: set[str] = set()
+    texts = [path.read_text() for path in (ROOT / "controlplane").rglob("*.py")]
+    for text in (text for text in texts if '"Warning"' in text or '"Normal"' in text):
+        for node in ast.walk(ast.parse(text)):
+            for kind, reason in zip(node.args, node.args[1:], strict=False) if isinstance(node, ast.Call) else ():
+                if constants(kind) and constants(kind) <= {"Normal", "Warning"}:
+                    found |= constants(reason)
+    return found
+
+
+def constants(node: ast.expr) -> set[str]:
+    if isinstance(node, ast.IfExp):
+        return constants(node.body) | constants(node.orelse)
+    return {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
