@@ -19,12 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from controlplane.errors import ControlPlaneError, ObjectExistsError, ObjectNotFoundError
+from controlplane.registry.layout import STORE_ID_KEY, check_layout
 from controlplane.registry.revision import Revision
 from controlplane.storage.base import ObjectStore
 
 logger = logging.getLogger(__name__)
-
-STORE_ID_KEY = "store-id"
 
 
 class HeadMemory:
@@ -107,11 +106,13 @@ def store_id(store: ObjectStore, *, create: bool = True) -> str:
 
 
 def open_memory(store: ObjectStore, root: Path) -> HeadMemory:
-    """Return the memory of heads of this store below a folder.
+    """Check the store's layout, and return the memory of its heads below a folder.
 
     Raises:
         StoreError: The store failed.
+        UnsupportedStoreError: The store has another layout.
     """
+    check_layout(store)
     identity = store_id(store)
     safe = identity if identity.isalnum() and len(identity) <= 64 else uuid.uuid5(uuid.NAMESPACE_OID, identity).hex
     return HeadMemory(root / safe)

@@ -15,7 +15,18 @@ from controlplane.storage.filesystem import FilesystemStore
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.registries import new_registry, require_readable
 
-PARTS = ("store-id", "models", "deployments", "keys", "signatures", "reports", "footprints", "conditions", "blobs")
+PARTS = (
+    "layout",
+    "store-id",
+    "models",
+    "deployments",
+    "keys",
+    "signatures",
+    "reports",
+    "footprints",
+    "conditions",
+    "blobs",
+)
 """In the order of the documentation."""
 
 

@@ -61,6 +61,7 @@ class _Offline:
     def __init__(self, session: Session, store: str | None, endpoint: str | None) -> None:
         from controlplane.client.http import whoami
         from controlplane.registry.keys import ApiKeys
+        from controlplane.registry.layout import check_layout
         from controlplane.settings import Settings
         from controlplane.storage.factory import open_store
         from controlplane.storage.probe import check_store
@@ -73,6 +74,7 @@ class _Offline:
         settings = Settings(**chosen)
         self.store = open_store(settings.store, settings.data_dir)
         check_store(self.store)
+        check_layout(self.store)
         self._keys = ApiKeys(self.store)
         self._actor = f"offline/{session.actor or whoami()}"
 

@@ -1,0 +1,50 @@
+"""The version of the bucket's layout: the object ``layout``, written once, before the store's identity.
+
+A control plane refuses a bucket of another layout, in which it would find nothing and write beside what is there.
+"""
+
+from contextlib import suppress
+
+from controlplane.errors import ObjectExistsError, ObjectNotFoundError, UnsupportedStoreError
+from controlplane.storage.base import ObjectStore
+
+LAYOUT_KEY = "layout"
+LAYOUT_VERSION = 2
+"""Version 2 renamed ``doors/``, ``standings/`` and ``leases/models/`` to ``gateways/``, ``conditions/``, ``holds/``."""
+
+STORE_ID_KEY = "store-id"
+"""The store's identity, which is written after the layout."""
+
+
+def check_layout(store: ObjectStore) -> None:
+    """Refuse a store of another layout, and mark a new one.
+
+    Raises:
+        StoreError: The store failed.
+        UnsupportedStoreError: The store has another layout.
+    """
+    found = _read(store)
+    if found is None:
+        if any(info.key == STORE_ID_KEY for info in store.list(STORE_ID_KEY, limit=1)):
+            # The layout is written first, so a store with an identity has it, unless its layout is older. It is read
+            # again, since another instance may have written both meanwhile.
+            found = _read(store) or 1
+        else:
+            with suppress(ObjectExistsError):
+                store.create(LAYOUT_KEY, f"{LAYOUT_VERSION}\n".encode())
+            found = _read(store)
+    if found != LAYOUT_VERSION:
+        raise UnsupportedStoreError(
+            f"The store {store.url} has layout version {found}, and this control plane uses version {LAYOUT_VERSION}; "
+            "use an empty bucket or prefix, or the release of the control plane that wrote this one. A restored backup "
+            f"needs the object '{LAYOUT_KEY}', too.",
+            url=store.url,
+        )
+
+
+def _read(store: ObjectStore) -> int | str | None:
+    try:
+        text = store.get(LAYOUT_KEY).decode(errors="replace").strip()
+    except ObjectNotFoundError:
+        return None
+    return text if not text.isdecimal() else int(text)
