@@ -49,7 +49,7 @@ async def test_on_demand_models_are_loaded_at_first_use_and_leave_when_they_are_
 async def test_use_on_tritons_own_port_keeps_a_model_and_makes_others_go(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
-    async with memory_room(registry, embedded, tmp_path, TWO, policy="lru") as room:
+    async with memory_room(registry, embedded, tmp_path, TWO, eviction_policy="lru") as room:
         for number, model in enumerate("abc", 1):
             await room.deploy(model, float(number), **small(model, keep_alive_seconds=None))
         await room.load("a")
