@@ -102,11 +102,11 @@ PERMISSIONS: Mapping[str, Permission] = {
     # To ask a model, and to have it loaded and kept for that
     "infer": _INFER,
     "loadDeployment": _INFER,
-    "takeLease": _INFER,
-    "listLeases": _INFER,
-    "getLease": _INFER,
-    "renewLease": _INFER,
-    "giveLeaseBack": _INFER,
+    "takeHold": _INFER,
+    "listHolds": _INFER,
+    "getHold": _INFER,
+    "renewHold": _INFER,
+    "giveHoldBack": _INFER,
     # Servers and the control plane itself
     "listEvents": Permission(Scope.READ, Models.CHECKED),
     "listServers": Permission(Scope.READ, Models.CHECKED),

@@ -305,7 +305,7 @@ def test_everything_about_memory_is_described(room: Api) -> None:
     operations = {
         operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
     }
-    for name in ("getMemory", "getWhy", "takeLease", "listLeases", "getLease", "renewLease", "giveLeaseBack"):
+    for name in ("getMemory", "getWhy", "takeHold", "listHolds", "getHold", "renewHold", "giveHoldBack"):
         assert operations[name]["description"]
     assert "200" in operations["deploy"]["responses"]
     assert "200" in operations["loadDeployment"]["responses"]
