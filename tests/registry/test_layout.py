@@ -1,6 +1,7 @@
 """The version of the bucket's layout."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_store_that_another_instance_marks_meanwhile_is_accepted(monkeypatch: py
     store = MemoryStore()
     listed = store.list
 
-    def mark_first(prefix: str, **options: int) -> object:
+    def mark_first(prefix: str, **options: Any) -> object:
         if prefix == STORE_ID_KEY:
             store.create(LAYOUT_KEY, f"{LAYOUT_VERSION}\n".encode())
             store_id(store)
