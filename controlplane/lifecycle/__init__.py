@@ -1,1 +1,1 @@
-"""One model on one server (a replica): desired and observed state, the planner, its actions."""
+"""One model on one server (a replica): desired and observed state, planner, actions and executor."""

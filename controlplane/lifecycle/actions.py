@@ -1,4 +1,4 @@
-"""What comes out of the planner: one step for one model on one server. Frozen values; the executor performs them."""
+"""Output of the planner: one action for one model on one server. Frozen values, which the executor performs."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ Term = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Fetch a target's files and put them into the model repository.
+    """Fetch the files of a target and put them into the model repository.
 
     Attributes:
-        target: What to stage.
-        candidate: Under the candidate's name instead of the model's own.
-        because: One sentence for a person.
+        target: The target to stage.
+        candidate: Whether to use the candidate's name instead of the model's own name.
+        because: The reason, as one sentence for a person.
     """
 
     target: Target
@@ -24,14 +24,14 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Tell Triton which versions of the model shall be loaded, under which configuration.
+    """Load the given versions of the model in Triton under one configuration.
 
     Attributes:
         target: The target whose configuration is sent.
-        versions: The versions of the version policy, ascending. The highest one answers.
-        candidate: Under the candidate's name instead of the model's own.
-        reload: Load again what Triton believes to be in order.
-        because: One sentence for a person.
+        versions: The versions of the version policy, ascending. The highest one becomes active.
+        candidate: Whether to use the candidate's name instead of the model's own name.
+        reload: Whether to load versions again that Triton considers loaded and healthy.
+        because: The reason, as one sentence for a person.
     """
 
     target: Target
@@ -43,14 +43,14 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Prove:
-    """Ask a loaded version the golden samples.
+    """Compare the answers of a loaded version with its golden samples.
 
     Attributes:
-        target: What to prove.
-        candidate: Under the candidate's name instead of the model's own.
-        because: One sentence for a person.
-        light: The smallest sample alone.
-        examine: It answers already, and is looked at more closely now.
+        target: The target to prove.
+        candidate: Whether to use the candidate's name instead of the model's own name.
+        because: The reason, as one sentence for a person.
+        light: Whether to use only the smallest sample.
+        examine: Whether the version is active already and is now qualified.
     """
 
     target: Target
@@ -62,11 +62,11 @@ class Prove:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Unload the model, or its candidate, and wait until it is gone.
+    """Unload the model, or its candidate, and wait until Triton has unloaded it.
 
     Attributes:
-        candidate: The candidate instead of the model itself.
-        because: One sentence for a person.
+        candidate: Whether to unload the candidate instead of the model itself.
+        because: The reason, as one sentence for a person.
     """
 
     candidate: bool
@@ -75,13 +75,13 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class CleanUp:
-    """Remove from the model repository what nothing needs.
+    """Remove unused folders from the model repository.
 
     Attributes:
-        versions: Version folders under the model's own name.
-        candidate: Everything under the candidate's name.
-        model: Everything under the model's own name.
-        because: One sentence for a person.
+        versions: Version folders to remove under the model's own name.
+        candidate: Whether to remove everything under the candidate's name.
+        model: Whether to remove everything under the model's own name.
+        because: The reason, as one sentence for a person.
     """
 
     because: str
@@ -92,10 +92,10 @@ class CleanUp:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Triton is not done with something; look again soon.
+    """Triton has not finished an operation; observe the server again soon.
 
     Attributes:
-        because: One sentence for a person.
+        because: The reason, as one sentence for a person.
     """
 
     because: str

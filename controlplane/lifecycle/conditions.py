@@ -1,4 +1,4 @@
-"""What can be said of a deployment on one server. Pure: from what is wanted, seen and remembered."""
+"""Computes the conditions of a deployment on one server from its desired state, observed state and history. Pure."""
 
 from collections.abc import Iterable
 
@@ -24,15 +24,15 @@ def deployment_conditions(
     *,
     blind: bool,
 ) -> tuple[Condition, ...]:
-    """Return the conditions of a deployment on one server, without times.
+    """Return the conditions of a deployment on one server, without transition times.
 
     Args:
-        phase: Where it stands.
-        message: Why, as one sentence.
-        desired: What is wanted.
-        observed: What is there.
-        health: What its probes found.
-        blind: Whether nothing is known of the server at this moment.
+        phase: The phase of the deployment.
+        message: The reason for the phase, as one sentence.
+        desired: The desired state.
+        observed: The observed state.
+        health: The results of its probes.
+        blind: Whether the state of the server is unknown at this moment.
     """
     return (
         _loaded(message, desired, observed, blind=blind),
@@ -45,7 +45,7 @@ def deployment_conditions(
 
 
 def unplaced(conditions: Iterable[Condition], message: str) -> tuple[Condition, ...]:
-    """Return the conditions of a deployment that answers where it has no place any more, and has none elsewhere."""
+    """Return the conditions of a deployment that still answers on a server but is assigned to no server any more."""
     told = {
         kind: _condition(kind, kind is DeploymentCondition.DEGRADED, "FailedScheduling", message)
         for kind in (DeploymentCondition.READY, DeploymentCondition.DEGRADED)

@@ -1,6 +1,6 @@
-"""What is wanted, read from the registry and made ready to be acted on: targets with their configurations.
+"""Reads the desired state from the registry and prepares it for action: targets with their configurations.
 
-Everything here blocks; the loop calls it in a thread, except for `DesiredStateResolver.quick`, which does no I/O.
+Everything here blocks, and the loop calls it in a thread, except for `DesiredStateResolver.quick`, which does no I/O.
 """
 
 import pickle
@@ -45,15 +45,15 @@ _UNPACKED_KEPT = 512
 
 
 class PreparedVersion:
-    """A target with all that acting on it needs. Immutable.
+    """A target with all data that actions on it need. Immutable.
 
-    What only acting needs is packed, so that thousands of idle deployments take little memory.
+    Data that only actions need is compressed, so that thousands of idle deployments take little memory.
 
     Args:
         target: Version and configuration digest.
         manifest: The version's manifest.
         settings: The deployment's settings.
-        config: Triton's configuration under the model's own name with this version alone.
+        config: Triton's configuration under the model's own name with only this version.
     """
 
     __slots__ = ("_packed", "settings", "target")
@@ -72,11 +72,11 @@ class PreparedVersion:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Triton's configuration under the model's own name with this version alone."""
+        """Triton's configuration under the model's own name with only this version."""
         return _unpacked(self._packed)[1]
 
     def config_for(self, triton_name: str, versions: Sequence[int]) -> dict[str, Any]:
-        """Return the configuration under a name with a version policy; nothing else differs."""
+        """Return the configuration under the given name and version policy; everything else stays the same."""
         return {
             **self.config,
             "name": triton_name,
@@ -86,22 +86,22 @@ class PreparedVersion:
 
 @lru_cache(maxsize=_UNPACKED_KEPT)
 def _unpacked(packed: bytes) -> tuple[Manifest, dict[str, Any]]:
-    manifest, config = pickle.loads(zlib.decompress(packed))  # ours: it never leaves this process
+    manifest, config = pickle.loads(zlib.decompress(packed))  # pickled by this process and never sent elsewhere
     return manifest, config
 
 
 @dataclass(frozen=True)
 class DesiredDeployment:
-    """The newest revision of a deployment, made ready.
+    """The newest revision of a deployment, prepared for action.
 
     Attributes:
         revision: The revision.
-        targets: What is wanted first, then what to fall back to.
-        history: Versions it had before, newest first.
-        prepared: By target.
-        problem: Why what is wanted cannot be acted on, whatever Triton says; empty when it can.
-        trial: The new version of a rollout that is under way.
-        trial_problem: Why that cannot be acted on; empty when it can.
+        targets: The desired target first, then the fallbacks.
+        history: Earlier versions of the deployment, newest first.
+        prepared: The prepared versions by target.
+        problem: Why no action on the desired target is possible, whatever Triton's state; empty if there is none.
+        trial: The new version of a rollout in progress.
+        trial_problem: Why no action on the new version is possible; empty if there is none.
     """
 
     revision: DeploymentRevision
@@ -119,7 +119,7 @@ class DesiredDeployment:
 
     @property
     def sentence(self) -> str:
-        """The revision, for an event."""
+        """The revision as a sentence for an event."""
         revision, spec = self.revision, self.revision.spec
         what = f"version {spec.version}" if spec.loaded and not spec.deleted else "nothing"
         why = f" ({revision.reason})" if revision.reason else ""
@@ -127,11 +127,11 @@ class DesiredDeployment:
 
     @property
     def wanted(self) -> Target:
-        """The target that shall answer."""
+        """The target that is to become active."""
         return self.targets[0]
 
     def desired(self, last_good: Target | None) -> DesiredReplica:
-        """Return the planner's view for a server on which ``last_good`` answered as it should."""
+        """Return the planner's input for a server on which ``last_good`` was the last target to pass its proof."""
         spec = self.revision.spec
         targets = self.targets
         if last_good is not None and last_good in self.prepared and last_good not in targets[:2]:
@@ -150,7 +150,7 @@ class DesiredDeployment:
 
 
 class DesiredStateResolver:
-    """Reads deployments and prepares them. Safe to use from several threads: what it keeps never changes."""
+    """Reads deployments and prepares them. Thread-safe: cached values are immutable."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -160,7 +160,7 @@ class DesiredStateResolver:
         self._guard = threading.Lock()
 
     def quick(self, model: str) -> DesiredDeployment | None:
-        """Return the newest wish if all it needs is in memory, else None. No I/O."""
+        """Return the newest desired state if everything it needs is in memory, else None. No I/O."""
         revision = self._registry.deployments.peek(model)
         chain = self._chains.get(model)
         if revision is None or chain is None or not _continues(chain, revision):
@@ -175,7 +175,7 @@ class DesiredStateResolver:
         return self._desired_deployment(chain)
 
     def read(self, model: str) -> DesiredDeployment | None:
-        """Return the newest wish for a model; None where it was never deployed."""
+        """Return the newest desired state of a model; None if the model was never deployed."""
         try:
             revision = self._registry.deployments.get(model, fresh=True, deleted=True)
         except NotFoundError:
@@ -183,7 +183,7 @@ class DesiredStateResolver:
         return self.of(revision)
 
     def follow_alias(self, desired_deployment: DesiredDeployment) -> DeploymentRevision | None:
-        """Commit a revision where the alias that a deployment follows has moved; return it.
+        """Commit and return a new revision if the alias that a deployment follows has moved, else return None.
 
         Raises:
             ControlPlaneError: The store failed.
@@ -195,13 +195,13 @@ class DesiredStateResolver:
         try:
             version = self._registry.resolve(reference).number
         except NotFoundError:
-            return None  # the alias was removed: what it pointed at goes on
+            return None  # the alias was removed: the deployment keeps the version it pointed at
         if spec.trial is not None and version == spec.version and spec.trial.reference == spec.reference:
             why = f"alias {reference.alias} points at version {version} again"
             back = apply(spec, RolloutDecision(RolloutAction.ABORT, why), spec.trial.evidence, datetime.now(UTC))
             return self._follow(desired_deployment, back, why)
         if version == spec.version or (spec.rollout is not None and version == spec.rollout.version):
-            return None  # what the alias points at was tried, or is being tried
+            return None  # a rollout of this version failed or is in progress
         if self._runs_code(spec.settings, reference):
             return None  # recorded by an earlier release: keys without the scope `code` may move an alias
         following = deploy(spec, reference, version, spec.settings, rollout_id=uuid.uuid4().hex, now=datetime.now(UTC))
@@ -212,7 +212,7 @@ class DesiredStateResolver:
         try:
             return bool(code_settings(settings, self._registry.resolve(reference).format))
         except InvalidConfigError:
-            return True  # recorded by an earlier release, and refused by every load
+            return True  # recorded by an earlier release; every load refuses these settings
 
     def _follow(
         self, desired_deployment: DesiredDeployment, spec: DeploymentSpec, why: str
@@ -220,21 +220,21 @@ class DesiredStateResolver:
         try:
             return self._registry.deployments.put(spec, after=desired_deployment.revision, actor=ACTOR, reason=why)
         except (CommitConflictError, NotFoundError):
-            return None  # somebody changed the deployment or the version; the next look sees it
+            return None  # the deployment or the version was changed concurrently; the next read sees it
 
     def prepare(self, model: str, version: int, settings: DeploymentSettings) -> PreparedVersion:
-        """Make a version ready that need not be deployed; blocks.
+        """Prepare a version, deployed or not; blocks.
 
         Raises:
             NotFoundError: No such model or version.
-            InvalidInputError: It cannot be run so.
+            InvalidInputError: The version cannot run with these settings.
         """
         return self._prepare(model, version, settings)
 
     def earlier(self, model: str, target: Target) -> PreparedVersion | None:
-        """Return a target of an earlier revision, made ready; None where no revision has it. Blocks.
+        """Return the prepared version of a target from an earlier revision; None if no revision has it. Blocks.
 
-        What is loaded may be older than the revisions that a `DesiredDeployment` holds.
+        A loaded version may be older than the revisions that a `DesiredDeployment` holds.
 
         Raises:
             ControlPlaneError: The store failed.
@@ -252,7 +252,7 @@ class DesiredStateResolver:
         return None
 
     def samples(self, prepared: PreparedVersion) -> tuple[Sample, ...]:
-        """Return a target's golden samples; blocks where they are not kept."""
+        """Return a target's golden samples; blocks if they are not cached."""
         golden = prepared.manifest.golden
         if golden is None:
             return ()
@@ -274,10 +274,10 @@ class DesiredStateResolver:
         return samples
 
     def of(self, revision: DeploymentRevision) -> DesiredDeployment:
-        """Return a deployment's newest revision, made ready. Blocks.
+        """Return the prepared desired state of a deployment's newest revision. Blocks.
 
         Raises:
-            ControlPlaneError: The store failed, or something that the revision needs cannot be read.
+            ControlPlaneError: The store failed, or an object that the revision needs cannot be read.
         """
         model = revision.spec.model
         chain = self._chains.get(model)
@@ -337,7 +337,7 @@ class DesiredStateResolver:
                 version=version,
             )
         self._registry.signatures.demand(model, version, manifest)
-        layout(manifest)  # says early what staging would say
+        layout(manifest)  # reports layout errors before staging does
         samples = self._read_samples(manifest)
         self._registry.footprints.load(model, version)
         config = build_config(model, manifest, settings, [version], samples=samples)
@@ -350,7 +350,7 @@ def _key(prepared: PreparedVersion) -> tuple[int, str]:
 
 
 def _continues(chain: tuple[DeploymentRevision, ...], revision: DeploymentRevision) -> bool:
-    """Whether a revision is the newest of what is known of its chain, or the next one."""
+    """Return whether a revision is the newest one in the known chain or its direct successor."""
     newest = chain[0]
     return newest.commit_id == revision.commit_id or revision.number == newest.number + 1
 
@@ -362,7 +362,7 @@ def _extended(chain: tuple[DeploymentRevision, ...], revision: DeploymentRevisio
 
 
 def _runs(chain: Sequence[DeploymentRevision]) -> list[DeploymentRevision]:
-    """The revisions that say what to run: the newest and those before it, as far as somebody wanted the model off."""
+    """Return the newest revision and its possible fallbacks, back to the last revision that unloaded the model."""
     runs: list[DeploymentRevision] = []
     seen: set[tuple[int, str]] = set()
     for revision in chain:

@@ -1,4 +1,4 @@
-"""What changed, newest last, bounded: for `GET /v1/events` and for people who ask what happened."""
+"""Bounded log of events, newest last, for `GET /v1/events`."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ class EventLog:
 
     Args:
         clock: Gives the time (UTC).
-        capacity: How many are kept.
+        capacity: How many events are kept.
     """
 
     def __init__(self, clock: Callable[[], datetime], *, capacity: int = CAPACITY) -> None:
@@ -30,11 +30,11 @@ class EventLog:
 
     @property
     def last_id(self) -> int:
-        """The newest event's id; 0 before the first."""
+        """The id of the newest event; 0 before the first."""
         return self._last
 
     def add(self, type_: Literal["Normal", "Warning"], reason: str, subject: str, message: str) -> None:
-        """Append an event, log it and wake who waits."""
+        """Append an event, log it, and wake waiting callers."""
         self._last += 1
         self._events.append(
             Event(id=self._last, at=self._clock(), type=type_, reason=reason, subject=subject, message=message)
@@ -45,7 +45,7 @@ class EventLog:
         self._more = asyncio.Event()
 
     def after(self, event_id: int = 0) -> list[Event]:
-        """Return the events with a larger id, oldest first; what fell out of the buffer is gone."""
+        """Return the events with a larger id, oldest first; events that left the buffer are lost."""
         missing = self._last - event_id
         if missing <= 0:
             return []
@@ -64,7 +64,7 @@ class EventLog:
 
 
 def record_unreadable(events: EventLog, subject: str, why: str) -> None:
-    """Say that the store, or one deployment, cannot be read now, or (``why`` is empty) that it can again."""
+    """Record that the store or one deployment cannot be read, or, if ``why`` is empty, that it can be read again."""
     lost, back = (
         ("StoreUnavailable", "StoreRecovered") if subject == "store" else ("DeploymentUnreadable", "DeploymentReadable")
     )

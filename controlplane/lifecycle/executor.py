@@ -1,4 +1,4 @@
-"""Performs one action on one server, with deadlines, and says how it went. Decides nothing."""
+"""Performs one action on one server, with deadlines, and reports the outcome. Decides nothing."""
 
 import asyncio
 import contextvars
@@ -35,17 +35,17 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[Phase], None]
 _SWEEP_SECONDS = 5.0
-"""So long the processes that a reload replaces may take to end by themselves."""
+"""Time in which the processes that a reload replaces may exit on their own."""
 _FETCHES = 4
-"""Versions fetched and staged at once."""
+"""Number of versions that are fetched and staged concurrently."""
 
 
 class NotLeaderError(ControlPlaneError):
-    """The lease ended before the step that would have changed something."""
+    """The lease ended before a step that would have changed something."""
 
 
 class _Permit:
-    """The permission to act that one action began with. May be checked in any thread."""
+    """The permission to act under which an action began. Thread-safe."""
 
     def __init__(self, term: Callable[[], Term | None]) -> None:
         self._term = term
@@ -55,7 +55,7 @@ class _Permit:
         """Return if the permission still holds.
 
         Raises:
-            NotLeaderError: It ended, or it ended and was granted again since.
+            NotLeaderError: The permission ended, even if it was granted again since.
         """
         if self._began is None or self._term() != self._began:
             raise NotLeaderError(
@@ -65,20 +65,21 @@ class _Permit:
 
 @dataclass
 class Outcome:
-    """How an action went.
+    """Result of an action.
 
     Attributes:
         action: The action.
         seconds: Time spent, by stage: fetch, stage, load, prove, switch, unload.
-        error: Why it failed; None when it succeeded.
-        mark: A proof's result; None where none was made.
+        error: Why the action failed; None if it succeeded.
+        mark: Result of a proof; None if there was no proof.
         proof: The proof.
-        requests: How many requests that took.
-        gpus: The GPUs that a load asked for; None: it left them to Triton.
-        fingerprint: Of the configuration that Triton told right after a load; empty where it did not.
-        report: What else was found out about the version; None where nobody looked.
-        peer_requests: How many requests the version that answers was sent for that.
-        repaired: What was wrong with staged files before a load, and was repaired.
+        requests: How many requests the proof took.
+        gpus: The GPUs that a load requested; None if it left the choice to Triton.
+        fingerprint: Fingerprint of the configuration that Triton reported right after a load; empty if it reported
+            none.
+        report: Qualification report of the version; None if there was no qualification.
+        peer_requests: How many requests the qualification sent to the active version.
+        repaired: Damage to staged files that was found and repaired before a load.
     """
 
     action: Action
@@ -98,13 +99,13 @@ class Executor:
     """Performs actions.
 
     Args:
-        registry: Where files and samples come from.
-        desired_state: Gives golden samples.
-        term: See `Authority.term`; compared right before anything is changed with what it was when the action began.
+        registry: Source of files and samples.
+        desired_state: Source of golden samples.
+        term: See `Authority.term`; compared with its value at the start of the action right before any change.
         proof_timeout_seconds: Deadline of one golden sample.
 
     Attributes:
-        traffic: Who sends requests to the servers.
+        traffic: Drains traffic from the servers.
     """
 
     def __init__(
@@ -122,11 +123,11 @@ class Executor:
         self._proof_timeout = proof_timeout_seconds
         self.traffic: TrafficDrainer = DirectTraffic()
         self._sweeps: set[asyncio.Task[None]] = set()
-        # Threads of their own: downloads of many gigabytes must not hold up what else needs a thread.
+        # A separate thread pool, so that downloads of many gigabytes do not block other users of the default pool.
         self._threads = ThreadPoolExecutor(_FETCHES, thread_name_prefix="stage")
 
     def close(self) -> None:
-        """Begin nothing more; what is being fetched ends by itself."""
+        """Start no more work; fetches in progress end on their own."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for sweep in self._sweeps:
             sweep.cancel()
@@ -144,13 +145,13 @@ class Executor:
         """Perform an action.
 
         Args:
-            server: Where.
+            server: The server to act on.
             model: The model's name.
-            action: What.
-            prepared: The action's target, where it is one that the present wish knows.
-            progress: Told when a stage begins.
-            exam: What a proof is to look at beside the answers; None: nothing.
-            gpus: The GPUs that the target says on this server; None leaves them to Triton.
+            action: The action.
+            prepared: The prepared version of the action's target, if the current desired state contains it.
+            progress: Called when a stage begins.
+            exam: What a proof checks besides the answers; None for nothing.
+            gpus: The GPUs that the target is to use on this server; None leaves the choice to Triton.
         """
         outcome = Outcome(action, gpus=gpus)
         with tracing.below(
@@ -158,7 +159,7 @@ class Executor:
         ):
             await self._run(server, model, action, prepared, outcome, progress, exam)
         if isinstance(action, Prove) and not action.candidate and outcome.mark is ProofStatus.PASSED:
-            tracing.done(model)  # it answers: what comes now is no part of the request any more
+            tracing.done(model)  # the model is ready: later actions are not part of the request
         return outcome
 
     async def _run(
@@ -219,7 +220,7 @@ class Executor:
 
         def fetch_and_stage() -> None:
             with _timed(outcome, "fetch"):
-                # Pinned until the links are made: a blob that is evicted in between would be missed.
+                # The checkout pins the blobs until the links exist, so that none is evicted in between.
                 checkout = self._registry.checkout(prepared.manifest)
                 files = checkout.__enter__()
             try:
@@ -258,8 +259,8 @@ class Executor:
         )
         permit.check()
         if action.reload:
-            # Triton takes a load that changes nothing for done. A version folder that is newer on disk is a change;
-            # a newer config.pbtxt is none, because the load carries its configuration.
+            # Triton ignores a load that changes nothing. A newer version folder on disk counts as a change;
+            # a newer config.pbtxt does not, because the load carries its configuration.
             await asyncio.to_thread(server.repository.renew, name, action.versions)
         replaced = server.embedded.processes_of(name) if action.reload and server.embedded else []
         narrows = len(action.versions) == 1 and not action.candidate and not action.reload
@@ -275,7 +276,7 @@ class Executor:
             sweep.add_done_callback(self._sweeps.discard)
 
     async def _earlier(self, model: str, action: Load) -> PreparedVersion | None:
-        """Return the target of an earlier revision that a load keeps; None where it cannot be found now."""
+        """Return the target of an earlier revision that a load keeps; None if it cannot be found now."""
         with suppress(ControlPlaneError):
             return await asyncio.to_thread(self._desired_state.earlier, model, action.target)
         return None
@@ -345,16 +346,16 @@ def _needed(prepared: PreparedVersion | None, action: Stage | Prove) -> Prepared
 
 
 async def _sweep(server: ManagedServer, name: str, replaced: list[int]) -> None:
-    """End what a reload should have ended.
+    """Kill processes that a reload should have ended.
 
-    Where an inference failed on one instance's dead process, Triton (2.51) never lets go of the others that were loaded
-    with it: they stay, with their memory, and nobody asks them any more.
+    If an inference failed on the dead process of one instance, Triton (2.51) never releases the other instances that
+    were loaded with it: they stay, with their memory, and receive no requests.
     """
     await asyncio.sleep(_SWEEP_SECONDS)
     assert server.embedded is not None
     present, old = set(server.embedded.processes_of(name)), set(replaced)
     if not present - old:
-        return  # no new ones came, so the old ones are those that answer
+        return  # no new processes started, so the old ones still answer
     for process in present & old:
         logger.warning("%s: process %d of %s outlived its reload; it is killed", server.name, process, name)
         with suppress(ProcessLookupError):
@@ -362,9 +363,9 @@ async def _sweep(server: ManagedServer, name: str, replaced: list[int]) -> None:
 
 
 async def _present_config(server: ManagedServer, name: str, versions: tuple[int, ...]) -> dict[str, Any]:
-    """Return what Triton runs a model with, under another version policy: for what no revision asked for.
+    """Return Triton's current configuration of a model with another version policy, for a version that no revision has.
 
-    It has fields that Triton filled in and the load did not send, so Triton loads the versions again.
+    The result contains fields that Triton filled in and the load did not send, so Triton loads the versions again.
     """
     config = await server.client.model_config(name, versions[-1])
     return {**config, "name": name, "version_policy": {"specific": {"versions": list(versions)}}}

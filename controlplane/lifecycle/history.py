@@ -1,6 +1,6 @@
-"""What the control plane remembers of one model on one server, between observations. Frozen; every change is a copy.
+"""State kept for one model on one server between observations. Frozen; every change returns a copy.
 
-Nothing here is needed to be right after a restart: what is forgotten is proved again.
+Correctness after a restart does not depend on it: forgotten versions are proved again.
 """
 
 from collections.abc import Iterable
@@ -12,26 +12,26 @@ from controlplane.lifecycle.actions import Load
 from controlplane.lifecycle.state import Failure, ProofStatus, Target
 
 CRASH_WINDOW = timedelta(minutes=10)
-"""A version that stopped answering within this time of an earlier such fault is loaded again with back-off."""
+"""A version that stops answering twice within this window is reloaded with back-off."""
 _CRASHES_KEPT = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long to wait after failures in a row: ``initial * 2**(count - 1)``, at most ``maximum``. In seconds."""
+    """Pause after consecutive failures: ``initial * 2**(count - 1)``, at most ``maximum``. In seconds."""
 
     initial_seconds: float
     maximum_seconds: float
 
     def until(self, now: datetime, count: int) -> datetime:
-        """Return when to try again after the ``count``-th failure."""
+        """Return the time of the next try after the ``count``-th failure."""
         seconds = min(self.initial_seconds * 2.0 ** min(count - 1, 60), self.maximum_seconds)
         return now + timedelta(seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaHistory:
-    """Proofs, failures and the newest switch; see `controlplane.lifecycle.state.ObservedReplica` for the fields."""
+    """Proofs, failures and the last switch; see `controlplane.lifecycle.state.ObservedReplica` for the fields."""
 
     marks: dict[int, ProofStatus] = field(default_factory=dict)
     candidate_mark: ProofStatus = ProofStatus.UNPROVED
@@ -45,7 +45,7 @@ class ReplicaHistory:
     crashes: dict[Target, tuple[datetime, ...]] = field(default_factory=dict)
 
     def seen(self, loaded: Iterable[int], *, digest_changed: bool, candidate: bool) -> "ReplicaHistory":
-        """Forget the marks of what is not loaded any more, or was loaded again by somebody else."""
+        """Drop the proof results of versions that are no longer loaded or were loaded again by another client."""
         loaded = set(loaded)
         marks = {} if digest_changed else {v: mark for v, mark in self.marks.items() if v in loaded}
         candidate_mark = self.candidate_mark if candidate else ProofStatus.UNPROVED
@@ -54,13 +54,13 @@ class ReplicaHistory:
         return replace(self, marks=marks, candidate_mark=candidate_mark)
 
     def server_lost(self) -> "ReplicaHistory":
-        """The server was not there: whatever runs in it next time was not proved."""
+        """Drop all proof results because the server was down: models that it runs next are unproved."""
         return replace(
             self, marks={}, candidate_mark=ProofStatus.UNPROVED, cleared=frozenset(), hold_until=None, holds=0
         )
 
     def wanted_anew(self, target: Target) -> "ReplicaHistory":
-        """Something else is wanted, or the same again: a target that failed gets a new chance."""
+        """Clear the failures of a target, because a new or repeated request gives it another chance."""
         failures = {key: failure for key, failure in self.failures.items() if key != target}
         crashes = {key: times for key, times in self.crashes.items() if key != target}
         return replace(self, failures=failures, crashes=crashes, hold_until=None, holds=0)
@@ -68,11 +68,11 @@ class ReplicaHistory:
     def after_load(
         self, action: Load, *, before: frozenset[int], digest: str | None, now: datetime
     ) -> "ReplicaHistory":
-        """A load succeeded.
+        """Record a successful load.
 
         Args:
             action: The load.
-            before: The versions that were loaded before it, under its name.
+            before: The versions that were loaded under its name before the load.
             digest: Their configuration digest.
             now: The present time (UTC).
         """
@@ -82,7 +82,7 @@ class ReplicaHistory:
         marks = {} if renewed else {v: mark for v, mark in self.marks.items() if v in action.versions}
         switched = self.switched
         if max(action.versions) != max(before, default=None):
-            # What answers now is another one: its answers are looked at again, although it was proved before.
+            # Another version is active now: it is proved again, even if it was proved before.
             marks.pop(max(action.versions), None)
             switched = (max(action.versions), now)
         return replace(self, marks=marks, switched=switched)
@@ -90,10 +90,10 @@ class ReplicaHistory:
     def after_proof(
         self, target: Target, mark: ProofStatus, proof: Proof, *, candidate: bool, now: datetime, backoff: Backoff
     ) -> "ReplicaHistory":
-        """A proof was done.
+        """Record the result of a proof.
 
-        A version that answered wrongly is final. One that stopped answering gets one reload at once, then back-off;
-        also where each reload helps for a while, as with a process that dies of the requests it gets.
+        A wrong answer is final. A version that stops answering is reloaded once immediately, then with back-off, even
+        if each reload helps for a while, as with a process that crashes on some of its requests.
         """
         if mark is ProofStatus.PASSED:
             failures = {key: failure for key, failure in self.failures.items() if key != target}
@@ -131,16 +131,16 @@ class ReplicaHistory:
     def after_failure(
         self, target: Target, message: str, *, final: bool, now: datetime, backoff: Backoff
     ) -> "ReplicaHistory":
-        """A step for a target failed: fetching, staging or loading it."""
+        """Record that fetching, staging or loading a target failed."""
         known = self.failures.get(target)
         count = known.count + 1 if known else 1
         failure = Failure(count, message, None if final else backoff.until(now, count))
         return replace(self, cleared=self.cleared - {target}, failures={**self.failures, target: failure})
 
     def held(self, *, now: datetime, backoff: Backoff) -> "ReplicaHistory":
-        """A step that belongs to no target failed: an unload, a clean-up, a call to a server that went away."""
+        """Record the failure of a step without a target: an unload, a clean-up, or a call to an unavailable server."""
         return replace(self, hold_until=backoff.until(now, self.holds + 1), holds=self.holds + 1)
 
     def released(self) -> "ReplicaHistory":
-        """A step succeeded: the next failure starts the back-off from its beginning."""
+        """Record a success: the next failure starts the back-off from its beginning."""
         return self if not self.holds else replace(self, hold_until=None, holds=0)

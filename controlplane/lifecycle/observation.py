@@ -1,4 +1,4 @@
-"""What a server shows of one model, and what an action that succeeded changes of it. Pure."""
+"""Derives the observed state of one model from a server snapshot, and updates it after a successful action. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,18 +16,18 @@ from controlplane.triton.instance_groups import Gpus
 NONE: Mapping[str, str] = MappingProxyType({})
 NOWHERE: Mapping[str, Gpus | None] = MappingProxyType({})
 _EMPTY = 0
-"""Stands for a candidate's folder without a version in it: a leftover, too."""
+"""Stands for a candidate folder that contains no version; such a folder is a leftover, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class AppliedConfig:
-    """What Triton tells of a configuration that is known to be ours.
+    """The configuration of our newest load, as Triton reports it.
 
     Attributes:
         loaded: The versions that it was loaded with.
         digest: The digest in it.
-        fingerprint: Of the whole, with all that Triton filled in.
-        gpus: The GPUs that the load asked for.
+        fingerprint: Fingerprint of the complete configuration, including the fields that Triton filled in.
+        gpus: The GPUs that the load requested.
     """
 
     loaded: frozenset[int]
@@ -38,15 +38,16 @@ class AppliedConfig:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaObservation:
-    """The part of `ObservedReplica` that can be seen from outside; its attributes are told there.
+    """The part of `ObservedReplica` that snapshots show; the common attributes are documented there.
 
     Attributes:
-        fingerprint: Of the whole configuration that Triton tells of what is loaded; empty where nobody looked since.
-        externally_modified: Whether that is a changed copy of ours, with our digest in it: somebody else loaded it.
-        gpus: Numbers of the GPUs that what is loaded under the own name uses; none means the host, None that nobody
-            knows.
-        said_gpus: The GPUs that the load of it named; None where it left them to Triton. Another load that keeps a
-            version loaded must name the same, or Triton loads that version again.
+        fingerprint: Fingerprint of the complete configuration that Triton reports for the loaded versions; empty if no
+            snapshot was taken since the load.
+        externally_modified: Whether another client loaded a changed copy of our configuration, with our digest in it.
+        gpus: Numbers of the GPUs that the versions loaded under the own name use; empty means the host, None means
+            unknown.
+        said_gpus: The GPUs that their load named; None if it left the choice to Triton. Another load that keeps a
+            version loaded must name the same GPUs, or Triton loads that version again.
     """
 
     loaded: frozenset[int] = frozenset()
@@ -74,15 +75,15 @@ class ReplicaObservation:
         gpus: Mapping[str, Gpus | None] = NOWHERE,
         said_gpus: Mapping[str, Gpus | None] = NOWHERE,
     ) -> "ReplicaObservation":
-        """Read one model's facts out of what was seen of its server.
+        """Extract one model's observation from the data of a server snapshot.
 
         Args:
             model: The model's name.
             index: The server's repository index.
-            digests: Configuration digest by Triton name, for what is loaded.
-            staged: Versions in the model repository by Triton name.
-            fingerprints: Of whole configurations, by Triton name.
-            gpus: GPUs by Triton name, for what is loaded.
+            digests: Configuration digests of loaded models, by Triton name.
+            staged: Versions in the model repository, by Triton name.
+            fingerprints: Fingerprints of complete configurations, by Triton name.
+            gpus: GPUs of loaded models, by Triton name.
             said_gpus: The GPUs that the load named, likewise.
         """
         candidate = candidate_name(model)
@@ -106,30 +107,30 @@ class ReplicaObservation:
         )
 
     def differs(self, later: "ReplicaObservation") -> bool:
-        """Whether what is loaded later runs under another configuration, or on other GPUs."""
+        """Return whether the later observation shows another configuration or other GPUs."""
         moved = self.gpus is not None and later.gpus is not None and self.gpus != later.gpus
         return self.digest != later.digest or moved
 
     def keeps(self, load: Load) -> bool:
-        """Return whether a load leaves a version loaded as it is, and must therefore not change its configuration."""
+        """Return whether a load keeps a loaded version as it is, and must therefore not change its configuration."""
         same = self.digest == load.target.digest and not self.externally_modified
         return same and not load.candidate and not load.reload and not self.loaded.isdisjoint(load.versions)
 
     def gpus_to_say(self, load: Load, place: Gpus | None) -> Gpus | None:
         """Return the GPUs that a load names in its configuration; None leaves them to Triton.
 
-        Two loads of one version at one place send the same configuration but for the version policy: Triton loads a
-        version again when anything else differs. So a load that keeps a version names what the load of that version
-        named, even if Triton's choice, or the model's place, has become known since.
+        Two loads of one version on the same devices must send the same configuration except for the version policy:
+        Triton loads a version again when anything else differs. Therefore a load that keeps a version names the GPUs
+        that the version's own load named, even if Triton's choice, or the model's assignment, has become known since.
 
         Args:
             load: The load.
-            place: The GPUs of the model's place, as `asked_gpus` returns them.
+            place: The GPUs that the model is assigned, as `asked_gpus` returns them.
         """
         return self.said_gpus if self.keeps(load) else place
 
     def after(self, action: Action, gpus: Gpus | None = None) -> "ReplicaObservation":
-        """Return the facts after an action that succeeded, so that nobody needs to ask Triton what is known.
+        """Return the observation after a successful action, without asking Triton again.
 
         Args:
             action: The action.
@@ -142,7 +143,7 @@ class ReplicaObservation:
                 staged = self.staged | {target.version}
                 if target.version not in self.candidate_staged:
                     return replace(self, staged=staged)
-                # The repository took the candidate's folder over; the candidate's model folder is left.
+                # The repository moved the version out of the candidate's folder, which now contains no version.
                 return replace(
                     self, staged=staged, candidate_staged=(self.candidate_staged - {target.version}) | {_EMPTY}
                 )
@@ -182,7 +183,7 @@ class ReplicaObservation:
         return self
 
     def with_record(self, record: ReplicaHistory) -> ObservedReplica:
-        """Return the planner's view: what is seen and what is remembered."""
+        """Return the planner's input, which combines the observation and the history."""
         return ObservedReplica(
             loaded=self.loaded,
             digest=None if self.externally_modified else self.digest,
@@ -203,9 +204,10 @@ class ReplicaObservation:
 
 
 def observed(snapshot: ServerSnapshot, model: str) -> ReplicaObservation | None:
-    """Return what was seen of a model; None where that is not clear.
+    """Return the observation of a model; None if the snapshot is inconclusive.
 
-    Something is loaded that nobody looked at closely, or was unloaded by the time that it was.
+    A snapshot is inconclusive if it lacks the configuration of a loaded version, or if the version was unloaded before
+    its configuration could be read.
     """
     entries = snapshot.by_model.get(model, [])
     if any(snapshot.configs.get(name) == {} for name in (model, candidate_name(model))):

@@ -1,51 +1,51 @@
-"""The next step from what is observed to what is wanted, for one model on one server. Pure: no clock, no I/O.
+"""Computes the next action for one model on one server from observed and desired state. Pure: no clock, no I/O.
 
-The step is decided anew after every step, from what is there by then; so a restart, a crash, somebody else's unload
-and a step that failed are all the same case. The tree, whose numbers come back in the code:
+The planner is called again after every action, with the state at that time. A restart, a crash, an unload by another
+client and a failed action are therefore all the same case. The code refers to the numbers of these rules:
 
 0.  Not now.
-    0.1  something that belongs to no target failed a moment ago: nothing
-    0.2  Triton is busy loading for this model (a load of ours that timed out, or somebody else's): wait
-1.  Nothing shall be loaded.
+    0.1  a step without a target failed a moment ago: nothing
+    0.2  Triton is loading this model (our load timed out, or another client's load): wait
+1.  Nothing is to be loaded.
     1.1  the candidate is loaded: unload it
     1.2  the model is loaded: unload it
     1.3  its memory is not free yet: wait
-    1.4  folders are left that nothing needs: clean up
-2.  Choose the goal: the first of these that is not blocked by a failure.
-    2.1  the wanted target; also where it is loaded and answers, and only could not be brought to its place's GPUs
-    2.2  a fallback that is loaded and not known to be bad: what answered goes on
-    2.3  a fallback that is not loaded, or has to be mended
-    2.4  none, and what answers is known to be bad: unload (it can only do harm)
+    1.4  unused folders are left: clean up
+2.  Choose the goal: the first of these that no failure blocks.
+    2.1  the desired target; also if it is loaded and answers, and only the move to its assigned GPUs failed
+    2.2  a fallback that is loaded and not known to be bad: it stays active
+    2.3  a fallback that is not loaded or must be repaired
+    2.4  none, and the active version is known to be bad: unload it (it can only do harm)
     2.5  none: nothing
-3.  The goal is loaded, under the right configuration.
-    3.1  not proved: prove it, by its number (it need not be the one that answers)
+3.  The goal is loaded under the right configuration.
+    3.1  not proved: prove it, by its number (it need not be the active version)
     3.2  proved to be bad, and due for another try: load it again
-    3.2b proved, and on other GPUs than its place: load it again there; Triton drops the old ones after that (when it
-         failed, nothing but waiting for the next try: every load of it would move it)
-    3.3  proved, and what is loaded is not just it and the version kept in the bake window: narrow the policy
-         (while a rollout tries a version, none is kept: not three replicas in memory)
-    3.4  a rollout tries a version
-         3.4.1  it failed and has to wait: unload it
-         3.4.2  it is not loaded and proved under the candidate's name: bring it there, as in 5.3
+    3.2b proved, and on other GPUs than its assigned ones: load it again there; Triton then drops the old instances
+         (after a failure, only wait for the next try: every load would move it)
+    3.3  proved, and other versions than it and the one kept for the bake window are loaded: narrow the policy
+         (while a rollout has a candidate, none is kept: never three replicas in memory)
+    3.4  a rollout has a candidate
+         3.4.1  it failed and must wait: unload it
+         3.4.2  it is not loaded and proved under the candidate's name: stage, load and prove it, as in 5.3
     3.5  a candidate is left: unload it
-    3.6  folders are left that nothing needs: clean up
-    3.7  nothing: it is Ready
-4.  The goal is not loaded, nothing else is loaded either, so nothing can be harmed: load under the model's own name.
-    4.1  a candidate is loaded: unload it (not three replicas in memory)
-    4.2  the memory of what was loaded is not free yet: wait
+    3.6  unused folders are left: clean up
+    3.7  nothing: the deployment is Ready
+4.  The goal is not loaded and nothing else is, so no traffic is at risk: load under the model's own name.
+    4.1  a candidate is loaded: unload it (never three replicas in memory)
+    4.2  the memory of the unloaded versions is not free yet: wait
     4.3  not staged: stage it
     4.4  load it alone
-5.  The goal is not loaded, something else is.
-    5.1  besides the version that answers another one is baking: drop it (not three replicas in memory); the
-         configuration stays what it is, also where it is not ours
-    5.2  a lower version under the same configuration would not answer: stage it, load it beside, and 3.1 proves it
-         (a candidate is unloaded first)
-    5.3  it would answer at once and was not proved on this server: prove it under the candidate's name
+5.  The goal is not loaded, another version is.
+    5.1  besides the active version another one is baking: drop it (never three replicas in memory); the
+         configuration stays as it is, even if it is not ours
+    5.2  the goal is a lower version under the same configuration and would not become active: stage it and load it
+         beside the active version; 3.1 then proves it (a candidate is unloaded first)
+    5.3  the goal would become active at once and was not proved on this server: prove it under the candidate's name
          (stage, load, prove; a stale candidate is unloaded first)
-    5.4  it was proved: unless there is room for a third replica, unload the candidate; stage under the own name, then
-         5.4.1  same configuration: load it beside the version that answers
-         5.4.2  other configuration, or other GPUs: load it alone (Triton loads it before it drops the other)
-         With room, 3.5 unloads the candidate once the version answers: nobody waits for its memory.
+    5.4  it was proved: unless there is memory for a third replica, unload the candidate; stage under the own name, then
+         5.4.1  same configuration: load it beside the active version
+         5.4.2  other configuration, or other GPUs: load it alone (Triton loads it before it drops the old version)
+         With enough memory, 3.5 unloads the candidate after the version is active: no load waits for its memory.
 """
 
 from datetime import datetime
@@ -55,11 +55,11 @@ from controlplane.lifecycle.state import DesiredReplica, ObservedReplica, ProofS
 
 
 def plan(desired: DesiredReplica, observed: ObservedReplica, now: datetime) -> Action | None:
-    """Return the next step, None where nothing is to be done at this moment.
+    """Return the next action; None if there is nothing to do at this moment.
 
     Args:
-        desired: What is wanted.
-        observed: What is there.
+        desired: The desired state.
+        observed: The observed state.
         now: The present time (UTC), for back-off and bake window.
     """
     if observed.hold_until and now < observed.hold_until:  # 0.1
@@ -84,7 +84,7 @@ def plan(desired: DesiredReplica, observed: ObservedReplica, now: datetime) -> A
 
 
 def choose_goal(desired: DesiredReplica, observed: ObservedReplica, now: datetime) -> Target | None:
-    """Return the target to work towards: the wanted one, or while that is blocked, what to fall back to."""
+    """Return the target to work towards: the desired one, or a fallback while the desired one is blocked."""
     wanted = desired.targets[0] if desired.targets else None
     free = [target for target in desired.targets if not _blocked(observed, target, now)]
     if wanted is not None and (wanted in free[:1] or _only_displaced(desired, observed, wanted)):  # 2.1
@@ -97,7 +97,7 @@ def choose_goal(desired: DesiredReplica, observed: ObservedReplica, now: datetim
 
 
 def kept_alongside(desired: DesiredReplica, observed: ObservedReplica, goal: Target, now: datetime) -> int | None:
-    """Return the version that stays loaded beside the goal for its bake window; it is lower, so it does not answer."""
+    """Return the version that stays loaded for the goal's bake window; it is lower, so it does not become active."""
     if desired.trial is not None or now >= bake_until(desired, observed, goal.version):
         return None
     for version in desired.history:
@@ -107,7 +107,7 @@ def kept_alongside(desired: DesiredReplica, observed: ObservedReplica, goal: Tar
 
 
 def _only_displaced(desired: DesiredReplica, observed: ObservedReplica, target: Target) -> bool:
-    """Whether a target is loaded and not known to be bad, and is merely not where it should be."""
+    """Return whether a target is loaded and not known to be bad, and is only on the wrong devices."""
     loaded = target.version in observed.loaded and target.digest == observed.digest
     return bool(desired.relocation_reason) and loaded and not observed.mark(target.version).bad
 
@@ -164,7 +164,7 @@ def _goal_loaded(desired: DesiredReplica, observed: ObservedReplica, goal: Targe
 
 
 def on_trial(observed: ObservedReplica, trial: Target) -> bool:
-    """Whether a rollout's new version is loaded and proved under the candidate's name."""
+    """Return whether a rollout's new version is loaded and proved under the candidate's name."""
     loaded = observed.candidate == trial.version and observed.candidate_digest == trial.digest
     return loaded and observed.candidate_mark is ProofStatus.PASSED
 
@@ -202,7 +202,7 @@ def _replace(desired: DesiredReplica, observed: ObservedReplica, goal: Target, n
 
 
 def _base(observed: ObservedReplica) -> int:
-    """The loaded version that shall go on answering: the highest that passed, else the highest not known to be bad."""
+    """Return the loaded version that is to stay active: the highest passed one, else the highest unproved one."""
     for wanted in (ProofStatus.PASSED, ProofStatus.UNPROVED):
         versions = [version for version in observed.loaded if observed.mark(version) is wanted]
         if versions:

@@ -1,8 +1,8 @@
-"""When a version that answers is asked again, and what its probes found. The decision is pure; `ProbeTracker` remembers.
+"""Schedules probes of active versions and summarizes their results. The decision is pure; `ProbeTracker` keeps the mutable state.
 
-A probe asks the smallest golden sample. It is due once in every interval, at a moment that is drawn for each anew, so
-that many models are not asked at once; it is left out where real requests have just succeeded, though not for ever,
-because real requests do not tell of drift; and it is asked at once where real requests fail, or a process is gone.
+A probe sends the smallest golden sample. One probe is due in every interval, at a random moment, so that the models are
+not all probed at once. A probe is skipped if real requests have just succeeded, but only a limited number of times in a
+row, because real requests do not reveal drift. It is sent at once if real requests fail or a process is missing.
 """  # noqa: E501
 
 import random
@@ -19,18 +19,18 @@ from controlplane.triton.embedded.processes import InstanceMemory, since_boot
 from controlplane.triton.statistics import VersionCounters, VersionKey
 
 REMEMBERED = 240
-"""Probes kept for each model on each server: two hours at the default interval."""
+"""Probes kept for each replica: two hours at the default interval."""
 _EARLIEST = 0.8
-"""A probe is due between this share of the interval and its end."""
+"""A probe is due between this fraction of the interval and its end."""
 MAX_SKIPS = 9
-"""So many probes in a row are left out at most."""
+"""Maximum number of probes that are skipped in a row."""
 _RECENT_POLLS = 3.0
-"""A success is recent for so many times the interval between polls."""
+"""A success counts as recent for this many polling intervals."""
 _ALARM_SECONDS = 2.0
-"""What looks sick is asked no more often than this: requests that fail may be the fault of who sends them."""
+"""Minimum time between probes after an alarm: failing requests may be the fault of the client."""
 
 _LEAVE_SECONDS = 30.0
-"""After a load, what was loaded in its place has this time to leave; it takes Triton a second or two."""
+"""Time that replaced processes have to exit after a load; Triton needs a second or two."""
 
 _OUTCOMES = {
     ProofStatus.PASSED: ProbeOutcome.PASSED,
@@ -40,7 +40,7 @@ _OUTCOMES = {
 
 
 class ProbeDecision(Enum):
-    """What to do about a probe."""
+    """Decision about a probe."""
 
     NOTHING = auto()
     SKIP = auto()
@@ -49,15 +49,15 @@ class ProbeDecision(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ProbeSignals:
-    """What is known of a version that answers.
+    """State of an active version, as input for the decision.
 
     Attributes:
-        since_probe: Seconds since it was asked, or since a probe was left out.
-        since_success: Seconds since a real request succeeded; None where none is known of.
-        failing: Whether a real request failed since it was asked.
-        missing: How many of its processes are gone.
-        skips: Probes left out in a row.
-        spread: This probe's own share of the jitter, from 0 to 1.
+        since_probe: Seconds since the last probe, sent or skipped.
+        since_success: Seconds since a real request succeeded; None if no success is known.
+        failing: Whether a real request failed since the last probe.
+        missing: How many of its processes are missing.
+        skips: Probes skipped in a row.
+        spread: The jitter of this probe, from 0 to 1.
     """
 
     since_probe: float
@@ -69,12 +69,12 @@ class ProbeSignals:
 
 
 def due(signs: ProbeSignals, *, interval_seconds: float, poll_seconds: float) -> ProbeDecision:
-    """Decide whether a version is asked now.
+    """Decide whether to probe a version now.
 
     Args:
-        signs: What is known of it.
+        signs: The state of the version.
         interval_seconds: A probe at least once in this time.
-        poll_seconds: Time between looks at the server's counters.
+        poll_seconds: Time between readings of the server's counters.
     """
     if signs.failing or signs.missing:
         return (
@@ -88,14 +88,14 @@ def due(signs: ProbeSignals, *, interval_seconds: float, poll_seconds: float) ->
 
 @dataclass
 class ProbeTracker:
-    """What is remembered of one model on one server. Times are monotonic seconds.
+    """Mutable probe state of one replica. Times are monotonic seconds.
 
     Attributes:
-        asked_at: When it was asked last, or a probe was left out.
-        results: The newest probes.
-        heals: How often it was loaded again because it had stopped answering.
-        last_heal_seconds: How long the newest of those took.
-        missing: How many of its processes are gone, and how many there were.
+        asked_at: Time of the last probe, sent or skipped.
+        results: The newest probe results.
+        heals: How often the model was reloaded because it had stopped answering.
+        last_heal_seconds: How long the newest of those recoveries took.
+        missing: How many of its processes are missing, and how many there were.
     """
 
     asked_at: float = 0.0
@@ -118,11 +118,11 @@ class ProbeTracker:
 
     @property
     def alarming(self) -> bool:
-        """Whether something looks sick: a real request failed since it was asked, or a process is gone."""
+        """Whether there is an alarm: a real request failed since the last probe, or a process is missing."""
         return self.missing[0] > 0 or (self._failed_at is not None and self._failed_at > self.asked_at)
 
     def signs(self, now: float) -> ProbeSignals:
-        """Return what the decision needs."""
+        """Return the input for the decision."""
         return ProbeSignals(
             since_probe=now - self.asked_at,
             since_success=None if self._succeeded_at is None else now - self._succeeded_at,
@@ -133,18 +133,18 @@ class ProbeTracker:
         )
 
     def due_in(self, interval_seconds: float, now: float) -> float:
-        """Return in how many seconds its next probe is due if nothing looks sick; below 0: it is due."""
+        """Return the seconds until the next probe is due if there is no alarm; negative if it is due."""
         return self.asked_at + interval_seconds * (_EARLIEST + (1 - _EARLIEST) * self._spread) - now
 
     def skip(self, now: float) -> None:
-        """A probe was left out."""
+        """Record a skipped probe."""
         self.asked_at, self._spread = now, random.random()
         self.skipped += 1
         self._summary = None
         self._skips += 1
 
     def asked(self, proof: Proof, mark: ProofStatus, *, light: bool, requests: int, now: float) -> None:
-        """The version that answers was asked by us."""
+        """Record that the control plane sent a probe or proof to the active version."""
         self.asked_at, self._spread, self._skips = now, random.random(), 0
         answered = mark in {ProofStatus.PASSED, ProofStatus.WRONG}
         self._ours[answered] = self._ours.get(answered, 0) + requests
@@ -164,15 +164,15 @@ class ProbeTracker:
         )
 
     def compared(self, requests: int) -> None:
-        """The version that answers was asked so often by us, to compare a new one with it."""
+        """Record the requests that a comparison with a new version sent to the active version."""
         self._ours[True] = self._ours.get(True, 0) + requests
 
     def broke(self, now: float) -> None:
-        """It was healthy, and has stopped answering."""
+        """Record that a healthy version stopped answering."""
         self._broken_at = now
 
     def answers(self, now: float) -> None:
-        """It passed its proof."""
+        """Record a passed proof."""
         if self._broken_at is not None:
             self.heals += 1
             self._summary = None
@@ -180,11 +180,11 @@ class ProbeTracker:
             self._broken_at = None
 
     def loaded(self, began: float = 0.0) -> None:
-        """It was loaded: its processes and counters are new ones.
+        """Reset the state after a load: processes and counters are new.
 
         Args:
-            began: When the load began, in seconds since the machine started. Processes from before are those of what
-                was loaded in its place, and leave, or its own still, where Triton had no need to load it anew.
+            began: When the load began, in seconds since the machine started. Earlier processes belong to the replaced
+                versions and exit, or to this version, if Triton did not need to load it again.
         """
         self._processes.clear()
         self._load_began, self._settled_at = began, since_boot() + _LEAVE_SECONDS
@@ -194,7 +194,7 @@ class ProbeTracker:
         self.missing = (0, 0)
 
     def take_counters(self, key: VersionKey, counters: Mapping[VersionKey, VersionCounters], now: float) -> None:
-        """Take in the newest counters of the version that answers; not while we ask it ourselves."""
+        """Apply the newest counters of the active version. Must not be called during a probe or proof."""
         found = counters.get(key)
         before, self._counts = self._counts.get(key), {} if found is None else {key: found}
         ours, self._ours = self._ours, {}
@@ -210,25 +210,25 @@ class ProbeTracker:
     def take_processes(
         self, key: VersionKey, instances: Mapping[VersionKey, InstanceMemory], now: float | None = None
     ) -> None:
-        """Take in how many processes the version that answers has. All that it ever had must stay.
+        """Apply the process count of the active version. Every process that it ever had must stay.
 
         Args:
             key: The version.
             instances: All processes of the server.
-            now: Seconds since the machine started; None asks the clock.
+            now: Seconds since the machine started; None reads the clock.
         """
         found = instances.get(key, InstanceMemory(0, 0, 0))
         old = sum(at < self._load_began for at in found.started)
         new = found.processes - old
         most_new, most_old = self._processes.get(key, (0, 0))
         if (since_boot() if now is None else now) < self._settled_at:
-            most_old = 0  # that those are leaving is no fault
+            most_old = 0  # exiting processes are no fault
         most_new, most_old = max(most_new, new), max(most_old, old)
         self._processes = {key: (most_new, most_old)}
         self.missing = (most_new + most_old - found.processes, most_new + most_old)
 
     def summary(self) -> HealthSummary:
-        """Say what the remembered probes found. It is asked for often, so it is made once for each change."""
+        """Return a summary of the kept results. Frequently requested, so it is cached until the results change."""
         if self._summary is None:
             self._summary = self._summed()
         return self._summary
@@ -254,7 +254,7 @@ class ProbeTracker:
 
 
 def gone(missing: tuple[int, int], at: datetime, version: int) -> Proof:
-    """Return the proof's counterpart for a version some of whose processes are gone, though others answer."""
+    """Return a failed proof for a version some of whose processes are missing while others still answer."""
     lost, of = missing
     return Proof(
         version=version,

@@ -1,4 +1,4 @@
-"""The proof: Triton's own answer to the golden samples, compared with the recorded one."""
+"""The proof: compares Triton's answers to the golden samples with the recorded outputs."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from controlplane.lifecycle.desired import PreparedVersion
 from controlplane.lifecycle.state import ProofStatus
 from controlplane.triton.client import TritonClient
 
-# What Triton says of a Python-based backend whose process died; see docs/internals/triton.md, "Health".
+# Triton's message for a Python-based backend whose process died; see docs/internals/triton.md, "Health".
 _DEAD = "is not healthy"
 
 
@@ -29,10 +29,10 @@ async def prove(
     *,
     timeout_seconds: float,
 ) -> tuple[ProofStatus, Proof, int]:
-    """Ask a loaded version every golden sample, by its number.
+    """Send every golden sample to a loaded version, addressed by its number, and compare the answers.
 
-    A version without golden samples has nothing to be compared with: it passes when Triton says it is ready and its
-    process answers a generated request, if only with a refusal.
+    A version without golden samples has no recorded answers. It passes if Triton reports it ready and its process
+    answers a generated request, even with an error.
 
     Args:
         client: The server.
@@ -42,10 +42,10 @@ async def prove(
         timeout_seconds: Deadline of each inference.
 
     Returns:
-        The verdict, the proof, and how many requests were made for it.
+        The verdict, the proof, and the number of requests that it took.
 
     Raises:
-        TritonUnavailableError: The server is not there; that says nothing about the version.
+        TritonUnavailableError: The server is unavailable; that says nothing about the version.
     """
     if not samples:
         return await _smoke(client, triton_name, prepared, timeout_seconds)
@@ -91,10 +91,10 @@ async def _rows_alone(
     samples: tuple[Sample, ...],
     timeout_seconds: float,
 ) -> tuple[str, int]:
-    """Ask the first and the last row of a sample alone, for a version whose rows were not compared when published.
+    """Send the first and the last row of a sample alone, for a version whose rows were not compared at publication.
 
     Returns:
-        Why the rows are not independent, empty where they are or no sample has two; how many requests were made.
+        Why the rows are not independent, empty if they are or no sample has two rows; and the number of requests.
     """
     sample = next((one for one in samples if next(iter(one.inputs.values())).shape[:1] > (1,)), None)
     if sample is None:
@@ -119,7 +119,7 @@ async def _rows_alone(
 
 
 def smallest(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-    """Return the sample with the fewest bytes of input alone; none where there is none."""
+    """Return only the sample with the fewest input bytes; empty if there are no samples."""
     if not samples:
         return ()
     return (min(samples, key=lambda sample: sum(array.nbytes for array in sample.inputs.values())),)
@@ -128,7 +128,7 @@ def smallest(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
 async def _ask(
     client: TritonClient, triton_name: str, inputs: Tensors, prepared: PreparedVersion, timeout_seconds: float
 ) -> Tensors:
-    """Ask once, and once more where Triton fails it: one request that fails among many is no broken model."""
+    """Send a request, and retry it once if Triton fails it: a single failed request does not mean a broken model."""
     version, config = prepared.target.version, prepared.config
     try:
         outputs, _ = await client.infer(triton_name, inputs, version=version, timeout=timeout_seconds, config=config)
@@ -164,7 +164,7 @@ async def _smoke(
     except InferenceError as error:
         if _DEAD in error.message:
             return ProofStatus.BROKEN, _proof(version, False, 0.0, 0, 0, [], f"a generated request failed: {error}"), 1
-        # Zeros need not be a valid input; a model that says so is alive.
+        # Zeros need not be a valid input; a model that rejects them is alive.
         note += f" (a generated request was refused: {error})"
     else:
         note += " and answers a generated request"
@@ -203,7 +203,7 @@ def _generated(signature: Signature) -> dict[str, Array]:
 
 
 def chunks(inputs: Tensors, limit: int) -> Iterator[Tensors]:
-    """Split a sample that is larger than the deployment's largest batch; rows of a batch do not know of each other."""
+    """Split a sample that exceeds the deployment's maximum batch size; the rows of a batch are independent."""
     rows = next(iter(inputs.values())).shape[0] if limit > 0 else 0
     if rows <= limit:
         yield inputs

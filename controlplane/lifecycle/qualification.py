@@ -1,7 +1,7 @@
-"""Looks at a version, beside its answers, before it is given the traffic: artifact, configuration, performance.
+"""Qualifies a version before it receives traffic: artifact, configuration, numbers and performance.
 
-Its probes are timed in turn with those of the version that answers, one request at a time, so that whatever else the
-machine does is in both figures.
+The performance check alternates requests to the new version and to the active version, one at a time, so that other
+load on the machine affects both measurements.
 """
 
 import time
@@ -26,20 +26,20 @@ _WARM_UPS = 2
 _ROUNDS = 50
 _SECONDS = 0.3
 _ASKED_SECONDS = 10.0
-"""Longest time that is spent on timing: when it is only told, and when the deployment sets a bound."""
+"""Maximum time for measurements: `_SECONDS` for information only, `_ASKED_SECONDS` if the deployment sets a bound."""
 _FEWEST = 5
-"""With fewer requests than this nothing is said to be a regression."""
+"""Minimum number of requests for reporting a regression."""
 
 
 @dataclass(frozen=True, slots=True)
 class QualificationSpec:
-    """What a version is examined for.
+    """Parameters of a qualification.
 
     Attributes:
-        peer: The version that answers; None where nothing does.
-        max_latency_ratio: The deployment's bound; None: none.
+        peer: The active version; None if there is none.
+        max_latency_ratio: The deployment's bound; None for no bound.
         max_memory_ratio: Likewise.
-        gpus: The GPUs that its load asked for; None: it left them to Triton.
+        gpus: The GPUs that the load requested; None if it left the choice to Triton.
     """
 
     peer: PreparedVersion | None
@@ -50,7 +50,7 @@ class QualificationSpec:
 
 @dataclass(frozen=True, slots=True)
 class ProbeTarget:
-    """A version as it is asked: its name in Triton, what it is, and one request.
+    """A version and the request that measures it.
 
     Attributes:
         name: Its name in Triton.
@@ -66,7 +66,7 @@ class ProbeTarget:
     def of(
         cls, name: str, prepared: PreparedVersion, samples: tuple[Sample, ...], limits: Iterable[int]
     ) -> "ProbeTarget | None":
-        """Take the smallest sample, as much of it as one request may carry; None where there is none."""
+        """Return a target with the smallest sample, cut to the batch limit; None if there are no samples."""
         if not samples:
             return None
         (sample,) = smallest(samples)
@@ -80,7 +80,7 @@ def _both(
     peer: PreparedVersion | None,
     peer_samples: tuple[Sample, ...],
 ) -> tuple[ProbeTarget | None, ProbeTarget | None]:
-    """Return how a version and the one that answers are asked: with the same request, where both take it."""
+    """Return the targets for a version and the active one, with the same request if their signatures are equal."""
     name, prepared, samples = ours
     limits = [int(one.config.get("max_batch_size", 0)) for one in (prepared, peer) if one is not None]
     mine = ProbeTarget.of(name, prepared, samples, limits)
@@ -100,22 +100,22 @@ async def qualify(
     proved: tuple[ProofStatus, Proof],
     timeout_seconds: float,
 ) -> tuple[VersionReport, int, int]:
-    """Examine a version that is loaded.
+    """Qualify a loaded version.
 
     Args:
-        server: Where.
+        server: The server.
         model: The model's own name.
-        ours: Its name in Triton, what it is, and its golden samples.
-        exam: What for.
-        peer_samples: The golden samples of the version that answers.
-        proved: What its proof found.
+        ours: The version's name in Triton, the version, and its golden samples.
+        exam: The parameters.
+        peer_samples: The golden samples of the active version.
+        proved: The result of its proof.
         timeout_seconds: Deadline of each request.
 
     Returns:
-        The report, and how many requests were made for it: of the version, and of the one that answers.
+        The report, and the number of requests sent to the version and to the active version.
 
     Raises:
-        TritonUnavailableError: The server is not there; that says nothing about the version.
+        TritonUnavailableError: The server is unavailable; that says nothing about the version.
     """
     name, prepared, _ = ours
     mark, proof = proved
@@ -142,7 +142,7 @@ async def qualify(
 
 
 def artifact_check(server: ManagedServer, prepared: PreparedVersion) -> ReportCheck:
-    """Say what the artifact is, and whether the server's backend knows its opset."""
+    """Return the check of the artifact, including whether the server's backend supports its opset."""
     manifest = prepared.manifest
     opset, known = manifest.attributes.get("opset"), newest_opset() if server.embedded is not None else None
     count = len(manifest.files)

@@ -1,4 +1,4 @@
-"""One model on one server: what is remembered, what is in flight, what an outcome means. Mutable; the loop's own."""
+"""Mutable state of one model on one server: history, action in flight, and effects of outcomes. Belongs to the loop."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ from controlplane.servers.readings import ServerReading
 from controlplane.triton.embedded.processes import since_boot
 
 LATE_PROBES = 3
-"""So many probes in a row without an answer in time, and a version that was healthy counts as broken."""
+"""A version that was healthy counts as broken after this many consecutive probes without an answer in time."""
 
 
 @dataclass
@@ -37,30 +37,30 @@ class Replica:
     Attributes:
         server: The server's name.
         model: The model's name.
-        facts: What is there, as seen or as known from our own actions; None until somebody looked.
-        baseline_observation: What was there when what others did was told last, or as we left it since; None where we
-            cannot know who did what is there. It outlasts facts that are lost.
-        ours: The configuration of ours that was there last, as Triton tells it.
-        record: What is remembered.
+        facts: The observed state, from snapshots or our own actions; None if unknown.
+        baseline_observation: Observation after our last action or the last reported external change, used to detect
+            external changes; None if it cannot be known who caused the present state. It is kept when `facts` is lost.
+        ours: The newest configuration of ours, as Triton reports it.
+        record: The history.
         task: The action in flight.
-        doing: The same for display; also set while waiting for Triton.
+        doing: The action in flight, for display; also set while waiting for Triton.
         began: When the newest action began, in seconds since the machine started.
-        changed: Number of the loop's step that last changed something; looks that began before do not count.
-        seen: Number of the step in which the newest look began that was taken in.
-        note: Something about the newest rollout that a person should know.
+        changed: Number of the loop step that last changed something; earlier snapshots do not count.
+        seen: Number of the step in which the newest applied snapshot began.
+        note: A remark about the newest rollout for a person.
         seconds: Time by stage of the newest rollout.
-        told: The phase that was last told in an event.
-        late: Probes in a row that got no answer in time.
-        watch: What is known of how it answers.
-        load_overdue: Whether a load of ours passed its deadline; Triton may be at it still.
-        conditions: What could be said of it last, and since when.
-        pending_qualification: What was proved for somebody who waited for it, and is to be examined now that it
-            answers.
-        settled: Whether that was said when nothing was under way.
-        resumed: Whether it was compared with what was known before this process started.
-        stale_since: Number of the step in which this process noticed that it had been stopped; None where what is known
-            here has been seen since, and the deployment has settled.
-        wakes_at: When its next action is planned again although nothing changed (UTC); None: not at all.
+        told: The phase that was last reported in an event.
+        late: Consecutive probes without an answer in time.
+        watch: Probe state.
+        load_overdue: Whether our load exceeded its deadline; Triton may still be executing it.
+        conditions: The newest conditions with their transition times.
+        pending_qualification: Target that was proved while a request waited for it, and is to be qualified now that it
+            is active.
+        settled: Whether `conditions` were computed while no action was in flight.
+        resumed: Whether `conditions` were compared with those from before this process started.
+        stale_since: Number of the step in which this process noticed that it had been stopped; None if the state has
+            been observed since then and the deployment has settled.
+        wakes_at: When its next action is planned again although nothing changed (UTC); None for never.
     """
 
     server: str
@@ -89,7 +89,7 @@ class Replica:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing of it is there and nothing is being done, so that only a change can make it act."""
+        """Whether nothing is loaded and no action is in flight, so that only a change can cause an action."""
         if self.task is not None or self.doing is not None or self.stale_since is not None or self.facts is None:
             return False
         facts = self.facts
@@ -99,12 +99,12 @@ class Replica:
 
     @property
     def engaged(self) -> bool:
-        """Whether an action is in flight that it has to be left alone for; to be examined is none."""
+        """Whether an action is in flight that must not be disturbed; a qualification is none."""
         action = self.doing.action if self.doing is not None else None
         return self.task is not None and not (isinstance(action, Prove) and action.examine)
 
     def adopt(self, desired_deployment: DesiredDeployment, now: datetime, backoff: Backoff) -> None:
-        """Something else is wanted."""
+        """Apply a new desired state."""
         self.record = self.record.wanted_anew(desired_deployment.wanted)
         if desired_deployment.trial is not None:
             self.record = self.record.wanted_anew(desired_deployment.trial)
@@ -115,19 +115,19 @@ class Replica:
             )
 
     def see(self, facts: ReplicaObservation) -> None:
-        """A look showed this."""
+        """Apply an observation."""
         before = self.facts or self.baseline_observation
         changed = before is not None and bool(before.loaded) and (before.differs(facts) or facts.externally_modified)
         if changed:
-            self.watch.loaded(since_boot())  # somebody loaded it again: what it had before leaves
+            self.watch.loaded(since_boot())  # another client loaded it again: the old processes exit
         self.facts = facts
         self.record = self.record.seen(facts.loaded, digest_changed=changed, candidate=facts.candidate is not None)
 
     def lost(self, *, restarted: bool) -> None:
-        """The server was not there.
+        """Drop the observed state because the server was unavailable.
 
         Args:
-            restarted: Whether it started anew, or may have.
+            restarted: Whether it restarted, or may have.
         """
         self.facts = None
         if restarted:
@@ -136,10 +136,10 @@ class Replica:
         self.watch.loaded()
 
     def watched(self, reading: ServerReading, began: int) -> bool:
-        """Take in what a reading of the server that began at the loop's step ``began`` tells of what answers.
+        """Apply what a server reading that began at the loop's step ``began`` shows of the active version.
 
         Returns:
-            Whether something looks sick: a real request failed, or a process is gone.
+            Whether there is an alarm: a real request failed, or a process is missing.
         """
         answering = max(self.facts.loaded, default=None) if self.facts else None
         if answering is None or self.task is not None or began < self.changed:
@@ -152,7 +152,7 @@ class Replica:
         return self.watch.alarming
 
     def probe_due(self, interval_seconds: float, poll_seconds: float) -> bool:
-        """Whether what answers, and was proved, is to be asked again now."""
+        """Return whether to probe the active, proved version now."""
         now = time.monotonic()
         match due(self.watch.signs(now), interval_seconds=interval_seconds, poll_seconds=poll_seconds):
             case ProbeDecision.ASK:
@@ -164,13 +164,13 @@ class Replica:
     def wakes(
         self, desired: DesiredReplica, now: datetime, *, interval_seconds: float, poll_seconds: float
     ) -> datetime | None:
-        """Return when its next action may be another one although nothing changed; None: at no time.
+        """Return when its next action may differ although nothing changed; None for never.
 
         Args:
-            desired: What is wanted.
+            desired: The desired state.
             now: The present time (UTC).
             interval_seconds: Time between probes.
-            poll_seconds: What is due already is looked at again after this time.
+            poll_seconds: Time after which an action that is already due is checked again.
         """
         times = [self.record.hold_until, *(failure.retry_at for failure in self.record.failures.values())]
         coming = [at for at in times if at is not None and at > now]
@@ -184,7 +184,7 @@ class Replica:
         return min(coming, default=None)
 
     def status(self, desired: DesiredReplica, trouble: Trouble | None, now: datetime) -> ServerDeploymentStatus:
-        """Return how the deployment stands here."""
+        """Return the status of the deployment on this server."""
         if self.facts is None and trouble is None:
             trouble = Trouble(f"{self.server} is being looked at")
         observed = (self.facts or ReplicaObservation()).with_record(self.record)
@@ -203,7 +203,7 @@ class Replica:
         return server_status(view, now)
 
     def announce(self, desired: DesiredReplica, trouble: Trouble | None, now: datetime, events: EventLog) -> None:
-        """Tell in an event that it settled in another phase than was told last; keep when its conditions turned."""
+        """Record an event if it settled in a new phase, and keep the transition times of its conditions."""
         status = self.status(desired, trouble, now)
         self.conditions = status.conditions
         self.settled = status.phase.settled and trouble is None and self.facts is not None
@@ -216,14 +216,14 @@ class Replica:
             events.add("Warning" if bad else "Normal", status.phase.value, self.model, message)
 
     def settle(self, outcome: Outcome, *, now: datetime, backoff: Backoff, events: EventLog) -> None:
-        """Take in how an action went. After a failure nothing is known until somebody looked."""
+        """Apply the outcome of an action. After a failure the state is unknown until the next snapshot."""
         for stage, seconds in outcome.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         if outcome.error is None and self.facts is not None:
             self._succeeded(outcome, now, backoff, events)
         elif outcome.error is not None:
             self._failed(outcome, now, backoff, events)
-        undone = isinstance(outcome.error, (LoadRefusedError, NotLeaderError))  # what was there is there still
+        undone = isinstance(outcome.error, (LoadRefusedError, NotLeaderError))  # the state is unchanged
         if isinstance(outcome.action, (Load, Unload)) and not undone:
             self.baseline_observation = self.facts
 
@@ -275,7 +275,7 @@ class Replica:
         if mark is ProofStatus.LATE:
             self.late += 1
             if was is ProofStatus.PASSED and not candidate and self.late < LATE_PROBES:
-                # Most likely it is busy, and to load it again would make that worse.
+                # It is most likely busy, and a reload would make that worse.
                 events.add("Warning", "ProbeTimedOut", self.model, f"on {self.server}: {proof.message}")
                 return
             mark = ProofStatus.BROKEN
@@ -300,10 +300,10 @@ class Replica:
                 f"version {target.version} answers {proof.samples} golden samples as recorded on {self.server}{where}",
             )
         if mark is ProofStatus.BROKEN and not candidate:
-            self.facts = None  # it may have been unloaded: somebody has to look before it is loaded again
+            self.facts = None  # it may have been unloaded: a snapshot is needed before it is loaded again
 
     def _refreshed(self, newest: Proof) -> Proof:
-        """A probe of one sample renews the proof that it stands on: that one tells of all samples."""
+        """Return the kept proof of all samples with the time and latency of a passed probe of one sample."""
         proof = self.record.proof
         if proof is None or proof.version != newest.version or not proof.agrees:
             return newest
@@ -315,7 +315,7 @@ class Replica:
         self.facts = None
         self.load_overdue = isinstance(action, Load) and isinstance(error, TritonTimeoutError)
         if isinstance(action, Load) and self.ours is not None and self.ours.gpus != outcome.gpus:
-            self.ours = None  # the same digest may be there on other GPUs now, or not
+            self.ours = None  # the same digest may or may not be loaded on other GPUs now
         if isinstance(action, Prove):
             self.watch.asked_at = time.monotonic()
         if isinstance(error, NotLeaderError):

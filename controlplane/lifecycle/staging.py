@@ -1,4 +1,4 @@
-"""Makes sure before a load that the files in a model repository are those of the versions that are loaded. Blocks."""
+"""Checks before a load that the staged files are those of the versions to load, and repairs them. Blocks."""
 
 import logging
 import threading
@@ -19,13 +19,13 @@ _LAYOUTS_KEPT = 4096
 
 
 class Staging:
-    """Checks staged files before loads, and repairs them from the store. Safe to use from several threads.
+    """Checks staged files before loads, and repairs them from the store. Thread-safe.
 
-    A check costs one status call for each file; only a file that has changed since it was last hashed is read.
+    A check costs one stat call per file; a file is read only if it has changed since it was last hashed.
 
     Args:
-        registry: Where manifests and files come from.
-        desired_state: Gives golden samples, of which warm-up data is made.
+        registry: Source of manifests and files.
+        desired_state: Source of the golden samples from which warm-up data is made.
     """
 
     def __init__(self, registry: Registry, desired_state: DesiredStateResolver) -> None:
@@ -35,7 +35,7 @@ class Staging:
         self._guard = threading.Lock()
 
     def warmup(self, prepared: PreparedVersion) -> dict[str, bytes]:
-        """Return the files of a version's warm-up request, by name; none where it has no warm-up."""
+        """Return the files of a version's warm-up request, by name; empty if it has no warm-up."""
         signature = prepared.manifest.signature
         if signature is None or not prepared.config.get("model_warmup"):
             return {}
@@ -50,22 +50,22 @@ class Staging:
         prepared: PreparedVersion | None,
         config: Mapping[str, Any],
     ) -> list[str]:
-        """Check everything that a load reads, and repair what is not as it should be.
+        """Check all files that a load reads, and repair those that are damaged.
 
         Args:
             repository: The server's model repository.
             triton_name: The name that is loaded.
             model: The model.
             versions: The versions that are loaded.
-            prepared: The version whose configuration is sent; None: that of what is loaded stays.
+            prepared: The version whose configuration is sent; None keeps the configuration of the loaded versions.
             config: That configuration.
 
         Returns:
-            What was repaired, one text each; empty where everything was intact.
+            One text for each repair; empty if everything was intact.
 
         Raises:
             DigestMismatchError: A file was changed, and the store's copy of it is damaged, too.
-            NotFoundError: A file was changed, and the store has lost its replica.
+            NotFoundError: A file was changed, and the store has lost its copy.
             StoreError: The store or the disk failed.
         """
         repaired: list[str] = []
@@ -74,7 +74,7 @@ class Staging:
             if manifest is not None:
                 repaired += ensure_intact(self._registry, repository, triton_name, model, version, manifest)
         if prepared is not None:
-            # A version that was staged under other settings has no warm-up data, or that of others.
+            # A version that was staged under other settings has no warm-up data, or data for those settings.
             if not repository.has_warmup(triton_name, warmup_names(prepared.config)):
                 repository.add_warmup(triton_name, self.warmup(prepared))
             if repository.restore_config(triton_name, config):
@@ -82,7 +82,7 @@ class Staging:
         return repaired
 
     def _manifest(self, model: str, version: int, prepared: PreparedVersion | None) -> Manifest | None:
-        """Return a version's manifest; None for a version that was deleted, which is loaded from earlier times."""
+        """Return a version's manifest; None for a deleted version, which is still loaded."""
         key = (model, version)
         with self._guard:
             found = self._manifests.get(key)
@@ -112,11 +112,11 @@ def ensure_intact(
     """Compare a staged version with its manifest, and stage it again from the cache or the store if it differs.
 
     Returns:
-        What was wrong, one text for each file; empty where the version was intact.
+        One text for each damaged file; empty if the version was intact.
 
     Raises:
-        DigestMismatchError: It was not, and the store's copy of a file is damaged, too.
-        NotFoundError: It was not, and the store has lost its copy of a file.
+        DigestMismatchError: It was damaged, and the store's copy of a file is damaged, too.
+        NotFoundError: It was damaged, and the store has lost its copy of a file.
         StoreError: The store or the disk failed.
     """
     expected: dict[str, FileEntry] = layout(manifest)

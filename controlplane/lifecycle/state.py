@@ -1,4 +1,4 @@
-"""What goes into the planner: the wanted and the observed state of one model on one server. Frozen values only."""
+"""Input of the planner: desired and observed state of one model on one server. Frozen values only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,38 +7,38 @@ from enum import StrEnum
 
 
 class ProofStatus(StrEnum):
-    """What is known of a loaded version's answers, since it was loaded."""
+    """What is known of a loaded version's answers since it was loaded."""
 
     UNPROVED = "unproved"
     PASSED = "passed"
     BROKEN = "broken"
-    """It did not answer. A reload may mend it."""
+    """It did not answer. A reload may fix it."""
     LATE = "late"
-    """It did not answer in time: broken, or only busy. What a proof finds; nothing that is remembered."""
+    """It did not answer in time: broken, or only busy. A result of a proof that is never kept."""
     WRONG = "wrong"
-    """It answered something else than what was recorded. Nothing but another version or other settings mends that."""
+    """Its answer differs from the recorded output. Only another version or other settings fix that."""
     REGRESSED = "regressed"
-    """It answers rightly, and is slower or larger than its deployment allows. Final, too."""
+    """It answers correctly, but is slower or larger than its deployment allows. Final, too."""
 
     @property
     def bad(self) -> bool:
-        """Whether it is known not to answer as it should."""
+        """Whether it is known not to answer as required."""
         return self in {ProofStatus.BROKEN, ProofStatus.WRONG, ProofStatus.REGRESSED}
 
     @property
     def final(self) -> bool:
-        """Whether to try again would find the same."""
+        """Whether another try would give the same result."""
         return self in {ProofStatus.WRONG, ProofStatus.REGRESSED}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Target:
-    """A version under one configuration: what is proved, loaded, and can fail.
+    """A version under one configuration: the unit that is loaded and proved, and that can fail.
 
     Attributes:
         version: The version number.
-        digest: Digest of its Triton configuration without name and version policy. Versions of equal digests can be
-            loaded beside each other under one name, others cannot: Triton has one configuration per name.
+        digest: Digest of its Triton configuration without name and version policy. Only versions with equal digests can
+            be loaded together under one name, because Triton has one configuration per name.
     """
 
     version: int
@@ -47,12 +47,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a target is not (yet) tried again.
+    """Why a target is not tried again now.
 
     Attributes:
-        count: Failures in a row.
-        message: The newest one, as one sentence.
-        retry_at: When it is tried again (UTC); None where it is not, until something else is wanted.
+        count: Consecutive failures.
+        message: The newest failure, as one sentence.
+        retry_at: Time of the next try (UTC); None for no retry until the desired state changes.
     """
 
     count: int
@@ -60,32 +60,32 @@ class Failure:
     retry_at: datetime | None
 
     def blocks(self, now: datetime) -> bool:
-        """Whether the target has to wait at this moment."""
+        """Return whether the target must wait at this moment."""
         return self.retry_at is None or now < self.retry_at
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredReplica:
-    """What is wanted of one model on one server.
+    """Desired state of one model on one server.
 
     Attributes:
         model: Its name, in the registry and in Triton.
-        revision: The deployment revision this comes from.
+        revision: The deployment revision that defines this state.
         revised_at: When that revision was committed (UTC).
-        loaded: Whether it shall be loaded.
-        deleted: Whether the deployment was removed, so that nothing of it stays on the server's disk.
-        targets: The wanted one first, then what to fall back to where that fails, best first.
-        history: Versions the deployment had, newest first, the wanted one left out; the first that is still loaded is
-            the one kept in the bake window.
-        bake_seconds: How long the version before stays loaded.
-        relocation_reason: Why what is loaded has to be loaded again: it is on other GPUs of the server than its place;
-            empty where it is not.
-        why: Why it shall not be loaded although the deployment would have it; empty where it is the deployment's word.
-        refused: Whether that is because it cannot be.
-        trial: What shall be loaded and proved under the candidate's name, beside what answers, and stay there: the new
-            version of a rollout by evidence. None where there is none.
-        fits_alongside: Whether a further replica of the wanted version fits into what is free, so that a proved
-            candidate may go after the version answers instead of before it is loaded.
+        loaded: Whether the model is to be loaded.
+        deleted: Whether the deployment was removed, so that its files are removed from the server's disk.
+        targets: The desired target first, then the fallbacks if it fails, best first.
+        history: Earlier versions of the deployment, newest first, without the desired one; the first that is still
+            loaded is kept during the bake window.
+        bake_seconds: How long the previous version stays loaded.
+        relocation_reason: Why the model must be loaded again on its assigned GPUs; empty if it is on them.
+        why: Why the model is not to be loaded although the deployment requests it; empty if that is the deployment's
+            own setting.
+        refused: Whether the reason is that it cannot be loaded.
+        trial: The new version of a rollout by evidence, which is to be loaded and proved under the candidate's name
+            beside the active version, and to stay loaded. None if there is none.
+        fits_alongside: Whether the free memory is enough for another replica of the desired version, so that a proved
+            candidate can be unloaded after the version is active instead of before it is loaded.
     """
 
     model: str
@@ -105,12 +105,12 @@ class DesiredReplica:
 
 @dataclass(frozen=True, slots=True)
 class ObservedReplica:
-    """What is there of one model on one server.
+    """Observed state of one model on one server.
 
     Attributes:
-        loaded: Versions that Triton says are READY under the model's own name. The highest one answers.
-        digest: Configuration digest that Triton has for the own name; None where nothing is loaded or it is not ours.
-        loading: Whether Triton is busy loading something for the own name or the candidate's.
+        loaded: Versions that Triton reports as READY under the model's own name. The highest one is active.
+        digest: Configuration digest that Triton has for the own name; None if nothing is loaded or it is not ours.
+        loading: Whether Triton is loading a version under the own name or the candidate's.
         leaving: Versions that Triton is still unloading under the own name; their memory is not free yet.
         staged: Versions in the model repository under the own name.
         marks: What is known of the loaded versions' answers.
@@ -119,10 +119,10 @@ class ObservedReplica:
         candidate_leaving: Whether Triton is still unloading the candidate.
         candidate_staged: Versions in the model repository under the candidate's name.
         candidate_mark: What is known of the candidate's answers.
-        cleared: Targets that passed their proof since the server started, and did not fail since.
-        failures: What failed, by target.
-        switched: The version that was made the answering one, and when (UTC); None where nobody remembers.
-        hold_until: Nothing is done before (UTC), because something that belongs to no target failed.
+        cleared: Targets that passed their proof since the server started, and have not failed since.
+        failures: Failures by target.
+        switched: The version that last became active, and when (UTC); None if unknown.
+        hold_until: No action before this time (UTC), because a step without a target failed.
     """
 
     loaded: frozenset[int] = frozenset()
@@ -143,18 +143,18 @@ class ObservedReplica:
 
     @property
     def answering(self) -> int | None:
-        """The version that Triton gives un-versioned requests to."""
+        """The version to which Triton sends requests that name no version."""
         return max(self.loaded, default=None)
 
     def mark(self, version: int) -> ProofStatus:
-        """What is known of a loaded version's answers."""
+        """Return what is known of a loaded version's answers."""
         return self.marks.get(version, ProofStatus.UNPROVED)
 
 
 def bake_until(desired: DesiredReplica, observed: ObservedReplica, version: int) -> datetime:
-    """When the bake window of ``version`` ends.
+    """Return when the bake window of ``version`` ends.
 
-    It starts with the switch; where nobody remembers the switch (the control plane was restarted), with the revision.
+    It starts with the switch, or with the revision if the time of the switch is unknown after a restart.
     """
     since = desired.revised_at
     if observed.switched and observed.switched[0] == version:

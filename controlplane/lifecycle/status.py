@@ -1,4 +1,4 @@
-"""What a deployment's state is called, from what is wanted and what is there. Pure."""
+"""Computes the phase and status of a deployment from desired and observed state. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from controlplane.lifecycle.history import ReplicaHistory
 from controlplane.lifecycle.planner import kept_alongside
 from controlplane.lifecycle.state import DesiredReplica, Failure, ObservedReplica, ProofStatus, bake_until
 
-# Least advanced first. What is still moving comes before what is settled, so that a wait waits for all servers.
+# Least advanced first. Transient phases come before settled ones, so that a wait covers all servers.
 _RANK = (
     Phase.PENDING,
     Phase.FETCHING,
@@ -34,7 +34,7 @@ class Doing:
 
     Attributes:
         action: The action.
-        phase: A stage inside it that it reported; None where it has none.
+        phase: The stage that the action reported; None if it has none.
     """
 
     action: Action
@@ -43,14 +43,14 @@ class Doing:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why nothing can be done on a server at this moment."""
+    """Why no action is possible on a server at this moment."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class View:
-    """All that a status on one server is made of."""
+    """Input for the status of a deployment on one server."""
 
     server: str
     desired: DesiredReplica
@@ -90,7 +90,7 @@ def server_status(view: View, now: datetime) -> ServerDeploymentStatus:
 
 
 def overall(revision: int, servers: Sequence[ServerDeploymentStatus]) -> DeploymentStatus:
-    """Join the statuses of all servers: the least advanced one stands for the whole."""
+    """Combine the statuses of all servers into the least advanced one."""
     if not servers:
         return DeploymentStatus(revision=revision, phase=Phase.PENDING, message="there is no Triton server to run it")
     least = min(servers, key=lambda status: _RANK.index(status.phase))
@@ -108,18 +108,18 @@ def placed(
     least: int,
     lacking: str,
 ) -> DeploymentStatus:
-    """Join the statuses of the servers on which a deployment is placed.
+    """Combine the statuses of the servers that a deployment is assigned to.
 
-    The best ``least`` of them stand for the whole, so a further replica that is on its way does not make it less than
-    Ready; nor does one that moves, while the old replica answers. Where no server can have it any more, what answers
-    still is Degraded.
+    Only the best ``least`` of them count. Neither an additional replica in progress nor one that is being moved, while
+    the old replica answers, makes the deployment less than Ready. If no server can hold it any more, an active model is
+    Degraded.
 
     Args:
         revision: The deployment's revision.
-        assignments: Its statuses where it is assigned.
-        others: Where it stays until it answers elsewhere, or is being unloaded.
-        least: The least number of replicas.
-        lacking: Why there are fewer places than that; empty where there are not.
+        assignments: Its statuses on the servers that it is assigned to.
+        others: Its statuses where it stays until it answers elsewhere, or is being unloaded.
+        least: The minimum number of replicas.
+        lacking: Why it is assigned to fewer servers than that; empty if it is not.
     """
     if not assignments and not others:
         phase = Phase.FAILED if lacking else Phase.PENDING
@@ -131,7 +131,7 @@ def placed(
     if lacking and joined.phase is Phase.READY:
         changes["message"] = message = f"{joined.message}; {lacking}"
         if not assignments:
-            # What answers was placed for other wishes: it stays, but what is asked for now is nowhere.
+            # The active model was placed for an earlier revision: it stays, but the new one is placed nowhere.
             changes |= {"phase": Phase.DEGRADED, "conditions": unplaced(joined.conditions, message)}
     return joined.model_copy(update=changes)
 
@@ -179,7 +179,7 @@ def _ready_message(view: View, now: datetime) -> str:
 
 
 def _mending(view: View) -> bool:
-    """Whether the action in flight still decides what answers in place of what failed."""
+    """Return whether the action in flight will still decide which version replaces the failed one."""
     if view.doing is None or view.observed.loaded:
         return False
     return isinstance(view.doing.action, (Stage, Load, Prove))

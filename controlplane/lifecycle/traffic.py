@@ -1,7 +1,7 @@
-"""Who sends requests to the servers, as the reconciler sees it: a port.
+"""Port through which the reconciler drains traffic from the servers.
 
-A model leaves a server only after nobody sends requests for it there any more: the executor takes it out of the
-traffic for the time of the unload. The reconciler knows no gateway, only this.
+A model is unloaded only after no more requests are sent to it on that server: the executor drains the model for the
+duration of the unload. The reconciler depends on this port, not on the gateway.
 """
 
 from collections.abc import AsyncIterator
@@ -10,24 +10,24 @@ from typing import Protocol
 
 
 class TrafficDrainer(Protocol):
-    """Whoever sends requests to the servers."""
+    """A component that sends requests to the servers and can stop doing so."""
 
     def withdrawn(self, server: str, model: str) -> AbstractAsyncContextManager[None]:
-        """Send no request for a model to a server while the context is open.
+        """Drain a model on a server while the context is open.
 
-        Entering waits until the requests in flight are answered, up to a deadline of the implementation's own.
+        Entering waits until the requests in flight are answered, up to a deadline of the implementation.
 
         Args:
             server: The server's name.
-            model: The model's name, its own and not a candidate's.
+            model: The model's own name, not a candidate's.
         """
         ...
 
 
 class DirectTraffic:
-    """Nobody of ours: clients talk to Triton's own ports, and nothing can be taken from them."""
+    """Drainer for clients that use Triton's own ports, whose traffic cannot be drained."""
 
     @asynccontextmanager
     async def withdrawn(self, server: str, model: str) -> AsyncIterator[None]:  # noqa: ARG002 - the port's
-        """Wait for nothing."""
+        """Return immediately."""
         yield

@@ -1,1 +1,1 @@
-"""Closes the difference between what is wanted and what is there."""
+"""The control loop, which brings the observed state of the servers to the desired state."""

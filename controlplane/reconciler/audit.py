@@ -1,9 +1,9 @@
-"""A slow pass over everything, which finds changes that nobody marked.
+"""A slow background pass that finds changes that no handler marked.
 
-The cycle works on marked models alone, so a handler that forgets to mark one would leave it as it is. With each cycle
-timer a few models are computed from scratch and compared with what is kept of them. A difference is a defect: it is
-counted, reported, and repaired by marking the model. What the pass costs does not depend on how many models there are;
-how long it takes to come round does.
+The cycle works on marked models only, so a handler that forgets to mark a model leaves it unchanged. With each cycle
+timer the audit computes a few models from scratch and compares them with the kept values. A difference is a defect: the
+audit counts it, reports it, and repairs it by marking the model. The cost of one step does not depend on the number of
+models; the duration of a full pass does.
 """
 
 import logging
@@ -19,21 +19,21 @@ from controlplane.reconciler.routes import RouteTable
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 32
-"""So many models are compared with each cycle timer."""
+"""Number of models that are compared with each cycle timer."""
 
 
 class Audit:
-    """Compares what is kept with what would be computed now. Belongs to the loop.
+    """Compares kept values with newly computed ones. Belongs to the loop.
 
     Args:
-        state: What the loop knows.
+        state: The loop's state.
         placer: Keeps the placement.
         driver: Plans actions.
         routes: Keeps the routes.
         answers: Keeps the statuses.
 
     Attributes:
-        missed: How many changes were found that nobody had marked, by what depends on them.
+        missed: How many unmarked changes were found, by the kind of value that depends on them.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Audit:
         self.missed = Counter[str]()
 
     def look(self) -> None:
-        """Compare the next few models. To be called when the newest cycle has left nothing marked."""
+        """Compare the next few models. Must be called when the newest cycle has left nothing marked."""
         if not self._left:
             self._left = list(self._state.desired_state)
         for _ in range(min(AT_ONCE, len(self._left))):
@@ -67,7 +67,7 @@ class Audit:
                     self._state.plan_again(server, model)
 
     def _differences(self, model: str) -> Iterator[str]:
-        """Yield the names of what is kept of a model and would be another one now."""
+        """Yield the kinds of kept values of a model that would be different now."""
         if self._placer.overlooked(model):
             yield "placement"
         if self._routes.routes.get(model) != self._routes.route(model):

@@ -1,12 +1,12 @@
-"""Which servers this process may act on at this moment, and what it may still believe.
+"""Decides which servers this process may act on now, and whether its knowledge is current.
 
-An embedded server belongs to the process that started it: no other process has its key for model control, its loopback
-ports and its disk. So an instance whose servers are all its own always drives them, with or without the lease. Servers
-that instances share are driven by the holder of the lease alone.
+An embedded server belongs to the process that started it: no other process has its model-control key, its loopback
+ports and its disk. So an instance that has only its own servers always drives them, with or without the lease. Shared
+servers are driven only by the holder of the lease.
 
-Either way nothing is done with what was read too long ago. A process that was stopped for longer than the lease, or
-that could not reach the store for so long, does not act until it has reached the store and has read all deployments
-once more: another instance may have led since.
+In both cases the process does not act on outdated data. After it was stopped for longer than the lease, or could not
+reach the store for that long, it acts only when it has reached the store and has read all deployments again, because
+another instance may have led in the meantime.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,12 +17,12 @@ from controlplane.servers.server import ManagedServer
 
 
 class Authority:
-    """What the lease and the age of what was read allow. May be asked in any thread.
+    """Permissions that follow from the lease and the age of the data. Thread-safe.
 
     Args:
         lease: The leader's lease.
         servers: The servers of this process.
-        read_epoch: The lease's epoch in which all deployments were read last; None before the first time.
+        read_epoch: Gives the lease's epoch in which all deployments were last read; None before the first read.
     """
 
     def __init__(self, lease: Lease, servers: Iterable[ManagedServer], *, read_epoch: Callable[[], int | None]) -> None:
@@ -30,40 +30,40 @@ class Authority:
         self._read_epoch = read_epoch
         self._private = {server.name: server.private for server in servers}
         self.alone = bool(self._private) and all(self._private.values())
-        """Whether all servers are this process's own."""
+        """Whether all servers belong to this process alone."""
 
     @property
     def leads(self) -> bool:
-        """Whether this process holds the leader's lease: it decides what is written to the bucket."""
+        """Whether this process holds the leader's lease, and therefore writes the shared state in the bucket."""
         return self._lease.held
 
     @property
     def owns(self) -> bool:
-        """Whether the servers are this process's to drive, whatever it knows of what they should run."""
+        """Whether this process drives the servers, regardless of whether its data is current."""
         return self.alone or self._lease.held
 
     @property
     def informed(self) -> bool:
-        """Whether the store answers, and all deployments were read since it last did not."""
+        """Whether the store answers and all deployments were read since the last time it did not."""
         return self._lease.in_touch and self._read_epoch() == self._lease.epoch
 
     @property
     def acts(self) -> bool:
-        """Whether this process may change what is on its servers."""
+        """Whether this process may change its servers."""
         return self.owns and self.informed
 
     @property
     def term(self) -> Term | None:
-        """A value that changes when another instance may have acted or something was missed; None: no acting."""
+        """A value that changes if another instance may have acted or updates were missed; None if acting is denied."""
         return (self.tenure, self._lease.epoch) if self.acts else None
 
     @property
     def tenure(self) -> int:
-        """See `HeldModel.tenure`. No other instance ever drives a process's own servers."""
+        """See `HeldModel.tenure`. Constant if all servers are this process's own: no other instance drives them."""
         return 1 if self.alone else self._lease.tenure
 
     def undriven(self, server: ManagedServer) -> str:
-        """Say why no instance drives a server; empty where one does, or may in a moment."""
+        """Return why no instance drives a server; empty if one does, or may in a moment."""
         driven = self._lease.driven
         if self.owns or driven is None:
             return ""
@@ -84,7 +84,7 @@ class Authority:
 
 
 def driven_servers(servers: Iterable[ManagedServer]) -> dict[str, str]:
-    """Return the addresses of the servers that a leader drives, by id, and by name where other instances reach them."""
+    """Return the addresses of the servers that a leader drives, by id, and by name if other instances reach them."""
     found: dict[str, str] = {}
     for server in servers:
         found[server.id] = server.client.grpc_url

@@ -1,7 +1,7 @@
-"""Going back to the version before where the new one failed and the deployment says so (`auto_rollback`).
+"""Rolls a deployment back to its previous version when the new one fails and `auto_rollback` is set.
 
-The decision is pure. It goes back only to what answers at this moment and passed its proof here, and never from a
-revision that is such a step back itself: so two versions that both fail are not changed for each other for ever.
+The decision is pure. It only selects a version that is active now and passed its proof on the server, and it never
+rolls back a rollback, so that two failing versions do not replace each other endlessly.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from controlplane.registry.registry import Registry
 logger = logging.getLogger(__name__)
 
 TRIES = 3
-"""So many failures in a row, or faults within the window of `record.CRASH_WINDOW`, and it is gone back."""
+"""Roll back after this many consecutive failures, or crashes within `history.CRASH_WINDOW`."""
 PREFIX = "automatic rollback"
 _SEARCHED = 100
 _EVIDENCE_LENGTH = 600
@@ -31,11 +31,11 @@ _EVIDENCE_LENGTH = 600
 
 @dataclass(frozen=True, slots=True)
 class RollbackDecision:
-    """A step back that is due.
+    """A rollback that is due.
 
     Attributes:
-        goal: What answers in place of what is wanted.
-        evidence: Why, as one sentence.
+        goal: The active target, which replaces the desired one.
+        evidence: The reason, as one sentence.
     """
 
     goal: Target
@@ -45,11 +45,11 @@ class RollbackDecision:
 def rollback_decision(
     desired_deployment: DesiredDeployment, servers: Iterable[tuple[str, ObservedReplica]]
 ) -> RollbackDecision | None:
-    """Decide whether a deployment goes back.
+    """Decide whether to roll a deployment back.
 
     Args:
-        desired_deployment: What is wanted.
-        servers: What is there, by server.
+        desired_deployment: The desired state.
+        servers: The observed state by server.
     """
     revision, spec = desired_deployment.revision, desired_deployment.revision.spec
     if not spec.settings.auto_rollback or not spec.loaded or spec.deleted or spec.trial is not None:
@@ -72,15 +72,15 @@ def rollback_decision(
 
 
 class AutoRollback:
-    """Commits steps back.
+    """Commits rollbacks.
 
     Args:
-        state: What the loop knows.
-        desired_state: Tells what a revision runs.
+        state: The loop's state.
+        desired_state: Prepares the version of a revision.
         registry: The bucket.
-        background: Runs what takes time.
+        background: Runs tasks beside the loop.
         leading: Whether this process may change anything.
-        wake: Says that a deployment changed.
+        wake: Reports that a deployment changed.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class AutoRollback:
         self._touched = state.follow()
 
     def look(self) -> None:
-        """Begin the steps back that are due. The leader's alone."""
+        """Start the rollbacks that are due, if this process is the leader."""
         if not self._leading():
             return
         for model in sorted(self._touched):

@@ -1,7 +1,7 @@
-"""Since when conditions hold, over restarts and changes of the leader. Mutable; the loop's own.
+"""Keeps transition times of conditions across restarts and leader changes. Mutable; belongs to the loop.
 
-What a new control plane finds as the old one left it has not turned, although it has to be proved anew first: its
-conditions keep their times. Where it had to load the model itself, that was a transition.
+If a new process finds a model in the state in which the old process left it, its conditions keep their transition
+times, although the model must be proved again. If the new process had to load the model itself, that is a transition.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 PART = "conditions"
 Times = Mapping[str, tuple[str, datetime]]
-"""By a condition's type: its status, and since when."""
+"""Status and transition time by condition type."""
 
 
 def resumed(now: Sequence[Condition], before: Times) -> tuple[Condition, ...]:
-    """Return the conditions of now, with the times of before where the status is the same."""
+    """Return the present conditions, with the earlier transition times of those whose status is the same."""
     return tuple(
         one.model_copy(update={"last_transition_time": before[one.type][1]})
         if one.type in before and before[one.type][0] == one.status.value
@@ -36,14 +36,14 @@ def resumed(now: Sequence[Condition], before: Times) -> tuple[Condition, ...]:
 
 
 class ConditionHistory:
-    """Reads at the start what was written before, and writes what turned since.
+    """Reads the kept conditions at the start, and writes those that changed since.
 
     Args:
-        state: What the loop knows.
+        state: The loop's state.
         background: Reads and writes beside the loop.
-        condition_log: Where it is kept.
-        status: Says how a deployment stands.
-        leading: Whether this process is the one that writes.
+        condition_log: The persistent log.
+        status: Gives the status of a deployment.
+        leading: Whether this process may write.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ConditionHistory:
         self._unwritten: set[str] = set()
 
     def look(self) -> None:
-        """A cycle: read what has to be read, write what has to be written."""
+        """Start the reads and writes that are due in this cycle."""
         if not self._recalled:
             if not self._reading:
                 self._reading = True
@@ -82,7 +82,7 @@ class ConditionHistory:
         self._touched.clear()
         if self._leading() and not self._writing:
             models = sorted(self._unwritten)
-            self._unwritten.clear()  # what cannot be written is added again
+            self._unwritten.clear()  # models that cannot be written are added again
             changed = {
                 model: found
                 for model in models
@@ -90,7 +90,8 @@ class ConditionHistory:
                 and (found := self._found(model)) is not None
                 and found != self._written.get(model)
             }
-            # What is deployed again under the name begins anew. A former leader may have missed the removal.
+            # A deployment that is created again under the same name starts without history. A former leader may have
+            # missed the removal.
             gone = [model for model in models if model in self._written and self._gone(model)]
             if changed or gone:
                 self._writing = True
@@ -106,7 +107,7 @@ class ConditionHistory:
             self._state.touch((unit.model,))
 
     def _gone(self, model: str) -> bool:
-        """Whether a model's deployment was removed, and it is on no server any more."""
+        """Return whether a model's deployment was removed and no server has the model any more."""
         desired_deployment = self._state.desired_state.get(model)
         if desired_deployment is None or not desired_deployment.revision.spec.deleted:
             return False
@@ -114,7 +115,7 @@ class ConditionHistory:
         return status is not None and status.phase is Phase.UNLOADED
 
     def _found(self, model: str) -> dict[str, Any] | None:
-        """How a model stands on all its servers; None while that changes."""
+        """Return a model's conditions on all its servers; None while they are changing."""
         found: dict[str, Any] = {}
         for name, server in self._state.servers.items():
             unit = server.units.get(model)
@@ -171,7 +172,7 @@ class ConditionHistory:
 
 
 def _times(value: Any) -> Times:
-    """Read one server's part; nothing where somebody else wrote it."""
+    """Parse the entry of one server; return an empty mapping if its format is unknown."""
     try:
         return {str(kind): (str(status), datetime.fromisoformat(at)) for kind, (status, at) in value.items()}
     except (AttributeError, TypeError, ValueError):

@@ -1,13 +1,12 @@
-"""The loop: observes, plans, and lets the executor act; reports.
+"""The control loop: observes, plans, lets the executor act, and reports.
 
-One task owns all state. Everything that happens (a call of `wake`, a look at a server that is done, an action that is
-done, the clock) is a message in its inbox, and the handlers between two messages do not wait for anything. Whatever
-takes time (a look, a read of the store, an action) runs in a task of its own and sends a message when it is done; a
-model with an action in flight is left alone until then.
+One task owns all state. Every event (a call of `wake`, a finished snapshot, a finished action, a timer) is a message in
+its inbox, and a handler never waits. Slow work (a snapshot, a read of the store, an action) runs in its own task and
+sends a message when it is done; a model with an action in flight is not touched until then.
 
-The handlers: `observing` takes in what was seen, `placing` says on which servers a model is, `driving` takes the next
-step for a model on a server, `arranging` gives out memory, `answering` tells. What takes time is in `background`, the
-state they share in `state`.
+The handlers: `observer` applies observations, `placement` assigns models to servers, `driver` takes the next action for
+a model on a server, `load_scheduler` admits loads, `queries` answers questions. Slow work is in `tasks`, the shared
+state in `loop_state`.
 """
 
 import asyncio
@@ -81,9 +80,9 @@ from controlplane.storage.base import ObjectStore
 logger = logging.getLogger(__name__)
 
 _BATCH = 64
-"""So many messages are applied at most before a cycle."""
+"""Maximum number of messages that are applied before a cycle."""
 _DEMAND_HOLD_SECONDS = 60.0
-"""An instance that does not lead passes a demand on by a hold of this length."""
+"""Length of the hold by which a standby passes a load request on to the leader."""
 
 
 def _utc_now() -> datetime:
@@ -91,18 +90,18 @@ def _utc_now() -> datetime:
 
 
 class Reconciler:
-    """Closes the difference between the deployments in the bucket and what the Triton servers run.
+    """Brings the Triton servers to the state that the deployments in the bucket describe.
 
-    Belongs to the event loop that `start` was called in; only `wake` may be called from other threads.
+    Belongs to the event loop in which `start` was called; only `wake` may be called from other threads.
 
     Args:
         registry: The bucket.
-        servers: The Triton servers. Each deployment is placed on as many of them as it wants replicas.
+        servers: The Triton servers. Each deployment is placed on as many of them as it has replicas.
         settings: Intervals and back-off.
-        memory: What models may use of the servers' memory, and who makes room for whom.
-        placement: How patient to be with servers that are away, and with queues.
+        memory: Memory budgets and the eviction policy.
+        placement: Grace periods for unavailable servers, and scaling rules.
         clock: Gives the time (UTC).
-        lease_store: The bucket by a client that only the lease uses; None shares the registry's.
+        lease_store: The bucket through a client that only the lease uses; None shares the registry's client.
     """
 
     def __init__(
@@ -212,10 +211,10 @@ class Reconciler:
         self._newest = CycleReport()
         self.loop_metrics = LoopMetrics()
 
-    # What others call
+    # Public interface
 
     async def start(self) -> None:
-        """Take the lease if it is free, and begin."""
+        """Take the lease if it is free, and start the loop."""
         self._loop = asyncio.get_running_loop()
         await self._lease.start()
         self._freshness.start()
@@ -224,7 +223,7 @@ class Reconciler:
         self._post(ReadTimer())
 
     async def stop(self) -> None:
-        """Stop acting. What Triton was told already, it goes on doing; the next start looks at what became of it."""
+        """Stop acting. Triton completes the operations that it has begun; the next start observes their result."""
         if self._owner is not None:
             self._owner.cancel()
             await asyncio.gather(self._owner, return_exceptions=True)
@@ -237,10 +236,10 @@ class Reconciler:
         await self._lease.stop()
 
     def wake(self, model: str | None = None) -> None:
-        """Say that something changed in the bucket, so that it is acted on at once.
+        """Report a change in the bucket, so that the loop acts on it at once.
 
         Args:
-            model: Whose deployment or alias changed; None looks at all.
+            model: The model whose deployment or alias changed; None for any model.
         """
         if self._loop is None:
             return  # `start` reads everything anyway
@@ -254,19 +253,19 @@ class Reconciler:
             self._loop.call_soon_threadsafe(self._post, DesiredStateChanged(model))
 
     def status(self, model: str) -> DeploymentStatus | None:
-        """Return how a deployment stands; None where none is known. No I/O."""
+        """Return the status of a deployment; None if it is unknown. No I/O."""
         return self._answers.status(model)
 
     def statuses(self) -> dict[str, DeploymentStatus]:
-        """Return how all deployments stand, by model; removed ones only until they are gone."""
+        """Return the statuses of all deployments, by model; removed ones only until they are unloaded."""
         return self._answers.statuses()
 
     def deployed(self) -> Mapping[str, DeploymentRevision]:
-        """Return the newest revision of what is deployed, by model. It changes with what is deployed. No I/O."""
+        """Return a live view of the newest revision of each deployment, by model. No I/O."""
         return self._answers.deployed()
 
     def propagation_lag(self) -> dict[str, float]:
-        """Return for how many seconds deployments have not been what was asked for; without those that are. No I/O."""
+        """Return how many seconds each lagging deployment has differed from its desired state. No I/O."""
         changed = set(self._lagging)
         self._lagging.clear()
         return self._lags.see(self._state.clock(), changed, self._state.deployed, self.status)
@@ -276,60 +275,60 @@ class Reconciler:
         return frozenset(self._state.promised)
 
     def record_event(self, type_: Literal["Normal", "Warning"], reason: str, subject: str, message: str) -> None:
-        """Add an event that another part of the control plane has to tell."""
+        """Add an event of another part of the control plane."""
         self._state.events.add(type_, reason, subject, message)
 
     def health(self, model: str) -> tuple[ServerHealth, ...]:
-        """Return what the probes of a model found, by server. No I/O."""
+        """Return the probe results of a model, by server. No I/O."""
         return self._answers.health(model)
 
     def servers(self) -> tuple[ServerStatus, ...]:
-        """Return the servers as last seen."""
+        """Return the newest status of the servers."""
         return self._answers.servers()
 
     def routes(self) -> Mapping[str, Route]:
-        """Return where every model that is proved can be asked. No I/O.
+        """Return the route of every proved model. No I/O.
 
-        After a pause of the process that is nowhere, until what is there was seen again.
+        After a pause of the process there are no routes until the servers have been observed again.
         """
         return self._routes.routes if self._freshness.current else {}
 
     async def wait_routes(self) -> None:
-        """Wait until the routes have changed."""
+        """Wait until the routes change."""
         await self._routes.changed.wait()
 
     @property
     def pauses(self) -> int:
-        """How often this process was stopped for longer than the lease. Routes of an earlier number do not hold."""
+        """How often this process was stopped for longer than the lease. Routes from before a pause are invalid."""
         return self._freshness.pauses
 
     def withheld(self, model: str, server: str) -> str:
-        """Say why a model must not be asked on a server although it answers there; empty where it may be."""
+        """Return why requests for a model must not be sent to a server on which it answers; empty if they may be."""
         return self._freshness.withheld(model, server)
 
     def refusal(self) -> str:
-        """Say why this instance can get no model loaded, now or soon; empty where it can."""
+        """Return why this instance can have no model loaded, now or soon; empty if it can."""
         return self._freshness.refusal()
 
     @property
     def informed(self) -> bool:
-        """Whether all deployments were read since the store was last out of reach for longer than the lease."""
+        """Whether all deployments were read since the store was last unreachable for longer than the lease."""
         return self._authority.informed
 
     def trials(self) -> dict[str, RolloutReadiness]:
-        """Return how every rollout that is under way stands, by model. No I/O."""
+        """Return the state of every rollout in progress, by model. No I/O."""
         return self._answers.trials()
 
     def spec(self, model: str) -> DeploymentSpec | None:
-        """Return what is wanted of a model; None where no deployment of it is known. No I/O."""
+        """Return the desired state of a model; None if it has no known deployment. No I/O."""
         return self._answers.spec(model)
 
     def send_through(self, traffic: TrafficDrainer) -> None:
-        """Say who sends requests to the servers, and has to be told before a model leaves one."""
+        """Set the component that sends requests to the servers and drains a model before its unload."""
         self._executor.traffic = traffic
 
     async def wait_change(self) -> None:
-        """Wait until something happened that may have changed what is there."""
+        """Wait until the state may have changed."""
         await self._changed.wait()
 
     def events(self, after: int = 0) -> list[Event]:
@@ -337,7 +336,7 @@ class Reconciler:
         return self._state.events.after(after)
 
     async def wait_event(self, after: int, timeout: float) -> list[Event]:  # noqa: ASYNC109 - a long poll
-        """Return the events after ``after``, waiting up to ``timeout`` seconds for one; empty when there was none."""
+        """Return the events after ``after``, waiting up to ``timeout`` seconds for one; empty if there was none."""
         return await self._state.events.wait(after, timeout)
 
     async def wait_settled(
@@ -349,7 +348,7 @@ class Reconciler:
         """Wait until a revision, or a newer one, has settled, at most ``timeout`` seconds.
 
         Returns:
-            The status by then; where ``phase.settled`` is false, the time was up.
+            The status at the end; if ``phase.settled`` is false, the wait timed out.
         """
         return await self._wait(
             model, revision, timeout, lambda status: status.revision >= revision and status.phase.settled
@@ -360,21 +359,21 @@ class Reconciler:
         return self._answers.memory()
 
     def memory_of(self, model: str) -> tuple[tuple[str, ModelMemoryView], ...]:
-        """Return a model's memory by server; empty where no deployment of it is known. No I/O."""
+        """Return a model's memory by server; empty if it has no known deployment. No I/O."""
         return self._answers.memory_of(model)
 
     def why(self, model: str) -> ExplanationView | None:
-        """Return why a model is where it is; None where no deployment of it is known. No I/O."""
+        """Return the explanation of a model's state; None if it has no known deployment. No I/O."""
         return self._answers.why(model)
 
     async def wait_read(self) -> None:
-        """Wait until the deployments were read once; before, nobody can say that a model is not deployed."""
+        """Wait until the deployments were read once; before that, no model is known to be undeployed."""
         await self._read.wait()
 
     async def look(self, server: str, model: str) -> None:
-        """Look at a server anew, and return when what was seen of a model is taken in.
+        """Take a new snapshot of a server, and return when the observation of a model is applied.
 
-        That is not before a proof of it that is under way has ended, nor while the server is away.
+        That is not before a proof of it in flight has ended, nor while the server is unavailable.
         """
         if server not in self._state.servers or model not in self._state.desired_state:
             return
@@ -385,9 +384,9 @@ class Reconciler:
             await self._changed.wait()
 
     def demand(self, model: str) -> None:
-        """Say that somebody wants to use a model now: it is loaded, and its keep-alive starts anew.
+        """Request a model now: it is loaded, and its keep-alive restarts.
 
-        Any number of calls share one load. `status` and `wait_loaded` say how it goes.
+        Any number of calls share one load. `status` and `wait_loaded` report its progress.
 
         Raises:
             NotFoundError: It is not deployed.
@@ -400,18 +399,18 @@ class Reconciler:
         model: str,
         timeout: float,  # noqa: ASYNC109 - a long poll
     ) -> DeploymentStatus:
-        """Demand a model and wait until it is Ready, Degraded or Failed, at most ``timeout`` seconds.
+        """Request a model and wait until it is Ready, Degraded or Failed, at most ``timeout`` seconds.
 
-        On an instance that does not lead, a hold passes the demand on to the one that does; it is given back when
-        the wait is over, so that the model can make room for others.
+        On a standby, a hold passes the request on to the leader; it is released when the wait is over, so that the
+        model can be evicted for others.
 
         Returns:
-            The status by then; where ``phase.settled`` is false, the time was up.
+            The status at the end; if ``phase.settled`` is false, the wait timed out.
 
         Raises:
             NotFoundError: It is not deployed.
             ConflictError: Its deployment says unloaded.
-            StoreError: This instance does not lead, and the store failed.
+            StoreError: This instance is a standby, and the store failed.
         """
         end = asyncio.get_running_loop().time() + timeout
         await self._demand(model)
@@ -430,23 +429,23 @@ class Reconciler:
                 self._background.give_back(lease)
 
     def lease_changed(self, lease: ModelHold) -> None:
-        """Take in a hold that was just taken, renewed or given back, before the bucket is read again."""
+        """Apply a hold that was just acquired, renewed or released, before the bucket is read again."""
         self._holds.tell(lease)
         self._post(HoldsChanged())
 
     async def plan_load(
         self, model: str, version: int | None = None, settings: DeploymentSettings | None = None
     ) -> LoadPlanView:
-        """Say what loading a version would do; see `ReconcilerQueries.plan_load`. Changes nothing.
+        """Return what loading a version would do; see `ReconcilerQueries.plan_load`. Changes nothing.
 
         Raises:
             NotFoundError: No such model or version.
-            InvalidInputError: It cannot be run so.
+            InvalidInputError: The version cannot run with these settings.
         """
         return await self._answers.plan_load(model, version, settings)
 
     def defragment(self, *, dry_run: bool, limit: int) -> DefragmentationView:
-        """Move copies where that gains more than it costs, or only say which. No I/O: the moves follow."""
+        """Move replicas if the gain exceeds the cost, or only return the moves. No I/O: the moves follow later."""
         found = self._placer.defragment(dry_run=dry_run, limit=limit)
         if not dry_run:
             self._post(Replaced())
@@ -454,12 +453,12 @@ class Reconciler:
 
     @property
     def cycle_report(self) -> str:
-        """What the loop is about, in one sentence."""
+        """The state of the loop, in one sentence."""
         return self._report
 
     @property
     def newest_cycle(self) -> CycleReport:
-        """What the newest cycle did."""
+        """The report of the newest cycle."""
         return self._newest
 
     @property
@@ -469,12 +468,12 @@ class Reconciler:
 
     @property
     def missed(self) -> Counter[str]:
-        """How many changes were found late, because nobody had marked them, by what depends on them."""
+        """How many changes the audit found that no handler had marked, by the kind of value that depends on them."""
         return self._audit.missed
 
     @property
     def waiting(self) -> int:
-        """How many messages wait for the loop."""
+        """How many messages are in the inbox."""
         return self._inbox.qsize()
 
     @property
@@ -484,7 +483,7 @@ class Reconciler:
 
     @property
     def leading(self) -> bool:
-        """Whether this process acts; others on the same bucket observe."""
+        """Whether this process is the leader; other instances on the same bucket only observe."""
         return self._lease.held
 
     async def _wait(
@@ -494,7 +493,7 @@ class Reconciler:
         seconds: float,
         over: Callable[[DeploymentStatus], bool],
     ) -> DeploymentStatus:
-        """Wait until a model's status is such that it is over; return the status by then, also when the time was up."""
+        """Wait until ``over`` accepts a model's status; return the status then, or at the timeout."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while True:
@@ -507,7 +506,7 @@ class Reconciler:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), left)
 
-    # The owner
+    # The loop task
 
     def _post(self, message: Message) -> None:
         self._inbox.put_nowait(message)
@@ -518,14 +517,14 @@ class Reconciler:
                 self._apply(await self._inbox.get(), report := CycleReport())
             else:
                 report = CycleReport()
-                await asyncio.sleep(0)  # others have their turn before what is left
+                await asyncio.sleep(0)  # other tasks run before the rest
             while report.messages.total() < _BATCH and not self._inbox.empty():
                 self._apply(self._inbox.get_nowait(), report)
             began = time.perf_counter()
             try:
                 self._cycle.run(report)
             except Exception:
-                # The loop's edge: one model's surprise must not stop the others.
+                # Boundary of the loop: an unexpected error of one model must not stop the others.
                 logger.exception("unexpected error in a cycle after %s", ", ".join(report.messages) or "a cycle")
             self._newest = report
             if "CycleTimer" in report.messages and not report.more:
@@ -541,7 +540,7 @@ class Reconciler:
         try:
             self._handle(message)
         except Exception:
-            # The loop's edge: one message's surprise must not stop the others.
+            # Boundary of the loop: an unexpected error in one message must not stop the others.
             logger.exception("unexpected error while handling %s", kind)
         self.loop_metrics.beat(kind, time.perf_counter() - began)
 
@@ -569,11 +568,11 @@ class Reconciler:
                     taken.set_result(None)
             case SnapshotRequested(server=name, model=model, step=step):
                 self._state.servers[name].awaited.add(model)
-                if not step.done():  # else nobody waits any more
+                if not step.done():  # else the caller has stopped waiting
                     step.set_result(self._state.step)
                 self._background.look(self._state.servers[name])
             case HoldsChanged() | Replaced():
-                pass  # the cycle does what follows from it
+                pass  # the cycle does the rest
             case FootprintsKept(models=models):
                 self._state.touch(models)
                 for server in self._state.servers.values():

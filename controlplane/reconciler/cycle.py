@@ -1,14 +1,14 @@
-"""One ordered cycle of the loop, over what the messages of a batch have marked.
+"""One ordered cycle of the loop, over the models and servers that a batch of messages has marked.
 
-1. *Apply*: the messages were applied by the caller; they marked models and servers, and decided nothing.
-2. *Place*: which server and devices each marked model gets.
-3. *Decide residency*: which models shall be loaded on each server.
-4. *Admit*: which waiting loads get memory, and which models make room for them.
-5. *Plan and begin*: the next action for each marked model on each server.
+1. *Apply*: the caller has applied the messages; they marked models and servers, and decided nothing.
+2. *Place*: assign servers and devices to each marked model.
+3. *Decide residency*: decide which models are to be loaded on each server.
+4. *Admit*: decide which pending loads get memory, and which models are evicted for them.
+5. *Plan and begin*: begin the next action for each marked model on each server.
 
-A later phase may mark models for an earlier one (a load asks for memory, an eviction frees some), so the phases are
-repeated until nothing is marked. What is left after that, or after `PLANNED_AT_ONCE` models, is for the next cycle: the
-caller runs it once others had their turn.
+A later phase may mark models for an earlier one (a load needs memory, an eviction frees some), so the phases are
+repeated until nothing is marked. Models left after that, or after `PLANNED_AT_ONCE` models, is for the next cycle; the
+caller runs it after other tasks had their turn.
 """
 
 from collections import Counter
@@ -25,26 +25,26 @@ from controlplane.reconciler.routes import RouteTable
 from controlplane.reconciler.server_state import TrackedServer
 
 PLANNED_AT_ONCE = 256
-"""So many actions are planned before other tasks of the event loop have their turn."""
+"""Number of actions that are planned before other tasks of the event loop have their turn."""
 _ROUNDS = 16
 
 
 @dataclass
 class CycleReport:
-    """What one cycle did. All of it is 0 for a cycle in which nothing had changed.
+    """Result of one cycle. All numbers are 0 for a cycle in which nothing had changed.
 
     Attributes:
         messages: The messages that were applied, by kind.
         rounds: How often the phases ran.
-        placed: Models whose place was looked at.
-        judged: Answers about residency that changed.
-        planned: Models on servers whose next action was planned.
+        placed: Models whose placement was checked.
+        judged: Residency decisions that changed.
+        planned: Replicas whose next action was planned.
         began: Actions that began.
         granted: Loads that got memory.
-        evicted: Models that make room for others.
-        refused: Loads that were given up.
+        evicted: Models that are evicted for others.
+        refused: Loads that were refused.
         waiting: Loads that wait for memory.
-        more: Whether something is left for another cycle.
+        more: Whether marked models are left for another cycle.
     """
 
     messages: Counter[str] = field(default_factory=Counter)
@@ -61,15 +61,15 @@ class CycleReport:
 
 
 class Cycle:
-    """Runs the phases. Each of the functions that it calls for them has no other caller.
+    """Runs the phases. It is the only caller of the functions that implement them.
 
     Args:
-        state: What the loop knows.
+        state: The loop's state.
         placer: Phase 2.
         arranger: Phase 4.
         driver: Phase 5.
-        routes: Follows where models can be asked.
-        authority: What this process may change.
+        routes: Keeps the routes.
+        authority: Permissions of this process.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Cycle:
         self._term: Term | None = None
 
     def run(self, report: CycleReport) -> CycleReport:
-        """Run the phases until nothing is marked, and add what they did to a report."""
+        """Run the phases until nothing is marked, and add the results to a report."""
         state = self._state
         self._follow_authority()
         self._arranger.hold()
@@ -112,13 +112,14 @@ class Cycle:
             self._count(report, admissions)
             if not self._marked() or report.planned >= PLANNED_AT_ONCE:
                 break
-        # What is marked after all rounds waits for the next message, so that models which mark each other cannot spin.
+        # Marks that are left after all rounds wait for the next message, so that models that mark each other cannot
+        # cause an endless loop.
         report.more = report.planned >= PLANNED_AT_ONCE and self._marked()
         self._routes.follow()
         return report
 
     def _follow_authority(self) -> None:
-        """Mark everything when what this process may change is another than in the cycle before."""
+        """Mark everything if the permissions of this process have changed since the previous cycle."""
         term = self._authority.term
         if term != self._term:
             self._term = term
@@ -126,7 +127,7 @@ class Cycle:
                 self._state.plan_all_again(server)
 
     def _follow_health(self, server: TrackedServer) -> None:
-        """Mark the models on a server that takes no work any more, or does again."""
+        """Mark the models on a server that stopped or resumed accepting work."""
         trouble, said = server.trouble, server.said
         if trouble != said:
             server.said = trouble
@@ -141,7 +142,7 @@ class Cycle:
         return len(changed)
 
     def _plan(self, report: CycleReport, granted: Iterable[tuple[TrackedServer, str]]) -> None:
-        """Plan and begin the next action of marked models, as many as fit into one cycle; of loads with memory all."""
+        """Plan and begin the next action of marked models up to the limit per cycle, and of all loads with memory."""
         for server, model in granted:
             server.unplanned.discard(model)
             report.began += self._driver.drive(server, server.unit(model))

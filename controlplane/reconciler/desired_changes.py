@@ -1,8 +1,8 @@
-"""Finds the deployments whose desired state has to be read again, at a cost that follows the number of changes.
+"""Finds the deployments whose desired state must be read again, at a cost proportional to the number of changes.
 
-The first call reads all deployments. After that the change feed names the deployments and the models that changed. A
-deployment that could not be read, or cannot be acted on, is read again without an entry, some at each call.
-Everything here blocks.
+The first call reads all deployments. After that the change feed names the deployments and the models that changed.
+Deployments that could not be read, or whose target cannot be acted on, are retried without a feed entry, a few at each
+call. Everything here blocks.
 """
 
 import logging
@@ -36,7 +36,7 @@ class DesiredChanges:
     Args:
         registry: The bucket.
         desired_state: Reads one deployment.
-        follow: Moves a deployment along with the alias that it follows, where this process may.
+        follow: Updates a deployment whose alias has moved, if this process may.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class DesiredChanges:
         self._unsettled: set[str] = set()
 
     def read_again(self, model: str) -> None:
-        """Read a deployment at the next call, whatever the feed says."""
+        """Read a deployment at the next call even without a feed entry."""
         self._again[model] = None
 
     def read(self, *, aliased: bool, ready: Callable[[Read], None]) -> tuple[Read, Unread]:
-        """Return the desired states that changed, and why others cannot be read now.
+        """Return the desired states that changed, and the reasons why others cannot be read now.
 
         Args:
             aliased: Whether to read every deployment that follows an alias as well.
-            ready: Called with the desired states read so far, where there are many.
+            ready: Called with the desired states read so far, if there are many.
 
         Raises:
             StoreError: The store failed; the next call reads what this one has not.
@@ -87,7 +87,7 @@ class DesiredChanges:
             self._again.update(dict.fromkeys(names))
             raise
         finally:
-            # An entry comes before its commit: the chain is read until the commit is there, or cannot come any more.
+            # An entry precedes its commit: the chain is read until the commit exists or can no longer appear.
             self._unsettled = {chain for chain in self._unsettled if not self._registry.is_settled(chain)}
 
     def _read_all(self, ready: Callable[[Read], None]) -> tuple[Read, Unread]:
@@ -112,7 +112,7 @@ class DesiredChanges:
         return read, unread
 
     def _followers(self, models: Iterable[str]) -> set[str]:
-        """Return those of the models whose deployment follows an alias."""
+        """Return the models whose deployment follows an alias."""
         found = set()
         for model in models:
             spec = self._registry.deployments.known_spec(model)
@@ -135,9 +135,9 @@ class DesiredChanges:
         return read, unread
 
     def _one(self, name: str) -> DesiredDeployment | str | None:
-        """Return a desired state, why it cannot be read, or None where the model was never deployed."""
+        """Return a desired state, the reason why it cannot be read, or None if the model was never deployed."""
         try:
-            # While a commit is awaited, a head that was looked at a moment ago is too old.
+            # While a commit is pending, a cached head may be too old.
             fresh = not self._registry.deployments.is_settled(name)
             revision = self._registry.deployments.get(name, fresh=fresh, deleted=True)
         except NotFoundError:

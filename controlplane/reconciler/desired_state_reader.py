@@ -1,7 +1,8 @@
-"""Reads the deployments in threads, follows aliases, and hands over what is wanted.
+"""Reads the deployments in threads, follows aliases, and hands over the desired state.
 
-A read of all deployments reads those that changed since the last one (`controlplane.reconciler.desired_changes`), so at
-rest it is one request. A slow pass over all heads, a page now and then, finds what the change feed cannot tell.
+A read of all deployments reads only those that changed since the last one (`controlplane.reconciler.desired_changes`),
+so without changes it is one request. A slow pass over all heads, one page at a time, finds changes that the change feed
+missed.
 """
 
 import asyncio
@@ -18,23 +19,23 @@ from controlplane.registry.registry import Registry
 logger = logging.getLogger(__name__)
 
 STORE = "store"
-"""What is told where no deployment can be read."""
+"""The subject that is reported if no deployment can be read."""
 SWEEP_SECONDS = 300.0
-"""From the start of one pass over all heads to the start of the next."""
+"""Time from the start of one pass over all heads to the start of the next."""
 _PAGE_SECONDS = 5.0
-"""Between two pages of a pass: with very many models a pass takes longer and costs no more per minute."""
+"""Pause between two pages of a pass: more models make a pass longer, not its cost per minute higher."""
 
 
 class DesiredStateReader:
-    """At most one read of a model, and one of all, at a time; what is asked for meanwhile is read once more after it.
+    """Runs at most one read per model and one of all at a time; a request during a read causes one more read after it.
 
     Belongs to one event loop.
 
     Args:
         registry: The bucket.
-        desired_state: What reads.
-        hand_over: Called in the loop with what was read, and, for a read of all, the epoch in which it began.
-        tell: Called in the loop with what cannot be read ("store", or a model) and why; with "" once it can again.
+        desired_state: Reads one deployment.
+        hand_over: Called in the loop with the result and, for a read of all, the epoch in which it began.
+        tell: Called in the loop with an unreadable subject ("store", or a model) and the reason; with "" on recovery.
         may_follow: Whether this process may commit the move of an alias.
         epoch: Gives the lease's epoch.
     """
@@ -63,12 +64,12 @@ class DesiredStateReader:
         self._running: dict[str | None, asyncio.Task[None]] = {}
         self._again: set[str | None] = set()
         self.trouble = ""
-        """Why the store cannot be read; empty when it can."""
+        """Why the store cannot be read; empty if it can."""
         self.complete = False
         """Whether all deployments were read once."""
 
     def read(self, model: str | None) -> None:
-        """Begin to read one deployment, or all."""
+        """Start to read one deployment, or all."""
         if model in self._running:
             self._again.add(model)
             return
@@ -80,7 +81,7 @@ class DesiredStateReader:
             self._sweeping = asyncio.create_task(self._sweep(), name="sweep")
 
     async def stop(self) -> None:
-        """Hand over nothing more."""
+        """Stop all reads."""
         tasks = [*self._running.values(), *([] if self._sweeping is None else [self._sweeping])]
         for task in tasks:
             task.cancel()
@@ -104,7 +105,7 @@ class DesiredStateReader:
             self.trouble = str(error)
             self._note(model or STORE, self.trouble)
         except Exception:
-            # The edge of a task that the loop depends on: the next read may succeed.
+            # Boundary of a task that the loop depends on: the next read may succeed.
             logger.exception("reading %s failed by surprise", model or "the deployments")
         else:
             self.trouble = ""
@@ -117,13 +118,13 @@ class DesiredStateReader:
             self._hand_over(desired_state, epoch)
 
     def _note(self, subject: str, why: str) -> None:
-        """Tell once that something cannot be read, and once that it can again."""
+        """Report once that a subject is unreadable, and once that it is readable again."""
         if bool(why) is not (subject in self._unread):
             self._unread.symmetric_difference_update({subject})
             self._tell(subject, why)
 
     async def _sweep(self) -> None:
-        """Pass over the heads of all chains; the next read reads what has changed."""
+        """Compare the heads of all chains; the next read reads those that changed."""
         sweeps = (self._registry.model_sweep, self._registry.deployments.sweep)
         try:
             for sweep in sweeps:
@@ -135,7 +136,7 @@ class DesiredStateReader:
         except ControlPlaneError as error:
             logger.debug("the heads of all chains cannot be compared now: %s", error)
         except Exception:
-            # The edge of a task that the loop depends on: the next pass may succeed.
+            # Boundary of a task that the loop depends on: the next pass may succeed.
             logger.exception("unexpected error while the heads of all chains were compared")
 
     def _read(

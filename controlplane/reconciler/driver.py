@@ -1,4 +1,4 @@
-"""Takes the next step for a model on a server: asks the planner, begins the action, takes in how it went."""
+"""Advances a model on a server: asks the planner, begins the action, and applies its outcome."""
 
 import logging
 from collections.abc import Callable
@@ -28,18 +28,18 @@ logger = logging.getLogger(__name__)
 
 
 class ReplicaDriver:
-    """At most one action at a time for each model on each server.
+    """Runs at most one action at a time for each model on each server.
 
     Args:
-        state: What the loop knows.
-        background: Looks and measurements.
-        executor: Acts.
-        external_changes: Tells what others do.
-        backoff: How long a failed step waits.
+        state: The loop's state.
+        background: Takes snapshots and readings.
+        executor: Performs actions.
+        external_changes: Detects changes by other clients.
+        backoff: Pause after a failed step.
         post: Puts a message into the inbox.
-        authority: What this process may change and believe.
+        authority: Permissions of this process.
         probe_interval_seconds: Time between probes of a Ready model.
-        poll_seconds: Time between looks at a server's counters.
+        poll_seconds: Time between readings of a server's counters.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ReplicaDriver:
     def drive(self, server: TrackedServer, unit: Replica) -> bool:
         """Plan the next action for one model on one server, and begin it if none is in flight.
 
-        Called by the cycle alone.
+        Only the cycle calls this.
 
         Returns:
             Whether an action began.
@@ -94,14 +94,14 @@ class ReplicaDriver:
         failure = unit.record.failures.get(desired_deployment.wanted)
         if failure is not None and failure.blocks(now):
             server.scheduler.failed(unit.model, failure.message)
-        if server.has_place(unit.model) or unit.told is not None:  # that it is not where it never was, is no news
+        if server.has_place(unit.model) or unit.told is not None:  # a model that was never here has no news
             unit.announce(desired, server.trouble, now, self._state.events)
         self._believe(server, unit, desired)
         begun = unit.task is not None
         server.scheduler.unjudged.add(unit.model)
         server.keep_watch(unit)
         at = None if begun else self._wakes(server, unit, desired)
-        if blocked:  # what forbids it may end without a message
+        if blocked:  # the obstacle may disappear without a message
             soon = now + timedelta(seconds=self._poll_seconds)
             at = soon if at is None else min(at, soon)
         server.wake_at(unit, at)
@@ -109,7 +109,7 @@ class ReplicaDriver:
         return begun
 
     def overlooked(self, server: TrackedServer, unit: Replica) -> bool:
-        """Return whether an action is due for a model on a server that nothing would make begin."""
+        """Return whether an action is due for a model on a server, and no mark or timer would start it."""
         desired_deployment = self._state.desired_state.get(unit.model)
         if (
             desired_deployment is None
@@ -142,7 +142,7 @@ class ReplicaDriver:
         )
 
     def done(self, done: ActionFinished) -> None:
-        """An action ended."""
+        """Apply the end of an action."""
         server, unit, outcome, now = done.server, done.unit, done.outcome, self._state.clock()
         unit.task = unit.doing = None
         unit.changed = self._state.step
@@ -174,7 +174,7 @@ class ReplicaDriver:
         self._state.plan_again(server, unit.model)
 
     def _believe(self, server: TrackedServer, unit: Replica, desired: DesiredReplica) -> None:
-        """After a pause of the process, route requests here again once the deployment has settled on what is wanted."""
+        """Clear the stale mark, set after a pause of the process, once the deployment has settled."""
         if unit.stale_since is None or unit.seen < unit.stale_since or not self._authority.informed:
             return
         if server.trouble is None and unit.facts is not None and unit.task is None:
@@ -185,7 +185,7 @@ class ReplicaDriver:
     def _begin_or_ask(
         self, server: TrackedServer, unit: Replica, desired_deployment: DesiredDeployment, action: Action
     ) -> bool:
-        """Begin an action; one that needs memory only with a reservation, else it is put into the queue."""
+        """Begin an action and return True; if it needs memory that is not reserved, queue it and return False."""
         need = server.scheduler.queue.needs(desired_deployment, unit, action) if isinstance(action, Load) else None
         if need is None or server.scheduler.queue.granted(unit.model, need):
             self._begin(server, unit, desired_deployment, action)
@@ -213,11 +213,11 @@ class ReplicaDriver:
     def _exam(
         self, unit: Replica, desired_deployment: DesiredDeployment, action: Action, *, awaited: bool
     ) -> QualificationSpec | None:
-        """Say what a proof looks at beside the answers: once, when the wanted version comes to a server.
+        """Return what a proof checks besides the answers, once for each desired version that comes to a server.
 
-        Where requests wait for it and nothing answers that it could be compared with, nothing can come of it that
-        would keep it from answering: then it comes afterwards. The new version of a rollout is compared under the
-        clients' own requests; it is examined once it is promoted, so that it has a report as any other version.
+        If requests wait for the version and there is no active version to compare it with, the qualification cannot
+        prevent activation, so it runs afterwards. The new version of a rollout is compared under real traffic; it is
+        qualified after its promotion, so that it has a report like any other version.
         """
         if not isinstance(action, Prove) or action.light or not self._authority.acts or unit.facts is None:
             return None
@@ -238,10 +238,11 @@ class ReplicaDriver:
         )
 
     def _may(self, server: TrackedServer, unit: Replica, desired_deployment: DesiredDeployment, action: Action) -> bool:
-        """Whether this instance may do it. Every instance may prove a version that stays loaded."""
+        """Return whether this instance may perform an action. Every instance may prove a version that stays loaded."""
         if isinstance(action, Prove) and (not action.candidate or action.target == desired_deployment.trial):
             return True
-        # The lease may have come back since it was looked at what others did; that is told first, at the next look.
+        # The lease may have returned since external changes were last checked; they are reported first, at the next
+        # snapshot.
         return self._authority.acts and server.cleaned and unit.baseline_observation is unit.facts
 
     def _begin(
@@ -262,7 +263,7 @@ class ReplicaDriver:
         managed, scheduler = server.managed, server.scheduler
         loads = isinstance(action, Load) and scheduler.model_state(unit.model).request is not None
         proves = isinstance(action, Prove) and unit.record.marks.get(action.target.version) is not ProofStatus.PASSED
-        # Somebody waits for the load: what the processes themselves tell afterwards need not be measured before.
+        # A request waits for the load: memory that the processes report afterwards is not measured before it.
         compares = managed.embedded is None or any(
             one.kind is not DeviceKind.HOST for one in scheduler.accounts.devices
         )

@@ -1,8 +1,8 @@
-"""What others do on our servers: models that no deployment asked for, and ours, changed by hand.
+"""Detects changes that other clients make on our servers: unmanaged models, and external changes of managed ones.
 
-Triton's control API takes orders from everybody who reaches it. What is ours is put right by the planner, because it
-differs from what is wanted; here is told that it was not our doing. What is no deployment of ours is reported and left
-alone: somebody needs it, perhaps, and nobody could bring it back.
+Every client that can reach Triton's control API can change its models. The planner reverts changes to managed models,
+because they differ from the desired state; this module reports that the change came from outside. Unmanaged models are
+reported and left loaded, because we could not restore them.
 """
 
 import re
@@ -27,19 +27,19 @@ from controlplane.triton.statistics import VersionKey
 def judged(
     facts: ReplicaObservation, config: Mapping[str, Any], ours: AppliedConfig | None, asked: Mapping[str, Any] | None
 ) -> tuple[ReplicaObservation, AppliedConfig | None]:
-    """Return what a look showed with the verdict whether its configuration is ours, and what is known to be ours now.
+    """Return an observation, marked as externally modified or not, and the configuration now known to be ours.
 
-    The digest that we write into a configuration tells from what of ours it was made. Who loads a model again with a
-    changed copy of it leaves the digest as it was. So the whole is compared with what Triton told right after our own
-    load. Where that is not known (this process has just started, nobody heard how the load ended), it is compared with
-    what the load asked for, beside which Triton may have what nobody asked for.
+    The digest in a configuration identifies what it was made from, but a client that loads the model again with a
+    changed copy keeps the digest. So the complete configuration is compared with the one that Triton reported right
+    after our own load. If that is unknown (this process has just started, or the result of the load was lost), it is
+    compared with what the load requested; Triton may have additional fields that were not requested.
 
     Args:
-        facts: What a look showed.
-        config: The configuration that Triton told.
-        ours: What is known to be ours, from before the look.
-        asked: The configuration of ours with the digest that was seen, for all servers; None where no target that is
-            wanted has it. The planner then replaces what is there, whosever it is.
+        facts: The observation in a snapshot.
+        config: The configuration that Triton reported.
+        ours: The configuration known to be ours before the snapshot.
+        asked: Our configuration with the observed digest, without GPUs; None if no desired target has that digest. The
+            planner then replaces the loaded versions, regardless of their origin.
     """
     if not facts.loaded or not facts.fingerprint:
         return facts, ours
@@ -54,13 +54,13 @@ def judged(
 
 
 def external_change(before: ReplicaObservation | None, now: ReplicaObservation) -> str:
-    """Say what somebody else did to a model; empty where nothing.
+    """Return what another client did to a model; empty if nothing.
 
-    A load is told when it begins. One that was going on at the first look may be ours, from before a restart.
+    A load is reported when it begins. A load in progress at the first snapshot may be ours, from before a restart.
 
     Args:
-        before: What was there before, with no action of ours since; None where that is not known.
-        now: What is there now.
+        before: The earlier observation, with no action of ours since; None if unknown.
+        now: The present observation.
     """
     if before is None:
         return f"{_versions(now.loaded)} was loaded with another configuration" if now.externally_modified else ""
@@ -84,9 +84,9 @@ def _versions(numbers: Collection[int]) -> str:
 
 
 def unmanaged_models(known: Collection[str], index: Iterable[LoadedVersion], reading: ServerReading) -> set[VersionKey]:
-    """Return what a server has loaded that is no deployment of ours, and no copy of one that we made.
+    """Return the loaded versions that belong neither to a deployment nor to a copy that the control plane made.
 
-    What was loaded with files of the request (``file:``) is not in the index, but has counters.
+    Models that were loaded with files in the request (``file:``) are not in the index, but have counters.
     """
     loaded = {(one.model, one.version) for one in index if one.state == READY} | set(reading.counters or ())
     return {
@@ -97,12 +97,12 @@ def unmanaged_models(known: Collection[str], index: Iterable[LoadedVersion], rea
 
 
 class ExternalChangeDetector:
-    """Tells what others do.
+    """Reports the changes that other clients make.
 
     Args:
-        state: What the loop knows.
-        complete: Whether all deployments were read; before, nobody can say that a model is none.
-        tenure: See `HeldModel.tenure`. While another process leads, or may have, what is done is its doing.
+        state: The loop's state.
+        complete: Whether all deployments were read; before that, no model is known to be unmanaged.
+        tenure: See `HeldModel.tenure`. While another process leads, or may lead, changes are attributed to it.
     """
 
     def __init__(self, state: LoopState, *, complete: Callable[[], bool], tenure: Callable[[], int]) -> None:
@@ -113,19 +113,19 @@ class ExternalChangeDetector:
         self._tenure_told = 0
 
     def judge(self, server: TrackedServer, unit: Replica, facts: ReplicaObservation) -> ReplicaObservation:
-        """Return what the newest look showed of a model of ours with the verdict whether its configuration is ours."""
+        """Return the newest observation of a managed model, marked as externally modified or not."""
         prepared = self._state.desired_state[unit.model].prepared
         asked = next((one.config for target, one in prepared.items() if target.digest == facts.digest), None)
         verdict, unit.ours = judged(facts, server.snapshot.configs.get(unit.model, {}), unit.ours, asked)
         return verdict
 
     def compare(self, server: TrackedServer, unit: Replica) -> None:
-        """Tell what was done to a model of ours, before anything is done about it."""
+        """Report external changes of a managed model, before any action on them."""
         tenure, embedded = self._tenure(), server.managed.embedded
         if not tenure or unit.facts is None or unit.facts is unit.baseline_observation:
             return
         if embedded is not None and embedded.generation != server.snapshot.generation:
-            return  # it started anew, and is empty for that reason; the next look says so
+            return  # it restarted, and is empty for that reason; the next snapshot shows this
         if tenure != self._tenure_told:
             self._tenure_told = tenure
             for one in self._state.servers.values():
@@ -133,7 +133,7 @@ class ExternalChangeDetector:
                     each.baseline_observation = None
         before, unit.baseline_observation = unit.baseline_observation, unit.facts
         if unit.load_overdue:
-            return  # it is our own load that goes on
+            return  # our own load is still in progress
         what = external_change(before, unit.facts)
         if not what:
             return
@@ -143,7 +143,7 @@ class ExternalChangeDetector:
         self._state.events.add("Warning", "ExternalChange", unit.model, message)
 
     def count(self, server: TrackedServer, reading: ServerReading) -> None:
-        """Tell which models that are no deployment came and went."""
+        """Report which unmanaged models appeared and disappeared."""
         if server.away or not self._complete() or reading.counters is None:
             return
         present = unmanaged_models(self._state.desired_state.keys(), server.snapshot.index, reading)

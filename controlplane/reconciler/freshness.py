@@ -1,4 +1,4 @@
-"""Keeps what this instance knows from being used when it may be out of date: after pauses, and on undriven servers."""
+"""Prevents the use of outdated state: after pauses of the process, and on servers that no instance drives."""
 
 import asyncio
 import contextlib
@@ -16,11 +16,11 @@ class Freshness:
     """Belongs to the loop; `pauses` may be read in any thread.
 
     Args:
-        state: What the loop knows.
-        authority: What this process may change and believe.
+        state: The loop's state.
+        authority: Permissions of this process.
         lease: The leader's lease.
         lease_seconds: Its duration; shorter pauses do not count.
-        background: Looks at servers.
+        background: Takes snapshots of servers.
         post: Puts a message into the inbox.
     """
 
@@ -44,7 +44,7 @@ class Freshness:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
-        """Watch for pauses from now on."""
+        """Start to watch for pauses."""
         self._loop = asyncio.get_running_loop()
         self._watch.start()
 
@@ -59,11 +59,11 @@ class Freshness:
 
     @property
     def current(self) -> bool:
-        """Whether the loop has taken in the newest pause."""
+        """Whether the loop has handled the newest pause."""
         return self.pauses == self._seen
 
     def paused(self) -> None:
-        """Route nowhere before what is there was seen again, and has settled on what is wanted."""
+        """Withdraw all routes until the servers are observed again and have settled in the desired state."""
         self._seen = self.pauses
         message = "this process was stopped for longer than its lease; it looks at its servers again before it answers"
         self._state.events.add("Warning", "Paused", "reconciler", message)
@@ -75,7 +75,7 @@ class Freshness:
             self._background.look(server)
 
     def informed(self, epoch: int) -> None:
-        """Do what waited until all deployments were read, at the start or after the store was out of reach."""
+        """Start the work that waits until all deployments are read, after the start or an outage of the store."""
         if epoch == self._state.read_epoch:
             return
         self._state.read_epoch = epoch
@@ -84,7 +84,7 @@ class Freshness:
             self._state.plan_all_again(server)
 
     def check_driven(self) -> None:
-        """Take in which servers no instance drives, and report each change."""
+        """Update which servers no instance drives, and report each change."""
         for server in self._state.servers.values():
             why = self._authority.undriven(server.managed)
             if bool(why) is not bool(server.undriven):
@@ -95,15 +95,15 @@ class Freshness:
                 self._state.moved.add(server.name)
 
     def withheld(self, model: str, server: str) -> str:
-        """Say why a model must not be asked on a server although it answers there; empty where it may be."""
+        """Return why requests for a model must not be sent to a server on which it answers; empty if they may be."""
         known = self._state.servers[server]
         if not self.current or known.unit(model).stale_since is not None:
             return f"this instance was stopped for a while, and {model} on {server} is not up to date yet"
         return known.undriven
 
     def refusal(self) -> str:
-        """Say why this instance can get no model loaded; empty where it can."""
-        if not self._lease.in_touch and self._lease.trouble:  # without trouble, an attempt is under way
+        """Return why this instance can have no model loaded; empty if it can."""
+        if not self._lease.in_touch and self._lease.trouble:  # without trouble, an attempt is in progress
             return f"the store has not answered for longer than the lease: {self._lease.trouble}"
         undriven = [server.undriven for server in self._state.servers.values()]
         return undriven[0] if undriven and all(undriven) else ""

@@ -1,16 +1,16 @@
-"""The leader's lease: of any number of control planes on one bucket, one acts, the others observe.
+"""The leader's lease: of all control-plane instances on one bucket, one acts and the others observe.
 
-The lease is a pruned chain; holding it means having committed its newest revision. Whoever sees the newest revision
-unchanged for its whole duration, by a clock of its own, may commit the next one: no two machines' clocks are ever
-compared. The holder counts from *before* it sent its commit, so it stops before anybody else can start. The revision's
-number is the fencing number.
+The lease is a pruned chain; the instance that committed its newest revision holds it. An instance that sees the newest
+revision unchanged for its whole duration, by its own clock, may commit the next one; clocks of different machines are
+never compared. The holder counts its time from *before* it sent its commit, so it stops before another instance can
+start. The revision number is the fencing number.
 
-What this cannot give: a call to Triton that was sent while the lease was held may still be at work when it ended.
-Triton's own order of calls on one model and the proofs keep that harmless: the new leader looks at what is there.
+Limitation: a call to Triton that was sent while the lease was held may still be in progress after it ended. This is
+harmless because Triton orders the calls on one model and because of the proofs: the new leader observes the result.
 
-A thread renews the lease, with a store client that nothing else uses, so that neither a busy event loop nor a queue of
-downloads delays a renewal. A loop that does not run at all for `STALLED_SECONDS` loses the lease all the same: an
-instance that cannot act must not lead.
+A thread renews the lease, with its own store client, so that neither a busy event loop nor a queue of downloads delays
+a renewal. If the event loop does not run for `STALLED_SECONDS`, the instance loses the lease all the same: an instance
+that cannot act must not lead.
 """
 
 import asyncio
@@ -39,26 +39,26 @@ _KEPT = 3
 _RENEWALS = 3
 """Renewals per duration: two may fail before the lease is lost."""
 MARGIN = 0.9
-"""The holder trusts its lease for this part of the duration only, for clocks that run at slightly different speeds."""
+"""Fraction of the duration for which the holder trusts its lease; allows for clocks that run at different speeds."""
 STALLED_SECONDS = 300.0
-"""An event loop that has not run for this long, while the thread ran, no longer counts as able to act."""
+"""An event loop that has not run for this long, while the lease thread ran, counts as unable to act."""
 
 
 def boot_time() -> float:
-    """Return a monotonic time in seconds that also passes while the process is stopped or the machine sleeps."""
+    """Return a monotonic time in seconds that also advances while the process is stopped or the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease; enough to tell on the same machine whether it still runs.
+    """The holder of a lease, with enough detail to check on the same machine whether its process still runs.
 
     Attributes:
         id: Unique to one start of one process.
-        machine: Machine, boot and process namespace; processes of equal machines see each other.
+        machine: Machine, boot and process namespace; processes with equal values can see each other.
         pid: Process id there.
-        started: The process's start time, which tells it from a later one of the same id.
-        host: For people.
+        started: The process's start time, which distinguishes it from a later process with the same id.
+        host: Host name, for people.
     """
 
     id: str
@@ -69,12 +69,12 @@ class Holder:
 
     @classmethod
     def myself(cls) -> "Holder":
-        """Describe this process."""
+        """Return the holder record of this process."""
         pid = os.getpid()
         return cls(uuid.uuid4().hex, _machine(), pid, psutil.Process(pid).create_time(), socket.gethostname())
 
     def is_gone(self, observer: "Holder") -> bool:
-        """Whether ``observer`` can see that this holder's process has ended. False where it cannot see it."""
+        """Return whether ``observer`` can see that this holder's process has ended. False if it cannot see it."""
         if not self.machine or self.machine != observer.machine:
             return False
         try:
@@ -85,12 +85,12 @@ class Holder:
             return False
 
     def to_body(self, seconds: float) -> dict[str, Any]:
-        """Return what the chain's revision says."""
+        """Return the body of the chain's revision."""
         return {**self.__dict__, "seconds": seconds}
 
     @classmethod
     def of(cls, body: dict[str, Any]) -> "Holder | None":
-        """Read who holds a revision; None where it was given back."""
+        """Return the holder in a revision; None if the lease was released."""
         if not body.get("id"):
             return None
         return cls(
@@ -103,18 +103,18 @@ class Holder:
 
 
 class Lease:
-    """One process's view of the lease. A thread of its own keeps it; the properties may be read anywhere.
+    """One process's view of the lease. Its own thread maintains it; the properties are thread-safe.
 
     Args:
         store: The bucket, by a client that only the lease uses: a renewal must not wait for a connection.
-        seconds: The duration. All instances should have the same; each takes the holder's own where it is longer.
-        clock: A monotonic clock that goes on while the process is stopped.
+        seconds: The duration. All instances should use the same; each respects the holder's duration if it is longer.
+        clock: A monotonic clock that advances while the process is stopped.
         on_change: Called in the event loop of `start` when the lease was won or lost.
         servers: The servers that this process drives while it leads, with their addresses; written into the lease.
 
     Attributes:
-        trouble: Why the store could not be asked the last time; empty where it could.
-        attempts: How often the thread has tried to take, renew or look at the lease.
+        trouble: Why the last request to the store failed; empty if it succeeded.
+        attempts: How often the thread has tried to take, renew or read the lease.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Lease:
 
     @property
     def tenure(self) -> int:
-        """Who had the same before, other than 0, knows that nobody else held it in between; 0 while it is not held."""
+        """Identifier of the present tenure; while it is unchanged and not 0, no other instance led. 0 if not held."""
         return self._taken if self.held else 0
 
     @property
@@ -165,7 +165,7 @@ class Lease:
     def epoch(self) -> int:
         """The number of times that contact to the store was lost for longer than the lease's duration.
 
-        What was read in an earlier epoch may be out of date by any time: another instance may have led since.
+        Data read in an earlier epoch may be arbitrarily old: another instance may have led since.
         """
         return self._epoch
 
@@ -176,19 +176,19 @@ class Lease:
 
     @property
     def leader(self) -> str:
-        """Who holds it, for people."""
+        """The holder, for people."""
         holder = Holder.of(self._known.body) if self._known else None
         return f"{holder.host} (process {holder.pid})" if holder else "nobody"
 
     @property
     def driven(self) -> dict[str, str] | None:
-        """The servers that the holder drives, with their addresses; None where there is none, or it does not say."""
+        """The servers that the holder drives, with their addresses; None if there is no holder or no such list."""
         body = self._known.body if self._known else {}
         found = body.get("servers") if body.get("id") else None
         return {str(name): str(url) for name, url in found.items()} if isinstance(found, dict) else None
 
     async def start(self) -> None:
-        """Try to get the lease once; then a thread keeps trying, or keeps it."""
+        """Try to take the lease once, and start the thread that keeps trying or renews it."""
         loop = asyncio.get_running_loop()
         tried: asyncio.Future[None] = loop.create_future()
         self._stopping.clear()
@@ -197,17 +197,17 @@ class Lease:
         await tried
 
     async def stop(self) -> None:
-        """Give the lease back, so that another instance need not wait for its end."""
+        """Release the lease, so that another instance need not wait for its end."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
         self._stopping.set()
-        # A store that hangs must not hold up the end: the lease then ends without being given back.
+        # A store that hangs must not block the shutdown: the lease then expires without being released.
         await asyncio.to_thread(thread.join, self._seconds)
         self._held_until = 0.0
 
     def attempt(self) -> None:
-        """Renew it, or take it where no instance holds it. Up to three requests; blocks.
+        """Renew the lease, or take it if no instance holds it. Up to three requests; blocks.
 
         Raises:
             StoreError: The store failed.
@@ -246,7 +246,7 @@ class Lease:
             self._chain.prune(_KEPT)
 
     def _start_over(self, now: float) -> None:
-        """Forget the lease: the holder of the lost revision may trust it for its whole duration."""
+        """Forget the lease and wait, because the holder of the lost revision may trust it for its whole duration."""
         self._held_until = 0.0
         self._known, self._seen_at = self._chain.head(), self._clock()
         self._nobody_before = self._clock() + self._seconds
@@ -254,7 +254,7 @@ class Lease:
         self._epoch += 1
 
     def _touched(self, began: float) -> None:
-        """Record that the store answered, and before that, whether it had been silent for too long."""
+        """Record that the store answered, and start a new epoch if it had been silent for too long."""
         if self._asked_at is not None and began - self._asked_at >= self._seconds * MARGIN:
             self._epoch += 1
         self._asked_at = began
@@ -297,7 +297,7 @@ class Lease:
             self.trouble = str(error)
             logger.warning("the lease cannot be renewed or looked at: %s", error)
         except Exception as error:
-            # The thread's edge: the next attempt may succeed, and without the thread no instance would lead.
+            # Boundary of the thread: the next attempt may succeed, and without the thread no instance would lead.
             self.trouble = f"unexpected {type(error).__name__}"
             logger.exception("unexpected error while the lease was renewed")
         else:
@@ -313,7 +313,7 @@ class Lease:
             logger.info("the lease was not given back and expires instead: %s", error)
 
     def _tell(self, tried: "asyncio.Future[None] | None" = None) -> None:
-        """Run in the event loop: say that it runs, and report a change."""
+        """Record in the event loop that it runs, and report a change."""
         self._loop_ran.set()
         state = (self.held, self.tenure)
         if state != self._known_state:
@@ -329,7 +329,7 @@ def _post(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
 
 
 def _machine() -> str:
-    """Name what processes that can see each other share; empty where that cannot be told."""
+    """Return an identifier shared by processes that can see each other; empty if it cannot be determined."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"

@@ -1,7 +1,7 @@
-"""Drains and restarts a server that has much more memory than anybody accounts for. Mutable; the loop's own.
+"""Drains and restarts a server with much more memory in use than is accounted for. Mutable; belongs to the loop.
 
-It decides nothing itself: `controlplane.memory.policy.leaks` does. While a server is drained nothing begins on it, and
-who asks for one of its models waits: what it runs is loaded again after the restart, and then they are served.
+The decisions are in `controlplane.memory.policy.leaks`. While a server is drained no load begins on it, and requests
+for its models wait: its models are loaded again after the restart, and then the requests are served.
 """
 
 import logging
@@ -18,19 +18,19 @@ from controlplane.settings import MemorySettings
 logger = logging.getLogger(__name__)
 
 _GREW = 1.1
-"""What was told is told again once it has grown by this factor."""
+"""A reported leak is reported again after it has grown by this factor."""
 
 
 class LeakRestarter:
     """Watches one server.
 
     Args:
-        scheduler: Who looks after its memory.
-        supervised: Whether we can restart it.
+        scheduler: The server's memory scheduler.
+        supervised: Whether this process can restart the server.
 
     Attributes:
-        draining_since: Since when it is drained; None where it is not.
-        restarts: How often it was restarted for that by this process.
+        draining_since: Start of the drain; None if the server is not drained.
+        restarts: How often this process restarted the server because of a leak.
     """
 
     def __init__(self, scheduler: MemoryScheduler, *, supervised: bool) -> None:
@@ -50,12 +50,12 @@ class LeakRestarter:
 
     @property
     def answers(self) -> bool:
-        """Whether it is drained, and requests may still be sent to it."""
+        """Whether the server is drained and may still receive requests."""
         return self.draining_since is not None and self._closed_since is None
 
     @property
     def draining(self) -> str:
-        """Why nothing begins on the server; empty where it is not drained."""
+        """Why no action begins on the server; empty if it is not drained."""
         if self.draining_since is None:
             return ""
         return "it is restarted to free its memory" if self._restarting else "it is drained to free its memory"
@@ -68,17 +68,17 @@ class LeakRestarter:
         events: EventLog,
         now: datetime,
     ) -> LeakStep:
-        """Decide with the newest figures, and tell what changed.
+        """Decide with the newest readings, and report changes.
 
         Args:
-            holds: The holds that hold at this moment: the model by the lease's id.
+            holds: The active holds: the model by the hold's id.
             busy: Models with an action in flight.
             moving: Models that stay until they answer on another server.
-            events: Where to tell.
+            events: The event log.
             now: The time.
 
         Returns:
-            What the loop has to do: `LeakStep.RESTART`, `LeakStep.RESUME`, or nothing.
+            What the loop must do: `LeakStep.RESTART`, `LeakStep.RESUME`, or nothing.
         """
         if self._restarting or self._rules.bound_bytes is None:
             return LeakStep.NOTHING
@@ -108,13 +108,13 @@ class LeakRestarter:
         return LeakStep.NOTHING
 
     def call_off(self, now: datetime) -> None:
-        """End a draining, unless the restart has begun."""
+        """Cancel the drain, unless the restart has begun."""
         if self.draining_since is not None and not self._restarting:
             self._end()
             self._scheduler.resume(now)
 
     def returned(self, events: EventLog, now: datetime) -> None:
-        """The server started anew, for whatever reason: nothing is left of what it had."""
+        """Reset the state after the server restarted for any reason."""
         if self._restarting:
             self.restarts += 1
             self._restarted_at = now
@@ -128,7 +128,7 @@ class LeakRestarter:
         self._end()
 
     def view(self) -> LeakView:
-        """Describe it for the API."""
+        """Return the state for the API."""
         return LeakView(
             bound_bytes=self._rules.bound_bytes,
             state="restarting" if self._restarting else "draining" if self.draining_since else "watching",
@@ -158,7 +158,7 @@ class LeakRestarter:
             closed_since=self._closed_since,
             restarted_at=self._restarted_at,
             busy=tuple(sorted(busy)),
-            # Who came since waits for the restart, and it would wait for them.
+            # Newer holds wait for the restart, so the restart must not wait for them.
             held=tuple(sorted({model for lease, model in holds.items() if lease in self._held})),
             moving=tuple(sorted(moving)),
             pending=tuple(sorted(self._scheduler.pending)),
@@ -174,7 +174,7 @@ class LeakRestarter:
 
 
 def rules_of(settings: MemorySettings) -> LeakRules:
-    """Take the rules from the settings."""
+    """Return the rules from the settings."""
     return LeakRules(
         bound_bytes=settings.leak_restart_threshold_bytes,
         patience_seconds=settings.leak_confirm_seconds,

@@ -1,4 +1,4 @@
-"""Applies holds, demands, and the decisions about loads that wait for memory: grants, evictions, refusals."""
+"""Applies holds, load requests, and the decisions about pending loads: grants, evictions, refusals."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,13 +19,13 @@ from controlplane.reconciler.tasks import TaskRunner
 
 @dataclass
 class Admissions:
-    """What was decided about the loads that waited for memory.
+    """Result of the decisions about pending loads.
 
     Attributes:
-        granted: Whose load may begin, by server.
-        evicted: How many models make room.
-        refused: How many loads were given up.
-        waiting: How many go on waiting.
+        granted: Models whose load may begin, with their servers.
+        evicted: How many models are evicted.
+        refused: How many loads were refused.
+        waiting: How many loads keep waiting.
     """
 
     granted: list[tuple[TrackedServer, str]] = field(default_factory=list)
@@ -35,13 +35,13 @@ class Admissions:
 
 
 class LoadScheduler:
-    """Lets the servers' schedulers decide, and applies what they decide.
+    """Lets the servers' memory schedulers decide, and applies their decisions.
 
     Args:
-        state: What the loop knows.
+        state: The loop's state.
         background: Restarts servers.
         holds: The holds.
-        backoff: How long a refused load waits.
+        backoff: Pause after a refused load.
         leading: Whether this process may change anything.
     """
 
@@ -62,7 +62,7 @@ class LoadScheduler:
         self._held: dict[str, datetime] = {}
 
     def hold(self) -> None:
-        """Take the clients' claims on models as they are now."""
+        """Apply the present holds of clients."""
         now = self._state.clock()
         held = {model: end for model, end in self._holds.until(now).items() if model in self._state.desired_state}
         if held == self._held:
@@ -72,7 +72,7 @@ class LoadScheduler:
             server.scheduler.hold(held, now)
 
     def admit(self) -> Admissions:
-        """Decide about the loads that wait for memory, on every server, and apply what was decided."""
+        """Decide about the pending loads on every server, and apply the decisions."""
         found = Admissions()
         if self._leading():
             now = self._state.clock()
@@ -82,19 +82,19 @@ class LoadScheduler:
         return found
 
     def withdraw_unused(self, granted: Iterable[tuple[TrackedServer, str]]) -> None:
-        """Give memory back that was granted to a load which did not begin: the model needs something else by now."""
+        """Release memory that was granted to a load which did not begin because the model now needs another action."""
         for server, model in granted:
             if server.unit(model).task is None:
                 server.scheduler.queue.withdraw(model)
 
     def guard(self, server: TrackedServer) -> None:
-        """Drain and restart a server that has lost too much memory. The leader's alone."""
+        """Drain and restart a server that has leaked too much memory. Only the leader acts."""
         now, embedded = self._state.clock(), server.managed.embedded
         if not self._leading():
             server.guard.call_off(now)
             return
         busy = [model for model in server.present if server.units[model].task is not None]
-        # What stays until it answers elsewhere is loaded here.
+        # Models that stay until they answer elsewhere are loaded here.
         places = ((model, server.places.get(model)) for model in server.present)
         moving = [model for model, place in places if place and place.here and not place.assignment and place.why]
         step = server.guard.look(self._holds.active(now), busy, moving, self._state.events, now)
@@ -104,7 +104,7 @@ class LoadScheduler:
             self._state.plan_all_again(server)
 
     def demanded(self, model: str) -> None:
-        """Somebody wants to use a model now."""
+        """Apply a load request."""
         desired_deployment = self._state.desired_state.get(model)
         if desired_deployment is None:
             return
@@ -150,7 +150,7 @@ class LoadScheduler:
             self._state.plan_again(server, unit.model)
 
     def _untried(self, server: TrackedServer, unit: Replica, why: str, now: datetime) -> None:
-        """There is no room for a rollout's new version beside the old one, which goes on as it is."""
+        """Record that memory is insufficient for a rollout's new version; the active version is not affected."""
         desired_deployment = self._state.desired_state.get(unit.model)
         if desired_deployment is not None and desired_deployment.trial is not None:
             unit.record = unit.record.after_failure(

@@ -1,4 +1,4 @@
-"""How the loop itself is doing: how long it takes for each kind of message, and how far what is there lags behind."""
+"""Metrics of the loop itself: time per kind of message, and how far the observed state lags behind the desired one."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -11,7 +11,7 @@ from controlplane.reconciler.cycle import CycleReport
 from controlplane.registry.deployments import DeploymentRevision
 
 BOUNDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
-"""Upper bounds of the buckets, in seconds; beyond is one more."""
+"""Upper bounds of the buckets, in seconds; one more bucket holds larger values."""
 
 
 _COUNTED = ("rounds", "placed", "judged", "planned", "began", "granted", "evicted", "refused")
@@ -19,11 +19,11 @@ _COUNTED = ("rounds", "placed", "judged", "planned", "began", "granted", "evicte
 
 @dataclass
 class HandlerTimings:
-    """Messages of one kind.
+    """Times of the messages of one kind.
 
     Attributes:
-        buckets: How many took how long, by `BOUNDS`.
-        seconds: How long all of them took.
+        buckets: Number of messages by duration, see `BOUNDS`.
+        seconds: Total duration.
     """
 
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
@@ -31,12 +31,12 @@ class HandlerTimings:
 
 
 class LoopMetrics:
-    """Counts what the loop handles. Written by the loop alone."""
+    """Counts what the loop handles. Only the loop writes it."""
 
     def __init__(self) -> None:
         self.beats: dict[str, HandlerTimings] = {}
         self.cycles = Counter[str]()
-        """What all cycles did, by the fields of `CycleReport`."""
+        """Totals of all cycles, by the fields of `CycleReport`."""
 
     def cycle(self, report: CycleReport, seconds: float) -> None:
         """Count one cycle."""
@@ -54,9 +54,9 @@ class LoopMetrics:
 
 
 class PropagationLag:
-    """Since when deployments are not what was asked for. No clock: the time is given.
+    """Tracks since when deployments differ from their desired state. The caller passes the time.
 
-    Only what changed is looked at, and what lags.
+    Only changed and lagging deployments are checked.
     """
 
     def __init__(self) -> None:
@@ -70,14 +70,15 @@ class PropagationLag:
         wanted: Mapping[str, DeploymentRevision],
         status: Callable[[str], DeploymentStatus | None],
     ) -> dict[str, float]:
-        """Take in what changed; return by how many seconds each deployment lags that does.
+        """Apply changes, and return by how many seconds each lagging deployment lags.
 
-        A newer revision lags since it was written down; one that was reached once, since it was first seen not to be.
+        A new revision lags since its commit; one that was reached before lags since the first time it was seen to
+        differ.
 
         Args:
             now: The time.
-            changed: Deployments that something changed for since the last time.
-            wanted: What is wanted, by model.
+            changed: Deployments that may have changed since the last call.
+            wanted: The desired revisions by model.
             status: Gives the status of a deployment.
         """
         for model in {*changed, *self._since}:

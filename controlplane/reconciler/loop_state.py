@@ -1,9 +1,9 @@
-"""What the loop knows: the servers, and what is wanted of them. Mutable; changed by the loop's own task alone.
+"""State of the loop: the servers and their desired state. Mutable; only the loop's own task changes it.
 
-A handler that changes anything about a model *marks* it. The cycle then works on what is marked and on nothing else:
+A handler that changes anything about a model *marks* it. The cycle then works only on marked models:
 
 - `plan_again` marks a model on one server: its residency is decided again and its next action is planned again.
-- `touch` marks a model for everybody who follows changes: placement, statuses, routes, rollbacks, condition history.
+- `touch` marks a model for all followers: placement, statuses, routes, rollbacks, condition history.
 - `moved` names the servers whose health or capacity may have changed.
 """
 
@@ -22,20 +22,20 @@ from controlplane.registry.deployments import DeploymentRevision
 
 @dataclass
 class LoopState:
-    """What the loop knows.
+    """State of the loop.
 
     Attributes:
-        servers: By name.
-        events: What is told.
+        servers: Servers by name.
+        events: The event log.
         clock: Gives the time (UTC).
-        desired_state: The newest revision of each deployment, by model; written by `adopt` alone.
-        deployed: The revisions of what is deployed, by model: `desired_state` without removed deployments.
-        trials: Models with a rollout under way.
+        desired_state: The newest revision of each deployment, by model; only `adopt` writes it.
+        deployed: The revisions of existing deployments, by model: `desired_state` without removed deployments.
+        trials: Models with a rollout in progress.
         promised: Models with an objective.
-        step: Grows by one with every message.
-        plan: Who is placed where.
-        scales: How many replicas there are, and since when, by model.
-        read_epoch: The lease's epoch in which all deployments were read last; None before the first time.
+        step: Incremented with every message.
+        plan: The placement plan.
+        scales: The number of replicas and since when, by model.
+        read_epoch: The lease's epoch in which all deployments were last read; None before the first read.
         moved: Servers whose health or capacity may have changed since the newest cycle.
     """
 
@@ -54,23 +54,23 @@ class LoopState:
     _followers: list[set[str]] = field(default_factory=list)
 
     def follow(self) -> set[str]:
-        """Return a set that gets the name of every model that is touched; its owner empties it."""
+        """Return a set that receives the name of every touched model; its owner empties it."""
         followed: set[str] = set()
         self._followers.append(followed)
         return followed
 
     def touch(self, models: Iterable[str]) -> None:
-        """Say that something about these models changed that a status, a route or the placement depends on."""
+        """Mark models whose statuses, routes or placement may have changed."""
         for followed in self._followers:
             followed.update(models)
 
     def plan_again(self, server: TrackedServer, model: str) -> None:
-        """Say that something changed that the next action for a model on a server depends on."""
+        """Mark a model whose next action on a server may have changed."""
         server.unplanned.add(model)
         self.touch((model,))
 
     def plan_all_again(self, server: TrackedServer) -> None:
-        """Say that something changed that concerns all models on a server."""
+        """Mark all models on a server."""
         here = {model for model, place in server.places.items() if place.here}
         here = (here | server.present) & self.desired_state.keys()
         server.unplanned |= here
@@ -78,7 +78,7 @@ class LoopState:
         self.touch(here)
 
     def adopt(self, desired_deployment: DesiredDeployment) -> None:
-        """Keep a revision as what is wanted."""
+        """Store a revision as the desired state."""
         model, spec = desired_deployment.model, desired_deployment.revision.spec
         self.desired_state[model] = desired_deployment
         if spec.deleted:
@@ -91,12 +91,12 @@ class LoopState:
         self.touch((model,))
 
     def spec(self, model: str) -> DeploymentSpec | None:
-        """Return what is wanted of a model; None where no deployment of it is known."""
+        """Return the desired state of a model; None if it has no known deployment."""
         revision = self.deployed.get(model)
         return None if revision is None else revision.spec
 
     def judge(self, server: TrackedServer) -> set[str]:
-        """Decide again which models shall be loaded, as far as something changed for them; return whose answer did."""
+        """Update the residency decisions of marked models, and return the models whose decision changed."""
         scheduler, now = server.scheduler, self.clock()
         names = scheduler.due(now) | scheduler.unjudged | server.unplanned
         scheduler.unjudged.clear()

@@ -1,4 +1,4 @@
-"""What is put into the loop's inbox: everything that happens is one of these."""
+"""The messages in the loop's inbox, one class per kind of event."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from controlplane.servers.snapshot import ServerSnapshot
 
 @dataclass(frozen=True)
 class DesiredStateChanged:
-    """Something changed in the bucket, about one model or (None) any."""
+    """The bucket changed for one model, or, if None, for any."""
 
     model: str | None
 
 
 @dataclass(frozen=True)
 class DesiredStateRead:
-    """Deployments were read; ``epoch`` is the lease's when the read of all of them began, None for a single one."""
+    """Deployments were read; ``epoch`` is the lease's epoch at the start of a read of all, None for a single one."""
 
     desired_state: dict[str, DesiredDeployment]
     epoch: int | None = None
@@ -28,7 +28,7 @@ class DesiredStateRead:
 
 @dataclass(frozen=True)
 class SnapshotTaken:
-    """A look at a server that began at the loop's step ``began`` is done."""
+    """A snapshot of a server, begun at the loop's step ``began``, is done."""
 
     server: TrackedServer
     began: int
@@ -37,7 +37,7 @@ class SnapshotTaken:
 
 @dataclass(frozen=True)
 class ActionFinished:
-    """An action ended; ``grown`` is by how much the use of each device has grown meanwhile."""
+    """An action ended; ``grown`` is the growth of memory in use on each device during the action."""
 
     server: TrackedServer
     unit: Replica
@@ -48,7 +48,7 @@ class ActionFinished:
 
 @dataclass(frozen=True)
 class ReadingTaken:
-    """A measurement of a server that began at the loop's step ``began`` is done."""
+    """A reading of a server, begun at the loop's step ``began``, is done."""
 
     server: TrackedServer
     began: int
@@ -57,7 +57,7 @@ class ReadingTaken:
 
 @dataclass(frozen=True)
 class LoadRequested:
-    """Somebody wants to use a model now."""
+    """A client requests a model now."""
 
     model: str
     taken: "asyncio.Future[None]"
@@ -65,7 +65,7 @@ class LoadRequested:
 
 @dataclass(frozen=True)
 class SnapshotRequested:
-    """Somebody wants a model to be looked at on a server; gets the step of the loop from which on a look will do."""
+    """A caller requests an observation of a model on a server; ``step`` receives the earliest sufficient step."""
 
     server: str
     model: str
@@ -91,12 +91,12 @@ class FootprintsKept:
 
 @dataclass(frozen=True)
 class ReadTimer:
-    """It is time to measure."""
+    """The timer for readings expired."""
 
 
 @dataclass(frozen=True)
 class RepositoryCleaned:
-    """The leftovers of a crash were removed from a server's model repository, or could not be."""
+    """The remains of a crash were removed from a server's model repository, or the removal failed."""
 
     server: TrackedServer
     done: bool
@@ -104,19 +104,19 @@ class RepositoryCleaned:
 
 @dataclass(frozen=True)
 class LeaseChanged:
-    """This process leads from now on, or does not any more."""
+    """This process became the leader or lost the leadership."""
 
     held: bool
 
 
 @dataclass(frozen=True)
 class Paused:
-    """The process was stopped for longer than the lease: what is known of the servers is out of date."""
+    """The process was stopped for longer than the lease: its knowledge of the servers is outdated."""
 
 
 @dataclass(frozen=True)
 class CycleTimer:
-    """It is time for a cycle."""
+    """The cycle timer expired."""
 
 
 Message = (

@@ -1,4 +1,4 @@
-"""Client holds as the loop knows them: read from the bucket, and taken in at once where this process was told."""
+"""Client holds in the loop: read from the bucket, and updated at once when this process handles a change."""
 
 import asyncio
 import logging
@@ -12,18 +12,18 @@ from controlplane.registry.holds import ModelHold, ModelHolds
 logger = logging.getLogger(__name__)
 
 _READ_SECONDS = 60.0
-"""The longest time between two reads, whatever the change feed says."""
+"""Maximum time between two reads, regardless of the change feed."""
 _SWEEP_SECONDS = 120.0
-"""Between two removals of what has ended."""
+"""Time between two removals of expired holds."""
 
 
 class HoldCache:
-    """Who holds which model, for how long. Belongs to one event loop.
+    """Cache of the holds on models. Belongs to one event loop.
 
     Args:
-        holds: The bucket's.
+        holds: The holds in the bucket.
         on_read: Called in the loop after each read.
-        may_sweep: Whether this process may remove what has ended.
+        may_sweep: Whether this process may remove expired holds.
     """
 
     def __init__(self, holds: ModelHolds, *, on_read: Callable[[], None], may_sweep: Callable[[], bool]) -> None:
@@ -45,26 +45,26 @@ class HoldCache:
         return ends
 
     def active(self, now: datetime) -> dict[str, str]:
-        """Return the holds that hold: the model by the hold's id."""
+        """Return the active holds: the model by the hold's id."""
         return {key: hold.model for key, hold in {**self._known, **self._told}.items() if hold.active(now)}
 
     def tell(self, hold: ModelHold) -> None:
-        """Take in a hold that was just taken, renewed or given back."""
+        """Apply a hold that was just acquired, renewed or released."""
         self._told[hold.id] = hold
 
     def read(self) -> None:
-        """Begin to read what changed in the bucket, unless that is going on."""
+        """Start to read the changes in the bucket, unless a read is in progress."""
         if self._task is None:
             self._task = asyncio.create_task(self._read(), name="read client holds")
 
     async def stop(self) -> None:
-        """Hand over nothing more."""
+        """Stop reading."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _read(self) -> None:
-        # What we are told while the list is made may be newer than what it says.
+        # Holds that are applied while the list is made may be newer than the list.
         before, now = set(self._told), time.monotonic()
         sweep = self._may_sweep() and now - self._swept_at >= _SWEEP_SECONDS
         due = sweep or self._read_at is None or now - self._read_at >= _READ_SECONDS
@@ -81,7 +81,7 @@ class HoldCache:
             found = await asyncio.to_thread(read)
         except ControlPlaneError as error:
             self._read_at = None
-            logger.debug("the client holds cannot be read: %s", error)  # the deployments' warning says why
+            logger.debug("the client holds cannot be read: %s", error)  # the deployments' warning gives the reason
         else:
             if found is not None:
                 self._read_at, self._swept_at = now, now if sweep else self._swept_at

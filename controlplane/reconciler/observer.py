@@ -1,4 +1,4 @@
-"""Takes in what was seen: what is wanted (read from the bucket), and what is there (looks, measurements)."""
+"""Applies what was read: the desired state from the bucket, and the observed state from snapshots and readings."""
 
 from controlplane.domain.advisories import warnings_for
 from controlplane.domain.states import ServerState
@@ -18,14 +18,14 @@ from controlplane.servers.snapshot import ServerSnapshot
 
 
 class Observer:
-    """Brings the loop's state up to date, and marks what that changed.
+    """Updates the loop's state, and marks the models that changed.
 
     Args:
-        state: What the loop knows.
-        background: Looks and measurements.
-        remediator: Looks after the servers themselves.
-        external_changes: Tells what others do.
-        backoff: How long a failed step waits.
+        state: The loop's state.
+        background: Takes snapshots and readings.
+        remediator: Monitors the servers' health.
+        external_changes: Detects changes by other clients.
+        backoff: Pause after a failed step.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Observer:
         self._backoff = backoff
 
     def adopt(self, *desired_state: DesiredDeployment) -> None:
-        """Want what these revisions want."""
+        """Apply these revisions as the desired state."""
         for desired_deployment in desired_state:
             if self._take_in(desired_deployment):
                 for server in self._state.servers.values():
                     self._state.plan_again(server, desired_deployment.model)
 
     def seen(self, seen: SnapshotTaken) -> None:
-        """Take in a look at a server."""
+        """Apply a snapshot of a server."""
         server, snapshot = seen.server, seen.snapshot
         server.looking = None
         before, server.snapshot, server.observed_at = server.snapshot, snapshot, self._state.clock()
@@ -63,7 +63,7 @@ class Observer:
             if warnings := warnings_for(snapshot.version, embedded=server.managed.embedded is not None):
                 self._state.events.add("Warning", "VulnerableTriton", server.name, "; ".join(warnings))
         restarts = snapshot.generation != before.generation
-        # An action that ended meanwhile may have left something known of a server that does not answer.
+        # An action that ended in the meantime may have left an observation of a server that does not answer.
         known = any(server.units[model].facts is not None for model in server.present)
         if restarts or (not well and (known or before.state is ServerState.READY)):
             for unit in server.units.values():
@@ -88,7 +88,7 @@ class Observer:
             self._background.look(server)
 
     def gauged(self, gauged: ReadingTaken) -> None:
-        """Take in a measurement of a server."""
+        """Apply a reading of a server."""
         server, reading = gauged.server, gauged.reading
         server.gauging = None
         scheduler = server.scheduler
@@ -104,7 +104,7 @@ class Observer:
         proving = [unit.model for unit in present if unit.doing and isinstance(unit.doing.action, Prove)]
         self._background.keep(server, scheduler.take(reading, proving, gauged.began, self._state.clock()))
         if scheduler.accounts.known and not known:
-            self._state.plan_all_again(server)  # nothing was begun before it was known what there is room for
+            self._state.plan_all_again(server)  # no action began before the free memory was known
         self._state.moved.add(server.name)
         for device, size in scheduler.unaccounted():
             self._state.events.add(
@@ -115,16 +115,16 @@ class Observer:
             )
 
     def cleaned(self, cleaned: RepositoryCleaned) -> None:
-        """A server's model repository was cleaned, or could not be."""
+        """Apply the result of cleaning a server's model repository."""
         cleaned.server.cleaning, cleaned.server.cleaned = None, cleaned.done
         self._state.plan_all_again(cleaned.server)
 
     def _worth_seeing(self, server: TrackedServer, before: ServerSnapshot | None) -> list[str]:
-        """Models that a look may tell something new of.
+        """Return the models that a snapshot may show changes of.
 
         Args:
-            server: The server, with the look.
-            before: The look before, which was taken in; None: everything is new.
+            server: The server, with the new snapshot.
+            before: The previous snapshot that was applied; None if everything is new.
         """
         desired_state = self._state.desired_state
         if before is None:
@@ -132,12 +132,12 @@ class Observer:
         return sorted((server.snapshot.differs(before) | server.present | server.awaited) & desired_state.keys())
 
     def _take_in_facts(self, server: TrackedServer, unit: Replica, began: int) -> None:
-        """Take in what a look that began at a step shows of a model."""
+        """Apply what a snapshot that began at the given step shows of a model."""
         if unit.task is not None:
             return
         facts = observed(server.snapshot, unit.model) if unit.changed <= began else None
         if facts is None:
-            # What we did since the look began is newer than the look, or it is not clear what is there.
+            # Our actions since the snapshot began are newer than the snapshot, or the snapshot is inconclusive.
             server.awaited.add(unit.model)
             server.look_again = server.look_again or unit.facts is None
             return
@@ -152,11 +152,11 @@ class Observer:
             self._state.plan_again(server, unit.model)
 
     def _take_in(self, desired_deployment: DesiredDeployment) -> bool:
-        """Want what a revision wants, unless that or something newer is wanted already."""
+        """Apply a revision as the desired state, unless it or a newer one is applied already; return whether it was."""
         state = self._state
         known = state.desired_state.get(desired_deployment.model)
         if known is not None and desired_deployment.revision.number <= known.revision.number:
-            # The same revision again is news only where it could not be acted on, and now can: it was signed since.
+            # The same revision matters again only if its problem is gone, for example because it was signed since.
             mended = (
                 desired_deployment.revision.number == known.revision.number
                 and known.problem

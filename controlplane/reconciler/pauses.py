@@ -1,7 +1,7 @@
-"""Notices that the process did not run for a while: it was stopped (SIGSTOP), or the machine slept.
+"""Detects that the process did not run for a while: it was stopped (SIGSTOP), or the machine slept.
 
-A store that is out of reach is no pause: what was seen of the servers then still holds, and requests go on. After a
-pause nothing holds, because other instances have gone on meanwhile.
+An unreachable store is no pause: the observed state of the servers stays valid, and requests continue. After a pause
+nothing is valid, because other instances have acted in the meantime.
 """
 
 import threading
@@ -19,8 +19,8 @@ class PauseWatch:
 
     Args:
         lease_seconds: The lease's duration.
-        on_pause: Called after each pause, in the thread that noticed it first.
-        clock: A monotonic clock that goes on while the process is stopped.
+        on_pause: Called after each pause, in the thread that first detected it.
+        clock: A monotonic clock that advances while the process is stopped.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PauseWatch:
         return count
 
     def start(self) -> None:
-        """Watch from now on."""
+        """Start watching."""
         self._ran_at = self._clock()
         self._stopping.clear()
         self._thread = threading.Thread(target=self._watch, name="pauses", daemon=True)

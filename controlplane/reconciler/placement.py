@@ -1,11 +1,11 @@
-"""Places models on the servers: makes the plan's arguments from what the loop knows, and the plan's word the servers'.
+"""Places models on the servers: builds the planner's input from the loop's state, and applies the plan to the servers.
 
-It decides nothing itself: `controlplane.memory.placement` does. Every instance does the same with what it sees, so that
-a follower comes to the leader's view without a word between them: what is loaded stays where it is, which is where the
-leader put it, and the number of replicas follows from how many are loaded.
+The decisions are in `controlplane.placement.planner`. Every instance computes the same plan from what it observes, so a
+standby reaches the leader's plan without communication: loaded models stay where they are, which is where the leader
+put them, and the number of replicas follows from how many are loaded.
 
-A move is made before it is broken: where a model leaves a server that is well, it stays there until every new replica
-answers and is proved; unless it is pinned and the server has no room for it beside who comes.
+A move is made before the old replica is unloaded: a model that moves off a healthy server stays there until every new
+replica answers and is proved, unless it is pinned and the server has no memory for both it and the model that comes.
 """
 
 from collections.abc import Callable, Mapping, Set
@@ -41,19 +41,20 @@ from controlplane.settings import PlacementSettings
 from controlplane.triton.instance_groups import may_use_gpu, named_gpus, wants_gpu
 
 _STEPS = 64
-"""What nobody accounts for is taken off a budget in steps of this part of it, so that plans do not change at once."""
+"""Unaccounted memory is subtracted from a budget in steps of this fraction, so that plans do not change with every
+reading."""
 _NOBODY = Window(0, 0.0, 1.0)
 _SOME_GPU = "gpu:0"
-"""Stands for a GPU where there is none, to say what one would have to hold."""
+"""Stands for a GPU on a system without any, to compute what a GPU would have to hold."""
 
 
 class PlacementController:
     """Keeps the plan, and the servers' `TrackedServer.places`.
 
     Args:
-        state: What the loop knows.
-        settings: How patient to be.
-        leading: Whether this process decides how many replicas there are.
+        state: The loop's state.
+        settings: Grace periods and scaling rules.
+        leading: Whether this process decides the number of replicas.
     """
 
     def __init__(self, state: LoopState, settings: PlacementSettings, *, leading: Callable[[], bool]) -> None:
@@ -74,13 +75,13 @@ class PlacementController:
         self._leads = False
 
     def place(self, moved: Set[str]) -> int:
-        """Place what is wanted again, as far as something changed, and mark whose place changed.
+        """Update the placement of changed models, and mark the models whose assignment changed.
 
         Args:
             moved: Servers whose health or capacity may have changed.
 
         Returns:
-            How many models were looked at.
+            How many models were checked.
         """
         now = self._state.clock()
         self._began = self._began or now
@@ -126,13 +127,13 @@ class PlacementController:
         return len(settled)
 
     def _take_touched(self, moved: Set[str], servers: Mapping[str, Server]) -> set[str]:
-        """Take the models that something changed for, those that move, and those that wait to be looked at."""
+        """Take the models that changed, that are being moved, or that wait for their first observation."""
         touched = self._touched | self._moving | self._unseen
         self._touched.clear()
         devices = {name: _devices(self._state.servers[name], servers[name]) for name in moved}
         leads = self._leading()
         if leads is not self._leads or any(self._devices.get(name) != one for name, one in devices.items()):
-            touched |= self._state.desired_state.keys()  # what a model needs depends on the devices there are
+            touched |= self._state.desired_state.keys()  # what a model needs depends on the present devices
         self._devices |= devices
         self._leads = leads
         touched &= self._state.desired_state.keys()
@@ -144,14 +145,14 @@ class PlacementController:
         return [] if before is now else [name for name, server in now.items() if before.get(name) is not server]
 
     def overlooked(self, model: str) -> bool:
-        """Return whether what is to be placed of a model is something else than what is placed."""
+        """Return whether a model's workload differs from the one in the plan."""
         if not self._looked_at_all or model in self._touched or model in self._unseen:
             return False
         kept = self._state.plan.workloads.get(model)
         return kept != self._workload_of(model, self._state.plan.servers)
 
     def counted(self, gauged: ReadingTaken) -> None:
-        """Take in a server's counters; decide, where it is time for that, how many replicas each model has."""
+        """Apply a server's counters; when a window ends, decide how many replicas each model has."""
         counters, now = gauged.reading.counters, self._state.clock()
         if counters is None or not self._leading():
             return
@@ -183,7 +184,7 @@ class PlacementController:
     def preview(
         self, model: str, prepared: PreparedVersion, settings: DeploymentSettings
     ) -> tuple[tuple[Assignment, ...], str]:
-        """Return where a version would be placed that need not be deployed, and why nowhere. Changes nothing."""
+        """Return where a version, deployed or not, would be placed, and why nowhere. Changes nothing."""
         servers = dict(self._state.plan.servers)
         if not servers:
             return tuple(Assignment(name, (), 0) for name in self._state.servers), ""
@@ -193,7 +194,7 @@ class PlacementController:
         return made.assignments.get(model) or _provisional(made, workload), made.unplaced.get(model, "")
 
     def defragment(self, *, dry_run: bool, limit: int) -> Defragmentation:
-        """Say which moves are worth their cost, and make them unless it is a dry run."""
+        """Return the moves that are worth their cost, and make them unless it is a dry run."""
         rates: dict[str, float] = {}
         for server in self._state.servers.values():
             for model, model_state in server.scheduler.model_states.items():
@@ -213,7 +214,7 @@ class PlacementController:
         return found
 
     def _follow(self, touched: Set[str]) -> set[str]:
-        """Models that the leader has put elsewhere than this instance thought; the numbers of replicas it chose."""
+        """Return the models that the leader has placed elsewhere, and adopt the numbers of replicas that it chose."""
         strayed = set()
         for model in touched & self._state.plan.assignments.keys():
             assignments = self._state.plan.assignments[model]
@@ -229,18 +230,18 @@ class PlacementController:
         return strayed
 
     def _on_others(self, model: str, assignment: Assignment) -> bool:
-        """Whether a model is loaded on other devices of a server than those of its seat."""
+        """Return whether a model is loaded on other devices of a server than its assigned ones."""
         devices = self._loaded_devices(self._state.servers[assignment.server], model)
         return bool(devices) and set(devices) != set(assignment.devices)
 
     @staticmethod
     def _loaded_devices(server: TrackedServer, model: str) -> tuple[str, ...]:
-        """The devices that a loaded model is seen on; empty where nobody can tell."""
+        """Return the devices that a loaded model uses; empty if unknown."""
         unit = server.units.get(model)
         if unit is None or unit.facts is None or not unit.facts.loaded or unit.facts.gpus is None:
             return ()
         accounts = server.scheduler.accounts
-        # On a server without GPUs the host goes without saying.
+        # On a server without GPUs the host is implied.
         return accounts.names(unit.facts.gpus) if accounts.gpus else ()
 
     def _loaded_on(self, model: str) -> set[str]:
@@ -251,7 +252,7 @@ class PlacementController:
         }
 
     def _not_seen(self, models: Set[str]) -> set[str]:
-        """Models without a place that some server may have loaded: after a start it is looked first who has what."""
+        """Return models without a placement that may be loaded on a server not yet observed since the start."""
         return {
             model
             for model in models
@@ -261,7 +262,7 @@ class PlacementController:
         }
 
     def _ready(self, now: datetime) -> bool:
-        """Whether every server was looked at and measured once, or had its time: what is loaded shall stay."""
+        """Return whether every server was observed and measured once or timed out, so that loaded models stay."""
         if self._looked_at_all:
             return True
         patient = self._began is not None and now - self._began < timedelta(
@@ -278,7 +279,7 @@ class PlacementController:
         )
 
     def _servers(self, moved: Set[str], now: datetime) -> Mapping[str, Server]:
-        """The servers as the plan takes them: the same objects as before where nothing changed."""
+        """Return the servers as planner input: the same objects as before if nothing changed."""
         before = self._state.plan.servers
         changed = {}
         for name in sorted(moved):
@@ -294,10 +295,10 @@ class PlacementController:
         return {name: found[name] for name in self._state.servers}  # in the order of the settings
 
     def _trouble(self, server: TrackedServer, before: Server | None, now: datetime) -> str:
-        """Why a server can take nothing. One that was well is given time to come back."""
+        """Return why a server can accept no models, after a grace period for one that was healthy; else empty."""
         if server.undriven:
             return server.undriven
-        if server.trouble is None or not server.away:  # one that is drained still answers
+        if server.trouble is None or not server.away:  # a drained server still answers
             self._trouble_since.pop(server.name, None)
             return ""
         since = self._trouble_since.setdefault(server.name, now)
@@ -307,7 +308,7 @@ class PlacementController:
         return server.trouble.message
 
     def _workloads(self, servers: Mapping[str, Server], touched: Set[str]) -> Mapping[str, Workload]:
-        """What is to be placed: the same objects as before where nothing changed."""
+        """Return the workloads to place: the same objects as before if nothing changed."""
         before = self._state.plan.workloads
         changed: dict[str, Workload | None] = {}
         for model in sorted(touched):
@@ -364,7 +365,7 @@ class PlacementController:
     def _sizes(
         self, model: str, prepared: PreparedVersion, servers: Mapping[str, Server]
     ) -> tuple[dict[str, int], float]:
-        """What a replica needs of each device, by kind, and how long its load takes."""
+        """Return what a replica needs on each device, by kind of device, and how long its load takes."""
         sizes: dict[str, int] = {}
         seconds = 1.0
         for name, server in self._state.servers.items():
@@ -379,7 +380,7 @@ class PlacementController:
     def _on_gpus_alone(
         self, model: str, prepared: PreparedVersion, sizes: dict[str, int], *, chooses: bool
     ) -> dict[str, int]:
-        """What a replica that insists on GPUs needs. Where nobody tells of any, Triton may have one all the same."""
+        """Return what a replica that requires GPUs needs; Triton may have GPUs even if no source reports them."""
         if GPU in sizes:
             return {GPU: sizes[GPU]}
         schedulers = [server.scheduler for server in self._state.servers.values()]
@@ -390,7 +391,7 @@ class PlacementController:
         return {GPU: schedulers[0].size(prepared, model, (_SOME_GPU,)).footprint.reserve_bytes} if schedulers else sizes
 
     def _hints(self, models: Set[str]) -> Hints:
-        """Where models that have no place yet are loaded, or have their files."""
+        """Return where models without a placement are loaded, or have their files."""
         loaded: dict[str, dict[str, tuple[str, ...]]] = {}
         cached: dict[str, set[str]] = {}
         for name, server in self._state.servers.items():
@@ -402,14 +403,14 @@ class PlacementController:
                     cached.setdefault(model, set()).add(name)
         return Hints(loaded, {model: frozenset(names) for model, names in cached.items()})
 
-    # What follows from the plan
+    # Effects of the plan
 
     def _settle(self, model: str, desired_deployment: DesiredDeployment) -> list[TrackedServer]:
-        """Bring the servers' places of one model to what the plan says; return the servers whose word changed."""
+        """Apply the plan to the servers' assignments of one model; return the servers whose decision changed."""
         spec = desired_deployment.revision.spec
         assignments = {assignment.server: assignment for assignment in self._state.plan.assignments.get(model, ())}
         workload = self._state.plan.workloads.get(model)
-        # Where it can be loaded nowhere for want of memory, one server says so with its figures.
+        # If no server has enough memory, one server reports that with its numbers.
         provisional = (
             {} if assignments or workload is None else {s.server: s for s in _provisional(self._state.plan, workload)}
         )
@@ -418,7 +419,7 @@ class PlacementController:
         changed = []
         for name, server in self._state.servers.items():
             if workload is None:
-                # Nothing is to be loaded, or nothing can be; whoever still has it has to let it go.
+                # Nothing is to be loaded, or nothing can be; every server that still has the model must unload it.
                 place = ServerAssignment(True, "", assignment=bool(spec.loaded and not spec.deleted))
             elif name in assignments:
                 place = ServerAssignment(
@@ -457,7 +458,7 @@ class PlacementController:
         return server.trouble is None and answers(server.unit(model))
 
     def _stays(self, server: TrackedServer, model: str) -> bool:
-        """Whether a model that is to leave a server may stay there until it answers where it goes."""
+        """Return whether a model that is to leave a server may stay there until it answers on the new one."""
         unit, before = server.unit(model), server.places.get(model)
         if server.away or unit.facts is None or not unit.facts.loaded or (before is not None and not before.here):
             return False
@@ -472,7 +473,7 @@ class PlacementController:
         )
 
     def _hand_over(self, model: str, changed: list[TrackedServer]) -> None:
-        """Whoever waits for a model, waits for it where it is placed now; what was loaded is loaded there."""
+        """Move pending load requests, and the loaded state, of a model to the servers that it is now assigned to."""
         left = [server for server in changed if not server.places[model].here]
         new = [server for server in changed if server.places[model].here and server.places[model].assignment]
         now = self._state.clock()
@@ -493,7 +494,7 @@ class PlacementController:
                     server.scheduler.demand(model, now)
 
     def _tell(self, before: Plan, made: Plan) -> None:
-        """Tell in events who moved, and who cannot be placed; nothing of a fleet of one."""
+        """Record events for moved and unplaced models, unless there is only one server."""
         if len(self._state.servers) == 1:
             return
         events = self._state.events
@@ -513,7 +514,7 @@ class PlacementController:
 
 
 def _provisional(made: Plan, workload: Workload) -> tuple[Assignment, ...]:
-    """The largest devices that a workload could use if nobody else did; empty where no server has such."""
+    """Return the largest devices that a workload could use if they were empty; empty if no server has suitable ones."""
     able = []
     for name, server in made.servers.items():
         pools = sorted(CapacityIndex.pools_for(workload, server), key=lambda pool: (-pool.bytes, pool.name))
@@ -527,7 +528,7 @@ def _provisional(made: Plan, workload: Workload) -> tuple[Assignment, ...]:
 
 
 def _runnable(desired_deployment: DesiredDeployment) -> PreparedVersion | None:
-    """The version that decides how much memory a model needs; None where nothing shall or can be loaded."""
+    """Return the version that determines a model's memory; None if nothing is to be or can be loaded."""
     spec = desired_deployment.revision.spec
     if spec.deleted or not spec.loaded:
         return None
@@ -542,7 +543,7 @@ def _runnable(desired_deployment: DesiredDeployment) -> PreparedVersion | None:
 
 
 def _devices(server: TrackedServer, placed: Server) -> tuple[object, ...]:
-    """What of a server decides how much memory models need on it."""
+    """Return the properties of a server that determine how much memory models need on it."""
     accounts = server.scheduler.accounts
     return accounts.known, accounts.limited, accounts.topology, placed.has_gpu
 

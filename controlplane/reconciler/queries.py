@@ -1,4 +1,4 @@
-"""Answers questions about the loop's state: statuses, ledgers, reasons, plans. Changes nothing."""
+"""Answers queries about the loop's state: statuses, ledgers, explanations, load plans. Changes nothing."""
 
 import asyncio
 from collections import Counter
@@ -30,16 +30,16 @@ from controlplane.registry.registry import Registry
 
 
 class ReconcilerQueries:
-    """What the loop tells. No I/O, except for `plan_load`.
+    """Read side of the loop. No I/O, except for `plan_load`.
 
     Args:
-        state: What the loop knows.
+        state: The loop's state.
         desired_state: Prepares versions that are not deployed.
         registry: The bucket.
-        preview: Says on which servers a version would be placed, and why on none.
+        preview: Returns the servers on which a version would be placed, and why on none.
 
     Attributes:
-        computed: How many statuses were made.
+        computed: How many statuses were computed.
     """
 
     def __init__(
@@ -62,28 +62,28 @@ class ReconcilerQueries:
         self.computed = 0
 
     def status(self, model: str) -> DeploymentStatus | None:
-        """Return how a deployment stands; None where none is known."""
+        """Return the status of a deployment; None if it is unknown."""
         if model in self._touched or model in self._unsteady or model not in self._statuses:
             self._update(model)
         return self._statuses.get(model)
 
     def statuses(self) -> dict[str, DeploymentStatus]:
-        """Return how all deployments stand, by model; removed ones only until they are gone."""
+        """Return the statuses of all deployments, by model; removed ones only until they are unloaded."""
         self.refresh()
         return dict(self._shown)
 
     def phases(self) -> Mapping[Phase, int]:
-        """Return how many deployments there are in each phase."""
+        """Return the number of deployments in each phase."""
         self.refresh()
         return self._phases
 
     def refresh(self) -> None:
-        """Bring the statuses up to date of all deployments that something changed for."""
+        """Update the statuses of all deployments that may have changed."""
         for model in self._touched | self._unsteady:
             self._update(model)
 
     def _update(self, model: str) -> None:
-        """Make a status anew, and keep it until something changes or it would change by itself."""
+        """Compute a status, and keep it until something changes or the status changes with time."""
         self._touched.discard(model)
         self.computed += 1
         shown, status = self._shown.pop(model, None), self._status(model)
@@ -95,18 +95,18 @@ class ReconcilerQueries:
             return
         self._statuses[model] = status
         if any(one.retry_at is not None or one.bake_until is not None for one in status.servers):
-            self._unsteady.add(model)  # it says when something is due
+            self._unsteady.add(model)  # it contains the time of a later event
         if not (self._state.desired_state[model].revision.spec.deleted and status.phase is Phase.UNLOADED):
             self._shown[model] = status
             self._phases[status.phase] += 1
 
     def overlooked(self, model: str) -> bool:
-        """Return whether a deployment's status is kept, and would be another one now."""
+        """Return whether the kept status of a deployment differs from its present one."""
         if model in self._touched or model in self._unsteady or model not in self._statuses:
             return False
         units = (server.units.get(model) for server in self._state.servers.values())
         if any(unit is not None and unit.task is not None for unit in units):
-            return False  # its conditions are kept when the action ends; until then they have the time of the question
+            return False  # its conditions are kept when the action ends; until then they have the time of the query
         return self._statuses[model] != self._status(model)
 
     def _status(self, model: str) -> DeploymentStatus | None:
@@ -121,7 +121,7 @@ class ReconcilerQueries:
             if place is None or place.assignment:
                 assignments.append(status)
             elif place.here or (server.trouble is None and status.phase is not Phase.UNLOADED):
-                others.append(status)  # it stays until it answers elsewhere, or is about to go
+                others.append(status)  # it stays until it answers elsewhere, or is about to be unloaded
         spec = desired_deployment.revision.spec
         if spec.loaded and not spec.deleted:
             least = spec.settings.min_replicas
@@ -131,11 +131,11 @@ class ReconcilerQueries:
         return overall(desired_deployment.revision.number, assignments + others)
 
     def deployed(self) -> Mapping[str, DeploymentRevision]:
-        """Return the newest revision of what is deployed, by model. It changes with what is deployed."""
+        """Return a live view of the newest revision of each deployment, by model."""
         return MappingProxyType(self._state.deployed)
 
     def health(self, model: str) -> tuple[ServerHealth, ...]:
-        """Return what the probes of a model found, by server."""
+        """Return the probe results of a model, by server."""
         found = []
         for server in self._state.servers.values():
             watch = server.unit(model).watch
@@ -143,15 +143,15 @@ class ReconcilerQueries:
         return tuple(found)
 
     def servers(self) -> tuple[ServerStatus, ...]:
-        """Return the servers as last seen."""
+        """Return the newest status of the servers."""
         return tuple(server.status() for server in self._state.servers.values())
 
     def spec(self, model: str) -> DeploymentSpec | None:
-        """Return what is wanted of a model; None where no deployment of it is known."""
+        """Return the desired state of a model; None if it has no known deployment."""
         return self._state.spec(model)
 
     def trials(self) -> dict[str, RolloutReadiness]:
-        """Return how every rollout that is under way stands, by model."""
+        """Return the state of every rollout in progress, by model."""
         servers = self._state.servers.values()
         found = {
             model: rollout_readiness(self._state.desired_state[model], servers) for model in sorted(self._state.trials)
@@ -173,7 +173,7 @@ class ReconcilerQueries:
         )
 
     def memory_of(self, model: str) -> tuple[tuple[str, ModelMemoryView], ...]:
-        """Return a model's memory by server; empty where no deployment of it is known."""
+        """Return a model's memory by server; empty if it has no known deployment."""
         desired_deployment = self._state.desired_state.get(model)
         servers = () if desired_deployment is None else self._state.servers.values()
         return tuple(
@@ -183,7 +183,7 @@ class ReconcilerQueries:
         )
 
     def why(self, model: str) -> ExplanationView | None:
-        """Return why a model is where it is; None where no deployment of it is known."""
+        """Return the explanation of a model's state; None if it has no known deployment."""
         desired_deployment = self._state.desired_state.get(model)
         if desired_deployment is None:
             return None
@@ -214,7 +214,7 @@ class ReconcilerQueries:
         )
 
     def awaited(self, model: str, status: DeploymentStatus, *, leading: bool) -> bool:
-        """Whether a demand for a model that is not loaded is still at work somewhere."""
+        """Return whether a load request for a model that is not loaded is still in progress on some server."""
         if status.phase is not Phase.UNLOADED:
             return False
         desired_deployment = self._state.desired_state.get(model)
@@ -231,16 +231,16 @@ class ReconcilerQueries:
     async def plan_load(
         self, model: str, version: int | None = None, settings: DeploymentSettings | None = None
     ) -> LoadPlanView:
-        """Say what loading a version would do.
+        """Return what loading a version would do.
 
         Args:
             model: The model; it need not be deployed.
-            version: The version; None takes the deployed one, or the newest.
-            settings: How it would be run; None takes the deployment's.
+            version: The version; None selects the deployed one, or the newest.
+            settings: The settings; None selects the deployment's.
 
         Raises:
             NotFoundError: No such model or version.
-            InvalidInputError: It cannot be run so.
+            InvalidInputError: The version cannot run with these settings.
         """
         desired_deployment = self._state.desired_state.get(model)
         spec = (

@@ -1,4 +1,4 @@
-"""How long requests wait in Triton's queues, by model over all servers, from Triton's own counters. Mutable."""
+"""Queueing time of requests in Triton, by model over all servers, from Triton's own counters. Mutable."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,19 +16,19 @@ class _Sum:
 
 @dataclass
 class QueuePressure:
-    """Sums what the counters have grown by, until it is asked for."""
+    """Sums the growth of the counters until the end of each window."""
 
     _before: dict[tuple[str, VersionKey], VersionCounters] = field(default_factory=dict)
     _sums: dict[str, _Sum] = field(default_factory=dict)
     _since: datetime | None = None
 
     def take(self, server: str, counters: Mapping[VersionKey, VersionCounters]) -> None:
-        """Take a server's newest counters. Those of a version start again at zero when it is loaded again."""
+        """Apply a server's newest counters. The counters of a version restart at zero when it is loaded again."""
         for key, now in counters.items():
             before = self._before.get((server, key))
             self._before[server, key] = now
             if before is None:
-                continue  # what was before we looked says nothing about now
+                continue  # earlier requests say nothing about the present window
             if now.requests < before.requests:
                 before = VersionCounters(0, None, 0.0)
             total = self._sums.setdefault(key[0], _Sum())
@@ -36,9 +36,9 @@ class QueuePressure:
             total.queue_seconds += max(now.queue_seconds - before.queue_seconds, 0.0)
 
     def windows(self, now: datetime, seconds: float) -> dict[str, Window] | None:
-        """Return what there was in the window that ends now, by model, and begin the next; None before its time.
+        """Return the window that ends now, by model, and begin the next; None if the window has not ended.
 
-        A model that is not in it was not asked.
+        A model that is missing in the result received no requests.
         """
         if self._since is None:
             self._since = now

@@ -1,4 +1,4 @@
-"""Looks after the servers themselves: says how they are, kills what hangs. What is remembered is in their `ServerHealth`."""  # noqa: E501
+"""Monitors the servers' health: updates their conditions, and kills unresponsive ones. The state is kept in their `ServerHealth`."""  # noqa: E501
 
 import logging
 import os
@@ -23,16 +23,16 @@ _TOLD = {
     ServerCondition.DISK_PRESSURE: ConditionStatus.TRUE,
     ServerCondition.SHARED_MEMORY_PRESSURE: ConditionStatus.TRUE,
 }
-"""Conditions that are told in events, with the status that is bad. Whether it answers is told where it is seen."""
+"""Conditions reported in events, with their bad status. Readiness is reported by the observer."""
 
 
 class ServerRemediator:
-    """Looks after the servers.
+    """Monitors the servers and repairs them.
 
     Args:
-        state: What the loop knows.
-        unresponsive_after_seconds: How long a server may be silent, or go on with a load beyond its deadline.
-        disk_pressure_threshold: Share of a disk below which too little of it is free.
+        state: The loop's state.
+        unresponsive_after_seconds: How long a server may be silent, or continue a load beyond its deadline.
+        disk_pressure_threshold: Share of free space below which a disk is under pressure.
     """
 
     def __init__(self, state: LoopState, *, unresponsive_after_seconds: float, disk_pressure_threshold: float) -> None:
@@ -41,7 +41,7 @@ class ServerRemediator:
         self._disk_pressure_threshold = disk_pressure_threshold
 
     def look(self, server: TrackedServer) -> None:
-        """Take in the newest look at a server, tell what turned, and do what has to be done about it."""
+        """Evaluate the newest snapshot of a server, report changed conditions, and take the required action."""
         now, embedded = time.monotonic(), server.managed.embedded
         allowed = server.managed.client.timeouts.load_seconds
         loads = {
@@ -49,7 +49,7 @@ class ServerRemediator:
             for entry in server.snapshot.index
             if entry.state == LOADING
             and (unit := server.units.get(entry.model.removesuffix(CANDIDATE_SUFFIX))) is not None
-            and unit.task is None  # else we wait for it ourselves
+            and unit.task is None  # else our own action waits for it
         }
         there = embedded is not None and embedded.state is ServerState.READY
         server.server_health.seen(server.snapshot, process_there=there, loads=loads, now=now)

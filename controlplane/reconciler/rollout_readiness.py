@@ -1,4 +1,4 @@
-"""How the new versions of rollouts stand on the servers. Pure."""
+"""State of the new versions of rollouts on the servers. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from controlplane.reconciler.server_state import TrackedServer
 from controlplane.registry.deployments import DeploymentRevision
 
 _TRIES = 3
-"""A new version that could not be loaded so many times in a row is given up."""
+"""A new version is given up after this many consecutive failed loads."""
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutReadiness:
-    """A rollout that is under way.
+    """A rollout in progress.
 
     Attributes:
         revision: The deployment's revision.
         servers: Names of the servers on which both versions are loaded and proved, sorted.
-        readiness: What that means for the rollout.
+        readiness: Whether the rollout can proceed.
     """
 
     revision: DeploymentRevision
@@ -33,7 +33,7 @@ class RolloutReadiness:
 def rollout_readiness(
     desired_deployment: DesiredDeployment, servers: Iterable[TrackedServer]
 ) -> RolloutReadiness | None:
-    """Return how a model's rollout stands; None where none is under way."""
+    """Return the state of a model's rollout; None if none is in progress."""
     rollout = desired_deployment.revision.spec.trial
     if rollout is None:
         return None

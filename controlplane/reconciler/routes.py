@@ -1,4 +1,4 @@
-"""Where a model can be asked: on the servers where the version that answers is proved."""
+"""Routes of models: the servers on which the active version is proved."""
 
 import asyncio
 from collections.abc import Iterable, Mapping
@@ -13,11 +13,11 @@ from controlplane.reconciler.server_state import TrackedServer
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a model can be asked.
+    """Where requests for a model can be sent.
 
     Attributes:
-        servers: Names of the servers on which the version that answers is proved, sorted.
-        version: Which version answers there; None while the servers differ.
+        servers: Names of the servers on which the active version is proved, sorted.
+        version: The active version there; None while the servers differ.
     """
 
     servers: tuple[str, ...]
@@ -25,7 +25,7 @@ class Route:
 
 
 def answers(unit: Replica) -> bool:
-    """Whether a model's own name is answered here by a version that is proved, and that is not about to go."""
+    """Return whether the active version of a model is proved here and is not being unloaded."""
     if unit.facts is None or unit.stale_since is not None:
         return False
     if unit.doing is not None and isinstance(unit.doing.action, Unload) and not unit.doing.action.candidate:
@@ -35,10 +35,10 @@ def answers(unit: Replica) -> bool:
 
 
 def route_of(units: Iterable[Replica]) -> Route | None:
-    """Return where a model can be asked; None where nowhere.
+    """Return the route of a model; None if it can be reached nowhere.
 
     Args:
-        units: The model on the servers that answer.
+        units: The model's replicas on available servers.
     """
     found = {unit.server: max(unit.facts.loaded) for unit in units if unit.facts is not None and answers(unit)}
     if not found:
@@ -48,14 +48,14 @@ def route_of(units: Iterable[Replica]) -> Route | None:
 
 
 class RouteTable:
-    """Where every model can be asked, kept up to date with what changes. Belongs to the loop.
+    """Current routes of all models. Belongs to the loop.
 
     Args:
-        state: What the loop knows.
+        state: The loop's state.
 
     Attributes:
-        routes: By model; what can be asked nowhere is left out. A new mapping with each change.
-        changed: Is set when the routes change. A new event each time: take it before the routes.
+        routes: Routes by model, without unreachable models. A new mapping with each change.
+        changed: Set when the routes change. A new event each time: take it before the routes.
     """
 
     def __init__(self, state: LoopState) -> None:
@@ -66,14 +66,14 @@ class RouteTable:
         self.changed = asyncio.Event()
 
     def server_changed(self, server: TrackedServer) -> None:
-        """Take in whether a server may be asked."""
+        """Update whether a server may receive requests."""
         health = _health(server)
         if self._health.get(server.name) != health:
             self._health[server.name] = health
             self._touched |= server.present
 
     def follow(self) -> None:
-        """Take in what changed."""
+        """Apply the changes."""
         changes = {model: self.route(model) for model in self._touched}
         self._touched.clear()
         changes = {model: route for model, route in changes.items() if self.routes.get(model) != route}
@@ -83,10 +83,10 @@ class RouteTable:
             self.changed = asyncio.Event()
 
     def route(self, model: str) -> Route | None:
-        """Return where a model can be asked now; None where nowhere."""
+        """Return the present route of a model; None if it can be reached nowhere."""
         if model not in self._state.desired_state:
             return None
-        # A server that is drained goes on with what can be asked nowhere else, until it is about to be restarted.
+        # A drained server still serves models that no other server can, until shortly before its restart.
         well, drained = [], []
         for server in self._state.servers.values():
             unit = server.units.get(model)

@@ -1,4 +1,4 @@
-"""The servers and the models on them, as the loop knows them. Mutable; the loop's own."""
+"""State of the servers and the models on them. Mutable; belongs to the loop."""
 
 import asyncio
 import heapq
@@ -25,13 +25,13 @@ from controlplane.triton.instance_groups import Gpus, asked_gpus
 
 @dataclass(frozen=True, slots=True)
 class ServerAssignment:
-    """Whether a model's place is on a server.
+    """Whether a model is assigned to a server.
 
     Attributes:
-        here: Whether.
-        why: Why, or where it is instead.
-        assignment: Whether it is assigned; else it only stays until it answers where it is.
-        devices: The devices of the server that it is assigned; empty where that is not said.
+        here: Whether the model is to be on this server.
+        why: The reason, or where it is instead.
+        assignment: Whether it is assigned to this server; if not, it only stays until it answers where it is assigned.
+        devices: The assigned devices of the server; empty if unspecified.
     """
 
     here: bool
@@ -42,31 +42,31 @@ class ServerAssignment:
 
 @dataclass
 class TrackedServer:
-    """A server as the loop last saw it.
+    """A server as last observed.
 
     Attributes:
         managed: The server.
-        scheduler: Who looks after its memory.
-        snapshot: The newest look at it.
-        observed_at: When that was (UTC).
-        looking: The look that is going on.
-        look_again: Something changed since that one began.
-        later: The look that waits for its time.
-        waits: Looks in a row that found Triton still busy.
-        cleaned: Whether the leftovers of a crash were removed since this process leads; nothing is staged before.
-        cleaning: The task that does that.
-        gauging: The measurement that is going on.
-        places: Whether a model's place is here, by model; a model that is not in it has not been decided on.
-        units: By model.
-        server_health: How it is.
-        undriven: Why no instance drives it; empty where one does.
+        scheduler: Its memory scheduler.
+        snapshot: The newest snapshot.
+        observed_at: Time of that snapshot (UTC).
+        looking: The snapshot in progress.
+        look_again: Whether something changed since that snapshot began.
+        later: Timer of a delayed snapshot.
+        waits: Consecutive snapshots that found Triton still busy.
+        cleaned: Whether the remains of a crash were removed since this process leads; nothing is staged before that.
+        cleaning: The cleaning task.
+        gauging: The reading in progress.
+        places: Assignments by model; a missing model has not been decided.
+        units: Replicas by model.
+        server_health: Health state.
+        undriven: Why no instance drives it; empty if one does.
         advised: The version of Triton whose advisories were reported.
-        guard: Who drains and restarts it when it has lost too much memory.
-        unplanned: Models whose next action is to be planned again.
-        present: Models of which something is there, or is being done: all that time alone may change.
-        awaited: Models that somebody waits to be seen.
-        well: Whether the newest look took in what each model shows; then the next one takes in what differs.
-        said: The trouble that the models on it were told of last.
+        guard: Drains and restarts it when it has leaked too much memory.
+        unplanned: Models whose next action must be planned again.
+        present: Models that are on the server or have an action in flight; only these can change with time alone.
+        awaited: Models whose next observation a caller or the loop waits for.
+        well: Whether the newest snapshot was applied for all models; then only differences of the next one are applied.
+        said: The trouble that was last applied to its models.
     """
 
     managed: ManagedServer
@@ -94,7 +94,7 @@ class TrackedServer:
     _turns: list[tuple[datetime, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Give it somebody who restarts it when it leaks."""
+        """Create the leak restarter."""
         self.guard = LeakRestarter(self.scheduler, supervised=self.managed.embedded is not None)
 
     @property
@@ -104,12 +104,12 @@ class TrackedServer:
 
     @property
     def away(self) -> bool:
-        """Whether it cannot be reached."""
+        """Whether it is unreachable."""
         return self.snapshot.state is not ServerState.READY
 
     @property
     def trouble(self) -> Trouble | None:
-        """Why nothing can be done on it; None when it is well."""
+        """Why no action is possible on it; None if it is healthy."""
         if self.undriven:
             return Trouble(f"{self.name} takes no work: {self.undriven}")
         if not self.away:
@@ -118,26 +118,26 @@ class TrackedServer:
         return Trouble(f"{self.name} is {self.snapshot.state.lower()}: {self.snapshot.message}")
 
     def unit(self, model: str) -> Replica:
-        """Return what is known of a model here."""
+        """Return the replica of a model on this server."""
         if model not in self.units:
             self.units[model] = Replica(self.name, model, watch=ProbeTracker(asked_at=time.monotonic()))
         return self.units[model]
 
     def keep_watch(self, unit: Replica) -> None:
-        """Keep a model among those present as long as something of it is there or is being done."""
+        """Update whether a model is in `present`."""
         if unit.idle:
             self.present.discard(unit.model)
         else:
             self.present.add(unit.model)
 
     def wake_at(self, unit: Replica, at: datetime | None) -> None:
-        """Have a model planned again at a time; None: when something changes."""
+        """Plan a model again at the given time; None waits for a change."""
         if at is not None and at != unit.wakes_at:
             heapq.heappush(self._turns, (at, unit.model))
         unit.wakes_at = at
 
     def due(self, now: datetime) -> list[str]:
-        """Take the models whose time to be planned again has come."""
+        """Remove and return the models that are due to be planned again."""
         found = []
         while self._turns and self._turns[0][0] <= now:
             at, model = heapq.heappop(self._turns)
@@ -148,22 +148,22 @@ class TrackedServer:
         return found
 
     def has_place(self, model: str) -> bool:
-        """Whether a model's place is here."""
+        """Return whether a model is to be on this server."""
         place = self.places.get(model)
         return place is not None and place.here
 
     def gpus(self, model: str, prepared: PreparedVersion) -> Gpus | None:
-        """Return the GPUs of a version's place here; None where they are left to Triton."""
+        """Return the GPUs that a version is assigned here; None if the choice is left to Triton."""
         place = self.places.get(model)
         devices = place.devices if place is not None else ()
         return asked_gpus(prepared.config, self.scheduler.accounts.numbers(devices)) if devices else None
 
     def gpus_for(self, model: str, prepared: PreparedVersion | None, action: Action) -> Gpus | None:
-        """Return the GPUs that the configuration for an action names; None where they are left to Triton.
+        """Return the GPUs that the configuration for an action names; None if the choice is left to Triton.
 
         Args:
             model: The model.
-            prepared: The action's target; None where the present wish does not know it.
+            prepared: The action's target; None if the current desired state does not contain it.
             action: The action.
         """
         facts, place = self.unit(model).facts, self.gpus(model, prepared) if prepared is not None else None
@@ -177,7 +177,7 @@ class TrackedServer:
         return place
 
     def _displaced(self, desired_deployment: DesiredDeployment) -> str:
-        """Why what is loaded has to be loaded again on other GPUs; empty where it is where it should be."""
+        """Return why a loaded model must be loaded again on other GPUs; empty if it is on its assigned ones."""
         facts, place = self.unit(desired_deployment.model).facts, self.places.get(desired_deployment.model)
         if facts is None or not facts.loaded or facts.gpus is None or facts.externally_modified:
             return ""
@@ -193,7 +193,7 @@ class TrackedServer:
         return "" if gpus is None or gpus == facts.gpus else f"its place is on {', '.join(place.devices)} now"
 
     def desired(self, desired_deployment: DesiredDeployment) -> DesiredReplica:
-        """Return what is wanted here: what the deployment says, if the model's place is here and memory allows it."""
+        """Return the desired state here: the deployment's, if the model is assigned here and memory allows it."""
         desired = desired_deployment.desired(self.unit(desired_deployment.model).record.good)
         place = self.places.get(desired_deployment.model)
         if relocation_reason := self._displaced(desired_deployment):
@@ -203,7 +203,7 @@ class TrackedServer:
         verdict = self.scheduler.desired(desired_deployment.model)
         if not desired.loaded or verdict is None or verdict.loaded:
             facts = self.unit(desired_deployment.model).facts
-            # Only a candidate makes it matter; to ask the ledger costs a walk through all its holdings.
+            # This matters only with a candidate, and the check walks through all reservations of the ledger.
             beside = desired.loaded and facts is not None and facts.candidate is not None
             return (
                 replace(desired, fits_alongside=True)
@@ -214,7 +214,7 @@ class TrackedServer:
         return replace(desired, loaded=False, why=refused or verdict.why, refused=bool(refused))
 
     def status(self) -> ServerStatus:
-        """Return the server as last seen."""
+        """Return the newest status of the server."""
         managed, snapshot = self.managed, self.snapshot
         return ServerStatus(
             name=managed.name,
@@ -235,7 +235,7 @@ class TrackedServer:
 
 
 def report(role: str, phases: Mapping[Phase, int], servers: Iterable[TrackedServer], store_trouble: str) -> str:
-    """Put the present state into one sentence."""
+    """Return the present state as one sentence."""
     counts = sorted((phase.value, count) for phase, count in phases.items() if count)
     parts = [role, ", ".join(f"{count} {phase}" for phase, count in counts) or "nothing is deployed"]
     known = list(servers)

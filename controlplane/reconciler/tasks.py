@@ -1,4 +1,4 @@
-"""What takes time and is no action: looks, measurements, cleaning, writing. Each sends a message when it is done."""
+"""Slow work other than actions: snapshots, readings, cleaning, writes. Most tasks send a message when they are done."""
 
 import asyncio
 import logging
@@ -21,19 +21,19 @@ logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.05
 _WAIT_GROWTH = 1.15
-"""Time until the next look while Triton is finishing something; it grows up to the interval between cycles."""
+"""Delay of the next snapshot while Triton is busy; it grows up to the interval between cycles."""
 
 
 class TaskRunner:
-    """The loop's tasks. At most one look, one measurement and one cleaning at a time for each server.
+    """The loop's tasks. At most one snapshot, one reading and one cleaning at a time for each server.
 
     Args:
-        state: What the loop knows; read here, and the servers' task handles are kept in it.
+        state: The loop's state; only read here, except for the servers' task handles.
         post: Puts a message into the inbox.
         leading: Whether this process may change anything.
-        owns: Whether no other process may change what is on the servers.
-        registry: Where measured footprints are kept.
-        interval_seconds: Longest pause between two looks at a server that is busy.
+        owns: Whether no other process may change the servers.
+        registry: Stores measured footprints.
+        interval_seconds: Maximum pause between two snapshots of a busy server.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class TaskRunner:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
-        """Run something beside the loop."""
+        """Run a coroutine beside the loop."""
         task = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
 
     async def stop(self) -> None:
-        """End everything that runs."""
+        """Cancel all tasks."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -72,7 +72,7 @@ class TaskRunner:
                 server.later.cancel()
 
     def look(self, server: TrackedServer) -> None:
-        """Look at a server; once more after the look that is going on, where there is one."""
+        """Take a snapshot of a server; if one is in progress, take another one after it."""
         if server.looking is not None:
             server.look_again = True
             return
@@ -86,7 +86,7 @@ class TaskRunner:
         server.looking = self.spawn(seen(), f"look at {server.name}")
 
     def look_later(self, server: TrackedServer) -> None:
-        """Look at a server that is busy, in a moment."""
+        """Take a snapshot of a busy server after a short delay."""
         if server.later is None:
 
             def now() -> None:
@@ -98,7 +98,7 @@ class TaskRunner:
             server.later = asyncio.get_running_loop().call_later(pause, now)
 
     def gauge(self, server: TrackedServer) -> None:
-        """Measure a server, unless that is going on."""
+        """Take a reading of a server, unless one is in progress."""
         if server.gauging is not None:
             return
         began, counters = self._state.step, not server.away
@@ -109,7 +109,7 @@ class TaskRunner:
         server.gauging = self.spawn(gauged(), f"gauge {server.name}")
 
     def clean(self, server: TrackedServer) -> None:
-        """Remove what a crash left in a model repository, unless another process may be at work in it."""
+        """Remove the remains of a crash from a model repository, unless another process may be using it."""
         if not self._owns() or server.cleaned or server.cleaning is not None:
             return
 
@@ -125,7 +125,7 @@ class TaskRunner:
         server.cleaning = self.spawn(clean(), f"clean {server.name}")
 
     def keep(self, server: TrackedServer, measurements: list[FootprintSample]) -> None:
-        """Keep measured footprints with their versions in the bucket."""
+        """Store measured footprints with their versions in the bucket."""
         if not measurements or not self._leading():
             return
 
@@ -143,7 +143,7 @@ class TaskRunner:
         self.spawn(run(), "keep footprints")
 
     def give_back(self, lease: ModelHold) -> None:
-        """Give a hold of our own back; one that cannot be ends by itself."""
+        """Release a hold of this process; if that fails, the hold expires."""
 
         async def run() -> None:
             with suppress(ControlPlaneError):
@@ -152,7 +152,7 @@ class TaskRunner:
         self.spawn(run(), f"give back {lease.model}")
 
     def keep_report(self, report: VersionReport) -> None:
-        """Keep what was found out about a version with it in the bucket."""
+        """Store the report of a version in the bucket."""
         if not self._leading():
             return
 

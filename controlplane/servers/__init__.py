@@ -1,1 +1,1 @@
-"""A Triton server as the control plane sees it: its ports, snapshots, readings and health."""
+"""A Triton server as the control plane sees it: its clients, snapshots, readings and health."""

@@ -1,14 +1,15 @@
-"""How a server itself is: what can be said of it, and what to do about it. Pure, except for `ServerHealth`, which remembers.
+"""Health of a server: its conditions, and the remediation that they call for. Pure, except for `ServerHealth`, which keeps state.
 
-What is done about a server of our own, in this order (`remedy`):
+`remediation` handles a supervised server in this order:
 
-1.  It does not answer although its process is there, for `unresponsive_after_seconds`: it is killed; its supervisor
-    starts it again, each time after a longer pause.
-2.  It is busy with a load whose deadline is over, for `unresponsive_after_seconds`: the backend process of that load is
-    killed, which makes Triton give the load up and leaves every other model alone.
-3.  It is busy with it still, as long again: it is killed, as in 1, because nothing else ends a load.
+1.  The server process exists but has not answered for `unresponsive_after_seconds`: kill the server. Its supervisor
+    restarts it, after a pause that grows with each restart.
+2.  A load has exceeded its deadline by `unresponsive_after_seconds`: kill the backend process of that load. Triton then
+    gives the load up, and all other models keep running.
+3.  The load has not ended `unresponsive_after_seconds` after step 2: kill the server as in step 1, because nothing else
+    ends a load.
 
-A server that runs elsewhere is reported: whoever runs it has to restart it.
+An external server is only reported; its operator must restart it.
 """  # noqa: E501
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,7 @@ from controlplane.servers.snapshot import ServerSnapshot, Space
 
 
 class Remediation(Enum):
-    """What to do about a server."""
+    """Action to take on a server."""
 
     NOTHING = auto()
     END_LOADS = auto()
@@ -31,13 +32,13 @@ class Remediation(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StuckLoad:
-    """A version that Triton has been loading for too long, and nobody waits for any more.
+    """Version whose load in Triton has exceeded its deadline and that no request waits for any more.
 
     Attributes:
-        name: Its name in Triton.
-        version: Its number.
-        seconds: For how long beyond its deadline.
-        ended: Seconds since its process was killed; None where that was not tried.
+        name: The name in Triton.
+        version: The version number.
+        seconds: Seconds by which the load has exceeded its deadline.
+        ended: Seconds since the backend process was killed; None if no kill was attempted.
     """
 
     name: str
@@ -48,17 +49,17 @@ class StuckLoad:
 
 @dataclass(frozen=True, slots=True)
 class HealthSignals:
-    """What is known of a server.
+    """Observed state of a server, as input for remediation and conditions.
 
     Attributes:
-        supervised: Whether this process started it.
-        state: As last seen.
-        message: Why it is so.
-        timed_out: Whether it let the newest look's deadline pass, rather than refuse it.
-        live: Whether Triton says that it is live.
-        silent_seconds: For how long it has not answered although its process is there; None where it answers.
-        stuck: Loads that are over their time.
-        metrics: Whether its metrics can be read; None where nobody tried, or there are none.
+        supervised: Whether this process started the server.
+        state: The state in the newest snapshot.
+        message: The reason for that state.
+        timed_out: Whether the newest snapshot timed out, as opposed to a refused connection.
+        live: Whether Triton reports that it is live.
+        silent_seconds: Seconds without an answer although the process exists; None if the server answers.
+        stuck: Loads that have exceeded their deadline.
+        metrics: Whether the metrics can be read; None if no read was attempted or the server has no metrics endpoint.
         spaces: Disk and shared memory.
     """
 
@@ -74,7 +75,7 @@ class HealthSignals:
 
 
 def remediation(signs: HealthSignals, unresponsive_after_seconds: float) -> Remediation:
-    """Decide what to do about a server; the numbers are those of the module's text."""
+    """Decide what to do about a server; the numbers refer to the list in the module docstring."""
     if not signs.supervised:
         return Remediation.NOTHING
     if signs.silent_seconds is not None and signs.silent_seconds >= unresponsive_after_seconds:  # 1
@@ -89,7 +90,7 @@ def remediation(signs: HealthSignals, unresponsive_after_seconds: float) -> Reme
 def server_conditions(
     signs: HealthSignals, disk_pressure_threshold: float, unresponsive_after_seconds: float
 ) -> tuple[Condition, ...]:
-    """Return what can be said of a server, without times."""
+    """Return the conditions of a server, without transition times."""
     well = signs.state is ServerState.READY
     hung = not well and (signs.timed_out or signs.silent_seconds is not None)
     why = "Hung" if hung else signs.state.value
@@ -146,12 +147,12 @@ def _unknown(kind: ServerCondition, reason: str, message: str) -> Condition:
 
 @dataclass
 class ServerHealth:
-    """What is remembered of one server. Times are monotonic seconds.
+    """Mutable health state of one server. Times are monotonic seconds.
 
     Attributes:
-        conditions: What could be said of it last, and since when.
-        metrics: Whether its metrics could be read at the newest try.
-        kills: How often it was killed because it was hung.
+        conditions: The newest conditions with their transition times.
+        metrics: Whether the newest attempt to read the metrics succeeded.
+        kills: How often the server was killed because it was unresponsive.
     """
 
     conditions: tuple[Condition, ...] = ()
@@ -162,13 +163,13 @@ class ServerHealth:
     _ended: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def seen(self, snapshot: ServerSnapshot, *, process_there: bool, loads: Mapping[str, float], now: float) -> None:
-        """Take in a look.
+        """Apply a snapshot.
 
         Args:
-            snapshot: The look.
-            process_there: Whether it runs under our eyes, so that silence is no absence.
-            loads: By name in Triton, how many seconds a load of it may take that goes on now; others are not watched.
-            now: The time.
+            snapshot: The snapshot.
+            process_there: Whether the server process exists on this machine, so that silence does not mean absence.
+            loads: Allowed duration in seconds of each load in progress, by name in Triton; other loads are not watched.
+            now: The present time.
         """
         if snapshot.state is ServerState.READY:
             self._silent_since = None
@@ -183,17 +184,17 @@ class ServerHealth:
                 self._silent_since = now
 
     def ended(self, loads: Iterable[StuckLoad], now: float) -> None:
-        """The processes of these loads were killed."""
+        """Record that the processes of these loads were killed."""
         self._ended |= {(load.name, load.version): now for load in loads}
 
     def killed(self) -> None:
-        """The server was killed."""
+        """Record that the server was killed."""
         self.kills += 1
         self._silent_since = None
         self._loading, self._ended = {}, {}
 
     def signs(self, snapshot: ServerSnapshot, *, supervised: bool, now: float) -> HealthSignals:
-        """Return what the decisions need."""
+        """Return the signals that the decisions need."""
         return HealthSignals(
             supervised=supervised,
             state=snapshot.state,

@@ -1,4 +1,4 @@
-"""Measures a server: its devices, the processes of its models, and how often they were asked. I/O only."""
+"""Measures a server: its devices, its model processes and its request counters. I/O only."""
 
 import asyncio
 import logging
@@ -16,16 +16,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServerReading:
-    """What a look at a server's memory and counters showed.
+    """Result of one measurement of a server's memory and counters.
 
     Attributes:
-        devices: Its devices; None where nobody tells, or not now.
-        instances: Memory of the processes by Triton name and version; None for a server that runs elsewhere.
-        server_bytes: Resident memory of the server's own process; 0 where it cannot be seen.
-        generation: Start count of an embedded server at the time.
-        counters: Requests by Triton name and version; None where they were not asked for, or not told.
-        pending: Requests that wait or run now; None likewise.
-        metrics: Whether the server's metrics could be read; None where nobody tried.
+        devices: The devices; None if no device source exists or the read failed.
+        instances: Memory of the model processes by Triton name and version; None for an external server.
+        server_bytes: Resident memory of the server process itself; 0 if it cannot be read.
+        generation: Start count of an embedded server at the time of the reading.
+        counters: Requests by Triton name and version; None if they were not requested or could not be read.
+        pending: Requests that are queued or running now; None likewise.
+        metrics: Whether the server's metrics could be read; None if no read was attempted.
     """
 
     devices: tuple[DeviceReading, ...] | None = None
@@ -38,11 +38,11 @@ class ServerReading:
 
 
 async def read_server(server: ManagedServer, *, counters: bool) -> ServerReading:
-    """Measure a server. What cannot be read is left out.
+    """Measure a server, omitting values that cannot be read.
 
     Args:
-        server: Which.
-        counters: Whether its request counters are asked for too.
+        server: The server.
+        counters: Whether to read the request counters as well.
     """
     memory = asyncio.create_task(asyncio.to_thread(_memory, server))
     try:
@@ -82,7 +82,7 @@ def _memory(server: ManagedServer) -> ServerReading:
 
 
 def differences(before: ServerReading | None, after: ServerReading | None) -> dict[str, int]:
-    """By how much the use of each device has grown between two readings."""
+    """Return by how many bytes the use of each device has grown between two readings."""
     if before is None or after is None or before.devices is None or after.devices is None:
         return {}
     used = {device.name: device.used_bytes for device in before.devices}

@@ -1,4 +1,4 @@
-"""A Triton server as the reconciler works with it."""
+"""A Triton server as the reconciler uses it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,21 +13,22 @@ from controlplane.triton.repository import ModelRepository
 
 @dataclass(frozen=True, slots=True)
 class ManagedServer:
-    """One server with what belongs to it.
+    """One server with its clients, repository and settings.
 
     Attributes:
-        name: Its name.
-        client: Its API.
+        name: The server's name.
+        client: Client of its API.
         repository: Its model repository, as this process sees it.
-        embedded: The supervisor, where this process started the server.
+        embedded: The supervisor, if this process started the server.
         http_url: URL of its HTTP service, for display.
-        page: Its metrics; None where their address is not known.
-        devices: What tells of its devices' memory; None: nobody does.
-        budgets: How much of each of them models may use.
+        page: Scraper of its metrics; None if their address is not known.
+        devices: Source of device memory readings; None if there is none.
+        budgets: The part of each device that models may use.
         zone: Its failure domain.
-        labels: What node selectors are matched with.
-        private: Whether only this process reaches it: no other instance drives it or sends requests to it.
-        identity: What tells it from servers of the same name elsewhere; empty: its name does.
+        labels: Labels that node selectors are matched with.
+        private: Whether only this process can reach the server: no other instance drives it or sends requests to it.
+        identity: Identifier that distinguishes it from servers of the same name on other instances; empty if the name
+            is unique.
     """
 
     name: str
@@ -45,7 +46,7 @@ class ManagedServer:
 
     @property
     def id(self) -> str:
-        """Its name among the servers of all instances."""
+        """Unique name among the servers of all instances."""
         return self.identity or self.name
 
     @property

@@ -1,4 +1,4 @@
-"""Looks at a server: what Triton has loaded, under which configuration, and what lies in its model repository."""
+"""Takes snapshots of a server: loaded versions, their configurations, and the contents of its model repository."""
 
 import asyncio
 import hashlib
@@ -22,18 +22,18 @@ from controlplane.triton.model_config import DIGEST_PARAMETER
 logger = logging.getLogger(__name__)
 
 _SHARED_MEMORY = Path("/dev/shm")
-"""Through it a Python-based backend's processes talk with the server."""
+"""Python-based backends use it to communicate with the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """How much of a disk is free.
+    """Free space on one file system.
 
     Attributes:
-        kind: The condition that it decides.
-        path: Where.
-        free_bytes: Free.
-        total_bytes: In all.
+        kind: The condition that this space determines.
+        path: The path that was checked.
+        free_bytes: Free bytes.
+        total_bytes: Total bytes.
     """
 
     kind: ServerCondition
@@ -44,23 +44,23 @@ class Space:
 
 @dataclass(frozen=True)
 class ServerSnapshot:
-    """What a look at a server showed.
+    """Result of one observation of a server.
 
     Attributes:
-        state: Whether the server can be worked with.
-        message: Why it cannot.
+        state: Whether the server can be used.
+        message: The reason if it cannot.
         version: Triton's version.
         generation: Start count of an embedded server; 0 for others.
         index: Its repository index.
-        digests: Configuration digest by Triton name of what was watched and is loaded.
-        configs: The whole configurations, likewise.
-        fingerprints: Of those.
-        gpus: The GPUs that this uses, by Triton name.
-        said_gpus: The GPUs that the load of it named, likewise.
+        digests: Configuration digest by Triton name, for loaded models that are deployed.
+        configs: The complete configurations, likewise.
+        fingerprints: Fingerprints of those configurations.
+        gpus: The GPUs that each loaded model uses, by Triton name.
+        said_gpus: The GPUs that its load request named, likewise.
         staged: Versions in the model repository by Triton name.
-        live: Whether Triton says that it is live.
-        timed_out: Whether it let the look's deadline pass, rather than refuse it.
-        spaces: Disk and shared memory that it needs, as far as they can be seen from here.
+        live: Whether Triton reports that it is live.
+        timed_out: Whether the snapshot timed out, as opposed to a refused connection.
+        spaces: Disk and shared memory that the server needs, as far as this process can see them.
     """
 
     state: ServerState
@@ -80,7 +80,7 @@ class ServerSnapshot:
     spaces: tuple[Space, ...] = ()
 
     def differs(self, before: "ServerSnapshot") -> set[str]:
-        """Return the models of which another look showed something else; of all others it showed the same."""
+        """Return the models that differ between the two snapshots."""
         found = _differing(before.by_model, self.by_model)
         for old, new in (
             (before.staged, self.staged),
@@ -92,19 +92,19 @@ class ServerSnapshot:
 
 
 def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> set[str]:
-    """Return the keys of which two mappings have different values, or of which one has none."""
+    """Return the keys whose values differ, including keys that only one mapping has."""
     if before == now:
         return set()
     return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
 
 
 async def take_snapshot(server: ManagedServer, models: Container[str], known_version: str) -> ServerSnapshot:
-    """Look at a server once.
+    """Take one snapshot of a server.
 
     Args:
-        server: Which.
-        models: The models that are deployed; whatever else runs there is listed and left alone.
-        known_version: Triton's version from an earlier look; empty asks for it.
+        server: The server.
+        models: The deployed models; all other models on the server are listed but not inspected.
+        known_version: Triton's version from an earlier snapshot; if empty, the server is asked for it.
     """
     embedded = server.embedded
     generation = embedded.generation if embedded else 0
@@ -147,7 +147,7 @@ async def take_snapshot(server: ManagedServer, models: Container[str], known_ver
 
 
 def _spaces(server: ManagedServer) -> tuple[Space, ...]:
-    """Read how much is free of the model repository's disk, and of the shared memory of a server on this machine."""
+    """Return the free space of the model repository's disk and, for an embedded server, of the shared memory."""
     places = [(ServerCondition.DISK_PRESSURE, server.repository.root)]
     if server.embedded is not None:
         places.append((ServerCondition.SHARED_MEMORY_PRESSURE, _SHARED_MEMORY))
@@ -156,7 +156,7 @@ def _spaces(server: ManagedServer) -> tuple[Space, ...]:
         try:
             usage = shutil.disk_usage(path)
         except OSError:
-            continue  # staging says what is wrong with it
+            continue  # staging reports the error
         found.append(Space(kind, str(path), usage.free, usage.total))
     return tuple(found)
 
@@ -165,7 +165,7 @@ async def _config(server: ManagedServer, name: str, version: int) -> Mapping[str
     try:
         return await server.client.model_config(name, version)
     except NotFoundError:
-        return {}  # unloaded since
+        return {}  # unloaded in the meantime
 
 
 def _digest(config: Mapping[str, Any]) -> str | None:
@@ -174,6 +174,6 @@ def _digest(config: Mapping[str, Any]) -> str | None:
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """Return the digest of all that Triton tells of a model's configuration; empty where it tells nothing."""
+    """Return the digest of the configuration that Triton reports for a model; empty if it reports none."""
     text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest() if config else ""
