@@ -1,1 +1,1 @@
-"""Frozen types and pure rules. Imports nothing of the project but `errors`."""
+"""Frozen types and pure rules. Imports nothing of the project except `errors`."""

@@ -1,7 +1,7 @@
-"""Who may do what: API keys, their scopes and the models they are for. Pure rules; no clock, no store.
+"""Authorization: API keys, their scopes and models. Pure rules; no clock, no store.
 
-A key is a random secret of 256 bits. Nobody guesses or looks up such a number, so its SHA-256 is kept and not a slow
-hash: slow hashes protect passwords, which people choose, and would only make each request dear.
+A key is a random secret of 256 bits, which cannot be guessed or looked up, so a plain SHA-256 is stored instead of a
+slow hash: slow hashes protect passwords, which people choose, and would only slow down each request.
 """
 
 import re
@@ -16,7 +16,7 @@ from controlplane.domain.manifest import Sha256
 from controlplane.errors import ForbiddenError, InvalidInputError, InvalidNameError
 
 TOKEN_PREFIX = "tck"
-"""Begins every key, so that scanners for leaked secrets can find one."""
+"""Prefix of every key, so that scanners for leaked secrets can find one."""
 
 KEY_NAME_MAX = 64
 PATTERNS_MAX = 64
@@ -26,16 +26,16 @@ _TOKEN = re.compile(rf"{TOKEN_PREFIX}_([0-9a-f]{{12}})_[A-Za-z0-9_-]{{43}}")
 
 
 class Scope(StrEnum):
-    """What a key is good for."""
+    """What a key permits."""
 
     READ = "read"
-    """Look at everything."""
+    """Read everything."""
     INFER = "infer"
-    """Ask models, and have them loaded for that."""
+    """Send inference requests, and have models loaded for them."""
     DEPLOY = "deploy"
     """Publish, convert, deploy and roll back. Includes `read`."""
     CODE = "code"
-    """Bring code: TorchScript, pickles, factories, settings that load libraries or files. Includes `deploy`."""
+    """Publish code: TorchScript, pickles, factories, settings that load libraries or files. Includes `deploy`."""
     ADMIN = "admin"
     """Keys, garbage collection, and everything else."""
 
@@ -50,7 +50,7 @@ _INCLUDED: dict[Scope, frozenset[Scope]] = {
 
 
 class ApiKey(BaseModel):
-    """A key as the bucket keeps it: everything but the secret."""
+    """A key as stored in the bucket: everything except the secret."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -68,7 +68,7 @@ class ApiKey(BaseModel):
     burst: int | None = Field(default=None, ge=1, description="Requests at once; null: the default.")
 
     def why_not(self, now: datetime) -> str:
-        """Return why the key does not count any more, empty where it does."""
+        """Return why the key is not valid any more; empty if it is."""
         if self.revoked_at is not None:
             return "was revoked"
         if self.expires_at is not None and now >= self.expires_at:
@@ -77,12 +77,12 @@ class ApiKey(BaseModel):
 
     @property
     def wide(self) -> bool:
-        """Whether it is for all models."""
+        """Whether it is valid for all models."""
         return not self.models
 
 
 class Keyring(BaseModel):
-    """All keys there ever were: the body of their chain's revisions."""
+    """All keys ever created: the body of their chain's revisions."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -93,21 +93,21 @@ class Keyring(BaseModel):
         return next((key for key in self.keys if key.id == key_id), None)
 
     def has_admin(self, now: datetime) -> bool:
-        """Whether somebody can make and revoke keys over the API."""
+        """Return whether a valid key exists that can create and revoke keys over the API."""
         return any(Scope.ADMIN in key.scopes and key.wide and not key.why_not(now) for key in self.keys)
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks, as far as a key proves it.
+    """The caller, as authenticated by a key.
 
     Attributes:
         key_id: The key's id.
         name: The key's name.
-        scopes: What it may do, with all that its scopes include.
-        models: Patterns of the models it is for; none: all.
-        rate_per_second: Its own limit of requests, None for the default.
-        burst: Requests it may make at once, None for the default.
+        scopes: Its scopes, with all that they include.
+        models: Patterns of the models it is valid for; empty for all.
+        rate_per_second: Its own rate limit; None for the default.
+        burst: Requests it may send at once; None for the default.
     """
 
     key_id: str
@@ -119,18 +119,18 @@ class Principal:
 
     @classmethod
     def of(cls, key: ApiKey) -> "Principal":
-        """Return whom a key stands for."""
+        """Return the principal of a key."""
         return cls(key.id, key.name, included(key.scopes), key.models, key.rate_per_second, key.burst)
 
     def actor(self, claimed: str | None) -> str:
-        """Return who a history shall name: the key, and after it whom the client says it acts for.
+        """Return the actor to record: the key, followed by the identity that the client claims.
 
-        A key's name has no ``/``, so what stands before the first one is proved and what follows is only said.
+        A key's name contains no ``/``, so the part before the first one is authenticated and the rest is only claimed.
         """
         return f"{self.name}/{claimed}" if claimed else self.name
 
     def sees(self, model: str) -> bool:
-        """Whether the key is for this model."""
+        """Return whether the key is valid for this model."""
         return matches(self.models, model)
 
     def require_scope(self, scope: Scope, what: str) -> None:
@@ -146,7 +146,7 @@ class Principal:
             )
 
     def require_model(self, model: str) -> None:
-        """Raise ForbiddenError unless the key is for this model."""
+        """Raise ForbiddenError unless the key is valid for this model."""
         if not self.sees(model):
             raise ForbiddenError(
                 f"the key {self.name!r} is for the models {', '.join(self.models)}, not for {model[:128]!r}",
@@ -155,7 +155,7 @@ class Principal:
             )
 
     def require_wide(self, what: str) -> None:
-        """Raise ForbiddenError unless the key is for all models."""
+        """Raise ForbiddenError unless the key is valid for all models."""
         if self.models:
             raise ForbiddenError(
                 f"{what} concerns all models; the key {self.name!r} is for {', '.join(self.models)} alone",
@@ -165,7 +165,7 @@ class Principal:
 
 
 def may_bring_code(asker: Principal | None) -> bool:
-    """Return whether a caller may bring code; without keys in use (None), every caller may."""
+    """Return whether a caller may publish code; without keys in use (None), every caller may."""
     return asker is None or Scope.CODE in asker.scopes
 
 
@@ -175,21 +175,21 @@ def included(scopes: Iterable[Scope]) -> frozenset[Scope]:
 
 
 def matches(patterns: tuple[str, ...], model: str) -> bool:
-    """Whether a model's name fits one of the patterns, or there are none. ``*`` stands for any characters."""
+    """Return whether a model name matches a pattern, or there are no patterns; ``*`` matches any characters."""
     return not patterns or any(re.fullmatch(".*".join(map(re.escape, one.split("*"))), model) for one in patterns)
 
 
 def key_id_of(token: str) -> str | None:
-    """Return the id inside a key; None where it has not the form of one."""
+    """Return the id inside a key; None if it does not have the form of a key."""
     match = _TOKEN.fullmatch(token)
     return match[1] if match else None
 
 
 def check_key_name(name: str) -> str:
-    """Return the name, or say why a key cannot have it.
+    """Return the name if it is a valid key name.
 
     Raises:
-        InvalidNameError: It is empty, too long, or has other characters than ``A-Z a-z 0-9 _ . @ -``.
+        InvalidNameError: It is empty, too long, or has characters outside ``A-Z a-z 0-9 _ . @ -``.
     """
     if len(name) > KEY_NAME_MAX or not _NAME.fullmatch(name):
         raise InvalidNameError(
@@ -201,10 +201,10 @@ def check_key_name(name: str) -> str:
 
 
 def check_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
-    """Return the patterns of models, or say what is wrong with one.
+    """Return the model patterns if they are valid.
 
     Raises:
-        InvalidInputError: One has characters that no model's name has, or there are too many.
+        InvalidInputError: A pattern has characters that no model name has, or there are too many.
     """
     given = tuple(dict.fromkeys(patterns))
     if len(given) > PATTERNS_MAX:

@@ -1,4 +1,4 @@
-"""Which Triton releases have published vulnerabilities that a later release fixes. Pure.
+"""Triton releases with published vulnerabilities that a later release fixes. Pure.
 
 Sources: the records at https://www.cve.org/CVERecord?id=… (fields ``affected``), and NVIDIA's bulletins in
 https://github.com/NVIDIA/product-security, by their numbers. Triton's own version follows its monthly container
@@ -47,17 +47,17 @@ ADVISORIES = (
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _LAST_OF_OLD_COUNT = 59
-"""Up to here minor versions and months go together; then 2.59.1 took the place of 2.60."""
+"""Up to this minor version, versions and months advance together; then 2.59.1 took the place of 2.60."""
 
 
 def release_of(version: str) -> str:
-    """Return the container release of a Triton version, such as ``24.10`` for 2.51.0; empty where it is unknown."""
+    """Return the container release of a Triton version, such as ``24.10`` for 2.51.0; empty if it is unknown."""
     match = _VERSION.match(version)
     if match is None or match[1] != "2":
         return ""
     minor, patch = int(match[2]), int(match[3])
     if minor < _LAST_OF_OLD_COUNT - 35:
-        return ""  # years old, and not counted so regularly
+        return ""  # years old, and numbered less regularly
     months = 25 * 12 + 6 + (minor - _LAST_OF_OLD_COUNT) - 1
     if minor > _LAST_OF_OLD_COUNT or (minor == _LAST_OF_OLD_COUNT and patch > 0):
         months += 1
@@ -65,7 +65,7 @@ def release_of(version: str) -> str:
 
 
 def advisories_for(version: str) -> tuple[Advisory, ...]:
-    """Return the advisories whose fix a Triton version lacks; none for a version that is not known."""
+    """Return the advisories whose fix a Triton version lacks; none for an unknown version."""
     release = release_of(version)
     return tuple(one for one in ADVISORIES if release and _number(release) < _number(one.fixed_in))
 

@@ -1,8 +1,8 @@
-"""Does this answer agree with that one? The one rule for parity after a conversion and for proof after a load.
+"""Comparison of outputs: the single rule for parity after a conversion and for the proof after a load.
 
-An element agrees when ``|actual - expected| <= absolute + relative * |expected|``, the rule of ``numpy.isclose``
-(https://numpy.org/doc/stable/reference/generated/numpy.isclose.html), where two NaN, and two infinities of one sign,
-agree. Strings must be equal, and so must integers and booleans unless a tolerance is given for them.
+An element agrees if ``|actual - expected| <= absolute + relative * |expected|``, the rule of ``numpy.isclose``
+(https://numpy.org/doc/stable/reference/generated/numpy.isclose.html), where two NaN, and two infinities of the same
+sign, agree. Strings must be equal, and so must integers and booleans unless a tolerance is given for them.
 """
 
 from collections.abc import Mapping
@@ -29,15 +29,15 @@ def compare(actual: Tensors, expected: Tensors, tolerances: Mapping[str, Toleran
     """Compare every expected output.
 
     Args:
-        actual: What was answered, by output name.
-        expected: What was recorded, by output name.
-        tolerances: By output name; where missing, the default of the expected array's type.
+        actual: The actual values, by output name.
+        expected: The recorded values, by output name.
+        tolerances: By output name; if missing, the default of the expected array's type.
     """
     return tuple(_compare_one(name, actual.get(name), want, tolerances.get(name)) for name, want in expected.items())
 
 
 def worst(comparisons: tuple[OutputComparison, ...]) -> tuple[OutputComparison, ...]:
-    """Join the comparisons of several samples: one per output, the largest errors, agreeing only if all do."""
+    """Merge the comparisons of several samples: one per output, with the largest errors, agreeing only if all agree."""
     joined: dict[str, OutputComparison] = {}
     for comparison in comparisons:
         before = joined.get(comparison.output)
@@ -83,14 +83,14 @@ def _compare_one(name: str, actual: Array | None, expected: Array, tolerance: To
         return differs(f"output {name!r} has dtype {actual.dtype}, expected {expected.dtype}")
     left, right = actual.astype(np.float64), expected.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        # Integers are compared as they are: float64 has fewer bits than int64.
+        # Integers are compared exactly: float64 has fewer bits than int64.
         same = (left == right) | (np.isnan(left) & np.isnan(right)) if dtype.is_float else actual == expected
         error = np.where(same, 0.0, np.abs(left - right))
         error = np.where(np.isnan(error), np.inf, error)
         nonzero = (np.abs(right) > 0) & np.isfinite(right)
         relative_error = np.where(nonzero, error / np.where(nonzero, np.abs(right), 1.0), 0.0)
         allowed = applied.absolute + applied.relative * np.where(np.isfinite(right), np.abs(right), 0.0)
-        # Without a tolerance nothing but equality counts: two large integers can be one and the same float64.
+        # Without a tolerance only equality counts: two different large integers can be the same float64.
         outside = ~same & ~((error <= allowed) & (allowed > 0))
     largest = float(error.max(initial=0.0))
     largest_relative = float(relative_error.max(initial=0.0))

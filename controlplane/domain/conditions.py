@@ -1,8 +1,8 @@
-"""Conditions in the style of Kubernetes: what can be said of a deployment or a server, since when, and why.
+"""Conditions in the style of Kubernetes: statements about a deployment or a server, with time and reason.
 
-Each is a statement of one type that is True, False or Unknown, with a reason for programs and a message for people.
-`kept` carries the time of the last transition on, `joined` makes the statement of a whole from those of its parts, and
-`Awaited` is what somebody waits for.
+Each statement has one type and is True, False or Unknown, with a reason for programs and a message for people. `kept`
+carries over the time of the last transition, `joined` derives the condition of a whole from those of its parts, and
+`Awaited` is the condition that a client waits for.
 """
 
 import re
@@ -25,37 +25,37 @@ class ConditionStatus(StrEnum):
 
 
 class DeploymentCondition(StrEnum):
-    """What is said of a deployment."""
+    """Condition types of a deployment."""
 
     LOADED = "Loaded"
-    """Triton has the wanted version loaded."""
+    """Triton has loaded the desired version."""
     PROVED = "Proved"
-    """The wanted version, as it is loaded now, passed its proof."""
+    """The desired version, as it is loaded now, passed its proof."""
     READY = "Ready"
-    """The wanted version answers where it is wanted, and is proved."""
+    """The desired version is active where it should be, and is proved."""
     PROGRESSING = "Progressing"
-    """Something is being done about it at this moment."""
+    """An action on it is in progress."""
     DEGRADED = "Degraded"
-    """Something else than the wanted version answers, or it answers where it is not wanted and has no other place."""
+    """Another version than the desired one is active, or it is active in a wrong place without an alternative."""
     HEALTHY = "Healthy"
-    """What answers passed its newest probe."""
+    """The active version passed its most recent probe."""
 
 
 class ServerCondition(StrEnum):
-    """What is said of a server."""
+    """Condition types of a server."""
 
     LIVE = "Live"
-    """Triton says that it is live."""
+    """Triton reports that it is live."""
     READY = "Ready"
-    """It can be worked with."""
+    """The control plane can use it."""
     METRICS_AVAILABLE = "MetricsAvailable"
     """Its metrics can be read."""
     LOADS_STUCK = "LoadsStuck"
-    """It is still busy with a load whose deadline is long over."""
+    """It is still busy with a load whose deadline passed long ago."""
     DISK_PRESSURE = "DiskPressure"
     """The disk of its model repository is nearly full."""
     SHARED_MEMORY_PRESSURE = "SharedMemoryPressure"
-    """The shared memory, through which its backend processes talk, is nearly full."""
+    """The shared memory that its backend processes communicate through is nearly full."""
 
 
 class Condition(BaseModel):
@@ -81,11 +81,11 @@ _BAD_WHEN_TRUE = frozenset(
         ServerCondition.SHARED_MEMORY_PRESSURE.value,
     }
 )
-"""Statements that hold for a whole as soon as they hold for one of its parts; the others must hold for all."""
+"""Statements that hold for a whole if they hold for any of its parts; the others must hold for all."""
 
 
 def kept(before: Sequence[Condition], now: Sequence[Condition], at: datetime) -> tuple[Condition, ...]:
-    """Return the conditions of now with the time of their last transition: that of before where nothing turned."""
+    """Return the current conditions with their last transition time, kept from before if the status is unchanged."""
     known = {condition.type: condition for condition in before}
     result = []
     for condition in now:
@@ -96,7 +96,7 @@ def kept(before: Sequence[Condition], now: Sequence[Condition], at: datetime) ->
 
 
 def joined(parts: Sequence[tuple[str, Sequence[Condition]]]) -> tuple[Condition, ...]:
-    """Return what can be said of a whole: each part's name goes before the message where there are several parts."""
+    """Return the conditions of a whole; with several parts, each message starts with the part's name."""
     by_type: dict[str, list[tuple[str, Condition]]] = {}
     for name, conditions in parts:
         for condition in conditions:
@@ -109,10 +109,10 @@ def _joined(kind: str, several: Sequence[tuple[str, Condition]]) -> Condition:
     for status in (decisive, ConditionStatus.UNKNOWN):
         chosen = [(name, one) for name, one in several if one.status is status]
         if chosen:
-            # It turned for the whole when the first part turned.
+            # The whole changed when the first part changed.
             name, one = min(chosen, key=lambda pair: (pair[1].last_transition_time is None, _stamp(pair[1])))
             return _named(name, one) if len(several) > 1 else one
-    # All agree: it turned for the whole when the last part turned.
+    # All agree: the whole changed when the last part changed.
     name, one = max(several, key=lambda pair: _stamp(pair[1]))
     return _named(name, one) if len(several) > 1 else one
 
@@ -126,7 +126,7 @@ def _stamp(condition: Condition) -> float:
 
 
 class Awaited(BaseModel):
-    """A condition, or a phase, that somebody waits for."""
+    """A condition or phase that a client waits for."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -135,7 +135,7 @@ class Awaited(BaseModel):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``Ready``, ``condition=Ready``, ``condition=Degraded=False`` or ``unloaded``; case does not matter.
+        """Parse ``Ready``, ``condition=Ready``, ``condition=Degraded=False`` or ``unloaded``, ignoring case.
 
         Raises:
             InvalidInputError: There is no such condition or status.
@@ -154,7 +154,7 @@ class Awaited(BaseModel):
         return cls(type=types[name], wanted=statuses[status])
 
     def holds(self, phase: str, conditions: Sequence[Condition]) -> bool:
-        """Whether it has come."""
+        """Return whether the condition or phase is reached."""
         if self.type == "phase":
             return phase == self.wanted
         return any(one.type == self.type and one.status == self.wanted for one in conditions)

@@ -1,4 +1,4 @@
-"""What the scrub knows: which blobs of the store are damaged or missing, and how far its present pass is."""
+"""State of the scrub: blobs that are damaged or missing in the store, and the progress of its current pass."""
 
 from datetime import datetime
 
@@ -8,7 +8,7 @@ from controlplane.domain.conditions import Condition, ConditionStatus
 
 
 class Damage(BaseModel):
-    """A blob that is not in the store as it was published."""
+    """A blob whose content in the store differs from what was published."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -21,12 +21,12 @@ class Damage(BaseModel):
 
     @property
     def reason(self) -> str:
-        """Return the reason of events and conditions."""
+        """The reason of events and conditions."""
         return "BlobMissing" if self.missing else "BlobDamaged"
 
     @property
     def message(self) -> str:
-        """Return one sentence for a person."""
+        """A readable description with the remedy."""
         what = "is missing from the store" if self.missing else "is damaged in the store: its SHA-256 is another one"
         whose = f" of {', '.join(self.versions)}" if self.versions else ""
         return (
@@ -36,7 +36,7 @@ class Damage(BaseModel):
 
 
 class ScrubRecord(BaseModel):
-    """The state of the scrub, as it is kept in the store."""
+    """The scrub's state, as kept in the store."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -51,12 +51,12 @@ class ScrubRecord(BaseModel):
 
     @property
     def running(self) -> bool:
-        """Whether a pass is under way."""
+        """Whether a pass is in progress."""
         return self.started_at is not None and (self.finished_at is None or self.finished_at < self.started_at)
 
 
 def intact_condition(damages: tuple[Damage, ...]) -> Condition:
-    """Return the condition ``Intact`` of a version, given what is wrong with its blobs."""
+    """Return the condition ``Intact`` of a version, from the damage of its blobs."""
     if not damages:
         return Condition(type="Intact", status=ConditionStatus.TRUE, reason="NoDamageKnown")
     first = min(damages, key=lambda damage: damage.found_at)

@@ -1,4 +1,4 @@
-"""What is wanted: which version of a model shall answer, and how it shall be run."""
+"""Desired state: which version of a model is to be active, and its settings."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -11,7 +11,7 @@ from controlplane.domain.rollout.strategy import RolloutStrategy, StrategyKind
 
 
 class InstanceKind(StrEnum):
-    """Where Triton shall run the instances (`instance_group.kind` of Triton's model configuration)."""
+    """Where Triton runs the instances (`instance_group.kind` of Triton's model configuration)."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -22,22 +22,22 @@ class Mode(StrEnum):
     """When a deployment is loaded."""
 
     PINNED = "pinned"
-    """Always; never evicted."""
+    """Always loaded; never evicted."""
     RESIDENT = "resident"
-    """When there is room; may be evicted for something that is wanted more."""
+    """Loaded while there is room; may be evicted for a model with a higher claim."""
     ON_DEMAND = "on-demand"
-    """At its first use; leaves after `keep_alive_seconds` without use, or when room is needed."""
+    """Loaded at its first use; unloaded after `keep_alive_seconds` without use, or when memory is needed."""
 
 
 class Switch(StrEnum):
-    """How a new version gets its memory while the old one is loaded."""
+    """How a new version gets memory while the old one is loaded."""
 
     AUTO = "auto"
-    """Beside the old one where both fit, else after it."""
+    """Rolling if both fit, else recreate."""
     ROLLING = "rolling"
-    """Beside it or not at all: nobody is left without an answer, and where both can never fit the old one stays."""
+    """Loads the new version beside the old one, without a gap; if both can never fit, the old one stays."""
     RECREATE = "recreate"
-    """The old one is unloaded first: nothing answers for a while, and no more memory is taken than for one."""
+    """Unloads the old version first: no version is active for a while, and the memory need is that of one version."""
 
 
 class DynamicBatching(BaseModel):
@@ -52,7 +52,7 @@ class DynamicBatching(BaseModel):
 
 
 class Objectives(BaseModel):
-    """What the users of a model are promised. Nothing is reloaded when it changes."""
+    """Service-level objectives of a model. A change does not reload anything."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,7 +73,7 @@ class Objectives(BaseModel):
 
 
 class DeploymentSettings(BaseModel):
-    """How a deployment is run. Everything has a default that works."""
+    """Settings of a deployment. All of them have a usable default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -214,27 +214,27 @@ class DeploymentSettings(BaseModel):
 
 
 def chooses_gpus(settings: DeploymentSettings) -> bool:
-    """Whether something is asked of the GPUs beside their numbers, so that a server without GPUs will not do."""
+    """Return whether the settings restrict the GPUs other than by number, so that servers without GPUs are excluded."""
     return bool(settings.gpu_count or settings.gpu_product or settings.gpu_min_memory_bytes)
 
 
 class RolloutPhase(StrEnum):
-    """Where a rollout stands."""
+    """State of a rollout."""
 
     RUNNING = "running"
     PAUSED = "paused"
-    """It stays at its share until somebody resumes it; what is found to be worse is withdrawn all the same."""
+    """The share stays until a person resumes the rollout; a version that is found to be worse is still aborted."""
     PROMOTED = "promoted"
     ABORTED = "aborted"
 
     @property
     def active(self) -> bool:
-        """Whether both versions shall be loaded."""
+        """Whether both versions are to be loaded."""
         return self in {RolloutPhase.RUNNING, RolloutPhase.PAUSED}
 
 
 class Rollout(BaseModel):
-    """A new version on its way to take over, or how that ended."""
+    """A rollout in progress, or its result."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -255,7 +255,7 @@ class Rollout(BaseModel):
 
     @property
     def strategy(self) -> RolloutStrategy:
-        """How the new version takes over."""
+        """The rollout strategy."""
         return self.settings.rollout
 
     def with_changes(self, **changes: Any) -> Self:
@@ -274,7 +274,7 @@ PLACEMENT_FIELDS = frozenset(
         "gpu_min_memory_bytes",
     }
 )
-"""Settings that say where a deployment runs and how often; nothing of them is in its configuration for all servers."""
+"""Settings of where and how often a deployment runs; the configuration for all servers has none of them."""
 
 RUN_THE_SAME_FIELDS = PLACEMENT_FIELDS | {
     "bake_seconds",
@@ -288,7 +288,7 @@ RUN_THE_SAME_FIELDS = PLACEMENT_FIELDS | {
     "max_latency_ratio",
     "max_memory_ratio",
 }
-"""All settings that Triton is not told of: a version answers the same with any of them."""
+"""All settings that Triton does not receive: they do not affect a version's answers."""
 
 
 class DeploymentSpec(BaseModel):
@@ -308,7 +308,7 @@ class DeploymentSpec(BaseModel):
 
     @property
     def trial(self) -> Rollout | None:
-        """The rollout that is under way."""
+        """The rollout in progress."""
         rollout = self.rollout
         return rollout if rollout and rollout.phase.active and self.loaded and not self.deleted else None
 

@@ -1,4 +1,4 @@
-"""The devices of Triton servers: what the control plane reports of them."""
+"""The devices of Triton servers, as the control plane reports them."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -7,16 +7,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class DeviceKind(StrEnum):
-    """What kind of memory it is."""
+    """Kind of a device."""
 
     HOST = "host"
     GPU = "gpu"
     MIG = "mig"
-    """A slice of a GPU with memory of its own (Multi-Instance GPU)."""
+    """A slice of a GPU with its own memory (Multi-Instance GPU)."""
 
 
 class DeviceProcess(BaseModel):
-    """A process that has memory on a device."""
+    """A process that uses memory of a device."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -25,7 +25,7 @@ class DeviceProcess(BaseModel):
 
 
 class Device(BaseModel):
-    """One pool of memory of one server; null is "cannot be told here", never zero."""
+    """One pool of memory of one server; null means "not available here", never zero."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -1,4 +1,4 @@
-"""Times as people type them."""
+"""Parsing of durations and rollout steps."""
 
 import re
 
@@ -12,7 +12,7 @@ def parse_duration(text: str) -> float:
     """Return the seconds of ``90``, ``90s``, ``5m``, ``1h30m`` or ``2d``.
 
     Raises:
-        InvalidInputError: It is none of these.
+        InvalidInputError: The text is not a valid duration.
     """
     rest, seconds = text.strip().lower(), 0.0
     if not rest:
@@ -30,16 +30,16 @@ def parse_keep_alive(text: str) -> float | None:
     """Return a keep-alive's seconds; None for ``forever``.
 
     Raises:
-        InvalidInputError: It is no time.
+        InvalidInputError: The text is not a valid duration.
     """
     return None if text.strip().lower() == "forever" else parse_duration(text)
 
 
 def parse_steps(text: str) -> list[dict[str, float]]:
-    """Return the steps of ``5%:10m,25%:1h,100%``, as the API takes them.
+    """Return the steps of ``5%:10m,25%:1h,100%``, in the form that the API takes.
 
     Raises:
-        InvalidInputError: They are none.
+        InvalidInputError: The text is not a valid list of steps.
     """
     steps = []
     for part in text.split(","):

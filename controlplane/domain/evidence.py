@@ -1,4 +1,4 @@
-"""What was measured of an old and a new version that answered side by side. Frozen; adds up over instances."""
+"""Measurements of an old and a new version that run side by side. Frozen; can be summed over instances."""
 
 from enum import StrEnum
 from typing import Self
@@ -10,7 +10,7 @@ from controlplane.domain.rollout.statistics import Labels
 
 
 class Signal(StrEnum):
-    """What a new version can be worse in."""
+    """Metrics in which a new version can be worse."""
 
     FAILURES = "failures"
     MEDIAN = "p50"
@@ -22,7 +22,7 @@ class Signal(StrEnum):
 
 
 class ArmCounts(BaseModel):
-    """What one of the two versions did."""
+    """Measurements of one of the two versions."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -41,7 +41,7 @@ class ArmCounts(BaseModel):
         )
 
     def minus(self, earlier: Self) -> Self:
-        """Return what was added since."""
+        """Return the difference to earlier counts."""
         return self.model_copy(
             update={
                 "requests": max(self.requests - earlier.requests, 0),
@@ -63,7 +63,7 @@ class LabelCounts(BaseModel):
 
 
 class Evidence(BaseModel):
-    """What was measured since a rollout began."""
+    """Measurements since a rollout began."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -81,7 +81,7 @@ class Evidence(BaseModel):
     skipped: int = Field(default=0, ge=0, description="Copies that were not sent, as too many were under way.")
 
     def plus(self, other: Self) -> Self:
-        """Return the sum of what two instances measured."""
+        """Return the sum of two instances' measurements."""
         sums = {(one.signal, one.weight): one for one in self.labels}
         for one in other.labels:
             before = sums.get((one.signal, one.weight))
@@ -104,12 +104,12 @@ class Evidence(BaseModel):
         )
 
     def labelled(self, signal: Signal) -> list[Labels]:
-        """Return the events of a signal, as the test takes them."""
+        """Return the events of a signal, in the form that the test takes."""
         return [Labels(one.weight, one.old, one.new) for one in self.labels if one.signal is signal]
 
 
 class ArmFigures(BaseModel):
-    """One version's figures, for a person."""
+    """One version's metrics, for display."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -120,7 +120,7 @@ class ArmFigures(BaseModel):
 
     @classmethod
     def of(cls, counts: ArmCounts) -> "ArmFigures":
-        """Read the figures out of the counts."""
+        """Compute the metrics from the counts."""
         latencies = counts.latencies.counts
         return cls(
             requests=counts.requests,

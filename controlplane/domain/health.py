@@ -1,4 +1,4 @@
-"""What probes found: single results, and what they say together."""
+"""Probe results and their summary."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ProbeKind(StrEnum):
-    """How a version was looked at."""
+    """Kind of a probe."""
 
     PROOF = "proof"
     """Every golden sample."""
@@ -18,15 +18,15 @@ class ProbeKind(StrEnum):
 
 
 class ProbeOutcome(StrEnum):
-    """What came of it."""
+    """Result of a probe."""
 
     PASSED = "passed"
     LATE = "late"
-    """No answer in time: broken, or only busy."""
+    """No answer in time: the version is broken, or only busy."""
     UNANSWERED = "unanswered"
-    """An error in place of an answer, or some of its processes are gone."""
+    """An error instead of an answer, or some of its processes are gone."""
     WRONG = "wrong"
-    """Another answer than the recorded one."""
+    """An answer that differs from the recorded one."""
 
 
 class ProbeResult(BaseModel):
@@ -47,7 +47,7 @@ class ProbeResult(BaseModel):
 
 
 class HealthSummary(BaseModel):
-    """What the newest probes on one server say together."""
+    """Summary of the most recent probes on one server."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

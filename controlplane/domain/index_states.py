@@ -1,3 +1,3 @@
-"""The states of Triton's repository index that the control plane tells apart."""
+"""States in Triton's repository index that the control plane distinguishes."""
 
 READY, LOADING, UNLOADING = "READY", "LOADING", "UNLOADING"

@@ -1,4 +1,4 @@
-"""A histogram of latencies that can be added up over instances and kept in a few hundred bytes. Pure, frozen."""
+"""A compact latency histogram that can be summed over instances and takes a few hundred bytes. Pure, frozen."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def bucket_of(seconds: float) -> int:
 
 
 def quantile_bucket(counts: Mapping[int, int], share: float) -> int | None:
-    """Return the bucket that ``share`` of the requests do not exceed; None of none."""
+    """Return the bucket that ``share`` of the requests do not exceed; None without requests."""
     left = math.ceil(share * sum(counts.values()))
     for bucket in sorted(counts):
         left -= counts[bucket]
@@ -26,13 +26,13 @@ def quantile_bucket(counts: Mapping[int, int], share: float) -> int | None:
 
 
 def quantile(counts: Mapping[int, int], share: float) -> float | None:
-    """Return the latency in seconds that ``share`` of the requests do not exceed (up to 5 % too high); None of none."""
+    """Return the latency in seconds that ``share`` of the requests do not exceed (up to 5 % too high), or None."""
     bucket = quantile_bucket(counts, share)
     return None if bucket is None else _SMALLEST_SECONDS * _GROWTH**bucket
 
 
 class Latencies(BaseModel):
-    """How many requests fell into which bucket."""
+    """Number of requests by latency bucket."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -48,6 +48,6 @@ class Latencies(BaseModel):
         return Latencies(counts=counts)
 
     def minus(self, earlier: "Latencies") -> "Latencies":
-        """Return what was added since; never less than nothing, should an instance's part have been lost."""
+        """Return the difference to an earlier histogram; never negative, even if an instance's part was lost."""
         left = {bucket: count - earlier.counts.get(bucket, 0) for bucket, count in self.counts.items()}
         return Latencies(counts={bucket: count for bucket, count in left.items() if count > 0})

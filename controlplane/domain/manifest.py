@@ -1,4 +1,4 @@
-"""What a version is: its files, what it takes and gives, where it came from. Never changed once published."""
+"""Manifest of a version: its files, signature and lineage. Immutable once published."""
 
 from enum import StrEnum
 from typing import Annotated, Self
@@ -14,7 +14,7 @@ FilePath = Annotated[str, AfterValidator(validate_file_path)]
 
 
 class Format(StrEnum):
-    """What kind of file a version holds."""
+    """Format of an artifact."""
 
     ONNX = "onnx"
     TORCHSCRIPT = "torchscript"
@@ -24,7 +24,7 @@ class Format(StrEnum):
 
     @property
     def backend(self) -> str | None:
-        """Triton's backend that runs it; None where it must be converted first."""
+        """The Triton backend that runs it; None if it must be converted first."""
         return {Format.ONNX: "onnxruntime", Format.TORCHSCRIPT: "pytorch"}.get(self)
 
     @property
@@ -44,7 +44,7 @@ class FileEntry(BaseModel):
 
 
 class GoldenSamples(BaseModel):
-    """Recorded requests and answers of the original model, and how exactly they must be met."""
+    """Recorded inputs and outputs of the original model, and the required accuracy."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -56,7 +56,7 @@ class GoldenSamples(BaseModel):
 
 
 class Lineage(BaseModel):
-    """Where a version came from."""
+    """Origin of a version."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -69,7 +69,7 @@ class Lineage(BaseModel):
 
 
 class ParityReport(BaseModel):
-    """How the converted model compares with the original on the samples."""
+    """Comparison of the converted model with the original on the samples."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -109,7 +109,7 @@ class Manifest(BaseModel):
 
     @property
     def servable(self) -> bool:
-        """Whether Triton can serve it, as far as is known."""
+        """Whether Triton can serve it, as far as known."""
         return self.format.backend is not None and self.unservable is None
 
     @property
@@ -119,7 +119,7 @@ class Manifest(BaseModel):
 
     @property
     def blobs(self) -> tuple[FileEntry, ...]:
-        """Every blob the version refers to: its files, its samples, its conversion log."""
+        """All blobs that the version refers to: its files, its samples, its conversion log."""
         extra = [self.golden.file] if self.golden else []
         if self.lineage and self.lineage.log:
             extra.append(self.lineage.log)
@@ -137,7 +137,7 @@ class Manifest(BaseModel):
 
 
 def manifest_document(manifest: Manifest) -> bytes:
-    """Return the bytes of the blob that keeps a manifest."""
+    """Return the bytes of a manifest's blob."""
     return manifest.model_dump_json(indent=2).encode()
 
 

@@ -1,4 +1,4 @@
-"""How well models are doing: figures over a window of time, objectives, and how fast an objective's budget burns."""
+"""Model metrics: values over a window of time, objectives, and the burn rate of an objective's budget."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -7,15 +7,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class LatencySource(StrEnum):
-    """Where percentiles come from."""
+    """Source of latency percentiles."""
 
     SUMMARY = "summary"
-    """Triton's latency summaries: whole requests. Each look gives quantiles of about the last minute; over a window
-    they are averaged, weighted by requests."""
+    """Triton's latency summaries: whole requests.
+
+    Each scrape gives quantiles of about the last minute; over a window they are averaged, weighted by requests.
+    """
     HISTOGRAM = "histogram"
     """Triton's first-response histogram, which newer servers have for decoupled models: time to the first response."""
     NONE = "none"
-    """The server tells neither: start it with ``--metrics-config=summary_latencies=true``."""
+    """The server reports neither: start it with ``--metrics-config=summary_latencies=true``."""
 
 
 class Latency(BaseModel):
@@ -33,7 +35,7 @@ class Latency(BaseModel):
 
 
 class Figures(BaseModel):
-    """What a model did in a window of time."""
+    """Metrics of a model over a window of time."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -68,7 +70,7 @@ class Figures(BaseModel):
 
 
 class Point(BaseModel):
-    """One part of a window, for a curve."""
+    """One part of a window, for a chart."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -82,7 +84,7 @@ class Point(BaseModel):
 
 
 class ServerUse(BaseModel):
-    """How busy a server's processors are, as its own metrics say."""
+    """Utilisation of a server's processors, according to its own metrics."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -98,14 +100,14 @@ class ServerUse(BaseModel):
 
 
 class ObjectiveKind(StrEnum):
-    """What an objective is about."""
+    """Subject of an objective."""
 
     LATENCY = "latency"
     FAILURES = "failures"
 
 
 class WindowBurn(BaseModel):
-    """How fast the budget burns, by one pair of windows."""
+    """Burn rates of the budget over one pair of windows."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -118,7 +120,7 @@ class WindowBurn(BaseModel):
 
 
 class ObjectiveState(BaseModel):
-    """How an objective is kept."""
+    """State of an objective."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -1,4 +1,4 @@
-"""A model's head: the one document that changes. Its history is the chain of its revisions."""
+"""The head of a model: its only mutable document. The chain of its revisions is its history."""
 
 from datetime import datetime
 
@@ -10,7 +10,7 @@ from controlplane.errors import NotFoundError
 
 
 class VersionEntry(BaseModel):
-    """A version as its model's head lists it; the manifest has the rest."""
+    """A version as listed in its model's head; the manifest has the rest."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -29,12 +29,12 @@ class VersionEntry(BaseModel):
 
     @property
     def runs(self) -> bool:
-        """Whether Triton can serve it, as far as is known."""
+        """Whether Triton can serve it, as far as known."""
         return self.servable and self.format.backend is not None
 
 
 class ModelHead(BaseModel):
-    """Everything about a model that can change."""
+    """The mutable state of a model."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -52,19 +52,19 @@ class ModelHead(BaseModel):
 
     @property
     def next_number(self) -> int:
-        """The number the next version gets. Numbers are never used twice, also not after a delete."""
+        """The number of the next version. Numbers are never reused, not even after a deletion."""
         return self.versions[-1].number + 1 if self.versions else 1
 
     @property
     def newest_servable(self) -> VersionEntry | None:
-        """The newest version that Triton can serve, as far as is known; sources to convert are none."""
+        """The newest version that Triton can serve, as far as known; excludes sources that need a conversion."""
         return next((entry for entry in reversed(self.live_versions) if entry.runs), None)
 
     def version(self, number: int) -> VersionEntry:
         """Return a version that is not deleted.
 
         Raises:
-            NotFoundError: There is none of this number, or it was deleted.
+            NotFoundError: There is no version with this number, or it was deleted.
         """
         for entry in self.versions:
             if entry.number == number:
@@ -77,10 +77,10 @@ class ModelHead(BaseModel):
         )
 
     def resolve(self, reference: Reference) -> VersionEntry:
-        """Return the version a reference means.
+        """Return the version that a reference names.
 
         Raises:
-            NotFoundError: No such version or alias, or the model has no versions.
+            NotFoundError: There is no such version or alias, or the model has no versions.
         """
         if reference.version is not None:
             return self.version(reference.version)

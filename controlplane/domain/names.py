@@ -1,8 +1,8 @@
 """Names and references, validated once, at the edge.
 
-A model's name becomes a folder in Triton's model repository, a path segment of Triton's HTTP API, a key in the bucket
-and a Prometheus label. So it is kept to what all of them take literally: no separator, no leading dot, nothing that
-`name:7` or `name@champion` would be ambiguous with, and no ``~``, which the control plane keeps for names of its own.
+A model name becomes a folder in Triton's model repository, a path segment of Triton's HTTP API, a key in the bucket and
+a Prometheus label. So it is limited to what all of them take literally: no separator, no leading dot, nothing that
+would make `name:7` or `name@champion` ambiguous, and no ``~``, which the control plane reserves for its own names.
 """
 
 import difflib
@@ -19,19 +19,19 @@ ALIAS_NAME_MAX = 64
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]*")
 _COMPARED = 500
-"""How many names are compared for a suggestion."""
+"""Maximum number of names that are compared for a suggestion."""
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 LATEST = "latest"
 
 CANDIDATE_SUFFIX = "~candidate"
-"""Ends the Triton name under which a version is proved before it takes the model's own name."""
+"""Suffix of the Triton name under which a version is proved before it takes the model's own name."""
 
 TUNING_SUFFIX = "~tune"
-"""Ends the Triton name of the copy that settings are tried on; the reconciler leaves it alone."""
+"""Suffix of the Triton name of the copy that settings are tried on; the reconciler ignores it."""
 
 
 def validate_model_name(name: str) -> str:
-    """Return the name, or say why it cannot be a model's name.
+    """Return the name if it is a valid model name.
 
     Raises:
         InvalidNameError: It is empty, too long, or has characters outside ``A-Z a-z 0-9 _ . -``.
@@ -51,10 +51,10 @@ def validate_model_name(name: str) -> str:
 
 
 def validate_alias(alias: str) -> str:
-    """Return the alias, or say why it cannot be one.
+    """Return the alias if it is valid.
 
     Raises:
-        InvalidNameError: Wrong characters, too long, or the reserved word ``latest``.
+        InvalidNameError: It has invalid characters, is too long, or is the reserved word ``latest``.
     """
     if alias == LATEST:
         raise InvalidNameError(
@@ -70,21 +70,21 @@ def validate_alias(alias: str) -> str:
 
 
 def validate_file_path(path: str) -> str:
-    """Return a path inside an artifact in its one normal form, or refuse it.
+    """Return a path inside an artifact if it is valid and in normal form.
 
     Raises:
-        InvalidNameError: It is absolute, climbs with ``..``, is hidden, has a backslash or a control character, or is
-            not in normal form.
+        InvalidNameError: It is absolute, contains ``..``, is hidden, has a backslash or a control character, or is not
+            in normal form.
     """
     pure = PurePosixPath(path)
     bad = (
         not path
-        or not pure.parts  # ".", which is the folder itself
+        or not pure.parts  # ".", the folder itself
         or path != str(pure)
         or pure.is_absolute()
         or "\\" in path
         or any(ord(character) < 32 or ord(character) == 127 for character in path)
-        # Half a surrogate pair: how Python shows a byte of a file name that is no UTF-8.
+        # Half of a surrogate pair: Python's representation of a byte in a file name that is not UTF-8.
         or any(0xD800 <= ord(character) <= 0xDFFF for character in path)
         or any(part in {"", ".", ".."} or part.startswith(".") for part in pure.parts)
         or len(path.encode()) > 1024
@@ -105,7 +105,7 @@ def candidate_name(model: str) -> str:
 
 
 def tuning_name(model: str) -> str:
-    """Return the Triton name of the copy that ``model``'s settings are tried on."""
+    """Return the Triton name of the copy that settings of ``model`` are tried on."""
     return model + TUNING_SUFFIX
 
 
@@ -114,9 +114,9 @@ class Reference:
     """``name`` (the newest version; to deploy, the newest that Triton can serve), ``name:7`` or ``name@alias``.
 
     Attributes:
-        model: The model's name.
-        version: The version number, where one is given.
-        alias: The alias, where one is given.
+        model: The model name.
+        version: The version number, if given.
+        alias: The alias, if given.
     """
 
     model: str
@@ -125,11 +125,11 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a reference.
+        """Parse a reference.
 
         Raises:
             InvalidReferenceError: The text has none of the three forms.
-            InvalidNameError: The model's or the alias's name breaks the rules.
+            InvalidNameError: The model name or the alias is not valid.
         """
         if "@" in text:
             model, _, alias = text.partition("@")
@@ -154,9 +154,9 @@ class Reference:
 
 
 def close_names(name: str, names: Iterable[str], *, limit: int = 3) -> list[str]:
-    """Return the names that are most like a name that does not exist, the best first.
+    """Return the existing names that are most similar to an unknown name, the best first.
 
-    The comparison is slow, so among many names only those of about the same length and beginning are compared.
+    The comparison is slow, so among many names only those of similar length with the same beginning are compared.
     """
     alike = [other for other in names if abs(len(other) - len(name)) <= max(3, len(name) // 2)]
     for letters in range(1, len(name) + 1):

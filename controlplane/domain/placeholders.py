@@ -1,14 +1,14 @@
-"""Recognizes files that stand in for a model that was not downloaded. Pure."""
+"""Recognizes placeholder files: files that stand in for a model that was not downloaded. Pure."""
 
 HEAD_BYTES = 512
-"""How much of a file's start is enough."""
+"""Number of leading bytes of a file that are needed."""
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _PAGES = ((b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"), (b"<?xml", "an XML document"))
 
 
 def lfs_pointer(name: str, head: bytes) -> str | None:
-    """Return what is wrong with a Git LFS pointer, and what to do; None if the file is none.
+    """Return the error and the remedy for a Git LFS pointer; None if the file is not one.
 
     Args:
         name: The file's name, for the message.
@@ -22,7 +22,7 @@ def lfs_pointer(name: str, head: bytes) -> str | None:
 
 
 def web_page(name: str, head: bytes) -> str | None:
-    """Return what is wrong with a web page in the place of a model, and what to do; None if the file is none."""
+    """Return the error and the remedy for a web page in place of a model; None if the file is not one."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:16].lower()
     for sign, what in _PAGES:
         if start.startswith(sign):

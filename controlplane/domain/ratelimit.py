@@ -1,15 +1,15 @@
-"""Token buckets (https://en.wikipedia.org/wiki/Token_bucket): so many requests at once, then so many per second."""
+"""Token buckets (https://en.wikipedia.org/wiki/Token_bucket): a burst of requests, then a constant rate."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A limit.
+    """A rate limit.
 
     Attributes:
         per_second: Requests per second in the long run.
-        burst: Requests at once after a rest.
+        burst: Requests at once after a pause.
     """
 
     per_second: float
@@ -18,7 +18,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """What is left of a limit.
+    """Remaining capacity of a limit.
 
     Attributes:
         tokens: Requests that may be made at once, as of `at`.
@@ -30,11 +30,11 @@ class Bucket:
 
 
 def take(bucket: Bucket | None, rate: Rate, now: float) -> tuple[Bucket, float]:
-    """Take one request out of a bucket; a new one is full.
+    """Take one request out of a bucket; a new bucket is full.
 
     Returns:
-        The bucket afterwards, and the seconds to wait before asking again: 0 where the request may be made. A request
-        that was refused costs nothing, so that a client that waits as it is told gets through.
+        The bucket afterwards, and the seconds to wait before the next attempt: 0 if the request is permitted. A refused
+        request costs no tokens, so a client that waits as instructed succeeds.
     """
     before = float(rate.burst) if bucket is None else bucket.tokens + max(0.0, now - bucket.at) * rate.per_second
     tokens = min(float(rate.burst), before)

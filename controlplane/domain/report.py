@@ -1,4 +1,4 @@
-"""What was found out about a version before it was given the traffic: a report that a person can read."""
+"""Qualification report: the results of the checks of a version before it receives traffic."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -7,18 +7,18 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class Verdict(StrEnum):
-    """What came of a check."""
+    """Result of a check."""
 
     PASSED = "passed"
     WARNING = "warning"
-    """Not as it should be, and no reason to stop."""
+    """Not as expected, but no reason to stop."""
     FAILED = "failed"
     SKIPPED = "skipped"
-    """Nothing could be checked; the message says why."""
+    """Could not be checked; the message states why."""
 
 
 class Performance(BaseModel):
-    """How a version did in the probes of an examination."""
+    """Performance of a version in the probes of a qualification."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -43,7 +43,7 @@ class ReportCheck(BaseModel):
 
 
 class VersionReport(BaseModel):
-    """What was found when a version was brought to a server."""
+    """Results of the qualification of a version on a server."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -70,9 +70,9 @@ def worst_of(checks: tuple[ReportCheck, ...]) -> Verdict:
 def regressions(
     ours: Performance, previous: Performance, max_latency_ratio: float | None, max_memory_ratio: float | None
 ) -> list[str]:
-    """Say in which way a version is worse than the one before by more than is allowed; empty where it is not.
+    """Return how a version is worse than the previous one by more than the limits; empty if it is not.
 
-    The medians decide: of the few requests of an examination, the slowest one says more about the machine.
+    The medians are compared: with the few requests of a qualification, the slowest one says more about the machine.
     """
     found = []
     if max_latency_ratio is not None and previous.p50_seconds > 0:

@@ -1,7 +1,7 @@
-"""Golden samples: inputs, and what the original model answered to them.
+"""Golden samples: inputs, with the outputs that the original model gave.
 
-They travel as one ``.npz`` (numpy's own format, read with ``allow_pickle=False``). BYTES tensors, which numpy could
-only pickle, are stored as the v2 protocol sends them: each element as a 4-byte little-endian length and its bytes.
+They are stored as one ``.npz`` (numpy's own format, read with ``allow_pickle=False``). BYTES tensors, which numpy could
+only pickle, are stored as in the v2 protocol: each element as a 4-byte little-endian length and its bytes.
 """
 
 import io
@@ -36,22 +36,22 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What zipfile, zlib, numpy and this module's own reading raise for bytes that somebody made up."""
+"""Exceptions that zipfile, zlib, numpy and this module's own reader raise for malicious or malformed bytes."""
 
 MAX_SAMPLES_BYTES = 256 * 1024 * 1024
-"""Samples are probes, not data sets: more than this, unpacked, is refused."""
+"""Maximum unpacked size. Samples are probes, not data sets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request and its recorded answer: arrays by tensor name, batch dimension included."""
+    """One request and its recorded outputs: arrays by tensor name, including the batch dimension."""
 
     inputs: Tensors
     outputs: Tensors
 
 
 def encode_samples(samples: tuple[Sample, ...]) -> bytes:
-    """Write samples as ``.npz`` bytes; the same samples give the same bytes."""
+    """Write samples as ``.npz`` bytes; equal samples give equal bytes."""
     arrays: dict[str, Array] = {}
     index: list[dict[str, dict[str, dict[str, object]]]] = []
     for number, sample in enumerate(samples):
@@ -66,7 +66,7 @@ def encode_samples(samples: tuple[Sample, ...]) -> bytes:
         index.append(entry)
     arrays["index"] = np.frombuffer(json.dumps(index).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
-    # Not np.savez: it stamps the wall clock into the archive, and these bytes are content-addressed.
+    # Not np.savez: it writes the current time into the archive, and these bytes are content-addressed.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for key, array in arrays.items():
             entry_bytes = io.BytesIO()
@@ -76,7 +76,7 @@ def encode_samples(samples: tuple[Sample, ...]) -> bytes:
 
 
 def too_large(what: str) -> str:
-    """Say that samples are too large, and what to do."""
+    """Return the message for samples that are too large, with the remedy."""
     return (
         f"{what} more than {MAX_SAMPLES_BYTES >> 20} MiB; give fewer or smaller ones (one row of a batch is enough), "
         "or publish without golden samples (`tritonctl push --no-golden`)"
@@ -84,10 +84,10 @@ def too_large(what: str) -> str:
 
 
 def decode_samples(data: bytes) -> tuple[Sample, ...]:
-    """Read what `encode_samples` wrote.
+    """Read samples written by `encode_samples`.
 
     Raises:
-        InvalidInputError: The bytes are no such archive, or unpack to more than `MAX_SAMPLES_BYTES`.
+        InvalidInputError: The bytes are not such an archive, or unpack to more than `MAX_SAMPLES_BYTES`.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -101,10 +101,10 @@ def decode_samples(data: bytes) -> tuple[Sample, ...]:
 
 
 def check_samples(samples: tuple[Sample, ...], signature: Signature, *, outputs: bool = True) -> None:
-    """Compare names, types and shapes of samples with a signature.
+    """Check the names, types and shapes of samples against a signature.
 
     Raises:
-        InvalidInputError: Names the sample, the tensor and what is wrong with it.
+        InvalidInputError: A sample does not match; the message names the sample, the tensor and the mismatch.
     """
     for number, sample in enumerate(samples):
         sides = [("input", sample.inputs, signature.inputs)]

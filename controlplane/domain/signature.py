@@ -1,4 +1,4 @@
-"""What a model takes and gives, in the terms of the KServe v2 protocol that Triton speaks."""
+"""Inputs and outputs of a model, in the terms of the KServe v2 protocol that Triton uses."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
-    # The command line reads signatures in every run and cannot wait for numpy.
+    # The CLI reads signatures in every run; importing numpy would slow it down.
     import numpy as np
 
     from controlplane.domain.arrays import Array
 
 NAME_MAX = 1024
-"""Longest name of a tensor, in characters. Triton 2.51 serves names of 60,000; exporters write a few hundred."""
+"""Maximum length of a tensor name, in characters. Triton 2.51 serves names of 60,000; exporters write a few hundred."""
 
 DYNAMIC = -1
 """A dimension whose size each request chooses."""
@@ -38,7 +38,7 @@ class DataType(StrEnum):
 
     @property
     def numpy(self) -> "np.dtype[Any]":
-        """The numpy dtype that holds it: BYTES as objects, BF16 (numpy has none) as float32."""
+        """The numpy dtype of its values: objects for BYTES, float32 for BF16 (which numpy does not have)."""
         import numpy as np
 
         return np.dtype(_NUMPY[self])
@@ -60,7 +60,7 @@ class DataType(StrEnum):
         """Return the protocol's type for a numpy array.
 
         Raises:
-            ValueError: The protocol has no such type (complex numbers, dates).
+            ValueError: The protocol has no type for it (complex numbers, dates).
         """
         import numpy as np
 
@@ -104,7 +104,7 @@ class TensorSpec(BaseModel):
     )
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of this shape fits."""
+        """Return whether an array of this shape fits."""
         return len(shape) == len(self.shape) and all(
             want in (DYNAMIC, have) for want, have in zip(self.shape, shape, strict=True)
         )
@@ -116,9 +116,9 @@ class TensorSpec(BaseModel):
 class Signature(BaseModel):
     """Inputs and outputs of a model, and whether Triton may batch requests for it.
 
-    ``batched`` says that the first dimension of every input and output is one and the same batch dimension. Equal
-    dynamic first dimensions do not prove that (a sequence length looks the same), so it is stated, not guessed, by
-    whoever reads the model file.
+    ``batched`` states that the first dimension of every input and output is the same batch dimension. Equal dynamic
+    first dimensions do not prove that (a sequence length looks the same), so the reader of the model file states it
+    explicitly.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

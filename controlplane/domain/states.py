@@ -1,4 +1,4 @@
-"""What is there: the states that the control plane reports."""
+"""The observed states that the control plane reports."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -11,7 +11,7 @@ from controlplane.domain.tolerance import OutputComparison
 
 
 class Phase(StrEnum):
-    """Where a deployment stands on one server, or as a whole (the least advanced of its servers)."""
+    """Phase of a deployment on one server, or as a whole (the least advanced of its servers)."""
 
     PENDING = "Pending"
     FETCHING = "Fetching"
@@ -20,20 +20,20 @@ class Phase(StrEnum):
     PROVING = "Proving"
     READY = "Ready"
     DEGRADED = "Degraded"
-    """Something answers, but what was asked for failed or has no place, and `message` says why."""
+    """A version is active, but the desired state failed or has no place; `message` states why."""
     FAILED = "Failed"
-    """Nothing answers, and `message` says why."""
+    """No version is active; `message` states why."""
     UNLOADING = "Unloading"
     UNLOADED = "Unloaded"
 
     @property
     def settled(self) -> bool:
-        """Whether nothing more happens without a change, a retry or a fault."""
+        """Whether the phase is final until a change, a retry or a fault."""
         return self in {Phase.READY, Phase.DEGRADED, Phase.FAILED, Phase.UNLOADED}
 
 
 class Proof(BaseModel):
-    """Triton's own answer to the golden samples, compared with the recorded one."""
+    """Triton's answers to the golden samples, compared with the recorded outputs."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -84,7 +84,7 @@ class DeploymentStatus(BaseModel):
 
 
 class ServerState(StrEnum):
-    """Whether a Triton server can be worked with."""
+    """Availability of a Triton server."""
 
     STARTING = "Starting"
     READY = "Ready"
@@ -137,7 +137,7 @@ class ServerStatus(BaseModel):
 
 
 class Event(BaseModel):
-    """Something that changed, with its reason."""
+    """A change, with its reason."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -1,10 +1,10 @@
-"""How far numbers may differ, and did. Imports no numpy, which the command line would wait for."""
+"""Tolerances for numbers, and comparison results. Does not import numpy, which would slow down the CLI."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class Tolerance(BaseModel):
-    """How far an element may be from the recorded one."""
+    """Maximum distance of an element from the recorded one."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -13,7 +13,7 @@ class Tolerance(BaseModel):
 
 
 class OutputComparison(BaseModel):
-    """How one output compares, over all samples."""
+    """Comparison of one output over all samples."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -1,4 +1,4 @@
-"""What a signature says, and whether a version is what it says. Pure."""
+"""Contents of a signature, and verification of a version against it. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from controlplane.domain.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What a key's holder has signed.
+    """A signed statement.
 
     Attributes:
-        subject: The version, as ``name:7``: so one version's signature is none for another, or for an older one's files
-            published again under a new number.
+        subject: The version, as ``name:7``: so a signature is valid for one version only, and not for an older one's
+            files that are published again under a new number.
         files: SHA-256 by path, of every file.
         key_id: SHA-256 of the public key that verifies it.
     """
@@ -23,7 +23,7 @@ class Statement:
 
 
 def difference(reference: str, manifest: Manifest, statement: Statement) -> str:
-    """Return what about a version is not as it was signed, in words; empty where everything is."""
+    """Return how a version differs from what was signed; empty if it does not."""
     if statement.subject != reference:
         return f"the signature is for {statement.subject!r}"
     have = {file.path: file.sha256 for file in manifest.files}

@@ -1,4 +1,4 @@
-"""Tuning: settings that could be run, what was measured of each, and which of them is the best. Pure.
+"""Tuning: possible settings, their measurements, and the choice of the best one. Pure.
 
 A *trial* is one setting with its measurements, one for each number of concurrent clients. The search itself is in
 `controlplane.services.tuning.search`.
@@ -12,16 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Goal(StrEnum):
-    """What shall be best."""
+    """What is optimized."""
 
     THROUGHPUT = "throughput"
     """As many answers per second as possible."""
     P99 = "p99"
-    """The 99th percentile of the latency as low as possible."""
+    """The lowest 99th percentile of the latency."""
 
 
 class Objective(BaseModel):
-    """What is looked for, and what must hold for it to count."""
+    """The goal, and the limits that must hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,11 +34,11 @@ class Objective(BaseModel):
     )
 
     def meets(self, measured: "Measurement") -> bool:
-        """Whether a measurement keeps to the limits."""
+        """Return whether a measurement meets the limits."""
         return self.shortfall(measured) == 0.0
 
     def shortfall(self, measured: "Measurement") -> float:
-        """How far a measurement is from the limits: 0 keeps to them, 1 misses one of them by a factor of two."""
+        """Return how far a measurement misses the limits: 0 meets them, 1 misses one of them by a factor of two."""
         missed = 0.0
         if self.max_p99_seconds is not None:
             missed = max(missed, measured.p99_seconds / self.max_p99_seconds - 1.0)
@@ -47,7 +47,7 @@ class Objective(BaseModel):
         return missed
 
     def value(self, measured: "Measurement") -> float:
-        """The figure that shall be large."""
+        """Return the value to maximize."""
         return measured.throughput if self.goal is Goal.THROUGHPUT else -measured.p99_seconds
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ class Setting(BaseModel):
 
 
 class Measurement(BaseModel):
-    """What a number of clients saw, each sending its next request when it has the answer to the one before."""
+    """Measurement with a number of clients, each of which sends its next request after the previous answer."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -105,24 +105,24 @@ class Measurement(BaseModel):
 
 
 class TrialState(StrEnum):
-    """How far a setting came."""
+    """Result of a trial."""
 
     MEASURED = "measured"
-    """It was measured in the last round that there was."""
+    """It was measured in the last round that took place."""
     DROPPED = "dropped"
-    """Others were so much better in a shorter round that it got no longer one."""
+    """Others were so much better in a shorter round that it was not measured in a longer one."""
     WRONG = "wrong"
-    """Its answers are not the recorded ones."""
+    """Its answers differ from the recorded ones."""
     MEMORY = "memory"
-    """It needs more memory than it may have."""
+    """It needs more memory than allowed."""
     FAILED = "failed"
     """Triton refused it, or a request failed."""
     TIME = "time"
-    """The time was up before its turn."""
+    """The time was over before its turn."""
 
 
 class Trial(BaseModel):
-    """One setting and what came of it."""
+    """One setting and its result."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -145,11 +145,11 @@ class Point(NamedTuple):
 
 
 def points(trials: Sequence[Trial], *, finished: bool = False) -> list[Point]:
-    """Return the measurements of all trials whose answers are right.
+    """Return the measurements of all trials with correct answers.
 
     Args:
         trials: The trials.
-        finished: Only those of the last round: shorter ones are too noisy to decide by.
+        finished: Only those of the last round: shorter ones are too noisy for a decision.
     """
     shown = {TrialState.MEASURED} if finished else {TrialState.MEASURED, TrialState.DROPPED, TrialState.TIME}
     return [Point(trial, measured) for trial in trials if trial.state in shown for measured in trial.measurements]
@@ -158,7 +158,7 @@ def points(trials: Sequence[Trial], *, finished: bool = False) -> list[Point]:
 def frontier(candidates: Sequence[Point]) -> list[Point]:
     """Return the points that no other one beats: none has both more throughput and a lower p99 (Pareto).
 
-    Ascending by throughput, and so by p99. Of equal points the first one is kept.
+    The result ascends by throughput, and so by p99. Of equal points the first one is kept.
     """
     ordered = sorted(candidates, key=lambda point: (-point.measured.throughput, point.measured.p99_seconds))
     kept: list[Point] = []
@@ -169,22 +169,22 @@ def frontier(candidates: Sequence[Point]) -> list[Point]:
 
 
 def rank(trial: Trial, objective: Objective) -> tuple[float, float]:
-    """Return what to sort trials by, the best first: by what they miss of the limits, then by the goal.
+    """Return the sort key of a trial, the best first: by how far it misses the limits, then by the goal.
 
-    A trial counts by the best of its measurements.
+    A trial counts with the best of its measurements.
     """
     return min((objective.shortfall(m), -objective.value(m)) for m in trial.measurements)
 
 
 NOISE = 0.03
-"""Figures of two runs of one and the same setting differ by this share at least, so it is no reason for a change."""
+"""Two runs of the same setting differ by at least this share, so a smaller difference is no reason for a change."""
 
 
 def choose(trials: Sequence[Trial], objective: Objective) -> Point | None:
-    """Return the best point that keeps to the limits, or None where none does.
+    """Return the best point that meets the limits; None if there is none.
 
-    Among those that are as good within `NOISE`, or within the best one's own spread where that is more, what the
-    deployment has now wins, then who needs the least memory.
+    Among points that are equal within `NOISE`, or within the best one's own spread if that is larger, the current
+    setting of the deployment is preferred, then the one that needs the least memory.
     """
     good = [point for point in points(trials, finished=True) if objective.meets(point.measured)]
     if not good:

@@ -1,8 +1,8 @@
-"""Units: sizes as people read them."""
+"""Units: readable sizes."""
 
 
 def size_text(size: int) -> str:
-    """A size for a person: binary units, three digits."""
+    """Return a readable size: binary units, three digits."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(value) < 1024:

@@ -1,4 +1,4 @@
-"""Why a document was refused, in sentences of ours rather than pydantic's. Pure."""
+"""Readable validation errors for refused documents, instead of pydantic's. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 _SHOWN = 60
 _SECRET_WORDS = ("key", "secret", "password", "token", "credential")
-# By pydantic's error type; {limits} of its context, and {got}, the value that was given.
+# By pydantic's error type; {limits} come from its context, and {got} is the given value.
 _SENTENCES: Mapping[str, str] = {
     "missing": "is missing",
     "extra_forbidden": "is not a known field; remove it, or check its spelling",
@@ -59,7 +59,7 @@ _KINDS: Mapping[str, str] = {
 
 
 def invalid_field(error: ValidationError) -> str:
-    """Return what was wrong with the first field of a refused document, and how many more are."""
+    """Return the error of the first invalid field of a refused document, and the number of further ones."""
     found = error.errors(include_url=False)
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     where = place(found[0]["loc"])
@@ -67,12 +67,12 @@ def invalid_field(error: ValidationError) -> str:
 
 
 def place(location: Sequence[Any]) -> str:
-    """Return a field's place in its document, as ``settings.max_batch_size``."""
+    """Return a field's path in its document, as ``settings.max_batch_size``."""
     return ".".join(str(part) for part in location)
 
 
 def sentence(item: Mapping[str, Any]) -> str:
-    """Return what is wrong with one field, from pydantic's description of it."""
+    """Return the error of one field, from pydantic's description of it."""
     kind = str(item["type"])
     context = {name: str(value) for name, value in (item.get("ctx") or {}).items()}
     got = _got(item)
@@ -82,7 +82,7 @@ def sentence(item: Mapping[str, Any]) -> str:
         try:
             return _SENTENCES[kind].format(**context, got=got)
         except KeyError:
-            pass  # another release of pydantic has other context
+            pass  # another release of pydantic has a different context
     stem = next((stem for stem in sorted(_KINDS, key=len, reverse=True) if kind.startswith(f"{stem}_")), None)
     if stem is not None:
         return f"must be {_KINDS[stem]}{got}"

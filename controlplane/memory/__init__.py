@@ -1,1 +1,1 @@
-"""Memory: what a model needs, what is held where, what must go. Pure decisions over frozen values."""
+"""Memory: footprints, the ledger, admission and eviction of the models on each server."""

@@ -1,7 +1,7 @@
-"""What a load measured, and what of it is kept as the version's footprint. Mutable; the steward's own.
+"""Measurements of loads, and the part of them that is kept as the version's footprint. Mutable; owned by the scheduler.
 
-A version is measured once for each load, when it was proved: by what its own processes have, or where nobody sees them
-by what the load made the use of its device grow by. Later only what is more is kept: that it has grown, what it left
+A version is measured once for each load, when it was proved: from the memory of its own processes, or if that cannot be
+read, from the growth of its device's use during the load. Later, only increases are recorded: growth, and memory left
 behind.
 """
 
@@ -19,12 +19,12 @@ from controlplane.registry.footprints import FootprintKey, Footprints, MeasuredF
 from controlplane.triton.statistics import VersionKey
 
 GREW = 1.1
-"""What has grown by this factor since it was told of is told of again."""
+"""Memory that grew by this factor since the last report is reported again."""
 
 
 @dataclass(frozen=True)
 class FootprintSample:
-    """Something to be written to the registry."""
+    """A measurement to be written to the registry."""
 
     key: FootprintKey
     measured: MeasuredFootprint
@@ -35,15 +35,15 @@ class FootprintRecorder:
 
     Args:
         accounts: Its ledger and readings.
-        footprints: What was measured before; only what is in memory is used.
+        footprints: Earlier measurements; only those in memory are used.
         sizes: What versions need.
-        model_states: What is remembered of each model.
-        models: The models that hold memory, as the decisions see them.
-        retained_memory: What versions left behind.
-        counters: What happened how often.
+        model_states: The memory state of each model.
+        models: The models that hold memory, as the policies see them.
+        retained_memory: Memory that versions left behind.
+        counters: Event counts.
 
     Attributes:
-        largest_error: By how many bytes a measurement was above its estimate at most.
+        largest_error: The largest excess of a measurement over its estimate, in bytes.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class FootprintRecorder:
         self._keys: dict[VersionKey, FootprintKey] = {}
 
     def proved(self, model_state: ModelMemoryState, prepared: PreparedVersion, seconds: float) -> list[FootprintSample]:
-        """Measure a version that has just been proved, unless that was done since its load or cannot be done yet.
+        """Measure a version that was just proved, unless it was measured since its load or cannot be measured yet.
 
         Args:
             model_state: The model.
             prepared: The version.
-            seconds: What the proof took.
+            seconds: Duration of the proof.
         """
         if model_state.measured or self._leaves_behind(model_state.model, prepared):
             return []
@@ -91,7 +91,7 @@ class FootprintRecorder:
         return [FootprintSample(size.key, measured)]
 
     def grown(self) -> list[FootprintSample]:
-        """Versions that have grown beyond what is recorded of them."""
+        """Return samples of versions that grew beyond their recorded footprint."""
         found = []
         for model, known in self._models.items():
             model_state = self._model_states.get(model)
@@ -112,7 +112,7 @@ class FootprintRecorder:
         return found
 
     def left(self) -> list[FootprintSample]:
-        """What versions that were unloaded left behind."""
+        """Return samples of the memory that unloaded versions left behind."""
         found = []
         for version, size in self._retained_memory.found().items():
             key = self._keys.get(version)
@@ -125,7 +125,7 @@ class FootprintRecorder:
         return self._sizes.of(prepared, model, self._accounts)
 
     def _leaves_behind(self, model: str, prepared: PreparedVersion) -> bool:
-        """Whether processes of the version's load before are still there; it is measured when they are gone."""
+        """Return whether processes of the version's previous load remain; it is measured when they are gone."""
         instance = self._accounts.instances.get((model, prepared.target.version))
         size = self._size(prepared, model)
         expected = size.key.instances * max(sum(device != HOST for device in size.devices), 1)

@@ -1,7 +1,7 @@
-"""What Triton's refusal of a load says of the GPUs that it can use. Pure.
+"""Extracts from Triton's refusal of a load which GPUs it cannot use. Pure.
 
-The driver may have GPUs that a Triton does not see (it was started with others, or cannot use CUDA) or does not take
-(its least compute capability). Its words, as seen on 2.51 without a GPU::
+The driver may report GPUs that a Triton does not see (it was started with others, or cannot use CUDA) or does not
+accept (its minimum compute capability). The messages, as seen on 2.51 without a GPU::
 
     instance group m_0 of model m has kind KIND_GPU but no GPUs are available
     instance group m_0 of model m specifies invalid or unsupported gpu id 0. GPUs with at least the minimum required
@@ -18,11 +18,11 @@ _SOME = re.compile(r"invalid or unsupported gpu id \d+\. GPUs with at least .*? 
 
 
 def unusable_gpus(refusal: str, gpus: Iterable[DeviceReading]) -> frozenset[str]:
-    """Return which of a server's GPUs its Triton cannot use; empty where the refusal is about something else.
+    """Return which of a server's GPUs its Triton cannot use; empty if the refusal has another cause.
 
     Args:
-        refusal: Triton's words.
-        gpus: The GPUs that were thought to be usable.
+        refusal: Triton's error message.
+        gpus: The GPUs that were considered usable.
     """
     if _NONE in refusal:
         return frozenset(gpu.name for gpu in gpus)

@@ -1,7 +1,7 @@
-"""From loads, unloads and looks to entries of the ledger. Mutable; the steward's own.
+"""Records loads, unloads and observations in the ledger. Mutable; owned by the scheduler.
 
-What the ledger says follows what is done, without a look, and is put right by the next look at a model that nothing is
-being done to.
+The ledger follows actions without waiting for an observation. The next observation of a model without an action in
+flight corrects it.
 """
 
 from collections.abc import Mapping, Set
@@ -16,12 +16,12 @@ from controlplane.memory.policy.types import HOST, HoldingState, ModelMemory, Sl
 
 
 class LedgerPostings:
-    """Keeps the books of one server.
+    """Records the actions of one server.
 
     Args:
         accounts: Its ledger.
-        model_states: What is remembered of each model.
-        models: The models as the decisions see them.
+        model_states: The memory state of each model.
+        models: The models as the policies see them.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class LedgerPostings:
         self._models = models
 
     def began(self, model_state: ModelMemoryState, action: Load | Unload, now: datetime) -> None:
-        """A load or an unload begins: what it moves is on its way."""
+        """Record the start of a load or an unload: its memory is in transition."""
         accounts = self._accounts
         others = [other for other in self._model_states.values() if other.loading is not None]
         busy = any(h.state is HoldingState.UNLOADING for h in accounts.ledger.holdings)
@@ -53,7 +53,7 @@ class LedgerPostings:
             }
 
     def unloaded(self, model_state: ModelMemoryState, action: Unload, step: int, now: datetime) -> None:
-        """An unload ended: its memory counts until it is seen to be free."""
+        """Record the end of an unload: its memory counts until a reading shows that it is free."""
         for holding in self._accounts.ledger.of_model(triton_name(model_state.model, action)):
             self._accounts.left(holding.slot, step, now)
         if not action.candidate:
@@ -68,13 +68,13 @@ class LedgerPostings:
         step: int,
         now: datetime,
     ) -> None:
-        """A load ended well.
+        """Record a successful load.
 
         Args:
             model_state: The model.
             action: The load.
-            need: What it had reserved.
-            grown: By how much the use of each device has grown over the load.
+            need: Its reservation.
+            grown: Growth of the memory in use on each device during the load.
             step: The loop's step.
             now: The time.
         """
@@ -91,11 +91,11 @@ class LedgerPostings:
             model_state.load_growth = told
             loaded = Slot(name, max(need.versions))
             own = self._accounts.own_bytes((name, loaded.version), need.versions[loaded.version])
-            # Of processes that are replaced the peak is none of this load's.
+            # If processes are being replaced, their peak is not the peak of this load.
             model_state.load_peak = own[1] if own and not self._accounts.ledger.of(superseded_slot(loaded)) else 0
 
     def see(self, model_state: ModelMemoryState, facts: ReplicaObservation, step: int, now: datetime) -> None:
-        """Bring the ledger to what a look showed of a model that nothing is being done to."""
+        """Update the ledger to an observation of a model without an action in flight."""
         model = model_state.model
         there = {Slot(model, version) for version in facts.loaded}
         if facts.candidate is not None:
@@ -114,7 +114,7 @@ class LedgerPostings:
         if facts.loaded and model_state.loaded_at is None:
             model_state.loaded_at = now
         elif not facts.loaded and model_state.loaded_at is not None:
-            # Not our doing: somebody unloaded it, or a server that we do not supervise was restarted.
+            # Caused from outside: another client unloaded it, or an unsupervised server was restarted.
             model_state.restore, model_state.loaded_at = model_state.leaving is None, None
             self._accounts.perhaps_restarted()
         leaving = {Slot(model, version) for version in facts.leaving}
@@ -128,7 +128,7 @@ class LedgerPostings:
                     self._accounts.left(slot, step, now)
 
     def _found(self, slot: Slot, facts: ReplicaObservation) -> dict[str, int]:
-        """What something that is loaded has, by device: as seen, else as expected on the GPUs that it uses."""
+        """Return the sizes of a loaded version by device: as read, or as expected on the GPUs that it uses."""
         known = self._models.get(slot.triton_name.removesuffix(candidate_name("")))
         expected = {} if known is None else {device: one.bytes for device, one in known.footprint.items()}
         if facts.gpus and expected:
@@ -140,7 +140,7 @@ class LedgerPostings:
 
 
 def triton_name(model: str, action: Load | Unload) -> str:
-    """Under which name of a model something is loaded or unloaded."""
+    """Return the Triton name under which an action loads or unloads a model."""
     return candidate_name(model) if action.candidate else model
 
 
@@ -154,24 +154,26 @@ def _book_load(
     step: int,
     now: datetime,
 ) -> dict[str, int]:
-    """Take a load that is done into the ledger.
+    """Record a finished load in the ledger.
 
-    What the versions had before, under the same name, is on its way out. The new ones count for what is seen of them;
-    where nothing is seen, for what a device's use has grown by, where that can be told; else for what was reserved.
+    The memory that its versions held before, under the same name, is marked as superseded. The new versions count with
+    the memory of their processes; without such a reading, with the growth of the device's use if it can be attributed
+    to them; otherwise with the reserved size.
 
     Args:
         accounts: The server's ledger, up to date with a reading from after the load.
         model_state: The model.
         name: The Triton name that was loaded.
         need: What was reserved.
-        grown: By how much the one version that came has made the use of each device grow; empty where others had a
-            part in that.
-        leaves: Devices of which that is not to be told, as what the version replaces is leaving them.
+        grown: Growth of the memory in use on each device caused by the one loaded version; empty if other models may
+            have contributed.
+        leaves: Devices on which the growth says nothing, since the replaced version is being freed there.
         step: The loop's step.
         now: The time.
 
     Returns:
-        What of that is believed; empty where something is seen of the version itself, or not of all its devices told.
+        The part of `grown` that was used; empty if the version's own memory could be read, or if not all of its devices
+        have a usable growth.
     """
     shares = {
         Slot(name, version): {device: one.reserve_bytes for device, one in by_device.items()}

@@ -1,12 +1,12 @@
-"""Keeps one server's ledger in step with what is seen: budgets, baselines, and holdings whose memory came free.
+"""Keeps one server's ledger in step with readings: budgets, baselines, and holdings whose memory was freed.
 
-What a device says is in use contains what the models have, what the server itself has, and what belongs to others.
-The *baseline* is what it says beyond the ledger at the first quiet look after the server started: the server itself
-and whoever was there before. What is used beyond ledger and baseline later is unaccounted, and counts against the
-budget. So does what the device cannot give any more because others took it, baseline or not.
+A device's memory in use includes the models, the server itself, and other processes. The *baseline* is the part beyond
+the ledger at the first reading without loads or unloads after the server started: the server itself and processes that
+were there before. Later use beyond ledger and baseline is unaccounted, and counts against the budget. Memory that the
+device cannot provide because other processes use it counts too, baseline or not.
 
-For an embedded server the host's own figure is not the machine's, which the rest of the machine moves up and down, but
-the resident memory of the server's processes.
+For an embedded server, the host reading is the resident memory of the server's processes, as the reading of the whole
+machine varies with everything else that runs on it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,21 +25,24 @@ from controlplane.triton.instance_groups import Gpus
 from controlplane.triton.statistics import VersionKey
 
 _STARTING_SECONDS = timedelta(seconds=10)
-"""For its first two seconds Triton tells zeros of its host. Who tells them for longer than this cannot read it."""
+"""Zero host memory is ignored this long; Triton reports zeros for about two seconds after it starts.
+
+Zeros that persist longer mean that the value is unavailable.
+"""
 _BELIEVED = timedelta(hours=1)
-"""So long a GPU that Triton refused is left out on a server whose restart, which alone changes that, may go unseen."""
+"""How long a refused GPU is not used on a server whose restart, which alone changes that, may go unnoticed."""
 _REPLACED = " (superseded)"
 _PLENTY = 1 << 60
-"""Budget of a server whose devices nobody tells about: everything fits, and Triton says where it does not."""
+"""Budget of a server without device readings: everything fits, and Triton reports where it does not."""
 
 
 def reloading_slot(model: str) -> str:
-    """Under which name the memory is reserved for loading a model again that stays loaded until that is done."""
+    """Return the name that holds the reservation for reloading a model that stays loaded meanwhile."""
     return f"{model} (reloading)"
 
 
 def superseded_slot(slot: Slot) -> Slot:
-    """Under which name the memory of a version's old instances counts after it was loaded again."""
+    """Return the slot that holds the memory of a version's old instances after a reload."""
     return Slot(slot.triton_name + _REPLACED, slot.version)
 
 
@@ -50,11 +53,11 @@ def own_name(triton_name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Leaving:
-    """Memory that is on its way out.
+    """Memory that is being freed.
 
     Attributes:
-        since: The loop's step from which on a reading may tell that it is free.
-        processes: Those that have it, of a version whose new processes go by the same name.
+        since: The first step of the loop whose reading can show that it is free.
+        processes: The processes that hold it, if the version's new processes have the same name.
     """
 
     since: int
@@ -62,16 +65,16 @@ class _Leaving:
 
 
 class LedgerSync:
-    """The ledger of one server with what it takes to keep it true.
+    """The ledger of one server with the state needed to keep it up to date.
 
     Args:
         rules: The budgets.
-        told: Whether there is somebody who tells about its devices.
+        told: Whether the server has a source of device readings.
 
     Attributes:
         ledger: The ledger.
         reading: The newest reading.
-        unusable: GPUs that Triton refused to use, although the driver has them, and until when that is believed.
+        unusable: GPUs that Triton refused to use although the driver reports them, and until when they are left out.
     """
 
     def __init__(self, rules: BudgetRules, *, told: bool) -> None:
@@ -91,16 +94,16 @@ class LedgerSync:
 
     @property
     def known(self) -> bool:
-        """Whether the devices were read, so that there is something to decide by."""
+        """Whether the devices were read, so that decisions are possible."""
         return not self._told or self.reading.devices is not None
 
     @property
     def limited(self) -> bool:
-        """Whether there is a budget at all."""
+        """Whether there is any budget."""
         return self._told
 
     def tells_of(self, device: str) -> bool:
-        """Whether a budget can be kept there: a GPU of a server that tells of no GPU is Triton's own business."""
+        """Return whether a budget applies to a device; if a server reports no GPU, Triton alone manages its GPUs."""
         return device in self.ledger.budgets or any(one.kind is not DeviceKind.HOST for one in self.devices)
 
     @property
@@ -110,7 +113,7 @@ class LedgerSync:
 
     @property
     def present_gpus(self) -> tuple[DeviceReading, ...]:
-        """The GPUs and MIG instances that the driver can give to models."""
+        """The GPUs and MIG instances that the driver can allocate to models."""
         return tuple(
             device
             for device in self.devices
@@ -123,21 +126,21 @@ class LedgerSync:
         return tuple(device for device in self.present_gpus if device.name not in self.unusable)
 
     def refuse(self, gpus: Iterable[str], now: datetime) -> None:
-        """Triton does not use these GPUs."""
+        """Mark GPUs that Triton does not use."""
         self.unusable |= dict.fromkeys(gpus, now + _BELIEVED)
 
     def perhaps_restarted(self) -> None:
-        """Something that was loaded is not: a server whose start nobody counts may be another one, with other GPUs."""
+        """Forget refused GPUs after an unexpected unload: a server without start detection may have restarted."""
         if self.reading.instances is None:
             self.unusable.clear()
 
     @property
     def topology(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What of the devices decides where a model is loaded."""
+        """The part of the devices that determines where a model is loaded."""
         return tuple(device.name for device in self.devices), tuple(device.name for device in self.gpus)
 
     def numbers(self, devices: Iterable[str]) -> Gpus | None:
-        """Return Triton's numbers of a place's GPUs: none for the host of a server with GPUs, None where not known."""
+        """Return Triton's GPU numbers of devices: none for the host of a server with GPUs, None if unknown."""
         known = {device.name: device.device_id for device in self.devices if device.kind is not DeviceKind.HOST}
         found = [known.get(name) for name in devices if name != HOST]
         if not found:
@@ -145,17 +148,17 @@ class LedgerSync:
         return None if None in found else tuple(sorted(number for number in found if number is not None))
 
     def names(self, gpus: Gpus) -> tuple[str, ...]:
-        """Return the devices of Triton's numbers; none means the host."""
+        """Return the devices with these Triton GPU numbers; none means the host."""
         named = {device.device_id: device.name for device in self.devices if device.device_id is not None}
         return tuple(named.get(number, f"gpu:{number}") for number in gpus) or (HOST,)
 
     @property
     def instances(self) -> Mapping[VersionKey, InstanceMemory]:
-        """Memory of the models' processes as last read; none where they cannot be seen."""
+        """Memory of the models' processes as last read; empty if they cannot be read."""
         return self.reading.instances or {}
 
     def restarted(self) -> None:
-        """The server started anew: nothing is loaded."""
+        """Reset the ledger after a restart of the server: nothing is loaded."""
         for slot in {holding.slot for holding in self.ledger.holdings}:
             self.ledger = self.ledger.released(slot)
         self._baselines.clear()
@@ -166,9 +169,9 @@ class LedgerSync:
         self._taken = -1
 
     def take(self, reading: ServerReading, step: int, now: datetime) -> None:
-        """Take in a reading that began at the loop's ``step``; one that is older than what was taken in says nothing.
+        """Process a reading that began at the loop's ``step``, unless a newer one was processed.
 
-        A poll measures memory first and then waits for counters, so that an action's own reading may overtake it.
+        A poll measures memory first and then waits for counters, so an action's own reading may overtake it.
         """
         if step < self._taken:
             return
@@ -178,7 +181,7 @@ class LedgerSync:
             reading = replace(reading, devices=None)
         self._taken = step
         if reading.devices is None:
-            # Not now: what was told before stands. Never yet: nothing is known that could forbid a load.
+            # Without a new device reading the last one stands. Without any, nothing is known that could forbid a load.
             reading = replace(reading, devices=self.reading.devices or ())
         self.reading = reading
         if reading.instances is None:
@@ -197,7 +200,7 @@ class LedgerSync:
             self.ledger = self.ledger.with_budget(Budget(HOST, _PLENTY, _PLENTY))
 
     def _starting(self, reading: ServerReading, now: datetime) -> bool:
-        """Whether the server has just started, and does not know itself yet what its host has."""
+        """Return whether the server has just started and does not report its host memory yet."""
         host = next((one for one in reading.devices or () if one.kind is DeviceKind.HOST), None)
         if host is None or host.total_bytes or not host.error:
             self._zeros_since = None
@@ -206,19 +209,19 @@ class LedgerSync:
         return now - self._zeros_since < _STARTING_SECONDS
 
     def left(self, slot: Slot, step: int, now: datetime) -> None:
-        """A slot is not loaded any more: it counts until a reading that began later shows its memory gone."""
+        """Mark a slot as no longer loaded; it counts until a reading that began later shows its memory free."""
         if self.ledger.of(slot):
             self.ledger = self.ledger.unloading(slot, now)
             self._leaving.setdefault(slot, _Leaving(step))
 
     def mark_superseded(self, slot: Slot, processes: frozenset[int], step: int, now: datetime) -> None:
-        """A version was loaded again: what its old instances have counts until it is seen to be gone.
+        """Mark a version as reloaded: its old instances' memory counts until a reading shows that it is free.
 
-        Triton ends them after the load, so that the reading which came with its end says nothing of them.
+        Triton ends the old instances after the load, so the reading taken at the end of the load does not show it.
 
         Args:
             slot: The version, under its Triton name.
-            processes: The old instances' processes; none where they cannot be seen.
+            processes: The old instances' processes; empty if they cannot be read.
             step: The loop's step.
             now: The time.
         """
@@ -229,22 +232,22 @@ class LedgerSync:
             self._leaving.pop(slot, None)
 
     def back(self, slot: Slot) -> None:
-        """A slot that was on its way out is loaded after all."""
+        """Keep a slot that was being freed but is loaded after all."""
         self._leaving.pop(slot, None)
 
     def promise(self, slot: Slot, sizes: Mapping[str, int]) -> None:
-        """Count a slot for at least this much, by device, until `proved`: its processes grow on after the load."""
+        """Count at least these sizes, by device, until `proved`: the slot's processes keep growing after the load."""
         self._promised[slot] = dict(sizes)
 
     def proved(self, slot: Slot, now: datetime) -> None:
-        """A slot has answered: from now on what its processes have counts."""
+        """Count a proved slot with the actual memory of its processes from now on."""
         if self._promised.pop(slot, None) is not None:
             self._follow_instances(now)
 
     def seen_bytes(self, slot: Slot, device: str = HOST) -> int | None:
-        """Memory of a slot's processes on a device, or what it was promised; None where they cannot be seen.
+        """Return the memory of a slot's processes on a device, at least its promised size; None if unreadable.
 
-        Old instances that it replaced are told by the same name, and count for themselves.
+        Old instances that the slot replaced are reported under the same name, and are subtracted.
         """
         seen = self.process_bytes((slot.triton_name, slot.version), device)
         if seen is None:
@@ -253,10 +256,10 @@ class LedgerSync:
         return max(seen - old, self._promised.get(slot, {}).get(device, 0), 0)
 
     def process_bytes(self, version: VersionKey, device: str) -> int | None:
-        """Memory of a version's own processes on a device; None where they cannot be seen, or are none of its own.
+        """Return the memory of a version's own processes on a device; None if unreadable or without own processes.
 
-        On a GPU it is what the driver says of them. It says nothing where it may not, or knows them by other process
-        ids than we do (containers).
+        On a GPU it is what the driver reports for them. The driver reports nothing if it lacks the permission, or if it
+        knows the processes by other ids (containers).
         """
         instance = self.instances.get(version)
         if instance is None:
@@ -268,10 +271,10 @@ class LedgerSync:
         return sum(found) if found else None
 
     def own_bytes(self, version: VersionKey, devices: Iterable[str]) -> tuple[int, int] | None:
-        """Memory of a version's own processes now and at most, on the one of its devices where that is the most.
+        """Return the current and peak memory of a version's processes, on the device where it is largest.
 
-        On GPUs the host's share does not count, and the driver tells no peak: what is there now is the most that is
-        known. None where not all of it can be seen.
+        On GPUs the host's share does not count, and the driver reports no peak, so the current value stands for it. The
+        result is None if not all of it can be read.
         """
         instance = self.instances.get(version)
         gpus = [device for device in devices if device != HOST]
@@ -282,32 +285,32 @@ class LedgerSync:
         return (max(known), max(known)) if len(known) == len(found) else None
 
     def excess(self, *, supervised: bool) -> dict[str, int]:
-        """Bytes beyond the ledger by device: what a restart of the server would give back.
+        """Return the bytes beyond the ledger by device: what a restart of the server would free.
 
-        Of a server of ours, what its own processes have; of others, whatever nobody accounts for.
+        For a supervised server, the memory of its own processes; for others, all unaccounted memory.
         """
         if supervised:
             return self._own.excess(self.ledger)
         return {device: self.ledger.unaccounted(device) for device in self.ledger.budgets} if self._told else {}
 
     def quiet(self) -> dict[str, int]:
-        """What the server's own processes had beyond the ledger, by device, when nothing moved there last."""
+        """Return the memory of the server's processes beyond the ledger, by device; see `ProcessMemory.quiet`."""
         return self._own.quiet
 
     def quiet_now(self) -> frozenset[str]:
-        """The devices of which that is the newest figure."""
+        """Return the devices for which `quiet` comes from the newest reading."""
         return self._own.fresh
 
     def strangers(self) -> tuple[str, ...]:
-        """What is loaded on a server of ours and is in nobody's ledger, by Triton name."""
+        """Return the Triton names that are loaded on a supervised server without a ledger entry."""
         held = {holding.slot.triton_name for holding in self.ledger.holdings}
         return tuple(sorted({name for name, _ in self.instances} - held))
 
     def settled(self) -> Ledger:
-        """Return the ledger for questions of the kind "what if this left": what is unaccounted now stays so.
+        """Return a ledger for questions such as "what if this is unloaded": unaccounted memory stays constant.
 
-        The ledger itself would take what a holding leaves behind for unaccounted, because the device's figure is not
-        one of afterwards.
+        The ledger itself would count the memory of a removed holding as unaccounted, because the device reading still
+        includes it.
         """
         ledger = self.ledger
         budgets = {
@@ -318,14 +321,14 @@ class LedgerSync:
         return Ledger(budgets, holdings)
 
     def _gone(self, slot: Slot, leaving: _Leaving, step: int) -> bool:
-        """Whether the present reading, of this step, shows that something has left."""
+        """Return whether the current reading, of this step, shows that a slot's memory was freed."""
         if leaving.processes and self.reading.instances is not None:
             present = {process for one in self.instances.values() for process in one.pids}
             return not leaving.processes & present
         return leaving.since <= step and (slot.triton_name, slot.version) not in self.instances
 
     def _follow_instances(self, now: datetime) -> None:
-        # What is being loaded again has its new processes under the same name, and they are reserved for already.
+        # A model that is being reloaded has new processes under the same name, which are already reserved for.
         again = {one.slot.triton_name for one in self.ledger.holdings if one.state is HoldingState.LOADING}
         for holding in self.ledger.holdings:
             if holding.state is HoldingState.RESIDENT and reloading_slot(holding.slot.triton_name) not in again:
@@ -349,7 +352,7 @@ class LedgerSync:
             self._baselines[device.name] = max(own - accounted, 0)
         baseline = self._baselines.get(device.name, 0)
         if device.name not in self._baselines:
-            own = min(own, accounted)  # nothing can be said yet
+            own = min(own, accounted)  # nothing can be attributed yet
         squeezed = (budget - accounted) - max(device.total_bytes - device.used_bytes - loading, 0)
         used = max(own, baseline + accounted + max(squeezed, 0))
         self.ledger = self.ledger.with_budget(Budget(device.name, budget, device.total_bytes, used, baseline))

@@ -1,7 +1,7 @@
-"""The loads that ask one server for memory: who gets it, who makes room, who waits, who is refused. The loop's own.
+"""The queue of loads that wait for memory on one server. Mutable; owned by the control loop.
 
-It decides nothing itself: `controlplane.memory.policy.admission` does. What is here carries its answers into the ledger
-and back to the loop.
+The queue makes no decisions of its own: `controlplane.memory.policy.admission` does. It applies the decisions to the
+ledger and returns them to the loop.
 """
 
 from collections import Counter, deque
@@ -43,14 +43,14 @@ _FIRST = datetime.min.replace(tzinfo=UTC)
 
 @dataclass
 class QueueDecisions:
-    """What the loop shall do now.
+    """What the loop must do now.
 
     Attributes:
-        go: Models whose load may begin, or that are to be looked at again.
-        evicted: Evictions that were decided, to be unloaded.
+        go: Models whose load may begin, or that need to be planned again.
+        evicted: Evictions that were decided; these models are to be unloaded.
         refused: Loads that are given up, with the reason.
-        waiting: Models whose load goes on waiting.
-        untried: Loads of a rollout's new version that are given up, with the reason.
+        waiting: Models whose load continues to wait.
+        untried: Loads of a rollout's candidate that are given up, with the reason.
     """
 
     go: list[str] = field(default_factory=list)
@@ -61,23 +61,23 @@ class QueueDecisions:
 
 
 class LoadQueue:
-    """The queue of one server. Shares the ledger and what is known of the models with the steward.
+    """The queue of one server. Shares the ledger and the model state with the scheduler.
 
     Args:
-        server: The server's name.
+        server: The server name.
         settings: Limits.
-        policy: Gives the order of eviction.
-        rules: What protects from it.
+        policy: Determines the order of eviction.
+        rules: What protects models from eviction.
         accounts: The ledger.
         sizes: What versions need.
-        model_states: What is remembered of each model.
-        models: The same as the decisions see it.
-        contenders: Those of them that a decision about another model may depend on.
-        unjudged: Gets the models whose residency is to be decided again.
-        counters: What happened how often.
+        model_states: The memory state of each model.
+        models: The same models as the policies see them.
+        contenders: Those of `models` that decisions about other models may depend on.
+        unjudged: Receives the models whose residency must be decided again.
+        counters: Event counts.
 
     Attributes:
-        evictions: The newest, newest last.
+        evictions: Recent evictions, newest last.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class LoadQueue:
         self.evictions: deque[EvictionRecord] = deque(maxlen=_EVICTIONS_KEPT)
 
     def decide(self, request: LoadRequest, now: datetime) -> Decision:
-        """Say what would become of a load. Changes nothing."""
+        """Return the decision that a load would get. Changes nothing."""
         return decide(
             request,
             self._accounts.ledger,
@@ -124,7 +124,7 @@ class LoadQueue:
         )
 
     def record(self, model: ModelMemory, for_model: str, why: str, now: datetime) -> EvictionRecord:
-        """Remember that a model leaves, and for whom."""
+        """Record that a model is unloaded, and for which other model."""
         freed = {device: footprint.bytes for device, footprint in model.footprint.items()}
         record = EvictionRecord(
             at=now, server=self._server, victim=model.model, for_model=for_model, bytes=freed, why=why
@@ -133,7 +133,7 @@ class LoadQueue:
         return record
 
     def needs(self, desired_deployment: DesiredDeployment, unit: Replica, load: Load) -> MemoryRequirement | None:
-        """Return what memory a load needs; None where all of its versions are loaded already."""
+        """Return the memory that a load needs; None if all of its versions are already loaded."""
         assert unit.facts is not None
         facts, model = unit.facts, unit.model
         if load.candidate:
@@ -145,7 +145,7 @@ class LoadQueue:
         new = [version for version in load.versions if again or version not in facts.loaded]
         if not new:
             return None
-        # Triton has the renewed ones beside the old ones for a while; those have a slot of that name already.
+        # Triton keeps the old instances beside the reloaded ones for a while; the old ones hold the slot of that name.
         name = reloading_slot(model) if again and facts.loaded else model
         return self._need(Slot(name, max(new)), new, desired_deployment, load)
 
@@ -161,7 +161,7 @@ class LoadQueue:
                 else by_version.get(version)
             )
             if prepared is None:
-                continue  # what an earlier revision left loaded, as it is
+                continue  # left loaded as it is by an earlier revision
             needed[version] = self._sizes.of(prepared, desired_deployment.model, self._accounts).by_device
         return (
             MemoryRequirement(slot, needed, update_strategy=desired_deployment.revision.spec.settings.update_strategy)
@@ -170,7 +170,7 @@ class LoadQueue:
         )
 
     def ask(self, model: str, need: MemoryRequirement, now: datetime) -> PendingLoad:
-        """Put a load into the queue, or find it there."""
+        """Add a load to the queue, or return it if it is already queued."""
         model_state = self._model_state(model)
         request = model_state.request
         if request is None or request.slot != need.slot or request.need.versions != need.versions:
@@ -182,12 +182,12 @@ class LoadQueue:
         return request
 
     def granted(self, model: str, need: MemoryRequirement) -> bool:
-        """Whether this load's memory is reserved."""
+        """Return whether this load's memory is reserved."""
         request = self._model_state(model).request
         return request is not None and request.granted and request.slot == need.slot
 
     def withdraw(self, model: str) -> None:
-        """A load is not wanted any more."""
+        """Remove a load that is no longer needed, and release its reservation."""
         model_state = self._model_state(model)
         if model_state.request is not None:
             if model_state.request.granted:
@@ -195,7 +195,7 @@ class LoadQueue:
             model_state.request = None
 
     def _waits(self) -> dict[str, PendingLoad]:
-        """Loads that have no memory yet."""
+        """Return the loads without a reservation."""
         found: dict[str, PendingLoad] = {}
         for model in sorted(self._asking):
             request = self._model_state(model).request
@@ -206,7 +206,7 @@ class LoadQueue:
         return found
 
     def _loads_in_flight(self) -> int:
-        """Count the loads that have memory and have not ended."""
+        """Count the loads that have a reservation and have not ended."""
         for model in list(self._in_flight):
             model_state = self._model_state(model)
             if model_state.loading is None and (model_state.request is None or not model_state.request.granted):
@@ -214,7 +214,7 @@ class LoadQueue:
         return len(self._in_flight)
 
     def arrange(self, units: Mapping[str, Replica], now: datetime) -> QueueDecisions:
-        """Go through the queue."""
+        """Process the queue."""
         moves = QueueDecisions()
         waiting = self._waits()
         if not waiting or not self._accounts.known:
@@ -283,7 +283,7 @@ class LoadQueue:
         now: datetime,
         moves: QueueDecisions,
     ) -> int:
-        """Decide about a model that is loaded only because there is room: nobody goes, and nobody waits, for it."""
+        """Decide about a model that is loaded only because there is room; it causes no evictions and no waiting."""
         decision = decide(
             request,
             self._accounts.ledger,
@@ -306,13 +306,13 @@ class LoadQueue:
         memory = self._models[model]
         since = request.since
         if memory.mode is Mode.PINNED and not memory.loaded:
-            since = _FIRST  # after a restart of the server those come first
+            since = _FIRST  # these come first after a server restart
         elif not self._entitled(memory, now) and memory.usage.last_used_at is not None:
-            since = now + max(now - memory.usage.last_used_at, timedelta())  # what was used most recently first
+            since = now + max(now - memory.usage.last_used_at, timedelta())  # the most recently used model first
         return LoadRequest(memory, request.slot, request.footprint, since)
 
     def _entitled(self, model: ModelMemory, now: datetime) -> bool:
-        """Whether somebody waits for it, or it is pinned, or loaded and changed: others may have to go for it."""
+        """Return whether a load may evict others: the model is pinned, held, demanded, or loaded and changed."""
         leased = model.held_until is not None and model.held_until > now
         return model.mode is Mode.PINNED or leased or model.demanded_at is not None or model.loaded
 
@@ -357,7 +357,7 @@ class LoadQueue:
         moves.refused.append((model, why))
 
     def _unload_first(self, request: LoadRequest, unit: Replica, now: datetime, *, asked: bool) -> bool:
-        """Where old and new do not fit together, whoever else goes, or as asked: the old one makes room for the new."""
+        """Unload the old version first if requested, or if both can never fit together; return whether it does."""
         facts, model = unit.facts, request.model.model
         if facts is None or not facts.loaded:
             return False
@@ -373,7 +373,7 @@ class LoadQueue:
             return False
         for slot in slots[1:]:
             ledger = ledger.released(slot)
-        # Who may go only later is waited for, rather than making a gap: only what can never fit makes one.
+        # If models may be evicted later, wait for that rather than cause a gap: only what can never fit causes one.
         if not asked and not self._never_alongside(request, slots):
             return False
         choice = choose_update_strategy(
@@ -395,7 +395,7 @@ class LoadQueue:
         return True
 
     def no_room_alongside(self, request: LoadRequest) -> bool:
-        """Whether a version can never be loaded beside what is loaded under the model's own name, whoever leaves."""
+        """Return whether a version can never fit beside the loaded version of its model, whatever is evicted."""
         held = self._accounts.ledger.of_model(request.model.model)
         slots = {holding.slot for holding in held if holding.state is HoldingState.RESIDENT}
         return bool(slots - {request.slot}) and self._never_alongside(request, sorted(slots - {request.slot}))
@@ -409,7 +409,7 @@ class LoadQueue:
             for holding in ledger.of_model(name)
         }
         kept |= {holding for slot in slots for holding in ledger.of(slot)}
-        kept = {holding for holding in kept if holding.state is not HoldingState.UNLOADING}  # those are not kept
+        kept = {holding for holding in kept if holding.state is not HoldingState.UNLOADING}  # being freed
         for device, need in request.footprint.items():
             budget = ledger.budgets.get(device)
             fixed = sum(holding.bytes for holding in kept if holding.device == device) + ledger.unaccounted(device)

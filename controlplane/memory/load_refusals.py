@@ -1,7 +1,7 @@
-"""What Triton's refusal of a load says about memory and GPUs, and what is learnt from it. Mutable; the steward's own.
+"""Evaluates Triton's refusals of loads with respect to memory and GPUs. Mutable; owned by the scheduler.
 
-A refusal is evidence, not only a failure: Triton had less memory than the ledger thought, or does not use a GPU that
-the driver tells of.
+A refusal is also evidence: Triton had less memory than the ledger assumed, or does not use a GPU that the driver
+reports.
 """
 
 import re
@@ -22,7 +22,7 @@ from controlplane.memory.policy.types import ModelMemory
 from controlplane.memory.sizing import FootprintResolver
 
 _ALL = 0.98
-"""So much of what could be freed is asked for at most, as its figure moves a little all the time."""
+"""Upper limit, as a share of what could be freed, of a forced reservation; the freeable size fluctuates slightly."""
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|outofmemory|bad_alloc|cannot allocate memory|failed to allocate|unable to allocate|memoryerror"
     r"|insufficient memory|not enough memory",
@@ -31,13 +31,13 @@ _OUT_OF_MEMORY = re.compile(
 
 
 class LoadRefusals:
-    """Takes in the refusals of one server.
+    """Evaluates the refusals of one server.
 
     Args:
         accounts: Its ledger.
         sizes: What versions need; corrected here.
-        models: The models as the decisions see them.
-        counters: What happened how often.
+        models: The models as the policies see them.
+        counters: Event counts.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class LoadRefusals:
         """Learn from a refused load which GPUs Triton does not use.
 
         Returns:
-            What there is to tell; empty where that was known by now. None: it is the model's own failure, also where it
-            asks for a GPU that did not count any more when its load began.
+            The message to report; empty if it is already known. None if the failure is the model's own, including a
+            load that asked for a GPU that was already known as unusable when the load began.
         """
         if not isinstance(outcome.action, Load) or not isinstance(outcome.error, LoadRefusedError):
             return None
@@ -67,7 +67,7 @@ class LoadRefusals:
     def out_of_memory(
         self, model_state: ModelMemoryState, desired_deployment: DesiredDeployment | None, outcome: Outcome
     ) -> bool:
-        """Whether Triton had no memory for a load, and it is worth another round with a larger footprint."""
+        """Return whether Triton ran out of memory for a load that is worth a retry with a larger footprint."""
         action, model = outcome.action, model_state.model
         if not isinstance(action, Load) or not isinstance(outcome.error, LoadRefusedError):
             return False
@@ -88,7 +88,7 @@ class LoadRefusals:
         return True
 
     def _more_than_free(self, model: str, device: str) -> int:
-        """What is free by the ledger was not there: ask for more, so that somebody goes, if there is anybody."""
+        """Return more bytes than the ledger says are free, so that the next attempt evicts a model, if there is one."""
         ledger = self._accounts.ledger
         budget = ledger.budgets[device].bytes - ledger.unaccounted(device)
         fixed = own = 0

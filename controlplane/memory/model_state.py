@@ -1,4 +1,4 @@
-"""What the steward remembers of one model on one server. Mutable; the loop's own."""
+"""Mutable memory state of one model on one server. Owned by the control loop."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,9 +16,9 @@ class MemoryRequirement:
     """Memory that a load needs.
 
     Attributes:
-        slot: For which version, under which Triton name; of several that are loaded together the highest.
-        versions: How much each of the versions needs, by device.
-        trial: Whether it is for a rollout's new version, for which the old one never makes room.
+        slot: The version to load, under its Triton name; the highest of several that are loaded together.
+        versions: What each version needs, by device.
+        trial: Whether it is the candidate of a rollout; the old version is never unloaded for it.
         update_strategy: How it gets memory while another version of the model is loaded.
     """
 
@@ -29,7 +29,7 @@ class MemoryRequirement:
 
     @property
     def footprint(self) -> dict[str, Footprint]:
-        """How much all of them need together, by device."""
+        """What all versions need together, by device."""
         total: dict[str, Footprint] = {}
         for by_device in self.versions.values():
             for device, one in by_device.items():
@@ -39,7 +39,7 @@ class MemoryRequirement:
 
 @dataclass
 class PendingLoad:
-    """A load that asks for memory.
+    """A load that waits for memory.
 
     Attributes:
         need: What it needs.
@@ -57,48 +57,48 @@ class PendingLoad:
 
     @property
     def slot(self) -> Slot:
-        """For which version, under which Triton name."""
+        """The version to load, under its Triton name."""
         return self.need.slot
 
     @property
     def footprint(self) -> Mapping[str, Footprint]:
-        """How much, by device."""
+        """What it needs, by device."""
         return self.need.footprint
 
 
 @dataclass
 class ModelMemoryState:
-    """One model on one server, as far as memory goes.
+    """Memory state of one model on one server.
 
     Attributes:
-        model: Its name.
-        usage: How it is used.
-        demanded_at: Since when somebody waits for it.
+        model: The model name.
+        usage: Its usage.
+        demanded_at: Since when a client waits for it.
         held_until: The end of its longest hold.
-        loaded_at: Since when it is loaded.
-        load_seconds: What its newest load took, from fetch to proof.
-        stage_seconds: What fetching and staging took, for the load that follows.
+        loaded_at: When it was loaded.
+        load_seconds: Duration of the most recent load, from fetch to proof.
+        stage_seconds: Duration of fetching and staging for the load that follows.
         loads: How often it was loaded.
         evictions: How often it was evicted.
         early_evictions: Early evictions; see `ModelMemory.evictions`.
-        evicted_at: When it was evicted last and that was not counted yet.
-        leaving: The eviction under way: it is not wanted until it is gone.
-        refused: Why it cannot be loaded; empty where nothing is known against it.
-        restore: It was loaded when the server was lost, so it comes back where there is room.
+        evicted_at: The last eviction, if it is not yet evaluated as early or not.
+        leaving: The eviction in progress; the model is not desired until it is unloaded.
+        refused: Why it cannot be loaded; empty if there is no known reason.
+        restore: Whether it was loaded when the server was lost, so that it is loaded again where there is room.
         request: The load that waits.
-        loading: What the load under way had reserved.
-        processes: The processes of each version that is loaded under the same name, as of that load's begin.
-        gpus: The GPUs that counted as usable when the newest load began.
+        loading: The reservation of the load in progress.
+        processes: The processes of each version under the same name, as of the start of that load.
+        gpus: The GPUs that were considered usable when the most recent load began.
         alone: Whether no other load or unload ran on the server during it.
-        counts: Requests by version as of the newest poll.
-        ours: Requests of our own probes that the counters still have to show.
-        retried_after_oom: Triton refused it for lack of memory once already; the next time is the last.
-        gap: Why the old version is unloaded before the new one is loaded; empty where it is not.
-        verdict: The newest answer to whether it shall be loaded.
-        measured: Whether the present load was measured.
-        load_peak: The most that its processes had by the end of its load; 0 where they cannot be seen.
-        load_growth: By how much the use of each device grew over its load under its own name; empty where that says
-            nothing of it.
+        counts: Requests by version as of the latest poll.
+        ours: Requests of our own probes that the counters do not show yet.
+        retried_after_oom: Whether Triton refused it once for lack of memory; a second refusal is final.
+        gap: Why the old version is unloaded before the new one is loaded; empty if it is not.
+        verdict: The latest decision whether it is to be loaded.
+        measured: Whether the current load was measured.
+        load_peak: The peak memory of its processes at the end of its load; 0 if they cannot be read.
+        load_growth: Growth of the memory in use on each device during the load under its own name; empty if the growth
+            cannot be attributed to it.
     """
 
     model: str

@@ -1,7 +1,7 @@
-"""What a server's own processes have beyond what the ledger knows of. Mutable; the accounts' own.
+"""Memory of a server's own processes beyond the ledger. Mutable; owned by `LedgerSync`.
 
-The device's figure is everybody's. For what a restart would give back, and for what a version left behind, only the
-server's own processes count: on the host their resident memory, on a GPU what the driver says they have.
+The device's reading includes all processes. What a restart would free, and what a version left behind, depends only on
+the server's own processes: on the host their resident memory, on a GPU what the driver reports for them.
 """
 
 from controlplane.gpu.base import DeviceKind, DeviceReading
@@ -13,12 +13,12 @@ _MOVING = (HoldingState.LOADING, HoldingState.UNLOADING)
 
 
 class ProcessMemory:
-    """The figures since the server started.
+    """Readings since the server started.
 
     Attributes:
-        quiet: Bytes beyond the ledger and the baseline, by device, when nothing was loaded or unloaded there last;
-            below 0 where holdings count for more than is there.
-        fresh: The devices of which the newest reading was such a one.
+        quiet: Bytes beyond the ledger and the baseline, by device, as of the last time without loads or unloads there;
+            negative if holdings count for more than is in use.
+        fresh: The devices for which the newest reading updated `quiet`.
     """
 
     def __init__(self) -> None:
@@ -28,12 +28,13 @@ class ProcessMemory:
         self._baselines: dict[str, int] = {}
 
     def take(self, reading: ServerReading, ledger: Ledger, *, settled: bool = True) -> None:
-        """Take in a reading; the ledger is up to date with it.
+        """Process a reading; the ledger must already include it.
 
         Args:
             reading: The reading.
-            ledger: Of the server.
-            settled: Whether every model that is loaded counts for what it has, none for what it is still to take.
+            ledger: The ledger of the server.
+            settled: Whether every loaded model counts with its actual size, and none with memory that it has yet to
+                use.
         """
         fresh = set()
         for device in reading.devices or ():
@@ -50,7 +51,7 @@ class ProcessMemory:
         self.fresh = frozenset(fresh)
 
     def excess(self, ledger: Ledger) -> dict[str, int]:
-        """Bytes beyond the ledger now, by device. While something moves it is rather too low than too high."""
+        """Return the bytes beyond the ledger now, by device; during loads and unloads it tends to be too low."""
         return {
             device: max(used - self._baselines.get(device, used) - _accounted(ledger, device), 0)
             for device, used in self._used.items()
@@ -58,7 +59,7 @@ class ProcessMemory:
 
 
 def process_bytes_of(device: DeviceReading, reading: ServerReading, ledger: Ledger) -> int | None:
-    """What the server's own processes have of a device, models that are no deployments left out; None: not known."""
+    """Return the memory of the server's processes on a device, without unmanaged models; None if unknown."""
     if reading.instances is None:
         return None
     if device.kind is DeviceKind.HOST:
@@ -70,7 +71,7 @@ def process_bytes_of(device: DeviceReading, reading: ServerReading, ledger: Ledg
     if device.processes is None or not own:
         return None
     known = [size for pid, size in device.processes.items() if pid in own]
-    # In a container the driver may tell other process ids than ours: then none is found although some are there.
+    # In a container the driver may report other process ids than ours: then none matches although some exist.
     return sum(known) if known or not device.processes else None
 
 

@@ -1,4 +1,4 @@
-"""What the loop tells about memory, made from what the steward has. Changes nothing."""
+"""Builds the memory views from the scheduler's state. Read-only."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ from controlplane.triton.instance_groups import asked_gpus
 
 _NEXT_VICTIMS = 5
 _FETCH_BYTES_PER_SECOND = 100 * 1024 * 1024
-"""Assumed speed of the store, for plans."""
+"""Assumed speed of the store, for load plans."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class ModelOnServer:
     """A deployed model on a server.
 
     Attributes:
-        desired_deployment: What is wanted of it.
-        unit: How it stands.
-        trouble: Why nothing can be done on the server; empty when it is well.
-        elsewhere: Where its place is instead; empty where it is here, or not decided.
+        desired_deployment: Its desired state.
+        unit: Its state on the server.
+        trouble: Why nothing can be done on the server; empty if it is healthy.
+        elsewhere: The servers it is placed on instead; empty if it is placed here or not placed yet.
     """
 
     desired_deployment: DesiredDeployment
@@ -95,7 +95,7 @@ def server_memory(
 
 
 def model_view(scheduler: MemoryScheduler, occupant: ModelOnServer) -> ModelMemoryView:
-    """Return how a model stands on a server."""
+    """Return the memory state of a model on a server."""
     desired_deployment, unit = occupant.desired_deployment, occupant.unit
     settings, model_state = desired_deployment.revision.spec.settings, scheduler.model_state(desired_deployment.model)
     state, why = _state(occupant, model_state)
@@ -123,7 +123,7 @@ def model_view(scheduler: MemoryScheduler, occupant: ModelOnServer) -> ModelMemo
 
 
 def server_why(scheduler: MemoryScheduler, occupant: ModelOnServer, now: datetime) -> ServerExplanation:
-    """Return why a model is where it is on a server."""
+    """Return why a model has its current state on a server."""
     model = occupant.desired_deployment.model
     view = model_view(scheduler, occupant)
     memory = scheduler.models.get(model)
@@ -157,7 +157,7 @@ def plan_for(
     placed_why: str,
     now: datetime,
 ) -> ServerLoadPlan:
-    """Say what loading a version on a server would do."""
+    """Return the effect of loading a version on a server."""
     version, size = prepared.target.version, scheduler.size(prepared, model, devices)
     gpus = asked_gpus(prepared.config, scheduler.accounts.numbers(devices)) if devices else None
     there = facts is not None and version in facts.loaded and facts.digest == prepared.target.digest
@@ -241,7 +241,7 @@ def plan_for(
 
 
 def _forced(settings: DeploymentSettings) -> UpdateStrategy | None:
-    """What the settings insist on; a rollout by evidence needs both versions at once."""
+    """Return the strategy that the settings force; a rollout that compares versions needs both at once."""
     if settings.rollout.kind is not StrategyKind.IMMEDIATE:
         return UpdateStrategy.ROLLING
     return None if settings.update_strategy is Switch.AUTO else UpdateStrategy(settings.update_strategy.value)
@@ -346,7 +346,7 @@ def _state(occupant: ModelOnServer, model_state: ModelMemoryState) -> tuple[Memo
     if occupant.trouble and facts is None:
         return "unreachable", occupant.trouble
     if occupant.trouble:
-        return ("loaded" if facts and facts.loaded else "pending"), occupant.trouble  # it is drained, and answers
+        return ("loaded" if facts and facts.loaded else "pending"), occupant.trouble  # draining
     if isinstance(action, Unload):
         return "unloading", why or action.because
     if isinstance(action, Load) and not (facts and facts.loaded):

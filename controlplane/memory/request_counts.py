@@ -1,4 +1,4 @@
-"""How often each model was used, from Triton's counters, without what we asked ourselves."""
+"""Request counts of each model from Triton's counters, without the control plane's own requests."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ from controlplane.triton.statistics import VersionKey
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What a reading says of the requests since the reading before.
+    """Requests between the previous reading and this one.
 
     Attributes:
-        requests: How many there were that are not ours.
+        requests: Their number, without our own.
         used: The models that they were for.
-        changed: The models whose usage is another one than before.
+        changed: The models whose usage changed.
     """
 
     requests: int
@@ -33,16 +33,16 @@ def count_requests(
     *,
     pending: set[str],
 ) -> Counted:
-    """Take the newest counters into the tenants' usage.
+    """Update the models' usage from the newest counters.
 
-    Only the models that Triton counts for, and those with pending requests, are looked at.
+    Only models with Triton counters, and those with pending requests, are visited.
 
     Args:
         model_states: The models on one server, by name.
-        reading: With its counters.
-        busy: Models that we are asking ourselves at this moment: theirs wait for the next reading.
+        reading: The reading with its counters.
+        busy: Models that the control plane is sending requests to now; their counters wait for the next reading.
         now: The time.
-        pending: Models that had pending requests at the reading before; brought up to date.
+        pending: Models that had pending requests at the previous reading; updated in place.
     """
     by_model: dict[str, list[VersionKey]] = {}
     for key in reading.counters or {}:
@@ -73,12 +73,12 @@ def _count(model_state: ModelMemoryState, keys: Iterable[VersionKey], reading: S
         before = model_state.counts.get(key)
         model_state.counts[key] = counters.requests
         if before is None and model_state.loads == 0:
-            # It was loaded before this process knew it: when it was asked last still says something.
+            # It was loaded before this process started: the time of its last request is still meaningful.
             if counters.last_at is not None and model_state.usage.last_used_at is None:
                 model_state.usage = used(model_state.usage, min(counters.last_at, now))
             continue
         before = before or 0
-        # Fewer than before: somebody loaded it again, and they began at zero.
+        # Lower than before: another client reloaded the model, and its counters started at zero.
         asked += counters.requests - before if counters.requests >= before else counters.requests
         if counters.last_at is not None:
             newest = max(newest or counters.last_at, counters.last_at)

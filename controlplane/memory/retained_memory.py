@@ -1,9 +1,9 @@
-"""What a version leaves in its server when it is unloaded. Mutable; the steward's own.
+"""Memory that a version leaves behind in its server when it is unloaded. Mutable; owned by the scheduler.
 
-A server's own processes have something beyond the ledger (`ProcessMemory.quiet`). What that has grown by from before a
-load to after the unload, the version left behind, if nothing else was loaded, unloaded or asked in the meantime. Where
-that is not so, what has grown over the unload alone still counts: memory that was the version's and was not given back.
-Where other models moved even then, nobody can tell.
+A server's own processes use memory beyond the ledger (`ProcessMemory.quiet`). The growth of that memory from before a
+load to after the unload is what the version left behind, if nothing else was loaded, unloaded or requested meanwhile.
+Otherwise only the growth during the unload counts: memory of the version that was not freed. If other models were
+loaded or unloaded even then, the growth cannot be attributed.
 """
 
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ from controlplane.memory.ledger_sync import LedgerSync
 
 @dataclass
 class _LoadWindow:
-    """A version that is loaded.
+    """A loaded version.
 
     Attributes:
-        before: What there was beyond the ledger, by device, when its load began.
+        before: Memory beyond the ledger, by device, when its load began.
         alone: Whether nothing else happened on the server since.
     """
 
@@ -29,7 +29,7 @@ class RetainedMemory:
     """Follows one server's loads and unloads.
 
     Args:
-        accounts: Its ledger and figures.
+        accounts: Its ledger and readings.
     """
 
     def __init__(self, accounts: LedgerSync) -> None:
@@ -38,11 +38,11 @@ class RetainedMemory:
         self._leaving: dict[str, tuple[int, dict[str, int]]] = {}
 
     def load_began(self, model: str, *, first: bool) -> None:
-        """A load begins.
+        """Record the start of a load.
 
         Args:
             model: The model.
-            first: Whether it is the only version of it, under its own name.
+            first: Whether it is the only version of the model, under its own name.
         """
         self._moved(model)
         if first:
@@ -51,7 +51,7 @@ class RetainedMemory:
             self._stays.pop(model, None)
 
     def unload_began(self, model: str, *, own: bool) -> None:
-        """An unload begins, of all that a model has under its own name, or of its candidate."""
+        """Record the start of an unload, of everything under the model's own name or of its candidate."""
         crossed = bool(self._leaving)
         self._moved(model)
         stay = self._stays.pop(model, None)
@@ -61,19 +61,19 @@ class RetainedMemory:
             self._leaving[model] = (versions.pop(), before)
 
     def used(self, models: Iterable[str]) -> None:
-        """These were asked: what the server grows by may be theirs."""
+        """Record that these models got requests: growth of the server's memory may come from them."""
         asked = set(models)
         for model, stay in self._stays.items():
             if asked - {model}:
                 stay.alone = False
 
     def restarted(self) -> None:
-        """The server started anew."""
+        """Forget everything after a restart of the server."""
         self._stays.clear()
         self._leaving.clear()
 
     def found(self) -> dict[tuple[str, int], int]:
-        """After a reading was taken in: bytes that stayed, by model and version, of those whose memory is free now."""
+        """Return the bytes left behind, by model and version, of versions whose memory is now free."""
         found: dict[tuple[str, int], int] = {}
         for model, (version, before) in list(self._leaving.items()):
             if self._accounts.ledger.of_model(model):

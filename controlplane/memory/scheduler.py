@@ -1,13 +1,14 @@
-"""The steward of one server's memory: who shall be loaded, who may load now, who makes room. Mutable; the loop's own.
+"""Memory scheduler of one server: which models are to be loaded, which loads may begin, which models are evicted.
 
-It decides nothing itself: `controlplane.memory` does, from frozen values. The steward keeps what those are made of
-(the ledger, use, demands, holds), and carries what they say to the loop, which acts:
+Mutable; owned by the control loop. The scheduler makes no decisions of its own: the policies in `controlplane.memory`
+do, from frozen values. It keeps their inputs (the ledger, usage, demands, holds) and passes their decisions to the
+loop, which acts:
 
-1. `judge` says for every model whether it shall be loaded; the planner then works towards that.
-2. A load that needs memory is begun only with a grant. Who has none waits in the `queue`, which is gone through
-   whenever something changed: grants, evictions, refusals.
-3. `began`, `ended`, `see` and `take` follow what happens: `booking` puts it into the ledger, `measuring` says what of
-   it is kept as a footprint, `refusals` what a load that Triton refused tells.
+1. `judge` decides for every model whether it is to be loaded; the planner then works towards that.
+2. A load that needs memory begins only with a grant. Without one it waits in the `queue`, which is processed whenever
+   something changed: grants, evictions, refusals.
+3. `began`, `ended`, `see` and `take` follow what happens: `LedgerPostings` records it in the ledger,
+   `FootprintRecorder` keeps measured footprints, `LoadRefusals` evaluates the loads that Triton refused.
 
 No I/O, and nothing here waits.
 """
@@ -54,14 +55,14 @@ _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class MemoryScheduler:
-    """Looks after the memory of one server.
+    """Schedules the memory of one server.
 
     Args:
         server: Its name.
         rules: The budgets of its devices.
         settings: Policy and limits.
-        footprints: What was measured; only what is in memory is used here.
-        told: Whether somebody tells about its devices.
+        footprints: Measurements; only those in memory are used.
+        told: Whether the server has a source of device readings.
     """
 
     def __init__(
@@ -74,11 +75,11 @@ class MemoryScheduler:
         self.model_states: dict[str, ModelMemoryState] = {}
         self.models: dict[str, ModelMemory] = {}
         self.contenders: dict[str, ModelMemory] = {}
-        """Those of the models that hold memory, move, or are pinned: no decision about a load depends on others."""
+        """Models that hold memory, are in transition, or are pinned: decisions about a load depend on no others."""
         self.unjudged: set[str] = set()
-        """Models of which something changed that their residency depends on."""
+        """Models whose residency depends on something that changed."""
         self.reworded: set[str] = set()
-        """Models whose residency has another reason than before."""
+        """Models whose residency has a new reason."""
         self.pending: set[str] = set()
         """Models with requests in Triton's queue or in execution."""
         self._waiting: set[str] = set()
@@ -121,47 +122,47 @@ class MemoryScheduler:
 
     @classmethod
     def of(cls, server: ManagedServer, settings: MemorySettings, footprints: Footprints) -> "MemoryScheduler":
-        """Return the steward of a server."""
+        """Return the scheduler of a server."""
         return cls(server.name, server.budgets, settings, footprints, told=server.devices is not None)
 
     @property
     def policy(self) -> EvictionPolicy:
-        """The eviction policy, as far as it has learnt."""
+        """The eviction policy with what it has learned."""
         return self.queue.policy
 
     @property
     def largest_error(self) -> int:
-        """By how many bytes a measurement was above its estimate at most."""
+        """The largest excess of a measurement over its estimate, in bytes."""
         return self._meter.largest_error
 
-    # What is known
+    # State
 
     def model_state(self, model: str) -> ModelMemoryState:
-        """Return what is remembered of a model."""
+        """Return the memory state of a model."""
         if model not in self.model_states:
             self.model_states[model] = ModelMemoryState(model)
         return self.model_states[model]
 
     def size(self, prepared: PreparedVersion, model: str, place: tuple[str, ...] | None = None) -> Size:
-        """Say what a version needs here, on the devices where its place is or on those that are given."""
+        """Return what a version needs on the devices that its model is placed on, or on the given devices."""
         return self._sizes.of(prepared, model, self.accounts, place)
 
     def assignment(self, model: str, devices: tuple[str, ...]) -> None:
-        """Say which devices of the server a model has its place on; none: that is not said."""
+        """Set the devices of the server that a model is placed on; empty if unspecified."""
         self._sizes.places[model] = devices
         self.unjudged.add(model)
 
     def measured(self, prepared: PreparedVersion, model: str) -> MeasuredFootprint | None:
-        """What is kept of a version's memory; None where nobody measured."""
+        """Return the recorded measurement of a version; None without one."""
         return self._footprints.peek(self.size(prepared, model).key)
 
     def desired(self, model: str) -> ResidencyDecision | None:
-        """Whether a model shall be loaded, as last judged; None where memory has no say."""
+        """Return the last decision whether a model is to be loaded; None if memory does not decide."""
         model_state = self.model_states.get(model)
         return model_state.verdict if model_state else None
 
     def fits_alongside(self, desired_deployment: DesiredDeployment) -> bool:
-        """Whether a further replica of what is wanted has its memory already, or would get it with nobody going."""
+        """Return whether a further replica of the desired version has its memory, or would get it without evictions."""
         prepared = desired_deployment.prepared.get(desired_deployment.wanted)
         if prepared is None or not self.accounts.known:
             return False
@@ -172,13 +173,13 @@ class MemoryScheduler:
         return bool(needs) and not self.accounts.ledger.shortage(needs)
 
     def adopt(self, model: str) -> None:
-        """Something else is wanted of it: what was said against it may not hold any more."""
+        """Drop known refusals after the desired state changed: they may no longer hold."""
         model_state = self.model_state(model)
         model_state.refused, model_state.retried_after_oom = "", False
         self.unjudged.add(model)
 
     def demand(self, model: str, now: datetime) -> None:
-        """Somebody wants to use it now."""
+        """Record that a client wants to use the model now."""
         model_state = self.model_state(model)
         model_state.refused = ""
         self.unjudged.add(model)
@@ -191,7 +192,7 @@ class MemoryScheduler:
             self._count_thrash(model_state, now)
 
     def hold(self, holds: Mapping[str, datetime], now: datetime) -> None:
-        """Take the ends of the holds, by model, as they are now."""
+        """Replace the ends of the holds, by model."""
         for model in sorted(holds.keys() | self._held_models):
             model_state = self.model_state(model)
             until = holds.get(model)
@@ -203,12 +204,12 @@ class MemoryScheduler:
                 if known is not None and not known.loaded:
                     self._count_thrash(model_state, now)
             elif until is None and model_state.held_until is not None:
-                model_state.usage = used(model_state.usage, now)  # who held it has used it until now
+                model_state.usage = used(model_state.usage, now)  # a hold counts as use until it ends
             model_state.held_until = until
         self._held_models = set(holds)
 
     def resume(self, now: datetime) -> None:
-        """The server is not restarted after all: who asked for something that is still loaded need not wait."""
+        """Cancel a restart: demands for models that are still loaded are fulfilled."""
         for model, model_state in self.model_states.items():
             known = self.models.get(model)
             if model_state.demanded_at is not None and known is not None and known.loaded and not known.busy:
@@ -221,10 +222,10 @@ class MemoryScheduler:
         )
         model_state.evicted_at = None
 
-    # Who shall be loaded
+    # Residency
 
     def due(self, now: datetime) -> set[str]:
-        """Return the models whose residency may change now: their time has come, or what they hold changed."""
+        """Return the models whose residency may change now: their time has come, or their holdings changed."""
         found = set()
         while self._turns and self._turns[0][0] <= now:
             at, model = heapq.heappop(self._turns)
@@ -241,9 +242,9 @@ class MemoryScheduler:
         return found
 
     def overlooked(self, desired_deployment: DesiredDeployment, unit: Replica, now: datetime) -> bool:
-        """Return whether what decisions know of a model would be something else now."""
+        """Return whether the stored state of a model differs from its current state."""
         if self._turns and self._turns[0][0] <= now:
-            return False  # the time of some has come since the newest cycle, perhaps of this one
+            return False  # the time of some models has come since the last cycle, perhaps of this one
         known, model_state = self.models.get(desired_deployment.model), self.model_state(desired_deployment.model)
         spec = desired_deployment.revision.spec
         loose = (
@@ -261,15 +262,15 @@ class MemoryScheduler:
     def judge(
         self, occupants: Iterable[tuple[DesiredDeployment, Replica]], now: datetime, *, gone: Iterable[str] = ()
     ) -> set[str]:
-        """Decide again whether models shall be loaded.
+        """Decide again whether models are to be loaded.
 
         Args:
-            occupants: The models of which something changed.
+            occupants: The models with changes.
             now: The time.
-            gone: Models that have no place here any more.
+            gone: Models that are no longer placed here.
 
         Returns:
-            The models whose answer changed; `reworded` gets those with another reason, too.
+            The models whose decision changed; `reworded` also gets those with a new reason.
         """
         names = set(gone)
         for model in names:
@@ -313,7 +314,7 @@ class MemoryScheduler:
         return changed
 
     def _answer(self, model_state: ModelMemoryState, verdict: ResidencyDecision | None, now: datetime) -> bool:
-        """Keep the answer for a model; return whether it is another one than before."""
+        """Store the decision for a model; return whether it differs from the previous one."""
         model = model_state.model
         if verdict is not None:
             if model_state.leaving is not None:
@@ -332,7 +333,7 @@ class MemoryScheduler:
         return True
 
     def _keep(self, memory: ModelMemory, now: datetime) -> None:
-        """Keep what decisions know of a model, and let the policy learn from its newest use."""
+        """Store the policy view of a model, and let the policy learn from its most recent use."""
         model, before = memory.model, self.models.get(memory.model)
         self.models[model] = memory
         if memory.loaded or memory.busy or memory.mode is Mode.PINNED:
@@ -346,26 +347,26 @@ class MemoryScheduler:
             self.queue.policy = self.policy.learned(memory, self.models, budgets, now)
 
     def _forget(self, model: str) -> None:
-        """Memory has no say about a model."""
+        """Remove a model that memory does not decide about."""
         self.models.pop(model, None)
         self.contenders.pop(model, None)
         self._waiting.discard(model)
         self._taking.discard(model)
 
     def _sort(self, memory: ModelMemory, answer: ResidencyDecision | None, now: datetime) -> None:
-        """Keep who waits for room, who is going to take some, and when the answer may be another one."""
+        """Track which models wait for room, which are about to take some, and when a decision may change."""
         model = memory.model
         (self._waiting.add if answer is None else self._waiting.discard)(model)
         takes = answer is not None and answer.loaded and not memory.loaded
         (self._taking.add if takes else self._taking.discard)(model)
         turn = next_turn(memory, now, self.rules)
-        # A turn that comes earlier is enough: it is followed by the next one. So uses do not fill the heap.
+        # An earlier turn is enough: it is followed by the next one. So uses do not fill the heap.
         if turn is not None and turn < self._next_turn.get(model, _NEVER):
             self._next_turn[model] = turn
             heapq.heappush(self._turns, (turn, model))
 
     def _rooms(self, now: datetime, names: Set[str]) -> dict[str, ResidencyDecision]:
-        """Say which of the resident models that are not loaded have room, where that may have changed."""
+        """Decide which resident models that are not loaded have room, if that may have changed."""
         if not self._waiting:
             self._rooms_for = None
             return {}
@@ -379,7 +380,7 @@ class MemoryScheduler:
         return if_room([self.models[model] for model in self._waiting], free, self.policy, now)
 
     def _or_never(self, model: ModelMemory, verdict: ResidencyDecision, now: datetime) -> ResidencyDecision:
-        """Tell a resident model that can never fit from one that waits for room."""
+        """Distinguish a resident model that can never fit from one that waits for room."""
         model_state, budgets = self.model_state(model.model), self.accounts.ledger.budgets
         model_state.refused = ""
         if all(device in budgets and need.reserve_bytes <= budgets[device].bytes
@@ -400,7 +401,7 @@ class MemoryScheduler:
         if gone:
             model_state.leaving = None
             if model_state.gap:
-                # The new version takes the old one's place at once, whatever its mode.
+                # The new version replaces the old one at once, whatever its mode.
                 model_state.gap = ""
                 model_state.demanded_at = model_state.demanded_at or now
         if facts.loaded:
@@ -426,7 +427,7 @@ class MemoryScheduler:
             keep_alive_seconds=settings.keep_alive_seconds,
             load_seconds=model_state.load_seconds or size.load_seconds or 1.0,
             loaded=loaded,
-            # What is on its way out already is no candidate for another eviction.
+            # A model that is already being unloaded is no candidate for another eviction.
             busy=unit.engaged or model_state.leaving is not None or bool(model_state.gap),
             loaded_at=model_state.loaded_at,
             usage=model_state.usage,
@@ -447,10 +448,10 @@ class MemoryScheduler:
         self.counters["expirations"] += 1
         self.queue.record(model, "", verdict.why, now)
 
-    # What happens
+    # Actions and readings
 
     def began(self, unit: Replica, action: Action, now: datetime) -> None:
-        """An action begins."""
+        """Record the start of an action."""
         model_state = self.model_state(unit.model)
         if not isinstance(action, Load | Unload):
             return
@@ -471,25 +472,25 @@ class MemoryScheduler:
         step: int,
         now: datetime,
     ) -> list[FootprintSample]:
-        """An action ended.
+        """Record the end of an action.
 
         Args:
-            desired_deployment: What is wanted of the model.
+            desired_deployment: The desired state of the model.
             unit: The model on this server.
-            outcome: How it went.
-            reading: What was measured right after it.
-            differences: By how much the use of each device has grown meanwhile.
+            outcome: The result.
+            reading: The reading taken right after the action.
+            differences: Growth of the memory in use on each device during the action.
             step: The loop's step at which it ended.
             now: The time.
 
         Returns:
-            What was measured.
+            The measurements.
         """
         if reading is not None:
             self.accounts.take(reading, step - 1, now)
         measured = self._ended(desired_deployment, unit, outcome, differences, step, now)
         if reading is not None:
-            self.accounts.take(reading, step, now)  # and what that says of the memory which the action set free
+            self.accounts.take(reading, step, now)  # the same reading also shows the memory that the action freed
         return measured + self._meter.left()
 
     def _ended(
@@ -512,7 +513,7 @@ class MemoryScheduler:
             case Load():
                 self._load_ended(model_state, action, outcome, differences, step, now)
             case Prove():
-                # The counters are those of the model's own name; a candidate's are others.
+                # The counters belong to the model's own name; a candidate has its own.
                 model_state.ours += outcome.peer_requests + (0 if action.candidate else outcome.requests)
                 if outcome.mark is ProofStatus.PASSED:
                     name = candidate_name(unit.model) if action.candidate else unit.model
@@ -537,10 +538,10 @@ class MemoryScheduler:
         if outcome.error is not None:
             if need is not None and isinstance(outcome.error, LoadRefusedError):
                 self.accounts.left(need.slot, step, now)
-            return  # after anything else nobody knows: the next look says what is there
+            return  # after any other error the state is unknown: the next observation shows it
         name = triton_name(model_state.model, action)
         for key in [key for key in model_state.counts if key[0] == name]:
-            del model_state.counts[key]  # they start again at zero
+            del model_state.counts[key]  # they start at zero again
         if need is None:
             return
         self._booking.loaded(model_state, action, need, differences, step, now)
@@ -564,7 +565,7 @@ class MemoryScheduler:
         model_state.refused = ""
         if model_state.demanded_at is not None:
             model_state.demanded_at = None
-            # Whoever waits for it has yet to ask it: of its keep-alive nothing has passed.
+            # The waiting request has not been sent yet, so the keep-alive starts now.
             model_state.usage, model_state.loaded_at = used(model_state.usage, now), now
         prepared = desired_deployment.prepared.get(action.target) if desired_deployment else None
         return [] if prepared is None else self._meter.proved(model_state, prepared, outcome.seconds.get("prove", 0.0))
@@ -574,23 +575,23 @@ class MemoryScheduler:
         return self._refusals.gpus(self.model_state(unit.model), outcome, now)
 
     def out_of_memory(self, desired_deployment: DesiredDeployment | None, unit: Replica, outcome: Outcome) -> bool:
-        """Whether Triton had no memory for a load, and it is worth another round with a larger footprint."""
+        """Return whether Triton ran out of memory for a load that is worth a retry with a larger footprint."""
         return self._refusals.out_of_memory(self.model_state(unit.model), desired_deployment, outcome)
 
     def failed(self, model: str, why: str) -> None:
-        """It cannot be loaded, and is not tried again soon: nobody waits for it any more."""
+        """Record that a model cannot be loaded and is not retried soon: its demand ends."""
         model_state = self.model_state(model)
         if model_state.demanded_at is not None:
             model_state.demanded_at, model_state.refused = None, why
             self.unjudged.add(model)
 
     def see(self, model: str, facts: ReplicaObservation, step: int, now: datetime) -> None:
-        """Bring the ledger to what a look showed of a model that nothing is being done to."""
+        """Update the ledger to an observation of a model without an action in flight."""
         self._booking.see(self.model_state(model), facts, step, now)
         self.unjudged.add(model)
 
     def lost(self, *, restarted: bool) -> None:
-        """The server was not there, or started anew."""
+        """Reset the state after the server was unreachable or restarted."""
         self.accounts.unusable.clear()
         self.unjudged |= self.model_states.keys()
         self.pending.clear()
@@ -611,16 +612,16 @@ class MemoryScheduler:
             self._retained_memory.restarted()
 
     def take(self, reading: ServerReading, busy: Iterable[str], step: int, now: datetime) -> list[FootprintSample]:
-        """Take in a reading that began at the loop's ``step``.
+        """Process a reading that began at the loop's ``step``.
 
         Args:
             reading: The reading.
-            busy: Models that we are asking ourselves at this moment: their counters wait for the next reading.
+            busy: Models that the control plane is sending requests to now; their counters wait for the next reading.
             step: The loop's step.
             now: The time.
 
         Returns:
-            Versions that have grown beyond what is recorded of them.
+            Samples of versions that grew beyond their recorded footprint or left memory behind.
         """
         self.accounts.take(reading, step, now)
         if reading.counters is not None:
@@ -631,7 +632,7 @@ class MemoryScheduler:
         return self._meter.grown() + self._meter.left()
 
     def unaccounted(self) -> list[tuple[str, int]]:
-        """Devices whose unaccounted memory rose above the bound since it was last reported."""
+        """Return devices whose unaccounted memory rose above the threshold since it was last reported."""
         found = []
         for device in self.accounts.ledger.budgets if self.accounts.limited else ():
             size = self.accounts.ledger.unaccounted(device)

@@ -1,4 +1,4 @@
-"""What a version is expected to need on which devices of a server. Pure, but for what the registry has in memory."""
+"""Expected memory need of a version on a server's devices. Pure, except for the registry's in-memory measurements."""
 
 from dataclasses import dataclass, replace
 
@@ -11,19 +11,19 @@ from controlplane.registry.footprints import FootprintKey, Footprints
 from controlplane.triton.instance_groups import may_use_gpu, named_gpus, wants_gpu
 
 _CORRECTION = 1.5
-"""What Triton had no memory for is taken to need this much more than was thought."""
+"""Factor applied to the expected need after Triton ran out of memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a version is expected to need.
+    """Expected need of a version.
 
     Attributes:
         devices: Where it is loaded.
-        key: Under which measurements of it are kept.
-        footprint: On each of the devices.
-        estimate: What was, or would have been, estimated for each.
-        load_seconds: What its load took when it was measured; None where nobody measured.
+        key: The key of its measurements.
+        footprint: The footprint on each of the devices.
+        estimate: The estimate for each device, whether or not it is used.
+        load_seconds: The measured duration of its load; None without a measurement.
     """
 
     devices: tuple[str, ...]
@@ -39,10 +39,10 @@ class Size:
 
 
 class FootprintResolver:
-    """The sizes of one server's models, with what Triton's refusals have taught. Belongs to one event loop.
+    """Sizes of one server's models, corrected by Triton's refusals. Belongs to one event loop.
 
     Args:
-        footprints: Measurements; only what is in memory is used.
+        footprints: Measurements; only those in memory are used.
     """
 
     def __init__(self, footprints: Footprints) -> None:
@@ -60,9 +60,9 @@ class FootprintResolver:
 
         Args:
             prepared: The version with its settings.
-            model: The model's name.
+            model: The model name.
             accounts: The server's devices.
-            place: The devices it would have its place on; None: those where the model has it.
+            place: The devices to place it on; None for the devices that the model is placed on.
         """
         place = self.places.get(model, ()) if place is None else place
         state = (self._footprints.changes, accounts.topology)
@@ -82,17 +82,17 @@ class FootprintResolver:
         return size
 
     def correct(self, size: Size) -> None:
-        """Triton had no memory for it."""
+        """Increase the expected need after Triton ran out of memory for it."""
         known = next((one for _, one in self._known.values() if one.key == size.key), size)
         thought = known.footprint.reserve_bytes
         self._corrected[size.key] = int(max(thought, self._corrected.get(size.key, 0)) * _CORRECTION)
 
     def force(self, size: Size, least_bytes: int) -> None:
-        """Ask for this much the next time, whatever it needs; 0 for what it needs."""
+        """Reserve at least this many bytes for the next load, whatever it needs; 0 removes the minimum."""
         self._forced[size.key] = least_bytes
 
     def proved(self, size: Size) -> None:
-        """It is loaded: what it has now counts."""
+        """Drop the corrections once the version is loaded: its actual size counts from now on."""
         self._corrected.pop(size.key, None)
         self._forced.pop(size.key, None)
 
@@ -100,14 +100,14 @@ class FootprintResolver:
 def size_of(
     prepared: PreparedVersion, model: str, accounts: LedgerSync, known: Footprints, place: tuple[str, ...] = ()
 ) -> Size:
-    """Say what a version needs: measured where somebody measured it, else estimated.
+    """Return what a version needs: the measurement if there is one, else an estimate.
 
     Args:
         prepared: The version with its settings.
-        model: The model's name.
+        model: The model name.
         accounts: The server's devices.
         known: Measurements that are in memory.
-        place: The devices that it has its place on; empty: all GPUs, or the host.
+        place: The devices that it is placed on; empty for all GPUs, or the host.
     """
     names, kind = _devices(prepared, accounts, place)
     backend = prepared.manifest.format.backend or ""
@@ -134,5 +134,5 @@ def _devices(prepared: PreparedVersion, accounts: LedgerSync, place: tuple[str, 
     if not may_use_gpu(config) or (not wants_gpu(config) and (place == (HOST,) or not (place or gpus))):
         return (HOST,), "cpu"
     if named := named_gpus(config):
-        return accounts.names(named), "gpu"  # one that is not there keeps its name, so that the refusal can say it
+        return accounts.names(named), "gpu"  # a missing device keeps its name, so that the refusal can name it
     return tuple(name for name in place if name != HOST) or gpus or ("gpu:0",), "gpu"

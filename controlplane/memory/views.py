@@ -1,4 +1,4 @@
-"""What the loop says about memory, for the API and for people: who holds what, why, and what is next. Frozen values.
+"""Memory state for the API and the CLI: holders, reasons, and the next steps. Frozen values.
 
 Sizes are in bytes, times in UTC.
 """
@@ -23,12 +23,12 @@ MemoryState = Literal[
     "assigned-elsewhere",
     "unreachable",
 ]
-"""Where a model is, as far as memory goes.
+"""Memory state of a model.
 
-``unloaded``: not loaded, and nobody waits for it. ``queued``: it shall be loaded and waits (for room, its turn, or an
-eviction that is under way). ``reserved``: memory is set aside, the load is about to begin. ``loading``, ``loaded``,
-``unloading``. ``failed``: it cannot be loaded; ``why`` has the figures. ``disabled``: the deployment says unloaded.
-``elsewhere``: it is placed on other servers; ``why`` says where. ``pending``: wanted and not looked at yet.
+``unloaded``: not loaded, and no client waits for it. ``queued``: to be loaded, and waits (for memory, its turn, or an
+eviction in progress). ``reserved``: its memory is reserved, and the load is about to begin. ``loading``, ``loaded``,
+``unloading``. ``failed``: it cannot be loaded; ``why`` states the sizes. ``disabled``: the deployment says unloaded.
+``assigned-elsewhere``: it is placed on other servers; ``why`` names them. ``pending``: desired and not processed yet.
 ``unreachable``: the server does not answer.
 """
 
@@ -54,7 +54,7 @@ class DeviceMemory(_View):
 
 
 class DeviceFootprint(_View):
-    """What a version needs on one device."""
+    """Memory that a version needs on one device."""
 
     device: str = Field(description="The device.")
     bytes: int = Field(description="The figure.")
@@ -98,7 +98,7 @@ class ModelMemoryView(_View):
 
 
 class EvictionRecord(_View):
-    """One model made room for another."""
+    """An eviction: one model was unloaded for another."""
 
     at: datetime = Field(description="When it was decided.")
     server: str = Field(description="Where.")
@@ -109,7 +109,7 @@ class EvictionRecord(_View):
 
 
 class QueuedLoad(_View):
-    """A load that waits."""
+    """A load that waits for memory."""
 
     model: str = Field(description="The model.")
     priority: int = Field(description="Its priority.")
@@ -119,7 +119,7 @@ class QueuedLoad(_View):
 
 
 class LeakView(_View):
-    """Memory that a server has beyond its ledger, and what is done about it."""
+    """Memory that a server uses beyond its ledger, and the remedy in progress."""
 
     bound_bytes: int | None = Field(description="Above this it is drained and restarted; null: never.")
     state: Literal["watching", "draining", "restarting"] = Field(description="What is being done.")
@@ -154,7 +154,7 @@ class ServerMemory(_View):
 
 
 class MemoryHolder(_View):
-    """Something that keeps memory from a load."""
+    """A holder of memory that a load needs."""
 
     model: str = Field(description="The model; empty for memory that nobody accounts for.")
     device: str = Field(description="The device.")
@@ -163,7 +163,7 @@ class MemoryHolder(_View):
 
 
 class ServerExplanation(_View):
-    """Why a model is where it is, on one server."""
+    """Why a model has its current state on one server."""
 
     server: str = Field(description="The server.")
     model: ModelMemoryView = Field(description="How it stands.")
@@ -176,7 +176,7 @@ class ServerExplanation(_View):
 
 
 class AssignmentView(_View):
-    """One replica's place."""
+    """Placement of one replica."""
 
     server: str = Field(description="The server.")
     devices: tuple[str, ...] = Field(description="Its devices there.")
@@ -185,7 +185,7 @@ class AssignmentView(_View):
 
 
 class PlacementView(_View):
-    """On which servers a model is placed."""
+    """The servers that a model is placed on."""
 
     replicas: int = Field(description="How many replicas are wanted now, one on each server.")
     min_replicas: int = Field(description="How many are wanted at least.")
@@ -196,7 +196,7 @@ class PlacementView(_View):
 
 
 class ExplanationView(_View):
-    """Why a model is where it is."""
+    """Why a model has its current state."""
 
     model: str = Field(description="The model.")
     servers: tuple[ServerExplanation, ...] = Field(description="Per Triton server.")
@@ -206,7 +206,7 @@ class ExplanationView(_View):
 
 
 class PlannedEviction(_View):
-    """A model that would make room."""
+    """A model that would be evicted."""
 
     model: str = Field(description="The model.")
     bytes: dict[str, int] = Field(description="What it would free, by device.")
@@ -214,7 +214,7 @@ class PlannedEviction(_View):
 
 
 class ServerLoadPlan(_View):
-    """What a load would do on one server."""
+    """Effect of a load on one server."""
 
     server: str = Field(description="The server.")
     decision: Literal["nothing", "admit", "evict", "queue", "refuse"] = Field(
@@ -240,7 +240,7 @@ class ServerLoadPlan(_View):
 
 
 class LoadPlanView(_View):
-    """What a load would do, on every server."""
+    """Effect of a load on every server."""
 
     model: str = Field(description="The model.")
     version: int = Field(description="The version.")
@@ -248,5 +248,5 @@ class LoadPlanView(_View):
 
     @property
     def possible(self) -> bool:
-        """Whether no server refuses it."""
+        """Whether no server refuses the load."""
         return all(server.decision != "refuse" for server in self.servers)

@@ -1,1 +1,1 @@
-"""Which server, which device, how many replicas. Pure decisions over frozen values."""
+"""Placement: which server, which device, how many replicas. Pure decisions over frozen values."""

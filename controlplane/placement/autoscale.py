@@ -1,10 +1,10 @@
-"""How many replicas of a model: more while requests wait longer than they may, fewer while it is idle. Pure.
+"""Number of replicas of a model: more while requests wait too long, fewer while it is idle. Pure.
 
-Up: the mean queue time of a window is above the objective, and has been for `ScalingRules.up_seconds`. One replica
-more, and the time starts anew, so that the new replica can show what it does. Down: for `down_seconds` the mean was at
-most half of the objective, and the rate of requests less than `down_share` of the rate at which the copy was added;
-without the second condition a replica that keeps the queue short would be taken away for that. In between nothing
-happens, and both times start anew. The least and the largest number hold always.
+Up: the mean queue time of a window is above the objective, and has been for `ScalingRules.up_seconds`. One replica is
+added and the timer restarts, so that the new replica can take effect. Down: for `down_seconds` the mean was at most
+half of the objective, and the request rate below `down_share` of the rate at which the replica was added; without the
+second condition a replica that keeps the queue short would be removed for that. Between the two nothing happens, and
+both timers restart. The minimum and the maximum always apply.
 """
 
 from dataclasses import dataclass, replace
@@ -12,18 +12,20 @@ from datetime import datetime
 
 _DEADBAND = 0.5
 _NOBODY = 0.02
-"""Where fewer requests than this wait at a moment, in the mean (their rate times their wait), a single one's wait says
-nothing: nobody waits. So the probes' own waits do not count, and a rare request brings no copy that would idle."""
+"""Mean number of waiting requests (rate times wait) below which the wait is ignored.
+
+So the waits of probes do not count, and a rare request does not add a replica that would be idle.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class ScalingRules:
-    """How patient it is.
+    """Timing of the autoscaler.
 
     Attributes:
         up_seconds: How long the queue time stays above the objective before a replica is added.
-        down_seconds: How long a model is idle enough before a replica is taken away.
-        down_share: Share of the rate at which a replica was added below which it may be taken away.
+        down_seconds: How long a model is idle enough before a replica is removed.
+        down_share: A replica may be removed below this share of the rate at which it was added.
     """
 
     up_seconds: float = 15.0
@@ -33,11 +35,11 @@ class ScalingRules:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What Triton's counters showed of a model, all its replicas together, since the last look.
+    """Triton's counters of a model over all its replicas, since the previous window.
 
     Attributes:
         requests: Requests that were answered.
-        queue_seconds: How long they had waited, summed.
+        queue_seconds: Their total time in the queue.
         seconds: Length of the window.
     """
 
@@ -47,12 +49,12 @@ class Window:
 
     @property
     def queue_milliseconds(self) -> float:
-        """Mean wait of a request."""
+        """Mean queue time of a request, in milliseconds."""
         return self.queue_seconds / self.requests * 1000 if self.requests else 0.0
 
     @property
     def waiting(self) -> float:
-        """Requests that waited at a moment, in the mean (Little's law)."""
+        """Mean number of waiting requests (Little's law)."""
         return self.queue_seconds / self.seconds if self.seconds > 0 else 0.0
 
     @property
@@ -63,14 +65,14 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How many replicas, and since when things are as they are.
+    """The number of replicas with the autoscaler's state.
 
     Attributes:
         replicas: The number.
         above_since: Since when the queue time is above the objective.
         below_since: Since when the model is idle enough.
-        rates: The rate at which each replica beyond the least number was added, the newest last.
-        why: The newest change, as one sentence; empty before the first.
+        rates: The request rate at which each replica beyond the minimum was added, newest last.
+        why: The last change, as one sentence; empty before the first.
     """
 
     replicas: int
@@ -93,13 +95,13 @@ def rescale(
     """Return the number of replicas after a window.
 
     Args:
-        scale: Before.
-        window: What was seen.
-        least: The least number of replicas.
-        most: The largest number.
-        objective_milliseconds: How long a request may wait in the mean.
+        scale: The state before.
+        window: What was observed.
+        least: The minimum number of replicas.
+        most: The maximum number of replicas.
+        objective_milliseconds: The mean queue time that is allowed.
         now: The time at the end of the window.
-        rules: How patient to be.
+        rules: Timing.
     """
     bounded = min(max(scale.replicas, least), most)
     if bounded != scale.replicas:

@@ -1,7 +1,7 @@
-"""The working copy of a plan while the next one is made: seats are taken and given back, gaps are found. Mutable.
+"""Mutable working copy of a plan while the next one is made: adds and removes assignments, and finds gaps.
 
-Gaps are found in sorted lists, one for each zone and kind of device, which are made when they are first needed and kept
-in step by bisection. So the smallest gap that is large enough costs a logarithm, not a walk over all devices.
+Gaps are kept in sorted lists, one for each zone and kind of device, which are created on first use and updated by
+bisection. So finding the smallest gap that is large enough takes logarithmic time, not a scan of all devices.
 """
 
 from bisect import bisect_left, insort
@@ -12,18 +12,18 @@ from controlplane.placement.types import CPU, GPU, UNLIMITED, Assignment, Plan, 
 CPU_ALONE = "cpu alone"
 """Hosts of servers without a GPU."""
 _FEW = 64
-"""So few servers that match a selector are gone through one by one."""
+"""Up to this many servers that match a selector are scanned one by one."""
 
 Entry = tuple[int, str, str]
-"""Bytes that nobody is assigned (below zero where it is shared), server, device."""
+"""Unassigned bytes (negative if the device is shared), server, device."""
 
 
 class CapacityIndex:
-    """A plan in the making.
+    """A plan in progress.
 
     Args:
-        before: The plan before.
-        servers: The servers now.
+        before: The previous plan.
+        servers: The current servers.
     """
 
     def __init__(self, before: Plan, servers: Mapping[str, Server]) -> None:
@@ -31,24 +31,24 @@ class CapacityIndex:
         self.assignments: dict[str, tuple[Assignment, ...]] = dict(before.assignments)
         self.server_usage: dict[str, ServerUsage] = dict(before.server_usage)
         self.grown: set[str] = set()
-        """Servers whose firm seats have grown."""
+        """Servers whose guaranteed assignments have grown."""
         self._pools = {name: {pool.name: pool for pool in server.pools} for name, server in servers.items()}
         self._zones: tuple[str, ...] = tuple(sorted({server.zone for server in servers.values()}))
         self._gaps: dict[tuple[str, str], list[Entry]] = {}
         self._indexed: dict[tuple[str, str], list[tuple[str, str]]] = {}
         self._matching: dict[tuple[tuple[str, str], ...], tuple[str, ...] | None] = {}
 
-    # Who sits where
+    # Assignments
 
     def take(self, model: str, assignment: Assignment) -> None:
-        """Assign a seat."""
+        """Add an assignment."""
         self.assignments[model] = (*self.assignments.get(model, ()), assignment)
         self._change(model, assignment, +1)
         if assignment.guaranteed:
             self.grown.add(assignment.server)
 
     def give_back(self, model: str, assignment: Assignment) -> None:
-        """Take a seat from a model."""
+        """Remove an assignment."""
         left = tuple(other for other in self.assignments[model] if other is not assignment)
         if left:
             self.assignments[model] = left
@@ -72,24 +72,24 @@ class CapacityIndex:
         for device in assignment.devices:
             self._list(assignment.server, device)
 
-    # What is left
+    # Gaps
 
     def gap(self, server: str, pool: Pool) -> int:
-        """Bytes of a device that nobody is assigned; below zero where more is assigned than fits at once."""
+        """Return the unassigned bytes of a device; negative if more is assigned than fits at once."""
         room = self.server_usage.get(server)
         if room is None:
             return pool.bytes
         return pool.bytes - room.guaranteed.get(pool.name, 0) - room.soft.get(pool.name, 0)
 
     def guaranteed_gap(self, server: str, pool: Pool) -> int:
-        """Bytes of a device that no firm seat has: as much as a replica there can ever get."""
+        """Return the bytes of a device without guaranteed assignments: the most that a replica there can get."""
         room = self.server_usage.get(server)
         return pool.bytes if room is None else pool.bytes - room.guaranteed.get(pool.name, 0)
 
-    # Who may sit where
+    # Eligibility
 
     def matching(self, selector: tuple[tuple[str, str], ...]) -> tuple[str, ...] | None:
-        """Servers with these labels, sorted; None for all."""
+        """Return the servers with these labels, sorted; None for all servers."""
         if not selector:
             return None
         if selector not in self._matching:
@@ -104,16 +104,16 @@ class CapacityIndex:
 
     @staticmethod
     def labelled(workload: Workload, server: Server) -> bool:
-        """Whether a server has the labels that a workload asks for."""
+        """Return whether a server has the labels that a workload requires."""
         return all(server.labels.get(key) == value for key, value in workload.selector)
 
     def allowed(self, workload: Workload, server: Server) -> bool:
-        """Whether a server has the labels and the kind of device that a workload asks for."""
+        """Return whether a server has the labels and the kind of device that a workload requires."""
         return self.labelled(workload, server) and bool(self.pools_for(workload, server))
 
     @staticmethod
     def pools_for(workload: Workload, server: Server) -> list[Pool]:
-        """The devices of a server that a workload may use; empty where it cannot run there."""
+        """Return the devices of a server that a workload may use; empty if it cannot run there."""
         if GPU in workload.bytes and (server.has_gpu or CPU not in workload.bytes):
             pools = [pool for pool in server.pools if pool.gpu is not None and suits(workload, pool)]
             if not all(pool.numbered for pool in pools) and not _takes_all(workload, server, pools):
@@ -128,12 +128,12 @@ class CapacityIndex:
 
         Args:
             workload: The model.
-            server: On which server.
-            fitting: Whether it shall fit into gaps: the smallest ones that are large enough. Else those with the
-                largest gaps on which firm seats leave it room.
+            server: The server.
+            fitting: Whether the replica must fit into gaps: the smallest that are large enough. Otherwise the devices
+                with the largest gaps are chosen among those where guaranteed assignments leave enough memory.
 
         Returns:
-            The devices and the smallest gap among them; None where it cannot be.
+            The devices and the smallest gap among them; None if the replica cannot be placed there.
         """
         pools = self.pools_for(workload, server)
         if not pools:
@@ -147,17 +147,17 @@ class CapacityIndex:
         able.sort(key=lambda one: one[:2], reverse=not fitting)
         return tuple(pool for _, _, pool in able[:count]), min(gap for gap, _, _ in able[:count])
 
-    # Finding gaps
+    # Candidates
 
     def candidates(
         self, workload: Workload, zone: str, *, fitting: bool, preferred: Iterable[str] = ()
     ) -> Iterator[Server]:
-        """Yield servers of a zone that may suit a workload, best first; those given as preferred before all.
+        """Yield servers of a zone that may suit a workload, preferred ones first, then the best first.
 
         Args:
             workload: The model.
-            zone: Which zone.
-            fitting: Whether the copy shall fit into a gap: the smallest gap first. Else the largest first.
+            zone: The zone.
+            fitting: Whether the replica must fit into a gap: the smallest gap first. Otherwise the largest first.
             preferred: Servers to try in any case.
         """
         seen = set()
@@ -182,14 +182,14 @@ class CapacityIndex:
                 yield self.servers[name]
 
     def best_first(self, workload: Workload) -> bool:
-        """Whether `candidates` come best first, so that the first that is not preferred is the best of its zone."""
+        """Return whether `candidates` come best first, so that the first non-preferred one is the best of its zone."""
         few = self.matching(workload.selector)
         single = not workload.gpus and (GPU not in workload.bytes or workload.gpu_count == 1)
         return single and (few is None or len(few) > _FEW)
 
     @property
     def zones(self) -> tuple[str, ...]:
-        """All failure domains, sorted."""
+        """All zones, sorted."""
         return self._zones
 
     def _kinds(self, workload: Workload) -> tuple[str, ...]:
@@ -223,20 +223,20 @@ class CapacityIndex:
 
 
 def replica_devices(workload: Workload, pools: Sequence[Pool]) -> int:
-    """How many of the devices that it may use on a server each replica takes."""
+    """Return how many of the usable devices of a server each replica takes."""
     if workload.gpus or workload.gpu_count is None or pools[0].gpu is None:
         return len(pools)
     return workload.gpu_count
 
 
 def _takes_all(workload: Workload, server: Server, pools: Sequence[Pool]) -> bool:
-    """Whether a replica takes all GPUs of a server, so that nobody has to be told which."""
+    """Return whether a replica takes all GPUs of a server, so that Triton needs no GPU numbers."""
     count = sum(pool.gpu is not None for pool in server.pools)
     return not workload.gpus and len(pools) == count and workload.gpu_count in (None, count)
 
 
 def suits(workload: Workload, pool: Pool) -> bool:
-    """Whether a device is of the kind that a workload's selectors ask for."""
+    """Return whether a device matches a workload's GPU selectors."""
     if pool.gpu is None:
         return not workload.gpus and CPU in workload.bytes
     if workload.gpus and pool.gpu not in workload.gpus:
@@ -247,7 +247,7 @@ def suits(workload: Workload, pool: Pool) -> bool:
 
 
 def _in_order(gaps: list[Entry], need: int | None) -> Iterator[Entry]:
-    """Gaps of at least ``need``, the smallest first, unlimited ones emptiest first; without, all, the largest first."""
+    """Yield gaps of at least ``need``: smallest first, then unlimited ones, emptiest first; else all, largest first."""
     if need is None:
         yield from reversed(gaps)
         return

@@ -1,18 +1,18 @@
-"""Defragmentation: moves that are worth their cost, and what they cost. Pure.
+"""Defragmentation: moves that are worth their cost. Pure.
 
-A plan never moves a copy for mere beauty, so with time memory is shared on one server while another has room, replicas
-sit together in one zone that could be apart, and free memory is in many small pieces. Asked for explicitly, moves are
-made in this order, each only where its gain is larger than its cost:
+A plan never moves a replica only for a better layout, so over time memory is shared on one server while another has
+room, replicas that could be apart are in the same zone, and free memory is in many small gaps. A defragmentation is
+requested explicitly. Moves are made in this order, each only if its gain exceeds its cost:
 
-1. *Relief*: off a device on which more is assigned than fits at once, into a gap. Gain: the seconds of loading that
-   sharing would cost in the next hour, the share of what does not fit times the model's uses; cost: one load.
-2. *Spread*: a copy out of a zone that has another one of the same model, into a gap of a zone that has none. The gain
-   is that both do not fail together, and is always taken to be worth a load.
-3. *Consolidation*: all that is on one device, into gaps of devices that are used too, where that makes the largest gap
-   of its kind larger by a tenth at least. Gain: the bytes by which it grows; cost: the loads, at least
-   `WORTH_BYTES_PER_SECOND` for each second of loading.
+1. *Relief*: from a device with more assigned than fits at once, into a gap. Gain: the seconds of loading that sharing
+   would cost in the next hour (the share that does not fit, times the model's uses); cost: one load.
+2. *Spread*: a replica from a zone that has another one of the same model, into a gap of a zone that has none. The gain
+   is that both do not fail together, and always counts as worth a load.
+3. *Consolidation*: everything on one device, into gaps of devices that are in use, if that increases the largest gap of
+   its kind by at least a tenth. Gain: the bytes by which it grows; cost: the loads, at least `WORTH_BYTES_PER_SECOND`
+   for each second of loading.
 
-Every move is made before it is broken: the copy is loaded and proved at its new place before the old one goes.
+Every move is make-before-break: the replica is loaded and proved at its new place before the old one is unloaded.
 """
 
 from collections.abc import Mapping
@@ -31,14 +31,14 @@ _ROUNDS = 64
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One replica goes from one server to another, or to other devices of the same.
+    """A move of one replica to another server, or to other devices of the same server.
 
     Attributes:
         model: The model.
-        source: Its seat before.
-        target: Its seat after.
-        seconds: What the load there should take, with fetching where the files are not there.
-        why: What is gained, as one sentence.
+        source: Its assignment before.
+        target: Its assignment after.
+        seconds: Expected duration of the load there, including the fetch if the files are not cached.
+        why: The gain, as one sentence.
     """
 
     model: str
@@ -50,7 +50,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Defragmentation:
-    """What a defragmentation would do.
+    """Result of a defragmentation.
 
     Attributes:
         plan: The plan after it.
@@ -70,17 +70,17 @@ class Defragmentation:
 
     @property
     def seconds(self) -> float:
-        """Seconds of loading that the moves take, summed."""
+        """Total seconds of loading of all moves."""
         return sum(move.seconds for move in self.moves)
 
 
 def defragment(made: Plan, hints: Hints = NO_HINTS, *, limit: int = 100) -> Defragmentation:
-    """Say which moves are worth their cost. The plan given stays as it is.
+    """Return the moves that are worth their cost. The given plan is not changed.
 
     Args:
-        made: The plan now.
+        made: The current plan.
         hints: Where files are cached, and how models are used.
-        limit: The largest number of moves.
+        limit: The maximum number of moves.
     """
     work = _Work(made, hints, limit)
     work.relieve()
@@ -97,7 +97,7 @@ class _Work:
     def __init__(self, made: Plan, hints: Hints, limit: int) -> None:
         self.made, self.hints, self.limit = made, hints, limit
         self.board = CapacityIndex(made, made.servers)
-        # Where a replica is loaded is no reason to put it there: it is what shall change.
+        # Where a replica is loaded now is no reason to place it there: that is what is to change.
         self.finder = Fitter(self.board, Hints(cached=hints.cached))
         self.moves: list[Move] = []
         self.moved: set[str] = set()
@@ -157,7 +157,7 @@ class _Work:
             self._empty(server, pool, largest[pool.kind])
 
     def _empty(self, server: Server, pool: Pool, largest: int) -> None:
-        """Move all that is on a device, or nothing."""
+        """Move everything on a device, or nothing."""
         here = sorted(self._on(server.name, pool.name), key=lambda one: (-one[1].bytes, one[0].model))
         seconds = sum(self._seconds(workload, "") for workload, _ in here)
         gain = pool.bytes - largest
@@ -219,7 +219,7 @@ class _Work:
 
 
 def _largest(board: CapacityIndex) -> dict[str, int]:
-    """The largest gap of each kind of device that has a budget."""
+    """Return the largest gap of each kind of device that has a budget."""
     found: dict[str, int] = {}
     for name, server in board.servers.items():
         for pool in server.pools if not server.closed else ():

@@ -1,4 +1,4 @@
-"""Finds the place for one replica: which server, which devices, and why there."""
+"""Finds the place for one replica: the server, the devices, and the reason."""
 
 from collections.abc import Mapping
 
@@ -8,10 +8,10 @@ from controlplane.placement.types import UNLIMITED, Assignment, Hints, Pool, Ser
 
 
 class Fitter:
-    """Looks for places on a board.
+    """Finds places in a plan in progress.
 
     Args:
-        board: The plan in the making.
+        board: The plan in progress.
         hints: Where models are loaded and cached.
     """
 
@@ -24,9 +24,9 @@ class Fitter:
         """Find the best place for one more replica.
 
         Args:
-            workload: Whose.
-            fitting: Whether it shall fit into a gap; else where most is free, in the room that firm seats leave.
-            avoid: Servers that are no choice.
+            workload: The model.
+            fitting: Whether it must fit into a gap; otherwise it goes where most is free beside guaranteed assignments.
+            avoid: Excluded servers.
         """
         board, model = self.board, workload.model
         taken = {assignment.server for assignment in board.assignments.get(model, ())}
@@ -65,12 +65,12 @@ class Fitter:
         return Assignment(server.name, names, workload.bytes[pools[0].kind], workload.guaranteed, why)
 
     def stays(self, workload: Workload, assignment: Assignment, *, drained: bool = False) -> Assignment | None:
-        """Return a seat as it would be now; None where it may not stay.
+        """Return an assignment updated to the current state; None if it may not stay.
 
         Args:
-            workload: Whose.
-            assignment: The seat.
-            drained: Whether it may stay on a server that is being emptied, for want of another.
+            workload: The model.
+            assignment: The assignment.
+            drained: Whether it may stay on a draining server because no other fits.
         """
         server = self.servers.get(assignment.server)
         if server is None or server.trouble or not self.board.allowed(workload, server):
@@ -93,7 +93,7 @@ class Fitter:
     def _devices(
         self, workload: Workload, server: Server, loaded: tuple[str, ...] | None, *, fitting: bool
     ) -> tuple[tuple[Pool, ...], int] | None:
-        """Choose devices on a server: those on which it is loaded, where they will do."""
+        """Choose devices on a server: those where the model is loaded, if they suit."""
         board = self.board
         if loaded is not None:
             pools = {pool.name: pool for pool in board.pools_for(workload, server)}
@@ -137,7 +137,7 @@ class Fitter:
 
 
 def _which(workload: Workload, server: Server, pools: tuple[Pool, ...]) -> str:
-    """Which of a server's GPUs a replica takes, and which were requested; empty if it takes all of them."""
+    """Return which of a server's GPUs a replica takes, and what was requested; empty if it takes all of them."""
     gpus = [pool for pool in server.pools if pool.gpu is not None]
     if len(pools) == len(gpus):
         return ""
@@ -152,7 +152,7 @@ def _which(workload: Workload, server: Server, pools: tuple[Pool, ...]) -> str:
 
 
 def _leftover(pools: tuple[Pool, ...], gap: int, workload: Workload, *, fitting: bool) -> int:
-    """What counts among otherwise equal places, smaller is better."""
+    """Return the tie-breaker among otherwise equal places; smaller is better."""
     if not fitting or gap >= UNLIMITED >> 1:
         return (UNLIMITED << 1) - gap
     return gap - workload.bytes[pools[0].kind]

@@ -1,22 +1,24 @@
-"""Makes the next plan from the one before and from what has changed.
+"""Makes the next plan from the previous one and from what has changed.
 
-The order of things:
+The rules, in order:
 
-1. Seats that may not stay are given up: of models that are gone, on servers that are gone, in trouble, without the
-   labels or devices that are asked for, or without the memory. Everything else stays where it is: a plan never moves a
-   copy for mere beauty (`rebalancing` weighs gains and costs). Copies on a server that is drained go where they fit
-   into a gap (3), and else stay, rather than share memory elsewhere (4).
-2. Firm workloads are placed before others, higher priorities before lower ones, larger before smaller.
-3. Each replica goes, in this order of weight, where it fits into a gap; where there is a GPU, if it can use one; to the
-   zone with the fewest of its replicas; where it is loaded, else where its files are cached; into the smallest gap that
-   is large enough, so that large gaps stay (best fit).
-4. Where no gap is large enough, the least number of replicas is placed all the same, where most is free: firm ones on
-   what soft ones share, soft ones on what no firm one has. Copies beyond the least number only ever go into gaps.
-5. A firm copy for which no server has room beside the firm ones is searched a place by rearranging them
-   (`searching`), lower priorities giving way.
-6. What cannot be placed is said, with why. Where a server in trouble is all there is, the copy waits for it.
+1. Assignments that may not stay are dropped: models that were removed, and servers that were removed, are in trouble,
+   or lack the required labels, devices or memory. Everything else stays: a plan never moves a replica only for a better
+   layout (`defragment` weighs gains and costs). Replicas on a draining server move if they fit into a gap (3), and
+   otherwise stay rather than share memory elsewhere (4).
+2. Guaranteed workloads are placed before others, higher priorities before lower ones, larger before smaller.
+3. Each replica is placed by these criteria, in this order: where it fits into a gap; on a GPU, if it can use one; in
+   the zone with the fewest of its replicas; where it is loaded, else where its files are cached; in the smallest gap
+   that is large enough, so that large gaps remain (best fit).
+4. If no gap is large enough, the minimum number of replicas is placed nevertheless, where most is free: guaranteed ones
+   on memory that others share, the others on memory without guaranteed assignments. Replicas beyond the minimum go only
+   into gaps.
+5. If no server has memory for a guaranteed replica beside the other guaranteed ones, they are rearranged (`rearrange`),
+   and lower priorities give way.
+6. For a replica that cannot be placed, the plan states the reason. If all servers that could run it are in trouble, the
+   replica is assigned to one of them and waits.
 
-Pure, and deterministic: the same arguments give the same plan.
+Pure and deterministic: the same arguments give the same plan.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,15 +37,15 @@ _T = TypeVar("_T")
 def plan(
     before: Plan, servers: Mapping[str, Server], workloads: Mapping[str, Workload], hints: Hints = NO_HINTS
 ) -> Plan:
-    """Return the next plan; the one before itself where nothing changed.
+    """Return the next plan, or the previous one itself if nothing changed.
 
-    What is the same object as in the plan before is taken for unchanged without a look into it, so a caller that keeps
-    its values pays for what has changed.
+    A value that is the same object as in the previous plan counts as unchanged without a comparison, so the cost is
+    proportional to the changes if the caller reuses its values.
 
     Args:
-        before: The plan before; `NO_PLAN` at first.
-        servers: The servers now, by name.
-        workloads: The workloads now, by model.
+        before: The previous plan; `NO_PLAN` at first.
+        servers: The current servers, by name.
+        workloads: The current workloads, by model.
         hints: Where models are loaded and cached.
     """
     changed = _changed(before.workloads, workloads)
@@ -54,7 +56,7 @@ def plan(
 
 
 def _changed(before: Mapping[str, _T], now: Mapping[str, _T]) -> set[str]:
-    """Names of what is not the same. Each value has its name in it, so the same objects have the same names."""
+    """Return the names of changed values. Each value contains its name, so the same objects have the same names."""
     if before is now or (len(before) == len(now) and all(map(is_, before.values(), now.values()))):
         return set()
     get = before.get
@@ -65,7 +67,7 @@ def _changed(before: Mapping[str, _T], now: Mapping[str, _T]) -> set[str]:
 
 
 def order(workload: Workload) -> tuple[bool, int, int, str]:
-    """Who is placed first."""
+    """Return the sort key that determines which workload is placed first."""
     return (not workload.guaranteed, -workload.priority, -workload.largest, workload.model)
 
 
@@ -78,14 +80,14 @@ class _Planner:
         self.finder = Fitter(self.board, hints)
         self.unplaced = dict(before.unplaced)
         self.aside: dict[str, tuple[Assignment, ...]] = {}
-        """Seats that were given up, by model."""
+        """Dropped assignments, by model."""
 
     def run(self, changed: set[str], moved: set[str]) -> Plan:
         dirty = set(changed)
         for name in moved:
             dirty |= self.before.server_usage.get(name, ServerUsage()).models
         if moved or any(model in self.before.assignments for model in changed):
-            dirty |= self.unplaced.keys()  # something may have become free
+            dirty |= self.unplaced.keys()  # memory may have become free
         while dirty:
             self._settle(dirty)
             dirty = self._squeezed()
@@ -95,7 +97,7 @@ class _Planner:
         return Plan(self.servers, self.workloads, self.board.assignments, self.unplaced, server_usage)
 
     def _settle(self, dirty: set[str]) -> None:
-        """Give up the seats of some models and place them anew, where they were if they may stay."""
+        """Drop the assignments of some models and place them again, in the same place if they may stay."""
         held: dict[str, tuple[Assignment, ...]] = {}
         for model in dirty:
             held[model] = self.board.assignments.get(model, ()) or self._found(model)
@@ -113,7 +115,7 @@ class _Planner:
             self._place_more(workload)
 
     def _found(self, model: str) -> tuple[Assignment, ...]:
-        """The seats of a model that is new to the plan, but loaded already."""
+        """Return assignments for a model that is new to the plan but already loaded."""
         workload = self.workloads.get(model)
         found = []
         for name, devices in sorted(self.hints.loaded.get(model, {}).items()) if workload else ():
@@ -127,7 +129,7 @@ class _Planner:
         return tuple(found)
 
     def _keep(self, workload: Workload, held: Sequence[Assignment]) -> None:
-        """Take the seats again that may stay, the best ones where there are more than wanted."""
+        """Restore the assignments that may stay; if there are more than desired, the best ones."""
         kept: list[Assignment] = []
         lost: list[Assignment] = []
         for assignment in held:
@@ -143,7 +145,7 @@ class _Planner:
         self.aside[workload.model] = tuple(lost)
 
     def _best(self, workload: Workload, assignments: Iterable[Assignment]) -> list[Assignment]:
-        """Order seats by how much it is worth to keep them: loaded ones of different zones first."""
+        """Sort assignments by their value: loaded ones in different zones first."""
         loaded = self.hints.loaded.get(workload.model, {})
         ranked = sorted(assignments, key=lambda assignment: (assignment.server not in loaded, assignment.server))
         first: list[Assignment] = []
@@ -156,7 +158,7 @@ class _Planner:
         return first + rest
 
     def _place(self, workload: Workload) -> None:
-        """Place the least number of replicas, where memory has to be shared for it if need be."""
+        """Place the minimum number of replicas, on shared memory if necessary."""
         model = workload.model
         while len(self.board.assignments.get(model, ())) < min(workload.min_replicas, workload.replicas):
             assignment = (
@@ -171,7 +173,7 @@ class _Planner:
                 return
 
     def _place_more(self, workload: Workload) -> None:
-        """Place replicas beyond the least number, into gaps alone."""
+        """Place replicas beyond the minimum, only into gaps."""
         if workload.model in self.unplaced:
             return
         while len(self.board.assignments.get(workload.model, ())) < workload.replicas:
@@ -181,7 +183,7 @@ class _Planner:
             self.board.take(workload.model, assignment)
 
     def _back(self, workload: Workload) -> Assignment | None:
-        """A seat on a server that is drained, which the copy keeps because no other has a gap for it."""
+        """Return the assignment on a draining server that a replica keeps because no other server has a gap for it."""
         taken = {assignment.server for assignment in self.board.assignments.get(workload.model, ())}
         for assignment in self.aside.get(workload.model, ()):
             server = self.servers.get(assignment.server)
@@ -192,7 +194,7 @@ class _Planner:
         return None
 
     def _make_room(self, workload: Workload) -> bool:
-        """Rearrange firm seats, so that one more firm copy finds a place; lower priorities give way."""
+        """Rearrange guaranteed assignments to place one more guaranteed replica; lower priorities give way."""
         if not workload.guaranteed:
             return False
         found = rearrange(self.board, workload, self.workloads)
@@ -211,7 +213,7 @@ class _Planner:
         return True
 
     def _leave_unplaced(self, workload: Workload) -> None:
-        """Say why a replica cannot be placed; where servers in trouble are all there is, wait for one."""
+        """Record why a replica cannot be placed; if all eligible servers are in trouble, assign it to one of them."""
         model = workload.model
         taken = {assignment.server for assignment in self.board.assignments.get(model, ())}
         names = self.board.matching(workload.selector)
@@ -232,7 +234,7 @@ class _Planner:
                 return
 
     def _squeezed(self) -> set[str]:
-        """Models whose copies cannot be loaded any more beside firm ones that came."""
+        """Return the models whose replicas no longer fit beside new guaranteed ones."""
         found = set()
         for name in self.board.grown:
             server = self.servers[name]
@@ -252,7 +254,7 @@ class _Planner:
 def _unplaced_reason(
     board: CapacityIndex, workload: Workload, matching: Sequence[Server], able: Sequence[Server], placed: int
 ) -> str:
-    """Why a model has not the least number of replicas."""
+    """Return why a model has fewer replicas than its minimum."""
     labels = ", ".join(f"{key}={value}" for key, value in workload.selector)
     if not board.servers:
         return "there is no Triton server to run it"

@@ -1,8 +1,8 @@
-"""Finds places for firm replicas by rearranging the firm ones there are: depth-first, with bounds. Pure.
+"""Finds places for guaranteed replicas by rearranging the existing ones: depth-first and bounded. Pure.
 
-Packing copies of different sizes is bin packing, so no quick rule finds every arrangement. The search here is complete
-up to `STEPS` steps over at most `SERVERS` servers: within these bounds it fails only where no arrangement exists.
-Places where a copy sits already come first, so that little is moved.
+Packing replicas of different sizes is bin packing, so no fast rule finds every arrangement. The search is complete up
+to `STEPS` steps over at most `SERVERS` servers: within these bounds it fails only if no arrangement exists. It tries
+the current place of a replica first, so that few replicas move.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,16 +15,16 @@ from controlplane.placement.types import Assignment, Pool, Server, Workload
 STEPS = 20_000
 SERVERS = 32
 _CHOICES = 64
-"""Sets of GPUs of one server that are tried at most for one replica."""
+"""Maximum number of GPU combinations of one server that are tried for one replica."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rearrangement:
-    """Where firm copies shall sit.
+    """New places of guaranteed replicas.
 
     Attributes:
-        assignments: All seats of each model that is touched, the one more included.
-        out: Models of lower priority that have to be placed anew.
+        assignments: All assignments of each affected model, including the additional one.
+        out: Models of lower priority that must be placed again.
     """
 
     assignments: Mapping[str, tuple[Assignment, ...]]
@@ -41,18 +41,18 @@ class _Search:
 
 
 def rearrange(board: CapacityIndex, workload: Workload, workloads: Mapping[str, Workload]) -> Rearrangement | None:
-    """Find places for one more replica of a firm workload and for all firm copies it would disturb.
+    """Find places for one more replica of a guaranteed workload and for all guaranteed replicas that it displaces.
 
-    Models of the same or a higher priority keep as many replicas as they have. If that cannot be, those of lower
-    priority are left out, and have to be placed anew.
+    Models of the same or a higher priority keep their number of replicas. If that is impossible, models of lower
+    priority are left out and must be placed again.
 
     Args:
-        board: The plan in the making.
-        workload: The model has no place.
+        board: The plan in progress.
+        workload: The model without a place.
         workloads: All workloads.
 
     Returns:
-        None where there is none, or the bounds were reached.
+        The rearrangement; None if there is none, or if the bounds were reached.
     """
     servers = _reach(board, workload, workloads)
     guaranteed = _guaranteed_models(board, servers, workloads) - {workload.model}
@@ -65,7 +65,7 @@ def rearrange(board: CapacityIndex, workload: Workload, workloads: Mapping[str, 
 
 
 def _reach(board: CapacityIndex, workload: Workload, workloads: Mapping[str, Workload]) -> list[Server]:
-    """Servers that could matter: where it may sit, and where those may sit that it would push out."""
+    """Return the relevant servers: where the workload may run, and where displaced models may run."""
     reached: dict[str, Server] = {}
     frontier = [workload]
     known = {workload.model}
@@ -125,7 +125,7 @@ def _solve(
             if assignment.server in names and assignment.guaranteed:
                 for device in assignment.devices:
                     search.server_usage[assignment.server, device] += assignment.bytes
-    # Large and picky ones first: they fail early.
+    # Large and constrained ones first: they fail early.
     items.sort(key=lambda item: (-item[0].largest * _width(item[0]), item[0].model, item[1] is None))
     if not _place(search, items, 0):
         return None
@@ -165,7 +165,7 @@ def _place(search: _Search, items: list[tuple[Workload, Assignment | None]], at:
 def _choices(
     search: _Search, workload: Workload, present: Assignment | None
 ) -> Iterator[tuple[Server, tuple[Pool, ...]]]:
-    """Places for a copy: where it sits first, then the smallest room that is large enough; of equal ones only one."""
+    """Yield places for a replica: the current one first, then the smallest sufficient free memory."""
     taken = {assignment.server for assignment in search.assignments[workload.model]}
     found = []
     for server in search.servers:

@@ -1,9 +1,9 @@
-"""What a placement is made from, and what it says. Frozen values only; sizes in bytes.
+"""Inputs and results of placement. Frozen values only; sizes in bytes.
 
-A *pool* is one device of one server, with the budget that models may use of it. A *workload* is a model with what each
-copy of it needs. A *seat* is one replica's place. Copies of a model sit on different servers: Triton has one model of a
-name. A *firm* workload (pinned) has its memory to itself; the others share what is left in time: they may be more than
-fit at once, and eviction decides who is loaded.
+A *pool* is one device of one server, with the budget that models may use of it. A *workload* is a model with the needs
+of each replica. An *assignment* is the place of one replica. Replicas of a model are on different servers: a Triton has
+one model of a name. A *guaranteed* workload (pinned) has its memory to itself; the others share the rest over time:
+they may need more than fits at once, and eviction decides which are loaded.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 CPU, GPU = "cpu", "gpu"
 UNLIMITED = 1 << 62
-"""The budget of a device whose memory nobody tells about."""
+"""Budget of a device whose memory is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,12 @@ class Pool:
 
     Attributes:
         name: Its name on the server: host, gpu:0, gpu:0/mig:1.
-        bytes: Its budget; `UNLIMITED` where nobody tells.
+        bytes: Its budget; `UNLIMITED` if unknown.
         gpu: Triton's number of the GPU; None for the host.
-        product: The product's name; empty where unknown.
-        total_bytes: What it has in all; 0 where that is not known, and the budget stands for it.
-        numbered: Whether Triton can be told to use it alone: its number is known. Else a model uses all GPUs there.
+        product: The product name; empty if unknown.
+        total_bytes: Its total memory; 0 if unknown, in which case the budget is used instead.
+        numbered: Whether Triton can be told to use this device alone, because its number is known. Otherwise a model
+            uses all GPUs of the server.
     """
 
     name: str
@@ -48,9 +49,9 @@ class Server:
         name: Its name.
         pools: Its devices.
         zone: Its failure domain; servers of one zone may fail together.
-        labels: What node selectors are matched with.
-        trouble: Why it can take nothing now; empty when it can.
-        drained: Why it is being emptied; empty where it is not. Copies leave it for gaps elsewhere, and stay where
+        labels: The labels that node selectors are matched with.
+        trouble: Why it cannot take replicas now; empty if it can.
+        drained: Why it is being drained; empty if it is not. Its replicas move into gaps on other servers, and stay if
             there are none.
     """
 
@@ -63,7 +64,7 @@ class Server:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more may be placed on it."""
+        """Whether no further replica may be placed on it."""
         return bool(self.trouble or self.drained)
 
     @property
@@ -74,23 +75,23 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A model that shall be placed.
+    """A model to be placed.
 
     Attributes:
-        model: Its name.
-        bytes: What a replica needs on each of its devices, by the kind of device; a kind that is not there cannot run
-            it. With both kinds it runs on the GPUs of a server that has some, and on the host of one that has none.
-        replicas: How many replicas are wanted now.
-        min_replicas: How many of these are wanted even where memory has to be shared for it.
+        model: The model name.
+        bytes: What a replica needs on each of its devices, by the kind of device; a missing kind cannot run it. With
+            both kinds it runs on the GPUs of a server that has some, and on the host of a server that has none.
+        replicas: The desired number of replicas.
+        min_replicas: How many of these are placed even if they must share memory.
         guaranteed: Whether its memory is its own (pinned).
-        priority: Higher is placed first.
+        priority: A higher priority is placed first.
         selector: Labels that its server must have.
-        gpus: Numbers of the GPUs each replica uses, all of them; empty: see `gpu_count`.
-        gpu_count: How many GPUs each replica uses; None: all that match.
-        gpu_product: Part of the product's name that its GPUs must have, whatever the case.
-        gpu_min_bytes: Least memory of its GPUs in all.
-        load_seconds: What a load takes.
-        fetch_seconds: What fetching its files takes where they are not cached.
+        gpus: Numbers of the GPUs that each replica uses, all of them; empty: see `gpu_count`.
+        gpu_count: How many GPUs each replica uses; None for all that match.
+        gpu_product: Part of the product name that its GPUs must have, ignoring case.
+        gpu_min_bytes: Minimum total memory of each of its GPUs.
+        load_seconds: Duration of a load.
+        fetch_seconds: Duration of fetching its files if they are not cached.
     """
 
     model: str
@@ -109,21 +110,21 @@ class Workload:
 
     @property
     def largest(self) -> int:
-        """The most it needs of one device."""
+        """Its largest need on one device."""
         return max(self.bytes.values(), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One replica's place.
+    """The place of one replica.
 
     Attributes:
         server: The server.
         devices: Its devices there.
         bytes: What it takes of each.
-        guaranteed: Whether that is its own.
-        why: Why there, as one sentence.
-        waits: Whether the server is in trouble: the copy stays assigned to it for want of another.
+        guaranteed: Whether that memory is its own.
+        why: The reason for this place, as one sentence.
+        waits: Whether the server is in trouble; the replica stays assigned to it because there is no other.
     """
 
     server: str
@@ -139,9 +140,9 @@ class ServerUsage:
     """What is assigned to one server.
 
     Attributes:
-        guaranteed: Bytes that firm seats take, by device.
-        soft: Bytes that the other seats would take if all were loaded, by device.
-        models: Who sits there.
+        guaranteed: Bytes of guaranteed assignments, by device.
+        soft: Bytes that the other assignments would take if all were loaded, by device.
+        models: The models assigned there.
     """
 
     guaranteed: Mapping[str, int] = field(default_factory=dict)
@@ -151,11 +152,11 @@ class ServerUsage:
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What makes one place better than another; looked at for what is being placed alone.
+    """Preferences among places; used only for replicas that are being placed.
 
     Attributes:
-        loaded: Where a model is loaded already: devices by server.
-        cached: Servers on which a model's files are.
+        loaded: Where a model is already loaded: devices by server.
+        cached: Servers that have a model's files in their cache.
         rates: Requests per second.
     """
 
@@ -169,13 +170,13 @@ NO_HINTS = Hints()
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who sits where. The next plan is made from it and from what has changed.
+    """A placement. The next plan is made from it and from what has changed.
 
     Attributes:
-        servers: What it was made for, by name.
-        workloads: What it was made for, by model.
-        assignments: The replicas' places, by model; a model without any is not in it.
-        unplaced: Why a model has fewer replicas than its least number, by model.
+        servers: The servers it was made for, by name.
+        workloads: The workloads it was made for, by model.
+        assignments: The replicas' places, by model; a model without any is left out.
+        unplaced: Why a model has fewer replicas than its minimum, by model.
         server_usage: What is assigned to each server.
     """
 

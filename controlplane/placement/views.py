@@ -1,4 +1,4 @@
-"""What the loop says about a defragmentation, for the API and for people. Frozen values; sizes in bytes."""
+"""Views of a defragmentation for the API and the CLI. Frozen values; sizes in bytes."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,7 +10,7 @@ class _View(BaseModel):
 
 
 class MoveView(_View):
-    """One replica that goes elsewhere."""
+    """A replica that is moved."""
 
     model: str = Field(description="The model.")
     from_server: str = Field(description="The server that it leaves.")
@@ -23,7 +23,7 @@ class MoveView(_View):
 
 
 class DefragmentationView(_View):
-    """Moves, what they gain and what they cost."""
+    """Moves, with their gains and costs."""
 
     dry_run: bool = Field(description="Whether nothing was changed.")
     moves: tuple[MoveView, ...] = Field(description="In the order in which they are made.")
@@ -38,7 +38,7 @@ class DefragmentationView(_View):
 
 
 def defragmentation_view(found: Defragmentation, *, dry_run: bool) -> DefragmentationView:
-    """Describe a defragmentation."""
+    """Return the view of a defragmentation."""
     moves = tuple(
         MoveView(
             model=move.model,

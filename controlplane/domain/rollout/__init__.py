@@ -1,1 +1,1 @@
-"""The rules of rollouts. Pure."""
+"""Rules of rollouts. Pure."""

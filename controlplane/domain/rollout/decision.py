@@ -1,16 +1,16 @@
-"""How a rollout begins, goes on and ends: what is wanted, what was measured and the time in, a decision out. Pure.
+"""Decides how a rollout begins, continues and ends, from its desired state, the measurements and the time. Pure.
 
-The decision tree, whose numbers come back in the code:
+The decision tree, whose numbers appear in the code:
 
 1.  The new version cannot be loaded or answers its golden samples wrongly: abort.
-2.  By one of the tests it is worse than the old one: abort, also while paused.
+2.  One of the tests shows that it is worse than the old one: abort, also while paused.
 3.  One of the two is not loaded and proved: hold. Its requests go to the old version meanwhile.
 4.  The step has not begun (both are ready now for the first time): begin it.
-5.  It is paused, or pinned, which only a person ends: hold.
-6.  The step's time is not over: hold.
+5.  The rollout is paused, or manual, which only a person ends: hold.
+6.  The duration of the step is not over: hold.
 7.  The new version has answered too few requests in this step: hold. Too little traffic is no evidence.
-8.  What was seen makes it `DOUBT` times as likely that it is worse, which is too much to pass it and too little to
-    withdraw it: hold. More requests decide, or a person.
+8.  The evidence makes it `DOUBT` times as likely that it is worse: too much to pass it and too little to abort: hold.
+    More requests decide, or a person.
 9.  It was the last step: promote.
 10. Go to the next step.
 """
@@ -34,14 +34,14 @@ from controlplane.domain.rollout.strategy import RolloutStrategy, StrategyKind
 from controlplane.errors import ConflictError
 
 DOUBT = 10.0
-"""Odds at which a version is not passed on. A fine one seldom gets there, and mostly back again."""
+"""Odds at which a version is not advanced. A good version seldom reaches them, and mostly falls below them again."""
 
 _WINDOW_REQUESTS = 20
-"""A step's own figures are shown once the new version has had so many requests in it."""
+"""A step's own metrics are shown once the new version has had this many requests in it."""
 
 
 class RolloutAction(StrEnum):
-    """What is to be done."""
+    """The next action."""
 
     HOLD = "hold"
     BEGIN = "begin"
@@ -52,10 +52,10 @@ class RolloutAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RolloutDecision:
-    """What is to be done, and why.
+    """The next action and its reason.
 
     Attributes:
-        action: What.
+        action: The action.
         reason: One sentence with figures.
     """
 
@@ -65,12 +65,12 @@ class RolloutDecision:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether old and new can answer.
+    """Whether the old and the new version can answer requests.
 
     Attributes:
         ready: Whether both are loaded and proved.
-        message: What is waited for, where they are not.
-        failed: Why the new one never will be, without a change; empty where nothing is known against it.
+        message: What is missing if they are not.
+        failed: Why the new version can never answer without a change; empty if there is no known reason.
     """
 
     ready: bool
@@ -80,13 +80,13 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One signal's test.
+    """Test result of one signal.
 
     Attributes:
         signal: What was tested.
         log_evidence: Logarithm of the evidence that the new version is worse in it.
-        log_threshold: What it takes to believe that.
-        figures: Old and new in words.
+        log_threshold: The evidence needed to conclude that.
+        figures: Old and new as text.
     """
 
     signal: Signal
@@ -101,13 +101,13 @@ class Finding:
 
 
 def signals(kind: StrategyKind) -> tuple[Signal, ...]:
-    """Return what a strategy tests; all of them share the stated error."""
+    """Return the signals that a strategy tests; all of them share the stated error."""
     tested = (Signal.FAILURES, Signal.MEDIAN, Signal.TAIL)
     return (*tested, Signal.DIFFERENCES) if kind is StrategyKind.SHADOW else tested
 
 
 def findings(rollout: Rollout, evidence: Evidence) -> tuple[Finding, ...]:
-    """Test every signal over the whole rollout; latencies are told of the present step."""
+    """Test every signal over the whole rollout; latencies are shown for the current step."""
     strategy = rollout.strategy
     tested = signals(strategy.kind)
     needed = threshold(strategy.error, len(tested))
@@ -119,7 +119,7 @@ def findings(rollout: Rollout, evidence: Evidence) -> tuple[Finding, ...]:
 
 
 def of_step(rollout: Rollout, evidence: Evidence) -> tuple[ArmFigures, ArmFigures]:
-    """Return old and new over one and the same window: the present step, or all of it while that is too young.
+    """Return old and new over the same window: the current step, or the whole rollout while the step is too young.
 
     Over several steps the two would have different shares of busy and quiet times.
     """
@@ -132,13 +132,13 @@ def of_step(rollout: Rollout, evidence: Evidence) -> tuple[ArmFigures, ArmFigure
 
 
 def decide(rollout: Rollout, evidence: Evidence, readiness: Readiness, now: datetime) -> RolloutDecision:
-    """Return what is to be done with a rollout that is under way.
+    """Return the next action of a rollout in progress.
 
     Args:
         rollout: The rollout.
-        evidence: What was measured since it began.
+        evidence: The measurements since it began.
         readiness: Whether old and new can answer.
-        now: The present time (UTC).
+        now: The current time (UTC).
     """
     version, strategy = rollout.version, rollout.strategy
     if readiness.failed:  # 1
@@ -186,7 +186,7 @@ def apply(spec: DeploymentSpec, decision: RolloutDecision, evidence: Evidence, n
     """Return the desired state after a decision on its rollout.
 
     Raises:
-        ConflictError: No rollout is under way.
+        ConflictError: No rollout is in progress.
     """
     rollout = required(spec)
     decided = rollout.with_changes(verdict=decision.reason, evidence=evidence)
@@ -210,20 +210,20 @@ def apply(spec: DeploymentSpec, decision: RolloutDecision, evidence: Evidence, n
 
 
 def paused(spec: DeploymentSpec, *, pause: bool, why: str) -> DeploymentSpec:
-    """Return the desired state with its rollout paused, or going on.
+    """Return the desired state with its rollout paused or resumed.
 
     Raises:
-        ConflictError: No rollout is under way.
+        ConflictError: No rollout is in progress.
     """
     phase = RolloutPhase.PAUSED if pause else RolloutPhase.RUNNING
     return spec.with_changes(rollout=required(spec).with_changes(phase=phase, verdict=why))
 
 
 def required(spec: DeploymentSpec) -> Rollout:
-    """Return the rollout that is under way.
+    """Return the rollout in progress.
 
     Raises:
-        ConflictError: There is none.
+        ConflictError: No rollout is in progress.
     """
     if spec.trial is None:
         how = f"; the newest one was {spec.rollout.phase}: {spec.rollout.verdict}" if spec.rollout else ""
@@ -240,24 +240,24 @@ def deploy(
     rollout_id: str,
     now: datetime,
 ) -> DeploymentSpec:
-    """Return the desired state when a version is deployed: a switch, or the beginning of a rollout.
+    """Return the desired state when a version is deployed: an immediate switch, or the start of a rollout.
 
-    There is nothing to compare with where nothing is deployed and loaded; then, too, it is a switch.
+    If nothing is deployed and loaded, there is nothing to compare with, and the switch is immediate too.
 
     Args:
-        before: What is wanted now; None where nothing is.
-        reference: What was asked for.
+        before: The current desired state; None if there is none.
+        reference: The requested reference.
         version: The version it resolved to.
-        settings: How it shall be run.
+        settings: The settings of the deployment.
         rollout_id: Identifies the rollout, if one begins.
-        now: The present time (UTC).
+        now: The current time (UTC).
     """
     model = reference.model
     switched = DeploymentSpec(model=model, reference=str(reference), version=version, settings=settings)
     if before is None or before.deleted or not before.loaded or settings.rollout.kind is StrategyKind.IMMEDIATE:
         return switched
     if before.version == version and _run(before.settings) == _run(settings):
-        return switched  # nothing that answers differently
+        return switched  # no change that affects the answers
     trial = before.trial
     if trial and (trial.version, trial.settings, trial.reference) == (version, settings, str(reference)):
         return before
@@ -281,12 +281,12 @@ def weight(rollout: Rollout) -> float:
 
 
 def mirrors(rollout: Rollout) -> bool:
-    """Whether the new version gets copies of requests."""
+    """Return whether the new version gets copies of requests."""
     return rollout.step_since is not None and rollout.strategy.kind is StrategyKind.SHADOW
 
 
 def step_seconds(rollout: Rollout) -> float:
-    """Return the least time of the present step, in seconds."""
+    """Return the minimum duration of the current step, in seconds."""
     if rollout.strategy.kind is StrategyKind.SHADOW:
         return rollout.strategy.shadow_seconds
     steps = rollout.strategy.compared_steps
@@ -294,7 +294,7 @@ def step_seconds(rollout: Rollout) -> float:
 
 
 def describe_step(rollout: Rollout) -> str:
-    """Return the present step in words."""
+    """Return the current step as text."""
     strategy = rollout.strategy
     match strategy.kind:
         case StrategyKind.SHADOW:
@@ -308,7 +308,7 @@ def describe_step(rollout: Rollout) -> str:
 
 
 def _run(settings: DeploymentSettings) -> str:
-    """What of the settings makes a difference to how a version runs."""
+    """Return the part of the settings that affects how a version runs."""
     return settings.model_dump_json(exclude=set(RUN_THE_SAME_FIELDS))
 
 

@@ -1,4 +1,4 @@
-"""Where a rollback goes: the revision before, or a named one."""
+"""Target of a rollback: the previous revision, or a named one."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -23,18 +23,18 @@ Revision = TypeVar("Revision", bound=NumberedSpec)
 
 
 def rollback_target(history: Iterable[NumberedSpec], revision: int | None = None) -> DeploymentSpec:
-    """Return the desired state to commit: that of `rollback_revision`, its version pinned.
+    """Return the desired state to commit: that of `rollback_revision`, with its version fixed.
 
-    Pinned, because an alias that the earlier revision followed has moved on since: following it would undo the
-    rollback at once.
+    The version is fixed because an alias that the earlier revision followed has moved since: following it would undo
+    the rollback at once.
 
     Args:
         history: As for `rollback_revision`.
         revision: As for `rollback_revision`.
 
     Raises:
-        ConflictError: As by `rollback_revision`.
-        NotFoundError: As by `rollback_revision`.
+        ConflictError: As for `rollback_revision`.
+        NotFoundError: As for `rollback_revision`.
     """
     revisions = iter(history)
     first = next(revisions, None)
@@ -44,16 +44,16 @@ def rollback_target(history: Iterable[NumberedSpec], revision: int | None = None
 
 
 def rollback_revision(history: Iterable[Revision], revision: int | None = None) -> Revision:
-    """Return the revision that a rollback goes to.
+    """Return the revision that a rollback restores.
 
     Args:
-        history: Revisions of one deployment, newest first; the first is the present one. Read no further than needed.
-        revision: The revision to go back to; None means the newest one that ran something else than the present one:
-            another version, or other settings.
+        history: Revisions of one deployment, newest first; the first is the current one. Read no further than needed.
+        revision: The revision to restore; None for the newest one that ran something else than the current one: another
+            version, or other settings.
 
     Raises:
-        ConflictError: Nothing is deployed, or there is nothing to go back to.
-        NotFoundError: There is no revision of the given number.
+        ConflictError: Nothing is deployed, or there is no revision to restore.
+        NotFoundError: There is no revision with the given number.
     """
     revisions = iter(history)
     newest = next(revisions, None)
@@ -86,14 +86,14 @@ def rollback_revision(history: Iterable[Revision], revision: int | None = None) 
 
 
 def pinned(spec: DeploymentSpec, present: DeploymentSpec) -> DeploymentSpec:
-    """Return the desired state with its version pinned, and loaded; what is promised to users stays as it is."""
+    """Return the desired state with its version fixed and loaded; the current objectives stay."""
     reference = Reference(spec.model, version=spec.version)
     settings = spec.settings.model_copy(update={"objectives": present.settings.objectives})
     return spec.with_changes(reference=str(reference), loaded=True, settings=settings, rollout=None)
 
 
 def _differs(one: DeploymentSpec, other: DeploymentSpec) -> bool:
-    """Whether they run something else; what is promised to users says nothing about what runs."""
+    """Return whether two desired states run something different; objectives do not affect that."""
     return (one.version, _run(one.settings)) != (other.version, _run(other.settings))
 
 

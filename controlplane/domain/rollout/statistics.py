@@ -1,18 +1,18 @@
-"""Sequential tests: is the new version worse? They may be looked at after every request. Pure.
+"""Sequential tests of whether the new version is worse, valid when checked after every request. Pure.
 
-The question is put to labels, not to rates. Every request is given to the new version with a known probability ``w``,
-by chance and by nothing else. If the new version is no worse, an *event* (a failure, an answer slower than a threshold)
-comes from it with a probability of at most ``w``, whatever the rate of events is and however that rate moves with load
-or time of day. So each event is a coin whose bias is known, and the evidence that the bias is larger is a likelihood
-ratio, multiplied up over the events. That product is a non-negative supermartingale that starts at 1 as long as the
-new version is no worse, and by Ville's inequality the chance that it *ever* reaches ``1 / error`` is at most
-``error``: one may look as often as one likes and stop when one likes.
+The test looks at labels, not at rates. Every request goes to the new version with a known probability ``w``, purely at
+random. If the new version is no worse, an *event* (a failure, an answer slower than a threshold) comes from it with a
+probability of at most ``w``, whatever the rate of events is and however that rate changes with load or time of day. So
+each event is a coin whose bias is known, and the evidence that the bias is larger is a likelihood ratio, multiplied
+over the events. That product is a non-negative supermartingale that starts at 1 as long as the new version is no worse,
+and by Ville's inequality the chance that it *ever* reaches ``1 / error`` is at most ``error``: the test can be checked
+at any time and stopped at any time.
 
 - The ratio is Wald's (A. Wald, Sequential tests of statistical hypotheses, Ann. Math. Statist. 16, 1945), mixed over
-  several alternatives as nobody knows how bad a bad version is: the mixture SPRT of H. Robbins (Ann. Math. Statist. 41,
-  1970) and, for A/B tests that are looked at all the time, R. Johari, P. Koomen, L. Pekelis, D. Walsh (Always valid
-  inference, Operations Research 70(3), 2022). A mixture of martingales is one.
-- To condition on the events and test their labels is how vaccines are watched: M. Kulldorff et al., A maximized
+  several alternatives because the size of the regression is unknown: the mixture SPRT of H. Robbins (Ann. Math.
+  Statist. 41, 1970) and, for continuously monitored A/B tests, R. Johari, P. Koomen, L. Pekelis, D. Walsh (Always valid
+  inference, Operations Research 70(3), 2022). A mixture of martingales is a martingale.
+- Vaccine surveillance conditions on the events and tests their labels in the same way: M. Kulldorff et al., A maximized
   sequential probability ratio test for drug and vaccine safety surveillance, Sequential Analysis 30(1), 2011.
 - Ville's inequality and its use: S. Howard, A. Ramdas, J. McAuliffe, J. Sekhon, Time-uniform, nonparametric,
   nonasymptotic confidence sequences, Ann. Statist. 49(2), 2021.
@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 RATIOS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
-"""The alternatives that are mixed, in equal parts: the new version has so many times the events of the old one."""
+"""The mixed alternatives, with equal weights: the new version has this many times the events of the old one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Labels:
     """Events that happened while the new version got one share of the requests.
 
     Attributes:
-        weight: The probability with which a request was given to the new version, between 0 and 1.
+        weight: The probability that a request goes to the new version, between 0 and 1.
         old: Events of the old version.
         new: Events of the new version.
     """
@@ -56,7 +56,7 @@ def share_evidence(events: int, trials: int, share: float) -> float:
     Args:
         events: Trials with the event.
         trials: All trials.
-        share: The largest share that is no fault, at least 0 and below 1.
+        share: The largest acceptable share, at least 0 and below 1.
     """
     if share <= 0:
         return math.inf if events else 0.0
@@ -67,7 +67,7 @@ def share_evidence(events: int, trials: int, share: float) -> float:
 
 
 def threshold(error: float, tests: int) -> float:
-    """Return what the logarithm of one test's evidence must reach, where ``tests`` share one ``error`` (Bonferroni)."""
+    """Return the log evidence that one test needs if ``tests`` tests share one ``error`` (Bonferroni)."""
     return math.log(tests / error)
 
 
@@ -77,7 +77,7 @@ def _label_ratio(labels: Labels, ratio: float) -> float:
 
 
 def _binomial_ratio(hits: int, misses: int, null: float, odds: float) -> float:
-    """Logarithm of the likelihood ratio of a coin with ``odds`` against one with the probability ``null``."""
+    """Return the log likelihood ratio of a coin with ``odds`` against one with the probability ``null``."""
     chance = odds / (1 + odds)
     return hits * math.log(chance / null) + misses * math.log((1 - chance) / (1 - null))
 

@@ -1,4 +1,4 @@
-"""How a new version takes over: at once, by steps of the traffic, in the old one's shadow, or for who names it."""
+"""Rollout strategies: how a new version becomes active."""
 
 from enum import StrEnum
 from itertools import pairwise
@@ -12,20 +12,20 @@ _YEAR_SECONDS = 366 * 86_400.0
 
 
 class StrategyKind(StrEnum):
-    """How a new version takes over from the one that answers."""
+    """How a new version replaces the active one."""
 
     IMMEDIATE = "immediate"
-    """As soon as it is proved. What a deployment does unless told otherwise."""
+    """The new version becomes active as soon as it is proved. The default."""
     CANARY = "canary"
-    """It gets a share of the requests, step by step, and is compared with the old version after each."""
+    """The new version gets a growing share of the requests, and is compared with the old version after each step."""
     SHADOW = "shadow"
-    """It gets copies of a share of the requests, its answers are compared, and nobody waits for them."""
+    """The new version gets copies of a share of the requests; its answers are compared and discarded."""
     MANUAL = "manual"
-    """It answers only who names it; a person promotes or aborts it."""
+    """The new version answers only requests that name it; a person promotes or aborts it."""
 
 
 class RolloutStep(BaseModel):
-    """A share of the traffic, for some time."""
+    """A share of the traffic, for a minimum time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +34,7 @@ class RolloutStep(BaseModel):
 
 
 class RolloutStrategy(BaseModel):
-    """How a new version of a deployment takes over, and what it has to show before."""
+    """How a new version of a deployment replaces the active one, and the evidence that it needs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -102,5 +102,5 @@ class RolloutStrategy(BaseModel):
 
     @property
     def compared_steps(self) -> tuple[RolloutStep, ...]:
-        """The steps in which old and new answer side by side. All traffic on the new version is its promotion."""
+        """The steps in which old and new run side by side; a step with all traffic is the promotion."""
         return tuple(step for step in self.steps if step.weight_percent < 100)

@@ -1,4 +1,4 @@
-"""May a load begin: now, after an eviction, later, or never. Pure, and each answer says why, with its figures."""
+"""Admission: whether a load can begin now, after an eviction, later, or never. Pure; each decision has its reason."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ from controlplane.memory.policy.types import Footprint, HoldingState, Mode, Mode
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """A load that is wanted.
+    """A requested load.
 
     Attributes:
-        model: Of which model, as it is now.
-        slot: Of which version, under which Triton name.
+        model: The model in its current state.
+        slot: The version to load, under its Triton name.
         footprint: What it needs, by device.
-        since: Since when it waits; None for just now.
+        since: Since when it waits; None if it was just requested.
     """
 
     model: ModelMemory
@@ -29,16 +29,16 @@ class LoadRequest:
 
 @dataclass(frozen=True, slots=True)
 class DeviceFigures:
-    """The memory of one device, as one load sees it.
+    """Memory of one device, from the point of view of one load.
 
     Attributes:
         needed_bytes: What the load reserves.
         free_bytes: What is free.
-        freeing_bytes: What is being freed by unloads that are under way.
+        freeing_bytes: What unloads in progress are freeing.
         could_be_freed_bytes: What the models that may be evicted now hold.
         budget_bytes: The budget.
-        unaccounted_bytes: In use, by nobody that is known.
-        held_bytes: What each Triton name that stays holds, the largest first.
+        unaccounted_bytes: Memory in use that is attributed to no model.
+        held_bytes: What each Triton name that cannot be evicted holds, the largest first.
     """
 
     needed_bytes: int
@@ -56,19 +56,19 @@ Figures = Mapping[str, DeviceFigures]
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Reserve and load."""
+    """Reserve the memory and load."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Evict:
-    """Unload these first; ask again when their memory is really free.
+    """Unload these models first; decide again when their memory is free.
 
     Attributes:
-        victims: The first to go first.
-        why: For whom, how much, and why these.
-        reasons: By victim, why it.
+        victims: The models to evict, in order.
+        why: The load, what it lacks, and the victims.
+        reasons: By victim, why it was chosen.
     """
 
     victims: tuple[ModelMemory, ...]
@@ -78,7 +78,7 @@ class Evict:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Not now; ask again when something changed."""
+    """Wait; decide again when something changes."""
 
     why: str
     figures: Figures = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Never, as things are configured: not even with everything evicted that can ever be."""
+    """The load can never fit in the current configuration, even after evicting everything that can ever be evicted."""
 
     why: str
     figures: Figures = field(default_factory=dict)
@@ -109,25 +109,25 @@ def decide(
 ) -> Decision:
     """Decide about one load.
 
-    1. It has its memory already: admit, if there is a place among the loads in flight.
-    2. It can never fit, because it is larger than a budget less what is pinned: refuse.
-    3. As many loads as may be are in flight: queue. Nothing is evicted before its turn.
-    4. It fits into what is free: admit.
-    5. It fits when what is being unloaded is gone: queue. Nobody else need go.
-    6. It is resident and nobody waits for it: queue. Nothing is evicted for mere residency.
-    7. Some may go, and then it fits: evict them.
-    8. Else queue, until who is in use, leased or new may go.
+    1. Its memory is already reserved: admit, if the number of loads in flight is below the limit.
+    2. It can never fit, because it is larger than a budget minus the pinned models: refuse.
+    3. The limit of loads in flight is reached: queue. Nothing is evicted before its turn.
+    4. It fits into the free memory: admit.
+    5. It fits when the unloads in progress are done: queue, without further evictions.
+    6. It is resident and no client waits for it: queue. Residency alone never evicts.
+    7. It fits after evicting models that may be evicted: evict them.
+    8. Otherwise queue until models that are in use, held or recently loaded may be evicted.
 
     Args:
-        request: What is wanted.
-        ledger: Of its server.
-        models: All models of the server by name, the requested one included or not.
-        policy: Gives the order of eviction.
+        request: The requested load.
+        ledger: The ledger of its server.
+        models: All models of the server by name, with or without the requested one.
+        policy: Determines the order of eviction.
         loads_in_flight: How many loads run now.
         max_loads: How many may run.
         now: The time.
         rules: Minimum residence and back-off.
-        promised: Bytes, by device, that those before it in the queue need, out of what is free or is being freed.
+        promised: Bytes by device that earlier loads in the queue need from the memory that is free or being freed.
     """
     slot, footprint = request.slot, request.footprint
     if any(holding.state is not HoldingState.UNLOADING for holding in ledger.of(slot)):
@@ -143,7 +143,7 @@ def decide(
     if loads_in_flight >= max_loads:
         return Queue(f"{loads_in_flight} loads are in flight, as many as may be", figures())
     free = {device: ledger.free(device) for device in footprint}
-    # Those before it have a claim on what is free and on what is coming, taken together.
+    # Earlier loads in the queue have a claim on the sum of the free memory and the memory being freed.
     lacking = {
         device: need.reserve_bytes
         + (promised or {}).get(device, 0)
@@ -176,7 +176,7 @@ def figures_of(
     now: datetime,
     rules: EvictionRules = DEFAULT_RULES,
 ) -> dict[str, DeviceFigures]:
-    """How the devices of a load stand."""
+    """Return the figures of each device of a load."""
     movable = [
         model
         for model in _others(models, request)
@@ -203,7 +203,7 @@ def figures_of(
 
 
 def in_order(requests: Iterable[LoadRequest]) -> list[LoadRequest]:
-    """The queue: higher priorities first; within one, who waits longest."""
+    """Sort the queue: higher priorities first; within one priority, the longest wait first."""
     return sorted(
         requests,
         key=lambda request: (
@@ -226,10 +226,10 @@ def decide_all(
     now: datetime,
     rules: EvictionRules = DEFAULT_RULES,
 ) -> list[tuple[LoadRequest, Decision]]:
-    """Decide about a whole queue, in its order, each against what those before it leave.
+    """Decide about a whole queue, in order, each load against what the earlier ones leave.
 
-    Whoever must wait for memory keeps what is free for itself, so that smaller ones behind it do not starve it; they
-    may go ahead only with what it does not need. Victims are chosen once.
+    A load that waits for memory keeps its claim on the free memory, so that smaller loads behind it do not starve it;
+    they may go ahead only with memory that it does not need. Each victim is chosen only once.
     """
     decided: list[tuple[LoadRequest, Decision]] = []
     promised: dict[str, int] = {}
@@ -258,7 +258,7 @@ def decide_all(
 
 
 def promise(promised: dict[str, int], request: LoadRequest) -> None:
-    """Add what a load needs to the bytes, by device, that those behind it in the queue must leave to it."""
+    """Add a load's need to the bytes, by device, that later loads in the queue must leave free for it."""
     for device, need in request.footprint.items():
         promised[device] = promised.get(device, 0) + need.reserve_bytes
 

@@ -1,20 +1,21 @@
-"""The default policy: what a reload would cost, how likely the next use is, and the bytes that it frees.
+"""The default policy: value is reload cost times the likelihood of the next use, per byte that an eviction frees.
 
-The GreedyDual-Size-Frequency family: Cao and Irani, "Cost-Aware WWW Proxy Caching Algorithms" (USITS 1997), value an
-entry at cost / size; Cherkasova, "Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching Policy"
-(HPL-98-69R1, 1998), at frequency * cost / size. Both age by an offset that grows with each eviction. Here the value is
-a hazard, expected reload seconds per second and byte, and it ages with time:
+It belongs to the GreedyDual-Size-Frequency family: Cao and Irani, "Cost-Aware WWW Proxy Caching Algorithms" (USITS
+1997), value an entry at cost / size; Cherkasova, "Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency
+Caching Policy" (HPL-98-69R1, 1998), at frequency * cost / size. Both age by an offset that grows with each eviction.
+Here the value is a hazard, expected reload seconds per second and byte, and it ages with time. There are two
+predictors:
 
-- *rate*: the decaying rate of requests. It is right where popularity lasts, for hours and more.
-- *recency*: 1 / the time since the last use, the hazard of a heavy-tailed gap. It is right where use comes in bursts,
-  and with models of one size and cost it is LRU. (Blankstein, Sen and Freedman, "Hyperbolic Caching", USENIX ATC 2017,
-  use such a value, n / time.)
+- *rate*: the decaying rate of requests. It is accurate when popularity lasts for hours or more.
+- *recency*: 1 / the time since the last use, the hazard of a heavy-tailed gap. It is accurate for bursts, and equals
+  LRU for models of one size and cost. (Blankstein, Sen and Freedman, "Hyperbolic Caching", USENIX ATC 2017, use such a
+  value, n / time.)
 
-Neither is right everywhere: on bursts the rate keeps what is over, and without bursts recency forgets what is popular.
-So both are tried in the shadow, as sets of names without any memory: what would each have had to load? The one that
-pays less, lately, decides. (Set duelling: Qureshi et al., "Adaptive Insertion Policies for High Performance Caching",
-ISCA 2007; choosing among experts by regret: Vietri et al., "Driving Cache Replacement with ML-based LeCaR", HotStorage
-2018.)
+Neither is best for every workload: on bursts the rate keeps models whose burst is over, and without bursts recency
+forgets popular models. So both are simulated in ghost caches (sets of names, without memory) that count the loads each
+would have needed. The predictor with the lower recent cost decides. (Set duelling: Qureshi et al., "Adaptive Insertion
+Policies for High Performance Caching", ISCA 2007; choosing among experts by regret: Vietri et al., "Driving Cache
+Replacement with ML-based LeCaR", HotStorage 2018.)
 """
 
 from collections.abc import Mapping
@@ -31,18 +32,18 @@ from controlplane.memory.policy.usage import HALF_LIFE_SECONDS, rate
 from controlplane.memory.policy.victims import freed, select_victims
 
 _KEPT = 1 - 1 / 500
-"""What a shadow paid counts by this much less with each load in either; so about the last 500 loads decide."""
+"""Decay of a ghost cache's cost with each load in either cache; the last 500 loads or so decide."""
 _CLEARLY = 0.95
-"""The other outlook takes over when it pays less than this share of what the present one pays."""
+"""The other predictor takes over when its cost is below this share of the current one's."""
 _SOON_SECONDS = 1.0
-"""Added to the time since the last use: uses are seen by polling, so times below this mean nothing."""
+"""Added to the time since the last use: uses are seen by polling, so shorter times are not meaningful."""
 
 
 _GIB = 2**30
 
 
 class Predictor(StrEnum):
-    """How likely the next use is."""
+    """Predictor of the next use."""
 
     RATE = "rate"
     RECENCY = "recency"
@@ -50,20 +51,20 @@ class Predictor(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ValuePolicy:
-    """Expected seconds of reloading that a byte saves, with one outlook."""
+    """Expected seconds of reloading that each byte saves, with one predictor."""
 
     outlook: Predictor = Predictor.RATE
     half_life_seconds: float = HALF_LIFE_SECONDS
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name of the policy."""
         return f"cost by {self.outlook}"
 
     def score(self, model: ModelMemory, now: datetime) -> float:
-        """Expected seconds of reloading per second and GiB."""
-        # The hottest code there is, called for each loaded model at each choice: no generator, no calls. `uses` says
-        # the same, and a test holds the two together.
+        """Return the expected seconds of reloading per second and GiB."""
+        # The hottest code in the policies, called for each loaded model at each choice: no generators, no calls. `uses`
+        # computes the same; a test checks that both agree.
         size = 0
         for footprint in model.footprint.values():
             size += footprint.bytes
@@ -85,14 +86,14 @@ class ValuePolicy:
         return model.load_seconds * uses * _GIB / (size or 1)
 
     def uses(self, model: ModelMemory, now: datetime) -> float:
-        """Uses per second that are to be expected now."""
+        """Return the expected uses per second now."""
         if self.outlook is Predictor.RATE:
             return rate(model.usage, now, half_life_seconds=self.half_life_seconds)
         idle = idle_seconds(model, now)
         return 1.0 / (idle + _SOON_SECONDS) if idle > 0 else 1.0 / _SOON_SECONDS
 
     def explain(self, model: ModelMemory, now: datetime) -> str:
-        """Cost, likelihood and size."""
+        """Return the cost, likelihood and size as text."""
         size = sum(footprint.bytes for footprint in model.footprint.values())
         if self.outlook is Predictor.RATE:
             likely = f"{self.uses(model, now) * 3600:.3g} uses an hour are expected"
@@ -107,18 +108,18 @@ class ValuePolicy:
         budgets: Mapping[str, int],  # noqa: ARG002
         now: datetime,  # noqa: ARG002
     ) -> Self:
-        """Itself: it learns nothing."""
+        """Return itself; this policy does not learn."""
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class GhostCache:
-    """What would be loaded if one policy had always decided, and what it would have paid.
+    """Simulated cache: what would be loaded if one policy had always decided, and what that would have cost.
 
     Attributes:
         policy: The policy.
-        loaded: Names of models. Mere names: their sizes are asked of the models as they are now.
-        paid_seconds: Seconds of loading, older ones counting less.
+        loaded: Names of models; their sizes are always taken from the models as they are now.
+        paid_seconds: Seconds of loading, with older ones weighted less.
     """
 
     policy: ValuePolicy
@@ -128,7 +129,7 @@ class GhostCache:
     def loads(
         self, used: ModelMemory, models: Mapping[str, ModelMemory], budgets: Mapping[str, int], now: datetime
     ) -> Self:
-        """Take a model in that is not in here, others leaving for it."""
+        """Add a model that is not in the cache, evicting others for it."""
         others = [models[name] for name in self.loaded if name in models]
         need = {
             device: sum([freed(model, device) for model in others]) + freed(used, device) - budgets.get(device, 0)
@@ -144,11 +145,11 @@ def _shadows() -> tuple[GhostCache, ...]:
 
 @dataclass(frozen=True, slots=True)
 class CostPolicy:
-    """The outlook that would have loaded less, lately. A value: `learned` returns the next one.
+    """Policy that uses the predictor with the lower recent cost. Immutable: `learned` returns the next value.
 
     Attributes:
         chosen: The policy that decides.
-        shadows: One for each outlook.
+        shadows: One ghost cache for each predictor.
     """
 
     chosen: ValuePolicy = field(default_factory=ValuePolicy)
@@ -156,21 +157,21 @@ class CostPolicy:
 
     @property
     def name(self) -> str:
-        """What it is called in the settings."""
+        """Name of the policy in the settings."""
         return "cost"
 
     def score(self, model: ModelMemory, now: datetime) -> float:
-        """Expected seconds of reloading per second and GiB."""
+        """Return the expected seconds of reloading per second and GiB."""
         return self.chosen.score(model, now)
 
     def explain(self, model: ModelMemory, now: datetime) -> str:
-        """Cost, likelihood and size."""
+        """Return the cost, likelihood and size as text."""
         return self.chosen.explain(model, now)
 
     def learned(
         self, used: ModelMemory, models: Mapping[str, ModelMemory], budgets: Mapping[str, int], now: datetime
     ) -> Self:
-        """The policy after a use. Costs nothing worth mentioning unless a shadow has to load."""
+        """Return the policy after a use. The cost is negligible unless a ghost cache must load."""
         if used.mode is Mode.PINNED or all(used.model in shadow.loaded for shadow in self.shadows):
             return self
         room = {

@@ -1,7 +1,8 @@
-"""Which models go when room is needed: who is protected, and the choice among the rest.
+"""Selects the models to evict: which ones are protected, and the choice among the rest.
 
-A policy gives each model a score, and the lowest goes first; lower priorities go before higher ones whatever their
-score. `choose` takes a *set* that covers the need of every device and that has no member which is not needed for it.
+A policy gives each model a score, and the lowest score is evicted first; lower priorities are evicted before higher
+ones whatever their score. `choose` returns a *set* that covers the need on every device, and in which every member is
+needed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,12 +31,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class EvictionRules:
-    """What protects a model that the policy would let go.
+    """Rules that protect a model regardless of its score.
 
     Attributes:
-        minimum_residence_seconds: How long a model stays after its load, whatever its score.
-        backoff_factor: By how much that time grows with each eviction that came too early (`ModelMemory.evictions`).
-        maximum_residence_seconds: Where that growth ends.
+        minimum_residence_seconds: How long a model stays loaded at least.
+        backoff_factor: Growth of that time with each eviction that came too early (`ModelMemory.evictions`).
+        maximum_residence_seconds: The limit of that growth.
     """
 
     minimum_residence_seconds: float = 10.0
@@ -43,14 +44,14 @@ class EvictionRules:
     maximum_residence_seconds: float = 600.0
 
     def residence_seconds(self, model: ModelMemory) -> float:
-        """How long this model stays after its load, its history of early evictions taken into account."""
+        """Return how long this model stays loaded at least, including the back-off for its early evictions."""
         return self.grown_seconds(model.evictions)
 
     def grown_seconds(self, evictions: int) -> float:
-        """The residence time after so many early evictions."""
+        """Return the residence time after this many early evictions."""
         if self.minimum_residence_seconds >= self.maximum_residence_seconds:
             return self.minimum_residence_seconds
-        # 2 ** 64 is beyond any maximum, and floats overflow soon after 2 ** 1000.
+        # `2 ** 64` is beyond any maximum, and floats overflow soon after `2 ** 1000`.
         growth = self.backoff_factor ** min(max(evictions, 0), 64)
         return min(self.minimum_residence_seconds * growth, self.maximum_residence_seconds)
 
@@ -61,15 +62,16 @@ DEFAULT_RULES = EvictionRules()
 def early_evictions(
     evictions: int, evicted_at: datetime | None, wanted_at: datetime, rules: EvictionRules = DEFAULT_RULES
 ) -> int:
-    """How often a model was evicted too early, once it is wanted again: the next value of `ModelMemory.evictions`.
+    """Return the number of early evictions once a model is requested again: the next `ModelMemory.evictions`.
 
-    It counts as too early if it is wanted again within its (grown) minimum residence time. If it is not, one of the
-    earlier times is forgiven, so that a model that once thrashed is not kept for ever.
+    An eviction was too early if the model is requested again within its (grown) minimum residence time. Otherwise the
+    number decreases by one, so that a model that once thrashed is not protected forever.
 
     Args:
-        evictions: The value so far.
-        evicted_at: When it was last evicted; None if it was not (it left by itself, or this was counted already).
-        wanted_at: When somebody asked for it again.
+        evictions: The number so far.
+        evicted_at: When it was last evicted; None if it was not (it was unloaded otherwise, or this was already
+            counted).
+        wanted_at: When it was requested again.
         rules: Minimum residence and back-off.
     """
     if evicted_at is None:
@@ -81,13 +83,14 @@ def early_evictions(
 def protection(
     model: ModelMemory, now: datetime, rules: EvictionRules = DEFAULT_RULES, *, priority: int | None = None
 ) -> str | None:
-    """Why a model may not be evicted now; None if it may.
+    """Return why a model may not be evicted now; None if it may.
 
     Args:
         model: The model.
         now: The time.
         rules: Minimum residence and back-off.
-        priority: Of the one that needs the room; a higher one than the model's does not wait for the residence time.
+        priority: The priority of the load that needs memory; if it is higher than the model's, the residence time is
+            ignored.
     """
     if not model.loaded:
         return "not loaded"
@@ -103,7 +106,7 @@ def protection(
         return "somebody waits for it"
     if model.loaded_at is not None and (priority is None or priority <= model.priority):
         age = (now - model.loaded_at).total_seconds()
-        # Most are older than any residence time: one comparison for those, the power for the rest.
+        # Most models are older than any residence time: one comparison for those, the power only for the rest.
         if age < max(rules.maximum_residence_seconds, rules.minimum_residence_seconds):
             stays = rules.residence_seconds(model) if model.evictions else rules.minimum_residence_seconds
             left = stays - age
@@ -121,18 +124,18 @@ def choose(
     rules: EvictionRules = DEFAULT_RULES,
     priority: int | None = None,
 ) -> tuple[ModelMemory, ...] | None:
-    """Pick the models to evict so that each device gets its need.
+    """Select the models to evict so that each device gets its need.
 
     Args:
-        candidates: Models of one server; those that are protected are left out.
-        need: Bytes to free, by device; devices with none to free are ignored.
+        candidates: Models of one server; protected ones are left out.
+        need: Bytes to free, by device; devices without a need are ignored.
         policy: Gives the scores.
         now: The time.
         rules: Minimum residence and back-off.
-        priority: Of the one that needs the room.
+        priority: The priority of the load that needs memory.
 
     Returns:
-        The victims, the first to go first; empty if nothing is needed; None if all that may go is not enough.
+        The victims in order; empty if nothing is needed; None if evicting all candidates is not enough.
     """
     short = {device: size for device, size in need.items() if size > 0}
     if not short:
@@ -151,10 +154,10 @@ def choose(
 
 
 def policy_named(name: str) -> EvictionPolicy:
-    """The policy of a name: ``lru``, ``lfu`` or ``cost``.
+    """Return the policy with this name: ``lru``, ``lfu`` or ``cost``.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is no policy with this name.
     """
     policies: tuple[EvictionPolicy, ...] = (LruPolicy(), LfuPolicy(), CostPolicy())
     for policy in policies:

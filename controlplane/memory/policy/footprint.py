@@ -1,6 +1,6 @@
-"""Estimates of what a version needs before anybody has loaded it.
+"""Estimates of what a version needs before its first load.
 
-The figures were measured on the embedded Triton (2.51.0, Python 3.11, onnxruntime and torch 2.13 on the CPU, x86-64),
+The numbers were measured on the embedded Triton (2.51.0, Python 3.11, onnxruntime and torch 2.13 on the CPU, x86-64),
 as the resident memory of the stub processes after a load and a few requests of the largest batch. Each instance is a
 process:
 
@@ -22,12 +22,12 @@ TorchScript, 12 linear of 2048                   192.1       443.8     443.8
 TorchScript, 12 linear of 1024, 3 instances       48.1       891.8     891.8
 ==========================================  ==========  ==========  ========
 
-So: weights of an ONNX file come to 1.0 to 1.6 times their size (ONNX Runtime packs matrices for its kernels and may
-keep both), FP16 ones to 3 times (its CPU kernels compute in FP32); tensors in and out, to 2 to 5 times their size with
-what lies between them. What lies between is in no signature, so the error allows for as much again.
+Weights of an ONNX file need 1.0 to 1.6 times their size (ONNX Runtime packs matrices for its kernels and may keep
+both), and FP16 weights up to 3 times (the CPU kernels compute in FP32). Input and output tensors, with the intermediate
+ones, need 2 to 5 times their size. Intermediate tensors are in no signature, so the error allows for as much again.
 
-No GPU was there to measure. On one, weights keep their type, and a process that uses it has a CUDA context; those
-figures are assumptions, with a wide error, that the first measurement replaces.
+No GPU was available for measurement. On a GPU, weights keep their type, and each process has a CUDA context; those
+numbers are assumptions, with a wide error, and the first measurement replaces them.
 """
 
 from dataclasses import dataclass
@@ -43,19 +43,19 @@ DYNAMIC_SIZE = 64
 TEXT_BYTES = 64
 """Assumed bytes of one element of text."""
 _HALF_BYTES = (1.5, 3.0)
-"""Bytes in the file for each weight, between which the weights are 16-bit floats."""
+"""Range of file bytes for each weight within which the weights are 16-bit floats."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """What the measurements above come to.
+    """Coefficients derived from the measurements above.
 
     Attributes:
         process: Bytes of an instance without a model.
-        process_error: How many more they may be.
+        process_error: How much larger that may be.
         weights: Bytes in memory for each byte of weights in the file.
         weights_error: How much larger that factor may be.
-        tensors: Bytes in memory for each byte that goes in or comes out at the largest batch.
+        tensors: Bytes in memory for each byte of input and output at the largest batch.
         tensors_error: How much larger that factor may be.
     """
 
@@ -86,14 +86,14 @@ def estimate(
 
     Args:
         manifest: Files, attributes and signature.
-        settings: How it shall be run.
+        settings: The settings of the deployment.
         backend: Triton's backend, ``onnxruntime`` or ``pytorch``; others count as the larger of the two.
-        kind: Of the device, ``cpu`` or ``gpu``.
-        instances: How many on that device; each is a process with weights of its own.
+        kind: The kind of the device, ``cpu`` or ``gpu``.
+        instances: The number of instances on that device; each is a process with its own weights.
         max_batch_size: The largest batch; 0 without batching.
 
     Returns:
-        The figure, and by how much it may be too low. The peak of a load is within that.
+        The size, and how much larger the need may be. The peak of a load is within that.
     """
     figures = _figures(manifest, backend, kind)
     weights = _weights_bytes(manifest)
@@ -118,7 +118,7 @@ def _figures(manifest: Manifest, backend: str, kind: str) -> _Figures:
 
 
 def _is_half(manifest: Manifest) -> bool:
-    """Whether the weights are 16-bit floats: the file does not say so in one place, its size does."""
+    """Return whether the weights are 16-bit floats; derived from the file size, as the file does not state it."""
     count = manifest.attributes.get("parameters")
     if manifest.format is not Format.ONNX or not isinstance(count, int) or count < 1:
         return False
@@ -128,7 +128,7 @@ def _is_half(manifest: Manifest) -> bool:
 
 def _weights_bytes(manifest: Manifest) -> int:
     stated = manifest.attributes.get("weights_bytes")
-    # An archive says how large its tensors are; an ONNX file is hardly anything but weights.
+    # An archive states the size of its tensors; an ONNX file consists almost only of weights.
     return stated if isinstance(stated, int) and 0 < stated <= manifest.size_bytes else manifest.size_bytes
 
 

@@ -1,25 +1,25 @@
-"""When a server that lost memory is restarted. Pure: figures in, the next step out.
+"""Decides when a server that leaks memory is restarted. Pure: readings in, the next step out.
 
-Frameworks keep memory that no model has any more: arenas that do not shrink, buffers of the largest tensors that ever
-passed, plain leaks. Nothing but the end of the process gives all of it back (Triton issues #4966, #7020, #7727). A
-restart costs every model a load, so it is done for a reason that can be shown, at a quiet moment, and seldom.
+Frameworks keep memory that belongs to no model any more: arenas that do not shrink, buffers of the largest tensors so
+far, plain leaks. Only the end of the process frees all of it (Triton issues #4966, #7020, #7727). A restart costs every
+model a load, so it needs a measurable reason and a quiet moment, and is rare.
 
-The tree, whose numbers come back in the code:
+The decision tree, whose numbers appear in the code:
 
-1.  Draining already.
-    1.1  the memory came back by itself: call it off
-    1.2  actions are in flight: wait for their ends, which have deadlines of their own
-    1.3  models are held, or move to other servers, and the time for draining is not over: wait; what answers nowhere
-         else is still asked here
-    1.4  from now on nobody sends it requests
-    1.5  requests are pending, and the time for closing is not over: wait
+1.  The server is draining.
+    1.1  the memory was freed without a restart: resume
+    1.2  actions are in flight: wait until they end; they have deadlines of their own
+    1.3  models are held, or move to other servers, and the drain time is not over: wait; models that are active on no
+         other server still get requests here
+    1.4  stop routing requests to the server
+    1.5  requests are pending, and the close time is not over: wait
     1.6  restart
-2.  No bound, or nobody is above it: nothing.
-3.  Above it, and a restart
-    3.1  is not ours to do: tell
-    3.2  may be too early, as what was just seen may pass: watch
-    3.3  would be too soon after the last one: tell
-    3.4  would take down models that nobody would bring back: tell
+2.  There is no bound, or no device is above it: do nothing.
+3.  A device is above it, and a restart
+    3.1  is not possible, as the server is not supervised: report
+    3.2  may be premature, as the excess may be temporary: watch
+    3.3  would be too soon after the last one: report
+    3.4  would unload models that would not be loaded again: report
     3.5  is due: drain
 """
 
@@ -34,30 +34,30 @@ _NAMED = 5
 
 
 class LeakStep(StrEnum):
-    """What to do about the memory that nobody accounts for."""
+    """What to do about the unaccounted memory."""
 
     NOTHING = "nothing"
     WATCH = "watch"
     TELL = "tell"
-    """It is too much, and only a person can do something about it, or it must wait."""
+    """The excess is too large, but only an operator can act on it, or the action must wait."""
     DRAIN = "drain"
     WAIT = "wait"
     CLOSE = "close"
-    """Whoever sends requests sends none here any more."""
+    """Gateways stop sending requests to the server."""
     RESUME = "resume"
     RESTART = "restart"
 
 
 @dataclass(frozen=True, slots=True)
 class LeakRules:
-    """When too much is too much.
+    """Thresholds and times.
 
     Attributes:
-        bound_bytes: What a device may have beyond the ledger; None: any amount.
-        patience_seconds: How long it must be above without a break.
-        drain_seconds: How long who holds a model is waited for, and models that move to other servers.
-        close_seconds: How long requests are waited for after nobody sends more; those who ask Triton itself may.
-        interval_seconds: Least time between two restarts of a server.
+        bound_bytes: What a device may have beyond the ledger; None for no bound.
+        patience_seconds: How long it must be above the bound without interruption.
+        drain_seconds: How long to wait for holds to end and for models to move to other servers.
+        close_seconds: How long to wait for pending requests after routing stopped; direct clients of Triton may go on.
+        interval_seconds: Minimum time between two restarts of a server.
     """
 
     bound_bytes: int | None = None
@@ -72,18 +72,18 @@ class ServerExcess:
     """One server at one moment.
 
     Attributes:
-        excess_bytes: What it has beyond the ledger, by device.
-        ledger_bytes: What the ledger counts, by device.
-        supervised: Whether we can restart it.
-        over_since: Since when it is above the bound without a break; None where it is not.
-        draining_since: Since when it is drained; None where it is not.
-        closed_since: Since when nobody sends it requests; None while they do.
-        restarted_at: When it was restarted for this reason the last time.
+        excess_bytes: Memory in use beyond the ledger, by device.
+        ledger_bytes: Memory counted by the ledger, by device.
+        supervised: Whether the control plane can restart the server.
+        over_since: Since when it is above the bound without interruption; None if it is not.
+        draining_since: Since when it is draining; None if it is not.
+        closed_since: Since when no requests are routed to it; None while they are.
+        restarted_at: The last restart for this reason.
         busy: Models with an action in flight.
-        held: Models held by a hold from before the draining.
-        moving: Models that stay until they answer on another server.
+        held: Models with a hold from before the drain.
+        moving: Models that stay until they are active on another server.
         pending: Models with requests that wait or run.
-        strangers: What is loaded there and is no deployment of ours, so that nobody would load it again.
+        strangers: Loaded models without a deployment, which would not be loaded again after a restart.
     """
 
     excess_bytes: Mapping[str, int]
@@ -102,21 +102,21 @@ class ServerExcess:
 
 @dataclass(frozen=True, slots=True)
 class LeakDecision:
-    """What to do, and why, as one sentence with the figures."""
+    """The next step and its reason, as one sentence with sizes."""
 
     step: LeakStep
     why: str = ""
 
 
 def over(excess: Mapping[str, int], rules: LeakRules) -> dict[str, int]:
-    """The devices that are above the bound, with their figures."""
+    """Return the devices that are above the bound, with their excess."""
     if rules.bound_bytes is None:
         return {}
     return {device: size for device, size in excess.items() if size > rules.bound_bytes}
 
 
 def decide_leak(server: ServerExcess, rules: LeakRules, now: datetime) -> LeakDecision:
-    """Say what to do about a server's memory that nobody accounts for."""
+    """Decide what to do about a server's unaccounted memory."""
     found = over(server.excess_bytes, rules)
     if server.draining_since is not None:  # 1
         return _draining(server, found, rules, now)

@@ -1,8 +1,8 @@
-"""The ledger: which version holds how much of which device. A value; each change returns a new one.
+"""The ledger: how much memory each version holds on each device. Immutable; each change returns a new ledger.
 
-What is promised: the sum of a device's holdings never exceeds its budget, whatever the order of events. A reservation
-that does not fit is refused. A measurement that comes out above its reservation is taken up to what is free, and the
-rest is kept apart as `Holding.over_bytes`, which counts as unaccounted, so that nothing more is let in on top of it.
+Invariant: the sum of a device's holdings never exceeds its budget, whatever the order of events. A reservation that
+does not fit is refused. A measurement above its reservation is counted up to the free budget; the rest is kept in
+`Holding.over_bytes` and counts as unaccounted, so that no further load is admitted on top of it.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ _NAMED_HOLDERS = 5
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What is held on the devices of one server.
+    """Holdings on the devices of one server.
 
     Attributes:
         budgets: By device.
         holdings: At most one for each slot and device.
-        noted: Unaccounted bytes by device as they were when nothing was being loaded or unloaded there. During a load
-            a device's own figure says little (part of the reservation is in use, nobody knows how much), so the last
-            quiet figure stands as the least that is assumed.
+        noted: Unaccounted bytes by device, as of the last time without loads or unloads on it. During a load the
+            device's own reading is ambiguous (an unknown part of the reservation is in use), so this value is the lower
+            bound.
     """
 
     budgets: Mapping[str, Budget] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Ledger:
     noted: Mapping[str, int] = field(default_factory=dict)
 
     def held(self, device: str, state: HoldingState | None = None) -> int:
-        """Bytes held on a device, in one state or in all."""
+        """Return the bytes held on a device, in one state or in all states."""
         return sum(
             holding.bytes
             for holding in self.holdings
@@ -43,15 +43,15 @@ class Ledger:
         )
 
     def of(self, slot: Slot) -> tuple[Holding, ...]:
-        """What a slot holds, one for each device."""
+        """Return the holdings of a slot, one for each device."""
         return tuple(holding for holding in self.holdings if holding.slot == slot)
 
     def of_model(self, triton_name: str) -> tuple[Holding, ...]:
-        """What all versions under a Triton name hold."""
+        """Return the holdings of all versions under a Triton name."""
         return tuple(holding for holding in self.holdings if holding.slot.triton_name == triton_name)
 
     def unaccounted(self, device: str) -> int:
-        """Bytes in use on a device that no holding explains; 0 where the device cannot be asked and nothing overran."""
+        """Return the bytes in use on a device beyond its holdings; without a reading, only the overruns."""
         over = moving = accounted = 0
         for holding in self.holdings:
             if holding.device == device:
@@ -65,17 +65,17 @@ class Ledger:
         return max(seen, over, self.noted.get(device, 0) if moving else 0)
 
     def free(self, device: str) -> int:
-        """Bytes that may still be reserved: budget less holdings less what is unaccounted; 0 for an unknown device."""
+        """Return the bytes that can be reserved: budget minus holdings and unaccounted; 0 for an unknown device."""
         budget = self.budgets.get(device)
         return 0 if budget is None else max(budget.bytes - self.held(device) - self.unaccounted(device), 0)
 
     def shortage(self, footprints: Mapping[str, Footprint]) -> dict[str, int]:
-        """Bytes that are missing for a reservation, by device; empty when it fits."""
+        """Return the bytes missing for a reservation, by device; empty if it fits."""
         missing = {device: need.reserve_bytes - self.free(device) for device, need in footprints.items()}
         return {device: size for device, size in missing.items() if size > 0}
 
     def with_budget(self, budget: Budget) -> Self:
-        """Take a device's newest figures; its budget may also have become smaller than what is held."""
+        """Store a device's newest readings; the budget may now be smaller than the sum of its holdings."""
         fresh = replace(self, budgets={**self.budgets, budget.device: budget})
         if budget.used_bytes is None or any(
             holding.device == budget.device and holding.state in _MOVING for holding in self.holdings
@@ -84,16 +84,16 @@ class Ledger:
         return replace(fresh, noted={**self.noted, budget.device: fresh.unaccounted(budget.device)})
 
     def observed(self, device: str, used_bytes: int | None) -> Self:
-        """Take what a device says is in use."""
+        """Store the reading of the memory in use on a device."""
         return self.with_budget(replace(self.budgets[device], used_bytes=used_bytes))
 
     def reserve(self, slot: Slot, footprints: Mapping[str, Footprint], now: datetime) -> Self:
-        """Set memory aside for a load, on all its devices or on none.
+        """Reserve memory for a load on all its devices, or on none.
 
-        A slot that has a reservation gets the new one in its place; one whose load has begun keeps what it has.
+        A new reservation replaces the slot's existing one; a slot whose load has begun keeps what it has.
 
         Raises:
-            InsufficientMemoryError: A device has not that much left, or has no budget.
+            InsufficientMemoryError: A device does not have enough free memory, or has no budget.
         """
         held = self.of(slot)
         if any(holding.state is not HoldingState.RESERVED for holding in held):
@@ -107,18 +107,18 @@ class Ledger:
         return replace(without, holdings=without.holdings + made)
 
     def loading(self, slot: Slot, now: datetime) -> Self:
-        """The load began: from now on the device's own figure contains part of it."""
+        """Mark the load as started: from now on the device's reading contains part of it."""
         return self._to(slot, HoldingState.LOADING, now)
 
     def unloading(self, slot: Slot, now: datetime) -> Self:
-        """The unload began. The memory counts until `released`."""
+        """Mark the unload as started. The memory counts until `released`."""
         return self._to(slot, HoldingState.UNLOADING, now)
 
     def resident(self, slot: Slot, measured: Mapping[str, int], now: datetime) -> Self:
-        """The load is done, or something was found loaded: count what it was measured to have.
+        """Mark the slot as loaded, by us or found loaded, with its measured sizes.
 
-        Devices that were not measured keep their reserved figure. For a slot without holdings (found loaded at a
-        start, or loaded by somebody else) they are made, as far as the budget goes.
+        Devices without a measurement keep their reserved size. If the slot has no holdings (it was found loaded at
+        startup, or loaded by another client), they are created as far as the budget allows.
         """
         before = {holding.device: holding for holding in self.of(slot)}
         others = self.released(slot)
@@ -126,16 +126,16 @@ class Ledger:
         for device in dict.fromkeys((*before, *measured)):
             size = measured.get(device, before[device].bytes if device in before else 0)
             room = max(others.budgets[device].bytes - others.held(device), 0) if device in others.budgets else 0
-            # What it had been promised stays its own, also where a budget was cut since.
+            # A slot keeps the size it was granted, even if the budget was reduced since.
             counted = min(size, max(room, min(before[device].bytes, size) if device in before else 0))
             made.append(Holding(slot, device, counted, HoldingState.RESIDENT, now, over_bytes=size - counted))
         return replace(others, holdings=others.holdings + tuple(made))
 
     def mark_superseded(self, slot: Slot, name: Slot, now: datetime) -> Self:
-        """What a slot has is on its way out, and counts under another name until that is `released`.
+        """Move a slot's holdings to another name in state unloading, until that name is `released`.
 
-        So it is when a version is loaded again: the old instances leave after the new ones came, on other devices or
-        on the same ones. What is under that name already is still there, and adds up.
+        Used when a version is reloaded: the old instances leave after the new ones are loaded, on the same or on other
+        devices. Existing holdings of that name remain and are added.
         """
         there = {holding.device: holding for holding in self.of(name)}
         for holding in self.of(slot):
@@ -152,11 +152,11 @@ class Ledger:
         return replace(others, holdings=(*others.holdings, *there.values()))
 
     def divided(self, slot: Slot, shares: Mapping[Slot, Mapping[str, int]]) -> Self:
-        """What was reserved as one, for several versions that are loaded together, becomes each one's own.
+        """Split one slot's reservation among several versions that are loaded together.
 
         Args:
-            slot: What has it now.
-            shares: Bytes by device for each version, as far as there is that much. What is left over is free.
+            slot: The slot that holds the memory now.
+            shares: Bytes by device for each version, limited to what is reserved. What remains becomes free.
         """
         left = {holding.device: holding for holding in self.of(slot)}
         made = {(holding.slot, holding.device): holding for holding in self.released(slot).holdings}
@@ -170,11 +170,11 @@ class Ledger:
         return replace(self, holdings=tuple(made.values()))
 
     def released(self, slot: Slot) -> Self:
-        """The memory is really free, or the reservation was given up."""
+        """Remove the slot's holdings: its memory is free, or its reservation was given up."""
         return replace(self, holdings=tuple(holding for holding in self.holdings if holding.slot != slot))
 
     def holders(self, device: str) -> dict[Slot, int]:
-        """Who holds how much of a device, the largest first."""
+        """Return the bytes that each slot holds on a device, the largest first."""
         found = {holding.slot: holding.bytes for holding in self.holdings if holding.device == device}
         return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
@@ -197,7 +197,7 @@ def insufficient(
     *,
     could_be_freed: Mapping[str, int] | None = None,
 ) -> InsufficientMemoryError:
-    """The error that says how much is needed, how much is free or could be, and what holds the rest."""
+    """Return the error that states the size needed, the free and the freeable memory, and the holders of the rest."""
     device = max(missing, key=lambda name: missing[name])
     budget = ledger.budgets.get(device)
     needed, holders = footprints[device].reserve_bytes, ledger.holders(device)

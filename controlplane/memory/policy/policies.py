@@ -1,4 +1,4 @@
-"""What a model's memory is worth: the port that eviction policies implement, and the two plain ones."""
+"""The interface of eviction policies, and the two simple ones (LRU and LFU)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,31 +10,32 @@ from controlplane.memory.policy.usage import HALF_LIFE_SECONDS, rate
 
 
 class EvictionPolicy(Protocol):
-    """What a model's memory is worth."""
+    """Values the memory of a model."""
 
     @property
     def name(self) -> str:
-        """What it is called in the settings."""
+        """Name of the policy in the settings."""
         ...
 
     def score(self, model: ModelMemory, now: datetime) -> float:
-        """The lowest goes first."""
+        """Return the model's score; the lowest score is evicted first."""
         ...
 
     def explain(self, model: ModelMemory, now: datetime) -> str:
-        """Why it has this score, for a person."""
+        """Return a readable reason for the score."""
         ...
 
     def learned(
         self, used: ModelMemory, models: Mapping[str, ModelMemory], budgets: Mapping[str, int], now: datetime
     ) -> Self:
-        """The policy after a use of a model; itself, where it learns nothing.
+        """Return the policy after a use of a model; a policy that does not learn returns itself.
 
         Args:
-            used: What was used, its usage up to date. Loaded or not: a use that had to wait for a load counts too.
+            used: The model that was used, with up-to-date usage. It need not be loaded: a use that waited for a load
+                counts.
             models: All models of the server, by name.
             budgets: Bytes by device.
-            now: When.
+            now: The current time.
         """
         ...
 
@@ -45,15 +46,15 @@ class LruPolicy:
 
     @property
     def name(self) -> str:
-        """What it is called in the settings."""
+        """Name of the policy in the settings."""
         return "lru"
 
     def score(self, model: ModelMemory, now: datetime) -> float:
-        """Seconds since the last use (or the load, if it was never used), negative."""
+        """Return the negative number of seconds since the last use (or since the load, if it was never used)."""
         return -idle_seconds(model, now)
 
     def explain(self, model: ModelMemory, now: datetime) -> str:
-        """Its age."""
+        """Return the time since the last use."""
         return last_use(model, now)
 
     def learned(
@@ -63,27 +64,27 @@ class LruPolicy:
         budgets: Mapping[str, int],  # noqa: ARG002
         now: datetime,  # noqa: ARG002
     ) -> Self:
-        """Itself: it learns nothing."""
+        """Return itself; this policy does not learn."""
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class LfuPolicy:
-    """Least frequently used, by the decaying rate (plain counts would keep for ever what was once popular)."""
+    """Least frequently used, by the decaying rate (plain counts would never forget past popularity)."""
 
     half_life_seconds: float = HALF_LIFE_SECONDS
 
     @property
     def name(self) -> str:
-        """What it is called in the settings."""
+        """Name of the policy in the settings."""
         return "lfu"
 
     def score(self, model: ModelMemory, now: datetime) -> float:
-        """Requests per second."""
+        """Return the requests per second."""
         return rate(model.usage, now, half_life_seconds=self.half_life_seconds)
 
     def explain(self, model: ModelMemory, now: datetime) -> str:
-        """Its rate."""
+        """Return the request rate."""
         return f"{self.score(model, now) * 3600:.3g} requests an hour"
 
     def learned(
@@ -93,12 +94,12 @@ class LfuPolicy:
         budgets: Mapping[str, int],  # noqa: ARG002
         now: datetime,  # noqa: ARG002
     ) -> Self:
-        """Itself: it learns nothing."""
+        """Return itself; this policy does not learn."""
         return self
 
 
 def idle_seconds(model: ModelMemory, now: datetime) -> float:
-    """Seconds since the last use, or the load of one that was never used; infinite without either."""
+    """Return the seconds since the last use, or since the load if it was never used; infinite without either."""
     newest, loaded_at = model.usage.last_used_at, model.loaded_at
     if newest is None or (loaded_at is not None and loaded_at > newest):
         newest = loaded_at
@@ -106,7 +107,7 @@ def idle_seconds(model: ModelMemory, now: datetime) -> float:
 
 
 def last_use(model: ModelMemory, now: datetime) -> str:
-    """When it was last used, for a person."""
+    """Return a readable time since the last use."""
     if model.usage.last_used_at is None:
         return "never used"
     return f"last used {max((now - model.usage.last_used_at).total_seconds(), 0):.3g} s ago"

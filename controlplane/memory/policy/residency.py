@@ -1,4 +1,4 @@
-"""Which models shall be loaded on a server. That others would have to leave for it is not this module's question."""
+"""Decides which models are to be loaded on a server. Evictions for them are decided elsewhere (`admission`)."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from controlplane.memory.policy.types import Mode, ModelMemory, Slot
 
 @dataclass(frozen=True, slots=True)
 class ResidencyDecision:
-    """Whether a model shall be loaded.
+    """Whether a model is to be loaded.
 
     Attributes:
-        loaded: Whether.
-        why: One sentence for a person.
+        loaded: Whether it is to be loaded.
+        why: The reason, as one sentence.
     """
 
     loaded: bool
@@ -31,11 +31,11 @@ def decide_residency(
     *,
     rules: EvictionRules = DEFAULT_RULES,
 ) -> dict[str, ResidencyDecision]:
-    """Say for each model whether it shall be loaded, and why.
+    """Decide for each model whether it is to be loaded, and why.
 
-    What is pinned, leased or waited for shall be; on-demand models stay until `expires_at`; resident models stay,
-    and come back where there is room that nobody else is going to take. Nothing is evicted for mere residency: an
-    eviction is `admission.decide`'s answer to a load that somebody waits for (or a pinned model's).
+    Pinned, held and requested models are to be loaded; on-demand models stay until `expires_at`; resident models stay,
+    and are loaded where there is room that no other load needs. Residency alone never evicts: an eviction is the result
+    of `admission.decide` for a load that a client waits for (or for a pinned model).
     """
     answers = {model.model: by_itself(model, now, rules) for model in models.values()}
     found = {model: answer for model, answer in answers.items() if answer is not None}
@@ -45,12 +45,12 @@ def decide_residency(
 
 
 def free_for(ledger: Ledger, takes: Iterable[ModelMemory]) -> dict[str, int]:
-    """Return what is free for mere residency, by device.
+    """Return the memory that is free for residency, by device.
 
     Args:
-        ledger: Of the server.
-        takes: Models that shall be loaded and are not: they are going to take their room, and residency must not race
-            them.
+        ledger: The ledger of the server.
+        takes: Models that are to be loaded and are not loaded yet. Their memory is subtracted, so that residency does
+            not compete with them.
     """
     free = {device: ledger.free(device) for device in ledger.budgets}
     for model in takes:
@@ -63,12 +63,12 @@ def free_for(ledger: Ledger, takes: Iterable[ModelMemory]) -> dict[str, int]:
 def if_room(
     waiting: Iterable[ModelMemory], free: Mapping[str, int], policy: EvictionPolicy, now: datetime
 ) -> dict[str, ResidencyDecision]:
-    """Say which resident models that are not loaded shall be, because there is room for them.
+    """Decide which resident models that are not loaded fit into the free memory.
 
     Args:
         waiting: The models.
-        free: Bytes that are free, by device.
-        policy: Gives the order among equal priorities.
+        free: Free bytes, by device.
+        policy: Determines the order among equal priorities.
         now: The time.
     """
     left = dict(free)
@@ -77,17 +77,17 @@ def if_room(
 
 
 def next_turn(model: ModelMemory, now: datetime, rules: EvictionRules = DEFAULT_RULES) -> datetime | None:
-    """Return when `by_itself` may give another answer although nothing changed; None: at no time."""
+    """Return when the result of `by_itself` may change without any event; None for never."""
     times = (model.held_until, expires_at(model, rules))
     return min((at for at in times if at is not None and at > now), default=None)
 
 
 def expires_at(model: ModelMemory, rules: EvictionRules = DEFAULT_RULES) -> datetime | None:
-    """When a loaded on-demand model leaves if it is not used again; None for never, or where it does not apply.
+    """Return when a loaded on-demand model expires if it is not used again; None for never, or if not applicable.
 
-    Counted from its last use. One that was not used since its load stays at least its minimum residence time, so
-    that with a keep-alive of 0 whoever asked for it still finds it. The demand that had it loaded counts as a use at
-    that moment, not after it.
+    The time counts from the last use. A model that was not used since its load stays at least its minimum residence
+    time, so that a client that requested it finds it loaded even with a keep-alive of 0. The demand that caused the
+    load counts as a use at the time of the load.
     """
     if model.mode is not Mode.ON_DEMAND or not model.loaded or model.keep_alive_seconds is None:
         return None
@@ -105,7 +105,7 @@ def expires_at(model: ModelMemory, rules: EvictionRules = DEFAULT_RULES) -> date
 
 
 def by_itself(model: ModelMemory, now: datetime, rules: EvictionRules) -> ResidencyDecision | None:
-    """The answer where it does not depend on what is free; None for a resident model that is not loaded."""
+    """Return the decision if it does not depend on free memory; None for a resident model that is not loaded."""
     if model.mode is Mode.PINNED:
         return ResidencyDecision(loaded=True, why="pinned")
     if model.held_until is not None and model.held_until > now:

@@ -1,7 +1,7 @@
-"""What the decisions about memory are made from, and what they say. Frozen values only; sizes in bytes, times in UTC.
+"""Inputs and results of the memory policies. Frozen values only; sizes in bytes, times in UTC.
 
-A *device* is one pool of memory of one Triton server: a GPU, a MIG instance, or the host's memory (``host``) that
-models on the CPU use. A *holding* is the memory that one loaded version has, or is about to have, on one device.
+A *device* is one pool of memory of one Triton server: a GPU, a MIG instance, or the host memory (``host``) that models
+on the CPU use. A *holding* is the memory that one version occupies, or has reserved, on one device.
 """
 
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from enum import StrEnum
 from controlplane.domain.deployment import Mode as Mode
 
 HOST = "host"
-"""The name of the device that models on the CPU use."""
+"""Name of the device that models on the CPU use."""
 
 
 class FootprintSource(StrEnum):
-    """How a footprint is known."""
+    """Origin of a footprint."""
 
     ESTIMATE = "estimate"
     MEASURED = "measured"
@@ -24,13 +24,13 @@ class FootprintSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one version needs on one device.
+    """Memory that one version needs on one device.
 
     Attributes:
-        bytes: The figure to reserve.
-        error_bytes: By how much it may be wrong, upwards.
+        bytes: The size to reserve.
+        error_bytes: How much more than `bytes` the version may need.
         source: Estimate or measurement.
-        peak_bytes: The most seen during a load; at least `bytes`.
+        peak_bytes: The largest size seen during a load; at least `bytes`.
     """
 
     bytes: int
@@ -40,12 +40,12 @@ class Footprint:
 
     @property
     def reserve_bytes(self) -> int:
-        """What a reservation takes: the figure with its error, or the peak of the load where that is more."""
+        """The size of a reservation: `bytes` plus the error, or the peak of the load if that is larger."""
         return max(self.bytes + self.error_bytes, self.peak_bytes)
 
 
 class HoldingState(StrEnum):
-    """Where a holding is in its life."""
+    """State of a holding."""
 
     RESERVED = "reserved"
     LOADING = "loading"
@@ -55,10 +55,10 @@ class HoldingState(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Slot:
-    """What holds memory: one version of one model under one Triton name.
+    """Holder of memory: one version of one model under one Triton name.
 
     Attributes:
-        triton_name: The model's name, or its candidate's.
+        triton_name: The name of the model or of its candidate.
         version: The version number.
     """
 
@@ -71,12 +71,12 @@ class Holding:
     """Memory held on one device.
 
     Attributes:
-        slot: By what.
-        device: Where.
+        slot: The holder.
+        device: The device.
         bytes: How much counts against the budget in this state.
         state: Reserved, loading, resident or unloading.
-        since: Since when it is in this state.
-        over_bytes: What was measured beyond what the budget had left; counts as memory that nobody accounts for.
+        since: When it entered this state.
+        over_bytes: The part of the measured size that exceeded the free budget; it counts as unaccounted memory.
     """
 
     slot: Slot
@@ -89,15 +89,15 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What may be used of one device.
+    """The part of one device's memory that models can use.
 
     Attributes:
-        device: Its name, unique on its server.
-        bytes: The budget; the ledger's sum never exceeds it.
-        total_bytes: What the device has.
-        used_bytes: What the device itself says is in use; None where it cannot be asked.
-        baseline_bytes: How much of that is known to be none of the models' (the server itself, the system); it was
-            there before the first load and is outside of the budget.
+        device: The device name, unique on its server.
+        bytes: The budget; the sum of the holdings never exceeds it.
+        total_bytes: The total memory of the device.
+        used_bytes: Memory in use as reported by the device; None if the device cannot be queried.
+        baseline_bytes: The part of `used_bytes` that belongs to no model (the server itself, the system). It was in use
+            before the first load and is outside the budget.
     """
 
     device: str
@@ -109,13 +109,13 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How a model is used.
+    """Usage of a model.
 
     Attributes:
-        last_used_at: Its newest use; None where it was never used.
+        last_used_at: The most recent use; None if the model was never used.
         rate_per_second: Exponentially decaying rate of requests, as of `last_used_at`; see
             `controlplane.memory.policy.usage`.
-        pending: Requests that wait or run at this moment; with any, it is not evicted.
+        pending: Requests that wait or run now; while there are any, the model is not evicted.
     """
 
     last_used_at: datetime | None = None
@@ -125,25 +125,26 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ModelMemory:
-    """One model on one server, as the decisions see it.
+    """One model on one server, as the policies see it.
 
     Attributes:
-        model: Its name.
-        mode: When it shall be loaded.
-        priority: Higher goes first in the queue and last in eviction.
-        keep_alive_seconds: On-demand: how long it stays without use; None for ever.
-        version: The version that answers or shall answer.
-        devices: The devices it would be loaded on (every one of them).
-        footprint: By device; of the version that answers or shall answer.
-        load_seconds: What a reload costs: fetch and load, measured or estimated.
+        model: The model name.
+        mode: The memory mode: pinned, resident or on-demand.
+        priority: A higher priority is first in the queue and last in eviction.
+        keep_alive_seconds: How long an unused on-demand model stays loaded; None for no limit.
+        version: The active version, or the version that will become active.
+        devices: The devices that it is loaded on (all of them).
+        footprint: By device, for `version`.
+        load_seconds: Cost of a reload: fetch and load, measured or estimated.
         loaded: Whether it is loaded now.
         busy: Whether it is being loaded, unloaded or proved.
-        loaded_at: Since when it is loaded.
-        usage: How it is used.
+        loaded_at: When it was loaded.
+        usage: Its usage.
         held_until: The end of its longest hold; None without one.
-        demanded_at: Since when somebody waits for it to be loaded (a `load` call, a hold, a first use); None if
-            nobody does.
-        evictions: How often it was evicted within its minimum residence time, lately; the policy backs off by it.
+        demanded_at: Since when a client waits for it to be loaded (a `load` call, a hold, a first use); None if no
+            client does.
+        evictions: How often it was recently evicted and requested again within its minimum residence time; the back-off
+            grows with it.
     """
 
     model: str
@@ -163,5 +164,5 @@ class ModelMemory:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The devices it would be loaded on."""
+        """The devices that the model is loaded on."""
         return tuple(self.footprint)

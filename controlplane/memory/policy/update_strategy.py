@@ -1,4 +1,4 @@
-"""A new version of a loaded model: beside the old one, without a gap, or after it, with one. From the ledger."""
+"""Update strategy for a loaded model: `rolling` (no downtime) or `recreate` (with a gap), chosen from the ledger."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from controlplane.memory.policy.ledger import Ledger
 from controlplane.memory.policy.types import Footprint, Slot
 
 UNLOAD_SECONDS = 1.2
-"""How long Triton takes to give an idle model's memory back: about 1.1 s in state UNLOADING, measured."""
+"""Time that Triton takes to free an idle model's memory: about 1.1 s in state UNLOADING, measured."""
 
 
 class UpdateStrategy(StrEnum):
-    """How a new version takes over."""
+    """How a new version replaces the old one."""
 
     ROLLING = "rolling"
     RECREATE = "recreate"
@@ -21,11 +21,11 @@ class UpdateStrategy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rolling:
-    """Load the new version while the old one answers.
+    """Load the new version while the old one stays active.
 
     Attributes:
-        why: With the figures.
-        evict_bytes: What others must give up for it, by device; empty when it is free.
+        why: The reason, with sizes.
+        evict_bytes: What other models must free for it, by device; empty if the memory is free.
     """
 
     why: str
@@ -34,12 +34,12 @@ class Rolling:
 
 @dataclass(frozen=True, slots=True)
 class Recreate:
-    """Unload the old version, wait for its memory, load the new one; nobody answers in between.
+    """Unload the old version, wait for its memory, then load the new one; no version is active in between.
 
     Attributes:
-        why: With the figures.
-        gap_seconds: How long nobody answers, as expected.
-        evict_bytes: What others must give up even so, by device.
+        why: The reason, with sizes.
+        gap_seconds: The expected time without an active version.
+        evict_bytes: What other models must free nevertheless, by device.
     """
 
     why: str
@@ -49,7 +49,7 @@ class Recreate:
 
 @dataclass(frozen=True, slots=True)
 class Impossible:
-    """Neither way is there enough memory; the old version stays."""
+    """Neither strategy has enough memory; the old version stays."""
 
     why: str
     missing_bytes: Mapping[str, int]
@@ -65,18 +65,19 @@ def choose_update_strategy(
     evictable: Mapping[str, int] | None = None,
     forced: UpdateStrategy | None = None,
 ) -> Rolling | Recreate | Impossible:
-    """Choose how a new version takes over.
+    """Choose how a new version replaces the old one.
 
-    No gap is worth an eviction of others: beside, if old + new *peak* fit, also when others must make room.
+    Rolling is chosen if old + new *peak* fit, even if other models must be evicted: avoiding a gap is worth it.
 
     Args:
-        old: What answers now.
+        old: The active version.
         new: What the new version needs, by device.
-        ledger: Of the server.
-        load_seconds: What loading and proving the new version should take.
-        unload_seconds: What getting the old one's memory back should take.
-        evictable: What other models could give up, by device.
-        forced: What the caller insists on. Beside, where it does not fit, is then refused rather than turned round.
+        ledger: The ledger of the server.
+        load_seconds: Expected time to load and prove the new version.
+        unload_seconds: Expected time until the old version's memory is free.
+        evictable: What other models could free, by device.
+        forced: The strategy that the caller requires. If rolling is forced and does not fit, the update is impossible;
+            there is no fallback to recreate.
     """
     spare = evictable or {}
     beside = ledger.shortage(new)

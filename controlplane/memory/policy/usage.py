@@ -1,4 +1,4 @@
-"""How often a model is used: a rate that forgets, kept in two numbers and moved forward only when there is use."""
+"""Decaying request rate of a model, kept in two numbers that change only when the model is used."""
 
 import math
 from dataclasses import replace
@@ -7,20 +7,21 @@ from datetime import datetime
 from controlplane.memory.policy.types import Usage
 
 HALF_LIFE_SECONDS = 3600.0
-"""After this time without use, a use counts half. Chosen with `benchmarks.eviction`; the result is flat around it."""
+"""Time without use after which a use counts half. Chosen with `benchmarks.eviction`, which is flat around it."""
 
 
 def used(usage: Usage, at: datetime, count: int = 1, *, half_life_seconds: float = HALF_LIFE_SECONDS) -> Usage:
     """Return the usage after `count` requests that were seen at `at`.
 
-    Each request adds ``ln 2 / half-life``, and the sum decays with the half-life; a steady stream of r requests a
-    second converges to r. The rate is as of `last_used_at`, so that nothing changes while a model is idle.
+    Each request adds ``ln 2 / half-life``, and the sum decays with the half-life, so a steady stream of r requests a
+    second converges to r. The rate is as of `last_used_at`, so nothing changes while a model is idle.
 
     Args:
-        usage: Before.
-        at: When they were seen; earlier than the newest use counts as at the newest use (clocks and polls may differ).
-        count: How many; none changes nothing.
-        half_life_seconds: How fast it forgets.
+        usage: The usage before.
+        at: When the requests were seen; a time before the last use counts as the last use (clocks and polls may
+            differ).
+        count: The number of requests; 0 changes nothing.
+        half_life_seconds: The half-life of the decay.
     """
     if count <= 0:
         return usage
@@ -34,7 +35,7 @@ def used(usage: Usage, at: datetime, count: int = 1, *, half_life_seconds: float
 
 
 def rate(usage: Usage, now: datetime, *, half_life_seconds: float = HALF_LIFE_SECONDS) -> float:
-    """Requests per second as of now, decayed since the last use."""
+    """Return the requests per second at `now`, decayed since the last use."""
     if usage.last_used_at is None:
         return 0.0
     idle = (now - usage.last_used_at).total_seconds()

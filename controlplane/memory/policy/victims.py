@@ -1,4 +1,4 @@
-"""Picks a set of models whose memory covers a need on every device, and no more of them than that takes."""
+"""Selection of a minimal set of models whose memory covers a need on every device."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -11,13 +11,13 @@ from controlplane.memory.policy.types import ModelMemory
 def select_victims(
     models: Iterable[ModelMemory], need: Mapping[str, int], policy: EvictionPolicy, now: datetime
 ) -> tuple[ModelMemory, ...] | None:
-    """As `choose`, among models that may all go.
+    """Select victims as `choose` does, among models that may all be evicted.
 
-    By priority and score until the need is met, each of them giving something that is still missing; then whoever
-    turns out not to be needed is spared, the most valuable first. So no member of the set can be left out.
+    Models are taken by priority and score until the need is met; each must free some of what is still missing. Then
+    models that turn out not to be needed are spared, the most valuable first, so every member of the result is needed.
     """
     score = policy.score
-    # A heap, since only the first few of it are ever taken; names are unique, so models are never compared.
+    # A heap, since only the first few elements are taken. Names are unique, so models are never compared.
     order = [(model.priority, score(model, now), model.model, model) for model in models]
     heapify(order)
     taken: list[ModelMemory] = []
@@ -35,13 +35,13 @@ def select_victims(
 
 
 def freed(model: ModelMemory, device: str) -> int:
-    """Bytes that its eviction gives back on a device."""
+    """Return the bytes that evicting a model frees on a device."""
     footprint = model.footprint.get(device)
     return 0 if footprint is None else footprint.bytes
 
 
 def _needed(taken: Sequence[ModelMemory], left: Mapping[str, int]) -> tuple[ModelMemory, ...]:
-    """Spare whoever is not needed, the most valuable first. `left` is what is missing, so at most 0 everywhere."""
+    """Drop models that are not needed, the most valuable first. `left`, the bytes still missing, is at most 0."""
     spare = {device: -size for device, size in left.items()}
     kept = []
     for model in reversed(taken):
