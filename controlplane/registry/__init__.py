@@ -1,1 +1,1 @@
-"""Models, versions, aliases, deployments and blobs, kept in an object store."""
+"""Storage of models, versions, aliases, deployments and blobs in an object store."""

@@ -1,4 +1,4 @@
-"""Aliases: names for versions, moved atomically with the head they are part of."""
+"""Aliases: names for versions, stored in the model's head and moved atomically with it."""
 
 import difflib
 
@@ -9,10 +9,10 @@ from controlplane.registry.models import Models, explain
 
 
 def set_alias(models: Models, name: str, alias: str, number: int, *, actor: str, reason: str = "") -> ModelHead:
-    """Point an alias at a version; no revision where it points there already.
+    """Point an alias at a version; commit no revision if it already points there.
 
     Raises:
-        NotFoundError: No such model or version.
+        NotFoundError: The model or version does not exist.
     """
     validate_alias(alias)
 
@@ -30,7 +30,7 @@ def remove_alias(models: Models, name: str, alias: str, *, actor: str, reason: s
     """Remove an alias.
 
     Raises:
-        NotFoundError: No such model or alias.
+        NotFoundError: The model or alias does not exist.
     """
 
     def change(head: ModelHead) -> tuple[ModelHead, str]:
@@ -45,13 +45,13 @@ def remove_alias(models: Models, name: str, alias: str, *, actor: str, reason: s
 
 
 def describe_move(head: ModelHead, alias: str, number: int) -> str:
-    """Say where an alias moves from and to, for the history."""
+    """Describe the move of an alias for the history."""
     before = head.aliases.get(alias)
     return f"alias {alias} {before} -> {number}" if before else f"alias {alias} -> {number}"
 
 
 def missing_alias(head: ModelHead, alias: str) -> NotFoundError:
-    """Return the error that says so, with the aliases there are."""
+    """Return the error for a missing alias, with a suggestion or the existing aliases."""
     close = difflib.get_close_matches(alias, head.aliases, n=1)
     have = ", ".join(sorted(head.aliases)) or "none"
     hint = f"did you mean {close[0]!r}?" if close else f"its aliases: {have}"

@@ -1,4 +1,4 @@
-"""Reading an artifact from disk: its files, with their digests."""
+"""Scanning of an artifact on disk: its files and their digests."""
 
 import hashlib
 import logging
@@ -28,17 +28,18 @@ _CHUNK = 4 * 1024 * 1024
 def scan(path: Path, *, progress: ProgressCallback | None = None) -> list[tuple[FileEntry, Path]]:
     """List the files of an artifact, hashed in parallel, in the order of their paths.
 
-    Hidden files and ``__pycache__`` are left out. A link is followed as long as it stays inside the artifact, or
-    leads from a snapshot in Hugging Face's cache to a blob of the same repository there.
+    Hidden files and ``__pycache__`` are excluded. A symbolic link is followed if it stays inside the artifact, or if it
+    leads from a snapshot in the Hugging Face cache to a blob of the same repository.
 
     Args:
-        path: A file (the artifact is that file alone) or a folder.
-        progress: Told of the bytes hashed.
+        path: A file (the only file of the artifact) or a folder.
+        progress: Receives the number of bytes hashed.
 
     Raises:
-        InvalidArtifactError: There is nothing there, a link leaves the folder, something is no file (a socket, a
-            device), there are more than `MAX_FILES`, a name cannot be used, a file changes while it is read, or it
-            stands in for a file that was not downloaded (a Git LFS pointer, a web page with a model's name).
+        InvalidArtifactError: The path does not exist, a link leaves the folder, an entry is not a regular file (a
+            socket, a device), there are more than `MAX_FILES` files, a file name is not allowed, a file changes while
+            it is read, or a file is a placeholder for one that was not downloaded (a Git LFS pointer, a web page with a
+            model's name).
     """
     root = path.resolve()
     if not root.exists():
@@ -61,9 +62,9 @@ def scan(path: Path, *, progress: ProgressCallback | None = None) -> list[tuple[
 
 
 def _blobs_beside(root: Path) -> Path | None:
-    """Return the folder of blobs of a snapshot in Hugging Face's cache; None where ``root`` is not in one.
+    """Return the blob folder of a snapshot in the Hugging Face cache; None if ``root`` is not in such a snapshot.
 
-    There, ``models--ORG--NAME/snapshots/REVISION/FILE`` is a link to ``models--ORG--NAME/blobs/DIGEST``.
+    In the cache, ``models--ORG--NAME/snapshots/REVISION/FILE`` is a link to ``models--ORG--NAME/blobs/DIGEST``.
     """
     for folder in (root, *root.parents):
         repository = folder.parent.parent

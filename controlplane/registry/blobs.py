@@ -1,4 +1,4 @@
-"""Content-addressed blobs in the bucket: what has the digest is the content, so nothing is ever overwritten."""
+"""Content-addressed blobs in the bucket: the key is the digest of the content, so a blob is never overwritten."""
 
 import hashlib
 import tempfile
@@ -28,13 +28,13 @@ def blob_key(sha256: str) -> str:
 
 
 def digest_of(key: str) -> str | None:
-    """Return the digest a blob's key names, None for a key that is no blob's."""
+    """Return the digest that a blob's key contains; None if the key is not a blob key."""
     digest = key.rpartition("/")[2]
     return digest if key == blob_key(digest) and len(digest) == 64 else None
 
 
 class BlobState(StrEnum):
-    """What was found where a blob should be."""
+    """The result of inspecting a blob."""
 
     INTACT = "intact"
     MISSING = "missing"
@@ -49,21 +49,21 @@ class Blobs:
 
     @property
     def store(self) -> ObjectStore:
-        """Where they are."""
+        """Return the store that contains the blobs."""
         return self._store
 
     def size_of(self, sha256: str) -> int | None:
-        """Return a blob's size in bytes, None where it is missing. One request."""
+        """Return a blob's size in bytes; None if it is missing. One request."""
         info = self._store.head(blob_key(sha256))
         return info.size_bytes if info else None
 
     def sizes_of(self, digests: Sequence[str]) -> dict[str, int | None]:
-        """Return the sizes of many blobs, asked for in parallel."""
+        """Return the sizes of many blobs, requested in parallel."""
         with ThreadPoolExecutor(_PARALLEL_HEADS, thread_name_prefix="blobs") as pool:
             return dict(zip(digests, pool.map(self.size_of, digests), strict=True))
 
     def put_bytes(self, data: bytes) -> str:
-        """Write a small blob, unless it is there, and return its digest. One that is there and damaged is repaired."""
+        """Write a small blob unless it exists, repair it if it is damaged, and return its digest."""
         digest = hashlib.sha256(data).hexdigest()
         key = blob_key(digest)
         try:
@@ -83,16 +83,16 @@ class Blobs:
         """Write a blob of any size from a file.
 
         Raises:
-            DigestMismatchError: The file's content is not what ``sha256`` says.
+            DigestMismatchError: The file's content does not match ``sha256``.
         """
         self._store.put_file(blob_key(sha256), source, sha256=sha256, progress=progress)
 
     def read(self, sha256: str) -> bytes:
-        """Read a small blob whole and check it.
+        """Read a whole small blob and verify it.
 
         Raises:
-            NotFoundError: There is no such blob.
-            DigestMismatchError: Its content is not what was written.
+            NotFoundError: The blob does not exist.
+            DigestMismatchError: The content does not match the digest.
         """
         try:
             data = self._store.get(blob_key(sha256))
@@ -106,7 +106,7 @@ class Blobs:
         """Open a blob for streaming; the caller closes it and checks the digest.
 
         Raises:
-            NotFoundError: There is no such blob.
+            NotFoundError: The blob does not exist.
         """
         try:
             return self._store.open(blob_key(sha256))
@@ -114,14 +114,14 @@ class Blobs:
             raise _missing(sha256) from error
 
     def adopt(self, key: str, sha256: str, size_bytes: int) -> None:
-        """Make a blob of an object that a client wrote directly (presigned PUTs) under a key of its own.
+        """Turn an object that a client uploaded directly (presigned PUTs) under a separate key into a blob.
 
-        Nothing is under a blob's key before its content was compared, so a good blob is never replaced by another
-        content, and no publish takes an unverified object for a blob.
+        The content is verified before it is written under the blob's key. So a good blob is never replaced by other
+        content, and a publish never uses an unverified object as a blob.
 
         Raises:
-            ObjectNotFoundError: There is no such object.
-            DigestMismatchError: Its content is something else; the object is removed.
+            ObjectNotFoundError: The object does not exist.
+            DigestMismatchError: The content does not match the digest; the object is removed.
         """
         digest, size = hashlib.sha256(), 0
         with self._store.open(key) as stream:
@@ -136,15 +136,15 @@ class Blobs:
     def inspect(
         self, sha256: str, size_bytes: int | None = None, read: Callable[[int], None] | None = None
     ) -> BlobState:
-        """Read a blob whole and compare it with its digest. One request, constant memory; nothing is changed.
+        """Read a whole blob and compare it with its digest. One request, constant memory; changes nothing.
 
         Args:
-            sha256: The blob.
-            size_bytes: Its size, where it is known.
-            read: Called with the number of bytes after each piece that was read; it may wait, or raise to stop.
+            sha256: The blob's digest.
+            size_bytes: The blob's size, if known.
+            read: Called with the number of bytes after each piece; it may wait, or raise to stop the inspection.
 
         Raises:
-            StoreError: The store could not be read, which says nothing about the blob.
+            StoreError: The store could not be read; the state of the blob is unknown.
         """
         digest, size = hashlib.sha256(), 0
         try:
@@ -160,11 +160,11 @@ class Blobs:
         return BlobState.INTACT if same else BlobState.DAMAGED
 
     def all(self) -> Iterator[ObjectInfo]:
-        """Yield every blob."""
+        """List every blob."""
         yield from self._store.list(PREFIX)
 
     def delete(self, sha256: str) -> None:
-        """Remove a blob. For garbage collection alone."""
+        """Remove a blob. Only garbage collection calls this."""
         self._store.delete(blob_key(sha256))
 
 

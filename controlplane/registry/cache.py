@@ -1,10 +1,10 @@
-"""The local blob cache: content-addressed files that Triton's repository hard-links.
+"""Local blob cache: content-addressed files that Triton's repository hard-links.
 
-A file with a second link elsewhere (a staged version) takes no space of its own: removing it here would free nothing,
-so it neither counts towards the bound nor is evicted. Nothing here changes such a file's times either, because Triton
-loads a version again whose files have another change time.
+A file that has a second link elsewhere (a staged version) takes no extra space. Removing it here would free nothing, so
+it does not count towards the size limit and is not evicted. The cache does not change the times of such a file either,
+because Triton reloads a version whose files have a new change time.
 
-No file here is the store's own file: a store in a folder gives a copy (docs/adr/0013-copies-and-checks.md).
+No file in the cache is the store's own file: a store in a folder returns a copy (docs/adr/0013-copies-and-checks.md).
 """
 
 import contextlib
@@ -32,7 +32,7 @@ _PIN = ".pin"
 
 @contextmanager
 def _full_is_told(path: Path) -> Iterator[None]:
-    """Say which file has no room, and what to do about it: the error of a write names no file."""
+    """Add the path and the required action to a disk-full error; the error of a write names no file."""
     try:
         yield
     except OSError as error:
@@ -45,14 +45,14 @@ def _full_is_told(path: Path) -> Iterator[None]:
 
 
 class BlobCache:
-    """Blobs on this machine, shared by threads and processes.
+    """A cache of blobs on this machine, shared by threads and processes.
 
     Args:
-        root: Where; several processes may share it.
-        max_bytes: The bound, for what only the cache holds. Blobs that are pinned may exceed it.
+        root: The cache folder; several processes may share it.
+        max_bytes: The size limit for blobs that only the cache holds. Pinned blobs may exceed it.
 
     Attributes:
-        checked: The records of hashed files, for this folder and the model repositories that link from it.
+        checked: The records of hashed files, for this folder and for the model repositories that link from it.
     """
 
     def __init__(self, root: Path, max_bytes: int) -> None:
@@ -65,11 +65,11 @@ class BlobCache:
         self.checked = CheckedFiles(root)
 
     def path_of(self, sha256: str) -> Path:
-        """Return where a blob lies, or would."""
+        """Return the path of a blob, whether it is present or not."""
         return self._blobs / sha256[:2] / sha256
 
     def get(self, sha256: str) -> Path | None:
-        """Return a blob's path if it is here and whole; a damaged one is dropped."""
+        """Return a blob's path if it is present and intact; remove a damaged blob."""
         path = self.path_of(sha256)
         if self._known_good(sha256, path):
             return path
@@ -77,13 +77,13 @@ class BlobCache:
             return path if self._verify(sha256, path) else None
 
     def fetch(self, store: ObjectStore, entry: FileEntry, progress: ProgressCallback | None = None) -> Path:
-        """Return a local, verified, read-only path of a blob; downloaded once, however many ask.
+        """Return a local, verified, read-only path of a blob; concurrent callers share one download.
 
-        Without `pin` the file may be evicted any time.
+        A file that is not pinned (`pin`) can be evicted at any time.
 
         Raises:
-            NotFoundError: The store has no such blob.
-            DigestMismatchError: The store's content is not what was published.
+            NotFoundError: The store does not have the blob.
+            DigestMismatchError: The content in the store does not match the published digest.
         """
         path = self.path_of(entry.sha256)
         if not self._known_good(entry.sha256, path):
@@ -97,11 +97,11 @@ class BlobCache:
 
     @contextmanager
     def pin(self, digests: Collection[str]) -> Iterator[None]:
-        """Keep blobs, present or yet to come, from being evicted for the length of a block, by any process."""
+        """Prevent the eviction of blobs, present or future, by any process for the duration of the block."""
         path = self._locks / f"{uuid.uuid4().hex}{_PIN}"
         pinned = FileLock(path)
-        # Evictions are held up while the pin is written: whoever evicts next reads it, and what was evicted before is
-        # seen to be missing by the fetch that follows.
+        # Evictions are blocked while the pin is written. A later eviction reads the pin, and the following fetch
+        # notices a blob that was evicted earlier.
         with self._eviction_lock(shared=True), _full_is_told(path):
             pinned.acquire()
             try:
@@ -115,7 +115,7 @@ class BlobCache:
             pinned.release()
 
     def adopt(self, path: Path, sha256: str) -> Path:
-        """Move a file in (copied where it lies on another file system). It is hashed when it is first asked for."""
+        """Move a file into the cache (or copy it across file systems). It is hashed when it is first requested."""
         target = self.path_of(sha256)
         with self._fetch_lock(sha256):
             if self._verify(sha256, target):
@@ -137,12 +137,12 @@ class BlobCache:
         return target
 
     def drop(self, sha256: str) -> None:
-        """Remove a blob, if it is here."""
+        """Remove a blob if it is present."""
         with contextlib.suppress(FileNotFoundError):
             self.checked.unlink(self.path_of(sha256))
 
     def used_bytes(self) -> int:
-        """Return what the bound is held against: the size of blobs that have no link elsewhere."""
+        """Return the size of all blobs that have no link elsewhere, to compare with the limit."""
         return sum(size for _, size, _ in self._evictable())
 
     def _download(self, store: ObjectStore, entry: FileEntry, path: Path, progress: ProgressCallback | None) -> None:
@@ -171,7 +171,7 @@ class BlobCache:
         return good
 
     def _verify(self, sha256: str, path: Path) -> bool:
-        """Hash a file unless its record is valid; drop it if it is damaged. Under the fetch lock."""
+        """Hash a file unless its record is valid; remove it if it is damaged. Requires the fetch lock."""
         if self._known_good(sha256, path):
             return True
         try:
@@ -179,7 +179,7 @@ class BlobCache:
         except FileNotFoundError:
             return False
         except OSError as error:
-            if error.errno != errno.ELOOP:  # a symbolic link is not what was put here
+            if error.errno != errno.ELOOP:  # a symbolic link was not written by the cache
                 raise
             digest = ""
         if digest != sha256:
@@ -212,23 +212,24 @@ class BlobCache:
                     excess -= size
 
     def _pinned(self) -> set[str]:
-        """Read the pins of every process, and remove those of processes that died. Under the eviction lock."""
+        """Read the pins of all processes and remove those of dead processes. Requires the eviction lock."""
         pinned: set[str] = set()
         for path in self._locks.glob(f"*{_PIN}"):
             lock = FileLock(path)
             if lock.try_acquire():
                 lock.release()
             else:
-                with contextlib.suppress(FileNotFoundError):  # let go since we looked
+                with contextlib.suppress(FileNotFoundError):  # released since the listing
                     pinned.update(path.read_text().split())
         return pinned
 
     def _evictable(self) -> Iterator[tuple[int, int, Path]]:
-        """Yield last use, size and path of what only the cache holds."""
+        """Yield the last use, size and path of each blob that only the cache holds."""
         for folder in self._blobs.iterdir():
             with os.scandir(folder) as items:
                 for item in items:
-                    # What is still being written is hidden; what vanishes meanwhile was evicted by somebody else.
+                    # Files that are being written are hidden; a file that disappears in the meantime was evicted by
+                    # another process.
                     with contextlib.suppress(FileNotFoundError):
                         stat = item.stat(follow_symlinks=False)
                         if stat.st_nlink == 1 and not item.name.startswith("."):

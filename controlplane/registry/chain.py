@@ -1,20 +1,20 @@
-"""Chains of numbered, immutable revisions: how everything that changes is committed.
+"""Chains of numbered, immutable revisions: the commit protocol for all mutable state.
 
-A commit is one create-only PUT of revision n+1, so two writers who both read revision n cannot both win. Keys are
-numbered downwards, so that listing one key finds the newest revision. Three traps, each with a test:
+A commit is one create-only PUT of revision n+1, so two writers that both read revision n cannot both succeed. Keys are
+numbered downwards, so listing one key finds the newest revision. There are three traps, each with a test:
 
-1. A PUT that won but whose answer was lost meets its own revision on the retry. Every revision carries a commit id;
-   `Chain.append` reads what it met and tells its own from another's.
-2. In a chain that is pruned, an old number becomes free again, and a late writer's create of it succeeds. So after a
-   create the newest revision is listed: the commit stands only if it is ours or if revision n+1 names ours as its
-   parent. A stray is removed and reported as a lost race.
-3. A reader that knows the head needs one request to learn whether it still is: a LIST of one key. The same request
-   shows a chain that went backwards: the newest key is an older one, or the object under it is another one.
+1. A PUT that succeeded but whose response was lost meets its own revision on the retry. Every revision carries a commit
+   id; `Chain.append` reads the existing revision and compares its commit id.
+2. In a pruned chain an old number becomes free again, so a late writer can create it successfully. Therefore, after a
+   create, the newest revision is listed: the commit is valid only if the newest revision is ours or if revision n+1
+   names ours as its parent. An invalid revision is removed and reported as a lost race.
+3. A reader that knows the head needs one request to check whether it is still the head: a LIST of one key. The same
+   request detects a chain that went backwards: the newest key is an older one, or its object is a different one.
 
-A store can lose what it confirmed (a restore, an asynchronous replica, a lifecycle rule). A reader that knows a
-revision which is not in the chain any more raises `StoreWentBackwardsError`. In a guarded chain it also leaves a note
-with that revision in the chain's folder. The note's key sorts first, so every other reader's LIST finds it as well,
-and nothing is committed until an operator decides (`controlplane.registry.lost`).
+A store can lose confirmed writes (a restore, an asynchronous replica, a lifecycle rule). A reader that knows a revision
+which is no longer in the chain raises `StoreWentBackwardsError`. In a guarded chain it also writes a note with that
+revision into the chain's folder. The note's key sorts first, so every other reader's LIST finds it too, and nothing is
+committed until an operator decides (`controlplane.registry.lost`).
 """
 
 import hashlib
@@ -52,11 +52,11 @@ logger = logging.getLogger(__name__)
 _TOP = 10**12
 _KEY = re.compile(r"(\d{12})\.json")
 _NOTE = re.compile(r"!lost-(\d{12})-[0-9a-f]{12}\.json")
-"""A note of a lost revision. ``!`` sorts before every digit."""
+"""Key of a note of a lost revision. ``!`` sorts before every digit."""
 _UNKNOWN_OUTCOME_TRIES = 5
 _HEAD_TRIES = 10
 _DAMAGED_TRIES = 3
-"""How often a damaged revision is read: bytes that were changed on their way come whole the next time."""
+"""Number of times a damaged revision is read; bytes corrupted in transit are correct on the next read."""
 
 
 def _utc_now() -> datetime:
@@ -64,15 +64,15 @@ def _utc_now() -> datetime:
 
 
 class Chain:
-    """The revisions under one prefix. Holds no state of its own; safe to use from several threads.
+    """The revisions under one prefix. Stateless; safe to use from several threads.
 
     Args:
-        store: Where they are.
-        prefix: Ends in ``/``.
-        pruned: Whether old revisions are removed (leases); costs one more LIST on each commit.
+        store: The store that contains the chain.
+        prefix: The key prefix; ends in ``/``.
+        pruned: Whether old revisions are removed (leases); costs one more LIST for each commit.
         guarded: Whether a lost revision is noted in the store, so that no process commits until an operator decides.
-        changes: Gets an entry before each commit; None for a chain that no reader follows.
-        clock: Gives the time that revisions are stamped with.
+        changes: Receives an entry before each commit; None for a chain that no reader follows.
+        clock: Provides the time stamp of revisions.
 
     Attributes:
         store: As given, like ``prefix`` and ``pruned``.
@@ -99,7 +99,7 @@ class Chain:
 
     @property
     def name(self) -> str:
-        """The chain for people, and for ``tritonctl fsck``: ``models/resnet``."""
+        """Return the chain's name for messages and ``tritonctl fsck``, for example ``models/resnet``."""
         return self.prefix.removesuffix("/").removesuffix("/revisions")
 
     def key(self, number: int) -> str:
@@ -107,18 +107,18 @@ class Chain:
         return f"{self.prefix}{_TOP - number:012d}.json"
 
     def head(self) -> Revision | None:
-        """Return the newest revision, None for an empty chain. Two requests.
+        """Return the newest revision; None for an empty chain. Two requests.
 
         Raises:
-            StoreWentBackwardsError: A process has noted a lost revision, and no operator has decided yet.
+            StoreWentBackwardsError: A process noted a lost revision, and no operator has decided yet.
         """
         return self._read_newest(self._newest())
 
     def refresh(self, known: Revision | None) -> Revision | None:
-        """Return the newest revision, given one that was the newest: one request when it still is.
+        """Return the newest revision; one request if ``known`` is still the newest.
 
         Raises:
-            StoreWentBackwardsError: ``known`` is not in the chain any more, or a process has noted a lost revision.
+            StoreWentBackwardsError: ``known`` is no longer in the chain, or a process noted a lost revision.
         """
         if known is None:
             return self.head()
@@ -131,27 +131,27 @@ class Chain:
         return head
 
     def refresh_from(self, known: Revision | None, newest: ObjectInfo) -> Revision | None:
-        """Return the newest revision, given the object of the newest one as a list of many chains has it.
+        """Return the newest revision, given its object from a listing of many chains.
 
         Args:
-            known: A revision that was the newest; None where none is known.
-            newest: The object; the list may be older than what is known.
+            known: A revision that was the newest; None if none is known.
+            newest: The object; the listing may be older than ``known``.
 
         Raises:
-            StoreWentBackwardsError: ``known`` is not in the chain any more.
+            StoreWentBackwardsError: ``known`` is no longer in the chain.
         """
         if known is not None and known.stamp == stamp_of(newest):
             return known
         head = self._read_newest(newest)
         if known is None or continues(known, head, self.read, pruned=self.pruned):
             return head
-        return self.refresh(known)  # only a look at the chain itself may find that the store lost something
+        return self.refresh(known)  # only a read of the chain itself can prove that the store lost a revision
 
     def get(self, number: int) -> Revision:
         """Return one revision.
 
         Raises:
-            NotFoundError: There is none of this number (not yet, or it was pruned).
+            NotFoundError: There is no revision with this number (not yet, or it was pruned).
         """
         try:
             return self.read(number)
@@ -162,8 +162,8 @@ class Chain:
         """Yield revisions, newest first.
 
         Args:
-            limit: How many at most.
-            before: Yield those with a smaller number only.
+            limit: The maximum number of revisions.
+            before: Yield only revisions with a smaller number.
         """
         start_after = "" if before is None else self.key(before)
         left = limit
@@ -173,7 +173,7 @@ class Chain:
             try:
                 revision = self.read(number)
             except ObjectNotFoundError:
-                continue  # pruned meanwhile
+                continue  # pruned in the meantime
             left = None if left is None else left - 1
             yield revision
 
@@ -191,15 +191,16 @@ class Chain:
 
         Args:
             body: The whole new state.
-            after: The revision it was made from; None for an empty chain.
-            actor: Who commits.
+            after: The parent revision; None for an empty chain.
+            actor: The author of the commit.
             reason: What changed.
-            commit_id: Given by a caller that may have to find its commit again; must be unique.
-            announced: Given by a caller that has begun to announce the change (`ChangeLog.announce_early`).
+            commit_id: A unique id, given by a caller that may have to find its commit again.
+            announced: Given by a caller that has started to announce the change (`ChangeLog.announce_early`).
 
         Raises:
-            CommitConflictError: Somebody else committed this number first: read again, and try again.
-            CommitOutcomeUnknownError: The answer was lost and the store cannot be asked; it may have won.
+            CommitConflictError: Another writer committed this number first; read the head and retry.
+            CommitOutcomeUnknownError: The response was lost and the store cannot be read; the commit may have
+                succeeded.
         """
         revision = Revision(
             number=1 if after is None else after.number + 1,
@@ -220,11 +221,11 @@ class Chain:
         """Commit an operator's decision about a chain that went backwards: a revision of a new epoch.
 
         Args:
-            body: The state that counts from now on.
+            body: The state that is valid from now on.
             present: The newest revision in the store.
-            number: A number above all that were ever committed; those of lost revisions are not used again.
-            epoch: Higher than that of the present and of all lost revisions.
-            actor: Who decides.
+            number: A number above all committed numbers; the numbers of lost revisions are not reused.
+            epoch: An epoch above those of ``present`` and of all lost revisions.
+            actor: The operator who decides.
             reason: What was decided.
 
         Raises:
@@ -244,31 +245,31 @@ class Chain:
         return revision
 
     def put_back(self, revision: Revision) -> None:
-        """Write a lost revision under its own key again.
+        """Write a lost revision under its original key again.
 
         Raises:
-            CommitConflictError: The key is taken by another revision.
+            CommitConflictError: Another revision has this key.
         """
         self._create(revision)
 
     def newest_regardless(self) -> Revision | None:
-        """Return the newest readable revision, also while a note of a lost revision refuses commits."""
+        """Return the newest readable revision, even while a note of a lost revision blocks commits."""
         for number in self._numbers():
             with suppress(ObjectNotFoundError, DamagedRevisionError):
                 return self.read(number)
         return None
 
     def numbers(self) -> list[int]:
-        """Return the numbers of all revisions, the newest first."""
+        """Return the numbers of all revisions, newest first."""
         return list(self._numbers())
 
     def notes(self) -> list[str]:
-        """Return the keys of the notes of lost revisions, the highest number first."""
+        """Return the keys of the notes of lost revisions, highest number first."""
         found = self.store.list(f"{self.prefix}!lost-")
         return [info.key for info in found if _NOTE.fullmatch(info.key.removeprefix(self.prefix))]
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest ``keep`` revisions (at least one) of a pruned chain."""
+        """Remove all revisions of a pruned chain except the newest ``keep`` (at least one)."""
         if not self.pruned:
             raise ValueError(f"{self.prefix} is not a pruned chain: its history is kept")
         for number in list(self._numbers())[max(keep, 1) :]:
@@ -296,7 +297,7 @@ class Chain:
             except CommitOutcomeUnknownError as error:
                 unknown = error
             except StoreUnavailableError as error:
-                # Nothing was written by this attempt. An earlier one, if any, may still have been.
+                # This attempt wrote nothing. An earlier attempt may have written the revision.
                 if unknown is None:
                     raise
                 unknown = error
@@ -306,7 +307,7 @@ class Chain:
             try:
                 there = self.read(revision.number)
             except ObjectNotFoundError:
-                if unknown is None:  # taken, and then gone: pruned, so the chain is far ahead of us
+                if unknown is None:  # existed and was pruned, so the chain is far ahead of us
                     raise self._conflict(revision, None) from None
                 continue
             except StoreUnavailableError as error:
@@ -322,7 +323,8 @@ class Chain:
         ) from unknown
 
     def _confirm(self, revision: Revision) -> Revision:
-        # The newest number only grows, and what we created is there until it is pruned: if it is the newest, it counts.
+        # The newest number only grows, and our revision exists until it is pruned: if it is the newest, the commit is
+        # valid.
         newest = self._newest()
         if newest is not None and self._number_of(newest.key) == revision.number:
             return replace(revision, stamp=stamp_of(newest))
@@ -332,8 +334,8 @@ class Chain:
             child = None
         if child is not None and child.parent_commit_id == revision.commit_id:
             return revision
-        # A number that had been pruned: our create won nothing. The key can hold no other's commit (whoever creates it
-        # now is as late as we are), so removing it is safe.
+        # The number had been pruned, so our create is not a valid commit. The key cannot hold another writer's valid
+        # commit (any writer that creates it now is equally late), so removing it is safe.
         self.store.delete(self.key(revision.number))
         logger.info("removed stray revision %s: the chain had moved on", self.key(revision.number))
         raise self._conflict(revision, None)
@@ -377,8 +379,8 @@ class Chain:
         """Read one revision.
 
         Raises:
-            ObjectNotFoundError: There is none of this number (not yet, or it was pruned).
-            DamagedRevisionError: The object is no revision, or not as it was written.
+            ObjectNotFoundError: There is no revision with this number (not yet, or it was pruned).
+            DamagedRevisionError: The object is not a revision, or its content was altered.
         """
         key = self.key(number)
         for _ in range(_DAMAGED_TRIES - 1):
@@ -391,7 +393,7 @@ class Chain:
             name = info.key.removeprefix(self.prefix)
             if note := _NOTE.fullmatch(name):
                 raise self._refusal(_TOP - int(note[1]))
-            # Something foreign sorts first: leave it alone and look behind it.
+            # A foreign object sorts first: skip it and read the next key.
             return info if _KEY.fullmatch(name) else next(self._infos(start_after=info.key), None)
         return None
 
@@ -400,13 +402,13 @@ class Chain:
             if newest is None:
                 return None
             number = self._number_of(newest.key)
-            if number is None:  # an object of somebody else sorts first
+            if number is None:  # a foreign object sorts first
                 newest = next(self._infos(start_after=newest.key), None)
                 continue
             try:
                 return replace(self.read(number), stamp=stamp_of(newest))
             except ObjectNotFoundError:
-                newest = self._newest()  # pruned between the two requests: there is a newer one
+                newest = self._newest()  # pruned between the two requests: a newer revision exists
         raise StoreUnavailableError(
             f"{self.prefix}: the newest revision was pruned {_HEAD_TRIES} times while it was read; try again",
             prefix=self.prefix,
@@ -429,5 +431,5 @@ class Chain:
 
 
 def stamp_of(info: ObjectInfo) -> str:
-    """Return what identifies a stored object: an object is never replaced, so the same stamp is the same revision."""
+    """Return the identity of a stored object; objects are never replaced, so an equal stamp means the same revision."""
     return f"{info.modified_at.isoformat()} {info.size_bytes} {info.tag}"

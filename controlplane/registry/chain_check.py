@@ -1,6 +1,6 @@
-"""Whether a chain is whole: every revision readable, and each one naming the one before as its parent.
+"""Integrity check of a chain: every revision is readable and names the previous one as its parent.
 
-What lies before an operator's decision (a newer epoch) is history: it is reported and harms nothing.
+Flaws in revisions before an operator's decision (a newer epoch) are reported but harmless.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from controlplane.registry.revision import Revision
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """What is wrong with a chain.
+    """A flaw of a chain.
 
     Attributes:
         reason: RevisionDamaged, RevisionMissing or ParentMismatch.
-        number: The revision that is concerned.
+        number: The affected revision.
         message: One sentence.
-        decided: Whether an operator's later decision covers it.
+        decided: Whether a later decision of an operator covers the flaw.
     """
 
     reason: str
@@ -34,10 +34,10 @@ def check_chain(chain: Chain, numbers: Sequence[int]) -> tuple[list[Revision], l
 
     Args:
         chain: The chain.
-        numbers: Its revisions as they were listed, the newest first.
+        numbers: Its revision numbers as listed, newest first.
 
     Returns:
-        The readable revisions, the newest first, and the flaws.
+        The readable revisions, newest first, and the flaws.
     """
     revisions: list[Revision] = []
     damaged: list[Flaw] = []
@@ -45,11 +45,11 @@ def check_chain(chain: Chain, numbers: Sequence[int]) -> tuple[list[Revision], l
         try:
             revisions.append(chain.read(number))
         except ObjectNotFoundError:
-            continue  # pruned since it was listed
+            continue  # pruned since the listing
         except DamagedRevisionError as error:
             damaged.append(Flaw("RevisionDamaged", number, error.message))
     flaws = list(damaged)
-    if not chain.pruned:  # of a pruned chain, the numbers below the newest may be gone
+    if not chain.pruned:  # in a pruned chain, the numbers below the newest may be missing
         unreadable = {flaw.number for flaw in damaged}
         flaws += _links(revisions, unreadable)
         flaws += _beginning(revisions[-1], unreadable) if revisions else []
@@ -57,15 +57,15 @@ def check_chain(chain: Chain, numbers: Sequence[int]) -> tuple[list[Revision], l
 
 
 def require_sound(chain: Chain) -> None:
-    """Make sure that a chain's newest revisions follow each other, and that no number is missing. Few requests.
+    """Verify that a chain's newest revisions are consecutive and that no number is missing. Few requests.
 
     Raises:
-        StoreError: The chain is damaged or went backwards, so nothing may be deleted on the basis of it.
+        StoreError: The chain is damaged or went backwards, so its content must not be the basis of deletions.
     """
-    head = chain.head()  # raises where a lost revision was noted
+    head = chain.head()  # raises if a lost revision was noted
     numbers = chain.numbers()
     pairs = list(pairwise(numbers))
-    # Only where numbers follow each other can the revisions, and then their parents are compared by `check_chain`.
+    # Read only the newest pair and the pairs with a gap between their numbers; `check_chain` compares all parents.
     suspects = pairs[:1] + [(high, low) for high, low in pairs[1:] if high - low > 1]
     flaws = []
     for high, low in suspects:
@@ -92,7 +92,7 @@ def _links(revisions: Sequence[Revision], damaged: set[int]) -> list[Flaw]:
     flaws: list[Flaw] = []
     for child, parent in pairwise(revisions):
         if child.parent_commit_id == parent.commit_id:
-            continue  # also across a gap: an operator's decision skips the numbers of lost revisions
+            continue  # includes gaps: an operator's decision skips the numbers of lost revisions
         between = set(range(parent.number + 1, child.number))
         if missing := sorted(between - damaged):
             flaws.append(_missing(missing, child))
@@ -122,7 +122,7 @@ def _judged(flaws: Sequence[Flaw], revisions: Sequence[Revision]) -> list[Flaw]:
     if not revisions:
         return list(flaws)
     newest = revisions[0]
-    # The oldest revision of the newest epoch is the decision: what is below it was decided upon.
+    # The oldest revision of the newest epoch is the decision; it covers all revisions below it.
     decision = min(revision.number for revision in revisions if revision.epoch == newest.epoch)
     return [
         Flaw(flaw.reason, flaw.number, flaw.message, decided=newest.epoch > 0 and flaw.number <= decision)

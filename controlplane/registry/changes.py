@@ -1,21 +1,21 @@
-"""The change feed: which chains got a commit lately, for one request, whatever the number of chains.
+"""Change feed: finds the chains that were committed to recently with one request, for any number of chains.
 
-Before a guarded chain gets a revision, its writer creates an empty object whose key says everything::
+Before a guarded chain gets a revision, its writer creates an empty object whose key contains all information::
 
     changes/20261130T115123.456-3f2a9c01-00017~000000000007~deployments~resnet
 
-That is: the store's time, the writer, the writer's count, the revision's number, and the chain. A reader lists what is
-newer than its last poll and knows which chains to look at. Four rules make that safe:
+The parts are the store's time, the writer, the writer's sequence number, the revision's number, and the chain. A reader
+lists the entries since its last poll and so knows which chains to read. Four rules make this safe:
 
-* The entry comes first. A writer that is killed between the entry and the commit leaves an entry too many, and never a
-  commit without an entry. Until a reader has found the number that an entry names, it looks at the chain at each read
-  for `OPEN_SECONDS`.
+* The entry is written first. A writer that is killed between the entry and the commit leaves a superfluous entry, but
+  never a commit without an entry. Until a reader has found the number that an entry names, it reads the chain on each
+  access for `OPEN_SECONDS`.
 * A writer whose entry took longer than `SLOW_SECONDS` to write creates another one before it commits, and one whose
-  commit took longer creates another one after it. So an entry is visible soon after the time in its key.
-* A poll begins `OVERLAP_SECONDS` before the last one, which covers slow entries and clocks that were measured
-  differently. All writers use the store's time, so the clocks of the machines do not matter.
-* What these rules cannot cover (a restored bucket, entries that were removed by hand) is found by a slow pass over the
-  heads of all chains (`controlplane.registry.sweep`).
+  commit took longer creates another one after it. So an entry becomes visible soon after the time in its key.
+* A poll begins `OVERLAP_SECONDS` before the last one, which covers slow entries and differently measured clocks. All
+  writers use the store's time, so the clocks of the machines do not matter.
+* Changes that these rules cannot cover (a restored bucket, entries that were removed by hand) are found by a slow pass
+  over the heads of all chains (`controlplane.registry.sweep`).
 """
 
 import logging
@@ -40,7 +40,7 @@ OPEN_SECONDS = 30.0
 KEPT_SECONDS = 3600.0
 """How long entries stay in the store."""
 _GAP_SECONDS = KEPT_SECONDS / 2
-"""After this long without a poll, entries may be missing: the reader starts over."""
+"""Maximum time without a poll; after it entries may be missing and the reader starts over."""
 _COLLECTED_AT_ONCE = 1000
 _ENTRY_TRIES = 4
 _EARLY_THREADS = 4
@@ -49,7 +49,7 @@ _TIME = "%Y%m%dT%H%M%S.%f"
 
 
 def steady() -> float:
-    """Return seconds that only grow, also while the machine sleeps."""
+    """Return monotonic seconds that also advance while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -58,14 +58,14 @@ def _stamp(at: datetime) -> str:
 
 
 class ChangeLog:
-    """Writes entries. Safe to use from several threads.
+    """Writer of entries. Safe to use from several threads.
 
     Args:
         store: The bucket.
-        clock: Gives the store's time.
+        clock: Provides the store's time.
 
     Attributes:
-        writer: Names this process in its entries.
+        writer: The name of this process in its entries.
     """
 
     def __init__(self, store: ObjectStore, clock: Callable[[], datetime]) -> None:
@@ -77,10 +77,10 @@ class ChangeLog:
         self.writer = uuid.uuid4().hex[:8]
 
     def announce(self, chain: str, number: int) -> float:
-        """Say that a chain is about to get a revision; return when that was said, by `steady`.
+        """Announce that a chain is about to get a revision; return the time of the announcement, by `steady`.
 
         Raises:
-            StoreError: The store failed. Nothing may be committed then.
+            StoreError: The store failed. The caller must not commit.
         """
         unknown: StoreError | None = None
         for _ in range(_ENTRY_TRIES):
@@ -102,16 +102,16 @@ class ChangeLog:
         ) from unknown
 
     def announce_early(self, chain: str, number: int) -> Callable[[], float]:
-        """Begin to announce a change beside other requests; the returned function waits for the end of `announce`."""
+        """Start `announce` concurrently with other requests; the returned function waits for its end."""
         return self._threads.submit(self.announce, chain, number).result
 
     def finished(self, chain: str, number: int, announced: float) -> None:
-        """Say again that a chain got a revision, where the commit took so long that readers may not expect it any more.
+        """Announce a revision again if its commit took so long that readers may no longer expect it.
 
         Args:
-            chain: The chain.
+            chain: The chain's name.
             number: The revision's number.
-            announced: What `announce` returned.
+            announced: The return value of `announce`.
         """
         if steady() - announced <= SLOW_SECONDS:
             return
@@ -121,7 +121,7 @@ class ChangeLog:
             logger.info("other instances learn of revision %d of %s late: %s", number, chain, error)
 
     def collect(self) -> int:
-        """Remove entries that no reader needs any more, at most some at once; return how many.
+        """Remove a limited number of obsolete entries; return how many.
 
         Raises:
             StoreError: The store failed.
@@ -142,11 +142,11 @@ class ChangeLog:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A change that was announced.
+    """An announced change.
 
     Attributes:
         chain: The chain's name.
-        number: The number of the revision that it gets.
+        number: The number of the announced revision.
         writer: The process that announced it.
     """
 
@@ -156,20 +156,20 @@ class Entry:
 
     @classmethod
     def of(cls, key: str) -> "Entry | None":
-        """Read an entry's key; None where it is none."""
+        """Parse an entry's key; return None if the key is not an entry."""
         match = _ENTRY.fullmatch(key.removeprefix(PREFIX))
         return None if match is None else cls(match[4].replace("~", "/", 1), int(match[3]), match[2])
 
 
 @dataclass(slots=True)
 class _Open:
-    """What the entries of one chain say that a head has to show.
+    """The state of one chain according to its entries.
 
     Attributes:
-        number: The highest number that was announced.
+        number: The highest announced number.
         seen_at: When the newest entry was found.
-        look_after: When the poll began that found the newest entry of another process; 0 for none. A head that was
-            looked at before does not count, whatever its number: the chain may have gone backwards.
+        look_after: When the poll began that found the newest entry of another process; 0 if there is none. A head that
+            was read before this time is not valid, whatever its number: the chain may have gone backwards.
     """
 
     number: int
@@ -178,34 +178,34 @@ class _Open:
 
 
 class Listener:
-    """Collects the names of chains that changed, for one consumer."""
+    """Collector of the names of changed chains, for one consumer."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
         self._guard = threading.Lock()
 
     def add(self, chain: str) -> None:
-        """Remember a chain."""
+        """Add a chain."""
         with self._guard:
             self._names.add(chain)
 
     def take(self) -> set[str]:
-        """Return what was remembered since the last call."""
+        """Return the names added since the last call."""
         with self._guard:
             names, self._names = self._names, set()
             return names
 
 
 class ChangeFeed:
-    """Reads entries, and knows which cached heads still count. Safe to use from several threads.
+    """Reader of entries that decides which cached heads are still valid. Safe to use from several threads.
 
     Args:
         store: The bucket.
-        clock: Gives the store's time, without I/O.
-        writer: This process's name in its own entries.
+        clock: Provides the store's time, without I/O.
+        writer: The name of this process in its own entries.
 
     Attributes:
-        generation: Grows when entries may have been missed: what was known before has to be read again.
+        generation: Increases when entries may have been missed; all known heads must then be read again.
     """
 
     def __init__(self, store: ObjectStore, clock: Callable[[], datetime], writer: str) -> None:
@@ -224,36 +224,36 @@ class ChangeFeed:
 
     @property
     def followed(self) -> bool:
-        """Whether this process has polled; one that reads a few heads and ends need not."""
+        """Return whether this process has polled; a process that reads a few heads and ends need not poll."""
         return self.generation > 0
 
     def listen(self) -> Listener:
-        """Return a listener that gets the chains of all entries from now on."""
+        """Return a listener that receives the chains of all future entries."""
         listener = Listener()
         with self._guard:
             self._listeners = [*self._listeners, listener]
         return listener
 
     def tell(self, chain: str) -> None:
-        """Pass a chain to the listeners, where a change was found without an entry."""
+        """Report a chain to the listeners after a change was found without an entry."""
         for listener in self._listeners:
             listener.add(chain)
 
     def poll(self, *, not_before: float | None = None) -> None:
-        """Read what was announced since the last poll: one LIST.
+        """Read the entries since the last poll: one LIST.
 
         Args:
-            not_before: A poll that began after this moment, by `steady`, will do; None polls in any case.
+            not_before: A poll that began after this moment, by `steady`, is sufficient; None always polls.
 
         Raises:
-            StoreError: The store failed; the next poll reads what this one has not.
+            StoreError: The store failed; the next poll reads the missing entries.
         """
         if not_before is not None and self.is_since(not_before):
             return
         asked = steady()
         with self._polling:
             if self.is_since(asked if not_before is None else not_before):
-                return  # another thread's poll began after we asked
+                return  # another thread's poll began after our call
             began, now = steady(), self._clock()
             again = self._began is None or began - self._began > _GAP_SECONDS
             start = PREFIX + _stamp((now if again else min(self._since, now)) - timedelta(seconds=OVERLAP_SECONDS))
@@ -262,12 +262,12 @@ class ChangeFeed:
             self._since, self._began = now, began
 
     def confirms(self, chain: str, number: int, checked_at: float) -> bool:
-        """Whether a cached head still was the newest when the last poll began, as far as entries tell. No I/O.
+        """Return whether a cached head was still the newest when the last poll began, according to the entries. No I/O.
 
         Args:
             chain: The chain's name.
             number: The cached head's number.
-            checked_at: When the look began that found it to be the head, by `steady`.
+            checked_at: When the read that found it to be the head began, by `steady`.
         """
         with self._guard:
             if self._began is None or checked_at < self._covered_since:
@@ -280,24 +280,24 @@ class ChangeFeed:
             return number >= found.number or checked_at >= found.seen_at + OPEN_SECONDS
 
     def contradicts(self, chain: str, checked_at: float) -> bool:
-        """Whether another process announced a change that was found after a look at the chain began. No I/O."""
+        """Return whether another process announced a change that was found after a read of the chain began. No I/O."""
         with self._guard:
             found = self._open.get(chain)
             return found is not None and checked_at < found.look_after
 
     def expects(self, chain: str) -> bool:
-        """Whether a commit that was announced may still come. No I/O."""
+        """Return whether an announced commit may still arrive. No I/O."""
         with self._guard:
             found = self._open.get(chain)
             return found is not None and steady() - found.seen_at <= OPEN_SECONDS
 
     def names(self, kind: str) -> list[str]:
-        """Return the names of the chains of a kind that entries named, for example ``models``. No I/O."""
+        """Return the names of the chains of one kind that entries named, for example ``models``. No I/O."""
         with self._guard:
             return [chain.removeprefix(f"{kind}/") for chain in self._open if chain.startswith(f"{kind}/")]
 
     def is_since(self, moment: float) -> bool:
-        """Whether the last successful poll began at or after a moment, by `steady`. No I/O."""
+        """Return whether the last successful poll began at or after a moment, by `steady`. No I/O."""
         return self._began is not None and self._began >= moment
 
     def _take(self, keys: list[str], began: float, *, again: bool) -> None:
@@ -310,7 +310,7 @@ class ChangeFeed:
             new = [entry for key in keys if key not in self._seen and (entry := Entry.of(key)) is not None]
             self._seen = set(keys)
             for entry in new:
-                # Kept for good: a cached head counts only if it was looked at since. One for each chain at most.
+                # Kept permanently: a cached head is valid only if it was read since. At most one for each chain.
                 before = self._open.get(entry.chain, _Open(0, 0.0, 0.0))
                 look_after = before.look_after if entry.writer == self._writer else began
                 self._open[entry.chain] = _Open(max(before.number, entry.number), steady(), look_after)

@@ -1,7 +1,7 @@
 """Persists the conditions of deployments: a chain of small records for each model, ``conditions/<model>/``.
 
-The leader writes one when something turned. A restarted control plane, or another leader, takes over from it what it
-cannot see by itself: since when a condition holds, and what somebody has to be told. The newest few are kept.
+The leader writes a record at each transition. A restarted control plane, or another leader, reads from it what it
+cannot observe: since when a condition holds, and which notifications are due. The newest few records are kept.
 """
 
 import logging
@@ -22,9 +22,9 @@ _READERS = 8
 
 
 class ConditionLog:
-    """Reads and commits how deployments stand. Blocks; safe to use from several threads.
+    """Reads and commits the conditions of deployments. Blocks; safe to use from several threads.
 
-    A record has parts, each written by one part of the control plane: a JSON object by name.
+    A record is a JSON object with named parts; each part is written by one component of the control plane.
     """
 
     def __init__(self, store: ObjectStore) -> None:
@@ -49,11 +49,11 @@ class ConditionLog:
         return {model: head.body for model, head in zip(models, heads, strict=True) if head is not None}
 
     def put(self, model: str, part: str, value: Mapping[str, Any], *, actor: str, reason: str) -> bool:
-        """Commit one part of a model's record; the others stay.
+        """Commit one part of a model's record; the other parts stay.
 
         Returns:
-            Whether it was committed. Where somebody else wrote since this process last read, there is another leader,
-            whose word stands; it is read, so that the next call goes by it.
+            Whether the part was committed. If another process wrote since this process last read, that process is the
+                new leader and its record wins; the record is read, so the next call is based on it.
 
         Raises:
             StoreError: The store failed.
@@ -70,7 +70,7 @@ class ConditionLog:
             return True
 
     def remove(self, model: str) -> None:
-        """Forget how a model stood: its deployment is gone.
+        """Delete the conditions of a model whose deployment was removed.
 
         Raises:
             StoreError: The store failed.
@@ -85,7 +85,8 @@ class ConditionLog:
             body = {**(known.body if known else {}), part: dict(value)}
             return chain.append(body, after=known, actor=actor, reason=reason)
         except DamagedRevisionError as error:
-            # It is a memory and no truth: rather begin anew than never remember again.
+            # The record only preserves history and is not a source of truth: start over instead of never recording
+            # again.
             logger.warning("how %s stood is not known, and is written anew: %s", model, error)
             self._clear(model)
             body = {**(known.body if known else {}), part: dict(value)}

@@ -1,4 +1,4 @@
-"""Whether a chain still has the revision that a reader knows."""
+"""Check whether a chain still contains the revision that a reader knows."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,11 +8,11 @@ from controlplane.registry.revision import Revision
 
 
 def continues(known: Revision, head: Revision | None, read: Callable[[int], Revision], *, pruned: bool = False) -> bool:
-    """Whether ``head`` is ``known``, was committed after it, or was decided upon by an operator since.
+    """Return whether ``head`` is ``known``, was committed after it, or results from an operator's decision since.
 
     Args:
         known: The newest revision that the reader has seen.
-        head: The newest revision in the store now; None where there is none.
+        head: The newest revision in the store now; None if there is none.
         read: Reads a revision by its number; raises ObjectNotFoundError or DamagedRevisionError.
         pruned: Whether old revisions of the chain are removed.
     """
@@ -25,10 +25,11 @@ def continues(known: Revision, head: Revision | None, read: Callable[[int], Revi
     if head.number == known.number + 1:
         return head.parent_commit_id == known.commit_id
     if pruned:
-        return True  # those between are removed: nothing can be compared
+        return True  # the revisions in between are pruned: nothing can be compared
     with suppress(ObjectNotFoundError, DamagedRevisionError):
         return read(known.number + 1).parent_commit_id == known.commit_id
-    # The next one is missing or damaged, which `fsck` reports. What is asked here is whether the known one was lost.
+    # The next revision is missing or damaged, which `fsck` reports. This function only decides whether ``known`` was
+    # lost.
     with suppress(ObjectNotFoundError, DamagedRevisionError):
         return read(known.number).commit_id == known.commit_id
     return False

@@ -18,7 +18,7 @@ PREFIX = "scrub/"
 _KEPT = 2
 _TRIES = 5
 _DAMAGES_KEPT = 1000
-"""More damaged blobs than this are reported in events and the log, and not kept."""
+"""Maximum number of damaged blobs that are recorded; further ones only appear in events and the log."""
 
 Notice = Callable[[str, Damage], None]
 
@@ -28,10 +28,11 @@ def _ignore(_reason: str, _damage: Damage) -> None:
 
 
 class Damages:
-    """Reads and commits what is known of damaged blobs. Blocks; safe to use from several threads.
+    """Reads and commits the records of damaged blobs. Blocks; safe to use from several threads.
 
     Attributes:
-        on_notice: Called with a reason (BlobDamaged, BlobMissing, BlobRepaired) when a blob's state changed here.
+        on_notice: Called with a reason (BlobDamaged, BlobMissing, BlobRepaired) when this process changes a blob's
+            state.
     """
 
     def __init__(self, store: ObjectStore) -> None:
@@ -44,19 +45,19 @@ class Damages:
 
     @property
     def record(self) -> ScrubRecord:
-        """What was last read or written. No I/O."""
+        """Return the record that was last read or written. No I/O."""
         return self._record
 
     def of(self, reference: str) -> tuple[Damage, ...]:
-        """Return what is wrong with the blobs of a version (``name:7``), as last read. No I/O."""
+        """Return the damage of the blobs of a version (``name:7``), as last read. No I/O."""
         return tuple(damage for damage in self._record.damages.values() if reference in damage.versions)
 
     def is_known(self, sha256: str) -> bool:
-        """Whether a blob is known to be damaged or missing. No I/O."""
+        """Return whether a blob is known to be damaged or missing. No I/O."""
         return sha256 in self._record.damages
 
     def refresh(self) -> ScrubRecord:
-        """Read what other instances wrote. One request where nothing changed.
+        """Read what other instances wrote. One request if nothing changed.
 
         Raises:
             StoreError: The store failed.
@@ -66,7 +67,7 @@ class Damages:
             return self._record
 
     def edit(self, change: Callable[[ScrubRecord], ScrubRecord]) -> ScrubRecord:
-        """Commit a changed record; ``change`` is applied again where another instance committed first.
+        """Commit a changed record; ``change`` is applied again if another instance committed first.
 
         Raises:
             StoreError: The store failed.
@@ -90,7 +91,7 @@ class Damages:
         raise StoreError("the record of the scrub was changed by other instances again and again; it is tried later")
 
     def found(self, sha256: str, *, missing: bool, path: str, version: str = "") -> Damage:
-        """Record that a blob is damaged or missing. A store that fails costs the record, not the notice."""
+        """Record that a blob is damaged or missing. If the store fails, the notice is still sent."""
         now = datetime.now(UTC)
 
         def merged(record: ScrubRecord) -> Damage:

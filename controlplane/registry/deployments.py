@@ -1,9 +1,9 @@
-"""Deployments: what shall run, as a chain of revisions for each model.
+"""Deployments: the desired state of each model, as a chain of revisions.
 
-A deployment and the deletion of its version may race. Each side commits first and looks afterwards: `Deployments.put`
-re-reads the model's head and takes its revision back if the version is gone; `Versions.delete` re-reads the deployment
-and takes its tombstone back if one appeared. At least one of them sees the other, so a live deployment never stays
-with a deleted version. (If both see each other, both give way, and whoever wanted something tries again.)
+A deployment and the deletion of its version can race. Each side commits first and checks afterwards: `Deployments.put`
+re-reads the model's head and reverts its revision if the version is gone; `Versions.delete` re-reads the deployment and
+reverts its tombstone if a deployment appeared. At least one side sees the other, so a live deployment never keeps a
+deleted version. (If both see each other, both revert, and the callers must retry.)
 """
 
 from bisect import bisect_right
@@ -32,7 +32,7 @@ from controlplane.storage.base import ObjectStore
 KIND = "deployments"
 PREFIX = f"{KIND}/"
 _SUGGESTIONS_FROM = 1000
-"""How many names are listed for a suggestion where they are not in memory: one LIST."""
+"""Maximum number of names listed for a suggestion if the names are not in memory: one LIST."""
 _NAMES_SHOWN = 10
 _READ_ALL_TRIES = 2
 
@@ -42,9 +42,9 @@ class DeploymentRevision:
     """A revision of a deployment.
 
     Attributes:
-        number: 1 for the first.
+        number: The revision's number; the first is 1.
         at: When it was committed (UTC).
-        actor: By whom.
+        actor: The author of the commit.
         reason: What changed, and why.
         commit_id: See `Revision`.
         spec: The desired state.
@@ -86,9 +86,9 @@ class Deployments:
         """Return a model's deployment.
 
         Args:
-            model: The model.
-            fresh: Look, however young the cached head is.
-            deleted: Whether a removed deployment is returned too, rather than not found.
+            model: The model's name.
+            fresh: Read from the store regardless of the age of the cached head.
+            deleted: Whether to return a removed deployment instead of raising NotFoundError.
 
         Raises:
             NotFoundError: The model is not deployed.
@@ -101,33 +101,33 @@ class Deployments:
         return _view(head)
 
     def peek(self, model: str) -> DeploymentRevision | None:
-        """Return the deployment that is in memory, if it is young enough. No I/O."""
+        """Return the deployment from memory if it is recent enough. No I/O."""
         head = self._heads.peek(model)
         return None if head is None or head.value.deleted else _view(head)
 
     def known(self) -> Sequence[str]:
-        """Return the models whose deployments, removed or not, are in memory or cannot be read. No I/O."""
+        """Return the models whose deployments, removed or not, are in memory or unreadable. No I/O."""
         return self._heads.all_known()
 
     def known_spec(self, model: str) -> DeploymentSpec | None:
-        """Return the desired state that is in memory, however old. No I/O."""
+        """Return the desired state from memory, however old it is. No I/O."""
         head = self._heads.known(model)
         return None if head is None else head.value
 
     def is_settled(self, model: str) -> bool:
-        """Whether what is in memory is what was announced so far; see `HeadCache.is_settled`. No I/O."""
+        """Return whether memory reflects all announcements so far; see `HeadCache.is_settled`. No I/O."""
         return self._heads.is_settled(model)
 
     def list(
         self, *, fresh: bool = False, deleted: bool = False, unreadable: dict[str, str] | None = None
     ) -> Revisions:
-        """Return the deployments by model name. One request, and one for each that changed; the first call reads all.
+        """Return the deployments by model name. One request, plus one for each change; the first call reads all.
 
         Args:
-            fresh: Look, however young the cached heads are.
-            deleted: Whether removed deployments are returned too.
-            unreadable: Gets the deployments whose chain is damaged or went backwards, by model, with the reason;
-                without it, such a deployment is an error.
+            fresh: Read from the store regardless of the age of the cached heads.
+            deleted: Whether to include removed deployments.
+            unreadable: Receives the deployments whose chain is damaged or went backwards, by model, with the reason;
+                without it, such a deployment raises an error.
 
         Raises:
             StoreError: The store failed, or a chain is damaged or went backwards.
@@ -150,12 +150,12 @@ class Deployments:
         return found
 
     def after(self, model: str, limit: int, wanted: Callable[[str], bool]) -> Revisions:
-        """Return at most ``limit`` deployments of models after a name, by name; costs as little as `list`.
+        """Return at most ``limit`` deployments of models that sort after ``model``, by name; as cheap as `list`.
 
         Args:
-            model: The name.
-            limit: How many at most.
-            wanted: Says by the name whether a deployment is wanted.
+            model: The model's name.
+            limit: The maximum number of deployments.
+            wanted: Returns whether to include the deployment of a name.
 
         Raises:
             StoreError: The store failed, or a chain is damaged or went backwards.
@@ -174,10 +174,10 @@ class Deployments:
         return found
 
     def read_all(self, report: Callable[[int], None] = lambda _: None) -> None:
-        """Look at every chain: one LIST for some hundred, and a read of each head that is not in memory.
+        """Read every chain: one LIST for several hundred chains, plus a read of each head that is not in memory.
 
         Args:
-            report: Called with the number of chains so far.
+            report: Called with the number of chains read so far.
 
         Raises:
             StoreError: The store failed.
@@ -187,16 +187,16 @@ class Deployments:
     def put(
         self, spec: DeploymentSpec, *, after: DeploymentRevision | None, actor: str, reason: str
     ) -> DeploymentRevision:
-        """Commit a desired state; the same state again is no new revision.
+        """Commit a desired state; an unchanged state adds no revision.
 
         Args:
-            spec: What is wanted.
-            after: The revision it was made from; None where the model is not deployed.
-            actor: Who wants it.
+            spec: The desired state.
+            after: The parent revision; None if the model is not deployed.
+            actor: The author of the change.
             reason: What changes, and why.
 
         Raises:
-            CommitConflictError: Somebody else changed the deployment since ``after``.
+            CommitConflictError: Another writer changed the deployment since ``after``.
             NotFoundError: The version does not exist or was deleted.
         """
         model = spec.model
@@ -207,7 +207,7 @@ class Deployments:
         number = head.revision.number + 1 if head else 1
         announced = self._changes.announce_early(
             f"{KIND}/{model}", number
-        )  # beside the check, so that it takes no time
+        )  # runs concurrently with the check, so it adds no latency
         if not spec.deleted:
             self._require_versions(spec)
         committed = self._heads.append(
@@ -222,7 +222,7 @@ class Deployments:
         return _view(committed)
 
     def history(self, model: str, *, limit: int | None = None, before: int | None = None) -> Revisions:
-        """Return the revisions, newest first, also of a removed deployment.
+        """Return the revisions, newest first, including those of a removed deployment.
 
         Raises:
             NotFoundError: The model was never deployed.
@@ -236,7 +236,7 @@ class Deployments:
         """Return one revision.
 
         Raises:
-            NotFoundError: There is none of this number.
+            NotFoundError: There is no revision with this number.
         """
         try:
             return _parse(self._chain(model).get(number))
@@ -246,7 +246,7 @@ class Deployments:
             ) from error
 
     def needs(self, model: str) -> dict[int, str]:
-        """Return the versions that the deployment needs now, each with the reason in words. Always looks."""
+        """Return the versions that the deployment needs now, each with a reason in words. Always reads the store."""
         head = self._heads.read(model, fresh=True)
         if head is None or head.value.deleted:
             return {}
@@ -262,9 +262,9 @@ class Deployments:
         return needed
 
     def chains(self) -> Iterator[Chain]:
-        """Yield the chain of every deployment, of removed ones too."""
+        """Yield the chain of every deployment, including removed ones."""
         for name in self._store.list_folders(PREFIX):
-            with suppress(InvalidInputError):  # a folder made by hand
+            with suppress(InvalidInputError):  # a folder that a person created
                 yield self._chain(name)
 
     def _require_versions(self, spec: DeploymentSpec) -> None:
@@ -274,7 +274,7 @@ class Deployments:
             head.version(spec.trial.version)
 
     def _baking(self, model: str, spec: DeploymentSpec) -> int | None:
-        """Return the version before the present one, while it is in its bake window."""
+        """Return the previous version while it is in its bake window."""
         horizon = datetime.now(UTC) - timedelta(seconds=spec.settings.bake_seconds)
         switched_at: datetime | None = None
         for revision in self._chain(model).history():
@@ -319,11 +319,11 @@ class Deployments:
                 reason=f"take back revision {number}: {why}",
             )
         except CommitConflictError:
-            return  # a newer revision stands, and its author has looked by himself
+            return  # a newer revision exists, and its author has checked
 
     def _all_names(self, moment: float) -> Sequence[str]:
-        """Return the names of all chains in their order; where they are not in memory, look at every chain first."""
-        for _ in range(_READ_ALL_TRIES):  # a pass that was under way may have begun before the feed was interrupted
+        """Return the names of all chains in order; read every chain first if the names are not in memory."""
+        for _ in range(_READ_ALL_TRIES):  # a pass in progress may have begun before the feed was interrupted
             names = self._heads.names(not_before=moment)
             if names is not None:
                 return names
@@ -347,7 +347,7 @@ class Deployments:
         return list(self._store.list_folders(PREFIX, limit=_SUGGESTIONS_FROM)) if names is None else names
 
     def _live(self, names: Sequence[str]) -> Sequence[str]:
-        """Return those that are deployed now; one that cannot be read is."""
+        """Return the names that are deployed now; an unreadable deployment counts as deployed."""
         return [name for name in names if not self._is_removed(name)]
 
     def _is_removed(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Advisory locks between threads and processes on one machine (``flock``), on files that come and go."""
+"""Advisory locks between threads and processes on one machine (``flock``), on temporary files."""
 
 import fcntl
 import os
@@ -8,14 +8,14 @@ from typing import Self
 
 
 class FileLock:
-    """A lock on a file that is made for it and removed with the last lock.
+    """A lock on a file that is created for the lock and removed with the last holder.
 
-    ``flock`` belongs to the open file, so two instances exclude each other also inside one process. Taking it blocks
-    the calling thread.
+    ``flock`` belongs to the open file, so two instances exclude each other even within one process. Acquiring the lock
+    blocks the calling thread.
 
     Args:
         path: The lock file; its folder must exist.
-        shared: Whether others may share it.
+        shared: Whether other shared holders are allowed.
     """
 
     def __init__(self, path: Path, *, shared: bool = False) -> None:
@@ -29,14 +29,14 @@ class FileLock:
             raise BlockingIOError(str(self._path))
 
     def try_acquire(self) -> bool:
-        """Take the lock if nobody is in the way."""
+        """Take the lock if no other holder prevents it; return whether it was taken."""
         return self._take(fcntl.LOCK_NB)
 
     def release(self) -> None:
-        """Let go, and remove the file if nobody else holds it."""
+        """Release the lock, and remove the file if there is no other holder."""
         descriptor, self._descriptor = self._descriptor, -1
         try:
-            # Only its sole holder may remove the file, or two could hold "the" lock on two files of one name.
+            # Only the sole holder may remove the file; otherwise two holders could lock two files with the same name.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._path.unlink(missing_ok=True)
         except BlockingIOError:
@@ -58,7 +58,7 @@ class FileLock:
             if _is_file_at(descriptor, self._path):
                 self._descriptor = descriptor
                 return True
-            os.close(descriptor)  # its last holder removed the file while we waited
+            os.close(descriptor)  # the last holder removed the file while we waited
 
     def __enter__(self) -> Self:
         self.acquire()

@@ -1,4 +1,4 @@
-"""What a check of the whole store finds (`controlplane.registry.fsck`)."""
+"""Findings of a check of the whole store (`controlplane.registry.fsck`)."""
 
 from enum import StrEnum
 
@@ -6,16 +6,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Severity(StrEnum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     ERROR = "error"
-    """Something that was committed cannot be read or used."""
+    """Committed data cannot be read or used."""
     WARNING = "warning"
-    """Nothing is lost that counts, or it cannot be told."""
+    """No relevant data is lost, or the loss cannot be determined."""
 
 
 class Finding(BaseModel):
-    """One thing that is wrong."""
+    """One problem in the store."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,7 +28,7 @@ class Finding(BaseModel):
 
 
 class FsckReport(BaseModel):
-    """What a check looked at, and what it found."""
+    """The scope and the findings of a check."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,5 +44,5 @@ class FsckReport(BaseModel):
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The errors that were not repaired."""
+        """Return the errors that were not repaired."""
         return tuple(one for one in self.findings if one.severity is Severity.ERROR and not one.repaired)

@@ -1,8 +1,9 @@
-"""Measured footprints, kept with the version, so that the next machine need not guess.
+"""Measured footprints, stored with the version, so that other machines need not estimate them.
 
-One chain for each way to run a version, ``footprints/<model>/<version>/<backend>-<kind>-b<batch>-i<instances>/``: what
-a version needs depends on the backend, the kind of device, the largest batch and the number of instances. A
-measurement is committed when it is the first, or when one of its figures is larger than what is known.
+There is one chain for each way to run a version,
+``footprints/<model>/<version>/<backend>-<kind>-b<batch>-i<instances>/``: the memory that a version needs depends on the
+backend, the kind of device, the largest batch and the number of instances. A measurement is committed if it is the
+first one, or if one of its values is larger than the stored one.
 """
 
 import logging
@@ -20,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "footprints/"
 _SAME = 0.1
-"""Two measurements that differ by less than this share of the larger one are the same."""
+"""Relative tolerance: measurements that differ by less than this share of the larger one are equal."""
 _NOISE_BYTES = 1024 * 1024
-"""What stays in a server differs by so much from one time to the next for no reason."""
+"""Random variation of the memory that stays in a server after an unload."""
 _TRIES = 3
 _WAY = re.compile(r"(.+)-(cpu|gpu)-b(\d+)-i(\d+)")
 
@@ -36,7 +37,7 @@ class FootprintKey:
         version: The version.
         backend: Triton's backend.
         kind: ``cpu`` or ``gpu``.
-        max_batch_size: The largest batch it is configured for.
+        max_batch_size: The configured maximum batch size.
         instances: Instances on a device.
     """
 
@@ -49,25 +50,25 @@ class FootprintKey:
 
     @property
     def prefix(self) -> str:
-        """Where its chain lies."""
+        """Return the key prefix of the chain."""
         way = f"{self.backend}-{self.kind}-b{self.max_batch_size}-i{self.instances}"
         return f"{PREFIX}{self.model}/{self.version}/{way}/"
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredFootprint:
-    """What was measured, in bytes on each device it was loaded on.
+    """A measurement, in bytes on each device on which the version was loaded.
 
     Attributes:
-        bytes: Resident after the load and the first answers.
-        peak_bytes: The most that was seen during the load.
-        inference_peak_bytes: The most that was seen since, while it answered; 0 where it was not measured.
-        left_bytes: The most that stayed in the server after its unload; None where nobody could tell (others were at
-            work in the meantime).
-        load_seconds: What the load took, without fetching.
-        estimate_bytes: What had been estimated; tells how good the estimates are.
-        by: How it was measured: ``processes``, ``device``, or ``refusal`` (Triton had not enough memory).
-        at: When (UTC); None before it is committed.
+        bytes: Resident memory after the load and the first responses.
+        peak_bytes: Peak memory during the load.
+        inference_peak_bytes: Peak memory since the load, during inference; 0 if it was not measured.
+        left_bytes: The largest amount that stayed in the server after the unload; None if it is unknown (other models
+            were active in the meantime).
+        load_seconds: Duration of the load, without fetching.
+        estimate_bytes: The estimate before the load; shows how accurate the estimates are.
+        by: The method of measurement: ``processes``, ``device``, or ``refusal`` (Triton did not have enough memory).
+        at: Time of the commit (UTC); None before it is committed.
     """
 
     bytes: int
@@ -81,7 +82,7 @@ class MeasuredFootprint:
 
     @property
     def most_bytes(self) -> int:
-        """The most that was seen at any time."""
+        """Return the overall peak memory."""
         return max(self.bytes, self.peak_bytes, self.inference_peak_bytes)
 
 
@@ -89,7 +90,7 @@ class Footprints:
     """Reads and commits measured footprints. Blocks; safe to use from several threads.
 
     Attributes:
-        changes: Grows whenever `peek` may say something else than before.
+        changes: A counter that increases whenever the results of `peek` may change.
     """
 
     def __init__(self, store: ObjectStore) -> None:
@@ -101,12 +102,12 @@ class Footprints:
         self._guard = threading.Lock()
 
     def peek(self, key: FootprintKey) -> MeasuredFootprint | None:
-        """Return what is in memory. No I/O."""
+        """Return the measurement from memory. No I/O."""
         revision = self._known.get(key)
         return _parse(revision) if revision else None
 
     def get(self, key: FootprintKey) -> MeasuredFootprint | None:
-        """Return what was measured last; None where nobody measured. Asks the store once for each key."""
+        """Return the newest measurement; None if there is none. Reads the store once for each key."""
         with self._guard:
             if key in self._known:
                 revision = self._known[key]
@@ -118,7 +119,7 @@ class Footprints:
         return _parse(revision) if revision else None
 
     def load(self, model: str, version: int) -> None:
-        """Read whatever was measured of a version, however it is run, so that `peek` finds it. One LIST, once."""
+        """Load all measurements of a version into memory, so that `peek` finds them. One LIST, once."""
         with self._guard:
             if (model, version) in self._listed:
                 return
@@ -135,7 +136,7 @@ class Footprints:
             self._listed.add((model, version))
 
     def survey(self) -> None:
-        """Find out of which versions anything was measured, before `load` is called for very many; a LIST for 1,000."""
+        """Find the versions that have measurements, before many calls of `load`; one LIST for 1,000 keys."""
         found: dict[tuple[str, str], set[str]] = {}
         for info in self._store.list(PREFIX):
             match info.key.removeprefix(PREFIX).split("/"):
@@ -145,12 +146,12 @@ class Footprints:
             self._surveyed = found
 
     def end_survey(self) -> None:
-        """Let `load` ask the store again."""
+        """End the survey, so that `load` reads the store again."""
         with self._guard:
             self._surveyed = None
 
     def of(self, model: str, version: int) -> list[tuple[FootprintKey, MeasuredFootprint]]:
-        """Return what was measured of a version, however it was run. Asks the store."""
+        """Return all measurements of a version. Reads the store."""
         prefix, found = f"{PREFIX}{model}/{version}/", []
         for way in sorted(self._store.list_folders(prefix)):
             if match := _WAY.fullmatch(way):
@@ -162,12 +163,12 @@ class Footprints:
         return found
 
     def put(self, key: FootprintKey, measured: MeasuredFootprint, *, actor: str) -> MeasuredFootprint:
-        """Commit a measurement if it says something new; return what counts now."""
+        """Commit a measurement if it adds information; return the valid measurement."""
         chain = Chain(self._store, key.prefix)
         for _ in range(_TRIES):
             try:
                 head = chain.refresh(self._known.get(key))
-            except StoreWentBackwardsError as error:  # what was measured since is measured again
+            except StoreWentBackwardsError as error:  # the lost measurements are measured again
                 logger.warning("measured footprints were lost: %s", error)
                 head = chain.head()
             known = _parse(head) if head else None
@@ -244,4 +245,4 @@ def _parse(revision: Revision) -> MeasuredFootprint | None:
             left_bytes=None if body.get("left_bytes") is None else int(body["left_bytes"]),
         )
     except (KeyError, ValueError, TypeError):
-        return None  # somebody else's: as if nobody had measured
+        return None  # written by another program: treated as missing

@@ -1,7 +1,7 @@
-"""Checks every chain, blob and reference of a store, and repairs what can be repaired without losing anything.
+"""Checks every chain, blob and reference of a store, and makes the repairs that lose no data.
 
-One LIST of the whole store says which objects there are. What changes meanwhile is looked at again before it is
-reported, so a check may run beside commits, publishes and garbage collection.
+One LIST of the whole store finds all objects. An object that changes in the meantime is read again before a finding is
+reported, so a check may run concurrently with commits, publishes and garbage collection.
 """
 
 import re
@@ -48,10 +48,10 @@ _Stage = Callable[[str], None]
 
 
 def chain_named(store: ObjectStore, name: str, changes: ChangeLog | None = None) -> Chain:
-    """Return a guarded chain by the name that messages use: ``models/NAME``, ``deployments/NAME`` or ``keys``.
+    """Return a guarded chain by its name in messages: ``models/NAME``, ``deployments/NAME`` or ``keys``.
 
     Raises:
-        InvalidInputError: There is no such chain.
+        InvalidInputError: The chain does not exist.
     """
     prefix = f"{name.strip('/')}/revisions/"
     if not _GUARDED.fullmatch(prefix):
@@ -66,10 +66,10 @@ class Fsck:
 
     Args:
         store: The store.
-        memory: What this instance remembers of heads; lost ones are found by it.
-        repairs: Repairs what can be repaired; None: only report.
+        memory: The heads that this instance remembers; used to find lost revisions.
+        repairs: Performs possible repairs; None only reports.
         deep: Whether to read every blob.
-        stage: Called with what is being looked at.
+        stage: Called with the part of the store that is being checked.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Fsck:
         """Check the store.
 
         Args:
-            decided: Decisions that were committed before, for the report.
+            decided: Decisions that were committed before the check, for the report.
 
         Raises:
             StoreError: The store failed.
@@ -158,7 +158,7 @@ class Fsck:
         revisions, flaws = check_chain(chain, numbers)
         self._revisions += len(revisions)
         for flaw in flaws:
-            # Records that are repeated by their writers, and revisions below an operator's decision, harm nothing.
+            # Damage is harmless in records that their writers repeat, and in revisions before an operator's decision.
             bad = guarded and not flaw.decided
             newest = flaw.reason == "RevisionDamaged" and flaw.number == numbers[0]
             repaired = bad and newest and self._repairs is not None and self._repairs.head(chain, self._memory)

@@ -1,4 +1,4 @@
-"""The part of a store's check that looks at versions, blobs and what refers to them."""
+"""Check of a store's versions, blobs and references."""
 
 import hashlib
 import re
@@ -31,12 +31,12 @@ class _Found(Protocol):
 
 
 class Contents:
-    """Checks contents and references.
+    """Checker of contents and references.
 
     Args:
         store: The store.
-        objects: All its objects, by key.
-        repairs: Repairs what can be repaired; None: only report.
+        objects: All objects of the store, by key.
+        repairs: Performs possible repairs; None only reports.
         found: Called with each finding.
 
     Attributes:
@@ -92,7 +92,7 @@ class Contents:
         self._check_records(models)
 
     def check_notes(self) -> None:
-        """Check that the intents of publishes and the markers of garbage collection can be read."""
+        """Check that the intents of publishes and the markers of garbage collection are readable."""
         for key in sorted(self._objects):
             if not key.startswith((INTENTS, MARKERS)):
                 continue
@@ -116,7 +116,7 @@ class Contents:
                 pass
 
     def _manifest(self, version: str, digest: str) -> Manifest | None:
-        """Return a version's manifest; it is small, so it is always read."""
+        """Return a version's manifest; it is always read because it is small."""
         for attempt in range(2):
             try:
                 return Manifest.model_validate_json(self._access.read(digest))

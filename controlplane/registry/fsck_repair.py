@@ -1,4 +1,4 @@
-"""Repairs of a damaged store that lose nothing: they write what is known to be the right content."""
+"""Repairs of a damaged store that lose no data: they write content that is known to be correct."""
 
 import tempfile
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from controlplane.storage.clock import StoreClock
 
 
 class Repairs:
-    """Repairs from what this instance has: its blob cache, its memory of heads and the manifests it has read.
+    """Repairs from local data of this instance: its blob cache, its remembered heads and the manifests it has read.
 
     Each method returns whether it repaired something.
 
     Args:
         blobs: The store's blobs.
         cache: Verified copies of blobs on this machine.
-        document_of: Returns a manifest's bytes by their digest where they are known here.
+        document_of: Returns a manifest's bytes by digest; None if this process does not have them.
         clock: The store's clock.
-        note_max_age_seconds: The age from which an unreadable intent or marker cannot be in use.
+        note_max_age_seconds: The age above which an unreadable intent or marker cannot be in use.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Repairs:
         return True
 
     def head(self, chain: Chain, memory: HeadMemory | None) -> bool:
-        """Write the newest revision again where the object is damaged and this instance remembers that revision."""
+        """Write the newest revision again if the object is damaged and this instance remembers the revision."""
         known = memory.get(chain.name) if memory is not None else None
         numbers = chain.numbers()
         if known is None or not numbers or numbers[0] != known.number:
@@ -77,7 +77,7 @@ class Repairs:
         return False
 
     def note(self, info: ObjectInfo) -> bool:
-        """Remove an intent or a marker that cannot be read and is too old to be in use."""
+        """Remove an unreadable intent or marker that is too old to be in use."""
         try:
             too_old = self._clock.check() - info.modified_at > self._note_max_age
         except ControlPlaneError:

@@ -1,13 +1,13 @@
-"""Gateways as the bucket knows them: who is there, what leaves a server, and who has stopped asking for it.
+"""State of the gateways in the bucket: heartbeats, announced drains, and their acknowledgements.
 
-Three kinds of small objects, each written once and removed again:
+There are three kinds of small objects; each is written once and later removed:
 
-* ``gateways/present/GATEWAY/NUMBER.json`` says that a gateway lives. It writes the next number every few seconds, and
-  nobody's clock is compared with another's: who goes on changing lives. The one before the newest stays, so that a
-  listing that is under way meanwhile does not miss both.
-* ``gateways/drains/ID/announced.json`` says that a model is about to leave a server. The leader's.
-* ``gateways/drains/ID/acknowledged/GATEWAY.json`` says that a gateway sends no more requests there, and that none is
-  under way.
+* ``gateways/present/GATEWAY/NUMBER.json`` is the heartbeat of a gateway. The gateway writes the next number every few
+  seconds. Clocks are not compared: a gateway whose number changes is alive. The previous object stays, so that a
+  concurrent listing does not miss both.
+* ``gateways/drains/ID/announced.json`` announces the drain of a model on a server. The leader writes it.
+* ``gateways/drains/ID/acknowledged/GATEWAY.json`` states that a gateway sends no more requests for the model to the
+  server and has none in flight there.
 """
 
 import json
@@ -25,12 +25,12 @@ _PRESENT, _WITHDRAWALS = f"{PREFIX}present/", f"{PREFIX}drains/"
 
 @dataclass(frozen=True, slots=True)
 class DrainRequest:
-    """A model that is about to leave a server.
+    """The drain of a model on a server.
 
     Attributes:
         server: The server's name.
         model: The model's name.
-        seconds: So long after this was said the leader has told Triton to unload it, or never will.
+        seconds: Time after the announcement by which the leader has requested the unload from Triton, or never will.
     """
 
     server: str
@@ -40,12 +40,12 @@ class DrainRequest:
 
 @dataclass(frozen=True, slots=True)
 class Gateways:
-    """All that gateways tell each other, as it was at one moment.
+    """The state of all gateways and drains at one moment.
 
     Attributes:
-        present: The newest number of each door.
-        announced: The ids of what is about to leave.
-        acknowledged: Which doors send no more requests there, by id; also of what is over.
+        present: The newest heartbeat number of each gateway.
+        announced: The ids of the announced drains.
+        acknowledged: The gateways that acknowledged a drain, by drain id; includes drains that ended.
     """
 
     present: Mapping[str, int]
@@ -54,25 +54,25 @@ class Gateways:
 
     @property
     def withdrawals(self) -> set[str]:
-        """The ids of all that anything is left of, also of what is over."""
+        """Return the ids of all drains that have any object in the store, including drains that ended."""
         return {*self.announced, *self.acknowledged}
 
 
 class GatewayLog:
-    """Reads and writes what gateways tell each other. Safe to use from several threads.
+    """Reads and writes the state of the gateways. Safe to use from several threads.
 
     Args:
         store: The bucket.
 
     Raises:
-        StoreError: By every call: the store failed.
+        StoreError: Raised by every method if the store failed.
     """
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
     def gateways(self) -> Gateways:
-        """Return all that is there. One request for up to a thousand objects."""
+        """Return the current state. One request for up to a thousand objects."""
         present: dict[str, int] = {}
         announced: set[str] = set()
         acknowledged: dict[str, set[str]] = {}
@@ -87,39 +87,39 @@ class GatewayLog:
         return Gateways(present, announced, acknowledged)
 
     def beat(self, gateway: str, number: int, holder: dict[str, Any]) -> None:
-        """Say that a door lives; the numbers ascend from 1."""
+        """Write a gateway's heartbeat; the numbers ascend from 1."""
         self._create(self._beat_key(gateway, number), holder)
         if number > 2:
             self._store.delete(self._beat_key(gateway, number - 2))
 
     def leave(self, gateway: str) -> None:
-        """Say that a door has closed."""
+        """Remove a gateway's heartbeats after it has stopped."""
         for info in list(self._store.list(f"{_PRESENT}{gateway}/")):
             self._store.delete(info.key)
 
     def holder(self, gateway: str, number: int) -> dict[str, Any]:
-        """Return which process a door belongs to; empty where it has moved on."""
+        """Return the process that a gateway belongs to; empty if the heartbeat is no longer in the store."""
         return self._read(self._beat_key(gateway, number))
 
     def announce(self, withdrawal_id: str, withdrawal: DrainRequest) -> None:
-        """Say that a model is about to leave a server."""
+        """Announce the drain of a model on a server."""
         self._create(_announcement(withdrawal_id), asdict(withdrawal))
 
     def withdrawal(self, withdrawal_id: str) -> DrainRequest | None:
-        """Return what is about to leave; None where that is over."""
+        """Return an announced drain; None if it has ended."""
         body = self._read(_announcement(withdrawal_id))
         return DrainRequest(str(body["server"]), str(body["model"]), float(body["seconds"])) if body else None
 
     def acknowledge(self, withdrawal_id: str, gateway: str) -> None:
-        """Say that a door sends no more requests there."""
+        """Record that a gateway sends no more requests to the drained model."""
         self._create(_acknowledgement(withdrawal_id, gateway), {})
 
     def over(self, withdrawal_id: str, acknowledged: Set[str]) -> None:
-        """Say that it has left, or stays: nobody has to keep away any more.
+        """End a drain, whether the model was unloaded or stays, so that gateways may route to it again.
 
         Args:
-            withdrawal_id: Which.
-            acknowledged: The doors whose acknowledgements are to be removed with it.
+            withdrawal_id: The drain's id.
+            acknowledged: The gateways whose acknowledgements are removed with the drain.
         """
         self._store.delete(_announcement(withdrawal_id))
         for gateway in sorted(acknowledged):
@@ -130,7 +130,7 @@ class GatewayLog:
         return f"{_PRESENT}{gateway}/{number:012d}.json"
 
     def _create(self, key: str, body: dict[str, Any]) -> None:
-        with suppress(ObjectExistsError):  # a retry of ours: nobody else writes this key
+        with suppress(ObjectExistsError):  # a retry of our own write: no other process writes this key
             self._store.create(key, json.dumps(body).encode())
 
     def _read(self, key: str) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""Garbage collection: blobs that nothing refers to any more.
+"""Garbage collection of unreferenced blobs.
 
-The order of the steps is what makes it safe beside running publishes (docs/adr/0002-garbage-collection.md):
+The order of the steps makes it safe to run concurrently with publishes (docs/adr/0002-garbage-collection.md):
 
-1. List the blobs; candidates are those that no head refers to and that are older than the grace period.
-2. Write a marker that names them.
-3. List the intents, and only then read the heads again (a publisher commits first and removes its intent afterwards);
-   what appears in either is no candidate any more.
-4. Delete the rest, as long as the marker is young.
+1. List the blobs; the candidates are those that no head refers to and that are older than the grace period.
+2. Write a marker that names the candidates.
+3. List the intents, and then read the heads again (a publisher commits first and removes its intent afterwards); blobs
+   that appear in either are no longer candidates.
+4. Delete the remaining candidates, as long as the marker is young.
 5. Remove the marker.
 """
 
@@ -34,7 +34,7 @@ from controlplane.storage.clock import StoreClock
 logger = logging.getLogger(__name__)
 
 _BATCH = 1000
-"""Blobs deleted under one marker: it bounds how long a publisher may have to wait."""
+"""Number of blobs deleted under one marker; limits how long a publisher may have to wait."""
 
 _DELETING_SECONDS = MARKER_STALE.total_seconds() / 2
 _PARALLEL_DELETES = 8
@@ -42,7 +42,7 @@ _PARALLEL_READS = 8
 
 
 class GcReport(BaseModel):
-    """What a collection did, or (dry run) would do."""
+    """The result of a collection, or of a dry run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,7 +63,7 @@ class _AbortsUploads(Protocol):
 
 
 class Collector:
-    """Collects garbage. Several may run at once; they delete the same things."""
+    """Collects garbage. Several collectors may run at once; they delete the same blobs."""
 
     def __init__(
         self,
@@ -84,17 +84,18 @@ class Collector:
         self._clock = clock
 
     def collect(self, *, dry_run: bool, grace_seconds: float | None = None) -> GcReport:
-        """Delete what nothing refers to.
+        """Delete the blobs that nothing refers to.
 
         Args:
-            dry_run: Report only.
-            grace_seconds: Blobs younger than this are kept, and those of versions that were deleted less long ago;
-                None takes the setting. A running publish is safe with 0.
+            dry_run: Only report.
+            grace_seconds: Minimum age of a blob, and minimum time since the deletion of the versions that refer to it;
+                None uses the setting. 0 is safe for a running publish.
 
         Raises:
-            ClockSkewError: This machine's clock and the store's differ, so ages cannot be trusted. Nothing is deleted.
-            StoreError: A manifest cannot be read, or a chain is damaged. Nothing is deleted then, for it may refer to
-                anything.
+            ClockSkewError: This machine's clock and the store's clock differ, so ages cannot be trusted. Nothing is
+                deleted.
+            StoreError: A manifest cannot be read, or a chain is damaged. Nothing is deleted, because the unreadable
+                object may refer to any blob.
         """
         began = time.monotonic()
         now = self._clock.check()
@@ -146,7 +147,7 @@ class Collector:
             doomed = self._still_free(digests, horizon)
 
             def delete(digest: str) -> bool:
-                # Publishers stop waiting for a marker that is stale, so a slow collector must stop long before.
+                # Publishers stop waiting for a stale marker, so a slow collector must stop well before that.
                 if time.monotonic() - began > _DELETING_SECONDS:
                     return False
                 self._blobs.delete(digest)
@@ -159,14 +160,14 @@ class Collector:
 
     def _still_free(self, digests: Sequence[str], horizon: datetime) -> Sequence[str]:
         held = frozenset[str]().union(*(note.digests for note in notes(self._store, INTENTS)))
-        referenced = self._referenced(horizon)  # after the intents: see the module's docstring
+        referenced = self._referenced(horizon)  # must follow the intents: see the module's docstring
         return [digest for digest in digests if digest not in held and digest not in referenced]
 
     def _referenced(self, horizon: datetime) -> set[str]:
         """Return the digests that versions need: live ones, and those deleted after ``horizon``."""
         referenced: set[str] = set()
-        # A crash between a tombstone and the look that follows it can leave a deployment with a deleted version;
-        # its blobs are kept, so that the deletion can be taken back.
+        # A crash between a tombstone and the check that follows it can leave a deployment with a deleted version. The
+        # blobs of this version are kept, so that the deletion can be reverted.
         needed = {(deployment.spec.model, deployment.spec.version) for deployment in self._deployments.list(fresh=True)}
         heads = list(self._models.all_fresh())
         known = {(head.name, entry.number) for head in heads for entry in head.versions}
@@ -192,7 +193,7 @@ class Collector:
         except NotFoundError as error:
             head = self._models.heads.read(model, fresh=True)
             if head is not None and any(now.number == entry.number and now.deleted for now in head.value.versions):
-                return set()  # deleted, and collected by another collector, since we read the head
+                return set()  # deleted, and collected by another collector, since the head was read
             raise StoreError(
                 f"the manifest of {model}:{entry.number} is missing from the store, so nobody can tell which blobs it "
                 f"needs; restore {blob_key(entry.manifest)}, or delete the version",

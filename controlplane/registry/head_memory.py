@@ -1,14 +1,15 @@
-"""The newest revisions that this instance has seen, in its data folder.
+"""The newest revisions that this instance has seen, stored in its data folder.
 
-A process that starts after a store lost a revision cannot know it from the store. This memory lets it notice the loss,
-and lets an operator restore the revision. It is a hint and not a record: it may be deleted at any time, and then only
-this instance's knowledge of the time before is gone.
+A process that starts after a store lost a revision cannot detect the loss from the store. This memory lets it detect
+the loss, and lets an operator restore the revision. It is a hint, not the source of truth: it may be deleted at any
+time, which only loses this instance's knowledge of earlier heads.
 
 ::
 
-    <root>/<store id>/models/resnet.json    the newest revision of models/resnet as it was committed, with its stamp
+    <root>/<store id>/models/resnet.json    the newest revision of models/resnet as committed, with its stamp
 
-The store id is an object in the store, so another store in the same place is not taken for one that lost everything.
+The store id is an object in the store, so a different store at the same location is not mistaken for one that lost
+everything.
 """
 
 import json
@@ -27,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 
 class HeadMemory:
-    """Remembers heads in a folder. Safe to use from several threads; for one process at a time.
+    """Memory of heads in a folder. Safe to use from several threads; only one process may use it at a time.
 
     Args:
-        root: The folder of this store; made when it is needed.
+        root: The folder of this store; created when it is needed.
     """
 
     def __init__(self, root: Path) -> None:
@@ -39,7 +40,7 @@ class HeadMemory:
         self._failing = False
 
     def get(self, chain: str) -> Revision | None:
-        """Return the newest revision that was seen of a chain; None where nothing (readable) is remembered."""
+        """Return the newest known revision of a chain; None if there is none or it is unreadable."""
         path = self._path(chain)
         try:
             document = json.loads(path.read_bytes())
@@ -54,7 +55,7 @@ class HeadMemory:
         return revision
 
     def put(self, chain: str, revision: Revision) -> None:
-        """Remember a revision. Where the disk refuses it, that is logged and nothing else happens."""
+        """Remember a revision. A disk error is only logged."""
         if self._kept.get(chain) == _identity(revision):
             return
         path = self._path(chain)
@@ -73,7 +74,7 @@ class HeadMemory:
         self._kept[chain] = _identity(revision)
 
     def names(self) -> list[str]:
-        """Return the names of all chains of which something is remembered."""
+        """Return the names of all remembered chains."""
         paths = self._root.rglob("*.json")
         return sorted(str(path.relative_to(self._root)).removesuffix(".json") for path in paths)
 
@@ -86,11 +87,11 @@ def _identity(revision: Revision) -> str:
 
 
 def store_id(store: ObjectStore, *, create: bool = True) -> str:
-    """Return the store's identity; a store that has none gets one.
+    """Return the store's identity; create it if the store has none.
 
     Args:
         store: The store.
-        create: Whether to give it one; otherwise the identity is empty.
+        create: Whether to create a missing identity; otherwise the result is empty.
 
     Raises:
         StoreError: The store failed.
@@ -106,11 +107,11 @@ def store_id(store: ObjectStore, *, create: bool = True) -> str:
 
 
 def open_memory(store: ObjectStore, root: Path) -> HeadMemory:
-    """Check the store's layout, and return the memory of its heads below a folder.
+    """Check the store's layout and return the memory of its heads, in a subfolder of ``root``.
 
     Raises:
         StoreError: The store failed.
-        UnsupportedStoreError: The store has another layout.
+        UnsupportedStoreError: The store has a different layout.
     """
     check_layout(store)
     identity = store_id(store)

@@ -1,7 +1,7 @@
-"""The newest revisions of many chains, in memory: reads may be a little old, commits never are.
+"""In-memory cache of the newest revisions of many chains: reads may be slightly stale, commits never are.
 
-While the change feed (`controlplane.registry.changes`) is followed, a head that was read once counts until an entry
-names its chain, so reading any number of heads costs one request. `HeadCache.take` is for the sweep over all chains.
+While the change feed (`controlplane.registry.changes`) is followed, a cached head is valid until an entry names its
+chain, so reading any number of heads costs one request. The sweep over all chains uses `HeadCache.take`.
 """
 
 import random
@@ -29,12 +29,12 @@ _LOCKS = 64
 
 @dataclass(frozen=True, slots=True)
 class Head(Generic[T]):
-    """A revision and what its body says.
+    """A revision and its parsed body.
 
     Attributes:
         revision: The revision.
-        value: Its body, parsed.
-        checked_at: When the look that found it to be the head began, by `changes.steady`.
+        value: The parsed body.
+        checked_at: When the read that found it to be the head began, by `changes.steady`.
     """
 
     revision: Revision
@@ -46,12 +46,12 @@ class HeadCache(Generic[T]):
     """Cached heads by name. Safe to use from several threads; a process sees its own commits at once.
 
     Args:
-        chain_of: Gives the chain of a name; validates the name.
-        model: What a body is parsed into.
-        kind: The first part of the chains' names, for example ``models``; empty where the only chain has the name.
-        max_age_seconds: How old the last look, or the last poll of the feed, may be for a plain read.
-        feed: Tells which chains changed; None looks at the chain itself.
-        memory: Remembers the heads across restarts, so that a loss while this process was down is noticed.
+        chain_of: Returns the chain of a name; validates the name.
+        model: The type that a body is parsed into.
+        kind: The first part of the chains' names, for example ``models``; empty if the only chain has this name.
+        max_age_seconds: Maximum age of the last read, or of the last poll of the feed, for a plain read.
+        feed: Reports which chains changed; None reads the chain itself.
+        memory: Remembers the heads across restarts, so that a loss during a downtime of this process is detected.
     """
 
     def __init__(
@@ -74,29 +74,30 @@ class HeadCache(Generic[T]):
         self._unreadable: dict[str, str] = {}
         self._heads: dict[str, Head[T]] = {}
         self._guard = threading.Lock()
-        # Striped, so that names asked for and never found leave nothing behind. Held during a look, so that many
-        # readers cause one request.
+        # Striped, so that names that are requested and never found use no memory. A lock is held during a read of the
+        # store, so that concurrent readers cause one request.
         self._locks = tuple(threading.Lock() for _ in range(_LOCKS))
 
     def peek(self, name: str) -> Head[T] | None:
-        """Return the head if it is in memory and young enough. No I/O."""
+        """Return the head if it is in memory and recent enough. No I/O."""
         head, not_before = self._heads.get(name), self.moment()
         return head if head is not None and self._counts(name, head, not_before) else None
 
     def known(self, name: str) -> Head[T] | None:
-        """Return the head that is in memory, however old. No I/O."""
+        """Return the head from memory, however old it is. No I/O."""
         return self._heads.get(name)
 
     def read(self, name: str, *, fresh: bool = False, not_before: float | None = None) -> Head[T] | None:
-        """Return the head, None for an empty chain.
+        """Return the head; None for an empty chain.
 
         Args:
-            name: Whose head.
-            fresh: Look, however young the cached one is.
-            not_before: A look or a poll that began after this moment, by `changes.steady`, will do; None: `moment`.
+            name: The chain's name.
+            fresh: Read from the store regardless of the age of the cached head.
+            not_before: A read or a poll that began after this moment, by `changes.steady`, is sufficient; None means
+                `moment`.
 
         Raises:
-            StoreWentBackwardsError: The store lost the head that this process, or another one, knew.
+            StoreWentBackwardsError: The store lost the head that this or another process knew.
         """
         if fresh or not_before is None:
             not_before = steady() if fresh else self.moment()
@@ -109,24 +110,24 @@ class HeadCache(Generic[T]):
         with self._locks[hash(name) % _LOCKS]:
             head = self._heads.get(name)
             if head is not None and (head.checked_at >= not_before if fresh else self._counts(name, head, not_before)):
-                return head  # somebody's look began after we asked
+                return head  # a concurrent read began after our call
             chain = self._chain_of(name)
             return self._look(name, chain, chain.refresh)
 
     @property
     def complete(self) -> bool:
-        """Whether all chains were looked at once."""
+        """Return whether all chains have been read at least once."""
         return self._complete_in is not None
 
     def moment(self) -> float:
-        """Return since when a look or a poll is young enough for a plain read, by `changes.steady`."""
+        """Return the earliest time of a read or a poll that is recent enough for a plain read, by `changes.steady`."""
         return steady() - self._max_age
 
     def names(self, *, not_before: float | None = None) -> list[str] | None:
-        """Return the names of all chains, those that cannot be read included; None where they were not all read.
+        """Return the names of all chains, including unreadable ones; None if not all chains were read.
 
         Args:
-            not_before: A poll that began after this moment will do; None: `moment`.
+            not_before: A poll that began after this moment is sufficient; None means `moment`.
 
         Raises:
             StoreError: The store failed.
@@ -141,7 +142,7 @@ class HeadCache(Generic[T]):
         return sorted(names.union(self._feed.names(self._kind)))
 
     def is_settled(self, name: str) -> bool:
-        """Whether the head in memory is what the entries that were found so far announced. No I/O."""
+        """Return whether the head in memory reflects all entries found so far. No I/O."""
         if self._feed is None:
             return True
         head, chain = self._heads.get(name), self._chain_name(name)
@@ -152,15 +153,15 @@ class HeadCache(Generic[T]):
     # For the sweep
 
     def take(self, name: str, newest: ObjectInfo | None, listed_at: float) -> bool:
-        """Take in the first object of a chain as a list of many chains has it; return whether the head is another one.
+        """Apply the first object of a chain from a listing of many chains; return whether the head changed.
 
         Args:
-            name: Whose chain.
-            newest: Its newest revision's object; None where it has to be looked at for itself.
-            listed_at: When the list was begun, by `changes.steady`.
+            name: The chain's name.
+            newest: The object of the newest revision; None if the chain must be read separately.
+            listed_at: When the listing began, by `changes.steady`.
 
         Raises:
-            StoreError: The store failed, which says nothing about the chain.
+            StoreError: The store failed; the state of the chain is unknown.
         """
         head = self._heads.get(name)
         same = head is not None and newest is not None and head.revision.stamp == stamp_of(newest)
@@ -173,18 +174,18 @@ class HeadCache(Generic[T]):
                 refresh = chain.refresh if newest is None else partial(chain.refresh_from, newest=newest)
                 found = self._look(name, chain, refresh, began=listed_at)
         except InvalidInputError:
-            return False  # a folder made by hand
+            return False  # a folder that a person created
         except (DamagedRevisionError, StoreWentBackwardsError):
-            return True  # the next read says so
+            return True  # the next read reports the error
         before = head.revision.commit_id if head else None
         return found is not None and found.revision.commit_id != before
 
     def taken_all(self, generation: int) -> None:
-        """Say that `take` was called for every chain since the feed's generation began."""
+        """Record that `take` was called for every chain since the feed's generation began."""
         self._complete_in = generation
 
     def all_known(self) -> list[str]:
-        """Return the names of the heads in memory, and of the chains that cannot be read. No I/O."""
+        """Return the names of the heads in memory, and of unreadable chains. No I/O."""
         with self._guard:
             return list({*self._heads, *self._unreadable})
 
@@ -234,7 +235,7 @@ class HeadCache(Generic[T]):
         """Commit ``value`` as the revision that follows ``after`` (see `Chain.append`).
 
         Raises:
-            CommitConflictError: Somebody else was first.
+            CommitConflictError: Another writer committed first.
         """
         began = steady()
         revision = self._chain_of(name).append(
@@ -255,20 +256,20 @@ class HeadCache(Generic[T]):
         actor: str,
         commit_id: str | None = None,
     ) -> Head[T] | None:
-        """Read the head afresh, change it and commit, again and again while others commit first.
+        """Read the head from the store, change it and commit; retry while other writers commit first.
 
         Args:
-            name: Whose head.
-            change: Gives the new value and what changed in words, or None when there is nothing to do. Called once
-                per try; what it raises ends the edit.
-            actor: Who commits.
+            name: The chain's name.
+            change: Returns the new value and a description of the change, or None if there is nothing to do. Called
+                once per attempt; an exception ends the edit.
+            actor: The author of the commit.
             commit_id: See `Chain.append`.
 
         Returns:
-            The head after the change (None only where there was none and nothing to do).
+            The head after the change (None only if the chain was empty and there was nothing to do).
 
         Raises:
-            CommitConflictError: Others were first, `EDIT_TRIES` times.
+            CommitConflictError: Other writers committed first in all `EDIT_TRIES` attempts.
         """
         for attempt in range(EDIT_TRIES):
             if attempt:
@@ -308,7 +309,7 @@ class HeadCache(Generic[T]):
         with self._guard:
             before = self._heads.get(name)
             if before is not None and _order(before.revision) > _order(revision):
-                return before  # a slower look must not take back what a faster one has seen
+                return before  # a slower read must not revert what a faster one has found
             if before is not None and before.revision.commit_id == revision.commit_id:
                 newest = revision if revision.stamp else before.revision
                 head = Head(newest, before.value, max(before.checked_at, checked_at))

@@ -1,11 +1,11 @@
-"""Client holds: somebody holds a model, so that it stays loaded until the hold ends.
+"""Client holds: a client's claim on a model, which keeps the model loaded until the hold ends.
 
-Each hold is a pruned chain of its own, ``holds/<model>/<hold id>/``: taking it is revision 1, renewing it the
-next one, giving it back a last one that says so. One LIST of the prefix finds all of them, and a revision that was read
-once never changes, so looking again costs one request where nothing changed.
+Each hold is a separate pruned chain, ``holds/<model>/<hold id>/``: acquiring it is revision 1, each renewal is the next
+one, and releasing it writes a last revision with the end. One LIST of the prefix finds all holds. A revision never
+changes, so reading the holds again costs one request if nothing changed.
 
-A hold ends by the store's clock: its revision says until when. Stores tell the time to a second, which is why a client
-that must not lose the model renews in time rather than at the end.
+A hold ends by the store's clock, at the time in its revision. Stores report the time with a resolution of one second,
+so a client that must not lose the model renews early rather than at the end.
 """
 
 import re
@@ -24,24 +24,24 @@ from controlplane.storage.base import ObjectStore
 
 PREFIX = "holds/"
 KIND = "holds"
-"""What the change feed calls all of them together."""
+"""Name of all holds together in the change feed."""
 _POLLED_SECONDS = 0.5
 MAX_SECONDS = 24 * 3600.0
 _KEY = re.compile(r"holds/([^/]+)/([0-9a-f]{32})/(\d{12})\.json")
 _SWEEP_AFTER = timedelta(minutes=1)
-"""How long an ended hold's objects stay, for a renewal that is on its way."""
+"""How long the objects of an ended hold stay, for a renewal that is in flight."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelHold:
-    """Somebody holds a model.
+    """A client's claim on a model.
 
     Attributes:
-        id: Names the hold.
+        id: The hold's id.
         model: The model that is held.
-        holder: Who holds it, for people.
-        expires_at: When it ends unless it is renewed (UTC).
-        seconds: The time to live that was asked for last.
+        holder: The owner of the hold, for display.
+        expires_at: When the hold ends unless it is renewed (UTC).
+        seconds: The time to live of the last request.
     """
 
     id: str
@@ -51,7 +51,7 @@ class ModelHold:
     seconds: float
 
     def active(self, now: datetime) -> bool:
-        """Whether it holds at this moment."""
+        """Return whether the hold is active at this moment."""
         return now < self.expires_at
 
 
@@ -63,12 +63,12 @@ def _utc_now() -> datetime:
 
 
 class ModelHolds:
-    """Takes, renews, gives back and lists client holds. Blocks; safe to use from several threads.
+    """Acquires, renews, releases and lists client holds. Blocks; safe to use from several threads.
 
     Args:
         store: The bucket.
-        clock: Gives the store's time.
-        changes: Gets an entry before each commit, so that nobody has to list the holds while none changes.
+        clock: Provides the store's time.
+        changes: Receives an entry before each commit, so that the holds need not be listed while none changes.
         feed: Reads the entries.
     """
 
@@ -88,7 +88,7 @@ class ModelHolds:
         self._guard = threading.Lock()
 
     def acquire(self, model: str, *, seconds: float, holder: str = "") -> ModelHold:
-        """Hold a model.
+        """Acquire a hold on a model.
 
         Raises:
             InvalidInputError: The time is not above 0, or longer than a day.
@@ -97,10 +97,11 @@ class ModelHolds:
         return self._append(ModelHold(uuid.uuid4().hex, model, holder, self._end(seconds), seconds), None, "take")
 
     def renew(self, model: str, hold_id: str, *, seconds: float) -> ModelHold:
-        """Hold it for ``seconds`` from now.
+        """Extend a hold to ``seconds`` from now.
 
         Raises:
-            NotFoundError: It has ended: the model may be gone, so take a new one and see that it is loaded.
+            NotFoundError: The hold has ended, and the model may be unloaded; acquire a new hold and check that the
+                model is loaded.
             InvalidInputError: The time is not above 0, or longer than a day.
         """
         end = self._end(seconds)
@@ -110,16 +111,16 @@ class ModelHolds:
             try:
                 return self._append(ModelHold(hold_id, model, known.holder, end, seconds), head, "renew")
             except CommitConflictError:
-                continue  # two renewals at once: both are meant
+                continue  # two concurrent renewals: both are valid
 
     def release(self, model: str, hold_id: str) -> ModelHold:
-        """Give it back. One that has ended already is no error.
+        """Release a hold. Releasing an ended hold is not an error.
 
         Returns:
-            The hold with its end, for whoever has to know at once.
+            The hold with its end, so that callers can apply it at once.
 
         Raises:
-            NotFoundError: There never was one, or it ended long ago.
+            NotFoundError: The hold never existed, or it ended long ago.
         """
         while True:
             head = self._head(model, hold_id)
@@ -135,20 +136,20 @@ class ModelHolds:
                 continue
 
     def get(self, model: str, hold_id: str) -> ModelHold:
-        """Return a hold that holds at this moment.
+        """Return an active hold.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: There is no such active hold.
         """
         return self._active(self._head(model, hold_id), model, hold_id)
 
     def list(self, model: str | None = None) -> Holds:
-        """Return the holds that hold at this moment, of one model or of all, by their end."""
+        """Return the active holds of one model or of all models, ordered by their end."""
         now = self._clock()
         return tuple(sorted((one for one in self._all(model) if one.active(now)), key=lambda one: one.expires_at))
 
     def may_have_changed(self) -> bool:
-        """Whether a hold was taken, renewed or given back lately, by the change feed.
+        """Return whether a hold was acquired, renewed or released recently, according to the change feed.
 
         Raises:
             StoreError: The store failed.
@@ -159,7 +160,7 @@ class ModelHolds:
         return self._feed.expects(KIND)
 
     def sweep(self) -> int:
-        """Remove what ended a while ago; returns how many holds. For whoever leads."""
+        """Remove holds that ended a while ago; return how many. Only the leader calls this."""
         now, gone = self._clock(), 0
         for hold in self._all(None):
             if now - hold.expires_at > _SWEEP_AFTER:
@@ -184,7 +185,7 @@ class ModelHolds:
             try:
                 read[key] = _parse(Revision.from_json(self._store.get(key), key).body)
             except ObjectNotFoundError:
-                read[key] = None  # pruned meanwhile: the next look sees the newer one
+                read[key] = None  # pruned in the meantime: the next read finds the newer revision
                 continue
             with self._guard:
                 self._read[key] = read[key]
@@ -239,7 +240,7 @@ def _parse(body: dict[str, Any]) -> ModelHold | None:
             seconds=float(body["seconds"]),
         )
     except (KeyError, ValueError, TypeError):
-        return None  # written by somebody else: it holds nothing
+        return None  # written by another program: not a hold
 
 
 def _missing(model: str, hold_id: str) -> NotFoundError:

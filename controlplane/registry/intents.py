@@ -1,9 +1,9 @@
-"""Publish intents and garbage collection's markers: the two flags of Dekker's mutual exclusion.
+"""Publish intents and garbage collection markers: the two flags of Dekker's mutual exclusion algorithm.
 
-Who is about to refer to blobs first writes an intent that names them, then looks for markers. Who is about to delete
-blobs first writes a marker that names them, then looks for intents (`controlplane.registry.gc`). Writes are seen by
-every later list, so at least one of the two sees the other: the collector drops those blobs, or the publisher waits
-until the marker is gone and then looks which blobs are there. See docs/adr/0002-garbage-collection.md.
+A process that is about to refer to blobs first writes an intent that names them, then looks for markers. A process that
+is about to delete blobs first writes a marker that names them, then looks for intents (`controlplane.registry.gc`).
+Every later list sees a completed write, so at least one of the two sees the other: the collector skips those blobs, or
+the publisher waits until the marker is gone and then checks which blobs exist. See docs/adr/0002-garbage-collection.md.
 """
 
 import json
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 INTENTS = "publishing/"
 MARKERS = "gc/deleting/"
 MARKER_STALE = timedelta(minutes=10)
-"""A marker older than this was left by a collector that died; a collector stops deleting well before."""
+"""Maximum age of a live collector's marker; a live collector stops deleting well before. An older marker is stale."""
 
 _POLL_SECONDS = 0.02
 _POLL_MAX_SECONDS = 1.0
@@ -37,7 +37,7 @@ _POLL_MAX_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """An intent or a marker as it lies in the bucket."""
+    """An intent or a marker as stored in the bucket."""
 
     key: str
     modified_at: datetime
@@ -46,12 +46,12 @@ class Note:
 
 def _write(store: ObjectStore, key: str, digests: Collection[str], why: str) -> None:
     document = {"at": datetime.now(UTC).isoformat(), "why": why, "digests": sorted(digests)}
-    with suppress(ObjectExistsError):  # the key is ours alone: a retry met its own first attempt
+    with suppress(ObjectExistsError):  # only we use this key: a retry met its own first attempt
         store.create(key, json.dumps(document, indent=1).encode())
 
 
 def notes(store: ObjectStore, prefix: str) -> Iterator[Note]:
-    """Yield the intents or the markers."""
+    """Yield all intents or all markers."""
     for info in store.list(prefix):
         digests = read_note(store, info.key)
         if digests is not None:
@@ -59,7 +59,7 @@ def notes(store: ObjectStore, prefix: str) -> Iterator[Note]:
 
 
 def read_note(store: ObjectStore, key: str) -> frozenset[str] | None:
-    """Return the digests that an intent or a marker names; None where it is gone.
+    """Return the digests that an intent or a marker names; None if it no longer exists.
 
     Raises:
         StoreError: It cannot be read.
@@ -77,18 +77,18 @@ def read_note(store: ObjectStore, key: str) -> frozenset[str] | None:
 
 
 def write_marker(store: ObjectStore, digests: Collection[str]) -> str:
-    """Say that these blobs are about to be deleted; returns the marker's key."""
+    """Write a marker that announces the deletion of these blobs; return its key."""
     key = f"{MARKERS}{uuid.uuid4().hex}.json"
     _write(store, key, digests, "garbage collection")
     return key
 
 
 def hold(store: ObjectStore, digests: Collection[str], why: str) -> str:
-    """Keep blobs from being collected: write the intent, then wait for any marker that names one of them.
+    """Protect blobs from collection: write the intent, then wait for any marker that names one of them.
 
     Returns:
-        The intent's key, for `release`. Left behind (a crash), it ends by itself when it is older than
-        ``gc.upload_max_age_seconds``.
+        The intent's key, for `release`. An intent left behind by a crash expires automatically when it is older than
+            ``gc.upload_max_age_seconds``.
     """
     key = f"{INTENTS}{uuid.uuid4().hex}.json"
     _write(store, key, digests, why)
@@ -97,15 +97,15 @@ def hold(store: ObjectStore, digests: Collection[str], why: str) -> str:
 
 
 def release(store: ObjectStore, key: str) -> None:
-    """Let go of what `hold` held."""
+    """Remove the intent of `hold`."""
     store.delete(key)
 
 
 def stands(store: ObjectStore, key: str) -> bool:
-    """Whether the intent of `hold` is still there, and with it what it holds.
+    """Return whether the intent of `hold` still exists and protects its blobs.
 
-    A collector removes an intent that it takes for abandoned. Where the intent is there after a commit, every
-    collector that looked before the commit has seen the intent, and every later one sees the commit.
+    A collector removes an intent that it considers abandoned. If the intent exists after a commit, every collector that
+    read the heads before the commit has seen the intent, and every later one sees the commit.
     """
     return store.head(key) is not None
 
@@ -114,7 +114,7 @@ def written_at(store: ObjectStore, key: str) -> datetime:
     """Return when an intent was written, by the store's clock.
 
     Raises:
-        ConflictError: It is not there any more.
+        ConflictError: The intent no longer exists.
     """
     info = store.head(key)
     if info is None:
@@ -124,10 +124,10 @@ def written_at(store: ObjectStore, key: str) -> datetime:
 
 @contextmanager
 def holding(store: ObjectStore, digests: Collection[str], why: str) -> Iterator[str]:
-    """Hold blobs for the length of a block, which gets the intent's key.
+    """Protect blobs for the duration of a block; yield the intent's key.
 
-    After a commit whose outcome is unknown the intent stays: the commit may yet turn out to have won, and its blobs
-    must be there then.
+    After a commit with an unknown outcome the intent stays, because the commit may have succeeded and then needs its
+    blobs.
     """
     key = hold(store, digests, why)
     try:
@@ -143,7 +143,7 @@ def holding(store: ObjectStore, digests: Collection[str], why: str) -> Iterator[
 def _let_go(store: ObjectStore, key: str) -> None:
     try:
         release(store, key)
-    except StoreError as error:  # what was done is done; the intent ends by its age
+    except StoreError as error:  # the block's work is complete; the intent expires by its age
         logger.warning("could not remove the intent %s: %s", key, error)
 
 
@@ -155,7 +155,7 @@ def _wait_for_markers(store: ObjectStore, digests: frozenset[str], intent: str) 
         if not blocking:
             return
         if now_there is None:
-            # Ages are told by the store's clock alone: ours may be off by more than they are long.
+            # Ages use only the store's clock: the error of our clock may exceed the ages.
             info = store.head(intent)
             now_there = info.modified_at if info else datetime.now(UTC)
         now = now_there + timedelta(seconds=time.monotonic() - began)

@@ -1,7 +1,7 @@
-"""API keys in the bucket: one chain for all of them, so that one request tells whether anything changed.
+"""API keys in the bucket: one chain for all keys, so that one request shows whether any key changed.
 
-The chain has digests and never a secret. Who reads the bucket cannot use a key; who can write to it can make one, as
-can whoever may write to the folder of a `tritonctl up`.
+The chain contains digests and never a secret. A person who can read the bucket cannot use a key. A person who can write
+to the bucket, or to the folder of a `tritonctl up`, can create one.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ _NAME = "keys"
 
 @dataclass(frozen=True, slots=True)
 class KeyRequest:
-    """A key to make.
+    """A request for a new key.
 
     Attributes:
-        name: Who it is for; active keys have different names.
-        scopes: What it is good for.
-        models: Patterns of the models it is for; none: all.
-        expires_at: When it ends (UTC); None: never.
+        name: The owner of the key; names of active keys are unique.
+        scopes: The permitted scopes.
+        models: Patterns of the permitted models; empty permits all.
+        expires_at: When the key expires (UTC); None: never.
         rate_per_second: Requests per second; None: the default.
-        burst: Requests at once; None: the default.
+        burst: Maximum burst of requests; None: the default.
     """
 
     name: str
@@ -49,18 +49,18 @@ def _utc_now() -> datetime:
 
 
 def new_token() -> tuple[str, str]:
-    """Return a new key's id and the key itself, which has 256 random bits."""
+    """Return a new key's id and the key itself, which contains 256 random bits."""
     key_id = secrets.token_hex(6)
     return key_id, f"{TOKEN_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
 
 
 def digest_of(token: str) -> str:
-    """Return what is kept of a key."""
+    """Return the stored digest of a key."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 class ApiKeys:
-    """Makes, revokes and reads keys. Blocks; safe to use from several threads."""
+    """Creates, revokes and reads keys. Blocks; safe to use from several threads."""
 
     def __init__(
         self,
@@ -80,11 +80,11 @@ class ApiKeys:
         )
 
     def read(self, *, max_age_seconds: float = 0.0) -> tuple[int, Keyring]:
-        """Return the newest revision's number, 0 for none, and the keys.
+        """Return the number of the newest revision (0 if there is none) and the keys.
 
         Args:
-            max_age_seconds: How old the last look, or the last poll of the change feed, may be; 0 looks, which is one
-                request where nothing changed.
+            max_age_seconds: Maximum age of the last read, or of the last poll of the change feed; 0 reads the store,
+                which costs one request if nothing changed.
 
         Raises:
             StoreError: The store failed.
@@ -100,13 +100,14 @@ class ApiKeys:
         return (0, Keyring()) if head is None else (head.revision.number, head.value)
 
     def create(self, request: KeyRequest, *, actor: str) -> tuple[ApiKey, str]:
-        """Make a key.
+        """Create a key.
 
         Returns:
-            The key as it is kept, and the secret itself, which nobody can find out again.
+            The stored key, and the secret, which cannot be recovered later.
 
         Raises:
-            InvalidInputError: A name, a pattern or a time cannot be, or the first key is none that could make others.
+            InvalidInputError: A name, a pattern or a time is invalid, or the first key has no permission to create
+                others.
             ConflictError: An active key has this name, or there are too many keys.
         """
         now = self._clock()
@@ -149,10 +150,10 @@ class ApiKeys:
         return key, token
 
     def revoke(self, key_id: str, *, actor: str) -> ApiKey:
-        """Revoke a key, for good. One that is revoked already is no error.
+        """Revoke a key permanently. Revoking a revoked key is not an error.
 
         Raises:
-            NotFoundError: There is no key with this id or name.
+            NotFoundError: No key has this id or name.
         """
 
         def change(ring: Keyring | None) -> tuple[Keyring, str] | None:
@@ -168,10 +169,10 @@ class ApiKeys:
 
 
 def find(ring: Keyring, wanted: str) -> ApiKey:
-    """Return a key by its id, or by its name: the one that is not revoked, else the newest.
+    """Return a key by its id or its name; for a name, prefer the active key, then the newest one.
 
     Raises:
-        NotFoundError: There is none.
+        NotFoundError: No key has this id or name.
     """
     named: Iterable[ApiKey] = [key for key in ring.keys if key.name == wanted]
     key = ring.get(wanted) or max(named, key=lambda key: (key.revoked_at is None, key.created_at), default=None)

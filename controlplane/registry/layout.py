@@ -1,6 +1,7 @@
-"""The version of the bucket's layout: the object ``layout``, written once, before the store's identity.
+"""Version of the bucket's layout: the object ``layout``, written once, before the store's identity.
 
-A control plane refuses a bucket of another layout, in which it would find nothing and write beside what is there.
+A control plane refuses a bucket with a different layout. Otherwise it would find no data there and write new objects
+beside the existing ones.
 """
 
 from contextlib import suppress
@@ -13,21 +14,21 @@ LAYOUT_VERSION = 2
 """Version 2 renamed ``doors/``, ``standings/`` and ``leases/models/`` to ``gateways/``, ``conditions/``, ``holds/``."""
 
 STORE_ID_KEY = "store-id"
-"""The store's identity, which is written after the layout."""
+"""Key of the store's identity, which is written after the layout."""
 
 
 def check_layout(store: ObjectStore) -> None:
-    """Refuse a store of another layout, and mark a new one.
+    """Refuse a store with a different layout, and mark a new store.
 
     Raises:
         StoreError: The store failed.
-        UnsupportedStoreError: The store has another layout.
+        UnsupportedStoreError: The store has a different layout.
     """
     found = _read(store)
     if found is None:
         if any(info.key == STORE_ID_KEY for info in store.list(STORE_ID_KEY, limit=1)):
-            # The layout is written first, so a store with an identity has it, unless its layout is older. It is read
-            # again, since another instance may have written both meanwhile.
+            # The layout is written first, so a store with an identity has a layout object unless its layout is older.
+            # It is read again because another instance may have written both in the meantime.
             found = _read(store) or 1
         else:
             with suppress(ObjectExistsError):

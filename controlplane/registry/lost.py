@@ -1,14 +1,14 @@
 """An operator's decision about a chain that went backwards.
 
-A process that knew a lost revision has left it as a note in the chain's folder (`controlplane.registry.chain`). Until
-the notes are gone nothing is committed. There are two decisions:
+A process that knew a lost revision wrote it as a note into the chain's folder (`controlplane.registry.chain`). Nothing
+is committed until the notes are removed. There are two decisions:
 
-* *accept*: what is in the store counts. Revoked keys stay revoked, deleted versions stay deleted, and the numbers of
-  lost versions are not used again, since Triton servers may still have files under them.
-* *restore*: the newest lost revision counts. It gets its own place again where that is free and its parent is there.
-  Otherwise its state is committed as a new revision, together with the versions and keys that were added since.
+* *accept*: the content of the store is valid. Revoked keys stay revoked, deleted versions stay deleted, and the numbers
+  of lost versions are not reused, because Triton servers may still have files under them.
+* *restore*: the newest lost revision is valid. It is written under its original key if the key is free and its parent
+  exists. Otherwise its state is committed as a new revision, together with the versions and keys that were added since.
 
-Either way the notes are removed last, so a decision that was interrupted can be repeated.
+In both cases the notes are removed last, so an interrupted decision can be repeated.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,20 +29,20 @@ Body = dict[str, Any]
 
 
 def lost_revisions(chain: Chain) -> list[Revision]:
-    """Return the lost revisions that were noted, the highest number first.
+    """Return the lost revisions that were noted, highest number first.
 
     Raises:
         DamagedRevisionError: A note is damaged.
     """
     found = []
     for key in chain.notes():
-        with suppress(ObjectNotFoundError):  # decided meanwhile
+        with suppress(ObjectNotFoundError):  # decided in the meantime
             found.append(Revision.from_json(chain.store.get(key), key))
     return found
 
 
 def are_back(chain: Chain, lost: Sequence[Revision]) -> bool:
-    """Whether all lost revisions are in the chain again, for example because an instance caught up."""
+    """Return whether all lost revisions are in the chain again, for example because an instance caught up."""
     for revision in lost:
         try:
             if chain.get(revision.number).commit_id != revision.commit_id:
@@ -53,16 +53,16 @@ def are_back(chain: Chain, lost: Sequence[Revision]) -> bool:
 
 
 def forget_notes(chain: Chain) -> None:
-    """Remove the notes: nothing is refused any more."""
+    """Remove the notes, so that commits are possible again."""
     for key in chain.notes():
         chain.store.delete(key)
 
 
 def accept(chain: Chain, *, actor: str, reason: str = "") -> Revision:
-    """Decide that what is in the store counts: also where no lost revision is known, but the chain is damaged.
+    """Decide that the content of the store is valid, also if no lost revision is known but the chain is damaged.
 
     Raises:
-        ConflictError: The chain is whole and no lost revision was noted, or nothing of it can be read.
+        ConflictError: The chain is intact and no lost revision was noted, or none of its revisions can be read.
         CommitConflictError: Another decision was committed at the same time.
     """
     lost, present = lost_revisions(chain), chain.newest_regardless()
@@ -82,7 +82,7 @@ def accept(chain: Chain, *, actor: str, reason: str = "") -> Revision:
 
 
 def restore(chain: Chain, *, actor: str, reason: str = "") -> Revision:
-    """Decide that the newest lost revision counts.
+    """Decide that the newest lost revision is valid.
 
     Raises:
         ConflictError: No lost revision was noted.
@@ -91,7 +91,7 @@ def restore(chain: Chain, *, actor: str, reason: str = "") -> Revision:
     lost, present = lost_revisions(chain), chain.newest_regardless()
     if not lost:
         raise ConflictError(f"no lost revision of {chain.name} is known, so there is nothing to restore")
-    for revision in reversed(lost):  # as far as they fit behind what is there
+    for revision in reversed(lost):  # as long as they continue the existing chain
         number, parent = (present.number, present.commit_id) if present else (0, None)
         if (revision.number, revision.parent_commit_id) == (number + 1, parent):
             chain.put_back(revision)
@@ -168,7 +168,7 @@ def _merge_keys(lost_body: Body, present_body: Body | None, restore: bool) -> Bo
 
 
 def noted_chains(store: ObjectStore) -> list[str]:
-    """Return the names of the chains that went backwards and wait for a decision. One LIST for 1,000 revisions."""
+    """Return the names of the chains that went backwards and await a decision. One LIST for 1,000 revisions."""
     names = set()
     for prefix in ("deployments/", "keys/", "models/"):
         for info in store.list(prefix):

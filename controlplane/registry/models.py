@@ -17,12 +17,12 @@ KIND = "models"
 PREFIX = f"{KIND}/"
 _PARALLEL_READS = 8
 _SUGGESTIONS_FROM = 1000
-"""How many names are looked at for a suggestion: one LIST."""
+"""Maximum number of names that are searched for a suggestion: one LIST."""
 _NAMES_SHOWN = 10
 
 
 def explain(what: str, reason: str) -> str:
-    """Join what a commit did with the reason its author gives."""
+    """Join a description of a commit with the reason given by its author."""
     return f"{what}: {reason}" if reason else what
 
 
@@ -31,7 +31,7 @@ Revisions = list[Revision]
 
 
 class Models:
-    """Reads and edits heads. A deleted model's head stays: its version numbers are never used again."""
+    """Reads and edits heads. The head of a deleted model stays, so its version numbers are never reused."""
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class Models:
         )
 
     def get(self, name: str, *, fresh: bool = False) -> ModelHead:
-        """Return a model's head. A miss is always looked up afresh before it is reported.
+        """Return a model's head. A miss is always verified in the store before it is reported.
 
         Raises:
-            NotFoundError: No such model, or it was deleted.
+            NotFoundError: The model does not exist or was deleted.
         """
         head = self.heads.read(name, fresh=fresh)
         if not fresh and (head is None or head.value.deleted):
@@ -62,14 +62,14 @@ class Models:
         return head.value
 
     def peek(self, name: str) -> ModelHead | None:
-        """Return the head that is in memory, if it is young enough. No I/O."""
+        """Return the head from memory if it is recent enough. No I/O."""
         head = self.heads.peek(name)
         return None if head is None or head.value.deleted else head.value
 
     def list(self, *, after: str = "", limit: int = 100) -> Heads:
-        """Return live models, at most ``limit`` after the name ``after``, in the order of their folders in the bucket.
+        """Return at most ``limit`` live models after the name ``after``, in the order of their folders in the bucket.
 
-        That is by ``name + "/"``: ``a-b`` and ``a.b`` come before ``a``.
+        The sort key is ``name + "/"``: ``a-b`` and ``a.b`` come before ``a``.
         """
         found: list[ModelHead] = []
         while len(found) < limit:
@@ -81,11 +81,11 @@ class Models:
         return found[:limit]
 
     def names(self, *, after: str = "", limit: int = 100) -> Sequence[str]:
-        """Return the names of models, also of deleted ones, in the order of `list`. One request."""
+        """Return the names of models, including deleted ones, in the order of `list`. One request."""
         return tuple(self._store.list_folders(PREFIX, start_after=after, limit=limit))
 
     def all_fresh(self) -> Iterator[ModelHead]:
-        """Yield every head as it is now, also of deleted models. For garbage collection."""
+        """Yield the current head of every model, including deleted ones. For garbage collection."""
         for head in self._read_all(list(self._store.list_folders(PREFIX)), fresh=True):
             yield head.value
 
@@ -93,7 +93,7 @@ class Models:
         """Create a model without versions.
 
         Raises:
-            AlreadyExistsError: There is one of this name.
+            AlreadyExistsError: A model with this name exists.
         """
 
         def change(head: ModelHead | None) -> tuple[ModelHead, str]:
@@ -113,7 +113,7 @@ class Models:
         actor: str,
         reason: str = "",
     ) -> ModelHead:
-        """Change what is given; labels are replaced as a whole. No revision where nothing changes."""
+        """Change the given values; labels are replaced as a whole. No revision is committed if nothing changes."""
 
         def change(head: ModelHead) -> tuple[ModelHead, str] | None:
             update: dict[str, object] = {}
@@ -138,7 +138,7 @@ class Models:
         """Edit the head of a live model.
 
         Raises:
-            NotFoundError: No such model, or it was deleted.
+            NotFoundError: The model does not exist or was deleted.
         """
 
         def change_live(head: ModelHead | None) -> tuple[ModelHead, str] | None:
@@ -163,10 +163,10 @@ class Models:
         return head.value
 
     def history(self, name: str, *, limit: int | None = None, before: int | None = None) -> Revisions:
-        """Return the revisions, newest first, also of a deleted model.
+        """Return the revisions, newest first, including those of a deleted model.
 
         Raises:
-            NotFoundError: There never was such a model.
+            NotFoundError: The model never existed.
         """
         revisions = list(self._chain(name).history(limit=limit, before=before))
         if not revisions and before is None and limit != 0:
@@ -174,18 +174,18 @@ class Models:
         return revisions
 
     def chains(self) -> Iterator[Chain]:
-        """Yield the chain of every model, of deleted ones too."""
+        """Yield the chain of every model, including deleted ones."""
         for name in self._store.list_folders(PREFIX):
-            with suppress(InvalidInputError):  # a folder made by hand
+            with suppress(InvalidInputError):  # a folder that a person created
                 yield self._chain(name)
 
     def missing(self, name: str) -> NotFoundError:
-        """Return the error that says so and suggests the closest name there is."""
+        """Return the error for a missing model, with a suggestion of the closest existing name."""
         known = self.heads.names()
         if known is None:
             known = list(self._store.list_folders(PREFIX, limit=_SUGGESTIONS_FROM))
         names = [other for other in known if other != name]
-        # Deleted models have folders too; only what would be shown is looked at.
+        # Deleted models have folders too; only names that would be suggested are checked.
         close = self._live(close_names(name, names, limit=5))[:3]
         shown = [] if close else self._live(names[:_NAMES_SHOWN])
         if close:
@@ -204,7 +204,7 @@ class Models:
             try:
                 return self.heads.read(name, fresh=fresh)
             except InvalidInputError:
-                return None  # a folder made by hand
+                return None  # a folder that a person created
 
         if len(names) <= 1:
             heads = [read(name) for name in names]

@@ -1,7 +1,7 @@
 """Publishing a version: blobs first, then one commit that makes everything visible.
 
-A crash at any step leaves nothing half there: before the commit no version is visible and the blobs are collected one
-day (or found by the next try), after it the version is whole.
+A crash at any step leaves nothing incomplete: before the commit no version is visible, and the blobs are collected
+later (or found by the next attempt); after the commit the version is complete.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from controlplane.storage.base import ObjectStore, ProgressCallback
 logger = logging.getLogger(__name__)
 
 _PARALLEL_FILES = 4
-"""Files moved at once; the store moves each large one in parallel parts."""
+"""Number of files transferred at once; the store transfers each large file in parallel parts."""
 
 
 class Publisher:
@@ -59,21 +59,22 @@ class Publisher:
         commit_id: str | None = None,
         progress: ProgressCallback | None = None,
     ) -> VersionEntry:
-        """Publish a version; creates the model where there is none.
+        """Publish a version; create the model if it does not exist.
 
         Args:
             model: The model's name.
-            manifest: What the version is.
+            manifest: The version's manifest.
             files: Local path by SHA-256, for every blob of the manifest that the store may lack.
-            actor: Who publishes.
+            actor: The author of the commit.
             reason: Why, for the history.
-            aliases: Aliases that shall point at the new version, moved in the same commit.
-            commit_id: Makes a repeated publish harmless: a version published with it before is returned.
-            progress: Told of the bytes moved, and of those that were there already.
+            aliases: Aliases to point at the new version, moved in the same commit.
+            commit_id: Makes a publish idempotent: a version that was already published with this id is returned.
+            progress: Receives the number of bytes transferred, including those that already existed.
 
         Raises:
-            InvalidInputError: A blob is neither in the store nor given, or the manifest does not survive as JSON.
-            DigestMismatchError: A local file is not what its digest says.
+            InvalidInputError: A blob is neither in the store nor given, or the manifest does not survive a JSON round
+                trip.
+            DigestMismatchError: A local file does not match its digest.
         """
         validate_model_name(model)
         for alias in aliases:
@@ -100,11 +101,11 @@ class Publisher:
         return entry
 
     def ensure(self, model: str, manifest: Manifest, files: Mapping[str, Path]) -> None:
-        """Write the blobs of a version that is published already, where the store lacks them or they are damaged.
+        """Write the blobs of a published version that are missing or damaged in the store.
 
         Raises:
             InvalidInputError: A blob is neither in the store nor given.
-            DigestMismatchError: A local file is not what its digest says.
+            DigestMismatchError: A local file does not match its digest.
         """
         with holding(self._store, {blob.sha256 for blob in manifest.blobs}, f"publish {model}"):
             self._upload_missing(manifest, files, None)
@@ -112,7 +113,8 @@ class Publisher:
     def _upload_missing(self, manifest: Manifest, files: Mapping[str, Path], progress: ProgressCallback | None) -> None:
         wanted = {blob.sha256: blob for blob in manifest.blobs}
         sizes = self._blobs.sizes_of(list(wanted))
-        # Another size under a blob's key is what a cut-off foreign write left; ours replaces it, as it does damage.
+        # A different size under a blob's key results from an interrupted foreign write; our blob replaces it, as it
+        # does a damaged one.
         missing = [
             blob
             for digest, blob in wanted.items()
@@ -132,7 +134,7 @@ class Publisher:
             self._damages.repaired(blob.sha256)
 
         with ThreadPoolExecutor(_PARALLEL_FILES, thread_name_prefix="publish") as pool:
-            # Large files first: the longest transfer must not be the last to begin.
+            # Large files first: the longest transfer must not start last.
             for _ in pool.map(upload, sorted(missing, key=lambda blob: -blob.size_bytes)):
                 pass
 
@@ -154,12 +156,12 @@ class Publisher:
         files: Mapping[str, Path],
         actor: str,
     ) -> None:
-        """Check a version whose intent was removed before its commit, and write again what was collected.
+        """Check a version whose intent was removed before its commit, and write collected blobs again.
 
-        A collector whose clock (or whose store's clock) is wrong takes a running publish for abandoned.
+        A collector whose clock (or whose store's clock) is wrong considers a running publish abandoned.
 
         Raises:
-            StoreError: A blob is gone and is not at hand here; the version was deleted again.
+            StoreError: A blob is gone and no local copy exists; the version was deleted again.
         """
         logger.warning("the intent of the publish of %s:%d was removed while it ran", model, entry.number)
         digests = {blob.sha256 for blob in manifest.blobs} | {entry.manifest}
@@ -225,7 +227,7 @@ class Publisher:
 
         head = self._models.edit_any(model, add, actor=actor, commit_id=commit_id)
         entry = _published(head, commit_id)
-        assert entry is not None  # `add` put it there, or found it
+        assert entry is not None  # `add` created it, or found it
         return entry
 
 
@@ -234,7 +236,7 @@ def _published(head: ModelHead, commit_id: str) -> VersionEntry | None:
 
 
 def _document(manifest: Manifest) -> bytes:
-    """Return the manifest blob's bytes, having made sure that they can be read back."""
+    """Return the manifest blob's bytes after checking that they can be read back."""
     document = manifest_document(manifest)
     try:
         same = Manifest.model_validate_json(document) == manifest

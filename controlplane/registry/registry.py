@@ -1,7 +1,7 @@
-"""The registry: one door to models, versions, aliases, blobs and deployments.
+"""The registry: one interface to models, versions, aliases, blobs and deployments.
 
-Synchronous and safe to use from several threads. Reads may be ``head_max_age_seconds`` old, but a miss always looks
-before it is reported; commits always look; a process sees its own commits at once.
+Synchronous and safe to use from several threads. Reads may be ``head_max_age_seconds`` old, but a miss is always
+verified in the store before it is reported. Commits always read the store. A process sees its own commits at once.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -45,7 +45,7 @@ from controlplane.storage.clock import StoreClock
 
 
 class Registry:
-    """Facade over the modules of this package; each method's details and errors are told there.
+    """Facade over the modules of this package, which document the details and errors of each method.
 
     Attributes:
         store: The bucket.
@@ -54,14 +54,14 @@ class Registry:
         blobs: The blobs in the bucket.
         deployments: The desired states.
         footprints: Measured footprints of versions.
-        reports: What was found out about versions.
-        holds: Client leases on models.
+        reports: Qualification reports of versions.
+        holds: Client holds on models.
         keys: API keys.
-        signatures: Signatures of versions, and which may be deployed.
-        damages: What is known of damaged and missing blobs.
-        scrub: Looks for them.
+        signatures: Signatures of versions, and which versions may be deployed.
+        damages: Records of damaged and missing blobs.
+        scrub: The search for damaged blobs.
         changes: Announces commits.
-        feed: What was announced.
+        feed: Reads announcements.
         model_sweep: Passes over the heads of all models.
     """
 
@@ -109,14 +109,14 @@ class Registry:
         self._collector = Collector(store, self.blobs, self._models, self._versions, self.deployments, gc, self.clock)
 
     def is_settled(self, chain: str) -> bool:
-        """Whether the head in memory is what was announced so far; see `HeadCache.is_settled`. No I/O."""
+        """Return whether the head in memory reflects all announcements so far; see `HeadCache.is_settled`. No I/O."""
         kind, _, name = chain.partition("/")
         return self._models.heads.is_settled(name) if kind == MODELS else self.deployments.is_settled(name)
 
     # Models
 
     def list_models(self, *, after: str = "", limit: int = 100) -> list[ModelHead]:
-        """Return live models, at most ``limit`` after the name ``after``; the order is that of `Models.list`."""
+        """Return at most ``limit`` live models after the name ``after``, in the order of `Models.list`."""
         return self._models.list(after=after, limit=limit)
 
     def get_model(self, name: str) -> ModelHead:
@@ -124,7 +124,7 @@ class Registry:
         return self._models.get(name)
 
     def peek_model(self, name: str) -> ModelHead | None:
-        """Return the head that is in memory, if it is young enough. No I/O."""
+        """Return the head from memory if it is recent enough. No I/O."""
         return self._models.peek(name)
 
     def create_model(
@@ -148,7 +148,7 @@ class Registry:
         actor: str,
         reason: str = "",
     ) -> ModelHead:
-        """Change what is given; labels are replaced as a whole (NotFoundError)."""
+        """Change the given values; labels are replaced as a whole (NotFoundError)."""
         return self._models.update(name, description=description, labels=labels, actor=actor, reason=reason)
 
     def delete_model(self, name: str, *, actor: str, reason: str = "") -> None:
@@ -156,13 +156,13 @@ class Registry:
         self._versions.delete_model(name, actor=actor, reason=reason)
 
     def history(self, name: str, *, limit: int | None = None, before: int | None = None) -> list[Revision]:
-        """Return a model's revisions, newest first, also of a deleted one (NotFoundError)."""
+        """Return a model's revisions, newest first, including those of a deleted model (NotFoundError)."""
         return self._models.history(name, limit=limit, before=before)
 
     # Versions
 
     def resolve(self, reference: Reference) -> VersionEntry:
-        """Return the version a reference means (NotFoundError)."""
+        """Return the version that a reference names (NotFoundError)."""
         return self._versions.resolve(reference)
 
     def manifest(self, name: str, number: int) -> Manifest:
@@ -194,7 +194,7 @@ class Registry:
         )
 
     def ensure_blobs(self, model: str, manifest: Manifest, files: Mapping[str, Path]) -> None:
-        """Write what the store lacks of a published version; see `Publisher.ensure`."""
+        """Write the blobs that the store lacks of a published version; see `Publisher.ensure`."""
         self._publisher.ensure(model, manifest, files)
 
     def delete_version(self, name: str, number: int, *, actor: str, reason: str = "") -> ModelHead:
@@ -215,26 +215,26 @@ class Registry:
         """Return a local, verified, read-only path of a blob; `pin` it while it is needed.
 
         Raises:
-            NotFoundError: The store has lost the blob; that is recorded.
-            DigestMismatchError: The store's copy is damaged, which a second reading confirmed; that is recorded.
+            NotFoundError: The store has lost the blob; the loss is recorded.
+            DigestMismatchError: The store's copy is damaged, confirmed by a second read; the damage is recorded.
         """
         try:
             return self.cache.fetch(self.store, entry, progress)
         except (DigestMismatchError, NotFoundError):
             state = self.blobs.inspect(entry.sha256, entry.size_bytes)
-            if state is BlobState.INTACT:  # the bytes were changed on their way
+            if state is BlobState.INTACT:  # the bytes were corrupted in transit
                 return self.cache.fetch(self.store, entry, progress)
             self.damages.found(entry.sha256, missing=state is BlobState.MISSING, path=entry.path)
             raise
 
     @contextmanager
     def checkout(self, manifest: Manifest, progress: ProgressCallback | None = None) -> Iterator[dict[str, Path]]:
-        """Give a version's files as local paths by path in the artifact, none of which is evicted inside the block."""
+        """Yield a version's files as local paths by path in the artifact; no file is evicted inside the block."""
         with self.cache.pin({file.sha256 for file in manifest.files}):
             yield {file.path: self.fetch(file, progress) for file in manifest.files}
 
     def require_intact(self, reference: str, manifest: Manifest, read: Callable[[int], None] | None = None) -> None:
-        """Read every blob of a version from the store and compare it with its digest. What is wrong is recorded.
+        """Read every blob of a version from the store and compare it with its digest; record any damage.
 
         Raises:
             DigestMismatchError: A blob is damaged or missing.
@@ -251,11 +251,11 @@ class Registry:
             raise DigestMismatchError("; ".join(damage.message for damage in wrong), version=reference)
 
     def samples(self, manifest: Manifest) -> tuple[Sample, ...]:
-        """Return a version's golden samples; none where it has none."""
+        """Return a version's golden samples; empty if it has none."""
         return decode_samples(self.blobs.read(manifest.golden.file.sha256)) if manifest.golden else ()
 
     def read_blob(self, sha256: str) -> bytes:
-        """Read a small blob whole, checked (NotFoundError, DigestMismatchError)."""
+        """Read and verify a whole small blob (NotFoundError, DigestMismatchError)."""
         return self.blobs.read(sha256)
 
     def open_blob(self, sha256: str) -> BinaryIO:
@@ -263,15 +263,15 @@ class Registry:
         return self.blobs.open(sha256)
 
     def hold_blobs(self, digests: Collection[str], why: str) -> str:
-        """Keep blobs, present or yet to come, from being collected; for uploads that a client makes directly.
+        """Protect blobs, present or future, from collection; for uploads that a client makes directly.
 
         Returns:
-            The hold's key, for `release_blobs`. It ends by itself after ``gc.upload_max_age_seconds``.
+            The hold's key, for `release_blobs`. The hold expires automatically after ``gc.upload_max_age_seconds``.
         """
         return intents.hold(self.store, digests, why)
 
     def release_blobs(self, key: str) -> None:
-        """Let go of what `hold_blobs` held."""
+        """Remove the protection of `hold_blobs`."""
         intents.release(self.store, key)
 
     def fsck(
@@ -293,7 +293,7 @@ class Registry:
         found = chain_named(self.store, chain, self.changes)
         if self._memory is not None:
             with suppress(StoreWentBackwardsError):
-                found.refresh(self._memory.get(found.name))  # notes what only this instance remembers
+                found.refresh(self._memory.get(found.name))  # also notes revisions that only this instance remembers
         decide = lost.restore if restore else lost.accept
         return decide(found, actor=actor, reason=reason)
 

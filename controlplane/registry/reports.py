@@ -1,6 +1,6 @@
-"""Reports of what was found about versions, kept with them: one chain of create-only records for each version.
+"""Qualification reports, stored with the versions: one chain of create-only records for each version.
 
-``reports/<model>/<version>/``; the newest record is the first key, as in every chain.
+The chain is ``reports/<model>/<version>/``; the newest record is the first key, as in every chain.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class Reports:
         self._store = store
 
     def put(self, report: VersionReport, *, actor: str) -> None:
-        """Commit a report, unless the newest one of the same server says the same of the same configuration.
+        """Commit a report, unless the newest report of the same server and configuration has the same content.
 
         Raises:
             StoreError: The store failed.
@@ -42,11 +42,11 @@ class Reports:
                     reason=f"{report.verdict.value} on {report.server}",
                 )
             except CommitConflictError:
-                continue  # another server's report came first
+                continue  # another server's report was committed first
             return
 
     def history(self, model: str, version: int, *, limit: int, before: int | None = None) -> list[VersionReport]:
-        """Return a version's reports, newest first; none where nobody has looked at it yet."""
+        """Return a version's reports, newest first; empty if there is none yet."""
         return list(self._read(model, version, limit, before))
 
     def _read(self, model: str, version: int, limit: int, before: int | None) -> Iterator[VersionReport]:
@@ -71,4 +71,4 @@ def _parse(revision: Revision) -> VersionReport | None:
     try:
         return VersionReport.model_validate({**revision.body, "number": revision.number, "at": revision.at})
     except ValidationError:
-        return None  # of a later version of this program
+        return None  # written by a later version of this program

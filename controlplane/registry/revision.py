@@ -1,4 +1,4 @@
-"""One revision of a chain: a committed state and how it is written to the store."""
+"""A revision of a chain: a committed state and its format in the store."""
 
 import hashlib
 import json
@@ -15,15 +15,15 @@ class Revision:
 
     Attributes:
         number: 1 for the first revision.
-        commit_id: Unique; tells a writer its own commit from another's.
-        parent_commit_id: The commit id of the revision before; None for the first.
+        commit_id: A unique id, by which a writer recognizes its own commit.
+        parent_commit_id: The commit id of the previous revision; None for the first.
         at: When it was committed (UTC, the writer's clock).
-        actor: Who committed it.
-        reason: What changed, and why if the actor said so.
+        actor: The author of the commit.
+        reason: What changed, and why if the actor gave a reason.
         body: The whole state, as JSON.
-        epoch: How often an operator has decided that what is in the store counts although revisions were lost. A
-            reader does not look for what it knew of an earlier epoch.
-        stamp: Identifies the stored object that was read; empty where it was not listed yet. Not stored.
+        epoch: The number of times that an operator decided which state is valid after revisions were lost. A reader
+            does not look for revisions that it knew from an earlier epoch.
+        stamp: Identity of the stored object that was read; empty if it was not listed yet. Not stored.
     """
 
     number: int
@@ -37,7 +37,7 @@ class Revision:
     stamp: str = field(default="", compare=False, repr=False)
 
     def to_json(self) -> bytes:
-        """Return the object's content, indented for people who read the bucket, with a digest of the rest."""
+        """Return the object's content, indented for human readers of the bucket, with a digest of the rest."""
         document = {
             "number": self.number,
             "commit_id": self.commit_id,
@@ -54,10 +54,10 @@ class Revision:
 
     @classmethod
     def from_json(cls, data: bytes | str, key: str) -> "Revision":
-        """Read a revision. One that a person wrote by hand may lack the digest.
+        """Parse a revision. A revision written by hand may lack the digest.
 
         Raises:
-            DamagedRevisionError: The object is not a revision; someone else wrote it, or it is damaged.
+            DamagedRevisionError: The object is damaged, or is not a revision because another program wrote it.
         """
         try:
             document = json.loads(data)

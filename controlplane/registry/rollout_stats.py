@@ -1,4 +1,4 @@
-"""What each instance measured of a rollout: a pruned chain for each instance, so that a kill loses seconds at most."""
+"""Measurements of a rollout: a pruned chain for each instance, so that a kill loses at most a few seconds."""
 
 import logging
 
@@ -14,11 +14,11 @@ _KEPT = 2
 
 
 class RolloutStats:
-    """Reads and writes what instances measured. Safe to use from several threads.
+    """Reads and writes the measurements of instances. Safe to use from several threads.
 
     Args:
         store: The bucket.
-        instance: This process; unique, also after a restart.
+        instance: The id of this process; unique, also after a restart.
     """
 
     def __init__(self, store: ObjectStore, replica: str) -> None:
@@ -26,7 +26,7 @@ class RolloutStats:
         self._replica = replica
 
     def put(self, model: str, rollout_id: str, evidence: Evidence) -> None:
-        """Keep what this instance has measured since the rollout began.
+        """Store the measurements of this instance since the rollout began.
 
         Raises:
             StoreError: The store failed.
@@ -37,7 +37,7 @@ class RolloutStats:
         chain.prune(_KEPT)
 
     def others(self, model: str, rollout_id: str) -> Evidence:
-        """Return the sum of what all other instances measured, the dead ones included.
+        """Return the sum of the measurements of all other instances, including dead ones.
 
         Raises:
             StoreError: The store failed.
@@ -50,7 +50,7 @@ class RolloutStats:
         return total
 
     def forget(self, model: str, rollout_id: str) -> None:
-        """Remove a rollout's measurements; their sum is in the deployment's revision that ended it.
+        """Remove a rollout's measurements; the deployment's revision that ended the rollout contains their sum.
 
         Raises:
             StoreError: The store failed.

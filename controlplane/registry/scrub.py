@@ -1,7 +1,7 @@
-"""The scrub: reads every blob that versions refer to, slowly, compares it with its digest, and repairs what it can.
+"""The scrub: a slow background check that compares every referenced blob with its digest and makes possible repairs.
 
-A pass goes through the models in the order of their names. It reads the manifest of each live version, and once each
-blob that a manifest names. `Pace` bounds requests and bytes. The position is committed from time to time, so another
+A pass visits the models in the order of their names. It reads the manifest of each live version, and reads each blob
+that a manifest names once. `Pace` limits requests and bytes. The position is committed periodically, so another
 instance, or this one after a restart, continues the pass.
 """
 
@@ -29,15 +29,15 @@ _SAVE_SECONDS = 300.0
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the scrub was asked to stop
-    """The scrub was asked to stop."""
+    """The scrub was requested to stop."""
 
 
 class Pace:
-    """Waits so that a rate of requests and one of bytes are not exceeded.
+    """Limits the rate of requests and the rate of bytes by waiting.
 
     Args:
-        requests_per_minute: Requests to the store.
-        bytes_per_second: Bytes read from it.
+        requests_per_minute: Maximum rate of requests to the store.
+        bytes_per_second: Maximum rate of bytes read from it.
         stop: Ends every wait.
     """
 
@@ -50,19 +50,19 @@ class Pace:
         self.bytes = 0
 
     def request(self, count: int = 1) -> None:
-        """Wait until so many requests may be sent.
+        """Wait until ``count`` requests may be sent.
 
         Raises:
-            Stopped: The scrub was asked to stop.
+            Stopped: The scrub was requested to stop.
         """
         self.requests += count
         self._spend(count * self._request_seconds)
 
     def read(self, size_bytes: int) -> None:
-        """Wait until more may be read after so many bytes.
+        """Wait until the next read may start, after a read of ``size_bytes``.
 
         Raises:
-            Stopped: The scrub was asked to stop.
+            Stopped: The scrub was requested to stop.
         """
         self.bytes += size_bytes
         self._spend(size_bytes * self._byte_seconds)
@@ -75,7 +75,7 @@ class Pace:
 
 
 class Scrub:
-    """Scrubs one store. Blocks; used by one thread at a time."""
+    """The scrub of one store. Blocks; used by one thread at a time."""
 
     def __init__(self, models: Models, versions: Versions, blobs: Blobs, cache: BlobCache, damages: Damages) -> None:
         self._models = models
@@ -86,19 +86,20 @@ class Scrub:
         self._checked: set[str] = set()
         self._names: list[str] = []
         self._saved_at = 0.0
-        # What the committed position lacks: the last model that was checked, and the pass's blobs and bytes by then.
+        # Progress since the committed position: the last model that was checked, and the pass's blobs and bytes up to
+        # it.
         self._ahead: tuple[str, int, int] | None = None
 
     def step(self, pace: Pace, interval_seconds: float) -> bool:
         """Check the next model; return whether there was one.
 
         Args:
-            pace: Bounds what is asked of the store.
+            pace: Limits the load on the store.
             interval_seconds: Time from the start of one pass to the start of the next.
 
         Raises:
-            Stopped: The scrub was asked to stop; the position is that before the model.
-            StoreError: The store failed, which says nothing about a blob.
+            Stopped: The scrub was requested to stop; the position is still before the model.
+            StoreError: The store failed; the state of the blobs is unknown.
         """
         record = self._damages.record
         if not record.running:
@@ -136,7 +137,7 @@ class Scrub:
             self._ahead = None
 
     def repair(self, sha256: str) -> bool:
-        """Write a blob again from this machine's cache, if it has an intact copy; return whether it is intact now.
+        """Write a blob again from this machine's cache, if the cache has it intact; return whether it is intact now.
 
         Raises:
             StoreError: The store failed.
@@ -149,7 +150,7 @@ class Scrub:
         return self._blobs.inspect(sha256) is BlobState.INTACT
 
     def repair_known(self) -> None:
-        """Repair what any instance found to be damaged and this machine's cache has.
+        """Repair blobs that any instance found damaged and that this machine's cache contains.
 
         Raises:
             StoreError: The store failed.
@@ -169,7 +170,7 @@ class Scrub:
         self.save()
 
         def finished(record: ScrubRecord) -> ScrubRecord:
-            # What this pass did not meet again belongs to no live version any more.
+            # Damage that this pass did not find again no longer belongs to a live version.
             started = record.started_at or datetime.now(UTC)
             left = {key: damage for key, damage in record.damages.items() if damage.seen_at >= started}
             return record.model_copy(
@@ -191,7 +192,7 @@ class Scrub:
         )
 
     def _check_model(self, name: str, pace: Pace) -> int:
-        """Check what the live versions of a model refer to; return how many blobs were read."""
+        """Check the blobs of a model's live versions; return how many were read."""
         pace.request(2)
         try:
             head = self._models.get(name, fresh=True)
@@ -218,7 +219,7 @@ class Scrub:
         return count
 
     def _check_manifest(self, name: str, entry: VersionEntry, pace: Pace) -> Manifest | None:
-        """Read a version's manifest from the store; one that is damaged is written again if this process knows it."""
+        """Read a version's manifest from the store; repair a damaged one if this process has it in memory."""
         known = self._versions.known_manifest(entry)
         data = known.model_dump_json(indent=2).encode() if known is not None else b""
         size_bytes = len(data) if hashlib.sha256(data).hexdigest() == entry.manifest else None
@@ -241,7 +242,7 @@ class Scrub:
         pace.request()
         state = self._blobs.inspect(file.sha256, file.size_bytes, pace.read)
         if state is BlobState.DAMAGED:
-            pace.request()  # bytes that were changed on their way are right the next time
+            pace.request()  # bytes that were corrupted in transit are correct on the next read
             state = self._blobs.inspect(file.sha256, file.size_bytes, pace.read)
         if state is not BlobState.INTACT and self.repair(file.sha256):
             logger.warning("scrub: blob %s of %s:%d was repaired from the cache", file.sha256, name, entry.number)
@@ -260,7 +261,7 @@ class Scrub:
             )
 
     def _is_gone(self, name: str, entry: VersionEntry) -> bool:
-        """Whether a version was deleted since its head was read: then its blobs may be collected."""
+        """Return whether a version was deleted since its head was read; its blobs may then be collected."""
         try:
             live: Collection[VersionEntry] = self._models.get(name, fresh=True).live_versions
         except NotFoundError:

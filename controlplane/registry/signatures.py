@@ -1,7 +1,8 @@
-"""Signatures of versions, and whether a version may be deployed.
+"""Signatures of versions, and the decision whether a version may be deployed.
 
-A signature is an object of its own, ``signatures/NAME/7/SHA256.json``, created and never changed: a version can be
-signed after it was published (a converted one was never on anybody's machine before), and by several.
+A signature is a separate object, ``signatures/NAME/7/SHA256.json``, which is created once and never changed. So a
+version can be signed after it was published (a converted version was never on a user's machine before), and by several
+signers.
 """
 
 import hashlib
@@ -28,14 +29,14 @@ SIGNATURES_MAX = 32
 
 @dataclass(frozen=True, slots=True)
 class StoredSignature:
-    """A signature as it is kept, with what it is worth.
+    """A stored signature with the result of its verification.
 
     Attributes:
-        sha256: Of the bundle.
+        sha256: Digest of the bundle.
         bundle: The Sigstore bundle.
-        key_id: The key that made it, by its own word.
-        good: Whether a trusted key signed this version as it is.
-        message: Why not.
+        key_id: The signing key, as the bundle claims.
+        good: Whether a trusted key signed this version in its current state.
+        message: Why the signature is not good.
     """
 
     sha256: str
@@ -46,10 +47,10 @@ class StoredSignature:
 
 
 class Signatures:
-    """Keeps signatures and judges versions by them. Blocks; safe to use from several threads.
+    """Stores signatures and verifies versions with them. Blocks; safe to use from several threads.
 
     Raises:
-        InvalidInputError: Signatures are required and no public key is given, or one cannot be read.
+        InvalidInputError: Signatures are required and no public key is given, or a public key cannot be read.
     """
 
     def __init__(self, store: ObjectStore, settings: SigningSettings) -> None:
@@ -63,13 +64,13 @@ class Signatures:
             )
 
     def add(self, model: str, number: int, manifest: Manifest, bundle: bytes) -> StoredSignature:
-        """Keep a signature. The same again is no error.
+        """Store a signature. Storing the same signature again is not an error.
 
         Raises:
-            InvalidInputError: It is no signature.
-            TooLargeError: It is larger than any signature.
-            UnverifiedVersionError: Keys are trusted here, and it is not good by them.
-            ConflictError: The version has too many.
+            InvalidInputError: The bundle is not a signature.
+            TooLargeError: The bundle exceeds the size limit of a signature.
+            UnverifiedVersionError: Trusted keys are configured, and none of them verifies the signature.
+            ConflictError: The version has too many signatures.
         """
         if len(bundle) > BUNDLE_MAX_BYTES:
             raise TooLargeError(f"a signature has at most {BUNDLE_MAX_BYTES} bytes, not {len(bundle)}")
@@ -86,15 +87,15 @@ class Signatures:
         return signature
 
     def list(self, model: str, number: int, manifest: Manifest) -> list[StoredSignature]:
-        """Return a version's signatures, each judged."""
+        """Return a version's signatures, each with the result of its verification."""
         found = list(self._store.list(self._folder(model, number), limit=SIGNATURES_MAX))
         return [self._judge(f"{model}:{number}", manifest, self._store.get(info.key)) for info in found]
 
     def demand(self, model: str, number: int, manifest: Manifest) -> None:
         """Raise UnverifiedVersionError unless the version may be deployed.
 
-        It may where signatures are not required, or a trusted key signed the version as it is now. Staging reads the
-        files by the manifest's digests and checks them, so what was judged here is what Triton gets.
+        It may be deployed if signatures are not required, or if a trusted key signed its current state. Staging reads
+        the files by the manifest's digests and verifies them, so Triton gets exactly the verified files.
         """
         if not self.required:
             return

@@ -1,9 +1,9 @@
-"""A slow pass over the heads of all chains, which finds what the change feed cannot tell.
+"""A slow pass over the heads of all chains, which finds changes that the change feed cannot report.
 
 The feed misses a commit without an entry (a restored bucket, entries that were removed by hand) and revisions that the
-store lost. A flat LIST has 1,000 keys a request, and the first key of each chain is its head, with its stamp. So a pass
-costs a request for some hundred chains, and none for a head that is the one in memory. The first pass, at the start of
-an instance, reads all heads; heads that the instance remembers from its last run cost nothing.
+store lost. A flat LIST returns 1,000 keys per request, and the first key of each chain is its head, with its stamp. So
+a pass costs one request for several hundred chains, and none for a head that is unchanged in memory. The first pass, at
+the start of an instance, reads all heads; heads that the instance remembers from its last run cost nothing.
 """
 
 import logging
@@ -28,13 +28,13 @@ _REVISIONS = "/revisions/"
 
 
 class Sweep(Generic[T]):
-    """Passes over all chains of a kind, a page at a time. Safe to use from several threads.
+    """Passes over all chains of a kind, one page at a time. Safe to use from several threads.
 
     Args:
         store: The bucket.
         kind: The first part of the chains' names, for example ``models``.
         heads: The heads in memory.
-        feed: Is told which chains changed without an entry.
+        feed: Receives the chains that changed without an entry.
     """
 
     def __init__(self, store: ObjectStore, kind: str, heads: HeadCache[T], feed: ChangeFeed) -> None:
@@ -50,16 +50,16 @@ class Sweep(Generic[T]):
         self._guard = threading.Lock()
 
     def step(self) -> bool:
-        """Check the next page of keys; return whether the pass goes on.
+        """Check the next page of keys; return whether the pass continues.
 
         Raises:
-            StoreError: The store failed; the next step tries the page again.
+            StoreError: The store failed; the next step retries the page.
         """
         with self._guard:
             return self._step()
 
     def run(self, report: Callable[[int], None] = lambda _: None) -> None:
-        """Do a whole pass at once.
+        """Complete a whole pass.
 
         Args:
             report: Called after each page with the number of chains so far.
@@ -81,7 +81,7 @@ class Sweep(Generic[T]):
         if len(page) == PAGE:
             self._after = self._behind(page[-1].key)
             return True
-        # A chain of which nothing is listed any more: a look at it says so, and refuses it.
+        # A known chain that is no longer listed: reading it detects the loss and refuses the chain.
         self._take(dict.fromkeys(self._known_before - self._passed), steady())
         self._heads.taken_all(self._generation)
         self._after = ""
@@ -92,7 +92,7 @@ class Sweep(Generic[T]):
             changed = self._heads.take(name, found[name], listed_at)
             if changed and name in self._known_before:
                 logger.debug("the sweep found a change of %s/%s before the change feed did", self._kind, name)
-            if changed and self._heads.complete:  # the first pass finds everything, and its caller reads everything
+            if changed and self._heads.complete:  # the first pass finds only new heads, and its caller reads them all
                 self._feed.tell(f"{self._kind}/{name}")
             return changed
 
@@ -107,13 +107,13 @@ class Sweep(Generic[T]):
             name, folder, file = info.key.removeprefix(self._prefix).partition(_REVISIONS)
             if not folder or "/" in name or name == before:
                 continue
-            # A note of a lost revision, or an object of somebody else: the chain is looked at for itself.
+            # A note of a lost revision, or a foreign object: the chain is read separately.
             is_revision = file.removesuffix(".json").isdigit() and len(file) == 17
             before = name
             if name not in self._passed:
                 yield name, info if is_revision else None
 
     def _behind(self, key: str) -> str:
-        """Return where the next page begins: behind the chain that this key is in, however long it is."""
+        """Return the start of the next page: after the chain that contains this key, however long the chain is."""
         name, folder, _ = key.removeprefix(self._prefix).partition(_REVISIONS)
         return f"{self._prefix}{name}{_REVISIONS}~" if folder else key

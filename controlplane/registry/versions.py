@@ -1,4 +1,4 @@
-"""Versions: resolving references, reading manifests, tombstones."""
+"""Versions: resolution of references, manifests, and tombstones."""
 
 import hashlib
 import threading
@@ -25,7 +25,7 @@ _MANIFESTS_KEPT = 1024
 
 
 class Versions:
-    """Reads versions and deletes them. Manifests never change, so they are kept in memory."""
+    """Reads and deletes versions. Manifests never change, so they are cached in memory."""
 
     def __init__(self, store: ObjectStore, models: Models, blobs: Blobs, deployments: Deployments) -> None:
         self._store = store
@@ -36,10 +36,10 @@ class Versions:
         self._guard = threading.Lock()
 
     def resolve(self, reference: Reference) -> VersionEntry:
-        """Return the version a reference means. A miss is looked up afresh before it is reported.
+        """Return the version that a reference names. A miss is verified in the store before it is reported.
 
         Raises:
-            NotFoundError: No such model, version or alias, or the model has no versions.
+            NotFoundError: The model, version or alias does not exist, or the model has no versions.
         """
         try:
             return self._models.get(reference.model).resolve(reference)
@@ -53,12 +53,12 @@ class Versions:
         """Return a version's manifest.
 
         Raises:
-            NotFoundError: No such version, or it was deleted.
+            NotFoundError: The version does not exist or was deleted.
         """
         return self.manifest_of(self.resolve(Reference(name, version=number)))
 
     def manifest_of(self, entry: VersionEntry) -> Manifest:
-        """Return the manifest an entry of a head names, also of a tombstone."""
+        """Return the manifest that an entry of a head names, including a tombstone's."""
         with self._guard:
             known = self._manifests.get(entry.manifest)
             if known is not None:
@@ -84,18 +84,18 @@ class Versions:
             return self._manifests.get(entry.manifest)
 
     def document_of(self, digest: str) -> bytes | None:
-        """Return the bytes of a manifest that is in memory; None where it is not, or was written by another release."""
+        """Return the bytes of a manifest in memory; None if it is not in memory or was written by another release."""
         with self._guard:
             known = self._manifests.get(digest)
         document = manifest_document(known) if known is not None else b""
         return document if hashlib.sha256(document).hexdigest() == digest else None
 
     def delete(self, name: str, number: int, *, actor: str, reason: str = "") -> ModelHead:
-        """Put a tombstone on a version: its number stays taken, its blobs may be collected.
+        """Put a tombstone on a version: its number is not reused, and its blobs may be collected.
 
         Raises:
-            NotFoundError: No such version, or it was deleted already.
-            InUseError: An alias points at it or a deployment needs it; says which.
+            NotFoundError: The version does not exist or was already deleted.
+            InUseError: An alias points at the version or a deployment needs it; the message names it.
         """
         entry = self._models.get(name, fresh=True).version(number)
         with holding(self._store, self._digests([entry]), f"delete {name}:{number}") as intent:
@@ -119,11 +119,11 @@ class Versions:
         return head
 
     def delete_model(self, name: str, *, actor: str, reason: str = "") -> None:
-        """Put a tombstone on a model and all its versions. Publishing under the name again goes on with its numbers.
+        """Put a tombstone on a model and all its versions. Publishing under the same name continues its numbers.
 
         Raises:
-            NotFoundError: No such model.
-            InUseError: It is deployed.
+            NotFoundError: The model does not exist.
+            InUseError: The model is deployed.
         """
         live = self._models.get(name, fresh=True).live_versions
         with holding(self._store, self._digests(live), f"delete {name}") as intent:
@@ -144,12 +144,12 @@ class Versions:
         digests: set[str] = set()
         for entry in entries:
             digests.add(entry.manifest)
-            with suppress(NotFoundError):  # a version whose manifest is lost must be deletable all the same
+            with suppress(NotFoundError):  # a version whose manifest is lost must still be deletable
                 digests.update(blob.sha256 for blob in self.manifest_of(entry).blobs)
         return digests
 
     def _refuse_deployed(self, name: str, numbers: Sequence[int] | None) -> None:
-        """Refuse while a deployment needs one of these versions; None stands for any."""
+        """Raise InUseError if a deployment needs one of these versions; None stands for any version."""
         for number, why in self._deployments.needs(name).items():
             if numbers is None or number in numbers:
                 what = name if numbers is None else f"{name}:{number}"
@@ -160,8 +160,8 @@ class Versions:
                 )
 
     def _undo_if_deployed(self, name: str, numbers: Sequence[int], aliases: dict[str, int], actor: str) -> None:
-        # The other half of the race told in controlplane.registry.deployments. The blobs are still there: this side
-        # holds them until it has looked.
+        # The other half of the race described in controlplane.registry.deployments. The blobs still exist, because this
+        # side protects them until it has checked.
         try:
             self._refuse_deployed(name, numbers)
         except InUseError as error:

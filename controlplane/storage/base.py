@@ -1,7 +1,8 @@
 """The object store port.
 
-Strong consistency is assumed, as S3 has had it since 2020: what was put is found by the next get and the next list. The
-one primitive everything else rests on is `ObjectStore.create`: a put that wins only if the key is free.
+The port assumes strong consistency, which S3 has provided since 2020: the next get and the next list see every
+completed put. Everything else is based on one primitive, `ObjectStore.create`: a put that succeeds only if the key is
+free.
 
 All calls block and are safe to call from several threads. Keys are ``/``-separated, relative to the store's prefix,
 without ``.`` or ``..`` parts.
@@ -16,13 +17,13 @@ from typing import BinaryIO, Protocol
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object as the store lists it.
+    """An object in a listing of the store.
 
     Attributes:
-        key: Its key, relative to the store's prefix.
-        size_bytes: Its size.
+        key: The object's key, relative to the store's prefix.
+        size_bytes: The object's size.
         modified_at: When it was last written (UTC, the store's clock).
-        tag: Changes whenever the object is written again; empty where the store has no such thing.
+        tag: Changes whenever the object is written again; empty if the store does not provide one.
     """
 
     key: str
@@ -32,31 +33,31 @@ class ObjectInfo:
 
 
 class ProgressCallback(Protocol):
-    """Told how many bytes were moved since the last call; called from worker threads."""
+    """Receives the number of bytes moved since the last call; called from worker threads."""
 
     def __call__(self, moved_bytes: int, /) -> None: ...  # noqa: D102
 
 
 class ObjectStore(Protocol):
-    """What the control plane needs of a bucket."""
+    """The operations that the control plane requires of a bucket."""
 
     @property
     def url(self) -> str:
-        """The store as a URL, without credentials."""
+        """Return the store's URL, without credentials."""
         ...
 
     def create(self, key: str, data: bytes) -> None:
         """Write a small object if, and only if, its key is free. Durable once this returns.
 
-        Retries what is worth retrying. A retry may meet the object that its own lost first attempt wrote: that is
-        reported as `ObjectExistsError` too, and the caller tells by the content (wall 3, first trap).
+        Retryable errors are retried. A retry may meet the object that its own first attempt wrote although the response
+        was lost. This is also reported as `ObjectExistsError`, and the caller must compare the content.
 
         Raises:
             ObjectExistsError: The key is taken.
-            CommitOutcomeUnknownError: Every attempt's answer was lost; the object may be there.
-            StoreUnavailableError: Not reachable, and nothing was written.
-            StoreAccessError: Credentials or permissions.
-            StoreFullError: No space.
+            CommitOutcomeUnknownError: The response of every attempt was lost; the object may exist.
+            StoreUnavailableError: The store is unreachable, and nothing was written.
+            StoreAccessError: The credentials or permissions are insufficient.
+            StoreFullError: No space is left.
         """
         ...
 
@@ -69,7 +70,7 @@ class ObjectStore(Protocol):
         ...
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Return what is known of an object, None where there is none. One request."""
+        """Return the metadata of an object; None if it does not exist. One request."""
         ...
 
     def list(self, prefix: str, *, start_after: str = "", limit: int | None = None) -> Iterator[ObjectInfo]:
@@ -83,39 +84,39 @@ class ObjectStore(Protocol):
         """Yield the names directly under ``prefix`` (which ends in ``/``) that have objects below them, in order.
 
         Args:
-            prefix: Where to look.
-            start_after: Yield names after this one only.
-            limit: How many at most.
+            prefix: The folder.
+            start_after: Yield only names after this one.
+            limit: The maximum number of names.
         """
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object; removing one that is not there is no error."""
+        """Remove an object; removing a missing object is not an error."""
         ...
 
     def put_file(self, key: str, source: Path, *, sha256: str, progress: ProgressCallback | None = None) -> None:
         """Write a file of any size, in parallel parts, constant memory; overwrites (blobs are content-addressed).
 
-        The bytes are hashed on the way, and what does not have the digest ``sha256`` is not left under the key. A
-        transfer that was cut off goes on with the parts that are there already.
+        The bytes are hashed during the transfer, and content without the digest ``sha256`` is not left under the key.
+        An interrupted transfer resumes with the parts that were already written.
 
         Raises:
-            DigestMismatchError: The file's content is not what ``sha256`` says (it changed while it was read).
+            DigestMismatchError: The file's content does not match ``sha256`` (it changed while it was read).
         """
         ...
 
     def get_file(
         self, key: str, target: Path, *, size_bytes: int, sha256: str, progress: ProgressCallback | None = None
     ) -> None:
-        """Write an object to ``target``, in parallel ranges, constant memory, hashed on the way.
+        """Write an object to ``target``, in parallel ranges, constant memory, hashed during the transfer.
 
-        ``target`` appears complete and verified or not at all (a temporary file beside it is renamed). It is a file of
-        its own: a write to it never changes the object. It is not forced to the disk, so after a power failure its
-        digest must be checked.
+        ``target`` appears complete and verified or not at all (a temporary file beside it is renamed). It is a separate
+        file: a write to it never changes the object. It is not flushed to the disk, so its digest must be checked after
+        a power failure.
 
         Raises:
             ObjectNotFoundError: No object has this key.
-            DigestMismatchError: The content is not what was published; nothing is left at ``target``.
+            DigestMismatchError: The content does not match the published digest; nothing is left at ``target``.
         """
         ...
 
@@ -128,15 +129,15 @@ class ObjectStore(Protocol):
         ...
 
     def presign_put(self, key: str, *, size_bytes: int, expires_seconds: int) -> "PresignedPut | None":
-        """Let a client write an object directly to the store; None where the store cannot do that (a folder)."""
+        """Return URLs for a client to write an object directly; None if the store does not support this (a folder)."""
         ...
 
     def complete_presigned(self, key: str, upload_id: str) -> None:
-        """Put the parts of a presigned multipart put together."""
+        """Assemble the parts of a presigned multipart put."""
         ...
 
     def move(self, source: str, target: str) -> None:
-        """Give an object another key, within the store and whatever is there; for objects of presigned uploads.
+        """Move an object to another key of the store, replacing any object there; for objects of presigned uploads.
 
         Raises:
             ObjectNotFoundError: No object has the key ``source``.
@@ -144,11 +145,11 @@ class ObjectStore(Protocol):
         ...
 
     def abort_incomplete(self, begun_before: datetime) -> int:
-        """Drop uploads that were begun and never completed, for garbage collection; returns how many.
+        """Remove uploads that were started and never completed, for garbage collection; return how many.
 
         Args:
-            begun_before: Only those that were begun before this moment by the store's clock (where the store can tell
-                whether the writer is gone, it goes by that).
+            begun_before: Only uploads started before this moment by the store's clock (a store that can detect a dead
+                writer uses that instead).
         """
         ...
 
@@ -162,10 +163,10 @@ class PresignedPut:
     """URLs with which a client writes one object directly.
 
     Attributes:
-        upload_id: Names the multipart upload; to be given to `ObjectStore.complete_presigned`.
-        part_size_bytes: Every part but the last has this size.
-        urls: One URL for each part, in order; each takes a plain HTTP PUT of that part's bytes.
-        expires_at: When the URLs end (UTC).
+        upload_id: Id of the multipart upload, for `ObjectStore.complete_presigned`.
+        part_size_bytes: The size of every part except the last.
+        urls: One URL for each part, in order; each accepts a plain HTTP PUT of that part's bytes.
+        expires_at: When the URLs expire (UTC).
     """
 
     upload_id: str

@@ -1,9 +1,9 @@
 """The store's clock: one time for all machines that share a bucket.
 
-Ages of objects, ends of leases and times of deletion are compared with it, never with a machine's own clock. It is
-measured by writing a probe object and reading when the store says it was written. From then on a monotonic clock that
-also counts while the machine sleeps carries it forward, so a machine's clock that is set or jumps changes nothing.
-For a folder store this is the file system's clock, which on a local disk is the machine's.
+Ages of objects, ends of leases and times of deletion are compared with the store's clock, never with a machine's own
+clock. The measurement writes a probe object and reads its modification time. From then on a monotonic clock that also
+counts while the machine sleeps extrapolates the time, so setting or stepping a machine's clock has no effect. For a
+folder store this is the file system's clock, which on a local disk is the machine's clock.
 """
 
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "probe/"
 _MEASURED_FOR_SECONDS = 900.0
-"""How long a measurement is carried forward: crystals drift by less than 0.1 s in this time."""
+"""How long a measurement is valid: crystals drift by less than 0.1 s in this time."""
 DEFAULT_MAX_SKEW_SECONDS = 60.0
 
 
@@ -35,29 +35,29 @@ def _steady() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Skew:
-    """How far this machine's clock is from the store's.
+    """The difference between this machine's clock and the store's clock.
 
     Attributes:
-        seconds: Above 0 where the machine's clock is ahead.
-        uncertainty_seconds: How far off the measurement may be: half the requests' time, and the store's resolution.
+        seconds: Positive if the machine's clock is ahead.
+        uncertainty_seconds: Maximum error of the measurement: half the requests' duration, and the store's resolution.
     """
 
     seconds: float
     uncertainty_seconds: float
 
     def within(self, seconds: float) -> bool:
-        """Whether the clocks may differ by no more than this."""
+        """Return whether the clocks may differ by at most ``seconds``."""
         return abs(self.seconds) - self.uncertainty_seconds <= seconds
 
 
 class StoreClock:
-    """Tells the store's time. Safe to use from several threads.
+    """Provider of the store's time. Safe to use from several threads.
 
     Args:
         store: The store.
-        max_skew_seconds: How far this machine's clock may be off before `check` refuses.
+        max_skew_seconds: Maximum skew of this machine's clock that `check` accepts.
         machine: This machine's clock.
-        steady: Seconds that only grow, also while the machine sleeps.
+        steady: Monotonic seconds that also advance while the machine sleeps.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class StoreClock:
         self._lock = threading.Lock()
 
     def now(self) -> datetime:
-        """Return the store's time. Asks the store where the last measurement is old.
+        """Return the store's time. Sends requests to the store if the last measurement is too old.
 
         Raises:
-            StoreError: It was never measured, and the store cannot be asked.
+            StoreError: The clock was never measured, and the store cannot be reached.
         """
         with self._lock:
             known = self._known
@@ -94,7 +94,7 @@ class StoreClock:
         return self.peek()
 
     def peek(self) -> datetime:
-        """Return the store's time by the last measurement, this machine's where there is none. No I/O."""
+        """Return the store's time by the last measurement, or this machine's time if there is none. No I/O."""
         known = self._known
         return self._machine() if known is None else known[0] + timedelta(seconds=self._steady() - known[1])
 
@@ -108,7 +108,7 @@ class StoreClock:
             return self._measure()
 
     def check(self) -> datetime:
-        """Measure, and return the store's time if this machine's clock agrees with it.
+        """Measure the skew, and return the store's time if this machine's clock agrees with it.
 
         Raises:
             ClockSkewError: One of the two clocks is wrong.
@@ -131,7 +131,7 @@ class StoreClock:
         self._store.create(key, b"")
         after = self._steady()
         try:
-            # A LIST has milliseconds on most servers where a HEAD has seconds.
+            # On most servers a LIST has a resolution of milliseconds, but a HEAD only of seconds.
             info = next(self._store.list(key, limit=1), None)
         finally:
             self._store.delete(key)
@@ -141,7 +141,7 @@ class StoreClock:
         written = info.modified_at + timedelta(seconds=resolution / 2)
         middle = (after - before) / 2
         self._measured_at = before + middle
-        # What agrees with the last measurement changes nothing, so the reported time does not jump.
+        # A measurement that agrees with the previous one changes nothing, so the reported time does not jump.
         if self._known is None or abs((self.peek() - written).total_seconds()) > after - before + resolution + 0.1:
             self._known = (written, self._measured_at)
         skew = (machine + timedelta(seconds=middle) - written).total_seconds()

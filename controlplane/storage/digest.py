@@ -1,4 +1,4 @@
-"""Copying and hashing files, both at once."""
+"""Copying and hashing of files, concurrently."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ BLOCK_BYTES = 4 * 1024 * 1024
 
 
 class Hash(Protocol):
-    """What of `hashlib`'s objects is used."""
+    """The required methods of `hashlib`'s objects."""
 
     def update(self, data: bytes | bytearray | memoryview, /) -> None: ...  # noqa: D102
     def hexdigest(self) -> str: ...  # noqa: D102
@@ -36,7 +36,7 @@ def check_digest(key: str, *, expected: str, found: str) -> None:
 
 
 def check_size(key: str, *, expected: int, found: int) -> None:
-    """Compare two sizes, before or beside the digests: a wrong size tells what happened better than a wrong digest.
+    """Compare two sizes, before or in addition to the digests: a wrong size is a clearer error than a wrong digest.
 
     Raises:
         DigestMismatchError: They differ.
@@ -51,7 +51,7 @@ def check_size(key: str, *, expected: int, found: int) -> None:
 
 
 def read_into(fd: int, buffer: memoryview, offset: int) -> int:
-    """Fill ``buffer`` from ``offset`` of a file; returns fewer bytes than it holds only at the file's end."""
+    """Fill ``buffer`` from ``offset`` of a file; return the byte count, less than the buffer's size only at the end."""
     filled = 0
     while filled < len(buffer):
         count = os.preadv(fd, [buffer[filled:]], offset + filled)
@@ -62,7 +62,7 @@ def read_into(fd: int, buffer: memoryview, offset: int) -> int:
 
 
 def hash_file(fd: int, *, progress: ProgressCallback | None = None) -> tuple[str, int]:
-    """Return the SHA-256 of an open file, and its size as read."""
+    """Return the SHA-256 of an open file, and the number of bytes read."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(BLOCK_BYTES))
     offset = 0
@@ -75,10 +75,10 @@ def hash_file(fd: int, *, progress: ProgressCallback | None = None) -> tuple[str
 
 
 def copy_and_hash(source: int, target: int, *, progress: ProgressCallback | None = None) -> tuple[str, int]:
-    """Copy an open file into another and hash what is written; returns the SHA-256 and the size.
+    """Copy an open file into another and hash the written bytes; return the SHA-256 and the size.
 
-    One thread hashes what the other writes: both release the interpreter's lock, so the digest costs no time of its
-    own where there are two cores.
+    One thread hashes while the other writes. Both release the interpreter's lock, so hashing adds no time if there are
+    two cores.
     """
     digest = hashlib.sha256()
     buffers = [memoryview(bytearray(BLOCK_BYTES)) for _ in range(2)]
@@ -102,14 +102,14 @@ def copy_and_hash(source: int, target: int, *, progress: ProgressCallback | None
 
 
 class SharedProgress:
-    """Makes a progress callback safe for several worker threads; also accepts none."""
+    """Wrapper that makes a progress callback safe for several worker threads; also accepts None."""
 
     def __init__(self, callback: ProgressCallback | None) -> None:
         self._callback = callback
         self._lock = threading.Lock()
 
     def __call__(self, moved_bytes: int, /) -> None:
-        """Pass it on."""
+        """Call the wrapped callback."""
         if self._callback:
             with self._lock:
                 self._callback(moved_bytes)

@@ -1,4 +1,4 @@
-"""Which folders are known to survive a power failure, so that a commit forces only its own folder to the disk."""
+"""Tracks which folders are known to survive a power failure, so that a commit flushes only its own folder."""
 
 import contextlib
 import os
@@ -9,20 +9,21 @@ from pathlib import Path
 
 from controlplane.storage.localfile import sync_folder
 
-# A commit to any other folder costs some more flushes, nothing else.
+# A commit to any other folder costs a few more flushes.
 _REMEMBERED = 64
 
 
 class DurableFolders:
-    """Forces names in the folders below a root to the disk, and remembers which folders are there to stay.
+    """Flushes names in the folders below a root to the disk, and remembers which folders are durable.
 
-    A new name is durable when its folder was flushed, and that folder's own name in the one above, up to the root and
-    beyond: opening a store may make those above too. That a folder is there says nothing, another process may have made
-    it and not have flushed it yet. So a folder counts only after this object has itself flushed all that are above it.
+    A new name is durable when its folder was flushed, and the folder's own name was flushed in its parent, and so on up
+    to the root and beyond: opening a store may create the folders above the root too. The existence of a folder proves
+    nothing, because another process may have created it and not flushed it yet. So a folder counts as durable only
+    after this object has flushed all its parents.
 
-    A folder that was removed and made again is another folder, of the same name and often of the same inode number. The
-    remembered ones are therefore held open: an inode that is open is not given to anybody else, so the same number
-    means that this very folder, and with it all above it, has been there all the time (nothing here renames folders).
+    A folder that was removed and created again is a different folder with the same name and often the same inode
+    number. The remembered folders are therefore held open: an open inode is not reused, so an equal number means that
+    this folder, and with it all its parents, has existed all the time (no code here renames folders).
 
     Args:
         root: The topmost folder.
@@ -32,32 +33,32 @@ class DurableFolders:
         self._root = root
         self._lock = threading.Lock()
         self._held: OrderedDict[Path, int] = OrderedDict()
-        # A store that nobody closes gives its descriptors back too.
+        # Releases the descriptors also if the store is never closed.
         self._close = weakref.finalize(self, _close_all, self._held)
 
     def sync(self, folder: Path) -> None:
-        """Make the names in ``folder`` durable, after they were made.
+        """Make the names in ``folder`` durable, after they were created.
 
         Raises:
-            FileNotFoundError: Somebody removed it, and so what was in it.
-            OSError: The disk did not confirm it.
+            FileNotFoundError: Another process removed the folder and its content.
+            OSError: The disk did not confirm the flush.
         """
         device = self._root.stat().st_dev
         flushed: dict[Path, int] = {}
         try:
-            # From below to above: a folder that is found with a new name in it is not taken away for being empty.
+            # From bottom to top: a folder that contains a new name is not empty, so no other process removes it.
             for place in (folder, *folder.parents):
                 if self._is_durable(place):
                     sync_folder(place)
                     break
                 if place.stat().st_dev != device:
-                    break  # the file system was mounted before the store was made
+                    break  # the file system was mounted before the store was created
                 try:
-                    # Held from before the folder above is flushed, which is to be about this very folder.
+                    # Held open before the parent is flushed, so that the flush concerns this exact folder.
                     fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 except PermissionError:
                     if place in self._root.parents:
-                        break  # not ours, so not made by us
+                        break  # belongs to another user, so this store did not create it
                     raise
                 flushed[place] = fd
                 os.fsync(fd)
@@ -67,7 +68,7 @@ class DurableFolders:
         self._remember(flushed)
 
     def close(self) -> None:
-        """Forget them all."""
+        """Forget all folders and close their descriptors."""
         with self._lock:
             _close_all(self._held)
 
@@ -86,7 +87,7 @@ class DurableFolders:
     def _remember(self, flushed: dict[Path, int]) -> None:
         with self._lock:
             for folder, fd in flushed.items():
-                if folder in self._held:  # by another thread, at the same time
+                if folder in self._held:  # by another thread, concurrently
                     os.close(self._held.pop(folder))
                 self._held[folder] = fd
             while len(self._held) > _REMEMBERED:

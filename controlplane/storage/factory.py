@@ -1,4 +1,4 @@
-"""Opens the store that the settings name."""
+"""Opens the store that the settings specify."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -14,16 +14,16 @@ _ALLOWED = "Allowed are file:///absolute/path, s3://bucket/prefix and memory://.
 
 
 def open_lease_store(store: ObjectStore, settings: StoreSettings, data_dir: Path, lease_seconds: float) -> ObjectStore:
-    """Open a store once more for the leader's lease: its requests must not wait for others', nor hang for long.
+    """Open a second connection to a store, so that lease requests neither queue behind others nor hang for long.
 
     Args:
-        store: The store as it is open already; the same comes back where there can be only one.
-        settings: How to reach it.
-        data_dir: Where local state lives.
-        lease_seconds: The lease's duration; several requests have to fit into it.
+        store: The store that is already open; it is returned if no second connection is possible.
+        settings: The connection settings.
+        data_dir: The folder of local state.
+        lease_seconds: The lease's duration; several requests must fit into it.
 
     Raises:
-        StoreError: It cannot be reached.
+        StoreError: The store cannot be reached.
     """
     if isinstance(store, MemoryStore):
         return store
@@ -33,22 +33,22 @@ def open_lease_store(store: ObjectStore, settings: StoreSettings, data_dir: Path
 
 
 def local_folders(settings: StoreSettings) -> tuple[Path, ...]:
-    """Return the folder of a store that is one and does not lie in the data folder."""
+    """Return the folder of a folder store that is outside the data folder; empty otherwise."""
     parts = urlsplit(settings.url)
     return (Path(unquote(parts.path)),) if parts.scheme == "file" and parts.path.startswith("/") else ()
 
 
 def open_store(settings: StoreSettings, data_dir: Path) -> ObjectStore:
-    """Open a store, and make sure that it is there.
+    """Open a store and check that it exists.
 
     Args:
-        settings: Its URL (empty: ``<data_dir>/store``) and how to reach it.
-        data_dir: Where local state lives.
+        settings: The URL (empty: ``<data_dir>/store``) and the connection settings.
+        data_dir: The folder of local state.
 
     Raises:
-        InvalidInputError: The URL is none of those allowed.
-        StoreUnavailableError: The store cannot be reached, or has no such bucket.
-        StoreAccessError: Credentials or permissions.
+        InvalidInputError: The URL has no supported form.
+        StoreUnavailableError: The store cannot be reached, or the bucket does not exist.
+        StoreAccessError: The credentials or permissions are insufficient.
     """
     url = settings.url
     if not url:

@@ -1,4 +1,4 @@
-"""A store in a folder: the default of a single machine, safe for several processes on it."""
+"""A store in a folder: the default on a single machine, safe for several processes on it."""
 
 import contextlib
 import os
@@ -23,22 +23,22 @@ from controlplane.storage.digest import check_digest, check_size, copy_and_hash,
 from controlplane.storage.durable import DurableFolders
 from controlplane.storage.keys import INCOMPLETE_FOLDER, check_folder, check_key, check_prefix, check_range, order
 
-# An object is never written to in place, and has no other name outside the store: a reader gets a copy.
+# An object is never modified in place, and has no other name outside the store: a reader gets a copy.
 _OBJECT_MODE = 0o444
 
 
 class FilesystemStore:
-    """An `ObjectStore` in which an object is a file of the same path.
+    """An `ObjectStore` in which each object is a file with the same path.
 
-    A create is a temporary file, ``fsync``, ``link`` (which fails where the name is taken, atomically between
-    processes) and ``fsync`` of the folder, and of those above it unless they are known to be durable: the same promise
-    as S3's ``If-None-Match: *``. The folder must be on a local file system with hard links.
+    A create consists of a temporary file, ``fsync``, ``link`` (which fails if the name is taken, atomically between
+    processes) and ``fsync`` of the folder, and of its parents unless they are known to be durable. This gives the same
+    guarantee as S3's ``If-None-Match: *``. The folder must be on a local file system with hard links.
 
     Args:
-        root: The folder; made for this user alone if it is not there.
+        root: The folder; if it does not exist, it is created with access for this user only.
 
     Raises:
-        StoreAccessError: The folder cannot be written.
+        StoreAccessError: The folder is not writable.
     """
 
     def __init__(self, root: Path) -> None:
@@ -52,19 +52,19 @@ class FilesystemStore:
 
     @property
     def url(self) -> str:
-        """``file:///…``."""
+        """Return ``file:///…``."""
         return self._root.as_uri()
 
     def create(self, key: str, data: bytes) -> None:
         """See `ObjectStore.create`."""
         target = self._path(key)
-        if self.head(key):  # spares a loser the two flushes
+        if self.head(key):  # saves the two flushes if the key is taken
             raise ObjectExistsError(f"Object {key!r} exists already.", key=key)
         with (
             localfile.translated(f"write object {key!r}"),
             localfile.IncompleteFile(self._incomplete, mode=_OBJECT_MODE) as file,
         ):
-            if data:  # an empty object is its name, which the folder's flush makes durable
+            if data:  # an empty object is only a name, which the folder's flush makes durable
                 localfile.write_all(file.fd, data, 0)
                 file.sync()
             try:
@@ -115,7 +115,7 @@ class FilesystemStore:
             if not name.endswith("/") or (start_after and order(name) <= order(start_after + "/")):
                 continue
             if next(self._walk(prefix + name, "", ""), None) is None:
-                continue  # empty: its last object was removed, or its first is just being written
+                continue  # empty: its last object was removed, or its first is being written
             yield name[:-1]
             count += 1
             if count == limit:
@@ -129,10 +129,10 @@ class FilesystemStore:
                 target.unlink()
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return
-            with contextlib.suppress(FileNotFoundError):  # taken away by another process's `delete`
+            with contextlib.suppress(FileNotFoundError):  # removed by another process's `delete`
                 localfile.sync_folder(target.parent)
             for folder in self._folders_above(target):
-                # Fails where somebody else's object is below, which is just right.
+                # Fails, as intended, if the folder contains another object.
                 try:
                     folder.rmdir()
                 except OSError:
@@ -155,7 +155,7 @@ class FilesystemStore:
     def get_file(
         self, key: str, target: Path, *, size_bytes: int, sha256: str, progress: ProgressCallback | None = None
     ) -> None:
-        """See `ObjectStore.get_file`. The copy shares its blocks with the object where the file system can do that."""
+        """See `ObjectStore.get_file`. The copy shares its blocks with the object if the file system supports it."""
         with self.open(key) as reader, localfile.translated(f"copy object {key!r} to {target}"):
             check_size(key, expected=size_bytes, found=os.fstat(reader.fileno()).st_size)
             with localfile.IncompleteFile(target.parent) as file:
@@ -180,12 +180,12 @@ class FilesystemStore:
         size_bytes: int,  # noqa: ARG002
         expires_seconds: int,  # noqa: ARG002
     ) -> PresignedPut | None:
-        """None: a folder has no URLs to write to."""
+        """Return None: a folder has no URLs to write to."""
         check_key(key)
         return None
 
     def complete_presigned(self, key: str, upload_id: str) -> None:  # noqa: ARG002
-        """See `ObjectStore.complete_presigned`; never valid here."""
+        """See `ObjectStore.complete_presigned`; always invalid here."""
         raise InvalidInputError(f"{self.url} gives no presigned uploads, so there is none to complete.", key=key)
 
     def move(self, source: str, target: str) -> None:  # noqa: ARG002
@@ -193,7 +193,7 @@ class FilesystemStore:
         raise InvalidInputError(f"{self.url} gives no presigned uploads, so there is none to move.", key=source)
 
     def abort_incomplete(self, begun_before: datetime) -> int:  # noqa: ARG002
-        """See `ObjectStore.abort_incomplete`. Here they are told by their lock, not by their age."""
+        """See `ObjectStore.abort_incomplete`. Incomplete files are detected by their lock, not by their age."""
         with localfile.translated(f"clean {self._incomplete}"):
             return localfile.remove_abandoned(self._incomplete)
 
@@ -210,7 +210,7 @@ class FilesystemStore:
                 target.parent.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
                 self._check_above(key, target, error)
-                continue  # `delete` elsewhere took a folder away, empty as it was, in between
+                continue  # a concurrent `delete` removed the empty folder in between
             try:
                 publish(target)
             except FileNotFoundError:
@@ -230,7 +230,7 @@ class FilesystemStore:
             raise StoreUnavailableError(f"The store's folder {self._root} is gone.") from error
 
     def _sync(self, target: Path) -> None:
-        # The object may have been deleted since, and its folder with it; then there is nothing to make durable.
+        # The object may have been deleted since, together with its folder; then there is nothing to flush.
         with contextlib.suppress(FileNotFoundError):
             self._durable.sync(target.parent)
 
@@ -241,7 +241,7 @@ class FilesystemStore:
             yield folder
 
     def _names(self, folder: str) -> Iterator[str]:
-        """The names in a folder, folders with a ``/`` at the end, in the order of the keys below them."""
+        """Return the names in a folder, folders with a trailing ``/``, in the order of the keys below them."""
         try:
             with os.scandir(self._root / folder) as entries:
                 names = [entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries]
@@ -251,16 +251,16 @@ class FilesystemStore:
             raise localfile.store_error(error, f"list {folder!r}") from error
         if not folder:
             names = [name for name in names if name != INCOMPLETE_FOLDER + "/"]
-        # With its "/" a folder is sorted as its keys are: "a-b/x" comes before "a/x".
+        # With the trailing "/" a folder sorts as its keys do: "a-b/x" comes before "a/x".
         names.sort(key=order)
         yield from names
 
     def _walk(self, folder: str, prefix: str, start_after: str) -> Iterator[str]:
-        """The keys below ``folder`` (empty, or with a ``/`` at its end) in their order."""
+        """Yield the keys below ``folder`` (empty, or with a trailing ``/``) in order."""
         for name in self._names(folder):
             path = folder + name
             if name.endswith("/"):
-                # Into it only if keys in it may match, and may come after `start_after`.
+                # Descend only if the folder may contain matching keys after `start_after`.
                 related = path.startswith(prefix) or prefix.startswith(path)
                 if related and (order(path) > order(start_after) or start_after.startswith(path)):
                     yield from self._walk(path, prefix, start_after)
@@ -292,5 +292,5 @@ def _copy(source: int, file: localfile.IncompleteFile, size_bytes: int, progress
         return hash_file(file.fd, progress=progress)[0]
     file.reserve(size_bytes)
     found, copied = copy_and_hash(source, file.fd, progress=progress)
-    os.ftruncate(file.fd, copied)  # removes the rest of the reservation if the file became shorter meanwhile
+    os.ftruncate(file.fd, copied)  # removes the rest of the reservation if the file became shorter in the meantime
     return found

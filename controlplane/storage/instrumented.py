@@ -1,4 +1,4 @@
-"""A store that tells how long each operation took and how it ended, whatever store is behind it."""
+"""A wrapper around any store that reports the duration and outcome of each operation."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from controlplane.storage.base import ObjectInfo, ObjectStore, PresignedPut, Pro
 
 _Item = TypeVar("_Item")
 Observe = Callable[[str, str, float], None]
-"""Told operation, outcome and seconds; called from any thread."""
+"""Receives operation, outcome and seconds; called from any thread."""
 
 _OUTCOMES: tuple[tuple[type[Exception], str], ...] = (
     (ObjectExistsError, "exists"),
@@ -32,15 +32,15 @@ _OUTCOMES: tuple[tuple[type[Exception], str], ...] = (
     (DigestMismatchError, "digest"),
 )
 OUTCOMES = ("ok", *(name for _, name in _OUTCOMES), "other")
-"""How an operation may end; ``exists`` and ``missing`` are answers, the rest but ``ok`` are errors."""
+"""Possible outcomes of an operation; ``exists`` and ``missing`` are results, all others except ``ok`` are errors."""
 
 
 class MeteredStore:
-    """An `ObjectStore` before another.
+    """An `ObjectStore` that wraps another store.
 
     Args:
-        store: The other.
-        observe: Is told about each operation.
+        store: The wrapped store.
+        observe: Called after each operation.
     """
 
     def __init__(self, store: ObjectStore, observe: Observe) -> None:
@@ -49,7 +49,7 @@ class MeteredStore:
 
     @property
     def url(self) -> str:
-        """See `ObjectStore`, as of all the rest."""
+        """See `ObjectStore`, as for all methods below."""
         return self._store.url
 
     def create(self, key: str, data: bytes) -> None:
@@ -68,11 +68,11 @@ class MeteredStore:
             return self._store.head(key)
 
     def list(self, prefix: str, *, start_after: str = "", limit: int | None = None) -> Iterator[ObjectInfo]:
-        """See `ObjectStore`. Measured until the first object is there: what comes after depends on who asks."""
+        """See `ObjectStore`. Measured until the first object; the time after it depends on the caller."""
         yield from self._first("list", self._store.list(prefix, start_after=start_after, limit=limit))
 
     def list_folders(self, prefix: str, *, start_after: str = "", limit: int | None = None) -> Iterator[str]:
-        """See `ObjectStore`. Measured until the first folder is there."""
+        """See `ObjectStore`. Measured until the first folder."""
         yield from self._first("list_folders", self._store.list_folders(prefix, start_after=start_after, limit=limit))
 
     def delete(self, key: str) -> None:

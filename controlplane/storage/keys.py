@@ -1,12 +1,12 @@
-"""What an object key may look like, and how keys are ordered."""
+"""Valid object keys, and their order."""
 
 from controlplane.errors import InvalidInputError
 
-# The folder store keeps files that are still being written here; no key may begin with it in any store, so that a
-# registry can be copied from one kind of store to another.
+# The folder store keeps incomplete files here. In every store no key may begin with this name, so that a registry can
+# be copied from one kind of store to another.
 INCOMPLETE_FOLDER = ".incomplete"
 
-# S3 allows 1,024 bytes with the store's prefix; a file system allows 255 for one part of a path.
+# S3 allows 1,024 bytes including the store's prefix; a file system allows 255 for one part of a path.
 MAX_KEY_BYTES = 900
 MAX_PART_BYTES = 255
 
@@ -15,7 +15,7 @@ def check_key(key: str) -> str:
     """Return ``key`` if every store can hold it.
 
     Raises:
-        InvalidInputError: It is empty or too long, has an empty, ``.`` or ``..`` part, a control character or a
+        InvalidInputError: The key is empty or too long, has an empty, ``.`` or ``..`` part, a control character or a
             backslash, or begins with the reserved folder.
     """
     if not key:
@@ -36,7 +36,7 @@ def check_key(key: str) -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """Return ``prefix`` if keys may start with it. It need not end at a ``/``, and may be empty.
+    """Return ``prefix`` if keys may start with it. It may be empty, and need not end in ``/``.
 
     Raises:
         InvalidInputError: No valid key starts with it.
@@ -54,7 +54,7 @@ def check_folder(prefix: str) -> str:
     """Return ``prefix`` if it names a folder: empty, or a valid prefix that ends in ``/``.
 
     Raises:
-        InvalidInputError: It does not.
+        InvalidInputError: It does not name a folder.
     """
     if prefix and not prefix.endswith("/"):
         raise InvalidInputError(f"Folder prefix {prefix!r} must end in '/'.", prefix=prefix)
@@ -62,7 +62,7 @@ def check_folder(prefix: str) -> str:
 
 
 def check_range(start: int, length: int | None) -> None:
-    """Make sure that a range can be one.
+    """Check that a range is valid.
 
     Raises:
         InvalidInputError: The start or the length is negative.
@@ -72,7 +72,7 @@ def check_range(start: int, length: int | None) -> None:
 
 
 def order(key: str) -> bytes:
-    """The sort key of S3's listing order: UTF-8 bytes."""
+    """Return the sort key of S3's listing order: UTF-8 bytes."""
     return key.encode("utf-8", "surrogatepass")
 
 

@@ -1,8 +1,8 @@
-"""Files that appear under their name complete or not at all.
+"""Files that appear under their name either complete or not at all.
 
-A file is written under a unique ``*.incomplete`` name beside its place and renamed (or linked) into it. While it is
-written its process holds a lock on it, so that what a killed process left can be told from what is still being
-written, by any other process and without guessing by age.
+A file is written under a unique ``*.incomplete`` name in the target folder and then renamed (or linked) to its name.
+During the write the process holds a lock on the file. So any other process can distinguish leftovers of a killed
+process from files that are being written, without relying on their age.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class IncompleteFile:
-    """A new file in ``folder`` that nobody sees until it is published; removed on exit if it never is.
+    """A new file in ``folder`` that is invisible until it is published; removed on exit if it is never published.
 
     Attributes:
-        path: Where it is while it is written.
-        fd: Open for reading and writing.
+        path: The temporary path during the write.
+        fd: A descriptor for reading and writing.
     """
 
     def __init__(self, folder: Path, *, mode: int = 0o644) -> None:
@@ -44,7 +44,7 @@ class IncompleteFile:
             self.path = self._folder / f".{uuid.uuid4().hex}{SUFFIX}"
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self.fd, fcntl.LOCK_EX)
-            # A cleaner may have taken it for a leftover in the instant before it was locked.
+            # A cleaner may have removed the file as a leftover just before it was locked.
             if os.fstat(self.fd).st_nlink == 1:
                 return self
             os.close(self.fd)
@@ -52,12 +52,12 @@ class IncompleteFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Unlinked while still locked: a cleaner never meets it.
+        # Unlinked while still locked, so a cleaner never finds it.
         self.path.unlink(missing_ok=True)
         os.close(self.fd)
 
     def reserve(self, size_bytes: int) -> None:
-        """Take the disk space now, so that a full disk is told before anything is moved."""
+        """Reserve the disk space now, so that a full disk is reported before the transfer starts."""
         if size_bytes:
             try:
                 os.posix_fallocate(self.fd, 0, size_bytes)
@@ -70,7 +70,7 @@ class IncompleteFile:
         os.fchmod(self.fd, self._mode)
 
     def sync(self) -> None:
-        """Give the file its final mode, and force its bytes to the disk, so that they survive a power failure."""
+        """Give the file its final mode and flush its bytes to the disk, so that they survive a power failure."""
         self.set_mode()
         os.fsync(self.fd)
 
@@ -79,17 +79,17 @@ class IncompleteFile:
 
         Raises:
             FileExistsError: The name is taken.
-            FileNotFoundError: The target's folder is gone.
+            FileNotFoundError: The target's folder does not exist any more.
         """
         os.link(self.path, target)
 
     def replace(self, target: Path) -> None:
-        """Publish under ``target``, whatever is there (atomic)."""
+        """Publish under ``target``, replacing any existing file (atomic)."""
         self.path.replace(target)
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
-    """Write all of ``data`` at ``offset``; one ``pwrite`` may write less than it was given."""
+    """Write all of ``data`` at ``offset``; a single ``pwrite`` may write only a part."""
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)
@@ -98,13 +98,13 @@ def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> Non
 
 
 def remove_abandoned(folder: Path) -> int:
-    """Remove the incomplete files whose writers are gone.
+    """Remove the incomplete files of dead writers.
 
     Args:
-        folder: Looked into, not below.
+        folder: The folder to search, without subfolders.
 
     Returns:
-        How many were removed.
+        How many files were removed.
     """
     removed = 0
     try:
@@ -120,7 +120,7 @@ def remove_abandoned(folder: Path) -> int:
                 path.unlink()
                 removed += 1
             except BlockingIOError:
-                continue  # somebody is writing it
+                continue  # a live writer holds the lock
             finally:
                 os.close(fd)
     if removed:
@@ -129,7 +129,7 @@ def remove_abandoned(folder: Path) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk: a new name is durable only after this."""
+    """Flush a folder's entries to the disk; a new name is durable only after this."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -142,12 +142,12 @@ def translated(what: str) -> Iterator[None]:
     """Translate an `OSError` of the local disk.
 
     Args:
-        what: What was being done, for the message ("write 'a/b'").
+        what: The operation, for the message ("write 'a/b'").
 
     Raises:
-        StoreFullError: No space or quota left.
-        StoreAccessError: Not permitted, or read-only.
-        StoreUnavailableError: Anything else.
+        StoreFullError: No space or quota is left.
+        StoreAccessError: The operation is not permitted, or the file system is read-only.
+        StoreUnavailableError: Any other error.
     """
     try:
         yield
@@ -156,7 +156,7 @@ def translated(what: str) -> Iterator[None]:
 
 
 def store_error(error: OSError, what: str) -> StoreError:
-    """The store error that says what ``error`` means."""
+    """Return the store error that corresponds to ``error``."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
         return StoreFullError(f"Cannot {what}: {reason}. Free some space and try again.", errno=error.errno)

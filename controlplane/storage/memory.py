@@ -1,4 +1,4 @@
-"""A store in memory: for tests, and for trying things out."""
+"""An in-memory store for tests and experiments."""
 
 import bisect
 import hashlib
@@ -17,7 +17,7 @@ from controlplane.storage.keys import check_folder, check_key, check_prefix, che
 
 
 class MemoryStore:
-    """An `ObjectStore` whose objects are gone with the process."""
+    """An `ObjectStore` whose objects are lost when the process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -25,7 +25,7 @@ class MemoryStore:
 
     @property
     def url(self) -> str:
-        """Always ``memory://``."""
+        """Return ``memory://``."""
         return "memory://"
 
     def create(self, key: str, data: bytes) -> None:
@@ -115,12 +115,12 @@ class MemoryStore:
         size_bytes: int,  # noqa: ARG002
         expires_seconds: int,  # noqa: ARG002
     ) -> PresignedPut | None:
-        """None: nothing outside this process can write here."""
+        """Return None: no other process can write here."""
         check_key(key)
         return None
 
     def complete_presigned(self, key: str, upload_id: str) -> None:  # noqa: ARG002
-        """See `ObjectStore.complete_presigned`; never valid here."""
+        """See `ObjectStore.complete_presigned`; always invalid here."""
         raise InvalidInputError(f"{self.url} gives no presigned uploads, so there is none to complete.", key=key)
 
     def move(self, source: str, target: str) -> None:  # noqa: ARG002
@@ -128,7 +128,7 @@ class MemoryStore:
         raise InvalidInputError(f"{self.url} gives no presigned uploads, so there is none to move.", key=source)
 
     def abort_incomplete(self, begun_before: datetime) -> int:  # noqa: ARG002
-        """See `ObjectStore.abort_incomplete`; there are none here."""
+        """See `ObjectStore.abort_incomplete`; this store has no incomplete uploads."""
         return 0
 
     def close(self) -> None:

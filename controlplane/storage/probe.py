@@ -1,4 +1,4 @@
-"""Finds out, once at start, whether a store can be committed to."""
+"""Checks once, at the start, whether a store supports commits."""
 
 import uuid
 
@@ -6,21 +6,21 @@ from controlplane.errors import ObjectExistsError, UnsupportedStoreError
 from controlplane.storage.base import ObjectStore
 
 PREFIX = "probe/"
-# As large as a revision may well become: some gateways treat small and large bodies differently.
+# As large as a revision may become: some gateways treat small and large bodies differently.
 _SIZES_BYTES = (64, 256 * 1024)
 _WHAT_WORKS = "Use AWS S3, MinIO, Ceph RGW or a folder (file:///…)."
 
 
 def check_store(store: ObjectStore) -> None:
-    """Try a create that must win and one that must lose, and look at what is there afterwards.
+    """Try a create that must succeed and one that must fail, and check the content afterwards.
 
-    Several gateways accept ``If-None-Match: *`` and ignore it (JuiceFS's, ``rclone serve s3``): on them two writers
-    would both believe that they committed, so they are refused before anything is written to them.
+    Several gateways accept ``If-None-Match: *`` and ignore it (JuiceFS's, ``rclone serve s3``). With them, two writers
+    would both assume that they committed, so such a gateway is refused before any other write.
 
     Raises:
         UnsupportedStoreError: The store does not honour a create-only put.
-        StoreUnavailableError: The store cannot be reached, or has no such bucket.
-        StoreAccessError: Credentials or permissions.
+        StoreUnavailableError: The store cannot be reached, or the bucket does not exist.
+        StoreAccessError: The credentials or permissions are insufficient.
     """
     for size_bytes in _SIZES_BYTES:
         key = f"{PREFIX}{uuid.uuid4().hex}"
@@ -35,7 +35,7 @@ def _check_create(store: ObjectStore, key: str, first: bytes, second: bytes) -> 
     try:
         store.create(key, first)
     except ObjectExistsError:
-        # A retry may have met what its own first attempt wrote. Under any other content the key was taken before.
+        # A retry may have met the object of its own first attempt. With any other content the key was taken before.
         if store.get(key) != first:
             raise _unsupported(store, "says that a new key exists already") from None
     try:

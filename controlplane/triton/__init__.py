@@ -1,1 +1,1 @@
-"""Everything that talks to, configures or runs a Triton server."""
+"""Communication with Triton servers, and their configuration and supervision."""

@@ -1,6 +1,6 @@
-"""Inference answers as they come from Triton, read into arrays: for comparing two of them, whoever asked.
+"""Decoding of Triton's inference responses into arrays, so that two responses can be compared.
 
-The binary tensor extension of the HTTP protocol: a JSON head of ``Inference-Header-Content-Length`` bytes, and after it
+The binary tensor extension of the HTTP protocol: a JSON head of ``Inference-Header-Content-Length`` bytes, followed by
 the elements of those outputs that have a ``binary_data_size``, in order
 (https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md).
 """
@@ -23,7 +23,7 @@ def from_grpc(message: bytes) -> dict[str, Array]:
     """Return the outputs of a ``ModelInferResponse``.
 
     Raises:
-        InferenceError: It is none.
+        InferenceError: The message is not a ``ModelInferResponse``.
     """
     try:
         response = service_pb2.ModelInferResponse.FromString(message)
@@ -36,14 +36,14 @@ def from_grpc(message: bytes) -> dict[str, Array]:
 
 
 def from_http(body: bytes, head_bytes: int | None) -> dict[str, Array]:
-    """Return the outputs of an HTTP answer.
+    """Return the outputs of an HTTP response.
 
     Args:
         body: The body, decompressed.
-        head_bytes: Length of its JSON head; None where all of it is JSON.
+        head_bytes: Length of its JSON head; None if the whole body is JSON.
 
     Raises:
-        InferenceError: It cannot be read.
+        InferenceError: The response cannot be read.
     """
     at = len(body) if head_bytes is None else head_bytes
     found = {}
@@ -66,5 +66,5 @@ def _from_json(data: list[Any], dtype: DataType) -> Array:
         flat = np.empty(len(data), dtype=object)
         flat[:] = [str(element).encode() for element in data]
         return flat
-    # Triton writes what JSON has no number for as null.
+    # Triton writes values that JSON cannot represent as null.
     return np.asarray([math.nan if element is None else element for element in data], dtype=dtype.numpy)

@@ -1,7 +1,7 @@
-"""Triton's gRPC API, in our terms.
+"""Client of Triton's gRPC API.
 
-Control never goes over HTTP: there a load holds one of the server's workers until it is done, and inference stalls.
-Every call has a deadline: a load whose Python stub cannot start never returns.
+Model control never uses HTTP: there a load occupies one of the server's workers until it finishes, and inference
+stalls. Every call has a deadline: a load whose Python stub cannot start never returns.
 """
 
 import asyncio
@@ -37,24 +37,24 @@ logger = logging.getLogger(__name__)
 
 _Processes = Callable[[str], Sequence[int]]
 
-# Tensors of any size. Reconnecting is quick because an embedded server is back within a second of its end; gRPC's
-# own back-off would make us wait up to two minutes for it.
+# Tensors of any size. Reconnecting is quick because an embedded server restarts within a second of its end; gRPC's own
+# back-off would wait up to two minutes.
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    # In spite of its name this is how long one attempt to connect may take.
+    # Despite its name, this is the time limit of one connection attempt.
     ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.lb_policy_name", "pick_first"),
-    # One connection of our own, so that closing one client cannot disturb another.
+    # A separate connection, so that closing one client cannot disturb another.
     ("grpc.use_local_subchannel_pool", 1),
 ]
 CONTROL_HEADER = "tritonctl-key"
-"""The header's name in ``--http-restricted-api`` and ``--grpc-restricted-protocol`` of every server that we control."""
+"""Header name in ``--http-restricted-api`` and ``--grpc-restricted-protocol`` of every server under our control."""
 
 CONTROL_METADATA = f"triton-grpc-protocol-{CONTROL_HEADER}"
-"""Triton puts this prefix before the name over gRPC (docs/customization_guide/inference_protocols.md of its server)."""
+"""The header over gRPC, with Triton's prefix (docs/customization_guide/inference_protocols.md of its server)."""
 
 _RESTRICTED = "This protocol is restricted"
 _VANISHED = "failed to stat file"
@@ -76,23 +76,23 @@ class TritonTimeouts:
 
     @classmethod
     def of(cls, settings: TritonSettings) -> Self:
-        """Take them from the settings."""
+        """Return the deadlines from the settings."""
         return cls(settings.request_timeout_seconds, settings.load_timeout_seconds, settings.unload_timeout_seconds)
 
 
 class TritonClient:
     """One server's control and inference API.
 
-    The connection belongs to the event loop of the first call and is made anew when another loop calls.
+    The connection belongs to the event loop of the first call; a call from another loop opens a new connection.
 
     Args:
         name: The server's name, for messages.
         grpc_url: host:port.
         timeouts: Deadlines.
-        processes: Where the server is local: process ids of a model's instances. An unload then waits until they
-            are gone, because only then their memory is free.
-        log_tail: Where the server is local: the end of its log, for refusals that say nothing themselves.
-        control_key: What the server wants for model control, where it restricts that.
+        processes: For a local server: returns the process ids of a model's instances. An unload then waits until these
+            processes have ended, because only then is their memory free.
+        log_tail: For a local server: returns the end of its log, for errors without a cause.
+        control_key: The key that the server requires for model control, if it restricts it.
     """
 
     def __init__(
@@ -122,34 +122,34 @@ class TritonClient:
             await channel.close()
 
     async def server_live(self) -> bool:
-        """Whether it answers and says that it is live."""
+        """Return whether the server responds and reports that it is live."""
         try:
             return bool((await self._call("ServerLive", service_pb2.ServerLiveRequest(), "health")).live)
         except (TritonUnavailableError, TritonTimeoutError):
             return False
 
     async def server_metadata(self) -> str:
-        """Triton's version.
+        """Return Triton's version.
 
         Raises:
-            TritonUnavailableError: Not reachable.
-            TritonTimeoutError: No answer in time.
+            TritonUnavailableError: The server is unreachable.
+            TritonTimeoutError: No response before the deadline.
         """
         return str((await self._metadata()).version)
 
     async def server_name(self) -> str:
-        """The server's own name, its ``--id``."""
+        """Return the server's own name, its ``--id``."""
         return str((await self._metadata()).name)
 
     async def index(self) -> tuple[LoadedVersion, ...]:
-        """Everything the repository index lists with a version: loaded, loading, unloaded, failed.
+        """Return all entries of the repository index that have a version: loaded, loading, unloaded, failed.
 
-        A model on disk that was never loaded has neither version nor state and is left out.
+        A model on disk that was never loaded has neither version nor state and is excluded.
 
         Raises:
-            TritonUnavailableError: Not reachable.
-            TritonTimeoutError: No answer in time.
-            TritonError: Triton refused.
+            TritonUnavailableError: The server is unreachable.
+            TritonTimeoutError: No response before the deadline.
+            TritonError: Triton refused the call.
         """
         response = await self._index()
         return tuple(
@@ -159,8 +159,8 @@ class TritonClient:
         )
 
     async def _index(self) -> Any:
-        # Triton lists the repository's folder, then looks at each entry; what is staged or removed in between fails
-        # the whole call, and is no fault of anybody's.
+        # Triton lists the repository's folder, then reads each entry. An entry that is staged or removed in between
+        # makes the whole call fail, although nothing is wrong.
         for attempt in range(_INDEX_ATTEMPTS):
             try:
                 return await self._call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), "repository index")
@@ -170,10 +170,10 @@ class TritonClient:
         raise AssertionError("not reached")
 
     async def model_config(self, name: str, version: int | None = None) -> dict[str, Any]:
-        """The configuration a loaded model runs with, in Triton's JSON form.
+        """Return the configuration with which a loaded model runs, in Triton's JSON form.
 
         Raises:
-            NotFoundError: It is not loaded.
+            NotFoundError: The model is not loaded.
         """
         request = service_pb2.ModelConfigRequest(name=name, version=_text(version))
         try:
@@ -183,12 +183,12 @@ class TritonClient:
         return message_to_json(response.config)
 
     async def statistics(self) -> dict[VersionKey, VersionCounters]:
-        """The request counters of every loaded version, by Triton name and version.
+        """Return the request counters of every loaded version, by Triton name and version.
 
         Raises:
-            TritonUnavailableError: Not reachable.
-            TritonTimeoutError: No answer in time.
-            TritonError: Triton refused.
+            TritonUnavailableError: The server is unreachable.
+            TritonTimeoutError: No response before the deadline.
+            TritonError: Triton refused the call.
         """
         try:
             return parse_statistics(
@@ -198,7 +198,7 @@ class TritonClient:
             raise TritonError(f"{self.name} does not tell its statistics: {error}") from error
 
     async def ready(self, name: str, version: int | None = None) -> bool:
-        """Triton's own word for a model. It is no proof: a dead stub leaves it at ready."""
+        """Return whether Triton reports a model as ready. Not reliable: a model with a dead stub stays ready."""
         request = service_pb2.ModelReadyRequest(name=name, version=_text(version))
         try:
             return bool((await self._call("ModelReady", request, f"readiness of {name}")).ready)
@@ -206,15 +206,15 @@ class TritonClient:
             return False
 
     async def load(self, name: str, config: Mapping[str, Any]) -> None:
-        """Load a model, or bring a loaded one to another configuration, and wait until that is done.
+        """Load a model, or reload it with another configuration, and wait until it is loaded.
 
-        Always sends the whole configuration: an override sticks until the next unload, so a load without one would
-        get whatever was sent last.
+        The whole configuration is always sent: an override persists until the next unload, so a load without one would
+        use the last override that was sent.
 
         Raises:
-            LoadRefusedError: Triton said no; what was serving goes on serving.
-            TritonTimeoutError: The deadline passed. Triton cannot cancel a load: it may still be done later.
-            TritonUnavailableError: Not reachable.
+            LoadRefusedError: Triton refused the load; the loaded versions continue to serve.
+            TritonTimeoutError: The deadline passed. Triton cannot cancel a load, so it may still finish later.
+            TritonUnavailableError: The server is unreachable.
         """
         request = service_pb2.RepositoryModelLoadRequest(model_name=name)
         request.parameters["config"].string_param = json.dumps(config)
@@ -224,15 +224,15 @@ class TritonClient:
             raise self._refused(name, str(error)) from error
 
     async def unload(self, name: str) -> None:
-        """Unload every version of a model and wait until it, and where known its processes, are gone.
+        """Unload every version of a model and wait until it, and its processes where known, are gone.
 
-        Triton answers an unload at once; the instances end later, after the last request in flight. Unloading what
-        is not loaded succeeds.
+        Triton answers an unload at once; the instances end later, after the last request in flight. Unloading a model
+        that is not loaded succeeds.
 
         Raises:
-            TritonTimeoutError: It was still there at the deadline.
-            TritonUnavailableError: Not reachable.
-            TritonError: Triton refused.
+            TritonTimeoutError: The model was still present at the deadline.
+            TritonUnavailableError: The server is unreachable.
+            TritonError: Triton refused the call.
         """
         deadline = time.monotonic() + self.timeouts.unload_seconds
         request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
@@ -246,8 +246,8 @@ class TritonClient:
             processes = await asyncio.to_thread(self._processes, name) if self._processes else ()
             if not states and not processes:
                 return
-            # After its stub died and an inference failed on it, a model stays UNLOADING for good (Triton 2.51). Its
-            # process is gone and its memory free, and it can be loaded again: that is unloaded enough.
+            # If a model's stub died and an inference failed on it, the model stays UNLOADING permanently (Triton 2.51).
+            # Its process is gone, its memory is free, and it can be loaded again, so it counts as unloaded.
             if processes or self._processes is None or set(states.values()) != {"UNLOADING"}:
                 empty_since = 0.0
             elif not empty_since:
@@ -275,23 +275,23 @@ class TritonClient:
         timeout: float | None = None,  # noqa: ASYNC109 - the deadline goes to the server with the call
         config: Mapping[str, Any] | None = None,
     ) -> tuple[dict[str, Array], int]:
-        """Ask a model.
+        """Send an inference request to a model.
 
         Args:
             name: The model's name in Triton.
             inputs: Arrays by input name, in the shapes of the model's signature.
-            version: The version to ask; None asks the highest that is loaded.
-            outputs: The outputs wanted; None asks for all.
+            version: The version; None uses the highest loaded version.
+            outputs: The requested outputs; None requests all.
             timeout: Deadline in seconds; default `TritonTimeouts.request_seconds`.
-            config: What `model_config` says, where the caller has it; else it is asked for first.
+            config: The result of `model_config` if the caller has it; otherwise it is requested first.
 
         Returns:
             Arrays by output name, in the shapes of the signature, and the version that answered.
 
         Raises:
-            InferenceError: Triton refused or failed it, the model is not loaded, or an input does not fit.
-            TritonTimeoutError: No answer in time.
-            TritonUnavailableError: Not reachable.
+            InferenceError: Triton refused the request or failed, the model is not loaded, or an input does not match.
+            TritonTimeoutError: No response before the deadline.
+            TritonUnavailableError: The server is unreachable.
         """
         try:
             known = config if config is not None else await self.model_config(name, version)
@@ -313,7 +313,7 @@ class TritonClient:
         return await self._call("ServerMetadata", service_pb2.ServerMetadataRequest(), "metadata")
 
     async def _states(self, name: str) -> dict[int, str]:
-        """States of a model's versions that are not gone."""
+        """Return the states of a model's versions that are not unloaded."""
         return {
             entry.version: entry.state
             for entry in await self.index()
@@ -324,7 +324,7 @@ class TritonClient:
         reason = _TRACEBACK.sub("", _REFUSAL.sub("", raw)).strip()
         details: dict[str, Any] = {"model": name, "reason": raw}
         if "failed to poll" in raw:
-            # All that Triton says of an invalid configuration; the cause is in its log alone.
+            # Triton's message for an invalid configuration has no cause; only its log contains it.
             if self._log_tail is None:
                 reason += " (the cause is in that server's log)"
             else:
@@ -350,7 +350,7 @@ class TritonClient:
         """
         limit = self.timeouts.request_seconds if limit is None else limit
         try:
-            # Only what is restricted gets the key: what is not shown cannot be caught.
+            # Only restricted calls carry the key, to limit its exposure.
             shown = self._control if method.startswith("Repository") else ()
             with tracing.below(f"triton {method}", server=self.name, what=what):
                 return await getattr(self._stub(), method)(request, timeout=limit, metadata=shown)
@@ -374,11 +374,11 @@ class TritonClient:
 
 
 class _TritonSaidNo(Exception):  # noqa: N818 - never leaves this module
-    """Triton refused a call; each method says what that means."""
+    """Triton refused a call; each method documents the meaning."""
 
 
 def _is_about_model(reason: str) -> bool:
-    """Whether UNAVAILABLE is Triton's word for a model rather than gRPC's for the connection."""
+    """Return whether UNAVAILABLE is Triton's error about a model rather than gRPC's error about the connection."""
     return reason.startswith("Request for unknown model") or "is not ready" in reason
 
 

@@ -1,8 +1,9 @@
-"""Which settings of a deployment make Triton load code or read files of their own. Pure.
+"""Detects settings of a deployment that make Triton load code or read files. Pure.
 
 Triton's model configuration can name libraries, execution environments, repository agents and data files. A setting
-that can do so is a way to run code on the Triton server. So a deployment may use without further rights only what this
-module lists; every other setting needs the scope `code`, also one that a later Triton adds.
+that can do so is a way to run code on the Triton server. So without further permissions a deployment may use only the
+settings that this module lists. Every other setting requires the scope `code`, including settings that later versions
+of Triton add.
 
 Sources: `model_config.proto` of Triton 2.51 and the documentation of its ONNX Runtime, PyTorch and Python backends.
 """
@@ -17,7 +18,7 @@ from controlplane.triton.config_json import canonical
 
 _THREADS = frozenset({"intra_op_thread_count", "inter_op_thread_count", "intra_op_num_threads", "inter_op_num_threads"})
 _PYTHON = frozenset({"force_cpu_only_input_tensors"})
-"""The embedded server's backends run in the Python backend, which reads its own parameters too."""
+"""The embedded server's backends run in the Python backend, which also reads its own parameters."""
 
 PARAMETERS: Mapping[Format, frozenset[str]] = {
     Format.ONNX: _THREADS
@@ -57,7 +58,8 @@ PARAMETERS: Mapping[Format, frozenset[str]] = {
 }
 """Parameters that a deployment may set, by format, in lower case."""
 
-# The fields of `config_overrides` that a deployment may set. True allows all that is below; a mapping names the fields.
+# The fields of `config_overrides` that a deployment may set. True allows all nested fields; a mapping names the allowed
+# ones.
 _ALL = True
 _TENSOR = dict.fromkeys(
     (
@@ -127,7 +129,7 @@ OVERRIDES: Mapping[str, Any] = {
     "model_transaction_policy": _ALL,
     "response_cache": _ALL,
     "model_metrics": _ALL,
-    # Decided by the control plane; refused elsewhere unless they say what it says.
+    # Decided by the control plane; refused elsewhere unless they equal its decisions.
     "name": _ALL,
     "backend": _ALL,
     "platform": _ALL,
@@ -139,14 +141,14 @@ OVERRIDES: Mapping[str, Any] = {
 
 
 def code_settings(settings: DeploymentSettings, kind: Format) -> dict[str, str]:
-    """Return the settings that need the scope `code`: their values, as JSON, by path.
+    """Return the settings that require the scope `code`: their values, as JSON, by path.
 
     Args:
-        settings: How a deployment runs.
+        settings: The settings of the deployment.
         kind: The format of its version.
 
     Raises:
-        InvalidConfigError: ``config_overrides`` has a field that Triton's configuration has not.
+        InvalidConfigError: ``config_overrides`` has a field that Triton's configuration does not have.
     """
     known = PARAMETERS.get(kind, frozenset())
     found = {
@@ -165,7 +167,7 @@ def code_settings(settings: DeploymentSettings, kind: Format) -> dict[str, str]:
 
 
 def _beyond(value: Any, allowed: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield what is set and not allowed, with its path."""
+    """Yield each value that is set and not allowed, with its path."""
     if allowed is _ALL:
         return
     if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""Triton's model configuration as JSON, as text, and what a user may merge into it.
+"""Triton's model configuration as JSON and as text, and the merge of a user's overrides.
 
-The fields are those of tritonclient's own protobuf type, so a misspelt one is found here and not by a server.
+The fields are those of tritonclient's protobuf type, so a misspelt field is detected here and not by a server.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from controlplane.errors import InvalidConfigError
 
 ModelConfig = model_config_pb2.ModelConfig
 DIGEST_PARAMETER = "tcp_config_digest"
-"""Carries the digest of everything but name and version policy; read back, it tells what a model runs with."""
+"""Parameter with the digest of all fields except name and version policy; it identifies the loaded configuration."""
 
 _WIDE = frozenset(
     {
@@ -29,7 +29,7 @@ _WIDE = frozenset(
 def message_to_json(message: Any) -> dict[str, Any]:
     """Write a message in Triton's JSON form: proto field names, and 64-bit integers as numbers.
 
-    protobuf's JSON has them as strings, which both sides read, but which nobody wants to see in ``dims``.
+    protobuf's JSON writes 64-bit integers as strings. Both sides can read them, but they are inconvenient in ``dims``.
     """
     document = json_format.MessageToDict(message, preserving_proto_field_name=True)
     return dict(_numbers(message.DESCRIPTOR, document))
@@ -57,7 +57,7 @@ def to_pbtxt(config: Mapping[str, Any]) -> str:
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """Digest of everything that makes a model run differently: all but its name and its version policy."""
+    """Return the digest of everything that affects how a model runs: all fields except name and version policy."""
     content = {key: value for key, value in config.items() if key not in {"name", "version_policy", "parameters"}}
     content["parameters"] = {
         key: value for key, value in config.get("parameters", {}).items() if key != DIGEST_PARAMETER
@@ -66,14 +66,14 @@ def config_digest(config: Mapping[str, Any]) -> str:
 
 
 def differences(asked: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """Name the fields in which a configuration that runs is not the one that was asked for.
+    """Return the fields in which a loaded configuration differs from the requested one.
 
-    Fields that nobody asked for are Triton's own defaults; which versions are loaded, and under which name, is decided
-    for each load. Both are left out.
+    Two kinds of fields are excluded: fields that were not requested, which are Triton's own defaults, and the loaded
+    versions and their name, which are decided for each load.
 
     Args:
-        asked: What was sent with the load.
-        present: What Triton says.
+        asked: The configuration that was sent with the load.
+        present: The configuration that Triton reports.
     """
     wanted = message_to_json(json_to_message(asked))
     skipped = {"name", "version_policy"}
@@ -125,10 +125,10 @@ def merge(base: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def canonical(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the fields of a partial configuration and write them with their proto names.
+    """Check the fields of a partial configuration and return them with their proto names.
 
     Raises:
-        InvalidConfigError: Names the field that is unknown or whose value has the wrong type.
+        InvalidConfigError: A field is unknown or its value has the wrong type; the message names it.
     """
     document = _canonical(ModelConfig.DESCRIPTOR, overrides, "config_overrides")
     try:

@@ -1,11 +1,11 @@
-"""A Triton server's metrics page, read with prometheus_client's parser.
+"""Parser of a Triton server's metrics page, based on prometheus_client's parser.
 
 Measured on Triton 2.51 (``--metrics-config=summary_latencies=true``): per model and version, counters of requests,
 failures by reason, inferences, executions and microseconds by stage; a gauge of pending requests; and summaries whose
-quantiles cover about the last minute (``NaN`` before the first request). It has no histograms and takes
-``histogram_latencies=true`` without a word. Read in the source of later servers: with that option,
-``nv_inference_first_response_histogram_ms`` for decoupled models. A model on several GPUs has its lines once for each.
-A request that is refused before it reaches the model (an input of a wrong name) is in no counter.
+quantiles cover about the last minute (``NaN`` before the first request). It has no histograms and silently accepts
+``histogram_latencies=true``. According to the source of later servers, that option gives
+``nv_inference_first_response_histogram_ms`` for decoupled models. A model on several GPUs has its lines once for each
+GPU. A request that is refused before it reaches the model (an input with a wrong name) is in no counter.
 """
 
 import math
@@ -27,13 +27,13 @@ COUNTERS = {
     "nv_inference_compute_infer_duration_us": ("compute_infer_seconds", 1e-6),
     "nv_inference_compute_output_duration_us": ("compute_output_seconds", 1e-6),
 }
-"""Triton's counters by our name for them, and what makes seconds of them."""
+"""Triton's counters by our name for them, with the factor that converts times to seconds."""
 
 REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
-"""Triton's reasons of failures (core, ``src/constants.h``); one that is new counts as OTHER."""
+"""Triton's failure reasons (core, ``src/constants.h``); an unknown reason counts as OTHER."""
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
-"""Those of Triton's summaries."""
+"""The quantiles of Triton's summaries."""
 
 _FAILURE = "nv_inference_request_failure"
 _PENDING = "nv_inference_pending_request_count"
@@ -46,13 +46,14 @@ _NAMES = frozenset((*COUNTERS, _FAILURE, _PENDING, _SUMMARY, _HISTOGRAM, _GPU, _
 
 @dataclass
 class VersionSample:
-    """One version's figures on a page.
+    """One version's metrics on a page.
 
     Attributes:
-        counters: Since it was loaded, by the names of `COUNTERS`, and ``failed:<reason>``.
+        counters: Values since the load, by the names of `COUNTERS`, and ``failed:<reason>``.
         pending: Requests that wait or run.
-        quantiles: Seconds by quantile, of about the last minute; empty where the server tells none.
-        buckets: Requests no slower than so many seconds (infinity last), since it was loaded; empty where it has none.
+        quantiles: Seconds by quantile, over about the last minute; empty if the server does not report any.
+        buckets: Number of requests up to each latency in seconds (infinity last), since the load; empty if there are
+            none.
     """
 
     counters: dict[str, float] = field(default_factory=dict)
@@ -63,12 +64,12 @@ class VersionSample:
 
 @dataclass(frozen=True)
 class MetricsPage:
-    """What a page tells.
+    """The content of a metrics page.
 
     Attributes:
-        versions: By Triton name and version.
-        gpu_utilisation: Share of the time that a GPU works, 0 to 1, by UUID.
-        cpu_utilisation: Share of the machine's processors in use, 0 to 1; None where it is not told.
+        versions: Metrics by Triton name and version.
+        gpu_utilisation: Share of the time that a GPU is busy, 0 to 1, by UUID.
+        cpu_utilisation: Share of the machine's processors in use, 0 to 1; None if it is not reported.
         bytes: The page's size.
     """
 
@@ -82,20 +83,20 @@ _Line = tuple[str, dict[str, str], float]
 
 
 class MetricsParser:
-    """Reads pages of one server, one after another.
+    """Parses successive pages of one server.
 
-    A line that has not changed since the page before is not parsed again: counters of models that nobody asks do not
-    change, and they are most of a page.
+    A line that is unchanged since the previous page is not parsed again. Counters of unused models do not change, and
+    they make up most of a page.
     """
 
     def __init__(self) -> None:
         self._lines: dict[str, _Line] = {}
 
     def read(self, text: str) -> MetricsPage:
-        """Return what a page tells.
+        """Parse a page.
 
         Raises:
-            TritonError: It is no page in Prometheus' text format.
+            TritonError: The text is not in the Prometheus text format.
         """
         known, lines, unread = self._lines, {}, []
         for line in text.splitlines():

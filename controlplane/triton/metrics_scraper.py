@@ -1,4 +1,4 @@
-"""Gets a Triton server's metrics page over HTTP."""
+"""Downloads a Triton server's metrics page over HTTP."""
 
 import threading
 import time
@@ -9,21 +9,21 @@ import httpx
 from controlplane.errors import TritonTimeoutError, TritonUnavailableError
 
 MAX_BYTES = 64 * 1024 * 1024
-"""A dozen counters of ten thousand models make 7 MB."""
+"""Size limit of a page; a dozen counters of ten thousand models make 7 MB."""
 
 
 def fetch(client: httpx.Client, url: str, deadline_seconds: float, *, waited_seconds: float = 0.0) -> str:
-    """Get a metrics page. Blocks.
+    """Download a metrics page. Blocks.
 
     Args:
-        client: Asks.
+        client: The HTTP client.
         url: The page's address.
-        deadline_seconds: How long it may take while it comes; twice that where it stalls just before the end.
-        waited_seconds: How much of that is gone.
+        deadline_seconds: Time limit; up to twice this time if the transfer stalls just before the end.
+        waited_seconds: The part of the time limit that has already passed.
 
     Raises:
-        TritonTimeoutError: It did not come whole in time.
-        TritonUnavailableError: The server does not answer, or not with a page.
+        TritonTimeoutError: The page did not arrive completely in time.
+        TritonUnavailableError: The server does not respond, or not with a metrics page.
     """
     left = deadline_seconds - waited_seconds
     end = time.monotonic() + left
@@ -49,12 +49,12 @@ def fetch(client: httpx.Client, url: str, deadline_seconds: float, *, waited_sec
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """A page as it was got.
+    """A downloaded page.
 
     Attributes:
         text: The page.
-        began: When it was asked for (`time.monotonic`).
-        at: When it had come (likewise).
+        began: When the request started (`time.monotonic`).
+        at: When the page was complete (likewise).
     """
 
     text: str = field(repr=False)
@@ -63,12 +63,12 @@ class Scrape:
 
 
 class MetricsScraper:
-    """One server's metrics page, got once for all who want it at about the same moment. For any thread.
+    """One server's metrics page, downloaded once for concurrent readers. Safe to use from several threads.
 
     Args:
-        url: Its address.
-        shared_seconds: Who asks so soon after somebody else gets what that one got. Less than the time between two
-            looks of anyone, so that nobody sees the same page twice.
+        url: The page's address.
+        shared_seconds: Maximum age of a page that is shared with another reader. It must be shorter than the interval
+            of any reader, so that no reader gets the same page twice.
     """
 
     def __init__(self, url: str, *, shared_seconds: float = 0.0) -> None:
@@ -79,15 +79,15 @@ class MetricsScraper:
         self._got: Scrape | None = None
 
     def read(self, deadline_seconds: float, *, fresh: bool = False) -> Scrape:
-        """Get the page. Blocks.
+        """Return the page. Blocks.
 
         Args:
-            deadline_seconds: As `fetch` takes it; to wait for somebody else's look counts, too.
-            fresh: Take none that was asked for before this call. Others may have it then.
+            deadline_seconds: As for `fetch`; includes the time to wait for another reader's download.
+            fresh: Do not return a page that was requested before this call. Later readers may share the result.
 
         Raises:
-            TritonTimeoutError: It did not come whole in time.
-            TritonUnavailableError: The server does not answer, or not with a page.
+            TritonTimeoutError: The page did not arrive completely in time.
+            TritonUnavailableError: The server does not respond, or not with a metrics page.
         """
         asked = time.monotonic()
         if not self._lock.acquire(timeout=deadline_seconds):
@@ -104,7 +104,7 @@ class MetricsScraper:
             self._lock.release()
 
     def close(self) -> None:
-        """Close the client; whoever is reading is not waited for."""
+        """Close the client without waiting for reads in progress."""
         if self._client is not None:
             self._client.close()
 
@@ -112,8 +112,9 @@ class MetricsScraper:
 def _client(url: str) -> httpx.Client:
     """Return a client for `fetch`.
 
-    No connection is kept: each would cost the server a thread. A proxy set for the internet is not meant for it. What
-    TLS needs is read where there is TLS alone: that costs more than getting many pages (some 20 ms of a core).
+    The client keeps no connection, because each one would cost the server a thread. It ignores proxies, which are meant
+    for the internet. It loads the TLS configuration only for TLS URLs, because loading it costs more than many
+    downloads (some 20 ms of a core).
     """
     limits = httpx.Limits(max_keepalive_connections=0)
     return httpx.Client(trust_env=False, limits=limits, verify=url.startswith("https:"))

@@ -1,4 +1,4 @@
-"""Builds the configuration a model is loaded with, from its signature and the deployment's settings."""
+"""Builds the configuration with which a model is loaded, from its signature and the deployment's settings."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 SCALARS_PARAMETER = "tcp_scalars"
-"""Names, one a line, of the tensors that are rank 0 in the model and ``[1]`` for Triton."""
+"""Parameter with the names, one a line, of the tensors that are rank 0 in the model and ``[1]`` for Triton."""
 
 METADATA_PREFIX = "metadata."
-"""Begins the parameters that a model file brings. A file must not be able to set a parameter of a backend."""
+"""Prefix of the parameters that a model file contains. A file must not be able to set a parameter of a backend."""
 
 DEFAULT_MAX_BATCH_SIZE = 8
 _RESERVED_PARAMETERS = "tcp_"
 _KINDS = {InstanceKind.AUTO: "KIND_AUTO", InstanceKind.CPU: "KIND_CPU", InstanceKind.GPU: "KIND_GPU"}
-# Decided by the control plane, from the manifest or by what it does with a model.
+# Decided by the control plane, from the manifest or from how it uses the model.
 _FIXED = ("name", "backend", "platform", "runtime", "version_policy", "default_model_filename", "ensemble_scheduling")
 _TORCH_NAME = re.compile(r".*__(\d+)")
 
@@ -58,9 +58,9 @@ def build_config(
     Args:
         triton_name: The model's name in Triton.
         manifest: Format and signature.
-        settings: How it shall be run.
-        versions: The versions that shall be loaded, named one by one: with ``all`` one broken folder fails a load.
-        samples: Golden samples, or the first of them; that one is the warm-up request where the settings ask for one.
+        settings: The settings of the deployment.
+        versions: The versions to load, listed individually: with ``all`` one broken folder makes the load fail.
+        samples: Golden samples, or only the first; the first is the warm-up request if the settings ask for one.
 
     Raises:
         InvalidConfigError: The settings contradict the signature or each other, or the format cannot be served.
@@ -114,19 +114,19 @@ def build_config(
 
 
 def dynamically_batched(settings: DeploymentSettings) -> bool:
-    """Whether the settings make Triton put requests of several clients together."""
+    """Return whether the settings make Triton batch requests of several clients together."""
     return settings.dynamic_batching is not None or not settings.config_overrides.keys().isdisjoint(
         ("dynamic_batching", "dynamicBatching")
     )
 
 
 def triton_type(dtype: DataType) -> str:
-    """Triton's name of a type in a model configuration."""
+    """Return Triton's name of a type in a model configuration."""
     return "TYPE_STRING" if dtype is DataType.BYTES else f"TYPE_{dtype}"
 
 
 def data_type_of(name: str) -> DataType:
-    """The type that a model configuration calls ``name``."""
+    """Return the type that a model configuration calls ``name``."""
     return DataType.BYTES if name == "TYPE_STRING" else DataType(name.removeprefix("TYPE_"))
 
 
@@ -135,7 +135,7 @@ def _check_signature(signature: Signature, kind: Format) -> None:
         if 0 in spec.shape:
             raise InvalidConfigError(f"Triton has no dimensions of size 0, as in {spec}", field=spec.name)
     if kind is Format.TORCHSCRIPT:
-        # LibTorch has no output names: Triton takes the position from the name.
+        # LibTorch has no output names: Triton derives the position from the name.
         positions = [_TORCH_NAME.fullmatch(spec.name) for spec in signature.outputs]
         numbers = [int(match[1]) if match else -1 for match in positions]
         if sorted(numbers) != list(range(len(numbers))):
@@ -147,11 +147,11 @@ def _check_signature(signature: Signature, kind: Format) -> None:
 
 
 def batching_obstacle(signature: Signature) -> str | None:
-    """Return why Triton cannot batch requests for a model with this signature; None where it can.
+    """Return why Triton cannot batch requests for a model with this signature; None if it can.
 
     An input of one element per row (``[N]``) would need ``dims: [1]`` with an empty reshape. A request with zero rows
-    then crashes the whole server: Triton's Python backend (2.51) reads the first dimension of a shape that has none.
-    Configured without Triton's batching such a model takes any number of rows, zero included, in one request.
+    then crashes the whole server, because Triton's Python backend (2.51) reads the first dimension of a shape that has
+    none. Without Triton's batching such a model accepts any number of rows in one request, including zero.
     """
     if not signature.batched:
         return "the model's signature has no batch dimension"
@@ -170,7 +170,7 @@ def _max_batch_size(signature: Signature, settings: DeploymentSettings, samples:
                     f"dynamic_batching cannot be used: {obstacle}; remove it", field="dynamic_batching"
                 )
             return 0
-        # The golden samples must fit, or no version could be proved.
+        # The golden samples must fit, otherwise no version could pass its proof.
         sizes = [array.shape[0] for sample in samples for array in sample.inputs.values() if array.ndim]
         return max([DEFAULT_MAX_BATCH_SIZE, *sizes])
     if settings.max_batch_size > 0 and obstacle is not None:
@@ -184,16 +184,16 @@ def _tensor(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
     dims = list(spec.shape[1:] if batched else spec.shape)
     tensor: dict[str, Any] = {"name": spec.name, "data_type": triton_type(spec.dtype), "dims": dims or [1]}
     if not dims and batched:
-        # One element per row of an output (see `batching_obstacle` for inputs). Triton allows no empty dims, but
-        # reshapes [1] to []; the model gives (N,).
+        # One element per row of an output (see `batching_obstacle` for inputs). Triton does not allow empty dims, but
+        # reshapes [1] to []; the model returns (N,).
         tensor["reshape"] = {}
-    # Not batched, Triton refuses an empty reshape ("scalar tensors are not supported"): the model's rank 0 travels as
-    # [1], and the backend takes it from there; SCALARS_PARAMETER says which tensors these are.
+    # Without batching, Triton refuses an empty reshape ("scalar tensors are not supported"). So a rank-0 tensor of the
+    # model is sent as [1], and the backend converts it; SCALARS_PARAMETER lists these tensors.
     return tensor
 
 
 def _metadata(manifest: Manifest) -> dict[str, Any]:
-    """Return what the model's exporter noted, under names that no backend reads."""
+    """Return the metadata of the model's exporter, under names that no backend reads."""
     metadata = manifest.attributes.get("metadata")
     if not isinstance(metadata, dict):
         return {}
@@ -234,7 +234,7 @@ def _dynamic_batching(settings: DeploymentSettings, max_batch_size: int) -> dict
 
 
 def _check_overrides(overrides: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Refuse what would contradict the signature or the control plane's own decisions."""
+    """Refuse overrides that contradict the signature or the control plane's own decisions."""
     for name in _FIXED:
         if name in overrides and overrides[name] != config.get(name):
             raise InvalidConfigError(
@@ -290,7 +290,7 @@ def _check_tensor(side: str, item: Mapping[str, Any], generated: Sequence[Mappin
 
 
 def _plain(value: Any) -> Any:
-    """One form for what JSON may write in two: 64-bit integers as strings, empty lists or nothing."""
+    """Normalize values that JSON can write in two ways: 64-bit integers as strings, and empty lists."""
     if isinstance(value, list):
         return [int(item) if isinstance(item, str) and item.lstrip("-").isdigit() else item for item in value]
     if isinstance(value, Mapping):

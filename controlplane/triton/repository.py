@@ -3,23 +3,24 @@
 ::
 
     <root>/
-    ├── .incomplete-…/          something on its way in or out; no model for Triton
+    ├── .incomplete-…/          a folder that is being created or removed; not a model for Triton
     ├── resnet/
     │   ├── config.pbtxt        written by rename
     │   ├── warmup/             data of warm-up requests, named by content
-    │   └── 7/model.onnx        a hard link into the blob cache; there by one rename, never changed
+    │   └── 7/model.onnx        a hard link into the blob cache; created by one rename, never changed
     ├── resnet~candidate/…
-    └── resnet~tune/…           a copy that settings are tried on; always files of its own
+    └── resnet~tune/…           a copy for trying settings; always separate files
 
-A version's folder is never written to once it is there, and its number is never used for other bytes. Triton loads a
-version again, at the next load of its model, when any time stamp in its folder has changed, the inodes' *change* times
-included (2.51: docs/internals/triton.md). So a second link to a file, or the end of one, costs a loaded version
-a reload, and anything that appears in the model's folder beside its versions and ``config.pbtxt`` reloads all of them.
-That is why work in progress lies in the root, why a proved candidate is renamed and not linked again, and why a blob
-that a version has already, here or in another server's repository, is copied.
+A version's folder is never modified after its creation, and its number is never reused for other bytes. Triton reloads
+a version, at the next load of its model, if any time stamp in its folder has changed, including the *change* times of
+inodes (2.51: docs/internals/triton.md). So adding or removing a second link to a file makes Triton reload a loaded
+version, and any new entry in the model's folder beside its versions and ``config.pbtxt`` makes it reload all of them.
+Therefore work in progress is kept in the root, a proved candidate is renamed and not linked again, and a blob that a
+version already has, in this or another server's repository, is copied.
 
-Triton, and the code that a model brings, may be able to write here. So before a load `ModelRepository.check` compares
-what is here with the version's manifest, from the records of hashed files: without reading a file that has not changed.
+Triton, and the code of a model, may be able to write to the repository. So before a load `ModelRepository.check`
+compares its content with the version's manifest, using the records of hashed files: files that have not changed are not
+read.
 """
 
 import contextlib
@@ -54,12 +55,12 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def layout(manifest: Manifest) -> dict[str, FileEntry]:
-    """Say where in a version's folder each file goes: the model file under the name that Triton's backend looks for.
+    """Return the file for each path in a version's folder; the model file gets the name that Triton's backend expects.
 
-    External data of an ONNX model lies beside it and keeps its name.
+    External data of an ONNX model is stored beside it and keeps its name.
 
     Raises:
-        InvalidArtifactError: Triton cannot serve the format, or which file is the model cannot be told.
+        InvalidArtifactError: Triton cannot serve the format, or the model file cannot be identified.
     """
     wanted = manifest.format.file_name
     if wanted is None:
@@ -112,18 +113,18 @@ class ModelRepository:
         Args:
             triton_name: The model's name in Triton.
             version: The version's number, which is its folder.
-            files: Local files by their path in that folder, as `layout` has them.
-            config: Written as ``config.pbtxt`` where the model has none yet. A model that is there keeps its own
-                until `write_config`, so that a server that restarts meanwhile finds what it had.
+            files: Local files by their path in that folder, as returned by `layout`.
+            config: Written as ``config.pbtxt`` if the model has none yet. An existing one stays until `write_config`,
+                so that a server that restarts in the meantime finds the previous configuration.
             warmup: Files of the warm-up request, by name.
 
         Returns:
-            Whether the version was put there; False when it was there already, as itself or as the candidate, whose
-            folder it then takes over.
+            Whether the version was added; False if it already existed, either under its own name or as the candidate,
+                whose folder is then renamed.
 
         Raises:
             StoreFullError: The disk is full; nothing is left behind.
-            StoreError: The repository cannot be written.
+            StoreError: The repository is not writable.
         """
         model = self._model(triton_name)
         target = model / str(version)
@@ -139,26 +140,26 @@ class ModelRepository:
             try:
                 self._put(triton_name, version, files)
             except BaseException:
-                # Another process may have put the same version there first: then it is there.
+                # Another process may have staged the same version first; then it exists.
                 if target.is_dir():
                     return False
                 raise
         return True
 
     def has(self, triton_name: str, version: int) -> bool:
-        """Whether a version is staged, intact or not."""
+        """Return whether a version is staged, intact or not."""
         return (self._model(triton_name) / str(version)).exists()
 
     def check(self, triton_name: str, version: int, files: Mapping[str, FileEntry]) -> list[str]:
-        """Compare a version's folder with what should be in it. A file is read only if it has changed or is new here.
+        """Compare a version's folder with its expected content. Only files that are new or changed are read.
 
         Args:
             triton_name: The model's name in Triton.
             version: The version.
-            files: The version's files by their path in that folder, as `layout` has them.
+            files: The version's files by their path in that folder, as returned by `layout`.
 
         Returns:
-            What is wrong, one text for each file; empty where the folder holds exactly these files.
+            One message for each wrong file; empty if the folder contains exactly these files.
 
         Raises:
             StoreError: The repository cannot be read.
@@ -175,11 +176,11 @@ class ModelRepository:
         return wrong
 
     def restage(self, triton_name: str, version: int, files: Mapping[str, Path]) -> None:
-        """Replace a version's folder by one with these files. A process that is killed here leaves one, or none.
+        """Replace a version's folder by one with these files. If the process is killed, one folder or none remains.
 
         Raises:
-            StoreFullError: The disk is full; the folder is as it was.
-            StoreError: The repository cannot be written.
+            StoreFullError: The disk is full; the folder is unchanged.
+            StoreError: The repository is not writable.
         """
         model = self._model(triton_name)
         with _translated(model / str(version)):
@@ -187,13 +188,13 @@ class ModelRepository:
             self._put(triton_name, version, files, replace=True)
 
     def renew(self, triton_name: str, versions: Iterable[int]) -> None:
-        """Make versions look newer, so that the next load does load them again.
+        """Make versions look newer, so that the next load reloads them.
 
-        Triton takes a load that changes nothing for done, also when the model's process has died. A newer
-        ``config.pbtxt`` does not count where the load carries its configuration; a newer version folder does.
+        Triton ignores a load that changes nothing, even if the model's process has died. A newer ``config.pbtxt`` has
+        no effect if the load carries its configuration; a newer version folder does.
 
         Raises:
-            StoreError: The repository cannot be written.
+            StoreError: The repository is not writable.
         """
         for version in versions:
             folder = self._model(triton_name) / str(version)
@@ -201,19 +202,19 @@ class ModelRepository:
                 os.utime(folder)
 
     def has_warmup(self, triton_name: str, names: Iterable[str]) -> bool:
-        """Whether the files of a warm-up request are all in the model's folder, with the content they are named by."""
+        """Return whether all files of a warm-up request are in the model's folder, with the content of their names."""
         folder = self._model(triton_name) / WARMUP
         return all(self._files.matches(folder / name, name) for name in names)
 
     def add_warmup(self, triton_name: str, files: Mapping[str, bytes]) -> None:
-        """Put the files of a warm-up request into the model's folder; those that are intact stay as they are.
+        """Put the files of a warm-up request into the model's folder; intact files stay unchanged.
 
-        A new one costs every version of the model a reload at its next load. So it is for a load that changes the
-        configuration, which reloads them anyway.
+        A new file makes Triton reload every version of the model at its next load. So use this only before a load that
+        changes the configuration, which reloads them anyway.
 
         Raises:
             StoreFullError: The disk is full.
-            StoreError: The repository cannot be written.
+            StoreError: The repository is not writable.
         """
         model = self._model(triton_name)
         with _translated(model):
@@ -222,15 +223,15 @@ class ModelRepository:
                 self._write_warmup(model, name, content)
 
     def write_config(self, triton_name: str, config: Mapping[str, Any]) -> bool:
-        """Replace ``config.pbtxt`` by rename; returns whether it changed.
+        """Replace ``config.pbtxt`` by rename; return whether it changed.
 
-        A file that says the same already is left alone, with its modification time: Triton takes a newer file for a
-        new configuration.
+        A file with the same content is not written, so its modification time stays: Triton treats a newer file as a new
+        configuration.
 
         Raises:
             InvalidConfigError: The configuration is not valid, or names another model.
             StoreFullError: The disk is full.
-            StoreError: The repository cannot be written.
+            StoreError: The repository is not writable.
         """
         if config.get("name") != triton_name:
             raise InvalidConfigError(
@@ -246,14 +247,14 @@ class ModelRepository:
         return True
 
     def restore_config(self, triton_name: str, config: Mapping[str, Any]) -> bool:
-        """Write ``config.pbtxt`` again unless it is as this control plane wrote it; returns whether it changed.
+        """Write ``config.pbtxt`` again unless it is as this control plane wrote it; return whether it changed.
 
-        Triton does not read it at a load that carries a configuration, but it does so where one is loaded by hand.
+        Triton does not read the file at a load that carries a configuration, but it does at a manual load without one.
 
         Raises:
             InvalidConfigError: The configuration is not valid, or names another model.
             StoreFullError: The disk is full.
-            StoreError: The repository cannot be written.
+            StoreError: The repository is not writable.
         """
         path = self._model(triton_name) / CONFIG
         with _translated(path), contextlib.suppress(FileNotFoundError):
@@ -262,7 +263,7 @@ class ModelRepository:
         return self.write_config(triton_name, config)
 
     def staged(self) -> dict[str, set[int]]:
-        """The complete versions that are there, by Triton name; models without one are listed, too."""
+        """Return the complete versions in the repository, by Triton name; includes models without versions."""
         found: dict[str, set[int]] = {}
         with contextlib.suppress(FileNotFoundError):
             for model in self.root.iterdir():
@@ -271,19 +272,19 @@ class ModelRepository:
         return found
 
     def remove_version(self, triton_name: str, version: int) -> bool:
-        """Take a version out, by one rename; returns whether it was there. It must not be loaded."""
+        """Remove a version, by one rename; return whether it existed. It must not be loaded."""
         target = self._model(triton_name) / str(version)
         with _translated(target):
             return self._move_out(target)
 
     def remove_model(self, triton_name: str) -> bool:
-        """Take a model out, by one rename; returns whether it was there. It must not be loaded."""
+        """Remove a model, by one rename; return whether it existed. It must not be loaded."""
         model = self._model(triton_name)
         with _translated(model):
             return self._move_out(model)
 
     def clean(self) -> list[Path]:
-        """Remove what a crash left half-way in or out; call it before anything is staged. Returns what it removed."""
+        """Remove and return the leftovers of a crash; call this before anything is staged."""
         with _translated(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             left = list(self.root.glob(f"{_INCOMPLETE}*"))
@@ -301,7 +302,7 @@ class ModelRepository:
         return self.root / f"{_INCOMPLETE}{what}-{uuid.uuid4().hex[:8]}"
 
     def _put(self, triton_name: str, version: int, files: Mapping[str, Path], *, replace: bool = False) -> None:
-        """Build a version's folder and rename it into its place; with ``replace`` what is there is moved out before."""
+        """Build a version's folder and rename it to its path; with ``replace``, first remove the existing folder."""
         target = self.root / triton_name / str(version)
         building = self._incomplete(f"{triton_name}-{version}")
         try:
@@ -320,9 +321,9 @@ class ModelRepository:
         sync_folder(target.parent)
 
     def _move_out(self, path: Path) -> bool:
-        """Remove what is at ``path``, by one rename; return whether anything was there."""
+        """Remove ``path``, by one rename; return whether it existed."""
         if path.parent != self.root and path.parent.is_symlink():
-            path.parent.unlink()  # it may lead anywhere: nothing behind it is ours to remove
+            path.parent.unlink()  # the link may lead anywhere: its target is not ours to remove
             return True
         leaving = self._incomplete("-".join(path.relative_to(self.root).parts))
         try:
@@ -333,7 +334,7 @@ class ModelRepository:
         return True
 
     def _promote(self, triton_name: str, version: int, files: Mapping[str, Path]) -> bool:
-        """Rename a staged candidate's version to its model's own name."""
+        """Rename a staged candidate's version to its model's own name; return whether the version is in place."""
         candidate = self.root / candidate_name(triton_name) / str(version)
         target = self.root / triton_name / str(version)
         if not candidate.is_dir() or not _same_files(candidate, files):
@@ -356,12 +357,12 @@ class ModelRepository:
 
 
 def _is_version(path: Path) -> bool:
-    """Triton's own rule: a number without a leading zero."""
+    """Return whether a path is a version folder by Triton's rule: a number without a leading zero."""
     return path.name.isascii() and path.name.isdigit() and not path.name.startswith("0") and path.is_dir()
 
 
 def _same_files(folder: Path, files: Mapping[str, Path]) -> bool:
-    """Whether a version's folder holds these files: the same inodes, or copies of the same size."""
+    """Return whether a version's folder contains these files: the same inodes, or copies of the same size."""
     try:
         return all((folder / path).stat().st_size == source.stat().st_size for path, source in files.items())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Parts of v2's gRPC requests that are read with protobuf's own parser."""
+"""Parsing of parts of v2 gRPC requests, with protobuf's own parser."""
 
 from collections.abc import Mapping
 
@@ -8,17 +8,17 @@ from tritonclient.grpc import service_pb2
 from controlplane.errors import InvalidInputError
 
 PARAMETERS = 4
-"""Number of the field of a ``ModelInferRequest`` that has its parameters."""
+"""Field number of the parameters in a ``ModelInferRequest``."""
 
 
 def parameters_of(message: bytes) -> Mapping[str, str]:
-    """Return the parameters of a ``ModelInferRequest`` that are texts or whole numbers.
+    """Return the parameters of a ``ModelInferRequest`` that are strings or integers.
 
     Args:
-        message: The request, or its fields `PARAMETERS` alone.
+        message: The request, or only its `PARAMETERS` fields.
 
     Raises:
-        InvalidInputError: They cannot be read.
+        InvalidInputError: The parameters cannot be read.
     """
     try:
         found = service_pb2.ModelInferRequest.FromString(message).parameters

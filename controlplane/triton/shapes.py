@@ -1,8 +1,8 @@
-"""Where the wire has one dimension more than a model's signature. Pure.
+"""Conversion of tensors whose wire shape has one dimension more than the model's signature. Pure.
 
-Triton has no rank-0 tensors. A model whose signature has one is configured with ``dims: [1]`` (see
+Triton has no rank-0 tensors. A rank-0 tensor of a signature is configured with ``dims: [1]`` (see
 `controlplane.triton.model_config`), and a batched output of one element per row with ``dims: [1]`` reshaped to ``[]``.
-So ``()`` travels as ``(1,)`` and ``(N,)`` as ``(N, 1)``; what `to_wire` does `from_wire` undoes.
+So ``()`` is sent as ``(1,)`` and ``(N,)`` as ``(N, 1)``; `from_wire` reverses `to_wire`.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ Config = Mapping[str, Any]
 
 
 def to_wire(array: Array, spec: Config, config: Config) -> Array:
-    """Return an input as it travels; one that has the wire's shape already stays as it is.
+    """Return an input in its wire shape; an input that already has the wire shape is unchanged.
 
     Args:
-        array: In the signature's shape.
+        array: The input in the signature's shape.
         spec: The input's entry in the configuration.
         config: The configuration.
     """
@@ -29,7 +29,7 @@ def to_wire(array: Array, spec: Config, config: Config) -> Array:
 
 
 def from_wire(array: Array, spec: Config, config: Config) -> Array:
-    """Return an output, as it came, in the signature's shape."""
+    """Return a received output in the signature's shape."""
     if _drops_last(spec, config) and array.shape[-1:] == (1,):
         return array.reshape(array.shape[:-1])
     return array
@@ -40,7 +40,7 @@ def _rank(spec: Config, config: Config) -> int:
 
 
 def _drops_last(spec: Config, config: Config) -> bool:
-    """Whether the wire has one dimension of size 1 more than the signature."""
+    """Return whether the wire shape has one more dimension, of size 1, than the signature."""
     if config.get("max_batch_size", 0):
         return "reshape" in spec and not spec["reshape"].get("shape") and list(spec.get("dims", ())) == [1]
     parameter = config.get("parameters", {}).get(SCALARS_PARAMETER, {})

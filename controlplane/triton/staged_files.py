@@ -1,4 +1,4 @@
-"""The files of staged versions: put in place by link or copy, compared with their digests, removed."""
+"""Files of staged versions: linked or copied into place, compared with their digests, removed."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from controlplane.checkedfiles import CheckedFiles, clone
 
-# The file systems differ, the source has too many links, or the folder (vfat, some network mounts) has no links.
+# The file systems differ, the source has too many links, or the file system (vfat, some network mounts) has no links.
 _LINK_IMPOSSIBLE = frozenset({errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.ENOSYS})
 
 
@@ -19,18 +19,18 @@ class StagedFiles:
     """Writes and compares the files of one repository.
 
     Args:
-        checked: The records of hashed files. What happens here to a file's links keeps its record valid.
+        checked: The records of hashed files. Link operations of this class keep a file's record valid.
     """
 
     def __init__(self, checked: CheckedFiles) -> None:
         self._checked = checked
 
     def known(self, path: Path) -> bool:
-        """Whether a file is as it was when it was last hashed or written here."""
+        """Return whether a file is unchanged since it was last hashed or written here."""
         return self._checked.known(path.stat(follow_symlinks=False)) is not None
 
     def matches(self, path: Path, sha256: str) -> bool:
-        """Whether a regular file is there whose SHA-256 begins with ``sha256``."""
+        """Return whether the path is a regular file whose SHA-256 begins with ``sha256``."""
         try:
             if not stat.S_ISREG(path.stat(follow_symlinks=False).st_mode):
                 return False
@@ -39,12 +39,12 @@ class StagedFiles:
             return False
 
     def place(self, source: Path, target: Path) -> None:
-        """Link a file, or copy it where links cannot be made or would change the times of a version that is loaded.
+        """Link a file, or copy it if a link is impossible or would change the times of a loaded version.
 
         Args:
-            source: The file in the blob cache. If it has another name, a version has it, in this repository or in that
-                of another server.
-            target: Where it goes; the name must be free.
+            source: The file in the blob cache. If it has a second link, a version in this or another server's
+                repository uses it.
+            target: The new path; it must be free.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.stat().st_nlink == 1:
@@ -66,12 +66,12 @@ class StagedFiles:
                 self._checked.remember(os.fstat(writer.fileno()), known)
 
     def write(self, target: Path, content: bytes, temporary: Path) -> None:
-        """Write a small file by rename, durably.
+        """Write a small file durably, by rename.
 
         Args:
             target: The file.
-            content: What it is to hold.
-            temporary: A free name on the same file system.
+            content: The new content.
+            temporary: A free path on the same file system.
         """
         try:
             with temporary.open("xb") as writer:
@@ -88,14 +88,14 @@ class StagedFiles:
         sync_folder(target.parent)
 
     def remove(self, path: Path) -> None:
-        """Remove a folder or a file that another process may be removing, too."""
+        """Remove a folder or a file; another process may be removing it at the same time."""
         for parent, _, names in [] if path.is_symlink() else os.walk(path):
             for name in names:
                 file = Path(parent, name)
                 with contextlib.suppress(FileNotFoundError):
                     status = file.stat(follow_symlinks=False)
                     if status.st_nlink > 1 and stat.S_ISREG(status.st_mode):
-                        self._checked.unlink(file)  # the blob cache's name of it stays, and so does its record
+                        self._checked.unlink(file)  # the blob cache's link to the file stays, and so does its record
         while path.is_symlink() or path.exists():
             with contextlib.suppress(FileNotFoundError):
                 if path.is_dir() and not path.is_symlink():
@@ -105,17 +105,17 @@ class StagedFiles:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield everything below a folder that is not a folder itself; nothing if the folder is a symbolic link."""
+    """Yield all files below a folder; nothing if the folder is a symbolic link."""
     if folder.is_symlink() or folder.parent.is_symlink():
         return
     for parent, folders, names in os.walk(folder):
-        # NFS keeps a removed file that a process has open under a name of its own.
+        # NFS keeps a removed file that is still open under a different name.
         yield from (Path(parent, name) for name in names if not name.startswith(".nfs"))
         yield from (path for name in folders if (path := Path(parent, name)).is_symlink())
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's names to the disk."""
+    """Flush a folder's entries to the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

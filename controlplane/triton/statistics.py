@@ -1,7 +1,7 @@
-"""How often each loaded version was asked, from Triton's own counters; so clients on its own ports count too.
+"""Request counters of each loaded version, from Triton itself; they include clients that use its own ports.
 
-Counts and times come over gRPC (``ModelStatistics``); the requests that wait or run at a moment are in the metrics page
-alone. A version's counters start again at zero with every load.
+Counts and times come over gRPC (``ModelStatistics``); only the metrics page has the number of pending requests. A
+version's counters restart at zero with every load.
 """
 
 import logging
@@ -28,10 +28,10 @@ class VersionCounters:
     """One version's counters.
 
     Attributes:
-        requests: Requests since it was loaded, failed ones included.
-        last_at: When the newest was answered (the server's clock); None before the first.
-        queue_seconds: Seconds that its requests waited in Triton's queue, summed.
-        failures: Those of the requests that failed.
+        requests: Requests since the load, including failed ones.
+        last_at: Time of the newest response (the server's clock); None before the first.
+        queue_seconds: Total time that its requests waited in Triton's queue.
+        failures: Failed requests.
     """
 
     requests: int
@@ -41,7 +41,7 @@ class VersionCounters:
 
 
 def parse_statistics(response: Any) -> dict[VersionKey, VersionCounters]:
-    """Read Triton's answer to ``ModelStatistics``."""
+    """Parse Triton's response to ``ModelStatistics``."""
     found = {}
     for model in response.model_stats:
         if not model.version.isdigit():
@@ -58,7 +58,7 @@ def parse_statistics(response: Any) -> dict[VersionKey, VersionCounters]:
 
 
 def parse_pending(text: str) -> dict[VersionKey, int]:
-    """Read the requests that wait or run from a metrics page; versions with none are left out."""
+    """Parse the number of pending requests from a metrics page; versions without any are excluded."""
     found: dict[VersionKey, int] = {}
     for labels, value in _PENDING.findall(text):
         named = dict(_LABEL.findall(labels))
@@ -69,7 +69,7 @@ def parse_pending(text: str) -> dict[VersionKey, int]:
 
 
 def read_pending(page: MetricsScraper, deadline_seconds: float) -> Mapping[VersionKey, int] | None:
-    """Ask a server's metrics page for the requests that wait or run; None where it does not answer. Blocks."""
+    """Read the number of pending requests from a server's metrics page; None if it does not respond. Blocks."""
     try:
         return parse_pending(page.read(deadline_seconds).text)
     except TritonError as error:

@@ -1,4 +1,4 @@
-"""Numpy arrays to v2 tensors and back, in the shapes that a model's signature has."""
+"""Conversion of numpy arrays to v2 tensors and back, in the shapes of a model's signature."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,9 @@ def to_request(
 
     Args:
         name: The model's name in Triton.
-        version: The version to ask; None asks the highest that is loaded.
+        version: The version; None uses the highest loaded version.
         inputs: Arrays by input name, in the signature's shapes.
-        outputs: The outputs that are wanted; None asks for all.
+        outputs: The requested outputs; None requests all.
         config: The model's configuration, in Triton's JSON form.
 
     Raises:
@@ -44,11 +44,11 @@ def to_request(
 
 
 def from_response(response: service_pb2.ModelInferResponse, config: Config) -> dict[str, Array]:
-    """Read an answer's tensors, in the signature's shapes."""
+    """Read a response's tensors, in the signature's shapes."""
     specs = {str(spec["name"]): spec for spec in config.get("output", ())}
     answer: dict[str, Array] = {}
     for position, output in enumerate(response.outputs):
-        # An output without elements may come without contents.
+        # An output without elements may arrive without contents.
         raw = response.raw_output_contents[position] if position < len(response.raw_output_contents) else b""
         array = deserialise(raw, DataType(output.datatype)).reshape(tuple(output.shape))
         spec = specs.get(output.name)

@@ -1,7 +1,7 @@
-"""Warm-up requests made of a golden sample: Triton runs them inside the load, before the first real request.
+"""Warm-up requests made from a golden sample: Triton runs them during the load, before the first real request.
 
-Real inputs rather than zeros: a model may branch on a value, or refuse zero (a sampling rate, say). Triton never looks
-at what comes out; the proof does.
+They use real inputs rather than zeros, because a model may branch on a value or refuse zero (a sampling rate, for
+example). Triton ignores the outputs; the proof compares them.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from controlplane.domain.signature import Signature
 from controlplane.triton.wire import serialise
 
 FOLDER = "warmup"
-"""Where Triton looks for the files that a warm-up request names, in the model's folder."""
+"""Folder in the model's folder where Triton finds the files that a warm-up request names."""
 
 
 def warmup_requests(signature: Signature, sample: Sample, config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Build `model_warmup`; its data lies in the files that `warmup_files` returns."""
+    """Build `model_warmup`; its data is in the files that `warmup_files` returns."""
     batched = config["max_batch_size"] > 0
     inputs: dict[str, Any] = {}
     tensors = {str(tensor["name"]): tensor for tensor in config["input"]}
@@ -31,7 +31,7 @@ def warmup_requests(signature: Signature, sample: Sample, config: Mapping[str, A
             "dims": list(row.shape) or [1],
             "input_data_file": _file_name(serialise(row, spec.dtype)),
         }
-    # For a model that does not batch it must be 1, too; 0 would mean no warm-up.
+    # 1 is also required for a model without batching; 0 would disable the warm-up.
     return [{"name": "golden", "batch_size": 1, "inputs": inputs}]
 
 
@@ -56,5 +56,5 @@ def _row(array: Array, *, batched: bool) -> Array:
 
 
 def _file_name(content: bytes) -> str:
-    """Named by content: two versions, or a changed sample, never overwrite each other's."""
+    """Return a name derived from the content, so that versions and samples never overwrite each other's files."""
     return hashlib.sha256(content).hexdigest()[:32]

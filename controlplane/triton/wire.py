@@ -1,7 +1,7 @@
-"""Elements of a tensor as the v2 protocol sends them: row-major, little-endian, strings with their length.
+"""Tensor elements in the v2 protocol's format: row-major, little-endian, strings with their length.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_grpc.md (raw tensor
-contents). tritonclient's own functions are not used: what they take for BF16 changed between its releases.
+contents). tritonclient's own functions are not used, because their BF16 input type changed between releases.
 """
 
 import struct
@@ -12,7 +12,7 @@ from controlplane.domain.arrays import Array
 from controlplane.domain.signature import DataType
 
 HEAD_LENGTH = "inference-header-content-length"
-"""HTTP header: how many bytes of a body are JSON, where tensors follow it."""
+"""HTTP header with the number of JSON bytes in a body, if tensors follow them."""
 
 
 def serialise(array: Array, datatype: DataType) -> bytes:
@@ -45,7 +45,7 @@ def deserialise(raw: bytes, datatype: DataType) -> Array:
 
 
 def _to_bf16(array: Array) -> Array:
-    """The upper half of each float32, rounded to nearest even as hardware does; a NaN stays one."""
+    """Return the upper half of each float32, rounded to nearest even as hardware does; a NaN stays a NaN."""
     bits = array.view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     return np.where(np.isnan(array), np.uint32(0x7FC0), rounded).astype("<u2")

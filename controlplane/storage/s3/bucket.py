@@ -1,4 +1,4 @@
-"""A bucket as the transfer modules see it: a client, its retries, and where in the bucket the store lies."""
+"""The bucket as the transfer modules use it: a client, its retries, and the store's prefix in the bucket."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,15 +18,15 @@ MAX_KEYS_PER_LIST = 1000
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Where the objects are, and how to ask for them.
+    """The location of the objects, and the client to access them.
 
     Attributes:
-        client: Tries once; every call goes through ``requests``.
+        client: Makes one attempt per call; every call goes through ``requests``.
         requests: The retries.
-        name: The bucket.
+        name: The bucket's name.
         prefix: Empty, or ends in ``/``.
-        part_size_bytes: Size of a part, up and down.
-        concurrency: Parts moved at once.
+        part_size_bytes: Size of a part, for uploads and downloads.
+        concurrency: Number of parts transferred at once.
     """
 
     client: "S3Client"
@@ -37,15 +37,15 @@ class Bucket:
     concurrency: int
 
     def full_key(self, key: str) -> str:
-        """The key in the bucket.
+        """Return the key in the bucket.
 
         Raises:
-            InvalidInputError: No store could hold this key.
+            InvalidInputError: The key is not valid in every store.
         """
         return self.prefix + check_key(key)
 
     def size_and_etag(self, key: str) -> tuple[int, str] | None:
-        """Size and ETag (unquoted) of an object, None where there is none."""
+        """Return the size and the ETag (unquoted) of an object; None if it does not exist."""
 
         def attempt() -> tuple[int, str] | None:
             try:
@@ -60,7 +60,7 @@ class Bucket:
 
 
 def part_size_for(size_bytes: int, wanted_bytes: int) -> int:
-    """The part size for an object: as wanted, or larger (whole MiB) where it would need more than 10,000 parts."""
+    """Return the part size for an object: ``wanted_bytes``, or more (whole MiB) to stay within 10,000 parts."""
     least = -(-size_bytes // MAX_PARTS)
     mib = 1024 * 1024
     return max(wanted_bytes, -(-least // mib) * mib)

@@ -1,4 +1,4 @@
-"""One boto3 client, its retries, and the translation of what it raises."""
+"""The boto3 client, its retries, and the translation of its errors."""
 
 import logging
 import random
@@ -39,7 +39,7 @@ _CONNECT_TIMEOUT_SECONDS = 10.0
 
 
 class Fault(Enum):
-    """What a failed attempt says about the request."""
+    """The classification of a failed attempt."""
 
     NOT_DONE = "the server did not act on it; worth another try"
     UNKNOWN = "no answer: the server may have acted on it; worth another try"
@@ -53,7 +53,7 @@ _THROTTLED = frozenset(
     }
 )  # fmt: skip
 _CONFLICTS = frozenset({"ConditionalRequestConflict", "OperationAborted"})
-# The bytes were changed or cut on their way to the server, which refused them.
+# The bytes were altered or truncated in transit, and the server refused them.
 _DAMAGED = frozenset({"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"})
 _DENIED = frozenset(
     {
@@ -81,10 +81,9 @@ _NO_CREDENTIALS = (
 
 
 def make_client(settings: StoreSettings) -> "S3Client":
-    """Build a boto3 client that tries once: the tries are counted in `Requests`, where it is known what they mean."""
+    """Build a boto3 client without retries: `Requests` retries, because it knows the meaning of each failure."""
     path_style = settings.path_style if settings.path_style is not None else settings.endpoint_url is not None
-    # Over plain HTTP the signature covers the bytes, so that the server refuses what was changed on the way; TLS does
-    # that by itself.
+    # Over plain HTTP the signature covers the bytes, so that the server refuses altered ones; TLS already does that.
     encrypted = settings.endpoint_url is None or settings.endpoint_url.lower().startswith("https:")
     secret = settings.secret_access_key.get_secret_value() if settings.secret_access_key else None
     config = Config(
@@ -92,7 +91,8 @@ def make_client(settings: StoreSettings) -> "S3Client":
         read_timeout=settings.timeout_seconds,
         retries={"total_max_attempts": 1, "mode": "standard"},
         max_pool_connections=2 * settings.concurrency + 16,
-        # RGW and others do not know the checksum trailers that newer SDKs send unasked; digests are ours anyway.
+        # RGW and other servers do not support the checksum trailers that newer SDKs send by default; we verify digests
+        # ourselves.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": "path" if path_style else "auto", "payload_signing_enabled": not encrypted},
@@ -119,25 +119,26 @@ class Requests:
     """Runs requests with retries and translates their errors.
 
     Attributes:
-        where: The bucket and its endpoint, for messages; no secrets.
-        retries: How often a failed request is tried again.
+        where: The bucket and its endpoint, for messages; contains no secrets.
+        retries: How often a failed request is retried.
     """
 
     where: str
     retries: int
 
     def run(self, what: str, attempt: Callable[[], T], *, key: str = "", commit: bool = False) -> T:
-        """Run ``attempt`` until it gives an answer, at most ``retries`` times more.
+        """Run ``attempt`` until it returns a response, with at most ``retries`` retries.
 
         Args:
-            what: What the request does, for messages ("write").
-            attempt: One request, its body read to the end.
+            what: The operation, for messages ("write").
+            attempt: One request; it must read the body to the end.
             key: The object, for messages.
-            commit: A create: when an answer was lost and no later attempt tells what became of it, say so.
+            commit: Whether the request is a create. If a response was lost and no later attempt shows the outcome,
+                CommitOutcomeUnknownError is raised.
 
         Raises:
-            CommitOutcomeUnknownError: A commit's answers were lost.
-            StoreError: As the server says.
+            CommitOutcomeUnknownError: The responses of a commit were lost.
+            StoreError: The server reported an error.
         """
         lost = False
         for number in range(self.retries + 1):
@@ -164,7 +165,7 @@ class Requests:
 
 
 def classify(error: Exception) -> Fault:
-    """What a failed attempt says about the request."""
+    """Return the classification of a failed attempt."""
     if isinstance(error, boto.ClientError):
         code, status = code_of(error), status_of(error)
         if code in _THROTTLED | _CONFLICTS | _DAMAGED or status in {429, 503}:
@@ -178,7 +179,7 @@ def classify(error: Exception) -> Fault:
 
 
 def translate(error: Exception, *, subject: str, where: str, key: str = "", tries: int = 1) -> StoreError:
-    """The store error that says what boto3's ``error`` means."""
+    """Return the store error that corresponds to boto3's ``error``."""
     code, status = code_of(error), status_of(error)
     if code in {"PreconditionFailed", "412"} or status == 412:
         return ObjectExistsError(f"Object {key!r} exists already.", key=key)
@@ -205,12 +206,12 @@ def translate(error: Exception, *, subject: str, where: str, key: str = "", trie
 
 
 def code_of(error: BaseException | None) -> str:
-    """The S3 error code, or an empty string."""
+    """Return the S3 error code, or an empty string."""
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, boto.ClientError) else ""
 
 
 def status_of(error: Exception) -> int:
-    """The HTTP status, or 0."""
+    """Return the HTTP status, or 0."""
     if not isinstance(error, boto.ClientError):
         return 0
     metadata: Any = error.response.get("ResponseMetadata", {})
@@ -218,5 +219,5 @@ def status_of(error: Exception) -> int:
 
 
 def _backoff_seconds(number: int) -> float:
-    # "Full jitter": clients that failed together do not come back together.
+    # "Full jitter": clients that failed together do not retry together.
     return random.uniform(0.5, 1.0) * min(_BACKOFF_LONGEST_SECONDS, _BACKOFF_FIRST_SECONDS * 2.0**number)

@@ -1,4 +1,4 @@
-"""Copies within a bucket, made by the server."""
+"""Server-side copies within a bucket."""
 
 from typing import TYPE_CHECKING
 
@@ -9,26 +9,26 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CopySourceTypeDef
 
 _SINGLE_MAX_BYTES = 5 * 1024**3
-"""The S3 protocol's limit of one copy, and of one part."""
+"""The limit of the S3 protocol for one copy, and for one part."""
 _PART_BYTES = 1024**3
 
 
 def copy_object(
     bucket: Bucket, source: str, target: str, *, size_bytes: int, etag: str, single_max_bytes: int = _SINGLE_MAX_BYTES
 ) -> None:
-    """Copy an object, in parts where it is too large for one request.
+    """Copy an object, in parts if it is too large for one request.
 
     Args:
         bucket: The bucket.
         source: The key to copy from.
-        target: The key to copy to; what is there is replaced.
+        target: The key to copy to; an existing object is replaced.
         size_bytes: The source's size.
-        etag: The source's ETag; another object is not copied.
+        etag: The source's ETag; an object with another ETag is not copied.
         single_max_bytes: Above this size the copy is made in parts.
 
     Raises:
-        ObjectNotFoundError: The source is not there.
-        ObjectExistsError: Another object is there in the source's place.
+        ObjectNotFoundError: The source does not exist.
+        ObjectExistsError: Another object has replaced the source.
     """
     origin: CopySourceTypeDef = {"Bucket": bucket.name, "Key": bucket.full_key(source)}
     full_key, quoted = bucket.full_key(target), f'"{etag}"'

@@ -1,4 +1,4 @@
-"""Objects out of S3: parallel ranges into one file, hashed in order from a fixed set of buffers."""
+"""Downloads from S3: parallel ranges into one file, hashed in order from a fixed set of buffers."""
 
 import hashlib
 import io
@@ -19,9 +19,9 @@ from controlplane.storage.s3.client import code_of, status_of
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
 
-# Small enough to be taken from the heap, over and over, instead of being mapped and faulted in each time.
+# Small enough to be allocated from the heap repeatedly, instead of being mapped and faulted in each time.
 _READ_BYTES = 256 * 1024
-# Buffers beyond those being filled: parts that wait for the hash, which goes by the file's order.
+# Buffers in addition to those being filled, for parts that wait to be hashed in the file's order.
 _SLACK = 2
 
 
@@ -32,7 +32,7 @@ def download_file(
 
     Raises:
         OSError: The file cannot be written.
-        StoreError: See there.
+        StoreError: See `ObjectStore.get_file`.
     """
     bucket.full_key(key)
     with IncompleteFile(target.parent) as file:
@@ -44,7 +44,7 @@ def download_file(
 
 
 class _Receiver:
-    """Reads ranges in a few threads; hashes them in order in the calling one."""
+    """Reads ranges in several threads; hashes them in order in the calling thread."""
 
     def __init__(self, bucket: Bucket, key: str, size_bytes: int, fd: int, progress: ProgressCallback) -> None:
         self._bucket = bucket
@@ -54,7 +54,7 @@ class _Receiver:
         self._progress = progress
 
     def receive(self) -> str:
-        """Fetch everything; returns the SHA-256 of the whole."""
+        """Fetch all ranges; return the SHA-256 of the whole object."""
         part_size = min(self._bucket.part_size_bytes, max(1, self._size_bytes))
         starts = deque(range(0, max(1, self._size_bytes), part_size))
         workers = min(self._bucket.concurrency, len(starts))
@@ -76,12 +76,12 @@ class _Receiver:
         return digest.hexdigest()
 
     def _fetch(self, start: int, buffer: memoryview) -> int:
-        """Fill ``buffer`` from ``start`` of the object and write it to the file; returns how much that was."""
+        """Fill ``buffer`` from ``start`` of the object and write it to the file; return the number of bytes."""
         wanted = buffer[: min(len(buffer), self._size_bytes - start)]
         filled = 0
 
         def attempt() -> None:
-            nonlocal filled  # a try after a cut connection goes on where that was cut
+            nonlocal filled  # a retry after a lost connection continues where that one ended
             body = self._get(start + filled, start + len(wanted))
             try:
                 while filled < len(wanted):
@@ -135,7 +135,7 @@ class _Receiver:
 
 
 class ObjectReader(io.RawIOBase):
-    """An object as a stream that goes on after a cut connection.
+    """An object as a stream that survives a lost connection.
 
     Raises:
         ObjectNotFoundError: No object has this key.
@@ -151,11 +151,11 @@ class ObjectReader(io.RawIOBase):
         bucket.requests.run("read", self._connect, key=key)
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: "memoryview | bytearray") -> int:  # type: ignore[override]
-        """Read some bytes; 0 at the end."""
+        """Read some bytes; return 0 at the end."""
         view = memoryview(buffer).cast("B")
 
         def attempt() -> bytes:
@@ -174,7 +174,7 @@ class ObjectReader(io.RawIOBase):
         return len(block)
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Release the connection."""
         if not self.closed:
             self._drop()
         super().close()
@@ -184,7 +184,7 @@ class ObjectReader(io.RawIOBase):
         if self._offset == 0:
             found = client.get_object(Bucket=name, Key=self._full_key)
         else:
-            # The rest must be of the same object.
+            # The rest must be from the same object.
             found = client.get_object(
                 Bucket=name, Key=self._full_key, Range=f"bytes={self._offset}-", IfMatch=self._etag
             )

@@ -1,4 +1,4 @@
-"""A store in an S3 bucket: AWS, MinIO, Ceph RGW, or whatever else passes the probe."""
+"""A store in an S3 bucket: AWS, MinIO, Ceph RGW, or any other service that passes the probe."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -27,11 +27,11 @@ class S3Store:
 
     Args:
         bucket: The bucket's name; it must exist.
-        prefix: Put before every key, without a ``/`` at either end; may be empty.
+        prefix: Prefix of every key, without a ``/`` at either end; may be empty.
         settings: Endpoint, credentials (boto3's own chain unless given), part size, concurrency, deadline, retries.
 
     Raises:
-        InvalidInputError: The settings cannot be used.
+        InvalidInputError: The settings are invalid.
         StoreAccessError: The credentials cannot be read.
     """
 
@@ -50,15 +50,15 @@ class S3Store:
 
     @property
     def url(self) -> str:
-        """``s3://bucket/prefix``."""
+        """Return ``s3://bucket/prefix``."""
         return f"s3://{self._bucket.name}/{self._bucket.prefix}".rstrip("/")
 
     def check_bucket(self) -> None:
-        """Make sure that the bucket is there and may be used.
+        """Check that the bucket exists and is accessible.
 
         Raises:
-            StoreUnavailableError: The endpoint cannot be reached, or has no such bucket.
-            StoreAccessError: Credentials or permissions.
+            StoreUnavailableError: The endpoint cannot be reached, or the bucket does not exist.
+            StoreAccessError: The credentials or permissions are insufficient.
         """
 
         def attempt() -> bool:
@@ -90,7 +90,7 @@ class S3Store:
         """See `ObjectStore.get`."""
         check_range(start, length)
         full_key = self._bucket.full_key(key)
-        # An empty range cannot be asked for in HTTP; one byte tells as well whether there is an object.
+        # HTTP cannot express an empty range; one byte also shows whether the object exists.
         end = "" if length is None else start + max(length, 1) - 1
 
         def attempt() -> bytes:
@@ -144,7 +144,8 @@ class S3Store:
         """See `ObjectStore.list_folders`."""
         check_folder(prefix)
         count = 0
-        # "0" is the character after "/": behind everything in the folder `start_after`, before any other folder.
+        # "0" is the character after "/": it sorts after everything in the folder `start_after` and before any other
+        # folder.
         after = f"{prefix}{start_after}0" if start_after else ""
         for page in self._pages(prefix, start_after=after, delimiter="/", limit=limit):
             for found in page.get("CommonPrefixes", []):
@@ -177,7 +178,7 @@ class S3Store:
         return cast("BinaryIO", io.BufferedReader(ObjectReader(self._bucket, key), buffer_size=1024 * 1024))
 
     def presign_put(self, key: str, *, size_bytes: int, expires_seconds: int) -> PresignedPut | None:
-        """See `ObjectStore.presign_put`. What is written is not verified: check the digest after completing."""
+        """See `ObjectStore.presign_put`. The written content is not verified: check the digest after completion."""
         return upload.presign_upload(self._bucket, key, size_bytes=size_bytes, expires_seconds=expires_seconds)
 
     def complete_presigned(self, key: str, upload_id: str) -> None:
@@ -185,7 +186,7 @@ class S3Store:
         upload.complete_upload(self._bucket, key, upload_id)
 
     def move(self, source: str, target: str) -> None:
-        """See `ObjectStore.move`. The server copies the bytes; only the very object that was looked at is copied."""
+        """See `ObjectStore.move`. The server copies the bytes, provided that the object is unchanged."""
         found = self._bucket.size_and_etag(source)
         if found is None:
             raise ObjectNotFoundError(f"There is no object {source!r} in {self._requests.where}.", key=source)

@@ -1,4 +1,4 @@
-"""Files into S3: parallel parts from a fixed set of buffers, hashed while they are read, resumed where cut off."""
+"""Uploads to S3: parallel parts from a fixed set of buffers, hashed while they are read, resumed if interrupted."""
 
 import hashlib
 import logging
@@ -21,7 +21,7 @@ from controlplane.storage.s3.client import code_of
 
 logger = logging.getLogger(__name__)
 
-# Somebody else completed or aborted this multipart upload, or sent other bytes for a part of it.
+# Another client completed or aborted this multipart upload, or sent different bytes for a part of it.
 _GONE = frozenset({"NoSuchUpload", "InvalidPart"})
 
 
@@ -33,7 +33,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Upload:
-    """A multipart upload, and the parts of it that are on the server already, by number from 1."""
+    """A multipart upload and its parts that are already on the server, by number from 1."""
 
     id: str
     parts: dict[int, _Part]
@@ -44,7 +44,7 @@ def upload_file(bucket: Bucket, key: str, source: Path, *, sha256: str, progress
 
     Raises:
         OSError: The file cannot be read.
-        StoreError: See there.
+        StoreError: See `ObjectStore.put_file`.
     """
     fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -68,10 +68,11 @@ def upload_file(bucket: Bucket, key: str, source: Path, *, sha256: str, progress
 
 
 def presign_upload(bucket: Bucket, key: str, *, size_bytes: int, expires_seconds: int) -> PresignedPut:
-    """Begin a multipart upload whose parts somebody else sends.
+    """Start a multipart upload whose parts a client sends.
 
-    Also a small object goes up this way, as a single part: the URL of a plain put would stay good until it expires,
-    and with it the bytes could be changed after their digest was checked. The URLs of an upload end with it.
+    A small object is also uploaded this way, as a single part. The URL of a plain put would stay valid until it
+    expires, so the bytes could be changed after their digest was checked. The URLs of a multipart upload become invalid
+    with its completion.
     """
     full_key = bucket.full_key(key)
     part_size = part_size_for(size_bytes, bucket.part_size_bytes)
@@ -89,17 +90,17 @@ def presign_upload(bucket: Bucket, key: str, *, size_bytes: int, expires_seconds
 
 
 def complete_upload(bucket: Bucket, key: str, upload_id: str) -> None:
-    """Put the parts that are on the server together.
+    """Assemble the parts that are on the server.
 
     Raises:
-        ObjectNotFoundError: There is no such upload (completed or aborted before).
+        ObjectNotFoundError: The upload does not exist (it was completed or aborted before).
     """
     parts = _list_parts(bucket, key, upload_id)
     _complete(bucket, key, upload_id, {number: part.etag for number, part in parts.items()})
 
 
 def abort_incomplete(bucket: Bucket, begun_before: datetime) -> int:
-    """Abort the multipart uploads below the store's prefix that were begun before a moment by the store's clock."""
+    """Abort the multipart uploads below the store's prefix that started before a moment by the store's clock."""
     aborted = 0
     for full_key, upload_id, begun_at in _list_uploads(bucket, bucket.prefix):
         if begun_at < begun_before:
@@ -128,7 +129,7 @@ def _put_parts(
     progress: ProgressCallback | None,
     resume: bool,
 ) -> bool:
-    """Send the parts; returns False where the multipart upload was taken away meanwhile."""
+    """Send the parts; return False if the multipart upload was completed or aborted in the meantime."""
     upload = (_find_upload(bucket, key) if resume else None) or _Upload(begin_upload(bucket, key), {})
     try:
         etags, found = _Sender(bucket, key, upload, SharedProgress(progress)).send(fd, size_bytes)
@@ -144,13 +145,13 @@ def _put_parts(
     except StoreError as error:
         if code_of(error.__cause__) not in _GONE:
             raise
-        # Either an earlier try's answer was lost and it is done, or it was aborted. The ETag tells.
+        # Either the upload succeeded and an earlier response was lost, or it was aborted. The ETag shows which.
         return bucket.size_and_etag(key) == (size_bytes, _etag_of_parts(etags))
     return True
 
 
 class _Sender:
-    """Reads and hashes the file in order in the calling thread, and sends parts from a few others."""
+    """Reads and hashes the file in order in the calling thread, and sends parts from several others."""
 
     def __init__(self, bucket: Bucket, key: str, upload: _Upload, progress: ProgressCallback) -> None:
         self._bucket = bucket
@@ -162,11 +163,11 @@ class _Sender:
         self._stop = threading.Event()
 
     def send(self, fd: int, size_bytes: int) -> tuple[dict[int, str], str]:
-        """Send what is not there; returns the parts' ETags by number, and the SHA-256 of the whole."""
+        """Send the missing parts; return the parts' ETags by number, and the SHA-256 of the whole file."""
         part_size = part_size_for(size_bytes, self._bucket.part_size_bytes)
         count = -(-size_bytes // part_size)
         workers = min(self._bucket.concurrency, count)
-        for _ in range(workers + 1):  # one to read into while the others are on their way
+        for _ in range(workers + 1):  # one to read into while the others are being sent
             self._free.put(bytearray(part_size))
         digest = hashlib.sha256()
         etags: dict[int, str | Future[str]] = {}
@@ -197,7 +198,7 @@ class _Sender:
     def _send_part(self, number: int, buffer: bytearray, size_bytes: int) -> str:
         try:
             if self._stop.is_set():
-                return ""  # another part's error is on its way up
+                return ""  # the error of another part is about to be raised
             body = buffer if size_bytes == len(buffer) else buffer[:size_bytes]
             etag = self._bucket.requests.run(
                 "write",
@@ -206,7 +207,7 @@ class _Sender:
                     Key=self._full_key,
                     UploadId=self._upload.id,
                     PartNumber=number,
-                    Body=cast("bytes", body),  # boto3 takes a bytearray, its stubs do not say so
+                    Body=cast("bytes", body),  # boto3 accepts a bytearray, but its stubs do not declare it
                 )["ETag"],
                 key=self._key,
             )
@@ -220,7 +221,7 @@ class _Sender:
 
 
 def begin_upload(bucket: Bucket, key: str) -> str:
-    """Begin a multipart upload; returns its id."""
+    """Start a multipart upload; return its id."""
     full_key = bucket.full_key(key)
     return bucket.requests.run(
         "begin the upload of",
@@ -238,7 +239,7 @@ def _find_upload(bucket: Bucket, key: str) -> _Upload | None:
         _, upload_id = max(found)
         parts = _list_parts(bucket, key, upload_id)
     except StoreError as error:
-        # Not permitted, not offered, or completed this moment: nothing to go on with, then.
+        # Not permitted, not supported, or just completed: there is nothing to resume.
         logger.debug("No upload of %s to resume: %s", key, error)
         return None
     logger.info("Resuming the upload of %s: %d parts are there already", key, len(parts))
@@ -246,7 +247,7 @@ def _find_upload(bucket: Bucket, key: str) -> _Upload | None:
 
 
 def _list_uploads(bucket: Bucket, prefix: str) -> list[tuple[str, str, datetime]]:
-    """(key in the bucket, upload id, when it was begun) of every unfinished multipart upload below a prefix."""
+    """Return (key in the bucket, upload id, start time) of every unfinished multipart upload below a prefix."""
 
     def attempt() -> list[tuple[str, str, datetime]]:
         pages = bucket.client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket.name, Prefix=prefix)
@@ -288,7 +289,7 @@ def _complete(bucket: Bucket, key: str, upload_id: str, etags: dict[int, str]) -
 
 
 def abort_upload(bucket: Bucket, key: str, upload_id: str) -> None:
-    """Drop a multipart upload; one that is gone is no error."""
+    """Abort a multipart upload; a missing upload is not an error."""
     full_key = bucket.full_key(key)
 
     def attempt() -> None:
@@ -302,7 +303,7 @@ def abort_upload(bucket: Bucket, key: str, upload_id: str) -> None:
 
 
 def _md5(data: memoryview) -> str:
-    # S3's ETag of a part; whether the bytes are the right ones is told by the SHA-256 of the whole.
+    # S3's ETag of a part; the SHA-256 of the whole file verifies the content.
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A real Triton server of our own: the binary of the `nvidia-pytriton` wheel, started, supervised and stopped."""
+"""An embedded Triton server: the binary of the `nvidia-pytriton` wheel, started, supervised and stopped."""
 
 from controlplane.triton.embedded.server import EmbeddedTriton
 

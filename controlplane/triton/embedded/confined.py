@@ -1,4 +1,4 @@
-"""What a confined server sees and leaves behind: its folders, its environment, its shared memory."""
+"""The environment of a confined server: its folders, environment variables and shared memory."""
 
 import contextlib
 import shutil
@@ -8,12 +8,12 @@ from controlplane.sandbox import Sandbox, View
 from controlplane.triton.embedded.installation import Installation
 
 TEMPORARY = Path("/var/tmp")
-"""Where a confined server has its temporary files; they lie in the data folder, on disk."""
+"""Folder of a confined server's temporary files; it is stored in the data folder, on disk."""
 _SHARED_MEMORY = Path("/dev/shm")
 
 
 def environment(installation: Installation, sandbox: Sandbox, gpus: tuple[str, ...]) -> dict[str, str]:
-    """Return the server's environment. CUDA counts GPUs as NVML does, by the PCI bus, and sees no others than these."""
+    """Return the server's environment. CUDA sees only these GPUs, numbered as by NVML, in PCI bus order."""
     own = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if gpus:
         own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -30,9 +30,9 @@ def prepare(
     shm_prefix: str,
     read: tuple[Path, ...],
 ) -> View:
-    """Make a server's temporary folder and its shared memory; return what it sees.
+    """Create a server's temporary folder and its shared memory; return the paths that the server can access.
 
-    Its shared memory is a folder in that of the machine, so that what is used and free of it is seen as before.
+    The shared memory is a folder in the machine's shared memory, so its used and free space are reported as before.
     """
     temporary, shared = run_dir / "tmp", _SHARED_MEMORY / f"{shm_prefix}shm"
     if sandbox.confines:
@@ -49,7 +49,7 @@ def prepare(
 
 
 def clean_shared_memory(run_dir: Path, prefix: str) -> None:
-    """Remove the shared memory of a run whose launcher was killed, and note this run's name for the next."""
+    """Remove the shared memory of a run whose launcher was killed, and store this run's prefix for the next run."""
     note = run_dir / "shm-prefix"
     with contextlib.suppress(FileNotFoundError):
         before = note.read_text().strip()

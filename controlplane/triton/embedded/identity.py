@@ -1,7 +1,7 @@
-"""Which embedded server this is: a token that stays with its data folder, and a lock on its model repository.
+"""Identity of an embedded server: a token stored in its data folder, and a lock on its model repository.
 
-Every embedded server is named `embedded`, since its own instance is the only one that reaches it. Its id tells it from
-those of other instances on the same store.
+Every embedded server is named `embedded`, because only its own instance connects to it. Its id distinguishes it from
+the embedded servers of other instances on the same store.
 """
 
 import fcntl
@@ -19,10 +19,10 @@ _TOKEN_BYTES = 4
 
 
 def server_id(name: str, folder: Path) -> str:
-    """Return the id of the embedded server whose own files are in a folder: its name and a token, `embedded-1f3a90c2`.
+    """Return the id of the embedded server whose files are in a folder: name and token, `embedded-1f3a90c2`.
 
-    The token is made once and kept. A copy of the folder is another server: the file remembers its own inode, and where
-    that is not the one it is read from, a new token is made.
+    The token is created once and kept. A copy of the folder is a different server: the file contains its own inode
+    number, and if the number does not match, a new token is created.
     """
     path = folder / IDENTITY_FILE
     token = _kept(path)
@@ -34,10 +34,10 @@ def server_id(name: str, folder: Path) -> str:
 
 @contextmanager
 def repository_lock(root: Path) -> Iterator[None]:
-    """Hold a model repository for one embedded server; the kernel releases it when the process ends.
+    """Lock a model repository for one embedded server; the kernel releases the lock when the process ends.
 
     Raises:
-        ConflictError: Another process has it.
+        ConflictError: Another process holds the lock.
     """
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -1,4 +1,4 @@
-"""Finds Triton's binary and assembles the backend directory it runs with."""
+"""Finds Triton's binary and assembles its backend directory."""
 
 import compileall
 import hashlib
@@ -17,12 +17,12 @@ from controlplane.errors import TritonStartError
 BACKENDS = Path(__file__).parent / "backends"
 """Our Python-based backends: Triton falls back from `NAME/libtriton_NAME.so` to `NAME/model.py`."""
 SHARED = "backend_requests.py"
-"""What they share; it goes beside each `model.py`, because a stub sees nothing else of this package."""
+"""Their common module; it is copied beside each `model.py`, because a stub cannot import the rest of this package."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Where the parts of the `nvidia-pytriton` wheel lie."""
+    """Paths of the parts of the `nvidia-pytriton` wheel."""
 
     binary: Path
     python_backend: Path
@@ -31,12 +31,12 @@ class Installation:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The server's environment; its stubs inherit it.
+        """Return the server's environment; its stubs inherit it.
 
-        The stub is linked against libpython and the wheel's own libraries. Without them it dies at start and the
-        load that wanted it never returns. It finds its site-packages by the `python3` that comes first in PATH.
+        The stub is linked against libpython and the wheel's own libraries. Without them it dies at the start and its
+        load never returns. It finds its site-packages through the first `python3` in PATH.
         """
-        # Models run code: they get what the server, the runtimes and the GPU's driver read, and nothing else of ours.
+        # Models run code, so they get only the variables that the server, the runtimes and the GPU's driver read.
         environment = {
             name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)
         }
@@ -45,14 +45,14 @@ class Installation:
             libraries.append(inherited)
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
-        # By the variable, because onnxruntime writes its session file (.ses) into the temporary folder when it is
-        # imported, before `disable_telemetry_events` could be called.
+        # Set as a variable, because onnxruntime writes its session file (.ses) into the temporary folder on import,
+        # before `disable_telemetry_events` can be called.
         environment["ORT_DISABLE_TELEMETRY"] = "1"
         return environment
 
     @property
     def preloaded(self) -> tuple[Path, ...]:
-        """Folders and libraries that the environment names, for a server that sees only what it is given."""
+        """Return the folders and libraries that the environment names, for a server that sees only selected paths."""
         named = (os.environ.get("LD_LIBRARY_PATH", ""), os.environ.get("LD_PRELOAD", ""))
         return tuple(Path(one) for text in named for one in text.split(os.pathsep) if one.startswith("/"))
 
@@ -76,7 +76,7 @@ _KEPT_PREFIXES = (
 
 
 def find_installation() -> Installation:
-    """Locate the wheel's server and check that its stub can start.
+    """Find the wheel's server and check that its stub can start.
 
     Raises:
         TritonStartError: The wheel is missing, has no stub for this Python, or the stub cannot be started.
@@ -105,14 +105,14 @@ def find_installation() -> Installation:
 
 def _libraries(site_packages: Path) -> tuple[Path, ...]:
     configured = sysconfig.get_config_var("LIBDIR")
-    # Relocatable Pythons (uv's) carry the LIBDIR of the machine that built them; the base prefix is always right.
+    # Relocatable Pythons (uv's) have the LIBDIR of the machine that built them; the base prefix is always right.
     candidates = [Path(str(configured))] if configured else []
     candidates += [Path(sys.base_prefix) / "lib", site_packages / "nvidia_pytriton.libs"]
     return tuple(dict.fromkeys(path for path in candidates if path.is_dir()))
 
 
 def _check_stub(installation: Installation) -> None:
-    """Start the stub without arguments: it ends at once, saying whether the loader found its libraries."""
+    """Start the stub without arguments: it ends at once and shows whether the loader found its libraries."""
     try:
         result = subprocess.run(
             [installation.stub], env=installation.environment, capture_output=True, timeout=10, check=False
@@ -128,9 +128,9 @@ def _check_stub(installation: Installation) -> None:
 
 
 def assemble_backends(installation: Installation, folder: Path) -> Path:
-    """Make the backend directory under `folder`, once for each content, and return it.
+    """Create the backend directory under `folder`, once for each content, and return it.
 
-    It comes into being by one rename, so that a second process, or one killed half-way, cannot spoil it.
+    The directory is created by one rename, so that neither a concurrent process nor a kill leaves it incomplete.
     """
     ours = sorted(path for path in BACKENDS.glob("*/model.py"))
     digest = hashlib.sha256(str(installation.stub).encode())
@@ -149,7 +149,7 @@ def assemble_backends(installation: Installation, folder: Path) -> Path:
     for path in ours:
         shutil.copytree(path.parent, building / path.parent.name, ignore=ignore)
         shutil.copy2(BACKENDS / SHARED, building / path.parent.name / SHARED)
-    # Where the server runs it may not write: without these, each load would compile the modules again.
+    # The server cannot write to its backend directory; without these files, each load would compile the modules again.
     compileall.compile_dir(building, quiet=2)
     building.chmod(0o755)
     try:
@@ -157,5 +157,5 @@ def assemble_backends(installation: Installation, folder: Path) -> Path:
     except OSError:
         if not target.is_dir():
             raise
-        shutil.rmtree(building)  # somebody else was first, with the same content
+        shutil.rmtree(building)  # another process was first, with the same content
     return target

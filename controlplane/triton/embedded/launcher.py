@@ -1,15 +1,15 @@
-r"""Runs one server and takes it down, with all its processes, when the parent is gone or says so: Triton, HAProxy.
+r"""Runs one server (Triton or HAProxy) and ends it, with all its processes, when the parent dies or requests it.
 
-The command may be bubblewrap's, which starts the server in namespaces of its own; signals go to the server itself.
+The command may be bubblewrap's, which starts the server in separate namespaces; signals go to the server itself.
 
-A program of its own, run as ``python -I launcher.py STOP_SECONDS SHM_PREFIX COMMAND…``. It holds one end of a pipe as
-its stdin. The kernel closes the other end when the parent dies, whatever killed it, so no parent can leave a server
-behind. It has one thread, so that ``PR_SET_PDEATHSIG`` (which fires when the creating *thread* ends, see prctl(2)) is
-safe to use for the way down: the server dies with the launcher. As a child subreaper it inherits the stubs of a server
-that was killed and can wait for their end, and it removes the shared memory they leave in ``/dev/shm``.
+This is a separate program, run as ``python -I launcher.py STOP_SECONDS SHM_PREFIX COMMAND…``. Its stdin is one end of a
+pipe. The kernel closes the other end when the parent dies for any reason, so no parent can leave a server behind. The
+launcher has one thread, so that ``PR_SET_PDEATHSIG`` (which fires when the creating *thread* ends, see prctl(2)) is
+safe to use: the server dies with the launcher. As a child subreaper it inherits the stubs of a killed server and can
+wait for their end, and it removes the shared memory they leave in ``/dev/shm``.
 
-What the parent writes: ``stop\n`` asks for SIGTERM and a deadline; end of file without it means kill at once.
-Exit status: that of the server, 128 + n where signal n ended it.
+Input from the parent: ``stop\n`` requests SIGTERM and a deadline; end of file without it means an immediate kill.
+Exit status: that of the server, or 128 + n if signal n ended it.
 """
 
 import ctypes
@@ -28,11 +28,11 @@ _POLL_MILLISECONDS = 50
 
 
 def main(arguments: list[str]) -> int:
-    """Run the server until it ends, the parent asks for its end, or the parent is gone."""
+    """Run the server until it ends, the parent requests its end, or the parent dies."""
     stop_seconds, shm_prefix, command = float(arguments[0]), arguments[1], arguments[2:]
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    # Ctrl-C reaches the whole foreground group; the parent decides what follows, by the pipe.
+    # Ctrl-C reaches the whole foreground group; the parent decides what happens next, through the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
-    # What the parent passed on is for the server: sockets that outlive it. Python's own files are never inherited.
+    # The descriptors that the parent passed on belong to the server: sockets that outlive it. Python's own files are
+    # never inherited.
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=prepare, close_fds=False) as server:
         _supervise(server, stop_seconds)
         _end_group()
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _supervise(server: "subprocess.Popen[bytes]", stop_seconds: float) -> None:
-    """Return when the server has ended."""
+    """Wait until the server has ended; stop or kill it on request."""
     poller = select.poll()
     poller.register(0, select.POLLIN | select.POLLHUP)
     deadline: float | None = None
@@ -75,16 +76,16 @@ def _supervise(server: "subprocess.Popen[bytes]", stop_seconds: float) -> None:
 
 
 def _signal(server: "subprocess.Popen[bytes]", number: int) -> None:
-    """Send a signal to the server, below bubblewrap's two processes, which pass none on.
+    """Send a signal to the server, below bubblewrap's two processes, which do not forward signals.
 
-    A signal that kills goes to bubblewrap itself: the kernel then ends all that runs in its namespaces.
+    A kill goes to bubblewrap itself instead: the kernel then ends all processes in its namespaces.
     """
     pid = server.pid
     try:
         while Path(f"/proc/{pid}/comm").read_text().strip() == "bwrap":
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
             if not children:
-                break  # it is about to start the server, or to end
+                break  # bubblewrap is about to start the server, or to end
             pid = int(children[0])
         os.kill(pid, number)
     except (FileNotFoundError, ProcessLookupError):
@@ -92,7 +93,7 @@ def _signal(server: "subprocess.Popen[bytes]", number: int) -> None:
 
 
 def _end_group() -> None:
-    """Kill what is left of the process group, save ourselves."""
+    """Kill all other processes of the process group."""
     for pid in _members():
         try:
             os.kill(pid, signal.SIGKILL)

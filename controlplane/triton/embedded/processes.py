@@ -1,4 +1,4 @@
-"""Which processes belong to a model. Read from /proc: Triton's API does not tell."""
+"""The processes of each model, read from /proc because Triton's API does not report them."""
 
 import os
 import re
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _INSTANCE_ARGUMENT = 8
-"""Where a stub's command line has its instance's name (Python backend of Triton 2.51)."""
+"""Position of the instance's name in a stub's command line (Python backend of Triton 2.51)."""
 
 
 def children_of(pid: int) -> list[int]:
-    """Process ids of the direct children, of all the process's threads."""
+    """Return the process ids of the direct children, of all the process's threads."""
     children: list[int] = []
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():
             children.extend(int(child) for child in (task / "children").read_text().split())
     except (FileNotFoundError, ProcessLookupError):
-        pass  # it ended while we looked
+        pass  # the process ended during the read
     return children
 
 
 def server_process(pid: int, binary: Path) -> int | None:
-    """Return the process that runs a program: this one, or the one below those that start it confined."""
+    """Return the process that runs a program: ``pid``, or a descendant if a sandbox starts the program."""
     wanted = os.fsencode(binary)
     while True:
         try:
@@ -37,7 +37,7 @@ def server_process(pid: int, binary: Path) -> int | None:
 
 
 def model_processes(server: int, repository: Path, model: str, version: int | None) -> list[int]:
-    """Process ids of a model's instances among the children of a server.
+    """Return the process ids of a model's instances among the children of a server.
 
     The Python backend starts each instance as ``stub <repository>/<model>/<version>/<file> …``.
     """
@@ -59,11 +59,11 @@ class InstanceMemory:
     """Resident memory of the processes of one version.
 
     Attributes:
-        processes: How many.
-        resident_bytes: Now; pages that processes share, libraries above all, count for each of them.
-        peak_bytes: The most that each has had since it started, summed.
-        started: When each started, in seconds since the machine did (`since_boot`), to a hundredth.
-        pids: Their process ids.
+        processes: Number of processes.
+        resident_bytes: Current value; pages that processes share, mainly libraries, count for each of them.
+        peak_bytes: The sum of each process's peak since its start.
+        started: Start time of each process, in seconds since the machine's start (`since_boot`), to a hundredth.
+        pids: The process ids.
     """
 
     processes: int
@@ -76,8 +76,9 @@ class InstanceMemory:
 def instance_memory(server: int, repository: Path) -> dict[tuple[str, int], InstanceMemory]:
     """Return the memory of every model instance of a server, by Triton name and version.
 
-    One that was loaded with its files in the request (``file:``) lies in a folder that does not tell its name; it goes
-    by the name of its instance group: the model's, or that and a number, unless its configuration says otherwise.
+    A model that was loaded with its files in the request (``file:``) is in a folder whose path does not contain its
+    name. It is identified by the name of its instance group: the model's name, or that and a number, unless its
+    configuration says otherwise.
     """
     prefix = f"{repository}/".encode()
     ticks = os.sysconf("SC_CLK_TCK")
@@ -111,7 +112,7 @@ def instance_memory(server: int, repository: Path) -> dict[tuple[str, int], Inst
 
 
 def _brought(arguments: list[bytes]) -> tuple[str, str]:
-    """The instance group and the version of a stub that runs outside of the repository; empty where it is no stub."""
+    """Return the instance group and the version of a stub outside the repository; empty if it is not a stub."""
     if not arguments[0].endswith(b"/triton_python_backend_stub") or len(arguments) <= _INSTANCE_ARGUMENT:
         return "", ""
     name = arguments[_INSTANCE_ARGUMENT].decode(errors="replace").rpartition("_")[0]
@@ -119,7 +120,7 @@ def _brought(arguments: list[bytes]) -> tuple[str, str]:
 
 
 def instance_cpu_seconds(server: int, repository: Path) -> dict[tuple[str, int], float]:
-    """Return the processor time that the instances of a server have used, by Triton name and version.
+    """Return the CPU time that the instances of a server have used, by Triton name and version.
 
     From ``utime`` and ``stime`` of ``/proc/PID/stat`` (proc(5)), in clock ticks.
     """
@@ -144,12 +145,12 @@ def instance_cpu_seconds(server: int, repository: Path) -> dict[tuple[str, int],
 
 
 def since_boot() -> float:
-    """Seconds since the machine started, as the kernel counts them for the start of processes."""
+    """Return the seconds since the machine started, on the clock that the kernel uses for process start times."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _fields(stat: str) -> list[str]:
-    """The fields of ``/proc/PID/stat`` from the third on; the name before may have blanks and brackets in it."""
+    """Return the fields of ``/proc/PID/stat`` from the third on; the name before may contain blanks and brackets."""
     return stat.rpartition(")")[2].split()
 
 
@@ -164,7 +165,7 @@ _STATES = {
 
 
 def process_state(pid: int) -> str:
-    """Say what the kernel says that a process does (proc(5)); empty where it is gone."""
+    """Return the state of a process according to the kernel (proc(5)); empty if it does not exist."""
     try:
         letter = _fields(Path(f"/proc/{pid}/stat").read_text())[0]
     except (FileNotFoundError, ProcessLookupError, IndexError):
@@ -173,7 +174,7 @@ def process_state(pid: int) -> str:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return a process's resident memory; 0 where it is gone."""
+    """Return a process's resident memory; 0 if it does not exist."""
     try:
         return _status_bytes(Path(f"/proc/{pid}/status").read_text(), "VmRSS")
     except (FileNotFoundError, ProcessLookupError):

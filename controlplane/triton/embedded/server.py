@@ -1,4 +1,4 @@
-"""Starts, supervises and stops a Triton server of our own."""
+"""Starts, supervises and stops an embedded Triton server."""
 
 import asyncio
 import contextlib
@@ -34,17 +34,17 @@ logger = logging.getLogger(__name__)
 
 _HOST = "127.0.0.1"
 _EXIT_SECONDS = 5.0
-"""How long a stopping server waits for requests in flight, before it is killed."""
+"""How long a stopping server waits for requests in flight before it is killed."""
 _BACKOFF_INITIAL_SECONDS = 0.2
 _BACKOFF_MAX_SECONDS = 30.0
 _STABLE_SECONDS = 60.0
-"""A server that ran this long starts again without the back-off of earlier deaths."""
+"""A server that ran this long restarts without the back-off of earlier failures."""
 _LOG_MAX_BYTES = 16 * 1024 * 1024
 _FREE_PORT_ATTEMPTS = 3
 
 
 def restriction(control_key: str | None) -> list[str]:
-    """Return the options by which Triton wants a key for what changes it, over both of its protocols."""
+    """Return the options that make Triton require a key for control operations, over both of its protocols."""
     if control_key is None:
         return []
     what = f"model-repository,trace,logging:{CONTROL_HEADER}={control_key}"
@@ -52,7 +52,7 @@ def restriction(control_key: str | None) -> list[str]:
 
 
 class ServerUrls(NamedTuple):
-    """Where a server answers."""
+    """Addresses of a server's services."""
 
     grpc: str
     http: str
@@ -63,19 +63,20 @@ class EmbeddedTriton:
     """The server and its supervisor.
 
     Used from one event loop, except for the plain attributes, `processes`, `processes_of` and `cpu_seconds`, which may
-    be read anywhere.
+    be read from any thread.
 
     Args:
-        repository: Triton's model repository; made if missing.
-        run_dir: Where the backend directory and the log go.
-        settings: Ports (0 picks a free one, kept over restarts) and the time to become live.
-        control_key: Wanted for model control, and for trace and log settings, which write files; None: nothing is.
-        sandbox: How to confine it; None: as well as this machine can.
+        repository: Triton's model repository; created if missing.
+        run_dir: Folder of the backend directory and the log.
+        settings: Ports (0 picks a free one, kept over restarts) and the time limit to become live.
+        control_key: Required for model control, and for trace and log settings, which write files; None requires no
+            key.
+        sandbox: How to confine the server; None: as well as this machine can.
 
     Attributes:
         state: Starting, Ready or Stopped.
         message: Why it is not Ready.
-        generation: Grows by one each time a server becomes Ready. A new generation has no model loaded.
+        generation: Incremented each time a server becomes Ready. A new generation has no model loaded.
     """
 
     def __init__(
@@ -106,10 +107,10 @@ class EmbeddedTriton:
 
     @property
     def client_urls(self) -> ServerUrls:
-        """Where it answers; known once it was started.
+        """Return the server's addresses; known after the first start.
 
         Raises:
-            TritonStartError: It was never started.
+            TritonStartError: The server was never started.
         """
         if self._ports is None:
             raise TritonStartError("the embedded Triton was not started, so it has no ports yet")
@@ -118,49 +119,49 @@ class EmbeddedTriton:
 
     @property
     def grpc_url(self) -> str:
-        """host:port of its gRPC service."""
+        """Return host:port of the gRPC service."""
         return self.client_urls.grpc
 
     @property
     def http_url(self) -> str:
-        """URL of its HTTP service."""
+        """Return the URL of the HTTP service."""
         return self.client_urls.http
 
     @property
     def metrics_url(self) -> str:
-        """URL of its Prometheus metrics."""
+        """Return the URL of the Prometheus metrics."""
         return self.client_urls.metrics
 
     @property
     def pid(self) -> int | None:
-        """Process id of the server itself; None while there is none."""
+        """Return the process id of the server itself; None if it is not running."""
         if self._launcher is None or self._launcher.returncode is not None or self._installation is None:
             return None
         started = next(iter(children_of(self._launcher.pid)), None)
         return None if started is None else server_process(started, self._installation.binary)
 
     def processes(self) -> list[int]:
-        """Process ids of the server and of all its models' instances; none while there is none."""
+        """Return the process ids of the server and of all its models' instances; empty if it is not running."""
         server = self.pid
         return [] if server is None else [server, *children_of(server)]
 
     def processes_of(self, model: str, version: int | None = None) -> list[int]:
-        """Process ids of a model's instances, of one version or of all."""
+        """Return the process ids of a model's instances, of one version or of all."""
         server = self.pid
         return [] if server is None else model_processes(server, self.repository, model, version)
 
     def instances(self) -> dict[tuple[str, int], InstanceMemory]:
-        """Memory of the models' instances by Triton name and version."""
+        """Return the memory of the models' instances by Triton name and version."""
         server = self.pid
         return {} if server is None else instance_memory(server, self.repository)
 
     def cpu_seconds(self) -> dict[tuple[str, int], float]:
-        """Processor time that the models' instances have used, by Triton name and version."""
+        """Return the CPU time that the models' instances have used, by Triton name and version."""
         server = self.pid
         return {} if server is None else instance_cpu_seconds(server, self.repository)
 
     def log_tail(self, lines: int = 40) -> str:
-        """The end of the server's log."""
+        """Return the end of the server's log."""
         try:
             with self.log_path.open(errors="replace") as log:
                 return "".join(deque(log, maxlen=lines)).rstrip()
@@ -171,7 +172,7 @@ class EmbeddedTriton:
         """Start the server, wait until it is live and supervise it from then on.
 
         Raises:
-            TritonStartError: It did not become live in time or ended; the message carries the end of its log.
+            TritonStartError: The server did not become live in time or ended; the message contains the end of its log.
         """
         if self._supervisor is not None:
             return
@@ -188,7 +189,7 @@ class EmbeddedTriton:
                     await self._launch()
                     break
                 except TritonStartError:
-                    # Between the choice of a free port and its use somebody else may have taken it.
+                    # Another process may have taken the free port between its choice and its use.
                     chosen_by_user = all((self._settings.http_port, self._settings.grpc_port))
                     if chosen_by_user or attempt == _FREE_PORT_ATTEMPTS or "in use" not in self.log_tail():
                         raise
@@ -200,7 +201,7 @@ class EmbeddedTriton:
         self._supervisor = asyncio.create_task(self._supervise(), name="embedded-triton")
 
     async def stop(self) -> None:
-        """Stop the server and all its children; never leaves one behind."""
+        """Stop the server and all its children; no process is left behind."""
         self._stopping.set()
         if self._supervisor is not None:
             self._supervisor.cancel()
@@ -211,13 +212,13 @@ class EmbeddedTriton:
         self.state, self.message = ServerState.STOPPED, "stopped"
 
     async def restart(self) -> None:
-        """Ask the server to end, requests in flight first; the supervisor starts it again on the same ports.
+        """Request the server's end, after its requests in flight; the supervisor restarts it on the same ports.
 
-        Returns once it was asked: a new `generation` says that it is back.
+        Returns after the request; a new `generation` shows that the restart is complete.
         """
         process = self._launcher
         if process is None or process.returncode is not None:
-            return  # it ended by itself, and starts again already
+            return  # it ended on its own and is already restarting
         self._asked = True
         self.state, self.message = ServerState.STARTING, "being restarted"
         assert process.stdin is not None
@@ -226,16 +227,16 @@ class EmbeddedTriton:
             await process.stdin.drain()
 
     def kill(self, why: str) -> None:
-        """Kill a server that does not answer; the supervisor starts it again, each time after a longer pause.
+        """Kill an unresponsive server; the supervisor restarts it, after a pause that grows each time.
 
         Args:
-            why: Shown until it is back.
+            why: Shown until the server is ready again.
         """
         server = self.pid
         if server is None:
-            return  # it ended by itself, and starts again already
+            return  # it ended on its own and is already restarting
         self.state, self.message = ServerState.STARTING, f"killed: {why}"
-        # The launcher sees the end of it, ends what it left behind, and ends itself.
+        # The launcher notices the server's end, ends its remaining processes, and then exits.
         with contextlib.suppress(ProcessLookupError):
             os.kill(server, signal.SIGKILL)
 
@@ -261,10 +262,10 @@ class EmbeddedTriton:
             f"--model-repository={self.repository}",
             f"--backend-directory={self._backends}",
             "--model-control-mode=explicit",
-            # Readiness of the server would fail during any first load; each model has its own.
+            # The server would not be ready during any first load; each model has its own readiness.
             "--strict-readiness=false",
-            # Every configuration we send is complete. Completing one starts and stops a stub of its own for each
-            # load, which takes 1.2 s (Triton 2.51); without it a small model loads in 0.1 s.
+            # Every configuration we send is complete. Completing one starts and stops an extra stub for each load,
+            # which takes 1.2 s (Triton 2.51); without it a small model loads in 0.1 s.
             "--disable-auto-complete-config",
             f"--http-address={_HOST}",
             f"--grpc-address={_HOST}",
@@ -330,8 +331,8 @@ class EmbeddedTriton:
                     raise self._failed(f"ended with status {self._launcher.returncode}")
                 if time.monotonic() > deadline:
                     raise self._failed(f"was not live after {self._settings.start_timeout_seconds:g} s")
-                # The name is asked too: another server on the same port must not pass for ours. The metrics
-                # service is the last that Triton starts.
+                # The name is also checked: another server on the same port must not be mistaken for ours. The metrics
+                # service is the last one that Triton starts.
                 with contextlib.suppress(TritonError, OSError):
                     if await client.server_name() == server_id:
                         _, writer = await asyncio.open_connection(_HOST, self._ports[2])
@@ -348,7 +349,7 @@ class EmbeddedTriton:
         )
 
     async def _supervise(self) -> None:
-        """Start the server again whenever it ends."""
+        """Restart the server whenever it ends."""
         backoff = _BACKOFF_INITIAL_SECONDS
         while not self._stopping.is_set():
             assert self._launcher is not None
@@ -389,7 +390,7 @@ class EmbeddedTriton:
                 logger.warning("Triton's launcher %d does not end; killing its group", process.pid)
         if process.stdin is not None:
             process.stdin.close()
-        # The launcher leads the group. After it ended this finds something only if it was killed.
+        # The launcher leads the group. After its end, processes remain only if it was killed.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()

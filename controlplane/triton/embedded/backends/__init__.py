@@ -1,1 +1,1 @@
-"""Python-based backends, package data: Triton runs the `model.py` in each folder, nothing here imports them."""
+"""Python-based backends as package data: Triton runs the `model.py` in each folder; no code here imports them."""

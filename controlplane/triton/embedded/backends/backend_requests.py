@@ -1,6 +1,6 @@
-"""What the Python-based backends share: requests in, responses out, batches put together, thread settings.
+"""Common code of the Python-based backends: requests, responses, batching, thread settings.
 
-It runs inside Triton's stub processes, beside each backend's `model.py`, and imports nothing of this project.
+It runs inside Triton's stub processes, beside each backend's `model.py`, and imports nothing from this project.
 """
 
 import json
@@ -20,10 +20,10 @@ Run = Callable[[Mapping[str, Any], Sequence[str]], Mapping[str, Any]]
 
 
 class Model:
-    """What the stub says of the model, read once.
+    """The model's configuration as the stub passes it, parsed once.
 
     Args:
-        args: The dictionary that `initialize` gets.
+        args: The dictionary that `initialize` receives.
     """
 
     def __init__(self, args: Mapping[str, str]) -> None:
@@ -45,9 +45,10 @@ class Model:
             raise ValueError(f"{self.path.name} is missing in version {args['model_version']} of {self.name}")
 
     def threads(self, what: str) -> int:
-        """Threads for one operator (``intra``) or between operators (``inter``).
+        """Return the number of threads for one operator (``intra``) or between operators (``inter``).
 
-        The names are those of Triton's own backends; the default shares the machine's cores between the instances.
+        The parameter names are those of Triton's own backends; the default divides the machine's cores among the
+        instances.
         """
         for key in (f"{what}_op_thread_count", f"{what}_op_num_threads"):
             text = str(self.parameters.get(key, ""))
@@ -64,15 +65,15 @@ class Model:
 
 
 def serve(requests: Sequence[Any], model: Model, run: Run) -> list[Any]:
-    """Answer requests, several in one run where they fit together.
+    """Answer requests, several in one run if they are compatible.
 
     Args:
         requests: Triton's requests.
         model: The `Model`.
-        run: Takes arrays by input name and the wanted output names, returns arrays by output name.
+        run: Takes arrays by input name and the requested output names, returns arrays by output name.
 
     Returns:
-        One response per request, in their order. A request that fails gets an error and harms no other.
+        One response per request, in the same order. A request that fails gets an error and does not affect the others.
     """
     read = [_read(request, model) for request in requests]
     responses: list[Any] = [None] * len(requests)
@@ -82,7 +83,7 @@ def serve(requests: Sequence[Any], model: Model, run: Run) -> list[Any]:
                 _run_together(members, requests, read, model, run, responses)
                 continue
             except Exception as error:  # noqa: BLE001 - whatever the model raises
-                # One of them is bad; alone, the others are answered.
+                # At least one request is bad; run one by one, the others succeed.
                 pb_utils.Logger.log_verbose(f"{model.name}: a batch failed ({error}), going one by one")
         for index in members:
             responses[index] = _run_alone(requests[index], read[index], model, run)
@@ -92,7 +93,7 @@ def serve(requests: Sequence[Any], model: Model, run: Run) -> list[Any]:
 def _wanted(request: Any, model: Model) -> list[str]:
     """Return the outputs that a request asks for, in the configuration's order.
 
-    Triton passes them as a set, whose order changes with each process.
+    Triton passes them as a set, whose order differs between processes.
     """
     requested = set(request.requested_output_names())
     return [name for name in model.outputs if name in requested]
@@ -102,14 +103,14 @@ def _read(request: Any, model: Model) -> dict[str, Any]:
     arrays = {}
     for tensor in request.inputs():
         if model.inputs[tensor.name()]["data_type"] == "TYPE_BF16":
-            arrays[tensor.name()] = tensor  # numpy has none; the backend takes it as it is
+            arrays[tensor.name()] = tensor  # numpy cannot represent it; the backend uses it as it is
         else:
             arrays[tensor.name()] = tensor.as_numpy()
     return arrays
 
 
 def _groups(requests: Sequence[Any], read: Sequence[Mapping[str, Any]], model: Model) -> list[list[int]]:
-    """Indices of the requests that can share a run: same inputs, same shape of a row, same outputs."""
+    """Return the indices of requests that can share a run: same inputs, same row shape, same outputs."""
     if model.max_batch_size < 2 or len(requests) < 2:
         return [[index] for index in range(len(requests))]
     groups: dict[Any, list[int]] = {}
@@ -122,7 +123,7 @@ def _groups(requests: Sequence[Any], read: Sequence[Mapping[str, Any]], model: M
             tuple(sorted((name, array.shape[1:], array.dtype.str) for name, array in arrays.items())),
             tuple(_wanted(requests[index], model)),
         )
-        # A request whose inputs disagree about the number of rows cannot be cut out of a batch again.
+        # A request whose inputs have different numbers of rows cannot be separated from a batch again.
         groups.setdefault(key if len(rows) == 1 else index, []).append(index)
     return list(groups.values())
 
@@ -177,7 +178,7 @@ def _response(results: Mapping[str, Any], wanted: Sequence[str], model: Model) -
 
 
 def to_bytes(array: Array) -> Array:
-    """An array of strings as Triton wants it: objects that are bytes."""
+    """Return an array of strings as Triton expects it: objects that are bytes."""
     encoded = [item if isinstance(item, bytes) else str(item).encode() for item in array.reshape(-1)]
     strings = np.empty(len(encoded), dtype=object)
     strings[:] = encoded
@@ -185,10 +186,10 @@ def to_bytes(array: Array) -> Array:
 
 
 def to_text(array: Array) -> Array:
-    """An array of bytes as text.
+    """Return an array of bytes as text.
 
     Raises:
-        ValueError: It is no UTF-8.
+        ValueError: The bytes are not valid UTF-8.
     """
     decoded = [item.decode() if isinstance(item, bytes) else str(item) for item in array.reshape(-1)]
     strings = np.empty(len(decoded), dtype=object)

@@ -1,7 +1,7 @@
-"""A backend named `onnxruntime` over the onnxruntime package, for a Triton that has no native one.
+"""A backend named `onnxruntime` that uses the onnxruntime package, for a Triton without a native one.
 
-It takes the same model repository entry as Triton's own ONNX Runtime backend, and the same parameters where they
-matter here (`intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`, `session.*` entries).
+It uses the same model repository entry as Triton's own ONNX Runtime backend, and the relevant subset of its parameters
+(`intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`, `session.*` entries).
 """
 
 import sys
@@ -36,7 +36,7 @@ class TritonPythonModel:
     """One instance: one process with one session."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the file and compare it with the configuration. What is raised here is what the load's caller reads."""
+        """Open the file and compare it with the configuration. An exception is reported to the caller of the load."""
         self._model = Model(args)
         try:
             self._session = onnxruntime.InferenceSession(
@@ -53,7 +53,7 @@ class TritonPythonModel:
         return serve(requests, self._model, self._run)
 
     def finalize(self) -> None:
-        """Let the session's memory go."""
+        """Free the session's memory."""
         del self._session
 
     def _run(self, arrays: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _providers(model: Any) -> list[Any]:
 
 
 def _check(side: str, configured: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
-    """Fail the load, with the names, where configuration and file disagree."""
+    """Fail the load if configuration and file disagree; the error contains the names."""
     for name, tensor in configured.items():
         if name not in actual:
             raise ValueError(f"the model has no {side} {name!r}; its {side}s: {', '.join(actual)}")

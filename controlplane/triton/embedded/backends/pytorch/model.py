@@ -1,16 +1,16 @@
-"""A backend named `pytorch` over torch.jit, for a Triton that has no native one.
+"""A backend named `pytorch` that uses torch.jit, for a Triton without a native one.
 
-It takes the same model repository entry as Triton's own LibTorch backend and follows its rules
+It uses the same model repository entry as Triton's own LibTorch backend and follows its rules
 (``src/pt/model_instance_state.cc`` in triton-inference-server/pytorch_backend):
 
-- Inputs are all named as forward's arguments, or all ``<name>__<position>``, or else in the configuration's order;
-  where forward's one argument is a dictionary, its keys are the inputs' names. Outputs are named
-  ``<name>__<position>``.
+- Inputs are all named after forward's arguments, or all ``<name>__<position>``, or else in the configuration's order;
+  if forward's only argument is a dictionary, its keys are the inputs' names. Outputs are named ``<name>__<position>``.
 - The module runs in the mode in which it was saved; ``eval()`` is not called.
-- forward returns a Tensor, a List[str] or a tuple of those. Tensors without dimensions are refused as outputs, and none
-  come in: Triton has no such tensors.
+- forward returns a Tensor, a List[str] or a tuple of those. Tensors without dimensions are refused as outputs and
+  cannot occur as inputs, because Triton has no such tensors.
 
-It is more lenient in one way: arguments that are numbers, and arguments left out that have a default value, are served.
+It is more lenient in one way: it also serves arguments that are numbers, and omitted arguments that have a default
+value.
 """
 
 import re
@@ -33,7 +33,7 @@ class TritonPythonModel:
     """One instance: one process with one module."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the file. What is raised here is what the load's caller reads."""
+        """Open the file. An exception is reported to the caller of the load."""
         self._model = Model(args)
         torch.set_num_threads(self._model.threads("intra"))
         torch.set_num_interop_threads(self._model.threads("inter"))
@@ -58,11 +58,11 @@ class TritonPythonModel:
         return serve(requests, self._model, self._run)
 
     def finalize(self) -> None:
-        """Let the module's memory go."""
+        """Free the module's memory."""
         del self._module
 
     def _input_order(self) -> list[str | None]:
-        """Input names by argument position."""
+        """Return input names by argument position."""
         names = list(self._model.inputs)
         if self._takes_dictionary:
             return list(names)
@@ -91,17 +91,17 @@ class TritonPythonModel:
         return self._outputs(result, wanted)
 
     def _call(self, arrays: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Positional and named arguments of forward."""
+        """Return the positional and named arguments of forward."""
         arguments: list[Any] = []
         named: dict[str, Any] = {}
         if self._takes_dictionary:
             return [{name: self._tensor(array) for name, array in arrays.items()}], {}
-        # forward may have more arguments than the model has inputs; those take their defaults.
+        # forward may have more arguments than the model has inputs; those use their defaults.
         for position, (name, argument) in enumerate(zip(self._order, self._arguments, strict=False)):
             if name is None or name not in arrays:
                 continue
             value = self._argument(arrays[name], argument)
-            # After an argument that was left out, the rest can only go by name.
+            # After an omitted argument, the remaining ones can only be passed by name.
             if len(arguments) == position:
                 arguments.append(value)
             else:
@@ -120,7 +120,7 @@ class TritonPythonModel:
         if not isinstance(array, np.ndarray):
             tensor = torch.utils.dlpack.from_dlpack(array.to_dlpack()).clone()
         else:
-            # Triton's buffer is read-only; a module may write to what it gets.
+            # Triton's buffer is read-only, but a module may write to its arguments.
             tensor = torch.from_numpy(np.array(array))
         return tensor.to(self._device)
 
@@ -175,6 +175,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """TorchScript's errors are a traceback of the script; the cause is its last line."""
+    """Return the cause of a TorchScript error, which is the last line of its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
