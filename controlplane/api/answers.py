@@ -1,4 +1,4 @@
-"""Answers that are sent as they are, without a second validation of what is already a model."""
+"""Responses that are sent without a second validation of what is already a model."""
 
 from collections.abc import Mapping
 
@@ -9,11 +9,11 @@ from controlplane.services.operations import Operation
 
 
 def json_answer(body: BaseModel | bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a model, or JSON that is ready, as the answer."""
+    """Return a response with a model, or with finished JSON."""
     content = body if isinstance(body, bytes) else body.__pydantic_serializer__.to_json(body)
     return Response(content, status_code=status, media_type="application/json", headers=dict(headers or {}))
 
 
 def accepted(operation: Operation) -> Response:
-    """Return 202 with the operation and where to follow it."""
+    """Return 202 with the operation and the URL to follow it."""
     return json_answer(operation, 202, {"Location": f"/v1/operations/{operation.id}"})

@@ -81,9 +81,9 @@ def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan 
     """Return the application; ``app.state.services`` is set before it serves.
 
     Args:
-        metrics: Where requests are counted.
-        limits: Largest bodies.
-        lifespan: What starts and stops what the application needs.
+        metrics: Counts the requests.
+        limits: Maximum sizes of bodies.
+        lifespan: Starts and stops the services that the application needs.
     """
     app = FastAPI(
         title="Triton control plane",
@@ -166,7 +166,7 @@ def _openapi(app: FastAPI) -> dict[str, object]:
 
 
 def _say_needs(document: dict[str, Any]) -> None:
-    """Write into each operation which scope it needs."""
+    """Write the required scope into each operation."""
     for methods in document["paths"].values():
         for operation in methods.values():
             need = PERMISSIONS.get(operation["operationId"], UNKNOWN)

@@ -1,8 +1,9 @@
-"""Who may come in: checked before a byte of the body is read.
+"""Authentication and authorization, before a byte of the body is read.
 
-With keys: who asks, whether they may, and how often. Without (loopback, no key made yet) a browser is the one client
-that others can steer: a page from anywhere can send requests to this machine. So requests that a browser says come from
-another site are refused, and so are names in ``Host`` that are not this machine's (DNS rebinding).
+With keys: who the caller is, what the key permits, and how often it may call. Without keys (loopback, no key created
+yet), a browser is the one client that others can control: a page from any site can send requests to this machine. So
+requests that a browser marks as coming from another site are refused, and so are names in ``Host`` that are not this
+machine's (DNS rebinding).
 """
 
 from collections.abc import Mapping
@@ -18,26 +19,26 @@ from controlplane.services.facade import Services
 from controlplane.services.keys import Authentication, is_loopback
 
 PRINCIPAL = "controlplane.principal"
-"""Where a request's scope has who asks; missing where keys are not asked for."""
+"""The key in a request's scope that contains the caller; missing if API keys are not required."""
 
 _OTHER_SITES = frozenset({"cross-site", "same-site"})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Authenticator:
-    """Lets requests in, or raises why not."""
+    """Admits requests, or raises the reason for a refusal."""
 
     def __init__(self) -> None:
         self._table: RouteTable | None = None
 
     async def admit(self, scope: Scope) -> None:
-        """Check one request and note who asks.
+        """Check one request and record its caller.
 
         Raises:
-            UnauthenticatedError: Without a key that counts.
-            ForbiddenError: The key may not do this, or the request comes from another site.
-            NotFoundError: There is no such route, as far as this key is told.
-            RateLimitedError: One too many.
+            UnauthenticatedError: It has no valid key.
+            ForbiddenError: The key does not permit this, or the request comes from another site.
+            NotFoundError: The route is unknown, and the key does not permit everything.
+            RateLimitedError: The rate limit is exceeded.
         """
         services: Services = scope["app"].state.services
         headers = Headers(scope=scope)
@@ -62,10 +63,10 @@ class Authenticator:
 
 
 def bearer(headers: Headers) -> str | None:
-    """Return the key that came with a request.
+    """Return the key of a request.
 
     Raises:
-        UnauthenticatedError: The header is no bearer token, or is there more than once.
+        UnauthenticatedError: The header is not a bearer token, or occurs more than once.
     """
     given = headers.getlist("authorization")
     if not given:
@@ -79,7 +80,7 @@ def bearer(headers: Headers) -> str | None:
 
 
 def principal_of(scope: Mapping[str, Any]) -> Principal | None:
-    """Return who asks; None where keys are not asked for."""
+    """Return the caller; None if API keys are not required."""
     principal: Principal | None = scope.get(PRINCIPAL)
     return principal
 

@@ -1,6 +1,6 @@
-"""Bounds on the connections of the REST API: how many there are, from one address and in all, and how slow they may be.
+"""Limits on the connections of the REST API: their number, from one address and in total, and how slow they may be.
 
-uvicorn has no deadline for a request that is never completed, so that anyone who reaches the port could hold all of the
+uvicorn has no deadline for a request that is never completed, so any client that reaches the port could hold all of the
 process's file descriptors, which the leader's lease, the store and loads on demand need too.
 """
 
@@ -22,13 +22,13 @@ _API_SHARE = 3
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Bounds on connections.
+    """Limits on connections.
 
     Attributes:
-        total: Open connections in all.
+        total: Open connections in total.
         per_source: Open connections from one address.
         header_seconds: Time from the first byte of a request until its headers are complete.
-        idle_seconds: Longest pause within the body of a request while more of it could be taken.
+        idle_seconds: Longest pause within the body of a request while the application could read more of it.
     """
 
     total: int
@@ -55,11 +55,11 @@ def connection_limits(
     """Return the limits, lowered to what the process's file descriptors allow.
 
     Args:
-        total: Wanted bound on connections in all.
-        per_source: Wanted bound on connections from one address.
+        total: Requested limit on connections in total.
+        per_source: Requested limit on connections from one address.
         header_seconds: See `ConnectionLimits`.
         idle_seconds: See `ConnectionLimits`.
-        descriptors: File descriptors that the process may have.
+        descriptors: File descriptors that the process may open.
     """
     possible = max(1, descriptors // _API_SHARE) if descriptors > 0 else total
     if possible < total:
@@ -72,7 +72,7 @@ def connection_limits(
 
 
 def bounded_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
-    """Return uvicorn's HTTP protocol with these limits. Its connections are counted together."""
+    """Return uvicorn's HTTP protocol with these limits; they apply to all of its connections together."""
     sources: Counter[str] = Counter()
 
     class BoundedProtocol(HttpToolsProtocol):
@@ -132,7 +132,7 @@ def bounded_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
 
         def _check_body(self) -> None:
             silent = self.loop.time() - self._heard_at
-            # Nothing can arrive while the application takes no more.
+            # No data can arrive while the application does not read.
             if self.flow.read_paused or silent < limits.idle_seconds:
                 self._timer = self.loop.call_later(max(limits.idle_seconds - silent, 1.0), self._check_body)
             else:

@@ -1,4 +1,4 @@
-"""What routes are given: the services, who asks, where a page begins."""
+"""Dependencies of routes: the services, the caller, and the position of a page."""
 
 import base64
 import binascii
@@ -54,15 +54,15 @@ async def _actor(
 
 
 def encode_cursor(position: str) -> str:
-    """Return where the next page begins, as clients should take it: opaque."""
+    """Return an opaque cursor for the position at which the next page begins."""
     return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str | None) -> str:
-    """Return what `encode_cursor` was given; empty for no cursor.
+    """Return the position that `encode_cursor` was given; empty if there is no cursor.
 
     Raises:
-        InvalidInputError: The cursor is none of ours.
+        InvalidInputError: The cursor is not valid.
     """
     if not cursor:
         return ""
@@ -77,10 +77,10 @@ def decode_cursor(cursor: str | None) -> str:
 
 
 def decode_number_cursor(cursor: str | None) -> int | None:
-    """Return the number in a cursor, None for no cursor.
+    """Return the number in a cursor; None if there is no cursor.
 
     Raises:
-        InvalidInputError: The cursor is none of ours.
+        InvalidInputError: The cursor is not valid.
     """
     position = decode_cursor(cursor)
     if not position:
@@ -91,12 +91,12 @@ def decode_number_cursor(cursor: str | None) -> int | None:
 
 
 def may_see(asker: Principal | None, model: str) -> bool:
-    """Whether who asks is told of a model."""
+    """Return whether the caller may see a model."""
     return asker is None or asker.sees(model)
 
 
 def require_code(asker: Principal | None, what: str) -> None:
-    """Raise ForbiddenError unless the caller may bring code."""
+    """Raise ForbiddenError unless the caller may add code."""
     if asker is not None:
         asker.require_scope(Scope.CODE, what)
 
@@ -104,7 +104,7 @@ def require_code(asker: Principal | None, what: str) -> None:
 App = Annotated[Services, Depends(_services)]
 Actor = Annotated[str, Depends(_actor)]
 Asker = Annotated[Principal | None, Depends(_principal)]
-"""Who asks, by their API key; None where keys are not asked for, and then nothing is kept from them."""
+"""The caller by API key; None if API keys are not required, in which case nothing is hidden."""
 Cursor = Annotated[str | None, Query(max_length=512, description="Where to begin: `next_cursor` of the page before.")]
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="How many at most.")]
 Wait = Annotated[
@@ -129,7 +129,7 @@ async def _idempotency_key(
         ),
     ] = None,
 ) -> None:
-    """Document and check the header; `controlplane.api.middleware` acts on it."""
+    """Document and validate the header; `controlplane.api.middleware` implements it."""
 
 
 IDEMPOTENT = Depends(_idempotency_key)

@@ -1,4 +1,4 @@
-"""OpenAPI links: which answer gives what another request needs. For clients that explore, and for tests that do."""
+"""OpenAPI links from a response to the requests that need its values, for clients and tests that explore the API."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ _UPLOAD = {"upload_id": _ID}
 _HOLD = {**_MODEL, "hold": _ID}
 _ALIAS = {**_MODEL, "alias": "$request.path.alias"}
 
-# By operation and status of the answer: the operations that it leads to, each with its parameters.
+# By operation and status of the response: the operations that it leads to, each with its parameters.
 _LINKS: dict[tuple[str, str], dict[str, dict[str, str]]] = {
     ("createUpload", "201"): {
         "getUpload": _UPLOAD,
@@ -35,7 +35,7 @@ _LINKS: dict[tuple[str, str], dict[str, dict[str, str]]] = {
 
 
 def add_links(document: dict[str, Any]) -> None:
-    """Write the links into an OpenAPI document, where it has the answers and the operations that they name."""
+    """Write the links into an OpenAPI document if it has the responses and the operations that they name."""
     operations = {
         operation["operationId"]: operation
         for path in document["paths"].values()

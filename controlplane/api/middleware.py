@@ -1,4 +1,4 @@
-"""What stands round every request, as plain ASGI: counting, the gate, limits on bodies, strict JSON, idempotency keys.
+"""Processing around every request, in plain ASGI: metrics, authentication, body limits, strict JSON, idempotency keys.
 
 Plain ASGI rather than Starlette's ``BaseHTTPMiddleware``, which costs a task and two queues for each request.
 """
@@ -30,16 +30,16 @@ _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _JSON_INFERENCE = re.compile(r"/v1/deployments/[^/]+/infer")
 _INFERENCE = re.compile(r"/v[12]/.*/(?:infer|generate)")
 _UNREPEATED = re.compile(r"/v1/deployments/[^/]+/infer|/v1/keys")
-"""POSTs whose answers are not kept: those that change nothing, and the one that has a secret."""
+"""POSTs whose responses are not stored: those that change nothing, and the one that returns a secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """Largest bodies, in bytes. Blobs are bounded by what was announced.
+    """Maximum sizes of bodies, in bytes. Blobs are limited to their announced sizes.
 
     Attributes:
-        inference: Of an inference: its tensors.
-        other: Of everything else.
+        inference: Of an inference request with its tensors.
+        other: Of every other request.
     """
 
     inference: int
@@ -51,7 +51,7 @@ class BodyLimits:
 
 
 class Edge:
-    """The outermost layer: counts requests, lets in, bounds and checks bodies, and answers what nobody foresaw."""
+    """The outermost layer: counts and authenticates requests, checks their bodies, and handles unexpected errors."""
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics, limits: BodyLimits) -> None:
         self._app = app
@@ -86,7 +86,7 @@ class Edge:
         except Exception as error:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if status:
-                raise  # half an answer is out: only breaking the connection says that it is not whole
+                raise  # the response is incomplete: only closing the connection shows that
             await error_response(error, scope["path"])(scope, receive, counted)
         finally:
             self._metrics.count(scope, status, time.perf_counter() - started)
@@ -115,7 +115,7 @@ class Edge:
 
 
 class IdempotencyKeys:
-    """Answers a repeated POST with a known ``Idempotency-Key`` as it was answered first."""
+    """Answers a repeated POST with a known ``Idempotency-Key`` with the first response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -128,7 +128,7 @@ class IdempotencyKeys:
         headers = Headers(scope=scope)
         key = headers.get("idempotency-key")
         if not key or len(key) > 255:
-            await self._app(scope, receive, send)  # a key that is too long is refused by the route's own check
+            await self._app(scope, receive, send)  # the route's own check refuses a key that is too long
             return
         services: Services = scope["app"].state.services
         target = f"POST {scope['path']}?{scope['query_string'].decode('latin-1')}"
@@ -149,7 +149,7 @@ class IdempotencyKeys:
         size = 0
 
         async def hold(message: Message) -> None:
-            # Held back until it is written down: an answer that was seen is an answer that will be given again.
+            # Held back until it is stored: a response that a client has seen must be repeatable.
             nonlocal size
             held.append(message)
             size += len(message.get("body", b""))
@@ -173,13 +173,13 @@ class IdempotencyKeys:
                 ),
             )
         else:
-            await services.idempotency.abandon(turn)  # nothing was done: it may be mended and sent again
+            await services.idempotency.abandon(turn)  # nothing was done: the client may correct and resend it
         for message in held:
             await send(message)
 
 
 def _whose(scope: Scope, headers: Headers) -> str:
-    """Return whose an idempotency key is: an API key's holders share none with others, whatever they say they are."""
+    """Return the owner of an idempotency key: each API key has its own set, regardless of the actor's name."""
     principal = principal_of(scope)
     claimed = headers.get("x-actor", "")
     return claimed if principal is None else f"{principal.key_id}\n{claimed}"
@@ -219,7 +219,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     async def again() -> Message:
         nonlocal sent
         if sent:
-            return await receive()  # what comes now is the disconnect
+            return await receive()  # the next message is the disconnect
         sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
@@ -227,10 +227,10 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _unusable_json(body: bytes) -> str:
-    """Return why a JSON body cannot be used; empty where it can, or is no JSON at all (the routes say so).
+    """Return why a JSON body cannot be used; empty if it can, or is not JSON (the routes report that).
 
-    Python's parser takes what JSON (RFC 8259) has not: NaN, infinities, and halves of surrogate pairs, which no answer
-    and no object in the bucket could carry on.
+    Python's parser accepts what JSON (RFC 8259) does not have: NaN, infinities, and single surrogates, which no
+    response and no object in the bucket can contain.
     """
     if b"NaN" not in body and b"Infinity" not in body and b"\\u" not in body:
         return ""

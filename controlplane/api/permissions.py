@@ -1,7 +1,7 @@
-"""The one table of what each route needs: which scope, and how it is bound to the models that a key is for.
+"""The table of what each route requires: the scope, and how it relates to the models of a key.
 
-A test holds it against the OpenAPI document, so that no route is without an entry; a route that has none all the same
-is for keys with the scope ``admin`` and all models.
+A test compares it with the OpenAPI document, so that every route has an entry; a route without one requires a key with
+the scope ``admin`` for all models.
 """
 
 import re
@@ -14,25 +14,25 @@ from controlplane.domain.access import Principal, Scope
 
 
 class Models(StrEnum):
-    """How a route concerns models, for a key that is for some models alone."""
+    """How a route relates to models, for a key that is restricted to some models."""
 
     PATH = "path"
-    """It concerns the model in its path; the gate checks it."""
+    """It concerns the model in its path; the authenticator checks it."""
     CHECKED = "checked"
-    """The route itself checks, or leaves out what the key is not for."""
+    """The route itself checks, or leaves out the models that the key does not cover."""
     NONE = "none"
     """It concerns no model."""
     ALL = "all"
-    """It concerns all models: such a key may not."""
+    """It concerns all models: a restricted key may not use it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """What a route needs.
+    """The requirements of a route.
 
     Attributes:
-        scope: The scope; None: the route is open to everybody, without a key.
-        models: How it concerns models.
+        scope: The scope; None: the route is public and needs no key.
+        models: How it relates to models.
     """
 
     scope: Scope | None
@@ -65,7 +65,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "listReports": _READ,
     "downloadSamples": _READ,
     "downloadLog": _READ,
-    # Uploads and work: an upload is no model yet
+    # Uploads and conversions: an upload is not part of a model yet
     "createUpload": Permission(Scope.DEPLOY),
     "getUpload": Permission(Scope.DEPLOY),
     "deleteUpload": Permission(Scope.DEPLOY),
@@ -99,7 +99,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "abortRollout": _DEPLOY,
     "pauseRollout": _DEPLOY,
     "resumeRollout": _DEPLOY,
-    # To ask a model, and to have it loaded and kept for that
+    # To send inference requests, and to load and hold a model for them
     "infer": _INFER,
     "loadDeployment": _INFER,
     "takeHold": _INFER,
@@ -130,15 +130,15 @@ PERMISSIONS: Mapping[str, Permission] = {
 }
 
 PUBLIC_PATHS = frozenset({"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"})
-"""The documentation: it says nothing about this installation."""
+"""The documentation, which reveals nothing about this installation."""
 
 _PARAMETER = re.compile(r"\{(\w+)\}")
 _REST_OF_PATH = frozenset({"downloadFile"})
-"""Routes whose last parameter takes slashes."""
+"""Routes whose last parameter may contain slashes."""
 
 
 class RouteTable:
-    """Finds what a request needs, by the paths of the OpenAPI document."""
+    """Finds the requirements of a request by the paths of the OpenAPI document."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._routes: dict[str, list[tuple[re.Pattern[str], str]]] = {}
@@ -148,9 +148,9 @@ class RouteTable:
                 self._routes.setdefault(method.upper(), []).append((_pattern(path, name in _REST_OF_PATH), name))
 
     def needs(self, method: str, path: str) -> list[tuple[str, Permission, str]]:
-        """Return every route that a request may reach, by name, with what it needs and the model in its path.
+        """Return every route that may match a request, by name, with its requirements and the model in its path.
 
-        Where several fit, all of them count: which one is taken is the router's business.
+        If several match, all of them apply, because the router decides which one is used.
         """
         routes = self._routes.get(method, [])
         if method == "HEAD":
@@ -163,12 +163,12 @@ class RouteTable:
 
 
 def permit(principal: Principal, name: str, need: Permission, model: str) -> None:
-    """Raise ForbiddenError unless who asks may use a route.
+    """Raise ForbiddenError unless the caller may use a route.
 
     Args:
-        principal: Who asks.
+        principal: The caller.
         name: The route's operation id.
-        need: What it needs.
+        need: The route's requirements.
         model: The model in its path.
     """
     if need.scope is None:
@@ -183,7 +183,7 @@ def permit(principal: Principal, name: str, need: Permission, model: str) -> Non
 def _pattern(path: str, rest: bool) -> re.Pattern[str]:
     pieces = _PARAMETER.split(path)
     last = len(pieces) - 2
-    # Literal text and names of parameters take turns.
+    # Literal text and parameter names alternate.
     return re.compile(
         "".join(
             re.escape(piece) if number % 2 == 0 else f"(?P<{piece}>{'.*' if rest and number == last else '[^/]+'})"

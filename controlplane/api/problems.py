@@ -1,4 +1,4 @@
-"""The one table from errors to HTTP, and every answer that is a problem."""
+"""The table from errors to HTTP statuses, and all responses that are problem details."""
 
 import logging
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 TYPE_PREFIX = "urn:triton-control-plane:error:"
 
-# The first entry that an error is an instance of counts, so a class stands before its base.
+# The first entry that an error is an instance of applies, so a class stands before its base.
 STATUS: Mapping[type[ControlPlaneError], int] = {
     errors.TooLargeError: 413,
     errors.InvalidInputError: 422,
@@ -58,7 +58,7 @@ def status_of(error: ControlPlaneError) -> int:
 
 
 def problem_response(fault: ErrorInfo, status: int, path: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a problem as an HTTP answer."""
+    """Return a problem as an HTTP response."""
     problem = Problem(
         type=TYPE_PREFIX + fault.code,
         title=fault.title,
@@ -75,7 +75,7 @@ def problem_response(fault: ErrorInfo, status: int, path: str, headers: Mapping[
 
 
 def error_response(error: BaseException, path: str) -> Response:
-    """Return the answer to an error of any kind; one that is not ours says nothing of the inside."""
+    """Return the response to an error of any kind; an unexpected error reveals no internals."""
     if isinstance(error, ControlPlaneError):
         return problem_response(error_info(error), status_of(error), path, _headers(error))
     return problem_response(error_info(error), 500, path)
@@ -93,11 +93,11 @@ Documented = dict[int | str, dict[str, Any]]
 
 
 def responses(*statuses: int, also: Documented | None = None) -> Documented:
-    """Return the OpenAPI documentation of these problem answers, and of those that any route may give.
+    """Return the OpenAPI documentation of these problem responses, and of those that any route may send.
 
     Args:
         statuses: Statuses of problems.
-        also: Answers that are no problems.
+        also: Responses that are not problems.
     """
     problems: Documented = {
         status: {
@@ -110,7 +110,7 @@ def responses(*statuses: int, also: Documented | None = None) -> Documented:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error with a problem."""
+    """Install handlers that turn every error into a problem."""
     app.add_exception_handler(ControlPlaneError, _control_plane_error)
     app.add_exception_handler(RequestValidationError, _request_validation)
     app.add_exception_handler(ValidationError, _model_validation)
@@ -170,12 +170,12 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 
 def documented_codes() -> dict[str, int]:
-    """Return every error code with its status; the table in the documentation."""
+    """Return every error code with its status, for the table in the documentation."""
     table: dict[str, int] = {}
     pending: list[type[ControlPlaneError]] = [ControlPlaneError]
     while pending:
         kind = pending.pop()
-        # Only the public tree: what a module raises for itself alone never gets here.
+        # Only the public classes: errors that a module raises for itself never get here.
         pending.extend(child for child in kind.__subclasses__() if child.__module__ == errors.__name__)
         table[code_of(kind)] = next(status for base, status in STATUS.items() if issubclass(kind, base))
     return dict(sorted(table.items(), key=lambda item: (item[1], item[0])))

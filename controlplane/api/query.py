@@ -1,4 +1,4 @@
-"""Query parameters: unknown ones are refused, and lists are filtered by those that they have.
+"""Query parameters: unknown ones are refused, and lists are filtered by the known ones.
 
 FastAPI ignores a parameter that a route does not have, so a misspelled filter would select everything.
 """
@@ -29,7 +29,7 @@ def labels_of(given: list[str] | None) -> tuple[tuple[str, str], ...]:
 
 
 def name_matches(pattern: str | None, name: str) -> bool:
-    """Whether a name fits a filter; None lets every name through."""
+    """Return whether a name matches a filter; None matches every name."""
     return pattern is None or fnmatch.fnmatchcase(name, pattern)
 
 
@@ -37,7 +37,7 @@ async def refuse_unknown(request: Request) -> None:
     """Refuse query parameters that the route does not have.
 
     Raises:
-        InvalidInputError: Names the parameter, and the one that may be meant.
+        InvalidInputError: A parameter is unknown; the message names it and the most similar one.
     """
     given = list(request.query_params)
     if not given:
@@ -53,7 +53,7 @@ async def refuse_unknown(request: Request) -> None:
 
 
 def _names(dependant: Any) -> Iterator[str]:
-    """Yield the query parameters of a route and of what it depends on."""
+    """Yield the query parameters of a route and of its dependencies."""
     if dependant is None:
         return
     yield from (field.alias for field in dependant.query_params)

@@ -26,9 +26,9 @@ ByteRange.UNSATISFIABLE = ByteRange(-1, 0)
 
 
 def parse_range(header: str | None, size: int) -> ByteRange | None:
-    """Return the range asked for, None for the whole file.
+    """Return the requested range; None for the whole file.
 
-    A header that is not understood, or asks for several ranges, is ignored, as the RFC allows.
+    A header that is not understood, or that requests several ranges, is ignored, as the RFC allows.
     """
     match = _RANGE.fullmatch(header.strip()) if header else None
     if match is None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from fastapi.responses import StreamingResponse
 
 HEARTBEAT_SECONDS = 15.0
-"""A comment line is sent after this much silence, so that proxies keep the connection."""
+"""A comment line is sent after this many seconds of silence, so that proxies keep the connection."""
 
 MEDIA_TYPE = "text/event-stream"
 
@@ -20,7 +20,7 @@ HEARTBEAT = ": still here\n\n"
 
 
 def stream(lines: AsyncIterator[str]) -> StreamingResponse:
-    """Return the answer that sends events as they come."""
+    """Return the response that sends events as they occur."""
     return StreamingResponse(
         lines, media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     )

@@ -1,4 +1,4 @@
-"""TLS of the REST API: from settings to what uvicorn takes."""
+"""TLS of the REST API: converts settings into uvicorn's options."""
 
 import ssl
 from typing import Any
@@ -11,7 +11,7 @@ def tls_options(settings: TlsSettings) -> dict[str, Any]:
     """Return uvicorn's options; none for plain HTTP.
 
     Raises:
-        InvalidInputError: A file is missing or no good, or the key is not the certificate's.
+        InvalidInputError: A file is missing or invalid, or the key does not match the certificate.
     """
     if settings.cert_file is None:
         if settings.key_file is not None or settings.client_ca_file is not None:
@@ -30,10 +30,11 @@ def tls_options(settings: TlsSettings) -> dict[str, Any]:
 
 
 def _try(settings: TlsSettings, password: str) -> None:
-    """Find out before anything is started what uvicorn would find out later, with a traceback."""
+    """Detect errors before startup that uvicorn would report later with a traceback."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # With a password that is empty OpenSSL would ask for one at the terminal; a function that gives it never does.
+        # With an empty password, OpenSSL would prompt for one at the terminal; a function that returns it avoids the
+        # prompt.
         context.load_cert_chain(str(settings.cert_file), settings.key_file, lambda: password)
         if settings.client_ca_file is not None:
             context.load_verify_locations(str(settings.client_ca_file))

@@ -1,4 +1,4 @@
-"""Opens a span for each request, where traces are on, below the caller's own (W3C ``traceparent``)."""
+"""Opens a span for each request as a child of the caller's (W3C ``traceparent``), if tracing is enabled."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -7,11 +7,11 @@ from controlplane import tracing
 from controlplane.api.metrics.registry import route_of
 
 _UNTRACED = frozenset({"/metrics", "/healthz", "/readyz"})
-"""Asked all the time, by machines."""
+"""Paths that monitoring systems request all the time."""
 
 
 class TracingMiddleware:
-    """The layer round everything else."""
+    """The outermost middleware, which opens the spans."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Completion of model names from the running control plane: silent and quick when there is none."""
+"""Completion of model names from the running control plane; fast, and silent if none runs."""
 
 import http.client
 import json
@@ -40,7 +40,7 @@ def _items(context: typer.Context, path: str) -> list[dict[str, str]]:
 
 
 def _session(context: typer.Context) -> Session:
-    """Read the common options; nothing of the line being typed is run, so nothing has merged them."""
+    """Return a session with the common options; completion runs no command, so nothing has merged them."""
     session = Session()
     for level in (context.find_root(), context):
         session.merge({name: level.params.get(name) for name in ("url", "data_dir")}, level)

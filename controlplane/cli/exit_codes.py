@@ -1,4 +1,4 @@
-"""Exit codes, and how an error becomes one. Scripts rely on these numbers: they never change their meaning."""
+"""Exit codes, and the mapping from errors to them. Scripts rely on these numbers: they never change their meaning."""
 
 import re
 from enum import IntEnum
@@ -26,7 +26,7 @@ from controlplane.errors import (
 
 
 class ExitCode(IntEnum):
-    """What a script learns from a command that ended."""
+    """The exit codes of all commands."""
 
     OK = 0
     FAILURE = 1
@@ -89,7 +89,7 @@ _BY_STATUS = {
 
 
 def exit_code(error: ControlPlaneError) -> ExitCode:
-    """Return the exit code of an error, its own class first, then the API's code, then the HTTP status."""
+    """Return the exit code of an error by its own class, then by the API's code, then by the HTTP status."""
     if isinstance(error, ChildFailedError):
         return ExitCode(error.status) if error.status in set(ExitCode) else ExitCode.FAILURE
     code = getattr(error, "code", "")
@@ -110,7 +110,7 @@ def error_code(error: ControlPlaneError) -> str:
 
 
 def _is_code_of(code: str, cls: type[ControlPlaneError]) -> bool:
-    """Whether the code names this class or one below it."""
+    """Return whether the code names this class or a subclass."""
     names = {_kebab(cls.__name__)} | {_kebab(below.__name__) for below in _below(cls)}
     return code.removesuffix("-error") in names
 

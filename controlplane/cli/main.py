@@ -1,4 +1,4 @@
-"""Assembles ``tritonctl``. Imports stay light here: ``--help`` and completion must answer at once."""
+"""The assembly of ``tritonctl``. Imports are kept few here, because ``--help`` and completion must be fast."""
 
 import os
 import sys
@@ -137,18 +137,18 @@ _INTERRUPTED = 130
 
 
 def main() -> NoReturn:
-    """Run the CLI. Whatever goes wrong ends in one line and an exit code that says what kind of failure it was."""
+    """Run the CLI. Every failure ends in a one-line message and an exit code for its kind."""
     try:
         app(prog_name="tritonctl", standalone_mode=True)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:
-            # At once: a thread that is stuck in a connection must not hold up somebody who wants out.
+            # Exit immediately: a thread that is blocked in a connection must not delay the exit.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(_INTERRUPTED)
         raise
     except BrokenPipeError:
-        # `tritonctl … | head` is no failure. Python would complain once more when it flushes at exit.
+        # `tritonctl … | head` is not a failure. Python would report the error again when it flushes at exit.
         sys.stdout = None
         sys.exit(0)
     except Exception as error:  # noqa: BLE001 - the outermost edge: no traceback reaches a user unasked
@@ -170,7 +170,7 @@ def _report(error: Exception) -> int:
         code = exit_code(error)
         error_line(error.message)
         document = {"code": error_code(error), "message": error.message, "details": error.details}
-        if not Output.printed:  # a report that shows the failure is the one document
+        if not Output.printed:  # a report that shows the failure is the only document
             Output(json_wanted=current().output == "json").result({"error": document | {"exit_code": int(code)}})
         return int(code)
     if isinstance(error, OSError) and error.filename:
@@ -182,7 +182,7 @@ def _report(error: Exception) -> int:
 
 
 def _settings_error(error: Exception) -> Exception | None:
-    """Name the environment variable that a setting was read from, where it cannot be used."""
+    """Return an error that names the environment variable of an invalid setting."""
     from pydantic import ValidationError
 
     from controlplane.domain.validation import sentence

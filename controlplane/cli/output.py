@@ -1,4 +1,4 @@
-"""Printing: tables for people, JSON for programs; results on stdout, everything else on stderr."""
+"""Printing: tables for people, JSON for programs; results go to stdout, everything else to stderr."""
 
 import json
 import sys
@@ -30,10 +30,10 @@ _STYLES = {
 
 
 class Output:
-    """What one command prints with.
+    """The output of one command.
 
     Attributes:
-        json_wanted: Whether ``-o json`` was given: then stdout carries one JSON document and nothing else.
+        json_wanted: Whether ``-o json`` was given: then stdout has one JSON document and nothing else.
         printed: Whether this process has printed its document.
     """
 
@@ -45,27 +45,27 @@ class Output:
         self.errors = _console(sys.stderr)
 
     def result(self, document: object) -> None:
-        """Print the JSON document, if JSON is wanted."""
+        """Print the JSON document if JSON is requested."""
         if self.json_wanted:
-            # Not through rich, which wraps and colours: a program reads this.
+            # Not through rich, which wraps and colours the text: a program reads this.
             sys.stdout.write(json.dumps(document, indent=2, default=_plain, ensure_ascii=False) + "\n")
             sys.stdout.flush()
             Output.printed = True
 
     def line(self, text: str | Text = "", *, style: str = "") -> None:
-        """Print a line for people; with ``-o json`` nothing."""
+        """Print a line for people; nothing with ``-o json``."""
         if not self.json_wanted:
             self._console.print(
                 text if isinstance(text, Text) else Text(text, style=style), soft_wrap=True, highlight=False
             )
 
     def note(self, text: str, *, style: str = "dim") -> None:
-        """Print an aside on stderr, so that it is never taken for the result."""
+        """Print a note on stderr, so that it is never taken for the result."""
         if not self.json_wanted:
             self.errors.print(Text(text, style=style), soft_wrap=True, highlight=False)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
-        """Print rows under headings; ``empty`` instead when there are none."""
+        """Print rows under headings, or ``empty`` if there are none."""
         if self.json_wanted:
             return
         listed = [[_cell(value) for value in row] for row in rows]
@@ -92,14 +92,14 @@ class Output:
         self._print(table)
 
     def show(self, picture: RenderableType) -> None:
-        """Print something drawn with rich; with ``-o json`` nothing."""
+        """Print something drawn with rich; nothing with ``-o json``."""
         if not self.json_wanted:
             self._print(picture)
 
     def _print(self, table: RenderableType) -> None:
         with self._console.capture() as capture:
             self._console.print(table)
-        # Cells are padded to their column; nobody wants that at the end of a line.
+        # Cells are padded to their column; remove the spaces at the end of each line.
         self._console.file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
@@ -110,7 +110,7 @@ def error_line(message: str) -> None:
 
 
 def ago(moment: datetime | None) -> str:
-    """Say how long ago a moment was, the way people do."""
+    """Return how long ago a moment was, in words."""
     if moment is None:
         return "-"
     seconds = (datetime.now(UTC) - moment).total_seconds()
@@ -121,7 +121,7 @@ def ago(moment: datetime | None) -> str:
 
 
 def span(seconds: float) -> str:
-    """Say how long something takes, with the precision that matters."""
+    """Return a duration as text with a suitable precision."""
     if seconds < 0.0995:
         return f"{seconds * 1000:.1f} ms"
     if seconds < 1:
@@ -135,7 +135,7 @@ def span(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """Say a number of bytes in binary units."""
+    """Return a number of bytes in binary units."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -145,7 +145,7 @@ def size(count: int) -> str:
 
 
 def pairs(mapping: dict[str, Any]) -> str:
-    """Print a small mapping on one line."""
+    """Return a small mapping on one line."""
     shown = {
         key: pairs(value) if isinstance(value, dict) else value
         for key, value in sorted(mapping.items())
@@ -155,7 +155,7 @@ def pairs(mapping: dict[str, Any]) -> str:
 
 
 def _console(stream: Any) -> Console:
-    # A pipe has no width: what reads it wants whole lines, not a guess at 80 columns.
+    # A pipe has no width, and its reader needs whole lines, not lines cut at 80 columns.
     interactive = stream.isatty()
     return Console(file=stream, width=None if interactive else _UNBOUNDED, highlight=False, emoji=False)
 

@@ -1,4 +1,4 @@
-"""Bars on everything long: on a terminal they move, elsewhere each stage is one line, and with ``-o json`` silence."""
+"""Progress of long tasks: bars on a terminal, one line per stage elsewhere, and nothing with ``-o json``."""
 
 import math
 import time
@@ -30,11 +30,11 @@ _NO_STAGES = frozenset({"", "done", "waiting for its turn"})
 _HEARTBEAT_SECONDS = 120.0
 _FETCH_SECONDS = 60.0
 _LATE_SECONDS = 0.5
-"""How much later than its deadline a wait may end."""
+"""Maximum time by which a wait may end after its deadline."""
 
 
 class Bar:
-    """One bar whose text, length and position change as the work goes on."""
+    """One bar whose text, length and position change with the progress of the work."""
 
     def __init__(self, out: Output) -> None:
         self._quiet = out.json_wanted
@@ -64,7 +64,7 @@ class Bar:
         self._progress.stop()
 
     def stage(self, text: str, *, total: int | None = None, done: int = 0) -> None:
-        """Begin a stage; ``total`` is its number of bytes, where it moves bytes."""
+        """Begin a stage; ``total`` is its number of bytes if it transfers bytes."""
         self._progress.reset(self._task, description=text, total=total, completed=done)
         self._say(text)
 
@@ -73,7 +73,7 @@ class Bar:
         self._progress.advance(self._task, count)
 
     def show(self, progress: OperationProgress) -> None:
-        """Show how far an operation is."""
+        """Show the progress of an operation."""
         text = progress.message or progress.stage
         if not text:
             return
@@ -83,14 +83,14 @@ class Bar:
         self._say(text)
 
     def _say(self, text: str) -> None:
-        """Without a terminal, say each stage once, and what is no stage not at all."""
+        """Without a terminal, print each stage once, and nothing that is not a stage."""
         if not self._live and text not in self._said:
             self._said.add(text)
             self._out.note(f"  {text}")
 
 
 class _BytesOnly(ProgressColumn):
-    """A column that is there only while bytes are counted."""
+    """A column that is visible only while bytes are counted."""
 
     def __init__(self, inner: ProgressColumn) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def follow(client: Client, operation: Operation, out: Output, *, timeout: float 
 
     Raises:
         OperationFailedError: It failed or was cancelled; the message is the operation's own.
-        WaitTimeoutError: It takes longer than ``timeout`` seconds; it goes on.
+        WaitTimeoutError: It takes longer than ``timeout`` seconds; it continues to run.
     """
     with Bar(out) as bar:
         for state in states(client, operation, timeout):
@@ -118,7 +118,7 @@ def ended(operation: Operation) -> Operation:
     """Return an operation that succeeded.
 
     Raises:
-        OperationFailedError: It ended otherwise; the message is the operation's own.
+        OperationFailedError: It failed or was cancelled; the message is the operation's own.
     """
     if operation.state == "succeeded":
         return operation
@@ -133,10 +133,10 @@ def ended(operation: Operation) -> Operation:
 
 
 def states(client: Client, operation: Operation, timeout: float | None) -> Iterator[Operation]:
-    """Yield an operation's states as they come, up to its end.
+    """Yield an operation's states as they change, up to its end.
 
     Raises:
-        WaitTimeoutError: It takes longer than ``timeout`` seconds; it goes on.
+        WaitTimeoutError: It takes longer than ``timeout`` seconds; it continues to run.
     """
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     path = f"/v1/operations/{operation.id}"
@@ -158,14 +158,14 @@ def states(client: Client, operation: Operation, timeout: float | None) -> Itera
                 if deadline - time.monotonic() < read_seconds - _LATE_SECONDS:
                     break  # a read of this length would end too late
         except NotRunningError:
-            # The stream broke off; the operation need not have.
+            # The stream was interrupted; the operation may still run.
             broken += 1
             if broken > 3:
                 raise
             time.sleep(min(0.5 * broken, max(deadline - time.monotonic(), 0.0)))
         except WaitTimeoutError:
             if time.monotonic() < deadline - _LATE_SECONDS:
-                raise  # not even a heartbeat came
+                raise  # not even a heartbeat arrived
         if not operation.finished:
             seconds = min(max(deadline - time.monotonic(), 1.0), _FETCH_SECONDS)
             operation = client.read(Operation, client.get(path, read_seconds=seconds))
@@ -174,7 +174,7 @@ def states(client: Client, operation: Operation, timeout: float | None) -> Itera
 
 @contextmanager
 def waiting(out: Output, text: str) -> Iterator[Bar]:
-    """Show that something without known length is under way."""
+    """Show that work of unknown length is in progress."""
     with Bar(out) as bar:
         bar.stage(text)
         yield bar

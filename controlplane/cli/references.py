@@ -1,4 +1,4 @@
-"""References on the command line, and the paths of the API they stand for."""
+"""References on the command line, and the API paths for them."""
 
 from controlplane.client.http import Client, segment
 from controlplane.client.models import VersionDetail
@@ -6,7 +6,7 @@ from controlplane.domain.names import Reference
 
 
 def version_path(reference: Reference) -> str:
-    """Return the API's path of the version a reference means."""
+    """Return the API's path of the version that a reference names."""
     if reference.version is not None:
         which = str(reference.version)
     elif reference.alias is not None:
@@ -17,7 +17,7 @@ def version_path(reference: Reference) -> str:
 
 
 def fetch_version(client: Client, reference: Reference | str) -> VersionDetail:
-    """Return the version a reference means."""
+    """Return the version that a reference names."""
     if isinstance(reference, str):
         reference = Reference.parse(reference)
     return client.fetch(VersionDetail, version_path(reference))

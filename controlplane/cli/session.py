@@ -1,7 +1,7 @@
-"""What every command has in common: the options that say where the control plane is and how to print.
+"""The options that all commands share: the address of the control plane and the form of the output.
 
 They are accepted before and after the command's name (``tritonctl -o json ps`` and ``tritonctl ps -o json``), because
-people type both. `command` adds them to a function, which gets a `Session` as its first argument in their place.
+both are common. `command` adds them to a function, which gets a `Session` as its first argument in their place.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar, ge
 
 import typer
 
-if TYPE_CHECKING:  # heavy: only a command that talks to the API pays for it
+if TYPE_CHECKING:  # slow to import: only a command that calls the API needs it
     from controlplane.cli.output import Output
     from controlplane.client.http import Client
 
@@ -81,7 +81,7 @@ DebugOption = Annotated[
 
 
 class ParameterSources(Protocol):
-    """Typer's context of a command line's level, as far as it is needed here."""
+    """The part of Typer's context of a command line's level that is needed here."""
 
     def get_parameter_source(self, name: str, /) -> Enum | None:
         """Return whether a value comes from the command line, the environment or a default."""
@@ -89,7 +89,7 @@ class ParameterSources(Protocol):
 
 @dataclass
 class Session:
-    """The common options of one run of the CLI, and what is made of them."""
+    """The common options of one run of the CLI, and the objects made from them."""
 
     url: str | None = None
     data_dir: Path | None = None
@@ -131,7 +131,7 @@ class Session:
             self.url = None
 
     def folder(self) -> Path:
-        """Return the data folder: the one given, else the default of the settings."""
+        """Return the data folder: the given one, or else the default of the settings."""
         if self.data_dir is not None:
             return self.data_dir.expanduser().absolute()
         from controlplane.defaults import DATA_DIR
@@ -139,10 +139,10 @@ class Session:
         return DATA_DIR
 
     def find_url(self) -> str:
-        """Return the API's address: ``--url``, else that of the running ``up``.
+        """Return the API's address: ``--url``, or else that of the running ``up``.
 
         Raises:
-            NotRunningError: Neither is there.
+            NotRunningError: There is neither.
         """
         if self.url:
             return self.url if "://" in self.url else f"http://{self.url}"
@@ -166,7 +166,7 @@ class Session:
         return Client(url, actor=self.actor, credentials=credentials(self, url))
 
     def out(self) -> "Output":
-        """Return what this run prints with."""
+        """Return the output of this run."""
         from controlplane.cli.output import Output
 
         return Output(json_wanted=self.output == "json")
@@ -190,7 +190,7 @@ def command(
         name: The command's name.
         panel: The heading under which ``--help`` lists it.
         examples: Command lines shown at the end of its help.
-        hidden: Whether the help leaves the command out: an earlier name that still works.
+        hidden: Whether the help omits the command; for an earlier name that still works.
     """
 
     def register(function: Function) -> Function:
@@ -216,7 +216,7 @@ def command(
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__doc__ = _reflow(function.__doc__ or "")
         run.__annotations__ = {p.name: p.annotation for p in parameters}
-        del run.__wrapped__  # Typer would look through to the function's own signature
+        del run.__wrapped__  # Typer would otherwise use the function's own signature
         epilog = "\n\n".join(["[bold]Examples[/bold]", *(f"[dim]$[/dim] {example}" for example in examples)])
         app.command(name, hidden=hidden, rich_help_panel=panel, epilog=epilog if examples else None)(run)
         return function

@@ -1,4 +1,4 @@
-"""What a command shows to the control plane, and what it trusts of it."""
+"""The credentials that a command sends to the control plane, and the certificates that it trusts."""
 
 import os
 import ssl
@@ -13,11 +13,11 @@ from controlplane.localkey import read_local_key
 
 
 class ConnectionOptions(Protocol):
-    """The options of a command that decide how it connects."""
+    """The options of a command that determine how it connects."""
 
     @property
     def url(self) -> str | None:
-        """The URL that was given; None where the control plane of this machine is meant."""
+        """The given URL; None for the control plane of this machine."""
 
     @property
     def api_key_file(self) -> Path | None:
@@ -25,11 +25,11 @@ class ConnectionOptions(Protocol):
 
     @property
     def ca_file(self) -> Path | None:
-        """Certificates that are trusted instead of the system's."""
+        """Certificates to trust instead of the system's."""
 
     @property
     def client_cert(self) -> Path | None:
-        """A certificate that the client shows."""
+        """A client certificate."""
 
     def folder(self) -> Path:
         """Return the data folder."""
@@ -40,13 +40,13 @@ API_KEY_VARIABLE = "TRITONCTL_API_KEY"
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a connection needs.
+    """The credentials of a connection.
 
     Attributes:
         api_key: The key; never printed.
-        ca_file: Certificates to trust in place of the system's.
-        client_cert: Certificate and private key of ours, in one file.
-        certificate: The one certificate to trust, whatever name it is for: that of the ``up`` on this machine.
+        ca_file: Certificates to trust instead of the system's.
+        client_cert: Certificate and private key of the client, in one file.
+        certificate: The only certificate to trust, whatever its name: that of the ``up`` on this machine.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -55,15 +55,15 @@ class Credentials:
     certificate: Path | None = None
 
     def tls(self) -> ssl.SSLContext:
-        """Return what TLS connections are made with.
+        """Return the TLS context for connections.
 
         Raises:
-            InvalidInputError: A file cannot be read, or is no certificate.
+            InvalidInputError: A file cannot be read, or is not a certificate.
         """
         try:
             if self.certificate is not None and self.ca_file is None:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-                # Exactly this certificate is trusted, so its name says nothing more.
+                # Only this certificate is trusted, so checking its name adds nothing.
                 context.check_hostname = False
                 context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
                 context.load_verify_locations(cadata=_first_certificate(self.certificate))
@@ -78,9 +78,9 @@ class Credentials:
 
 
 def credentials(session: ConnectionOptions, url: str) -> Credentials:
-    """Gather what this run's options, environment and, for the ``up`` of this machine, its data folder give.
+    """Return the credentials from this run's options, the environment and, for this machine's ``up``, its data folder.
 
-    The key in a data folder is shown to the control plane that wrote it, and never to an address given by hand.
+    The key in a data folder is sent to the control plane that wrote it, and never to an address given by the user.
 
     Raises:
         InvalidInputError: The key file cannot be read.

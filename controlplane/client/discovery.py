@@ -1,9 +1,9 @@
-"""How a command finds the `tritonctl up` that runs on this machine.
+"""Discovery of the `tritonctl up` that runs on this machine.
 
-A control plane holds a lock on ``<data_dir>/up.lock`` for as long as it lives and writes its address to
-``<data_dir>/up.json`` once it answers (see `controlplane.process.run`). The lock is what counts: the kernel drops it
-however the process ends, so a file that a killed ``up`` left behind is known to be stale, and its process id, which
-may be another's by now, is never trusted alone.
+A control plane holds a lock on ``<data_dir>/up.lock`` for as long as it runs, and writes its address to
+``<data_dir>/up.json`` once it is ready (see `controlplane.process.run`). The lock is authoritative: the kernel releases
+it however the process ends, so a file that a killed ``up`` left behind is known to be stale, and its process id, which
+may have been reused, is never trusted alone.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ LOG_NAME = "up.log"
 
 
 class UpRecord(BaseModel):
-    """What ``up.json`` says."""
+    """The content of ``up.json``."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -34,7 +34,7 @@ class UpRecord(BaseModel):
 
     @classmethod
     def read(cls, data_dir: Path) -> Self | None:
-        """Return the record of the ``up`` that runs in this data folder; None when none runs."""
+        """Return the record of the ``up`` that runs in this data folder; None if none runs."""
         try:
             record = cls.model_validate_json((data_dir / RECORD_NAME).read_text("utf-8"))
         except (OSError, ValidationError):
@@ -43,13 +43,13 @@ class UpRecord(BaseModel):
 
 
 def is_locked(data_dir: Path) -> bool:
-    """Whether an ``up`` lives in this data folder."""
+    """Return whether an ``up`` runs in this data folder."""
     try:
         descriptor = os.open(data_dir / LOCK_NAME, os.O_RDONLY)
     except OSError:
         return False
     try:
-        # Shared, so that two commands that look at the same moment do not take each other for an `up`.
+        # A shared lock, so that two commands that check at the same moment do not take each other for an `up`.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

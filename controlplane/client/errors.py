@@ -1,10 +1,10 @@
-"""Errors of the client, beside those of `controlplane.errors`."""
+"""Errors of the client, in addition to those of `controlplane.errors`."""
 
 from controlplane.errors import ControlPlaneError
 
 
 class ClientError(ControlPlaneError):
-    """The API answered with problem details.
+    """The API responded with problem details.
 
     Attributes:
         code: The problem's ``code``: the error class of `controlplane.errors` in kebab-case.
@@ -18,14 +18,14 @@ class ClientError(ControlPlaneError):
 
 
 class NotRunningError(ControlPlaneError):
-    """No control plane answers where one was looked for."""
+    """No control plane answers at the expected address."""
 
 
 class OperationFailedError(ControlPlaneError):
     """An operation ended as failed or cancelled, or a deployment settled without being Ready.
 
     Attributes:
-        code: The problem's code, where the operation carries one.
+        code: The problem's code, if the operation has one.
     """
 
     def __init__(self, message: str, *, code: str = "", **details: object) -> None:
@@ -37,7 +37,7 @@ class ChildFailedError(ControlPlaneError):
     """A ``tritonctl`` that this one started in the background ended with an error.
 
     Attributes:
-        status: Its exit code, which becomes ours.
+        status: Its exit code, which this process returns as well.
     """
 
     def __init__(self, message: str, *, status: int, **details: object) -> None:
@@ -46,4 +46,4 @@ class ChildFailedError(ControlPlaneError):
 
 
 class WaitTimeoutError(ControlPlaneError):
-    """What was waited for did not happen in the time that was given."""
+    """The awaited state was not reached in the given time."""

@@ -1,4 +1,4 @@
-"""A request to a model at the gateway: the v2 protocol over HTTP, tensors as bytes.
+"""Client of the gateway: the v2 protocol over HTTP, with tensors as bytes.
 
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
@@ -30,7 +30,7 @@ from controlplane.triton.shapes import Config, from_wire, to_wire
 from controlplane.triton.wire import HEAD_LENGTH, serialise
 
 _CODES = {
-    400: "inference",  # Triton's own refusal of a request
+    400: "inference",  # Triton itself refused the request
     401: "unauthenticated",
     403: "forbidden",
     404: "not-found",
@@ -41,16 +41,16 @@ _CODES = {
     503: "model-unavailable",
     504: "triton-timeout",
 }
-"""By status, what the API calls the same error."""
+"""The API's code for the same error, by status."""
 
 
 def why_not(gateway: GatewayAddress | None, api_url: str, credentials: Credentials) -> str:
-    """Say why a gateway is not to be used from here; empty where it is.
+    """Return why a gateway cannot be used from here; empty if it can.
 
     Args:
-        gateway: Where it is; None where there is none.
-        api_url: Where the API answers for us.
-        credentials: What would be shown to it.
+        gateway: The gateway's address; None if there is none.
+        api_url: The API's address.
+        credentials: The credentials that would be sent to it.
     """
     if gateway is None:
         return "this control plane has no gateway"
@@ -67,8 +67,8 @@ class GatewayClient:
     """A connection to a gateway; use it as a context manager.
 
     Args:
-        url: Its URL for HTTP.
-        credentials: What is shown and what is trusted.
+        url: The gateway's URL for HTTP.
+        credentials: The credentials to send and the certificates to trust.
     """
 
     def __init__(self, url: str, credentials: Credentials) -> None:
@@ -92,13 +92,13 @@ class GatewayClient:
         version: int | None,
         timeout: float,
     ) -> dict[str, Any]:
-        """Ask a model and return the answer as the API's route does, without a server.
+        """Send an inference request and return the response in the form of the API's route, without the server's name.
 
         Raises:
-            InvalidInputError: The inputs do not fit the signature.
+            InvalidInputError: The inputs do not match the signature.
             ClientError: The gateway or Triton refused.
-            NotRunningError: Nobody answers there; nothing was sent.
-            WaitTimeoutError: No answer in time.
+            NotRunningError: Nothing answers at the address; nothing was sent.
+            WaitTimeoutError: There is no answer in time.
         """
         inputs = read_inputs([_input(tensor) for tensor in tensors], signature)
         path = f"/v2/models/{quote(model, safe='')}" + (f"/versions/{version}" if version is not None else "")
@@ -147,7 +147,7 @@ def _input(tensor: dict[str, Any]) -> InputTensor:
 
 
 def _has_scalars(signature: Signature) -> bool:
-    """Whether a tensor may travel in another shape than the signature's; only the model's configuration says so."""
+    """Return whether a tensor may have a shape other than the signature's, which only the configuration shows."""
     least = 1 if signature.batched else 0
     return any(len(spec.shape) <= least for spec in (*signature.inputs, *signature.outputs))
 
@@ -158,7 +158,7 @@ def _entries(config: Config, kind: str) -> dict[str, Config]:
 
 def _request(inputs: Tensors, signature: Signature | None, config: Config) -> tuple[bytes, dict[str, str]]:
     specs = _entries(config, "input")
-    # By name, since BF16 has no type of numpy's own.
+    # By name, since numpy has no type for BF16.
     datatypes = {name: data_type_of(str(spec["data_type"])) for name, spec in specs.items()}
     datatypes |= {spec.name: spec.dtype for spec in signature.inputs} if signature else {}
     described, parts = [], []
@@ -177,7 +177,7 @@ def _request(inputs: Tensors, signature: Signature | None, config: Config) -> tu
 
 
 def _answer(response: httpx.Response, config: Config) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Read the answer: its JSON, and the outputs in the API's form."""
+    """Parse the response into its JSON and the outputs in the API's form."""
     length = response.headers.get(HEAD_LENGTH)
     head = int(length) if length else None
     arrays = from_http(response.content, head)

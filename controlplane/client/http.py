@@ -1,7 +1,7 @@
 """A typed client of the REST API: one method per route that the commands use.
 
-It speaks HTTP and nothing else, as any user's program would. Problem details become `ClientError`; no answer at all
-becomes `NotRunningError`.
+It uses only HTTP, as any user's program would. Problem details become `ClientError`; a missing response becomes
+`NotRunningError`.
 """
 
 import getpass
@@ -30,14 +30,14 @@ _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 
 
 def connect(url: str, credentials: Credentials, headers: dict[str, str] | None = None) -> httpx.Client:
-    """Return an HTTP client that shows the key and trusts the certificates of ``credentials``."""
+    """Return an HTTP client that sends the key and trusts the certificates of ``credentials``."""
     key = {"Authorization": f"Bearer {credentials.api_key}"} if credentials.api_key else {}
     return httpx.Client(
         base_url=url,
         headers={**(headers or {}), **key},
         verify=credentials.tls() if url.startswith("https:") else False,
         timeout=httpx.Timeout(_READ_SECONDS, connect=CONNECT_SECONDS),
-        # A proxy set for the internet is not meant for the control plane of this machine.
+        # A proxy for the internet must not be used for the control plane of this machine.
         trust_env=not is_loopback(url),
     )
 
@@ -47,8 +47,8 @@ class Client:
 
     Args:
         url: Base URL, such as ``http://127.0.0.1:8090``.
-        actor: Who the history shall name; default ``user@host``.
-        credentials: What is shown and what is trusted.
+        actor: The caller's name for the history; default ``user@host``.
+        credentials: The credentials to send and the certificates to trust.
     """
 
     def __init__(self, url: str, *, actor: str | None = None, credentials: Credentials | None = None) -> None:
@@ -76,16 +76,16 @@ class Client:
         content: Any = None,
         read_seconds: float = _READ_SECONDS,
     ) -> httpx.Response:
-        """Send one request and return the answer to it, whatever its kind, if it is no error.
+        """Send one request and return the response, of any kind, unless it is an error.
 
         Raises:
             ClientError: The API refused, with its problem details.
-            NotRunningError: Nobody answers at the address.
-            WaitTimeoutError: No answer came in time.
+            NotRunningError: Nothing answers at the address.
+            WaitTimeoutError: There is no response in time.
         """
         sent = dict(headers or {})
         if method == "POST":
-            # The same key on the second attempt: a POST whose answer was lost is not done twice.
+            # The second attempt has the same key, so that a POST whose response was lost is not done twice.
             sent.setdefault("Idempotency-Key", uuid.uuid4().hex)
         attempts = 1 if content is not None else 3
         timeout = httpx.Timeout(read_seconds, connect=CONNECT_SECONDS)
@@ -113,7 +113,7 @@ class Client:
         raise AssertionError("the loop above returns or raises")
 
     def translate(self, error: httpx.TransportError) -> NotRunningError | WaitTimeoutError:
-        """Say what a failed connection means."""
+        """Return the error for a failed connection."""
         if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
             return WaitTimeoutError(f"{self.url} did not answer in time; is the machine overloaded?", url=self.url)
         if isinstance(error, httpx.UnsupportedProtocol):
@@ -136,7 +136,7 @@ class Client:
         return self._json(self.call("GET", path, params=params, read_seconds=read_seconds))
 
     def readiness(self) -> Any:
-        """Return what ``/readyz`` says, also where that is that the control plane is not ready."""
+        """Return the response of ``/readyz``, also if the control plane is not ready."""
         try:
             response = self._http.request(
                 "GET", "/readyz", timeout=httpx.Timeout(_READ_SECONDS, connect=CONNECT_SECONDS)
@@ -148,23 +148,23 @@ class Client:
         return self._json(response)
 
     def fetch(self, kind: type[_T], path: str, **params: Any) -> _T:
-        """GET a JSON document and read it as ``kind``."""
+        """GET a JSON document and parse it as ``kind``."""
         return self.read(kind, self.get(path, **params))
 
     def post(self, path: str, body: Any = None, *, read_seconds: float = _READ_SECONDS, **params: Any) -> Any:
-        """POST JSON and return the JSON that comes back."""
+        """POST JSON and return the JSON of the response."""
         return self._json(self.call("POST", path, body=body, params=params, read_seconds=read_seconds))
 
     def put(self, path: str, body: Any, **params: Any) -> Any:
-        """PUT JSON and return the JSON that comes back."""
+        """PUT JSON and return the JSON of the response."""
         return self._json(self.call("PUT", path, body=body, params=params))
 
     def delete(self, path: str, **params: Any) -> Any:
-        """DELETE, and return the JSON that comes back, if any."""
+        """Send DELETE and return the JSON of the response, if any."""
         return self._json(self.call("DELETE", path, params=params))
 
     def items(self, path: str, *, at_most: int | None = None, **params: Any) -> Iterator[Any]:
-        """Go through all pages of a list."""
+        """Yield the items of all pages of a list."""
         cursor: str | None = None
         count = 0
         while True:
@@ -187,11 +187,11 @@ class Client:
         read_seconds: float = _READ_SECONDS,
         **params: Any,
     ) -> Iterator[httpx.Response]:
-        """GET an answer that is read while it comes.
+        """GET a response that is read while it arrives.
 
         Raises:
             ClientError: The API refused.
-            NotRunningError: Nobody answers, or the connection broke.
+            NotRunningError: Nothing answers, or the connection was lost.
         """
         try:
             with self._http.stream(
@@ -211,10 +211,10 @@ class Client:
     def events(
         self, path: str, *, read_seconds: float = _READ_SECONDS, heartbeats: bool = False, **params: Any
     ) -> Iterator[tuple[str, Any]]:
-        """Follow server-sent events; yields each one's name and its JSON.
+        """Follow server-sent events, and yield each one's name and its JSON.
 
         Args:
-            path: Where they come from.
+            path: The path of the event stream.
             read_seconds: How long the connection may be silent.
             heartbeats: Whether to yield heartbeats as well, as events with an empty name.
             params: The query.
@@ -224,10 +224,10 @@ class Client:
             yield from (found for found in _sse(response.iter_lines()) if found[0] or heartbeats)
 
     def read(self, kind: type[_T], document: Any) -> _T:
-        """Read a document as ``kind``.
+        """Parse a document as ``kind``.
 
         Raises:
-            ClientError: The server speaks another version of the API.
+            ClientError: The server uses another version of the API.
         """
         try:
             return kind.model_validate(document)
@@ -257,7 +257,7 @@ def segment(text: str) -> str:
 
 
 def problem(response: httpx.Response) -> ClientError:
-    """Turn an error answer into an exception, problem details or not."""
+    """Convert an error response, with or without problem details, into an exception."""
     try:
         document = response.json()
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -267,7 +267,7 @@ def problem(response: httpx.Response) -> ClientError:
     message = document.get("detail") or document.get("title")
     if not isinstance(message, str):
         message = f"{response.request.url} answered {response.status_code} {response.reason_phrase}"
-    message = message.removeprefix("body.")  # where in the request; whoever typed a command sent no body
+    message = message.removeprefix("body.")  # the position in a request that the user did not write
     details = document.get("details")
     error = ClientError(message, code=str(document.get("code", "")), status=response.status_code)
     error.details = details if isinstance(details, dict) else {}
@@ -275,7 +275,7 @@ def problem(response: httpx.Response) -> ClientError:
 
 
 def _sse(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
-    """Read the event stream format (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+    """Parse the event stream format (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
     A comment, which servers send as a heartbeat, is an event without a name.
     """
@@ -293,7 +293,7 @@ def _sse(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Return how long the API asks us to wait, in seconds; at most what a person would put up with."""
+    """Return how many seconds the API asks the client to wait, limited to a time that a user accepts."""
     try:
         return min(float(response.headers.get("retry-after", "1")), _RETRY_AFTER_MAX_SECONDS)
     except ValueError:
@@ -305,7 +305,7 @@ def _given(params: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def whoami() -> str:
-    """Return who runs this, as user@host."""
+    """Return the current user as user@host."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container's user without a name
@@ -314,11 +314,11 @@ def whoami() -> str:
 
 
 def _header(text: str) -> str:
-    """Keep to what a header may carry."""
+    """Remove characters that a header must not contain."""
     return text.encode("ascii", "replace").decode().replace("\n", " ").replace("\r", " ")
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL is of this machine."""
+    """Return whether a URL refers to this machine."""
     host = httpx.URL(url).host if "://" in url else url.partition(":")[0]
     return host in {"localhost", "127.0.0.1", "::1"}

@@ -1,4 +1,4 @@
-"""What the API says about memory, as this client reads it."""
+"""The API's documents about memory, as this client reads them."""
 
 from datetime import datetime
 from typing import Self
@@ -10,7 +10,7 @@ from controlplane.client.placement import Placement
 
 
 class DeviceMemory(Record):
-    """One pool of memory of one server."""
+    """The memory of one device of one server."""
 
     device: str
     total_bytes: int
@@ -25,7 +25,7 @@ class DeviceMemory(Record):
 
 
 class Eviction(Record):
-    """One model made room for another."""
+    """The eviction of one model for another."""
 
     at: datetime
     victim: str
@@ -35,7 +35,7 @@ class Eviction(Record):
 
 
 class QueuedLoad(Record):
-    """A load that waits."""
+    """A waiting load."""
 
     model: str
     priority: int = 0
@@ -45,7 +45,7 @@ class QueuedLoad(Record):
 
 
 class Leak(Record):
-    """Memory that a server has beyond its ledger."""
+    """Memory that a server uses beyond its ledger."""
 
     bound_bytes: int | None = None
     state: str = "watching"
@@ -68,14 +68,14 @@ class ServerMemory(Record):
 
     @model_validator(mode="after")
     def _name_the_server(self) -> Self:
-        """Copy the server's name, which the API says once, to each model."""
+        """Copy the server's name, which the API sends once, to each model."""
         models = tuple(model.model_copy(update={"server": self.server}) for model in self.models)
         object.__setattr__(self, "models", models)
         return self
 
 
 class MemoryHolder(Record):
-    """Something that keeps memory from a load."""
+    """Something that prevents a load from getting memory."""
 
     model: str
     device: str
@@ -84,7 +84,7 @@ class MemoryHolder(Record):
 
 
 class ServerExplanation(Record):
-    """Why a model is where it is, on one server."""
+    """The explanation of a model's state on one server."""
 
     server: str
     model: ModelMemory
@@ -102,7 +102,7 @@ class ServerExplanation(Record):
 
 
 class Explanation(Record):
-    """Why a model is where it is."""
+    """The explanation of a model's state."""
 
     model: str
     servers: tuple[ServerExplanation, ...] = ()
@@ -110,7 +110,7 @@ class Explanation(Record):
 
 
 class PlannedEviction(Record):
-    """A model that would make room."""
+    """A model that would be evicted."""
 
     model: str
     bytes: dict[str, int] = Field(default_factory=dict)
@@ -118,7 +118,7 @@ class PlannedEviction(Record):
 
 
 class ServerPlan(Record):
-    """What a load would do on one server."""
+    """The effects of a load on one server."""
 
     server: str
     decision: str
@@ -138,7 +138,7 @@ class ServerPlan(Record):
 
 
 class Plan(Record):
-    """What a load would do."""
+    """The effects of a load."""
 
     model: str
     version: int
@@ -146,7 +146,7 @@ class Plan(Record):
 
 
 class Hold(Record):
-    """Somebody holds a model."""
+    """A client's hold on a model."""
 
     id: str
     model: str

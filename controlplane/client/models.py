@@ -1,4 +1,4 @@
-"""What the API answers, as this client reads it. What a newer server adds is kept, so ``-o json`` shows it too."""
+"""The API's documents, as this client reads them. Fields of a newer server are kept, so that ``-o json`` shows them."""
 
 from datetime import datetime
 from typing import Any
@@ -19,7 +19,7 @@ class Record(BaseModel):
 
 
 class ErrorInfo(Record):
-    """Why an operation failed."""
+    """The reason why an operation failed."""
 
     code: str = ""
     title: str = ""
@@ -28,7 +28,7 @@ class ErrorInfo(Record):
 
 
 class Progress(Record):
-    """How far an operation is."""
+    """The progress of an operation."""
 
     stage: str = ""
     message: str = ""
@@ -39,7 +39,7 @@ class Progress(Record):
 
 
 class Operation(Record):
-    """Something that takes longer than a request."""
+    """Work that takes longer than a request."""
 
     id: str
     kind: str = ""
@@ -52,12 +52,12 @@ class Operation(Record):
 
     @property
     def finished(self) -> bool:
-        """Whether it will not change any more."""
+        """Return whether the state is final."""
         return self.state in {"succeeded", "failed", "cancelled"}
 
 
 class Version(Record):
-    """One version as a list shows it."""
+    """One version as shown in a list."""
 
     number: int
     format: str
@@ -79,7 +79,7 @@ class Model(Record):
 
 
 class VersionDetail(Record):
-    """One version with all that is fixed about it."""
+    """One version with all of its immutable data."""
 
     model: str
     entry: Version
@@ -89,7 +89,7 @@ class VersionDetail(Record):
 
 
 class VersionFootprint(Record):
-    """What a version was measured to need, run in one way."""
+    """The measured memory of a version, for one way of running it."""
 
     backend: str
     kind: str
@@ -116,14 +116,14 @@ class UploadFile(Record):
 
 
 class Upload(Record):
-    """Files on their way to the server."""
+    """Files that are being uploaded."""
 
     id: str
     files: tuple[UploadFile, ...] = ()
 
 
 class Footprint(Record):
-    """What a version needs on one device."""
+    """The memory that a version needs on one device."""
 
     device: str
     bytes: int
@@ -159,12 +159,12 @@ class ModelMemory(Record):
 
     @property
     def held_bytes(self) -> int:
-        """What the ledger counts for it, over all devices."""
+        """Return the bytes that the ledger counts for it, over all devices."""
         return sum(one.held_bytes for one in self.footprint)
 
 
 class Deployment(Record):
-    """What shall answer under a model's name, and what does."""
+    """The desired and the actual state of one model."""
 
     model: str
     revision: int
@@ -179,7 +179,7 @@ class Deployment(Record):
 
 
 class DeploymentHealth(Record):
-    """What the probes of a deployment found."""
+    """Results of the probes of a deployment."""
 
     model: str
     conditions: tuple[Condition, ...] = ()

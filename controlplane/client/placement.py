@@ -1,4 +1,4 @@
-"""What the API answers about placement, as far as the command line needs it."""
+"""The API's documents about placement, as far as the command line needs them."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from controlplane.client.models import Record
 
 
 class Assignment(Record):
-    """One replica's place."""
+    """The assignment of one replica."""
 
     server: str
     devices: tuple[str, ...] = ()
@@ -15,7 +15,7 @@ class Assignment(Record):
 
 
 class Placement(Record):
-    """Where a model's replicas are placed."""
+    """The placement of a model's replicas."""
 
     replicas: int = 1
     min_replicas: int = 1
@@ -26,7 +26,7 @@ class Placement(Record):
 
 
 class Move(Record):
-    """One replica that goes elsewhere."""
+    """The move of one replica to another server."""
 
     model: str
     from_server: str
@@ -37,7 +37,7 @@ class Move(Record):
 
 
 class Defragmentation(Record):
-    """Moves, what they gain and what they cost."""
+    """Moves with their gain and their cost."""
 
     dry_run: bool
     moves: tuple[Move, ...] = ()

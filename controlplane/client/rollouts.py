@@ -1,4 +1,4 @@
-"""Rollouts as the API tells them."""
+"""The API's documents about rollouts."""
 
 from datetime import datetime
 
@@ -16,7 +16,7 @@ class Arm(Record):
 
 
 class Test(Record):
-    """What one of the tests says."""
+    """The present result of one of the tests."""
 
     signal: str
     odds: float
@@ -26,7 +26,7 @@ class Test(Record):
 
 
 class Rollout(Record):
-    """Where a rollout stands."""
+    """The state of a rollout."""
 
     model: str
     phase: str
@@ -48,5 +48,5 @@ class Rollout(Record):
 
     @property
     def ended(self) -> bool:
-        """Whether it was promoted or aborted."""
+        """Return whether the rollout was promoted or aborted."""
         return self.phase in {"promoted", "aborted"}

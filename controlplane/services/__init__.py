@@ -1,1 +1,1 @@
-"""The use cases, one module each: what the API calls."""
+"""The use cases that the API calls, one module each."""

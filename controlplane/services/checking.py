@@ -1,4 +1,4 @@
-"""Checking and repairing the store: `tritonctl fsck`."""
+"""Check and repair of the store: `tritonctl fsck`."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from controlplane.services.operations import Operation, Operations, Reporter
 
 
 class Checking:
-    """Checks the store, and commits the operator's decisions about chains that went backwards."""
+    """Checks the store and commits the operator's decisions about chains that lost revisions."""
 
     def __init__(self, registry: Registry, running: Operations) -> None:
         self._registry = registry
@@ -30,14 +30,14 @@ class Checking:
 
         Args:
             deep: Read the content of every blob.
-            repair: Repair what can be repaired without losing anything.
-            accept: Chains of which what is in the store counts.
-            restore: Chains of which the newest lost revision counts.
-            reason: Why, for the history.
-            actor: Who asks for it.
+            repair: Repair everything that can be repaired without data loss.
+            accept: Chains whose present state in the store is accepted.
+            restore: Chains whose newest lost revision is restored.
+            reason: Reason for the history.
+            actor: The caller's name.
 
         Raises:
-            InvalidInputError: A name is not that of a chain.
+            InvalidInputError: A name does not name a chain.
             ConflictError: Too many operations are running already.
         """
         for name in (*accept, *restore):

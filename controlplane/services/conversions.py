@@ -1,4 +1,4 @@
-"""Converting a version into another format, and publishing the result."""
+"""Conversion of a version into another format, and publication of the result."""
 
 import asyncio
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from converters.options import ConversionOptions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertCommand:
-    """What to convert; the fields are those of the API's request."""
+    """A conversion to run; the fields are those of the API's request."""
 
     actor: str
     source: str
@@ -60,12 +60,12 @@ class Conversions:
         self._reconciler = reconciler
 
     async def start(self, command: ConvertCommand) -> Operation:
-        """Check what can be checked at once, and start.
+        """Check what can be checked immediately, and start the conversion.
 
         Raises:
-            NotFoundError: No such source or upload.
-            UnsupportedConversionError: The target is no format that Triton runs.
-            InvalidInputError: A name breaks the rules.
+            NotFoundError: The source or the upload does not exist.
+            UnsupportedConversionError: Triton does not run the target format.
+            InvalidInputError: A name is not valid.
         """
         reference = Reference.parse(command.source)
         validate_model_name(command.model or reference.model)
@@ -194,6 +194,6 @@ class Conversions:
             )
         if source.golden is None:
             return ()
-        # What the source was recorded with is what its users know of it: better than generated noise.
+        # The samples recorded with the source come from its users and are better than generated noise.
         recorded = await asyncio.to_thread(self._registry.samples, source)
         return tuple(Sample(sample.inputs, {}) for sample in recorded)

@@ -1,7 +1,7 @@
-"""What a new revision of a deployment must satisfy before it is recorded.
+"""Requirements that a new revision of a deployment must meet before it is recorded.
 
-A revision that Triton can never load must not be recorded: each later deployment would take its settings over and fail
-as well. And a key without the scope `code` must not record settings that make Triton load code or files.
+A revision that Triton can never load must not be recorded, because each later deployment would inherit its settings and
+fail as well. Likewise, a key without the scope `code` must not record settings that make Triton load code or files.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Checked:
 
     Attributes:
         settings: The settings.
-        dropped: What was left out of the settings of the revision before, and why; empty where nothing was.
+        dropped: Which settings of the previous revision were left out, and why; empty if none were.
     """
 
     settings: DeploymentSettings
@@ -32,7 +32,7 @@ class Checked:
 
 
 class DeploymentChecks:
-    """Checks settings against a version and against the rights of the caller. Blocks: it may read the store."""
+    """Checks settings against a version and against the caller's permissions. Blocks, because it may read the store."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -47,15 +47,15 @@ class DeploymentChecks:
     ) -> Checked:
         """Return the settings to record.
 
-        Triton's settings that an earlier release recorded and that no load can accept are left out, if the caller
-        leaves them as they are: nothing runs with them, and otherwise no deployment would succeed again.
+        Triton settings that an earlier release recorded and that no load can accept are left out unless the caller
+        changes them: no loaded version uses them, and otherwise no deployment would succeed again.
 
         Args:
-            wanted: The reference that is deployed.
+            wanted: The reference to deploy.
             entry: The version that it resolves to.
-            settings: The settings that are asked for.
-            before: The newest desired state; None where the model is not deployed.
-            asker: Who asks; None where keys are not in use.
+            settings: The requested settings.
+            before: The newest desired state; None if the model is not deployed.
+            asker: The caller; None if API keys are not in use.
 
         Raises:
             InvalidConfigError: Triton would refuse the settings, or they contradict the version's signature.
@@ -110,7 +110,7 @@ class DeploymentChecks:
         asker.require_scope(Scope.CODE, f"{path} can make Triton load code or files. Leave it out: it")
 
     def _runs_already(self, model: str, version: int, code: dict[str, str], before: DeploymentSpec | None) -> bool:
-        """Whether this version runs with just these settings, so that nothing new is brought."""
+        """Return whether this version already runs with exactly these settings, so that no code is added."""
         if before is None or before.deleted:
             return False
         pairs = [(before.version, before.settings)]
@@ -126,7 +126,7 @@ class DeploymentChecks:
     def _repaired(
         self, model: str, version: int, settings: DeploymentSettings, before: DeploymentSpec | None
     ) -> DeploymentSettings | None:
-        """Return the settings without what no load could ever accept; None where that is not the fault."""
+        """Return the settings without those that no load can accept; None if they are not the cause."""
         if before is None or before.deleted:
             return None
         recorded = before.settings if before.trial is None else before.trial.settings
@@ -134,7 +134,7 @@ class DeploymentChecks:
         if any(getattr(settings, name) != getattr(recorded, name) for name in _OF_TRITON):
             return None  # the caller changed them
         if self._accepts(model, runs, recorded):
-            return None  # they suit the version that runs, so leaving them out would change how it runs
+            return None  # they suit the running version, so leaving them out would change how it runs
         dropped: dict[str, object] = {}
         for name in _OF_TRITON:
             dropped[name] = {}
@@ -152,8 +152,8 @@ class DeploymentChecks:
 
     def _build(self, model: str, version: int, settings: DeploymentSettings) -> None:
         manifest = self._registry.manifest(model, version)
-        # Golden samples decide the batch size where the settings do not. They can be large, and are read only for what
-        # depends on it.
+        # Golden samples decide the batch size if the settings do not. They can be large, so they are read only if
+        # something depends on it.
         depends = bool(settings.config_overrides) or settings.dynamic_batching is not None
         batched = manifest.signature is not None and manifest.signature.batched and settings.max_batch_size is None
         samples = self._registry.samples(manifest) if depends and batched else ()

@@ -1,4 +1,4 @@
-"""Operations of deployments: derived from a revision and what is known of its model, so any instance can answer."""
+"""Operations of deployments, derived from a revision and its model's status, so that any instance can answer."""
 
 from controlplane.domain.names import validate_model_name
 from controlplane.domain.states import DeploymentStatus, Phase
@@ -14,7 +14,7 @@ def parse_operation(operation_id: str) -> tuple[str, int]:
     """Return the model and the revision that an operation's identifier names.
 
     Raises:
-        NotFoundError: It is none.
+        NotFoundError: The identifier is not that of a deployment's operation.
     """
     model, _, number = operation_id.removeprefix(OPERATION_PREFIX).rpartition(".")
     if not (number.isascii() and number.isdigit() and len(number) <= 12):
@@ -25,7 +25,7 @@ def parse_operation(operation_id: str) -> tuple[str, int]:
 def describe_operation(
     revision: DeploymentRevision, newest: DeploymentRevision, status: DeploymentStatus | None
 ) -> Operation:
-    """Return the operation of a revision, as the newest revision and the model's status show it."""
+    """Return the operation of a revision, derived from the newest revision and the model's status."""
     spec = revision.spec
     state, error, result = OperationState.RUNNING, None, None
     progress = Progress(stage=Phase.PENDING.value.lower(), message="waiting for the reconciler")

@@ -1,4 +1,4 @@
-"""Deployments: writing down what shall answer, and telling how far the reconciler is with it."""
+"""Deployments: recording the desired state, and reporting how far the reconciler has come."""
 
 import asyncio
 import fnmatch
@@ -33,19 +33,19 @@ from controlplane.services.operations import Operation
 
 _COMMIT_TRIES = 8
 _LOOK_SECONDS = 0.1
-"""How often a wait looks for what is not settled; what is settled ends it at once."""
+"""Interval at which a wait checks whether the deployment is settled; a settled deployment ends the wait immediately."""
 _ROLLBACK_SEARCHES = 1000
 _SCANNED_AT_ONCE = 500
 
 
 class DeploymentMemory(ModelMemoryView):
-    """The memory of a deployed model on one server: how much, since when, until when, and why."""
+    """The memory of a deployed model on one server: size, load time, expiry and reason."""
 
     server: str = Field(description="The Triton server.")
 
 
 class Deployment(BaseModel):
-    """What shall answer under a model's name, and what does."""
+    """The desired and the actual state of one model."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -70,14 +70,14 @@ class Deployment(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class DeploymentFilter:
-    """Which deployments a list is to have; what is not given lets every one through.
+    """Selects the deployments of a list; an empty field matches every deployment.
 
     Attributes:
-        name: A pattern of the model's name; ``*`` and ``?`` stand for any characters.
-        q: A part of the model's name, in small or capital letters.
+        name: A pattern for the model's name; ``*`` and ``?`` are wildcards.
+        q: A part of the model's name, regardless of case.
         labels: Labels of the model.
-        phases: The deployment is in one of these.
-        server: It is on this server.
+        phases: Phases, one of which the deployment must be in.
+        server: The server that the deployment must be on.
     """
 
     name: str | None = None
@@ -88,20 +88,20 @@ class DeploymentFilter:
 
     @property
     def by_status(self) -> bool:
-        """Whether the status decides."""
+        """Return whether the filter depends on the status."""
         return self.phases is not None or self.server is not None
 
     def has_name(self, model: str) -> bool:
-        """Whether a model's name fits."""
+        """Return whether a model's name matches."""
         fits = self.name is None or fnmatch.fnmatchcase(model, self.name)
         return fits and (self.q is None or self.q.casefold() in model.casefold())
 
     def has_labels(self, labels: Mapping[str, str]) -> bool:
-        """Whether a model's labels fit."""
+        """Return whether a model's labels match."""
         return all(labels.get(key) == value for key, value in self.labels)
 
     def has_status(self, status: DeploymentStatus | None) -> bool:
-        """Whether a deployment's status fits."""
+        """Return whether a deployment's status matches."""
         if status is None:
             return not self.by_status
         fits = self.phases is None or status.phase in self.phases
@@ -109,7 +109,7 @@ class DeploymentFilter:
 
 
 class DeploymentHealth(BaseModel):
-    """What the probes of a deployment found."""
+    """Results of the probes of a deployment."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -119,12 +119,12 @@ class DeploymentHealth(BaseModel):
 
 
 class Deployments:
-    """Use cases round deployments.
+    """Use cases for deployments.
 
     Args:
-        registry: The bucket.
-        reconciler: Works towards what is wanted.
-        gateway: Whether there is one, that can split the traffic of a model.
+        registry: The registry in the store.
+        reconciler: Brings about the desired state.
+        gateway: Whether a gateway exists that can split the traffic of a model.
     """
 
     def __init__(self, registry: Registry, reconciler: Reconciler, *, gateway: bool) -> None:
@@ -137,15 +137,15 @@ class Deployments:
     async def page(
         self, *, after: str, limit: int, wanted: DeploymentFilter, sees: Callable[[str], bool] = lambda _: True
     ) -> tuple[list[Deployment], str | None]:
-        """Return deployments by model, and the model after which there are more; None where there are none.
+        """Return deployments sorted by model, and the model after which the next page begins, or None.
 
-        Everything comes from memory: the store is asked once for what changed, whatever the number of deployments.
+        The data comes from memory: the store is asked once for changes, whatever the number of deployments.
 
         Args:
-            after: The model after which to begin.
-            limit: How many at most.
-            wanted: Which ones.
-            sees: Whether the caller may see a model.
+            after: The model after which the page begins.
+            limit: Maximum number of deployments.
+            wanted: The filter.
+            sees: Returns whether the caller may see a model.
         """
         found: list[Deployment] = []
         size = max(_SCANNED_AT_ONCE, limit + 1) if wanted.by_status else limit + 1
@@ -178,7 +178,7 @@ class Deployments:
         """Return a model's deployment.
 
         Raises:
-            NotFoundError: It is not deployed.
+            NotFoundError: The model is not deployed.
         """
         return self._describe(await self._newest(model))
 
@@ -192,22 +192,22 @@ class Deployments:
         asker: Principal | None,
         reason: str,
     ) -> Deployment:
-        """Deploy a version. What is refused here is not recorded.
+        """Deploy a version. A refused deployment is not recorded.
 
         Args:
             model: The model.
             reference: The version, or the alias to follow.
-            settings: How to run it; None keeps those of the newest revision.
-            actor: Who the history names.
-            asker: Whose rights count; None where keys are not in use.
-            reason: Why.
+            settings: How to run it; None keeps the settings of the newest revision.
+            actor: The caller's name for the history.
+            asker: The caller whose permissions are checked; None if API keys are not in use.
+            reason: Reason for the history.
 
         Raises:
-            InvalidReferenceError: The reference is none.
+            InvalidReferenceError: The reference is not valid.
             InvalidInputError: It names another model, or a version of a format that Triton cannot run.
             InvalidConfigError: Triton would refuse the settings.
             ForbiddenError: The settings need the scope `code`.
-            NotFoundError: There is no such version.
+            NotFoundError: The version does not exist.
             ConflictError: Its strategy needs a gateway, and there is none.
         """
         wanted, entry = await self.resolve(model, reference)
@@ -242,9 +242,9 @@ class Deployments:
         """Return the version that a deployment by this reference would run.
 
         Raises:
-            InvalidReferenceError: The reference is none.
+            InvalidReferenceError: The reference is not valid.
             InvalidInputError: It names another model, or a version that Triton cannot run.
-            NotFoundError: There is no such version.
+            NotFoundError: The version does not exist.
         """
         validate_model_name(model)
         wanted = Reference.parse(reference)
@@ -255,7 +255,8 @@ class Deployments:
             )
         entry = await asyncio.to_thread(self._registry.resolve, wanted)
         if _is_bare(wanted) and not entry.runs:
-            # Sources that only a conversion reads are versions, too: the newest that Triton can serve is meant.
+            # Versions that only a conversion reads are skipped: a bare name means the newest version that Triton can
+            # serve.
             head = await asyncio.to_thread(self._registry.get_model, model)
             entry = head.newest_servable or entry
         if entry.format.backend is None:
@@ -276,7 +277,7 @@ class Deployments:
         return wanted, entry
 
     def _skipped(self, wanted: Reference, entry: VersionEntry) -> str:
-        """Say which newer versions a bare name passes over, since Triton cannot serve them; blocks."""
+        """Return text that names the newer versions that a bare name skips because Triton cannot serve them; blocks."""
         if not _is_bare(wanted):
             return ""
         live = self._registry.get_model(wanted.model).live_versions
@@ -286,7 +287,7 @@ class Deployments:
     async def check(
         self, model: str, reference: str, settings: DeploymentSettings | None, *, asker: Principal | None
     ) -> tuple[VersionEntry, DeploymentSettings]:
-        """Return the version and the settings that `put` would record, or raise what it would raise for them."""
+        """Return the version and the settings that `put` would record; raise what `put` would raise."""
         wanted, entry = await self.resolve(model, reference)
 
         def check() -> DeploymentSettings:
@@ -302,13 +303,13 @@ class Deployments:
     async def rollback(
         self, model: str, *, revision: int | None, actor: str, asker: Principal | None, reason: str
     ) -> Deployment:
-        """Go back to an earlier revision: a new revision that wants what that one wanted, its version pinned.
+        """Roll back to an earlier revision: record a new revision with its settings and its exact version.
 
         Raises:
             InvalidConfigError: Triton would refuse that revision's settings.
             ForbiddenError: That revision's settings need the scope `code`.
-            NotFoundError: The model is not deployed, there is no such revision, or its version was deleted.
-            ConflictError: There is nothing to go back to.
+            NotFoundError: The model is not deployed, the revision does not exist, or its version was deleted.
+            ConflictError: There is no earlier revision to roll back to.
         """
         validate_model_name(model)
 
@@ -318,7 +319,7 @@ class Deployments:
                 aborted = RolloutDecision(RolloutAction.ABORT, f"rollback by {actor}")
                 spec = apply(current.spec, aborted, current.spec.trial.evidence, datetime.now(UTC))
                 return spec, f"rollback of the rollout of version {current.spec.trial.version}" + _because(reason)
-            # A named revision is read directly; the whole history may be long.
+            # A named revision is read directly, because the whole history may be long.
             earlier = (
                 self._chains.history(model, before=current.number, limit=_ROLLBACK_SEARCHES)
                 if revision is None
@@ -340,7 +341,7 @@ class Deployments:
         return await self._commit(model, change, actor)
 
     async def set_loaded(self, model: str, *, loaded: bool, actor: str, reason: str) -> Deployment:
-        """Load or unload what is deployed.
+        """Load or unload a deployed model.
 
         Raises:
             NotFoundError: The model is not deployed.
@@ -356,7 +357,7 @@ class Deployments:
     async def change(
         self, model: str, change: Callable[[DeploymentSpec], tuple[DeploymentSpec, str]], *, actor: str
     ) -> Deployment:
-        """Commit what ``change`` makes of the newest desired state; it may be called again when somebody was faster.
+        """Commit what ``change`` returns for the newest desired state, calling it again after a concurrent commit.
 
         Raises:
             NotFoundError: The model is not deployed.
@@ -365,7 +366,7 @@ class Deployments:
         return await self._commit(model, lambda before: change(_required(model, before).spec), actor)
 
     async def delete(self, model: str, *, actor: str, reason: str) -> Deployment:
-        """Remove a deployment; its revisions stay.
+        """Remove a deployment; its revisions are kept.
 
         Raises:
             NotFoundError: The model is not deployed.
@@ -388,15 +389,15 @@ class Deployments:
         return await asyncio.to_thread(lambda: list(self._chains.history(model, before=before, limit=limit)))
 
     async def wait(self, model: str, *, seconds: float, awaited: Awaited | None = None) -> Deployment:
-        """Wait until the newest revision is settled, or something else has come; return how it stands by then.
+        """Wait until the newest revision is settled or ``awaited`` holds, and return the deployment at that time.
 
         Args:
             model: The model.
-            seconds: How long at most.
-            awaited: What to wait for; None: that it is Ready, Degraded, Failed or Unloaded.
+            seconds: Maximum time to wait.
+            awaited: What to wait for; None waits for Ready, Degraded, Failed or Unloaded.
 
         Raises:
-            NotFoundError: It is not deployed.
+            NotFoundError: The model is not deployed.
         """
         deadline = time.monotonic() + seconds
         revision = await self._newest(model)
@@ -407,10 +408,10 @@ class Deployments:
         return self._describe(revision)
 
     async def health(self, model: str) -> DeploymentHealth:
-        """Return what the probes of a deployment found, on each server.
+        """Return the results of the probes of a deployment, for each server.
 
         Raises:
-            NotFoundError: It is not deployed.
+            NotFoundError: The model is not deployed.
         """
         revision = await self._newest(model)
         status = self._reconciler.status(revision.spec.model)
@@ -422,14 +423,14 @@ class Deployments:
 
     @staticmethod
     def is_operation(operation_id: str) -> bool:
-        """Whether the identifier is that of a deployment's revision."""
+        """Return whether the identifier is that of a deployment's revision."""
         return operation_id.startswith(OPERATION_PREFIX)
 
     async def operation(self, operation_id: str, *, wait_seconds: float) -> Operation:
-        """Return the operation that brings a revision about, derived from what is there: any instance can.
+        """Return the operation that carries out a revision; it is derived from stored state, so any instance can.
 
         Raises:
-            NotFoundError: There is no such revision.
+            NotFoundError: The revision does not exist.
         """
         model, number = parse_operation(operation_id)
         revision = await asyncio.to_thread(self._chains.revision, model, number)
@@ -515,7 +516,7 @@ class Deployments:
             actor=revision.actor,
             reason=revision.reason,
             spec=revision.spec,
-            # A status of an older revision says nothing about this one, but what answers now is worth knowing.
+            # The status of an older revision says nothing about this one, but the active version is worth reporting.
             status=status,
             memory=memory,
             operation_id=f"{OPERATION_PREFIX}{revision.spec.model}.{revision.number}",
@@ -531,7 +532,7 @@ def _because(reason: str) -> str:
 
 
 def _is_bare(reference: Reference) -> bool:
-    """Whether it names no version and no alias: the newest is meant."""
+    """Return whether the reference names no version and no alias, so that it means the newest version."""
     return reference.version is None and reference.alias is None
 
 

@@ -1,4 +1,4 @@
-"""The devices of the Triton servers, asked when somebody wants to know."""
+"""The devices of the Triton servers, read on request."""
 
 import asyncio
 import logging
@@ -14,31 +14,31 @@ from controlplane.servers.server import ManagedServer
 logger = logging.getLogger(__name__)
 
 _MAX_AGE_SECONDS = 0.5
-"""Readings this fresh are given to whoever else asks."""
+"""Maximum age of a reading that is shared with other callers."""
 _WAIT_SECONDS = 3.0
-"""How long somebody waits for a reading. The reading itself goes on: NVML may hang for minutes on a GPU that fails."""
+"""Time that a caller waits for a reading. The reading itself continues: NVML may hang for minutes on a failing GPU."""
 
 
 class Devices:
-    """Tells of the devices. Used from one event loop.
+    """Reports the devices. Used from one event loop.
 
     Args:
         servers: The servers.
-        wait_seconds: How long a question waits before it is answered with what was last seen.
+        wait_seconds: How long a request waits before it is answered with the last reading.
     """
 
     def __init__(self, servers: Iterable[ManagedServer], *, wait_seconds: float = _WAIT_SECONDS) -> None:
         self._watches = {server.name: _Watch(server, wait_seconds) for server in servers}
 
     async def all(self) -> tuple[ServerDevices, ...]:
-        """Read the devices of all servers, at once; one that does not answer holds up nobody's answer for long."""
+        """Read the devices of all servers concurrently; an unresponsive server delays the result only briefly."""
         return tuple(await asyncio.gather(*(watch.read() for watch in self._watches.values())))
 
     async def of(self, server: str) -> ServerDevices:
         """Read the devices of one server.
 
         Raises:
-            NotFoundError: There is no server of this name.
+            NotFoundError: No server has this name.
         """
         watch = self._watches.get(server)
         if watch is None:
@@ -47,12 +47,12 @@ class Devices:
         return await watch.read()
 
     def latest(self) -> tuple[ServerDevices, ...]:
-        """Return what was last read; asks nobody."""
+        """Return the last readings, without I/O."""
         return tuple(watch.latest for watch in self._watches.values())
 
 
 class _Watch:
-    """One server's devices: at most one reading at a time, whoever asks how often."""
+    """One server's devices, with at most one reading at a time regardless of the number of callers."""
 
     def __init__(self, server: ManagedServer, wait_seconds: float) -> None:
         self._server = server
@@ -78,7 +78,7 @@ class _Watch:
             readings = () if source is None else await asyncio.to_thread(source.read)
         except DeviceError as error:
             self.latest = self.latest.model_copy(update={"error": error.message})
-        except Exception as error:  # an adapter's mistake is told where its devices would be
+        except Exception as error:  # an adapter's error is reported in place of its devices
             logger.exception("reading the devices of server %s", self._server.name)
             self.latest = self.latest.model_copy(update={"error": f"unexpected {type(error).__name__}; see the log"})
         else:

@@ -1,4 +1,4 @@
-"""What went wrong, as data: the same document in a stored operation and, with a status, in an HTTP answer."""
+"""Errors as data: the same document in a stored operation and, with a status, in an HTTP response."""
 
 import re
 from typing import Any
@@ -14,7 +14,7 @@ _JSON: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 class ErrorInfo(BaseModel):
-    """An error as a program can read it."""
+    """An error in machine-readable form."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -25,12 +25,12 @@ class ErrorInfo(BaseModel):
 
 
 def code_of(kind: type[BaseException]) -> str:
-    """Return an error class's name in kebab case: ``NotFoundError`` is ``not-found``."""
+    """Return an error class's name in kebab case, for example ``not-found`` for ``NotFoundError``."""
     return _WORD.sub("-", kind.__name__.removesuffix("Error")).lower()
 
 
 def error_info(error: BaseException) -> ErrorInfo:
-    """Describe an error. What is not one of ours gives nothing away but its class."""
+    """Describe an error. An error that is not a `ControlPlaneError` reveals only its class."""
     if isinstance(error, ControlPlaneError):
         code = code_of(type(error))
         return ErrorInfo(code=code, title=_title(code), detail=error.message, details=_jsonable(error.details))

@@ -1,4 +1,4 @@
-"""What changed, and why, as this instance saw it."""
+"""Events that this instance has recorded: what changed, and why."""
 
 import time
 from collections.abc import AsyncIterator
@@ -8,17 +8,17 @@ from controlplane.reconciler.controller import Reconciler
 
 
 class Events:
-    """Tells of events."""
+    """Returns and follows events."""
 
     def __init__(self, reconciler: Reconciler) -> None:
         self._reconciler = reconciler
 
     def after(self, event_id: int) -> list[Event]:
-        """Return the events with a greater id, oldest first, as far as they are kept."""
+        """Return the events with a greater id, oldest first, as far back as they are kept."""
         return self._reconciler.events(event_id)
 
     async def follow(self, after: int, *, heartbeat_seconds: float) -> AsyncIterator[Event | None]:
-        """Yield events as they come, None after each silent ``heartbeat_seconds``. Does not end by itself."""
+        """Yield events as they occur, and None after each silent ``heartbeat_seconds``. Never ends on its own."""
         last = after
         silent_since = time.monotonic()
         while True:

@@ -1,4 +1,4 @@
-"""All use cases, as the API gets them."""
+"""All use cases, as they are passed to the API."""
 
 from dataclasses import dataclass
 

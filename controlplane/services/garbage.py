@@ -1,4 +1,4 @@
-"""Removing what nothing refers to: blobs, abandoned uploads, old records of operations and idempotency keys."""
+"""Removal of unreferenced blobs, abandoned uploads, and old records of operations and idempotency keys."""
 
 import asyncio
 from datetime import timedelta
@@ -28,8 +28,8 @@ class Garbage:
 
         Args:
             dry_run: Only count.
-            grace_seconds: Leave what is younger; None as the settings say.
-            actor: Who wants it.
+            grace_seconds: Minimum age of removed files; None uses the settings.
+            actor: The caller's name.
         """
 
         async def work(reporter: Reporter) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class Garbage:
 
     def _collect(self, dry_run: bool, grace_seconds: float | None) -> dict[str, Any]:
         report = self._registry.collect(dry_run=dry_run, grace_seconds=grace_seconds)
-        # Objects of direct uploads whose completion was cut off between two requests.
+        # Objects of direct uploads whose completion was interrupted between two requests.
         self._remove_old(INCOMING, self._settings.upload_max_age_seconds / 86_400, dry_run)
         return {
             **report.model_dump(mode="json"),

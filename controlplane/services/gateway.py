@@ -1,4 +1,4 @@
-"""What the gateway does, for who asks."""
+"""The state and the statistics of the gateway, for the API."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from controlplane.gateway.views import GatewayAddress, GatewayView
 
 @dataclass(frozen=True, slots=True)
 class GatewaySnapshot:
-    """All there is to tell of the gateway.
+    """State and statistics of the gateway.
 
     Attributes:
-        view: How it stands.
-        stats: What the activator counted.
-        fast: Requests on the direct way since HAProxy started.
-        haproxy: HAProxy's statistics, a row for each of its parts.
+        view: The gateway's state.
+        stats: The activator's counters.
+        fast: Requests that went directly through HAProxy since it started.
+        haproxy: HAProxy's statistics, one row for each of its parts.
     """
 
     view: GatewayView
@@ -29,7 +29,7 @@ class GatewaySnapshot:
 
 
 def _codes(protocol: str, counters: Mapping[str, int]) -> dict[str, int]:
-    """Return HAProxy's counts by code: classes of them, since that is what it counts."""
+    """Return HAProxy's counts by status code class, the only granularity that HAProxy counts."""
     if protocol == "grpc":
         failed = {"error": counters.get("gpc0", 0)}
     else:
@@ -39,14 +39,14 @@ def _codes(protocol: str, counters: Mapping[str, int]) -> dict[str, int]:
 
 
 class GatewayService:
-    """Tells how the gateway stands."""
+    """Reports the state of the gateway."""
 
     def __init__(self, gateway: Gateway | None) -> None:
         self._gateway = gateway
         self.told: GatewaySnapshot | None = None
 
     async def look(self) -> None:
-        """Ask HAProxy for its counters; `told` has them then."""
+        """Read HAProxy's counters into `told`."""
         gateway = self._gateway
         if gateway is None:
             return
@@ -57,14 +57,14 @@ class GatewayService:
         self.told = GatewaySnapshot(gateway.view(), gateway.stats, fast, rows)
 
     def address(self) -> GatewayAddress | None:
-        """Return where it is; None where there is none."""
+        """Return the gateway's address; None if there is no gateway."""
         return self._gateway.address() if self._gateway else None
 
     async def view(self) -> GatewayView:
-        """Return how it stands, and what went which way.
+        """Return the gateway's state, and how many requests took which path.
 
         Raises:
-            NotFoundError: It is turned off.
+            NotFoundError: The gateway is disabled.
         """
         if self._gateway is None:
             raise NotFoundError(
@@ -85,9 +85,9 @@ class GatewayService:
 
 
 async def _fast(gateway: Gateway) -> Counter[RequestLabels]:
-    """Ask HAProxy for the requests on the direct way."""
+    """Read the number of direct requests from HAProxy."""
     fast: Counter[RequestLabels] = Counter()
-    with suppress(GatewayError):  # it is being started: what it counted is gone with it
+    with suppress(GatewayError):  # it is starting: its earlier counts are lost
         for route, counters in (await gateway.api.counters()).items():
             for code, count in _codes(route.protocol, counters).items():
                 fast[RequestLabels(route.model, "direct", route.version, route.protocol, code)] += count

@@ -1,4 +1,4 @@
-"""What the gateway has to know of the API keys."""
+"""The gateway's view of the API keys."""
 
 from collections.abc import Mapping
 
@@ -9,12 +9,12 @@ from controlplane.services.limits import RateLimits
 
 
 class GatewayAccess:
-    """Lets requests to the gateway in, by the same keys and limits as requests to the API.
+    """Admits requests to the gateway by the same keys and limits as requests to the API.
 
     Args:
         keys: The keys.
         limits: Requests per second.
-        limited: Whether there is a limit for who has none of their own.
+        limited: Whether callers without a limit of their own have one.
     """
 
     def __init__(self, keys: Keys, limits: RateLimits, *, limited: bool) -> None:
@@ -23,7 +23,7 @@ class GatewayAccess:
         self._limited = limited
 
     def direct(self) -> Mapping[str, tuple[str, ...]]:
-        """See `controlplane.gateway.auth.Access`. Whose requests are counted is looked at each time."""
+        """See `controlplane.gateway.auth.Access`. The callers with a request limit are determined at each call."""
         if self._limited:
             return {}
         active = self._keys.active()

@@ -1,4 +1,4 @@
-"""Whether the control plane can do its work, and what it is."""
+"""The control plane's readiness and description."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ _STORE_TIMEOUT_SECONDS = 5.0
 
 
 class Check(BaseModel):
-    """One thing that has to work."""
+    """One readiness check."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,7 +32,7 @@ class Check(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether requests can be done."""
+    """Whether the control plane can process requests."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,7 +41,7 @@ class Readiness(BaseModel):
 
 
 class ConverterInfo(BaseModel):
-    """One conversion that can be asked for."""
+    """One available conversion."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,7 +50,7 @@ class ConverterInfo(BaseModel):
 
 
 class Info(BaseModel):
-    """What this control plane is."""
+    """A description of this control plane."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,7 +83,7 @@ def version() -> str:
 
 
 class Health:
-    """Tells how the control plane is."""
+    """Reports the health of the control plane."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Health:
         self._started_at = datetime.now(UTC)
 
     def info(self) -> Info:
-        """Return what this control plane is."""
+        """Return a description of this control plane."""
         return Info(
             version=version(),
             store_url=self._registry.store.url,
@@ -122,7 +122,7 @@ class Health:
         )
 
     async def readiness(self) -> Readiness:
-        """Check what has to work."""
+        """Run the readiness checks."""
         checks = [await self._store(), self._loop()]
         checks += [
             Check(

@@ -1,4 +1,4 @@
-"""Holds of clients: somebody holds a model, so that it is loaded and stays so."""
+"""Clients' holds, each of which loads a model and keeps it loaded."""
 
 import asyncio
 from dataclasses import replace
@@ -16,7 +16,7 @@ from controlplane.services.memory import Memory
 
 
 class Hold(BaseModel):
-    """Somebody holds a model: until then it is loaded, and nobody evicts it."""
+    """A client's claim on a model: until it expires, the model is loaded and not evicted."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -45,7 +45,7 @@ class Hold(BaseModel):
 
     @classmethod
     def of(cls, hold: ModelHold, *, ready: bool, message: str) -> Self:
-        """Describe a hold and how its model stands."""
+        """Describe a hold and the state of its model."""
         return cls(
             id=hold.id,
             model=hold.model,
@@ -58,7 +58,7 @@ class Hold(BaseModel):
 
 
 class Holds:
-    """Use cases round client holds. Used from one event loop."""
+    """Use cases for client holds. Used from one event loop."""
 
     def __init__(self, holds: ModelHolds, deployments: Deployments, memory: Memory, reconciler: Reconciler) -> None:
         self._holds = holds
@@ -67,15 +67,15 @@ class Holds:
         self._reconciler = reconciler
 
     async def take(self, model: str, *, ttl_seconds: float, holder: str, wait_seconds: float) -> Hold:
-        """Hold a model; it is loaded for it. With ``wait_seconds`` the answer comes once it answers.
+        """Hold a model, so that it is loaded; with ``wait_seconds``, return when it is ready to answer.
 
         Raises:
-            NotFoundError: It is not deployed.
-            ConflictError: Its deployment says unloaded.
+            NotFoundError: The model is not deployed.
+            ConflictError: Its desired state is unloaded.
             InvalidInputError: The time to live is too long.
-            InsufficientMemoryError: No device has room for it; only where somebody waits, as is the next one. The
-                hold is given back.
-            DeploymentFailedError: It cannot be loaded for another reason. The hold is given back.
+            InsufficientMemoryError: No device has room for it; raised, like the next one, only for a call that waits.
+                The hold is released.
+            DeploymentFailedError: It cannot be loaded for another reason. The hold is released.
         """
         deployment = await self._deployments.get(model)
         if not deployment.spec.loaded:
@@ -83,7 +83,7 @@ class Holds:
                 f"the deployment of {model} says unloaded, so nobody can hold it; first: tritonctl load {model}",
                 model=model,
             )
-        # The time to live counts from the answer: a load may take longer, and must not be for nothing.
+        # The time to live starts at the response: a load may take longer than it, and must not be wasted.
         first = min(ttl_seconds + wait_seconds, MAX_SECONDS)
         hold = await asyncio.to_thread(self._holds.acquire, model, seconds=first, holder=holder)
         self._reconciler.lease_changed(hold)
@@ -97,10 +97,10 @@ class Holds:
         return await self.renew(model, hold.id, ttl_seconds=ttl_seconds)
 
     async def renew(self, model: str, hold_id: str, *, ttl_seconds: float) -> Hold:
-        """Hold it for so long from now.
+        """Extend a hold to this time from now.
 
         Raises:
-            NotFoundError: It has ended: take a new one.
+            NotFoundError: It has ended; the client must take a new one.
             InvalidInputError: The time to live is too long.
         """
         hold = await asyncio.to_thread(self._holds.renew, model, hold_id, seconds=ttl_seconds)
@@ -111,24 +111,24 @@ class Holds:
         """Return a hold.
 
         Raises:
-            NotFoundError: There is none, or it has ended.
+            NotFoundError: The hold does not exist or has ended.
         """
         return self._describe(await asyncio.to_thread(self._holds.get, model, hold_id))
 
     async def list(self, model: str) -> tuple[Hold, ...]:
-        """Return a model's holds, the first to end first.
+        """Return a model's holds, the earliest expiry first.
 
         Raises:
-            NotFoundError: It is not deployed.
+            NotFoundError: The model is not deployed.
         """
         await self._deployments.get(model)
         return tuple(self._describe(one) for one in await asyncio.to_thread(self._holds.list, model))
 
     async def give_back(self, model: str, hold_id: str) -> None:
-        """End a hold. One that has ended already is no error.
+        """Release a hold. A hold that has already ended is not an error.
 
         Raises:
-            NotFoundError: There never was one, or it ended long ago.
+            NotFoundError: It never existed, or ended long ago.
         """
         try:
             hold = await asyncio.to_thread(self._holds.get, model, hold_id)

@@ -1,8 +1,8 @@
-"""``Idempotency-Key``: a request that is repeated with its key gets its first answer again.
+"""``Idempotency-Key``: a repeated request with the same key gets the first response again.
 
-Two small objects for each key, both created and never overwritten: a claim before the request is done, so that two of
-them do not run at once on any instances, and the answer after it. A claim whose process died is taken over after
-`CLAIM_SECONDS` by the next number.
+Each key has two small objects, which are created and never overwritten: a claim before the request is processed, so
+that two of them do not run at once on any instances, and the response after it. A claim whose process died is taken
+over after `CLAIM_SECONDS` under the next number.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "idempotency/"
 CLAIM_SECONDS = 120.0
-"""How long a request may take before another one with its key does it again: POSTs start work, they do not do it."""
+"""Time after which another request with the key takes over. It is long enough, because POSTs only start work."""
 
 _TAKEOVERS = 20
 _WAIT_SECONDS = 10.0
 
 
 class StoredAnswer(BaseModel):
-    """An answer as it was first given."""
+    """A response as it was first sent."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -54,12 +54,12 @@ class _Claim(BaseModel):
     request: str
     at: datetime
     id: str = ""
-    """Unique: a create whose answer was lost meets its own claim on the retry."""
+    """Unique: a create whose response was lost recognizes its own claim on the retry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The right to do the request."""
+    """The right to process the request."""
 
     folder: str
     number: int
@@ -67,27 +67,27 @@ class Turn:
 
 
 class Idempotency:
-    """Claims keys and keeps answers, in the bucket."""
+    """Claims keys and stores responses in the bucket."""
 
     def __init__(self, store: ObjectStore, clock: StoreClock | None = None) -> None:
         self._store = store
         self._clock = clock or StoreClock(store)
-        # Claims of this process that nobody acts on: it was not to be learnt whether they were written. One operation
-        # at a time, so no lock.
+        # Claims of this process that it does not act on, because it could not find out whether they were written. One
+        # operation at a time, so no lock.
         self._idle: set[str] = set()
 
     async def begin(self, key: str, actor: str, target: str, body: bytes) -> StoredAnswer | Turn:
-        """Return the answer that was given before, or the right to give the first one.
+        """Return the stored response, or the right to process the request.
 
         Args:
-            key: The client's key; a key of another actor is another key.
-            actor: Who asks.
+            key: The client's key; the keys of different actors are independent.
+            actor: The caller.
             target: Method and path with query.
             body: The request's body.
 
         Raises:
-            IdempotencyMismatchError: The key came before with another request.
-            ConflictError: The first request with this key is still being done.
+            IdempotencyMismatchError: The key was used before for a different request.
+            ConflictError: The first request with this key is still being processed.
         """
         whose = hashlib.sha256(actor.encode() + b"\n" + key.encode()).hexdigest()
         folder = f"{PREFIX}{whose}/"
@@ -102,29 +102,29 @@ class Idempotency:
             await asyncio.sleep(0.1)
 
     async def finish(self, turn: Turn, answer: StoredAnswer) -> None:
-        """Keep the answer.
+        """Store the response.
 
-        Where the store fails, the answer is still true and its client shall have it; a repetition is then refused as
-        "still being done" for as long as the claim counts.
+        If the store fails, the response is still correct and is sent to the client; a repetition is then refused as
+        "still being processed" for the lifetime of the claim.
         """
 
         def write() -> None:
             try:
                 self._store.create(f"{turn.folder}answer.json", answer.model_dump_json().encode())
             except ObjectExistsError:
-                return  # taken over meanwhile: the first answer that was written stands
+                return  # taken over meanwhile: the response that was written first is kept
             except StoreError as error:
                 logger.warning("the answer to a request with an Idempotency-Key cannot be kept: %s", error)
 
         await asyncio.to_thread(write)
 
     async def abandon(self, turn: Turn) -> None:
-        """Give the claim back: nothing was done, and the request may be sent again."""
+        """Release the claim: the request was not processed and may be sent again."""
 
         def remove() -> None:
             try:
                 self._store.delete(f"{turn.folder}claim.{turn.number}.json")
-            except StoreError as error:  # why the request failed says more than this
+            except StoreError as error:  # the reason why the request failed is more useful than this
                 logger.warning("a claim of an Idempotency-Key cannot be given back: %s", error)
 
         await asyncio.to_thread(remove)
@@ -138,7 +138,7 @@ class Idempotency:
             try:
                 before = _Claim.model_validate_json(self._store.get(name))
             except ObjectNotFoundError:
-                return None  # given back at this moment
+                return None  # released at this moment
             if before.request != request:
                 raise IdempotencyMismatchError(
                     f"the Idempotency-Key {key[:60]!r} was used before for another request; use a fresh key"
@@ -150,17 +150,17 @@ class Idempotency:
                 return StoredAnswer.model_validate_json(self._store.get(f"{folder}answer.json"))
             except ObjectNotFoundError:
                 pass
-            # By the store's clock: two machines' clocks may differ by more than a claim lasts.
+            # Compare by the store's clock: two machines' clocks may differ by more than a claim lasts.
             written = self._store.head(name)
             if written is None:
-                return None  # given back at this moment
+                return None  # released at this moment
             if self._clock.now() - written.modified_at < timedelta(seconds=CLAIM_SECONDS):
                 return None
-            # Its process died: the next number is free.
+            # Its process died, so take the next number.
         raise ConflictError(f"the Idempotency-Key {key[:60]!r} was tried too often; use a fresh key")
 
     def _create(self, name: str, claim: _Claim) -> bool:
-        """Write a claim; False where there is one, which may be this one."""
+        """Write a claim, and return False if one exists, which may be this one."""
         try:
             self._store.create(name, claim.model_dump_json().encode())
         except ObjectExistsError:

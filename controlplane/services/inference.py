@@ -1,4 +1,4 @@
-"""Inference through the control plane: a convenience. Programs talk to Triton's own ports."""
+"""Inference through the control plane, as a convenience. Programs use Triton's own ports."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ from controlplane.services.tensors import InputTensor, from_array, read_inputs
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """An output as the client gets it."""
+    """An output as it is sent to the client."""
 
     name: str
     datatype: str
@@ -32,7 +32,7 @@ class OutputTensor:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What Triton answered, from which version, on which server, in how many seconds."""
+    """Triton's response, with the version, the server and the duration in seconds."""
 
     version: int
     server: str
@@ -41,11 +41,11 @@ class Answer:
 
     @property
     def bytes(self) -> int:
-        """How large the outputs are in memory."""
+        """Return the size of the outputs in memory."""
         return sum(array.nbytes for array in self.tensors.values())
 
     def written(self) -> list[OutputTensor]:
-        """Return the outputs as JSON has them."""
+        """Return the outputs in the form of the JSON response."""
         outputs = []
         for name, array in self.tensors.items():
             datatype, data = from_array(array)
@@ -54,7 +54,7 @@ class Answer:
 
 
 class Inference:
-    """Asks deployed models."""
+    """Sends inference requests to deployed models."""
 
     def __init__(
         self,
@@ -77,15 +77,15 @@ class Inference:
         version: int | None,
         timeout_seconds: float,
     ) -> Answer:
-        """Ask a model.
+        """Send an inference request to a model.
 
         Raises:
             NotFoundError: The model is not deployed.
-            ConflictError: Nothing answers for it now, or that version is not loaded.
+            ConflictError: No version is active, or the requested version is not loaded.
             GatewayError: It is not loaded, and cannot be.
-            InvalidInputError: The inputs do not fit the signature.
+            InvalidInputError: The inputs do not match the signature.
             InferenceError: Triton refused or failed.
-            TritonTimeoutError: No answer in time.
+            TritonTimeoutError: Triton did not answer in time.
         """
         validate_model_name(model)
         status = self._reconciler.status(model)
@@ -120,7 +120,7 @@ class Inference:
         return Answer(answered_by, server.name, seconds, answer)
 
     async def _loaded(self, model: str, gateway: Gateway, timeout_seconds: float) -> DeploymentStatus | None:
-        """Have a model loaded as the gateway does, and return how it stands then; None where it shall not be."""
+        """Have the gateway load a model, and return its status afterwards; None if it must not be loaded."""
         if not gateway.activator.can_serve(model, ""):
             return None
         try:

@@ -1,7 +1,7 @@
-"""What of the operations is not in the bucket yet: those that run, and ends that could not be written.
+"""Operations that are not in the bucket yet: running ones, and results that could not be written.
 
-One small file for each, in this instance's data folder, whose lock says that no other process runs them. What lies
-there at a start was left by a process that was killed.
+Each has one small file in this instance's data folder, whose lock ensures that no other process runs them. Files that
+exist at startup were left by a process that was killed.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 class Journal:
-    """The files. Nothing here stops an operation: a disk that is full costs the record, not the work."""
+    """The files. Errors here never stop an operation: a full disk costs the record, not the work."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def put(self, operation_id: str, document: str) -> None:
-        """Write an operation down as it stands."""
+        """Write an operation's present state."""
         path = self._path(operation_id)
         partial = path.with_suffix(".partial")
         try:
@@ -30,15 +30,15 @@ class Journal:
             logger.warning("operation %s cannot be written to %s: %s", operation_id, self._folder, error)
 
     def remove(self, operation_id: str) -> None:
-        """Forget an operation: its end is in the bucket."""
+        """Remove an operation, whose final state is in the bucket."""
         try:
             self._path(operation_id).unlink(missing_ok=True)
         except OSError as error:
             logger.warning("operation %s cannot be removed from %s: %s", operation_id, self._folder, error)
 
     def left(self) -> Iterator[str]:
-        """Yield the documents that are there, oldest first."""
-        for path in sorted(self._folder.glob("*.json"), reverse=True):  # identifiers count downwards in time
+        """Yield the documents found, oldest first."""
+        for path in sorted(self._folder.glob("*.json"), reverse=True):  # identifiers count down over time
             with contextlib.suppress(OSError):
                 yield path.read_text(encoding="utf-8", errors="replace")
 

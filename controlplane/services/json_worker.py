@@ -1,8 +1,8 @@
-"""A process that reads one large JSON inference request, or writes one large answer.
+"""A process that parses one large JSON inference request, or serialises one large response.
 
-Python's JSON parser holds the interpreter's lock for as long as it runs, so a thread would stop the event loop all the
-same. `python -m controlplane.services.json_worker` reads a pickled job from its standard input and writes the pickled
-result to its standard output; both are memory of the process that started it.
+Python's JSON parser holds the interpreter's lock while it runs, so a thread would block the event loop all the same.
+`python -m controlplane.services.json_worker` reads a pickled job from its standard input and writes the pickled result
+to its standard output; both are memory of the process that started it.
 """
 
 import json
@@ -24,14 +24,14 @@ _OF_INPUTS = frozenset({"name", "datatype", "shape", "data"})
 _SKELETON_MAX_BYTES = 1024 * 1024
 
 Parsed = tuple[bytes, list[Any]]
-"""The request without its data, as JSON, and the data of each of its inputs: an array where it is one of numbers."""
+"""The request without its data, as JSON, and the data of each of its inputs: an array if it consists of numbers."""
 
 
 def parse(body: bytes) -> Parsed:
-    """Read a request.
+    """Parse a request.
 
     Raises:
-        ValueError: It is no JSON, or no inference request.
+        ValueError: It is not JSON, or not an inference request.
     """
     try:
         document = json.loads(body, parse_constant=_refuse)
@@ -59,7 +59,7 @@ def parse(body: bytes) -> Parsed:
 
 
 def render(document: dict[str, Any], tensors: list[tuple[str, Array]]) -> bytes:
-    """Write an answer whose outputs are given as arrays."""
+    """Serialise a response whose outputs are given as arrays."""
     outputs = []
     for name, array in tensors:
         datatype, data = from_array(array)
@@ -68,7 +68,7 @@ def render(document: dict[str, Any], tensors: list[tuple[str, Array]]) -> bytes:
 
 
 def _array(data: Any) -> Any:
-    """Return numbers as an array; what is none as it is, for the caller to refuse or read."""
+    """Return numbers as an array; return other data unchanged, for the caller to reject or read."""
     try:
         array = np.asarray(data)
     except (ValueError, OverflowError):
@@ -81,7 +81,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def main() -> None:
-    """Do the job on standard input."""
+    """Run the job from standard input."""
     kind, *job = pickle.load(sys.stdin.buffer)
     size = len(job[0]) if kind == "parse" else sum(array.nbytes for _, array in job[1])
     limit = _BASE_BYTES + _BYTES_PER_BYTE * size

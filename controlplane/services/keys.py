@@ -1,11 +1,11 @@
-"""API keys: who asks, and who may. The keys are in memory; a task looks for changes in the bucket.
+"""API keys for authentication and authorization. The keys are in memory; a task checks the bucket for changes.
 
-A change made through this instance counts at once; one made elsewhere within ``auth.refresh_seconds``. A key that is
-not known is looked for in the bucket before it is refused, so that a new one works within a second. While the store
-cannot be reached, what was last read counts for ``auth.stale_max_seconds``, and then nobody gets in.
+A change made through this instance takes effect immediately, and one made elsewhere within ``auth.refresh_seconds``. An
+unknown key is looked up in the bucket before it is refused, so that a new one works within a second. While the store
+cannot be reached, the keys last read are valid for ``auth.stale_max_seconds``; after that, every request is refused.
 
-`Keys.active` is what a proxy needs that checks keys by itself: digests, scopes, model patterns, and a number that says
-whether anything changed.
+`Keys.active` provides what a proxy needs to check keys without us: digests, scopes, model patterns, and a number that
+changes whenever they change.
 """
 
 import asyncio
@@ -32,23 +32,23 @@ from controlplane.settings import AuthSettings
 logger = logging.getLogger(__name__)
 
 LOCAL_NAME = "local"
-"""The name of the key that a control plane makes for the commands on its own machine."""
+"""The name of the key that a control plane creates for the commands on its own machine."""
 
 _LOOK_AGAIN_SECONDS = 1.0
-"""How often unknown keys make us look into the bucket at most."""
+"""Minimum time between two bucket look-ups of unknown keys."""
 _LOOK_SECONDS = 60.0
-"""How often the keys are looked at, whatever the change feed says."""
+"""Interval at which the keys are checked regardless of the change feed."""
 _NO_DIGEST = "0" * 64
 
 
 class Authentication(StrEnum):
-    """Whether keys are asked for, and why not."""
+    """Whether keys are required, and why not."""
 
     ON = "on"
     OFF_LOOPBACK = "off-loopback"
-    """There is no key yet, and only this machine reaches the port."""
+    """No key exists yet, and the port is reachable only from this machine."""
     OFF_INSISTED = "off-insisted"
-    """The settings say so."""
+    """The settings disable authentication."""
 
 
 WARNINGS = {
@@ -61,16 +61,16 @@ WARNINGS = {
 
 @dataclass(frozen=True, slots=True)
 class ActiveKey:
-    """A key that counts, for whoever checks keys without us.
+    """A valid key, for a proxy that checks keys without us.
 
     Attributes:
         id: The key's id.
         name: The key's name.
         digest: SHA-256 of the whole key as the client sends it (``Authorization: Bearer KEY``), in hexadecimal.
-        scopes: What it may do, with all that its scopes include.
-        models: Patterns of the models it is for (``*``: any characters); none: all.
-        expires_at: When it ends (UTC); None: never.
-        limited: Whether it has a limit of requests of its own, which somebody has to count.
+        scopes: What it may do, including all implied scopes.
+        models: Patterns of the models it is for (``*``: any characters); empty: all models.
+        expires_at: When it expires (UTC); None: never.
+        limited: Whether it has a request limit of its own, which the proxy's requests must be counted against.
     """
 
     id: str
@@ -84,11 +84,11 @@ class ActiveKey:
 
 @dataclass(frozen=True, slots=True)
 class ActiveKeys:
-    """The keys that count at this moment.
+    """The keys that are valid at this moment.
 
     Attributes:
-        version: Grows with every change of the keys; a key that only expires does not change it.
-        enforced: Whether a key is asked for at all.
+        version: Increases with every change of the keys; the expiry of a key does not change it.
+        enforced: Whether a key is required at all.
         keys: The keys.
     """
 
@@ -98,14 +98,14 @@ class ActiveKeys:
 
 
 class Keys:
-    """Checks, makes and revokes keys.
+    """Checks, creates and revokes keys.
 
     Args:
         registry: The keys in the bucket.
-        settings: When keys are asked for.
-        host: The address that is listened on.
-        clock: Gives the time (UTC).
-        monotonic: Gives a time that only grows, in seconds.
+        settings: When keys are required.
+        host: The address that the API listens on.
+        clock: Returns the time (UTC).
+        monotonic: Returns a monotonic time in seconds.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Keys:
         self._searched_at = -_LOOK_AGAIN_SECONDS
         self._searching = asyncio.Lock()
         self.changed = asyncio.Event()
-        """Set when keys are asked for from now on."""
+        """Set when keys become required."""
         self._task: asyncio.Task[None] | None = None
         local_id, self._local_token = new_token()
         self._local = Principal(local_id, LOCAL_NAME, included([Scope.ADMIN]))
@@ -138,34 +138,34 @@ class Keys:
 
     @property
     def authentication(self) -> Authentication:
-        """Whether keys are asked for."""
+        """Return whether keys are required."""
         if self._settings.mode == "off":
             return Authentication.OFF_INSISTED
-        # Revoked and expired keys count here: taking the last one back must not open the door.
+        # Revoked and expired keys count here: revoking the last key must not disable authentication.
         if self._settings.mode == "required" or self._version or not is_loopback(self._host):
             return Authentication.ON
         return Authentication.OFF_LOOPBACK
 
     @property
     def enforced(self) -> bool:
-        """Whether keys are asked for."""
+        """Return whether keys are required."""
         return self.authentication is Authentication.ON
 
     @property
     def warning(self) -> str:
-        """What has to be said loudly, empty where there is nothing."""
+        """Return the warning to show prominently; empty if there is none."""
         return WARNINGS.get(self.authentication, "")
 
     @property
     def local_token(self) -> str:
-        """An admin key that lives in this process alone, for the commands of whoever may read its data folder."""
+        """Return an admin key of this process alone, for the commands of users who may read its data folder."""
         return self._local_token
 
     async def open(self) -> None:
-        """Look at the keys and keep looking.
+        """Read the keys and start to watch them.
 
         Raises:
-            InvalidInputError: Others than this machine could reach the port, and there is no key.
+            InvalidInputError: The port is reachable from other machines, and there is no key.
             StoreError: The store cannot be reached.
         """
         await self._look()
@@ -175,10 +175,10 @@ class Keys:
         self._task = asyncio.create_task(self._watch(), name="api-keys")
 
     def check_host(self, host: str) -> None:
-        """Make sure that nobody but this machine gets in without a key.
+        """Ensure that other machines cannot connect without a key.
 
         Raises:
-            InvalidInputError: Others than this machine could reach the port, and there is no key.
+            InvalidInputError: The port is reachable from other machines, and there is no key.
         """
         if self._settings.mode == "auto" and not self._version and not is_loopback(host):
             raise InvalidInputError(
@@ -189,7 +189,7 @@ class Keys:
             )
 
     async def close(self) -> None:
-        """Stop looking."""
+        """Stop watching the keys."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -197,10 +197,10 @@ class Keys:
                 await task
 
     async def authenticate(self, token: str | None) -> Principal:
-        """Return who asks.
+        """Return the caller.
 
         Raises:
-            UnauthenticatedError: There is no key, or it does not count (any more).
+            UnauthenticatedError: There is no key, or it is not valid (any more).
             StoreUnavailableError: The keys could not be read for too long.
         """
         if not token:
@@ -220,7 +220,7 @@ class Keys:
                 f"the API keys could not be read for {self._age():.0f} s, so none is accepted; the store must come back"
             )
         key = self._by_id.get(key_id or "")
-        # The digests are compared in any case and in constant time: how long this takes says nothing about a key.
+        # The digests are always compared, and in constant time, so that the duration reveals nothing about a key.
         good = hmac.compare_digest(digest, key.digest if key else _NO_DIGEST)
         if key is None or not good:
             raise UnauthenticatedError("this API key is not known here")
@@ -229,7 +229,7 @@ class Keys:
         return Principal.of(key)
 
     def active(self) -> ActiveKeys:
-        """Return the keys that count at this moment, as far as this instance knows. No I/O."""
+        """Return the keys that are valid at this moment, as far as this instance knows. No I/O."""
         now = self._clock()
         return ActiveKeys(
             version=self._version,
@@ -250,7 +250,7 @@ class Keys:
         )
 
     async def create(self, request: KeyRequest, *, actor: str) -> tuple[ApiKey, str]:
-        """Make a key; the secret is returned this once (InvalidInputError, ConflictError)."""
+        """Create a key; the secret is returned only here (InvalidInputError, ConflictError)."""
         made = await asyncio.to_thread(lambda: self._registry.create(request, actor=actor))
         logger.info("%s made the API key %s (%s)", actor, made[0].id, made[0].name)
         await self._look()
@@ -264,7 +264,7 @@ class Keys:
         return gone
 
     async def all(self) -> tuple[ApiKey, ...]:
-        """Return all keys, revoked ones too, oldest first."""
+        """Return all keys including revoked ones, oldest first."""
         await self._look()
         return self._ring.keys
 
@@ -290,7 +290,7 @@ class Keys:
                 self.changed.set()
 
     async def _look_again(self) -> None:
-        """Look for a key that is not known. Whoever comes too soon after another look waits, and shares the next one.
+        """Look up an unknown key. Callers that come too soon after another look-up wait and share the next one.
 
         Raises:
             StoreError: The store failed.
@@ -306,10 +306,10 @@ class Keys:
     async def _watch(self) -> None:
         failing, looked = False, self._monotonic()
         while True:
-            # While nothing changes, a look costs no request of its own: it goes by the change feed's last poll.
+            # While nothing changes, a check costs no request of its own: it uses the change feed's last poll.
             await asyncio.sleep(self._settings.refresh_seconds / 2)
             try:
-                fresh = self._monotonic() - looked >= _LOOK_SECONDS  # revisions that were lost have no entry
+                fresh = self._monotonic() - looked >= _LOOK_SECONDS  # lost revisions have no entry
                 looked = self._monotonic() if fresh else looked
                 await self._look(max_age_seconds=0.0 if fresh else self._settings.refresh_seconds / 2)
                 failing = False
@@ -320,7 +320,7 @@ class Keys:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on this address."""
+    """Return whether a listener on this address is reachable only from this machine."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""Reads and writes large JSON inferences in a bounded number of other processes, so that the event loop runs on."""
+"""Parses and serialises large JSON inferences in a bounded number of processes, to keep the event loop responsive."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from controlplane.errors import ControlPlaneError, InvalidInputError, TooManyWai
 from controlplane.services.json_worker import Parsed
 
 LARGE_BYTES = 1024 * 1024
-"""From this size on a body, or an answer's tensors, is large."""
+"""Size from which a body, or the tensors of a response, is large."""
 _PROCESSES = 2
 _WAITING = 16
 _SECONDS = 120.0
@@ -21,31 +21,31 @@ _MODULE = "controlplane.services.json_worker"
 
 
 class LargeJson:
-    """Belongs to one event loop."""
+    """Starts worker processes for one event loop."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_PROCESSES, thread_name_prefix="large json")
         self._count = 0
 
     def close(self) -> None:
-        """Begin nothing more; what is under way ends on its own."""
+        """Start no more jobs; running ones end on their own."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def parse(self, body: bytes) -> Parsed:
-        """Read an inference request.
+        """Parse an inference request.
 
         Raises:
-            InvalidInputError: It is no JSON, or no inference request.
-            TooManyWaitingError: Too many are being read.
+            InvalidInputError: It is not JSON, or not an inference request.
+            TooManyWaitingError: Too many requests are being parsed.
         """
         parsed: Parsed = await self._run(("parse", body))
         return parsed
 
     async def render(self, document: dict[str, Any], tensors: list[tuple[str, Array]]) -> bytes:
-        """Write an answer: the document with the tensors as its outputs.
+        """Serialise a response: the document with the tensors as its outputs.
 
         Raises:
-            TooManyWaitingError: Too many are being written.
+            TooManyWaitingError: Too many responses are being serialised.
         """
         rendered: bytes = await self._run(("render", document, tensors))
         return rendered
@@ -68,7 +68,7 @@ class LargeJson:
 
 
 def _worked(job: tuple[Any, ...]) -> tuple[str, Any]:
-    """Run a worker process to its end. Its input and output are memory without a name, which no pipe has to carry."""
+    """Run a worker process to its end. Its input and output are anonymous memory, so no pipe has to carry them."""
     with (
         os.fdopen(os.memfd_create("json-job"), "w+b") as given,
         os.fdopen(os.memfd_create("json-result"), "w+b") as taken,

@@ -1,4 +1,4 @@
-"""Limits on requests, by whoever makes them; of this instance alone."""
+"""Request limits per caller, on this instance alone."""
 
 import math
 import time
@@ -9,16 +9,16 @@ from controlplane.domain.ratelimit import Bucket, Rate, take
 from controlplane.errors import RateLimitedError
 
 _KEPT = 10_000
-"""Buckets kept: that many who ask at once are told apart. One that is forgotten begins full again."""
+"""Number of callers that are tracked at the same time. A forgotten caller starts with a full bucket again."""
 
 
 class RateLimits:
     """Counts requests; used from the event loop alone.
 
     Args:
-        per_second: The default; 0 is no limit.
-        burst: The default of requests at once.
-        monotonic: Gives a time that only grows, in seconds.
+        per_second: The default rate; 0 is no limit.
+        burst: The default number of requests at once.
+        monotonic: Returns a monotonic time in seconds.
     """
 
     def __init__(self, per_second: float, burst: int, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -30,12 +30,12 @@ class RateLimits:
         """Count one request.
 
         Args:
-            who: Whose limit it is.
-            per_second: Their own limit, where they have one.
-            burst: Their own number of requests at once.
+            who: The caller.
+            per_second: The caller's own rate, if any.
+            burst: The caller's own number of requests at once, if any.
 
         Raises:
-            RateLimitedError: It is one too many; the details say when the next may be made.
+            RateLimitedError: The limit is exceeded; the details say when the next request may be made.
         """
         rate = Rate(
             self._default.per_second if per_second is None else per_second,

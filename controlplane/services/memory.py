@@ -1,4 +1,4 @@
-"""Who holds which memory and why, what a load would do, and loads that somebody waits for."""
+"""Memory use by model and its reasons, load plans, and loads that a caller waits for."""
 
 import asyncio
 
@@ -18,25 +18,25 @@ from controlplane.services.deployments import Deployment, Deployments
 
 _LOOK_SECONDS = 0.02
 _ADOPT_SECONDS = 10.0
-"""How long a revision that was just written may take to reach the loop of its own process."""
+"""Maximum time until the reconciler of this process has adopted a revision that was just written."""
 
 
 class Memory:
-    """Use cases round the memory of the servers. Used from one event loop."""
+    """Use cases for the memory of the servers. Used from one event loop."""
 
     def __init__(self, deployments: Deployments, reconciler: Reconciler) -> None:
         self._deployments = deployments
         self._reconciler = reconciler
 
     def servers(self) -> tuple[ServerMemory, ...]:
-        """Return the ledgers, by server."""
+        """Return the ledgers of all servers."""
         return self._reconciler.memory()
 
     def of(self, server: str) -> ServerMemory:
         """Return the ledger of one server.
 
         Raises:
-            NotFoundError: There is no server of this name.
+            NotFoundError: No server has this name.
         """
         found = self._reconciler.memory()
         for one in found:
@@ -46,10 +46,10 @@ class Memory:
         raise NotFoundError(f"there is no server {server[:80]!r}; the servers are: {have}", server=server[:80])
 
     async def why(self, model: str) -> ExplanationView:
-        """Return why a model is where it is.
+        """Return the explanation of a model's state and placement.
 
         Raises:
-            NotFoundError: It is not deployed.
+            NotFoundError: The model is not deployed.
         """
         await self._deployments.get(model)
         return self._reconciler.why(model) or ExplanationView(model=model, servers=())
@@ -57,37 +57,37 @@ class Memory:
     async def plan_deploy(
         self, model: str, reference: str, settings: DeploymentSettings | None, *, asker: Principal | None
     ) -> LoadPlanView:
-        """Say what deploying a version would do. Changes nothing.
+        """Return what deploying a version would do. Changes nothing.
 
         Raises:
-            InvalidInputError: It cannot be deployed so.
+            InvalidInputError: It cannot be deployed with these settings.
             ForbiddenError: The settings need the scope `code`.
-            NotFoundError: There is no such version.
+            NotFoundError: The version does not exist.
         """
         entry, settings = await self._deployments.check(model, reference, settings, asker=asker)
         return await self._reconciler.plan_load(model, entry.number, settings)
 
     async def plan_load(self, model: str) -> LoadPlanView:
-        """Say what loading a deployed model would do. Changes nothing.
+        """Return what loading a deployed model would do. Changes nothing.
 
         Raises:
-            NotFoundError: It is not deployed.
+            NotFoundError: The model is not deployed.
         """
         deployment = await self._deployments.get(model)
         return await self._reconciler.plan_load(model, deployment.spec.version, deployment.spec.settings)
 
     async def load(self, model: str, *, wait_seconds: float, actor: str, reason: str) -> tuple[Deployment, bool]:
-        """Ask for a deployed model to be loaded: after an `unload`, an eviction, or at its first use.
+        """Request the load of a deployed model: after an `unload`, an eviction, or for its first use.
 
-        Any number of calls share one load, and each counts as a use. A deployment that says unloaded says loaded from
-        now on.
+        Any number of calls share one load, and each counts as a use. A deployment whose desired state is unloaded
+        changes to loaded.
 
         Returns:
-            The deployment, and whether a version of it answers by now.
+            The deployment, and whether a version of it is active by now.
 
         Raises:
             NotFoundError: The model is not deployed.
-            InsufficientMemoryError: No device has room for it; only where somebody waits, as is the next one.
+            InsufficientMemoryError: No device has room for it; raised, like the next one, only for a call that waits.
             DeploymentFailedError: It cannot be loaded for another reason.
         """
         deployment = await self._deployments.get(model)
@@ -97,12 +97,12 @@ class Memory:
         return await self._deployments.get(model), status.phase in {Phase.READY, Phase.DEGRADED}
 
     async def demand(self, model: str, revision: int, *, wait_seconds: float) -> DeploymentStatus:
-        """Ask for a model to be loaded, and wait for it at most ``wait_seconds``; 0 does not wait.
+        """Request the load of a model, and wait for it at most ``wait_seconds``; 0 does not wait.
 
         Raises:
-            NotFoundError: It is not deployed (any more).
-            ConflictError: Its deployment says unloaded.
-            InsufficientMemoryError: No device has room for it; only where somebody waits, as is the next one.
+            NotFoundError: The model is not deployed (any more).
+            ConflictError: Its desired state is unloaded.
+            InsufficientMemoryError: No device has room for it; raised, like the next one, only for a call that waits.
             DeploymentFailedError: It cannot be loaded for another reason.
         """
         await self._adopted(model, revision)
@@ -114,7 +114,7 @@ class Memory:
         return status
 
     async def _adopted(self, model: str, revision: int) -> None:
-        """Wait until the loop of this process knows a revision: before that it would refuse a demand."""
+        """Wait until the reconciler of this process knows a revision; before that, it would refuse a demand."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _ADOPT_SECONDS
         while loop.time() < deadline:

@@ -14,10 +14,10 @@ _JSON_KEPT = 1024
 
 
 class Models:
-    """Use cases round a model's head.
+    """Use cases for a model's head.
 
-    What is read most, a head, is answered without a thread and without being serialised again while it is in memory
-    and young enough (`peek`, `peek_json`).
+    The most frequent read, a head, needs neither a thread nor another serialisation while it is in memory and recent
+    enough (`peek`, `peek_json`).
     """
 
     def __init__(self, registry: Registry, reconciler: Reconciler) -> None:
@@ -26,7 +26,7 @@ class Models:
         self._json: OrderedDict[str, tuple[ModelHead, bytes]] = OrderedDict()
 
     def peek(self, model: str) -> ModelHead | None:
-        """Return the head in memory if it is young enough. No I/O."""
+        """Return the head in memory if it is recent enough. No I/O."""
         return self._registry.peek_model(model)
 
     def peek_json(self, model: str) -> bytes | None:
@@ -38,7 +38,7 @@ class Models:
         """Return a model's head.
 
         Raises:
-            NotFoundError: There is no such model.
+            NotFoundError: The model does not exist.
         """
         return await asyncio.to_thread(self._registry.get_model, validate_model_name(model))
 
@@ -47,13 +47,13 @@ class Models:
         return self._serialise(await self.get(model))
 
     async def page(self, *, after: str, limit: int) -> list[ModelHead]:
-        """Return live models by name."""
+        """Return existing models by name."""
         return await asyncio.to_thread(self._registry.list_models, after=after, limit=limit)
 
     async def put(
         self, model: str, *, description: str | None, labels: dict[str, str] | None, actor: str, reason: str
     ) -> tuple[ModelHead, bool]:
-        """Create a model or change the one that is there; returns it and whether it was created."""
+        """Create a model or change the existing one, and return it and whether it was created."""
         validate_model_name(model)
 
         def create() -> ModelHead:
@@ -67,7 +67,7 @@ class Models:
             try:
                 return await asyncio.to_thread(create), True
             except AlreadyExistsError:
-                pass  # somebody else created it at this moment
+                pass  # a concurrent request created it
         return await self.update(model, description=description, labels=labels, actor=actor, reason=reason), False
 
     async def update(
@@ -85,7 +85,7 @@ class Models:
         """Delete a model and its versions.
 
         Raises:
-            InUseError: It is deployed.
+            InUseError: The model is deployed.
         """
         validate_model_name(model)
         await asyncio.to_thread(lambda: self._registry.delete_model(model, actor=actor, reason=reason))
@@ -96,7 +96,7 @@ class Models:
         return await asyncio.to_thread(lambda: list(self._registry.history(model, limit=limit, before=before)))
 
     async def set_alias(self, model: str, alias: str, version: int, *, actor: str, reason: str) -> None:
-        """Point an alias to a version; deployments by this alias follow."""
+        """Point an alias to a version; deployments that follow the alias change to it."""
         validate_model_name(model)
         validate_alias(alias)
         await asyncio.to_thread(lambda: self._registry.set_alias(model, alias, version, actor=actor, reason=reason))

@@ -1,4 +1,4 @@
-"""How well deployments are doing: figures for who asks, and a word to who must know when an objective is not kept."""
+"""Metrics of deployments, and alerts when an objective is violated."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ MAX_POINTS = 240
 
 
 class DeploymentMetrics(BaseModel):
-    """How well a deployment is doing."""
+    """Metrics and objectives of a deployment."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -40,15 +40,15 @@ class DeploymentMetrics(BaseModel):
 
 
 class Monitoring:
-    """Use cases round figures and objectives.
+    """Use cases for metrics and objectives.
 
     Args:
         monitor: The windows.
-        reconciler: Knows what is deployed, and takes events.
-        deployments: Says whether a model is deployed.
+        reconciler: Knows the deployments, and records events.
+        deployments: Checks that a model is deployed.
         settings: Windows and intervals.
-        webhook: Is told when an objective burns, and when it is kept again, by the instance that leads.
-        condition_log: Keeps what it was told.
+        webhook: Receives an alert from the leader when an objective burns, and when it is met again.
+        condition_log: Stores which alerts were sent.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class Monitoring:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to watch the servers, and the objectives."""
+        """Start to monitor the servers and the objectives."""
         await self.monitor.start()
         await self.webhook.start()
         self._task = asyncio.create_task(self._watch(), name="objectives")
 
     async def stop(self) -> None:
-        """Stop watching."""
+        """Stop the monitoring."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -92,11 +92,11 @@ class Monitoring:
         await self.monitor.stop()
 
     async def metrics(self, model: str, *, window_seconds: float, points: int) -> DeploymentMetrics:
-        """Return a deployment's figures.
+        """Return a deployment's metrics.
 
         Raises:
-            NotFoundError: It is not deployed.
-            InvalidInputError: The window is longer than what is kept.
+            NotFoundError: The model is not deployed.
+            InvalidInputError: The window is longer than the kept history.
         """
         if window_seconds > MAX_WINDOW_SECONDS:
             raise InvalidInputError(
@@ -120,20 +120,20 @@ class Monitoring:
         )
 
     def deployed(self) -> dict[str, DeploymentSpec]:
-        """Return what is deployed, by model. No I/O."""
+        """Return the deployed models and their specs. No I/O."""
         return {model: revision.spec for model, revision in self._reconciler.deployed().items()}
 
     def propagation_lag(self) -> dict[str, float]:
-        """Return for how many seconds each deployment has not been what was asked for; 0: it is. No I/O."""
+        """Return for how many seconds each deployment has differed from its desired state; 0: it does not. No I/O."""
         return dict.fromkeys(self._reconciler.deployed(), 0.0) | self._reconciler.propagation_lag()
 
     def objectives(self, model: str) -> tuple[ObjectiveState, ...]:
-        """Return how a deployment's objectives are kept, as judged now; none without any. No I/O."""
+        """Return the state of a deployment's objectives, evaluated now; empty if it has none. No I/O."""
         spec = self._reconciler.spec(model)
         return self._judge(model, spec) if spec is not None else ()
 
     def states(self) -> dict[str, tuple[ObjectiveState, ...]]:
-        """Return how all objectives are kept, by model, as last judged. No I/O."""
+        """Return the state of all objectives by model, as last evaluated. No I/O."""
         return dict(self._states)
 
     def _judge(self, model: str, spec: DeploymentSpec) -> tuple[ObjectiveState, ...]:
@@ -154,13 +154,13 @@ class Monitoring:
             try:
                 await self._look()
             except Exception:
-                # The loop's edge: one judgement's surprise must not end all others.
+                # An unexpected error in one evaluation must not end the loop.
                 logger.exception("objectives cannot be judged")
             await asyncio.sleep(self._settings.objective_interval_seconds)
 
     async def _look(self) -> None:
         deployed = self._reconciler.deployed()
-        self._reconciler.propagation_lag()  # so that what begins to lag is seen when it does
+        self._reconciler.propagation_lag()  # so that a deployment that begins to lag is noticed on time
         tells = self._notices.ready()
         for model in self._states.keys() - deployed.keys():
             del self._states[model]
@@ -175,18 +175,18 @@ class Monitoring:
             else:
                 self._states.pop(model, None)
             self._tell(model, spec, states, webhook=tells)
-            await asyncio.sleep(0)  # hundreds of models take a while; others have their turn in between
+            await asyncio.sleep(0)  # hundreds of models take a while; let other tasks run in between
         self._burning = {key for key in self._burning if key[0] in deployed}
         if tells:
             for model in self._notices.models() - deployed.keys():
-                if self._reconciler.status(model) is not None:  # it is known, and was removed; not just unread
+                if self._reconciler.status(model) is not None:  # known and removed, not just unread
                     self._notices.drop(model)
             self._notices.keep()
 
     def _tell(self, model: str, spec: DeploymentSpec, states: tuple[ObjectiveState, ...], *, webhook: bool) -> None:
         kinds = {state.kind for state in states}
         self._burning -= {key for key in self._burning if key[0] == model and key[1] not in kinds}
-        if webhook:  # of all instances, one tells
+        if webhook:  # only one instance sends alerts
             self._notices.forget(model, kinds)
         for state in states:
             key, sentence = (model, state.kind), _sentence(state)

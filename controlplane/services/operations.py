@@ -1,9 +1,9 @@
-"""Operations: what takes longer than a request, with its progress, its result and its error.
+"""Operations: work that takes longer than a request, with its progress, its result and its error.
 
-A running operation lives in this process's memory. Its last state is written to the bucket, so that every instance can
-answer for it afterwards, also after a restart. That it was begun is written to a file in this instance's data folder:
-what a killed process was at is found there at the next start, and its end is then that it was lost. Identifiers count
-downwards in time, so one LIST of the bucket gives the newest first.
+A running operation exists in this process's memory. Its final state is written to the bucket, so that every instance
+can report it afterwards, also after a restart. Its start is recorded in a file in this instance's data folder: the next
+start finds there what a killed process was running, and records it as lost. Identifiers count down over time, so one
+LIST of the bucket returns the newest first.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ _CLOCK_TOP_MILLISECONDS = 1 << 44  # the year 2527
 
 
 class OperationState(StrEnum):
-    """Where an operation stands."""
+    """The state of an operation."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -48,12 +48,12 @@ class OperationState(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """Whether it will not change any more."""
+        """Return whether the state is final."""
         return self in {OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED}
 
 
 class Progress(BaseModel):
-    """How far an operation is."""
+    """The progress of an operation."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -68,7 +68,7 @@ class Progress(BaseModel):
 
 
 class Operation(BaseModel):
-    """One operation as it stands."""
+    """The present state of one operation."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -86,7 +86,7 @@ class Operation(BaseModel):
 
 
 class Reporter:
-    """What a running operation tells its progress to; may be called from any thread."""
+    """Receives the progress of a running operation; may be called from any thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, update: Callable[[Progress | None, str | None], None]) -> None:
         self._loop = loop
@@ -103,14 +103,14 @@ class Reporter:
         total: int | None = None,
         details: dict[str, Any] | None = None,
     ) -> None:
-        """Begin a stage, or say more about it.
+        """Begin a stage, or add details to the present one.
 
         Args:
             stage: One word.
             message: One sentence.
             fraction: Share done, from 0 to 1.
-            total: Bytes that the stage will move, where `moved` is going to be called.
-            details: JSON-able facts for a program.
+            total: Bytes that the stage will transfer, if `moved` is going to be called.
+            details: Details that can be serialised as JSON, for programs.
         """
         self._stage = Progress(
             stage=stage,
@@ -130,12 +130,12 @@ class Reporter:
             update={"bytes_done": done, "fraction": min(1.0, done / total) if total else None}
         )
         now = time.monotonic()
-        if now - self._bytes_told_at >= 0.1 or done == total:  # a callback per part would be thousands
+        if now - self._bytes_told_at >= 0.1 or done == total:  # avoid thousands of callbacks, one for each part
             self._bytes_told_at = now
             self._tell(self._stage, None)
 
     def log(self, text: str) -> None:
-        """Keep the end of a log with the operation."""
+        """Store the end of a log with the operation."""
         self._tell(None, text[-16_384:])
 
     def _tell(self, progress: Progress | None, log: str | None) -> None:
@@ -147,7 +147,7 @@ Work = Callable[[Reporter], Awaitable[dict[str, Any]]]
 
 
 class _Live:
-    """An operation in memory: its newest state, and a way to hear of the next one."""
+    """An operation in memory: its newest state, and a way to wait for the next one."""
 
     def __init__(self, operation: Operation) -> None:
         self.operation = operation
@@ -172,7 +172,7 @@ class _Live:
 
 
 class Operations:
-    """Starts operations and answers for them. Belongs to one event loop."""
+    """Starts operations and reports their state. Belongs to one event loop."""
 
     def __init__(self, store: ObjectStore, journal: Journal) -> None:
         self._store = store
@@ -181,7 +181,7 @@ class Operations:
         self.finished_total: dict[tuple[str, str], int] = {}
 
     async def recover(self) -> None:
-        """Say of what an earlier process was at that it was lost, and write down the ends that it could not write."""
+        """Record the operations of an earlier process as lost, and write the final states that it could not write."""
         for document in await asyncio.to_thread(lambda: list(self._journal.left())):
             try:
                 operation = Operation.model_validate_json(document)
@@ -195,7 +195,7 @@ class Operations:
             await self._write(live.operation)
 
     def start(self, kind: str, work: Work, *, actor: str, subject: str = "") -> Operation:
-        """Start ``work`` and return at once.
+        """Start ``work`` and return immediately.
 
         Raises:
             ConflictError: Too many operations are running already.
@@ -213,21 +213,22 @@ class Operations:
             updated_at=now,
         )
         live = self._live[operation.id] = _Live(operation)
-        self._journal.put(operation.id, operation.model_dump_json())  # before anybody learns its identifier
+        self._journal.put(operation.id, operation.model_dump_json())  # before any client learns its identifier
         self._forget_oldest()
         live.task = asyncio.create_task(self._run(live, work), name=f"operation {operation.id}")
         return operation
 
     @property
     def running(self) -> int:
-        """How many have not ended."""
+        """Return the number of operations that have not ended."""
         return sum(not live.operation.state.finished for live in self._live.values())
 
     async def get(self, operation_id: str) -> Operation:
-        """Return an operation as it stands.
+        """Return the present state of an operation.
 
         Raises:
-            NotFoundError: No such operation, or it runs in another instance, or that one was killed and is not back.
+            NotFoundError: It does not exist, runs in another instance, or was run by an instance that was killed and
+                has not restarted.
         """
         if live := self._live.get(operation_id):
             return live.operation
@@ -244,7 +245,7 @@ class Operations:
         return Operation.model_validate_json(data)
 
     async def wait(self, operation_id: str, seconds: float) -> Operation:
-        """Return an operation once it ended, or as it stands after ``seconds``."""
+        """Return an operation once it has ended, or its state after ``seconds``."""
         deadline = time.monotonic() + seconds
         while True:
             live = self._live.get(operation_id)
@@ -259,7 +260,7 @@ class Operations:
                 return live.operation
 
     async def follow(self, operation_id: str, *, heartbeat_seconds: float) -> AsyncIterator[Operation | None]:
-        """Yield the operation's states as they come, None after each silent ``heartbeat_seconds``, up to its end."""
+        """Yield the operation's states as they change, and None per silent ``heartbeat_seconds``, up to its end."""
         live = self._live.get(operation_id)
         if live is None:
             yield await self.get(operation_id)
@@ -276,7 +277,7 @@ class Operations:
                     yield None
 
     async def page(self, *, after: str = "", limit: int = 100) -> list[Operation]:
-        """Return operations, newest first, those that run here and those that ended anywhere."""
+        """Return operations, newest first: those that run here and those that ended on any instance."""
         infos = await asyncio.to_thread(
             lambda: list(self._store.list(PREFIX, start_after=_key(after) if after else "", limit=limit))
         )
@@ -285,7 +286,7 @@ class Operations:
         return [await self.get(name) for name in ids]
 
     async def cancel(self, operation_id: str) -> Operation:
-        """Cancel an operation that runs here; one that ended stays as it is."""
+        """Cancel an operation that runs here; one that has ended is unchanged."""
         live = self._live.get(operation_id)
         if live is None:
             return await self.get(operation_id)
@@ -295,7 +296,7 @@ class Operations:
         return live.operation
 
     async def stop(self) -> None:
-        """Cancel what runs, and write down that it was."""
+        """Cancel the running operations and record that."""
         tasks = [live.task for live in self._live.values() if live.task is not None and not live.task.done()]
         for task in tasks:
             task.cancel()
@@ -308,7 +309,7 @@ class Operations:
         try:
             live.update(state=OperationState.RUNNING)
             result = await work(reporter)
-            await asyncio.sleep(0)  # progress told from threads arrives before the end does
+            await asyncio.sleep(0)  # progress reported from threads arrives before the end does
             done = live.operation.progress.model_copy(update={"stage": "done", "message": "", "fraction": 1.0})
             end = {"state": OperationState.SUCCEEDED, "result": result, "progress": done}
         except asyncio.CancelledError:
@@ -319,7 +320,7 @@ class Operations:
             logger.exception("operation %s (%s) failed", live.operation.id, live.operation.kind)
             end = {"state": OperationState.FAILED, "error": error_info(error)}
         operation = live.operation.model_copy(update={"updated_at": datetime.now(UTC), **end})
-        self._journal.put(operation.id, operation.model_dump_json())  # an end that was told is never lost afterwards
+        self._journal.put(operation.id, operation.model_dump_json())  # a final state that was seen is never lost
         live.become(operation)
         counted = (operation.kind, operation.state.value)
         self.finished_total[counted] = self.finished_total.get(counted, 0) + 1
@@ -331,7 +332,7 @@ class Operations:
         try:
             await asyncio.to_thread(self._write_now, operation)
         except ControlPlaneError as error:
-            # What it did is done and committed; its record goes to the bucket at the next start.
+            # The work is done and committed; its record is written to the bucket at the next start.
             logger.warning("the end of operation %s could not be written: %s", operation.id, error.message)
 
     def _write_now(self, operation: Operation) -> None:
@@ -351,12 +352,12 @@ class Operations:
 
 
 def new_id() -> str:
-    """Return a fresh identifier; later ones sort before earlier ones."""
+    """Return a new identifier; later identifiers sort before earlier ones."""
     return f"{_CLOCK_TOP_MILLISECONDS - time.time_ns() // 1_000_000:011x}{secrets.token_hex(4)}"
 
 
 def is_id(text: str) -> bool:
-    """Whether the text has the form of an identifier of `new_id`."""
+    """Return whether the text has the form of an identifier from `new_id`."""
     return len(text) == 19 and all(character in "0123456789abcdef" for character in text)
 
 

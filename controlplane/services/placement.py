@@ -1,4 +1,4 @@
-"""Where models are placed, as far as a person has a say in it at once: defragmentation."""
+"""Placement operations that a user can start: defragmentation."""
 
 from controlplane.errors import ConflictError
 from controlplane.placement.views import DefragmentationView
@@ -6,16 +6,16 @@ from controlplane.reconciler.controller import Reconciler
 
 
 class Placement:
-    """Use cases round placement. Used from one event loop."""
+    """Use cases for placement. Used from one event loop."""
 
     def __init__(self, reconciler: Reconciler) -> None:
         self._reconciler = reconciler
 
     def defragment(self, *, dry_run: bool, limit: int) -> DefragmentationView:
-        """Say which moves are worth their cost, and make them unless it is a dry run.
+        """Return the moves that are worth their cost, and start them unless this is a dry run.
 
         Raises:
-            ConflictError: This instance does not lead, so it cannot move anything.
+            ConflictError: This instance is not the leader, so it cannot move anything.
         """
         if not dry_run and not self._reconciler.leading:
             raise ConflictError(

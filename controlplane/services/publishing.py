@@ -1,4 +1,4 @@
-"""Publishing an upload as a version."""
+"""Publication of an upload as a version."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishCommand:
-    """What to publish; the fields are those of the API's request."""
+    """A version to publish; the fields are those of the API's request."""
 
     model: str
     actor: str
@@ -55,7 +55,7 @@ class PublishCommand:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """What a worker found out about an artifact."""
+    """Facts about an artifact that a worker determined."""
 
     inspection: Inspection
     signature: Signature | None
@@ -67,7 +67,7 @@ class Learnt:
 
 
 class Publishing:
-    """Turns uploads into versions."""
+    """Publishes uploads as versions."""
 
     def __init__(
         self,
@@ -86,11 +86,11 @@ class Publishing:
         self._reconciler = reconciler
 
     async def start(self, command: PublishCommand) -> Operation:
-        """Check what can be checked at once, and start.
+        """Check what can be checked immediately, and start the publication.
 
         Raises:
-            InvalidInputError: A name breaks the rules, or the upload has no such samples file or no other file.
-            NotFoundError: No such upload.
+            InvalidInputError: A name is not valid, the upload has no such samples file, or it has no other file.
+            NotFoundError: The upload does not exist.
             ConflictError: The upload is not complete.
         """
         validate_model_name(command.model)
@@ -168,10 +168,10 @@ class Publishing:
         return _result(command.model, version, manifest, learnt.warnings)
 
     def _unchanged(self, command: PublishCommand, manifest: Manifest, local: dict[str, Path]) -> VersionEntry | None:
-        """Return the newest version where a publish would repeat it; the aliases are moved there. Blocks.
+        """Return the newest version if the publication would repeat it, and move the aliases to it. Blocks.
 
-        Answers to generated samples are not compared: they may differ in the last digit. Blobs that the store lost, or
-        that are damaged, are written again.
+        Outputs for generated samples are not compared, because their last digits may differ. Blobs that are missing or
+        damaged in the store are written again.
         """
         try:
             newest = self._registry.get_model(command.model).live_versions[-1:]
@@ -180,7 +180,7 @@ class Publishing:
         if not newest:
             return None
         present = self._registry.manifest(command.model, newest[0].number)
-        # pydantic's `exclude` takes no False for "keep it".
+        # pydantic's `exclude` does not accept False for "keep it".
         left_out = {"golden": {"file"}} if command.samples is None else None
         ours, theirs = (one.model_dump(exclude=left_out) for one in (manifest, present))
         if ours != theirs or (manifest.golden is None) != (present.golden is None):
@@ -215,7 +215,7 @@ class Publishing:
                 + ("golden is false" if not command.golden else f"{inspection.format.value} is recorded when converted")
             )
         if inspection.format is Format.TORCHSCRIPT:
-            # What Triton can run of it is known to torch alone.
+            # Only torch knows which parts of it Triton can run.
             return await self._record(command, artifact, given, reporter)
         signature = inspection.signature or command.signature
         unservable = inspection.unservable
@@ -274,7 +274,7 @@ def _result(
 def _renamed(
     tolerances: dict[str, Tolerance], given: Signature | None, recorded: Signature | None
 ) -> dict[str, Tolerance]:
-    """Return tolerances under the names that the outputs have by now: those of TorchScript get a position."""
+    """Return tolerances under the outputs' present names: TorchScript appends a position to each."""
     if given is None or recorded is None:
         return tolerances
     names = {old.name: new.name for old, new in zip(given.outputs, recorded.outputs, strict=True)}
@@ -282,7 +282,7 @@ def _renamed(
 
 
 def _is_servable(command: PublishCommand, artifact: Path) -> bool:
-    """Whether it is plain without looking inside that Triton runs it: that saves the start of a worker."""
+    """Return whether the artifact is clearly servable without opening it; this saves the start of a worker."""
     if command.format is not None:
         return command.format.backend is not None
     return any(artifact.glob("*.onnx"))
@@ -292,7 +292,7 @@ def split_samples(upload: Upload, samples: str | None) -> tuple[tuple[FileEntry,
     """Return the files that make up the artifact, and the one with the samples.
 
     Raises:
-        InvalidInputError: There is no such file, or nothing but the samples.
+        InvalidInputError: The file does not exist, or the upload contains only the samples.
     """
     entries = [FileEntry(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes) for file in upload.files]
     if samples is None:

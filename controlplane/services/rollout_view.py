@@ -1,4 +1,4 @@
-"""A rollout as the API tells it: where it stands, both versions' figures side by side, and what the tests say."""
+"""A rollout in the form of the API: its state, the metrics of both versions, and the results of the tests."""
 
 import math
 from datetime import datetime, timedelta
@@ -12,7 +12,7 @@ from controlplane.domain.rollout.strategy import StrategyKind
 from controlplane.registry.deployments import DeploymentRevision
 
 _LARGEST_LOG = 700.0
-"""exp of more is no float."""
+"""The exponential of a larger value overflows a float."""
 
 
 class RolloutArm(ArmFigures):
@@ -22,7 +22,7 @@ class RolloutArm(ArmFigures):
 
 
 class RolloutTest(BaseModel):
-    """What one of the sequential tests says so far."""
+    """The present result of one of the sequential tests."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,7 +34,7 @@ class RolloutTest(BaseModel):
 
 
 class RolloutView(BaseModel):
-    """Where a rollout stands."""
+    """The state of a rollout."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,14 +61,14 @@ class RolloutView(BaseModel):
 def rollout_view(
     revision: DeploymentRevision, rollout: Rollout, evidence: Evidence, *, ready: bool, message: str
 ) -> RolloutView:
-    """Put a rollout together for the API.
+    """Return the API's view of a rollout.
 
     Args:
         revision: The deployment's newest revision.
         rollout: Its rollout.
-        evidence: What was measured.
+        evidence: The measurements.
         ready: Whether both versions are loaded and proved.
-        message: What it waits for.
+        message: What the rollout waits for.
     """
     active, strategy = rollout.phase.active, rollout.strategy
     begun = rollout.step_since is not None

@@ -1,4 +1,4 @@
-"""Rollouts by evidence: every instance splits the traffic and measures, the leader decides and writes it down."""
+"""Rollouts by evidence: every instance splits the traffic and measures; the leader decides and records the decision."""
 
 import asyncio
 import logging
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 ACTOR = "rollouts"
 _LOOK_SECONDS = 0.25
-"""Time between two looks at the evidence. The tests allow any number of them."""
+"""Interval between two evaluations of the evidence. The tests allow any number of them."""
 _KEEP_SECONDS = 5.0
-"""Time between two writes of what was measured: what a killed instance loses at most."""
+"""Interval between two writes of the measurements, which bounds how much a killed instance loses."""
 
 
 class Rollouts:
-    """Use cases round rollouts, and the task that carries them on. Used from one event loop.
+    """Use cases for rollouts, and the task that advances them. Used from one event loop.
 
     Args:
-        registry: The bucket.
+        registry: The registry in the store.
         deployments: Commits decisions.
-        reconciler: Says which versions are ready.
-        splits: Where the traffic is split and measured.
+        reconciler: Reports which versions are ready.
+        splits: Split the traffic and measure it.
         instance: Identifies this process.
     """
 
@@ -61,11 +61,11 @@ class Rollouts:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to carry rollouts on."""
+        """Start to advance rollouts."""
         self._task = asyncio.create_task(self._run(), name="rollouts")
 
     async def stop(self) -> None:
-        """Stop, and keep what was measured."""
+        """Stop, and store the measurements."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -76,7 +76,7 @@ class Rollouts:
             logger.warning("what was measured of rollouts cannot be kept: %s", error)
         await self._splits.close()
 
-    # What others call
+    # Public methods
 
     async def page(self, *, after: str, limit: int) -> list[RolloutView]:
         """Return the newest rollout of every deployment that has one, by model."""
@@ -88,43 +88,43 @@ class Rollouts:
         return [await self._view(one) for one in chosen[:limit]]
 
     async def get(self, model: str) -> RolloutView:
-        """Return a model's rollout, under way or the newest that ended.
+        """Return a model's rollout: the one in progress, or the last one.
 
         Raises:
-            NotFoundError: The model is not deployed, or was never rolled out by evidence.
+            NotFoundError: The model is not deployed, or never had a rollout by evidence.
         """
         validate_model_name(model)
         revision = await asyncio.to_thread(self._registry.deployments.get, model, fresh=True)
         return await self._view(revision)
 
     def measured(self) -> list[tuple[str, Rollout, float, Evidence]]:
-        """Return model, rollout, the new version's share and what was measured here, for what is under way."""
+        """Return model, rollout, the new version's share and this instance's measurements, for rollouts in progress."""
         return [(one.model, one.rollout, one.weight, one.meter.evidence()) for one in self._splits.all()]
 
     async def promote(self, model: str, *, actor: str, reason: str) -> RolloutView:
-        """Let the new version take over now, whatever was measured.
+        """Make the new version active now, regardless of the measurements.
 
         Raises:
             NotFoundError: The model is not deployed.
-            ConflictError: No rollout is under way.
+            ConflictError: No rollout is in progress.
         """
         return await self._by_hand(model, RolloutAction.PROMOTE, actor, reason)
 
     async def abort(self, model: str, *, actor: str, reason: str) -> RolloutView:
-        """Withdraw the new version now; the old one gets all requests at once.
+        """Withdraw the new version now; the old one receives all requests immediately.
 
         Raises:
             NotFoundError: The model is not deployed.
-            ConflictError: No rollout is under way.
+            ConflictError: No rollout is in progress.
         """
         return await self._by_hand(model, RolloutAction.ABORT, actor, reason)
 
     async def pause(self, model: str, *, pause: bool, actor: str, reason: str) -> RolloutView:
-        """Keep a rollout at its present step, or let it go on. What is found to be worse is withdrawn even so.
+        """Keep a rollout at its present step, or resume it. A version that proves to be worse is withdrawn even so.
 
         Raises:
             NotFoundError: The model is not deployed.
-            ConflictError: No rollout is under way.
+            ConflictError: No rollout is in progress.
         """
         why = f"{'paused' if pause else 'resumed'} by {actor}" + (f": {reason}" if reason else "")
 
@@ -169,7 +169,7 @@ class Rollouts:
         decision = rules.decide(rollout, evidence, trial.readiness, _now())
         return rollout_view(revision, rollout, evidence, ready=trial.readiness.ready, message=decision.reason)
 
-    # The task
+    # Background task
 
     async def _run(self) -> None:
         while True:
@@ -178,13 +178,13 @@ class Rollouts:
             except ControlPlaneError as error:
                 logger.warning("rollouts are not looked at now: %s", error)
             except Exception:
-                # The loop's edge: the next look may fare better.
+                # An error must not end the loop; the next evaluation may succeed.
                 logger.exception("rollouts stumbled")
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _look(self) -> None:
         known = self._reconciler.trials()
-        # The reconciler may not have seen yet that a rollout has ended; the traffic must not go back to it.
+        # The reconciler may not know yet that a rollout has ended; the traffic must not return to it.
         self._ended &= {rules.required(trial.revision.spec).id for trial in known.values()}
         trials = {
             model: trial for model, trial in known.items() if rules.required(trial.revision.spec).id not in self._ended
@@ -195,7 +195,7 @@ class Rollouts:
             spec = self._reconciler.spec(split.model)
             rollout = spec.rollout if spec is not None else None
             if rollout is not None and rollout.id == split.rollout.id and rollout.phase.active:
-                split.servers = ()  # the model is unloaded; its rollout goes on when it is loaded again
+                split.servers = ()  # the model is unloaded; its rollout continues when it is loaded again
             else:
                 await self._over(split.model, split.rollout.id)
         for model, trial in trials.items():
@@ -225,14 +225,14 @@ class Rollouts:
         try:
             deployment = await self._deployments.change(model, change, actor=ACTOR)
         except (ConflictError, NotFoundError):
-            return  # the next look sees what it is now
+            return  # the next evaluation sees the new state
         if deployment.spec.trial is None:
             await self._over(model, rollout.id)
         else:
             await self._splits.keep(model, deployment.spec.trial, trial.servers)
 
     async def _over(self, model: str, rollout_id: str) -> None:
-        """A rollout has ended: the traffic is whole again, and what was measured is in the revision that ended it."""
+        """Stop the split of a rollout that has ended; its measurements are in the revision that ended it."""
         self._ended.add(rollout_id)
         await self._splits.drop(model)
         if not self._reconciler.leading:
@@ -246,7 +246,7 @@ class Rollouts:
         return self._splits.evidence(model, rollout_id).plus(self._others.get(rollout_id, Evidence()))
 
     async def _keep(self, trials: dict[str, RolloutReadiness]) -> None:
-        """Write down what was measured here, and read what was measured elsewhere."""
+        """Store the measurements of this instance, and read those of the others."""
         ids = set()
         for model, trial in trials.items():
             rollout = rules.required(trial.revision.spec)

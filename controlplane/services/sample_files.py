@@ -1,4 +1,4 @@
-"""Sample inputs as users give them: an ``.npz``."""
+"""Sample inputs that users provide as an ``.npz`` file."""
 
 import io
 import zipfile
@@ -11,10 +11,10 @@ from controlplane.errors import InvalidInputError
 
 
 def read_samples(path: Path) -> tuple[Sample, ...]:
-    """Read samples from an ``.npz``: either what ``pull --samples`` wrote, or one array for each input (one sample).
+    """Read samples from an ``.npz``: either the output of ``pull --samples``, or one array for each input (one sample).
 
     Raises:
-        InvalidInputError: The file is no such archive, holds pickles, or is too large.
+        InvalidInputError: The file is not such an archive, contains pickles, or is too large.
     """
     if path.stat().st_size > MAX_SAMPLES_BYTES:
         raise InvalidInputError(too_large("the samples have"))

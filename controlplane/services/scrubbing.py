@@ -1,4 +1,4 @@
-"""Runs the scrub beside everything else, in a thread of its own, and says what it knows."""
+"""Runs the scrub in a thread of its own, and reports its state."""
 
 import asyncio
 import logging
@@ -19,11 +19,11 @@ from controlplane.settings import ScrubSettings
 logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 10.0
-"""How often a thread that has nothing to do looks whether that changed; no request is made for it."""
+"""Interval at which an idle thread checks whether there is work; the check makes no request."""
 
 
 class ScrubView(BaseModel):
-    """How the scrub stands."""
+    """The state of the scrub."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -33,7 +33,7 @@ class ScrubView(BaseModel):
 
 
 class Scrubbing:
-    """Scrubs while this instance leads; on every instance, repairs what is known to be damaged and its cache has."""
+    """Scrubs while this instance leads; every instance repairs damaged blobs that its cache contains."""
 
     def __init__(self, registry: Registry, reconciler: Reconciler, settings: ScrubSettings) -> None:
         self._registry = registry
@@ -44,30 +44,30 @@ class Scrubbing:
         self._thread: threading.Thread | None = None
 
     async def start(self) -> None:
-        """Begin, and report in events what is found."""
+        """Start, and report findings in events."""
         loop = asyncio.get_running_loop()
         self._registry.damages.on_notice = lambda reason, damage: self._notice(loop, reason, damage)
         self._thread = threading.Thread(target=self._run, name="scrub", daemon=True)
         self._thread.start()
 
     async def stop(self) -> None:
-        """Commit the position and end."""
+        """Commit the position and stop."""
         self._stop.set()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
     @property
     def read_bytes(self) -> int:
-        """How many bytes this process has read in scrubs."""
+        """Return how many bytes this process has read in scrubs."""
         return self._pace.bytes
 
     @property
     def requests(self) -> int:
-        """How many requests this process has made in scrubs."""
+        """Return how many requests this process has made in scrubs."""
         return self._pace.requests
 
     def view(self) -> ScrubView:
-        """Return how the scrub stands, as this instance last read it. No I/O."""
+        """Return the state of the scrub, as this instance last read it. No I/O."""
         record = self._registry.damages.record
         return ScrubView(enabled=self._settings.enabled, running=record.running, record=record)
 
@@ -119,7 +119,7 @@ class Scrubbing:
         return True
 
     def _attempt(self, work: Callable[[], bool]) -> bool:
-        """Do one piece of work; false if it could not be done now."""
+        """Do one piece of work, and return False if it could not be done now."""
         try:
             return work()
         except Stopped:
@@ -127,6 +127,6 @@ class Scrubbing:
         except (ControlPlaneError, OSError) as error:
             logger.warning("the scrub waits, since the store or the disk failed: %s", error)
             return False
-        except Exception:  # the edge of the thread: a surprise ends one step, not the scrub
+        except Exception:  # an unexpected error ends one step, not the scrub
             logger.exception("unexpected error in the scrub")
             return False

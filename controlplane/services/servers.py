@@ -6,7 +6,7 @@ from controlplane.reconciler.controller import Reconciler
 
 
 class Servers:
-    """Tells of the servers."""
+    """Returns the state of the servers."""
 
     def __init__(self, reconciler: Reconciler) -> None:
         self._reconciler = reconciler
@@ -19,7 +19,7 @@ class Servers:
         """Return one server.
 
         Raises:
-            NotFoundError: There is none of this name.
+            NotFoundError: No server has this name.
         """
         for server in self._reconciler.servers():
             if server.name == name:

@@ -1,4 +1,4 @@
-"""Tensors between the JSON of the v2 inference protocol and numpy, checked on the way in."""
+"""Conversion of tensors between the JSON of the v2 inference protocol and numpy, with checks of the inputs."""
 
 import base64
 import math
@@ -27,10 +27,10 @@ class InputTensor:
 
 
 def read_inputs(inputs: Sequence[InputTensor], signature: Signature | None) -> Tensors:
-    """Read the inputs of a request.
+    """Convert the inputs of a request to arrays.
 
     Raises:
-        InvalidInputError: They do not fit the signature, or one has no values of its type.
+        InvalidInputError: They do not match the signature, or one has values that are not of its type.
     """
     specs = {spec.name: spec for spec in signature.inputs} if signature else {}
     tensors = {}
@@ -69,16 +69,16 @@ def read_inputs(inputs: Sequence[InputTensor], signature: Signature | None) -> T
 
 
 def to_array(name: str, dtype: DataType, shape: Sequence[int] | None, data: Any) -> Array:
-    """Read one input.
+    """Convert one input to an array.
 
     Args:
         name: The input's name, for messages.
         dtype: Its element type; every element must be a value of it.
-        shape: Its shape; None takes that of nested ``data``.
+        shape: Its shape; None uses the shape of nested ``data``.
         data: Elements, flat in row-major order or nested.
 
     Raises:
-        InvalidInputError: An element is not of the type, a row is shorter than another, or the shape does not fit.
+        InvalidInputError: An element is not of the type, rows differ in length, or the shape does not match.
     """
     array = _strings(name, data) if dtype is DataType.BYTES else _numbers(name, dtype, data)
     if shape is None:
@@ -92,7 +92,7 @@ def to_array(name: str, dtype: DataType, shape: Sequence[int] | None, data: Any)
 
 
 def from_array(array: Array) -> tuple[str, list[Any]]:
-    """Return an output's element type and its elements, flat; what JSON lacks (NaN, bytes) as strings."""
+    """Return an output's element type and its elements, flat; values that JSON lacks (NaN, bytes) as strings."""
     dtype = DataType.of(array)
     flat = array.reshape(-1)
     if dtype is DataType.BYTES:
@@ -138,7 +138,7 @@ def _numbers(name: str, dtype: DataType, data: Any) -> Array:
 
 
 def _with_specials(name: str, raw: Array, data: Any) -> Array:
-    """Read numbers among which NaN or an infinity is written as a string."""
+    """Convert numbers that include NaN or an infinity as a string."""
     elements = np.empty(raw.shape, dtype=np.float64)
     nested = np.asarray(data, dtype=object)
     for index, element in np.ndenumerate(nested):

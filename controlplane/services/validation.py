@@ -1,4 +1,4 @@
-"""Looking at an upload, or at a version that was published, as a publish would; publishing nothing."""
+"""Checks an upload or a published version as a publication would, without publishing anything."""
 
 import asyncio
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from converters.options import SamplingOptions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidateCommand:
-    """What to look at; the fields are those of the API's request."""
+    """An upload or a version to validate; the fields are those of the API's request."""
 
     actor: str
     asker: Principal | None
@@ -53,12 +53,13 @@ class Validation:
         self._workspace = workspace
 
     async def start(self, command: ValidateCommand) -> Operation:
-        """Start a validation. An upload stays, so that it can be published afterwards.
+        """Start a validation. The upload is kept, so that it can be published afterwards.
 
-        A version is read from the bucket again, every byte verified, and run on its own golden samples' inputs.
+        A version is read from the bucket again, with every byte verified, and run on the inputs of its own golden
+        samples.
 
         Raises:
-            NotFoundError: No such upload, model or version.
+            NotFoundError: The upload, the model or the version does not exist.
             ConflictError: The upload is not complete.
             InvalidInputError: It has no such samples file, or neither or both of upload and reference are given.
         """
@@ -124,7 +125,7 @@ class Validation:
                     sampling=SamplingOptions(seed=command.seed, sample_count=command.sample_count),
                     samples=given,
                     trust=command.trust,
-                    # A published version was brought by a key that had the right to.
+                    # The key that published the version had the permission.
                     code=command.reference is not None or may_bring_code(command.asker),
                 ),
                 reporter,

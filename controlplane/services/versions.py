@@ -1,4 +1,4 @@
-"""Versions: looking them up, sending their files, deleting them."""
+"""Versions: look-up, download and deletion."""
 
 import asyncio
 import hashlib
@@ -27,10 +27,10 @@ _CHUNK_BYTES = 1 << 20
 
 
 def parse_selector(model: str, selector: str) -> Reference:
-    """Read a version as a URL names it: ``7``, ``@champion`` or ``latest``.
+    """Parse a version as a URL names it: ``7``, ``@champion`` or ``latest``.
 
     Raises:
-        InvalidReferenceError: It is none of these.
+        InvalidReferenceError: The selector has none of these forms.
     """
     validate_model_name(model)
     if selector == LATEST:
@@ -55,14 +55,14 @@ class StagedCopy(BaseModel):
 
 
 class Download:
-    """One blob that is going to be sent."""
+    """One blob to be sent."""
 
     def __init__(self, registry: Registry, file: FileEntry) -> None:
         self._registry = registry
         self.file = file
 
     async def read(self, start: int, length: int) -> AsyncGenerator[bytes]:
-        """Yield the bytes, constant memory. A whole file's digest is checked; a wrong one breaks the transfer off.
+        """Yield the bytes with constant memory. The digest of a whole file is verified; a mismatch aborts the transfer.
 
         Raises:
             DigestMismatchError: The store's bytes are not those that were published.
@@ -76,7 +76,8 @@ class Download:
                     digest.update(chunk)
                     yield chunk
             finally:
-                # Nothing is awaited here: a reader that is cancelled again, or collected as garbage, closes as well.
+                # Nothing is awaited here, so that a reader that is cancelled again, or garbage-collected, closes as
+                # well.
                 stream.close()
             if digest.hexdigest() != self.file.sha256:
                 raise DigestMismatchError(f"blob {self.file.sha256} is damaged in the store", sha256=self.file.sha256)
@@ -90,7 +91,7 @@ class Download:
             position += count
 
     async def _open(self) -> BinaryIO:
-        """Open the blob; where the caller is cancelled meanwhile, close it as soon as it is open."""
+        """Open the blob; if the caller is cancelled meanwhile, close it as soon as it is open."""
         call = partial(copy_context().run, self._registry.open_blob, self.file.sha256)
         opening = asyncio.get_running_loop().run_in_executor(None, call)
         try:
@@ -106,7 +107,7 @@ def _close_opened(opening: "asyncio.Future[BinaryIO]") -> None:
 
 
 class Versions:
-    """Use cases round published versions."""
+    """Use cases for published versions."""
 
     def __init__(self, registry: Registry, servers: Sequence[ManagedServer]) -> None:
         self._registry = registry
@@ -114,10 +115,10 @@ class Versions:
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
 
     async def select(self, model: str, selector: str) -> VersionEntry:
-        """Return the version a selector means.
+        """Return the version that a selector names.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: The version does not exist.
         """
         reference = parse_selector(model, selector)
         head = self._registry.peek_model(model)
@@ -125,7 +126,7 @@ class Versions:
             try:
                 return head.resolve(reference)
             except NotFoundError:
-                pass  # it may be newer than what is in memory
+                pass  # it may be newer than the state in memory
         return await asyncio.to_thread(self._registry.resolve, reference)
 
     async def detail(self, model: str, selector: str) -> tuple[ModelHead, VersionEntry, Manifest]:
@@ -137,7 +138,7 @@ class Versions:
         return head, entry, await self.manifest(model, entry)
 
     async def manifest(self, model: str, entry: VersionEntry) -> Manifest:
-        """Return a version's manifest; without a thread once it was read, for it never changes."""
+        """Return a version's manifest; without a thread once it was read, because it never changes."""
         known = self._manifests.get(entry.manifest)
         if known is None:
             known = await asyncio.to_thread(self._registry.manifest, model, entry.number)
@@ -147,7 +148,7 @@ class Versions:
         return known
 
     async def footprints(self, model: str, selector: str) -> list[tuple[FootprintKey, MeasuredFootprint]]:
-        """Return what was measured of a version's memory, by the way it was run."""
+        """Return the measured memory of a version, for each way it was run."""
         entry = await self.select(model, selector)
         return await asyncio.to_thread(self._registry.footprints.of, model, entry.number)
 
@@ -172,7 +173,7 @@ class Versions:
         """Return a version's golden samples, to be sent.
 
         Raises:
-            NotFoundError: It has none.
+            NotFoundError: The version has none.
         """
         _, entry, manifest = await self.detail(model, selector)
         if manifest.golden is None:
@@ -183,7 +184,7 @@ class Versions:
         """Return the log of the conversion that made a version.
 
         Raises:
-            NotFoundError: It was not converted.
+            NotFoundError: The version was not converted.
         """
         _, entry, manifest = await self.detail(model, selector)
         if manifest.lineage is None or manifest.lineage.log is None:
@@ -191,11 +192,11 @@ class Versions:
         return Download(self._registry, manifest.lineage.log)
 
     async def reports(self, model: str, selector: str, *, before: int | None, limit: int) -> list[VersionReport]:
-        """Return what was found out about a version on servers, newest first.
+        """Return the reports about a version on servers, newest first.
 
         Raises:
-            InvalidReferenceError: The selector is none.
-            NotFoundError: No such model, alias or version.
+            InvalidReferenceError: The selector is not valid.
+            NotFoundError: The model, the alias or the version does not exist.
         """
         entry = await asyncio.to_thread(self._registry.resolve, parse_selector(model, selector))
         return await asyncio.to_thread(self._registry.reports.history, model, entry.number, limit=limit, before=before)
@@ -204,13 +205,13 @@ class Versions:
         """Delete a version.
 
         Raises:
-            InUseError: An alias points to it, or a deployment needs it.
+            InUseError: An alias points to it, or a deployment uses it.
         """
         entry = await self.select(model, selector)
         await asyncio.to_thread(lambda: self._registry.delete_version(model, entry.number, actor=actor, reason=reason))
 
     async def sign(self, model: str, selector: str, bundle: bytes) -> StoredSignature:
-        """Keep a signature of a version (NotFoundError; and what `Signatures.add` raises)."""
+        """Store a signature of a version (NotFoundError; and what `Signatures.add` raises)."""
         entry = await self.select(model, selector)
         return await asyncio.to_thread(
             lambda: self._registry.signatures.add(
@@ -219,7 +220,7 @@ class Versions:
         )
 
     async def signatures(self, model: str, selector: str) -> list[StoredSignature]:
-        """Return a version's signatures, each judged by the keys that are trusted here (NotFoundError)."""
+        """Return a version's signatures, each verified with the keys that are trusted here (NotFoundError)."""
         entry = await self.select(model, selector)
         return await asyncio.to_thread(
             lambda: self._registry.signatures.list(model, entry.number, self._registry.manifest(model, entry.number))
@@ -245,5 +246,5 @@ class Versions:
 
     @property
     def signatures_required(self) -> bool:
-        """Whether a version must be signed to be deployed."""
+        """Return whether a version must be signed to be deployed."""
         return self._registry.signatures.required

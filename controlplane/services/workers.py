@@ -1,4 +1,4 @@
-"""Worker processes for everything that opens model files: bounded in number, time and memory."""
+"""Worker processes for everything that opens model files, bounded in number, time and memory."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ class Workers:
 
     Args:
         settings: Their number and limits.
-        work_root: Where their temporary folders are made; whoever owns it removes what a killed process left.
+        work_root: Where their temporary folders are made; its owner removes what a killed process left.
         sandbox: How they are confined.
     """
 
@@ -25,14 +25,14 @@ class Workers:
         self._sandbox = sandbox
         self._settings = settings
         self._work_root = work_root
-        # Their own threads: one waits for each worker, and the event loop's default threads serve reads.
+        # A pool of its own: one thread waits for each worker, and the event loop's default threads serve reads.
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="worker")
 
     async def run(self, job: Job, reporter: Reporter) -> WorkerResult:
-        """Run a job, when it is its turn.
+        """Run a job once a worker is free.
 
         Raises:
-            ControlPlaneError: As the job fails: `InvalidArtifactError`, `ConversionFailedError`, `ParityError`, ….
+            ControlPlaneError: The job's own error: `InvalidArtifactError`, `ConversionFailedError`, `ParityError`, ….
         """
 
         def on_event(event: WorkerEvent) -> None:
@@ -62,5 +62,5 @@ class Workers:
             raise
 
     def close(self) -> None:
-        """Take no more jobs."""
+        """Accept no more jobs."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,8 +1,8 @@
-"""Folders in which artifacts are put together for a worker.
+"""Folders in which artifacts are assembled for a worker.
 
-A worker may run the artifact's code, which can write to these files. So a file of the blob cache, which Triton's
-repository shares, is copied (a clone where the file system has them). A file of an upload is linked: it is hashed once
-more when it is written to the store.
+A worker may run the artifact's code, which can write to these files. So a file of the blob cache, which is shared with
+Triton's model repository, is copied (a clone if the file system supports them). A file of an upload is linked: it is
+hashed again when it is written to the store.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from controlplane.domain.manifest import FileEntry
 
 
 class Workspace:
-    """Gives out work folders below one root, and removes what a killed process left there."""
+    """Provides work folders below one root, and removes those that a killed process left there."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -27,7 +27,7 @@ class Workspace:
 
     @asynccontextmanager
     async def folder(self) -> AsyncIterator[Path]:
-        """Give an empty folder for the length of the block."""
+        """Provide an empty folder for the duration of the block."""
         path = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=self.root))
         try:
             yield path
@@ -41,13 +41,13 @@ def assemble(
     fetch: Callable[[FileEntry], Path],
     uploaded: Callable[[FileEntry], Path | None] = lambda _file: None,
 ) -> dict[str, Path]:
-    """Put an artifact together.
+    """Assemble an artifact.
 
     Args:
         target: The folder to fill.
         files: The files.
-        fetch: Gives a file's content as a local path that others read, too.
-        uploaded: Gives it as a path of an upload; None where it was not uploaded.
+        fetch: Returns a file's content as a local path that is shared with other readers.
+        uploaded: Returns it as a path of an upload; None if it was not uploaded.
 
     Returns:
         Local path by SHA-256.

@@ -1,4 +1,4 @@
-"""What Prometheus is told of the devices."""
+"""Prometheus metrics of the devices."""
 
 from collections.abc import Iterator
 
@@ -22,13 +22,13 @@ _LABELS = ("server", "device", "kind", "uuid")
 
 
 class DeviceMetrics(Collector):
-    """Tells what was last read; whoever answers Prometheus reads first."""
+    """Exports the last readings; the caller reads the devices before it collects."""
 
     def __init__(self, devices: Devices) -> None:
         self._devices = devices
 
     def collect(self) -> Iterator[Metric]:
-        """Yield one family for each figure; a device that does not tell a figure is not in its family."""
+        """Yield one family for each metric; a device that does not report a metric is not in its family."""
         found = [(one, device) for one in self._devices.latest() for device in one.devices]
         up = GaugeMetricFamily("tritonctl_device_up", "Whether a device can be read.", labels=_LABELS)
         throttled = GaugeMetricFamily(
@@ -42,7 +42,7 @@ class DeviceMetrics(Collector):
             readable = not (server.error or device.error)
             up.add_metric(labels, float(readable))
             if not readable:
-                continue  # figures of before must not pass for those of now
+                continue  # old values must not be taken for present ones
             for reason in device.throttle_reasons or ():
                 throttled.add_metric((*labels, reason), 1)
             for name, family in gauges.items():

@@ -1,4 +1,4 @@
-"""What Prometheus is told of the gateway: requests by way, waiting, cold starts by stage, and HAProxy's counters."""
+"""Prometheus metrics of the gateway: requests by path, waiting requests, cold starts, and HAProxy's counters."""
 
 from collections.abc import Iterator, Mapping
 
@@ -19,13 +19,13 @@ _HAPROXY = {
 
 
 class GatewayMetrics(Collector):
-    """Reads the gateway when Prometheus asks."""
+    """Reads the gateway at each scrape."""
 
     def __init__(self, gateway: GatewayService) -> None:
         self._gateway = gateway
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what there is to tell; nothing where there is no gateway."""
+        """Yield the metrics; none if there is no gateway."""
         told = self._gateway.told
         if told is None:
             return

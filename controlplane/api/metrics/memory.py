@@ -1,4 +1,4 @@
-"""What Prometheus is told of the ledgers."""
+"""Prometheus metrics of the ledgers."""
 
 from collections.abc import Iterator
 
@@ -23,13 +23,13 @@ _STAGES = ("wait", "fetch", "stage", "load", "prove")
 
 
 class MemoryMetrics(Collector):
-    """Reads the ledgers when Prometheus asks."""
+    """Reads the ledgers at each scrape."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
     def collect(self) -> Iterator[Metric]:
-        """Yield bytes by device, by model and state, and what was counted since the start."""
+        """Yield bytes by device, by model and state, and the counters since the start."""
         servers = self._memory.servers()
         devices = GaugeMetricFamily(
             "tritonctl_memory_bytes",
@@ -80,7 +80,7 @@ class MemoryMetrics(Collector):
                     if footprint.held_bytes:
                         labels = (one.server, footprint.device, model.model, model.state)
                         models.add_metric(labels, footprint.held_bytes)
-                # No more series than models are loaded; on several devices each has the same footprint.
+                # One series for each loaded model; its footprint is the same on each of several devices.
                 wrong = [
                     footprint.bytes - footprint.estimate_bytes
                     for footprint in model.footprint

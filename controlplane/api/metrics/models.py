@@ -1,7 +1,7 @@
-"""What Prometheus is told of the models: what Triton counted, and how objectives are kept.
+"""Prometheus metrics of the models: Triton's counters, and the state of the objectives.
 
-Labels are bounded: models that are deployed, the versions the monitor keeps of each, Triton's four reasons, and the
-windows of the settings. What clients make up is in none.
+Labels are bounded: deployed models, the versions that the monitor keeps of each, Triton's four reasons, and the windows
+of the settings. No label contains text that clients choose.
 """
 
 from collections.abc import Iterator
@@ -28,17 +28,17 @@ _STAGES = {
     "compute_output": "compute_output_seconds",
 }
 _LATENCY_SECONDS = 60.0
-"""Triton's summaries are of about the last minute."""
+"""Triton's summaries cover about the last minute."""
 
 
 class MonitoringMetrics(Collector):
-    """Reads the windows when Prometheus asks."""
+    """Reads the windows at each scrape."""
 
     def __init__(self, monitoring: Monitoring) -> None:
         self._monitoring = monitoring
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what there is to tell."""
+        """Yield the metrics."""
         deployed = self._monitoring.deployed()
         yield from _models(self._monitoring.monitor, frozenset(deployed))
         yield from _servers(self._monitoring.monitor)

@@ -1,4 +1,4 @@
-"""What Prometheus is told of the control plane's own work: its loop, its store."""
+"""Prometheus metrics of the reconciler and the store."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ _STORE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 
 
 class StoreMetrics:
-    """Counts operations on the store; may be told from any thread."""
+    """Counts operations on the store; may be called from any thread."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Histogram(
@@ -38,13 +38,13 @@ class StoreMetrics:
 
 
 class LoopMetrics(Collector):
-    """Reads the loop's pulse when Prometheus asks."""
+    """Reads the metrics of the reconciler's loop at each scrape."""
 
     def __init__(self, reconciler: Reconciler) -> None:
         self._reconciler = reconciler
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what there is to tell."""
+        """Yield the metrics."""
         loop = HistogramMetricFamily(
             "tritonctl_reconcile_seconds", "Time that the loop took for a message, by its kind.", labels=("message",)
         )

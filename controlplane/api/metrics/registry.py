@@ -1,4 +1,4 @@
-"""What Prometheus is told of the control plane itself."""
+"""Prometheus metrics of the control plane itself."""
 
 from collections import Counter as Tally
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 def route_of(scope: Scope) -> str:
-    """Return the route that a request went to, as the OpenAPI document names it."""
+    """Return the route of a request, as the OpenAPI document names it."""
     route: str = getattr(scope.get("route"), "path", _UNMATCHED)
     if scope["path"].startswith(_PREFIX) and route != _UNMATCHED:
         route = _PREFIX.rstrip("/") + route.removeprefix(_PREFIX.rstrip("/"))  # an included route lacks its prefix
@@ -35,7 +35,7 @@ def route_of(scope: Scope) -> str:
 
 
 class RequestMetrics:
-    """Counts requests by route, never by path: a path is what a client makes up."""
+    """Counts requests by route, never by path, because clients choose paths freely."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
@@ -51,7 +51,7 @@ class RequestMetrics:
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count one request; status 0 is a client that went away before the answer began."""
+        """Count one request; status 0 means that the client disconnected before the response began."""
         route = route_of(scope)
         key = (scope["method"] if route != _UNMATCHED else "any", route, status)
         child = self._children.get(key)
@@ -64,14 +64,14 @@ class RequestMetrics:
 
 
 class StateMetrics(Collector):
-    """Reads the state of things when Prometheus asks."""
+    """Reads the state of the control plane at each scrape."""
 
     def __init__(self, services: Services, reconciler: Reconciler) -> None:
         self._services = services
         self._reconciler = reconciler
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what there is to tell."""
+        """Yield the metrics."""
         phases = Tally(status.phase for status in self._reconciler.statuses().values())
         deployments = GaugeMetricFamily("tritonctl_deployments", "Deployments by phase.", labels=["phase"])
         for phase in Phase:
@@ -102,7 +102,7 @@ class StateMetrics(Collector):
 
 
 class Metrics:
-    """All metrics of one application: a registry of its own, so that several can live in one process."""
+    """All metrics of one application, in a registry of its own, so that several applications can run in one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -113,7 +113,7 @@ class Metrics:
         self._services: Services | None = None
 
     def watch(self, services: Services, reconciler: Reconciler) -> None:
-        """Tell of these services from now on."""
+        """Export the metrics of these services from now on."""
         for collector in self._watched:
             self.registry.unregister(collector)
         self._services = services
@@ -131,7 +131,7 @@ class Metrics:
             self.registry.register(collector)
 
     async def text(self) -> bytes:
-        """Return everything in Prometheus' text format, the devices read anew."""
+        """Return all metrics in Prometheus' text format, after reading the devices again."""
         if self._services is not None:
             await self._services.devices.all()
             await self._services.gateway.look()

@@ -1,4 +1,4 @@
-"""What Prometheus is told of rollouts that are under way, as this instance measured them."""
+"""Prometheus metrics of rollouts in progress, as this instance measured them."""
 
 from collections.abc import Iterator
 
@@ -9,13 +9,13 @@ from controlplane.services.rollouts import Rollouts
 
 
 class RolloutMetrics(Collector):
-    """Reads the splits when Prometheus asks."""
+    """Reads the traffic splits at each scrape."""
 
     def __init__(self, rollouts: Rollouts) -> None:
         self._rollouts = rollouts
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the share of the new version, and what both versions were given and failed."""
+        """Yield the share of the new version, and the requests and failures of both versions."""
         weights = GaugeMetricFamily(
             "tritonctl_rollout_weight", "Share of the requests that the new version gets.", labels=("model",)
         )

@@ -9,7 +9,7 @@ from controlplane.services.scrubbing import Scrubbing
 
 
 class ScrubMetrics(Collector):
-    """Reads the state of the scrub when Prometheus asks."""
+    """Reads the state of the scrub at each scrape."""
 
     def __init__(self, scrubbing: Scrubbing) -> None:
         self._scrubbing = scrubbing

@@ -1,4 +1,4 @@
-"""Deployments: what shall answer under a model's name."""
+"""Deployments: the desired state of models."""
 
 from functools import partial
 from typing import Annotated

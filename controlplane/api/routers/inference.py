@@ -1,4 +1,4 @@
-"""Inference through the control plane: for people and scripts. Programs talk to Triton's own ports."""
+"""Inference through the control plane, for people and scripts. Programs use Triton's own ports."""
 
 from typing import Annotated
 

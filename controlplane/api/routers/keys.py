@@ -1,4 +1,4 @@
-"""API keys: make, look, revoke."""
+"""API keys: creation, look-up and revocation."""
 
 from datetime import UTC, datetime
 from typing import Annotated

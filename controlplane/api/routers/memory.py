@@ -1,4 +1,4 @@
-"""Who holds which memory, why, and clients that hold a model."""
+"""Memory use by model and its reasons, and clients' holds."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""How well deployments are doing."""
+"""Metrics and health of deployments."""
 
 from typing import Annotated
 

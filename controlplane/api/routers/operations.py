@@ -1,4 +1,4 @@
-"""Operations and events, to be polled, waited for or followed."""
+"""Operations and events: polling, waiting and following."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
@@ -36,7 +36,7 @@ _EVENTS: Documented = {
 
 
 def _concerns(operation: Operation, asker: Principal | None) -> bool:
-    """Whether who asks may see an operation: it is about a model of theirs, or they started it."""
+    """Return whether the caller may see an operation: it concerns a model of theirs, or they started it."""
     if asker is None or operation.actor.partition("/")[0] == asker.name:
         return True
     about_model = operation.kind in {"publish", "convert", "deploy", "tune"}
@@ -44,7 +44,7 @@ def _concerns(operation: Operation, asker: Principal | None) -> bool:
 
 
 async def _operation(services: Services, asker: Principal | None, operation_id: str, wait: float = 0.0) -> Operation:
-    """Return an operation, if who asks may see it."""
+    """Return an operation if the caller may see it."""
     if services.deployments.is_operation(operation_id):
         found = await services.deployments.operation(operation_id, wait_seconds=wait)
     else:

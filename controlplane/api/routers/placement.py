@@ -1,4 +1,4 @@
-"""Where models are placed."""
+"""Placement of models."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Rollouts by evidence: a new version on its way to take over."""
+"""Rollouts by evidence, which replace the active version by a new one."""
 
 from fastapi import APIRouter, Response
 

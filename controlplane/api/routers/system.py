@@ -33,7 +33,7 @@ async def get_server(services: App, asker: Asker, name: str = Path(description="
 
 
 def _seen(server: ServerStatus, asker: Principal | None) -> ServerStatus:
-    """Leave out the models that who asks is not told of, also where a condition's message names them."""
+    """Remove the models that the caller may not see, also those named in a condition's message."""
     models = tuple(one for one in server.models if may_see(asker, one.model))
     told = len(models) == len(server.models) and (asker is None or not asker.models)
     conditions = tuple(
@@ -115,7 +115,7 @@ async def readyz(services: App) -> Response:
     """Say whether the store can be reached, the reconciler runs, and the Triton servers answer."""
     readiness = await services.health.readiness()
     if services.keys.enforced:
-        # This route is open to everybody: what fails is told, but not why (addresses, names).
+        # This route is public: it shows which check fails, but not why (addresses, names).
         quiet = tuple(check.model_copy(update={"message": ""}) for check in readiness.checks)
         readiness = readiness.model_copy(update={"checks": quiet})
     return json_answer(readiness, 200 if readiness.ready else 503)

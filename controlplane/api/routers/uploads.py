@@ -1,4 +1,4 @@
-"""Uploads: announce files, send what is missing, through here or directly to the bucket."""
+"""Uploads: announce files, and send the missing ones through the API or directly to the bucket."""
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -20,7 +20,7 @@ Digest = Annotated[str, Path(description="SHA-256 of the blob, in hexadecimal.",
 
 
 async def _body(request: Request) -> AsyncIterator[bytes]:
-    """Yield the body; a client that went away ends it early, and what it sent is kept."""
+    """Yield the body; it ends early if the client disconnects, and the received bytes are kept."""
     with suppress(ClientDisconnect):
         async for chunk in request.stream():
             yield chunk

@@ -1,4 +1,4 @@
-"""Versions: publish, look, download, delete."""
+"""Versions: publish, inspect, download, delete."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing

@@ -1,1 +1,1 @@
-"""What the API takes and gives, beyond the domain's own types."""
+"""Requests and responses of the API, beyond the domain's own types."""

@@ -49,7 +49,7 @@ class ConversionRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _one_target(cls, body: Any) -> Any:
-        """Give the options the target that stands beside them."""
+        """Add the target, which is given beside the options, to the options."""
         if not isinstance(body, dict) or body.get("target") is None:
             return body
         options = body.get("options")

@@ -10,7 +10,7 @@ from controlplane.services.deployments import Deployment
 
 
 class DeployRequest(BaseModel):
-    """What shall answer under the model's name."""
+    """The version to deploy under the model's name, and its settings."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -35,7 +35,7 @@ class DeployRequest(BaseModel):
 
 
 class RollbackRequest(BaseModel):
-    """Go back."""
+    """Roll back to an earlier revision."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "too slow"}, {"revision": 3}]})
 
@@ -49,7 +49,7 @@ class RollbackRequest(BaseModel):
 
 
 class StateRequest(BaseModel):
-    """Load or unload without changing what is deployed."""
+    """Load or unload a deployed model without changing the deployment's settings."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "memory is needed"}]})
 
@@ -69,14 +69,14 @@ class DeploymentRevision(BaseModel):
 
 
 class RevisionPage(BaseModel):
-    """Some revisions, newest first."""
+    """A page of revisions, newest first."""
 
     items: list[DeploymentRevision] = Field(description="The revisions.")
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
 
 
 class DeploymentPage(BaseModel):
-    """Some deployments, by model."""
+    """A page of deployments, sorted by model."""
 
     items: list[Deployment] = Field(description="The deployments.")
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")

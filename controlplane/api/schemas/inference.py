@@ -26,7 +26,7 @@ class RequestTensor(BaseModel):
 
 
 class RequestedOutput(BaseModel):
-    """One output that is wanted."""
+    """One requested output."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -34,7 +34,7 @@ class RequestedOutput(BaseModel):
 
 
 class InferenceRequest(BaseModel):
-    """Inputs, and which outputs are wanted."""
+    """Inputs, and the requested outputs."""
 
     model_config = ConfigDict(
         extra="ignore",
@@ -68,7 +68,7 @@ class ResponseTensor(BaseModel):
 
 
 class InferenceResponse(BaseModel):
-    """What Triton answered."""
+    """Triton's response."""
 
     model_name: str = Field(description="The model.")
     model_version: str = Field(description="The version that answered.")

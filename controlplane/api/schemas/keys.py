@@ -9,7 +9,7 @@ from controlplane.domain.access import KEY_NAME_MAX, PATTERNS_MAX, ApiKey, Scope
 
 
 class KeyRequestBody(BaseModel):
-    """Make an API key."""
+    """Create an API key."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -54,14 +54,14 @@ class KeyView(BaseModel):
 
     @classmethod
     def of(cls, key: ApiKey, now: datetime) -> "KeyView":
-        """Return what is shown of a key."""
+        """Return the public form of a key."""
         state = "revoked" if key.revoked_at else "expired" if key.why_not(now) else "active"
         shown = key.model_dump(exclude={"digest"})
         return cls.model_validate({**shown, "state": state})
 
 
 class NewKey(BaseModel):
-    """A key that was made, with its secret: it is shown this once."""
+    """A new key with its secret, which is shown only here."""
 
     key: KeyView = Field(description="The key as it is listed from now on.")
     secret: str = Field(description="What the client sends as `Authorization: Bearer …`. It cannot be read again.")

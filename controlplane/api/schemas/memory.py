@@ -88,7 +88,7 @@ class HoldRequest(BaseModel):
 
 
 class HoldRenewal(BaseModel):
-    """Hold it for longer."""
+    """Extend a hold."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ttl_seconds": 300}]})
 

@@ -10,7 +10,7 @@ from controlplane.domain.model import ModelHead
 
 
 def _one_line(text: str) -> str:
-    """Refuse control characters: in a log or a terminal they would pass for something else than text."""
+    """Refuse control characters, which would be interpreted in a log or a terminal."""
     if any(unicodedata.category(character) in {"Cc", "Zl", "Zp"} for character in text):
         raise ValueError("must be one line without control characters")
     return text
@@ -24,14 +24,14 @@ Reason = Annotated[str, StringConstraints(max_length=1024), OneLine]
 
 
 class ModelPage(BaseModel):
-    """Some models, in the order of their names."""
+    """A page of models, sorted by name."""
 
     items: list[ModelHead] = Field(description="The models.")
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
 
 
 class ModelChange(BaseModel):
-    """What to change about a model; what is left out stays."""
+    """Changes of a model; omitted fields are unchanged."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -72,14 +72,14 @@ class Change(BaseModel):
 
 
 class ChangePage(BaseModel):
-    """Some revisions, newest first."""
+    """A page of revisions, newest first."""
 
     items: list[Change] = Field(description="The revisions.")
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
 
 
 class AliasTarget(BaseModel):
-    """Where an alias shall point."""
+    """The version to which an alias must point."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": 2}]})
 

@@ -7,7 +7,7 @@ from controlplane.services.operations import Operation
 
 
 class OperationPage(BaseModel):
-    """Some operations, newest first."""
+    """A page of operations, newest first."""
 
     items: list[Operation] = Field(description="The operations.")
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")

@@ -8,7 +8,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
-    """Why a request was not done."""
+    """The reason why a request failed."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -7,7 +7,7 @@ from controlplane.services.rollout_view import RolloutView
 
 
 class RolloutRequest(BaseModel):
-    """A person's word on a rollout."""
+    """A manual change of a rollout."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "looks good"}]})
 
@@ -15,7 +15,7 @@ class RolloutRequest(BaseModel):
 
 
 class RolloutPage(BaseModel):
-    """Some rollouts, by model."""
+    """A page of rollouts, sorted by model."""
 
     items: list[RolloutView] = Field(description="The rollouts.")
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")

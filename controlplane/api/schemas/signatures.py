@@ -11,7 +11,7 @@ from controlplane.services.versions import StagedCopy
 
 
 class SignatureRequest(BaseModel):
-    """Keep a signature of a version."""
+    """Add a signature to a version."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -35,12 +35,12 @@ class SignatureRequest(BaseModel):
     bundle: dict[str, Any] = Field(description="A Sigstore bundle, as `tritonctl sign` and `model_signing` make it.")
 
     def document(self) -> bytes:
-        """Return the bundle's bytes as they are kept."""
+        """Return the bundle's bytes as they are stored."""
         return json.dumps(self.bundle, allow_nan=False).encode()
 
 
 class SignatureView(BaseModel):
-    """A signature, and what it is worth here."""
+    """A signature and the result of its verification."""
 
     sha256: str = Field(description="SHA-256 of the bundle; names the signature.")
     key: str = Field(description="SHA-256 of the public key that made it, by its own word.")
@@ -50,7 +50,7 @@ class SignatureView(BaseModel):
 
     @classmethod
     def of(cls, signature: StoredSignature) -> "SignatureView":
-        """Return what is shown of a signature."""
+        """Return the public form of a signature."""
         return cls(
             sha256=signature.sha256,
             key=signature.key_id,

@@ -1,4 +1,4 @@
-"""Servers, health, collection of garbage, and the control plane itself."""
+"""Servers, health, garbage collection, and the control plane itself."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,7 +32,7 @@ class FsckRequest(BaseModel):
 
 
 class GcRequest(BaseModel):
-    """Remove what nothing refers to."""
+    """Remove unreferenced files."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"dry_run": True}]})
 

@@ -14,7 +14,7 @@ _Delay = Annotated[int, Field(ge=0, le=60_000_000)]
 
 
 class TuningSpace(BaseModel):
-    """Values to try in place of the default ones."""
+    """Values to try instead of the default ones."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,7 +68,7 @@ class TuningRequest(BaseModel):
     rows: int | None = Field(
         default=None, ge=1, le=65_536, description="Rows of each request; null: the golden samples as they are."
     )
-    # Not in the words of the class: pydantic leaves out a field's description that says the same as its type's.
+    # Not the text of the class: pydantic omits a field's description that equals that of its type.
     space: TuningSpace = Field(default_factory=TuningSpace, description="What to try; the default where it says null.")
     max_settings: int = Field(default=16, ge=1, le=200, description="How many settings are tried at most.")
     window_seconds: float = Field(

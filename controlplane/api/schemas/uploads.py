@@ -11,7 +11,7 @@ _SHA = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 
 class UploadRequest(BaseModel):
-    """The files that are going to be sent."""
+    """The files to be uploaded."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -22,7 +22,7 @@ class UploadRequest(BaseModel):
 
 
 class PresignRequest(BaseModel):
-    """Ask for URLs that write directly to the bucket."""
+    """Request URLs that write directly to the bucket."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"expires_seconds": 3600}]})
 
@@ -30,13 +30,13 @@ class PresignRequest(BaseModel):
 
 
 class PresignedBlobs(BaseModel):
-    """Where to send the missing blobs."""
+    """The URLs for the missing blobs."""
 
     items: list[PresignedBlob] = Field(description="The missing blobs, each with its URLs.")
 
 
 class CompleteRequest(BaseModel):
-    """All parts of a blob were sent directly."""
+    """Report that all parts of a blob were sent directly."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"multipart_id": "2~n6xq…"}]})
 
@@ -44,4 +44,4 @@ class CompleteRequest(BaseModel):
 
 
 class ReceivedBlob(UploadFile):
-    """What of a blob is here now."""
+    """The received part of a blob."""

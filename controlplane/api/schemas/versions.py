@@ -1,4 +1,4 @@
-"""Versions, and publishing them."""
+"""Versions and their publication."""
 
 from datetime import datetime
 from typing import Annotated, Literal, Self
@@ -25,7 +25,7 @@ AliasName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
 class VersionPage(BaseModel):
-    """Some versions of a model, newest first."""
+    """A page of versions of a model, newest first."""
 
     items: list[VersionEntry] = Field(description="The versions.")
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
@@ -44,7 +44,7 @@ class VersionDetail(BaseModel):
 
 
 class VersionFootprint(BaseModel):
-    """What a version was measured to need on one device, run in one way."""
+    """The measured memory of a version on one device, for one way of running it."""
 
     backend: str = Field(description="Triton's backend.")
     kind: Literal["cpu", "gpu"] = Field(description="The kind of device.")
@@ -83,13 +83,13 @@ class VersionFootprint(BaseModel):
 
 
 class FootprintList(BaseModel):
-    """What was measured of a version."""
+    """The measured memory of a version."""
 
     items: list[VersionFootprint] = Field(description="One for each way it was run.")
 
 
 class PublishRequest(BaseModel):
-    """Make a version out of an upload."""
+    """Publish an upload as a version."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -148,7 +148,7 @@ class PublishRequest(BaseModel):
 
 
 class ValidationRequest(BaseModel):
-    """Look at an upload, or at a published version, as a publish would; publish nothing."""
+    """Validate an upload or a published version, as a publication would, without publishing it."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -179,7 +179,7 @@ def _refuse_two_answers(signature: Signature | None, batched: bool | None) -> No
 
 
 class ReportPage(BaseModel):
-    """Some reports, newest first."""
+    """A page of reports, newest first."""
 
     items: list[VersionReport] = Field(description="The reports.")
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")

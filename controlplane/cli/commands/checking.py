@@ -1,4 +1,4 @@
-"""Checking and repairing the store."""
+"""Check and repair of the store."""
 
 from typing import Annotated, Any
 
@@ -77,6 +77,6 @@ def fsck(
     show(out, report)
     left = [one for one in report["findings"] if one["severity"] == "error" and not one["repaired"]]
     if left:
-        # Not as an exception: with `-o json` the report is the one document.
+        # Not an exception: with `-o json` the report is the only document.
         out.note(f"the store has {len(left)} error{'s' if len(left) > 1 else ''}", style="red")
         raise typer.Exit(ExitCode.FAILED)

@@ -1,4 +1,4 @@
-"""Converting and validating."""
+"""Conversion and validation."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -104,7 +104,7 @@ def convert(
     }
     signature = None
     if input_ and not output_spec:
-        # The outputs are learnt by running the original.
+        # Running the original determines the outputs.
         options["inputs"] = [parse_spec(text).model_dump(mode="json") for text in input_]
         options["batched"] = batched
     else:

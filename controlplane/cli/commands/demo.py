@@ -1,4 +1,4 @@
-"""The whole story, played with the real commands."""
+"""A demonstration that runs the real commands."""
 
 from typing import Annotated
 

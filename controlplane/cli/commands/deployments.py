@@ -1,4 +1,4 @@
-"""Making versions answer, and going back."""
+"""Deployments: deploy, roll back, load, unload, wait."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -415,7 +415,7 @@ def health(session: Session, name: DeployedArgument) -> None:
 
 
 def _note_skipped(out: Any, reason: str) -> None:
-    """Say which newer versions were passed over; the control plane writes it into the revision's reason."""
+    """Print which newer versions were skipped; the control plane records that in the revision's reason."""
     _, mark, skipped = reason.partition("skipped ")
     if mark and "which Triton cannot serve" in skipped:
         out.note(f"note: skipped {skipped.split(';')[0]}", style="yellow")
@@ -444,12 +444,12 @@ def _servers(deployment: Any) -> tuple[Any, ...]:
 
 
 def given_settings(text: str | None, **options: Any) -> dict[str, Any]:
-    """Return the settings that were given: those of ``--set``, and over them the options that have a value."""
+    """Return the given settings: those of ``--set``, overridden by the options that have a value."""
     return _settings(text) | {key: value for key, value in options.items() if value is not None}
 
 
 def gpu_settings(gpu: list[int] | None, count: int | None, product: str | None, memory: str | None) -> dict[str, Any]:
-    """Return what was asked of the GPUs, as settings: who names them does not count them, and the other way round."""
+    """Return the GPU options as settings; naming GPUs resets their count, and the other way round."""
     from controlplane.cli.views.tuning import parse_size
 
     given: dict[str, Any] = {}

@@ -69,7 +69,7 @@ def _power(device: "Device") -> str:
 
 
 def _state(device: "Device", stale: str) -> str:
-    """Say what a person should know of it, the worst first."""
+    """Return the most important facts about a device's state, the worst first."""
     if device.error:
         return f"{'lost' if device.lost else 'not readable'}: {device.error}"
     said = []

@@ -1,4 +1,4 @@
-"""Checking the whole setting."""
+"""Check of the whole installation."""
 
 from typing import Annotated, Any
 

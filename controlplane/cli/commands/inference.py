@@ -1,4 +1,4 @@
-"""Asking a model."""
+"""Inference requests to a model."""
 
 from pathlib import Path
 from typing import Annotated, Literal

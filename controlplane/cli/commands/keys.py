@@ -1,4 +1,4 @@
-"""API keys: who may do what."""
+"""API keys and their permissions."""
 
 from pathlib import Path
 from typing import Annotated, Any

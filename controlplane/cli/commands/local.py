@@ -139,7 +139,7 @@ def up(
 
 
 def _gateway(port: int | None, http_port: int | None, grpc_port: int | None, wanted: bool | None) -> dict[str, object]:
-    """The gateway's ports follow the API's: 8090, 8091, 8092; beside an API on a free port, free ones."""
+    """Return the gateway's ports, which follow the API's (8090, 8091, 8092); if that is 0 (any), so are they."""
     default = (0, 0) if port == 0 else ((port or 8090) + 1, (port or 8090) + 2)
     return {
         "http_port": default[0] if http_port is None else http_port,

@@ -1,4 +1,4 @@
-"""Memory: who has it, why, and holding a model."""
+"""Memory: use, explanations, and holds."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 

@@ -1,4 +1,4 @@
-"""What is in the registry: models, versions, aliases, history."""
+"""The contents of the registry: models, versions, aliases, history."""
 
 from typing import Annotated, Any
 

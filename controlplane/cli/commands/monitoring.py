@@ -1,4 +1,4 @@
-"""How well deployments are doing."""
+"""Metrics of deployments."""
 
 from typing import Annotated
 
@@ -44,7 +44,7 @@ def metrics(
     from controlplane.cli.workflows.deploy import deployment_path
     from controlplane.domain.durations import parse_duration
 
-    parse_duration(window)  # says what is wrong before anybody is asked
+    parse_duration(window)  # detects an error before the first request
     out = session.out()
     with session.client() as client:
 

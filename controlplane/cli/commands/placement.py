@@ -1,4 +1,4 @@
-"""Placement: which server a model is on."""
+"""Placement of models on servers."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Bringing a version here."""
+"""Download of a version."""
 
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +42,7 @@ def pull(
     out = session.out()
     with session.client() as client:
         detail = fetch_version(client, ref)
-        # By number from here on: an alias may move while files are coming.
+        # Use the number from here on, because an alias may move during the download.
         fixed = Reference(detail.model, version=detail.entry.number)
         target = folder or Path(f"{detail.model}-{detail.entry.number}")
         files = detail.manifest.files

@@ -1,4 +1,4 @@
-"""Publishing a version."""
+"""Publication of a version."""
 
 from pathlib import Path
 from typing import Annotated

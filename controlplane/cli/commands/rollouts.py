@@ -1,4 +1,4 @@
-"""Rollouts by evidence: looking at them, and ending them by hand."""
+"""Rollouts by evidence: display and manual decisions."""
 
 from typing import Annotated
 

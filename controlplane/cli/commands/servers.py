@@ -1,4 +1,4 @@
-"""Triton servers and what happened."""
+"""Triton servers, the gateway and events."""
 
 from typing import Annotated, Any, Literal
 
@@ -131,7 +131,7 @@ def events(
         for event in found:
             _print(session, event)
         last = found[-1].id if found else after
-        # Silence is normal here: the server's heartbeat keeps the connection.
+        # Silence is normal here: the server's heartbeat keeps the connection open.
         for _, document in client.events("/v1/events", after=last, follow="true", read_seconds=120.0, **chosen):
             _print(session, client.read(Event, document))
 

@@ -1,4 +1,4 @@
-"""Signing and verifying versions."""
+"""Signing and verification of versions."""
 
 from pathlib import Path
 from typing import Annotated

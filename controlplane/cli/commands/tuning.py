@@ -1,4 +1,4 @@
-"""Finding the settings to run a model with."""
+"""Search for the best settings of a model."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -123,6 +123,6 @@ def tune(
     if plot is not None:
         out.note(f"the plot is in {plot}")
     if not result["met"]:
-        # Not an error document beside the result: with `-o json` stdout has one document.
+        # Not an error document beside the result: with `-o json`, stdout has one document.
         error_line(result["message"])
         raise typer.Exit(ExitCode.FAILED)

@@ -1,4 +1,4 @@
-"""Deployments and their state, for people."""
+"""Output of deployments and their state."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +13,9 @@ def show_deployments(out: Output, deployments: Sequence[Deployment], *, filtered
     """Print one line for each deployment.
 
     Args:
-        out: Prints.
+        out: The output.
         deployments: The deployments.
-        filtered: Whether there may be others.
+        filtered: Whether a filter may have excluded deployments.
     """
     out.table(
         (
@@ -126,7 +126,7 @@ def _summary(deployment: Deployment) -> tuple[object, ...]:
 
 
 def _memory(deployment: Deployment) -> tuple[object, ...]:
-    """Say how much it holds over all servers, when it is loaded, its newest use, and until when it stays."""
+    """Return its memory over all servers, its load time, its last use, and its expiry."""
     views = deployment.memory
     held = sum(one.held_bytes for one in views)
     uses = [one.last_used_at for one in views if one.last_used_at is not None]
@@ -156,7 +156,7 @@ def _message(deployment: Deployment) -> str:
 
 
 def show_garbage(out: Output, report: dict[str, Any], *, dry_run: bool) -> None:
-    """Print what a collection removed, or would."""
+    """Print what a collection removed or would remove."""
     verb = "would remove" if dry_run else "removed"
     blobs = report.get("blobs_deleted", 0)
     out.line(f"{verb} {blobs} of {report.get('blobs_scanned', 0)} blobs, {size(report.get('bytes_deleted', 0))}")

@@ -1,4 +1,4 @@
-"""How deployments and servers are, for people: conditions, probes, faults."""
+"""Output of the health of deployments and servers: conditions, probes, faults."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ _SHOWN_RESULTS = 8
 
 
 def show_health(out: Output, health: DeploymentHealth) -> None:
-    """Print what is said of a deployment and what its probes found."""
+    """Print the conditions of a deployment and the results of its probes."""
     show_conditions(out, health.conditions)
     out.line()
     out.table(
@@ -38,7 +38,7 @@ def show_health(out: Output, health: DeploymentHealth) -> None:
 
 
 def show_conditions(out: Output, conditions: Sequence[Condition]) -> None:
-    """Print conditions, one a line."""
+    """Print conditions, one per line."""
     out.table(
         ("condition", "status", "since", "reason", "message"),
         ((one.type, one.status, ago(one.last_transition_time), one.reason, one.message) for one in conditions),
@@ -46,7 +46,7 @@ def show_conditions(out: Output, conditions: Sequence[Condition]) -> None:
 
 
 def ailments(conditions: Sequence[Condition]) -> str:
-    """Say in one cell what is wrong with a server; empty where nothing is."""
+    """Return the problems of a server for one cell; empty if there are none."""
     return "; ".join(
         f"{one.reason}: {one.message}" if one.message else one.reason
         for one in conditions
@@ -55,7 +55,7 @@ def ailments(conditions: Sequence[Condition]) -> str:
 
 
 def evidence(health: HealthSummary | None) -> str | None:
-    """Say in one cell how the probes of a server went."""
+    """Return the results of the probes of a server for one cell."""
     if health is None or not health.probes:
         return None
     parts = [f"{health.probes - health.failed} of {health.probes} probes passed"]

@@ -1,4 +1,4 @@
-"""Ledgers, reasons and plans, for people."""
+"""Output of ledgers, explanations and plans."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from controlplane.client.models import Footprint, ModelMemory
 
 BAR_WIDTH = 40
 _PARTS = (
-    # A sign of its own for each part: without colours they must differ as well.
+    # A different character for each part, so that they differ without colours as well.
     ("resident", "█", "green"),
     ("loading", "▓", "cyan"),
     ("reserved", "▒", "blue"),
@@ -23,7 +23,7 @@ _SHOWN_EVICTIONS = 5
 
 
 def bar(device: DeviceMemory, width: int = BAR_WIDTH) -> Text:
-    """Draw how a device's budget is used. Whatever is there at all gets a cell."""
+    """Draw how a device's budget is used. Each part that is not zero gets at least one cell."""
     sizes = {name: max(0, getattr(device, f"{name}_bytes")) for name, _, _ in _PARTS}
     total = max(device.budget_bytes, sum(sizes.values()), 1)
     cells = {name: max(round(count * width / total), 1) if count else 0 for name, count in sizes.items()}
@@ -35,7 +35,7 @@ def bar(device: DeviceMemory, width: int = BAR_WIDTH) -> Text:
 
 
 def figures(device: DeviceMemory) -> Text:
-    """Say a device's figures, those that are 0 left out, the free ones always there."""
+    """Return a device's figures without those that are 0; the free bytes are always included."""
     said = [Text(f"{size(device.budget_bytes)} budget of {size(device.total_bytes)}")]
     for name, sign, style in _PARTS:
         count = getattr(device, f"{name}_bytes")
@@ -58,7 +58,7 @@ def show_devices(out: Output, servers: Sequence[ServerMemory]) -> None:
 
 
 def show_memory(out: Output, servers: Sequence[ServerMemory]) -> None:
-    """Print devices, models, what waits, and what was evicted."""
+    """Print devices, models, waiting loads, and evictions."""
     if not servers:
         out.note("this control plane has no Triton servers")
         return
@@ -112,7 +112,7 @@ def _show_moves(out: Output, servers: Sequence[ServerMemory]) -> None:
 
 
 def leaking(server: ServerMemory) -> str:
-    """Say what is done about memory that a server has lost."""
+    """Return what is done about memory that a server has leaked."""
     leak = server.leak
     assert leak is not None
     doing = {"watching": "", "draining": "it is drained, to be restarted: ", "restarting": "it is restarted: "}
@@ -122,7 +122,7 @@ def leaking(server: ServerMemory) -> str:
 
 
 def show_why(out: Output, why: Explanation) -> None:
-    """Print why a model is where it is."""
+    """Print the explanation of a model's state and placement."""
     if not why.servers:
         out.line(f"{why.model} was not looked at yet")
     if why.placement is not None:
@@ -166,7 +166,7 @@ def show_why(out: Output, why: Explanation) -> None:
 
 
 def show_holders(out: Output, holders: Sequence[MemoryHolder]) -> None:
-    """Print what keeps memory from a load."""
+    """Print what prevents a load from getting memory."""
     if holders:
         out.line()
         out.table(
@@ -215,7 +215,7 @@ def show_plan(out: Output, plan: Plan) -> None:
 
 
 def _placed(one: ServerPlan) -> str | None:
-    """Say on which devices it would be; nothing where it could be on no others."""
+    """Return the devices that would be used; None if there is no choice."""
     if not one.devices or one.devices == ("host",):
         return None
     devices = ", ".join(one.devices)
@@ -231,17 +231,17 @@ def _switch(one: ServerPlan) -> str | None:
 
 
 def state(model: ModelMemory) -> Text:
-    """Say where a model is."""
+    """Return a model's state."""
     return Text(model.state, style=_STATE_STYLES.get(model.state, ""))
 
 
 def held(model: ModelMemory) -> str:
-    """Say what the ledger counts for a model."""
+    """Return what the ledger counts for a model."""
     return size(model.held_bytes) if model.held_bytes else "-"
 
 
 def needs(model: ModelMemory) -> str:
-    """Say what a model's version needs, and whether that is a guess."""
+    """Return what a model's version needs, and whether that is an estimate."""
     if not model.footprint:
         return "-"
     guessed = "about " if any(one.source == "estimate" for one in model.footprint) else ""
@@ -249,14 +249,14 @@ def needs(model: ModelMemory) -> str:
 
 
 def expiry(model: ModelMemory) -> str:
-    """Say until when a model stays, if that is known."""
+    """Return until when a model stays loaded, if that is known."""
     if model.held_until is not None:
         return f"held, {ago(model.held_until)}"
     return ago(model.expires_at)
 
 
 def sizes(by_device: Mapping[str, int]) -> str:
-    """Say bytes by device."""
+    """Return bytes by device as text."""
     return ", ".join(f"{size(count)} on {device}" for device, count in by_device.items())
 
 

@@ -1,4 +1,4 @@
-"""A deployment's figures for people: curves, a table, its objectives."""
+"""Output of a deployment's metrics: curves, a table, its objectives."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ _FROM = {
 
 
 class Metrics(Record):
-    """What the API tells of a deployment."""
+    """The API's metrics of a deployment."""
 
     model: str
     at: datetime
@@ -36,7 +36,7 @@ class Metrics(Record):
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """Draw a curve from zero to its largest value; where there is no value, a blank."""
+    """Draw a curve from zero to its largest value; a missing value is a blank."""
     top = max((value for value in values if value is not None), default=0.0)
 
     def tick(value: float | None) -> str:
@@ -48,7 +48,7 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 
 def screen(found: Metrics, trouble: str = "") -> RenderableType:
-    """Draw everything that is known."""
+    """Draw all available metrics."""
     total, points = found.total, found.points
     watched = (
         "" if total.covered_seconds >= total.window_seconds - 1 else f", watched for {span(total.covered_seconds)}"
@@ -67,12 +67,12 @@ def screen(found: Metrics, trouble: str = "") -> RenderableType:
 
 
 def live(read: Callable[[], Metrics], *, interval: float, lines: bool, json_wanted: bool) -> None:
-    """Show it again and again, until Ctrl-C.
+    """Show the metrics repeatedly until Ctrl-C.
 
     Args:
-        read: Asks the control plane.
-        interval: Seconds between two looks.
-        lines: Print one after another; else they take each other's place on the screen.
+        read: Reads the metrics from the control plane.
+        interval: Seconds between two reads.
+        lines: Print one after another; otherwise each replaces the previous one on the screen.
         json_wanted: Print JSON, one document per line.
     """
     console = Console(highlight=False, emoji=False)
@@ -94,7 +94,7 @@ def live(read: Callable[[], Metrics], *, interval: float, lines: bool, json_want
             try:
                 found, trouble = read(), ""
             except (NotRunningError, WaitTimeoutError, ClientError) as error:
-                trouble = f"as last seen: {error.message}"  # a restart of the control plane is no reason to end
+                trouble = f"as last seen: {error.message}"  # a restart of the control plane is no reason to stop
 
 
 def _curves(total: Figures, points: Sequence[Point]) -> Table:

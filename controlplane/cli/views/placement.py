@@ -1,4 +1,4 @@
-"""Prints where models are placed, and moves."""
+"""Output of placements and moves."""
 
 from controlplane.cli.output import Output, size, span
 from controlplane.cli.views.memory import sizes
@@ -6,7 +6,7 @@ from controlplane.client.placement import Defragmentation, Placement
 
 
 def show_moves(out: Output, found: Defragmentation) -> None:
-    """Print what a defragmentation does, or would do."""
+    """Print what a defragmentation does or would do."""
     if not found.moves:
         out.line("nothing moves: no move would gain more than it costs")
         return
@@ -31,7 +31,7 @@ def show_moves(out: Output, found: Defragmentation) -> None:
 
 
 def show_placement(out: Output, model: str, placement: Placement) -> None:
-    """Print where a model's replicas are placed; nothing where there is nothing to say about it."""
+    """Print where a model's replicas are placed; nothing if there is nothing to report."""
     if len(placement.assignments) == 1 and placement.assignments[0].why == "the only server" and not placement.unplaced:
         return
     wanted = f"{placement.replicas} of {placement.min_replicas} to {placement.max_replicas} replicas are wanted"

@@ -1,4 +1,4 @@
-"""What was found out about a version, for people."""
+"""Output of the reports about a version."""
 
 from collections.abc import Sequence
 

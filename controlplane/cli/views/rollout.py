@@ -1,4 +1,4 @@
-"""A rollout for people: step and weight, both versions side by side, what the tests say; once, or live."""
+"""Output of a rollout: step and weight, both versions side by side, and test results; once or live."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _LARGEST_ODDS = 1e6
 
 
 def screen(rollout: Rollout, *, trouble: str = "") -> RenderableType:
-    """Draw one picture."""
+    """Draw the rollout once."""
     how = {
         "canary": f"step {rollout.step} of {rollout.steps}, {rollout.weight * 100:g} % of the requests",
         "shadow": "copies of requests",
@@ -57,17 +57,17 @@ def watch(
     until: Callable[[Rollout], bool] = lambda rollout: rollout.ended,
     timeout: float | None = None,
 ) -> Rollout:
-    """Show a rollout until it ends; return it as it ended. Without a terminal each change is a line.
+    """Show a rollout until it ends, and return its final state. Without a terminal, each change is a line.
 
     Args:
-        read: Reads it again.
-        out: Where it is shown.
-        interval: Seconds between two looks.
-        until: What ends the watch.
-        timeout: Seconds after which the watch is given up; None: never.
+        read: Reads the rollout again.
+        out: The output.
+        interval: Seconds between two reads.
+        until: Returns whether to end the watch.
+        timeout: Seconds after which the watch ends; None: never.
 
     Raises:
-        WaitTimeoutError: It takes longer than ``timeout``; it goes on.
+        WaitTimeoutError: The rollout takes longer than ``timeout``; it continues.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
 
@@ -84,7 +84,7 @@ def watch(
     if out.json_wanted or not out.errors.is_terminal:
         said: tuple[object, ...] = ()
         while True:
-            stands = (rollout.phase, rollout.step, rollout.ready)  # the message counts seconds and requests
+            stands = (rollout.phase, rollout.step, rollout.ready)  # without the message, which counts seconds
             if stands != said and not out.json_wanted:
                 out.note(f"{rollout.phase}: {rollout.message}", style="")
                 said = stands

@@ -28,7 +28,7 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def ordered(servers: Sequence[ServerMemory], order: Order) -> list[tuple[str, ModelMemory]]:
-    """Return the models of all servers in the order that was asked for."""
+    """Return the models of all servers in the requested order."""
     by_order: dict[Order, Callable[[ModelMemory], tuple[object, ...]]] = {
         "memory": lambda model: (-model.held_bytes, model.model),
         "used": lambda model: (-(model.last_used_at or _NEVER).timestamp() if model.last_used_at else 0.0, model.model),
@@ -41,12 +41,12 @@ def ordered(servers: Sequence[ServerMemory], order: Order) -> list[tuple[str, Mo
 
 
 def screen(servers: Sequence[ServerMemory], order: Order, *, height: int = 0, trouble: str = "") -> RenderableType:
-    """Draw one picture: devices, then as many models as there is room for.
+    """Draw one screen: devices, then as many models as fit.
 
     Args:
         servers: The ledgers.
         order: How the models are sorted.
-        height: Lines there are; 0 for as many as it takes.
+        height: Number of lines available; 0 for no limit.
         trouble: Why the figures are old.
     """
     lines: list[RenderableType] = []
@@ -82,7 +82,7 @@ def screen(servers: Sequence[ServerMemory], order: Order, *, height: int = 0, tr
 
 
 def live(read: Callable[[], list[ServerMemory]], *, order: Order, interval: float) -> None:
-    """Show it until somebody presses q."""
+    """Show the screen until the user presses q."""
     console = Console(highlight=False, emoji=False)
     servers, trouble = read(), ""
     with _keys() as next_key, Live(console=console, screen=True, auto_refresh=False) as view:
@@ -98,13 +98,13 @@ def live(read: Callable[[], list[ServerMemory]], *, order: Order, interval: floa
                 try:
                     servers, trouble = read(), ""
                 except (NotRunningError, WaitTimeoutError, ClientError) as error:
-                    trouble = f"as last seen: {error.message}"  # a restart of the control plane is no reason to end
+                    trouble = f"as last seen: {error.message}"  # a restart of the control plane is no reason to stop
                 due = time.monotonic() + interval
 
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
-    """Give single keys as they are pressed; the terminal is as it was afterwards."""
+    """Provide single keys as they are pressed; the terminal is restored afterwards."""
     number = sys.stdin.fileno()
     before = termios.tcgetattr(number)
     tty.setcbreak(number)

@@ -1,4 +1,4 @@
-"""A tuning as it goes on, and what came of it, for people."""
+"""Output of the progress and the result of a tuning."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +28,10 @@ _STYLES = {
 
 
 def parse_size(text: str) -> int:
-    """Read a number of bytes: ``2GiB``, ``512M``, ``1000000``. K, M, G, T are powers of 1024, as ``GiB`` says.
+    """Parse a number of bytes: ``2GiB``, ``512M``, ``1000000``. K, M, G, T are powers of 1024, like ``GiB``.
 
     Raises:
-        InvalidInputError: It is no size above 0.
+        InvalidInputError: The text is not a size above 0.
     """
     match = _SIZE.fullmatch(text.strip())
     count = 0 if match is None else int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
@@ -41,7 +41,7 @@ def parse_size(text: str) -> int:
 
 
 def follow_tuning(client: Client, out: Output, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Start a tuning and show it until it ends; Ctrl-C cancels it. Returns its result.
+    """Start a tuning and show it until it ends; Ctrl-C cancels it. Return its result.
 
     Raises:
         OperationFailedError: It failed or was cancelled.
@@ -60,7 +60,7 @@ def follow_tuning(client: Client, out: Output, body: Mapping[str, Any]) -> dict[
 
 
 def show_tuning(out: Output, result: Mapping[str, Any]) -> None:
-    """Print what was measured, the frontier marked, and what is the best."""
+    """Print the measurements with the frontier marked, and the best setting."""
     trials = _trials(result["trials"])
     edge = {(one["trial"], one["clients"]) for one in result["frontier"]}
     best = result.get("best") or {}
@@ -89,7 +89,7 @@ def show_tuning(out: Output, result: Mapping[str, Any]) -> None:
 
 
 class _Shown:
-    """Shows the table while it grows: in place on a terminal, a line for each new row elsewhere."""
+    """Shows the growing table: in place on a terminal, a line for each new row elsewhere."""
 
     def __init__(self, out: Output) -> None:
         self._out = out

@@ -1,4 +1,4 @@
-"""A version in full, for people."""
+"""Output of a version in full."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,12 +48,12 @@ def describe(out: Output, detail: VersionDetail) -> None:
 
 
 def _damage(detail: VersionDetail) -> list[str]:
-    """What is wrong with the version's files in the store."""
+    """Return what is damaged in the version's files in the store."""
     return [one.message for one in detail.conditions if one.type == "Intact" and one.status is ConditionStatus.FALSE]
 
 
 def show_footprints(out: Output, footprints: Sequence[VersionFootprint]) -> None:
-    """Print what was measured of its memory, where somebody measured."""
+    """Print the measured memory of a version, if there is any."""
     if not footprints:
         return
     out.line()
@@ -122,7 +122,7 @@ def _tensors(signature: Signature | None, side: str) -> str:
 
 
 def show_result(out: Output, result: Mapping[str, Any]) -> None:
-    """Print what a publish or a conversion gave."""
+    """Print the result of a publication or a conversion."""
     if result.get("unchanged"):
         out.line(
             Text.assemble("unchanged, is ", (str(result["reference"]), "bold cyan"), " (--force publishes it again)")
@@ -136,7 +136,7 @@ def show_result(out: Output, result: Mapping[str, Any]) -> None:
 
 
 def show_validation(out: Output, source: str, report: Mapping[str, Any]) -> None:
-    """Print what the checks found."""
+    """Print the results of the checks."""
     out.table(
         ("check", "result", "took", "found"),
         (

@@ -1,4 +1,4 @@
-"""Conversions and validations: the requests behind the commands."""
+"""Conversions and validations: the requests of the commands."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from controlplane.errors import ControlPlaneError, InvalidArtifactError, Invalid
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What to convert to and how; ``options`` is `converters.options.ConversionOptions` in JSON."""
+    """The target and the options of a conversion; ``options`` is `converters.options.ConversionOptions` in JSON."""
 
     target: str
     options: dict[str, Any]
@@ -31,10 +31,10 @@ class Conversion:
 
 
 def is_file(source: str) -> bool:
-    """Whether the source of a conversion is a path rather than a reference.
+    """Return whether the source of a conversion is a path rather than a reference.
 
     Raises:
-        InvalidArtifactError: It looks like a path and nothing is there.
+        InvalidArtifactError: It looks like a path that does not exist.
     """
     path = Path(source)
     if path.exists():
@@ -45,10 +45,10 @@ def is_file(source: str) -> bool:
 
 
 def is_artifact(source: str) -> bool:
-    """Whether what is to be validated is a path rather than a reference; ``model.onnx`` is meant as a file.
+    """Return whether the source of a validation is a path rather than a reference; ``model.onnx`` means a file.
 
     Raises:
-        InvalidArtifactError: It looks like a path and nothing is there.
+        InvalidArtifactError: It looks like a path that does not exist.
     """
     found = is_file(source)
     if not found and Path(source).suffix and ":" not in source and "@" not in source:
@@ -94,7 +94,7 @@ def convert_and_publish(
 
 
 def _withdraw(client: Client, published: dict[str, Any], out: Output) -> None:
-    """Delete the original whose conversion failed, and its model where it has no other version."""
+    """Delete the original whose conversion failed, and its model if it has no other version."""
     name, number = published["model"], published["version"]
     path = f"/v1/models/{segment(name)}"
     try:
@@ -141,7 +141,7 @@ def _send_samples(client: Client, samples: Path, data_dir: Path, out: Output) ->
 def validate_artifact(
     client: Client, path: Path, samples: Path | None, body: dict[str, Any], data_dir: Path, out: Output
 ) -> dict[str, Any]:
-    """Upload an artifact, have it checked, drop it again, and return the report."""
+    """Upload an artifact, validate it, delete the upload, and return the report."""
     sent, journal = send(client, path, samples, data_dir, out)
     try:
         request = {key: value for key, value in body.items() if value is not None} | {"upload_id": sent.id}
@@ -157,10 +157,10 @@ def validate_artifact(
 def validate_version(
     client: Client, reference: str, samples: Path | None, body: dict[str, Any], out: Output
 ) -> dict[str, Any]:
-    """Have a published version checked on its golden samples' inputs; return the report.
+    """Validate a published version on the inputs of its golden samples; return the report.
 
     Raises:
-        InvalidInputError: Samples were given, too.
+        InvalidInputError: Samples were given as well.
     """
     if samples is not None:
         raise InvalidInputError(f"{reference} is run on its own golden samples; --samples is for files")

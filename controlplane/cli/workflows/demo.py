@@ -1,4 +1,4 @@
-"""The play behind `demo`: real commands, each shown as one would type it, in a folder that is gone afterwards."""
+"""The script of `demo`: real commands, each shown as a user would type it, in a folder that is removed afterwards."""
 
 import importlib.util
 import json
@@ -63,7 +63,7 @@ if __name__ == "__main__":
 
 
 def run(session: Session, *, keep: bool) -> None:
-    """Play the whole story.
+    """Run the whole demonstration.
 
     Raises:
         NotFoundError: The package with the model is not installed.
@@ -71,7 +71,7 @@ def run(session: Session, *, keep: bool) -> None:
     """
     models = _silero()
     folder = Path(tempfile.mkdtemp(prefix="tritonctl-demo-"))
-    folder.chmod(0o755)  # a confined conversion reads the factory as another user; the data folder in it is private
+    folder.chmod(0o755)  # a sandboxed conversion reads the factory as another user; the data folder in it is private
     stage = Sandbox(session.out(), folder)
     started = time.monotonic()
     try:
@@ -149,19 +149,19 @@ class Sandbox:
         self._environment = {
             **kept,
             "TRITONCTL_DATA_DIR": str(self.data_dir),
-            # The factory of the PyTorch model is found here by the control plane's conversion worker.
+            # The control plane's conversion worker finds the factory of the PyTorch model here.
             "PYTHONPATH": os.pathsep.join(part for part in (str(folder), os.environ.get("PYTHONPATH")) if part),
         }
 
     def say(self, text: str, *, gap: bool = True) -> None:
-        """Say what comes next."""
+        """Print what the next command does."""
         self._out.line(Text(f"{chr(10) * gap}# {text}", style="italic cyan"))
 
     def run(self, program: str, *arguments: str) -> None:
-        """Show a command and run it; its output goes where ours goes.
+        """Show a command and run it; its output goes to ours.
 
         Raises:
-            OperationFailedError: It failed.
+            OperationFailedError: The command failed.
         """
         shown = shlex.join([program, *arguments])
         self._out.line(Text.assemble(("\n$ ", "dim"), (shown, "bold")))
@@ -174,7 +174,7 @@ class Sandbox:
             )
 
     def servers(self) -> Sequence[Mapping[str, object]]:
-        """Return what `tritonctl servers -o json` says."""
+        """Return the output of `tritonctl servers -o json`."""
         result = subprocess.run(
             [*_PROGRAMS["tritonctl"], "servers", "-o", "json"],
             cwd=self._folder,
@@ -186,7 +186,7 @@ class Sandbox:
         return servers
 
     def clean(self) -> None:
-        """Stop what still runs and remove the folder."""
+        """Stop what is still running and remove the folder."""
         if UpRecord.read(self.data_dir) is not None:
             with suppress(subprocess.TimeoutExpired):
                 subprocess.run(
@@ -211,13 +211,13 @@ _PROGRAMS = {
 
 
 def _prepare(folder: Path, models: Path) -> None:
-    """Lay out what a user would have: model files, a request, and two short scripts."""
+    """Create the files that a user would have: model files, a request, and two short scripts."""
     for name in ("silero_vad.onnx", "silero_vad_16k_op15.onnx", "silero_vad.jit"):
         shutil.copyfile(models / name, folder / name)
     (folder / "digits_net.py").write_text(_NET, "utf-8")
     (folder / "ask_triton.py").write_text(_ASK, "utf-8")
-    # A window of something voiced: a falling tone of 140 Hz with its overtones. The detector wants the 64 samples
-    # before the window in front of it.
+    # A window of voiced sound: a falling tone of 140 Hz with its overtones. The detector expects the 64 samples before
+    # the window in front of it.
     seconds = np.arange(_WINDOW + _CONTEXT) / _SAMPLE_RATE
     overtones = [np.sin(2 * np.pi * 140 * k * seconds * (1 - 0.5 * seconds)) / k for k in range(1, 12)]
     sound = (0.2 * np.sum(overtones, axis=0)).astype(np.float32)[None, :]
@@ -227,7 +227,7 @@ def _prepare(folder: Path, models: Path) -> None:
 
 
 def _silero() -> Path:
-    """Find the model files without importing the package, which would import torch."""
+    """Return the folder of the model files without importing the package, which would import torch."""
     spec = importlib.util.find_spec("silero_vad")
     if spec is None or not spec.submodule_search_locations:
         raise NotFoundError("the demo needs the silero-vad package: pip install 'triton-control-plane[all]'")

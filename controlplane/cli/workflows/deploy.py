@@ -1,4 +1,4 @@
-"""Changes of a deployment: send one, follow it stage by stage, say how it ended and how long it took."""
+"""Changes of a deployment: send one, follow its stages, and report its result and duration."""
 
 import time
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ from controlplane.domain.states import Phase
 
 _ACCEPTED = 202
 _LONGEST_WAIT_SECONDS = 600.0
-"""The API waits no longer for one request."""
+"""The longest wait that the API accepts for one request."""
 _LONGEST_LOOK_SECONDS = 30.0
-"""So long one request waits for a condition, so that no proxy in between takes the silence for an end."""
+"""The longest wait for a condition in one request, so that no proxy closes the silent connection."""
 _ROLLOUT_LOOK_SECONDS = 1.0
 _SHORTEST_WAIT_SECONDS = 0.001
-"""0 would not wait at all, and not tell a failure."""
+"""0 would not wait at all, and would not report a failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,11 @@ def deployment_path(model: str) -> str:
 def apply(
     client: Client, out: Output, model: str, change: Change, *, wait: bool, timeout: float | None = None
 ) -> tuple[Deployment, float]:
-    """Send a change; with ``wait``, follow it to its end. Returns the deployment and the seconds it took.
+    """Send a change; with ``wait``, follow it to its end. Return the deployment and the seconds it took.
 
     Raises:
-        OperationFailedError: It settled without doing what was asked; the message says why.
-        WaitTimeoutError: It takes longer than ``timeout``; it goes on.
+        OperationFailedError: It settled in another state than requested; the message says why.
+        WaitTimeoutError: It takes longer than ``timeout``; it continues.
     """
     path = deployment_path(model)
     started = time.monotonic()
@@ -69,7 +69,7 @@ def apply(
     try:
         deployment = client.fetch(Deployment, path).model_copy(update={"changed": deployment.changed})
     except ClientError as error:
-        if error.status == 404:  # an undeploy leaves nothing to fetch
+        if error.status == 404:  # after an undeploy there is nothing to fetch
             return deployment, seconds
         raise
     require_ready(deployment)
@@ -77,9 +77,9 @@ def apply(
 
 
 def shortfall(deployment: Deployment) -> str | None:
-    """Return what a settled deployment lacks to be Ready as it is wanted; None where nothing is lacking.
+    """Return what a settled deployment lacks to be Ready as desired; None if nothing is missing.
 
-    A model on demand need not be loaded before its first use, and one that was unloaded is wanted so.
+    An on-demand model need not be loaded before its first use, and an unloaded one is desired to be so.
     """
     spec, status = deployment.spec, deployment.status
     if status is None or spec.deleted or not spec.loaded:
@@ -99,21 +99,21 @@ def shortfall(deployment: Deployment) -> str | None:
 
 
 def require_ready(deployment: Deployment) -> None:
-    """Refuse a deployment that settled and is not Ready as it is wanted.
+    """Refuse a settled deployment that is not Ready as desired.
 
     Raises:
-        OperationFailedError: Says what is lacking.
+        OperationFailedError: Something is missing; the message says what.
     """
     if (lacking := shortfall(deployment)) is not None:
         raise OperationFailedError(lacking, code="not-ready")
 
 
 def wait_for_rollout(client: Client, out: Output, deployment: Deployment, timeout: float | None) -> Deployment:
-    """Wait until a rollout ends, or until a version that is promoted by hand stands beside the old one.
+    """Wait until a rollout ends, or until a version that is promoted manually is ready beside the old one.
 
     Raises:
         OperationFailedError: The new version was withdrawn.
-        WaitTimeoutError: It takes longer than ``timeout`` seconds; it goes on.
+        WaitTimeoutError: It takes longer than ``timeout`` seconds; it continues.
     """
     from controlplane.cli.views.rollout import watch
     from controlplane.client.rollouts import Rollout
@@ -135,7 +135,7 @@ def wait_for_rollout(client: Client, out: Output, deployment: Deployment, timeou
 
 
 def deploy_and_wait(client: Client, out: Output, reference: str, *, reason: str = "") -> None:
-    """Deploy a version with the settings it had, and wait until it answers."""
+    """Deploy a version with its previous settings, and wait until it is active."""
     model = Reference.parse(reference).model
     change = Change("PUT", body={"reference": reference, "reason": reason})
     deployment, seconds = apply(client, out, model, change, wait=True)
@@ -148,11 +148,11 @@ def deploy_and_wait(client: Client, out: Output, reference: str, *, reason: str 
 def load_and_wait(
     client: Client, out: Output, model: str, *, reason: str, wait: bool, timeout: float | None
 ) -> tuple[Deployment, float]:
-    """Ask for a model to be loaded; with ``wait``, until it answers. Returns the deployment and the seconds it took.
+    """Request the load of a model, and wait for it with ``wait``. Return the deployment and the seconds it took.
 
     Raises:
         ClientError: It cannot be loaded; the message has the figures.
-        WaitTimeoutError: It takes longer than ``timeout``; it goes on.
+        WaitTimeoutError: It takes longer than ``timeout``; it continues.
     """
     started = time.monotonic()
     path, body = f"{deployment_path(model)}/load", {"reason": reason}
@@ -174,7 +174,7 @@ def load_and_wait(
 
 
 def merged_settings(client: Client, model: str, given: dict[str, Any]) -> dict[str, Any] | None:
-    """Lay the given settings over those of the present deployment; None when none are given."""
+    """Merge the given settings into those of the present deployment; None if none are given."""
     if not given:
         return None
     try:
@@ -184,11 +184,11 @@ def merged_settings(client: Client, model: str, given: dict[str, Any]) -> dict[s
             raise
         present = {}
     if "rollout" in given:
-        # Of the strategy, too, what is not given stays as it is.
+        # Options of the strategy that are not given are unchanged, too.
         given = {**given, "rollout": {**present.get("rollout", {}), **given["rollout"]}}
     merged = {**present, **given}
     if present.get("objectives") and given.get("objectives"):
-        merged["objectives"] = {**present["objectives"], **given["objectives"]}  # one promise at a time may be changed
+        merged["objectives"] = {**present["objectives"], **given["objectives"]}  # a single objective may be changed
     return merged
 
 
@@ -196,7 +196,7 @@ def wait_for(client: Client, out: Output, model: str, timeout: float) -> Deploym
     """Wait until a deployment is Ready.
 
     Raises:
-        OperationFailedError: It settled otherwise.
+        OperationFailedError: It settled in another state.
         WaitTimeoutError: It did not settle in time.
     """
     deadline = time.monotonic() + timeout
@@ -224,11 +224,11 @@ def wait_for(client: Client, out: Output, model: str, timeout: float) -> Deploym
 
 
 def wait_for_condition(client: Client, out: Output, model: str, wanted: str, timeout: float) -> Deployment:
-    """Wait until a condition of a deployment holds, whatever else becomes of it.
+    """Wait until a condition of a deployment is true, whatever happens to it meanwhile.
 
     Raises:
-        InvalidInputError: There is no such condition.
-        WaitTimeoutError: It did not come in time; the message says how things stand.
+        InvalidInputError: The condition does not exist.
+        WaitTimeoutError: It did not become true in time; the message has the present state.
     """
     awaited = Awaited.parse(wanted)
     deadline = time.monotonic() + timeout
@@ -253,7 +253,7 @@ def wait_for_condition(client: Client, out: Output, model: str, wanted: str, tim
 
 
 def show_ready(out: Output, deployment: Deployment, seconds: float) -> None:
-    """Say that a version answers, and where the time went; of a request that changed nothing, only that."""
+    """Print that a version is active, and how long each step took; or that the request changed nothing."""
     status = deployment.status
     version = deployment.spec.version
     if status is not None and status.phase is Phase.UNLOADED:

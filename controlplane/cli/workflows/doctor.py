@@ -1,4 +1,4 @@
-"""The checks of `doctor`. Each looks at one thing and says what it found and how to mend it."""
+"""The checks of `doctor`. Each examines one thing, and reports the result and how to fix a problem."""
 
 import os
 import shutil
@@ -41,13 +41,13 @@ _PACKAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        name: What was looked at.
-        status: ok, warn (something may be missed) or fail (something will not work).
-        message: What was found.
-        fix: How to mend it; empty where there is nothing to mend.
+        name: What was checked.
+        status: ok, warn (a feature may be missing) or fail (something will not work).
+        message: The result.
+        fix: How to fix it; empty if there is nothing to fix.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Finding:
     fix: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for ``-o json``."""
+        """Return the finding for ``-o json``."""
         return asdict(self)
 
 
 def examine(session: Session, settings: Settings) -> Iterator[Finding]:
-    """Run all checks, the ones that others rest on first."""
+    """Run all checks, starting with those that others depend on."""
     yield _python()
     yield from _packages()
     yield _glibc()
@@ -73,7 +73,7 @@ def examine(session: Session, settings: Settings) -> Iterator[Finding]:
     running = list(_api(session))
     live = next((finding for finding in running if finding.name == "store"), None)
     local = list(_store(settings, only=live.message.partition(": ")[0] if live else None))
-    # The store that counts is the running control plane's; more is known of it where it is that of the settings here.
+    # The running control plane's store counts; more is known about it if it is the one in the settings here.
     yield from local
     yield from (finding for finding in running if not (local and finding is live))
 
@@ -148,7 +148,7 @@ def _folder(data_dir: Path) -> Finding:
         probe = data_dir / f".doctor-{os.getpid()}"
         try:
             probe.write_bytes(b"")
-            # Versions are staged for Triton by hard links, and commits are made by them.
+            # Hard links are used to stage versions for Triton and to make commits.
             os.link(probe, probe.with_suffix(".link"))
             probe.with_suffix(".link").unlink()
         finally:
@@ -201,7 +201,7 @@ def _port(settings: Settings, record: UpRecord | None) -> Finding:
 
 
 def _store(settings: Settings, *, only: str | None) -> Iterator[Finding]:
-    """Check the store of the settings here; ``only``: where it is this one, which a running control plane uses."""
+    """Check the store of the settings here; ``only``: just if it is this one, which a running control plane uses."""
     from controlplane.storage.factory import open_store
     from controlplane.storage.probe import check_store
 
@@ -304,7 +304,7 @@ def _api(session: Session) -> Iterator[Finding]:
 
 
 def _scrub(client: Client) -> dict[str, Any] | None:
-    """Return how the scrub stands; None for a control plane without one, or a key that may not see it."""
+    """Return the state of the scrub; None if the control plane has none, or the key may not see it."""
     try:
         found: dict[str, Any] = client.get("/v1/scrub")
     except ClientError:

@@ -1,4 +1,4 @@
-"""Runs `tritonctl fsck`, over the API or on the store itself, and shows what it found."""
+"""Runs `tritonctl fsck` over the API or on the store itself, and prints the report."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def check(
     """Return the report of a check.
 
     Raises:
-        InvalidInputError: A store is given for the API, which has one.
+        InvalidInputError: A store is given together with the API, which has its own.
     """
     if offline:
         return _offline(session, request, store, endpoint)

@@ -1,4 +1,4 @@
-"""Holding a model while a command runs, or until Ctrl-C."""
+"""Holds a model while a command runs, or until Ctrl-C."""
 
 import subprocess
 import threading
@@ -16,17 +16,17 @@ from controlplane.errors import InvalidInputError
 
 _NOT_FOUND_STATUS = 404
 _RENEW_SHARE = 3
-"""A hold is renewed when a third of its time is over: two renewals may fail before it ends."""
+"""A hold is renewed after a third of its time: two renewals may fail before it ends."""
 _SHELL_NOT_FOUND = 127
 
 
 class HeldModel:
-    """A hold that is renewed in the background, by a thread and a connection of its own.
+    """A hold that a thread renews in the background over its own connection.
 
     Args:
-        url: Where the control plane is.
-        actor: Who asks.
-        out: Where troubles are told.
+        url: The control plane's address.
+        actor: The caller's name.
+        out: Where problems are reported.
         hold: The hold.
         ttl_seconds: Its time to live.
     """
@@ -41,11 +41,11 @@ class HeldModel:
         self.hold = hold
 
     def start(self) -> None:
-        """Begin to renew."""
+        """Start to renew the hold."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop renewing."""
+        """Stop the renewals."""
         self._over.set()
         self._thread.join(timeout=5)
 
@@ -73,11 +73,11 @@ class HeldModel:
 def held(
     client: Client, out: Output, model: str, *, ttl_seconds: float, wait_seconds: float, actor: str | None
 ) -> Iterator[HeldModel]:
-    """Hold a model as long as the block runs; it answers when the block begins.
+    """Hold a model while the block runs; the model is ready when the block begins.
 
     Raises:
-        ClientError: It cannot be loaded, with the figures.
-        WaitTimeoutError: It does not answer in time; it is not held then.
+        ClientError: It cannot be loaded; the message has the figures.
+        WaitTimeoutError: It is not ready in time; then it is not held.
     """
     path = f"{deployment_path(model)}/holds"
     with waiting(out, f"loading {model}"):
@@ -91,12 +91,12 @@ def held(
         yield held_model
     finally:
         held_model.stop()
-        with suppress(ClientError, NotRunningError, WaitTimeoutError):  # it ends by itself in any case
+        with suppress(ClientError, NotRunningError, WaitTimeoutError):  # it expires automatically in any case
             client.delete(f"{path}/{held_model.hold.id}")
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a command in the foreground; return its exit code the way shells tell it.
+    """Run a command in the foreground; return its exit code as shells report it.
 
     Raises:
         InvalidInputError: It cannot be run.
@@ -112,7 +112,7 @@ def run(command: Sequence[str]) -> int:
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            continue  # the terminal sent it to the command as well, and that decides
+            continue  # the terminal sent it to the command as well, whose reaction decides
         return code if code >= 0 else 128 - code
 
 

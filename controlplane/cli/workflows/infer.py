@@ -20,7 +20,7 @@ from controlplane.gateway.views import GatewayAddress
 
 
 class Via(StrEnum):
-    """Which way a request goes."""
+    """The path of a request."""
 
     AUTO = "auto"
     GATEWAY = "gateway"
@@ -34,8 +34,8 @@ class Request:
     Attributes:
         deployment: The deployment.
         tensors: Its inputs, in the v2 protocol's JSON.
-        signature: That of the version that is meant.
-        version: The version that is asked for; None: the one that answers.
+        signature: The signature of the requested version.
+        version: The requested version; None: the active one.
         timeout: Deadline in seconds.
     """
 
@@ -47,10 +47,10 @@ class Request:
 
 
 def prepare(client: Client, model: str, source: str | None, *, version: int | None, timeout: float) -> Request:
-    """Return the request to send: inputs from a file or stdin, else those of the version's first golden sample.
+    """Return the request to send: inputs from a file or stdin, or else from the version's first golden sample.
 
     Raises:
-        InvalidInputError: The file does not fit, or the version has no golden samples.
+        InvalidInputError: The file does not match, or the version has no golden samples.
     """
     deployment = client.fetch(Deployment, deployment_path(model))
     reference = Reference(model, version=version or _answering(deployment))
@@ -67,15 +67,15 @@ def prepare(client: Client, model: str, source: str | None, *, version: int | No
 
 
 def ask(client: Client, request: Request, via: Via) -> dict[str, Any]:
-    """Send a request and return the answer, its outputs in the order of the signature.
+    """Send a request and return the response with its outputs in the order of the signature.
 
-    By itself it goes to the gateway where that can be reached from here and would answer, else to the API's route,
-    which says best why nothing answers.
+    By default the request goes to the gateway if that is reachable and would answer, and otherwise to the API's route,
+    which reports best why there is no answer.
 
     Raises:
-        ClientError: It was refused; or the gateway is wanted, and there is none.
-        NotRunningError: Nobody answers there.
-        WaitTimeoutError: No answer in time.
+        ClientError: The request was refused, or the gateway is requested and there is none.
+        NotRunningError: Nothing answers at the address.
+        WaitTimeoutError: There is no answer in time.
     """
     if via is Via.API:
         return _ordered(_by_api(client, request), request.signature)
@@ -114,7 +114,7 @@ def _by_api(client: Client, request: Request) -> dict[str, Any]:
 
 
 def _answers(request: Request) -> bool:
-    """Whether the gateway would answer, after a load if need be."""
+    """Return whether the gateway would answer, after a load if necessary."""
     deployment, version = request.deployment, request.version
     if version is None:
         return deployment.spec.loaded

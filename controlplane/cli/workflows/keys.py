@@ -1,4 +1,4 @@
-"""Where `tritonctl keys` works: over the API, or on the bucket itself, for the first key and for a lost last one."""
+"""Backends of `tritonctl keys`: the API, or the bucket itself, for the first key and for a lost last one."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -21,10 +21,10 @@ Documents = list[Document]
 
 
 class ApiKeys(Protocol):
-    """Both ways look the same."""
+    """The interface of both backends."""
 
     def create(self, body: Document) -> Document:
-        """Make a key; returns it with its secret."""
+        """Create a key, and return it with its secret."""
 
     def list(self) -> Documents:
         """Return all keys."""
@@ -117,10 +117,10 @@ class _Offline:
 
 @contextmanager
 def api_keys(session: Session, *, offline: bool, store: str | None, endpoint: str | None) -> Iterator[ApiKeys]:
-    """Give the keys, over the API or offline.
+    """Provide the keys, over the API or offline.
 
     Raises:
-        InvalidInputError: A store is given for the API, which has one.
+        InvalidInputError: A store is given together with the API, which has its own.
     """
     if not offline:
         if store or endpoint:
@@ -137,10 +137,10 @@ def api_keys(session: Session, *, offline: bool, store: str | None, endpoint: st
 
 @contextmanager
 def keep_secret(path: Path | None) -> Iterator[Callable[[str], None]]:
-    """Open the file for a secret before the key is made, so that none is made whose secret cannot be kept.
+    """Open the file for a secret before the key is created, so that no key is created whose secret cannot be stored.
 
     Raises:
-        InvalidInputError: The file is there already, or cannot be made.
+        InvalidInputError: The file exists already, or cannot be created.
     """
     if path is None:
         yield lambda _: None
@@ -163,10 +163,10 @@ def _write(file: Any, secret: str) -> None:
 
 
 def end_of(lasts: str) -> datetime:
-    """Return when a key ends that lasts from now on.
+    """Return the expiry of a key with this lifetime from now.
 
     Raises:
-        InvalidInputError: It is no time, or too long a one.
+        InvalidInputError: The text is not a duration, or the duration is too long.
     """
     try:
         return datetime.now(UTC) + timedelta(seconds=parse_duration(lasts))
@@ -175,5 +175,5 @@ def end_of(lasts: str) -> datetime:
 
 
 def when(moment: str | None) -> str:
-    """Say when something was or will be."""
+    """Return a moment as text."""
     return ago(datetime.fromisoformat(moment)) if moment else "-"

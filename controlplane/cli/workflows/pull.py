@@ -1,4 +1,4 @@
-"""Bringing a version's files here: continued where they were cut off, and verified. Constant memory."""
+"""Downloads a version's files: resumable, verified, in constant memory."""
 
 import hashlib
 import os
@@ -19,12 +19,12 @@ _FIRST_WAIT_SECONDS = 0.2
 
 
 def download(client: Client, url_path: str, entry: FileEntry, target: Path, bar: Bar) -> bool:
-    """Bring one file here, going on from a part that an earlier run left. Returns whether anything was fetched.
+    """Download one file, resuming from the part that an earlier run left. Return whether anything was fetched.
 
-    The file gets its name only when its digest is right, so a file that has its name is whole.
+    The file is renamed to its name only after its digest is verified, so a file with that name is complete.
 
     Raises:
-        DigestMismatchError: What came is not what was published; it is removed.
+        DigestMismatchError: The content is not what was published; it is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_file() and target.stat().st_size == entry.size_bytes and _digest(target) == entry.sha256:

@@ -1,4 +1,4 @@
-"""What `push`, `validate` and a conversion of a local file share: from a path to an upload to an operation."""
+"""Common steps of `push`, `validate` and a conversion of a local file: from a path to an upload to an operation."""
 
 import re
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ SAMPLES_NAME = "tritonctl-samples.npz"
 """The name of ``--samples`` inside an upload; it does not become a file of the version."""
 
 _DAMAGED_CODES = frozenset({"digest-mismatch", "not-found"})
-"""How a publish fails that needs a file which is damaged in the store, or lost."""
+"""Codes of a publication's failure that is due to a damaged or lost file in the store."""
 
 _SUFFIXES = (".onnx", ".pt2", ".pt", ".pth", ".jit", ".ts", ".torchscript", ".safetensors", ".skops", ".pkl", ".joblib")
 
 
 @dataclass(frozen=True, slots=True)
 class PublishOptions:
-    """What a publisher says beyond the files; ``None`` and empty leave it to the server."""
+    """A publisher's options beyond the files; ``None`` and empty values leave the choice to the server."""
 
     format: str | None = None
     signature: dict[str, Any] | None = None
@@ -44,7 +44,7 @@ class PublishOptions:
     force: bool = False
 
     def body(self) -> dict[str, Any]:
-        """Return the request's fields, those that were given."""
+        """Return the request's fields that were given."""
         given = {
             "format": self.format,
             "signature": self.signature,
@@ -64,10 +64,10 @@ class PublishOptions:
 
 
 def model_name(path: Path) -> str:
-    """Make a model's name out of a file's: ``My Net (v2).onnx`` is ``My-Net-v2``.
+    """Derive a model's name from a file's: ``My Net (v2).onnx`` becomes ``My-Net-v2``.
 
     Raises:
-        InvalidInputError: Nothing of the file's name can be in a model's name.
+        InvalidInputError: No part of the file's name is valid in a model's name.
     """
     name = path.absolute().name
     for suffix in _SUFFIXES:
@@ -81,10 +81,10 @@ def model_name(path: Path) -> str:
 
 
 def key_values(pairs: list[str], option: str) -> dict[str, str]:
-    """Read ``key=value`` options.
+    """Parse ``key=value`` options.
 
     Raises:
-        InvalidInputError: One has no ``=``.
+        InvalidInputError: An option has no ``=``.
     """
     read = {}
     for pair in pairs:
@@ -96,10 +96,10 @@ def key_values(pairs: list[str], option: str) -> dict[str, str]:
 
 
 def figures(pairs: list[str]) -> dict[str, float]:
-    """Read ``key=number`` options.
+    """Parse ``key=number`` options.
 
     Raises:
-        InvalidInputError: One is no number.
+        InvalidInputError: A value is not a number.
     """
     read = {}
     for key, value in key_values(pairs, "--metric").items():
@@ -113,7 +113,7 @@ def figures(pairs: list[str]) -> dict[str, float]:
 def send(
     client: Client, path: Path, samples: Path | None, data_dir: Path, out: Output, *, direct: bool = False
 ) -> tuple[Upload, Journal]:
-    """Hash a file or folder and bring it to the server, or (``direct``) to its bucket."""
+    """Hash a file or folder and upload it to the server, or (``direct``) to its bucket."""
     with Bar(out) as bar:
         files = fingerprint(path, bar)
         if samples is not None:
@@ -127,10 +127,10 @@ def send(
 def publish(
     client: Client, name: str, path: Path, options: PublishOptions, data_dir: Path, out: Output
 ) -> dict[str, Any]:
-    """Upload, publish, wait for it, and return the operation's result.
+    """Upload, publish, wait for the publication, and return the operation's result.
 
-    If the store turns out to have a damaged copy of a file that it need not have been sent, the file is sent after all,
-    which repairs the store's copy.
+    If the store has a damaged copy of a file that was therefore not sent, the file is sent after all, which repairs the
+    store's copy.
     """
     try:
         return _publish(client, name, path, options, data_dir, out)

@@ -1,4 +1,4 @@
-"""Signing a version, and verifying one by keys of one's own."""
+"""Signing of a version, and verification with the user's own keys."""
 
 import base64
 import json
@@ -21,10 +21,10 @@ PASSWORD_VARIABLE = "TRITONCTL_SIGN_KEY_PASSWORD"
 
 
 def check_key(private_key: Path) -> None:
-    """Find out before anything is sent whether a key can sign.
+    """Check that a key can sign before anything is sent.
 
     Raises:
-        InvalidInputError: It cannot.
+        InvalidInputError: It cannot sign.
     """
     from controlplane.signing.bundle import sign
 
@@ -32,7 +32,7 @@ def check_key(private_key: Path) -> None:
 
 
 def local_digests(source: Path, out: Output) -> list[str]:
-    """Hash the files that were published, again: what is signed is what is here, whatever the server says."""
+    """Hash the published files again, so that the local content is signed, whatever the server reports."""
     with Bar(out) as bar:
         return [file.entry.sha256 for file in fingerprint(source, bar)]
 
@@ -43,10 +43,10 @@ def sign_version(
     """Sign a version and send the signature.
 
     Args:
-        client: Where to.
-        detail: The version, as the control plane tells it.
+        client: The control plane.
+        detail: The version, as the control plane reports it.
         private_key: The key.
-        local: The digests of the files that were published from here; what is signed has to be these.
+        local: The digests of the files that were published from here, which the version must have.
 
     Raises:
         UnverifiedVersionError: The version has other files than were published.
@@ -63,7 +63,7 @@ def sign_version(
 
 
 def verify_version(client: Client, detail: VersionDetail, public_keys: Sequence[Path]) -> dict[str, Any]:
-    """Say whether a version is as a trusted key signed it: by these keys, or, with none, by the control plane's.
+    """Verify that a version is as a trusted key signed it: by these keys or, without any, by the control plane's.
 
     Raises:
         UnverifiedVersionError: It is not, or a server's model repository has other files.

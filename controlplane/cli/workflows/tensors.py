@@ -33,10 +33,10 @@ _SHOWN = 8
 
 
 def parse_spec(text: str) -> TensorSpec:
-    """Read ``name:DTYPE[shape]``; no brackets means a scalar, ``-1`` or ``?`` a dynamic dimension.
+    """Parse ``name:DTYPE[shape]``; no brackets means a scalar, ``-1`` or ``?`` a dynamic dimension.
 
     Raises:
-        InvalidInputError: The text has another form, or there is no such type.
+        InvalidInputError: The text has another form, or the type does not exist.
     """
     match = _SPEC.fullmatch(text.strip())
     if match is None:
@@ -57,7 +57,7 @@ def _size(text: str, spec: str) -> int:
 
 
 def parse_signature(inputs: Sequence[str], outputs: Sequence[str], *, batched: bool) -> Signature | None:
-    """Read a signature from ``--input`` and ``--out``; None where neither is given.
+    """Parse a signature from ``--input`` and ``--out``; None if neither is given.
 
     Raises:
         InvalidInputError: Only one side is given, or the specs contradict each other.
@@ -78,10 +78,10 @@ def parse_signature(inputs: Sequence[str], outputs: Sequence[str], *, batched: b
 
 
 def parse_axes(texts: Sequence[str]) -> dict[str, list[int]] | None:
-    """Read ``--dynamic input=0,2``; None where none is given.
+    """Parse ``--dynamic input=0,2``; None if none is given.
 
     Raises:
-        InvalidInputError: One has another form.
+        InvalidInputError: An option has another form.
     """
     axes = {}
     for text in texts:
@@ -98,11 +98,11 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[int]] | None:
 def read_tensors(source: str, signature: Signature | None) -> list[dict[str, Any]]:
     """Read inputs from an ``.npz``, a JSON file, or stdin (``-``), as tensors of the v2 protocol.
 
-    JSON is either the protocol's own (``{"inputs": [{"name", "shape", "datatype", "data"}]}``) or simply
-    ``{"name": nested lists}``.
+    JSON is either the protocol's own (``{"inputs": [{"name", "shape", "datatype", "data"}]}``) or simply ``{"name":
+    nested lists}``.
 
     Raises:
-        InvalidInputError: The file is no such thing, or its names are not the model's.
+        InvalidInputError: The file has another form, or its names are not the model's.
     """
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
@@ -159,7 +159,7 @@ def _check_names(names: Sequence[str], signature: Signature, label: str) -> None
 
 
 def to_protocol(name: str, array: Array) -> dict[str, Any]:
-    """Write an array as a tensor of the v2 protocol's JSON."""
+    """Convert an array to a tensor of the v2 protocol's JSON."""
     try:
         dtype = DataType.of(array)
     except ValueError as error:
@@ -178,7 +178,7 @@ _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def from_protocol(tensor: Mapping[str, Any]) -> Array:
-    """Read a tensor of the v2 protocol's JSON as an array."""
+    """Convert a tensor of the v2 protocol's JSON to an array."""
     dtype = DataType(tensor["datatype"])
     values = tensor["data"]
     if dtype is DataType.BYTES:
@@ -191,7 +191,7 @@ def from_protocol(tensor: Mapping[str, Any]) -> Array:
 
 
 def save_npz(target: BinaryIO, tensors: Sequence[Mapping[str, Any]]) -> None:
-    """Write tensors as ``.npz``, strings as unicode arrays, so that nothing needs pickle to be read."""
+    """Write tensors as ``.npz``, strings as unicode arrays, so that reading needs no pickle."""
     arrays = {}
     for tensor in tensors:
         array = from_protocol(tensor)
@@ -200,7 +200,7 @@ def save_npz(target: BinaryIO, tensors: Sequence[Mapping[str, Any]]) -> None:
 
 
 def preview(tensor: Mapping[str, Any]) -> str:
-    """Show the first elements."""
+    """Return the first elements as text."""
     values = tensor["data"]
     shown = [f"{value:.5g}" if isinstance(value, float) else str(value) for value in values[:_SHOWN]]
     more = f" … {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""

@@ -1,4 +1,4 @@
-"""Starting and stopping a control plane, here or in the background."""
+"""Starts and stops a control plane, in this process or in the background."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.05
 
 
 def run_here(session: Session, settings: Settings) -> None:
-    """Be the control plane: run until asked to stop."""
+    """Run the control plane in this process until it is asked to stop."""
     from controlplane import process
 
     out = session.out()
@@ -46,13 +46,13 @@ def _log_to_stderr(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # What these say at info is one line for each request.
+    # At level info, these log one line for each request.
     for noisy in ("httpx", "httpcore", "botocore", "urllib3", "asyncio", "uvicorn"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 def log_tail(path: Path, lines: int = 15, *, start: int = 0) -> str:
-    """Return the end of a log file, of what stands after byte ``start``."""
+    """Return the end of a log file, considering only the text after byte ``start``."""
     try:
         return "\n".join(path.read_bytes()[start:].decode("utf-8", "replace").splitlines()[-lines:])
     except OSError:
@@ -60,7 +60,7 @@ def log_tail(path: Path, lines: int = 15, *, start: int = 0) -> str:
 
 
 def start_detached(session: Session, data_dir: Path, options: Mapping[str, object], timeout: float) -> None:
-    """Start `up` with these options in the background and return when it answers.
+    """Start `up` with these options in the background, and return when it is ready.
 
     Raises:
         ConflictError: One is running already.
@@ -75,7 +75,7 @@ def start_detached(session: Session, data_dir: Path, options: Mapping[str, objec
         )
     make_private(data_dir)
     if not is_locked(data_dir):
-        (data_dir / RECORD_NAME).unlink(missing_ok=True)  # of one that was killed
+        (data_dir / RECORD_NAME).unlink(missing_ok=True)  # left by one that was killed
     log = data_dir / LOG_NAME
     arguments = ["up", f"--data-dir={data_dir}"]
     arguments += [
@@ -126,10 +126,10 @@ def _await_record(
 
 
 def stop(session: Session, data_dir: Path, timeout: float) -> None:
-    """Ask the running `up` to stop and wait until it has.
+    """Ask the running `up` to stop, and wait until it has stopped.
 
     Raises:
-        NotRunningError: None runs.
+        NotRunningError: No `up` is running.
         WaitTimeoutError: It does not end in time.
     """
     out = session.out()
@@ -141,7 +141,7 @@ def stop(session: Session, data_dir: Path, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     os.kill(record.pid, signal.SIGTERM)
     with waiting(out, f"stopping process {record.pid}"):
-        # The lock goes with the process, and the process ends after its Triton has.
+        # The process holds the lock until it ends, which is after its Triton has ended.
         while is_locked(data_dir):
             if time.monotonic() > deadline:
                 raise WaitTimeoutError(

@@ -1,4 +1,4 @@
-"""Bringing an artifact to the server: digests, resumable uploads. Constant memory, whatever the size."""
+"""Uploads an artifact: digests, resumable transfers, constant memory whatever the size."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ _FIRST_WAIT_SECONDS = 0.2
 _PRESIGNED_SECONDS = 24 * 3600
 _PART_SECONDS = 3600.0
 _OTHER_BYTES = "invalid-artifact"
-"""The problem's code when the bytes that arrived have another digest than was announced."""
+"""The problem's code if the received bytes have another digest than was announced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def fingerprint(artifact: Path, bar: Bar) -> tuple[LocalFile, ...]:
     """List an artifact's files with their digests; a single file is an artifact of one file.
 
     Raises:
-        InvalidArtifactError: Nothing is there, a folder without files, or a link that leads out of the folder.
+        InvalidArtifactError: The path does not exist, the folder has no files, or a link leads out of it.
     """
     bar.stage(f"hashing {artifact.name}", total=_total_bytes(artifact))
     with _workers(1) as (pool, stop):
@@ -57,24 +57,24 @@ def fingerprint(artifact: Path, bar: Bar) -> tuple[LocalFile, ...]:
 
 
 class _Stop:
-    """Tells worker threads that nobody waits for them any more."""
+    """Tells worker threads that their results are no longer needed."""
 
     def __init__(self) -> None:
         self._event = Event()
 
     def set(self) -> None:
-        """Say so."""
+        """Request the stop."""
         self._event.set()
 
     def check(self) -> None:
-        """Raise in a worker if it was said."""
+        """Raise in a worker if the stop was requested."""
         if self._event.is_set():
             raise InterruptedError("nobody waits for this any more")
 
 
 @contextmanager
 def _workers(count: int) -> Iterator[tuple[ThreadPoolExecutor, _Stop]]:
-    """Threads that do not hold up Ctrl-C: whoever leaves by an error does not wait for them."""
+    """Provide threads that do not delay Ctrl-C: after an error, the block does not wait for them."""
     pool, stop = ThreadPoolExecutor(count), _Stop()
     try:
         yield pool, stop
@@ -86,27 +86,27 @@ def _workers(count: int) -> Iterator[tuple[ThreadPoolExecutor, _Stop]]:
 
 
 def _total_bytes(artifact: Path) -> int:
-    """The length of the bar; what is left out of the artifact makes it a little too long."""
+    """Return the length of the bar; files that are not part of the artifact make it slightly too long."""
     paths = artifact.rglob("*") if artifact.is_dir() else (artifact,)
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 class Journal:
-    """Which upload a set of files went to, so that a push that was cut off is continued by running it again."""
+    """A record of the upload of a set of files, so that a repeated push resumes an interrupted one."""
 
     def __init__(self, folder: Path, url: str, files: tuple[LocalFile, ...]) -> None:
         key = json.dumps([url, sorted((file.entry.path, file.entry.sha256) for file in files)])
         self._path = folder / "client" / "uploads" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def read(self) -> str | None:
-        """Return the upload's identifier, if there was one."""
+        """Return the upload's identifier, if there is one."""
         try:
             return self._path.read_text("utf-8").strip() or None
         except OSError:
             return None
 
     def write(self, upload_id: str) -> None:
-        """Remember the upload. A folder that cannot be written costs the resumption, not the push."""
+        """Record the upload. If the folder cannot be written, the push cannot be resumed, but does not fail."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_text(upload_id, "utf-8")
@@ -114,23 +114,23 @@ class Journal:
             return
 
     def clear(self) -> None:
-        """Forget it."""
+        """Remove the record."""
         self._path.unlink(missing_ok=True)
 
 
 def upload(client: Client, files: tuple[LocalFile, ...], bar: Bar, journal: Journal, *, direct: bool = False) -> Upload:
-    """Bring the files' contents to the server; what it has already is not sent.
+    """Upload the files' contents to the server; contents that it already has are not sent.
 
     Args:
         client: The control plane.
         files: The files.
-        bar: Shows how far it is.
-        journal: Remembers the upload, for a push that is cut off.
-        direct: Write straight to the bucket, past the control plane.
+        bar: Shows the progress.
+        journal: Records the upload, so that an interrupted push can resume.
+        direct: Write directly to the bucket instead of through the control plane.
 
     Raises:
         ClientError: The server refused.
-        NotRunningError: The connection broke and did not come back.
+        NotRunningError: The connection was lost and could not be restored.
     """
     announced = _announce(client, files, journal)
     missing = {file.sha256: file for file in announced.files if file.state == "missing"}
@@ -168,10 +168,10 @@ def _announce(client: Client, files: tuple[LocalFile, ...], journal: Journal) ->
 
 
 def _unless_changed(local: LocalFile, send: Callable[[UploadFile, LocalFile], None], wanted: UploadFile) -> None:
-    """Send a file. If the server got other bytes than were announced, say whether the file has changed here.
+    """Send a file. If the server received other bytes than announced, check whether the file has changed here.
 
     Raises:
-        InvalidArtifactError: The file changed after its digest was taken.
+        InvalidArtifactError: The file changed after its digest was computed.
         ClientError: The server refused.
     """
     try:
@@ -197,7 +197,7 @@ def _changed(local: LocalFile) -> InvalidArtifactError:
 
 
 class _Sender:
-    """Sends blobs, going on from where the connection broke."""
+    """Sends blobs, resuming after a lost connection."""
 
     def __init__(self, client: Client, upload_id: str, bar: Bar, stop: _Stop) -> None:
         self._client = client
@@ -225,7 +225,7 @@ class _Sender:
             except (NotRunningError, ClientError) as error:
                 if attempt + 1 == _ATTEMPTS or not _worth_resuming(error):
                     raise
-                # Right after a cut the server may still be busy with what came before it.
+                # Immediately after a disconnect the server may still be processing the earlier data.
                 time.sleep(_FIRST_WAIT_SECONDS * 2**attempt)
                 at = self._offset(path)
                 self._bar.advance(at - offset - counter.count)
@@ -246,7 +246,7 @@ def _send_direct(
     pool: ThreadPoolExecutor,
     stop: _Stop,
 ) -> None:
-    """Write the missing contents with presigned URLs, part by part, and have each accepted."""
+    """Write the missing contents with presigned URLs, part by part, and have each one accepted."""
     path = f"/v1/uploads/{upload_id}"
     blobs = client.post(f"{path}/presigned", {"expires_seconds": _PRESIGNED_SECONDS})["items"]
     with httpx.Client(timeout=httpx.Timeout(_PART_SECONDS, connect=30)) as http:
@@ -261,7 +261,7 @@ def _send_direct(
                 except httpx.HTTPError as error:
                     bar.advance(-counter.count)
                     if attempt + 1 == _ATTEMPTS:
-                        # Without its query: that is the permission to write.
+                        # Without the query, which contains the permission to write.
                         raise StoreUnavailableError(
                             f"the bucket does not take the upload at {url.partition('?')[0]}: {type(error).__name__}; "
                             "leave out --direct to send it through the control plane"
@@ -275,7 +275,7 @@ def _send_direct(
             whole = local.entry.size_bytes
             parts = [(url, local, at * step, min(step, whole - at * step)) for at, url in enumerate(blob["urls"])]
             list(pool.map(put, parts))
-            # Read back and compared by the control plane, hence the patience.
+            # The control plane reads it back and compares it, hence the long timeout.
             try:
                 client.post(
                     f"{path}/blobs/{blob['sha256']}/complete",
@@ -289,12 +289,12 @@ def _send_direct(
 
 
 def _worth_resuming(error: NotRunningError | ClientError) -> bool:
-    # 409: the server has another number of bytes than we think.
+    # 409: the server has another number of bytes than we assumed.
     return isinstance(error, NotRunningError) or error.status in {408, 409, 500, 502, 503, 504}
 
 
 class _Counter:
-    """Counts what one attempt sent."""
+    """Counts the bytes that one attempt sent."""
 
     def __init__(self, bar: Bar, stop: _Stop) -> None:
         self._bar = bar
@@ -313,7 +313,7 @@ def _read_from(local: LocalFile, offset: int, counter: _Counter, length: int) ->
     """Yield exactly ``length`` bytes of a file.
 
     Raises:
-        InvalidArtifactError: The file has become shorter, or is gone.
+        InvalidArtifactError: The file has become shorter or was removed.
     """
     try:
         with local.path.open("rb") as file:

@@ -1,13 +1,13 @@
-"""Puts load on a model: N clients in a closed loop, each sending its next request when it has its answer.
+"""Generates load on a model: N clients in a closed loop, each sending its next request when it has its response.
 
-So the load adapts to the server, N requests are in flight at most, and throughput and mean latency obey Little's law
-(N = throughput x mean latency). It does not show what an open stream of arrivals would see once it comes faster than
-the server answers: there, latency grows without bound, and a closed loop hides that ("coordinated omission").
+So the load adapts to the server, at most N requests are in flight, and throughput and mean latency obey Little's law (N
+= throughput x mean latency). It does not show the latency of an open stream of arrivals that come faster than the
+server answers: there, latency grows without bound, and a closed loop hides that ("coordinated omission").
 
-A latency is the time from the call to the answer in numpy arrays, as a Python client of this machine sees it: its own
-serialisation is in it, and with many clients of a quick model so is their waiting for this process's one interpreter.
-Percentiles are nearest-rank over all answers of the window: the smallest latency seen that at least p % of the answers
-kept to. Nothing is interpolated, and no answer is left out.
+A latency is the time from the call to the response in numpy arrays, as a Python client on this machine sees it: it
+includes the client's own serialisation and, with many clients of a fast model, their waiting for this process's one
+interpreter. Percentiles are nearest-rank over all responses of the window: the smallest observed latency that at least
+p % of the responses did not exceed. Nothing is interpolated, and no response is left out.
 """
 
 import asyncio
@@ -24,17 +24,18 @@ from controlplane.errors import InferenceError, TritonTimeoutError
 from controlplane.triton.client import TritonClient
 
 _SLICES = 5
-"""A window is cut into so many slices to see how much its throughput varies."""
+"""Number of slices of a window, from which the variation of its throughput is computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much load, and for how long.
+    """The amount and the duration of a load.
 
     Attributes:
-        clients: Clients at once.
-        warmup_seconds: Answers of this time are thrown away.
-        window_seconds: How long is measured after it; longer where there are fewer answers than clients by then.
+        clients: Number of concurrent clients.
+        warmup_seconds: Responses during this time are discarded.
+        window_seconds: Duration of the measurement after it; extended if there are fewer responses than clients by
+            then.
         timeout_seconds: Deadline of one request.
     """
 
@@ -46,12 +47,12 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the clients saw.
+    """The clients' results.
 
     Attributes:
-        measurement: The figures; None where a request failed or the load was stopped.
-        answers: The newest answer to each request, by the request's position.
-        failure: Why a request failed; empty where none did.
+        measurement: The figures; None if a request failed or the load was stopped.
+        answers: The newest response to each request, by the request's position.
+        failure: Why a request failed; empty if none did.
     """
 
     measurement: Measurement | None
@@ -86,16 +87,16 @@ async def generate(
     """Send requests in turn for a while.
 
     Args:
-        client: A client of its own: its connection carries all of the load.
+        client: A client of its own, whose connection carries all of the load.
         triton_name: The model's name in Triton.
-        requests: What to send; each client begins with another one.
-        load: How much, for how long.
-        version: The version to ask.
+        requests: The requests; each client begins with a different one.
+        load: The amount and the duration.
+        version: The version to request.
         config: The model's configuration.
-        stop: Asked before each request; true ends the load without a measurement.
+        stop: Called before each request; true ends the load without a measurement.
 
     Raises:
-        TritonUnavailableError: The server is not there any more.
+        TritonUnavailableError: The server is not reachable any more.
     """
     now = time.perf_counter()
     begin = now + load.warmup_seconds
@@ -114,7 +115,8 @@ async def generate(
                 run.failure = run.failure or error.message
                 return
             answered = time.perf_counter()
-            # Those in flight when the window ends are not counted: what began later would be missing beside them.
+            # Requests in flight at the end of the window are not counted, because later ones would be missing beside
+            # them.
             if answered >= run.begin and not run.over(answered):
                 run.latencies.append(answered - sent)
                 run.moments.append(answered)
@@ -132,7 +134,7 @@ async def generate(
 def _measured(run: _Run) -> Measurement | None:
     if run.failure or len(run.latencies) < run.load.clients:
         return None
-    # A model that is slower than the window is measured until there are as many answers as clients.
+    # A model that is slower than the window is measured until there are as many responses as clients.
     end = max(run.end, run.moments[-1])
     seconds = end - run.begin
     ordered = sorted(run.latencies)
@@ -148,7 +150,7 @@ def _measured(run: _Run) -> Measurement | None:
 
 
 def _spread(moments: Sequence[float], begin: float, end: float) -> float:
-    """Relative standard error of the throughput: of the answers in each slice of the window, over their mean."""
+    """Return the relative standard error of the throughput: that of the responses per slice, over their mean."""
     counts = [0] * _SLICES
     for moment in moments:
         counts[min(_SLICES - 1, int((moment - begin) / (end - begin) * _SLICES))] += 1
@@ -159,7 +161,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     """Return the nearest-rank percentile of values in ascending order: the ceil(p/100 x n)-th of them.
 
     Raises:
-        ValueError: There are none, or the percentage is not above 0 and at most 100.
+        ValueError: There are no values, or the percentage is not above 0 and at most 100.
     """
     if not ordered or not 0 < percent <= 100:
         raise ValueError(f"the {percent:g}th percentile of {len(ordered)} values is not defined")

@@ -1,4 +1,4 @@
-"""Draws what a tuning measured as an SVG: throughput against the 99th percentile of the latency. Pure, no library."""
+"""Draws the measurements of a tuning as an SVG: throughput against the p99 latency. Pure, no library."""
 
 import math
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ def plot(title: str, trials: Sequence[Trial], objective: Objective, best: Point 
     """Return an SVG document.
 
     Args:
-        title: What was tuned.
-        trials: What was measured; only settings whose answers are right are drawn.
+        title: The plot's title.
+        trials: The measurements; only settings with correct outputs are drawn.
         objective: Its limits are drawn as lines.
-        best: The point that was chosen, if one was.
+        best: The chosen point, if any.
     """
     shown = points(trials)
     parts = [
@@ -50,7 +50,7 @@ class _Chart:
         self._objective = objective
         self.edge = frontier(shown)
         latencies = [point.measured.p99_seconds * 1000 for point in shown]
-        # A limit far off the measurements would press them into a corner; then it is left out.
+        # A limit far from the measurements would compress them into a corner, so it is left out.
         limit = objective.max_p99_seconds
         self._limit_ms = None if limit is None or limit * 1000 > 4 * max(latencies) else limit * 1000
         heights = [*latencies, *([] if self._limit_ms is None else [self._limit_ms])]
@@ -129,7 +129,7 @@ def _color(point: Point, best: Point | None, other: str) -> str:
 
 
 def _is_brief(point: Point) -> bool:
-    """Whether it dropped out, and so was measured for a short time only."""
+    """Return whether the setting dropped out, so that it was measured for a short time only."""
     return point.trial.state is not TrialState.MEASURED
 
 
@@ -149,7 +149,7 @@ def _legend(edge: Sequence[Point], best: Point | None) -> list[str]:
         parts.append(f'<circle cx="{_LEGEND + 6}" cy="{y}" r="5" {paint}/>')
         parts.append(_text(_LEGEND + 18, y + 4, words))
     top = _TOP + 6 + 20 * len(keys) + 14
-    # Of a long frontier the fastest are named: the numbers of the others are told by pointing at their dots.
+    # On a long frontier only the fastest are labelled; the other dots show their numbers in a tooltip.
     named = list(enumerate(edge, 1))[-_LEGEND_ROWS:]
     for row, (number, point) in enumerate(named):
         y = top + 31 * row
@@ -182,7 +182,7 @@ def _linear_ticks(most: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, with as many digits between them as it takes for four ticks; in a narrow range even steps."""
+    """Return powers of ten, with enough digits between them for four ticks; in a narrow range, even steps."""
     for digits in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)):
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         ticks = [float(f"{digit * 10.0**exponent:.3g}") for exponent in exponents for digit in digits]
@@ -193,6 +193,6 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _step(least: float) -> float:
-    """Return the smallest of 1, 2, 5, 10, 20, … that is at least so large."""
+    """Return the smallest of 1, 2, 5, 10, 20, … that is at least ``least``."""
     magnitude: float = 10.0 ** math.floor(math.log10(least))
     return next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= least * (1 - 1e-9))

@@ -1,4 +1,4 @@
-"""What a tuning says of itself: while it runs, and when it is over. Pure."""
+"""Reports of a tuning, while it runs and when it has ended. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,12 @@ from controlplane.domain.tuning import Objective, Point, Trial, TrialState, rank
 
 
 def details_of(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Return what was measured so far, for an operation's progress."""
+    """Return the measurements so far, for an operation's progress."""
     return {"trials": [trial.model_dump(mode="json") for trial in trials]}
 
 
 def best_of(trial: Trial, objective: Objective) -> dict[str, Any] | None:
-    """Return the measurement that a trial counts by; None where it has none."""
+    """Return the measurement that decides about a trial; None if it has none."""
     if not trial.measurements:
         return None
     best = min(trial.measurements, key=lambda one: (objective.shortfall(one), -objective.value(one)))
@@ -20,7 +20,7 @@ def best_of(trial: Trial, objective: Objective) -> dict[str, Any] | None:
 
 
 def verdict(objective: Objective, trials: Sequence[Trial], best: Point | None) -> str:
-    """Say in a sentence what came of it."""
+    """Return the result as a sentence."""
     if best is not None:
         figures = f"{best.measured.throughput:.0f} requests/s, p99 {best.measured.p99_seconds * 1000:.1f} ms"
         where = f"with {_clients(best.measured.clients)}"

@@ -1,9 +1,9 @@
-"""Which settings to try, how long each is measured, and which of them go on. Pure.
+"""Selection of the settings to try, how long each is measured, and which of them continue. Pure.
 
 Successive halving: all settings get a short measurement, the best third a longer one, and so on, and each round gets
 the same share of the time (Karnin, Koren and Somekh, "Almost Optimal Exploration in Multi-Armed Bandits", ICML 2013;
 Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016,
-https://arxiv.org/abs/1502.07943). Hopeless settings so cost a second each, and what decides was measured for longest.
+https://arxiv.org/abs/1502.07943). So a poor setting costs a second, and the deciding measurements are the longest.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from controlplane.domain.manifest import Format
 from controlplane.domain.tuning import Objective, Setting, Trial, TrialState, rank
 
 ETA = 3
-"""One in so many settings goes on to the next round, where each is measured for so many times as long."""
+"""One in this many settings continues to the next round, where each is measured for this many times as long."""
 MOST_ROUNDS = 3
 
 _THREADS = {Format.ONNX: "intra_op_thread_count", Format.TORCHSCRIPT: "INTRA_OP_THREAD_COUNT"}
@@ -32,7 +32,7 @@ class Space:
         instances: Instance counts.
         max_batch_sizes: Largest batches, for settings that batch dynamically.
         queue_delays_microseconds: Delays of the dynamic batcher; None stands for no dynamic batching.
-        preferred_batch_sizes: Batches to aim for, tried one by one beside none; empty: the largest batch.
+        preferred_batch_sizes: Batches to aim for, each tried alone, besides none; empty: the largest batch.
         threads: Threads within an operator; None leaves it to the backend.
     """
 
@@ -44,19 +44,19 @@ class Space:
 
     @property
     def combinations(self) -> int:
-        """How many there are at most."""
+        """Return the maximum number of combinations."""
         batched = len(self.max_batch_sizes) * (1 + max(1, len(self.preferred_batch_sizes)))
         return len(self.instances) * len(self.threads) * len(self.queue_delays_microseconds) * max(1, batched)
 
 
 def default_space(present: Setting, *, batched: bool, cores: int, on_gpu: bool) -> Space:
-    """Return what is worth trying around the present setting.
+    """Return the values that are worth trying around the present setting.
 
-    The largest batch is never smaller than the present one: requests that are accepted now would be refused.
+    The largest batch is never smaller than the present one, because requests that are accepted now would be refused.
 
     Args:
-        present: What the deployment has.
-        batched: Whether Triton may put requests together.
+        present: The deployment's setting.
+        batched: Whether Triton may combine requests.
         cores: The cores that the instances share.
         on_gpu: Whether they run on a GPU, where threads do not matter.
     """
@@ -74,8 +74,8 @@ def present_setting(settings: DeploymentSettings, max_batch_size: int) -> Settin
     """Return the deployment's settings as a point of the space.
 
     Args:
-        settings: The deployment's.
-        max_batch_size: The largest batch that the configuration made of them has.
+        settings: The deployment's settings.
+        max_batch_size: The largest batch of the configuration that is made from them.
     """
     batching = settings.dynamic_batching
     threads = [value for name, value in settings.parameters.items() if name.lower() in _OTHER_THREADS]
@@ -89,7 +89,7 @@ def present_setting(settings: DeploymentSettings, max_batch_size: int) -> Settin
 
 
 def applied(setting: Setting, settings: DeploymentSettings, kind: Format) -> DeploymentSettings:
-    """Return a deployment's settings with a point of the space laid over them; all else stays as it is."""
+    """Return a deployment's settings with those of a point of the space; all others are unchanged."""
     parameters = {name: value for name, value in settings.parameters.items() if name.lower() not in _OTHER_THREADS}
     if setting.threads is not None:
         parameters[_THREADS[kind]] = str(setting.threads)
@@ -113,17 +113,17 @@ def applied(setting: Setting, settings: DeploymentSettings, kind: Format) -> Dep
 def settings_to_try(
     space: Space, present: Setting, *, rows: int, at_most: int, cores: int | None = None
 ) -> tuple[Setting, ...]:
-    """Return different settings, the present one first, then each as unlike those before it as there is.
+    """Return different settings, the present one first, then each as unlike those before it as possible.
 
-    So whatever the number, and wherever the time ends the list, what was tried is spread over the whole space.
+    So the settings tried are spread over the whole space, whatever their number and wherever the time ends the list.
 
     Args:
         space: The values.
-        present: What the deployment has; always tried, to compare with.
-        rows: Rows of the largest request; a batch that cannot hold it would refuse it.
-        at_most: The most settings.
-        cores: The cores shared by a backend that divides them between its instances where no threads are given;
-            None where the backend does not, or nobody knows.
+        present: The deployment's setting; always tried, for comparison.
+        rows: Rows of the largest request; a smaller batch would refuse it.
+        at_most: The maximum number of settings.
+        cores: The cores shared by a backend that divides them between its instances if no threads are given; None if
+            the backend does not, or if that is unknown.
     """
     grid = dict.fromkeys(_canonical(setting, cores) for setting in _combined(space, present, rows))
     grid.pop(_canonical(present, cores), None)
@@ -131,7 +131,7 @@ def settings_to_try(
     chosen = [present]
     left = list(grid)
     scales = _Scales([present, *left])
-    # The distance to the nearest that is chosen already; the first is the farthest from the present one.
+    # The distance to the nearest setting that is already chosen; the first is the farthest from the present one.
     near = [scales.distance(setting, present) for setting in left]
     while left and len(chosen) < at_most:
         position = max(range(len(left)), key=lambda index: near[index])
@@ -145,7 +145,7 @@ def settings_to_try(
 def _combined(space: Space, present: Setting, rows: int) -> Iterator[Setting]:
     for instances, threads, delay in itertools.product(space.instances, space.threads, space.queue_delays_microseconds):
         if delay is None:
-            # Without the batcher the limit changes nothing but which requests are refused.
+            # Without the batcher, the limit only changes which requests are refused.
             yield Setting(instances=instances, max_batch_size=present.max_batch_size, threads=threads)
             continue
         for largest in space.max_batch_sizes:
@@ -165,7 +165,7 @@ def _combined(space: Space, present: Setting, rows: int) -> Iterator[Setting]:
 
 
 def _canonical(setting: Setting, cores: int | None) -> Setting:
-    """One form for two settings that run the same."""
+    """Return the same form for two settings that run the same way."""
     if cores is not None and setting.threads == max(1, cores // setting.instances):
         return setting.model_copy(update={"threads": None})
     return setting
@@ -200,7 +200,7 @@ def _coordinates(setting: Setting) -> tuple[int, ...]:
 
 
 def rounds(count: int) -> tuple[int, ...]:
-    """Return how many settings are in each round, at most; the last round has at least two, where there are two."""
+    """Return the maximum number of settings in each round; the last round has at least two, if there are two."""
     sizes = [count]
     while len(sizes) < MOST_ROUNDS and sizes[-1] > ETA:
         sizes.append(max(2, math.ceil(sizes[-1] / ETA)))
@@ -208,16 +208,16 @@ def rounds(count: int) -> tuple[int, ...]:
 
 
 def round_end(now: float, end: float, number: int, count: int) -> float:
-    """Return when a round must be over: the time that is left is shared equally between it and the rounds after it."""
+    """Return when a round must end: it and the rounds after it share the remaining time equally."""
     return now + max(0.0, end - now) / (count - number)
 
 
 class Race:
-    """The rounds of a search: what is measured next, and what came of all of it. Does nothing but keep the books.
+    """The rounds of a search: the next settings to measure, and all results. Pure bookkeeping.
 
     Args:
-        settings: What to try, the present setting first.
-        objective: What is looked for.
+        settings: The settings to try, the present setting first.
+        objective: The objective.
     """
 
     def __init__(self, settings: Sequence[Setting], objective: Objective) -> None:
@@ -229,18 +229,18 @@ class Race:
 
     @property
     def number(self) -> int:
-        """The present round, from 0."""
+        """Return the number of the present round, from 0."""
         return len(self._lines) - 1
 
     @property
     def count(self) -> int:
-        """How many rounds there are at most."""
+        """Return the maximum number of rounds."""
         return len(self._sizes)
 
     def next_round(self) -> tuple[Setting, ...]:
-        """Begin a round and return its settings, best first; none when the race is over.
+        """Begin a round and return its settings, best first; empty when the search is over.
 
-        It is over after the last round, when a round was not finished, or when it would measure one setting alone.
+        It is over after the last round, after an unfinished round, or when it would measure only one setting.
         """
         if not self._lines:
             line = self._settings
@@ -255,24 +255,24 @@ class Race:
         return line
 
     def close_round(self) -> None:
-        """Go on without the settings that the present round did not come to."""
+        """Continue without the settings that the present round did not reach."""
         self._lines[-1] = tuple(setting for setting in self._lines[-1] if setting in self._results[-1])
 
     def record(self, trial: Trial) -> None:
-        """Take in what came of a setting in the present round."""
+        """Record the result of a setting in the present round."""
         present = trial.setting == self._settings[0]
         self._results[-1][trial.setting] = trial.model_copy(update={"round": self.number, "present": present})
 
     def outcome(self) -> tuple[Trial, ...]:
-        """Return one trial for each setting, in their first order, as they stand.
+        """Return the present trial of each setting, in their first order.
 
-        The last round that was finished decides: only within one round has everybody had the same time.
+        The last finished round decides, because only within one round have all settings had the same time.
         """
         whole = max((number for number in range(len(self._lines)) if self._is_whole(number)), default=0)
         found = []
         for setting in self._settings:
             seen = [results[setting] for results in self._results[: whole + 1] if setting in results]
-            # What went wrong in a round that was not finished went wrong all the same.
+            # A failure in an unfinished round counts all the same.
             seen += [
                 results[setting]
                 for results in self._results[whole + 1 :]
@@ -299,7 +299,7 @@ class Race:
 
 
 def go_on(trials: Sequence[Trial], objective: Objective, keep: int) -> tuple[Setting, ...]:
-    """Return the settings that go on to the next round: the best first, then always what the deployment has now."""
+    """Return the settings that continue to the next round: the best first, and always the deployment's present one."""
     alive = [trial for trial in trials if trial.state is TrialState.MEASURED and trial.measurements]
     best = sorted(alive, key=lambda trial: rank(trial, objective))
     kept = best[:keep] + [trial for trial in best[keep:] if trial.present]
@@ -310,7 +310,7 @@ def go_on(trials: Sequence[Trial], objective: Objective, keep: int) -> tuple[Set
 
 
 def fits(setting: Setting, per_instance_bytes: int | None, limit_bytes: int | None) -> bool:
-    """Whether a setting's processes should fit into a memory limit, by the largest that an instance took so far."""
+    """Return whether a setting's processes should fit into a memory limit, by the largest instance so far."""
     if per_instance_bytes is None or limit_bytes is None:
         return True
     return setting.instances * per_instance_bytes <= limit_bytes

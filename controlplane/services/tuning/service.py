@@ -1,4 +1,4 @@
-"""Tuning a deployment: tries settings on a copy, on the real server, and writes the best one down when told to."""
+"""Tuning of a deployment: tries settings on a copy on the real server, and records the best one if requested."""
 
 import asyncio
 import logging
@@ -45,18 +45,18 @@ from controlplane.triton.model_config import build_config
 logger = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 5.0
-"""Time between attempts to sweep a server that is away, and how long a tuning waits for a sweep."""
+"""Interval between attempts to sweep an unavailable server, and how long a tuning waits for a sweep."""
 _OVERRIDES = frozenset({"instance_group", "dynamic_batching", "sequence_batching", "model_transaction_policy"})
 _COMBINATIONS_MOST = 2000
 _WARMUP_SHARE = 0.25
 _WARMUP_MOST_SECONDS = 1.0
 _FREE_MEMORY_SHARE = 0.5
-"""Of the memory that is free at the start, what a tuning may use where nobody says."""
+"""The default share of the memory that is free at the start which a tuning may use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axes:
-    """Values to try instead of the default ones; None where nobody gave any."""
+    """Values to try instead of the default ones; None keeps the default."""
 
     instances: tuple[int, ...] | None = None
     max_batch_sizes: tuple[int, ...] | None = None
@@ -65,7 +65,7 @@ class Axes:
     threads: tuple[int | None, ...] | None = None
 
     def over(self, default: Space) -> Space:
-        """Return a space with these values in place of its own."""
+        """Return a space in which these values replace the default ones."""
         return Space(
             instances=self.instances or default.instances,
             max_batch_sizes=self.max_batch_sizes or default.max_batch_sizes,
@@ -77,7 +77,7 @@ class Axes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneCommand:
-    """What to tune and within which limits; the fields are those of the API's request."""
+    """A tuning to run and its limits; the fields are those of the API's request."""
 
     actor: str
     asker: Principal | None
@@ -97,7 +97,7 @@ class TuneCommand:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A command with all that it needs."""
+    """A command with everything that it needs."""
 
     command: TuneCommand
     revision: DeploymentRevision
@@ -117,12 +117,12 @@ class Tunings:
     """Runs tunings.
 
     Args:
-        registry: Where versions come from.
-        deployments: Where the best settings are written.
-        operations: Where tunings run.
+        registry: The versions.
+        deployments: Records the best settings.
+        operations: Runs tunings.
         servers: The Triton servers.
         request_timeout_seconds: Deadline of one request.
-        room: Gives the bytes of host memory that a server's budget has left; None where there is no budget.
+        room: Returns the bytes of host memory that a server's budget has left; None if there is no budget.
     """
 
     def __init__(
@@ -145,22 +145,22 @@ class Tunings:
         self._sweeper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Begin to remove what tunings that were killed left on the servers; those that are away get it later."""
+        """Start to remove what killed tunings left on the servers; unavailable servers are cleaned later."""
         self._sweep_again(set(self._servers))
 
     async def close(self) -> None:
-        """Stop that."""
+        """Stop the removal."""
         sweeper, self._sweeper = self._sweeper, None
         if sweeper is not None:
             sweeper.cancel()
             await asyncio.wait([sweeper])
 
     async def start(self, command: TuneCommand) -> Operation:
-        """Check what can be checked at once, and start. Where somebody tunes on that server already, it fails.
+        """Check what can be checked immediately, and start. The operation fails if another tuning uses the server.
 
         Raises:
-            NotFoundError: The model is not deployed, or there is no such server.
-            InvalidInputError: The version has no golden samples, or they do not fit the deployment.
+            NotFoundError: The model is not deployed, or the server does not exist.
+            InvalidInputError: The version has no golden samples, or they do not match the deployment.
             ConflictError: This control plane has no servers.
         """
         job = await self._prepare(command)
@@ -204,7 +204,7 @@ class Tunings:
                 rows=rows,
                 max_batch_size=largest,
             )
-        # The embedded server runs on our cores; of another machine's we know nothing.
+        # The embedded server runs on our cores; those of another machine are unknown.
         cores = len(os.sched_getaffinity(0)) if server.embedded else None
         present = present_setting(spec.settings, largest)
         on_gpu = spec.settings.instance_kind is InstanceKind.GPU
@@ -240,7 +240,7 @@ class Tunings:
 
     async def _tune(self, job: _Job, reporter: Reporter) -> dict[str, Any]:
         began = time.monotonic()
-        # The ledger is asked here: it belongs to this event loop.
+        # The ledger is read here, because it belongs to this event loop.
         limit = await asyncio.to_thread(_memory_limit, job, self._room(job.server.name))
         spec = job.revision.spec
         async with alone_on(job.server, patience_seconds=_SWEEP_SECONDS):
@@ -253,24 +253,24 @@ class Tunings:
                 end = began + job.command.time_limit_seconds
                 await self._search(job, copy, race, limit, end, reporter)
             finally:
-                # In a task of its own: a second cancellation must not keep it from being done.
+                # In a task of its own, so that a second cancellation does not interrupt it.
                 await asyncio.shield(asyncio.create_task(self._remove(copy)))
         return await self._conclude(job, race.outcome(), limit, time.monotonic() - began, reporter)
 
     async def _search(
         self, job: _Job, copy: TrialModel, race: Race, limit: int | None, end: float, reporter: Reporter
     ) -> None:
-        # What an instance needs is known from the model's own, until the copy's first was seen.
+        # The model's own processes show how much an instance needs, until the copy's first has been measured.
         per_instance = await asyncio.to_thread(_memory_of_an_instance, job)
         seen = 0
-        visits = 0.0  # seconds that loading, checking and unloading took, at most
+        visits = 0.0  # maximum time for loading, checking and unloading, in seconds
         while line := race.next_round():
             loads = _loads(job.command, race.number, self._timeout)
             planned = sum(load.warmup_seconds + load.window_seconds for load in loads)
             until = round_end(time.monotonic(), end, race.number, race.count)
             for position, setting in enumerate(line):
                 now = time.monotonic()
-                # Two are needed to choose between; from the third on, a round keeps to its share of the time.
+                # A choice needs two settings; from the third on, a round keeps to its share of the time.
                 if now + visits + planned > (end if position < 2 else until) and not (race.number == position == 0):
                     if race.number == 0:
                         break
@@ -301,7 +301,7 @@ class Tunings:
                     per_instance = seen = max(seen, trial.memory_bytes // setting.instances)
             else:
                 continue
-            # The first round was too much for its share of the time: what was measured goes on without the rest.
+            # The first round exceeded its share of the time: continue with the measured settings only.
             race.close_round()
 
     async def _conclude(
@@ -344,7 +344,7 @@ class Tunings:
         }
 
     async def _apply(self, job: _Job, best: Point) -> tuple[int | None, str | None, str]:
-        """Write the best setting down; returns the revision, its operation, and what to say of it."""
+        """Record the best setting, and return the revision, its operation, and a message about it."""
         spec, model = job.revision.spec, job.revision.spec.model
         now = await asyncio.to_thread(self._registry.deployments.get, model, fresh=True, deleted=True)
         if now.spec.deleted or (now.spec.version, now.spec.settings) != (spec.version, spec.settings):
@@ -368,7 +368,7 @@ class Tunings:
         try:
             await copy.remove()
         except Exception:
-            # Whatever went wrong, the server must be rid of it in the end.
+            # The copy must be removed from the server in the end, whatever went wrong.
             logger.exception("the tuned copy %s could not be removed from %s yet", copy.name, copy.server.name)
             self._sweep_again({copy.server.name})
 
@@ -387,7 +387,7 @@ class Tunings:
 
 
 def _check_overrides(model: str, settings: DeploymentSettings) -> None:
-    """Refuse to tune what an override fixes: every setting would run the same, or need requests in sequences."""
+    """Refuse to tune settings that an override fixes: every trial would run the same, or need requests in sequences."""
     fixed = _OVERRIDES.intersection(canonical(settings.config_overrides))
     if fixed:
         name = sorted(fixed)[0]
@@ -400,9 +400,9 @@ def _check_overrides(model: str, settings: DeploymentSettings) -> None:
 
 
 def _memory_limit(job: _Job, room: int | None) -> int | None:
-    """What was asked for, else half of what is free, and never more than the budget has left.
+    """Return the requested limit, or else half of the free memory, and never more than the budget has left.
 
-    None where the server's processes cannot be seen.
+    Return None if the server's processes cannot be observed.
     """
     if job.server.embedded is None:
         return None
@@ -414,7 +414,7 @@ def _memory_limit(job: _Job, room: int | None) -> int | None:
 
 
 def room_of(reconciler: Reconciler) -> Callable[[str], int | None]:
-    """Return what says how much host memory the ledger has left on a server."""
+    """Return a function that reports how much host memory a server's ledger has left."""
 
     def room(server: str) -> int | None:
         for memory in reconciler.memory():
@@ -426,7 +426,7 @@ def room_of(reconciler: Reconciler) -> Callable[[str], int | None]:
 
 
 def _memory_of_an_instance(job: _Job) -> int | None:
-    """Resident memory of one of the model's own processes, where it is loaded and they can be seen."""
+    """Return the resident memory of one of the model's own processes, if it is loaded and they can be observed."""
     if job.server.embedded is None:
         return None
     spec = job.revision.spec

@@ -1,8 +1,8 @@
-"""The copy of a model that settings are tried on: staged once under a name of its own, loaded anew for each setting.
+"""The copy of a model on which settings are tried: staged once under a name of its own, loaded again for each setting.
 
-The reconciler does not know the name and leaves it alone. Whoever holds the lock on a server's model repository is the
-only one who tunes there; the kernel lets go of it when its process ends, however it ends, and what that process left
-loaded or staged is removed by whoever has the lock next (`sweep`).
+The reconciler does not know the name and leaves it alone. The lock on a server's model repository ensures that only one
+tuning runs there; the kernel releases it when the process ends, however it ends, and the next process that takes the
+lock removes what the earlier one left loaded or staged (`sweep`).
 """
 
 import asyncio
@@ -46,7 +46,7 @@ from controlplane.triton.repository import layout
 logger = logging.getLogger(__name__)
 
 LOCK = ".tuning"
-"""The lock file in a model repository's root; no model for Triton."""
+"""The lock file in a model repository's root; Triton does not take it for a model."""
 
 _LOOK_SECONDS = 0.05
 _GONE = frozenset({"UNAVAILABLE", "UNKNOWN", ""})
@@ -54,12 +54,12 @@ _GONE = frozenset({"UNAVAILABLE", "UNKNOWN", ""})
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """How a setting is measured.
+    """The way to measure a setting.
 
     Attributes:
         loads: The loads, one after the other, the lightest first.
-        memory_limit_bytes: Resident memory that the copy's processes may have; None: no limit.
-        end: Monotonic time when it must be over.
+        memory_limit_bytes: Maximum resident memory of the copy's processes; None: no limit.
+        end: Monotonic time at which the measurement must be over.
     """
 
     loads: Sequence[Load]
@@ -69,7 +69,7 @@ class Ask:
 
 @dataclass
 class _Memory:
-    """What the copy's processes have, watched while it is loaded."""
+    """The memory of the copy's processes, observed while it is loaded."""
 
     server: ManagedServer
     name: str
@@ -94,11 +94,11 @@ class TrialModel:
     """A version of a model under its tuning name on one server.
 
     Attributes:
-        server: Where.
+        server: The server.
         model: The model's own name.
         version: The version.
         manifest: Its manifest.
-        requests: Golden samples, cut to requests of the wanted size.
+        requests: Golden samples, cut to requests of the configured size.
         client: A connection of its own, for the load.
     """
 
@@ -112,7 +112,7 @@ class TrialModel:
 
     @property
     def name(self) -> str:
-        """Its name in Triton."""
+        """Return its name in Triton."""
         return tuning_name(self.model)
 
     async def stage(self, registry: Registry) -> None:
@@ -122,13 +122,13 @@ class TrialModel:
             with registry.checkout(self.manifest) as files:
                 placed = {path: files[entry.path] for path, entry in layout(self.manifest).items()}
                 self.server.repository.stage(self.name, self.version, placed)
-            # It may be there from a tuning that was cut off.
+            # A tuning that was interrupted may have left it there.
             ensure_intact(registry, self.server.repository, self.name, self.model, self.version, self.manifest)
 
         await asyncio.to_thread(fetch_and_stage)
 
     async def measure(self, setting: Setting, settings: DeploymentSettings, ask: Ask) -> Trial:
-        """Load the copy with a setting, check its answers, put load on it, and unload it.
+        """Load the copy with a setting, check its outputs, generate load on it, and unload it.
 
         Args:
             setting: The setting.
@@ -136,14 +136,14 @@ class TrialModel:
             ask: How to measure.
 
         Raises:
-            TritonUnavailableError: The server is gone; that says nothing about the setting.
+            TritonUnavailableError: The server is unavailable; that says nothing about the setting.
         """
         memory = _Memory(self.server, self.name, ask.memory_limit_bytes)
         watch = asyncio.create_task(memory.watch()) if self.server.embedded else None
         measurements: tuple[Measurement, ...] = ()
         try:
             try:
-                # We make requests of our own before anything counts; Triton's warm-up would be in the load's time.
+                # We send our own requests before the measurement; Triton's warm-up would count as load time.
                 cold = settings.model_copy(update={"warmup": False})
                 config = on_gpus(build_config(self.name, self.manifest, cold, [self.version]), await self._gpus())
                 await self._load(config)
@@ -171,9 +171,9 @@ class TrialModel:
         )
 
     async def remove(self) -> None:
-        """Unload the copy and take it out of the model repository."""
+        """Unload the copy and remove it from the model repository."""
         if self._loading is not None and not self._loading.done():
-            # Triton cannot cancel a load: it would be done after our unload.
+            # Triton cannot cancel a load: it would finish after our unload.
             await asyncio.wait([self._loading])
         try:
             await self.server.client.unload(self.name)
@@ -182,7 +182,7 @@ class TrialModel:
             await self.client.close()
 
     async def _gpus(self) -> Gpus | None:
-        """The GPUs that the model itself has here: what is measured on others says little. None: left to Triton."""
+        """Return the GPUs that the model itself uses, since others would measure differently. None: left to Triton."""
         try:
             return present_gpus(await self.server.client.model_config(self.model)) or None
         except NotFoundError:
@@ -195,7 +195,7 @@ class TrialModel:
         except asyncio.CancelledError:
             await asyncio.wait([self._loading])
             if not self._loading.cancelled():
-                self._loading.exception()  # taken notice of
+                self._loading.exception()  # mark the exception as retrieved
             raise
 
     async def _run(
@@ -225,14 +225,14 @@ class TrialModel:
                 return TrialState.FAILED, f"with {load.clients} clients: {observed.failure}", ()
             if observed.measurement is None:
                 return TrialState.TIME, "the time was up while it was measured", ()
-            # Batches are put together under load alone, and a model may answer otherwise in them.
+            # Requests are batched only under load, and a model's outputs may differ in a batch.
             if wrong := await asyncio.to_thread(self._wrong, observed.answers):
                 return TrialState.WRONG, f"with {load.clients} clients: {wrong}", ()
             measurements.append(observed.measurement)
         return TrialState.MEASURED, "", tuple(measurements)
 
     def _wrong(self, answers: "dict[int, Any] | Any") -> str:
-        """Say how answers differ from the recorded ones; empty if they do not."""
+        """Return how the outputs differ from the recorded ones; empty if they do not."""
         tolerances = self.manifest.golden.tolerances if self.manifest.golden else {}
         for index, outputs in answers.items():
             for comparison in compare(outputs, self.requests[index].outputs, tolerances):
@@ -242,12 +242,12 @@ class TrialModel:
 
 
 def requests_of(samples: Sequence[Sample], rows: int | None) -> tuple[Sample, ...]:
-    """Make requests of golden samples.
+    """Make requests from golden samples.
 
     Args:
         samples: The samples.
-        rows: Rows of each request, for a batched signature: samples are cut, and where they end they begin again.
-            None leaves them as they were recorded.
+        rows: Rows of each request, for a batched signature: samples are cut, and repeated from the start at their end.
+            None keeps them as they were recorded.
 
     Raises:
         InvalidInputError: They would be too large to keep.
@@ -285,14 +285,14 @@ def _take(tensors: Tensors, rows: Any) -> Tensors:
 
 @asynccontextmanager
 async def alone_on(server: ManagedServer, *, patience_seconds: float = 0.0) -> AsyncIterator[None]:
-    """Be the only one who tunes on a server, with nothing left over from a tuning that was killed.
+    """Hold the only tuning lock of a server, with nothing left over from a tuning that was killed.
 
     Args:
-        server: Where.
-        patience_seconds: How long to wait for somebody else; a `sweep` of what was left over takes seconds.
+        server: The server.
+        patience_seconds: How long to wait for another holder; a `sweep` takes seconds.
 
     Raises:
-        ConflictError: Somebody tunes there: two at once would measure each other.
+        ConflictError: Another tuning runs there: two at once would distort each other's measurements.
     """
     lock = FileLock(server.repository.root / LOCK)
     end = time.monotonic() + patience_seconds
@@ -310,9 +310,9 @@ async def alone_on(server: ManagedServer, *, patience_seconds: float = 0.0) -> A
 
 
 async def sweep(server: ManagedServer) -> bool:
-    """Remove what a tuning that was killed left on a server. False where it must be tried again.
+    """Remove what a killed tuning left on a server. Return False if it must be tried again.
 
-    Where somebody tunes at this moment there is nothing to do: they have removed it, and remove their own.
+    If a tuning runs at this moment there is nothing to do: it has removed the leftovers, and removes its own copy.
     """
     try:
         async with alone_on(server):
@@ -332,7 +332,7 @@ async def _remove_leftovers(server: ManagedServer) -> None:
     }
     staged = await asyncio.to_thread(server.repository.staged)
     for name in sorted(loaded | {name for name in staged if name.endswith(TUNING_SUFFIX)}):
-        # Also where the index does not list it: a load that nobody waits for may be under way.
+        # Also if the index does not list it: an abandoned load may still be running.
         await server.client.unload(name)
         await asyncio.to_thread(server.repository.remove_model, name)
         logger.warning("removed %s from %s: its tuning was killed", name, server.name)

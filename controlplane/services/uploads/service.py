@@ -1,6 +1,6 @@
-"""Uploads: files on their way to becoming a version, a part of one (samples), or only being looked at.
+"""Uploads: files that will become a version, a part of one (samples), or are only validated.
 
-The client announces files with size and SHA-256, is told which contents are missing, and sends those, through the API
+The client announces files with size and SHA-256, learns which contents are missing, and sends those, through the API
 (resumable) or directly to the bucket (presigned). Nothing is visible to others before a version is published from it.
 """
 
@@ -36,7 +36,7 @@ _BUFFER_BYTES = 1 << 20
 
 
 class Uploads:
-    """The uploads of this instance. Their bytes lie on its disk, or in the bucket when they were there before."""
+    """The uploads of this instance. Their bytes are on its disk, or in the bucket if they were there before."""
 
     def __init__(self, spool: Spool, registry: Registry, *, max_bytes: int) -> None:
         self._spool = spool
@@ -50,7 +50,7 @@ class Uploads:
         """Announce files.
 
         Raises:
-            InvalidInputError: No files, too many, one path twice, or one content with two sizes.
+            InvalidInputError: There are no files or too many, one path occurs twice, or one content has two sizes.
             TooLargeError: More bytes than an artifact may have.
         """
         entries = tuple(files)
@@ -67,15 +67,15 @@ class Uploads:
         """Return an upload.
 
         Raises:
-            NotFoundError: There is none of this identifier on this instance.
+            NotFoundError: No upload on this instance has this identifier.
         """
         return self._describe(upload_id, await self._read(upload_id))
 
     async def delete(self, upload_id: str) -> None:
-        """Drop an upload and its bytes.
+        """Delete an upload and its bytes.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: The upload does not exist.
             ConflictError: It is being published, or bytes are arriving for it.
         """
         announcement = await self._read(upload_id)
@@ -84,15 +84,15 @@ class Uploads:
         await asyncio.to_thread(self._drop, upload_id, announcement)
 
     async def discard(self, upload_id: str) -> None:
-        """Drop an upload that was published; one that is gone or still needed is left alone."""
+        """Delete an upload that was published; one that is missing or still needed is left alone."""
         with suppress(NotFoundError, ConflictError):
             await self.delete(upload_id)
 
     async def blob(self, upload_id: str, sha256: str) -> UploadFile:
-        """Return what of a blob is here.
+        """Return how much of a blob has been received.
 
         Raises:
-            NotFoundError: No such upload, or the upload has no such blob.
+            NotFoundError: The upload does not exist, or has no such blob.
         """
         announcement = await self._read(upload_id)
         return self._file(upload_id, announcement, _entry(upload_id, announcement, sha256))
@@ -100,18 +100,18 @@ class Uploads:
     async def receive(
         self, upload_id: str, sha256: str, chunks: AsyncIterator[bytes], *, offset: int | None
     ) -> UploadFile:
-        """Take a blob's bytes, or the rest of them from ``offset`` on.
+        """Receive a blob's bytes, or the rest of them from ``offset`` on.
 
         Args:
             upload_id: The upload.
-            sha256: Which blob.
-            chunks: The bytes as they come.
-            offset: Where they begin; None begins anew.
+            sha256: The blob.
+            chunks: The bytes as they arrive.
+            offset: Where they begin; None starts over.
 
         Raises:
-            NotFoundError: No such upload, or the upload has no such blob.
-            ConflictError: ``offset`` is not where the bytes received so far end, or another transfer is under way.
-            InvalidArtifactError: Too many bytes, or their digest is another one.
+            NotFoundError: The upload does not exist, or has no such blob.
+            ConflictError: ``offset`` is not where the bytes received so far end, or another transfer is in progress.
+            InvalidArtifactError: There are too many bytes, or their digest differs.
             StoreFullError: The local disk is full.
         """
         announcement = await self._read(upload_id)
@@ -135,7 +135,7 @@ class Uploads:
                 async for block in _blocks(chunks):
                     await asyncio.to_thread(writer.write, block)
             finally:
-                # Also when the client is gone: what arrived is kept, for it to go on from there.
+                # Also if the client has disconnected: received bytes are kept, so that it can resume from there.
                 whole = await asyncio.shield(asyncio.to_thread(writer.finish))
         finally:
             self._receiving.discard(slot)
@@ -144,11 +144,11 @@ class Uploads:
         return self._file(upload_id, announcement, entry)
 
     async def presign(self, upload_id: str, *, expires_seconds: int) -> tuple[PresignedBlob, ...]:
-        """Let the client write the missing blobs directly to the bucket.
+        """Return URLs with which the client writes the missing blobs directly to the bucket.
 
         Raises:
-            NotFoundError: No such upload.
-            InvalidInputError: This store cannot do that.
+            NotFoundError: The upload does not exist.
+            InvalidInputError: This store does not support presigned URLs.
         """
         announcement = await self._read(upload_id)
         missing = {file.sha256: file for file in self._describe(upload_id, announcement).missing}
@@ -179,13 +179,13 @@ class Uploads:
         return tuple(blobs)
 
     async def complete(self, upload_id: str, sha256: str, *, multipart_id: str) -> UploadFile:
-        """Accept a blob that was written directly: its parts are put together, read back, and their digest compared.
+        """Accept a blob that was written directly: join its parts, read it back, and compare its digest.
 
-        Read back because several S3 servers take a checksum header and never look at it.
+        It is read back because several S3 servers accept a checksum header and never verify it.
 
         Raises:
-            NotFoundError: No such upload or blob.
-            InvalidArtifactError: The digest or the size is another one; what was written is removed.
+            NotFoundError: The upload or the blob does not exist.
+            InvalidArtifactError: The digest or the size differs; the written object is removed.
         """
         announcement = await self._read(upload_id)
         entry = _entry(upload_id, announcement, sha256)
@@ -197,15 +197,15 @@ class Uploads:
         return self._file(upload_id, announcement, entry)
 
     def use(self, upload_id: str) -> "UploadInUse":
-        """Keep an upload from being dropped while the ``with`` block runs."""
+        """Protect an upload from deletion while the ``with`` block runs."""
         return UploadInUse(self._in_use, upload_id)
 
     async def whole(self, upload_id: str) -> Upload:
-        """Return an upload whose contents are all here.
+        """Return an upload whose contents have all been received.
 
         Raises:
-            NotFoundError: There is none.
-            ConflictError: Something is missing.
+            NotFoundError: The upload does not exist.
+            ConflictError: Some content is missing.
         """
         upload = await self.get(upload_id)
         if missing := upload.missing:
@@ -218,11 +218,11 @@ class Uploads:
         return upload
 
     def path(self, upload_id: str, sha256: str) -> Path | None:
-        """Return where a blob lies on this machine's disk; None where it is in the store alone."""
+        """Return the path of a blob on this machine's disk; None if it is only in the store."""
         return self._spool.complete(upload_id, sha256)
 
     def collect(self, max_age_seconds: float, *, dry_run: bool = False) -> int:
-        """Drop uploads that received nothing for that long. Returns how many."""
+        """Delete uploads that received nothing for that long, and return their number."""
         dropped = 0
         for upload_id in self._spool.ids():
             if self._in_use.get(upload_id) or any(upload == upload_id for upload, _ in self._receiving):
@@ -273,12 +273,12 @@ class Uploads:
         )
 
     def _is_here(self, upload_id: str, announcement: UploadManifest, sha256: str) -> bool:
-        """Whether a content need not be sent. A damaged copy in the store does not count: what is sent repairs it."""
+        """Return whether a content need not be sent. A damaged copy in the store does not count: sending repairs it."""
         stored = sha256 in announcement.stored and not self._registry.damages.is_known(sha256)
         return stored or self._spool.complete(upload_id, sha256) is not None
 
     def _look(self, entries: tuple[FileEntry, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
-        """Return which contents the store has, and what holds them there."""
+        """Return which contents the store has, and the holds that keep them there."""
         wanted = {entry.sha256: entry.size_bytes for entry in entries}
 
         def present(digests: Iterable[str]) -> frozenset[str]:
@@ -289,14 +289,14 @@ class Uploads:
         if not found:
             return found, ()
         hold = self._registry.hold_blobs(found, "upload")
-        return present(found), (hold,)  # looked again: what was collected before the hold stood is missing now
+        return present(found), (hold,)  # check again: a blob that was collected before the hold existed is missing now
 
     def _complete(self, upload_id: str, entry: FileEntry, multipart_id: str) -> None:
         key = _incoming(upload_id, entry.sha256)
         try:
             self._store.complete_presigned(key, multipart_id)
         except ObjectNotFoundError:
-            # An earlier call put the parts together and its answer was lost: the object, or the blob, is there.
+            # An earlier call joined the parts and its response was lost: the object, or the blob, exists.
             if self._store.head(key) is None:
                 if self._registry.blobs.size_of(entry.sha256) == entry.size_bytes:
                     return
@@ -312,12 +312,12 @@ class Uploads:
 
 
 def _incoming(upload_id: str, sha256: str) -> str:
-    """Return the key under which a client writes a blob directly, until its content was compared."""
+    """Return the key under which a client writes a blob directly, until its content has been verified."""
     return f"{INCOMING}{upload_id}/{sha256}"
 
 
 class UploadInUse:
-    """Counts who needs an upload."""
+    """Counts the users of an upload."""
 
     def __init__(self, counts: dict[str, int], upload_id: str) -> None:
         self._counts = counts
@@ -358,7 +358,7 @@ def _entry(upload_id: str, announcement: UploadManifest, sha256: str) -> FileEnt
 
 
 async def _blocks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Join small chunks: a thread hop for each 64 KiB that the server hands out would cost more than the write."""
+    """Join small chunks: a thread hop for each 64 KiB that the server passes on would cost more than the write."""
     buffer = bytearray()
     async for chunk in chunks:
         buffer += chunk

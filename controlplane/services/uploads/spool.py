@@ -1,4 +1,4 @@
-"""The disk half of uploads: bytes that arrived, kept until they are published, across restarts and cut connections.
+"""The local storage of uploads: received bytes, kept until they are published, across restarts and lost connections.
 
 ::
 
@@ -6,7 +6,7 @@
     <root>/<upload id>/blobs/<sha256>    complete and verified
     <root>/<upload id>/blobs/<sha256>.partial   received so far
 
-A blob gets its name without ``.partial`` by a rename after its digest was verified, so what has the name is whole.
+A blob is renamed to its name without ``.partial`` after its digest is verified, so a file with that name is complete.
 """
 
 import errno
@@ -31,30 +31,30 @@ class Spool:
         for path in root.iterdir():
             if not (
                 path / "upload.json"
-            ).is_file():  # killed between the folder and its announcement, or while removing
+            ).is_file():  # killed between creating the folder and its announcement, or while removing it
                 shutil.rmtree(path, ignore_errors=True)
 
     def folder(self, upload_id: str) -> Path:
-        """Return an upload's folder, there or not."""
+        """Return an upload's folder, which may not exist."""
         return self._root / upload_id
 
     def ids(self) -> list[str]:
-        """Return the uploads that are there."""
+        """Return the identifiers of the existing uploads."""
         return sorted(path.name for path in self._root.iterdir() if (path / "upload.json").is_file())
 
     def create(self, upload_id: str, document: bytes) -> None:
-        """Keep an upload's announcement."""
+        """Store an upload's announcement."""
         (self.folder(upload_id) / "blobs").mkdir(parents=True)
         self.rewrite(upload_id, document)
 
     def rewrite(self, upload_id: str, document: bytes) -> None:
-        """Replace an upload's announcement, whole or not at all."""
+        """Replace an upload's announcement atomically."""
         temporary = self.folder(upload_id) / "upload.json.tmp"
         temporary.write_bytes(document)
         temporary.replace(self.folder(upload_id) / "upload.json")
 
     def read(self, upload_id: str) -> bytes | None:
-        """Return what `create` kept; None where there is no such upload."""
+        """Return the document that `create` stored; None if the upload does not exist."""
         try:
             return (self.folder(upload_id) / "upload.json").read_bytes()
         except FileNotFoundError:
@@ -72,23 +72,23 @@ class Spool:
         """Remove an upload with its bytes."""
         folder = self.folder(upload_id)
         with suppress(FileNotFoundError):
-            (folder / "upload.json").unlink()  # first: a folder without it is no upload any more
+            (folder / "upload.json").unlink()  # first: a folder without it is not an upload any more
         shutil.rmtree(folder, ignore_errors=True)
 
     def complete(self, upload_id: str, sha256: str) -> Path | None:
-        """Return a verified blob's path; None while it is not there."""
+        """Return a verified blob's path; None if it is not complete."""
         path = self.folder(upload_id) / "blobs" / sha256
         return path if path.is_file() else None
 
     def received(self, upload_id: str, sha256: str) -> int:
-        """Return how many bytes of a blob arrived so far."""
+        """Return how many bytes of a blob have been received."""
         for name in (sha256, f"{sha256}.partial"):
             with suppress(FileNotFoundError):
                 return (self.folder(upload_id) / "blobs" / name).stat().st_size
         return 0
 
     def writer(self, upload_id: str, sha256: str, size_bytes: int, offset: int) -> "BlobWriter":
-        """Open a blob for writing from ``offset``, which must not be beyond what arrived."""
+        """Open a blob for writing from ``offset``, which must not exceed the number of received bytes."""
         return BlobWriter(self.folder(upload_id) / "blobs" / sha256, sha256, size_bytes, offset)
 
 
@@ -106,7 +106,7 @@ class BlobWriter:
 
     def _open(self, offset: int) -> BinaryIO:
         file = self._partial.open("r+b" if offset else "wb")
-        # The digest of what arrived before is not kept anywhere: those bytes are read again, once per resumption.
+        # The digest of the earlier bytes is not stored: they are read again, once per resumption.
         left = offset
         while left:
             chunk = file.read(min(_CHUNK_BYTES, left))
@@ -122,7 +122,7 @@ class BlobWriter:
         """Append bytes.
 
         Raises:
-            InvalidArtifactError: More bytes than were announced.
+            InvalidArtifactError: There are more bytes than were announced.
             StoreFullError: The local disk is full.
         """
         if self.offset + len(data) > self._size_bytes:
@@ -139,10 +139,10 @@ class BlobWriter:
         self.offset += len(data)
 
     def finish(self) -> bool:
-        """Close; a blob that is whole is verified and gets its name. Returns whether it is.
+        """Close; verify and rename a complete blob. Return whether it is complete.
 
         Raises:
-            InvalidArtifactError: All bytes are there and their digest is another one; they are dropped.
+            InvalidArtifactError: All bytes have been received and their digest differs; they are removed.
         """
         try:
             self._file.flush()
@@ -165,7 +165,7 @@ class BlobWriter:
         return True
 
     def abort(self) -> None:
-        """Close after a failure; what arrived stays, to be resumed."""
+        """Close after a failure; received bytes are kept, so that the transfer can be resumed."""
         with suppress(OSError):
             self._file.close()
 

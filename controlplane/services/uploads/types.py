@@ -1,4 +1,4 @@
-"""What is known of an upload."""
+"""Data types of uploads."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -16,7 +16,7 @@ class BlobState(StrEnum):
 
 
 class UploadFile(BaseModel):
-    """One announced file and what of it is there."""
+    """One announced file and how much of it has been received."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -28,7 +28,7 @@ class UploadFile(BaseModel):
 
 
 class Upload(BaseModel):
-    """An upload and what is still missing."""
+    """An upload and its missing files."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -39,12 +39,12 @@ class Upload(BaseModel):
 
     @property
     def missing(self) -> tuple[UploadFile, ...]:
-        """The files whose content is not here."""
+        """Return the files whose content has not been received."""
         return tuple(file for file in self.files if file.state is BlobState.MISSING)
 
 
 class UploadManifest(BaseModel):
-    """What the spool keeps."""
+    """The document that the spool stores."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -52,13 +52,13 @@ class UploadManifest(BaseModel):
     created_at: datetime
     files: tuple[FileEntry, ...]
     stored: frozenset[str]
-    """Contents that the store had when the upload was announced, or that came to it directly and were verified."""
+    """Contents that the store had when the upload was announced, or that were written to it directly and verified."""
     holds: tuple[str, ...] = ()
-    """What keeps those contents from being collected as garbage until they are published."""
+    """Holds that protect those contents from garbage collection until they are published."""
 
 
 class PresignedBlob(BaseModel):
-    """How to write one blob directly to the bucket."""
+    """URLs with which to write one blob directly to the bucket."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
