@@ -1,4 +1,4 @@
-"""The one place where everything is put together."""
+"""Builds, starts and stops the control plane from its parts."""
 
 import asyncio
 import logging
@@ -85,17 +85,17 @@ logger = logging.getLogger(__name__)
 EMBEDDED_NAME = "embedded"
 
 _THREADS = 64
-"""Threads for blocking calls to the store: they wait most of the time, so their number is not that of the cores."""
+"""Threads for blocking calls to the store: they mostly wait, so their number does not depend on the cores."""
 _OBSERVE_SECONDS = 2.0
 
 
 class ControlPlane:
-    """One instance: the API, the reconciler, and the embedded Triton where the settings want one.
+    """One control-plane instance: the API, the reconciler, and the embedded Triton if the settings enable it.
 
     Attributes:
         settings: Its settings.
-        gateway: The way in for inference; None where it is turned off.
-        fastapi: The application; it starts and stops this object by its lifespan, unless somebody did before.
+        gateway: The gateway; None if it is turned off.
+        fastapi: The application; its lifespan starts and stops this object unless it is already started.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -113,25 +113,25 @@ class ControlPlane:
 
     @property
     def services(self) -> Services:
-        """The use cases; there once it was started."""
+        """The services; available after `start`."""
         services: Services = self.fastapi.state.services
         return services
 
     @property
     def keys(self) -> Keys:
-        """Who may use the API; there once it was started."""
+        """The API keys; available after `start`."""
         assert self._keys is not None, "not started"
         return self._keys
 
     @property
     def registry(self) -> Registry:
-        """The registry; there once it was started."""
+        """The registry; available after `start`."""
         assert self._registry is not None, "not started"
         return self._registry
 
     @property
     def reconciler(self) -> Reconciler:
-        """The loop; there once it was started."""
+        """The reconciler; available after `start`."""
         assert self._reconciler is not None, "not started"
         return self._reconciler
 
@@ -141,7 +141,7 @@ class ControlPlane:
         Raises:
             UnsupportedStoreError: The store has no create-only put.
             StoreError: The store cannot be reached or used.
-            TritonStartError: The embedded Triton does not start; the message has the end of its log.
+            TritonStartError: The embedded Triton does not start; the message contains the end of its log.
         """
         if self._stack is not None:
             return
@@ -150,11 +150,11 @@ class ControlPlane:
             self._stack = stack.pop_all()
 
     async def wait_observed(self) -> None:
-        """Wait until every server was looked at once, so that who reads the ready file sees their true state."""
+        """Wait until every server was observed once, so that readers of the ready file see their true state."""
         deadline = time.monotonic() + _OBSERVE_SECONDS
         while any(server.state is ServerState.STARTING for server in self.reconciler.servers()):
             if time.monotonic() > deadline:
-                return  # one that is away or slow holds nothing up
+                return  # an unreachable or slow server must not delay the start
             await asyncio.sleep(0.01)
 
     async def stop(self) -> None:
@@ -193,7 +193,7 @@ class ControlPlane:
         )
         await asyncio.to_thread(registry.clock.now)  # measured once, so that `peek` is the store's time
         keys = self._keys = Keys(registry.keys, settings.auth, settings.api.host, clock=registry.clock.peek)
-        await keys.open()  # first: what must not be listened on is found out before anything else is started
+        await keys.open()  # first, to detect addresses that must not be listened on before anything else is started
         stack.push_async_callback(keys.close)
         servers = await self._start_servers(stack, cache.checked)
         reconciler = self._reconciler = Reconciler(
@@ -214,7 +214,8 @@ class ControlPlane:
         await services.operations.recover()
         self.fastapi.state.services = services
         self._metrics.watch(services, reconciler)
-        # Before the first look at a server: what was seen before a gateway was listed could be leaving unannounced.
+        # Before the first observation of a server: a model observed before the gateway is registered could be unloaded
+        # without an announcement to this gateway.
         peers = DrainCoordinator(
             GatewayLog(store),
             lambda: reconciler.leading,
@@ -250,8 +251,8 @@ class ControlPlane:
             make_folder(root, "the model repository")
             stack.enter_context(repository_lock(root))
             run_dir = self.settings.data_dir / "triton"
-            # A web page, or a container beside us, that can send to a port of this machine could load a model, and that
-            # is to run code. The key is new each time and on no disk.
+            # A web page or another container that can send to a port of this machine could load a model, and so run
+            # code. The key is new at each start and never written to disk.
             control_key = secrets.token_urlsafe(32) if settings.restrict_control else None
             embedded = EmbeddedTriton(root, run_dir, settings, control_key=control_key, sandbox=self._sandbox)
             stack.push_async_callback(embedded.stop)
@@ -310,7 +311,7 @@ class ControlPlane:
         return servers
 
     def _page(self, stack: AsyncExitStack, url: str) -> MetricsScraper | None:
-        """Return a server's metrics page for all who look at it, each in an interval of their own."""
+        """Return a server's metrics page, shared by readers with different intervals."""
         if not url:
             return None
         looks = (self.settings.monitoring.interval_seconds, self.settings.memory.poll_interval_seconds)
@@ -395,7 +396,7 @@ class ControlPlane:
 
 
 def build(settings: Settings) -> ControlPlane:
-    """Put a control plane together; nothing is opened before `ControlPlane.start`."""
+    """Return a control plane; nothing is opened before `ControlPlane.start`."""
     return ControlPlane(settings)
 
 

@@ -1,4 +1,4 @@
-"""uvicorn as we run it: inside a loop that has other work, on a socket of ours."""
+"""uvicorn on an existing socket, inside an event loop that has other work."""
 
 import asyncio
 import socket
@@ -9,15 +9,15 @@ import uvicorn
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the process decides what a signal means, from its first moment on."""
+    """uvicorn without its signal handlers: the process handles signals itself from its start."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
+        """Install no signal handlers."""
         yield
 
     async def begin(self, listener: socket.socket) -> "asyncio.Task[None]":
-        """Start serving on a socket; return the task once requests are taken, or it has ended."""
+        """Start serving on a socket; return the task once requests are accepted or the task has ended."""
         serving = asyncio.create_task(self.serve(sockets=[listener]))
         try:
             while not (self.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it

@@ -1,4 +1,4 @@
-"""Local files: records of those that were hashed, so that an unchanged file is not hashed again, and clones.
+"""Records of hashed local files, so that an unchanged file is not hashed again, and clones of files.
 
 A record holds the SHA-256 of a file and its device, inode, size, modification time and change time. A file whose status
 equals its record has the recorded content; any difference means that the file must be hashed again. The kernel sets the
@@ -35,7 +35,7 @@ _NO_CLONE = frozenset(
 _KEPT = 16_384
 """Records in memory; the oldest go first."""
 _SPARE_LINES = 4096
-"""Outdated lines in the file before it is written again."""
+"""Maximum number of outdated lines in the file before it is rewritten."""
 
 _Identity = tuple[int, int]
 _Status = tuple[int, int, int]
@@ -96,7 +96,7 @@ class CheckedFiles:
 
     @contextlib.contextmanager
     def unchanged(self, path: Path) -> Iterator[int]:
-        """Keep the record of a file over a change of its links or times that the block makes.
+        """Keep the record of a file across a change of its links or times inside the context.
 
         Yields:
             An open descriptor of the file.
@@ -155,7 +155,7 @@ class CheckedFiles:
         self._lines = len(self._records)
 
     def _catch_up(self) -> bool:
-        """Read what was appended since the last read, by this process or another; return whether there was any."""
+        """Read the lines that any process appended since the last read; return whether there were any."""
         if self._path is None:
             return False
         try:
@@ -181,7 +181,7 @@ class CheckedFiles:
 
 
 def clone(source: int, target: int) -> bool:
-    """Make an open, empty file a copy of another that takes no space; false where the file system cannot (ext4)."""
+    """Make an open, empty file a copy that shares its blocks; False if the file system cannot do this (ext4)."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Defaults that the command line needs before it can afford to import the settings."""
+"""Defaults that the command line needs without the cost of importing the settings."""
 
 from pathlib import Path
 
 DATA_DIR = Path("~/.local/share/tritonctl").expanduser()
-"""Where local state lives unless the setting ``data_dir`` names another folder."""
+"""The folder of local state unless the setting ``data_dir`` names another one."""

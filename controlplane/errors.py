@@ -1,55 +1,55 @@
 """The exception tree.
 
 Errors carry data, never HTTP codes: one table in ``controlplane.api`` maps them to problem details and the CLI maps
-those to exit codes. Adapters translate what their SDK raises (``raise ... from``); nothing of boto3, gRPC or torch
-leaves its adapter. A message says what was wrong, with which value, and what to do.
+those to exit codes. Adapters translate the exceptions of their SDK (``raise ... from``); exceptions of boto3, gRPC or
+torch never leave their adapter. A message says what is wrong, with which value, and what to do.
 
 ::
 
     ControlPlaneError
-    ├── InvalidInputError            what the caller gave cannot be accepted
+    ├── InvalidInputError            the caller's input cannot be accepted
     │   ├── InvalidNameError         a model, alias or file name breaks the rules
     │   ├── InvalidReferenceError    not of the form name, name:7 or name@alias
-    │   ├── InvalidArtifactError     a file is not what it claims, is cut short, or is unsafe
-    │   ├── UntrustedArtifactError   reading it would run its code, and nobody said trust
-    │   ├── UnverifiedVersionError   no trusted key signed this version as it is
+    │   ├── InvalidArtifactError     a file is not what it claims, is truncated, or is unsafe
+    │   ├── UntrustedArtifactError   reading it would run its code, and the request does not set trust
+    │   ├── UnverifiedVersionError   no trusted key signed this version in its current form
     │   ├── UnsupportedConversionError  no converter for this pair of formats
     │   ├── InvalidConfigError       Triton settings that contradict the signature or each other
     │   └── TooLargeError            more bytes than a limit allows
     ├── NotFoundError                model, version, alias, deployment, revision, operation, upload, server
-    ├── ConflictError                the request was valid, the state forbids it
+    ├── ConflictError                the request is valid, but the current state forbids it
     │   ├── AlreadyExistsError
     │   ├── InUseError               a deployment or an alias still needs it
-    │   ├── CommitConflictError      somebody else committed first; re-read and try again
+    │   ├── CommitConflictError      another process committed first; read again and retry
     │   ├── ClockSkewError           this machine's clock and the store's differ by too much
     │   ├── InsufficientMemoryError  a device's budget has no room for it
     │   └── IdempotencyMismatchError same Idempotency-Key, different request
-    ├── AccessError                  who asks may not have it
+    ├── AccessError                  the caller has no access
     │   ├── UnauthenticatedError     no API key, or one that is unknown, expired or revoked
-    │   ├── ForbiddenError           the key has not the scope, or is not for this model
+    │   ├── ForbiddenError           the key lacks the scope, or is not for this model
     │   └── RateLimitedError         more requests than the limit allows
-    ├── DeploymentFailedError        what is deployed cannot be brought to answer
+    ├── DeploymentFailedError        a deployment cannot be made to answer
     ├── ConversionFailedError        the converter, or its worker process, failed
-    │   └── ParityError              the converted model does not compute what the original did
+    │   └── ParityError              the converted model does not compute the same as the original
     ├── StoreError                   the object store
     │   ├── ObjectNotFoundError
     │   ├── ObjectExistsError        a create-only put lost
     │   ├── StoreUnavailableError    down, throttled or unreachable after retries
     │   ├── StoreAccessError         credentials or permissions
     │   ├── StoreFullError           no space left
-    │   ├── UnsupportedStoreError    found out at start: no conditional put
-    │   ├── CommitOutcomeUnknownError  a commit was sent and its answer lost; look, never delete
-    │   ├── DigestMismatchError      bytes read are not the bytes that were written
-    │   ├── DamagedRevisionError     an object in a chain is no revision, or not as it was written
-    │   └── StoreWentBackwardsError  a committed revision is not in the store any more; an operator must decide
-    ├── GatewayError                 the gateway: HAProxy cannot be started, or does not do what it is told
-    │   ├── ModelUnavailableError    a model cannot be brought to answer a request now
-    │   └── TooManyWaitingError      more requests, or bytes of them, wait for models than a limit allows
+    │   ├── UnsupportedStoreError    detected at start: no conditional put
+    │   ├── CommitOutcomeUnknownError  a commit was sent and its answer was lost; check it, never delete it
+    │   ├── DigestMismatchError      the bytes read are not the bytes that were written
+    │   ├── DamagedRevisionError     an object in a chain is not a revision, or was changed after it was written
+    │   └── StoreWentBackwardsError  a committed revision is missing from the store; an operator must decide
+    ├── GatewayError                 the gateway's HAProxy cannot be started, or does not execute a command
+    │   ├── ModelUnavailableError    a model cannot answer a request now
+    │   └── TooManyWaitingError      the requests that wait for models exceed a limit in number or bytes
     ├── DeviceError                  a source of device readings (NVML, Triton's metrics) cannot be read
     └── TritonError                  a Triton server
-        ├── TritonUnavailableError   not reachable
+        ├── TritonUnavailableError   unreachable
         ├── TritonTimeoutError       a call's deadline passed; what the server does is unknown
-        ├── LoadRefusedError         Triton said no to a load, with its reason
+        ├── LoadRefusedError         Triton refused a load, with its reason
         ├── InferenceError           Triton refused or failed an inference
         ├── TritonStartError         an embedded server did not start; carries the end of its log
         └── ProofError               Triton's answer to a golden sample is not the recorded one
@@ -59,11 +59,11 @@ from typing import Any
 
 
 class ControlPlaneError(Exception):
-    """Root of every error this package raises on purpose.
+    """Root of every error that this package raises on purpose.
 
     Attributes:
         message: One line for a person.
-        details: JSON-able facts for a program (names, figures, limits).
+        details: JSON-serializable facts for a program (names, values, limits).
     """
 
     def __init__(self, message: str, **details: Any) -> None:
@@ -73,7 +73,7 @@ class ControlPlaneError(Exception):
 
 
 class InvalidInputError(ControlPlaneError):
-    """What the caller gave cannot be accepted."""
+    """The caller's input cannot be accepted."""
 
 
 class InvalidNameError(InvalidInputError):
@@ -85,15 +85,15 @@ class InvalidReferenceError(InvalidInputError):
 
 
 class InvalidArtifactError(InvalidInputError):
-    """A file is not what it claims to be, is cut short, or is unsafe."""
+    """A file is not what it claims to be, is truncated, or is unsafe."""
 
 
 class UntrustedArtifactError(InvalidInputError):
-    """Reading the artifact would run code it carries, and nobody said ``trust``."""
+    """Reading the artifact would run code that it contains, and the request does not set ``trust``."""
 
 
 class UnverifiedVersionError(InvalidInputError):
-    """No trusted key has signed this version as it is."""
+    """No trusted key has signed this version in its current form."""
 
 
 class UnsupportedConversionError(InvalidInputError):
@@ -109,31 +109,31 @@ class TooLargeError(InvalidInputError):
 
 
 class NotFoundError(ControlPlaneError):
-    """Something named does not exist."""
+    """A named object does not exist."""
 
 
 class ConflictError(ControlPlaneError):
-    """The request was valid, the present state forbids it."""
+    """The request is valid, but the current state forbids it."""
 
 
 class AlreadyExistsError(ConflictError):
-    """Something of that name is there already."""
+    """An object of this name already exists."""
 
 
 class InUseError(ConflictError):
-    """A deployment or an alias still needs it."""
+    """A deployment or an alias still needs the object."""
 
 
 class CommitConflictError(ConflictError):
-    """Somebody else committed this revision first; re-read and try again."""
+    """Another process committed this revision first; read again and retry."""
 
 
 class ClockSkewError(ConflictError):
-    """This machine's clock and the store's differ by too much to judge by ages what may be removed."""
+    """This machine's clock and the store's differ by too much to decide by age what can be removed."""
 
 
 class InsufficientMemoryError(ConflictError):
-    """A device's budget has no room for a model; the details say what is needed, what is free, what holds the rest."""
+    """A device's budget has no room for a model; the details list the needed, free and used memory."""
 
 
 class IdempotencyMismatchError(ConflictError):
@@ -141,7 +141,7 @@ class IdempotencyMismatchError(ConflictError):
 
 
 class AccessError(ControlPlaneError):
-    """Who asks may not have what was asked for."""
+    """The caller has no access to the requested object."""
 
 
 class UnauthenticatedError(AccessError):
@@ -149,7 +149,7 @@ class UnauthenticatedError(AccessError):
 
 
 class ForbiddenError(AccessError):
-    """The key is good, and has not the scope, or is not for this model."""
+    """The key is valid, but lacks the scope or is not for this model."""
 
 
 class RateLimitedError(AccessError):
@@ -157,15 +157,15 @@ class RateLimitedError(AccessError):
 
 
 class DeploymentFailedError(ControlPlaneError):
-    """What is deployed cannot be brought to answer; the message says why."""
+    """A deployment cannot be made to answer; the message says why."""
 
 
 class ConversionFailedError(ControlPlaneError):
-    """The converter, or the process it ran in, failed."""
+    """The converter or its process failed."""
 
 
 class ParityError(ConversionFailedError):
-    """The converted model does not compute what the original computes."""
+    """The converted model does not compute the same as the original."""
 
 
 class StoreError(ControlPlaneError):
@@ -177,11 +177,11 @@ class ObjectNotFoundError(StoreError):
 
 
 class ObjectExistsError(StoreError):
-    """A create-only put lost: the key is taken."""
+    """A create-only put lost: the key already exists."""
 
 
 class StoreUnavailableError(StoreError):
-    """The store is down, throttling or unreachable, also after retries."""
+    """The store is down, throttling or unreachable, even after retries."""
 
 
 class StoreAccessError(StoreError):
@@ -193,11 +193,11 @@ class StoreFullError(StoreError):
 
 
 class UnsupportedStoreError(StoreError):
-    """The store does not honour ``If-None-Match: *``; found out by the probe at start."""
+    """The store does not honour ``If-None-Match: *``; detected by the check at start."""
 
 
 class CommitOutcomeUnknownError(StoreError):
-    """A commit was sent and its answer was lost. It may have won: look, never delete."""
+    """A commit was sent and its answer was lost. It may have succeeded: check it, never delete it."""
 
 
 class DigestMismatchError(StoreError):
@@ -205,11 +205,11 @@ class DigestMismatchError(StoreError):
 
 
 class DamagedRevisionError(StoreError):
-    """An object in a chain is no revision, or not as it was written."""
+    """An object in a chain is not a revision, or was changed after it was written."""
 
 
 class StoreWentBackwardsError(StoreError):
-    """A revision that was committed is not in the store any more, or another one has its place.
+    """A committed revision is missing from the store, or has been replaced by another one.
 
     Nothing is committed to the chain until an operator decides with ``tritonctl fsck``. The details name the chain and
     the lost revision.
@@ -217,15 +217,15 @@ class StoreWentBackwardsError(StoreError):
 
 
 class GatewayError(ControlPlaneError):
-    """The gateway's HAProxy cannot be started, or does not do what it is told."""
+    """The gateway's HAProxy cannot be started, or does not execute a command."""
 
 
 class ModelUnavailableError(GatewayError):
-    """A model cannot be brought to answer a request now; the message says why."""
+    """A model cannot answer a request now; the message says why."""
 
 
 class TooManyWaitingError(GatewayError):
-    """More requests, or bytes of them, wait for models than a limit allows."""
+    """The requests that wait for models exceed a limit in number or bytes."""
 
 
 class DeviceError(ControlPlaneError):
@@ -241,11 +241,11 @@ class TritonUnavailableError(TritonError):
 
 
 class TritonTimeoutError(TritonError):
-    """A call's deadline passed. What the server does with it is unknown."""
+    """A call's deadline passed. Whether the server executes the call is unknown."""
 
 
 class LoadRefusedError(TritonError):
-    """Triton refused a load; the message carries its reason."""
+    """Triton refused a load; the message contains its reason."""
 
 
 class InferenceError(TritonError):
@@ -253,7 +253,7 @@ class InferenceError(TritonError):
 
 
 class TritonStartError(TritonError):
-    """An embedded server did not start; the message carries the end of its log."""
+    """An embedded server did not start; the message contains the end of its log."""
 
 
 class ProofError(TritonError):

@@ -1,4 +1,4 @@
-"""Makes the folders that the settings name."""
+"""Creates the folders that the settings name."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from controlplane.errors import InvalidInputError
 
 
 def make_private(path: Path) -> None:
-    """Make a folder that no other user of the machine may enter, whatever the umask; leave one that exists as it is.
+    """Create a folder that no other user of the machine may enter, whatever the umask; keep an existing one as it is.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: It cannot be created.
     """
     if path.is_dir():
         return
@@ -18,15 +18,15 @@ def make_private(path: Path) -> None:
 
 
 def make_folder(path: Path, what: str, *, private: bool = False) -> None:
-    """Make a folder that the settings name.
+    """Create a folder that the settings name.
 
     Args:
         path: The folder.
-        what: What it is for, as an error says it.
-        private: Whether other users must not enter it, if it is new.
+        what: The purpose of the folder, for error messages.
+        private: Whether a new folder must be inaccessible to other users.
 
     Raises:
-        InvalidInputError: It cannot be made.
+        InvalidInputError: It cannot be created.
     """
     try:
         make_private(path) if private else path.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The key file in the data folder: how commands on the same machine prove that they may read that folder.
+"""The key file in the data folder, with which commands on the same machine prove that they can read that folder.
 
-A control plane writes it when it answers and removes it at the end. The key in it is known to that process alone and
-dies with it, so it is never in the bucket and nobody has to revoke it.
+A control plane writes it when it accepts requests and removes it when it stops. Only that process accepts the key, and
+the key becomes invalid when the process ends, so it is never in the store and never has to be revoked.
 """
 
 import os
@@ -11,7 +11,7 @@ KEY_FILE = "up.key"
 
 
 def write_local_key(data_dir: Path, token: str) -> None:
-    """Write the key for its owner's eyes alone; never for a moment for others'."""
+    """Write the key to a file that other users can never read, not even during the write."""
     path = data_dir / KEY_FILE
     temporary = path.with_name(f"{KEY_FILE}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
@@ -22,7 +22,7 @@ def write_local_key(data_dir: Path, token: str) -> None:
 
 
 def read_local_key(data_dir: Path) -> str | None:
-    """Return the key; None where there is none, or it is not ours to read."""
+    """Return the key; None if the file does not exist or cannot be read."""
     try:
         return (data_dir / KEY_FILE).read_text("ascii").strip() or None
     except OSError:
@@ -30,5 +30,5 @@ def read_local_key(data_dir: Path) -> str | None:
 
 
 def remove_local_key(data_dir: Path) -> None:
-    """Remove the file."""
+    """Remove the key file."""
     (data_dir / KEY_FILE).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Log lines that only this program can write: a message is one line, whatever it contains."""
+"""Log format that prevents forged records: a message is one record, whatever it contains."""
 
 import logging
 import re
@@ -8,13 +8,13 @@ _CONTINUED = "\n    | "
 
 
 def printable(text: str) -> str:
-    """Return a text whose control characters are escaped and whose further lines cannot pass for records."""
+    """Return the text with escaped control characters and marked continuation lines, which cannot pass for records."""
     escaped = _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
     return escaped.replace("\n", _CONTINUED)
 
 
 class LineFormatter(logging.Formatter):
-    """A formatter for messages that carry what clients, models and other programs wrote."""
+    """A formatter for messages that contain text from clients, models and other programs."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -25,5 +25,5 @@ class LineFormatter(logging.Formatter):
         return super().formatMessage(record)
 
     def formatException(self, ei: object) -> str:  # noqa: N802 - logging's name
-        """Return the traceback; the text of the exception may come from others too."""
+        """Return the traceback; the text of the exception may come from other programs, too."""
         return "    | " + printable(super().formatException(ei))  # type: ignore[arg-type]

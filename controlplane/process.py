@@ -1,4 +1,4 @@
-"""The control plane as a process: its signals, its lock on the data folder, its port, and the file that says where."""
+"""The control plane as a process: its signals, its lock on the data folder, its port and its ready file."""
 
 import asyncio
 import fcntl
@@ -32,7 +32,7 @@ READY_FILE = "up.json"
 LOCK_FILE = "up.lock"
 
 _GRACE_SECONDS = 3
-"""How long open connections (followers of events) are waited for at the end."""
+"""How long the process waits for open connections (for example streams of events) when it stops."""
 
 
 def run(
@@ -42,15 +42,15 @@ def run(
 
     Args:
         settings: Its settings.
-        ready_file: Gets a JSON document with the URL once requests are answered, and is removed at the end; default
-            ``<data_dir>/up.json``, where `tritonctl` looks for it.
+        ready_file: File that gets a JSON document with the URL once requests are answered, and is removed at the end;
+            default ``<data_dir>/up.json``, where `tritonctl` looks for it.
         on_ready: Called with that document.
 
     Raises:
         ConflictError: Another process uses this data folder.
-        ControlPlaneError: It cannot be started.
+        ControlPlaneError: The control plane cannot be started.
     """
-    # Triton reads the model repository as another user. What others must not read is private by its folder's mode.
+    # Triton reads the model repository as another user. Private files are protected by the mode of their folder.
     os.umask(0o022)
     make_folder(settings.data_dir, "the data folder", private=True)
     with _only_one(settings.data_dir), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -109,13 +109,13 @@ async def _serve(settings: Settings, ready_file: Path, on_ready: Callable[[dict[
 
 
 async def _keep_current(plane: ControlPlane, listener: socket.socket, ready_file: Path) -> None:
-    """Write the ready file again when the first key is made: commands read from it whether keys are asked for."""
+    """Write the ready file again when the first key is created: commands read from it whether keys are required."""
     await plane.keys.changed.wait()
     _write_ready(ready_file, _describe(plane, listener))
 
 
 async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None] | asyncio.Future[None]) -> bool:
-    """Wait for ``work``; False if the stop came first, and then the work is cancelled."""
+    """Wait for ``work`` and return True; if ``stopping`` is set first, cancel the work and return False."""
     task: asyncio.Future[None] = asyncio.ensure_future(work)
     stop: asyncio.Future[bool] = asyncio.ensure_future(stopping.wait())
     both: list[asyncio.Future[Any]] = [task, stop]
@@ -132,8 +132,8 @@ async def _unless(stopping: asyncio.Event, work: Coroutine[None, None, None] | a
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio turns Nagle's algorithm off only on sockets that say they are TCP; with it,
-    # every answer waits 40 ms for the client's delayed acknowledgement.
+    # The protocol is named because asyncio disables Nagle's algorithm only on sockets that are declared as TCP; with
+    # the algorithm, every answer waits 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -179,7 +179,7 @@ def _write_ready(path: Path, document: dict[str, object]) -> None:
 
 @contextmanager
 def _only_one(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder's lock; the kernel lets go of it when the process ends, however it ends."""
+    """Hold the data folder's lock; the kernel releases it when the process ends, whatever the cause."""
     with (data_dir / LOCK_FILE).open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,9 +1,10 @@
 """Separates processes that run models' code from the control plane: its keys, its store, its environment, its memory.
 
-Triton, its Python stubs and the conversion workers run code that comes with models. Where the machine allows it, each
-of them starts through bubblewrap (`bwrap`) in mount, process and IPC namespaces of its own: it sees the system's and
-Python's files and what it is given, read-only, and no other process. Where the control plane is root, it also runs as
-another user, so that nothing depends on the namespaces alone. bubblewrap needs root, or user namespaces.
+Triton, its Python stubs and the conversion workers run code that comes with models. If the machine allows it, each of
+them starts through bubblewrap (`bwrap`) in its own mount, process and IPC namespaces: it sees the files of the system
+and of Python and the files in its `View`, read-only unless the view says otherwise, and no other process. If the
+control plane is root, the process also runs as another user, so that security does not depend on the namespaces alone.
+bubblewrap needs root, or user namespaces.
 """
 
 import functools
@@ -25,8 +26,8 @@ from controlplane.errors import InvalidInputError
 logger = logging.getLogger(__name__)
 
 UID = 62_981
-"""User and group of confined processes where the control plane is root: unused by Debian's and systemd's ranges of
-named users, so it owns no file of the machine."""
+"""User and group of confined processes if the control plane is root: outside Debian's and systemd's ranges of named
+users, so it owns no file of the machine."""
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/sys", "/nix/store", "/opt/nvidia", "/usr/local")
 _ETC = (
@@ -48,7 +49,7 @@ _ETC = (
     "services",
     "timezone",
 )
-"""What the C library and the NVIDIA driver read; /etc also holds secrets of other programs."""
+"""Files that the C library and the NVIDIA driver read; /etc as a whole also contains secrets of other programs."""
 _OPEN = ("--perms", "0755")
 _PROBE_SECONDS = 20.0
 
@@ -63,13 +64,13 @@ class Confinement(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """How to start what runs models' code.
+    """How to start processes that run models' code.
 
     Attributes:
-        confinement: What separates it from the control plane.
-        reason: Why nothing does, with what to do; empty where something does.
+        confinement: How they are separated from the control plane.
+        reason: Why they are not separated, and what to do; empty if they are.
         bwrap: The program bubblewrap.
-        hidden: Folders that processes must not see, should they lie in one that they may read.
+        hidden: Folders that processes must not see, even inside a folder that they may read.
     """
 
     confinement: Confinement
@@ -79,12 +80,12 @@ class Sandbox:
 
     @property
     def confines(self) -> bool:
-        """Whether anything separates it."""
+        """Whether processes are separated from the control plane."""
         return self.confinement is not Confinement.NONE
 
     @property
     def warning(self) -> str:
-        """What an operator must know; empty where processes are confined."""
+        """A warning for the operator; empty if processes are confined."""
         if self.confines:
             return ""
         return (
@@ -94,7 +95,7 @@ class Sandbox:
 
     @property
     def uid(self) -> int | None:
-        """The user that confined processes run as; None where it is the control plane's own."""
+        """The user of confined processes; None if it is the control plane's own."""
         return UID if self.confinement is Confinement.NAMESPACE_AND_USER else None
 
     def give(self, *paths: Path) -> None:
@@ -104,7 +105,7 @@ class Sandbox:
                 os.chown(path, self.uid, self.uid)
 
     def command(self, program: Sequence[str], view: "View") -> list[str]:
-        """Return the command that runs a program confined; the program itself where nothing can confine it."""
+        """Return the command that runs a program confined; the program itself if it cannot be confined."""
         if not self.confines:
             return list(program)
         return [
@@ -125,12 +126,12 @@ class Sandbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What a confined process sees beside the system and Python.
+    """The files that a confined process sees besides those of the system and of Python.
 
     Attributes:
         read: Files and folders it may read.
         write: Files and folders it may change.
-        mounts: Folders (second) that it sees at other places (first), and may change.
+        mounts: Folders (values) that it sees at other paths (keys), and may change.
         devices: Whether it uses GPUs.
         network: Whether it shares the machine's network.
         folder: Its working folder.
@@ -146,7 +147,7 @@ class View:
 
 @functools.cache
 def find_sandbox() -> Sandbox:
-    """Return the best way to confine processes on this machine; tries it once, which starts a process."""
+    """Return the best sandbox of this machine; the first call tries it, which starts a process."""
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         return Sandbox(Confinement.NONE, "bubblewrap is not installed; install the package `bubblewrap`")
@@ -170,12 +171,12 @@ UNCONFINED = Sandbox(Confinement.NONE, "the settings turn it off (CONTROLPLANE_S
 
 
 def choose_sandbox(mode: Literal["auto", "required", "off"], *hidden: Path) -> Sandbox:
-    """Return how to confine processes, as the settings want it; they see none of the given folders.
+    """Return the sandbox that the settings select; processes in it see none of the ``hidden`` folders.
 
-    Logs a warning where nothing confines them.
+    Logs a warning if processes cannot be confined.
 
     Raises:
-        InvalidInputError: The settings require it, and this machine cannot.
+        InvalidInputError: The settings require confinement, and this machine does not support it.
     """
     sandbox = UNCONFINED if mode == "off" else find_sandbox()
     if mode == "required" and not sandbox.confines:
@@ -189,10 +190,10 @@ def choose_sandbox(mode: Literal["auto", "required", "off"], *hidden: Path) -> S
 
 
 def _as_user(uid: int | None) -> tuple[str, ...]:
-    """Return the program that gives up root, with all capabilities, before it runs the one that follows."""
+    """Return the command prefix that drops root and all capabilities before it runs a program."""
     if uid is None:
         return ()
-    setpriv = shutil.which("setpriv") or "setpriv"  # of util-linux, which every distribution has
+    setpriv = shutil.which("setpriv") or "setpriv"  # part of util-linux, which every distribution has
     return (
         setpriv,
         f"--reuid={uid}",
@@ -201,13 +202,13 @@ def _as_user(uid: int | None) -> tuple[str, ...]:
         "--inh-caps=-all",
         "--bounding-set=-all",
         "--no-new-privs",
-        # Changing the user clears the signal that bubblewrap asked for.
+        # A change of the user clears the parent-death signal that bubblewrap set.
         "--pdeathsig=KILL",
     )
 
 
 def _mounts(view: View, hidden: tuple[Path, ...]) -> Iterator[str]:
-    """Return bubblewrap's options for files, outer folders first: a later mount hides what lies below it."""
+    """Yield bubblewrap's options for files, outer folders first: a later mount hides the files below it."""
     for place in _SYSTEM:
         path = Path(place)
         if path.is_symlink():
@@ -239,7 +240,7 @@ def _mounts(view: View, hidden: tuple[Path, ...]) -> Iterator[str]:
 
 
 def _folders_around(path: Path, chosen: Mapping[Path, str] = MappingProxyType({})) -> Iterator[str]:
-    """Return options that make the folders around a mount; bubblewrap would make them for root alone."""
+    """Yield options that create the parent folders of a mount; bubblewrap would create them only for root."""
     for outer in reversed(path.parents[:-1]):
         around = next((chosen[one] for one in (outer, *outer.parents) if one in chosen), "--tmpfs")
         if around == "--tmpfs" and outer not in chosen and str(outer) not in {"/tmp", "/dev"} and not _of_system(outer):
@@ -251,7 +252,7 @@ def python_paths() -> tuple[Path, ...]:
     found = [sys.base_prefix, sys.base_exec_prefix, sys.prefix, sys.exec_prefix, *site.getsitepackages()]
     if site.ENABLE_USER_SITE:
         found.append(site.getusersitepackages())
-    # The executable may be a link out of these.
+    # The executable may be a link to a path outside these folders.
     return tuple(dict.fromkeys(Path(path) for path in (*found, str(Path(sys.executable).resolve().parent))))
 
 
@@ -264,7 +265,7 @@ def _of_system(path: Path) -> bool:
 
 
 def _covered(path: Path, chosen: dict[Path, str]) -> bool:
-    """Whether the innermost folder around a path is there to read already."""
+    """Return whether the innermost mounted folder around a path is already readable."""
     for outer in path.parents:
         if outer in chosen:
             return chosen[outer] == "--ro-bind"

@@ -1,7 +1,7 @@
-"""Frozen settings, read once where the application is put together.
+"""Frozen settings, read once when the application is built.
 
 Every setting can be given as an environment variable with the prefix ``CONTROLPLANE_`` and ``__`` between groups, for
-example ``CONTROLPLANE_STORE__URL=s3://models/prod``. S3 credentials come by boto3's usual chain.
+example ``CONTROLPLANE_STORE__URL=s3://models/prod``. S3 credentials come from boto3's usual chain.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ GIB = 1024 * MIB
 
 
 class _Group(BaseModel):
-    # What cannot be used is not repeated: it may be a secret that was put into the wrong variable.
+    # Errors do not repeat an invalid value: it may be a secret that was set in the wrong variable.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 

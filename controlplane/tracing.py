@@ -1,11 +1,11 @@
-"""Traces: what a request led to, as spans of OpenTelemetry. Off unless the settings name a collector.
+"""Traces of requests and the work they cause, as OpenTelemetry spans. Off unless the settings name a collector.
 
-The only place that imports OpenTelemetry, and only once it is turned on (``pip install 'triton-control-plane[otel]'``).
-While it is off, a span is one comparison and an empty context.
+This is the only module that imports OpenTelemetry, and only when tracing is turned on
+(``pip install 'triton-control-plane[otel]'``). While tracing is off, a span costs one comparison and an empty context.
 
-A deployment is written down by a request and acted on by the reconciler, later and in other tasks: `carry` keeps the
-request's context for a model until `done`. It is kept in this process; where another instance leads, the trace ends
-with the commit.
+A request commits a deployment, and the reconciler acts on it later and in other tasks: `carry` keeps the request's
+context for a model until `done`. It is kept in this process; if another instance is the leader, the trace ends with the
+commit.
 """
 
 from collections import OrderedDict
@@ -19,14 +19,14 @@ _CARRIED_MAX = 1000
 
 
 class Span(Protocol):
-    """What can be done to a span that is open."""
+    """The operations of an open span."""
 
     def update_name(self, name: str) -> None:
-        """Give it a name that is known only by now."""
+        """Change the name, for a name that is known only after the start."""
         ...
 
     def set_attribute(self, key: str, value: str | float) -> None:
-        """Add a fact."""
+        """Set an attribute."""
         ...
 
 
@@ -39,7 +39,7 @@ class _NoSpan:
 
 
 class _Traces:
-    """What is turned on in this process; nothing by default."""
+    """The tracing state of this process; off by default."""
 
     def __init__(self) -> None:
         self.tracer: Any = None
@@ -53,11 +53,11 @@ _OFF: AbstractContextManager[Span] = nullcontext(_NoSpan())
 
 
 def turn_on(endpoint: str = "", *, exporter: Any = None) -> Callable[[], None]:
-    """Begin to trace; return what ends it and sends what is left.
+    """Turn tracing on; return a function that turns it off and sends the remaining spans.
 
     Args:
-        endpoint: Where an OTLP collector takes traces over HTTP, such as ``http://127.0.0.1:4318/v1/traces``.
-        exporter: An OpenTelemetry span exporter to use in its place.
+        endpoint: URL at which an OTLP collector accepts traces over HTTP, such as ``http://127.0.0.1:4318/v1/traces``.
+        exporter: An OpenTelemetry span exporter to use instead.
 
     Raises:
         InvalidInputError: OpenTelemetry is not installed.
@@ -93,18 +93,18 @@ def turn_on(endpoint: str = "", *, exporter: Any = None) -> Callable[[], None]:
 
 
 def span(name: str, *, parent: str = "", **attributes: str | float) -> AbstractContextManager[Span]:
-    """Open a span below the one that is open in this context, or below a parent from elsewhere.
+    """Open a span as a child of the span in this context, or of a given parent.
 
     Args:
-        name: What is done.
-        parent: W3C ``traceparent``; empty: the context's.
-        attributes: Facts.
+        name: The name of the operation.
+        parent: W3C ``traceparent``; empty for the span of this context.
+        attributes: The attributes of the span.
     """
     return _OFF if _traces.tracer is None else _span(name, parent, attributes)
 
 
 def carry(model: str) -> None:
-    """Keep this context for what the reconciler will do about a model; it takes the place of what was kept before."""
+    """Keep this context for the reconciler's work on a model; it replaces the context that was kept before."""
     if _traces.tracer is None:
         return
     carrier: dict[str, str] = {}
@@ -117,22 +117,22 @@ def carry(model: str) -> None:
 
 
 def carried(model: str) -> str:
-    """Return the context that is kept for a model; empty where there is none."""
+    """Return the context that is kept for a model; empty if there is none."""
     return _traces.carried.get(model, "")
 
 
 def done(model: str) -> None:
-    """What is done about a model from now on has nothing to do with the request any more."""
+    """Drop the context of a model: later work on it is no longer part of the request."""
     _traces.carried.pop(model, None)
 
 
 def below(name: str, *, parent: str = "", **attributes: str | float) -> AbstractContextManager[Span]:
-    """Open a span where one is open already, or a parent is given; else nothing: work that nobody asked for has none.
+    """Open a span if one is already open or a parent is given: work without a request has no spans.
 
     Args:
-        name: What is done.
-        parent: As for `span`.
-        attributes: Facts.
+        name: The name of the operation.
+        parent: See `span`.
+        attributes: The attributes of the span.
     """
     if _traces.tracer is None or not (parent or _traces.inside()):
         return _OFF

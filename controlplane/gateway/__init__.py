@@ -1,1 +1,1 @@
-"""The gateway: inference by the v2 protocol for everything that is deployed, loaded or not."""
+"""The gateway: inference over the v2 protocol for every deployed model, loaded or not."""

@@ -1,4 +1,4 @@
-"""Who may ask which model: a port to whoever knows the API keys."""
+"""The port through which the gateway checks which client may use which model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -6,41 +6,41 @@ from typing import Protocol
 from controlplane.errors import UnauthenticatedError
 
 ANYBODY = "anybody"
-"""Stands for every client in place of a key's digest, where no key is asked for."""
+"""Used in place of a key's digest, for every client, when no key is required."""
 
 
 class Access(Protocol):
-    """Knows the API keys."""
+    """Checks of API keys."""
 
     def direct(self) -> Mapping[str, tuple[str, ...]]:
-        """Return whose requests may go to Triton without being looked at.
+        """Return the keys whose requests HAProxy may send to Triton without calling `admit`.
 
         Returns:
             Patterns of model names (none: all) by SHA-256 of the key in lower-case hexadecimal, or under `ANYBODY`
-            where no key is asked for. Everybody else's requests come to `admit`.
+            if no key is required. Requests with any other key must pass `admit`.
         """
         ...
 
     async def admit(self, token: str | None, model: str | None, client: str) -> None:
-        """Let a request in.
+        """Admit a request or raise an error.
 
         Args:
-            token: The key that came with it.
-            model: The model it is for; None for what concerns all models.
-            client: Its address.
+            token: The key of the request.
+            model: The model it is for; None for a request that concerns all models.
+            client: The client's address.
 
         Raises:
-            AccessError: It may not; which one says why.
+            AccessError: The request is not allowed; the subclass says why.
             StoreUnavailableError: The keys could not be read for too long.
         """
         ...
 
 
 def bearer(authorization: Sequence[str]) -> str | None:
-    """Return the key in a request's ``Authorization`` headers; None without one, or with something else.
+    """Return the bearer token in a request's ``Authorization`` headers; None if there is none or another scheme.
 
     Raises:
-        UnauthenticatedError: There is more than one: which of them counts would depend on who reads them.
+        UnauthenticatedError: There is more than one header: readers could disagree about which one counts.
     """
     if len(authorization) > 1:
         raise UnauthenticatedError(f"the request has {len(authorization)} Authorization headers; send one")

@@ -1,4 +1,4 @@
-"""The gateway: HAProxy, the activator behind it, and what keeps HAProxy's table in step with the servers."""
+"""The gateway: HAProxy, the activator behind it, and the loop that keeps HAProxy's table in sync with the servers."""
 
 import asyncio
 import logging
@@ -47,12 +47,12 @@ from controlplane.settings import GatewaySettings
 logger = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 0.005
-"""Between two looks at the routes: what changes together is told together."""
+"""Time between two checks of the routes, so that changes that occur together are applied together."""
 _DRAIN_SECONDS = 0.005
 _DRAIN_MAX_SECONDS = 0.1
 _BACKLOG = 1024
 _OWN_FILES = 256
-"""File descriptors of HAProxy that are no client's: listeners, health checks, idle connections to servers."""
+"""File descriptors that HAProxy needs besides those of clients: listeners, health checks, idle server connections."""
 
 
 class Gateway:
@@ -60,13 +60,13 @@ class Gateway:
 
     Args:
         settings: Ports and limits.
-        binary: HAProxy.
-        folder: Where it keeps its files.
-        reconciler: Gets models loaded, and says where they are.
+        binary: The HAProxy binary.
+        folder: The folder for its files.
+        reconciler: Loads models, and gives their routes.
         servers: The Triton servers.
-        resolve: Gives the version of an alias.
-        access: Who may ask which model.
-        splits: Which models have a rollout under way, and how many of their requests the activator gets.
+        resolve: Returns the version of an alias.
+        access: Checks which client may use which model.
+        splits: The models with a rollout in progress, and the share of their requests that the activator gets.
     """
 
     def __init__(
@@ -133,12 +133,12 @@ class Gateway:
 
     @property
     def metrics_url(self) -> str:
-        """URL of HAProxy's own metrics; without what is out of service."""
+        """URL of HAProxy's own metrics, without servers that are out of service."""
         return f"http://{_address(self._listeners['metrics'])}/metrics?no-maint"
 
     @property
     def haproxy(self) -> HAProxy:
-        """The process; there once it was started."""
+        """The HAProxy process; available after `start`."""
         assert self._haproxy is not None, "not started"
         return self._haproxy
 
@@ -148,20 +148,20 @@ class Gateway:
 
     @property
     def api(self) -> RuntimeApi:
-        """HAProxy's runtime API; there once it was started."""
+        """HAProxy's runtime API; available after `start`."""
         assert self._api is not None, "not started"
         return self._api
 
     async def start(self) -> None:
-        """Listen, start HAProxy, and keep its table in step with the servers from then on.
+        """Listen, start HAProxy, and keep its table in sync with the servers from then on.
 
         Raises:
-            ConflictError: A port is taken.
+            ConflictError: A port is in use.
             GatewayError: HAProxy does not start.
         """
         async with AsyncExitStack() as stack:
             self._folder.mkdir(parents=True, exist_ok=True)
-            # The folder by its number: a socket's path has at most 107 characters.
+            # The folder by its file descriptor: a socket's path has at most 107 characters.
             number = os.open(self._folder, os.O_PATH | os.O_DIRECTORY)
             stack.callback(os.close, number)
             short = Path(f"/proc/self/fd/{number}")
@@ -201,7 +201,7 @@ class Gateway:
         logger.info("the gateway is open at %s and, for gRPC, %s", self.http_url, self.grpc_url)
 
     async def stop(self) -> None:
-        """Close the door; requests in flight are cut off."""
+        """Stop the gateway; requests in flight are aborted."""
         stack, self._stack = self._stack, None
         if stack is not None:
             await stack.aclose()
@@ -210,7 +210,7 @@ class Gateway:
     async def closed(
         self, server: str, model: str, others: Callable[[], Awaitable[None]] = no_peers
     ) -> AsyncIterator[None]:
-        """See `controlplane.gateway.drain.follower.LocalGateway`. Also before the start, and after the stop."""
+        """See `controlplane.gateway.drain.follower.LocalGateway`. Works also before `start` and after `stop`."""
         with self._open_routes.without(server, model):
             slot = self._told.models.get(model)
             await self._tell()
@@ -225,7 +225,7 @@ class Gateway:
         await self._reconciler.look(server, model)
 
     def address(self) -> GatewayAddress:
-        """Return where it is."""
+        """Return the addresses of the gateway."""
         return GatewayAddress(
             http_url=self.http_url,
             grpc_url=self.grpc_url,
@@ -235,7 +235,7 @@ class Gateway:
         )
 
     def view(self) -> GatewayView:
-        """Return how it stands."""
+        """Return the state of the gateway and its models."""
         room = self.activator.room
         waiting = dict(room.requests)
         names = sorted({*self._open_routes.open, *waiting})
@@ -263,7 +263,7 @@ class Gateway:
         return "split" if model in self._told.splits else "direct"
 
     async def _prepare(self) -> None:
-        """Write what HAProxy reads when it starts, so that it knows every road before it takes a request."""
+        """Write the files that HAProxy reads when it starts, so that it knows every route before the first request."""
         self._told_by = self._inputs()
         self._told, self._told_pauses = self._wanted(self._told_by), self._open_routes.pauses
         sockets = Sockets(**{name: listener.fileno() for name, listener in self._listeners.items()})
@@ -272,7 +272,7 @@ class Gateway:
             **{name: self._told.map_text(name) for name in MAPS},
         }
         for name, text in files.items():
-            # Blocking, and as quick as a few kilobytes are: nothing may change between the table and its files.
+            # Blocking, but only a few kilobytes: nothing may change between the table and its files.
             (self._folder / name).write_text(text, encoding="utf-8")
 
     def _inputs(self) -> "_Inputs":
@@ -286,11 +286,11 @@ class Gateway:
         return tables.arrange(self._told, routes, inputs.direct, inputs.splits)
 
     async def _tell(self) -> None:
-        """Bring HAProxy's table up to what is open now."""
+        """Update HAProxy's table to the routes that are open now."""
         async with self._telling:
             inputs, pauses = self._inputs(), self._open_routes.pauses
             if not self._ready:
-                return  # one that starts reads everything
+                return  # an HAProxy that starts reads everything
             if self._told_by is not None and inputs.same(self._told_by):
                 self._told_pauses = pauses
                 return
@@ -312,13 +312,13 @@ class Gateway:
             changed = asyncio.create_task(self._reconciler.wait_routes())
             moved = asyncio.create_task(self.activator.splits.changed.wait())
             try:
-                pauses = self._reconciler.pauses  # before the routes: a pause in between leaves them unused
+                pauses = self._reconciler.pauses  # read before the routes: after a pause in between they are not used
                 self._open_routes.set(self._reconciler.routes(), pauses)
                 await self._tell()
-                # By the clock, too: an HAProxy that has just come up may have missed the newest change.
+                # The timeout is needed because an HAProxy that has just started may have missed the latest change.
                 await asyncio.wait({changed, moved}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
             except Exception:
-                # The loop's edge: a surprise must not leave clients without a door.
+                # Outermost handler of the loop: an unexpected error must not leave clients without a gateway.
                 logger.exception("the gateway stumbled")
             finally:
                 changed.cancel()
@@ -326,7 +326,7 @@ class Gateway:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _started(self) -> None:
-        """Tell an HAProxy that is just starting: it may have read the table before it was changed."""
+        """Update an HAProxy that is starting: it may have read the table before the change."""
         if self._haproxy is not None and not self._haproxy.settled.is_set():
             await self._haproxy.settled.wait()
             await self._tell()
@@ -335,7 +335,7 @@ class Gateway:
         await self._open_routes.wait_idle(server, model)
         pause = _DRAIN_SECONDS
         while slot is not None and self._ready:
-            with suppress(GatewayError):  # it died: with it, what was in flight
+            with suppress(GatewayError):  # HAProxy died, and with it the requests in flight
                 if not await self.api.in_flight(slot, model):
                     return
             await asyncio.sleep(pause)
@@ -344,12 +344,12 @@ class Gateway:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What HAProxy's table is made of.
+    """The inputs of HAProxy's table.
 
     Attributes:
-        routes: Where models can be asked; another mapping after each change.
-        direct: Whose requests may go directly.
-        splits: How many of a million requests are measured, by model.
+        routes: The open routes; a new mapping after each change.
+        direct: The keys whose requests may go directly to Triton.
+        splits: The number of requests per million that are measured, by model.
     """
 
     routes: Mapping[str, Route]
@@ -357,7 +357,7 @@ class _Inputs:
     splits: Mapping[str, int]
 
     def same(self, other: "_Inputs") -> bool:
-        """Return whether the table made of others is the same, at a cost that does not depend on the routes."""
+        """Return whether both inputs give the same table; the cost does not depend on the number of routes."""
         return self.routes is other.routes and self.direct == other.direct and self.splits == other.splits
 
 
@@ -401,7 +401,7 @@ def _address(listener: socket.socket) -> str:
 
 
 def _connections(wanted: int) -> int:
-    """How many clients HAProxy can take: each needs two files, and it has some of its own."""
+    """Return how many clients HAProxy can accept: each needs two file descriptors, and HAProxy needs some itself."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY or (possible := (limit - _OWN_FILES) // 2) >= wanted:
         return wanted
@@ -413,5 +413,5 @@ def _connections(wanted: int) -> int:
 
 
 def _message_limit(waiting_bytes: int) -> int:
-    """GRPC counts in an int of 32 bits."""
+    """Return gRPC's message limit, which must fit a 32-bit int."""
     return min(max(waiting_bytes, 4 * 1024 * 1024), 2**31 - 1)

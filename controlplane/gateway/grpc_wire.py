@@ -1,15 +1,15 @@
-"""The few fields of v2's gRPC messages that the gateway reads or changes, on the raw bytes. Pure.
+"""Reads and changes a few fields of v2's gRPC messages, on the raw bytes. Pure.
 
-A message with a tensor of 16 MiB is not parsed for the sake of a name: fields stand one after the other, each with its
-number and its length (https://protobuf.dev/programming-guides/encoding/). All of v2's requests that name a model have
-the name as field 1 and the version as field 2; an inference's id is field 3 (grpc_service.proto of the Open Inference
+A message with a tensor of 16 MiB is not parsed only to find a name: fields follow each other, each with its number and
+its length (https://protobuf.dev/programming-guides/encoding/). In every v2 request that names a model, the name is
+field 1 and the version is field 2; the id of an inference request is field 3 (grpc_service.proto of the Open Inference
 Protocol).
 
-Access is granted by the name that is read here, so it must be the name that Triton reads. Parsers differ in what they
-make of a message that no serializer writes. The last one counts of a field that is there twice, and none of a field
-with another wire type. Numbers with more bytes than they need are read or refused. For C++ (Triton 2.51) the field
-2^29 + 1 is the field 1, and Python refuses it. Such a message is refused here. What goes on to Triton begins with the
-name and the version that were read, and has neither of them a second time.
+Access is granted by the name that is read here, so it must be the name that Triton reads. Parsers differ in how they
+read a message that no serializer writes. If a field occurs twice, the last occurrence counts; a field with another
+wire type is ignored. Numbers with more bytes than they need are either read or refused. C++ (Triton 2.51) reads field
+2^29 + 1 as field 1, and Python refuses it. This module refuses such messages. The message that is sent on to Triton
+begins with the name and the version that were read, and contains neither of them a second time.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from controlplane.triton.requests import PARAMETERS, parameters_of
 
 NAME, VERSION, ID = 1, 2, 3
 FIELDS_MAX = 10_000
-"""Fields of a message, at the most; the tensors of one input are one field."""
+"""Maximum number of fields of a message; the tensors of one input are one field."""
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _NUMBER_MAX = (1 << 29) - 1
 """The largest number that a field can have."""
@@ -32,7 +32,7 @@ _WHAT = {NAME: "model_name", VERSION: "model_version"}
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What a request says of the model it is for."""
+    """The model, version and id that a request names."""
 
     name: str
     version: str = ""
@@ -40,10 +40,10 @@ class Names:
 
 
 def read_names(message: bytes) -> Names:
-    """Return the names in a request; empty ones where it has none.
+    """Return the names in a request; a name that is missing is empty.
 
     Raises:
-        InvalidInputError: The message does not say without doubt which model it is for.
+        InvalidInputError: The message is ambiguous about the model it is for.
     """
     found = {NAME: b"", VERSION: b"", ID: b""}
     seen: set[int] = set()
@@ -65,20 +65,20 @@ def read_names(message: bytes) -> Names:
 
 
 def rename(message: bytes, name: str, version: str) -> bytes:
-    """Return a message for this name and version, everything else as it was.
+    """Return the message with this name and version and everything else unchanged.
 
     Raises:
-        InvalidInputError: It is no message of protobuf, or one that `read_names` would refuse for its form.
+        InvalidInputError: It is not a protobuf message, or `read_names` would refuse its form.
     """
     head = _text(NAME, name) + (_text(VERSION, version) if version else b"")
     if message.startswith(head) and not any(number in _WHAT for number, *_ in _fields(message, len(head))):
-        return message  # 16 MiB are not copied for nothing
+        return message  # avoids a copy of up to 16 MiB
     kept = [(begin, end) for number, _, begin, _, end in _fields(message) if number not in _WHAT]
     return b"".join([head, *(message[begin:end] for begin, end in _joined(kept))])
 
 
 def parameter(message: bytes, key: str) -> str:
-    """Return the value of a parameter of a ``ModelInferRequest``, if it is a text or a number; else an empty text.
+    """Return the value of a ``ModelInferRequest`` parameter if it is a string or a number; else an empty string.
 
     Raises:
         InvalidInputError: The parameters cannot be read.
@@ -108,7 +108,7 @@ def _ambiguous(why: str) -> InvalidInputError:
 
 
 def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return spans with those that follow each other made one."""
+    """Return the spans, with adjacent ones merged."""
     joined: list[tuple[int, int]] = []
     for begin, end in spans:
         if joined and joined[-1][1] == begin:
@@ -119,10 +119,10 @@ def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _fields(message: bytes, at: int = 0) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield number, wire type, begin of the field, begin and end of its value, of all fields from a position on.
+    """Yield each field from a position on: number, wire type, start of the field, start and end of its value.
 
     Raises:
-        InvalidInputError: These are not the fields of a message, or parsers may read them differently.
+        InvalidInputError: The bytes are not the fields of a message, or parsers may read them differently.
     """
     size, count = len(message), 0
     while at < size:

@@ -1,4 +1,4 @@
-"""The gateway's listening sockets: new ones, or those of the HAProxy that a killed control plane left running."""
+"""The gateway's listening sockets: new ones, or those of an HAProxy that a killed control plane left running."""
 
 import contextlib
 import logging
@@ -13,17 +13,17 @@ from controlplane.settings import GatewaySettings
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 5.0
-"""The launcher notices the death of its control plane within a twentieth of a second."""
+"""Timeout of each socket call; the launcher detects the death of its control plane within 50 ms."""
 
 
 _BACKLOG = 1024
 
 
 class Predecessor:
-    """An HAProxy of the control plane before, which goes on until `retire`.
+    """An HAProxy of the previous control plane, which serves requests until `retire`.
 
     Attributes:
-        listeners: Its listening sockets, in the order in which they were given to it.
+        listeners: Its listening sockets, in the order in which it received them.
     """
 
     def __init__(self, connection: socket.socket, listeners: Sequence[socket.socket]) -> None:
@@ -31,13 +31,13 @@ class Predecessor:
         self.listeners = tuple(listeners)
 
     def retire(self) -> None:
-        """Let it finish what is in flight and end; it accepts nothing more."""
-        with contextlib.suppress(OSError):  # it has ended already
+        """Stop accepting connections, and end the predecessor after the requests in flight."""
+        with contextlib.suppress(OSError):  # it has already ended
             self._connection.sendall(b"retire\n")
         self._connection.close()
 
     def replace(self) -> None:
-        """End it because its addresses are not those that are wanted; wait until its sockets are closed."""
+        """End the predecessor because its addresses differ from the settings; wait until its sockets are closed."""
         for listener in self.listeners:
             listener.close()
         with contextlib.suppress(OSError):
@@ -47,11 +47,11 @@ class Predecessor:
 
 
 def find_predecessor(folder: Path, count: int) -> Predecessor | None:
-    """Return the HAProxy that runs in this folder without a control plane; None where there is none.
+    """Return the HAProxy that runs in this folder without a control plane; None if there is none.
 
     Args:
-        folder: The gateway's folder, by a path that is short enough for a socket.
-        count: How many listening sockets it must have.
+        folder: The gateway's folder, as a path that is short enough for a socket.
+        count: The number of listening sockets it must have.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(_TIMEOUT_SECONDS)
@@ -75,13 +75,13 @@ def listen(settings: GatewaySettings, folder: Path) -> tuple[dict[str, socket.so
 
     Args:
         settings: The addresses.
-        folder: The gateway's folder, by a path that is short enough for a socket.
+        folder: The gateway's folder, as a path that is short enough for a socket.
 
     Returns:
-        The sockets by name, and the predecessor that they come from, which has to retire once another HAProxy is ready.
+        The sockets by name, and the predecessor that they come from, which must retire once the new HAProxy is ready.
 
     Raises:
-        ConflictError: A port is taken.
+        ConflictError: A port is in use.
     """
     wanted = (
         ("http", settings.host, settings.http_port),
@@ -118,6 +118,6 @@ def _listen(name: str, host: str, port: int) -> socket.socket:
 
 
 def _listens(listener: socket.socket, host: str, port: int) -> bool:
-    """Whether a socket listens where it is wanted; port 0 is any port."""
+    """Return whether a socket listens on the configured address; port 0 matches any port."""
     there, bound = listener.getsockname()[:2]
     return there == host and port in {0, bound}

@@ -1,4 +1,4 @@
-"""Decides whether there is a gateway, and makes it."""
+"""Decides whether this instance has a gateway, and builds it."""
 
 import logging
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ from controlplane.settings import Settings
 logger = logging.getLogger(__name__)
 
 _LINGER_FACTOR = 15
-"""HAProxy outlives the control plane by this many times `unattended_seconds`.
+"""HAProxy outlives the control plane by this multiple of `unattended_seconds`.
 
-After the first it refuses requests, which says more to clients than a connection that is refused.
+After the first `unattended_seconds` it rejects requests with an error, which is more informative for clients than a
+refused connection.
 """
 
 
@@ -30,11 +31,11 @@ def build_gateway(
     splits: TrafficSplits,
     access: Access,
 ) -> Gateway | None:
-    """Return the gateway the settings ask for, not started; None where there shall be none.
+    """Return the gateway that the settings configure, not started; None if there must be none.
 
     Raises:
-        GatewayError: It is asked for, and there is no HAProxy.
-        InvalidInputError: A server has no address for HTTP.
+        GatewayError: The settings require a gateway, and HAProxy is not installed.
+        InvalidInputError: A server has no HTTP address.
     """
     wanted = settings.gateway
     if not servers or wanted.enabled is False or (wanted.enabled is None and not settings.triton.embedded):
@@ -55,6 +56,6 @@ def build_gateway(
         lambda reference: registry.resolve(reference).number,
         splits,
         access,
-        # An embedded Triton dies with this process, and without a server there is nothing to go on for.
+        # An embedded Triton dies with this process, and HAProxy has no use without a server.
         0.0 if settings.triton.embedded else _LINGER_FACTOR * wanted.unattended_seconds,
     )

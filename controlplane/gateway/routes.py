@@ -1,4 +1,4 @@
-"""Where models can be asked now, and who is asking: what the activator goes by, and what a withdrawal waits for."""
+"""The open routes to models and the requests in flight on them: used by the activator and by drains."""
 
 import asyncio
 import logging
@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 def version_label(route: Route | None) -> str:
-    """Return which version a route leads to, as the metrics name it."""
+    """Return the version that a route leads to, as a metrics label."""
     return str(route.version) if route is not None and route.version is not None else "mixed" if route else ""
 
 
 @asynccontextmanager
 async def waiting_at_most(seconds: float, server: str, model: str) -> AsyncIterator[None]:
-    """Bound the wait for those who ask a model that is about to leave a server; it leaves then, whoever asks."""
+    """Bound the wait for requests to a model before its unload; on timeout log a warning and continue."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -33,16 +33,16 @@ async def waiting_at_most(seconds: float, server: str, model: str) -> AsyncItera
 
 
 class Routes:
-    """The routes that are open, and the activator's own requests on them. For one event loop.
+    """The open routes, and the activator's own requests on them. For one event loop.
 
     Args:
-        pauses: Counts pauses of this process; routes that were set before the newest one are not used.
+        pauses: Counts pauses of this process; routes that were set before the latest pause are not used.
     """
 
     def __init__(self, pauses: Callable[[], int] = lambda: 0) -> None:
         self._pauses = pauses
         self.pauses = 0
-        """How many there were when the routes were read."""
+        """The number of pauses when the routes were read."""
         self._routes: dict[str, Route] = {}
         self._given: Mapping[str, Route] | None = None
         self._withdrawn: Counter[tuple[str, str]] = Counter()
@@ -53,26 +53,26 @@ class Routes:
 
     @property
     def open(self) -> Mapping[str, Route]:
-        """The routes without what is withdrawn."""
+        """The routes, without those that are being drained."""
         return self._open
 
     def set(self, routes: Mapping[str, Route], pauses: int = 0) -> None:
-        """Take in the routes there are, and the number of pauses before they were read."""
+        """Set the current routes, and the number of pauses before they were read."""
         self.pauses = pauses
         if routes is self._given:
-            return  # the same mapping has the same routes, and none was closed since
+            return  # the same mapping has the same routes, and none was closed since it was set
         self._given, self._routes = routes, dict(routes)
         self._settle()
 
     def choose(self, model: str) -> str | None:
-        """Return the server to ask: that with the fewest requests of ours; None where there is none."""
+        """Return the server of a model with the fewest requests from this activator; None if there is none."""
         route = self._open.get(model)
         if route is None or self._pauses() != self.pauses:
             return None
         return min(route.servers, key=lambda server: self._busy(server))
 
     def version(self, model: str, named: str) -> str:
-        """Return which version a request asks, as the metrics name it; one that it names by itself is just that."""
+        """Return the version that a request is for, as a metrics label; ``named`` if the client chose another one."""
         answers = version_label(self._open.get(model))
         return answers if named in ("", answers) else "named"
 
@@ -81,7 +81,7 @@ class Routes:
 
     @contextmanager
     def used(self, server: str, model: str) -> Iterator[None]:
-        """Count a request to a model on a server."""
+        """Count a request to a model on a server while the context is open."""
         key = (server, model)
         self._used[key] += 1
         try:
@@ -94,12 +94,12 @@ class Routes:
                 self._idle = asyncio.Event()
 
     def requests(self) -> Mapping[tuple[str, str], int]:
-        """How many requests are under way, by server and model."""
+        """Return the number of requests in flight, by server and model."""
         return self._used
 
     @contextmanager
     def without(self, server: str, model: str) -> Iterator[None]:
-        """Close a road while the context is open, and until the next `set` says that it is there."""
+        """Close a route while the context is open, and after that until the next `set` contains it."""
         key = (server, model)
         self._withdrawn[key] += 1
         self._settle()
@@ -114,12 +114,12 @@ class Routes:
                 self._routes[model] = replace(route, servers=tuple(name for name in route.servers if name != server))
 
     async def wait_idle(self, server: str, model: str) -> None:
-        """Wait until no request of ours is under way to a model on a server."""
+        """Wait until this activator has no request in flight to a model on a server."""
         while self._used[server, model]:
             await self._idle.wait()
 
     async def wait_closed(self, server: str, model: str) -> None:
-        """Wait until a model is not to be asked on a server any more."""
+        """Wait until the route to a model on a server is closed."""
         while True:
             moved = self._moved
             route = self._open.get(model)
@@ -129,7 +129,7 @@ class Routes:
 
     @property
     def moved(self) -> asyncio.Event:
-        """Is set when what is open changes. A new event each time: take it before looking."""
+        """Event that is set when the open routes change. Each change makes a new event: get it before you check."""
         return self._moved
 
     def _settle(self) -> None:

@@ -1,4 +1,4 @@
-"""How the gateway stands: what the API shows."""
+"""The state of the gateway as the API shows it."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ Way = Literal["direct", "split", "activator"]
 
 
 class ModelRoute(BaseModel):
-    """How requests for one model go."""
+    """The route of requests for one model."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,7 +27,7 @@ class ModelRoute(BaseModel):
 
 
 class GatewayAddress(BaseModel):
-    """Where the gateway is."""
+    """The addresses of the gateway."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,7 +39,7 @@ class GatewayAddress(BaseModel):
 
 
 class GatewayView(GatewayAddress):
-    """The gateway and what goes through it."""
+    """The gateway and its traffic."""
 
     restarts: int = Field(description="How often HAProxy was started again.")
     waiting_requests: int = Field(description="Requests that wait for models to be loaded.")

@@ -1,1 +1,1 @@
-"""Devices and their memory: NVML, Triton's own metrics, the host."""
+"""Readings of devices and their memory: NVML, Triton's own metrics, the host."""

@@ -1,8 +1,8 @@
-"""The port: what a device says of itself, and who can be asked.
+"""The port for device readings: the reading of one device, and the interface of its sources.
 
 A *device* is one pool of memory of one Triton server: a GPU, a MIG instance, or the host's memory. Adapters:
-`controlplane.gpu.nvml` (GPUs of this machine), `controlplane.gpu.triton_metrics` (of a server elsewhere) and
-`controlplane.gpu.host` (this machine's memory, or this container's).
+`controlplane.gpu.nvml` (GPUs of this machine), `controlplane.gpu.triton_metrics` (devices of a server elsewhere) and
+`controlplane.gpu.host` (memory of this machine or container).
 """
 
 from collections.abc import Mapping
@@ -19,30 +19,30 @@ HOST = "host"
 
 @dataclass(frozen=True, slots=True)
 class DeviceReading:
-    """One device at one moment. None is "this source cannot tell", never zero.
+    """The reading of one device at one time. None means that the source does not know the value, never zero.
 
     Attributes:
-        name: Unique on its server: ``host``, ``gpu:0``, ``gpu:0/mig:1``. It stays with the same piece of hardware as
-            long as its source lives.
+        name: Unique on its server: ``host``, ``gpu:0``, ``gpu:0/mig:1``. It refers to the same hardware for the
+            lifetime of its source.
         kind: Host, GPU or MIG instance.
-        total_bytes: What may be had at most: the container's limit where that is less than the machine's. 0 where it
-            was never known.
-        used_bytes: ``total_bytes`` less what can still be had, whoever uses it.
+        total_bytes: The memory that can be used at most: the container's limit if it is less than the machine's memory.
+            0 if it was never known.
+        used_bytes: ``total_bytes`` less the available memory, whichever process uses it.
         uuid: NVML's UUID; empty for the host.
         product: The product's name, such as ``NVIDIA H200``.
-        device_id: Triton's number for it (``instance_group.gpus``); None where it has none or it is not known which.
-        allocatable: Whether models can be loaded on it. A GPU in MIG mode is not: its instances are.
-        processes: Bytes by process id. None: cannot be told. On the host those of the server's processes alone.
-        utilisation: Share of the time that it works, 0 to 1.
+        device_id: Triton's number for it (``instance_group.gpus``); None if it has none or its number is not known.
+        allocatable: Whether models can be loaded on it. False for a GPU in MIG mode; its instances are allocatable.
+        processes: Bytes by process id; None if unknown. On the host only those of the server's processes.
+        utilisation: Share of the time that it is busy, 0 to 1.
         temperature_celsius: Its temperature.
-        power_watts: What it draws.
-        power_limit_watts: What it may draw.
+        power_watts: Its power draw.
+        power_limit_watts: Its power limit.
         ecc_corrected: Memory errors corrected since the driver was loaded.
-        ecc_uncorrected: Memory errors that could not be corrected, since then.
-        throttle_reasons: Why its clocks are lowered; empty: they are not.
-        parent: The GPU that a MIG instance is part of.
-        error: Why it cannot be read; empty if it can. Then ``total_bytes`` is what was last known.
-        lost: Whether the device fell off the bus or is gone: only a reset or a reboot brings it back.
+        ecc_uncorrected: Uncorrectable memory errors since then.
+        throttle_reasons: Why its clocks are reduced; empty if they are not.
+        parent: The GPU of a MIG instance.
+        error: Why it cannot be read; empty if it can. With an error, ``total_bytes`` is the last known value.
+        lost: Whether the device fell off the bus or was removed: only a reset or a reboot restores it.
     """
 
     name: str
@@ -67,26 +67,27 @@ class DeviceReading:
 
     @property
     def free_bytes(self) -> int | None:
-        """What can still be had; None where the use is not known."""
+        """The available memory; None if the used memory is not known."""
         return None if self.used_bytes is None else max(self.total_bytes - self.used_bytes, 0)
 
 
 class DeviceSource(Protocol):
-    """Somebody who can be asked about devices.
+    """A source of device readings.
 
-    Blocking; may be called from any thread, and by several at once.
+    Calls block; they are allowed from any thread, also concurrently.
     """
 
     def read(self) -> tuple[DeviceReading, ...]:
-        """Ask every device, ordered as their numbers are.
+        """Read every device, in the order of their numbers.
 
-        A device that cannot be read is there with its ``error``; it hides no other. No devices is no error.
+        A device that cannot be read is returned with its ``error`` and does not affect the others. Having no devices
+        is not an error.
 
         Raises:
-            DeviceError: None of this source's devices can be asked about at this moment.
+            DeviceError: None of this source's devices can be read now.
         """
         ...
 
     def close(self) -> None:
-        """Let go of what the source holds. Reading again opens it again."""
+        """Release the source's resources. The next read opens it again."""
         ...

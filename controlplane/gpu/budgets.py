@@ -1,4 +1,4 @@
-"""How much of a device models may use."""
+"""Computes how much of a device's memory models may use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from controlplane.settings import MemorySettings, TritonServerSettings
 
 @dataclass(frozen=True, slots=True)
 class BudgetRules:
-    """The rules of one server.
+    """The budget rules of one server.
 
     Attributes:
-        bytes: Budget by device; what is not in it gets a share.
-        share: Share of a GPU's or MIG instance's total.
-        host_share: Share of the host's total, which the server itself and everybody else there live in too.
-        headroom_bytes: Left free on every device that gets a share, besides.
+        bytes: Fixed budget by device; other devices get a share.
+        share: Share of the total memory of a GPU or MIG instance.
+        host_share: Share of the host's total memory, which the server itself and all other processes use, too.
+        headroom_bytes: Additional free space on every device that gets a share.
     """
 
     bytes: Mapping[str, int] = field(default_factory=dict, hash=False)
@@ -25,9 +25,9 @@ class BudgetRules:
 
     @classmethod
     def from_settings(cls, memory: MemorySettings, server: TritonServerSettings | None = None) -> "BudgetRules":
-        """Return the rules of a server: its own settings where it has some, else those for all.
+        """Return the rules of a server: its own settings if it has them, else the common ones.
 
-        A server's own share counts for its host too.
+        A server's own share applies to its host, too.
         """
         if server is None:
             return cls(
@@ -45,7 +45,7 @@ class BudgetRules:
         )
 
     def budget_bytes(self, reading: DeviceReading) -> int:
-        """Return the budget of a device: never more than it has, nothing of one that is lost or not to be loaded on."""
+        """Return the budget of a device: at most its total; 0 for a device that is lost or cannot hold models."""
         if reading.lost or not reading.allocatable:
             return 0
         if reading.name in self.bytes:

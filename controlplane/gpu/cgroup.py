@@ -1,4 +1,4 @@
-"""Memory limits of control groups, version 1 and 2, of every group from this process's up to the root.
+"""Reads memory limits of control groups, version 1 and 2, from this process's group up to the root.
 
 Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst, and proc(5), cgroups(7).
 """
@@ -14,8 +14,8 @@ class MemoryLevel:
 
     Attributes:
         path: Its folder.
-        limit_bytes: What its processes may use together.
-        used_bytes: What they use, less the page cache that the kernel takes back before it runs out.
+        limit_bytes: The memory that its processes may use together.
+        used_bytes: The memory that they use, less the page cache that the kernel reclaims before memory runs out.
     """
 
     path: Path
@@ -24,13 +24,13 @@ class MemoryLevel:
 
     @property
     def free_bytes(self) -> int:
-        """What its processes can still have."""
+        """The memory that its processes can still allocate."""
         return max(self.limit_bytes - self.used_bytes, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """What a version calls things."""
+    """The file and field names of a control group version."""
 
     limits: tuple[str, ...]
     usage: str
@@ -38,10 +38,11 @@ class _Files:
 
 
 _V2 = _Files(
-    # Above `high` processes are not killed but slowed until nothing moves: for a load it is the limit too.
+    # Above `high` processes are not killed but throttled almost to a standstill: a load must stay below it, too.
     limits=("memory.max", "memory.high"),
     usage="memory.current",
-    # Pages of files on disk, and the kernel's own caches. `file` would count tmpfs and shared memory, which stay.
+    # Pages of files on disk, and the kernel's own caches. `file` would include tmpfs and shared memory, which are not
+    # reclaimable.
     reclaimable=("inactive_file", "active_file", "slab_reclaimable"),
 )
 _V1 = _Files(
@@ -52,10 +53,10 @@ _V1 = _Files(
 
 
 def memory_levels(root: Path = Path("/")) -> tuple[MemoryLevel, ...]:
-    """Return the control groups with a memory limit that this process is in, the innermost first.
+    """Return this process's control groups that have a memory limit, the innermost first.
 
     Args:
-        root: Where ``proc/self`` and the mounted control groups are looked for.
+        root: The folder that contains ``proc/self`` and the mounted control groups.
     """
     groups = _groups(root)
     levels = []
@@ -68,7 +69,7 @@ def memory_levels(root: Path = Path("/")) -> tuple[MemoryLevel, ...]:
             if level is not None:
                 levels.append(level)
             if files is _V1 and _number(folder.parent / "memory.use_hierarchy") == 0:
-                break  # what is above does not count this group's memory
+                break  # the groups above do not count this group's memory
     return tuple(levels)
 
 
@@ -84,7 +85,7 @@ def _groups(root: Path) -> dict[str, str]:
 
 
 def _mounts(root: Path) -> Iterator[tuple[str, str, _Files]]:
-    """Yield where the memory controller is mounted: the group at the top of the mount, the folder, the version."""
+    """Yield each mount of the memory controller: the group at its top, the folder, the version's file names."""
     for line in _lines(root / "proc/self/mountinfo"):
         fields, separator, rest = line.partition(" - ")
         words, kind = fields.split(), rest.split()
@@ -97,10 +98,10 @@ def _mounts(root: Path) -> Iterator[tuple[str, str, _Files]]:
 
 
 def _upwards(mount: Path, mount_root: str, group: str) -> Iterator[Path]:
-    """Yield a group's folder and those above it that are mounted.
+    """Yield a group's folder and the mounted folders above it.
 
-    In a container the mount often begins at the container's own group, while ``/proc/self/cgroup`` tells the path
-    from the machine's root, or one with ``..`` in front: then the mount's top is all that can be seen of it.
+    In a container the mount often begins at the container's own group, while ``/proc/self/cgroup`` gives the path from
+    the machine's root, or one that begins with ``..``: then only the top of the mount is visible.
     """
     try:
         below = PurePosixPath(group).relative_to(mount_root)
@@ -130,7 +131,7 @@ def _level(folder: Path, files: _Files) -> MemoryLevel | None:
 
 
 def _number(path: Path) -> int | None:
-    """Return the number in a file; None where there is no file, or it says ``max``."""
+    """Return the number in a file; None if the file does not exist or contains ``max``."""
     for line in _lines(path):
         return int(line) if line.isdigit() else None
     return None
@@ -139,7 +140,7 @@ def _number(path: Path) -> int | None:
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:  # not there, not readable, or the group was removed while we looked
+    except OSError:  # missing, not readable, or the group was removed during the read
         return []
 
 

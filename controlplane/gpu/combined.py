@@ -1,4 +1,4 @@
-"""Several sources as one: what one Triton server has."""
+"""Combines several device sources into the one source of a Triton server."""
 
 import logging
 from collections.abc import Iterable
@@ -10,10 +10,10 @@ logger = logging.getLogger(__name__)
 
 
 class CombinedSource:
-    """Asks several sources; one that fails hides no other.
+    """Reads several sources; a source that fails does not affect the others.
 
-    Devices keep the order of their sources. Where two sources know a device of the same name, the first one's
-    reading counts.
+    Devices keep the order of their sources. If two sources have a device of the same name, the reading of the first
+    source counts.
     """
 
     def __init__(self, sources: Iterable[DeviceSource]) -> None:
@@ -21,10 +21,10 @@ class CombinedSource:
         self._failed: dict[int, str] = {}
 
     def read(self) -> tuple[DeviceReading, ...]:
-        """Ask every source.
+        """Read every source.
 
         Raises:
-            DeviceError: Every one of them failed.
+            DeviceError: All of them failed.
         """
         readings: dict[str, DeviceReading] = {}
         problems = []
@@ -33,7 +33,7 @@ class CombinedSource:
                 found = source.read()
             except DeviceError as error:
                 problems.append(error)
-                if self._failed.get(number) != error.message:  # once per cause, not once per round
+                if self._failed.get(number) != error.message:  # logged once per cause, not once per reading
                     logger.warning("devices cannot be read: %s", error.message)
                 self._failed[number] = error.message
                 continue

@@ -1,4 +1,4 @@
-"""Which sources tell of a server's devices."""
+"""Selects the sources of a server's device readings."""
 
 from controlplane.gpu.base import DeviceSource
 from controlplane.gpu.combined import CombinedSource
@@ -9,26 +9,26 @@ from controlplane.settings import TritonServerSettings, TritonSettings
 
 
 def embedded_devices(settings: TritonSettings, processes: Processes | None = None) -> DeviceSource:
-    """Return what tells of the devices of the server that this process runs: it lives under the same limits.
+    """Return the source of the embedded server's devices; the server has the same container limits as this process.
 
     Args:
-        settings: Its settings; ``gpus`` says which GPUs it uses.
+        settings: Its settings; ``gpus`` lists the GPUs it uses.
         processes: Process ids of the server and its models.
     """
     return CombinedSource((HostSource(processes), NvmlSource(settings.gpus)))
 
 
 def server_devices(settings: TritonServerSettings, page: MetricsPage | None, deadline_seconds: float) -> DeviceSource:
-    """Return what tells of the devices of a server that somebody else runs.
+    """Return the source of the devices of an external server.
 
-    On this machine its GPUs are read through NVML and its host's memory from the operating system, without the limits
-    of *this* process's container, in which it is not. Elsewhere its metrics tell; without their address there are no
-    devices.
+    For a server on this machine, GPUs are read through NVML and the host's memory from the operating system, without
+    the limits of *this* process's container, because the server is not in it. For a server elsewhere, its metrics are
+    read; if their address is not known, there are no devices.
 
     Args:
         settings: Its settings.
-        page: Its metrics; None where their address is not known.
-        deadline_seconds: How long its metrics may take.
+        page: Its metrics; None if their address is not known.
+        deadline_seconds: Timeout for its metrics.
     """
     if settings.local:
         return CombinedSource((HostSource(contained=False), NvmlSource(settings.gpus)))

@@ -1,4 +1,4 @@
-"""The host's memory: the machine's, or the container's where that is less."""
+"""Reads the host's memory: the machine's, or the container's limit if it is less."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -10,24 +10,24 @@ from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
 from controlplane.gpu.cgroup import memory_levels
 
 _LOAD_SECONDS = 0.5
-"""Core-seconds that make a figure: the kernel counts in hundredths."""
+"""Minimum core-seconds between two measurements, because the kernel counts in hundredths of a second."""
 
 Processes = Callable[[], Iterable[int]]
-"""Gives process ids; called at each reading."""
+"""Returns process ids; called at each reading."""
 
 
 class HostSource:
-    """Reads the memory that processes on the CPU can have.
+    """Reads the memory that processes on the CPU can use.
 
-    The total is the least of the machine's memory and the limits of all control groups above this process. What is
-    used is the total less what can still be had: where a container's limit leaves room that the machine has not, the
-    machine's room counts. Page cache that the kernel takes back when it needs room counts as free.
+    The total is the minimum of the machine's memory and the limits of all control groups of this process. The used
+    memory is the total less the available memory; if a container's limit allows more than the machine has available,
+    the machine's value counts. Page cache that the kernel reclaims under pressure counts as available.
 
     Args:
-        processes: Process ids of the server and its models, for the bytes of each; None leaves them out.
-        contained: Whether the limits of this process's control groups count. They do not for a server that runs in
+        processes: Process ids of the server and its models, to report the bytes of each; None omits them.
+        contained: Whether the limits of this process's control groups apply. They do not for a server that runs in
             another container.
-        root: Where ``proc/self`` and the control groups are looked for.
+        root: The folder that contains ``proc/self`` and the control groups.
     """
 
     def __init__(self, processes: Processes | None = None, *, contained: bool = True, root: Path = Path("/")) -> None:
@@ -55,13 +55,14 @@ class HostSource:
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the source holds no resources."""
 
 
 class _Load:
-    """The share of the time that all cores together work, since the reading before.
+    """The utilisation of all cores together since the previous reading.
 
-    Not `psutil.cpu_percent`: it remembers the reading before by thread, and a pool's threads are many.
+    `psutil.cpu_percent` is not used because it stores the previous reading for each thread, and readings come from many
+    threads of a pool.
     """
 
     def __init__(self) -> None:
@@ -70,7 +71,7 @@ class _Load:
         self._share: float | None = None
 
     def share(self) -> float | None:
-        """Return it; None until there was time enough to tell."""
+        """Return the utilisation, 0 to 1; None until enough time has passed to compute it."""
         with self._lock:
             busy, total = _cpu_seconds()
             if total - self._total >= _LOAD_SECONDS:
@@ -80,17 +81,17 @@ class _Load:
 
 
 def _cpu_seconds() -> tuple[float, float]:
-    """Return the seconds that all cores worked, and all their seconds, since the machine was started."""
+    """Return the busy seconds and the total seconds of all cores since the machine was started."""
     times = psutil.cpu_times()
-    # Guests' time is in the user's time already; a core that waits for a disk does not work.
+    # User time already includes the time of guests; a core that waits for a disk is not busy.
     total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
     return total - times.idle - getattr(times, "iowait", 0.0), total
 
 
 def resident_bytes(pids: Iterable[int]) -> dict[int, int]:
-    """Return the resident memory of processes; one that ended meanwhile is left out.
+    """Return the resident memory of processes; processes that have ended are left out.
 
-    Pages that several processes share, libraries above all, count for each of them: the sum is never too low.
+    Pages that several processes share, mainly of libraries, count for each of them: the sum is never too low.
     """
     found = {}
     for pid in pids:

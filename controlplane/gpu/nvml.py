@@ -1,7 +1,7 @@
-"""The GPUs of this machine and their MIG instances, asked through NVML (the driver's ``libnvidia-ml.so.1``).
+"""Reads the GPUs of this machine and their MIG instances through NVML (the driver's ``libnvidia-ml.so.1``).
 
-Without that library or without a driver there are no GPUs, which is no error. Calls may block for seconds while a GPU
-fails; callers wait in a thread.
+Without that library or without a driver there are no GPUs, which is not an error. Calls may block for seconds while a
+GPU fails; callers wait in a thread.
 """
 
 import logging
@@ -23,11 +23,11 @@ _MIG_PREFIX = "MIG-"
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What stays true of a device that does not answer.
+    """The last known state of a device, used while it does not answer.
 
     Attributes:
         index: NVML's number of the GPU when it was last seen.
-        reading: The newest reading without an error.
+        reading: The last reading without an error.
     """
 
     index: int
@@ -35,15 +35,15 @@ class _Known:
 
 
 class NvmlSource:
-    """Reads GPUs through NVML; opened at the first reading, and again after a failure.
+    """Reads GPUs through NVML, which is opened at the first reading, and again after a failure.
 
-    A GPU is ``gpu:N`` by the number it had when it was first seen, in the order of the PCI bus, and stays so: NVML
-    counts anew when a GPU falls off. CUDA counts in that order only under ``CUDA_DEVICE_ORDER=PCI_BUS_ID``; where that
-    is not set, or not all GPUs are the server's, give ``uuids``.
+    A GPU is named ``gpu:N`` after the number it had when it was first seen, in the order of the PCI bus. It keeps this
+    name, although NVML renumbers the GPUs when one falls off the bus. CUDA uses that order only with
+    ``CUDA_DEVICE_ORDER=PCI_BUS_ID``; if that is not set, or the server does not use all GPUs, pass ``uuids``.
 
     Args:
         uuids: The GPUs or MIG instances that the server uses, in the order of its device numbers, by UUID or its
-            beginning, as in ``CUDA_VISIBLE_DEVICES``. Empty: all there are.
+            beginning, as in ``CUDA_VISIBLE_DEVICES``. Empty means all.
     """
 
     def __init__(self, uuids: Sequence[str] = ()) -> None:
@@ -53,10 +53,10 @@ class NvmlSource:
         self._known: dict[str, _Known] = {}
 
     def read(self) -> tuple[DeviceReading, ...]:
-        """Ask every GPU and every MIG instance.
+        """Read every GPU and every MIG instance.
 
         Raises:
-            DeviceError: NVML is there and does not work, and no GPU was ever seen.
+            DeviceError: NVML is installed and does not work, and no GPU was ever seen.
         """
         with self._lock:
             try:
@@ -67,12 +67,12 @@ class NvmlSource:
                 return self._selected(list(self._without_nvml(error)))
             readings = [reading for index in range(count) for reading in self._gpu(index)]
             readings.extend(self._gone(readings))
-            # Numbers may have moved since: of two readings of one name the one without an error counts.
+            # Numbers may have changed: of two readings with the same name the one without an error counts.
             by_name = {reading.name: reading for reading in sorted(readings, key=lambda one: one.error == "")}
             return self._selected(sorted(by_name.values(), key=lambda reading: _order(reading.name)))
 
     def close(self) -> None:
-        """Shut NVML down, as far as it is ours."""
+        """Shut NVML down if this source opened it."""
         with self._lock:
             self._close()
 
@@ -130,7 +130,7 @@ class NvmlSource:
                 instance,
                 replace(empty, name=name_of_instance, kind=DeviceKind.MIG, uuid="", device_id=None, parent=name),
             )
-        # Somebody cut the GPU differently: what is no longer there was not lost.
+        # The GPU was partitioned differently: instances that no longer exist are not lost devices.
         for gone in [key for key, known in self._known.items() if known.reading.parent == name and key not in present]:
             del self._known[gone]
 
@@ -159,7 +159,7 @@ class NvmlSource:
         return reading
 
     def _unreachable(self, index: int, error: pynvml.NVMLError, name: str = "") -> Iterator[DeviceReading]:
-        """Yield what was known of a GPU that gives no handle, and of its instances."""
+        """Yield the last known state of a GPU without a handle, and of its instances."""
         name = name or next(
             (key for key, known in self._known.items() if known.index == index and known.reading.parent is None),
             f"gpu:{index}",
@@ -173,7 +173,7 @@ class NvmlSource:
                 yield _failed(other.reading, error)
 
     def _gone(self, readings: list[DeviceReading]) -> Iterator[DeviceReading]:
-        """Yield the GPUs, and their instances, that NVML no longer counts."""
+        """Yield the GPUs, and their instances, that NVML no longer lists."""
         there = {reading.name for reading in readings}
         for name, known in self._known.items():
             if name not in there:
@@ -190,9 +190,9 @@ class NvmlSource:
         return f"gpu:{index}"
 
     def _selected(self, readings: list[DeviceReading]) -> tuple[DeviceReading, ...]:
-        """Keep what is the server's, with the server's own numbers."""
+        """Return the readings of the server's devices, with the server's own numbers."""
         if not self._uuids:
-            # With a GPU in MIG mode CUDA sees one instance alone, and which is not for us to guess.
+            # With a GPU in MIG mode, CUDA sees only one instance, and it cannot be known which one.
             mixed = any(reading.kind is DeviceKind.MIG or not reading.allocatable for reading in readings)
             return tuple(replace(reading, device_id=None) if mixed else reading for reading in readings)
         chosen = []
@@ -209,7 +209,7 @@ class NvmlSource:
 
 
 def _failed(last: DeviceReading, error: pynvml.NVMLError | None) -> DeviceReading:
-    """Return a device that cannot be read: what it is stays, what it measured does not."""
+    """Return the reading of a device that cannot be read: it keeps the identity, but not the measured values."""
     why = "NVML does not list it any more" if error is None else f"NVML says {str(error)!r}"
     return DeviceReading(
         name=last.name,
@@ -235,5 +235,5 @@ def _number(name: str) -> int:
 
 
 def _order(name: str) -> tuple[int, ...]:
-    """Sort ``gpu:2/mig:10`` as the numbers say."""
+    """Return the sort key of a name such as ``gpu:2/mig:10``: its numbers."""
     return tuple(int(part.partition(":")[2]) for part in name.split("/"))

@@ -1,7 +1,7 @@
-"""What NVML says of one GPU or MIG instance.
+"""Reads one GPU or MIG instance through NVML.
 
-Field by field: what a device, its driver or our permissions do not support is None and hides nothing else. That the GPU
-is lost is no missing field; it ends the reading.
+Each field is read separately: a field that the device, its driver or the permissions do not support is None and does
+not affect the others. The loss of the GPU is not a missing field; it ends the reading with an error.
 """
 
 import logging
@@ -14,12 +14,12 @@ import pynvml
 logger = logging.getLogger(__name__)
 
 LOST = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_GPU_NOT_FOUND})
-"""Errors that only a reset of the GPU or of the machine mends."""
+"""Errors that only a reset of the GPU or of the machine fixes."""
 
 _NO_MIG = frozenset({pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND})
 
 _THROTTLE_REASONS = {
-    # That it idles (bit 0) is no reason to worry.
+    # Idle (bit 0) is left out because it is not a problem.
     pynvml.nvmlClocksThrottleReasonApplicationsClocksSetting: "applications_clocks_setting",
     pynvml.nvmlClocksThrottleReasonSwPowerCap: "sw_power_cap",
     pynvml.nvmlClocksThrottleReasonHwSlowdown: "hw_slowdown",
@@ -31,12 +31,12 @@ _THROTTLE_REASONS = {
 }
 
 Handle = Any
-"""NVML's own; not to be kept over an `nvmlInit`."""
+"""An NVML handle; it must not be kept across an `nvmlInit`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What can be told of a device; None is "not supported here"."""
+    """The values of a device; None means that a value is not supported."""
 
     total_bytes: int
     used_bytes: int
@@ -51,10 +51,10 @@ class Facts:
 
 
 def read_facts(handle: Handle) -> Facts:
-    """Read everything of a device.
+    """Read all values of a device.
 
     Raises:
-        pynvml.NVMLError: The device is lost, or does not tell its memory.
+        pynvml.NVMLError: The device is lost, or its memory cannot be read.
     """
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     utilisation = optional(pynvml.nvmlDeviceGetUtilizationRates, handle)
@@ -64,7 +64,7 @@ def read_facts(handle: Handle) -> Facts:
     )
     return Facts(
         total_bytes=memory.total,
-        # Not `used`: the driver's own share is not in it everywhere, and nobody can have that either.
+        # Not `used`: with some drivers it excludes the driver's own share, which is not available either.
         used_bytes=memory.total - memory.free,
         processes=_processes(handle),
         utilisation=None if utilisation is None else utilisation.gpu / 100,
@@ -78,10 +78,10 @@ def read_facts(handle: Handle) -> Facts:
 
 
 def mig_handles(handle: Handle) -> list[tuple[int, Handle]] | None:
-    """Return a GPU's MIG instances with their numbers; None where it is not in MIG mode.
+    """Return a GPU's MIG instances with their numbers; None if it is not in MIG mode.
 
     Raises:
-        pynvml.NVMLError: It cannot be told; to guess that it is no MIG GPU would load models where none can be.
+        pynvml.NVMLError: The mode cannot be read. Assuming no MIG mode could load models where none can be loaded.
     """
     try:
         mode, _ = pynvml.nvmlDeviceGetMigMode(handle)
@@ -96,16 +96,16 @@ def mig_handles(handle: Handle) -> list[tuple[int, Handle]] | None:
         try:
             found.append((number, pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)))
         except pynvml.NVMLError as error:
-            if error.value != pynvml.NVML_ERROR_NOT_FOUND:  # numbers have gaps
+            if error.value != pynvml.NVML_ERROR_NOT_FOUND:  # the numbers have gaps
                 raise
     return found
 
 
 def optional(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call NVML for something that need not be there.
+    """Call NVML for an optional value.
 
     Returns:
-        What it answers; None where it is not supported, not permitted or not told.
+        The answer; None if the value is not supported, not permitted or not available.
 
     Raises:
         pynvml.NVMLError: The GPU is lost.
@@ -120,7 +120,7 @@ def optional(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _first(*functions: Callable[[], Any]) -> Any:
-    """Return the first answer: newer names first, older drivers lack them."""
+    """Return the first answer of several functions: newer names come first, and older drivers lack them."""
     for function in functions:
         answer = optional(function)
         if answer is not None:
@@ -146,7 +146,7 @@ def _throttle_reasons(handle: Handle) -> tuple[str, ...] | None:
 
 
 def _processes(handle: Handle) -> Mapping[int, int] | None:
-    """Return bytes by process; None where none of NVML's lists has them."""
+    """Return bytes by process; None if none of NVML's lists has them."""
     lists = [
         _first(
             lambda: pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle),
@@ -165,7 +165,7 @@ def _processes(handle: Handle) -> Mapping[int, int] | None:
     found: dict[int, int] = {}
     for process in told:
         if process.usedGpuMemory is not None:
-            # A process that computes and draws is in two lists, with the same figure.
+            # A process that uses compute and graphics is in two lists, with the same value.
             found[process.pid] = max(found.get(process.pid, 0), process.usedGpuMemory)
     silent = all(one is None for one in lists) or (told and not found)
     return None if silent else found

@@ -1,9 +1,9 @@
-"""The devices of a Triton server elsewhere, from its own metrics (``nv_gpu_*`` and ``nv_cpu_*``).
+"""Reads the devices of a remote Triton server from its own metrics (``nv_gpu_*`` and ``nv_cpu_*``).
 
-Read in Triton's source (core, ``src/metrics.cc``): figures are taken every two seconds by default
-(``--metrics-interval-ms``); GPU memory comes from DCGM in whole MiB; a GPU that DCGM cannot ask any more stays at zero
-or at its last figures; only GPUs that CUDA shows to the server are there, labelled by UUID alone. The host's figures
-are those of the machine (``/proc/meminfo``), whatever the limit of the server's container.
+According to Triton's source (core, ``src/metrics.cc``), values are updated every two seconds by default
+(``--metrics-interval-ms``); GPU memory comes from DCGM in whole MiB; a GPU that DCGM can no longer read stays at zero
+or at its last values; only GPUs that CUDA shows to the server are listed, labelled only by UUID. The host's values are
+those of the machine (``/proc/meminfo``), whatever the limit of the server's container.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,42 +15,42 @@ from controlplane.errors import DeviceError, TritonError
 from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
 
 _DEVICE_LINES = tuple(f"{comment}{name}" for comment in ("", "# TYPE ") for name in ("nv_gpu_", "nv_cpu_"))
-"""How lines about devices begin. Most of a page is about models; to parse that too takes a hundred times as long."""
+"""Prefixes of lines about devices. Most of a page is about models; parsing all of it takes a hundred times as long."""
 
 _NOTHING_YET = "the server's metrics say 0: it just started, or could not read it, which its log says"
-"""Measured on Triton 2.51: every figure is 0 for the first two seconds. Read: and once DCGM failed on a GPU."""
+"""Every value is 0 for the first two seconds (measured on Triton 2.51), and after DCGM failed on a GPU (its source)."""
 
 Figures = Mapping[str, Mapping[str, float]]
-"""Value by GPU UUID (empty: none) by name of the metric."""
+"""Values by metric name and GPU UUID; the UUID is empty for metrics without one."""
 
 
 class GotPage(Protocol):
-    """A page as it was got."""
+    """A page that was read."""
 
     @property
     def text(self) -> str:
-        """The page."""
+        """The text of the page."""
 
 
 class MetricsPage(Protocol):
-    """A server's metrics page, that others read, too."""
+    """A server's metrics page, shared with other readers."""
 
     @property
     def url(self) -> str:
         """Its address, ``http://host:8002/metrics``."""
 
     def read(self, deadline_seconds: float, *, fresh: bool) -> GotPage:
-        """Get it, or raise a `TritonError`; where it shall be fresh, one that was asked for after the call."""
+        """Return the page or raise a `TritonError`; with ``fresh``, a page that was requested after this call."""
 
 
 class TritonMetricsSource:
-    """Reads the devices off a server's metrics page.
+    """Reads the devices from a server's metrics page.
 
     Args:
         page: The page.
-        uuids: UUIDs of the server's GPUs in the order of its device numbers. Empty: all it tells of, in the order of
-            their UUIDs; with more than one GPU their numbers are then not known.
-        deadline_seconds: How long it may take to get the page.
+        uuids: UUIDs of the server's GPUs in the order of its device numbers. Empty means all GPUs on the page, in the
+            order of their UUIDs; if there is more than one, their numbers are not known.
+        deadline_seconds: Timeout for reading the page.
     """
 
     def __init__(self, page: MetricsPage, uuids: Sequence[str] = (), *, deadline_seconds: float = 5.0) -> None:
@@ -59,10 +59,10 @@ class TritonMetricsSource:
         self._deadline_seconds = deadline_seconds
 
     def read(self) -> tuple[DeviceReading, ...]:
-        """Ask the server for its host and its GPUs, now: what a load took is the difference of two looks.
+        """Read the server's host and GPUs from a fresh page: the memory of a load is the difference of two readings.
 
         Raises:
-            DeviceError: It does not answer in time, or not with metrics.
+            DeviceError: The server does not answer in time, or not with metrics.
         """
         url = self._page.url
         try:
@@ -72,14 +72,14 @@ class TritonMetricsSource:
         return devices(parse(text, url), self._uuids)
 
     def close(self) -> None:
-        """Nothing is held: the page is closed by whoever opened it."""
+        """Do nothing: the owner of the page closes it."""
 
 
 def parse(text: str, url: str = "") -> Figures:
     """Return the device metrics of a page in Prometheus' text format.
 
     Raises:
-        DeviceError: It is none.
+        DeviceError: The page does not have this format.
     """
     figures: dict[str, dict[str, float]] = {}
     wanted = "\n".join(line for line in text.splitlines() if line.startswith(_DEVICE_LINES))
@@ -93,11 +93,11 @@ def parse(text: str, url: str = "") -> Figures:
 
 
 def devices(figures: Figures, uuids: Sequence[str] = ()) -> tuple[DeviceReading, ...]:
-    """Return the devices that metrics tell of.
+    """Return the devices that metrics describe.
 
     Args:
-        figures: What `parse` found.
-        uuids: As `TritonMetricsSource` takes them.
+        figures: The result of `parse`.
+        uuids: See `TritonMetricsSource`.
     """
     readings = []
     host_bytes = _bytes(figures, "nv_cpu_memory_total_bytes")
@@ -116,7 +116,7 @@ def devices(figures: Figures, uuids: Sequence[str] = ()) -> tuple[DeviceReading,
     wanted = list(uuids) or told
     for number, start in enumerate(wanted):
         uuid = next((one for one in told if one.casefold().startswith(start.casefold())), None)
-        # The order of UUIDs says nothing about the order of devices; of a single GPU there is but one.
+        # The order of UUIDs does not give the order of devices, but a single GPU has a certain number.
         certain = bool(uuids) or len(told) == 1
         readings.append(_gpu(figures, number, start if uuid is None else uuid, known=uuid is not None, certain=certain))
     return tuple(readings)
@@ -149,5 +149,5 @@ def _bytes(figures: Figures, name: str, uuid: str = "") -> int | None:
 
 
 def _positive(figures: Figures, name: str, uuid: str) -> float | None:
-    """Return a figure; zero is what Triton tells of what it cannot read."""
+    """Return a value; None for zero, which Triton reports for values that it cannot read."""
     return figures.get(name, {}).get(uuid) or None

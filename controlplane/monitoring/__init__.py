@@ -1,1 +1,1 @@
-"""How well every model is doing: scraping, windows in memory, objectives, webhooks."""
+"""Monitoring of models: scraping, windows in memory, objectives, webhooks."""

@@ -1,10 +1,10 @@
-"""Tells the webhook when an objective burns and when it is kept again, over restarts and changes of the leader.
+"""Notifies the webhook when an objective burns and when it recovers, across restarts and changes of the leader.
 
-What is to be told is kept in the bucket first, for each objective: whether it burns, the message with its id, and
-whether it arrived. Only what is kept is sent, so that whoever is killed at any moment told nothing that the next does
-not know of. Who comes after a restart, or after another leader, goes on from there: a message that did not arrive is
-sent again as it was, under its old id, by which a receiver that had it already drops it; what began or ended to burn in
-between is told; the rest is not told twice.
+For each objective, the notification is first recorded in the store: whether the objective burns, the message with its
+id, and whether it was delivered. Only recorded messages are sent, so a crash never leaves a sent notification
+unrecorded. After a restart or a change of the leader, the next process continues from the record: it sends an
+undelivered message again, unchanged and under its old id, so that a receiver that already has it can drop it; it
+reports what began or ceased to burn in between; and it sends nothing else twice.
 """
 
 import asyncio
@@ -27,15 +27,15 @@ PART = "told"
 
 @dataclass(frozen=True, slots=True)
 class AlertState:
-    """What was told of an objective last, or is about to be.
+    """The last notification about an objective, delivered or not.
 
     Attributes:
-        burning: Whether that it burns.
-        id: The message's id; empty before the first.
-        arrived: Whether it arrived, or was given up.
-        recalled: Whether that was another process, whose windows are gone.
-        since: When it turned (UTC): the message's timestamp; None once it arrived.
-        data: The message's data; None once it arrived.
+        burning: Whether it reports that the objective burns.
+        id: The message's id; empty before the first message.
+        arrived: Whether it was delivered or given up.
+        recalled: Whether another process made it, whose windows are lost.
+        since: When the state changed (UTC), the message's timestamp; None once it was delivered.
+        data: The message's data; None once it was delivered.
     """
 
     burning: bool = False
@@ -47,13 +47,13 @@ class AlertState:
 
 
 def next_alert_state(told: AlertState, *, burning: bool, seasoned: bool, new_id: str) -> AlertState:
-    """Decide what to tell now; what comes back is to be told if its id is new.
+    """Return the next notification state; it must be sent if its id is new.
 
     Args:
-        told: What was told last.
-        burning: Whether it burns now.
-        seasoned: Whether this process has watched for long enough to say that it does not.
-        new_id: For a new message.
+        told: The last notification.
+        burning: Whether the objective burns now.
+        seasoned: Whether this process has full windows, so that it can report a recovery.
+        new_id: The id of a new message.
     """
     if burning is told.burning or (told.recalled and not burning and not seasoned):
         return told
@@ -61,13 +61,13 @@ def next_alert_state(told: AlertState, *, burning: bool, seasoned: bool, new_id:
 
 
 class AlertNotifier:
-    """What was told, and what is still to arrive. Belongs to one event loop.
+    """Records and sends the notifications about objectives. Belongs to one event loop.
 
     Args:
-        condition_log: Where it is kept.
-        webhook: Delivers.
-        leading: Whether this process is the one that tells.
-        seasoned_seconds: How long to watch before "it does not burn" is believed of what another process saw burn.
+        condition_log: Stores the notification states.
+        webhook: Delivers the messages.
+        leading: Returns whether this process is the leader, which sends the notifications.
+        seasoned_seconds: How long to watch before reporting the recovery of an objective that another process saw burn.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class AlertNotifier:
         webhook.on_end = self._ended
 
     def ready(self) -> bool:
-        """Whether this process is to tell and knows what was told before it led; begins to read that if it does not."""
+        """Return whether this process sends notifications and has read the earlier states; if not, start to read."""
         self._began = self._began or time.monotonic()
         if not self._webhook.enabled or not self._leading():
             self._known = False
@@ -97,11 +97,11 @@ class AlertNotifier:
         return self._known
 
     def tell(self, model: str, state: ObjectiveState, data: Mapping[str, Any]) -> None:
-        """See to it that what has to be told of an objective now is told, if anything has."""
+        """Queue a notification about an objective if its state requires one."""
         known = self._told.setdefault(model, {})
         before = known.get(state.kind, AlertState())
         if not before.arrived and before.id not in self._sent:
-            return  # it has to be kept and sent first: one after the other
+            return  # the previous message must be recorded and sent first, to keep the order
         now = next_alert_state(before, burning=state.burning, seasoned=self._seasoned(), new_id=new_message_id())
         if now is not before:
             data = {**data, "objective": state.model_dump(mode="json")}
@@ -109,28 +109,28 @@ class AlertNotifier:
             self._dirty.add(model)
 
     def forget(self, model: str, others: Collection[ObjectiveKind]) -> None:
-        """A model has no other objectives than these any more."""
+        """Forget the notifications about all objectives of a model except ``others``."""
         known = self._told.get(model, {})
         if gone := known.keys() - set(others):
             self._told[model] = {kind: told for kind, told in known.items() if kind not in gone}
             self._dirty.add(model)
 
     def drop(self, model: str) -> None:
-        """A model is not deployed any more; what is kept of it goes with its deployment."""
+        """Forget a model that is no longer deployed; its record is removed with its deployment."""
         self._told.pop(model, None)
         self._dirty.discard(model)
 
     def models(self) -> set[str]:
-        """Return the models of which something was told, or is about to be."""
+        """Return the models with notifications, delivered or not."""
         return {model for model, known in self._told.items() if known}
 
     def keep(self) -> None:
-        """Write what changed, beside the loop."""
+        """Record changed states in the store, in a task."""
         if self._dirty and self._leading() and _idle(self._writing):
             self._writing = asyncio.create_task(self._write(), name="keep what was told")
 
     async def stop(self) -> None:
-        """End what is being read and written."""
+        """Cancel the read in progress, and wait for the write in progress."""
         if self._reading is not None:
             self._reading.cancel()
         await asyncio.gather(*(task for task in (self._reading, self._writing) if task), return_exceptions=True)
@@ -145,19 +145,19 @@ class AlertNotifier:
             logger.info("what was told of objectives cannot be read yet: %s", error)
             return
         before, self._told, self._known = self._told, {}, True
-        self._dirty.clear()  # what was not kept was not sent
+        self._dirty.clear()  # messages that were not recorded were not sent
         for model, body in found.items():
             self._told[model] = known = _parse(body.get(PART))
             for kind, told in known.items():
                 if (mine := before.get(model, {}).get(kind)) and mine.arrived and mine.id == told.id:
-                    known[kind] = replace(told, arrived=True)  # it could not be kept then
+                    known[kind] = replace(told, arrived=True)  # the delivery could not be recorded at the time
                     self._dirty.add(model)
             self._send(known.values())
 
     async def _write(self) -> None:
         for model in list(self._dirty):
             if model not in self._dirty:
-                continue  # dropped meanwhile
+                continue  # dropped in the meantime
             self._dirty.discard(model)
             known = dict(self._told.get(model, {}))
             value = {kind.value: _record(told) for kind, told in known.items()}
@@ -167,12 +167,12 @@ class AlertNotifier:
                 )
             except ControlPlaneError as error:
                 logger.info("what is to be told of %s cannot be kept: %s", model, error)
-                self._dirty.add(model)  # again at the next look, if this process leads by then
+                self._dirty.add(model)  # tried again at the next `keep`, if this process leads by then
                 continue
             if not done:
-                self._known = False  # another leader told something meanwhile: its word stands
+                self._known = False  # another leader wrote a notification in the meantime: its record is valid
                 return
-            now = self._told.get(model, {})  # what was on its way already may have arrived meanwhile
+            now = self._told.get(model, {})  # messages in the queue may have been delivered in the meantime
             self._send(told for kind, told in now.items() if kind in known and known[kind].id == told.id)
 
     def _send(self, kept: Iterable[AlertState]) -> None:
@@ -204,7 +204,7 @@ def _record(told: AlertState) -> dict[str, Any]:
 
 
 def _parse(value: Any) -> dict[ObjectiveKind, AlertState]:
-    """Read a record; nothing where somebody else wrote it."""
+    """Return the states in a record; none if the record has another format."""
     try:
         return {
             ObjectiveKind(kind): AlertState(

@@ -1,7 +1,7 @@
-"""Watches every server's metrics and answers how well each model is doing.
+"""Scrapes every server's metrics and computes the metrics of each model.
 
-Belongs to one event loop: a task for each server gets the page, in a thread, and takes it in; nobody else writes, so
-that everything may be asked in between without a lock.
+Belongs to one event loop: a task for each server gets the page in a thread and adds it on the loop. No other code
+writes, so that everything can be read without a lock.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ logger = logging.getLogger(__name__)
 
 MAX_WINDOW_SECONDS = COARSE_SPAN_SECONDS
 MAX_VERSIONS = 8
-"""Versions of one model on one server that are kept, those that are gone included: the longest gone make room."""
+"""Maximum number of versions kept for one model on one server, removed ones included; the longest gone go first."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScrapeTarget:
-    """A server to be watched.
+    """A server to scrape.
 
     Attributes:
         name: Its name.
-        page: Its metrics; None where their address is not known.
-        cpu_seconds: Gives the processor time of its models' processes; None for a server that runs elsewhere.
+        page: Its metrics; None if their address is not known.
+        cpu_seconds: Returns the processor time of its models' processes; None for a server that runs elsewhere.
     """
 
     name: str
@@ -49,18 +49,18 @@ class ScrapeTarget:
 
 @dataclass
 class ScrapedServer:
-    """What is known of one server.
+    """The scraped metrics of one server.
 
     Attributes:
         source: The server.
-        series: By Triton name and version.
-        began_at: When it was first read (monotonic); None: never.
-        looked_at: When it was last read.
-        scraped_at: The same as a date.
-        error: Why it cannot be read now.
-        use: How busy it is.
-        looks: How many looks succeeded (``ok``) and failed (``failed``).
-        seconds: Seconds that the looks took, summed.
+        series: The series, by Triton name and version.
+        began_at: Time of the first scrape (monotonic); None if there was none.
+        looked_at: Time of the last scrape (monotonic).
+        scraped_at: Time of the last scrape as a date.
+        error: Why the last scrape failed; empty if it succeeded.
+        use: The newest page, with the utilisation of the server.
+        looks: How many scrapes succeeded (``ok``) and failed (``failed``).
+        seconds: Total duration of the scrapes.
         page_bytes: Size of the newest page.
     """
 
@@ -76,7 +76,7 @@ class ScrapedServer:
     page_bytes: int = 0
 
     def take(self, page: MetricsPage, cpu: Mapping[VersionKey, float] | None, at: float) -> None:
-        """Take in a page that was got at a moment (monotonic)."""
+        """Add a page that was read at a time (monotonic)."""
         first = self.began_at is None
         if self.began_at is None:
             self.began_at = self.looked_at = at
@@ -84,7 +84,7 @@ class ScrapedServer:
             series = self.series.get(key)
             bounds = bounds_of(sample)
             if series is None or series.bounds != bounds:
-                # What served before we looked is not ours to count; what came since then is.
+                # Requests before the first scrape are not counted; those of versions that appeared later are.
                 series = self.series[key] = Series(at, sample if first else None, bounds)
             series.take(sample, at, cpu.get(key) if cpu is not None else None, since=self.looked_at)
         for key in self.series.keys() - page.versions.keys():
@@ -109,7 +109,7 @@ class Monitor:
     Args:
         sources: The servers.
         settings: Intervals.
-        clock: Gives seconds on a clock that never goes back.
+        clock: Returns seconds on a monotonic clock.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Monitor:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Begin to watch."""
+        """Start to scrape the servers."""
         self._tasks = [
             asyncio.create_task(self._watch(watched), name=f"monitor {watched.source.name}")
             for watched in self._servers.values()
@@ -133,24 +133,24 @@ class Monitor:
         ]
 
     async def stop(self) -> None:
-        """Watch no more; what is known can still be asked."""
+        """Stop scraping; the recorded metrics stay available."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
 
     def take(self, server: str, page: MetricsPage, cpu: Mapping[VersionKey, float] | None, at: float) -> None:
-        """Take in a server's page, as the task does."""
+        """Add a server's page, as the task does."""
         self._servers[server].take(page, cpu, at)
 
-    # What others ask; no I/O
+    # Reads; no I/O
 
     def watched(self) -> tuple[ScrapedServer, ...]:
-        """Return what is known of each server."""
+        """Return the scraped metrics of each server."""
         return tuple(self._servers.values())
 
     def use(self) -> tuple[ServerUse, ...]:
-        """Return how busy each server is."""
+        """Return the utilisation of each server."""
         return tuple(
             ServerUse(
                 server=name,
@@ -163,7 +163,7 @@ class Monitor:
         )
 
     def versions(self, model: str, window_seconds: float = MAX_WINDOW_SECONDS) -> tuple[tuple[str, int], ...]:
-        """Return server and version of what is or was there under a Triton name within a window, in order."""
+        """Return server and version of everything that was loaded under a Triton name within a window, in order."""
         since = self._clock() - window_seconds
         return tuple(
             sorted({(w.source.name, key[1]) for w, key, series in self._all(model) if series.seen_at >= since})
@@ -172,13 +172,13 @@ class Monitor:
     def figures(
         self, model: str, version: int | None = None, window_seconds: float = 300.0, server: str | None = None
     ) -> Figures:
-        """Return what a model did in a window that ends now; zeros where nothing is known of it.
+        """Return the metrics of a model in a window that ends now; zeros if there are none.
 
         Args:
-            model: The name in Triton (a candidate has one of its own).
-            version: The version; None: all together.
+            model: The name in Triton (a candidate has its own name).
+            version: The version; None for all versions together.
             window_seconds: The window, `MAX_WINDOW_SECONDS` at most.
-            server: The server; None: all together.
+            server: The server; None for all servers together.
         """
         now = self._clock()
         chosen = list(self._all(model, version, server))
@@ -203,7 +203,7 @@ class Monitor:
         )
 
     def points(self, model: str, window_seconds: float, count: int) -> tuple[Point, ...]:
-        """Return a window cut into at most ``count`` equal parts, oldest first."""
+        """Return a window divided into at most ``count`` equal parts, oldest first."""
         now = self._clock()
         totals: dict[float, Row] = {}
         for _, _, series in self._all(model):
@@ -215,7 +215,7 @@ class Monitor:
         return tuple(point(totals[ago], ago_seconds=ago, seconds=seconds) for ago in ends)
 
     def slow(self, model: str, limit_seconds: float, window_seconds: float) -> tuple[float, float]:
-        """Return how many requests of a model were slower than a limit, and of how many that is known."""
+        """Return how many requests of a model were slower than a limit, and how many have a known latency."""
         now = self._clock()
         counts = [
             slow(series.windows.read(window_seconds, now), limit_seconds, series.bounds)
@@ -224,7 +224,7 @@ class Monitor:
         return sum(one for one, _ in counts), sum(of for _, of in counts)
 
     def failed(self, model: str, window_seconds: float) -> tuple[float, float]:
-        """Return how many requests of a model failed, and of how many."""
+        """Return how many requests of a model failed, and how many there were."""
         now = self._clock()
         total: Row = np.zeros(len(COLUMNS))
         for _, _, series in self._all(model):
@@ -264,7 +264,7 @@ class Monitor:
             except ControlPlaneError as error:
                 self._missed(watched, str(error))
             except Exception:
-                # The loop's edge: a page nobody foresaw must not end the watching.
+                # Outermost handler of the loop: an unexpected page must not end the scraping.
                 logger.exception("the metrics of %s cannot be taken in", watched.source.name)
                 self._missed(watched, "its metrics cannot be understood; see the log")
             watched.seconds += self._clock() - began

@@ -1,10 +1,10 @@
-"""Whether objectives are kept: burn rates over pairs of windows. Pure.
+"""Evaluates objectives by burn rates over pairs of windows. Pure.
 
 The method and the default windows are those of chapter 5, "Alerting on SLOs", of Google's SRE workbook ("6:
 Multiwindow, Multi-Burn-Rate Alerts", https://sre.google/workbook/alerting-on-slos/): a burn rate is the share of bad
-requests over the share that may be bad; it burns when the rate reaches the factor over a long window (it is no blip)
-and over a short one (it is still going on). The workbook's third pair, 3 days and 6 hours, is left to Prometheus: we
-keep six hours.
+requests divided by the share that may be bad; an objective burns when the rate reaches the factor over a long window
+(it is not a blip) and over a short one (it is still going on). The workbook's third pair, 3 days and 6 hours, is left
+to Prometheus, because the windows here cover six hours.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,23 +14,23 @@ from controlplane.domain.metrics import ObjectiveKind, ObjectiveState, WindowBur
 from controlplane.settings import BurnRule
 
 LATENCY_BUDGET = 0.01
-"""One in a hundred may be slower than a 99th percentile."""
+"""One request in a hundred may be slower than the 99th percentile."""
 
 BadOf = Callable[[float], tuple[float, float]]
-"""For a window's seconds: how many requests were bad, and of how many that is known."""
+"""Returns, for a window in seconds, how many requests were bad, and for how many this is known."""
 
 
 def judge(
     objectives: Objectives, *, slow: BadOf, failed: BadOf, rules: Sequence[BurnRule], min_requests: float
 ) -> tuple[ObjectiveState, ...]:
-    """Return how each objective is kept.
+    """Return the state of each objective.
 
     Args:
-        objectives: What was promised.
-        slow: Counts the requests that were slower than the 99th percentile that was promised.
+        objectives: The objectives.
+        slow: Counts the requests that were slower than the p99 objective.
         failed: Counts those that failed.
         rules: Pairs of windows.
-        min_requests: Fewer requests than this in a short window say nothing.
+        min_requests: With fewer requests than this in the short window an objective does not burn.
     """
     found = []
     if objectives.p99_milliseconds is not None:
@@ -45,10 +45,10 @@ def judge(
 
 
 def threshold(factor: float, budget: float) -> float:
-    """Return the burn rate at which it burns.
+    """Return the burn rate from which an objective burns.
 
-    That is the factor, unless no share of bad requests could ever reach it: a budget of 10 % cannot burn 14.4 times as
-    fast. Then it is half-way between the budget and everything.
+    That is the factor, but at most the rate half-way between the budget and 100 % bad requests, so that it can be
+    reached: a budget of 10 % cannot burn 14.4 times as fast.
     """
     return min(factor, (1 + budget) / 2 / budget)
 

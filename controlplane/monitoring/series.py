@@ -1,6 +1,6 @@
-"""One version on one server: its counters made continuous, and its windows.
+"""The metrics of one version on one server: continuous counters and windows.
 
-Pure data. Triton's counters start again at zero when a model is loaded again; here they do not.
+Pure data. Triton's counters restart at zero when a model is loaded again; these do not.
 """
 
 import math
@@ -14,10 +14,10 @@ from controlplane.triton.metrics_page import COUNTERS, QUANTILES, REASONS, Versi
 
 FAILED = tuple(f"failed:{reason}" for reason in REASONS)
 COUNTED = (*(name for name, _ in COUNTERS.values()), *FAILED)
-"""What Triton counts."""
+"""Triton's counters."""
 COLUMNS = (*COUNTED, "cpu_seconds", "pending", "timed", *(f"q{quantile}" for quantile in QUANTILES))
 """The columns of a window. ``timed`` is the number of requests whose quantiles are known, ``q0.99`` the sum over these
-requests of the quantile at the time: so that a window's is their mean."""
+requests of the quantile at the time, so that the quantile of a window is their mean."""
 INDEX = {name: number for number, name in enumerate(COLUMNS)}
 _COUNTED = len(COUNTED)
 _CPU, _PENDING, _TIMED = INDEX["cpu_seconds"], INDEX["pending"], INDEX["timed"]
@@ -26,20 +26,20 @@ _Key = TypeVar("_Key", str, float)
 
 
 class Series:
-    """What one version did, since this process watches it.
+    """The metrics of one version since this process began to scrape it.
 
     Args:
         at: When it was first seen.
-        sample: Its counters at that time, where it may have served before: they count as nothing. None where it came
-            while the server was watched: what its first sample counts happened since the look before.
-        bounds: Of its histogram, in seconds, the last one infinite; empty where it has none.
+        sample: Its counters at that time if it may have served before: they are the baseline and count as zero. None if
+            it appeared between two scrapes: then everything in its first sample happened since the scrape before.
+        bounds: Bounds of its histogram in seconds, the last one infinite; empty if it has none.
 
     Attributes:
         began_at: When it was first seen.
         seen_at: When it was last seen.
-        totals: Everything counted since, by the counters' names and ``cpu_seconds``; never goes back.
+        totals: Sums since then, in the order of the counters and ``cpu_seconds``; they never decrease.
         pending: Requests that wait or run now.
-        windows: What was counted when.
+        windows: The counts by time.
     """
 
     def __init__(self, at: float, sample: VersionSample | None, bounds: tuple[float, ...] = ()) -> None:
@@ -53,21 +53,21 @@ class Series:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its windows."""
+        """Size of its windows in bytes."""
         return self.windows.nbytes
 
     def gone(self) -> None:
-        """It is not on the server's page: when it is again, it was loaded again."""
+        """Record that the version is not on the server's page; if it appears again, it was loaded again."""
         self._before, self._cpu_before, self.pending = None, None, 0.0
 
     def take(self, sample: VersionSample, at: float, cpu_seconds: float | None = None, since: float = -1.0) -> None:
-        """Take in its figures at a moment.
+        """Add a sample.
 
         Args:
-            sample: The figures.
-            at: When they were taken.
-            cpu_seconds: What its processes have used since they started; None where that is not known.
-            since: When the server was looked at before; default: when this version was.
+            sample: The sample.
+            at: When it was taken.
+            cpu_seconds: Processor time of its processes since they started; None if it is not known.
+            since: Time of the previous scrape of the server; by default, of the previous sample of this version.
         """
         row: Row = np.zeros(len(COLUMNS) + len(self.bounds))
         before = self._before
@@ -92,7 +92,7 @@ class Series:
 
 
 def is_reset(before: VersionSample, after: VersionSample) -> bool:
-    """Whether counters began again at zero between two looks: one of them is smaller than it was."""
+    """Return whether counters restarted at zero between two scrapes: one of them is smaller than before."""
     return _smaller(before.counters, after.counters) or _smaller(before.buckets, after.buckets)
 
 

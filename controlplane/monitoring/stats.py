@@ -1,4 +1,4 @@
-"""From rows of a window to figures. Pure."""
+"""Computes metrics from the rows of a window. Pure."""
 
 import math
 from collections.abc import Sequence
@@ -34,18 +34,18 @@ def figures(
     pending: float,
     cpu_known: bool,
 ) -> Figures:
-    """Return the figures of a window whose totals are given.
+    """Return the metrics of a window from its totals.
 
     Args:
         total: Sum of each column of `COLUMNS`.
-        model: As in `Figures`, as are the rest.
-        version: See there.
-        server: See there.
-        window_seconds: See there.
-        covered_seconds: See there.
-        latency: See there.
-        pending: See there.
-        cpu_known: Whether the processes of its instances are seen.
+        model: See `Figures`.
+        version: See `Figures`.
+        server: See `Figures`.
+        window_seconds: See `Figures`.
+        covered_seconds: See `Figures`.
+        latency: See `Figures`.
+        pending: See `Figures`.
+        cpu_known: Whether the processor time of its instances is known.
     """
     value = {name: float(total[INDEX[name]]) for name in (*COUNTED, "cpu_seconds", "pending")}
     good, bad = value["requests"], failed(total)
@@ -91,11 +91,11 @@ def point(total: Row, *, ago_seconds: float, seconds: float) -> Point:
 
 
 def latency(total: Row, bounds: Sequence[float] = ()) -> Latency:
-    """Return percentiles: of the summaries where there are any, else of the histogram.
+    """Return percentiles, from the summaries if there are any, else from the histogram.
 
     Args:
-        total: Sum of each column, the histogram's behind them.
-        bounds: The histogram's, in seconds, the last one infinite.
+        total: Sum of each column, followed by the histogram's buckets.
+        bounds: Bounds of the histogram in seconds, the last one infinite.
     """
     if total[_TIMED] > 0:
         means = [_mean(float(total[INDEX[f"q{quantile}"]]), float(total[_TIMED])) for quantile in (0.5, 0.9, 0.99)]
@@ -115,27 +115,27 @@ def histogram_quantile(quantile: float, bounds: Sequence[float], buckets: Sequen
     Args:
         quantile: 0 to 1.
         bounds: Upper bounds, ascending, the last one infinite.
-        buckets: Requests no slower than each bound; the last is all of them.
+        buckets: Number of requests no slower than each bound; the last one is the number of all requests.
     """
     rank = quantile * float(buckets[-1])
     number = next(i for i, count in enumerate(buckets) if count >= rank)
     if math.isinf(bounds[number]):
-        return bounds[number - 1] if number else math.nan  # slower than all bounds: nothing more is known
+        return bounds[number - 1] if number else math.nan  # slower than all bounds: the exact value is not known
     low, below = (bounds[number - 1], float(buckets[number - 1])) if number else (0.0, 0.0)
     within = float(buckets[number]) - below
     return low + (bounds[number] - low) * ((rank - below) / within if within > 0 else 1.0)
 
 
 def slow(rows: _Rows, limit_seconds: float, bounds: Sequence[float] = ()) -> tuple[float, float]:
-    """Return how many requests were slower than a limit, and of how many that is known.
+    """Return how many requests were slower than a limit, and how many have a known latency.
 
-    From a summary, the share of each slot is read off its quantiles, linearly in between, none beyond the 99.9th; from
-    a histogram, it is counted, linearly inside the limit's bucket.
+    With a summary, the share of each slot is interpolated linearly between its quantiles, and is zero above the 99.9th;
+    with a histogram, requests are counted, with linear interpolation inside the limit's bucket.
 
     Args:
-        rows: A window's.
+        rows: The rows of a window.
         limit_seconds: The limit.
-        bounds: The histogram's.
+        bounds: Bounds of the histogram.
     """
     timed = rows[:, _TIMED].astype(np.float64)
     known = timed > 0
@@ -153,7 +153,7 @@ def slow(rows: _Rows, limit_seconds: float, bounds: Sequence[float] = ()) -> tup
 
 
 def _shares(quantiles: _Array, limit_seconds: float) -> _Array:
-    """Which share of each row's requests was no slower than a limit, by the row's quantiles."""
+    """Return the share of each row's requests that were no slower than a limit, from the row's quantiles."""
     shares: _Array = np.ones(len(quantiles))
     below, reached = np.zeros(len(quantiles)), 0.0
     for number, quantile in enumerate(QUANTILES):
@@ -170,5 +170,5 @@ def _mean(total: float, count: float) -> float | None:
 
 
 def _count(value: float) -> float:
-    """Whole numbers for whole counts: shares of a count that was spread over slots sum up with a last digit off."""
+    """Round a count that is almost whole: shares of a count that was spread over slots add up with rounding errors."""
     return float(round(value)) if abs(value - round(value)) < 1e-3 * max(1.0, value * 1e-3) else value

@@ -1,10 +1,10 @@
-"""Tells a URL what happened: signed, in order, tried again with back-off, never more waiting than a bound.
+"""Sends notifications to a URL: signed, in order, retried with back-off, from a queue of limited length.
 
-The form is that of Standard Webhooks (https://github.com/standard-webhooks/standard-webhooks, spec 1.0), so that its
-libraries can check the signature: headers ``webhook-id`` (the same on every try, to tell a repetition by),
-``webhook-timestamp`` (seconds since the epoch, of the try) and ``webhook-signature``: ``v1,`` and the base64 of the
-HMAC-SHA256 over ``{id}.{timestamp}.{body}``. The secret is the bytes after ``whsec_`` in base64, or any other text as
-UTF-8.
+The format is that of Standard Webhooks (https://github.com/standard-webhooks/standard-webhooks, spec 1.0), so that its
+libraries can check the signature: headers ``webhook-id`` (the same on every attempt, so that receivers can detect a
+repetition), ``webhook-timestamp`` (time of the attempt in seconds since the epoch) and ``webhook-signature``: ``v1,``
+and the base64 of the HMAC-SHA256 over ``{id}.{timestamp}.{body}``. The secret is the bytes after ``whsec_`` in base64,
+or any other text as UTF-8.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ _SECRET_MIN_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One thing to tell.
+    """One notification.
 
     Attributes:
-        id: Names it, whichever try.
+        id: Its id, the same on every attempt.
         body: The JSON that is sent.
-        kind: What it says, such as ``objective.burning``.
-        since: When it was to be told first (monotonic); before this process's start, where another could not.
+        kind: Its type, such as ``objective.burning``.
+        since: When it was first due (monotonic); before the start of this process if another one could not deliver it.
     """
 
     id: str
@@ -53,10 +53,10 @@ class Message:
 
 
 def key_of(secret: str) -> bytes:
-    """Return the key that a secret stands for.
+    """Return the key of a secret.
 
     Raises:
-        InvalidInputError: It is no base64 after ``whsec_``, or too short. The message does not show it.
+        InvalidInputError: It is not base64 after ``whsec_``, or too short. The message does not contain the secret.
     """
     try:
         encoded = secret.removeprefix(_PREFIX)
@@ -75,22 +75,22 @@ def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
 
 
 def new_message_id() -> str:
-    """Return an id that no other message has."""
+    """Return a unique message id."""
     return f"msg_{uuid.uuid4().hex}"
 
 
 class Webhook:
-    """The messages on their way to one URL. Belongs to one event loop.
+    """The delivery queue of one URL. Belongs to one event loop.
 
     Args:
-        settings: URL, secret, deadlines and bounds.
+        settings: URL, secret, deadlines and limits.
 
     Raises:
-        InvalidInputError: There is a URL without a usable secret, or what should be a URL is none.
+        InvalidInputError: There is a URL without a usable secret, or the URL is not valid.
 
     Attributes:
         on_end: Called with a message's id when it was delivered, given up or dropped.
-        outcomes: Messages by how they ended (``delivered``, ``given_up``, ``dropped``), and ``failed`` tries.
+        outcomes: Messages by outcome (``delivered``, ``given_up``, ``dropped``), and ``failed`` attempts.
     """
 
     def __init__(self, settings: MonitoringSettings) -> None:
@@ -111,22 +111,22 @@ class Webhook:
 
     @property
     def waiting(self) -> int:
-        """How many messages wait."""
+        """The number of messages in the queue."""
         return len(self._queue)
 
     @property
     def enabled(self) -> bool:
-        """Whether there is anybody to tell."""
+        """Whether a URL is configured."""
         return bool(self._url)
 
     def send(self, kind: str, data: Mapping[str, Any], message_id: str = "", *, since: datetime | None = None) -> None:
-        """Put a message into the queue; the oldest goes when it is full. Nothing happens without a URL.
+        """Add a message to the queue; drop the oldest if it is full. Does nothing without a URL.
 
         Args:
-            kind: What it says.
-            data: The rest.
-            message_id: Of a message that is known already; empty for a new one.
-            since: Since when that is to be told (UTC): its timestamp, from which giving up counts; None: now.
+            kind: The type of the message.
+            data: The data of the message.
+            message_id: The id of a message that is sent again; empty for a new one.
+            since: When the message was first due (UTC): its timestamp, from which its maximum age counts; None is now.
         """
         if not self.enabled:
             return
@@ -144,17 +144,17 @@ class Webhook:
         self._more.set()
 
     def _hidden(self, record: logging.LogRecord) -> bool:
-        """Keep httpx's own line about each request out of the log: it has the whole URL, which may hold a token."""
+        """Filter httpx's own log line of each request: it contains the whole URL, which may contain a token."""
         return self._url not in record.getMessage()
 
     async def start(self) -> None:
-        """Begin to deliver."""
+        """Start the delivery."""
         if self.enabled:
             logging.getLogger("httpx").addFilter(self._hidden)
             self._task = asyncio.create_task(self._deliver_all(), name="webhook")
 
     async def stop(self) -> None:
-        """Deliver no more; what waits is for the next process to send."""
+        """Stop the delivery; the next process sends the messages that are left."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -192,12 +192,12 @@ class Webhook:
 
     def _end(self, message: Message, outcome: str) -> None:
         self.outcomes[outcome] += 1
-        if self._queue and self._queue[0] is message:  # else it was dropped while it was tried
+        if self._queue and self._queue[0] is message:  # else it was dropped during the attempt
             self._queue.popleft()
             self.on_end(message.id)
 
     async def _try(self, client: httpx.AsyncClient, message: Message) -> str:
-        """Try once; return why it failed, empty when it did not. Never tells the URL, which may hold a token."""
+        """Send once; return the reason of a failure, else "". Never contains the URL, which may contain a token."""
         timestamp = int(time.time())
         headers = {
             "content-type": "application/json",
@@ -207,7 +207,7 @@ class Webhook:
             "webhook-signature": sign(self._key, message.id, timestamp, message.body),
         }
         try:
-            # The whole try has a deadline: httpx's own is for each part of an answer, and a slow one has many.
+            # A deadline for the whole attempt: httpx's timeout is for each part of an answer, and there may be many.
             async with asyncio.timeout(self._settings.webhook_timeout_seconds):
                 async with client.stream("POST", self._url, content=message.body, headers=headers) as response:
                     return "" if response.is_success else f"it was answered {response.status_code}"

@@ -1,7 +1,7 @@
-"""Windows of time in memory: what was counted in each second for minutes, in each ten seconds for hours.
+"""Time windows in memory: counts per second for the last minutes, and per ten seconds for the last hours.
 
-Pure data: no clock, no I/O. Times are seconds on any clock that never goes back. Only slots in which something happened
-take space, so a model that nobody asks costs next to nothing, and the most a `Windows` can take is known beforehand
+Pure data: no clock, no I/O. Times are seconds on any monotonic clock. Only slots in which something happened take
+space, so a model without requests costs almost nothing, and the maximum size of a `Windows` is known in advance
 (`Windows.max_bytes`), however long it runs.
 """
 
@@ -19,16 +19,16 @@ COARSE_STEP_SECONDS, COARSE_SPAN_SECONDS = 10.0, 6 * 3600.0
 
 _FIRST_ROWS = 8
 _SLACK = 1.25
-"""Room beyond the span, so that what has passed is dropped now and then and not with every row."""
+"""Factor of space beyond the span, so that old rows are dropped from time to time and not with every new row."""
 
 
 class Ring:
-    """Rows by slot of time, the newest of a span.
+    """Rows by time slot, limited to the newest ones of a time span.
 
     Args:
-        columns: How many values a row has.
+        columns: Number of values in a row.
         step_seconds: Length of a slot.
-        span_seconds: How far back rows are kept.
+        span_seconds: How long rows are kept.
         largest: Columns of which a slot keeps the largest value; of all others it keeps the sum.
     """
 
@@ -43,20 +43,20 @@ class Ring:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes now."""
+        """Current size in bytes."""
         return self._slots.nbytes + self._rows.nbytes
 
     @property
     def max_bytes(self) -> int:
-        """The most that it can take."""
+        """Maximum size in bytes."""
         return self._max_rows * (self._slots.itemsize + self._rows.itemsize * self._rows.shape[1])
 
     def slot(self, at: float) -> int:
-        """Return the slot that a moment is in."""
+        """Return the slot that contains a time."""
         return math.floor(at / self.step_seconds)
 
     def add(self, slot: int, row: Row) -> None:
-        """Add what happened in a slot.
+        """Add a row to a slot.
 
         Raises:
             ValueError: The slot is older than the newest one.
@@ -72,7 +72,7 @@ class Ring:
         self._count += 1
 
     def read(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the slots from ``first`` to ``last``, both included, in which something happened, and their rows."""
+        """Return the slots from ``first`` to ``last``, inclusive, in which something happened, and their rows."""
         slots = self._slots[: self._count]
         begin, end = np.searchsorted(slots, [max(first, last - self.span_slots + 1), last + 1])
         return slots[begin:end], self._rows[begin:end]
@@ -86,7 +86,7 @@ class Ring:
         slots = self._slots[: self._count]
         begin = int(np.searchsorted(slots, slot - self.span_slots + 1))
         left = self._count - begin
-        # A quarter free, so that rows are not moved each time; small again once it was quiet.
+        # Keep a quarter free, so that rows are not moved each time; the arrays shrink again after a quiet time.
         size = min(max(_FIRST_ROWS, math.ceil((left + 1) * _SLACK)), self._max_rows)
         rows = np.zeros((size, self._rows.shape[1]), np.float32)
         numbers = np.zeros(size, np.int64)
@@ -95,10 +95,10 @@ class Ring:
 
 
 class Windows:
-    """What was counted, in two resolutions.
+    """Counts over time, in two resolutions.
 
     Args:
-        columns: How many values a row has.
+        columns: Number of values in a row.
         largest: Columns of which a slot keeps the largest value.
     """
 
@@ -109,21 +109,21 @@ class Windows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes now."""
+        """Current size in bytes."""
         return self._fine.nbytes + self._coarse.nbytes
 
     @property
     def max_bytes(self) -> int:
-        """The most that it can take."""
+        """Maximum size in bytes."""
         return self._fine.max_bytes + self._coarse.max_bytes
 
     def add(self, since: float, until: float, row: Row) -> None:
-        """Add what was counted between two moments, spread evenly over the slots in between.
+        """Add the counts between two times, distributed evenly over the slots in between.
 
         Args:
-            since: When the count before was taken.
-            until: When this one was.
-            row: The differences.
+            since: Time of the previous sample.
+            until: Time of this sample.
+            row: The differences between the two.
         """
         for ring in (self._fine, self._coarse):
             last = ring.slot(until)
@@ -134,7 +134,7 @@ class Windows:
                 ring.add(slot, share)
 
     def ring(self, window_seconds: float) -> Ring:
-        """Return the finest ring that reaches back so far."""
+        """Return the finest ring that covers a window."""
         return self._fine if window_seconds <= FINE_SPAN_SECONDS else self._coarse
 
     def read(self, window_seconds: float, now: float) -> NDArray[np.float32]:
@@ -152,12 +152,15 @@ class Windows:
         return total
 
     def points(self, window_seconds: float, now: float, count: int) -> list[tuple[float, Row]]:
-        """Return a window cut into equal parts: by how many seconds ago each ends, oldest first, its totals.
+        """Return a window divided into equal parts: for each, how many seconds ago it ends, and its totals.
 
         Args:
             window_seconds: The window.
             now: When it ends.
-            count: How many parts at most; none is shorter than a slot.
+            count: Maximum number of parts; none is shorter than a slot.
+
+        Returns:
+            The parts, oldest first.
         """
         ring = self.ring(window_seconds)
         slots = max(math.ceil(window_seconds / ring.step_seconds), 1)

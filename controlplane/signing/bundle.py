@@ -1,9 +1,9 @@
 """Signs and verifies with Sigstore's `model-signing` (the OpenSSF Model Signing format), with keys and offline.
 
-A signature is a Sigstore bundle: a DSSE envelope round an in-toto statement that names the version and the SHA-256 of
-each of its files. `model_signing verify key` accepts what is made here. The library's own interface reads all files
-again to hash them; a version's digests are known and checked on every read, so they are given to the layer below, which
-is why the extra pins the minor release.
+A signature is a Sigstore bundle: a DSSE envelope with an in-toto statement that names the version and the SHA-256 of
+each of its files. `model_signing verify key` accepts these bundles. The library's public interface reads all files
+again to hash them; a version's digests are already known and checked on every read, so they are passed to the layer
+below. This is why the extra pins the minor release of the library.
 """
 
 import json
@@ -22,11 +22,11 @@ BUNDLE_MAX_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A key that verifies.
+    """A key that verifies signatures.
 
     Attributes:
-        id: SHA-256 of the key in PEM, the hint that a bundle carries.
-        path: Where it is.
+        id: SHA-256 of the key in PEM, the hint in a bundle.
+        path: The key file.
     """
 
     id: str
@@ -47,14 +47,14 @@ def load_public_key(path: Path) -> PublicKey:
     """Read a public key (PEM, NIST P-256, P-384 or P-521).
 
     Raises:
-        InvalidInputError: There is none, or it is of another kind; or the library is not installed.
+        InvalidInputError: The file has no such key, or the library is not installed.
     """
     require_library()
     from cryptography.hazmat.primitives import serialization
     from model_signing._signing.sign_ec_key import Verifier
 
     try:
-        Verifier(path)  # says what kind of key it cannot use
+        Verifier(path)  # raises an error for kinds of keys that it cannot use
         key = serialization.load_pem_public_key(path.read_bytes())
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InvalidInputError(f"{path} is no public key for signatures ({_reason(error)}): {_HOW}") from error
@@ -95,10 +95,10 @@ def sign(subject: str, files: Sequence[FileEntry], private_key: Path, password: 
 
 
 def key_hint(bundle: bytes) -> str:
-    """Return which key made a signature, by its own word.
+    """Return the id of the key that made a signature, as the bundle claims.
 
     Raises:
-        InvalidInputError: It is no Sigstore bundle with a key's hint.
+        InvalidInputError: It is not a Sigstore bundle with the hint of a key.
     """
     try:
         hint = json.loads(bundle)["verificationMaterial"]["publicKey"]["hint"]
@@ -110,11 +110,11 @@ def key_hint(bundle: bytes) -> str:
 
 
 def verify(bundle: bytes, keys: Sequence[PublicKey]) -> Statement:
-    """Return what was signed, if one of these keys signed it.
+    """Return the signed statement, if one of these keys signed it.
 
     Raises:
-        UnverifiedVersionError: None of them did, or the signature is not good.
-        InvalidInputError: It is no signature at all; or the library is not installed.
+        UnverifiedVersionError: None of them signed it, or the signature is not valid.
+        InvalidInputError: It is not a signature, or the library is not installed.
     """
     require_library()
     from cryptography.exceptions import InvalidSignature
@@ -137,7 +137,7 @@ def verify(bundle: bytes, keys: Sequence[PublicKey]) -> Statement:
     except InvalidSignature as error:
         raise UnverifiedVersionError(f"the signature by the key {hint[:16]}… is not good") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, RecursionError) as error:
-        # What a bundle's parts may be is up to whoever wrote it: each of these is a bundle that says nothing.
+        # The author of a bundle controls its content: any of these errors means that the bundle cannot be used.
         raise UnverifiedVersionError(f"the signature cannot be read ({type(error).__name__})") from error
 
 

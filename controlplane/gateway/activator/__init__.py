@@ -1,1 +1,1 @@
-"""The activator: holds requests for models that are not loaded, and gets them loaded."""
+"""The activator: holds requests for models that are not loaded, and has the models loaded."""

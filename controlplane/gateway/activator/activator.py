@@ -1,7 +1,7 @@
-"""Brings a request to a server that answers for its model, loading the model where it is not loaded.
+"""Finds a server for a request whose model has no direct route, and has the model loaded if it is not.
 
-The way of a request that HAProxy cannot send on by itself. One demand is made for a model however many requests wait
-for it, and it is given up when the last of them is gone.
+It handles the requests that HAProxy cannot route itself. It makes one demand per model, however many requests wait for
+it, and withdraws the demand when no request waits any more.
 """
 
 import asyncio
@@ -31,24 +31,24 @@ from controlplane.reconciler.controller import Reconciler
 logger = logging.getLogger(__name__)
 
 Resolve = Callable[[Reference], int]
-"""Gives the version an alias points at."""
+"""Returns the version that an alias points to."""
 
 _AGAIN_SECONDS = 0.25
-"""Time until a model that is said to be ready, and that no road leads to, is demanded again."""
+"""Time until a model that is reported as ready, but has no route, is demanded again."""
 
 
 class Activator:
-    """The meeting point of requests and loads. For one event loop.
+    """Holds requests until their models are loaded. For one event loop.
 
     Args:
-        reconciler: Gets models loaded.
-        open_routes: Where models can be asked now.
-        room: Where requests wait.
-        stats: Counts how they fare.
-        resolve: Gives the version of an alias; may block.
-        access: Who may ask which model.
+        reconciler: Loads models.
+        open_routes: The open routes.
+        room: The queue of waiting requests.
+        stats: Counts the requests.
+        resolve: Returns the version of an alias; may block.
+        access: Checks which client may use which model.
         timeout_seconds: How long a request waits for its model.
-        splits: Which models have a rollout under way.
+        splits: The models with a rollout in progress.
     """
 
     def __init__(
@@ -75,17 +75,17 @@ class Activator:
         self._interested: Counter[str] = Counter()
 
     async def close(self) -> None:
-        """Give up what is being waited for."""
+        """Cancel all demands."""
         tasks = list(self._bringing.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def meant(self, name: str, version: str) -> tuple[str, str]:
-        """Return the model and the version that a name in a request means: ``name@alias`` is a version of ``name``.
+        """Return the model and version that a name in a request refers to: ``name@alias`` is a version of ``name``.
 
         Raises:
-            NotFoundError: There is no such alias or model.
+            NotFoundError: The alias or the model does not exist.
         """
         if "@" not in name:
             return name, version
@@ -97,7 +97,7 @@ class Activator:
         return reference.model, str(number)
 
     def can_serve(self, model: str, version: str) -> bool:
-        """Whether a request would be answered, if need be after a load: what *ready* means at the gateway."""
+        """Return whether a request would be answered, if necessary after a load: *ready* as the gateway defines it."""
         spec, status = self._reconciler.spec(model), self._reconciler.status(model)
         if spec is None or not spec.loaded or status is None or status.phase is Phase.FAILED:
             return False
@@ -105,28 +105,28 @@ class Activator:
         return not version or version == str(spec.version) or (split is not None and split.named(version) is not None)
 
     def at_once(self, model: str) -> bool:
-        """Whether it can be asked without waiting."""
+        """Return whether a request for the model can be sent without waiting."""
         return self.open_routes.choose(model) is not None
 
     def known(self, model: str) -> bool:
-        """Whether it is deployed."""
+        """Return whether the model is deployed."""
         return self._reconciler.spec(model) is not None
 
     @asynccontextmanager
     async def at(self, model: str, size: int) -> AsyncIterator[str]:
-        """Wait until a model can be asked, and count a request to it while the context is open.
+        """Wait until a model has a server, and count a request to it while the context is open.
 
         Args:
             model: The model.
-            size: Bytes of the request that are held meanwhile.
+            size: Bytes of the request that are kept in memory while it waits.
 
         Yields:
-            The name of the server to ask.
+            The name of the server to use.
 
         Raises:
-            NotFoundError: It is not deployed.
-            ModelUnavailableError: It cannot be loaded, or is not in time, or this instance can load nothing.
-            TooManyWaitingError: Too many requests wait already.
+            NotFoundError: The model is not deployed.
+            ModelUnavailableError: It cannot be loaded, or not in time, or this instance cannot load models.
+            TooManyWaitingError: Too many requests are already waiting.
         """
         server = self.open_routes.choose(model)
         if server is None:
@@ -164,7 +164,7 @@ class Activator:
             self.stats.waited(model, outcome, time.monotonic() - began)
 
     async def _brought(self, model: str) -> None:
-        """Wait until something is known: the model can be asked, or it cannot be loaded."""
+        """Wait until the model has a route or its load has failed."""
         task = self._bringing.get(model)
         if task is None:
             task = self._bringing[model] = asyncio.create_task(self._bring(model), name=f"demand {model}")
@@ -182,13 +182,13 @@ class Activator:
         if self._bringing.get(model) is task:
             del self._bringing[model]
         if not task.cancelled():
-            task.exception()  # everybody who waited got it
+            task.exception()  # all waiting requests have received it
 
     async def _bring(self, model: str) -> None:
-        """Demand a model and return when it can be asked somewhere.
+        """Demand a model and return when it has a route.
 
         Raises:
-            NotFoundError: It is not deployed.
+            NotFoundError: The model is not deployed.
             ModelUnavailableError: It cannot be loaded.
         """
         await self._reconciler.wait_read()
@@ -203,7 +203,7 @@ class Activator:
                         return
                     if waiting.done():
                         waiting.result()
-                        # It is ready, and on no road yet: that comes with the next move, or it went wrong again.
+                        # The model is ready but has no route yet: the next change adds the route, or it failed again.
                         waiting = asyncio.create_task(self._demand(model, _AGAIN_SECONDS))
                     await asyncio.wait({waiting, moved}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -217,5 +217,5 @@ class Activator:
             status = await self._reconciler.wait_loaded(model, self._timeout)
         except ConflictError as error:
             raise ModelUnavailableError(error.message, model=model) from error
-        if status.phase is Phase.FAILED:  # one that is unloaded had to go again at once: it is demanded anew
+        if status.phase is Phase.FAILED:  # an unloaded model was evicted again at once; `_bring` demands it again
             raise ModelUnavailableError(f"{model} cannot be loaded: {status.message}", model=model)

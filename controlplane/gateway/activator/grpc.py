@@ -1,4 +1,4 @@
-"""The activator over gRPC: messages are bytes here, from the client to Triton and back.
+"""The activator over gRPC: it passes messages as bytes from the client to Triton and back.
 
 https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_service.proto
 """
@@ -41,7 +41,7 @@ _UNLIMITED = [
 _UNARY = frozenset({"ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"})
 _UNKNOWN = "(none)"
 _SHOWN = 256
-"""Characters of a client's name for a model that an error repeats."""
+"""Maximum number of characters of a model's name from a client that an error repeats."""
 _READER = "reads a stream of Triton"
 _OURS = ("grpc-", ":")
 _NOT_PASSED = frozenset({"user-agent", "te", "content-type", "authorization", CLIENT_HEADER, DRAWN_HEADER})
@@ -51,7 +51,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Handles every call of the inference service.
 
     Args:
-        activator: Where requests wait.
+        activator: The activator in which requests wait.
         servers: host:port of the gRPC service of every server, by name.
     """
 
@@ -64,7 +64,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Listen on a Unix socket.
 
         Args:
-            path: Where.
+            path: Path of the socket.
             max_message_bytes: Larger messages are refused.
         """
         options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.max_send_message_length", -1)]
@@ -81,7 +81,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
             await channel.close()
 
     def service(self, handler_call_details: Any) -> Any:
-        """Return who handles a call; None makes gRPC answer that there is no such method."""
+        """Return the handler of a call; None makes gRPC answer that the method does not exist."""
         path: str = handler_call_details.method
         if not path.startswith(SERVICE):
             return None
@@ -159,7 +159,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._activator.stats.answered(RequestLabels(model, way, version, "grpc", code))
 
     async def _metadata(self, request: bytes, context: Any) -> bytes:
-        """Ask any server that answers; all are of one kind."""
+        """Return the metadata of the first server that answers; all servers are alike."""
         try:
             await self._activator.access.admit(_token(context), None, _client(context))
         except ControlPlaneError as error:
@@ -179,7 +179,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         raise AssertionError("unreachable")
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        """Send each message of a stream to where its model is, and give back what comes from there."""
+        """Send each message of a stream to a server of its model, and yield the answers."""
         stream = _Stream(
             self._activator,
             self._channels,
@@ -196,7 +196,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 @dataclass
 class _Upstream:
-    """A stream to one model on one server, and whoever reads it."""
+    """A stream to one model on one server, and the task that reads it."""
 
     call: Any
     writing: asyncio.Lock
@@ -206,10 +206,10 @@ class _Upstream:
 
 
 class _Stream:
-    """One client's stream, and the streams that it became: one for every model and server.
+    """One client's stream, and its upstream streams: one for every model and server.
 
-    A stream on which a model was asked keeps that model from being unloaded until it ends (Triton 2.51: it stays
-    UNLOADING). So each ends when its model is withdrawn, after its last answer, and the next request opens another.
+    An open stream prevents the unload of a model that was used on it (Triton 2.51: the model stays UNLOADING). So each
+    upstream stream ends when its model is drained, after its last answer, and the next request opens another one.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class _Stream:
             while True:
                 upstream = self._upstreams.get((server, model)) or self._open(server, model)
                 async with upstream.writing:
-                    if upstream.open:  # it may have been ended while we waited
+                    if upstream.open:  # it may have ended while this call waited
                         await upstream.call.write(request)
                         break
         asked_version = self._activator.open_routes.version(model, version)
@@ -295,7 +295,7 @@ class _Stream:
         await self._end((server, model))
 
     async def _end(self, key: tuple[str, str]) -> None:
-        """Say that nothing more comes; what was asked is still answered."""
+        """Close a stream for writing; requests that were sent are still answered."""
         upstream = self._upstreams.pop(key, None)
         if upstream is not None:
             async with upstream.writing:
@@ -304,7 +304,7 @@ class _Stream:
 
     async def _read(self, server: str, model: str, call: Any) -> None:
         try:
-            # Under way until it has ended: a withdrawal waits for that.
+            # The stream counts as in flight until it has ended: a drain waits for that.
             with self._activator.open_routes.used(server, model):
                 try:
                     async for answer in call:
@@ -326,7 +326,7 @@ def _code(reply: GrpcReply) -> str:
 
 
 def _refusal(error: ControlPlaneError, name: str) -> tuple[Any, str, tuple[tuple[str, str], ...]]:
-    """Return gRPC's code, the message and trailers for what kept a request from Triton."""
+    """Return the gRPC code, the message and the trailers for an error that kept a request from Triton."""
     if isinstance(error, NotFoundError):
         return grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name[:_SHOWN]}' is not found", ()
     if isinstance(error, InvalidInputError):
@@ -364,7 +364,7 @@ def _passed(context: Any) -> list[tuple[str, Any]]:
 
 
 async def _live(request: bytes, context: Any) -> bytes:  # noqa: ARG001 - gRPC's
-    return b"\x08\x01"  # ServerLiveResponse(live=true): the gateway lives, whatever the servers do
+    return b"\x08\x01"  # ServerLiveResponse(live=true): the gateway is live regardless of the servers
 
 
 async def _not_ready(request: bytes, context: Any) -> bytes:  # noqa: ARG001 - gRPC's

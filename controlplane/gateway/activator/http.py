@@ -1,6 +1,6 @@
-"""The activator over HTTP: plain ASGI, and bodies as they are.
+"""The activator over HTTP: plain ASGI, with unchanged bodies.
 
-HAProxy has checked paths and sizes before; what comes here is well-formed and belongs to the v2 protocol.
+HAProxy has already checked paths and sizes: requests are well-formed and belong to the v2 protocol.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ _HOP_BY_HOP = frozenset(
         DRAWN_HEADER,
     )
 )
-"""RFC 9110 section 7.6.1, and three that are this hop's own business."""
+"""Headers of RFC 9110 section 7.6.1, and three that concern only this hop."""
 _UNKNOWN = "(none)"
 
 
@@ -74,10 +74,10 @@ class HttpProxy:
     """The ASGI application.
 
     Args:
-        activator: Where requests wait.
+        activator: The activator in which requests wait.
         servers: URL of the HTTP service of every server, by name.
-        answer_seconds: How long a server may take for an answer.
-        attended: Whether HAProxy's routes are those that the control plane knows.
+        answer_seconds: Timeout for the answer of a server.
+        attended: Returns whether HAProxy's routes are those of the control plane.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class HttpProxy:
             return
         match = _PATH.fullmatch(raw_path.decode("latin-1"))
         name, version, call = ("", "", "") if match is None else _parts(match)
-        if match is None or (name, version, call) == ("stats", "", ""):  # no matter how it is escaped
+        if match is None or (name, version, call) == ("stats", "", ""):  # whether it is escaped or not
             await self._of_the_server(scope, send)
             return
         try:
@@ -140,7 +140,7 @@ class HttpProxy:
         await self._activator.access.admit(bearer(keys), model, client)
 
     async def _of_the_server(self, scope: Scope, send: Send) -> None:
-        """Answer what any server could: health where none can, and what concerns all models for who may see them."""
+        """Answer a request that any server could answer: health if none can, else pass it on if the key allows it."""
         path = scope["path"]
         if path == "/v2/health/live":
             await _send(send, _Answer(200, ""))
@@ -215,7 +215,7 @@ class HttpProxy:
             request = client.build_request(
                 scope["method"], f"{path}?{query}" if query else path, headers=headers, content=body
             )
-            # httpx adds what a client of its own would say; the request goes on as it came.
+            # httpx adds headers of its own; set the headers so that the request is passed on unchanged.
             request.headers = httpx.Headers([("host", request.url.netloc.decode()), *_text(headers)])
             if body or "content-length" in request.headers:
                 request.headers["content-length"] = str(len(body))
@@ -231,7 +231,7 @@ class HttpProxy:
             return _Sent(response.status_code, version=asked_version)
 
     async def _read(self, receive: Receive, model: str) -> bytes:
-        """Read a body, of which not more is taken than may wait for the model."""
+        """Read a body, up to the limits of the model's request queue."""
         parts: list[bytes] = []
         with self._activator.room.place(model) as place:
             while True:
@@ -246,7 +246,7 @@ class HttpProxy:
 
 
 class _ClientDisconnect:
-    """Whether the client has gone."""
+    """Records whether the client has disconnected."""
 
     def __init__(self) -> None:
         self.happened = False
@@ -258,7 +258,7 @@ class _ClientDisconnect:
 
 @asynccontextmanager
 async def _while_connected(receive: Receive) -> AsyncIterator[_ClientDisconnect]:
-    """Cancel what is inside when the client goes away, so that nothing waits, or is asked, for nobody."""
+    """Cancel the body of the context when the client disconnects, so that no work is done for it."""
     task, gone = asyncio.current_task(), _ClientDisconnect()
     assert task is not None
 

@@ -1,4 +1,4 @@
-"""The room in which requests wait for their model: bounded in number and in bytes, for each model and in all."""
+"""The queue of requests that wait for their model: limited in number and in bytes, for each model and in total."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from controlplane.errors import TooManyWaitingError
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """What may wait.
+    """The limits of the queue.
 
     Attributes:
         requests_per_model: Requests for one model.
-        requests: Requests in all.
+        requests: Requests in total.
         bytes_per_model: Bytes of the requests for one model.
-        bytes: Bytes in all.
+        bytes: Bytes in total.
     """
 
     requests_per_model: int
@@ -28,11 +28,11 @@ class QueueLimits:
 
 @dataclass
 class QueuedRequest:
-    """One request's place in the room.
+    """One request in the queue.
 
     Attributes:
-        model: What it waits for.
-        held_bytes: How much of it is held.
+        model: The model it waits for.
+        held_bytes: Bytes of the request that are in memory.
     """
 
     model: str
@@ -40,11 +40,11 @@ class QueuedRequest:
 
 
 class RequestQueue:
-    """Counts what waits. For one event loop.
+    """Counts waiting requests. For one event loop.
 
     Attributes:
-        requests: Requests that wait, by model.
-        held: Bytes of them, by model.
+        requests: Waiting requests, by model.
+        held: Bytes of the waiting requests, by model.
     """
 
     def __init__(self, limits: QueueLimits) -> None:
@@ -54,10 +54,10 @@ class RequestQueue:
 
     @contextmanager
     def place(self, model: str, size: int = 0) -> Iterator[QueuedRequest]:
-        """Take a place for a request of so many bytes, and give it back at the end.
+        """Add a request of ``size`` bytes to the queue while the context is open.
 
         Raises:
-            TooManyWaitingError: There is none.
+            TooManyWaitingError: The queue is full.
         """
         limits = self.limits
         self._check(model, self.requests[model] + 1, limits.requests_per_model, "requests wait for it")
@@ -74,10 +74,10 @@ class RequestQueue:
                 del self.requests[model], self.held[model]
 
     def hold(self, place: QueuedRequest, size: int) -> None:
-        """Hold so many bytes more of a request.
+        """Count ``size`` more bytes of a request.
 
         Raises:
-            TooManyWaitingError: There is no room for them.
+            TooManyWaitingError: They exceed a limit.
         """
         limits, model = self.limits, place.model
         self._check(model, self.held[model] + size, limits.bytes_per_model, "of requests wait for it", sizes=True)

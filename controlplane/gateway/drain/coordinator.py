@@ -1,11 +1,11 @@
-"""The other gateways on the bucket: before the leader unloads a model, all of them stop asking for it.
+"""Drains a model on all gateways of the store before the leader unloads it.
 
-Every instance that may lead has this, with a gateway of its own or without. The leader says in the bucket that a
-model is about to leave a server, and waits until every gateway that lives has said that it sends no more requests
-there and that none is under way. Gateways of those that follow look every second (`keeping`).
+Every instance that may lead has a coordinator, with or without a gateway of its own. The leader announces in the store
+that it will unload a model from a server, and waits until every live gateway has acknowledged that it sends no more
+requests there and has none in flight. Gateways of standbys check for announcements every second (`drain.follower`).
 
-The leader writes its announcement first and reads then who is there; a gateway lists itself first and reads then
-what is announced, and all that it knows of the servers it has seen since. Whatever the order, one sees the other.
+The leader first writes its announcement and then reads which gateways exist; a gateway first registers itself and then
+reads the announcements, and it observes the servers only after that. Whatever the order, one of them sees the other.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ from controlplane.registry.gateways import DrainRequest, GatewayLog, Gateways
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
-"""Time between two looks of a follower at what is about to leave: what an unload waits for at most."""
+"""Time between two checks of a follower for announcements: the longest time that an unload waits for a check."""
 _LEAD_LOOK_SECONDS = BEAT_SECONDS
 _ASK_SECONDS = 0.05
 _ASK_MAX_SECONDS = 0.5
 _SENT_SECONDS = 20.0
-"""What announcing and the call to Triton may take beside the wait for the others; a bound far off."""
+"""Generous bound for the announcement and the call to Triton, in addition to the wait for the other gateways."""
 _THREADS = 4
 
 _P = ParamSpec("_P")
@@ -42,14 +42,14 @@ _T = TypeVar("_T")
 
 
 class DrainCoordinator:
-    """This instance and the others' gateways; the executor's `TrafficDrainer`. Belongs to one event loop.
+    """Drains across this instance and its peer gateways; the executor's `TrafficDrainer`. Belongs to one event loop.
 
     Args:
-        log: The bucket.
-        leading: Whether this process leads.
-        drain_seconds: How long an unload waits for requests in flight, and for the others.
-        gateway: The gateway of this instance; None where it has none.
-        private: Names of the servers that no other instance sends requests to.
+        log: The gateway log in the store.
+        leading: Returns whether this process is the leader.
+        drain_seconds: How long an unload waits for requests in flight, and for the peers.
+        gateway: The gateway of this instance; None if it has none.
+        private: Names of the servers to which no other instance sends requests.
     """
 
     def __init__(
@@ -78,19 +78,19 @@ class DrainCoordinator:
         self._mine: set[str] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
-        # Threads of their own: those who wait for an unload must not queue behind downloads.
+        # Separate threads: calls that an unload waits for must not queue behind downloads.
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="gateways")
 
     @property
     def id(self) -> str:
-        """The gateway's, among the others; empty where there is none."""
+        """The id of this instance's gateway; empty if it has none."""
         return self._membership.id if self._membership is not None else ""
 
     async def start(self) -> None:
-        """Be there for the others from now on. What leaves already is kept away from when this returns.
+        """Register this gateway, and close the routes of all drains that are already announced before returning.
 
         Raises:
-            StoreError: The store failed: a gateway that the others do not know must not be opened.
+            StoreError: The store failed: a gateway that its peers do not know must not be opened.
         """
         if self._membership is not None and self._follower is not None:
             await self._membership.start()
@@ -99,7 +99,7 @@ class DrainCoordinator:
         self._task = asyncio.create_task(self._run(), name="other gateways")
 
     async def stop(self) -> None:
-        """Leave. Whoever asks through the gateway, or unloads, has stopped."""
+        """Deregister this gateway. Call it after requests through the gateway and unloads have stopped."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -112,10 +112,10 @@ class DrainCoordinator:
 
     @asynccontextmanager
     async def withdrawn(self, server: str, model: str) -> AsyncIterator[None]:
-        """See `controlplane.lifecycle.traffic.TrafficDrainer`. All gateways on the bucket keep away.
+        """See `controlplane.lifecycle.traffic.TrafficDrainer`. All gateways of the store take part.
 
         Raises:
-            StoreError: There may be others, and they cannot be told, or not in time.
+            StoreError: There may be peers, and the drain could not be announced to them, or not in time.
         """
         close = self._gateway.closed if self._gateway is not None else self._without_gateway
         if server in self._private:
@@ -125,7 +125,7 @@ class DrainCoordinator:
         seconds = self._drain_seconds + _SENT_SECONDS
         until = time.monotonic() + seconds
         async with self._announced(DrainRequest(server, model, seconds)) as others, close(server, model, others):
-            if time.monotonic() > until:  # the others may ask again
+            if time.monotonic() > until:  # the peers may have opened their routes again
                 raise StoreUnavailableError(f"to tell the other gateways that {model} leaves {server} took too long")
             yield
 
@@ -139,7 +139,7 @@ class DrainCoordinator:
 
     @asynccontextmanager
     async def _announced(self, withdrawal: DrainRequest) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Announce for the time of a context; yields what waits until all others keep away."""
+        """Announce a drain while the context is open; yield a function that waits until all peers acknowledge it."""
         name = uuid.uuid4().hex
         self._mine.add(name)
         try:
@@ -152,7 +152,7 @@ class DrainCoordinator:
             await asyncio.shield(ending)
 
     async def _announce(self, name: str, withdrawal: DrainRequest) -> bool:
-        """Return whether it is announced. Where nobody else was there, a bucket that fails holds up no unload."""
+        """Return whether the drain was announced; if there are no known peers, a store failure does not block it."""
         try:
             await self._call(self._log.announce, name, withdrawal)
         except StoreError as error:
@@ -168,7 +168,7 @@ class DrainCoordinator:
         except ControlPlaneError as error:
             logger.warning("other gateways may keep away for longer than they have to: %s", error)
         finally:
-            self._mine.discard(name)  # what could not be removed, or comes late, the sweep removes
+            self._mine.discard(name)  # the sweep removes what could not be removed here, or was written late
 
     async def _acknowledged(self, name: str) -> None:
         pause = _ASK_SECONDS
@@ -178,7 +178,7 @@ class DrainCoordinator:
             pause = min(pause * 1.5, _ASK_MAX_SECONDS)
 
     async def _missing(self, name: str) -> set[str]:
-        """Return the others that live and have not said that they keep away."""
+        """Return the live peers that have not acknowledged the drain."""
         try:
             gateways = await self._look()
         except StoreError:
@@ -189,20 +189,20 @@ class DrainCoordinator:
 
     @property
     def _alone(self) -> bool:
-        """Whether nobody else was there when the bucket could be read last."""
+        """Whether there were no live peers when the store was last read."""
         return self._looked and not self._others()
 
     def _others(self) -> set[str]:
-        """Return the others that lived when the bucket was read last."""
+        """Return the peers that were alive when the store was last read."""
         return {gateway for gateway, sign in self._signs.items() if not sign.gone and not self._ended_here(gateway)}
 
     def _ended_here(self, gateway: str) -> bool:
-        """Whether this process can see that another one's has ended."""
+        """Return whether this process can see that the process of a peer has ended."""
         holder = self._holders.get(gateway)
         return holder is not None and holder.is_gone(self._me)
 
     async def _look(self) -> Gateways:
-        """Read what the bucket says, no earlier than now. Who asks meanwhile shares the next reading.
+        """Return the state of all gateways, read after this call began; concurrent callers share one read.
 
         Raises:
             StoreError: The store failed.
@@ -232,18 +232,18 @@ class DrainCoordinator:
                         await self._follower.follow((await self._look()).announced - self._mine)
                     continue
                 if self._follower is not None:
-                    await self._follower.follow(set())  # who announced that leads no more
+                    await self._follower.follow(set())  # the instance that announced drains is no longer the leader
                 if time.monotonic() - swept_at >= _LEAD_LOOK_SECONDS:
                     await self._sweep(await self._look())
                     swept_at = time.monotonic()
             except StoreError as error:
                 logger.debug("the other gateways are not heard now: %s", error)
             except Exception:
-                # The loop's edge: the next look may fare better.
+                # Outermost handler of the loop: the next check may succeed.
                 logger.exception("an instance stumbled over the other gateways")
 
     async def _sweep(self, gateways: Gateways) -> None:
-        """Remove what doors that died, and leaders that are none any more, have left."""
+        """Remove the entries of dead gateways and the announcements of former leaders."""
         for name in gateways.withdrawals - self._mine:
             await self._over(name)
         for gateway in self._signs.keys() - self._others():
@@ -252,7 +252,7 @@ class DrainCoordinator:
     async def _read(self, name: str) -> DrainRequest | None:
         withdrawal = await self._call(self._log.withdrawal, name)
         if withdrawal is not None and withdrawal.server in self._private:
-            await self._acknowledge(name)  # it is about another server of this name, which is never asked from here
+            await self._acknowledge(name)  # another server of the same name, to which this gateway sends no requests
             return None
         return withdrawal
 

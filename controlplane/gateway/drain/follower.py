@@ -1,11 +1,11 @@
-"""A gateway that follows: it keeps away from what leaves a server, from the leader's word until it knows better.
+"""Standby side of draining: stop routing to a model when the leader announces its unload, until observed again.
 
-It closes the road, drains it, says so, and keeps it closed until it has looked at the server after the model left:
-before, it would open the road again by what it saw earlier.
+The follower closes the route, drains it, acknowledges the announcement, and keeps the route closed until it has
+observed the server after the unload. Otherwise an earlier observation would open the route again.
 
-An announcement is over when it is not in the bucket any more. Where the bucket cannot be read, nobody knows; but the
-leader unloads within a time that its announcement gives, or not at all. So the road stays closed for that time, however
-long nothing is heard, and then what is seen of the server counts again.
+A drain has ended when its announcement is no longer in the store. While the store cannot be read, the follower cannot
+know this; but the leader unloads within the time that the announcement gives, or not at all. So the route stays closed
+for that time even if the store is unavailable, and after it the observed state of the server counts again.
 """
 
 import asyncio
@@ -22,27 +22,28 @@ logger = logging.getLogger(__name__)
 
 _LOOK_AGAIN_SECONDS = 60.0
 _AGAIN_SECONDS = 1.0
-"""Until the next try, where an acknowledgement could not be written."""
+"""Time until the next attempt after an acknowledgement could not be written."""
 
 
 async def no_peers() -> None:
-    """Wait for nobody."""
+    """Return at once: there are no peers to wait for."""
 
 
 class LocalGateway(Protocol):
-    """A gateway of ours, as what the others say makes it act."""
+    """The operations of this instance's gateway that a drain needs."""
 
     def closed(
         self, server: str, model: str, others: Callable[[], Awaitable[None]] = no_peers
     ) -> AbstractAsyncContextManager[None]:
-        """Close a road for the time of a context. Entering drains it and waits for others, within the door's bounds.
+        """Close a route while the context is open; entering drains it and waits for the peers, within a time limit.
 
-        The road is closed as soon as entering begins, and stays so after the context until what is there is read anew.
+        The route is closed as soon as entering begins. After the context it stays closed until the routes are read
+        again.
         """
         ...
 
     async def look(self, server: str, model: str) -> None:
-        """Look at a server anew, and return when what was seen of a model is taken in."""
+        """Observe a server again, and return when the observed state of a model has been applied."""
         ...
 
 
@@ -53,12 +54,12 @@ class _Drain:
 
 
 class DrainFollower:
-    """What a gateway keeps away from. Belongs to one event loop; `follow` to one task.
+    """The drains that a gateway takes part in. Belongs to one event loop; only one task may call `follow`.
 
     Args:
         gateway: The gateway.
-        read: Reads an announcement by its id; None where it is over.
-        acknowledge: Says that the road of an announcement is closed, by its id.
+        read: Reads an announcement by its id; returns None if it has ended.
+        acknowledge: Reports that the route of an announcement is closed, by the announcement's id.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class DrainFollower:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def follow(self, announced: Set[str]) -> None:
-        """Keep away from all that is announced, and from nothing else.
+        """Follow all announced drains, and end those that are no longer announced.
 
         Raises:
-            StoreError: What is announced cannot be read.
+            StoreError: An announcement cannot be read.
         """
         for name in self._drains.keys() - announced:
             self._drains.pop(name).over.set()
@@ -91,19 +92,19 @@ class DrainFollower:
             task.add_done_callback(self._tasks.discard)
 
     async def wait_closed(self) -> None:
-        """Wait until everything that `follow` was told of is kept away from."""
+        """Wait until the routes of all followed drains are closed."""
         for keeping in list(self._drains.values()):
             await keeping.closed.wait()
 
     async def stop(self) -> None:
-        """Forget all of it."""
+        """Cancel all drains."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep(self, name: str, withdrawal: DrainRequest, keeping: _Drain) -> None:
-        """Close a road for as long as the leader says, and until it is known what is there after that."""
+        """Close a route until the drain ends or its time is up, and the server has been observed again."""
         server, model = withdrawal.server, withdrawal.model
         deadline = asyncio.get_running_loop().time() + withdrawal.seconds
         try:
@@ -115,17 +116,17 @@ class DrainFollower:
                         await keeping.over.wait()
                 except TimeoutError:
                     logger.info("%s was to leave %s; nothing more was heard of that, and its time is up", model, server)
-                with suppress(TimeoutError):  # a server that is away is asked by nobody either
+                with suppress(TimeoutError):  # an unreachable server has no open routes either
                     async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
                         await self._gateway.look(server, model)
         except ControlPlaneError as error:
             logger.warning("a model that leaves is not kept away from: %s", error)
-            self._drains.pop(name, None)  # the next look tries again
+            self._drains.pop(name, None)  # the next check tries again
         finally:
             keeping.closed.set()
 
     async def _acknowledge(self, name: str, over: asyncio.Event) -> None:
-        """Say that a road is closed, which it has to stay: an error may be the answer to what was written."""
+        """Report that a route is closed, with retries; it must stay closed: a failed write may have succeeded."""
         while not over.is_set():
             try:
                 await self._say(name)

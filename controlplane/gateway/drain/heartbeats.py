@@ -1,21 +1,21 @@
-"""Who of the other gateways lives, by their signs of life. Pure: what is heard now is added to what was known."""
+"""Tracks which peer gateways are alive from their heartbeats. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 BEAT_SECONDS = 5.0
-"""Time between two signs of life of a gateway."""
+"""Time between two heartbeats of a gateway."""
 GONE_SECONDS = 20.0
-"""A gateway that has been silent for so long is gone."""
+"""A gateway without a new heartbeat for longer than this is gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What is known of another gateway.
+    """The heartbeat state of a peer gateway.
 
     Attributes:
-        number: That of its newest sign of life.
-        silent_seconds: How long it has given no other one, as far as anybody could listen.
+        number: The number of its newest heartbeat.
+        silent_seconds: Time without a newer heartbeat during which the store could be read.
     """
 
     number: int
@@ -23,25 +23,25 @@ class Heartbeat:
 
     @property
     def gone(self) -> bool:
-        """Whether it has been silent for too long."""
+        """Whether the peer has missed its heartbeats for too long."""
         return self.silent_seconds > GONE_SECONDS
 
 
 def update_heartbeats(
     known: Mapping[str, Heartbeat], numbers: Mapping[str, int], passed_seconds: float
 ) -> dict[str, Heartbeat]:
-    """Take in what the bucket says now.
+    """Return the heartbeat states after a read of the store.
 
-    A time in which the bucket could not be read, or this process did not run, is nobody's silence: the others may not
-    have been able to write either. Of it, no more than the pause between two signs is counted.
+    Time during which the store could not be read, or this process did not run, does not count as missed heartbeats:
+    the peers may not have been able to write either. At most the interval between two heartbeats of it is counted.
 
     Args:
-        known: What was known, by gateway.
-        numbers: The newest number of all that are listed.
-        passed_seconds: Between the end of the last look that succeeded and the beginning of this one.
+        known: The earlier states, by gateway.
+        numbers: The newest heartbeat number of every registered gateway.
+        passed_seconds: Time between the end of the last successful read and the start of this one.
 
     Returns:
-        What is known now, of those that are listed.
+        The states of the registered gateways.
     """
     counted = min(passed_seconds, BEAT_SECONDS)
     return {

@@ -1,4 +1,4 @@
-"""The signs of life that a gateway gives the others."""
+"""Registers a gateway in the store and writes its heartbeats."""
 
 import asyncio
 import logging
@@ -13,15 +13,15 @@ from controlplane.registry.gateways import GatewayLog
 logger = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 1.0
-"""Until the next try, where a sign of life could not be given."""
+"""Time until the next attempt after a heartbeat could not be written."""
 
 
 class Membership:
-    """One gateway, listed in the bucket for as long as it lives. Belongs to one event loop.
+    """The registration of one gateway in the store. Belongs to one event loop.
 
     Args:
-        log: The bucket.
-        me: The process that it belongs to.
+        log: The gateway log in the store.
+        me: The process that the gateway belongs to.
 
     Attributes:
         id: Unique to one start of one gateway.
@@ -33,11 +33,11 @@ class Membership:
         self._body = me.to_body(GONE_SECONDS)
         self._number = 0
         self._task: asyncio.Task[None] | None = None
-        # A thread of its own: a sign of life must not queue behind downloads, nor behind what hangs.
+        # A separate thread: a heartbeat must not queue behind downloads or blocked calls.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gateway's life")
 
     async def start(self) -> None:
-        """Be listed from now on.
+        """Register the gateway and start its heartbeats.
 
         Raises:
             StoreError: The store failed.
@@ -46,7 +46,7 @@ class Membership:
         self._task = asyncio.create_task(self._live(), name="gateway's life")
 
     async def stop(self) -> None:
-        """Be listed no more."""
+        """Stop the heartbeats and deregister the gateway."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -72,6 +72,6 @@ class Membership:
                 logger.debug("a sign of life could not be given: %s", error)
                 pause = _AGAIN_SECONDS
             except Exception:
-                # The loop's edge: the next one may fare better.
+                # Outermost handler of the loop: the next heartbeat may succeed.
                 logger.exception("a gateway stumbled over its sign of life")
                 pause = _AGAIN_SECONDS

@@ -1,21 +1,21 @@
 """HAProxy's configuration, as text. Pure.
 
-Facts of HAProxy 2.8 that it is built on, each with a test:
+It relies on these facts of HAProxy 2.8, each of which has a test:
 
 * A gRPC request begins with five bytes (a flag, a length) and the message, whose first field is the model's name in
-  all of v2's calls that name a model. The converter ``ungrpc`` wants the whole message in one buffer and finds nothing
-  in a larger one; ``bytes(5),protobuf(1)`` reads the name from the first bytes of a tensor of any size.
-* That name is the *first* one. Protobuf takes the last one, and HAProxy cannot see to the end of a large message or to
-  the next message of a stream. So no access is granted by it: a key that is bound to models goes to the activator over
-  gRPC, which reads the whole message (`gateway.wire`), and so does every stream. Where HAProxy sends a request on
-  (keys for all models), it compares the name in Triton's answer with the name that it decided on, and withholds the
-  answer of another model.
-* Over HTTP the path is the name: a path in the map has no escapes in it, and goes to Triton byte by byte.
+  all v2 calls that name a model. The converter ``ungrpc`` needs the whole message in one buffer and finds nothing in a
+  larger one; ``bytes(5),protobuf(1)`` reads the name from the first bytes of a message of any size.
+* That name is the *first* one. Protobuf uses the last one, and HAProxy cannot read the end of a large message or the
+  next message of a stream. So access is never granted by it: gRPC requests with a key that is bound to models go to the
+  activator, which reads the whole message (`gateway.grpc_wire`), and so does every stream. If HAProxy sends a request
+  to Triton itself (keys for all models), it compares the name in Triton's answer with the name that it read, and
+  withholds the answer of another model.
+* Over HTTP the path contains the name: a path in the map has no escapes, and goes to Triton unchanged.
 * ``wait-for-body … at-least`` waits for as many bytes as a name can need, or for the end of a shorter body.
 * A stick table counts requests, and those in flight, by backend, model and version: for metrics, and for drains.
-* Text is searched up to the first byte that is zero, so a message is searched in hexadecimal.
-* ``rand(n)`` draws anew for each request, over HTTP and gRPC alike.
-* Relative paths are looked up from the folder given with ``-C``, so that no path is too long for a socket.
+* Text is searched up to the first zero byte, so a message is searched in hexadecimal.
+* ``rand(n)`` returns a new number for each request, over both HTTP and gRPC.
+* Relative paths are resolved from the folder given with ``-C``, so that no path is too long for a socket.
 """
 
 import ipaddress
@@ -38,27 +38,27 @@ ADMIN_SOCKET = "admin.sock"
 ACTIVATOR_HTTP = "activator-http.sock"
 ACTIVATOR_GRPC = "activator-grpc.sock"
 CLIENT_HEADER = "x-tritonctl-client"
-"""Tells the activator who asks; what a client says itself is overwritten."""
+"""Header with the client's address for the activator; a value that the client sends is overwritten."""
 DRAWN_HEADER = "x-tritonctl-drawn"
-"""Tells the activator that a request was drawn to be measured, from how many of a million; no client can say it."""
+"""Header with the sample size (per million) of a request that was drawn to be measured; clients cannot set it."""
 PIN = "x-model-version"
-"""Header, metadata key or request parameter that names the version that shall answer."""
+"""Header, metadata key or request parameter that names the version that must answer."""
 SERVICE = "/inference.GRPCInferenceService/"
 
 _NAME_BYTES = 5 + 2 + 1 + MODEL_NAME_MAX
-"""So many bytes of a body hold the whole name: gRPC's prefix, the field's tag and its length of one or two bytes."""
+"""Bytes of a body that contain the whole name: gRPC's prefix, the field's tag, and its length of one or two bytes."""
 _INFLIGHT_ENTRIES = 20_000
 _AROUND = 24
-"""Bytes of a key beside the model's name: backend, version and what stands between them."""
+"""Bytes of a key besides the model's name: backend, version and separators."""
 _RATE_SECONDS = 10
-"""Over which the requests of a model with a rollout under way are counted, to see whether all can be measured."""
+"""Time over which the requests of a model with a rollout are counted, to decide whether all can be measured."""
 _TRIED_ENTRIES = 2000
 _SOURCES = 100_000
-"""Addresses whose connections are counted; the one that was idle longest is forgotten when there are more."""
+"""Addresses whose connections are counted; if there are more, the one idle for the longest time is removed."""
 _HTTP_HEAD_BYTES = 16_384
-"""So many bytes of a body are looked through for the parameter that names a version, while a rollout is under way."""
+"""Bytes of a body that are searched for the parameter that names a version, during a rollout."""
 _GRPC_HEAD_BYTES = 4096
-"""The same in gRPC, where parameters stand before the tensors."""
+"""The same for gRPC, where parameters precede the tensors."""
 
 _REFUSED_PATHS = "/v2/repository /v2/systemsharedmemory /v2/cudasharedmemory /v2/trace /v2/logging"
 _V2_PATHS = (
@@ -71,15 +71,15 @@ _REFUSAL = (
 )
 _UNATTENDED = "the control plane behind this gateway does not answer, so its routes may be out of date; try again"
 _MISSES = 4
-"""Checks of the control plane in the time that requests go on without it."""
+"""Number of checks of the control plane in the time that requests are served without it."""
 ATTENDED_PATH = "/attended"
-"""What HAProxy asks: whether its routes are those that the control plane knows. No client reaches it."""
+"""Path of HAProxy's check whether its routes are those of the control plane. No client can reach it."""
 _OF_ANY_SERVER = ("ServerLive", "ServerReady")
 _OF_ALL = "ServerMetadata"
 _NAMED_IN_ANSWERS = ("ModelInfer", "ModelMetadata")
-"""Calls whose answers begin with the name of the model that Triton asked."""
+"""Calls whose answers begin with the name of the model that Triton executed."""
 _DIRECT = (*_NAMED_IN_ANSWERS, "ModelReady")
-"""Calls that HAProxy may send to Triton itself; the answer of the last one is a yes or a no."""
+"""Calls that HAProxy may send to Triton itself; the answer of the last one is only a yes or a no."""
 _ACTIVATED = ("ModelConfig", "ModelStatistics", "ModelStreamInfer")
 _MISNAMED = (
     "another model answered than the one that the request names first: a request must name its model once, before "
@@ -103,10 +103,10 @@ class Backend:
 
     @classmethod
     def of(cls, number: int, name: str, http_url: str, grpc_url: str) -> "Backend":
-        """Make one of a server's addresses.
+        """Return the backend for a server's addresses.
 
         Raises:
-            InvalidInputError: It has no HTTP address, or one that is not of the form ``http://host:port``.
+            InvalidInputError: The HTTP address is missing or not of the form ``http://host:port``.
         """
         parts = urlsplit(http_url)
         if parts.scheme != "http" or not parts.hostname or not parts.port:
@@ -120,7 +120,7 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """File descriptors of the sockets that HAProxy listens on; it inherits them open, so that none waits for a port."""
+    """File descriptors of HAProxy's listening sockets; it inherits them open, so that it never waits for a port."""
 
     http: int
     grpc: int
@@ -128,12 +128,12 @@ class Sockets:
 
 
 def slots_for(servers: int, wanted: int) -> int:
-    """Return how many slots are of use beside those of single servers: not more than there are sets of several."""
+    """Return how many slots for sets of several servers are useful: at most as many as there are such sets."""
     return min(wanted, (1 << min(servers, 20)) - 1 - min(servers, 20))
 
 
 def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backend], table: Table) -> str:
-    """Return the configuration with which HAProxy comes up knowing this table."""
+    """Return the configuration with which HAProxy starts with this table."""
     answer = int(settings.request_timeout_seconds)
     tls = f" ssl crt {_quoted(settings.tls_certificate)} alpn h2,http/1.1" if settings.tls_certificate else ""
     tls_grpc = f" ssl crt {_quoted(settings.tls_certificate)} alpn h2" if settings.tls_certificate else " proto h2"
@@ -170,7 +170,7 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     {errors}"""
             for protocol, errors in (("http", _http_errors()), ("grpc", _grpc_errors()))
         ),
-        "defaults",  # HAProxy warns of a named section that is the last before the proxies
+        "defaults",  # HAProxy warns if a named defaults section is the last one before the proxies
         "resolvers system\n    parse-resolv-conf",
         f"""backend inflight from http
     stick-table type string len {MODEL_NAME_MAX + _AROUND} size {_INFLIGHT_ENTRIES} expire 24h \\
@@ -282,23 +282,25 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
                     if number >= table.fixed or one.key in servers
                 )
             )
-    # HAProxy has no continuation of lines.
+    # HAProxy's syntax has no line continuation.
     return re.sub(r" \\\n +", " ", "\n\n".join(sections)) + "\n"
 
 
 def _limit_sources(settings: GatewaySettings) -> str:
-    """Close what one address opens beyond its share, so that it cannot take all connections there are."""
+    """Return rules that reject connections beyond one address's share, so that it cannot use all connections."""
     most = min(settings.max_connections_per_source, max(1, settings.max_connections // 2))
     return f"""    tcp-request connection track-sc2 src table sources
     tcp-request connection reject if {{ sc2_conn_cur gt {most} }}"""
 
 
 def _choose(kind: str, *, bound: bool) -> str:
-    """Send what has a slot with a server in it there, counted under slot and model; but not what is to be measured.
+    """Return rules that send a request to its slot, unless no server of it is up or the request is to be measured.
+
+    Such requests are counted under slot and model.
 
     Args:
         kind: First letter of the backends' names.
-        bound: Whether keys that are bound to models may go there too.
+        bound: Whether requests with keys that are bound to models may go there too.
     """
     grants = f"http-request set-var(txn.granted) var(txn.who),concat(/,txn.model),map({GRANTS}) if known !granted"
     return f"""    http-request set-var(txn.back) str({kind}-),concat(,txn.slot) if {{ var(txn.slot) -m found }}
@@ -326,9 +328,9 @@ def _choose(kind: str, *, bound: bool) -> str:
 
 
 def _tried_http(most: int) -> str:
-    """Find out whether a rollout is under way, and whether the request names a version, or may do so unseen.
+    """Return rules that detect a rollout, and a request that names a version or may name one out of view.
 
-    Such a request is the activator's. A client's JSON comes first, and its parameters may be the last of it.
+    Such a request goes to the activator. The JSON is at the start of a body, and the parameters may be at its end.
     """
     return f"""    http-request set-var(txn.parts) var(txn.model),map_str_int({SPLITS}) \
         if {{ path_end /infer }} {{ var(txn.model) -m found }}
@@ -348,7 +350,7 @@ def _tried_http(most: int) -> str:
 
 
 def _tried_grpc(most: int) -> str:
-    """Find out whether a rollout is under way, and whether the request names a version: the same for gRPC."""
+    """Return rules that detect a rollout, and a gRPC request that names a version."""
     return f"""    http-request set-var(txn.parts) var(txn.model),map_str_int({SPLITS}) \
         if {{ var(txn.call) -m str ModelInfer }} {{ var(txn.model) -m found }}
     acl tried var(txn.parts) -m found
@@ -388,7 +390,7 @@ def _grpc_errors() -> str:
 
 
 def _resolved(address: str) -> str:
-    """A name is looked up again when it changes; an address is not."""
+    """Return the option that resolves a host name again when it changes; an IP address needs none."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         ipaddress.ip_address(host)

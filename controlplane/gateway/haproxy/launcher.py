@@ -1,15 +1,15 @@
 r"""Runs HAProxy, and lets it outlive a control plane that was killed, until the next one takes over.
 
-A program of its own, run in the gateway's folder as ``python -I launcher.py STOP LINGER COUNT FD… COMMAND…``. It holds
-one end of a pipe as its stdin; the kernel closes the other end when the control plane dies, whatever killed it.
+A separate program, run in the gateway's folder as ``python -I launcher.py STOP LINGER COUNT FD… COMMAND…``. Its stdin
+is one end of a pipe; the kernel closes the other end when the control plane dies, whatever the cause.
 
-* The control plane writes ``stop\n``: SIGTERM, and SIGKILL after STOP seconds.
-* End of file without it: HAProxy goes on for LINGER seconds at most. Who connects to ``handover.sock`` in that time
-  gets the listening sockets (COUNT descriptors, in order); once it writes ``retire\n``, HAProxy accepts nothing more,
-  finishes the requests in flight within STOP seconds, and ends.
+* The control plane writes ``stop\n``: the launcher sends SIGTERM, and SIGKILL after STOP seconds.
+* End of file without ``stop\n``: HAProxy continues for at most LINGER seconds. A process that connects to
+  ``handover.sock`` in that time gets the listening sockets (COUNT descriptors, in order); once it writes ``retire\n``,
+  HAProxy accepts no more connections, finishes the requests in flight within STOP seconds, and ends.
 
-The listening sockets never close in between, so clients see no refused connection. Exit status: that of HAProxy,
-128 + n where signal n ended it.
+The listening sockets stay open throughout, so clients see no refused connection. The exit status is that of HAProxy,
+or 128 + n if signal n ended it.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.05
 
 
 def main(arguments: list[str]) -> int:
-    """Run HAProxy until it ends, or has to."""
+    """Run HAProxy until it ends or must be ended; return the exit status."""
     stop_seconds, linger_seconds, count = float(arguments[0]), float(arguments[1]), int(arguments[2])
     listeners, command = [int(fd) for fd in arguments[3 : 3 + count]], arguments[3 + count :]
     libc = ctypes.CDLL(None, use_errno=True)
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
-    # HAProxy inherits the listening sockets; Python's own files are never inherited.
+    # HAProxy inherits the listening sockets; files that Python opened are never inherited.
     with (
         _handover() as handover,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=prepare, close_fds=False) as haproxy,
@@ -78,7 +78,7 @@ def _linger(
         with contextlib.suppress(OSError), handover.accept()[0] as successor:
             successor.settimeout(max(0.1, end - time.monotonic()))
             socket.send_fds(successor, [b"\n"], listeners)
-            # A successor that dies before it says so leaves HAProxy to the next one.
+            # If a successor dies before it writes, HAProxy is left to the next one.
             if successor.recv(64):
                 haproxy.send_signal(signal.SIGUSR1)
                 break
@@ -95,7 +95,7 @@ def _wait_or_kill(haproxy: "subprocess.Popen[bytes]", seconds: float) -> None:
 
 
 def _handover() -> socket.socket:
-    """Listen for the successor. Its folder is the owner's alone, and so is the socket."""
+    """Listen for the successor; only the owner can access the folder and the socket."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(HANDOVER)  # noqa: PTH108 - one system call, in the folder we were started in
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

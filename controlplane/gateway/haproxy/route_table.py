@@ -1,8 +1,8 @@
-"""Which models HAProxy sends where: the table, how it changes, and the commands that make the change. Pure.
+"""The table by which HAProxy routes models, how it changes, and the commands that apply the change. Pure.
 
-HAProxy chooses a backend by a map: the model's name gives the number of a *slot*. The first slots are fixed, one for
+HAProxy selects a backend with a map from the model's name to the number of a *slot*. The first slots are fixed, one for
 each server, so that a model with one replica always has a slot, however many servers there are. Each of the other slots
-is a backend that knows all servers, of which those of one set are in service. Deployments with several replicas mostly
+is a backend that lists all servers, of which those of one set are in service. Deployments with several replicas mostly
 run on a few different sets of servers, so a few such slots suffice for any number of models, and no change needs a
 reload.
 """
@@ -16,21 +16,21 @@ from controlplane.reconciler.routes import Route
 
 MODELS, VERSIONS, SPLITS, KEYS, GRANTS = MAPS = ("models.map", "versions.map", "splits.map", "keys.map", "grants.map")
 ALL = "*"
-"""In the map of keys: a key for all models."""
+"""Value in the map of keys that marks a key for all models."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What HAProxy is told.
+    """The content of HAProxy's maps and slots.
 
     Attributes:
         slots: The servers in service, by slot.
         fixed: How many of the first slots never change.
-        models: The slot of every model that is asked directly.
-        versions: The version that answers, for the metrics, of every model that is asked directly.
-        splits: Of every model with a rollout under way, how many of a million requests are drawn to be measured.
-        keys: `ALL` by digest of a key for all models; the digest itself for one that is for some.
-        grants: What the latter may ask directly: ``digest/model``.
+        models: The slot of every model with a direct route.
+        versions: The active version, for the metrics, of every model with a direct route.
+        splits: The requests per million that are drawn to be measured, for every model with a rollout in progress.
+        keys: `ALL` by digest of a key for all models; the digest itself for a key that is bound to models.
+        grants: The models that bound keys may use directly: ``digest/model``.
     """
 
     slots: tuple[frozenset[str], ...]
@@ -42,7 +42,7 @@ class Table:
     fixed: int = 0
 
     def entries(self, name: str) -> Mapping[str, str | int]:
-        """The entries of one of the maps."""
+        """Return the entries of one of the maps."""
         maps: dict[str, Mapping[str, str | int]] = {
             MODELS: self.models,
             VERSIONS: self.versions,
@@ -53,12 +53,12 @@ class Table:
         return maps[name]
 
     def map_text(self, name: str) -> str:
-        """The content of one of the map files."""
+        """Return the content of one of the map files."""
         return "".join(f"{key} {value}\n" for key, value in sorted(self.entries(name).items()))
 
 
 def empty(slots: int, servers: Sequence[str] = ()) -> Table:
-    """Return a table with a slot for each server and so many further ones; it sends nothing anywhere."""
+    """Return a table without routes, with a slot for each server and ``slots`` more."""
     return Table((*(frozenset({one}) for one in servers), *(frozenset[str](),) * slots), fixed=len(servers))
 
 
@@ -67,19 +67,19 @@ def arrange(
 ) -> Table:
     """Return the table for these routes, changing as few slots as possible.
 
-    A model whose set of servers finds no slot is left out: the activator serves it.
+    A model for whose set of servers there is no slot is left out: the activator serves it.
 
     Args:
-        before: The table there is.
-        routes: Where models can be asked.
+        before: The current table.
+        routes: The open routes.
         direct: Patterns of model names by digest of the keys whose requests may go directly.
-        splits: How many of a million requests are measured, by model with a rollout under way.
+        splits: How many requests per million are measured, by model with a rollout in progress.
     """
     wanted = dict.fromkeys(frozenset(route.servers) for route in routes.values())
     slots = list(before.slots)
     place = {servers: number for number, servers in enumerate(slots) if servers in wanted}
     free = [number for number, servers in enumerate(slots) if number >= before.fixed and servers not in wanted]
-    free.sort(key=lambda number: bool(slots[number]))  # one that was never used before one that was
+    free.sort(key=lambda number: bool(slots[number]))  # never used slots first
     for servers in wanted:
         if servers not in place and free:
             place[servers] = free.pop(0)
@@ -103,10 +103,10 @@ def arrange(
 
 
 def commands(before: Table, after: Table, servers: Iterable[str]) -> list[str]:
-    """Return the commands of HAProxy's runtime API that lead from one table to the other, in a safe order.
+    """Return the commands of HAProxy's runtime API that change one table into the other, in a safe order.
 
-    First everything leaves that does not stay as it is, then slots change, then what is new comes in. In between a
-    model is at worst missing, and the activator takes its requests; none is sent to a server that does not have it.
+    First all changed entries are removed, then slots change, then the new entries are added. In between a model is at
+    worst missing, and the activator gets its requests; no request is sent to a server that does not have the model.
     """
     known = list(servers)
     out, states, into = [], [], []
@@ -114,7 +114,7 @@ def commands(before: Table, after: Table, servers: Iterable[str]) -> list[str]:
     for name in MAPS:
         old, new = before.entries(name), after.entries(name)
         moved: Collection[str | int] = changed if name == MODELS else ()
-        if name in (VERSIONS, SPLITS):  # in one go: no request may go by as if there were no rollout
+        if name in (VERSIONS, SPLITS):  # changed in one step: no request may be routed as if there were no rollout
             states += [f"set map {name} {key} {new[key]}" for key in old.keys() & new.keys() if old[key] != new[key]]
             old = {key: new.get(key, value) for key, value in old.items()}
         for key, value in old.items():

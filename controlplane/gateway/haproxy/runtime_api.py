@@ -11,11 +11,11 @@ from controlplane.errors import GatewayError
 
 _TIMEOUT_SECONDS = 5.0
 _BATCH = 100
-"""Commands in one line; HAProxy reads a line into one buffer."""
+"""Maximum number of commands in one line; HAProxy reads a line into one buffer."""
 
 
 class RouteCounter(NamedTuple):
-    """Under what HAProxy counts a request: the backend, the model and the version that answers."""
+    """The key under which HAProxy counts a request: the backend, the model and the active version."""
 
     backend: str
     model: str
@@ -23,12 +23,12 @@ class RouteCounter(NamedTuple):
 
     @property
     def protocol(self) -> str:
-        """By which protocol it came."""
+        """The protocol of the request."""
         return "http" if self.backend.startswith("h-") else "grpc"
 
 
 class RuntimeApi:
-    """Talks to one HAProxy. Every call is a connection of its own; a local one costs less than a millisecond.
+    """A client of one HAProxy. Every call opens a connection; a local one costs less than a millisecond.
 
     Args:
         socket: Path of its administration socket.
@@ -38,10 +38,10 @@ class RuntimeApi:
         self._socket = socket
 
     async def apply(self, commands: Sequence[str]) -> None:
-        """Run commands that answer nothing.
+        """Run commands that have no output.
 
         Raises:
-            GatewayError: HAProxy is not there, or refused one of them.
+            GatewayError: HAProxy does not answer, or refused one of the commands.
         """
         for start in range(0, len(commands), _BATCH):
             batch = commands[start : start + _BATCH]
@@ -50,7 +50,7 @@ class RuntimeApi:
                 raise GatewayError(f"HAProxy refused a command of {batch[0]!r}…: {answer.splitlines()[0]}")
 
     async def in_flight(self, slot: int, model: str) -> int:
-        """Return how many requests for a model are on their way through a slot, by either protocol, to any version."""
+        """Return how many requests for a model are in flight through a slot, over either protocol, to any version."""
         under_way = await self._table("show table inflight data.conn_cur gt 0")
         places = (f"h-{slot}", f"g-{slot}")
         return sum(

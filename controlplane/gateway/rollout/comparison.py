@@ -1,8 +1,8 @@
 """Measures an old and a new version that answer side by side. Mutable; belongs to one event loop. No I/O, no clock.
 
-A latency counts as slow when it exceeds a threshold that is made from the old version's earlier answers. The new
-version's latencies are divided by ``1 + tolerance`` before. So if it is at most that much slower, its answers are slow
-no more often than the old one's, whatever the threshold was; that is all the test needs (`domain.sequential`).
+A latency counts as slow if it exceeds a threshold that is computed from the old version's earlier answers. The new
+version's latencies are first divided by ``1 + tolerance``. So if it is at most that much slower, its answers are slow
+no more often than the old one's, whatever the threshold is; the test needs nothing more (`domain.rollout.statistics`).
 """
 
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ from controlplane.domain.evidence import ArmCounts, Evidence, LabelCounts, Signa
 from controlplane.domain.latencies import Latencies, bucket_of, quantile_bucket
 
 SETTLING_REQUESTS = 10
-"""So many of the new version's first answers are counted, but not their latency: caches and arenas are cold."""
+"""Number of first answers of the new version whose latency is not used, because caches and arenas are cold."""
 _THRESHOLD_REQUESTS = 50
-"""A threshold is made from at least so many answers of the old version, and made anew after as many more."""
+"""A threshold is computed from at least this many answers of the old version, and again after as many more."""
 _FAIR_WEIGHT = 0.5
-"""Up to this share the new version carries no more than the old one; beyond, it is slower for that reason alone."""
+"""Up to this share the new version has no more load than the old one; above it, the load alone makes it slower."""
 _SHADOW_WEIGHT = 0.5
-"""In the shadow each version gets every request, so that an event comes from either with the same chance."""
+"""In a shadow rollout each version gets every request, so an event comes from either with the same probability."""
 
 
 class Arm(StrEnum):
@@ -33,8 +33,8 @@ class Answer:
     """How one version answered one request.
 
     Attributes:
-        failed: Whether it failed, by its own fault: an answer that is the client's fault is none.
-        seconds: What it took.
+        failed: Whether the answer is an error that the version caused; errors that the client caused do not count.
+        seconds: The latency.
     """
 
     failed: bool
@@ -54,10 +54,10 @@ class _Counts:
 
 
 class SplitMeter:
-    """Counts what two versions do.
+    """Counts the answers of two versions.
 
     Args:
-        latency_tolerance: By which share the new version may be slower.
+        latency_tolerance: The share by which the new version may be slower.
     """
 
     def __init__(self, latency_tolerance: float) -> None:
@@ -70,37 +70,37 @@ class SplitMeter:
         self._largest = 0.0
 
     def split(self, arm: Arm, answer: Answer, weight: float) -> None:
-        """A request was given to one of the two by chance, the new one with the probability ``weight``."""
+        """Count a request that was sent to one version at random, to the new one with the probability ``weight``."""
         self._label(arm, answer, weight, fair=weight <= _FAIR_WEIGHT)
         self._count(arm, answer)
 
     def mirrored(self, old: Answer, new: Answer) -> None:
-        """A request was given to both."""
+        """Count a request that was sent to both versions."""
         for arm, answer in ((Arm.OLD, old), (Arm.NEW, new)):
             self._label(arm, answer, _SHADOW_WEIGHT, fair=True)
         self._count(Arm.OLD, old)
         self._count(Arm.NEW, new)
 
     def chosen(self, arm: Arm, answer: Answer) -> None:
-        """A request named its version: it is counted, and says nothing in the comparison."""
+        """Count a request that named its version; it has no effect on the comparison."""
         self._count(arm, answer)
 
     def compared(self, *, differs: bool, largest: float) -> None:
-        """Both answers to a request were compared; ``largest`` is the largest absolute difference of an element."""
+        """Count a comparison of two answers; ``largest`` is the largest absolute difference of an element."""
         self._compared += 1
         self._differing += differs
         self._largest = max(self._largest, largest)
 
     def refused(self) -> None:
-        """The new version was not there for a request that it should have had; the old one answered."""
+        """Count a request that the old version answered because the new version was unavailable."""
         self._refused += 1
 
     def skipped(self) -> None:
-        """A copy was not sent."""
+        """Count a copy that was not sent."""
         self._skipped += 1
 
     def evidence(self) -> Evidence:
-        """Return what was counted."""
+        """Return the counts."""
         return Evidence(
             old=self._arms[Arm.OLD].frozen(),
             new=self._arms[Arm.NEW].frozen(),

@@ -1,4 +1,4 @@
-"""Requests over gRPC while a rollout is under way: either version asked, its answer as it came, and both compared."""
+"""Handles gRPC requests during a rollout: sends them to either version, passes on its answer, compares both."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class GrpcRequest:
 
     Attributes:
         message: The ``ModelInferRequest``, under the model's own name.
-        version: The version in it; empty where it names none.
-        metadata: What goes along.
+        version: The version in it; empty if it names none.
+        metadata: The metadata to send with it.
         timeout: The client's deadline in seconds.
-        drawn: From a sample of how many of a million requests it is; None: it came for another reason.
+        drawn: The size of the sample that HAProxy drew it from, in requests per million; None if it was not drawn.
     """
 
     message: bytes
@@ -44,7 +44,7 @@ class GrpcReply:
 
     Attributes:
         message: The ``ModelInferResponse``; empty after an error.
-        error: What came instead.
+        error: The error; None if there is an answer.
     """
 
     message: bytes = b""
@@ -57,7 +57,7 @@ class GrpcReply:
 
     @property
     def absent(self) -> bool:
-        """Whether Triton does not know the model, or is not there."""
+        """Whether Triton does not know the model, or cannot be reached."""
         return self.error is not None and (
             UNKNOWN_MODEL.decode() in (self.error.details() or "")
             or (self.error.code() is grpc.StatusCode.UNAVAILABLE and "connect" in (self.error.details() or ""))
@@ -71,17 +71,17 @@ async def ask_grpc(
     channels: Mapping[str, Any],
     copied: Callable[[GrpcReply], None],
 ) -> SplitResult[GrpcReply]:
-    """Have one of the two versions answer.
+    """Send a request to one of the two versions and return its answer.
 
     Args:
         split: The model's split.
         request: The client's request.
         room: Finds a server for the old version.
         channels: The gRPC services of the servers, by name.
-        copied: Told the new version's answer to a copy of the request.
+        copied: Called with the new version's answer to a copy of the request.
 
     Raises:
-        ControlPlaneError: The old version cannot be asked.
+        ControlPlaneError: The request cannot be sent to the old version.
     """
     pinned = _pin(request) or request.version
     named = split.named(pinned)
@@ -118,7 +118,7 @@ async def _send(channel: Any, message: bytes, request: GrpcRequest) -> GrpcReply
 
 
 def _renamed(error: grpc.aio.AioRpcError, name: str, own: str) -> grpc.aio.AioRpcError:
-    """Return an error in whose words the model has its own name."""
+    """Return the error with the model's own name in its message."""
     words = (error.details() or "").replace(name, own)
     return grpc.aio.AioRpcError(error.code(), error.initial_metadata(), error.trailing_metadata(), words)
 

@@ -1,4 +1,4 @@
-"""Requests over HTTP while a rollout is under way: either version asked, its answer as it came, and both compared."""
+"""Handles HTTP requests during a rollout: sends them to either version, passes on its answer, compares both."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +23,16 @@ UNKNOWN_MODEL = b"Request for unknown model"
 _HEAD = HEAD_LENGTH.encode()
 _LENGTH = b"content-length"
 _NOT_SENT = (b"host", _LENGTH, b"accept-encoding")
-"""Both versions answer uncompressed, so that the answer can be compared, and be told under the model's own name."""
+"""Request headers that are not passed on.
+
+Both versions answer uncompressed, so that the answers can be compared and rewritten to the model's own name.
+"""
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
 class ReplySpace(Protocol):
-    """Finds a server for the version that answers, and waits where there is none."""
+    """Finds a server for the active version, and waits if there is none."""
 
     def at(self, model: str, size: int) -> AbstractAsyncContextManager[str]: ...  # noqa: D102
 
@@ -39,11 +42,11 @@ class HttpRequest:
     """An inference request of a client.
 
     Attributes:
-        version: The version in its path; empty where it names none.
+        version: The version in its path; empty if it names none.
         query: Its query, without the question mark.
         headers: Its headers, without those of the connection.
         body: Its body.
-        drawn: From a sample of how many of a million requests it is; None: it came for another reason.
+        drawn: The size of the sample that HAProxy drew it from, in requests per million; None if it was not drawn.
     """
 
     version: str
@@ -58,9 +61,9 @@ class HttpReply:
     """Triton's answer.
 
     Attributes:
-        status: HTTP status; 0 where there was no connection.
-        headers: Lower-case names.
-        body: As it came.
+        status: HTTP status; 0 if there was no connection.
+        headers: The headers, with lower-case names.
+        body: The unchanged body.
     """
 
     status: int
@@ -74,7 +77,7 @@ class HttpReply:
 
     @property
     def absent(self) -> bool:
-        """Whether Triton does not know the model, or is not there."""
+        """Whether Triton does not know the model, or cannot be reached."""
         return not self.status or (self.failed and UNKNOWN_MODEL in self.body[:500])
 
     def header(self, name: bytes) -> bytes | None:
@@ -89,17 +92,17 @@ async def ask_http(
     clients: Mapping[str, httpx.AsyncClient],
     copied: Callable[[HttpReply], None],
 ) -> SplitResult[HttpReply]:
-    """Have one of the two versions answer.
+    """Send a request to one of the two versions and return its answer.
 
     Args:
         split: The model's split.
         request: The client's request.
         room: Finds a server for the old version.
         clients: The HTTP services of the servers, by name.
-        copied: Told the new version's answer to a copy of the request.
+        copied: Called with the new version's answer to a copy of the request.
 
     Raises:
-        ControlPlaneError: The old version cannot be asked.
+        ControlPlaneError: The request cannot be sent to the old version.
         httpx.ConnectError: There is no connection to the old version's server.
     """
     pinned = _pin(request) or request.version
@@ -113,7 +116,7 @@ async def ask_http(
             except httpx.ConnectError:
                 return HttpReply(0)
             return _renamed(reply, name, split.model)
-        # A version that is neither of the two is Triton's to refuse.
+        # Triton rejects a version that is neither of the two.
         version = request.version if named is Arm.NEW else pinned
         async with room.at(split.model, len(request.body)) as server:
             return await _send(clients[server], split.model, "" if named is Arm.NEW else version, request)
@@ -132,7 +135,7 @@ async def _send(client: httpx.AsyncClient, name: str, version: str, request: Htt
     built = client.build_request("POST", f"{path}?{request.query}" if request.query else path, content=request.body)
     length = str(len(request.body)).encode()
     kept = [(key, value) for key, value in request.headers if key.lower() not in _NOT_SENT]
-    # httpx adds what a client of its own would say; the request goes on as it came.
+    # httpx adds headers of its own; set the headers so that the request is passed on unchanged.
     built.headers = httpx.Headers([(b"host", built.url.netloc), *kept, (_LENGTH, length)])
     try:
         response = await client.send(built, stream=True)
@@ -161,7 +164,7 @@ def _pin(request: HttpRequest) -> str:
             return value.decode("latin-1").strip()
     length = next((value for key, value in request.headers if key.lower() == _HEAD), None)
     head = request.body[: int(length)] if length is not None and length.isdigit() else request.body
-    if f'"{PIN}"'.encode() not in head:  # parsing megabytes of JSON for nothing would cost everybody
+    if f'"{PIN}"'.encode() not in head:  # avoids parsing megabytes of JSON in vain, which would delay all requests
         return ""
     try:
         return str(json.loads(head)["parameters"][PIN])
@@ -170,8 +173,8 @@ def _pin(request: HttpRequest) -> str:
 
 
 def _renamed(reply: HttpReply, name: str, own: str) -> HttpReply:
-    """Return an answer under the model's own name."""
-    if reply.failed:  # in words
+    """Return the answer with the model's own name."""
+    if reply.failed:  # the name is part of a message
         body = reply.body.replace(name.encode(), own.encode())
     else:
         body = reply.body.replace(json.dumps(name).encode(), json.dumps(own).encode(), 1)

@@ -1,9 +1,10 @@
-"""Which of two versions answers a request while a rollout is under way, and what is learnt from it.
+"""Decides which of two versions answers a request during a rollout, and measures the answers.
 
-HAProxy draws a sample of the requests (`domain.sampling`), and what is not in it goes past us to the old version. One
-`TrafficSplit` for each model with a rollout. It knows no protocol: a face (HTTP, gRPC) gives it a way to ask either
-version, and it decides who is asked, whose answer the client gets, and what is measured. The choice is made by chance
-for every request anew, with nothing else to it: the test relies on that (`domain.sequential`).
+HAProxy draws a sample of the requests (`domain.rollout.sampling`); requests outside the sample bypass this module and
+go to the old version. There is one `TrafficSplit` for each model with a rollout. It is independent of the protocol: the
+HTTP or gRPC proxy passes a function that sends a request to either version, and the split decides which version gets
+the request, whose answer the client gets, and what is measured. The choice is random and independent for every request;
+the statistical test relies on that (`domain.rollout.statistics`).
 """
 
 import asyncio
@@ -24,20 +25,20 @@ from controlplane.gateway.rollout.comparison import Answer, Arm, SplitMeter
 logger = logging.getLogger(__name__)
 
 MIRRORED_AT_ONCE = 32
-"""Copies under way for one model; further ones are skipped, so that a slow new version does not pile them up."""
+"""Maximum number of copies in flight for one model; more are skipped, so that they do not pile up if it is slow."""
 
 
 class Reply(Protocol):
-    """One version's answer, in a protocol's own form."""
+    """One version's answer, in the form of its protocol."""
 
     @property
     def failed(self) -> bool:
-        """Whether it is an error. Also one that is the client's fault: those meet both versions alike."""
+        """Whether it is an error, including errors that the client caused: those affect both versions equally."""
         ...
 
     @property
     def absent(self) -> bool:
-        """Whether Triton did not know the model, so that nothing was done and another may be asked."""
+        """Whether Triton did not know the model, so that nothing was executed and the other version can be used."""
         ...
 
 
@@ -48,12 +49,12 @@ Compare = Callable[[R, R], tuple[OutputComparison, ...]]
 
 @dataclass(frozen=True, slots=True)
 class SplitResult(Generic[R]):
-    """What came of a request.
+    """The result of a request.
 
     Attributes:
-        reply: What the client gets.
-        arm: Who gave it.
-        way: How it went, for the metrics: canary, shadow, pinned; activated where a rollout had no part in it.
+        reply: The reply to the client.
+        arm: The version that gave it.
+        way: The metrics label: canary, shadow or by-version; activator if the rollout did not affect the request.
     """
 
     reply: R
@@ -66,8 +67,8 @@ class TrafficSplit:
 
     Args:
         model: The model.
-        rollout: What is tried, and beside which version.
-        chance: Gives a number from 0 to 1 for every request.
+        rollout: The rollout, with its old and new version.
+        chance: Returns a random number from 0 to 1 for every request.
     """
 
     def __init__(self, model: str, rollout: Rollout, *, chance: Callable[[], float] = random.random) -> None:
@@ -80,38 +81,39 @@ class TrafficSplit:
 
     @property
     def weight(self) -> float:
-        """The share of all requests that the new version gets now."""
+        """The share of all requests that the new version currently gets."""
         return rules.weight(self.rollout) if self.servers else 0.0
 
     @property
     def parts(self) -> int | None:
-        """How many of a million requests are to be measured; None where not even who names the new version gets it."""
+        """Measured requests per million; None if the new version gets no requests, not even those that name it."""
         return sample(self.rollout) if self.servers and self.rollout.step_since is not None else None
 
     def named(self, version: str) -> Arm | None:
-        """Return whom a version in a request means; None where it means neither."""
+        """Return which of the two a version in a request is; None if it is neither."""
         return {str(self.rollout.old_version): Arm.OLD, str(self.rollout.version): Arm.NEW}.get(version)
 
     def version(self, arm: Arm) -> str:
-        """Return the version that one of the two is."""
+        """Return the version number of one of the two."""
         return str(self.rollout.version if arm is Arm.NEW else self.rollout.old_version)
 
     def server(self) -> str:
-        """Return a server to ask the new version on."""
+        """Return a random server that has the new version."""
         return self.servers[int(self._chance() * len(self.servers)) % len(self.servers)]
 
     async def answer(
         self, named: Arm | None, drawn: int | None, ask: Ask[R], compare: Compare[R], copied: Callable[[R], None]
     ) -> SplitResult[R]:
-        """Have a request answered.
+        """Send a request to one of the versions and return the result.
 
         Args:
-            named: Whom the request names; None where it does not care.
-            drawn: From a sample of how many of a million requests it is. None of what came to us for another reason (a
-                key with a limit, a compressed message): of those, too, the new version gets its share.
-            ask: Asks one of the two. What it raises is not the version's fault, and is not measured.
+            named: The version that the request names; None if it names none.
+            drawn: The size of the sample that HAProxy drew it from, in requests per million. None if the request came
+                to the activator for another reason (a key with a limit, a compressed message): the new version gets
+                its share of those, too.
+            ask: Sends the request to one version. Errors that it raises are not caused by the version and not measured.
             compare: Compares the old version's answer with the new one's.
-            copied: Told the new version's answer to a copy.
+            copied: Called with the new version's answer to a copy.
         """
         if named is not None:
             return await self._chosen(named, ask)
@@ -128,7 +130,7 @@ class TrafficSplit:
         try:
             reply, answer = await _timed(ask, arm)
         except asyncio.CancelledError:
-            # The client did not wait any longer. Left out, a version that hangs would never be found out.
+            # The client stopped waiting. If this were not counted, a version that hangs would never be detected.
             self.meter.split(arm, Answer(failed=True, seconds=time.perf_counter() - began), chance)
             raise
         if arm is Arm.NEW and reply.absent:
@@ -137,7 +139,7 @@ class TrafficSplit:
         return SplitResult(reply, arm, "canary")
 
     async def close(self) -> None:
-        """Give up the copies that are under way."""
+        """Cancel the copies in flight."""
         copies = list(self._copies)
         for copy in copies:
             copy.cancel()
@@ -152,7 +154,7 @@ class TrafficSplit:
         return SplitResult(reply, arm, "by-version")
 
     async def _instead(self, ask: Ask[R], way: str) -> SplitResult[R]:
-        """The new version was not there: the old one answers, and that says nothing about either."""
+        """Send the request to the old version because the new one is unavailable; neither version is measured."""
         self.meter.refused()
         return SplitResult(await ask(Arm.OLD), Arm.OLD, way)
 
@@ -183,7 +185,7 @@ class TrafficSplit:
                     differs=differs, largest=max((one.max_absolute_error for one in compared), default=0.0)
                 )
         except Exception:
-            # The edge of a task that nobody waits for: the client has its answer.
+            # Outermost handler of a background task: the client already has its answer.
             logger.exception("a copy of a request for %s came to nothing", self.model)
 
 
@@ -196,29 +198,29 @@ class TrafficSplits:
 
     @property
     def changed(self) -> asyncio.Event:
-        """Is set when other shares are to be drawn. A new event each time: take it before looking."""
+        """Event that is set when the shares to draw change. Each change makes a new event: get it before you check."""
         return self._changed
 
     def get(self, model: str) -> TrafficSplit | None:
-        """Return the split of a model; None where all its requests go to the version that answers."""
+        """Return the split of a model; None if all its requests go to the active version."""
         return self._splits.get(model)
 
     def all(self) -> list[TrafficSplit]:
-        """Return all of them."""
+        """Return all splits."""
         return list(self._splits.values())
 
     @property
     def models(self) -> frozenset[str]:
-        """The models with a rollout under way."""
+        """The models with a rollout in progress."""
         return frozenset(self._splits)
 
     def parts(self) -> dict[str, int]:
-        """Return how many of a million requests HAProxy has to draw, by model of which a new version can be asked."""
+        """Return how many requests per million HAProxy must draw, by model with a new version that gets requests."""
         found = {model: split.parts for model, split in self._splits.items()}
         return {model: parts for model, parts in found.items() if parts is not None}
 
     async def keep(self, model: str, rollout: Rollout, servers: tuple[str, ...]) -> TrafficSplit:
-        """Take in how a rollout stands.
+        """Update the state of a model's rollout, and return its split.
 
         Args:
             model: The model.
@@ -237,7 +239,7 @@ class TrafficSplits:
         return split
 
     async def drop(self, model: str) -> None:
-        """A rollout is over: from the next request on the version that answers gets everything."""
+        """End the split of a model: from the next request on, the active version gets all requests."""
         split = self._splits.pop(model, None)
         if split is not None:
             self._move()
@@ -248,12 +250,12 @@ class TrafficSplits:
         self._changed = asyncio.Event()
 
     def evidence(self, model: str, rollout_id: str) -> Evidence:
-        """Return what was measured here for a rollout."""
+        """Return the measurements of this process for a rollout."""
         split = self._splits.get(model)
         return split.meter.evidence() if split is not None and split.rollout.id == rollout_id else Evidence()
 
     async def close(self) -> None:
-        """Drop all."""
+        """End all splits."""
         for model in list(self._splits):
             await self.drop(model)
 
@@ -265,6 +267,6 @@ async def _timed(ask: Ask[R], arm: Arm) -> tuple[R, Answer]:
 
 
 def tolerances(rollout: Rollout, outputs: Iterable[str]) -> Mapping[str, Tolerance]:
-    """Return what counts as no difference, by output, where the strategy says so."""
+    """Return the tolerances that the strategy sets, by output; empty if it sets none."""
     difference = rollout.strategy.difference
     return {} if difference is None else dict.fromkeys(outputs, difference)
