@@ -1,4 +1,4 @@
-# Few targets; CI calls `make test LONG=1` and `make bench-check`.
+# Few targets; CI calls `make test`.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
