@@ -113,6 +113,17 @@ class Blobs:
         except ObjectNotFoundError as error:
             raise _missing(sha256) from error
 
+    def read_part(self, sha256: str, start: int, length: int) -> bytes:
+        """Return bytes of a blob; a part cannot be checked against the digest.
+
+        Raises:
+            NotFoundError: The blob does not exist.
+        """
+        try:
+            return self._store.get(blob_key(sha256), start=start, length=length)
+        except ObjectNotFoundError as error:
+            raise _missing(sha256) from error
+
     def adopt(self, key: str, sha256: str, size_bytes: int) -> None:
         """Turn an object that a client uploaded directly (presigned PUTs) under a separate key into a blob.
 

@@ -15,7 +15,6 @@ from controlplane.domain.model import ModelHead, VersionEntry
 from controlplane.domain.names import LATEST, Reference, candidate_name, validate_alias, validate_model_name
 from controlplane.domain.report import VersionReport
 from controlplane.errors import DigestMismatchError, InvalidReferenceError, NotFoundError
-from controlplane.registry.blobs import blob_key
 from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
 from controlplane.registry.registry import Registry
 from controlplane.registry.signatures import StoredSignature
@@ -85,9 +84,7 @@ class Download:
         position, end = start, start + length
         while position < end:
             count = min(4 * _CHUNK_BYTES, end - position)
-            yield await asyncio.to_thread(
-                self._registry.store.get, blob_key(self.file.sha256), start=position, length=count
-            )
+            yield await asyncio.to_thread(self._registry.blobs.read_part, self.file.sha256, position, count)
             position += count
 
     async def _open(self) -> BinaryIO:

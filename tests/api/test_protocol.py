@@ -270,6 +270,15 @@ def test_files_are_downloaded_whole_and_in_parts(published: Api) -> None:
     assert published.http.get(url, headers=stale).content == data
 
 
+def test_download_of_a_lost_blob_is_an_error_and_not_a_broken_body(bare: Api) -> None:
+    data = onnx_scale(23)
+    bare.publish("lost", data)
+    bare.plane.registry.store.delete(f"blobs/sha256/{sha256(data)[:2]}/{sha256(data)}")
+    for headers in ({}, {"Range": "bytes=0-9"}):
+        answer = bare.http.get("/v1/models/lost/versions/1/files/model.onnx", headers=headers)
+        bare.problem(answer, 404, "not-found")
+
+
 def test_a_validation_publishes_nothing(bare: Api) -> None:
     good = bare.upload({"m.onnx": onnx_scale(13)})
     report = bare.done(bare.http.post("/v1/validations", json={"upload_id": good}))

@@ -184,8 +184,13 @@ async def _send(
     if part is not None:
         headers["Content-Range"] = f"bytes {part.start}-{part.start + part.length - 1}/{size}"
 
+    chunks = download.read(start, length)
+    # Read before the status is sent, so that a store that cannot be read is an error and not a body that breaks off.
+    first = await anext(chunks, b"")
+
     async def body() -> AsyncIterator[bytes]:
-        async with aclosing(download.read(start, length)) as chunks:
+        async with aclosing(chunks):
+            yield first
             async for chunk in chunks:
                 yield chunk
 
