@@ -271,8 +271,9 @@ def test_a_leader_without_a_front_door_tells_the_others_and_removes_what_is_left
         log.announce(NAME, withdrawal())
         await soon("the leader removes what another one left", lambda: not log.gateways().withdrawals)
         await gateway.peers.stop()
+        # The gateway may have acknowledged a drain after its removal; the leader's next pass removes that, too.
+        await soon("the leader removes late acknowledgements", lambda: not list(store.list("gateways/")))
         await leader.stop()
-        assert not list(store.list("gateways/"))
 
     run(part)
 

@@ -192,8 +192,7 @@ async def test_a_stranger_on_the_server_keeps_it_from_a_restart(
         await room.client.load("foreign", {**config, "name": "foreign", "version_policy": policy})
         await leak(room)
         await room.until("it is told", lambda: room.events("MemoryLeak") != [], 60)
-        (told,) = room.events("MemoryLeak")
-        assert "foreign" in told
+        assert all("foreign" in event for event in room.events("MemoryLeak"))  # one for each size on a slow machine
         assert embedded.state is ServerState.READY
         await room.client.unload("foreign")
         await room.until("then it is restarted", lambda: room.events("ServerRestarted") != [], 60)

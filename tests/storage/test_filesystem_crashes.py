@@ -128,16 +128,20 @@ def test_a_create_that_is_killed_is_whole_or_not_there(tmp_path: Path, call: str
 
 
 class Flushed:
-    """The folders that were forced to the disk since one last looked."""
+    """The folders at and below ``folder`` that were forced to the disk since the last look.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    Other folders belong to control planes that other tests run in this process.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self._real = os.fsync
+        self._folder = folder
         self._folders: list[Path] = []
         monkeypatch.setattr(os, "fsync", self._fsync)
 
     def _fsync(self, fd: int) -> None:
         path = Path(f"/proc/self/fd/{fd}").readlink()
-        if path.is_dir():
+        if path.is_dir() and path.is_relative_to(self._folder):
             self._folders.append(path)
         self._real(fd)
 
@@ -148,8 +152,8 @@ class Flushed:
 
 
 @pytest.fixture
-def flushed(monkeypatch: pytest.MonkeyPatch) -> Flushed:
-    return Flushed(monkeypatch)
+def flushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Flushed:
+    return Flushed(monkeypatch, tmp_path)
 
 
 def test_a_folder_is_flushed_with_those_above_it_once(tmp_path: Path, flushed: Flushed) -> None:
