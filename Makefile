@@ -1,4 +1,4 @@
-# Few targets; CI calls `make test`.
+# Few targets; CI calls `make test` and `make bench-check`.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
