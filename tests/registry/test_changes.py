@@ -250,7 +250,7 @@ def test_restarted_instance_reads_no_head_that_it_remembers(tmp_path: Path) -> N
         store.calls.clear()
         again = new_registry(store, tmp_path / "r", heads=tmp_path / "heads")
         again.deployments.read_all()
-    assert [key for operation, key in store.calls if operation == "get"] == ["store-id"]
+    assert [key for operation, key in store.calls if operation == "get"] == ["layout", "store-id"]
     assert len(again.deployments.list()) == 8
 
 

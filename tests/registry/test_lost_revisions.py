@@ -120,8 +120,8 @@ def test_what_a_restart_finds_unchanged_costs_no_more_requests(tmp_path: Path, b
 def test_another_store_in_the_same_place_lost_nothing(tmp_path: Path, store: ObjectStore, bucket: ObjectStore) -> None:
     heads = tmp_path / "heads"
     new_registry(store, tmp_path / "1", heads=heads).create_model("net", actor="one")
-    assert store_id(store) != store_id(bucket)
     other = new_registry(bucket, tmp_path / "1", heads=heads)
+    assert store_id(store) != store_id(bucket)
     assert other.create_model("net", actor="one").name == "net"
 
 
