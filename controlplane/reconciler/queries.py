@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from controlplane.domain.deployment import DeploymentSettings, DeploymentSpec
 from controlplane.domain.health import ServerHealth
@@ -27,6 +28,12 @@ from controlplane.reconciler.rollout_readiness import RolloutReadiness, rollout_
 from controlplane.reconciler.server_state import TrackedServer
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
+
+_TIMES: Any = {
+    "conditions": {"__all__": {"last_transition_time"}},
+    "servers": {"__all__": {"conditions": {"__all__": {"last_transition_time"}}}},
+}
+"""The transition times in a status, as pydantic excludes them."""
 
 
 class ReconcilerQueries:
@@ -104,10 +111,18 @@ class ReconcilerQueries:
         """Return whether the kept status of a deployment differs from its present one."""
         if model in self._touched or model in self._unsteady or model not in self._statuses:
             return False
-        units = (server.units.get(model) for server in self._state.servers.values())
-        if any(unit is not None and unit.task is not None for unit in units):
-            return False  # its conditions are kept when the action ends; until then they have the time of the query
-        return self._statuses[model] != self._status(model)
+        kept, present = self._statuses[model], self._status(model)
+        if present is not None and not self._keeps_times(model, present):
+            return kept.model_dump(exclude=_TIMES) != present.model_dump(exclude=_TIMES)
+        return kept != present
+
+    def _keeps_times(self, model: str, status: DeploymentStatus) -> bool:
+        """Return whether the transition times of all conditions in a status are kept.
+
+        Until a model is placed, and while an action is in flight, they have the time of the query.
+        """
+        units = (self._state.servers[one.server].unit(model) for one in status.servers)
+        return all(unit.task is None and unit.conditions for unit in units)
 
     def _status(self, model: str) -> DeploymentStatus | None:
         desired_deployment = self._state.desired_state.get(model)
