@@ -180,7 +180,7 @@ class Collector:
             )
         for head in heads:
             for entry in head.versions:
-                gone = entry.deleted and (entry.deleted_at is None or entry.deleted_at < horizon)
+                gone = entry.deleted and (entry.deleted_at is None or entry.deleted_at <= horizon)
                 if gone and (head.name, entry.number) not in needed:
                     continue
                 referenced.add(entry.manifest)

@@ -144,5 +144,9 @@ class StoreClock:
         # A measurement that agrees with the previous one changes nothing, so the reported time does not jump.
         if self._known is None or abs((self.peek() - written).total_seconds()) > after - before + resolution + 0.1:
             self._known = (written, self._measured_at)
+        elif self._known[0] + timedelta(seconds=after - self._known[1]) < info.modified_at:
+            # The previous measurement fell behind: the time now is at least that of an object that was just written.
+            # Without this, an age of an object that is older than the measurement could be negative.
+            self._known = (info.modified_at, after)
         skew = (machine + timedelta(seconds=middle) - written).total_seconds()
         return Skew(skew, middle + resolution / 2)

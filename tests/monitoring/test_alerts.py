@@ -146,14 +146,18 @@ async def test_a_record_that_cannot_be_kept_holds_up_no_other(store: FilesystemS
 
 
 async def test_a_store_that_stalls_holds_up_no_look(store: FilesystemStore, receiver: Receiver) -> None:
-    free = threading.Event()
+    free, stalled = threading.Event(), threading.Event()
 
     def stall(operation: str, _key: str) -> None:
-        if operation == "list_folders":
+        if operation == "list":
+            stalled.set()
             free.wait(60)
 
     async with process(HookedStore(store, before=stall), receiver) as one:
         try:
+            while not stalled.is_set():
+                assert not one.look(net=True)
+                await asyncio.sleep(0.001)
             for _ in range(20):
                 assert not one.look(net=True)
                 await asyncio.sleep(0)

@@ -1,6 +1,7 @@
 """One machine's clock is wrong, or jumps: nothing that was acknowledged is destroyed."""
 
 import os
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,6 +61,21 @@ def test_a_measurement_is_kept_and_does_not_jump(store: ObjectStore) -> None:
     now[0] += 60
     assert clock.now() - first == timedelta(seconds=60)
     assert [operation for operation, _ in hooked.calls] == ["create", "list", "delete"]
+
+
+def test_a_check_is_not_earlier_than_an_object_that_exists(store: ObjectStore) -> None:
+    def slow_answer(operation: str, key: str) -> None:
+        if operation == "create":
+            time.sleep(0.15)  # half of it is taken for the request's way to the store: the clock is behind
+
+    hooked = HookedStore(store, after=slow_answer)
+    clock = StoreClock(hooked)
+    clock.now()
+    hooked.after = lambda *_: None
+    hooked.create("written/just-now", b"")
+    info = hooked.head("written/just-now")
+    assert info is not None
+    assert clock.check() >= info.modified_at
 
 
 def test_a_store_that_is_away_leaves_the_last_measurement(store: ObjectStore) -> None:
