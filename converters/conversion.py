@@ -124,7 +124,7 @@ def _settled_rows(
 
 
 def _stated_inputs(job: ConvertJob, given: Sequence[Tensors]) -> tuple[TensorSpec, ...] | None:
-    """Inputs as the caller says them: by signature, by options, or by samples."""
+    """Return the inputs as the caller describes them: by signature, by options, or by samples."""
     if job.signature is not None:
         return job.signature.inputs
     if job.options.inputs is not None:
@@ -168,7 +168,7 @@ def _signature(
     options: ConversionOptions,
     batched: bool | None,
 ) -> Signature:
-    """What the original takes and gives: as its file says, else learnt by running it."""
+    """Return the signature of the original: from its file, else learnt by running it."""
     if original.signature is not None:
         outputs = original.signature.outputs
         return _checked(specs, outputs, bool(batched))
@@ -278,7 +278,7 @@ def _merged(read: TensorSpec, wanted: Sequence[TensorSpec]) -> TensorSpec:
 
 
 def _golden(tried: TrialRun, wanted: Signature, final: Signature) -> tuple[Sample, ...]:
-    """The original's answers under the converted model's names."""
+    """Return the original's outputs under the converted model's names."""
     kept = {spec.name for spec in final.inputs}
     renamed = dict(zip([spec.name for spec in wanted.inputs], [spec.name for spec in final.inputs], strict=False))
     samples = []

@@ -141,7 +141,7 @@ def _signature_problem(runtime: TorchScriptRuntime, signature: Signature) -> str
 
 
 def _leaves(runtime: TorchScriptRuntime) -> list[Any]:
-    """The types that forward returns: those of a tuple, or the one."""
+    """Return the types that forward returns: those of a tuple, or the one type."""
     returns = runtime.returns
     return list(returns.elements()) if returns.kind() == "TupleType" else [returns]
 
