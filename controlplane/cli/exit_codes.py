@@ -42,16 +42,16 @@ class ExitCode(IntEnum):
 
 
 EXIT_HELP = {
-    ExitCode.OK: "done",
-    ExitCode.FAILURE: "something else failed",
-    ExitCode.USAGE: "the command line was wrong",
+    ExitCode.OK: "success",
+    ExitCode.FAILURE: "any other failure",
+    ExitCode.USAGE: "invalid command line",
     ExitCode.NOT_FOUND: "no such model, version, alias, deployment, …",
-    ExitCode.UNREACHABLE: "the control plane, the store or Triton cannot be reached",
-    ExitCode.CONFLICT: "the present state forbids it (in use, exists already, …)",
-    ExitCode.INVALID: "what was given cannot be accepted (a name, a file, settings, …)",
+    ExitCode.UNREACHABLE: "the control plane, the store or Triton is unreachable",
+    ExitCode.CONFLICT: "conflict with the present state (in use, exists already, …)",
+    ExitCode.INVALID: "invalid input (a name, a file, settings, …)",
     ExitCode.FAILED: "the conversion, the deployment, the inference or a check failed",
-    ExitCode.TIMEOUT: "it took longer than was allowed",
-    ExitCode.DENIED: "not allowed: no API key, one that has not this right, or too many requests",
+    ExitCode.TIMEOUT: "timeout",
+    ExitCode.DENIED: "not allowed: no API key, a key without the permission, or too many requests",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
 }
 

@@ -10,6 +10,7 @@ from controlplane.cli.commands import (
     checking,
     conversions,
     demo,
+    deploy,
     deployments,
     devices,
     doctor,
@@ -40,9 +41,10 @@ from controlplane.cli.session import (
     current,
 )
 
-_HELP = """The control plane for NVIDIA Triton: a model registry, verified conversion, deployments healthy by proof.
+_HELP = """Control plane for NVIDIA Triton: model registry, verified conversions, deployments proved by golden samples.
 
-A reference names a version: [bold]name[/bold] (the newest), [bold]name:7[/bold] or [bold]name@alias[/bold].
+A reference names a version: [bold]name[/bold] (the newest), [bold]name:7[/bold] (a number) or \
+[bold]name@alias[/bold] (an alias).
 """
 
 _EPILOG = """[bold]First steps[/bold]
@@ -57,7 +59,7 @@ _EPILOG = """[bold]First steps[/bold]
 
 [bold]Exit codes[/bold]
 
-0 done · 1 failure · 2 wrong usage · 3 not found · 4 unreachable · 5 conflict · 6 invalid input · \
+0 success · 1 other failure · 2 invalid command line · 3 not found · 4 unreachable · 5 conflict · 6 invalid input · \
 7 conversion, deployment, inference or check failed · 8 timeout · 9 not allowed · 130 interrupted
 """
 
@@ -115,6 +117,7 @@ for module in (
     models,
     pull,
     sign,
+    deploy,
     deployments,
     rollouts,
     tuning,
@@ -176,7 +179,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, OSError) and error.filename:
         error_line(f"{error.filename}: {error.strerror}")
         return int(ExitCode.FAILURE)
-    hint = "" if current().debug else " (run it again with --debug for the traceback; this is a bug)"
+    hint = "" if current().debug else " (this is a bug; run the command again with --debug for the traceback)"
     error_line(f"unexpected {type(error).__name__}: {error}{hint}")
     return int(ExitCode.FAILURE)
 
@@ -193,7 +196,7 @@ def _settings_error(error: Exception) -> Exception | None:
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     variable = "CONTROLPLANE_" + "__".join(path).upper()
-    return InvalidInputError(f"the setting {'.'.join(path)} ({variable}) cannot be used: it {sentence(first)}")
+    return InvalidInputError(f"the setting {'.'.join(path)} ({variable}) is invalid: it {sentence(first)}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ from controlplane.client.http import Client
 from controlplane.client.models import Operation
 from controlplane.client.models import Progress as OperationProgress
 
-_NO_STAGES = frozenset({"", "done", "waiting for its turn"})
+_NO_STAGES = frozenset({"", "done"})
+_QUEUED = "queue"
+"""The stage of an operation that waits for a worker."""
 _HEARTBEAT_SECONDS = 120.0
 _FETCH_SECONDS = 60.0
 _LATE_SECONDS = 0.5
@@ -40,7 +42,7 @@ class Bar:
         self._quiet = out.json_wanted
         self._out = out
         self._live = out.errors.is_terminal and not out.json_wanted
-        self._said = set(_NO_STAGES)
+        self._printed = set(_NO_STAGES)
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -66,7 +68,7 @@ class Bar:
     def stage(self, text: str, *, total: int | None = None, done: int = 0) -> None:
         """Begin a stage; ``total`` is its number of bytes if it transfers bytes."""
         self._progress.reset(self._task, description=text, total=total, completed=done)
-        self._say(text)
+        self._print_once(text)
 
     def advance(self, count: int) -> None:
         """Count bytes of the present stage."""
@@ -80,12 +82,13 @@ class Bar:
         self._progress.update(
             self._task, description=text, total=progress.bytes_total, completed=progress.bytes_done or 0
         )
-        self._say(text)
+        if progress.stage != _QUEUED:
+            self._print_once(text)
 
-    def _say(self, text: str) -> None:
+    def _print_once(self, text: str) -> None:
         """Without a terminal, print each stage once, and nothing that is not a stage."""
-        if not self._live and text not in self._said:
-            self._said.add(text)
+        if not self._live and text not in self._printed:
+            self._printed.add(text)
             self._out.note(f"  {text}")
 
 
@@ -145,7 +148,7 @@ def states(client: Client, operation: Operation, timeout: float | None) -> Itera
         left = deadline - time.monotonic()
         if left <= 0:
             raise WaitTimeoutError(
-                f"the {operation.kind} takes longer than {timeout:g} s; it goes on as operation {operation.id}",
+                f"the {operation.kind} takes longer than {timeout:g} s; it continues as operation {operation.id}",
                 operation=operation.id,
             )
         read_seconds = min(_HEARTBEAT_SECONDS, left)

@@ -17,6 +17,7 @@ import typer
 if TYPE_CHECKING:  # slow to import: only a command that calls the API needs it
     from controlplane.cli.output import Output
     from controlplane.client.http import Client
+    from controlplane.settings import Settings
 
 OutputFormat = Literal["table", "json"]
 _PANEL = "Options of every command"
@@ -31,20 +32,20 @@ DataDirOption = Annotated[
     typer.Option(
         "--data-dir",
         envvar=["TRITONCTL_DATA_DIR", "CONTROLPLANE_DATA_DIR"],
-        help="Data folder of a `tritonctl up` on this machine.",
+        help="Data folder of the `tritonctl up` on this machine; without --url, selects the control plane.",
         rich_help_panel=_PANEL,
     ),
 ]
 OutputOption = Annotated[
     OutputFormat | None,
-    typer.Option("--output", "-o", help="`table` for people, `json` for programs.", rich_help_panel=_PANEL),
+    typer.Option("--output", "-o", help="Output format: `table` (default) or `json`.", rich_help_panel=_PANEL),
 ]
 ActorOption = Annotated[
     str | None,
     typer.Option(
         "--actor",
         envvar="TRITONCTL_ACTOR",
-        help="Who the history shall name. Default: user@host.",
+        help="Your name in the history. Default: user@host.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -53,7 +54,7 @@ KeyFileOption = Annotated[
     typer.Option(
         "--api-key-file",
         envvar="TRITONCTL_API_KEY_FILE",
-        help="A file with the API key. TRITONCTL_API_KEY holds the key itself.",
+        help="File with the API key. Alternatively, set TRITONCTL_API_KEY to the key itself.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -62,7 +63,7 @@ CaFileOption = Annotated[
     typer.Option(
         "--ca-file",
         envvar="TRITONCTL_CA_FILE",
-        help="Certificates (PEM) to trust in place of the system's.",
+        help="CA certificates (PEM) to trust instead of the system's.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -71,7 +72,7 @@ ClientCertOption = Annotated[
     typer.Option(
         "--client-cert",
         envvar="TRITONCTL_CLIENT_CERT",
-        help="Certificate and private key (PEM) to show to a control plane that asks for one.",
+        help="Client certificate and private key (PEM, one file), for a control plane that requires one.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -120,7 +121,7 @@ class Session:
             is_flag = source is not None and source.name == "COMMANDLINE"
             if is_flag and value == "":
                 flag = "--" + name.replace("_", "-")
-                raise typer.BadParameter("the value is empty; give one, or leave the option out", param_hint=flag)
+                raise typer.BadParameter("the value is empty; set a value, or omit the option", param_hint=flag)
             if is_flag:
                 self._flags.add(name)
             elif name in self._flags:
@@ -153,7 +154,7 @@ class Session:
         if record is None:
             raise NotRunningError(
                 f"no control plane is running with the data folder {self.folder()}; start one with `tritonctl up`, or "
-                "say where one runs with --url or TRITONCTL_URL"
+                "set the address of a running one with --url or TRITONCTL_URL"
             )
         return record.url
 
@@ -164,6 +165,17 @@ class Session:
 
         url = self.find_url()
         return Client(url, actor=self.actor, credentials=credentials(self, url))
+
+    def settings(self, *, store: str | None, endpoint: str | None) -> "Settings":
+        """Return the settings of this machine's control plane, with ``--store`` and ``--endpoint`` if given."""
+        from controlplane.settings import Settings
+
+        given = {"url": store, "endpoint_url": endpoint}
+        chosen: dict[str, Any] = {
+            "data_dir": self.folder(),
+            "store": {key: value for key, value in given.items() if value is not None},
+        }
+        return Settings(**chosen)
 
     def out(self) -> "Output":
         """Return the output of this run."""

@@ -73,7 +73,7 @@ class Credentials:
                 context.load_cert_chain(self.client_cert)
         except (OSError, ssl.SSLError, ValueError) as error:
             which = self.ca_file or self.client_cert or self.certificate
-            raise InvalidInputError(f"{which} cannot be used for TLS: {error}") from error
+            raise InvalidInputError(f"{which} is not usable for TLS: {error}") from error
         return context
 
 
@@ -88,7 +88,7 @@ def credentials(session: ConnectionOptions, url: str) -> Credentials:
     given = _given_key(session.api_key_file)
     if session.url:
         if given and _in_the_clear(url):
-            sys.stderr.write(f"warning: the API key travels unencrypted to {url}; use https://\n")
+            sys.stderr.write(f"warning: the API key is sent unencrypted to {url}; use https://\n")
         return Credentials(given, session.ca_file, session.client_cert)
     from controlplane.client.discovery import UpRecord
 
@@ -106,14 +106,15 @@ def _given_key(path: Path | None) -> str | None:
         try:
             key = path.read_text("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise InvalidInputError(f"the API key file {path} cannot be read: {reason}", path=str(path)) from error
+            reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
+            raise InvalidInputError(f"failed to read the API key file {path}: {reason}", path=str(path)) from error
         if not key:
             raise InvalidInputError(f"the API key file {path} is empty", path=str(path))
     else:
         key = os.environ.get(API_KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise InvalidInputError("the API key has characters that no key has; is the right file or variable given?")
+        source = f"the file {path}" if path is not None else f"the variable {API_KEY_VARIABLE}"
+        raise InvalidInputError(f"the API key contains invalid characters; check {source}")
     return key or None
 
 
@@ -126,5 +127,5 @@ def _first_certificate(path: Path) -> str:
     end = "-----END CERTIFICATE-----"
     text = path.read_text("ascii")
     if end not in text:
-        raise ValueError("there is no certificate in it")
+        raise ValueError("the file contains no certificate")
     return text[text.index("-----BEGIN CERTIFICATE-----") : text.index(end) + len(end)]

@@ -24,12 +24,12 @@ class UpRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    url: str = Field(description="Where the API answers.")
-    pid: int = Field(description="The process.")
+    url: str = Field(description="URL of the API.")
+    pid: int = Field(description="Process id.")
     version: str = Field(default="", description="Version of the control plane.")
-    certificate: Path | None = Field(default=None, description="The certificate it shows, where it speaks TLS.")
-    authentication: str = Field(default="", description="Whether it asks for API keys.")
-    warning: str = Field(default="", description="What whoever runs it should know.")
+    certificate: Path | None = Field(default=None, description="The server's certificate, if it uses TLS.")
+    authentication: str = Field(default="", description="Whether API keys are required.")
+    warning: str = Field(default="", description="A warning for the operator.")
     started_at: datetime = Field(default_factory=lambda: datetime.now(UTC), description="When it became ready (UTC).")
 
     @classmethod

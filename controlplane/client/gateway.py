@@ -6,8 +6,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 import json
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 from controlplane.api.schemas.inference import RequestTensor
 from controlplane.client.credentials import Credentials
 from controlplane.client.errors import ClientError, NotRunningError, WaitTimeoutError
-from controlplane.client.http import CONNECT_SECONDS, connect, is_loopback
+from controlplane.client.http import CONNECT_SECONDS, Connection, is_loopback
 from controlplane.domain.samples import Tensors
 from controlplane.domain.signature import DataType, Signature
 from controlplane.domain.validation import invalid_field
@@ -55,33 +54,21 @@ def why_not(gateway: GatewayAddress | None, api_url: str, credentials: Credentia
     if gateway is None:
         return "this control plane has no gateway"
     if not gateway.ready:
-        return "HAProxy does not run at this moment"
+        return "the gateway is not ready: HAProxy is not running"
     if is_loopback(gateway.http_url):
-        return "" if is_loopback(api_url) else f"it listens at {gateway.http_url}, which is not this machine's"
+        return "" if is_loopback(api_url) else f"the gateway listens at {gateway.http_url}, on another machine"
     if credentials.api_key and not gateway.tls:
-        return f"the API key would travel unencrypted to {gateway.http_url}"
+        return f"the API key would be sent unencrypted to {gateway.http_url}"
     return ""
 
 
-class GatewayClient:
+class GatewayClient(Connection):
     """A connection to a gateway; use it as a context manager.
 
     Args:
         url: The gateway's URL for HTTP.
         credentials: The credentials to send and the certificates to trust.
     """
-
-    def __init__(self, url: str, credentials: Credentials) -> None:
-        self.url = url
-        self._http = connect(url, credentials)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._http.close()
 
     def ask(
         self,
@@ -126,12 +113,12 @@ class GatewayClient:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise NotRunningError(f"no gateway answers at {self.url}: {error}", url=self.url) from error
         except httpx.TimeoutException as error:
-            message = f"no answer within {seconds:.3g} s; --timeout gives it longer"
+            message = f"no response from the gateway within {seconds:.3g} s; set a longer --timeout"
             raise WaitTimeoutError(message, url=self.url) from error
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
             raise ClientError(
-                f"the gateway at {self.url} broke off: {reason}", code="triton-unavailable", status=502
+                f"the gateway at {self.url} closed the connection: {reason}", code="triton-unavailable", status=502
             ) from error
         if response.is_error:
             raise _refusal(response)
@@ -184,9 +171,9 @@ def _answer(response: httpx.Response, config: Config) -> tuple[dict[str, Any], l
     document: dict[str, Any] = json.loads(response.content[:head])
     specs, outputs = _entries(config, "output"), []
     for name, array in arrays.items():
-        told = from_wire(array, specs[name], config) if name in specs else array
-        datatype, data = from_array(told)
-        outputs.append({"name": name, "datatype": datatype, "shape": list(told.shape), "data": data})
+        shaped = from_wire(array, specs[name], config) if name in specs else array
+        datatype, data = from_array(shaped)
+        outputs.append({"name": name, "datatype": datatype, "shape": list(shaped.shape), "data": data})
     return document, outputs
 
 

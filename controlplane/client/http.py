@@ -42,7 +42,29 @@ def connect(url: str, credentials: Credentials, headers: dict[str, str] | None =
     )
 
 
-class Client:
+class Connection:
+    """An open HTTP connection; use it as a context manager, which closes it.
+
+    Args:
+        url: Base URL.
+        credentials: The credentials to send and the certificates to trust.
+        headers: Headers of every request.
+    """
+
+    def __init__(self, url: str, credentials: Credentials, headers: dict[str, str] | None = None) -> None:
+        self.url = url
+        self._http = connect(url, credentials, headers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+
+class Client(Connection):
     """A connection to one control plane.
 
     Args:
@@ -52,18 +74,9 @@ class Client:
     """
 
     def __init__(self, url: str, *, actor: str | None = None, credentials: Credentials | None = None) -> None:
-        self.url = url.rstrip("/")
         self.credentials = credentials or Credentials()
         headers = {"X-Actor": _header(actor or whoami()), "Accept": "application/json"}
-        self._http = connect(self.url, self.credentials, headers)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._http.close()
+        super().__init__(url.rstrip("/"), self.credentials, headers)
 
     def call(
         self,
@@ -117,17 +130,17 @@ class Client:
         if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
             return WaitTimeoutError(f"{self.url} did not answer in time; is the machine overloaded?", url=self.url)
         if isinstance(error, httpx.UnsupportedProtocol):
-            return NotRunningError(f"{self.url!r} is no URL of a control plane; use http://HOST:PORT", url=self.url)
+            return NotRunningError(f"{self.url!r} is not a valid control-plane URL; use http://HOST:PORT", url=self.url)
         reason = str(error) or type(error).__name__
         if "SSL" in reason or "TLS" in reason:
             return NotRunningError(
-                f"the TLS connection to {self.url} failed ({reason}); give the certificate to trust with --ca-file, "
-                "that of a client with --client-cert, or use http:// where the control plane speaks no TLS",
+                f"the TLS connection to {self.url} failed ({reason}); set the certificate to trust with --ca-file, "
+                "a client certificate with --client-cert, or use http:// if the control plane does not use TLS",
                 url=self.url,
             )
         return NotRunningError(
-            f"no control plane answers at {self.url} ({reason}); start one with `tritonctl up` or give its address "
-            "with --url",
+            f"no control plane answers at {self.url} ({reason}); start one with `tritonctl up`, or set the address of "
+            "a running one with --url",
             url=self.url,
         )
 
@@ -233,7 +246,7 @@ class Client:
             return kind.model_validate(document)
         except ValidationError as error:
             raise ClientError(
-                f"{self.url} answered something this version of tritonctl does not understand: {invalid_field(error)}",
+                f"{self.url} sent a response that this version of tritonctl cannot read: {invalid_field(error)}",
                 code="bad-answer",
                 status=0,
             ) from error
@@ -245,7 +258,7 @@ class Client:
             return response.json()
         except json.JSONDecodeError as error:
             raise ClientError(
-                f"{self.url} does not answer like a control plane (no JSON); check --url",
+                f"{self.url} sent a response that is not JSON and is probably not a control plane; check --url",
                 code="bad-answer",
                 status=response.status_code,
             ) from error

@@ -123,7 +123,7 @@ def test_a_backup_under_traffic_is_restored_and_decided_upon(tmp_path: Path) -> 
         # What was published after the backup has no files there; labels and aliases are in this instance's memory.
         shown = tritonctl("fsck", "--restore", "models/m0", "--reason", "restored", **here)
         assert shown.returncode == 7
-        assert "decided: models/m0: revision" in shown.stdout
+        assert "resolved: models/m0: revision" in shown.stdout
         assert "Missing" in shown.stdout
         report = report_of(tritonctl("fsck", "--accept", "models/m1", "-o", "json", **here), 7)
         assert all(one["subject"].startswith("m0:") for one in report["findings"])

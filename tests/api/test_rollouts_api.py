@@ -153,7 +153,7 @@ def test_the_command_line_shows_and_ends_it(api: Api, model: str, tmp_path: Path
 
     begun = run("deploy", f"{model}:2", "--strategy", "canary", "--steps", "5%:10m,25%:10m,100%")
     assert begun.code == 0, begun.err
-    assert f"{model}:2 is tried beside 1 (canary)" in begun.out
+    assert f"started canary rollout of {model}:2 (active: 1)" in begun.out
     until(api, model, lambda one: one["step"] == 1)
     shown = run("rollout", model)
     assert shown.code == 0, shown.err

@@ -154,6 +154,6 @@ def test_push_finds_damage_that_no_scrub_has_found_and_repairs_it(folder: Path) 
         tamper(stored, *MODELS["small"])
         pushed = tritonctl(api, folder, "push", "m", source)
         assert pushed.returncode == 0, pushed.stderr
-        assert "the file is sent again" in pushed.stderr
+        assert "sending the file again" in pushed.stderr
         assert stored.read_bytes() == onnx_scale(8.0)
         assert intact(api, "m")["status"] == "True"

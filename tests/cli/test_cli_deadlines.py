@@ -28,7 +28,7 @@ def test_deploy_ends_at_its_deadline_when_no_event_comes(
     # Less than the time between two heartbeats of the API; it used to go on for good.
     result = cli("--url", unreachable.url, "deploy", "net:1", "--wait", "--timeout", "3", timeout=60)
     assert result.code == 8, result
-    assert "takes longer than 3 s; it goes on as operation deploy.net.1" in result.err
+    assert "takes longer than 3 s; it continues as operation deploy.net.1" in result.err
     # More than that time: heartbeats alone must not keep the command waiting.
     result = cli("--url", unreachable.url, "deploy", "net:1", "--wait", "--timeout", "17", timeout=60)
     assert result.code == 8, result

@@ -46,7 +46,7 @@ def test_the_report_of_a_version_is_kept_with_it(cli: Cli, doubling: Path, tripl
     name = "examined"
     cli.ok("push", name, doubling)
     before = cli.ok("report", name)
-    assert "nobody has looked at examined:1 yet" in before.out
+    assert "no report for examined:1 yet" in before.out
     cli.ok("deploy", name, "--wait")
     cli.ok("push", name, tripling)
     cli.ok("deploy", f"{name}:2", "--wait", "--auto-rollback", "--max-latency-ratio", 1000)

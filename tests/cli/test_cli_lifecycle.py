@@ -109,7 +109,7 @@ def test_a_report_that_shows_a_failure_is_the_one_document(fresh: Cli) -> None:
 def test_the_doctor_says_how_to_mend_what_is_broken(fresh: Cli) -> None:
     result = fresh("doctor", "--data-dir", "/proc/nowhere")
     assert result.code == 7
-    assert "give another one with --data-dir" in result.out
+    assert "choose another folder with --data-dir" in result.out
     assert "start it with `tritonctl up`" in result.out
     assert "data folder" in result.err
 
@@ -147,7 +147,7 @@ def test_serve_works_on_a_bucket_and_a_triton_that_run_elsewhere(
         assert answer["outputs"][0]["data"] == [4, 4, 4, 4]
         large = affine_onnx(tmp_path / "direct.onnx", scale=9.0, reserve_mib=40)
         sent = fresh.ok("push", "remote", large, "--direct", "--no-golden")
-        assert "straight to the bucket" in sent.err
+        assert "directly to the bucket" in sent.err
         fresh.ok("pull", "remote:2", fresh.folder / "back")
         assert (fresh.folder / "back" / "model.onnx").read_bytes() == large.read_bytes()
         fresh.ok("undeploy", "remote")
@@ -161,6 +161,6 @@ def test_serve_works_on_a_bucket_and_a_triton_that_run_elsewhere(
 def test_the_demo_plays_to_its_end_and_leaves_nothing(fresh: Cli) -> None:
     pytest.importorskip("silero_vad")
     played = fresh.ok("demo", timeout=280, TMPDIR=str(fresh.folder))
-    for words in ("parity with the original", "vad:1 answers after", "version 2 says", "vad:1 answers again after"):
+    for words in ("parity with the original", "vad:1 is active after", "version 2:", "vad:1 is active again after"):
         assert words in played.out
     assert not list(fresh.folder.glob("tritonctl-*"))

@@ -28,10 +28,10 @@ def test_figures_for_people_and_programs(cli: Cli, published: str) -> None:
     assert found["total"]["latency"]["source"] == "summary"
     shown = cli.ok("metrics", published, "--window", "10m").out
     lines = shown.splitlines()
-    assert lines[0].startswith("steady, the last 10 min, watched for ")
+    assert lines[0].startswith("steady, the last 10 min, observed for ")
     (requests,) = [line for line in lines if line.startswith("requests")]
     assert "█" in requests
-    for word in ("failures", "mean", "p99", "batch", "pending", "VERSION", "embedded: CPU", "of Triton's summaries"):
+    for word in ("failures", "mean", "p99", "batch", "pending", "VERSION", "embedded: CPU", "from Triton's summaries"):
         assert word in shown
     assert "OBJECTIVE" not in shown
 

@@ -170,7 +170,7 @@ def _deployment(phase: str, *, ready: int = 1, **settings: object) -> Deployment
         (_deployment("Ready"), None),
         (_deployment("Ready", ready=2, min_replicas=2), None),
         (_deployment("Ready", ready=1, min_replicas=2), "ready with 1 of 2 replicas: no room for another"),
-        (_deployment("Unloaded", ready=0), "m:1 is deployed and not loaded: no room for another"),
+        (_deployment("Unloaded", ready=0), "m:1 is deployed but not loaded: no room for another"),
         (_deployment("Unloaded", ready=0, mode="resident"), "not loaded"),
         (_deployment("Unloaded", ready=0, mode="on-demand"), None),
     ],

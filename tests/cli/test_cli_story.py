@@ -31,11 +31,11 @@ def test_from_a_file_to_answers_one_version_forward_and_back(cli: Cli, doubling:
     assert detail["entry"]["published_by"] == "ada"
 
     deployed = cli.ok("deploy", name, "--wait")
-    assert f"{name}:1 answers after" in deployed.out
-    assert "proved by 3 golden samples through Triton" in deployed.out
+    assert f"{name}:1 is active after" in deployed.out
+    assert "proved with 3 golden samples through Triton" in deployed.out
     assert _ask_triton(cli, name) == ("1", 2.0)
     again = cli.ok("deploy", name, "--wait")
-    assert f"{name}:1 is unchanged: it answers already (revision 1)" in again.out
+    assert f"{name}:1 is unchanged and already active (revision 1)" in again.out
     assert "load" not in again.out, "stages of an earlier deployment"
     assert "is unchanged (revision 1)" in cli.ok("deploy", name).out
     assert cli.ok("deploy", name, "-o", "json").json["changed"] is False
@@ -48,7 +48,7 @@ def test_from_a_file_to_answers_one_version_forward_and_back(cli: Cli, doubling:
     assert line["status"]["servers"][0]["loaded_versions"] == [1, 2]
 
     back = cli.ok("rollback", name, "--reason", "two is enough")
-    assert f"{name}:1 answers again after" in back.out
+    assert f"{name}:1 is active again after" in back.out
     assert "of which Triton's switch took" in back.out
     assert _ask_triton(cli, name) == ("1", 2.0)
 
@@ -157,7 +157,7 @@ def test_validate_prints_one_document_where_it_fails_and_the_push_says_the_same(
     assert (result.code, result.json["ok"]) == (6, False)
     assert "'y' is a sequence" in result.json["checks"][-1]["message"]
     pushed = cli.ok("push", "sequences", path)
-    assert "Triton cannot serve it: output 'y' is a sequence" in pushed.err + pushed.out
+    assert "Triton cannot serve this version: output 'y' is a sequence" in pushed.err + pushed.out
     assert cli.ok("versions", "sequences", "-o", "json").json[0]["servable"] is False
     assert "servable" in cli.ok("show", "sequences").out
     refused = cli("deploy", "sequences")

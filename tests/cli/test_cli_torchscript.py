@@ -22,7 +22,7 @@ def test_a_dictionary_as_answer_is_refused_at_deploy_and_served_after_a_conversi
     cli: Cli, samples: Path, tmp_path: Path
 ) -> None:
     pushed = cli.ok("push", "named", write(tmp_path, "dict-output"), "--samples", samples)
-    assert "Triton cannot serve it: forward returns Dict[str, Tensor]" in pushed.err
+    assert "Triton cannot serve this version: forward returns Dict[str, Tensor]" in pushed.err
     assert "no, because forward returns Dict[str, Tensor]" in " ".join(cli.ok("show", "named:1").out.split())
     refused = cli("deploy", "named:1", "--wait")
     assert refused.code == 6
@@ -51,7 +51,7 @@ def test_a_module_in_training_mode_is_reported_and_answers_as_recorded(cli: Cli,
     pushed = cli.ok("push", "trained", write(tmp_path, "training-norm"), "--samples", samples, "--deploy")
     assert "the module was saved in training mode" in pushed.err
     assert "norm" in pushed.err
-    assert "proved by 1 golden sample" in pushed.out
+    assert "proved with 1 golden sample" in pushed.out
     cli.ok("undeploy", "trained")
 
 
@@ -72,7 +72,7 @@ def test_a_failed_conversion_of_a_file_leaves_no_model_behind(cli: Cli, tmp_path
     source = write(tmp_path, "doubled")
     failed = cli("convert", source, "--to", "onnx", "--name", "leftover")
     assert failed.code == 6
-    assert "deleted leftover:1, the original, again" in failed.err
+    assert "deleted the original, leftover:1" in failed.err
     assert cli("show", "leftover").code == 3
     assert "leftover" not in cli.ok("models").out
 
@@ -93,7 +93,7 @@ def test_a_name_alone_deploys_the_newest_version_that_can_be_served(cli: Cli, do
     cli.ok("push", "mixed", doubling)
     cli.ok("push", "mixed", write(tmp_path, "no-signature"))
     deployed = cli.ok("deploy", "mixed", "--wait")
-    assert "mixed:1 answers" in deployed.out
+    assert "mixed:1 is active" in deployed.out
     assert "skipped mixed:2 (torchscript), which Triton cannot serve" in deployed.err
     assert cli("deploy", "mixed:2").code == 6
     cli.ok("undeploy", "mixed")

@@ -222,5 +222,5 @@ def test_a_key_is_not_for_an_address_given_by_hand(here: Cli) -> None:
         assert "authorization" not in heard.lower()
     key: dict[str, Any] = {KEY: "tck_0_x"}
     loud = here("models", "--url", "http://control.invalid:1", **key)
-    assert "travels unencrypted" in loud.err
+    assert "is sent unencrypted" in loud.err
     assert os.environ.get(KEY) is None

@@ -265,7 +265,7 @@ def test_signing_on_the_command_line(tmp_path: Path) -> None:
         assert cli("show", "net", **where).code == 3
         pushed = cli.ok("push", "net", model, "--sign-key", private, **where, **password)
         assert "signed net:1 with the key" in pushed.out
-        assert "net:1 is as the key" in cli.ok("verify", "net:1", "--key", public, **where).out
+        assert "net:1 is verified: signed with the key" in cli.ok("verify", "net:1", "--key", public, **where).out
         other = cli("verify", "net:1", "--key", stranger_public, **where)
         assert (other.code, "not trusted here" in other.err) == (6, True)
         cli.ok("push", "net", model, "--force", **where)

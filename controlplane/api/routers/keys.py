@@ -9,7 +9,6 @@ from controlplane.api.answers import json_answer
 from controlplane.api.dependencies import Actor, App
 from controlplane.api.problems import responses
 from controlplane.api.schemas.keys import KeyList, KeyRequestBody, KeyView, NewKey
-from controlplane.registry.keys import KeyRequest
 
 router = APIRouter(prefix="/keys", tags=["keys"])
 
@@ -22,15 +21,7 @@ async def create_key(services: App, body: KeyRequestBody, actor: Actor) -> Respo
 
     The first key has the scope `admin`; once it is there, every request needs a key.
     """
-    request = KeyRequest(
-        name=body.name,
-        scopes=tuple(body.scopes),
-        models=tuple(body.models),
-        expires_at=body.expires_at,
-        rate_per_second=body.rate_per_second,
-        burst=body.burst,
-    )
-    key, secret = await services.keys.create(request, actor=actor)
+    key, secret = await services.keys.create(body.to_request(), actor=actor)
     answer = NewKey(key=KeyView.of(key, datetime.now(UTC)), secret=secret)
     return json_answer(answer, 201, {"Location": f"/v1/keys/{key.id}", "Cache-Control": "no-store"})
 

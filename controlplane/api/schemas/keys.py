@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from controlplane.domain.access import KEY_NAME_MAX, PATTERNS_MAX, ApiKey, Scope
+from controlplane.registry.keys import KeyRequest
 
 
 class KeyRequestBody(BaseModel):
@@ -34,6 +35,17 @@ class KeyRequestBody(BaseModel):
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         default=None, description="Requests at once; null: the default."
     )
+
+    def to_request(self) -> KeyRequest:
+        """Return the request to the registry."""
+        return KeyRequest(
+            name=self.name,
+            scopes=tuple(self.scopes),
+            models=tuple(self.models),
+            expires_at=self.expires_at,
+            rate_per_second=self.rate_per_second,
+            burst=self.burst,
+        )
 
 
 class KeyView(BaseModel):

@@ -4,9 +4,10 @@ from typing import Annotated, Any
 
 import typer
 
+from controlplane.cli.commands.offline import EndpointOption, OfflineOption, StoreOption
 from controlplane.cli.session import Session, command
 
-PANEL = "Look after it"
+PANEL = "Operate"
 
 
 def register(app: typer.Typer) -> None:
@@ -27,39 +28,35 @@ def register(app: typer.Typer) -> None:
 def fsck(
     session: Session,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Read every blob and compare it with its digest. Takes long.")
+        bool, typer.Option("--deep", help="Read every blob and compare it with its digest; reads the whole store.")
     ] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Repair what can be repaired without losing anything.")
-    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired without loss of data.")] = False,
     restore: Annotated[
         list[str] | None,
         typer.Option(
             "--restore",
             metavar="CHAIN",
-            help="For a chain that went backwards: commit the newest lost revision. models/NAME, deployments/NAME or "
-            "keys. Repeat it.",
+            help="For a chain whose newest revisions were lost (models/NAME, deployments/NAME or keys): commit the "
+            "newest lost revision again. Repeatable.",
         ),
     ] = None,
     accept: Annotated[
         list[str] | None,
-        typer.Option("--accept", metavar="CHAIN", help="The other decision: what is in the store counts. Repeat it."),
+        typer.Option(
+            "--accept",
+            metavar="CHAIN",
+            help="For a chain whose newest revisions were lost: accept the present content of the store. Repeatable.",
+        ),
     ] = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why, for the history.")] = "",
-    offline: Annotated[
-        bool,
-        typer.Option("--offline", help="Work on the store itself; no control plane has to run."),
-    ] = False,
-    store: Annotated[
-        str | None, typer.Option("--store", help="With --offline: the store, where it is not that of the settings.")
-    ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option("--endpoint", help="With --offline: S3 endpoint other than AWS.")
-    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Reason for a restore, recorded in the history.")] = "",
+    offline: OfflineOption = False,
+    store: StoreOption = None,
+    endpoint: EndpointOption = None,
 ) -> None:
-    """Check every chain, blob and reference of the store.
+    """Check all chains, blobs and references in the store.
 
-    Changes nothing without --repair, --restore or --accept. Exit code 7 where an error is left; warnings do not count.
+    The check changes nothing without --repair, --restore or --accept. Exit code 7 if an error remains; warnings do not
+    count.
     """
     from controlplane.cli.exit_codes import ExitCode
     from controlplane.cli.workflows.fsck import check, show

@@ -46,31 +46,49 @@ def register(app: typer.Typer) -> None:
 def convert(
     session: Session,
     source: Annotated[
-        str, typer.Argument(metavar="REF|PATH", help="A version, or a file here.", autocompletion=completion.models)
+        str,
+        typer.Argument(
+            metavar="REF|PATH",
+            help="A published version, or a file or folder on this machine.",
+            autocompletion=completion.models,
+        ),
     ],
-    to: Annotated[Literal["onnx", "torchscript"], typer.Option("--to", help="The format wanted.")],
+    to: Annotated[Literal["onnx", "torchscript"], typer.Option("--to", help="Target format.")],
     name: Annotated[
-        str | None, typer.Option("--name", "-n", help="The model that gets the result. Default: the source's own.")
+        str | None,
+        typer.Option("--name", "-n", help="Model to publish the result under. Default: the model of the source."),
     ] = None,
-    opset: Annotated[int | None, typer.Option("--opset", help="ONNX opset of the result.")] = None,
-    precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option("--precision", help="Of the weights.")] = "fp32",
+    opset: Annotated[
+        int | None, typer.Option("--opset", help="ONNX opset of the result. Default: chosen by the converter.")
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option("--precision", help="Precision of the weights.")
+    ] = "fp32",
     factory: Annotated[
         str | None,
-        typer.Option("--factory", metavar="PACKAGE.MODULE:FUNCTION", help="Returns the PyTorch module. Needs --trust."),
+        typer.Option(
+            "--factory",
+            metavar="PACKAGE.MODULE:FUNCTION",
+            help="Function that returns the PyTorch module for a file that has only weights. Needs --trust.",
+        ),
     ] = None,
     method: Annotated[
-        Literal["trace", "script"] | None, typer.Option("--method", help="How a module becomes TorchScript.")
+        Literal["trace", "script"] | None, typer.Option("--method", help="How to compile a module to TorchScript.")
     ] = None,
     dynamic: Annotated[
         list[str] | None,
-        typer.Option("--dynamic", metavar="INPUT=DIM,…", help="Dimensions that stay dynamic. Repeat it."),
+        typer.Option(
+            "--dynamic",
+            metavar="INPUT=DIM,…",
+            help="Dimensions of an input that stay dynamic, for example x=0,2. Repeatable.",
+        ),
     ] = None,
     input_: InputOption = None,
     output_spec: OutputSpecOption = None,
     batched: BatchedOption = None,
     samples: SamplesOption = None,
     sample_count: Annotated[
-        int | None, typer.Option("--sample-count", min=1, max=64, help="How many samples to generate.")
+        int | None, typer.Option("--sample-count", min=1, max=64, help="Number of samples to generate.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the generated samples.")] = None,
     label: LabelOption = None,
@@ -78,12 +96,17 @@ def convert(
     alias: AliasOption = None,
     reason: ReasonOption = "",
     trust: TrustOption = False,
-    timeout: Annotated[float | None, typer.Option("--timeout", min=0, help="Seconds to wait for it.")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", min=0, help="Maximum seconds to wait; then exit code 8. Default: no limit.", show_default=False
+        ),
+    ] = None,
 ) -> None:
-    """Convert a version into another format, and publish the result if it computes the same.
+    """Convert a version to another format, and publish the result if its outputs agree with the original's.
 
-    The original and the result are run on the same samples; the largest errors are shown and kept. Outside the
-    tolerance nothing is published. A file on this machine is published first and then converted.
+    The original and the result are run on the same samples; the largest errors are shown and recorded. If an error
+    exceeds the tolerance, nothing is published. A file on this machine is published first and then converted.
     """
     from controlplane.cli.views.version import show_parity, show_result
     from controlplane.cli.workflows.convert import Conversion, convert_and_publish, is_file
@@ -133,7 +156,9 @@ def convert(
 
 def validate(
     session: Session,
-    source: Annotated[str, typer.Argument(metavar="PATH|REF", help="A file or a folder, or a published version.")],
+    source: Annotated[
+        str, typer.Argument(metavar="PATH|REF", help="A file or folder on this machine, or a published version.")
+    ],
     input_: InputOption = None,
     output_spec: OutputSpecOption = None,
     batched: BatchedOption = None,
@@ -141,7 +166,7 @@ def validate(
     samples: SamplesOption = None,
     trust: TrustOption = False,
 ) -> None:
-    """Check a file or a folder as a push would, or a published version anew; publish nothing."""
+    """Check a file or folder as `push` does, or check a published version again, without publishing anything."""
     from controlplane.cli.views.version import show_validation
     from controlplane.cli.workflows.convert import is_artifact, validate_artifact, validate_version
     from controlplane.cli.workflows.tensors import parse_signature

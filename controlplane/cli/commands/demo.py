@@ -9,16 +9,16 @@ from controlplane.cli.session import Session, command
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "demo", panel="Run it", examples=("tritonctl demo",))(demo)
+    command(app, "demo", panel="Run", examples=("tritonctl demo",))(demo)
 
 
 def demo(
     session: Session,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the folder and leave `up` running.")] = False,
 ) -> None:
-    """Play the whole story in a temporary folder: publish, convert, deploy, infer, forward, back.
+    """Demonstrate the main commands in a temporary folder: publish, convert, deploy, infer, update, roll back.
 
-    Each command is shown as one would type it, with its real output. Nothing is left behind.
+    Each command is shown with its real output. The folder and the processes are removed at the end.
     """
     from controlplane.cli.workflows.demo import run
 

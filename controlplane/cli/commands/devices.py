@@ -9,7 +9,7 @@ from controlplane.cli.session import Session, command
 if TYPE_CHECKING:
     from controlplane.domain.devices import Device
 
-PANEL = "Look after it"
+PANEL = "Operate"
 
 
 def register(app: typer.Typer) -> None:
@@ -24,9 +24,9 @@ def register(app: typer.Typer) -> None:
 
 def devices(
     session: Session,
-    server: Annotated[str | None, typer.Option("--server", "-s", help="Only this server's.")] = None,
+    server: Annotated[str | None, typer.Option("--server", "-s", help="Show only this server.")] = None,
 ) -> None:
-    """Show the servers' GPUs, MIG instances and hosts: memory, what models may use of it, load and health."""
+    """Show the GPUs, MIG instances and hosts of the servers: memory, budget, load and health."""
     from controlplane.cli.output import size
     from controlplane.domain.devices import ServerDevices
 
@@ -54,7 +54,7 @@ def devices(
             for one in found
             for device in one.devices
         ),
-        empty="no server tells of its devices",
+        empty="no server reports its devices",
     )
     for one in found:
         if one.error:
@@ -72,13 +72,13 @@ def _state(device: "Device", stale: str) -> str:
     """Return the most important facts about a device's state, the worst first."""
     if device.error:
         return f"{'lost' if device.lost else 'not readable'}: {device.error}"
-    said = []
+    facts = []
     if device.ecc_uncorrected:
-        said.append(f"{device.ecc_uncorrected} uncorrected memory errors")
+        facts.append(f"{device.ecc_uncorrected} uncorrected memory errors")
     if device.throttle_reasons:
-        said.append(f"slowed down: {', '.join(device.throttle_reasons)}")
+        facts.append(f"throttled: {', '.join(device.throttle_reasons)}")
     if not device.allocatable:
-        said.append("in MIG mode")
+        facts.append("in MIG mode")
     if stale:
-        said.append("as last seen")
-    return "; ".join(said) or "ok"
+        facts.append("last known state")
+    return "; ".join(facts) or "ok"

@@ -1,6 +1,6 @@
 """Check of the whole installation."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -9,39 +9,34 @@ from controlplane.cli.session import Session, command
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "doctor", panel="Look after it", examples=("tritonctl doctor", "tritonctl doctor -o json"))(doctor)
+    command(app, "doctor", panel="Operate", examples=("tritonctl doctor", "tritonctl doctor -o json"))(doctor)
 
 
 def doctor(
     session: Session,
     store: Annotated[
-        str | None, typer.Option("--store", help="Check this store rather than the one of the settings.")
+        str | None, typer.Option("--store", help="URL of the store to check. Default: that of the settings.")
     ] = None,
-    endpoint: Annotated[str | None, typer.Option("--endpoint", help="S3 endpoint other than AWS.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", help="URL of the S3 endpoint. Default: that of the settings, or AWS.")
+    ] = None,
 ) -> None:
-    """Check that everything is as it must be, and say how to mend what is not.
+    """Check the installation and suggest fixes.
 
-    Looks at Python, the packages, the C library, Triton's binary, the ports, the data folder, the store, and the
-    control plane that runs, if one does. Exit code 7 when something fails; warnings do not count.
+    Checks Python, the packages, the C library, Triton's binary, the ports, the data folder, the store and, if one is
+    running, the control plane. Exit code 7 if a check fails; warnings do not count.
     """
     from controlplane.cli.workflows.doctor import examine
     from controlplane.client.errors import OperationFailedError
-    from controlplane.settings import Settings
 
-    given = {"url": store, "endpoint_url": endpoint}
-    chosen: dict[str, Any] = {
-        "data_dir": session.folder(),
-        "store": {key: value for key, value in given.items() if value is not None},
-    }
-    settings = Settings(**chosen)
     out = session.out()
-    findings = list(examine(session, settings))
+    findings = list(examine(session, session.settings(store=store, endpoint=endpoint)))
     out.result([finding.as_json() for finding in findings])
-    out.table(("", "check", "found"), ((one.status, one.name, one.message) for one in findings))
-    mend = [one for one in findings if one.fix]
-    if mend and not out.json_wanted:
+    out.table(("", "check", "result"), ((one.status, one.name, one.message) for one in findings))
+    fixable = [one for one in findings if one.fix]
+    if fixable and not out.json_wanted:
         out.line()
-        for one in mend:
+        for one in fixable:
             out.line(f"{one.name}: {one.fix}", style="yellow" if one.status == "warn" else "red")
     failed = [one.name for one in findings if one.status == "fail"]
     if failed:

@@ -29,22 +29,32 @@ def infer(
     session: Session,
     name: DeployedArgument,
     input_: Annotated[
-        str | None, typer.Option("--input", "-i", metavar="FILE", help="An .npz or JSON; - is stdin.")
+        str | None,
+        typer.Option("--input", "-i", metavar="FILE", help="File with the inputs (.npz or JSON); - for stdin."),
     ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Send the version's first golden sample.")] = False,
     version: Annotated[
-        int | None, typer.Option("--version", min=1, help="A loaded version. Default: the one that answers.")
+        int | None, typer.Option("--version", min=1, help="A loaded version. Default: the active version.")
     ] = None,
-    save: Annotated[Path | None, typer.Option("--save", metavar="FILE.npz", help="Write the outputs as .npz.")] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.001, max=600, help="Deadline in seconds.")] = 30.0,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE.npz", help="Write the outputs to this file.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, max=600, help="Maximum seconds for the request.")
+    ] = 30.0,
     via: Annotated[
-        Way, typer.Option("--via", help="`gateway`: the gateway; `api`: the API's route; `auto`: the door, if it can.")
+        Way,
+        typer.Option(
+            "--via",
+            help="Path of the request. gateway: the gateway; api: the API's own route; auto: the gateway if it is "
+            "reachable and can answer, otherwise the API.",
+        ),
     ] = "auto",
 ) -> None:
-    """Send one request to a deployed model and show the answer.
+    """Send one inference request to a deployed model and show the response.
 
-    It goes by the gateway, which loads the model if need be, or where there is none by the API. Programs do the
-    same with any client of the v2 protocol: `tritonctl gateway` shows the addresses.
+    The gateway loads the model first if necessary. Programs can use any client of the v2 inference protocol;
+    `tritonctl gateway` shows the addresses.
     """
     from controlplane.cli.output import span
     from controlplane.cli.workflows.infer import Via, ask, prepare

@@ -5,21 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
+from controlplane.cli.commands.offline import EndpointOption, OfflineOption, StoreOption
 from controlplane.cli.session import Session, command
 
-PANEL = "Look after it"
+PANEL = "Operate"
 
-app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
-OfflineOption = Annotated[
-    bool,
-    typer.Option("--offline", help="Work on the bucket or the data folder itself; no control plane has to run."),
-]
-StoreOption = Annotated[
-    str | None, typer.Option("--store", help="With --offline: the store, where it is not that of the settings.")
-]
-EndpointOption = Annotated[str | None, typer.Option("--endpoint", help="With --offline: S3 endpoint other than AWS.")]
-KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The key's id or name.")]
+KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="Id or name of the key.")]
 
 
 def register(main: typer.Typer) -> None:
@@ -42,31 +35,49 @@ def register(main: typer.Typer) -> None:
 
 def create(
     session: Session,
-    name: Annotated[str, typer.Argument(help="Who it is for; every history names it.")],
+    name: Annotated[str, typer.Argument(help="Owner of the key, recorded in the history of changes.")],
     scope: Annotated[
         list[str],
-        typer.Option("--scope", "-s", help="read, infer, deploy (and read), code (and deploy) or admin. Repeat it."),
+        typer.Option(
+            "--scope",
+            "-s",
+            help="Permission: read, infer, deploy (includes read), code (includes deploy) or admin (all). Repeatable.",
+        ),
     ],
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", help="A pattern of the models it is for, such as 'team-a-*'. Repeat it. Default: all."),
+        typer.Option(
+            "--model", help="Pattern of the permitted models, such as 'team-a-*'. Repeatable. Default: all models."
+        ),
     ] = None,
     expires: Annotated[
-        str | None, typer.Option("--expires", help="How long it lasts: 90d, 12h. Default: until it is revoked.")
+        str | None, typer.Option("--expires", help="Lifetime, for example 90d or 12h. Default: until it is revoked.")
     ] = None,
-    rate: Annotated[float | None, typer.Option("--rate", min=0.001, help="Requests per second.")] = None,
-    burst: Annotated[int | None, typer.Option("--burst", min=1, help="Requests at once.")] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate", min=0.001, help="Requests per second on each instance. Default: that of the control plane."
+        ),
+    ] = None,
+    burst: Annotated[
+        int | None,
+        typer.Option(
+            "--burst",
+            min=1,
+            help="Requests above the rate that are accepted at once. Default: that of the control plane.",
+        ),
+    ] = None,
     out_file: Annotated[
         Path | None,
-        typer.Option("--out", help="Write the secret into this new file, readable by its owner alone; do not show it."),
+        typer.Option("--out", help="Write the secret to this new file, readable only by you, instead of printing it."),
     ] = None,
     offline: OfflineOption = False,
     store: StoreOption = None,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Make an API key. Its secret is shown this once; the control plane keeps a hash of it.
+    """Create an API key. Its secret is shown only once; the control plane keeps a hash of it.
 
-    The first key has the scope admin. Once it is there, every request needs a key.
+    The first key must have the scope admin. As soon as it exists, every request needs a key.
     """
     from controlplane.cli.workflows.keys import api_keys, end_of, keep_secret
 
@@ -76,14 +87,14 @@ def create(
         body["expires_at"] = end_of(expires).isoformat()
     body |= {key: value for key, value in (("rate_per_second", rate), ("burst", burst)) if value is not None}
     with keep_secret(out_file) as keep, api_keys(session, offline=offline, store=store, endpoint=endpoint) as keys:
-        made = keys.create(body)
-        secret = made["secret"]
+        created = keys.create(body)
+        secret = created["secret"]
         keep(secret)
-    shown = made["key"]
-    out.result({**made, "secret": None if out_file else secret})
-    out.line(f"made the key {shown['id']} ({shown['name']}: {', '.join(shown['scopes'])})", style="green")
+    shown = created["key"]
+    out.result({**created, "secret": None if out_file else secret})
+    out.line(f"created the key {shown['id']} ({shown['name']}: {', '.join(shown['scopes'])})", style="green")
     if out_file:
-        out.line(f"its secret is in {out_file}; give it to tritonctl with --api-key-file {out_file}")
+        out.line(f"its secret is in {out_file}; use it with --api-key-file {out_file}")
     else:
         out.line(f"its secret, which is not shown again: {secret}")
 
@@ -91,7 +102,7 @@ def create(
 def list_keys(
     session: Session, offline: OfflineOption = False, store: StoreOption = None, endpoint: EndpointOption = None
 ) -> None:
-    """List the API keys, revoked and expired ones too."""
+    """List the API keys, including revoked and expired ones."""
     from controlplane.cli.workflows.keys import api_keys, when
 
     out = session.out()
@@ -99,7 +110,7 @@ def list_keys(
         found = keys.list()
     out.result(found)
     out.table(
-        ("id", "name", "scopes", "models", "state", "expires", "made", "by"),
+        ("id", "name", "scopes", "models", "state", "expires", "created", "by"),
         (
             (
                 key["id"],
@@ -139,7 +150,7 @@ def show(
             ("scopes", ", ".join(found["scopes"])),
             ("models", ", ".join(found["models"]) or "all"),
             ("state", found["state"]),
-            ("made", f"{when(found['created_at'])} by {found['created_by']}"),
+            ("created", f"{when(found['created_at'])} by {found['created_by']}"),
             ("expires", when(found["expires_at"])),
             ("revoked", f"{when(found['revoked_at'])} by {found['revoked_by']}" if found["revoked_at"] else ""),
             ("rate", f"{rate:g} per second" if rate else ""),
@@ -155,11 +166,11 @@ def revoke(
     store: StoreOption = None,
     endpoint: EndpointOption = None,
 ) -> None:
-    """Revoke an API key, for good. Every instance refuses it within seconds."""
+    """Revoke an API key permanently. Every instance refuses it within seconds."""
     from controlplane.cli.workflows.keys import api_keys
 
     out = session.out()
     with api_keys(session, offline=offline, store=store, endpoint=endpoint) as keys:
-        gone = keys.revoke(key)
-    out.result(gone)
-    out.line(f"revoked the key {gone['id']} ({gone['name']})")
+        revoked = keys.revoke(key)
+    out.result(revoked)
+    out.line(f"revoked the key {revoked['id']} ({revoked['name']})")

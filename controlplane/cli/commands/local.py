@@ -1,4 +1,4 @@
-"""Running the control plane: `up`, `down`, `serve`."""
+"""Commands that run the control plane: `up`, `down`, `serve`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,7 +7,7 @@ import typer
 
 from controlplane.cli.session import Session, command
 
-PANEL = "Run it"
+PANEL = "Run"
 
 PortOption = Annotated[
     int | None,
@@ -16,27 +16,41 @@ PortOption = Annotated[
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.", show_default="127.0.0.1")]
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", help="file:///path or s3://bucket/prefix. Default: a folder of the data folder."),
+    typer.Option("--store", help="URL of the store: file:///path or s3://bucket/prefix. Default: in the data folder."),
 ]
 EndpointOption = Annotated[
-    str | None, typer.Option("--endpoint", help="S3 endpoint other than AWS: MinIO, Ceph RGW.", show_default=False)
+    str | None,
+    typer.Option(
+        "--endpoint", help="URL of the S3 endpoint, for example MinIO or Ceph RGW. Default: AWS.", show_default=False
+    ),
 ]
 InsecureOption = Annotated[
     bool,
-    typer.Option("--insecure-no-auth", help="Never ask for an API key: whoever reaches the port may do everything."),
+    typer.Option(
+        "--insecure-no-auth", help="Never require an API key: any client that reaches the port has all rights."
+    ),
 ]
 TlsCertOption = Annotated[
-    Path | None, typer.Option("--tls-cert", help="Certificate chain (PEM): speak HTTPS.", show_default=False)
+    Path | None,
+    typer.Option("--tls-cert", help="Certificate chain (PEM) of the server; turns on HTTPS.", show_default=False),
 ]
 TlsKeyOption = Annotated[
-    Path | None, typer.Option("--tls-key", help="Its private key (PEM), where it is another file.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--tls-key", help="Private key (PEM) of the certificate. Default: in the same file.", show_default=False
+    ),
 ]
 TlsClientCaOption = Annotated[
     Path | None,
-    typer.Option("--tls-client-ca", help="Only clients with a certificate of this authority.", show_default=False),
+    typer.Option(
+        "--tls-client-ca",
+        help="CA certificates (PEM); only clients with a certificate of these authorities may connect.",
+        show_default=False,
+    ),
 ]
 LevelOption = Annotated[
-    Literal["debug", "info", "warning", "error"] | None, typer.Option("--log-level", help="What is logged to stderr.")
+    Literal["debug", "info", "warning", "error"] | None,
+    typer.Option("--log-level", help="Minimum level of messages logged to stderr."),
 ]
 
 
@@ -71,32 +85,59 @@ def up(
     host: HostOption = None,
     store: StoreOption = None,
     endpoint: EndpointOption = None,
-    http_port: Annotated[int, typer.Option("--triton-http-port", min=0, help="0 picks a free one.")] = 0,
-    grpc_port: Annotated[int, typer.Option("--triton-grpc-port", min=0, help="0 picks a free one.")] = 0,
-    metrics_port: Annotated[int, typer.Option("--triton-metrics-port", min=0, help="0 picks a free one.")] = 0,
+    http_port: Annotated[
+        int, typer.Option("--triton-http-port", min=0, help="Triton's HTTP port; 0 picks a free one.")
+    ] = 0,
+    grpc_port: Annotated[
+        int, typer.Option("--triton-grpc-port", min=0, help="Triton's gRPC port; 0 picks a free one.")
+    ] = 0,
+    metrics_port: Annotated[
+        int, typer.Option("--triton-metrics-port", min=0, help="Triton's metrics port; 0 picks a free one.")
+    ] = 0,
     gateway_http_port: Annotated[
         int | None,
-        typer.Option("--http-port", min=0, max=65535, help="Gateway, HTTP; 0: a free one.", show_default="8091"),
+        typer.Option(
+            "--http-port",
+            min=0,
+            max=65535,
+            help="The gateway's HTTP port; 0 picks a free one.",
+            show_default="API port + 1",
+        ),
     ] = None,
     gateway_grpc_port: Annotated[
         int | None,
-        typer.Option("--grpc-port", min=0, max=65535, help="Gateway, gRPC; 0: a free one.", show_default="8092"),
+        typer.Option(
+            "--grpc-port",
+            min=0,
+            max=65535,
+            help="The gateway's gRPC port; 0 picks a free one.",
+            show_default="API port + 2",
+        ),
     ] = None,
     gateway: Annotated[
         bool | None,
-        typer.Option("--gateway/--no-gateway", help="The gateway for inference.", show_default="if HAProxy is there"),
+        typer.Option(
+            "--gateway/--no-gateway",
+            help="Whether to run the gateway for inference.",
+            show_default="if HAProxy is installed",
+        ),
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready; `down` stops it.")] = False,
-    timeout: Annotated[float, typer.Option("--timeout", min=1, help="With --detach: seconds to become ready.")] = 120.0,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Run in the background and return when it is ready.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="With --detach: maximum seconds until it is ready.")
+    ] = 120.0,
     insecure: InsecureOption = False,
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
     tls_client_ca: TlsClientCaOption = None,
     log_level: LevelOption = None,
 ) -> None:
-    """Run everything on this machine: a real Triton, the registry in a folder, the API.
+    """Run everything on this machine: Triton, the store in a folder, the API and the gateway.
 
-    Other commands find it by themselves. It runs until Ctrl-C, or with `--detach` until `tritonctl down`.
+    Other commands find the control plane through the data folder. It runs until Ctrl-C, or with `--detach` until
+    `tritonctl down`.
     """
     from controlplane.cli.workflows.up import run_here, start_detached
     from controlplane.settings import Settings
@@ -150,9 +191,11 @@ def _gateway(port: int | None, http_port: int | None, grpc_port: int | None, wan
 
 def down(
     session: Session,
-    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait for it to end.")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="Maximum seconds to wait until it has stopped; then exit code 8.")
+    ] = 60.0,
 ) -> None:
-    """Stop the `up` of this data folder, with its Triton."""
+    """Stop the control plane that `tritonctl up` runs with this data folder, and its Triton."""
     from controlplane.cli.workflows.up import stop
 
     stop(session, session.folder(), timeout)
@@ -164,13 +207,15 @@ def serve(
     host: HostOption = None,
     store: StoreOption = None,
     endpoint: EndpointOption = None,
-    region: Annotated[str | None, typer.Option("--region", help="S3 region.", show_default=False)] = None,
+    region: Annotated[
+        str | None, typer.Option("--region", help="S3 region. Default: from the AWS settings.", show_default=False)
+    ] = None,
     triton: Annotated[
         list[str] | None,
         typer.Option(
             "--triton",
             metavar="NAME=GRPC,HTTP,METRICS,REPOSITORY",
-            help="A Triton server and its model repository as this process sees it. Repeat it.",
+            help="A Triton server: name, URLs, and the path of its model repository on this machine. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -180,11 +225,11 @@ def serve(
     tls_key: TlsKeyOption = None,
     tls_client_ca: TlsClientCaOption = None,
 ) -> None:
-    """Run the API against a bucket and Triton servers that run elsewhere.
+    """Run the control plane for Triton servers that run elsewhere, with a bucket as its store.
 
-    Everything can be given as environment variables, too: CONTROLPLANE_STORE__URL, CONTROLPLANE_STORE__ENDPOINT_URL,
-    CONTROLPLANE_TRITON__SERVERS (a JSON list), CONTROLPLANE_API__PORT, …; S3 credentials come by the usual AWS
-    variables and files. Any number of these may run against one bucket.
+    Environment variables can set all options: CONTROLPLANE_STORE__URL, CONTROLPLANE_STORE__ENDPOINT_URL,
+    CONTROLPLANE_TRITON__SERVERS (a JSON list), CONTROLPLANE_API__PORT, …; S3 credentials come from the usual AWS
+    variables and files. Any number of instances can share one bucket.
     """
     from controlplane.cli.workflows.up import run_here
     from controlplane.settings import Settings
@@ -218,7 +263,7 @@ def _server(text: str) -> dict[str, object]:
     parts = [part.strip() for part in rest.split(",")]
     if not equals or len(parts) != 4 or not all((name, parts[0], parts[3])):
         raise InvalidInputError(
-            f"--triton {text!r}: write NAME=GRPC,HTTP,METRICS,REPOSITORY, such as "
+            f"--triton {text!r} is invalid; use NAME=GRPC,HTTP,METRICS,REPOSITORY, for example "
             "gpu0=triton:8001,http://triton:8000,http://triton:8002/metrics,/models"
         )
     return {

@@ -6,7 +6,7 @@ import typer
 
 from controlplane.cli.session import Session, command
 
-PANEL = "Look after it"
+PANEL = "Operate"
 
 
 def register(app: typer.Typer) -> None:
@@ -17,12 +17,15 @@ def register(app: typer.Typer) -> None:
 
 def gc(
     session: Session,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Show what would be removed, and remove nothing.")
+    ] = False,
     grace: Annotated[
-        float | None, typer.Option("--grace-seconds", min=0, help="Leave what is younger. Default: a day.")
+        float | None,
+        typer.Option("--grace-seconds", min=0, help="Keep files that are younger than this. Default: 86400 (a day)."),
     ] = None,
 ) -> None:
-    """Remove files that no version refers to any more, and uploads that were abandoned."""
+    """Remove files that no version refers to, and abandoned uploads."""
     from controlplane.cli.progress import follow
     from controlplane.cli.views.deployment import show_garbage
     from controlplane.client.models import Operation
@@ -37,7 +40,7 @@ def gc(
 
 
 def version(session: Session) -> None:
-    """Show the version of this program, and of the control plane it talks to."""
+    """Show the versions of this program and of the control plane that it uses."""
     from importlib.metadata import version as installed
 
     from controlplane.client.errors import NotRunningError

@@ -4,9 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from controlplane.cli.commands.deployments import PANEL as DEPLOY_PANEL
-from controlplane.cli.commands.deployments import (
-    DeployedArgument,
+from controlplane.cli.commands.deploy import (
     GpuCountOption,
     GpuMemoryOption,
     GpuOption,
@@ -14,7 +12,11 @@ from controlplane.cli.commands.deployments import (
     ModeOption,
     PriorityOption,
     UpdateStrategyOption,
+    given_settings,
+    gpu_settings,
 )
+from controlplane.cli.commands.deployments import PANEL as DEPLOY_PANEL
+from controlplane.cli.commands.deployments import DeployedArgument
 from controlplane.cli.commands.models import RefArgument
 from controlplane.cli.session import Session, command
 
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from controlplane.client.http import Client
     from controlplane.client.memory import ServerMemory
 
-PANEL = "Look after it"
-ServerOption = Annotated[str | None, typer.Option("--server", "-s", help="Only this server's.")]
+PANEL = "Operate"
+ServerOption = Annotated[str | None, typer.Option("--server", "-s", help="Show only this server.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -52,9 +54,9 @@ def register(app: typer.Typer) -> None:
 
 
 def memory(session: Session, server: ServerOption = None) -> None:
-    """Show what models hold of each device, a bar for each: resident, reserved, unaccounted, free.
+    """Show the memory of each device as a bar: resident, loading, reserved, unaccounted and free.
 
-    Unaccounted is what the device says is in use and no model is known to hold; it counts against the budget.
+    Unaccounted memory is in use on the device and attributed to no model; it reduces the available budget.
     """
     from controlplane.cli.views.memory import show_memory
 
@@ -68,15 +70,15 @@ def memory(session: Session, server: ServerOption = None) -> None:
 def top(
     session: Session,
     sort: Annotated[
-        Literal["memory", "used", "rate", "name"], typer.Option("--sort", help="What to sort the models by.")
+        Literal["memory", "used", "rate", "name"], typer.Option("--sort", help="Order of the models.")
     ] = "memory",
-    interval: Annotated[float, typer.Option("--interval", "-i", min=0.1, help="Seconds between two looks.")] = 1.0,
+    interval: Annotated[float, typer.Option("--interval", "-i", min=0.1, help="Seconds between two updates.")] = 1.0,
     server: ServerOption = None,
 ) -> None:
     """Show devices and models live, as `top` does for processes.
 
-    Keys: m sorts by memory, u by last use, r by rate of requests, n by name; q quits. Where stdin or stdout is no
-    terminal, and with `-o json`, it is shown once.
+    Keys: m sorts by memory, u by last use, r by request rate, n by name; q quits. If stdin or stdout is not a terminal,
+    and with `-o json`, the state is printed once.
     """
     import sys
 
@@ -93,7 +95,7 @@ def top(
 
 
 def why(session: Session, name: DeployedArgument) -> None:
-    """Say why a model is where it is: loaded, waiting, evicted for another, or why it cannot be loaded."""
+    """Explain the state of a model: why it is loaded, waiting, evicted, or cannot be loaded."""
     from controlplane.cli.views.memory import show_why
     from controlplane.cli.workflows.deploy import deployment_path
     from controlplane.client.memory import Explanation
@@ -110,19 +112,25 @@ def hold(
     name: DeployedArgument,
     line: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- COMMAND...]", help="Run this while the model is held.", show_default=False),
+        typer.Argument(metavar="[-- COMMAND...]", help="Command to run while the model is held.", show_default=False),
     ] = None,
     ttl: Annotated[
-        str, typer.Option("--ttl", metavar="TIME", help="The hold's time to live; it is renewed in time.")
+        str,
+        typer.Option(
+            "--ttl",
+            metavar="TIME",
+            help="Time to live of the hold, for example 90s or 10m; it is renewed while this command runs.",
+        ),
     ] = "5m",
     timeout: Annotated[
-        float, typer.Option("--timeout", min=1, max=600, help="Seconds to wait for the model; then exit code 8.")
+        float,
+        typer.Option("--timeout", min=1, max=600, help="Maximum seconds to wait for the model; then exit code 8."),
     ] = 300.0,
 ) -> None:
-    """Load a model, and keep it loaded while a command runs, or until Ctrl-C.
+    """Load a model and keep it loaded while a command runs, or until Ctrl-C.
 
-    Nobody evicts a model that is held. The hold is given back at the end; should this process be killed, it ends by
-    itself after its time to live. The exit code is the command's.
+    A held model is not evicted. The hold is released at the end; if this process is killed, the hold expires after its
+    time to live. The exit code is that of the command.
     """
     from controlplane.cli.workflows import hold
     from controlplane.domain.durations import parse_duration
@@ -137,7 +145,7 @@ def hold(
             code = hold.run(line)
         else:
             out.result(held.hold)
-            out.line(f"{name} answers and is held; give it back with Ctrl-C")
+            out.line(f"{name} is loaded and held; press Ctrl-C to release it")
             code = hold.until_interrupted()
     if code:
         raise typer.Exit(code)
@@ -145,11 +153,13 @@ def hold(
 
 def plan(
     session: Session,
-    action: Annotated[Literal["deploy", "load"], typer.Argument(help="What to plan.")],
+    action: Annotated[Literal["deploy", "load"], typer.Argument(help="Change to plan.")],
     ref: RefArgument,
-    instances: Annotated[int | None, typer.Option("--instances", min=1, help="deploy: instances per device.")] = None,
+    instances: Annotated[
+        int | None, typer.Option("--instances", min=1, help="deploy: model instances on each device.")
+    ] = None,
     max_batch_size: Annotated[
-        int | None, typer.Option("--max-batch-size", min=0, help="deploy: largest batch; 0 turns batching off.")
+        int | None, typer.Option("--max-batch-size", min=0, help="deploy: maximum batch size; 0 turns batching off.")
     ] = None,
     gpu: GpuOption = None,
     gpu_count: GpuCountOption = None,
@@ -159,14 +169,14 @@ def plan(
     priority: PriorityOption = None,
     update_strategy: UpdateStrategyOption = None,
     set_: Annotated[
-        str | None, typer.Option("--set", metavar="JSON", help="deploy: settings as JSON, or a file with them.")
+        str | None,
+        typer.Option("--set", metavar="JSON", help="deploy: settings as a JSON object, or the path of a JSON file."),
     ] = None,
 ) -> None:
-    """Say what a deploy or a load would do, and do nothing: evictions, bytes, seconds, a gap, or why it cannot be.
+    """Show what a deploy or a load would do, without doing it: evictions, bytes, duration, and unavailability.
 
-    It ends with exit code 7 where it cannot be.
+    Exit code 7 if it is not possible.
     """
-    from controlplane.cli.commands.deployments import given_settings, gpu_settings
     from controlplane.cli.exit_codes import ExitCode
     from controlplane.cli.views.memory import show_plan
     from controlplane.cli.workflows.deploy import deployment_path, merged_settings
@@ -192,7 +202,7 @@ def plan(
         else:
             if given or ref != model:
                 raise InvalidInputError(
-                    "a load takes what is deployed, as it is deployed: give the model's name alone, or plan a deploy"
+                    "a load uses the deployed version and settings: give only the model's name, or plan a deploy"
                 )
             document = client.post(f"{deployment_path(model)}/load", dry_run="true")
         found = client.read(Plan, document)

@@ -9,9 +9,16 @@ from controlplane.cli.session import Session, command
 
 PANEL = "Registry"
 
-ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="A model.", autocompletion=completion.models)]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of a model.", autocompletion=completion.models)
+]
 RefArgument = Annotated[
-    str, typer.Argument(metavar="REF", help="name, name:7 or name@alias.", autocompletion=completion.models)
+    str,
+    typer.Argument(
+        metavar="REF",
+        help="Reference to a version: name (newest), name:7 or name@alias.",
+        autocompletion=completion.models,
+    ),
 ]
 
 
@@ -64,7 +71,7 @@ def models(session: Session) -> None:
 
 
 def versions(session: Session, name: ModelArgument) -> None:
-    """List a model's versions."""
+    """List the versions of a model."""
     from controlplane.cli.output import ago, size
     from controlplane.client.http import segment
     from controlplane.client.models import Model, Version
@@ -96,7 +103,7 @@ def versions(session: Session, name: ModelArgument) -> None:
 
 
 def show(session: Session, ref: RefArgument) -> None:
-    """Show all that is known about a version."""
+    """Show a version: files, signature, origin, aliases and measured memory."""
     from controlplane.cli.references import fetch_version, version_path
     from controlplane.cli.views.version import describe, show_footprints
     from controlplane.client.models import VersionFootprint
@@ -115,12 +122,14 @@ def show(session: Session, ref: RefArgument) -> None:
 def report(
     session: Session,
     ref: RefArgument,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="How many of the newest.")] = 10,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=100, help="Maximum number of reports; the newest are shown.")
+    ] = 10,
 ) -> None:
-    """Show what was found out about a version when it was brought to a server.
+    """Show the qualification reports of a version, which are created each time it is deployed to a server.
 
-    Its artifact, the configuration that Triton runs it with, its answers to the golden samples, and how fast and how
-    large it is next to the version before. It exits with 7 when the newest report says that a check failed.
+    A report covers the artifact, Triton's configuration, the answers to the golden samples, and the speed and memory
+    compared with the previous version. Exit code 7 if the newest report has a failed check.
     """
     from controlplane.cli.references import fetch_version, version_path
     from controlplane.cli.views.report import show_reports
@@ -143,16 +152,19 @@ def report(
 
 def alias(
     session: Session,
-    ref: Annotated[str, typer.Argument(metavar="NAME@ALIAS", help="The model and the alias.")],
+    ref: Annotated[str, typer.Argument(metavar="NAME@ALIAS", help="Model and alias, for example resnet@champion.")],
     version: Annotated[
-        int | None, typer.Argument(metavar="[VERSION]", help="The version it shall point to.", show_default=False)
+        int | None,
+        typer.Argument(
+            metavar="[VERSION]", help="Version to point the alias to. Default: show the alias.", show_default=False
+        ),
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the alias.")] = False,
 ) -> None:
     """Point an alias to a version, show it, or remove it.
 
-    An alias moves in one step: whoever reads it gets the version before or the version after. A deployment that
-    follows the alias follows it there.
+    An alias moves atomically: a reader gets either the old or the new version. A deployment that names the alias is
+    updated to the new version.
     """
     from controlplane.client.http import segment
     from controlplane.domain.names import validate_alias, validate_model_name
@@ -161,7 +173,7 @@ def alias(
     model, _, name = ref.partition("@")
     validate_model_name(model)
     if not name:
-        raise InvalidReferenceError(f"{ref!r} names no alias; use name@alias, such as {model}@champion")
+        raise InvalidReferenceError(f"{ref!r} does not name an alias; use name@alias, for example {model}@champion")
     validate_alias(name)
     if remove and version is not None:
         raise typer.BadParameter("give a version or --remove, not both")
@@ -184,13 +196,17 @@ def alias(
 
 def rm(
     session: Session,
-    ref: Annotated[str, typer.Argument(metavar="REF", help="name:7, or name for the whole model.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a whole model is deleted.")] = False,
+    ref: Annotated[
+        str, typer.Argument(metavar="REF", help="Version to delete as name:7, or name for the whole model.")
+    ],
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask for confirmation when a whole model is deleted.")
+    ] = False,
 ) -> None:
-    """Delete a version, or a whole model.
+    """Delete a version or a whole model.
 
-    The number stays taken and the history stays; the files go with the next `tritonctl gc` after the grace period.
-    What a deployment or an alias needs is not deleted.
+    The version number is not reused and the history is kept; `tritonctl gc` removes the files after the grace period.
+    A version that a deployment or an alias uses cannot be deleted.
     """
     from controlplane.client.http import segment
     from controlplane.domain.names import Reference
@@ -199,7 +215,7 @@ def rm(
     reference = Reference.parse(ref)
     if reference.alias is not None:
         raise InvalidReferenceError(
-            f"{ref!r} names an alias; remove it with `tritonctl alias {ref} --remove`, or name the version to delete"
+            f"{ref!r} names an alias; remove it with `tritonctl alias {ref} --remove`, or give the version to delete"
         )
     out = session.out()
     with session.client() as client:
@@ -216,9 +232,9 @@ def rm(
 def history(
     session: Session,
     name: ModelArgument,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many revisions.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Maximum number of revisions.")] = 20,
 ) -> None:
-    """Show who changed a model and its deployment, when and why; newest first."""
+    """Show the changes of a model and its deployment, newest first: who, when and why."""
     from controlplane.cli.output import ago
     from controlplane.client.errors import ClientError
     from controlplane.client.http import segment

@@ -28,14 +28,15 @@ def metrics(
     session: Session,
     name: DeployedArgument,
     window: Annotated[
-        str, typer.Option("--window", metavar="TIME", help="How far back: 30s, 5m, 1h30m; 6h at most.")
+        str,
+        typer.Option("--window", metavar="TIME", help="Period up to now, for example 30s, 5m or 1h30m; at most 6h."),
     ] = "5m",
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew until Ctrl-C.")] = False,
-    interval: Annotated[float, typer.Option("--interval", "-i", min=0.1, help="Seconds between two looks.")] = 1.0,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Update the display until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option("--interval", "-i", min=0.1, help="Seconds between two updates.")] = 1.0,
 ) -> None:
-    """Show how well a deployed model is doing: rates, failures, latency, queue and compute time, batches, objectives.
+    """Show the metrics of a deployed model: rates, failures, latency, queue and compute time, batches, objectives.
 
-    The curves show the window from its beginning to now. With `--watch` and `-o json` there is one document per line.
+    The curves cover the window, up to now. With `--watch` and `-o json`, each line is one JSON document.
     """
     import json
     import sys

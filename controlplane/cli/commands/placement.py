@@ -6,7 +6,7 @@ import typer
 
 from controlplane.cli.session import Session, command
 
-PANEL = "Look after it"
+PANEL = "Operate"
 
 
 def register(app: typer.Typer) -> None:
@@ -16,13 +16,16 @@ def register(app: typer.Typer) -> None:
 
 def defrag(
     session: Session,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would move, and what for.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Move at most so many replicas.")] = 100,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show which replicas would move and why, and move none.")
+    ] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Maximum number of replicas to move.")] = 100,
 ) -> None:
-    """Move models between servers where that gains more than it costs.
+    """Move replicas between servers to improve the placement, if the gain exceeds the cost.
 
-    Off servers that are assigned more than fits at once, out of zones that have two replicas of a model, and together,
-    so that free memory is in large pieces. Each model is loaded and proved at its new place before the old one goes.
+    Replicas move away from overcommitted servers, out of zones that have two replicas of a model, and closer together,
+    so that the free memory is contiguous. A replica is loaded and proved on its new server before the old one is
+    unloaded.
     """
     from controlplane.cli.views.placement import show_moves
     from controlplane.client.placement import Defragmentation

@@ -23,13 +23,12 @@ def pull(
     session: Session,
     ref: RefArgument,
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Where to. Default: ./NAME-VERSION.", show_default=False)
+        Path | None, typer.Argument(metavar="[DIR]", help="Target folder. Default: ./NAME-VERSION.", show_default=False)
     ] = None,
 ) -> None:
-    """Download a version's files.
+    """Download the files of a version and verify them against their digests.
 
-    Every byte is verified. A pull that was cut off goes on where it stopped when it is run again, and files that are
-    there already are not fetched again.
+    If a pull is interrupted, run it again to resume it. Files that are present already are not downloaded again.
     """
     from urllib.parse import quote
 
@@ -63,5 +62,5 @@ def pull(
         }
     )
     kept = len(files) - fetched
-    there = f", {kept} of them already there" if kept else ""
-    out.line(f"{fixed} is in {target}: {len(files)} file{'s' * (len(files) > 1)}, {size(total)}, verified{there}")
+    present = f", {kept} of them already present" if kept else ""
+    out.line(f"{fixed} is in {target}: {len(files)} file{'s' * (len(files) > 1)}, {size(total)}, verified{present}")

@@ -12,45 +12,57 @@ PANEL = "Publish and convert"
 InputOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", help='An input, "NAME:DTYPE[SHAPE]" with -1 for a dynamic dimension. Repeat it.', show_default=False
+        "--input",
+        help='An input as "NAME:DTYPE[SHAPE]", with -1 for a dynamic dimension. Repeatable.',
+        show_default=False,
     ),
 ]
 OutputSpecOption = Annotated[
-    list[str] | None, typer.Option("--out", help="An output, like --input.", show_default=False)
+    list[str] | None,
+    typer.Option("--out", help="An output, in the same form as --input. Repeatable.", show_default=False),
 ]
 BatchedOption = Annotated[
     bool | None,
     typer.Option(
         "--batched/--no-batched",
         help="Whether the first dimension of every tensor is the batch.",
-        show_default="as the file says",
+        show_default="according to the file",
     ),
 ]
 SamplesOption = Annotated[
     Path | None,
-    typer.Option("--samples", help="Sample inputs: an .npz with one array for each input.", show_default=False),
+    typer.Option("--samples", help="Sample inputs: an .npz file with one array for each input.", show_default=False),
 ]
 FormatOption = Annotated[
     str | None,
     typer.Option(
-        "--format", help="onnx, torchscript, torch-export, pytorch or sklearn. Default: found out.", show_default=False
+        "--format",
+        help="onnx, torchscript, torch-export, pytorch or sklearn. Default: detected.",
+        show_default=False,
     ),
 ]
 LabelOption = Annotated[
-    list[str] | None, typer.Option("--label", "-l", metavar="KEY=VALUE", help="A label. Repeat it.", show_default=False)
+    list[str] | None,
+    typer.Option("--label", "-l", metavar="KEY=VALUE", help="Label of the version. Repeatable.", show_default=False),
 ]
 MetricOption = Annotated[
     list[str] | None,
-    typer.Option("--metric", "-m", metavar="KEY=NUMBER", help="A figure. Repeat it.", show_default=False),
+    typer.Option("--metric", "-m", metavar="KEY=NUMBER", help="Metric of the version. Repeatable.", show_default=False),
 ]
 AliasOption = Annotated[
     list[str] | None,
-    typer.Option("--alias", "-a", help="An alias that shall point to the new version. Repeat it.", show_default=False),
+    typer.Option("--alias", "-a", help="Alias to point to the new version. Repeatable.", show_default=False),
 ]
-ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Why; kept in the history.", show_default=False)]
+ReasonOption = Annotated[
+    str, typer.Option("--reason", "-r", help="Reason for the change, recorded in the history.", show_default=False)
+]
 TrustOption = Annotated[
     bool,
-    typer.Option("--trust", help="Run code the file carries (pickles, factories). Only yours.", show_default=False),
+    typer.Option(
+        "--trust",
+        help="Allow code embedded in the file (pickle, factories) to run. Use only with files you trust.",
+        show_default=False,
+    ),
 ]
 
 
@@ -74,20 +86,22 @@ def register(app: typer.Typer) -> None:
 def push(
     session: Session,
     name_or_path: Annotated[
-        str, typer.Argument(metavar="[NAME]", help="The model; left out, the file's name is taken.")
+        str, typer.Argument(metavar="[NAME]", help="Name of the model. Default: the name of the file or folder.")
     ],
-    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="A file or a folder.", show_default=False)] = None,
+    path: Annotated[
+        Path | None, typer.Argument(metavar="PATH", help="File or folder to publish.", show_default=False)
+    ] = None,
     input_: InputOption = None,
     output_spec: OutputSpecOption = None,
     batched: BatchedOption = None,
     format_: FormatOption = None,
     samples: SamplesOption = None,
     sample_count: Annotated[
-        int | None, typer.Option("--sample-count", min=1, max=64, help="How many samples to generate.")
+        int | None, typer.Option("--sample-count", min=1, max=64, help="Number of samples to generate.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the generated samples.")] = None,
     golden: Annotated[
-        bool, typer.Option("--golden/--no-golden", help="Run the model once and record its answers for the proof.")
+        bool, typer.Option("--golden/--no-golden", help="Run the model and record its outputs as golden samples.")
     ] = True,
     label: LabelOption = None,
     metric: MetricOption = None,
@@ -95,25 +109,29 @@ def push(
     reason: ReasonOption = "",
     trust: TrustOption = False,
     direct: Annotated[
-        bool, typer.Option("--direct", help="Write the files straight to the bucket (S3), past the control plane.")
+        bool,
+        typer.Option("--direct", help="Upload the files directly to the bucket (S3), not through the control plane."),
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Publish a new version also where nothing differs from the newest one.")
+        bool, typer.Option("--force", help="Publish a new version even if it equals the newest one.")
     ] = False,
     sign_key: Annotated[
         Path | None,
         typer.Option(
             "--sign-key",
-            help="Sign the new version with this private key (PEM). Its password: TRITONCTL_SIGN_KEY_PASSWORD.",
+            help="Sign the new version with this private key (PEM). Set TRITONCTL_SIGN_KEY_PASSWORD if the key has a "
+            "password.",
             show_default=False,
         ),
     ] = None,
-    deploy: Annotated[bool, typer.Option("--deploy", help="Deploy the new version and wait for it.")] = False,
+    deploy: Annotated[
+        bool, typer.Option("--deploy", help="Deploy the new version and wait until it is active.")
+    ] = False,
 ) -> None:
-    """Publish a file or a folder as a new version of a model.
+    """Publish a file or folder as a new version of a model.
 
-    The format is found out, the model is run once and its answers are recorded; by them Triton's answers are judged
-    when the version is deployed. A push that was cut off goes on where it stopped when it is run again.
+    The control plane detects the format, runs the model once and records its outputs; when the version is deployed,
+    Triton's outputs are compared with them. If a push is interrupted, run it again to resume it.
     """
     from controlplane.cli.views.version import show_result
     from controlplane.cli.workflows.push import PublishOptions, figures, key_values, model_name, publish
@@ -123,8 +141,8 @@ def push(
 
     source = Path(name_or_path) if path is None else path
     if not source.exists():
-        hint = "; write `tritonctl push NAME PATH` or `tritonctl push PATH`" if path is None else ""
-        raise InvalidArtifactError(f"there is no file or folder {str(source)!r} here{hint}", path=str(source))
+        hint = "; use `tritonctl push NAME PATH` or `tritonctl push PATH`" if path is None else ""
+        raise InvalidArtifactError(f"no such file or folder: {str(source)!r}{hint}", path=str(source))
     name = model_name(source) if path is None else validate_model_name(name_or_path)
     signature = parse_signature(input_ or (), output_spec or (), batched=bool(batched))
     options = PublishOptions(

@@ -33,18 +33,18 @@ def rollout(
         list[str],
         typer.Argument(
             metavar="[promote|abort|pause|resume] NAME",
-            help="A deployed model, and what to do with its rollout; nothing shows it.",
+            help="A deployed model, after the action to take on its rollout; without an action, show the rollout.",
             autocompletion=completion.deployments,
         ),
     ],
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it live until it ends.")] = False,
-    interval: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between two looks.")] = 1.0,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show the rollout live until it ends.")] = False,
+    interval: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between two updates.")] = 1.0,
     reason: ReasonOption = "",
 ) -> None:
-    """Show how a new version fares beside the old one, or promote, abort, pause or resume it.
+    """Show a rollout, the new version beside the old one, or promote, abort, pause or resume it.
 
-    With `--watch` it ends with the rollout: exit code 0 when the version was promoted, 7 when it was withdrawn. Every
-    decision is in `tritonctl history`, with its figures.
+    With `--watch`, the command runs until the rollout ends: exit code 0 if the version was promoted, 7 if it was
+    withdrawn. `tritonctl history` lists every decision with its figures.
     """
     from controlplane.cli.exit_codes import ExitCode
     from controlplane.cli.views.rollout import screen
@@ -55,7 +55,7 @@ def rollout(
 
     verb, name = (words[0], words[1]) if len(words) == 2 else ("", words[0])
     if len(words) > 2 or (verb and verb not in _VERBS):
-        raise InvalidInputError(f"give a model's name, and before it one of {', '.join(_VERBS)}, or nothing")
+        raise InvalidInputError(f"give a model's name, optionally preceded by one of {', '.join(_VERBS)}")
     path = f"/v1/rollouts/{segment(name)}"
     out = session.out()
     with session.client() as client:

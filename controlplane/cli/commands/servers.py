@@ -6,7 +6,7 @@ import typer
 
 from controlplane.cli.session import Session, command
 
-PANEL = "Look after it"
+PANEL = "Operate"
 
 
 def register(app: typer.Typer) -> None:
@@ -26,9 +26,9 @@ def register(app: typer.Typer) -> None:
 
 
 def servers(session: Session) -> None:
-    """Show the Triton servers: addresses, state, what they have loaded."""
+    """Show the Triton servers: addresses, state and loaded models."""
     from controlplane.cli.output import ago
-    from controlplane.cli.views.health import ailments
+    from controlplane.cli.views.health import problems
     from controlplane.domain.states import ServerStatus
 
     out = session.out()
@@ -48,7 +48,7 @@ def servers(session: Session) -> None:
                 server.triton_version,
                 ", ".join(f"{one.model}:{one.version}" for one in server.models if one.state == "READY"),
                 ago(server.observed_at),
-                server.message.partition("\n")[0] or ailments(server.conditions),
+                server.message.partition("\n")[0] or problems(server.conditions),
             )
             for server in found
         ),
@@ -60,7 +60,7 @@ def servers(session: Session) -> None:
 
 
 def gateway(session: Session) -> None:
-    """Show the gateway: addresses, which models go which way, how many requests did, what waits."""
+    """Show the gateway: addresses, the route and the request counts of each model, and waiting requests."""
     from controlplane.cli.output import size
     from controlplane.gateway.views import GatewayView
 
@@ -69,19 +69,19 @@ def gateway(session: Session) -> None:
         document = client.get("/v1/gateway")
         view = client.read(GatewayView, document)
     out.result(document)
-    restarts = f", started again {view.restarts} times" if view.restarts else ""
+    restarts = f", restarted {view.restarts} time{'s' * (view.restarts > 1)}" if view.restarts else ""
     out.facts(
         (
             ("http", view.http_url),
             ("grpc", view.grpc_url + (" (TLS)" if view.tls else "")),
             ("haproxy's metrics", view.metrics_url),
-            ("haproxy", f"{'answers' if view.ready else 'does not answer at this moment'}{restarts}"),
+            ("haproxy", f"{'ready' if view.ready else 'not ready'}{restarts}"),
             ("waiting", f"{view.waiting_requests} requests, {size(view.waiting_bytes)}"),
         )
     )
     out.line()
     out.table(
-        ("model", "way", "servers", "direct", "activator", "waiting"),
+        ("model", "route", "servers", "direct", "activator", "waiting"),
         (
             (
                 route.model,
@@ -93,24 +93,27 @@ def gateway(session: Session) -> None:
             )
             for route in view.models
         ),
-        empty="no model is open: one that is deployed is loaded when it is asked for",
+        empty="no model is routed; a deployed model is loaded when it is requested",
     )
 
 
 def events(
     session: Session,
     subject: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Only events of this model or server.", show_default=False)
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Show only events of this model or server.", show_default=False),
     ] = None,
     kind: Annotated[
-        Literal["Normal", "Warning"] | None, typer.Option("--type", help="Only events of this type.")
+        Literal["Normal", "Warning"] | None, typer.Option("--type", help="Show only events of this type.")
     ] = None,
-    reason: Annotated[str | None, typer.Option("--reason", help="Only events with this reason.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
-    after: Annotated[int, typer.Option("--after", min=0, help="Only events with a greater id.")] = 0,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=500, help="How many of the newest.")] = 50,
+    reason: Annotated[str | None, typer.Option("--reason", help="Show only events with this reason.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Also print new events, until Ctrl-C.")] = False,
+    after: Annotated[int, typer.Option("--after", min=0, help="Show only events with a greater id.")] = 0,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=500, help="Maximum number of events; the newest are shown.")
+    ] = 50,
 ) -> None:
-    """Show what changed and why, oldest first. With `-o json --follow` each event is one line of JSON."""
+    """Show events, oldest first: what changed and why. With `-o json --follow`, each line is one event in JSON."""
     from controlplane.cli.output import ago
     from controlplane.domain.states import Event
 
@@ -125,7 +128,7 @@ def events(
             out.table(
                 ("when", "type", "reason", "subject", "message"),
                 ((ago(one.at), one.type, one.reason, one.subject, one.message) for one in found),
-                empty="nothing happened yet",
+                empty="no events",
             )
             return
         for event in found:

@@ -25,11 +25,14 @@ def register(app: typer.Typer) -> None:
 def sign(
     session: Session,
     ref: RefArgument,
-    key: Annotated[Path, typer.Option("--key", help="Private key (PEM). Its password: TRITONCTL_SIGN_KEY_PASSWORD.")],
+    key: Annotated[
+        Path,
+        typer.Option("--key", help="Private key (PEM); set TRITONCTL_SIGN_KEY_PASSWORD if it has a password."),
+    ],
 ) -> None:
-    """Sign a version that is published: one that a conversion made, or that somebody else has to vouch for.
+    """Sign a published version, for example the result of a conversion, or a version that another person published.
 
-    What is signed are the digests that the control plane tells of; `tritonctl pull` and look, if you do not trust it.
+    The command signs the digests that the control plane reports. To verify the files first, use `tritonctl pull`.
     """
     from controlplane.cli.references import fetch_version
     from controlplane.cli.workflows.sign import sign_version
@@ -46,10 +49,13 @@ def verify(
     ref: RefArgument,
     key: Annotated[
         list[Path] | None,
-        typer.Option("--key", help="A public key (PEM) to trust. Repeat it. Default: those of the control plane."),
+        typer.Option("--key", help="Public key (PEM) to trust. Repeatable. Default: the keys of the control plane."),
     ] = None,
 ) -> None:
-    """Say whether a version, also where it is staged for Triton, is as a trusted key signed it. Exit code 6 if not."""
+    """Verify that a version, and its copies in Triton's model repositories, match a signature by a trusted key.
+
+    Exit code 6 if they do not.
+    """
     from controlplane.cli.references import fetch_version
     from controlplane.cli.workflows.sign import verify_version
 
@@ -57,4 +63,4 @@ def verify(
     with session.client() as client:
         verdict = verify_version(client, fetch_version(client, ref), key or [])
     out.result(verdict)
-    out.line(f"{verdict['reference']} is as the key {verdict['key'][:16]} signed it", style="green")
+    out.line(f"{verdict['reference']} is verified: signed with the key {verdict['key'][:16]}", style="green")

@@ -29,59 +29,86 @@ def tune(
     session: Session,
     name: DeployedArgument,
     objective: Annotated[
-        Literal["throughput", "p99"], typer.Option("--objective", help="What shall be best.")
+        Literal["throughput", "p99"],
+        typer.Option("--objective", help="What to optimise: highest throughput or lowest p99 latency."),
     ] = "throughput",
     max_p99: Annotated[
-        float | None, typer.Option("--max-p99-ms", min=0.001, help="The latency that 99 of 100 answers must keep to.")
+        float | None,
+        typer.Option("--max-p99-ms", min=0.001, help="Accept only settings with at most this p99 latency (ms)."),
     ] = None,
     min_throughput: Annotated[
-        float | None, typer.Option("--min-throughput", min=0.001, help="Requests per second that are needed.")
+        float | None,
+        typer.Option(
+            "--min-throughput", min=0.001, help="Accept only settings with at least this many requests per second."
+        ),
     ] = None,
     clients: Annotated[
         list[int] | None,
-        typer.Option("--clients", min=1, max=256, help="Clients at once. Repeat it; each is measured. [1, 4, 16]"),
+        typer.Option(
+            "--clients",
+            min=1,
+            max=256,
+            help="Number of concurrent clients to measure with. Repeatable. Default: 1, 4, 16.",
+        ),
     ] = None,
     rows: Annotated[
-        int | None, typer.Option("--rows", min=1, help="Rows of a request. Default: the golden samples as they are.")
+        int | None,
+        typer.Option("--rows", min=1, help="Rows (batch size) of each request. Default: those of the golden samples."),
     ] = None,
-    settings: Annotated[int, typer.Option("--settings", min=1, max=200, help="How many settings to try.")] = 16,
-    time_limit: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds for all of it.")] = 300.0,
+    settings: Annotated[
+        int, typer.Option("--settings", min=1, max=200, help="Maximum number of settings to try.")
+    ] = 16,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", min=1, help="Maximum seconds for the whole tuning.")
+    ] = 300.0,
     memory_limit: Annotated[
         str | None,
-        typer.Option("--memory-limit", metavar="SIZE", help="Memory for the copy: 2GiB. Default: half of the free."),
+        typer.Option(
+            "--memory-limit",
+            metavar="SIZE",
+            help="Maximum memory of the copy, for example 2GiB. Default: half of the free memory.",
+        ),
     ] = None,
     window: Annotated[
-        float, typer.Option("--window", min=0.05, max=60, help="Seconds that each load lasts in the first round.")
+        float, typer.Option("--window", min=0.05, max=60, help="Seconds of each measurement in the first round.")
     ] = 1.0,
     instances: Annotated[
-        list[int] | None, typer.Option("--instances", min=1, help="Instance counts to try. Repeat it.")
+        list[int] | None, typer.Option("--instances", min=1, help="Instance count to try. Repeatable.")
     ] = None,
     max_batch_size: Annotated[
-        list[int] | None, typer.Option("--max-batch-size", min=1, help="Largest batches to try. Repeat it.")
+        list[int] | None, typer.Option("--max-batch-size", min=1, help="Maximum batch size to try. Repeatable.")
     ] = None,
     queue_delay: Annotated[
         list[int] | None,
-        typer.Option("--queue-delay-us", min=-1, help="Delays to try; -1: no dynamic batching. Repeat it."),
+        typer.Option(
+            "--queue-delay-us",
+            min=-1,
+            help="Queue delay of dynamic batching to try, in microseconds; -1: no dynamic batching. Repeatable.",
+        ),
     ] = None,
     preferred: Annotated[
-        list[int] | None, typer.Option("--preferred", min=1, help="Preferred batch sizes to try. Repeat it.")
+        list[int] | None, typer.Option("--preferred", min=1, help="Preferred batch size to try. Repeatable.")
     ] = None,
     threads: Annotated[
         list[int] | None,
-        typer.Option("--threads", min=0, help="Threads per instance to try; 0: the backend's choice. Repeat it."),
+        typer.Option("--threads", min=0, help="Threads per instance to try; 0: the backend's default. Repeatable."),
     ] = None,
-    server: Annotated[str | None, typer.Option("--server", help="Where. Default: the first server.")] = None,
+    server: Annotated[
+        str | None, typer.Option("--server", help="Server to measure on. Default: the first server.")
+    ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw what was measured into a file.")
+        Path | None, typer.Option("--plot", metavar="FILE.svg", help="Write a plot of the measurements to this file.")
     ] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Deploy with the best setting, if one was found.")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Deploy the model with the best setting, if one was found.")
+    ] = False,
     reason: ReasonOption = "",
 ) -> None:
-    """Try settings on a copy of a deployed model, with real requests, and show the best.
+    """Find the best settings of a deployed model by measuring a copy of it with real requests.
 
-    The copy runs beside the model on the same server and gets the golden samples as requests; a setting whose answers
-    are not the recorded ones is out. What is measured shares the machine with everything else on it. Ctrl-C ends it
-    and removes the copy. Exit code 7: no setting meets the objective; then nothing is applied.
+    The copy runs beside the model on the same server and receives the golden samples as requests; a setting whose
+    outputs differ from the recorded ones is rejected. Other load on the machine affects the measurements. Ctrl-C stops
+    the tuning and removes the copy. Exit code 7 if no setting meets the objective; nothing is applied then.
     """
     from controlplane.cli.exit_codes import ExitCode
     from controlplane.cli.output import error_line
@@ -89,7 +116,7 @@ def tune(
     from controlplane.errors import InvalidInputError
 
     if plot is not None and not plot.absolute().parent.is_dir():
-        raise InvalidInputError(f"--plot {plot}: there is no folder {plot.absolute().parent}")
+        raise InvalidInputError(f"--plot {plot}: the folder {plot.absolute().parent} does not exist")
     space = {
         "instances": instances,
         "max_batch_sizes": max_batch_size,

@@ -50,7 +50,10 @@ def show_deployment(out: Output, deployment: Deployment) -> None:
     out.facts(
         (
             ("model", deployment.model),
-            ("desired", f"{spec.model}:{spec.version}" + (f" (by {spec.reference})" if "@" in spec.reference else "")),
+            (
+                "desired",
+                f"{spec.model}:{spec.version}" + (f" (from {spec.reference})" if "@" in spec.reference else ""),
+            ),
             ("revision", f"{deployment.revision}, {ago(deployment.at)} by {deployment.actor}"),
             ("reason", deployment.reason),
             ("phase", status.phase.value if status else "Pending"),
@@ -87,7 +90,7 @@ def show_deployment(out: Output, deployment: Deployment) -> None:
     if deployment.memory:
         out.line()
         out.table(
-            ("server", "mode", "memory is", "holds", "needs", "last used", "expires", "last load", "why"),
+            ("server", "mode", "state", "holds", "needs", "last used", "expires", "last load", "why"),
             (
                 (
                     one.server,
@@ -111,12 +114,12 @@ def _summary(deployment: Deployment) -> tuple[object, ...]:
     answers = sorted({server.serving_version for server in servers if server.serving_version is not None})
     loaded = sorted({version for server in servers for version in server.loaded_versions})
     proofs = [server.proof for server in servers if server.proof is not None]
-    wanted = str(deployment.spec.version)
+    desired = str(deployment.spec.version)
     if "@" in deployment.spec.reference:
-        wanted += f" ({deployment.spec.reference.partition('@')[2]})"
+        desired += f" ({deployment.spec.reference.partition('@')[2]})"
     return (
         deployment.model,
-        wanted,
+        desired,
         status.phase.value if status else "Pending",
         ", ".join(map(str, answers)),
         ", ".join(map(str, loaded)),
@@ -162,4 +165,4 @@ def show_garbage(out: Output, report: dict[str, Any], *, dry_run: bool) -> None:
     out.line(f"{verb} {blobs} of {report.get('blobs_scanned', 0)} blobs, {size(report.get('bytes_deleted', 0))}")
     kept = report.get("kept_by_grace", 0)
     if kept:
-        out.note(f"{kept} more are not referred to and younger than the grace period; see --grace-seconds")
+        out.note(f"{kept} more unreferenced blobs are younger than the grace period; see --grace-seconds")

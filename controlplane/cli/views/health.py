@@ -7,7 +7,7 @@ from controlplane.client.models import DeploymentHealth
 from controlplane.domain.conditions import Condition, ConditionStatus, ServerCondition
 from controlplane.domain.health import HealthSummary
 
-_WELL: dict[str, ConditionStatus] = {
+_HEALTHY: dict[str, ConditionStatus] = {
     ServerCondition.LIVE: ConditionStatus.TRUE,
     ServerCondition.READY: ConditionStatus.TRUE,
     ServerCondition.METRICS_AVAILABLE: ConditionStatus.TRUE,
@@ -23,7 +23,7 @@ def show_health(out: Output, health: DeploymentHealth) -> None:
     show_conditions(out, health.conditions)
     out.line()
     out.table(
-        ("server", "probes", "failed", "skipped", "p50", "p99", "largest drift", "heals", "last heal took"),
+        ("server", "probes", "failed", "skipped", "p50", "p99", "largest drift", "recoveries", "last recovery"),
         ((one.server, *_figures(one.summary)) for one in health.servers),
     )
     rows = [
@@ -34,7 +34,7 @@ def show_health(out: Output, health: DeploymentHealth) -> None:
     ]
     if rows:
         out.line()
-        out.table(("server", "when", "version", "asked", "outcome", "latency", "message"), rows)
+        out.table(("server", "when", "version", "probe", "outcome", "latency", "message"), rows)
 
 
 def show_conditions(out: Output, conditions: Sequence[Condition]) -> None:
@@ -45,12 +45,12 @@ def show_conditions(out: Output, conditions: Sequence[Condition]) -> None:
     )
 
 
-def ailments(conditions: Sequence[Condition]) -> str:
+def problems(conditions: Sequence[Condition]) -> str:
     """Return the problems of a server for one cell; empty if there are none."""
     return "; ".join(
         f"{one.reason}: {one.message}" if one.message else one.reason
         for one in conditions
-        if one.status not in {_WELL.get(one.type, one.status), ConditionStatus.UNKNOWN}
+        if one.status not in {_HEALTHY.get(one.type, one.status), ConditionStatus.UNKNOWN}
     )
 
 
@@ -60,7 +60,7 @@ def evidence(health: HealthSummary | None) -> str | None:
         return None
     parts = [f"{health.probes - health.failed} of {health.probes} probes passed"]
     if health.heals:
-        parts.append(f"healed {health.heals} times" if health.heals > 1 else "healed once")
+        parts.append(f"recovered {health.heals} times" if health.heals > 1 else "recovered once")
     if health.last_failure is not None:
         parts.append(f"{health.last_failure.outcome} {ago(health.last_failure.at)}: {health.last_failure.message}")
     return "; ".join(parts)

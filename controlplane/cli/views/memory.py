@@ -36,12 +36,12 @@ def bar(device: DeviceMemory, width: int = BAR_WIDTH) -> Text:
 
 def figures(device: DeviceMemory) -> Text:
     """Return a device's figures without those that are 0; the free bytes are always included."""
-    said = [Text(f"{size(device.budget_bytes)} budget of {size(device.total_bytes)}")]
+    parts = [Text(f"{size(device.budget_bytes)} budget of {size(device.total_bytes)}")]
     for name, sign, style in _PARTS:
         count = getattr(device, f"{name}_bytes")
         if count or name in {"resident", "free"}:
-            said.append(Text.assemble((sign, style), f" {name} {size(max(count, 0))}"))
-    return Text("  ").join(said)
+            parts.append(Text.assemble((sign, style), f" {name} {size(max(count, 0))}"))
+    return Text("  ").join(parts)
 
 
 def show_devices(out: Output, servers: Sequence[ServerMemory]) -> None:
@@ -54,7 +54,7 @@ def show_devices(out: Output, servers: Sequence[ServerMemory]) -> None:
         out.line(Text.assemble(" " * (widest + 2), figures(device)))
     for one in servers:
         if not one.devices:
-            out.note(f"{one.server}: no device with a budget is known (yet)", style="yellow")
+            out.note(f"{one.server}: no device with a budget is known yet", style="yellow")
 
 
 def show_memory(out: Output, servers: Sequence[ServerMemory]) -> None:
@@ -91,14 +91,14 @@ def _show_moves(out: Output, servers: Sequence[ServerMemory]) -> None:
     for one in servers:
         if one.queue:
             out.line()
-            out.line(f"{one.server}: loads that wait, next first", style="bold")
+            out.line(f"{one.server}: waiting loads, next first", style="bold")
             out.table(
-                ("model", "priority", "waits for", "gives up", "why"),
+                ("model", "priority", "waiting for", "deadline", "why"),
                 ((w.model, w.priority, ago(w.since).removesuffix(" ago"), ago(w.deadline), w.why) for w in one.queue),
             )
         if one.evictions:
             out.line()
-            out.line(f"{one.server}: the newest evictions", style="bold")
+            out.line(f"{one.server}: latest evictions", style="bold")
             out.table(
                 ("when", "model", "freed", "for", "why"),
                 ((ago(e.at), e.victim, sizes(e.bytes), e.for_model, e.why) for e in one.evictions[:_SHOWN_EVICTIONS]),
@@ -108,23 +108,23 @@ def _show_moves(out: Output, servers: Sequence[ServerMemory]) -> None:
             out.line(leaking(one), style="yellow" if one.leak.why else "")
         if one.next_victims:
             out.line()
-            out.line(f"{one.server}: next to go when room is needed ({one.policy}): {', '.join(one.next_victims)}")
+            out.line(f"{one.server}: next evictions, if memory is needed ({one.policy}): {', '.join(one.next_victims)}")
 
 
 def leaking(server: ServerMemory) -> str:
     """Return what is done about memory that a server has leaked."""
     leak = server.leak
     assert leak is not None
-    doing = {"watching": "", "draining": "it is drained, to be restarted: ", "restarting": "it is restarted: "}
-    said = f"{server.server}: {doing.get(leak.state, '')}{leak.why or 'it has what it should have'}"
+    action = {"watching": "", "draining": "draining before a restart: ", "restarting": "restarting: "}
+    text = f"{server.server}: {action.get(leak.state, '')}{leak.why or 'no leaked memory'}"
     times = "once" if leak.restarts == 1 else f"{leak.restarts} times"
-    return said + (f" (restarted for lost memory {times}, {ago(leak.restarted_at)})" if leak.restarts else "")
+    return text + (f" (restarted {times} because of leaked memory, {ago(leak.restarted_at)})" if leak.restarts else "")
 
 
 def show_why(out: Output, why: Explanation) -> None:
     """Print the explanation of a model's state and placement."""
     if not why.servers:
-        out.line(f"{why.model} was not looked at yet")
+        out.line(f"no state of {why.model} is known yet")
     if why.placement is not None:
         from controlplane.cli.views.placement import show_placement
 
@@ -151,15 +151,15 @@ def show_why(out: Output, why: Explanation) -> None:
                 ("expires", ago(model.expires_at) if model.expires_at else None),
                 ("held", f"until {ago(model.held_until)}" if model.held_until else None),
                 ("last load", span(model.load_seconds) if model.load_seconds else None),
-                ("here so far", f"{model.loads} loads, {model.evictions} evictions"),
-                ("its load needs", sizes(one.needed)),
+                ("on this server", f"{model.loads} loads, {model.evictions} evictions"),
+                ("a load needs", sizes(one.needed)),
                 ("free", sizes(one.free)),
-                ("could be freed now", sizes(one.could_be_freed)),
+                ("could be freed", sizes(one.could_be_freed)),
             )
         )
         show_holders(out, one.holders)
         for record in one.evictions[:_SHOWN_EVICTIONS]:
-            out.line(f"{ago(record.at)}: {record.victim} left ({sizes(record.bytes)}): {record.why}")
+            out.line(f"{ago(record.at)}: {record.victim} was evicted ({sizes(record.bytes)}): {record.why}")
     if elsewhere:
         out.line()
         out.line(f"not on {', '.join(one.server for one in elsewhere)}: {elsewhere[0].model.why}")
@@ -170,17 +170,17 @@ def show_holders(out: Output, holders: Sequence[MemoryHolder]) -> None:
     if holders:
         out.line()
         out.table(
-            ("held by", "device", "memory", "why it stays"),
-            ((one.model or "(nobody known)", one.device, size(one.bytes), one.why) for one in holders),
+            ("used by", "device", "memory", "why it stays"),
+            ((one.model or "(unaccounted)", one.device, size(one.bytes), one.why) for one in holders),
         )
 
 
 _DECISIONS = {
     "nothing": ("nothing to do", "green"),
-    "admit": ("it is loaded at once", "green"),
-    "evict": ("others make room for it", "yellow"),
-    "queue": ("it waits", "yellow"),
-    "refuse": ("it cannot be", "red"),
+    "admit": ("can load now", "green"),
+    "evict": ("can load after evictions", "yellow"),
+    "queue": ("must wait", "yellow"),
+    "refuse": ("not possible", "red"),
 }
 
 
@@ -189,10 +189,10 @@ def show_plan(out: Output, plan: Plan) -> None:
     for number, one in enumerate(plan.servers):
         if number:
             out.line()
-        said, style = _DECISIONS.get(one.decision, (one.decision, ""))
+        decision, style = _DECISIONS.get(one.decision, (one.decision, ""))
         if one.decision == "admit" and one.beside is False:
-            said, style = "it takes the place of the old version", "yellow"
-        out.line(Text.assemble((f"{plan.model}:{plan.version}", "bold cyan"), f" on {one.server}: ", (said, style)))
+            decision, style = "can load after the old version is unloaded", "yellow"
+        out.line(Text.assemble((f"{plan.model}:{plan.version}", "bold cyan"), f" on {one.server}: ", (decision, style)))
         if one.why:
             out.line(one.why)
         out.facts(
@@ -200,7 +200,7 @@ def show_plan(out: Output, plan: Plan) -> None:
                 ("placed", _placed(one)),
                 ("needs", sizes(one.needed)),
                 ("free", sizes(one.free)),
-                ("could be freed now", sizes(one.could_be_freed)),
+                ("could be freed", sizes(one.could_be_freed)),
                 ("bytes to fetch", size(one.fetch_bytes) if one.decision != "nothing" else None),
                 ("takes", f"{span(one.seconds)}: {one.seconds_why}" if one.seconds_why else None),
                 ("switch", _switch(one)),
@@ -226,8 +226,8 @@ def _switch(one: ServerPlan) -> str | None:
     if one.beside is None:
         return None
     if one.beside:
-        return "the new beside the old: no gap"
-    return f"the old is unloaded first: nothing answers for about {span(one.gap_seconds)}"
+        return "the new version loads beside the old one: no interruption"
+    return f"the old version is unloaded first: unavailable for about {span(one.gap_seconds)}"
 
 
 def state(model: ModelMemory) -> Text:
@@ -263,14 +263,14 @@ def sizes(by_device: Mapping[str, int]) -> str:
 def _footprint(one: Footprint) -> str:
     known = f"needs {size(one.bytes)} ({one.source}"
     known += f", at most {size(one.error_bytes)} more)" if one.error_bytes else ")"
-    peak = f", {size(one.load_peak_bytes)} while it loads" if one.load_peak_bytes > one.bytes else ""
-    peak += f", {size(one.inference_peak_bytes)} at most since" if one.inference_peak_bytes > one.bytes else ""
-    peak += f", {size(one.left_bytes)} stayed after an unload" if one.left_bytes else ""
+    peak = f", {size(one.load_peak_bytes)} during the load" if one.load_peak_bytes > one.bytes else ""
+    peak += f", peak {size(one.inference_peak_bytes)} during inference" if one.inference_peak_bytes > one.bytes else ""
+    peak += f", {size(one.left_bytes)} not released by an unload" if one.left_bytes else ""
     now = f", holds {size(one.held_bytes)}" if one.held_bytes else ""
     return f"{one.device}: {known}{peak}{now}"
 
 
 def _use(model: ModelMemory) -> str:
-    used = ago(model.last_used_at) if model.last_used_at else "never, as far as is known"
+    used = ago(model.last_used_at) if model.last_used_at else "never, as far as known"
     rate = f", {model.rate_per_second:.2g} requests/s" if model.rate_per_second >= 0.005 else ""
     return used + rate + (f", {model.pending} pending" if model.pending else "")

@@ -17,8 +17,8 @@ from controlplane.domain.metrics import Figures, LatencySource, ObjectiveState, 
 
 _TICKS = "▁▂▃▄▅▆▇█"
 _FROM = {
-    LatencySource.SUMMARY: "of Triton's summaries",
-    LatencySource.HISTOGRAM: "to the first response, of Triton's histogram",
+    LatencySource.SUMMARY: "from Triton's summaries",
+    LatencySource.HISTOGRAM: "to the first response, from Triton's histogram",
 }
 
 
@@ -50,11 +50,11 @@ def sparkline(values: Sequence[float | None]) -> str:
 def screen(found: Metrics, trouble: str = "") -> RenderableType:
     """Draw all available metrics."""
     total, points = found.total, found.points
-    watched = (
-        "" if total.covered_seconds >= total.window_seconds - 1 else f", watched for {span(total.covered_seconds)}"
+    observed = (
+        "" if total.covered_seconds >= total.window_seconds - 1 else f", observed for {span(total.covered_seconds)}"
     )
     lines: list[RenderableType] = [
-        Text.assemble((found.model, "bold"), f", the last {span(total.window_seconds)}{watched}")
+        Text.assemble((found.model, "bold"), f", the last {span(total.window_seconds)}{observed}")
     ]
     if trouble:
         lines.append(Text(trouble, style="yellow"))
@@ -94,7 +94,7 @@ def live(read: Callable[[], Metrics], *, interval: float, lines: bool, json_want
             try:
                 found, trouble = read(), ""
             except (NotRunningError, WaitTimeoutError, ClientError) as error:
-                trouble = f"as last seen: {error.message}"  # a restart of the control plane is no reason to stop
+                trouble = f"last known state: {error.message}"  # a restart of the control plane is no reason to stop
 
 
 def _curves(total: Figures, points: Sequence[Point]) -> Table:
@@ -107,7 +107,7 @@ def _curves(total: Figures, points: Sequence[Point]) -> Table:
         "requests",
         f"{total.request_rate:.3g}/s",
         sparkline([point.request_rate for point in points]),
-        f"{total.requests:g} in all, {total.inference_rate:.3g} inferences/s",
+        f"{total.requests:g} in total, {total.inference_rate:.3g} inferences/s",
     )
     failures = ", ".join(f"{count:g} {reason}" for reason, count in sorted(total.failures.items()))
     table.add_row(
@@ -140,14 +140,14 @@ def _curves(total: Figures, points: Sequence[Point]) -> Table:
         "pending",
         f"{total.pending:g}",
         sparkline([point.pending_max for point in points]),
-        f"at most {total.pending_max:g}",
+        f"maximum {total.pending_max:g}",
     )
     return table
 
 
 def _versions(versions: Sequence[Figures]) -> RenderableType:
     if not versions:
-        return Text("nothing of it was loaded in this window", style="dim")
+        return Text("no version was loaded in this window", style="dim")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in (
         "VERSION",
@@ -184,7 +184,7 @@ def _versions(versions: Sequence[Figures]) -> RenderableType:
 
 def _objectives(states: Sequence[ObjectiveState]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("OBJECTIVE", "KEPT", "BURN RATES"):
+    for column in ("OBJECTIVE", "MET", "BURN RATES"):
         table.add_column(column)
     for state in states:
         rates = ", ".join(
@@ -203,7 +203,7 @@ def _use(use: ServerUse) -> str:
         return f"{use.server}: {use.error}"
     parts = [f"CPU {use.cpu_utilisation:.0%}"] if use.cpu_utilisation is not None else []
     parts += [f"GPU {uuid} {share:.0%}" for uuid, share in use.gpu_utilisation.items()]
-    return f"{use.server}: {', '.join(parts) or 'tells nothing of its processors'}"
+    return f"{use.server}: {', '.join(parts) or 'does not report its utilisation'}"
 
 
 def _span(seconds: float | None) -> str:

@@ -8,7 +8,7 @@ from controlplane.client.placement import Defragmentation, Placement
 def show_moves(out: Output, found: Defragmentation) -> None:
     """Print what a defragmentation does or would do."""
     if not found.moves:
-        out.line("nothing moves: no move would gain more than it costs")
+        out.line("nothing to move: no move would gain more than it costs")
         return
     out.table(
         ("model", "from", "to", "memory", "takes", "why"),
@@ -18,25 +18,26 @@ def show_moves(out: Output, found: Defragmentation) -> None:
         ),
     )
     out.line()
-    verb = "would be loaded anew" if found.dry_run else "are loaded anew"
+    verb = "would be loaded again" if found.dry_run else "are loaded again"
     out.line(f"{size(found.bytes)} {verb}, {span(found.seconds)} of loading")
     out.facts(
         (
             ("largest gap", f"{sizes(found.largest_gap_before)} before, {sizes(found.largest_gap_after)} after"),
-            ("beyond what fits", f"{size(found.shared_before)} before, {size(found.shared_after)} after"),
+            ("overcommitted", f"{size(found.shared_before)} before, {size(found.shared_after)} after"),
         )
     )
     if not found.dry_run:
-        out.note("each replica is proved at its new place before the old one goes; follow it with `tritonctl ps`")
+        out.note("each replica is proved on its new server before the old one is unloaded; see `tritonctl ps`")
 
 
 def show_placement(out: Output, model: str, placement: Placement) -> None:
     """Print where a model's replicas are placed; nothing if there is nothing to report."""
     if len(placement.assignments) == 1 and placement.assignments[0].why == "the only server" and not placement.unplaced:
         return
-    wanted = f"{placement.replicas} of {placement.min_replicas} to {placement.max_replicas} replicas are wanted"
-    one = placement.replicas == placement.min_replicas == placement.max_replicas
-    out.line(f"{model}: {f'{placement.replicas} wanted' if one else wanted}", style="bold")
+    desired = f"desired replicas: {placement.replicas}"
+    if not placement.replicas == placement.min_replicas == placement.max_replicas:
+        desired += f" (minimum {placement.min_replicas}, maximum {placement.max_replicas})"
+    out.line(f"{model}: {desired}", style="bold")
     for assignment in placement.assignments:
         out.line(f"on {assignment.server}: {assignment.why}")
     if placement.replicas_why:

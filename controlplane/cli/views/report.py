@@ -9,7 +9,7 @@ from controlplane.domain.report import VersionReport
 def show_reports(out: Output, name: str, reports: Sequence[VersionReport]) -> None:
     """Print the newest report in full, and one line for each earlier one."""
     if not reports:
-        out.line(f"nobody has looked at {name} yet; it is examined when it is deployed")
+        out.line(f"no report for {name} yet; reports are created on first deploy")
         return
     newest = reports[0]
     triton = f" (Triton {newest.triton_version})" if newest.triton_version else ""
@@ -23,7 +23,7 @@ def show_reports(out: Output, name: str, reports: Sequence[VersionReport]) -> No
     )
     out.line()
     out.table(
-        ("check", "verdict", "found"), ((check.name, check.verdict.value, check.message) for check in newest.checks)
+        ("check", "verdict", "message"), ((check.name, check.verdict.value, check.message) for check in newest.checks)
     )
     if len(reports) > 1:
         out.line()

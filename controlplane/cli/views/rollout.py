@@ -21,14 +21,14 @@ def screen(rollout: Rollout, *, trouble: str = "") -> RenderableType:
     how = {
         "canary": f"step {rollout.step} of {rollout.steps}, {rollout.weight * 100:g} % of the requests",
         "shadow": "copies of requests",
-        "manual": "requests that name it",
+        "manual": "requests that name the version",
     }[rollout.strategy]
     head = Text.assemble(
         (f"{rollout.model} ", "bold"),
         f"{rollout.old.version} -> {rollout.new.version}  {rollout.strategy}  ",
         (rollout.phase, _STYLES.get(rollout.phase, "")),
         "" if rollout.ended else f"  {how}",
-        f"  began {ago(rollout.began_at)}",
+        f"  started {ago(rollout.began_at)}",
     )
     lines: list[RenderableType] = [head, Text(rollout.message)]
     if trouble:
@@ -38,13 +38,16 @@ def screen(rollout: Rollout, *, trouble: str = "") -> RenderableType:
         versions.add_row(f"{name} {arm.version}", *_figures(arm))
     tests = _table("compared", "odds that it is worse", "withdrawn at", "verdict")
     for test in rollout.tests:
-        verdict = Text("worse", style="red") if test.worse else Text("no worse so far")
+        verdict = Text("worse", style="red") if test.worse else Text("not worse so far")
         tests.add_row(test.signal, _odds(test.odds), _odds(test.needed_odds), verdict)
     if rollout.compared:
         lines.append(Text(f"{rollout.differing} of {rollout.compared} compared answers differ"))
     if rollout.refused or rollout.skipped:
         lines.append(
-            Text(f"{rollout.refused} requests went to the old version instead, {rollout.skipped} replicas were skipped")
+            Text(
+                f"{rollout.refused} requests were sent to the old version instead, "
+                f"{rollout.skipped} replicas were skipped"
+            )
         )
     return Group(*lines, Text(), versions, Text(), tests)
 
@@ -75,19 +78,19 @@ def watch(
         if deadline is not None and time.monotonic() >= deadline:
             raise WaitTimeoutError(
                 f"the rollout of {rollout.model}:{rollout.new.version} is {rollout.phase} after {timeout:g} s; "
-                f"it goes on: {rollout.message}",
+                f"it continues: {rollout.message}",
                 model=rollout.model,
             )
         time.sleep(interval if deadline is None else max(0.0, min(interval, deadline - time.monotonic())))
 
     rollout, trouble = read(), ""
     if out.json_wanted or not out.errors.is_terminal:
-        said: tuple[object, ...] = ()
+        printed: tuple[object, ...] = ()
         while True:
-            stands = (rollout.phase, rollout.step, rollout.ready)  # without the message, which counts seconds
-            if stands != said and not out.json_wanted:
+            state = (rollout.phase, rollout.step, rollout.ready)  # without the message, which counts seconds
+            if state != printed and not out.json_wanted:
                 out.note(f"{rollout.phase}: {rollout.message}", style="")
-                said = stands
+                printed = state
             if until(rollout):
                 return rollout
             pause(rollout)
@@ -99,7 +102,7 @@ def watch(
             try:
                 rollout, trouble = read(), ""
             except (NotRunningError, WaitTimeoutError, ClientError) as error:
-                trouble = f"as last seen: {error.message}"  # a restart of the control plane does not end a rollout
+                trouble = f"last known state: {error.message}"  # a restart of the control plane does not end a rollout
     return rollout
 
 

@@ -57,7 +57,7 @@ def screen(servers: Sequence[ServerMemory], order: Order, *, height: int = 0, tr
     loaded = sum(model.state == "loaded" for one in servers for model in one.models)
     waiting = sum(len(one.queue) for one in servers)
     pairs = ordered(servers, order)
-    lines.append(Text(f"{loaded} of {len(pairs)} models loaded, {waiting} loads wait, sorted by {order}"))
+    lines.append(Text(f"{loaded} of {len(pairs)} models loaded, {waiting} loads waiting, sorted by {order}"))
     if trouble:
         lines.append(Text(trouble, style="yellow"))
     room = max(height - len(lines) - 3, 1) if height else len(pairs)
@@ -98,7 +98,9 @@ def live(read: Callable[[], list[ServerMemory]], *, order: Order, interval: floa
                 try:
                     servers, trouble = read(), ""
                 except (NotRunningError, WaitTimeoutError, ClientError) as error:
-                    trouble = f"as last seen: {error.message}"  # a restart of the control plane is no reason to stop
+                    trouble = (
+                        f"last known state: {error.message}"  # a restart of the control plane is no reason to stop
+                    )
                 due = time.monotonic() + interval
 
 

@@ -36,7 +36,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     count = 0 if match is None else int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
     if count <= 0:
-        raise InvalidInputError(f"{text!r} is no size; write it as 2GiB, 512MiB or a number of bytes")
+        raise InvalidInputError(f"{text!r} is not a valid size; use for example 2GiB, 512MiB or a number of bytes")
     return count
 
 
@@ -53,7 +53,7 @@ def follow_tuning(client: Client, out: Output, body: Mapping[str, Any]) -> dict[
                 operation = state
                 show(operation)
     except KeyboardInterrupt:
-        out.note("cancelling; the copy is being removed")
+        out.note("cancelling; removing the copy")
         client.post(f"/v1/operations/{operation.id}/cancel", read_seconds=660)
         raise
     return ended(operation).result or {}
@@ -67,7 +67,7 @@ def show_tuning(out: Output, result: Mapping[str, Any]) -> None:
     rows = list(_rows(trials, edge, (best.get("trial"), best.get("clients"))))
     out.table(_COLUMNS, rows)
     out.line()
-    out.note("> best, * on the frontier (nothing has both more requests/s and a lower p99), = present setting")
+    out.note("> best, * on the frontier (no setting has both more requests/s and a lower p99), = present setting")
     for trial in trials:
         if trial.message and trial.state in {TrialState.WRONG, TrialState.FAILED}:
             out.note(f"{trial.setting}: {trial.message}", style=_STYLES[trial.state])
@@ -82,9 +82,9 @@ def show_tuning(out: Output, result: Mapping[str, Any]) -> None:
             f"{then['p99_seconds'] / now['p99_seconds']:.2f} x the p99"
         )
     if result.get("applied_revision"):
-        out.line(f"revision {result['applied_revision']} wants it; follow it with `tritonctl wait {result['model']}`")
+        out.line(f"applied in revision {result['applied_revision']}; follow it with `tritonctl wait {result['model']}`")
     elif best and not trials[best["trial"]].present:
-        out.note("not applied; `--apply` writes it as a new revision of the deployment")
+        out.note("not applied; use `--apply` to create a new revision of the deployment with it")
     out.note(f"took {span(result['seconds'])} on {result['server']}")
 
 
@@ -93,7 +93,7 @@ class _Shown:
 
     def __init__(self, out: Output) -> None:
         self._out = out
-        self._told: set[tuple[Setting, int]] = set()
+        self._printed: set[tuple[Setting, int]] = set()
         self._live = Live(console=out.errors, transient=True, refresh_per_second=4) if _is_live(out) else None
 
     def __enter__(self) -> Any:
@@ -121,8 +121,8 @@ class _Shown:
             self._live.update(table)
             return
         for trial in trials:
-            if (trial.setting, trial.round) not in self._told:
-                self._told.add((trial.setting, trial.round))
+            if (trial.setting, trial.round) not in self._printed:
+                self._printed.add((trial.setting, trial.round))
                 self._out.note(f"  round {trial.round + 1}: {trial.setting}: {_summary(trial)}")
 
 

@@ -28,7 +28,7 @@ def describe(out: Output, detail: VersionDetail) -> None:
             ("inputs", _tensors(manifest.signature, "inputs")),
             ("outputs", _tensors(manifest.signature, "outputs")),
             ("batched", {True: "yes", False: "no"}[manifest.signature.batched] if manifest.signature else None),
-            ("golden samples", golden.count if golden else "none: a deployment cannot be proved by its answers"),
+            ("golden samples", golden.count if golden else "none: a deployment of it cannot be proved"),
             ("converted from", lineage.source if lineage else None),
             ("converter", f"{lineage.converter} {lineage.converter_version}".strip() if lineage else None),
             ("parameters", pairs(lineage.parameters) if lineage and lineage.parameters else None),
@@ -57,7 +57,7 @@ def show_footprints(out: Output, footprints: Sequence[VersionFootprint]) -> None
     if not footprints:
         return
     out.line()
-    out.line("memory, as measured on each device, by the way it was run:")
+    out.line("measured memory, by device and settings:")
     out.table(
         (
             "backend",
@@ -67,8 +67,8 @@ def show_footprints(out: Output, footprints: Sequence[VersionFootprint]) -> None
             "estimated",
             "load peak",
             "resident",
-            "peak since",
-            "stayed",
+            "inference peak",
+            "not released",
             "measured",
         ),
         (
@@ -91,8 +91,8 @@ def show_footprints(out: Output, footprints: Sequence[VersionFootprint]) -> None
 
 def show_parity(out: Output, parity: ParityReport) -> None:
     """Print how a converted model compares with its original."""
-    made = f"generated with seed {parity.seed}" if parity.generated else "given"
-    out.line(f"parity with the original on {parity.samples} samples ({made}):")
+    origin = f"generated with seed {parity.seed}" if parity.generated else "given"
+    out.line(f"parity with the original on {parity.samples} samples ({origin}):")
     out.table(
         ("output", "max abs error", "max rel error", "allowed abs", "allowed rel", "agrees"),
         (
@@ -125,12 +125,14 @@ def show_result(out: Output, result: Mapping[str, Any]) -> None:
     """Print the result of a publication or a conversion."""
     if result.get("unchanged"):
         out.line(
-            Text.assemble("unchanged, is ", (str(result["reference"]), "bold cyan"), " (--force publishes it again)")
+            Text.assemble(
+                "unchanged: equals ", (str(result["reference"]), "bold cyan"), " (--force publishes it again)"
+            )
         )
     else:
         out.line(Text.assemble("published ", (str(result["reference"]), "bold cyan")))
     if result.get("unservable"):
-        out.note(f"note: Triton cannot serve it: {result['unservable']}", style="yellow")
+        out.note(f"note: Triton cannot serve this version: {result['unservable']}", style="yellow")
     for warning in result.get("warnings") or ():
         out.note(f"note: {warning}", style="yellow")
 
@@ -138,7 +140,7 @@ def show_result(out: Output, result: Mapping[str, Any]) -> None:
 def show_validation(out: Output, source: str, report: Mapping[str, Any]) -> None:
     """Print the results of the checks."""
     out.table(
-        ("check", "result", "took", "found"),
+        ("check", "result", "duration", "message"),
         (
             (check["name"], "ok" if check["ok"] else "fail", span(check["seconds"]), check["message"])
             for check in report["checks"]

@@ -40,7 +40,7 @@ def is_file(source: str) -> bool:
     if path.exists():
         return True
     if "/" in source or "\\" in source:
-        raise InvalidArtifactError(f"{source}: there is no such file or folder", path=source)
+        raise InvalidArtifactError(f"no such file or folder: {source!r}", path=source)
     return False
 
 
@@ -53,7 +53,8 @@ def is_artifact(source: str) -> bool:
     found = is_file(source)
     if not found and Path(source).suffix and ":" not in source and "@" not in source:
         raise InvalidArtifactError(
-            f"{source}: there is no such file or folder; a version is named like vad:7 or vad@champion", path=source
+            f"no such file or folder: {source!r}; for a published version, use for example vad:7 or vad@champion",
+            path=source,
         )
     return found
 
@@ -103,9 +104,9 @@ def _withdraw(client: Client, published: dict[str, Any], out: Output) -> None:
         if number == 1 and not live:
             client.delete(path, reason="its conversion failed")
     except ControlPlaneError as error:
-        out.note(f"note: {name}:{number}, the original, is still published: {error}", style="yellow")
+        out.note(f"note: failed to delete the original, {name}:{number}: {error}", style="yellow")
     else:
-        out.note(f"deleted {name}:{number}, the original, again", style="dim")
+        out.note(f"deleted the original, {name}:{number}", style="dim")
 
 
 def _convert(
@@ -163,7 +164,7 @@ def validate_version(
         InvalidInputError: Samples were given as well.
     """
     if samples is not None:
-        raise InvalidInputError(f"{reference} is run on its own golden samples; --samples is for files")
+        raise InvalidInputError(f"--samples is only for files; {reference} is validated on its own golden samples")
     request = {key: value for key, value in body.items() if value is not None} | {"reference": reference}
     operation = client.read(Operation, client.post("/v1/validations", request))
     return follow(client, operation, out).result or {}

@@ -26,12 +26,12 @@ _SAMPLE_RATE = 16_000
 _WINDOW = 512
 _CONTEXT = 64
 
-_ASK = '''"""A client as anybody would write it: Triton's own port, nothing of the control plane."""
+_ASK = '''"""An ordinary Triton client: it uses Triton's own port and nothing of the control plane."""
 import sys
 import numpy
 import tritonclient.grpc as grpc
 
-# Triton has no scalars: they travel as one element.
+# Triton has no scalars: send them as arrays with one element.
 arrays = {name: numpy.atleast_1d(array) for name, array in numpy.load("speech.npz").items()}
 types = {"f": "FP32", "i": "INT64"}
 inputs = [grpc.InferInput(name, arrays[name].shape, types[arrays[name].dtype.kind]) for name in arrays]
@@ -39,10 +39,10 @@ for tensor in inputs:
     tensor.set_data_from_numpy(arrays[tensor.name()])
 answer = grpc.InferenceServerClient(sys.argv[1]).infer("vad", inputs)
 version = answer.get_response().model_version
-print(f"version {version} says: speech with probability {answer.as_numpy('output')[0, 0]:.4f}")
+print(f"version {version}: speech probability {answer.as_numpy('output')[0, 0]:.4f}")
 '''
 
-_NET = '''"""A small PyTorch model. Run as a script it writes weights, as a training would."""
+_NET = '''"""A small PyTorch model. Run as a script, it writes random weights."""
 import torch
 from torch import nn
 
@@ -80,9 +80,9 @@ def run(session: Session, *, keep: bool) -> None:
         _convert(stage)
         _forward_and_back(stage)
         if keep:
-            stage.say(f"Everything goes on in {folder}: use it with TRITONCTL_DATA_DIR={stage.data_dir}")
+            stage.say(f"The control plane keeps running in {folder}; use it with TRITONCTL_DATA_DIR={stage.data_dir}")
         else:
-            stage.say("That was all. Triton is stopped, the folder removed.")
+            stage.say("End of the demo: stop Triton and remove the folder.")
             stage.run("tritonctl", "down")
     finally:
         if not keep:
@@ -91,26 +91,29 @@ def run(session: Session, *, keep: bool) -> None:
 
 
 def _publish(stage: "Sandbox") -> None:
-    stage.say("A real Triton, the registry and the API, on this machine; free ports, a folder of their own.")
+    stage.say("Start Triton, the registry and the API on this machine, with free ports and a temporary folder.")
     stage.run("tritonctl", "up", "--detach", "--port", "0")
-    stage.say("A real model: Silero's voice activity detector, as its package ships it. The model is run once on the")
-    stage.say("given input, and its answer is recorded: by it Triton's answers are going to be judged.", gap=False)
+    stage.say("Publish a real model: Silero's voice activity detector, as its package ships it. The model is run once")
+    stage.say("on the given input; Triton's outputs will be compared with the recorded ones.", gap=False)
     stage.run("tritonctl", "push", "vad", "silero_vad.onnx", "--samples", "speech.npz", "--alias", "champion")
-    stage.say("Its authors' export for 16 kHz alone, half the size, becomes version 2.")
+    stage.say("The authors' smaller export, for 16 kHz only, becomes version 2.")
     stage.run("tritonctl", "push", "vad", "silero_vad_16k_op15.onnx", "--samples", "speech.npz", "--label", "rate=16k")
-    stage.say("The TorchScript file says nothing of its inputs; they are learnt from the sample. It keeps its state")
-    stage.say("inside, so no recorded answer could prove it: the push says so, and we deploy the ONNX one.", gap=False)
+    stage.say("A TorchScript file does not describe its inputs, so they are derived from the sample. This model keeps")
+    stage.say(
+        "internal state, so recorded outputs cannot prove it; the push reports that. We deploy the ONNX file.",
+        gap=False,
+    )
     stage.run("tritonctl", "push", "vad-torchscript", "silero_vad.jit", "--samples", "window.npz")
     stage.run("tritonctl", "models")
     stage.run("tritonctl", "show", "vad:1")
 
 
 def _convert(stage: "Sandbox") -> None:
-    stage.say("A PyTorch model: a factory in digits_net.py, and weights. Neither format can be served as it is.")
+    stage.say("Publish a PyTorch model: a factory in digits_net.py, and weights. Triton cannot serve it directly.")
     stage.run("python", "digits_net.py")
     stage.run("tritonctl", "push", "digits.safetensors")
-    stage.say("Converted to ONNX and to TorchScript. Original and result are run on the same inputs; what does not")
-    stage.say("compute the same is not published.", gap=False)
+    stage.say("Convert it to ONNX and to TorchScript. The original and the result are run on the same inputs; a result")
+    stage.say("with different outputs is not published.", gap=False)
     for target in ("onnx", "torchscript"):
         arguments = ["--to", target, "--factory", "digits_net:build", "--trust", "--batched"]
         stage.run("tritonctl", "convert", "digits:1", *arguments, "--input", "image:FP32[-1,1,28,28]")
@@ -120,19 +123,19 @@ def _convert(stage: "Sandbox") -> None:
 
 
 def _forward_and_back(stage: "Sandbox") -> None:
-    stage.say("Version 1 is deployed: loaded into Triton, proved by its recorded answers, and only then Ready.")
+    stage.say("Deploy version 1: load it into Triton and prove it with the recorded outputs; only then it is Ready.")
     stage.run("tritonctl", "deploy", "vad:1", "--wait")
-    stage.say("Ask it through the control plane, and through Triton's own port, as production clients do.")
+    stage.say("Send requests through the control plane, and through Triton's own port.")
     stage.run("tritonctl", "infer", "vad", "--input", "speech.npz")
     stage.run("tritonctl", "servers")
     grpc_url = stage.servers()[0]["grpc_url"]
     stage.run("python", "ask_triton.py", str(grpc_url))
-    stage.say("Version 2: loaded beside version 1, proved, and then the one that answers. No request is dropped.")
+    stage.say("Deploy version 2: load it beside version 1, prove it, and make it active. No request is dropped.")
     stage.run("tritonctl", "deploy", "vad:2", "--wait", "--reason", "half the size")
     stage.run("python", "ask_triton.py", str(grpc_url))
     stage.run("tritonctl", "ps")
-    stage.say("And back: version 1 is still loaded, so this is a switch and no load.")
-    stage.run("tritonctl", "rollback", "vad", "--reason", "just to show it")
+    stage.say("Roll back: version 1 is still loaded, so the rollback needs no load.")
+    stage.run("tritonctl", "rollback", "vad", "--reason", "demonstration")
     stage.run("python", "ask_triton.py", str(grpc_url))
     stage.run("tritonctl", "ps")
     stage.run("tritonctl", "history", "vad")
@@ -169,7 +172,7 @@ class Sandbox:
         result = subprocess.run([*_PROGRAMS[program], *arguments], cwd=self._folder, env=self._environment, check=False)
         if result.returncode:
             raise OperationFailedError(
-                f"`{shown}` ended with exit code {result.returncode}; the end of the control plane's log:\n"
+                f"`{shown}` failed with exit code {result.returncode}; the end of the control plane's log:\n"
                 f"{self._log()}"
             )
 

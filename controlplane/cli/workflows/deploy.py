@@ -88,7 +88,7 @@ def shortfall(deployment: Deployment) -> str | None:
         if spec.settings.mode is Mode.ON_DEMAND:
             return None
         why = next((one.why for one in deployment.memory if one.state not in {"loaded", "assigned-elsewhere"}), "")
-        return f"{deployment.model}:{spec.version} is deployed and not loaded: {why or status.message}"
+        return f"{deployment.model}:{spec.version} is deployed but not loaded: {why or status.message}"
     ready = sum(server.phase is Phase.READY for server in status.servers)
     if status.phase is Phase.READY and ready < spec.settings.min_replicas:
         return (
@@ -169,8 +169,10 @@ def load_and_wait(
             if response.status_code != _ACCEPTED:
                 return deployment, spent
             if timeout is not None and spent >= timeout:
-                how = deployment.status.message if deployment.status else "not looked at yet"
-                raise WaitTimeoutError(f"{model} does not answer after {timeout:g} s: {how}; it goes on", model=model)
+                how = deployment.status.message if deployment.status else "no state is known yet"
+                raise WaitTimeoutError(
+                    f"{model} is not ready after {timeout:g} s: {how}; the load continues", model=model
+                )
 
 
 def merged_settings(client: Client, model: str, given: dict[str, Any]) -> dict[str, Any] | None:
@@ -212,14 +214,16 @@ def wait_for(client: Client, out: Output, model: str, timeout: float) -> Deploym
                 break
             if time.monotonic() >= deadline:
                 phase = status.phase.value if status else "Pending"
-                raise WaitTimeoutError(f"{model} is still {phase} after {timeout:g} s; it goes on", model=model)
+                raise WaitTimeoutError(
+                    f"{model} is still {phase} after {timeout:g} s; the deployment continues", model=model
+                )
             if status is not None:
                 bar.stage(f"{model}: {status.phase.value.lower()} {status.message}".strip())
     if status.phase in {Phase.READY, Phase.UNLOADED}:
         require_ready(deployment)
         return deployment
     raise OperationFailedError(
-        f"{model} is {status.phase.value}: {status.message or 'no reason was given'}", code="not-ready"
+        f"{model} is {status.phase.value}: {status.message or 'no reason is known'}", code="not-ready"
     )
 
 
@@ -248,7 +252,7 @@ def wait_for_condition(client: Client, out: Output, model: str, wanted: str, tim
     how = about[0].message if about else status.message if status else ""
     phase = status.phase.value if status else "Pending"
     raise WaitTimeoutError(
-        f"{model} is not {awaited} after {timeout:g} s; it is {phase}: {how or 'no reason was given'}", model=model
+        f"{model} is not {awaited} after {timeout:g} s; it is {phase}: {how or 'no reason is known'}", model=model
     )
 
 
@@ -261,10 +265,10 @@ def show_ready(out: Output, deployment: Deployment, seconds: float) -> None:
             next((one.why for one in deployment.memory if one.state not in {"loaded", "assigned-elsewhere"}), "")
             or status.message
         )
-        out.line(f"{deployment.model}:{version} is deployed and not loaded: {why}")
+        out.line(f"{deployment.model}:{version} is deployed but not loaded: {why}")
         return
     if not deployment.changed:
-        out.line(f"{deployment.model}:{version} is unchanged: it answers already (revision {deployment.revision})")
+        out.line(f"{deployment.model}:{version} is unchanged and already active (revision {deployment.revision})")
         return
     stages: dict[str, float] = {}
     proof = None
@@ -273,11 +277,11 @@ def show_ready(out: Output, deployment: Deployment, seconds: float) -> None:
             stages[stage] = max(took, stages.get(stage, 0.0))
         proof = server.proof or proof
     spent = ", ".join(f"{stage} {span(took)}" for stage, took in stages.items() if took >= 0.0005)
-    out.line(f"{deployment.model}:{version} answers after {span(seconds)}" + (f" ({spent})" if spent else ""))
+    out.line(f"{deployment.model}:{version} is active after {span(seconds)}" + (f" ({spent})" if spent else ""))
     if proof is not None and proof.samples and proof.version == version:
         out.line(
-            f"proved by {proof.samples} golden sample{'s' * (proof.samples > 1)} through Triton, "
+            f"proved with {proof.samples} golden sample{'s' * (proof.samples > 1)} through Triton, "
             f"{span(proof.latency_seconds)} each"
         )
     elif proof is not None and not proof.samples:
-        out.note("not proved: the version carries no golden samples", style="yellow")
+        out.note("not proved: the version has no golden samples", style="yellow")

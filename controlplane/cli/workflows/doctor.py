@@ -105,7 +105,10 @@ def _packages() -> Iterator[Finding]:
 
 
 def _glibc() -> Finding:
-    fix = "the embedded Triton needs glibc 2.35 or newer (Debian 12, Ubuntu 22.04); elsewhere use `tritonctl serve`"
+    fix = (
+        "the embedded Triton needs glibc 2.35 or newer (Debian 12, Ubuntu 22.04); "
+        "on other systems use `tritonctl serve`"
+    )
     try:
         name, _, number = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
         found = tuple(int(part) for part in number.split("."))
@@ -158,17 +161,17 @@ def _folder(data_dir: Path) -> Finding:
             "data folder",
             "fail",
             f"{data_dir}: {(error.strerror or str(error)).lower()}",
-            "make it writable, on a file system with hard links, or give another one with --data-dir",
+            "make it writable, on a file system with hard links, or choose another folder with --data-dir",
         )
     mode = stat.S_IMODE(data_dir.stat().st_mode)
     if mode & 0o077:
         return Finding(
             "data folder",
             "warn",
-            f"{data_dir} can be entered by other users of this machine (mode {mode:o})",
+            f"other users of this machine can access {data_dir} (mode {mode:o})",
             f"chmod 700 {data_dir}",
         )
-    return Finding("data folder", "ok", f"{data_dir} can be written, by its owner alone")
+    return Finding("data folder", "ok", f"{data_dir} is writable, and only its owner has access")
 
 
 def _space(data_dir: Path) -> Finding:
@@ -176,7 +179,7 @@ def _space(data_dir: Path) -> Finding:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    fix = "free some, or move the data folder with --data-dir"
+    fix = "free disk space, or choose another data folder with --data-dir"
     if free < _SPACE_FAIL_BYTES:
         return Finding("disk space", "fail", f"{size(free)} free", fix)
     if free < _SPACE_WARN_BYTES:
@@ -187,16 +190,16 @@ def _space(data_dir: Path) -> Finding:
 def _port(settings: Settings, record: UpRecord | None) -> Finding:
     host, port = settings.api.host, settings.api.port
     if record is not None:
-        return Finding("port", "ok", f"tritonctl up answers at {record.url}")
+        return Finding("port", "ok", f"tritonctl up is running at {record.url}")
     if port == 0:
-        return Finding("port", "ok", "a free one is picked")
+        return Finding("port", "ok", "a free port is chosen at the start")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
-            return Finding("port", "warn", f"{host}:{port}: {reason}", "give `tritonctl up` another --port")
+            return Finding("port", "warn", f"{host}:{port}: {reason}", "choose another port: `tritonctl up --port`")
     return Finding("port", "ok", f"{host}:{port} is free")
 
 
@@ -210,7 +213,7 @@ def _store(settings: Settings, *, only: str | None) -> Iterator[Finding]:
         if only not in {None, store.url}:
             return
         check_store(store)
-        yield Finding("store", "ok", f"{store.url}: a create-only put wins once, and the second one loses")
+        yield Finding("store", "ok", f"{store.url}: readable and writable, and create-only writes work")
         yield _clock(store, settings.store.max_clock_skew_seconds)
         yield _backwards(store)
     except ControlPlaneError as error:
@@ -228,14 +231,14 @@ def _clock(store: ObjectStore, max_skew_seconds: float) -> Finding:
     from controlplane.storage.clock import StoreClock
 
     skew = StoreClock(store).measure()
-    found = f"{abs(skew.seconds):.1f} s {'ahead of' if skew.seconds > 0 else 'behind'} the store's"
+    found = f"{abs(skew.seconds):.1f} s {'ahead of' if skew.seconds > 0 else 'behind'} the store's clock"
     if skew.within(max_skew_seconds):
         return Finding("clock", "ok", found)
     return Finding(
         "clock",
         "fail",
-        f"{found}; at most {max_skew_seconds:g} s are allowed, and garbage collection refuses to run",
-        "correct the clock of this machine (NTP), or that of the store",
+        f"{found}; the limit is {max_skew_seconds:g} s, and garbage collection refuses to run",
+        "correct the clock of this machine (NTP) or of the store",
     )
 
 
@@ -244,19 +247,24 @@ def _backwards(store: ObjectStore) -> Finding:
 
     chains = noted_chains(store)
     if not chains:
-        return Finding("chains", "ok", "no lost revision was noted; `tritonctl fsck` checks the whole store")
+        return Finding("chains", "ok", "no lost revisions are known; `tritonctl fsck` checks the whole store")
     return Finding(
         "chains",
         "fail",
         f"the store lost revisions of {', '.join(chains[:5])}" + (" and others" if len(chains) > 5 else ""),
-        "see `tritonctl fsck`, then decide with --restore or --accept",
+        "run `tritonctl fsck`, then resolve each chain with --restore or --accept",
     )
 
 
 def _live_store(check: dict[str, Any], url: str) -> Finding:
     if check["ok"]:
-        return Finding("store", "ok", f"{url}: the control plane reads it")
-    return Finding("store", "fail", f"{url}: {check['message'] or 'the control plane cannot read it'}", "see its log")
+        return Finding("store", "ok", f"{url}: the control plane can read it")
+    return Finding(
+        "store",
+        "fail",
+        f"{url}: {check['message'] or 'the control plane cannot read it'}",
+        "see the control plane's log",
+    )
 
 
 def _api(session: Session) -> Iterator[Finding]:
@@ -272,7 +280,7 @@ def _api(session: Session) -> Iterator[Finding]:
             servers = client.get("/v1/servers")["items"]
             scrub = _scrub(client)
     except ControlPlaneError as error:
-        yield Finding("control plane", "fail", error.message, "see its log, or start it with `tritonctl up`")
+        yield Finding("control plane", "fail", error.message, "see its log, or start one with `tritonctl up`")
         return
     yield Finding("control plane", "ok", f"{info.get('version', '')} at {url}".strip())
     yield from (_live_store(check, info["store_url"]) for check in checks if check["name"] == "store")
@@ -300,7 +308,9 @@ def _api(session: Session) -> Iterator[Finding]:
     if scrub is not None:
         yield _blobs(scrub)
     if not servers:
-        yield Finding("servers", "warn", "the control plane has no Triton servers", "give `serve` some with --triton")
+        yield Finding(
+            "servers", "warn", "the control plane has no Triton servers", "add servers with `tritonctl serve --triton`"
+        )
 
 
 def _scrub(client: Client) -> dict[str, Any] | None:
@@ -325,11 +335,11 @@ def _blobs(scrub: dict[str, Any]) -> Finding:
     if not scrub["enabled"]:
         return Finding("stored files", "warn", "not checked: the scrub is off", "set CONTROLPLANE_SCRUB__ENABLED=true")
     if record["finished_at"] is None:
-        return Finding("stored files", "ok", "the first scrub has not ended yet; no damage is known")
+        return Finding("stored files", "ok", "the first scrub has not finished yet; no damage is known")
     return Finding("stored files", "ok", f"{record['finished_blobs']} intact at {record['finished_at']}")
 
 
 def _server_fix(server: dict[str, Any]) -> str:
     if not server.get("driven", True):
-        return "no instance on the store drives it: change the settings as the message says, and restart"
+        return "no control-plane instance manages it: change the settings as the message says, and restart"
     return "see `tritonctl events`; an embedded server is restarted automatically"

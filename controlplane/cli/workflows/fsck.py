@@ -18,7 +18,7 @@ def check(
     if offline:
         return _offline(session, request, store, endpoint)
     if store or endpoint:
-        raise InvalidInputError("--store and --endpoint are for --offline; the control plane has its own store")
+        raise InvalidInputError("--store and --endpoint need --offline; the control plane uses its own store")
     from controlplane.cli.progress import follow
     from controlplane.client.models import Operation
 
@@ -33,17 +33,11 @@ def _offline(session: Session, request: dict[str, Any], store: str | None, endpo
     from controlplane.registry.head_memory import open_memory
     from controlplane.registry.registry import Registry
     from controlplane.services.checking import check_store
-    from controlplane.settings import Settings
     from controlplane.storage.clock import StoreClock
     from controlplane.storage.factory import open_store
     from controlplane.storage.probe import check_store as probe
 
-    given = {"url": store, "endpoint_url": endpoint}
-    chosen: dict[str, Any] = {
-        "data_dir": session.folder(),
-        "store": {key: value for key, value in given.items() if value is not None},
-    }
-    settings = Settings(**chosen)
+    settings = session.settings(store=store, endpoint=endpoint)
     opened = open_store(settings.store, settings.data_dir)
     try:
         probe(opened)
@@ -64,11 +58,11 @@ def _offline(session: Session, request: dict[str, Any], store: str | None, endpo
 def show(out: Output, report: dict[str, Any]) -> None:
     """Print a report for people."""
     for one in report["decided"]:
-        out.line(f"decided: {one}", style="green")
+        out.line(f"resolved: {one}", style="green")
     findings = report["findings"]
     if findings:
         out.table(
-            ("", "what", "where", "found"),
+            ("", "reason", "subject", "message"),
             (
                 ("repaired" if one["repaired"] else one["severity"], one["reason"], one["subject"], one["message"])
                 for one in findings
@@ -80,7 +74,11 @@ def show(out: Output, report: dict[str, Any]) -> None:
         for one in advised:
             out.line(f"{one['subject']}: {one['advice']}", style="red" if one["severity"] == "error" else "yellow")
         out.line()
-    read = f"; read {size(report['bytes_read'])}" if report["deep"] else "; their content was not read (--deep does)"
+    read = (
+        f"; read {size(report['bytes_read'])}"
+        if report["deep"]
+        else "; the content of the blobs was not read (use --deep)"
+    )
     out.line(
         f"{report['chains']} chains with {report['revisions']} revisions, {report['blobs']} blobs "
         f"({report['blobs_unreferenced']} unreferenced){read}"

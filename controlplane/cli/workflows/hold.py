@@ -55,7 +55,7 @@ class HeldModel:
                 try:
                     self.hold = self._renewed(client)
                 except (ClientError, NotRunningError, WaitTimeoutError) as error:
-                    self._out.note(f"the hold of {self.hold.model} was not renewed: {error.message}", style="yellow")
+                    self._out.note(f"failed to renew the hold of {self.hold.model}: {error.message}", style="yellow")
 
     def _renewed(self, client: Client) -> Hold:
         path = f"{deployment_path(self.hold.model)}/holds"
@@ -65,7 +65,7 @@ class HeldModel:
         except ClientError as error:
             if error.status != _NOT_FOUND_STATUS:
                 raise
-        self._out.note(f"the hold of {self.hold.model} had ended; a new one is taken", style="yellow")
+        self._out.note(f"the hold of {self.hold.model} had expired; creating a new one", style="yellow")
         return client.read(Hold, client.post(path, body | {"holder": self.hold.holder}))
 
 
@@ -86,7 +86,7 @@ def held(
     held_model = HeldModel(client.url, actor, out, hold, ttl_seconds)
     try:
         if not hold.ready:
-            raise WaitTimeoutError(f"{model} does not answer after {span(wait_seconds)}: {hold.message}", model=model)
+            raise WaitTimeoutError(f"{model} is not ready after {span(wait_seconds)}: {hold.message}", model=model)
         held_model.start()
         yield held_model
     finally:
@@ -104,10 +104,10 @@ def run(command: Sequence[str]) -> int:
     try:
         process = subprocess.Popen(list(command))
     except FileNotFoundError:
-        error_line(f"there is no command {command[0]!r}")
+        error_line(f"command not found: {command[0]!r}")
         return _SHELL_NOT_FOUND
     except OSError as error:
-        raise InvalidInputError(f"{command[0]!r} cannot be run: {error.strerror}") from error
+        raise InvalidInputError(f"failed to run {command[0]!r}: {error.strerror}") from error
     while True:
         try:
             code = process.wait()

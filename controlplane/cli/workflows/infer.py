@@ -59,7 +59,7 @@ def prepare(client: Client, model: str, source: str | None, *, version: int | No
     if source is not None:
         tensors = read_tensors(source, signature)
     elif detail.manifest.golden is None:
-        raise InvalidInputError(f"{reference} carries no golden samples; give the inputs with --input FILE")
+        raise InvalidInputError(f"{reference} has no golden samples; give the inputs with --input FILE")
     else:
         samples = decode_samples(client.call("GET", f"{version_path(reference)}/samples").content)
         tensors = [to_protocol(name, array) for name, array in samples[0].inputs.items()]
@@ -85,7 +85,7 @@ def ask(client: Client, request: Request, via: Via) -> dict[str, Any]:
     if via is Via.AUTO and (obstacle or not _answers(request)):
         return _ordered(_by_api(client, request), request.signature)
     if obstacle or gateway is None:
-        raise ClientError(f"{obstacle}; --via api asks the API's route", code="not-found", status=404)
+        raise ClientError(f"{obstacle}; use --via api to send the request to the API", code="not-found", status=404)
     try:
         with GatewayClient(gateway.http_url, client.credentials) as connection:
             answer = connection.ask(

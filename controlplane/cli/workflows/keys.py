@@ -41,8 +41,8 @@ class _OverApi:
         self._client = client
 
     def create(self, body: Document) -> Document:
-        made: Document = self._client.post("/v1/keys", body)
-        return made
+        created: Document = self._client.post("/v1/keys", body)
+        return created
 
     def list(self) -> Documents:
         found: Documents = self._client.get("/v1/keys")["items"]
@@ -53,8 +53,8 @@ class _OverApi:
         return found
 
     def revoke(self, key: str) -> Document:
-        gone: Document = self._client.delete(f"/v1/keys/{segment(key)}")
-        return gone
+        revoked: Document = self._client.delete(f"/v1/keys/{segment(key)}")
+        return revoked
 
 
 class _Offline:
@@ -62,16 +62,10 @@ class _Offline:
         from controlplane.client.http import whoami
         from controlplane.registry.keys import ApiKeys
         from controlplane.registry.layout import check_layout
-        from controlplane.settings import Settings
         from controlplane.storage.factory import open_store
         from controlplane.storage.probe import check_store
 
-        given = {"url": store, "endpoint_url": endpoint}
-        chosen: Document = {
-            "data_dir": session.folder(),
-            "store": {key: value for key, value in given.items() if value is not None},
-        }
-        settings = Settings(**chosen)
+        settings = session.settings(store=store, endpoint=endpoint)
         self.store = open_store(settings.store, settings.data_dir)
         check_store(self.store)
         check_layout(self.store)
@@ -80,20 +74,11 @@ class _Offline:
 
     def create(self, body: Document) -> Document:
         from controlplane.api.schemas.keys import KeyRequestBody, KeyView
-        from controlplane.registry.keys import KeyRequest
 
         try:
-            asked = KeyRequestBody.model_validate(body)
+            request = KeyRequestBody.model_validate(body).to_request()
         except ValidationError as error:
-            raise InvalidInputError(f"the key cannot be created: {invalid_field(error)}") from error
-        request = KeyRequest(
-            name=asked.name,
-            scopes=tuple(asked.scopes),
-            models=tuple(asked.models),
-            expires_at=asked.expires_at,
-            rate_per_second=asked.rate_per_second,
-            burst=asked.burst,
-        )
+            raise InvalidInputError(f"failed to create the key: {invalid_field(error)}") from error
         key, secret = self._keys.create(request, actor=self._actor)
         return {"key": KeyView.of(key, datetime.now(UTC)).model_dump(mode="json"), "secret": secret}
 
@@ -124,7 +109,7 @@ def api_keys(session: Session, *, offline: bool, store: str | None, endpoint: st
     """
     if not offline:
         if store or endpoint:
-            raise InvalidInputError("--store and --endpoint are for --offline; the control plane has its own store")
+            raise InvalidInputError("--store and --endpoint need --offline; the control plane uses its own store")
         with session.client() as client:
             yield _OverApi(client)
         return
@@ -148,7 +133,7 @@ def keep_secret(path: Path | None) -> Iterator[Callable[[str], None]]:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
-        raise InvalidInputError(f"{path} cannot be made: {(error.strerror or '').lower()}", path=str(path)) from error
+        raise InvalidInputError(f"failed to create {path}: {(error.strerror or '').lower()}", path=str(path)) from error
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             yield lambda secret: _write(file, secret)
@@ -171,7 +156,7 @@ def end_of(lasts: str) -> datetime:
     try:
         return datetime.now(UTC) + timedelta(seconds=parse_duration(lasts))
     except OverflowError:
-        raise InvalidInputError(f"{lasts!r} is too long; leave --expires out for a key that does not end") from None
+        raise InvalidInputError(f"{lasts!r} is too long; omit --expires for a key that does not expire") from None
 
 
 def when(moment: str | None) -> str:

@@ -42,8 +42,8 @@ def download(client: Client, url_path: str, entry: FileEntry, target: Path, bar:
     if (actual := _digest(partial)) != entry.sha256:
         partial.unlink()
         raise DigestMismatchError(
-            f"{entry.path}: the bytes that came have the SHA-256 {actual}, published was {entry.sha256}; nothing was "
-            "kept. Run the command again; if it happens again, the store has a damaged blob",
+            f"{entry.path}: the downloaded bytes have the SHA-256 {actual}, expected {entry.sha256}; the download was "
+            "deleted. Run the command again; if the error persists, the blob in the store is damaged",
             path=entry.path,
             sha256=entry.sha256,
             actual_sha256=actual,

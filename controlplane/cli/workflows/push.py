@@ -76,7 +76,9 @@ def model_name(path: Path) -> str:
             break
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:128]
     if not name:
-        raise InvalidInputError(f"no model name can be made from {path.name!r}; say one: tritonctl push NAME {path}")
+        raise InvalidInputError(
+            f"failed to derive a model name from {path.name!r}; give one: `tritonctl push NAME {path}`"
+        )
     return validate_model_name(name)
 
 
@@ -90,7 +92,7 @@ def key_values(pairs: list[str], option: str) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise InvalidInputError(f"{option} {pair!r}: write {option} key=value")
+            raise InvalidInputError(f"{option} {pair!r} is invalid; use {option} key=value")
         read[key.strip()] = value
     return read
 
@@ -106,7 +108,7 @@ def figures(pairs: list[str]) -> dict[str, float]:
         try:
             read[key] = float(value)
         except ValueError:
-            raise InvalidInputError(f"--metric {key}={value!r}: {value!r} is no number") from None
+            raise InvalidInputError(f"--metric {key}={value!r}: {value!r} is not a number") from None
     return read
 
 
@@ -137,7 +139,7 @@ def publish(
     except OperationFailedError as error:
         if error.code not in _DAMAGED_CODES:
             raise
-        out.note(f"note: {error.message}; the file is sent again", style="yellow")
+        out.note(f"note: {error.message}; sending the file again", style="yellow")
         return _publish(client, name, path, options, data_dir, out)
 
 

@@ -54,9 +54,9 @@ def sign_version(
     from controlplane.signing.bundle import sign
 
     reference = Reference(detail.model, version=detail.entry.number)
-    told = sorted(file.sha256 for file in detail.manifest.files)
-    if local is not None and told != sorted(local):
-        raise UnverifiedVersionError(f"{reference} is not signed: it has other files than were published from here")
+    reported = sorted(file.sha256 for file in detail.manifest.files)
+    if local is not None and reported != sorted(local):
+        raise UnverifiedVersionError(f"{reference} was not signed: its files differ from the local files")
     bundle = sign(str(reference), detail.manifest.files, private_key, _password())
     answer: dict[str, Any] = client.post(f"{version_path(reference)}/signatures", {"bundle": json.loads(bundle)})
     return {"reference": str(reference), "key": answer["key"], "sha256": answer["sha256"], "good": answer["good"]}
@@ -94,8 +94,8 @@ def _require_staged(reference: str, copies: Sequence[Mapping[str, Any]]) -> None
     if wrong := [copy for copy in copies if not copy["intact"]]:
         where = "; ".join(f"on {copy['server']}: {copy['message']}" for copy in wrong)
         raise UnverifiedVersionError(
-            f"{reference} is signed, but its files in Triton's model repository are not those that were signed: "
-            f"{where}. They are replaced before the next load; find out which program wrote there"
+            f"{reference} is signed, but its files in Triton's model repository differ from the signed files: "
+            f"{where}. They are replaced before the next load; find out which program wrote to the repository"
         )
 
 

@@ -40,11 +40,15 @@ def parse_spec(text: str) -> TensorSpec:
     """
     match = _SPEC.fullmatch(text.strip())
     if match is None:
-        raise InvalidInputError(f'{text!r} is no tensor; write NAME:DTYPE[SHAPE], such as "x:FP32[-1,16]"')
+        raise InvalidInputError(
+            f'{text!r} is not a valid tensor spec; use NAME:DTYPE[SHAPE], for example "x:FP32[-1,16]"'
+        )
     word = match["dtype"]
     dtype = _NUMPY_NAMES.get(word.lower(), word.upper())
     if dtype not in DataType.__members__:
-        raise InvalidInputError(f"{text!r}: {word!r} is no element type; use one of {', '.join(DataType.__members__)}")
+        raise InvalidInputError(
+            f"{text!r}: {word!r} is not a valid element type; use one of {', '.join(DataType.__members__)}"
+        )
     sizes = [size.strip() for size in (match["shape"] or "").split(",") if size.strip()]
     shape = tuple(-1 if size in {"?", "-1"} else _size(size, text) for size in sizes)
     return TensorSpec(name=match["name"], dtype=DataType(dtype), shape=shape)
@@ -52,7 +56,9 @@ def parse_spec(text: str) -> TensorSpec:
 
 def _size(text: str, spec: str) -> int:
     if not text.isdigit():
-        raise InvalidInputError(f"{spec!r}: {text!r} is no size of a dimension; use a number, or -1 for a dynamic one")
+        raise InvalidInputError(
+            f"{spec!r}: {text!r} is not a valid dimension; use a number, or -1 for a dynamic dimension"
+        )
     return int(text)
 
 
@@ -74,7 +80,7 @@ def parse_signature(inputs: Sequence[str], outputs: Sequence[str], *, batched: b
             batched=batched,
         )
     except ValidationError as error:
-        raise InvalidInputError(f"the signature cannot be used: {invalid_field(error)}") from error
+        raise InvalidInputError(f"the signature is invalid: {invalid_field(error)}") from error
 
 
 def parse_axes(texts: Sequence[str]) -> dict[str, list[int]] | None:
@@ -91,7 +97,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[int]] | None:
         except ValueError:
             equals = ""
         if not equals or not name:
-            raise InvalidInputError(f"--dynamic {text!r}: write INPUT=DIM,…, such as x=0,2")
+            raise InvalidInputError(f"--dynamic {text!r} is invalid; use INPUT=DIM,…, for example x=0,2")
     return axes or None
 
 
@@ -120,7 +126,7 @@ def _from_npz(data: bytes, label: str) -> list[dict[str, Any]]:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return [to_protocol(name, arrays[name]) for name in arrays.files]
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InvalidInputError(f"{label} cannot be read as .npz: {error}", path=label) from error
+        raise InvalidInputError(f"{label} is not a valid .npz file: {error}", path=label) from error
 
 
 def _from_json(data: bytes, label: str) -> list[dict[str, Any]]:
@@ -128,10 +134,10 @@ def _from_json(data: bytes, label: str) -> list[dict[str, Any]]:
         document = json.loads(data)
     except ValueError as error:
         raise InvalidInputError(
-            f'{label} is neither .npz nor JSON: {error}. JSON looks like {{"x": [[0.1, 0.2]]}}', path=label
+            f'{label} is neither .npz nor JSON: {error}; use for example {{"x": [[0.1, 0.2]]}}', path=label
         ) from error
     if not isinstance(document, dict) or not document:
-        raise InvalidInputError(f'{label} must be a JSON object such as {{"x": [[0.1, 0.2]]}}', path=label)
+        raise InvalidInputError(f'{label} must be a JSON object, for example {{"x": [[0.1, 0.2]]}}', path=label)
     if isinstance(document.get("inputs"), list):
         return list(document["inputs"])
     return [
@@ -145,13 +151,13 @@ def _scalar(value: object) -> dict[str, Any]:
 
 
 def _check_names(names: Sequence[str], signature: Signature, label: str) -> None:
-    wanted = {spec.name for spec in signature.inputs}
-    if set(names) != wanted:
-        unknown, missing = sorted(set(names) - wanted), sorted(wanted - set(names))
-        parts = [f"it lacks {', '.join(missing)}"] if missing else []
-        parts += [f"the model has no input {', '.join(unknown)}"] if unknown else []
+    expected = {spec.name for spec in signature.inputs}
+    if set(names) != expected:
+        unknown, missing = sorted(set(names) - expected), sorted(expected - set(names))
+        parts = [f"missing inputs: {', '.join(missing)}"] if missing else []
+        parts += [f"unknown inputs: {', '.join(unknown)}"] if unknown else []
         raise InvalidInputError(
-            f"{label} does not fit: {' and '.join(parts)}. The model's inputs: "
+            f"{label} does not match the model: {'; '.join(parts)}. The model's inputs: "
             f"{'; '.join(str(spec) for spec in signature.inputs)}",
             missing=missing,
             unknown=unknown,

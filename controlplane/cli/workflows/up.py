@@ -35,7 +35,7 @@ def run_here(session: Session, settings: Settings) -> None:
             out.line(f"Triton {server['name']}: gRPC {server['grpc_url']}, HTTP {server['http_url']}")
         if isinstance(gateway := record.get("gateway"), Mapping):
             out.line(f"gateway: HTTP {gateway['http_url']}, gRPC {gateway['grpc_url']}")
-        _say_warning(out, str(record.get("warning", "")))
+        _print_warning(out, str(record.get("warning", "")))
         out.line("stop it with Ctrl-C or `tritonctl down`")
 
     _log_to_stderr(settings.log_level)
@@ -97,11 +97,11 @@ def start_detached(session: Session, data_dir: Path, options: Mapping[str, objec
         raise
     out.result(record)
     out.line(f"tritonctl is up at {record.url} (process {record.pid}, log in {log})", style="green")
-    _say_warning(out, record.warning)
+    _print_warning(out, record.warning)
     out.line("stop it with `tritonctl down`")
 
 
-def _say_warning(out: Output, warning: str) -> None:
+def _print_warning(out: Output, warning: str) -> None:
     if warning:
         out.line(f"warning: {warning}", style="yellow")
 
@@ -136,7 +136,7 @@ def stop(session: Session, data_dir: Path, timeout: float) -> None:
     record = UpRecord.read(data_dir)
     if record is None:
         if is_locked(data_dir):
-            raise ConflictError(f"the tritonctl up of {data_dir} is just starting or stopping; try again in a moment")
+            raise ConflictError(f"the tritonctl up of {data_dir} is starting or stopping; try again in a few seconds")
         raise NotRunningError(f"no tritonctl up is running with the data folder {data_dir}")
     deadline = time.monotonic() + timeout
     os.kill(record.pid, signal.SIGTERM)

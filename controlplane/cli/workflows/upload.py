@@ -69,7 +69,7 @@ class _Stop:
     def check(self) -> None:
         """Raise in a worker if the stop was requested."""
         if self._event.is_set():
-            raise InterruptedError("nobody waits for this any more")
+            raise InterruptedError("the upload was stopped")
 
 
 @contextmanager
@@ -138,15 +138,15 @@ def upload(client: Client, files: tuple[LocalFile, ...], bar: Bar, journal: Jour
     done = sum(file.received_bytes for file in missing.values())
     present = len(announced.files) - len(missing)
     if not missing:
-        bar.stage("nothing to upload: the server has these files already")
+        bar.stage("nothing to upload: the server already has these files")
         return announced
     text = f"uploading {len(missing)} file{'s' * (len(missing) > 1)}, {size(total)}"
-    text += f" ({size(done)} there already)" if done else f" ({present} there already)" if present else ""
+    text += f" ({size(done)} already uploaded)" if done else f" ({present} already uploaded)" if present else ""
     bar.stage(text, total=total, done=done)
     by_digest = {file.entry.sha256: file for file in files}
     with _workers(_PARALLEL) as (pool, stop):
         if direct:
-            bar.stage(f"{text}, straight to the bucket", total=total)
+            bar.stage(f"{text}, directly to the bucket", total=total)
             _send_direct(client, announced.id, by_digest, bar, pool, stop)
             return client.fetch(Upload, f"/v1/uploads/{announced.id}")
         sender = _Sender(client, announced.id, bar, stop)
@@ -192,7 +192,7 @@ def _is_unchanged(local: LocalFile) -> bool:
 
 def _changed(local: LocalFile) -> InvalidArtifactError:
     return InvalidArtifactError(
-        f"{local.path} changed while it was pushed; push it again when no program writes to it", path=str(local.path)
+        f"{local.path} changed during the push; push it again when no program writes to it", path=str(local.path)
     )
 
 
@@ -263,8 +263,8 @@ def _send_direct(
                     if attempt + 1 == _ATTEMPTS:
                         # Without the query, which contains the permission to write.
                         raise StoreUnavailableError(
-                            f"the bucket does not take the upload at {url.partition('?')[0]}: {type(error).__name__}; "
-                            "leave out --direct to send it through the control plane"
+                            f"failed to upload to the bucket at {url.partition('?')[0]}: {type(error).__name__}; "
+                            "omit --direct to upload through the control plane"
                         ) from error
                     time.sleep(_FIRST_WAIT_SECONDS * 2**attempt)
                 else:
