@@ -240,7 +240,7 @@ class ControlPlane:
         await services.tunings.open()
         stack.push_async_callback(services.tunings.close)
         stack.push_async_callback(services.operations.stop)
-        logger.info("control plane %s works on %s", version(), store.url)
+        logger.info("control plane %s uses the store %s", version(), store.url)
 
     async def _start_servers(self, stack: AsyncExitStack, checked: CheckedFiles) -> list[ManagedServer]:
         settings = self.settings.triton

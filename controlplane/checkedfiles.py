@@ -144,7 +144,7 @@ class CheckedFiles:
             if self._lines > len(self._records) + _SPARE_LINES:
                 self._rewrite(self._path)
         except OSError as error:
-            logger.warning("%s cannot be written; files may be hashed again: %s", self._path, error)
+            logger.warning("failed to write %s; files may be hashed again: %s", self._path, error)
 
     def _rewrite(self, path: Path) -> None:
         self._catch_up()

@@ -31,4 +31,4 @@ def make_folder(path: Path, what: str, *, private: bool = False) -> None:
     try:
         make_private(path) if private else path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidInputError(f"{what} {path} cannot be made: {error.strerror}", path=str(path)) from error
+        raise InvalidInputError(f"cannot create {what} {path}: {error.strerror}", path=str(path)) from error

@@ -141,7 +141,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConflictError(
-            f"cannot listen on {host}:{port}: {error.strerror}; give another port, or 0 for a free one",
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0 for a free one",
             host=host,
             port=port,
         ) from error
@@ -187,8 +187,8 @@ def _only_one(data_dir: Path) -> Iterator[None]:
             lock.seek(0)
             owner = lock.read().strip()
             raise ConflictError(
-                f"another control plane{f' (pid {owner})' if owner else ''} uses {data_dir}; stop it, or give another "
-                "--data-dir",
+                f"another control plane{f' (pid {owner})' if owner else ''} uses {data_dir}; stop it, or choose "
+                "another --data-dir",
                 data_dir=str(data_dir),
             ) from error
         lock.truncate(0)

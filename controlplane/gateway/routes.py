@@ -25,7 +25,8 @@ async def waiting_at_most(seconds: float, server: str, model: str) -> AsyncItera
             yield
     except TimeoutError:
         logger.warning(
-            "%s leaves %s although requests to it are under way, or another gateway is silent, after %g s",
+            "drain of %s on %s timed out after %g s (requests in flight or a peer did not acknowledge); "
+            "unloading anyway",
             model,
             server,
             seconds,

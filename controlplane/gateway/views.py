@@ -14,16 +14,20 @@ class ModelRoute(BaseModel):
 
     model: str = Field(description="The model.")
     way: Way = Field(
-        description="fast: HAProxy to Triton. activated: through the control plane, which loads it. split: fast, but "
-        "for requests that are measured in the control plane, or name a version, while a rollout is under way."
+        description="direct: from HAProxy to Triton. activator: through the control plane, which loads the model. "
+        "split: direct, except requests that name a version or that the control plane measures during a rollout."
     )
     measured_share: float = Field(
-        description="Share of the requests that are measured for a rollout, 0 to 1; where they are few, all are."
+        description="Share of the requests that are measured for a rollout, 0 to 1. If there are few requests, all are."
     )
-    servers: tuple[str, ...] = Field(description="The servers on which it is proved and asked.")
-    waiting: int = Field(description="Requests that wait for it to be loaded.")
-    direct_requests: int = Field(default=0, description="Requests that went past Python, since HAProxy started.")
-    activator_requests: int = Field(default=0, description="Requests by the control plane, since that started.")
+    servers: tuple[str, ...] = Field(description="The servers on which the model is proved and gets requests.")
+    waiting: int = Field(description="Requests that wait for the model to be loaded.")
+    direct_requests: int = Field(
+        default=0, description="Requests that HAProxy sent directly to Triton since it started."
+    )
+    activator_requests: int = Field(
+        default=0, description="Requests through the activator since the control plane started."
+    )
 
 
 class GatewayAddress(BaseModel):
@@ -41,7 +45,7 @@ class GatewayAddress(BaseModel):
 class GatewayView(GatewayAddress):
     """The gateway and its traffic."""
 
-    restarts: int = Field(description="How often HAProxy was started again.")
+    restarts: int = Field(description="Number of HAProxy restarts.")
     waiting_requests: int = Field(description="Requests that wait for models to be loaded.")
-    waiting_bytes: int = Field(description="Bytes of requests that are held meanwhile.")
-    models: tuple[ModelRoute, ...] = Field(description="The models that are open or waited for.")
+    waiting_bytes: int = Field(description="Bytes of the waiting requests in memory.")
+    models: tuple[ModelRoute, ...] = Field(description="The models with an open route or waiting requests.")

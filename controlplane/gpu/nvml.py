@@ -87,12 +87,12 @@ class NvmlSource:
             try:
                 pynvml.nvmlShutdown()
             except pynvml.NVMLError as error:
-                logger.debug("NVML does not shut down: %s", error)
+                logger.debug("failed to shut down NVML: %s", error)
 
     def _without_nvml(self, error: pynvml.NVMLError) -> Iterator[DeviceReading]:
         if error.value not in _NONE_HERE and not self._known:
             raise DeviceError(
-                f"the GPUs of this machine cannot be read: NVML says {str(error)!r}; `nvidia-smi` should say more",
+                f"the GPUs of this machine cannot be read: NVML reports {str(error)!r}; run `nvidia-smi` for details",
                 code=error.value,
             ) from error
         for known in self._known.values():
@@ -200,7 +200,7 @@ class NvmlSource:
             mine = next((one for one in readings if _begins(one.uuid, uuid)), None)
             if mine is None:
                 kind = DeviceKind.MIG if _begins(uuid, _MIG_PREFIX) else DeviceKind.GPU
-                error = f"this machine has no GPU with the UUID {uuid!r}; `nvidia-smi -L` lists those that it has"
+                error = f"this machine has no GPU with the UUID {uuid!r}; `nvidia-smi -L` lists its GPUs"
                 chosen.append(DeviceReading(uuid, kind, 0, None, uuid=uuid, device_id=number, error=error, lost=True))
                 continue
             chosen.append(replace(mine, device_id=number if mine.allocatable else None))
@@ -210,7 +210,7 @@ class NvmlSource:
 
 def _failed(last: DeviceReading, error: pynvml.NVMLError | None) -> DeviceReading:
     """Return the reading of a device that cannot be read: it keeps the identity, but not the measured values."""
-    why = "NVML does not list it any more" if error is None else f"NVML says {str(error)!r}"
+    why = "NVML no longer lists it" if error is None else f"NVML reports {str(error)!r}"
     return DeviceReading(
         name=last.name,
         kind=last.kind,

@@ -17,7 +17,7 @@ from controlplane.gpu.base import HOST, DeviceKind, DeviceReading
 _DEVICE_LINES = tuple(f"{comment}{name}" for comment in ("", "# TYPE ") for name in ("nv_gpu_", "nv_cpu_"))
 """Prefixes of lines about devices. Most of a page is about models; parsing all of it takes a hundred times as long."""
 
-_NOTHING_YET = "the server's metrics say 0: it just started, or could not read it, which its log says"
+_NOTHING_YET = "the server's metrics report 0: it has just started, or it cannot read the device (see its log)"
 """Every value is 0 for the first two seconds (measured on Triton 2.51), and after DCGM failed on a GPU (its source)."""
 
 Figures = Mapping[str, Mapping[str, float]]
@@ -88,7 +88,7 @@ def parse(text: str, url: str = "") -> Figures:
             for sample in family.samples:
                 figures.setdefault(sample.name, {})[sample.labels.get("gpu_uuid", "")] = sample.value
     except (ValueError, KeyError, IndexError) as error:
-        raise DeviceError(f"what {url or 'the server'} answers are no Prometheus metrics: {error}", url=url) from error
+        raise DeviceError(f"{url or 'the server'} did not return Prometheus metrics: {error}", url=url) from error
     return figures
 
 
@@ -126,7 +126,7 @@ def _gpu(figures: Figures, number: int, uuid: str, *, known: bool, certain: bool
     total = _bytes(figures, "nv_gpu_memory_total_bytes", uuid) or 0
     error = ""
     if not known:
-        error = f"the server's metrics tell of no GPU with the UUID {uuid!r}"
+        error = f"the server's metrics list no GPU with the UUID {uuid!r}"
     elif not total:
         error = _NOTHING_YET
     return DeviceReading(

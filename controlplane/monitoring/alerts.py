@@ -46,17 +46,17 @@ class AlertState:
     data: Mapping[str, Any] | None = None
 
 
-def next_alert_state(told: AlertState, *, burning: bool, seasoned: bool, new_id: str) -> AlertState:
+def next_alert_state(alert: AlertState, *, burning: bool, seasoned: bool, new_id: str) -> AlertState:
     """Return the next notification state; it must be sent if its id is new.
 
     Args:
-        told: The last notification.
+        alert: The last notification.
         burning: Whether the objective burns now.
         seasoned: Whether this process has full windows, so that it can report a recovery.
         new_id: The id of a new message.
     """
-    if burning is told.burning or (told.recalled and not burning and not seasoned):
-        return told
+    if burning is alert.burning or (alert.recalled and not burning and not seasoned):
+        return alert
     return AlertState(burning, new_id, arrived=False)
 
 
@@ -77,7 +77,7 @@ class AlertNotifier:
         self._webhook = webhook
         self._leading = leading
         self._seasoned_seconds = seasoned_seconds
-        self._told: dict[str, dict[ObjectiveKind, AlertState]] = {}
+        self._alerts: dict[str, dict[ObjectiveKind, AlertState]] = {}
         self._known = False
         self._began: float | None = None
         self._dirty: set[str] = set()
@@ -93,12 +93,12 @@ class AlertNotifier:
             self._known = False
             return False
         if not self._known and _idle(self._reading) and _idle(self._writing):
-            self._reading = asyncio.create_task(self._read(), name="read what was told")
+            self._reading = asyncio.create_task(self._read(), name="read alert states")
         return self._known
 
-    def tell(self, model: str, state: ObjectiveState, data: Mapping[str, Any]) -> None:
+    def notify(self, model: str, state: ObjectiveState, data: Mapping[str, Any]) -> None:
         """Queue a notification about an objective if its state requires one."""
-        known = self._told.setdefault(model, {})
+        known = self._alerts.setdefault(model, {})
         before = known.get(state.kind, AlertState())
         if not before.arrived and before.id not in self._sent:
             return  # the previous message must be recorded and sent first, to keep the order
@@ -110,24 +110,24 @@ class AlertNotifier:
 
     def forget(self, model: str, others: Collection[ObjectiveKind]) -> None:
         """Forget the notifications about all objectives of a model except ``others``."""
-        known = self._told.get(model, {})
+        known = self._alerts.get(model, {})
         if gone := known.keys() - set(others):
-            self._told[model] = {kind: told for kind, told in known.items() if kind not in gone}
+            self._alerts[model] = {kind: alert for kind, alert in known.items() if kind not in gone}
             self._dirty.add(model)
 
     def drop(self, model: str) -> None:
         """Forget a model that is no longer deployed; its record is removed with its deployment."""
-        self._told.pop(model, None)
+        self._alerts.pop(model, None)
         self._dirty.discard(model)
 
     def models(self) -> set[str]:
         """Return the models with notifications, delivered or not."""
-        return {model for model, known in self._told.items() if known}
+        return {model for model, known in self._alerts.items() if known}
 
     def keep(self) -> None:
         """Record changed states in the store, in a task."""
         if self._dirty and self._leading() and _idle(self._writing):
-            self._writing = asyncio.create_task(self._write(), name="keep what was told")
+            self._writing = asyncio.create_task(self._write(), name="write alert states")
 
     async def stop(self) -> None:
         """Cancel the read in progress, and wait for the write in progress."""
@@ -142,15 +142,15 @@ class AlertNotifier:
         try:
             found = await asyncio.to_thread(self._condition_log.all)
         except ControlPlaneError as error:
-            logger.info("what was told of objectives cannot be read yet: %s", error)
+            logger.info("failed to read the alert states; trying again: %s", error)
             return
-        before, self._told, self._known = self._told, {}, True
+        before, self._alerts, self._known = self._alerts, {}, True
         self._dirty.clear()  # messages that were not recorded were not sent
         for model, body in found.items():
-            self._told[model] = known = _parse(body.get(PART))
-            for kind, told in known.items():
-                if (mine := before.get(model, {}).get(kind)) and mine.arrived and mine.id == told.id:
-                    known[kind] = replace(told, arrived=True)  # the delivery could not be recorded at the time
+            self._alerts[model] = known = _parse(body.get(PART))
+            for kind, alert in known.items():
+                if (mine := before.get(model, {}).get(kind)) and mine.arrived and mine.id == alert.id:
+                    known[kind] = replace(alert, arrived=True)  # the delivery could not be recorded at the time
                     self._dirty.add(model)
             self._send(known.values())
 
@@ -159,35 +159,35 @@ class AlertNotifier:
             if model not in self._dirty:
                 continue  # dropped in the meantime
             self._dirty.discard(model)
-            known = dict(self._told.get(model, {}))
-            value = {kind.value: _record(told) for kind, told in known.items()}
+            known = dict(self._alerts.get(model, {}))
+            value = {kind.value: _record(alert) for kind, alert in known.items()}
             try:
                 done = await asyncio.to_thread(
-                    self._condition_log.put, model, PART, value, actor="monitoring", reason="told of an objective"
+                    self._condition_log.put, model, PART, value, actor="monitoring", reason="record the alert state"
                 )
             except ControlPlaneError as error:
-                logger.info("what is to be told of %s cannot be kept: %s", model, error)
+                logger.info("failed to record the alert state of %s; trying again: %s", model, error)
                 self._dirty.add(model)  # tried again at the next `keep`, if this process leads by then
                 continue
             if not done:
                 self._known = False  # another leader wrote a notification in the meantime: its record is valid
                 return
-            now = self._told.get(model, {})  # messages in the queue may have been delivered in the meantime
-            self._send(told for kind, told in now.items() if kind in known and known[kind].id == told.id)
+            now = self._alerts.get(model, {})  # messages in the queue may have been delivered in the meantime
+            self._send(alert for kind, alert in now.items() if kind in known and known[kind].id == alert.id)
 
     def _send(self, kept: Iterable[AlertState]) -> None:
-        for told in kept:
-            if not told.arrived and told.id not in self._sent and told.data is not None:
-                self._sent.add(told.id)
-                kind = "objective.burning" if told.burning else "objective.kept"
-                self._webhook.send(kind, told.data, told.id, since=told.since)
+        for alert in kept:
+            if not alert.arrived and alert.id not in self._sent and alert.data is not None:
+                self._sent.add(alert.id)
+                kind = "objective.burning" if alert.burning else "objective.kept"
+                self._webhook.send(kind, alert.data, alert.id, since=alert.since)
 
     def _ended(self, message_id: str) -> None:
         self._sent.discard(message_id)
-        for model, known in self._told.items():
-            for kind, told in known.items():
-                if told.id == message_id and not told.arrived:
-                    known[kind] = replace(told, arrived=True, since=None, data=None)
+        for model, known in self._alerts.items():
+            for kind, alert in known.items():
+                if alert.id == message_id and not alert.arrived:
+                    known[kind] = replace(alert, arrived=True, since=None, data=None)
                     self._dirty.add(model)
                     return
 
@@ -196,10 +196,10 @@ def _idle(task: "asyncio.Task[None] | None") -> bool:
     return task is None or task.done()
 
 
-def _record(told: AlertState) -> dict[str, Any]:
-    record: dict[str, Any] = {"burning": told.burning, "id": told.id, "arrived": told.arrived}
-    if not told.arrived and told.since is not None:
-        record |= {"since": told.since.isoformat(), "data": told.data}
+def _record(alert: AlertState) -> dict[str, Any]:
+    record: dict[str, Any] = {"burning": alert.burning, "id": alert.id, "arrived": alert.arrived}
+    if not alert.arrived and alert.since is not None:
+        record |= {"since": alert.since.isoformat(), "data": alert.data}
     return record
 
 

@@ -69,7 +69,7 @@ class ScrapedServer:
     began_at: float | None = None
     looked_at: float = 0.0
     scraped_at: datetime | None = None
-    error: str = "not looked at yet"
+    error: str = "not scraped yet"
     use: MetricsPage | None = None
     looks: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
@@ -155,7 +155,7 @@ class Monitor:
             ServerUse(
                 server=name,
                 scraped_at=watched.scraped_at,
-                error=watched.error if watched.source.page is not None else "no metrics URL is set for it",
+                error=watched.error if watched.source.page is not None else "no metrics URL is configured",
                 cpu_utilisation=watched.use.cpu_utilisation if watched.use and not watched.error else None,
                 gpu_utilisation=dict(watched.use.gpu_utilisation) if watched.use and not watched.error else {},
             )
@@ -265,8 +265,8 @@ class Monitor:
                 self._missed(watched, str(error))
             except Exception:
                 # Outermost handler of the loop: an unexpected page must not end the scraping.
-                logger.exception("the metrics of %s cannot be taken in", watched.source.name)
-                self._missed(watched, "its metrics cannot be understood; see the log")
+                logger.exception("unexpected error while processing the metrics of %s", watched.source.name)
+                self._missed(watched, "its metrics could not be processed; see the log")
             watched.seconds += self._clock() - began
             due = max(due + self._settings.interval_seconds, self._clock())
             await asyncio.sleep(due - self._clock())

@@ -62,7 +62,7 @@ def key_of(secret: str) -> bytes:
         encoded = secret.removeprefix(_PREFIX)
         key = base64.b64decode(encoded, validate=True) if secret.startswith(_PREFIX) else secret.encode()
     except (binascii.Error, ValueError) as error:
-        raise InvalidInputError("the webhook's secret begins with whsec_, but what follows is no base64") from error
+        raise InvalidInputError("the webhook's secret is not valid: the part after whsec_ must be base64") from error
     if len(key) < _SECRET_MIN_BYTES:
         raise InvalidInputError(f"the webhook's secret has {len(key)} bytes; give at least {_SECRET_MIN_BYTES}")
     return key
@@ -137,7 +137,7 @@ class Webhook:
         if len(self._queue) >= self._settings.webhook_queue:
             dropped = self._queue.popleft()
             self.outcomes["dropped"] += 1
-            logger.warning("too many webhooks wait; the oldest (%s, %s) is dropped", dropped.kind, dropped.id)
+            logger.warning("the webhook queue is full; dropped the oldest message (%s, %s)", dropped.kind, dropped.id)
             self.on_end(dropped.id)
         began = time.monotonic() - max((now - since).total_seconds(), 0.0)
         self._queue.append(Message(message_id or new_message_id(), body, kind, began))
@@ -162,7 +162,7 @@ class Webhook:
             self._task = None
             logging.getLogger("httpx").removeFilter(self._hidden)
         if self._queue:
-            logger.warning("%d webhooks were not delivered before the end", len(self._queue))
+            logger.warning("%d webhook messages were not delivered before shutdown", len(self._queue))
 
     async def _deliver_all(self) -> None:
         async with httpx.AsyncClient(timeout=self._settings.webhook_timeout_seconds) as client:
@@ -179,7 +179,7 @@ class Webhook:
                     continue
                 self.outcomes["failed"] += 1
                 if time.monotonic() - message.since > self._settings.webhook_max_age_seconds:
-                    logger.warning("the webhook %s (%s) is given up: %s", message.id, message.kind, trouble)
+                    logger.warning("giving up on webhook message %s (%s): %s", message.id, message.kind, trouble)
                     self._end(message, "given_up")
                     continue
                 pause = min(
@@ -187,7 +187,7 @@ class Webhook:
                     self._settings.webhook_backoff_max_seconds,
                 )
                 failures += 1
-                logger.info("the webhook %s failed (%s); again in %.1f s", message.id, trouble, pause)
+                logger.info("webhook message %s failed (%s); next attempt in %.1f s", message.id, trouble, pause)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
 
     def _end(self, message: Message, outcome: str) -> None:
@@ -210,8 +210,8 @@ class Webhook:
             # A deadline for the whole attempt: httpx's timeout is for each part of an answer, and there may be many.
             async with asyncio.timeout(self._settings.webhook_timeout_seconds):
                 async with client.stream("POST", self._url, content=message.body, headers=headers) as response:
-                    return "" if response.is_success else f"it was answered {response.status_code}"
+                    return "" if response.is_success else f"status {response.status_code}"
         except TimeoutError:
             return f"no answer after {self._settings.webhook_timeout_seconds:g} s"
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return f"it cannot be reached ({type(error).__name__})"
+            return f"request failed: {type(error).__name__}"

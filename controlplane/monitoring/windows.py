@@ -63,7 +63,7 @@ class Ring:
         """
         if self._count and slot <= self._slots[self._count - 1]:
             if slot < self._slots[self._count - 1]:
-                raise ValueError(f"slot {slot} is before {self._slots[self._count - 1]}; time goes forward")
+                raise ValueError(f"slot {slot} is before {self._slots[self._count - 1]}; slots must not decrease")
             self._merge(self._rows[self._count - 1], row)
             return
         if self._count == len(self._slots):

@@ -191,7 +191,7 @@ class Monitoring:
         for state in states:
             key, sentence = (model, state.kind), _sentence(state)
             if webhook:
-                self._notices.tell(model, state, {"model": model, "version": spec.version, "message": sentence})
+                self._notices.notify(model, state, {"model": model, "version": spec.version, "message": sentence})
             if state.burning is (key in self._burning):
                 continue
             if state.burning:

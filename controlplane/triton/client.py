@@ -166,7 +166,7 @@ class TritonClient:
                 return await self._call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), "repository index")
             except _TritonSaidNo as error:
                 if _VANISHED not in str(error) or attempt + 1 == _INDEX_ATTEMPTS:
-                    raise TritonError(f"{self.name} does not tell what it has: {error}") from error
+                    raise TritonError(f"{self.name} did not return its model index: {error}") from error
         raise AssertionError("not reached")
 
     async def model_config(self, name: str, version: int | None = None) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class TritonClient:
                 await self._call("ModelStatistics", service_pb2.ModelStatisticsRequest(), "statistics")
             )
         except _TritonSaidNo as error:
-            raise TritonError(f"{self.name} does not tell its statistics: {error}") from error
+            raise TritonError(f"{self.name} did not return its statistics: {error}") from error
 
     async def ready(self, name: str, version: int | None = None) -> bool:
         """Return whether Triton reports a model as ready. Not reliable: a model with a dead stub stays ready."""
@@ -253,14 +253,16 @@ class TritonClient:
             elif not empty_since:
                 empty_since = time.monotonic()
             elif time.monotonic() - empty_since > _ORPHAN_SECONDS:
-                logger.warning("%s on %s stays UNLOADING although its processes are gone; going on", name, self.name)
+                logger.warning(
+                    "%s on %s stays UNLOADING although its processes have ended; continuing", name, self.name
+                )
                 return
             if time.monotonic() > deadline:
                 left = ", ".join(f"version {version} {state}" for version, state in states.items())
                 if processes:
                     left += f"{', ' if left else ''}processes {list(processes)}"
                 raise TritonTimeoutError(
-                    f"{name} is not gone from {self.name} after {self.timeouts.unload_seconds:g} s: {left}", model=name
+                    f"{name} is still on {self.name} after {self.timeouts.unload_seconds:g} s: {left}", model=name
                 )
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.1)
@@ -361,9 +363,9 @@ class TritonClient:
                     f"{self.name} ({self.grpc_url}) did not answer in {limit:g} s: {what}", seconds=limit
                 ) from error
             if reason.startswith(_RESTRICTED):
-                wrong = "its control key is not the one it was started with" if self._control else "it wants a key"
+                wrong = "it was started with another control key" if self._control else "it requires a control key"
                 raise TritonUnavailableError(
-                    f"{self.name} ({self.grpc_url}) does not let us control it: {wrong}; set control_key of this "
+                    f"{self.name} ({self.grpc_url}) refuses control requests: {wrong}; set control_key of this "
                     "server in CONTROLPLANE_TRITON__SERVERS"
                 ) from error
             if error.code() is grpc.StatusCode.UNAVAILABLE and not _is_about_model(reason):

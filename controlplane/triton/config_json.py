@@ -44,7 +44,7 @@ def json_to_message(config: Mapping[str, Any]) -> Any:
     try:
         return json_format.ParseDict(dict(config), ModelConfig())
     except json_format.ParseError as error:
-        raise InvalidConfigError(f"this is no valid Triton model configuration: {error}") from error
+        raise InvalidConfigError(f"not a valid Triton model configuration: {error}") from error
 
 
 def to_pbtxt(config: Mapping[str, Any]) -> str:
@@ -86,7 +86,7 @@ def _differences(asked: Any, present: Any, path: str) -> list[str]:
         for key, value in asked.items():
             here = f"{path}.{key}" if path else str(key)
             if key not in present:
-                found.append(f"{here}: asked {_short(value)}, and Triton has none")
+                found.append(f"{here}: requested {_short(value)}, but Triton has none")
             else:
                 found += _differences(value, present[key], here)
         return found
@@ -96,7 +96,7 @@ def _differences(asked: Any, present: Any, path: str) -> list[str]:
             for number, pair in enumerate(zip(asked, present, strict=True))
             for one in _differences(*pair, f"{path}[{number}]")
         ]
-    return [] if asked == present else [f"{path}: asked {_short(asked)}, and Triton has {_short(present)}"]
+    return [] if asked == present else [f"{path}: requested {_short(asked)}, but Triton has {_short(present)}"]
 
 
 def _short(value: Any) -> str:
@@ -149,13 +149,13 @@ def _canonical(descriptor: Descriptor, value: Any, path: str) -> dict[str, Any]:
         here = f"{path}.{key}"
         if field is None:
             raise InvalidConfigError(
-                f"{here} is no field of Triton's {descriptor.name}; its fields: {', '.join(sorted(fields))}",
+                f"{here} is not a field of Triton's {descriptor.name}; its fields: {', '.join(sorted(fields))}",
                 field=here,
             )
         if field.name in document:
             raise InvalidConfigError(f"{here} is given twice", field=here)
         if item is None:
-            raise InvalidConfigError(f"{here} is null; leave it out to keep what is generated", field=here)
+            raise InvalidConfigError(f"{here} is null; omit it to keep the generated value", field=here)
         document[field.name] = _canonical_field(field, item, here)
     return document
 

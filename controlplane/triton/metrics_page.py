@@ -125,7 +125,7 @@ def _parse(lines: list[str]) -> list[_Line]:
             for sample in family.samples
         ]
     except (ValueError, KeyError, IndexError) as error:
-        raise TritonError(f"what the server's metrics port answers are no Prometheus metrics: {error}") from error
+        raise TritonError(f"the server's metrics port did not return Prometheus metrics: {error}") from error
 
 
 def _page(lines: Mapping[str, _Line], size: int) -> MetricsPage:

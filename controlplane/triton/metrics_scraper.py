@@ -33,13 +33,15 @@ def fetch(client: httpx.Client, url: str, deadline_seconds: float, *, waited_sec
             raise TritonTimeoutError(f"the metrics at {url} took more than {deadline_seconds:g} s", url=url)
         with client.stream("GET", url, timeout=left) as response:
             if response.status_code != httpx.codes.OK:
-                raise TritonUnavailableError(f"the metrics at {url} answer {response.status_code}", url=url)
+                raise TritonUnavailableError(f"the metrics at {url} returned status {response.status_code}", url=url)
             for part in response.iter_bytes():
                 received += part
                 if time.monotonic() > end:
                     raise TritonTimeoutError(f"the metrics at {url} took more than {deadline_seconds:g} s", url=url)
                 if len(received) > MAX_BYTES:
-                    raise TritonUnavailableError(f"{url} sends more than {MAX_BYTES} bytes; is it metrics?", url=url)
+                    raise TritonUnavailableError(
+                        f"{url} returned more than {MAX_BYTES} bytes; check that it is a metrics URL", url=url
+                    )
     except httpx.TimeoutException as error:
         raise TritonTimeoutError(f"the metrics at {url} took more than {deadline_seconds:g} s", url=url) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:

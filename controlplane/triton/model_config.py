@@ -93,7 +93,7 @@ def build_config(
     }
     if manifest.rows_independent is False and dynamically_batched(settings):
         raise InvalidConfigError(
-            "dynamic_batching puts requests together, and the rows of a request to this version are not independent; "
+            "dynamic_batching combines requests, but the rows of a request to this version are not independent; "
             "remove it",
             field="dynamic_batching",
         )
@@ -133,7 +133,7 @@ def data_type_of(name: str) -> DataType:
 def _check_signature(signature: Signature, kind: Format) -> None:
     for spec in (*signature.inputs, *signature.outputs):
         if 0 in spec.shape:
-            raise InvalidConfigError(f"Triton has no dimensions of size 0, as in {spec}", field=spec.name)
+            raise InvalidConfigError(f"Triton does not support dimensions of size 0, as in {spec}", field=spec.name)
     if kind is Format.TORCHSCRIPT:
         # LibTorch has no output names: Triton derives the position from the name.
         positions = [_TORCH_NAME.fullmatch(spec.name) for spec in signature.outputs]
@@ -208,7 +208,8 @@ def _parameters(signature: Signature, settings: DeploymentSettings) -> dict[str,
     for name in settings.parameters:
         if name.startswith(_RESERVED_PARAMETERS):
             raise InvalidConfigError(
-                f"parameter {name!r}: names that start with {_RESERVED_PARAMETERS!r} are the control plane's own",
+                f"parameter {name!r}: names that start with {_RESERVED_PARAMETERS!r} are reserved for the control "
+                "plane",
                 field=f"parameters.{name}",
             )
     parameters: dict[str, Any] = {name: {"string_value": value} for name, value in settings.parameters.items()}
@@ -238,7 +239,7 @@ def _check_overrides(overrides: Mapping[str, Any], config: Mapping[str, Any]) ->
     for name in _FIXED:
         if name in overrides and overrides[name] != config.get(name):
             raise InvalidConfigError(
-                f"config_overrides.{name} cannot be given: the control plane decides it", field=name
+                f"config_overrides.{name} cannot be set: the control plane determines it", field=name
             )
     size = overrides.get("max_batch_size", config["max_batch_size"])
     if size != config["max_batch_size"]:

@@ -80,9 +80,7 @@ def _main_file(files: Mapping[str, FileEntry], wanted: str, named: object) -> st
     suffixes = (".onnx",) if wanted.endswith(".onnx") else (".pt", ".pth", ".jit", ".ts", ".torchscript")
     candidates = [path for path in files if path.endswith(suffixes)] or (list(files) if len(files) == 1 else [])
     if len(candidates) != 1:
-        raise InvalidArtifactError(
-            f"which of these files is the model cannot be told: {', '.join(files)}; name it {wanted}"
-        )
+        raise InvalidArtifactError(f"cannot identify the model among these files: {', '.join(files)}; name it {wanted}")
     return candidates[0]
 
 

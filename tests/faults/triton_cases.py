@@ -324,7 +324,7 @@ def triton_cases() -> list[Case]:
             quick=0,
             long=3,
         ),
-        Case("Triton: a slow unload", unload_is_slow, "UnloadFailed slow: .*not gone from", long=4),
+        Case("Triton: a slow unload", unload_is_slow, "UnloadFailed slow: .*is still on", long=4),
         Case("Triton: unloaded by somebody else", unloaded_by_hand, f"{_OTHERS}.*was unloaded", long=4),
         Case(
             "Triton: loaded differently by somebody else",

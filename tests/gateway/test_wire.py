@@ -94,7 +94,7 @@ DOUBTFUL = {
 
 @pytest.mark.parametrize("what", DOUBTFUL)
 def test_what_parsers_may_read_differently_is_refused(what: str) -> None:
-    with pytest.raises(InvalidInputError, match="does not say without doubt which model it is for"):
+    with pytest.raises(InvalidInputError, match="the request is ambiguous about its model: "):
         read_names(DOUBTFUL[what])
 
 

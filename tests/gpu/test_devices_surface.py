@@ -114,7 +114,7 @@ def test_on_the_command_line(gpus: Site) -> None:
     assert heading[:4] == ["SERVER", "DEVICE", "PRODUCT", "TOTAL"]
     assert [row[1] for row in rows] == ["host", "gpu:0", "gpu:1"]
     lost, slow = shown.stdout.splitlines()[2:]
-    assert "lost: NVML says 'GPU is lost'" in lost
+    assert "lost: NVML reports 'GPU is lost'" in lost
     assert "3 uncorrected memory errors; slowed down: sw_power_cap" in slow
     assert "37%" in slow
     assert "118 of 700 W" in slow

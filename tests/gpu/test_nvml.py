@@ -99,7 +99,7 @@ def test_a_lost_gpu_hides_no_other_and_keeps_its_name(machine: Machine, reader: 
     assert list(read) == ["gpu:0", "gpu:1", "gpu:2"]
     lost = read["gpu:1"]
     assert lost["lost"]
-    assert lost["error"].startswith("NVML says 'GPU ")
+    assert lost["error"].startswith("NVML reports 'GPU ")
     assert (lost["uuid"], lost["product"], lost["total_bytes"]) == ("GPU-1aaa", "NVIDIA H200", 140 * GIB)
     assert (lost["used_bytes"], lost["processes"], lost["temperature_celsius"]) == (None, None, None)
     assert (read["gpu:0"]["error"], read["gpu:2"]["used_bytes"]) == ("", GIB)
@@ -128,7 +128,7 @@ def test_names_stay_when_nvml_counts_anew(machine: Machine, reader: Start) -> No
     read = source.read()
     assert {name: reading["uuid"] for name, reading in read.items()} == {"gpu:0": "GPU-0aaa", "gpu:1": "GPU-1aaa"}
     assert read["gpu:0"]["lost"]
-    assert "does not list it any more" in read["gpu:0"]["error"]
+    assert "NVML no longer lists it" in read["gpu:0"]["error"]
     assert read["gpu:1"]["error"] == ""
     machine.has(count=1, order__0=1, gpu1__lost=LOST, **gpu(1))
     assert [reading["lost"] for reading in source.read().values()] == [True, True]
@@ -137,7 +137,7 @@ def test_names_stay_when_nvml_counts_anew(machine: Machine, reader: Start) -> No
 def test_a_gpu_that_tells_no_memory_is_not_lost(machine: Machine, reader: Start) -> None:
     machine.has(count=1, gpu0__uuid="GPU-0aaa")
     reading = reader().read()["gpu:0"]
-    assert (reading["error"], reading["lost"]) == ("NVML says 'Not Supported'", False)
+    assert (reading["error"], reading["lost"]) == ("NVML reports 'Not Supported'", False)
 
 
 def mig(number: int, **instances: object) -> dict[str, object]:
@@ -254,7 +254,7 @@ def test_nvml_that_does_not_work_is_an_error_until_gpus_were_seen(machine: Machi
     machine.has(fail__count=UNKNOWN, init=18)
     reading = source.read()["gpu:0"]
     assert (reading["total_bytes"], reading["used_bytes"], reading["lost"]) == (140 * GIB, None, False)
-    assert source.read()["gpu:0"]["error"] == "NVML says 'RM has detected an NVML/RM version mismatch.'"
+    assert source.read()["gpu:0"]["error"] == "NVML reports 'RM has detected an NVML/RM version mismatch.'"
     machine.has(count=1, **gpu(0))
     assert source.read()["gpu:0"]["error"] == ""
 

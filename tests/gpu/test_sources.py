@@ -114,7 +114,7 @@ def test_nothing_may_be_used_of_what_cannot_be_loaded_on() -> None:
     rules = BudgetRules({"gpu:0": GIB})
     lost = DeviceReading("gpu:0", DeviceKind.GPU, 80 * GIB, None, error="lost", lost=True)
     cut = DeviceReading("gpu:0", DeviceKind.GPU, 80 * GIB, 0, allocatable=False)
-    silent = DeviceReading("gpu:0", DeviceKind.GPU, 80 * GIB, None, error="NVML says 'Timeout'")
+    silent = DeviceReading("gpu:0", DeviceKind.GPU, 80 * GIB, None, error="NVML reports 'Timeout'")
     assert [rules.budget_bytes(one) for one in (lost, cut, silent)] == [0, 0, GIB]
 
 

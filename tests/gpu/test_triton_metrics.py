@@ -99,14 +99,14 @@ def test_a_gpu_that_dcgm_lost_is_no_empty_gpu() -> None:
     page = PAGE.replace(f'total_bytes{{gpu_uuid="{A}"}} 25769803776', f'total_bytes{{gpu_uuid="{A}"}} 0')
     page = page.replace(f'used_bytes{{gpu_uuid="{A}"}} 534773760', f'used_bytes{{gpu_uuid="{A}"}} 0')
     lost, other = of(page, A, B)["gpu:0"], of(page, A, B)["gpu:1"]
-    assert "could not read it" in lost.error
+    assert "or it cannot read the device (see its log)" in lost.error
     assert (lost.used_bytes, lost.utilisation) == (None, None)
     assert (other.error, other.used_bytes) == ("", 1024 * MIB)
 
 
 def test_a_gpu_that_the_page_lacks() -> None:
     read = of(PAGE, "GPU-9", B[:12])
-    assert "tell of no GPU with the UUID 'GPU-9'" in read["gpu:0"].error
+    assert "list no GPU with the UUID 'GPU-9'" in read["gpu:0"].error
     assert (read["gpu:1"].uuid, read["gpu:1"].error) == (B, "")
 
 
@@ -125,7 +125,7 @@ def test_figures_that_are_none(value: str) -> None:
 
 @pytest.mark.parametrize("page", ["nv_cpu_utilization", "nv_cpu_utilization zero", 'nv_gpu_utilization{gpu_uuid="GPU'])
 def test_a_broken_page_is_an_error(page: str) -> None:
-    with pytest.raises(DeviceError, match="no Prometheus metrics"):
+    with pytest.raises(DeviceError, match="did not return Prometheus metrics"):
         parse(page)
 
 

@@ -65,7 +65,7 @@ def test_a_reading_that_began_before_the_newest_brings_its_counters_and_nothing_
 
 
 def test_a_server_that_just_started_tells_zeros_and_has_not_lost_its_memory() -> None:
-    zeros = ServerReading((DeviceReading(HOST, DeviceKind.HOST, 0, None, error="the server's metrics say 0"),))
+    zeros = ServerReading((DeviceReading(HOST, DeviceKind.HOST, 0, None, error="the server's metrics report 0"),))
     accounts = LedgerSync(RULES, told=True)
     accounts.take(zeros, 1, NOW)
     assert not accounts.known, "nothing is decided by it"

@@ -59,7 +59,7 @@ class Process:
         told = self.notices.ready()
         if told:
             for model, one in burning.items():
-                self.notices.tell(model, state(burning=one), {"model": model})
+                self.notices.notify(model, state(burning=one), {"model": model})
             self.notices.keep()
         return told
 

@@ -77,7 +77,7 @@ def test_lines_of_several_gpus_are_added_and_names_may_be_strange() -> None:
 
 
 def test_what_is_no_page_is_said_so() -> None:
-    with pytest.raises(TritonError, match="no Prometheus metrics"):
+    with pytest.raises(TritonError, match="did not return Prometheus metrics"):
         MetricsParser().read('nv_inference_count{model="net",version="1"} many\n')
     assert MetricsParser().read("<html>not here</html>").versions == {}
 

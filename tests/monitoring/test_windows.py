@@ -99,5 +99,5 @@ def test_a_model_that_was_asked_once_gives_its_memory_back() -> None:
 def test_time_goes_forward() -> None:
     ring = Ring(1, 1.0, 10.0)
     ring.add(5, np.ones(1))
-    with pytest.raises(ValueError, match="time goes forward"):
+    with pytest.raises(ValueError, match="slots must not decrease"):
         ring.add(4, np.ones(1))

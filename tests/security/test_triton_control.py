@@ -88,7 +88,10 @@ def test_a_server_elsewhere_wants_its_key(tmp_path: Path) -> None:
             return TritonSettings(servers=(server,), load_timeout_seconds=60)
 
         for number, (key, says) in enumerate(
-            [({}, "it wants a key"), ({"control_key": "wr0ng-5ecret"}, "not the one it was started with")]
+            [
+                ({}, "it requires a control key"),
+                ({"control_key": "wr0ng-5ecret"}, "it was started with another control key"),
+            ]
         ):
             with serving(settings_for(tmp_path / str(number), embedded=False, triton=elsewhere(**key))) as api:
                 deadline = time.monotonic() + 60

@@ -104,7 +104,7 @@ def test_who_comes_later_gets_a_new_one(server: Server) -> None:
 def test_a_failure_is_not_kept(server: Server) -> None:
     page = MetricsScraper(server.url, shared_seconds=600)
     server.status = 503
-    with pytest.raises(TritonUnavailableError, match="answer 503"):
+    with pytest.raises(TritonUnavailableError, match="returned status 503"):
         page.read(60.0)
     assert read_pending(page, 60.0) is None
     server.status = 200

@@ -161,9 +161,9 @@ def test_overrides_are_merged() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"max_bach_size": 3}, r"config_overrides\.max_bach_size is no field of Triton's ModelConfig"),
-        ({"input": [{"name": "x", "dim": [3]}]}, r"config_overrides\.input\[0\]\.dim is no field"),
-        ({"optimization": {"cuda": {"graph": 1}}}, r"config_overrides\.optimization\.cuda\.graph is no field"),
+        ({"max_bach_size": 3}, r"config_overrides\.max_bach_size is not a field of Triton's ModelConfig"),
+        ({"input": [{"name": "x", "dim": [3]}]}, r"config_overrides\.input\[0\]\.dim is not a field"),
+        ({"optimization": {"cuda": {"graph": 1}}}, r"config_overrides\.optimization\.cuda\.graph is not a field"),
         ({"parameters": {"a": "text"}}, r"config_overrides\.parameters\.a must be an object"),
         ({"input": {"name": "x"}}, r"config_overrides\.input must be a list"),
         ({"optimization": {"eager_batching": "maybe"}}, "eager_batching"),
@@ -182,7 +182,7 @@ def test_overrides_are_merged() -> None:
         ({"input": [{"name": "z"}]}, "has no input 'z', only x"),
         ({"input": [{"optional": True}]}, "has no input None"),
         ({"input": [{"name": "x", "reshape": {"shape": [1, 3]}}]}, "reshape"),
-        ({"parameters": {"tcp_config_digest": {"string_value": ""}}}, "the control plane's own"),
+        ({"parameters": {"tcp_config_digest": {"string_value": ""}}}, "are reserved for the control plane"),
         ({"model_transaction_policy": {"decoupled": True}}, "decoupled"),
         ({"ensemble_scheduling": {"step": []}}, "ensemble_scheduling cannot be given"),
     ],
@@ -199,7 +199,7 @@ def test_overrides_that_contradict_are_refused(overrides: dict[str, Any], messag
         (SINGLE, {"dynamic_batching": DynamicBatching()}, "the model's signature has no batch dimension; remove it"),
         (SINGLE, {"config_overrides": {"dynamic_batching": {}}}, "needs a max_batch_size above 0"),
         (BATCHED, {"dynamic_batching": DynamicBatching(preferred_batch_size=(9,))}, "preferred_batch_size 9"),
-        (BATCHED, {"parameters": {"tcp_scalars": "x"}}, "the control plane's own"),
+        (BATCHED, {"parameters": {"tcp_scalars": "x"}}, "are reserved for the control plane"),
         (BATCHED, {"warmup": True, "config_overrides": {"model_warmup": []}}, "contradicts warmup"),
         (
             BATCHED,
@@ -209,7 +209,7 @@ def test_overrides_that_contradict_are_refused(overrides: dict[str, Any], messag
         (
             Signature(inputs=(spec("x", "FP32", 0),), outputs=(spec("y", "FP32", 1),)),
             {},
-            "no dimensions of size 0",
+            "does not support dimensions of size 0",
         ),
         (TEXTS, {"max_batch_size": 16}, "max_batch_size is 16, but input 'text' has one element per row"),
         (TEXTS, {"dynamic_batching": DynamicBatching()}, "dynamic_batching cannot be used: input 'text' has one"),

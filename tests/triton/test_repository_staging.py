@@ -224,7 +224,7 @@ def test_layout_puts_the_model_where_triton_looks_and_data_beside_it() -> None:
     assert placed(Format.ONNX, "net/resnet.onnx", "net/w/0") == {"model.onnx": "net/resnet.onnx", "w/0": "net/w/0"}
     assert placed(Format.TORCHSCRIPT, "silero.jit") == {"model.pt": "silero.jit"}
     assert placed(Format.ONNX, "a.onnx", "b.onnx", main_file="b.onnx")["model.onnx"] == "b.onnx"
-    with pytest.raises(InvalidArtifactError, match="cannot be told"):
+    with pytest.raises(InvalidArtifactError, match="cannot identify the model among these files: "):
         placed(Format.ONNX, "a.onnx", "b.onnx")
     with pytest.raises(InvalidArtifactError, match="convert it"):
         placed(Format.SKLEARN, "a.skops")

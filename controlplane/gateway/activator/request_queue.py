@@ -60,8 +60,8 @@ class RequestQueue:
             TooManyWaitingError: The queue is full.
         """
         limits = self.limits
-        self._check(model, self.requests[model] + 1, limits.requests_per_model, "requests wait for it")
-        self._check(model, self.requests.total() + 1, limits.requests, "requests wait for models")
+        self._check(model, self.requests[model] + 1, limits.requests_per_model, "requests for this model")
+        self._check(model, self.requests.total() + 1, limits.requests, "requests in total")
         place = QueuedRequest(model)
         self.requests[model] += 1
         try:
@@ -80,8 +80,8 @@ class RequestQueue:
             TooManyWaitingError: They exceed a limit.
         """
         limits, model = self.limits, place.model
-        self._check(model, self.held[model] + size, limits.bytes_per_model, "of requests wait for it", sizes=True)
-        self._check(model, self.held.total() + size, limits.bytes, "of requests wait for models", sizes=True)
+        self._check(model, self.held[model] + size, limits.bytes_per_model, "of requests for this model", sizes=True)
+        self._check(model, self.held.total() + size, limits.bytes, "of requests in total", sizes=True)
         self.held[model] += size
         place.held_bytes += size
 
@@ -89,7 +89,7 @@ class RequestQueue:
         if wanted > limit:
             shown = size_text(limit) if sizes else str(limit)
             raise TooManyWaitingError(
-                f"{model} is not loaded, and {shown} {what} already, the limit; try again soon",
+                f"{model} is not loaded, and the request queue is full (limit: {shown} {what}); try again later",
                 model=model,
                 limit=limit,
             )

@@ -96,7 +96,7 @@ class DrainCoordinator:
             await self._membership.start()
             await self._follower.follow((await self._look()).announced)
             await self._follower.wait_closed()
-        self._task = asyncio.create_task(self._run(), name="other gateways")
+        self._task = asyncio.create_task(self._run(), name="drain coordinator")
 
     async def stop(self) -> None:
         """Deregister this gateway. Call it after requests through the gateway and unloads have stopped."""
@@ -126,7 +126,7 @@ class DrainCoordinator:
         until = time.monotonic() + seconds
         async with self._announced(DrainRequest(server, model, seconds)) as others, close(server, model, others):
             if time.monotonic() > until:  # the peers may have opened their routes again
-                raise StoreUnavailableError(f"to tell the other gateways that {model} leaves {server} took too long")
+                raise StoreUnavailableError(f"timed out announcing the drain of {model} on {server} to peer gateways")
             yield
 
     @asynccontextmanager
@@ -146,7 +146,7 @@ class DrainCoordinator:
             told = await self._announce(name, withdrawal)
             yield partial(self._acknowledged, name) if told else no_peers
         finally:
-            ending = asyncio.create_task(self._over(name), name="no more kept away from")
+            ending = asyncio.create_task(self._over(name), name="end drain")
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
             await asyncio.shield(ending)
@@ -158,7 +158,12 @@ class DrainCoordinator:
         except StoreError as error:
             if not self._alone:
                 raise
-            logger.info("%s leaves %s unannounced: %s", withdrawal.model, withdrawal.server, error)
+            logger.info(
+                "unloading %s from %s without announcement (no peers known): %s",
+                withdrawal.model,
+                withdrawal.server,
+                error,
+            )
             return False
         return True
 
@@ -166,7 +171,7 @@ class DrainCoordinator:
         try:
             await self._call(self._log.over, name, self._gateways.acknowledged.get(name, set()))
         except ControlPlaneError as error:
-            logger.warning("other gateways may keep away for longer than they have to: %s", error)
+            logger.warning("failed to end a drain; peer gateways may keep the route closed until it expires: %s", error)
         finally:
             self._mine.discard(name)  # the sweep removes what could not be removed here, or was written late
 
@@ -237,10 +242,10 @@ class DrainCoordinator:
                     await self._sweep(await self._look())
                     swept_at = time.monotonic()
             except StoreError as error:
-                logger.debug("the other gateways are not heard now: %s", error)
+                logger.debug("failed to read the state of the peer gateways: %s", error)
             except Exception:
                 # Outermost handler of the loop: the next check may succeed.
-                logger.exception("an instance stumbled over the other gateways")
+                logger.exception("unexpected error in the drain coordinator")
 
     async def _sweep(self, gateways: Gateways) -> None:
         """Remove the entries of dead gateways and the announcements of former leaders."""

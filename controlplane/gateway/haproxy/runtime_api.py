@@ -47,14 +47,16 @@ class RuntimeApi:
             batch = commands[start : start + _BATCH]
             answer = (await self._ask("; ".join(batch))).strip()
             if answer:
-                raise GatewayError(f"HAProxy refused a command of {batch[0]!r}…: {answer.splitlines()[0]}")
+                raise GatewayError(
+                    f"HAProxy rejected a command in the batch that begins with {batch[0]!r}: {answer.splitlines()[0]}"
+                )
 
     async def in_flight(self, slot: int, model: str) -> int:
         """Return how many requests for a model are in flight through a slot, over either protocol, to any version."""
-        under_way = await self._table("show table inflight data.conn_cur gt 0")
+        in_flight = await self._table("show table inflight data.conn_cur gt 0")
         places = (f"h-{slot}", f"g-{slot}")
         return sum(
-            one["conn_cur"] for route, one in under_way.items() if route.backend in places and route.model == model
+            one["conn_cur"] for route, one in in_flight.items() if route.backend in places and route.model == model
         )
 
     async def counters(self) -> "dict[RouteCounter, dict[str, int]]":
@@ -81,7 +83,7 @@ class RuntimeApi:
         for line in (await self._ask("show info")).splitlines():
             if line.startswith("Pid:"):
                 return int(line.removeprefix("Pid:"))
-        raise GatewayError("HAProxy does not say its process id")
+        raise GatewayError("HAProxy does not report its process id")
 
     async def _ask(self, line: str) -> str:
         try:

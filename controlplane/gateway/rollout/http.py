@@ -148,7 +148,7 @@ async def _send(client: httpx.AsyncClient, name: str, version: str, request: Htt
     except httpx.TimeoutException:
         return _own(504, "Triton gave no answer in time")
     except httpx.TransportError as error:
-        return _own(502, f"the Triton server broke off: {type(error).__name__}")
+        return _own(502, f"the Triton server closed the connection: {type(error).__name__}")
     return HttpReply(response.status_code, [(key.lower(), value) for key, value in response.headers.raw], body)
 
 

@@ -163,7 +163,9 @@ class TrafficSplit:
         if len(self._copies) >= MIRRORED_AT_ONCE:
             self.meter.skipped()
             return SplitResult(reply, Arm.OLD, "shadow")
-        copy = asyncio.create_task(self._copy(ask, compare, copied, reply, answer), name=f"copy for {self.model}")
+        copy = asyncio.create_task(
+            self._copy(ask, compare, copied, reply, answer), name=f"shadow request for {self.model}"
+        )
         self._copies.add(copy)
         copy.add_done_callback(self._copies.discard)
         return SplitResult(reply, Arm.OLD, "shadow")
@@ -186,7 +188,7 @@ class TrafficSplit:
                 )
         except Exception:
             # Outermost handler of a background task: the client already has its answer.
-            logger.exception("a copy of a request for %s came to nothing", self.model)
+            logger.exception("shadow request for %s failed", self.model)
 
 
 class TrafficSplits:

@@ -46,7 +46,7 @@ def repository_lock(root: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise ConflictError(
                 f"another control plane runs an embedded Triton on the model repository {root}; two servers cannot "
-                "share one: give another by the setting triton.repository, or another --data-dir",
+                "share one: set triton.repository or --data-dir to another folder",
                 path=str(root),
             ) from error
         except OSError:

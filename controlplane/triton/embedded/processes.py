@@ -160,7 +160,7 @@ _STATES = {
     "D": "waiting for a disk or a device",
     "T": "stopped by a signal",
     "t": "stopped by a debugger",
-    "Z": "dead and not waited for",
+    "Z": "a zombie",
 }
 
 

@@ -361,7 +361,7 @@ class EmbeddedTriton:
             await self._end_launcher()
             self.state, self.message = ServerState.STARTING, f"ended with status {status}; starting again"
             if asked:
-                logger.info("Triton ended with status %d, as it was asked to; starting again", status)
+                logger.info("Triton ended with status %d after a restart request; starting again", status)
             else:
                 logger.warning("Triton ended with status %d; starting again in %.1f s", status, backoff)
             while True:
@@ -373,7 +373,7 @@ class EmbeddedTriton:
                 except (TritonStartError, OSError) as error:
                     await self._end_launcher()
                     self.message = str(error)
-                    logger.warning("Triton did not start again, next try in %.1f s: %s", backoff, error)
+                    logger.warning("failed to restart Triton; next attempt in %.1f s: %s", backoff, error)
 
     async def _end_launcher(self) -> None:
         process, self._launcher = self._launcher, None

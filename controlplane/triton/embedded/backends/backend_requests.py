@@ -84,7 +84,7 @@ def serve(requests: Sequence[Any], model: Model, run: Run) -> list[Any]:
                 continue
             except Exception as error:  # noqa: BLE001 - whatever the model raises
                 # At least one request is bad; run one by one, the others succeed.
-                pb_utils.Logger.log_verbose(f"{model.name}: a batch failed ({error}), going one by one")
+                pb_utils.Logger.log_verbose(f"{model.name}: a batch failed ({error}), running its requests one by one")
         for index in members:
             responses[index] = _run_alone(requests[index], read[index], model, run)
     return responses

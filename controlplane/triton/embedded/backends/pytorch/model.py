@@ -151,7 +151,7 @@ def _is_texts(value: Any) -> bool:
 
 def _answers_with(what: str) -> str:
     return (
-        f"the model returns {what}, and a PyTorch model in Triton answers with a Tensor, a List[str] or a tuple of "
+        f"the model returns {what}, but a PyTorch model in Triton must return a Tensor, a List[str] or a tuple of "
         "those; wrap it"
     )
 
