@@ -325,6 +325,12 @@ class GatewaySettings(_Group):
     load_timeout_seconds: float = Field(
         default=300.0, gt=0, description="How long a request may wait for its model to be loaded."
     )
+    outage_timeout_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long a request may wait while no Triton server of its model can be reached; then it is "
+        "rejected (503, UNAVAILABLE) until a server answers again.",
+    )
     max_sampled_requests_per_second: float = Field(
         default=50.0,
         ge=0,

@@ -107,6 +107,7 @@ class Gateway:
             resolve,
             access,
             timeout_seconds=settings.load_timeout_seconds,
+            outage_seconds=settings.outage_timeout_seconds,
             splits=splits,
         )
         self._told: Table = tables.empty(

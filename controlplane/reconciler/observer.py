@@ -1,5 +1,7 @@
 """Applies what was read: the desired state from the bucket, and the observed state from snapshots and readings."""
 
+import time
+
 from controlplane.domain.advisories import warnings_for
 from controlplane.domain.states import ServerState
 from controlplane.domain.units import size_text
@@ -55,6 +57,7 @@ class Observer:
         server.looking = None
         before, server.snapshot, server.observed_at = server.snapshot, snapshot, self._state.clock()
         well = snapshot.state is ServerState.READY
+        server.away_since = None if well else server.away_since or time.monotonic()
         if snapshot.state is not before.state:
             message = f"Triton {snapshot.version} answers" if well else snapshot.message
             self._state.events.add("Normal" if well else "Warning", f"Server{snapshot.state}", server.name, message)

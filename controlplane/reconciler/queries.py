@@ -1,6 +1,7 @@
 """Answers queries about the loop's state: statuses, ledgers, explanations, load plans. Changes nothing."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -25,7 +26,7 @@ from controlplane.memory.views import (
 from controlplane.placement.types import Assignment
 from controlplane.reconciler.loop_state import LoopState
 from controlplane.reconciler.rollout_readiness import RolloutReadiness, rollout_readiness
-from controlplane.reconciler.server_state import TrackedServer
+from controlplane.reconciler.server_state import Outage, TrackedServer
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
 
@@ -160,6 +161,19 @@ class ReconcilerQueries:
     def servers(self) -> tuple[ServerStatus, ...]:
         """Return the newest status of the servers."""
         return tuple(server.status() for server in self._state.servers.values())
+
+    def outage(self, model: str) -> Outage | None:
+        """Return how long no server of a model has been reachable; None if one is, or the model could be placed on one.
+
+        A model's servers are those where it is placed; before it is placed, all.
+        """
+        known = list(self._state.servers.values())
+        servers = [server for server in known if server.has_place(model)] or known
+        since = [server.away_since for server in servers if server.away_since is not None]
+        if not servers or len(since) < len(servers):
+            return None
+        message = "; ".join(server.trouble.message for server in servers if server.trouble is not None)
+        return Outage(time.monotonic() - max(since), message)
 
     def spec(self, model: str) -> DeploymentSpec | None:
         """Return the desired state of a model; None if it has no known deployment."""

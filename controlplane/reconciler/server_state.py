@@ -40,6 +40,19 @@ class ServerAssignment:
     devices: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A time in which no server of a model was reachable.
+
+    Attributes:
+        seconds: How long it has lasted.
+        message: The state of each server.
+    """
+
+    seconds: float
+    message: str
+
+
 @dataclass
 class TrackedServer:
     """A server as last observed.
@@ -67,6 +80,7 @@ class TrackedServer:
         awaited: Models whose next observation a caller or the loop waits for.
         well: Whether the newest snapshot was applied for all models; then only differences of the next one are applied.
         said: The trouble that was last applied to its models.
+        away_since: When it was last found unreachable (monotonic seconds); None while it is reachable.
     """
 
     managed: ManagedServer
@@ -90,6 +104,7 @@ class TrackedServer:
     awaited: set[str] = field(default_factory=set)
     well: bool = False
     said: Trouble | None = None
+    away_since: float | None = field(default_factory=time.monotonic)
     guard: LeakRestarter = field(init=False)
     _turns: list[tuple[datetime, str]] = field(default_factory=list)
 

@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 Resolve = Callable[[Reference], int]
 """Returns the version that an alias points to."""
 
+RETRY_AFTER_SECONDS = 1
+"""Wait that a rejected client is told in Retry-After."""
+_OUTAGE_SECONDS = 1.0
+"""Time between two checks whether any server of a model is reachable, while requests wait for it."""
 _AGAIN_SECONDS = 0.25
 """Time until a model that is reported as ready, but has no route, is demanded again."""
 
@@ -48,6 +52,7 @@ class Activator:
         resolve: Returns the version of an alias; may block.
         access: Checks which client may use which model.
         timeout_seconds: How long a request waits for its model.
+        outage_seconds: How long requests wait while no server of their model is reachable.
         splits: The models with a rollout in progress.
     """
 
@@ -61,6 +66,7 @@ class Activator:
         access: Access,
         *,
         timeout_seconds: float,
+        outage_seconds: float,
         splits: TrafficSplits,
     ) -> None:
         self.splits = splits
@@ -71,6 +77,7 @@ class Activator:
         self._resolve = resolve
         self.access = access
         self._timeout = timeout_seconds
+        self._outage_seconds = outage_seconds
         self._bringing: dict[str, asyncio.Task[None]] = {}
         self._interested: Counter[str] = Counter()
 
@@ -196,6 +203,7 @@ class Activator:
         waiting = asyncio.create_task(self._demand(model))
         try:
             while True:
+                self._require_server(model)
                 moved = asyncio.ensure_future(self.open_routes.moved.wait())
                 try:
                     if self.open_routes.choose(model) is not None:
@@ -205,11 +213,22 @@ class Activator:
                         waiting.result()
                         # The model is ready but has no route yet: the next change adds the route, or it failed again.
                         waiting = asyncio.create_task(self._demand(model, _AGAIN_SECONDS))
-                    await asyncio.wait({waiting, moved}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({waiting, moved}, timeout=_OUTAGE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     moved.cancel()
         finally:
             waiting.cancel()
+
+    def _require_server(self, model: str) -> None:
+        """Raise ModelUnavailableError if no server of a model has been reachable for too long."""
+        outage = self._reconciler.outage(model)
+        if outage is not None and outage.seconds > self._outage_seconds:
+            raise ModelUnavailableError(
+                f"{model} cannot be served: no Triton server of it has been reachable for {outage.seconds:.0f} s "
+                f"({outage.message}); check the server, then try again",
+                model=model,
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
 
     async def _demand(self, model: str, after_seconds: float = 0.0) -> None:
         await asyncio.sleep(after_seconds)

@@ -15,16 +15,16 @@ from controlplane.errors import (
     ControlPlaneError,
     ForbiddenError,
     InvalidInputError,
+    ModelUnavailableError,
     NotFoundError,
     RateLimitedError,
     TooManyWaitingError,
     UnauthenticatedError,
 )
-from controlplane.gateway.activator.activator import Activator
-from controlplane.gateway.activator.http import RETRY_AFTER_SECONDS
+from controlplane.gateway.activator.activator import RETRY_AFTER_SECONDS, Activator
 from controlplane.gateway.auth import bearer
 from controlplane.gateway.grpc_wire import Names, is_ready, read_names, rename, stream_error
-from controlplane.gateway.haproxy.config import CLIENT_HEADER, DRAWN_HEADER, SERVICE
+from controlplane.gateway.haproxy.config import CLIENT_HEADER, DRAWN_HEADER, LOST, NAMED_VERSION, SERVICE
 from controlplane.gateway.rollout.comparison import Arm
 from controlplane.gateway.rollout.grpc import GrpcReply, GrpcRequest, ask_grpc
 from controlplane.gateway.stats import RequestLabels
@@ -142,7 +142,14 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
                 asked_version = self._activator.open_routes.version(model, version)
                 method = self._channels[server].unary_unary(SERVICE + call)
                 answer = method(request, metadata=_passed(context), timeout=context.time_remaining())
-                response: bytes = await answer
+                try:
+                    response: bytes = await answer
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is grpc.StatusCode.NOT_FOUND and NAMED_VERSION not in (error.details() or ""):
+                        raise ModelUnavailableError(
+                            LOST, model=model, retry_after_seconds=RETRY_AFTER_SECONDS
+                        ) from error
+                    raise
                 self._count(model, "OK", asked_way, asked_version)
                 return response
         except grpc.aio.AioRpcError as error:
@@ -340,7 +347,8 @@ def _refusal(error: ControlPlaneError, name: str) -> tuple[Any, str, tuple[tuple
         return grpc.StatusCode.UNAUTHENTICATED, error.message, ()
     if isinstance(error, ForbiddenError):
         return grpc.StatusCode.PERMISSION_DENIED, error.message, ()
-    return grpc.StatusCode.UNAVAILABLE, error.message, ()
+    seconds = error.details.get("retry_after_seconds")
+    return grpc.StatusCode.UNAVAILABLE, error.message, (("retry-after", str(seconds)),) if seconds else ()
 
 
 def _token(context: Any) -> str | None:

@@ -26,16 +26,15 @@ from controlplane.errors import (
     TooManyWaitingError,
     UnauthenticatedError,
 )
-from controlplane.gateway.activator.activator import Activator
+from controlplane.gateway.activator.activator import RETRY_AFTER_SECONDS, Activator
 from controlplane.gateway.auth import bearer
-from controlplane.gateway.haproxy.config import ATTENDED_PATH, CLIENT_HEADER, DRAWN_HEADER
+from controlplane.gateway.haproxy.config import ATTENDED_PATH, CLIENT_HEADER, DRAWN_HEADER, LOST
 from controlplane.gateway.rollout.comparison import Arm
 from controlplane.gateway.rollout.http import Headers, HttpRequest, ask_http
 from controlplane.gateway.stats import RequestLabels
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_SECONDS = 1
 _PATH = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]+))?(?:/(?P<call>[a-z_]+))?")
 _HOP_BY_HOP = frozenset(
     name.encode()
@@ -176,7 +175,7 @@ class HttpProxy:
         except TooManyWaitingError as error:
             return _Answer(429, error.message, retry_after=RETRY_AFTER_SECONDS)
         except ModelUnavailableError as error:
-            return _Answer(503, error.message)
+            return _Answer(503, error.message, retry_after=int(error.details.get("retry_after_seconds", 0)))
         except httpx.TimeoutException:
             return _Answer(504, "Triton gave no answer in time")
         except httpx.TransportError as error:
@@ -222,6 +221,8 @@ class HttpProxy:
             response = await client.send(request, stream=True)
             try:
                 gone.check()
+                if response.status_code == 404 and not version:
+                    raise ModelUnavailableError(LOST, model=model, retry_after_seconds=RETRY_AFTER_SECONDS)
                 await _send_on(send, response.status_code, response.headers.raw)
                 async for chunk in response.aiter_raw():
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})

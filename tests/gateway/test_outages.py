@@ -1,0 +1,117 @@
+"""A server that lost its models, or that is gone: clients get an answer at once that they may try again."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from controlplane.gateway.haproxy.config import LOST
+from controlplane.settings import GatewaySettings, ReconcilerSettings, TritonServerSettings, TritonSettings
+from tests.support.api import Api, onnx_scale, serving, settings_for
+from tests.support.gateway import grpc_client, http_client, ones, until, urls, way
+from tests.support.triton import RunningTriton, running_triton
+
+pytestmark = pytest.mark.triton
+
+INFER = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 1.0]}]}
+
+
+@pytest.fixture
+def external(tmp_path: Path) -> Iterator[RunningTriton]:
+    """A Triton that the control plane does not supervise."""
+    with running_triton(tmp_path / "triton") as server:
+        yield server
+
+
+def settings(tmp_path: Path, external: RunningTriton, *, interval: float, outage: float) -> Iterator[Api]:
+    server = external.server
+    one = TritonServerSettings(
+        name="one",
+        grpc_url=server.grpc_url,
+        http_url=server.http_url,
+        metrics_url=server.metrics_url,
+        repository=server.repository,
+    )
+    with serving(
+        settings_for(
+            tmp_path / "plane",
+            embedded=False,
+            triton=TritonSettings(servers=(one,), request_timeout_seconds=2.0),
+            gateway=GatewaySettings(enabled=True, outage_timeout_seconds=outage),
+            reconciler=ReconcilerSettings(interval_seconds=interval, lease_seconds=15, probe_interval_seconds=3600),
+        )
+    ) as api:
+        api.publish("net", onnx_scale(2.0))
+        assert api.deploy("net:1")["state"] == "succeeded"
+        until("the direct way", lambda: way(api, "net") == "direct")
+        yield api
+
+
+@pytest.fixture
+def unobserved(tmp_path: Path, external: RunningTriton) -> Iterator[Api]:
+    """A control plane that looks at its server once a minute."""
+    yield from settings(tmp_path, external, interval=60.0, outage=30.0)
+
+
+@pytest.fixture
+def impatient(tmp_path: Path, external: RunningTriton) -> Iterator[Api]:
+    """A control plane whose requests wait one second for a server that is away."""
+    yield from settings(tmp_path, external, interval=0.3, outage=1.0)
+
+
+async def test_a_model_that_triton_lost_is_unavailable_not_unknown(unobserved: Api, external: RunningTriton) -> None:
+    client = external.client()
+    await client.unload("net")
+    await client.close()
+    base = f"http://{urls(unobserved)[0]}/v2/models"
+    for path in ("net", "%6eet"):  # directly from HAProxy, and through the activator, which reads what is escaped
+        answer = httpx.post(f"{base}/{path}/infer", json=INFER)
+        assert (answer.status_code, answer.json(), answer.headers["retry-after"]) == (503, {"error": LOST}, "1")
+    with grpc_client(unobserved) as grpc:
+        for compression in (None, "gzip"):
+            with pytest.raises(InferenceServerException, match=LOST) as caught:
+                grpc.infer("net", ones(triton_grpc), compression_algorithm=compression)
+            assert caught.value.status() == "StatusCode.UNAVAILABLE"
+        # A version that the client names may be unknown for good.
+        assert httpx.post(f"{base}/net/versions/9/infer", json=INFER).status_code == 404
+        with pytest.raises(InferenceServerException, match="version 9 is not found"):
+            grpc.infer("net", ones(triton_grpc), model_version="9")
+
+
+def test_requests_wait_for_a_server_that_is_gone_only_for_the_outage_timeout(
+    impatient: Api, external: RunningTriton
+) -> None:
+    pid = external.server.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # it is not restarted, as a killed one is
+    try:
+        url = f"http://{urls(impatient)[0]}/v2/models/net/infer"
+        until("the server is away", lambda: way(impatient, "net") == "closed")
+        answer = httpx.post(url, json=INFER, timeout=60)
+        assert answer.status_code == 503
+        assert "net cannot be served: no Triton server of it has been reachable for" in answer.json()["error"]
+        assert "one is " in answer.json()["error"]
+        assert answer.headers["retry-after"] == "1"
+        with (
+            grpc_client(impatient) as grpc,
+            pytest.raises(InferenceServerException, match="no Triton server of it") as caught,
+        ):
+            grpc.infer("net", ones(triton_grpc))
+        assert caught.value.status() == "StatusCode.UNAVAILABLE"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    with http_client(impatient, network_timeout=60.0) as client:
+
+        def answered() -> bool:
+            try:
+                return float(client.infer("net", ones(triton_http)).as_numpy("y")[0, 0]) == 2.0
+            except InferenceServerException:
+                return False
+
+        until("the server is back", answered)
