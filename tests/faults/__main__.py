@@ -36,8 +36,8 @@ class Plan:
     """What is run.
 
     Attributes:
-        case: Only cases with this in their name; empty for all.
-        times: How often each case is run; None as often as it says itself.
+        case: Only cases whose name contains this text; empty for all.
+        times: How often each case runs; None uses the case's own number.
     """
 
     case: str
@@ -45,7 +45,7 @@ class Plan:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the parts that are named, or all."""
+    """Run the named parts, or all."""
     parts: dict[str, Callable[[S3Server, Path, Plan], list[Row]]] = {
         "store": _store,
         "triton": _triton,
@@ -56,11 +56,11 @@ def main(arguments: Sequence[str]) -> int:
     }
     parser = ArgumentParser(prog="make faults", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
-    parser.add_argument("--case", default="", help="only cases with this in their name")
-    parser.add_argument("--times", type=int, help="how often each case is run, in place of its own number")
+    parser.add_argument("--case", default="", help="only cases whose name contains this text")
+    parser.add_argument("--times", type=int, help="how often each case runs, instead of its own number")
     chosen = parser.parse_args(arguments)
     if unknown := [name for name in chosen.parts if name not in parts]:
-        parser.error(f"no part {unknown[0]!r}; there are: {', '.join(parts)}")
+        parser.error(f"unknown part {unknown[0]!r}; the parts are: {', '.join(parts)}")
     rows: list[Row] = []
     plan = Plan(chosen.case, chosen.times)
     server: AbstractContextManager[S3Server] = moto_server() if missing_programs() else ceph_server()
@@ -84,7 +84,7 @@ def _run(stage: Stage, cases: Sequence[Case], plan: Plan) -> list[Row]:
         began = time.monotonic()
         row = inject(stage, case, plan.times or case.long)
         rows.append(row)
-        write([row])  # what comes later may take long, or be stopped
+        write([row])  # later cases may take long or be stopped
         report = row.reports[0][:160] if row.reports else "-"
         print(table([row], head=False), f"; {time.monotonic() - began:.0f} s; reported as: {report}", flush=True)
         for violation in row.violations:
@@ -105,7 +105,7 @@ def _triton(server: S3Server, folder: Path, plan: Plan) -> list[Row]:
 
 def _disk(_: S3Server, folder: Path, plan: Plan) -> list[Row]:
     if not may_mount():
-        print("disk: left out; only root may mount the small disks that it fills")
+        print("disk: skipped; only root can mount the small disks that it fills")
         return []
     with stage_on_small_disks(folder) as stage:
         return _run(stage, disk_cases(), plan)

@@ -13,7 +13,7 @@ import sys
 import warnings
 from pathlib import Path
 
-import onnxruntime  # noqa: F401 - here so that no fork has to
+import onnxruntime  # noqa: F401 - imported here once for all forks
 import torch  # noqa: F401
 
 import converters.conversion

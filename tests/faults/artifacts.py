@@ -1,4 +1,4 @@
-"""Corrupted models and samples, by hypothesis, against what reads them: nothing but clean errors, and no growth.
+"""Corrupted models and samples, made by hypothesis, cause only clean errors and no memory growth.
 
 ONNX and TorchScript files go through the worker's own code (inspect, record, validate, convert), in a process each, as
 they do in the control plane. Samples (``.npz``) are read by the control plane itself, so they are read here.
@@ -44,7 +44,7 @@ _SAMPLING = SamplingOptions(sample_count=1)
 
 Edit = tuple[str, float, bytes]
 
-# An edit: what is done, where (as a part of the whole), and with which bytes.
+# An edit: the kind of change, its position (as a part of the whole), and the bytes.
 EDITS = st.lists(
     st.tuples(
         st.sampled_from(["flip", "set", "insert", "cut", "truncate", "repeat"]),
@@ -92,12 +92,12 @@ def torchscript_scale() -> bytes:
 
 @dataclass
 class Findings:
-    """What came of many cases.
+    """The results of many cases.
 
     Attributes:
         cases: How many.
-        outcomes: How they ended, by kind.
-        violations: What must not be.
+        outcomes: Number of cases by outcome.
+        violations: Violations.
         peak_bytes: Largest resident memory of a worker.
     """
 
@@ -113,7 +113,7 @@ class Findings:
 
 @contextlib.contextmanager
 def workers() -> Iterator[Callable[[Path], tuple[int, int]]]:
-    """A way to run jobs: takes a folder with one, returns exit status and largest resident memory."""
+    """Provide a function that runs the job of a folder and returns exit status and largest resident memory."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.faults.artifact_worker"],
         stdin=subprocess.PIPE,
@@ -142,7 +142,7 @@ def workers() -> Iterator[Callable[[Path], tuple[int, int]]]:
 
 
 def jobs(source: Path, kind: Format, output: Path) -> list[Job]:
-    """What is done with an artifact of strangers."""
+    """Return the jobs that process an untrusted artifact."""
     signature = _SIGNATURE if kind is Format.TORCHSCRIPT else None
     found: list[Job] = [
         InspectJob(source=source, signature=signature),
@@ -156,14 +156,14 @@ def jobs(source: Path, kind: Format, output: Path) -> list[Job]:
 
 
 def judge(findings: Findings, what: str, folder: Path, status: int, peak: int) -> None:
-    """Note how one job ended; a clean end is a result, or one of our errors in one line."""
+    """Record how one job ended; a clean end is a result or an error of the project in one line."""
     findings.cases += 1
     findings.peak_bytes = max(findings.peak_bytes, peak)
     if status < 0:
-        # The worker is a process of its own for this: the control plane says that it died, and goes on.
+        # The worker is a separate process for this case: the control plane reports its death and continues.
         findings.outcomes[f"worker ended by signal {-status}"] += 1
         if status == -14:
-            findings.violated(f"{what}: not done in {_JOB_SECONDS} s")
+            findings.violated(f"{what}: not finished in {_JOB_SECONDS} s")
         return
     try:
         document: dict[str, Any] = json.loads((folder / "result.json").read_text())
@@ -214,7 +214,7 @@ def fuzz_models(folder: Path, kind: Format, seed: bytes, count: int, *, derandom
 
 
 def hostile_archives() -> st.SearchStrategy[bytes]:
-    """Samples: whole ones corrupted, and archives made up of made-up arrays."""
+    """Draw sample archives: corrupted valid ones, and archives of invalid arrays."""
     whole = encode_samples(affine_samples(scale=2.0, count=1))
     plain = io.BytesIO()
     np.savez(plain, x=np.ones((2, 4), np.float32))
@@ -299,7 +299,7 @@ def fuzz_samples(folder: Path, count: int, *, derandomize: bool) -> Findings:
                     read()
             except InvalidInputError:
                 findings.outcomes["InvalidInputError"] += 1
-            except Exception as error:  # noqa: BLE001 - that is what is looked for
+            except Exception as error:  # noqa: BLE001 - unexpected errors are the violations
                 findings.outcomes[type(error).__name__] += 1
                 findings.violated(f"samples: {error!r} on {data[:120]!r}…")
             else:
@@ -315,7 +315,7 @@ def fuzz_samples(folder: Path, count: int, *, derandomize: bool) -> Findings:
 
 
 def fuzz_artifacts(folder: Path, count: int, *, derandomize: bool = False) -> list[Row]:
-    """Everything of this module, as rows of the table."""
+    """Run all cases of this module and return them as table rows."""
     found = {
         "bad input: ONNX": fuzz_models(folder / "onnx", Format.ONNX, onnx_scale(2), count, derandomize=derandomize),
         "bad input: TorchScript": fuzz_models(

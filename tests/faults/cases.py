@@ -1,4 +1,4 @@
-"""Cases: what is broken, how it is told, how it heals; and the table of what was seen."""
+"""Cases: which fault is injected, how it is reported and how it heals; and the table of results."""
 
 import json
 import statistics
@@ -24,10 +24,10 @@ class Trial:
 
     Attributes:
         stage: The system.
-        sightings: Who looks for the report.
+        sightings: Looks for the report.
         detected: The first report; None where there was none.
-        healed: Seconds to the first good answer: from the injection where a fault ends by itself, else from its end.
-        problems: What did not hold.
+        healed: Seconds to the first good answer, from the injection if the fault ends automatically, else from its end.
+        problems: Violated expectations.
     """
 
     stage: "Stage"
@@ -38,11 +38,11 @@ class Trial:
     _began: float = field(default_factory=time.monotonic)
 
     def injected(self) -> None:
-        """What came before was preparation; the time to find counts from here."""
+        """Start the measured time to detection; everything before was preparation."""
         self.sightings.restart()
 
     def lifted(self) -> None:
-        """The fault is over now; healing counts from here."""
+        """Mark the end of the fault; the healing time starts here."""
         self._began = time.monotonic()
 
     def heals(self, good: Callable[[], bool], seconds: float = 240) -> None:
@@ -63,7 +63,7 @@ class Case:
     Attributes:
         name: Its name in the table.
         run: Injects it once, while clients work.
-        cause: What a report of it says (a regular expression); empty where it is to be borne in silence.
+        cause: Regular expression of its report; empty if the fault must stay unnoticed.
         quick: How often in the short version.
         long: How often in the long version.
         each: How many faults one run of it injects.
@@ -84,7 +84,7 @@ def quick(cases: Sequence[Case]) -> list[Case]:
 
 @dataclass(frozen=True)
 class Row:
-    """What was seen of one kind of fault. Times are in seconds."""
+    """The results of one kind of fault. Times are in seconds."""
 
     fault: str
     injected: int
@@ -102,14 +102,14 @@ def inject(stage: "Stage", case: Case, times: int) -> Row:
             try:
                 case.run(trial)
             except (RefusedError, LostError) as error:
-                trial.problems.append(f"what the case itself asked for failed: {error}")
+                trial.problems.append(f"a request of the case failed: {error}")
             if case.cause:
                 trial.detected = trial.sightings.wait(60)
                 if trial.detected is None:
-                    trial.problems.append(f"nobody reported it: {trial.sightings.others[-8:]}")
+                    trial.problems.append(f"the fault was not reported: {trial.sightings.others[-8:]}")
         trials.append(trial)
         if trial.problems:
-            break  # the system is not in the state that the next one expects
+            break  # the system is not in the state that the next injection expects
     problems = [problem for trial in trials for problem in trial.problems]
     stage.record.violations.clear()
     return Row(
@@ -134,7 +134,7 @@ def _trial(stage: "Stage", case: Case) -> Iterator[Trial]:
 
 
 def table(rows: Sequence[Row], *, head: bool = True) -> str:
-    """The rows for people: median and worst."""
+    """Return the rows as a text table with median and worst times."""
     titles = ("fault", "injected", "violations", "find: median", "worst", "heal: median", "worst")
     body = [
         (
@@ -162,7 +162,7 @@ def _median_and_worst(seconds: Sequence[float]) -> tuple[str, str]:
 
 
 def write(rows: Sequence[Row], path: Path = RESULTS) -> None:
-    """Keep the rows for programs; rows of cases that were not run stay."""
+    """Write the rows as JSON; rows of cases that were not run stay."""
     new = [
         {
             "fault": row.fault,

@@ -1,4 +1,4 @@
-"""Clients that work all the while: they publish, move aliases, deploy, roll back and infer, and keep record."""
+"""Clients that work continuously: they publish, move aliases, deploy, roll back and infer, and record the results."""
 
 import itertools
 import random
@@ -20,12 +20,12 @@ WAIT_SECONDS = 240.0
 _factors = itertools.count(2)
 _ROW = [1.0, 1.0]
 
-# What a change refused with these may have done all the same: the API says so by the code.
+# A change that failed with one of these codes may have been applied.
 UNSURE = frozenset({"commit-outcome-unknown", "internal-error", "operation-lost", "triton-timeout"})
 
 
 class RefusedError(Exception):
-    """A problem, or an operation that failed: with its code and its cause."""
+    """A problem document or a failed operation, with its code and its cause."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
@@ -34,16 +34,16 @@ class RefusedError(Exception):
 
 
 class LostError(Exception):
-    """No answer came."""
+    """A request without an answer."""
 
 
 class Caller:
-    """Calls the API, and notes what is not as it has to be: answers that are no problems, no answer without a cause.
+    """Calls the API and records violations: errors without a problem document, and missing answers without a cause.
 
     Args:
-        urls: The control planes; each request goes to another one.
+        urls: The control planes; requests rotate among them.
         actor: Its name.
-        record: Where it notes.
+        record: Receives the violations.
         seconds: Longest time to wait for one answer.
     """
 
@@ -63,12 +63,12 @@ class Caller:
         Args:
             method: HTTP method.
             path: Path.
-            on: Which control plane; None takes the next one.
+            on: Which control plane; None uses the next one.
             options: For httpx.
 
         Raises:
-            RefusedError: The answer is a problem.
-            LostError: There is none.
+            RefusedError: The answer is a problem document.
+            LostError: There is no answer.
         """
         response = self._response(method, path, on, **options)
         if response.is_success:
@@ -77,7 +77,7 @@ class Caller:
         raise AssertionError
 
     def is_ready(self, on: int) -> bool:
-        """Return whether a control plane says that it is ready; its 503 is an answer as well, not a problem document.
+        """Return whether a control plane reports that it is ready; a 503 is a valid answer here.
 
         Raises:
             LostError: There is no answer.
@@ -91,7 +91,7 @@ class Caller:
             return self._clients[number % len(self._clients)].request(method, path, **options)
         except httpx.TransportError as error:
             if not self._record.is_excused("api", began, time.monotonic()):
-                self._record.violated(f"{method} {path} got no answer from a control plane that runs: {error!r}")
+                self._record.violated(f"{method} {path} got no answer from a running control plane: {error!r}")
             raise LostError(repr(error)) from error
 
     def _fail(self, what: str, response: httpx.Response) -> None:
@@ -103,15 +103,15 @@ class Caller:
         if not code or not detail:
             self._record.violated(f"{what} failed without a cause: {response.status_code} {detail}")
         if code == "internal-error":
-            self._record.violated(f"{what} failed by surprise: {detail}")
+            self._record.violated(f"{what} failed unexpectedly: {detail}")
         self._record.refused(what, code, detail)
         raise RefusedError(code, detail)
 
     def operation(self, operation_id: str, seconds: float = WAIT_SECONDS, on: int | None = None) -> dict[str, Any]:
-        """Wait for an operation and return it; one that failed is noted with its cause.
+        """Wait for an operation and return it; record a failed one with its cause.
 
         Raises:
-            RefusedError: It failed, or cannot be asked for.
+            RefusedError: It failed or cannot be read.
             LostError: There is no answer.
         """
         end = time.monotonic() + seconds
@@ -124,7 +124,7 @@ class Caller:
                 if not error["detail"]:
                     self._record.violated(f"operation {operation['kind']} failed without a cause")
                 if error["code"] == "internal-error":
-                    self._record.violated(f"operation {operation['kind']} failed by surprise: {error['detail']}")
+                    self._record.violated(f"operation {operation['kind']} failed unexpectedly: {error['detail']}")
                 self._record.refused(f"operation {operation['kind']}", error["code"], error["detail"])
                 raise RefusedError(error["code"], error["detail"])
             if time.monotonic() > end:
@@ -132,13 +132,13 @@ class Caller:
 
 
 class Work:
-    """Changes, each recorded with how it ended.
+    """Changes, each recorded with its result.
 
     Args:
         urls: The control planes.
         actor: Who.
-        record: Where it is noted.
-        rng: Chance.
+        record: Receives the results.
+        rng: Random number generator.
     """
 
     def __init__(self, urls: Sequence[str], actor: str, record: Record, rng: random.Random) -> None:
@@ -150,11 +150,11 @@ class Work:
     def publish(
         self, model: str, data: bytes | None = None, factor: float = 0.0, *, on: int | None = None, **fields: Any
     ) -> Published:
-        """Publish a version that nobody published before; uploads stay with one replica, as the API asks.
+        """Publish a new version; an upload stays with one instance, as the API requires.
 
         Raises:
             RefusedError: It failed.
-            LostError: Nobody knows.
+            LostError: The result is unknown.
         """
         if data is None:
             factor = float(next(_factors))
@@ -193,7 +193,7 @@ class Work:
         return self._change(changes, version, lambda: self.caller.call("PUT", f"/v1/deployments/{model}", json=body))
 
     def move_to(self, model: str, version: int, *, on: int) -> dict[str, Any]:
-        """Ask one control plane for a version."""
+        """Deploy a version through one control plane."""
         body = {"reference": f"{model}:{version}"}
         changes = self._record.deployments.setdefault(model, [])
         return self._change(
@@ -201,15 +201,15 @@ class Work:
         )
 
     def roll_back(self, model: str) -> dict[str, Any]:
-        """Ask for what was before."""
+        """Roll back to the previous version."""
         changes = self._record.deployments.setdefault(model, [])
         return self._change(changes, None, lambda: self.caller.call("POST", f"/v1/deployments/{model}/rollback"))
 
     def settled(self, deployment: dict[str, Any], seconds: float = WAIT_SECONDS) -> dict[str, Any]:
-        """Wait until a revision answers.
+        """Wait until a revision serves.
 
         Raises:
-            RefusedError: It cannot be brought to answer, or a newer one took its place.
+            RefusedError: It cannot become Ready, or a newer one replaced it.
         """
         return self.caller.operation(deployment["operation_id"], seconds)
 
@@ -229,11 +229,11 @@ class Work:
 
 
 class Asker:
-    """Asks models through Triton's own port, and judges each answer.
+    """Sends requests to models through Triton's own port and checks each answer.
 
     Args:
         http_url: Triton's HTTP service.
-        record: What was published tells which answer is right.
+        record: Its published versions define the right answers.
     """
 
     def __init__(self, http_url: str, record: Record) -> None:
@@ -244,7 +244,7 @@ class Asker:
         self._http.close()
 
     def ask(self, model: str) -> int | None:
-        """Ask a model; returns the version that gave a right answer, None where there was none."""
+        """Send a request; return the version that gave a right answer, or None."""
         began = time.monotonic()
         body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": _ROW}]}
         try:
@@ -254,10 +254,12 @@ class Asker:
         except (httpx.TransportError, ValueError, KeyError) as error:
             said = response.text[:200] if isinstance(error, KeyError) else repr(error)
             if not self._excused(model, began):
-                self._record.violated(f"{model} answered before and does not now: {said}")
+                self._record.violated(f"{model} answered before and no longer does: {said}")
             return None
         factors = {one.factor for one in self._record.published if (one.model, one.version) == (model, version)}
-        known = factors or set(self._record.sent.values())  # its publisher may not have heard of it yet
+        known = factors or set(
+            self._record.sent.values()
+        )  # its publisher may not have received the acknowledgement yet
         if data[0] not in known:
             self._record.violated(f"{model}:{version} answers {data[0]}, not one of {sorted(known)[:5]}")
             return None
@@ -270,18 +272,18 @@ class Asker:
 
 
 class Traffic:
-    """Threads that do all of that until they are stopped.
+    """Threads that do all of this until they are stopped.
 
     Args:
         urls: The control planes.
         http_url: Triton.
-        record: What they note.
-        steady: A deployed model that only answers.
-        moving: A deployed model with at least two versions, that is switched back and forth.
-        pause: Seconds between two changes of one client, about.
+        record: Receives the results.
+        steady: A deployed model that only serves.
+        moving: A deployed model with at least two versions that is switched between them.
+        pause: Approximate seconds between two changes of one client.
 
     Attributes:
-        deployer: Held while the moving model is deployed; who holds it has that model for himself.
+        deployer: Lock that is held while the moving model is deployed; it gives exclusive use of that model.
     """
 
     def __init__(
@@ -297,7 +299,7 @@ class Traffic:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Let them work for the length of a block; at its end each finishes what it is at."""
+        """Run the clients for a block; at its end each finishes its current step."""
         self._stop.clear()
         threads = [
             threading.Thread(target=self._keep, args=(work, rng), name=work.__name__, daemon=True)
@@ -313,7 +315,7 @@ class Traffic:
             for thread in threads:
                 thread.join(WAIT_SECONDS + 30)
                 if thread.is_alive():
-                    self._record.violated(f"the client {thread.name} waits for ever")
+                    self._record.violated(f"the client {thread.name} does not end")
 
     def _keep(self, act: Callable[[Work], None], rng: random.Random) -> None:
         work = Work(self._urls, act.__name__.strip("_"), self._record, rng)
@@ -322,7 +324,7 @@ class Traffic:
                 try:
                     act(work)
                 except (RefusedError, LostError):
-                    continue  # noted where it happened
+                    continue  # recorded where it happened
         finally:
             work.caller.close()
 
@@ -341,7 +343,7 @@ class Traffic:
             else:
                 versions = [one.version for one in self._record.published if one.model == self._moving]
                 deployment = work.deploy(self._moving, rng.choice(versions))
-            if rng.random() < 0.7:  # else the next one overtakes it
+            if rng.random() < 0.7:  # else the next deploy supersedes it
                 work.settled(deployment)
 
     def _ask(self) -> None:

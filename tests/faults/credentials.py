@@ -1,4 +1,4 @@
-"""Credentials that are revoked while the control plane runs. Only a server with real users can do that: Ceph."""
+"""Credentials that are revoked while the control plane runs. Only Ceph, a server with real users, supports it."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ _DENIED = r"store-access|refused it|^readyz store.*refused"
 
 
 def revoked(seconds: float) -> Callable[[Trial], None]:
-    """The user is suspended for a while."""
+    """Suspend the user for some seconds."""
 
     def run(trial: Trial) -> None:
         server = trial.stage.server
@@ -32,5 +32,5 @@ def revoked(seconds: float) -> Callable[[Trial], None]:
 
 
 def credential_cases(seconds: float) -> list[Case]:
-    """All of them."""
+    """Return all credential cases."""
     return [Case("S3: credentials revoked", revoked(seconds), _DENIED, long=2)]

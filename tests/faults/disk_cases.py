@@ -1,4 +1,4 @@
-"""Disks that are full: store, blob cache, model repository and shared memory, each a small tmpfs of its own."""
+"""Full disks: store, blob cache, model repository and shared memory, each on its own small tmpfs."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ _FULL = r"store-full|no space|is full|ENOSPC"
 
 
 def may_mount() -> bool:
-    """Whether this process may mount file systems: a limit of its own is what makes a disk full."""
+    """Return whether this process can mount file systems, which the limited disks need."""
     return os.geteuid() == 0 and all(map(shutil.which, ("mount", "unshare"))) and _try_mount()
 
 
@@ -35,7 +35,7 @@ def _try_mount() -> bool:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size_mib: int = 8) -> Iterator[Path]:
-    """A file system of a few MiB, mounted at a folder."""
+    """Mount a file system of a few MiB at a folder."""
     folder.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(folder)], check=True)
     try:
@@ -46,7 +46,7 @@ def small_disk(folder: Path, size_mib: int = 8) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def stage_on_small_disks(folder: Path) -> Iterator[Stage]:
-    """`tritonctl up` whose store, cache, model repository and shared memory each have a disk of their own."""
+    """Start `tritonctl up` with separate disks for store, cache, model repository and shared memory."""
     with contextlib.ExitStack() as stack:
         store, cache, repository = (
             stack.enter_context(small_disk(folder / name)) for name in ("store", "cache", "repository")
@@ -58,7 +58,7 @@ def stage_on_small_disks(folder: Path) -> Iterator[Stage]:
 
 
 def full(where: Callable[[Stage], Path], act: Callable[[Trial, int], None]) -> Callable[[Trial], None]:
-    """Fill a disk to its last byte, do what needs it, and make room again."""
+    """Fill a disk completely, run an action that needs it, and free the space again."""
 
     def run(trial: Trial) -> None:
         stage = trial.stage
@@ -113,7 +113,7 @@ def _cache(stage: Stage) -> Path:
 
 
 def disk_cases() -> list[Case]:
-    """All of them."""
+    """Return all disk cases."""
     return [
         Case("disk full: the folder store", full(lambda stage: stage.plane.folder.parent / "store", _publish), _FULL),
         Case("disk full: the blob cache", full(_cache, _deploy_what_is_not_cached), _FULL),

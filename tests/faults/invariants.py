@@ -1,10 +1,10 @@
-"""What has to hold after every fault, read from the bucket itself and not from who wrote it.
+"""What must hold after every fault, read from the store itself and not from its writers.
 
 1. No acknowledged publish, alias move or deployment is lost.
-2. No version is half there: every blob of every version is whole.
-3. No two versions have one number; revisions are numbered without a gap, and each says whose child it is.
-4. A model that answered goes on answering unless its own server is down (`clients.Asker` watches that).
-5. The end state is what was last asked for.
+2. No version is incomplete: every blob of every version is intact.
+3. No two versions have one number; revisions are numbered without a gap, and each names its parent.
+4. A serving model continues to serve unless its own server is down (`clients.Asker` watches that).
+5. The end state is the last requested one.
 6. Every failure was reported with its cause (`clients.Caller` watches answers, `sighting.Sightings` the rest).
 """
 
@@ -26,11 +26,11 @@ from tests.support.registries import new_registry
 
 
 class Auditor:
-    """Reads the bucket past every proxy and control plane.
+    """Reads the store directly, without proxy and control plane.
 
     Args:
-        store: Where the bucket really is.
-        folder: For its own cache.
+        store: The store without a proxy.
+        folder: Folder of its own cache.
     """
 
     def __init__(self, store: StoreSettings, folder: Path) -> None:
@@ -43,7 +43,7 @@ class Auditor:
         self._store.close()
 
     def audit(self, record: Record) -> list[str]:
-        """Return what does not hold; empty when all does."""
+        """Return the violations."""
         heads = {head.name: head for head in self._registry.list_models(limit=1000)}
         return [
             *record.violations,
@@ -55,16 +55,16 @@ class Auditor:
         ]
 
     def wanted(self, model: str) -> int:
-        """The version that the newest revision of a deployment wants."""
+        """Return the version in the newest revision of a deployment."""
         return self._registry.deployments.get(model, fresh=True).spec.version
 
     def leader_pid(self) -> int:
-        """The process that committed the newest revision of the lease."""
+        """Return the process that committed the newest revision of the lease."""
         newest = self._lease.head()
         return int(newest.body.get("pid", 0)) if newest else 0
 
     def fencing_number(self) -> int:
-        """The newest revision of the lease."""
+        """Return the number of the newest revision of the lease."""
         newest = self._lease.head()
         return newest.number if newest else 0
 
@@ -76,7 +76,7 @@ class Auditor:
                 yield f"{one.model}:{one.version} was acknowledged to two publishers of different files"
             head = heads.get(one.model)
             if head is None or one.version not in {entry.number for entry in head.live_versions}:
-                yield f"{one.model}:{one.version} was acknowledged and is not there"
+                yield f"{one.model}:{one.version} was acknowledged and is missing"
                 continue
             files = {file.sha256 for file in self._registry.manifest(one.model, one.version).files}
             if files != {one.sha256}:
@@ -93,7 +93,7 @@ class Auditor:
             except ControlPlaneError as error:
                 missing = [f"its manifest ({error})"]
             if missing:
-                yield f"{head.name}:{entry.number} is half there: {', '.join(missing)}"
+                yield f"{head.name}:{entry.number} is incomplete: {', '.join(missing)}"
 
     def _is_whole(self, sha256: str, size: int) -> bool:
         if sha256 in self._whole:
@@ -105,7 +105,7 @@ class Auditor:
             return False
         if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
             return False
-        self._whole.add(sha256)  # nothing is ever overwritten, so it is enough to look once
+        self._whole.add(sha256)  # objects are never overwritten, so one check is enough
         return True
 
     def _aliases(self, record: Record, heads: dict[str, ModelHead]) -> Iterator[str]:
@@ -113,7 +113,7 @@ class Auditor:
             allowed = _possible(changes)
             there = heads[model].aliases.get(alias)
             if allowed is not None and there not in allowed:
-                yield f"alias {model}@{alias} is {there}; the last one asked for and possible: {sorted(allowed)}"
+                yield f"alias {model}@{alias} is {there}; possible after the last request: {sorted(allowed)}"
 
     def _deployments(self, record: Record) -> Iterator[str]:
         for model, changes in record.deployments.items():
@@ -125,17 +125,17 @@ class Auditor:
                 assert change.revision is not None
                 revision = history.get(change.revision)
                 if revision is None or revision.spec.version != change.version:
-                    yield f"revision {change.revision} of {model} ({change.version}) was acknowledged and is not there"
+                    yield f"revision {change.revision} of {model} ({change.version}) was acknowledged and is missing"
             if sorted(history) != list(range(1, len(history) + 1)):
                 yield f"the revisions of {model} have a gap: {sorted(history)}"
             allowed = _possible(changes)
             newest = history[max(history)].spec.version
             if allowed is not None and newest not in allowed:
-                yield f"{model} wants {newest}; the last one asked for and possible: {sorted(allowed)}"
+                yield f"{model} wants {newest}; possible after the last request: {sorted(allowed)}"
 
 
 def _possible(changes: list[Change]) -> set[int] | None:
-    """Where a sequence of changes by one client may have ended; None where nobody can know."""
+    """Return the possible results of a sequence of changes by one client; None if they are unknown."""
     possible: set[int] | None = None
     for change in changes:
         if change.answer is Answer.DONE:
@@ -143,7 +143,7 @@ def _possible(changes: list[Change]) -> set[int] | None:
             possible = {change.version}
         elif change.answer is Answer.LOST:
             if change.version is None:
-                return None  # a rollback: to whatever was before
+                return None  # a rollback to an unknown earlier version
             if possible is not None:
                 possible.add(change.version)
     return possible
@@ -159,6 +159,6 @@ def _chain(model: str, history: list[Revision]) -> Iterator[str]:
 
 
 def nothing_left_over(repository: Path) -> list[str]:
-    """Half-staged versions and candidates in a model repository at rest."""
+    """Return half-staged versions and candidates in an idle model repository."""
     left = [*repository.glob("*/.incomplete*"), *repository.glob("*~candidate")]
     return [f"{path.relative_to(repository)} was left in the model repository" for path in left]

@@ -1,4 +1,4 @@
-"""The control planes themselves, beside a Triton that outlives them: killed, paused, and two at once."""
+"""Control planes beside a Triton that outlives them: killed, paused, and two at once."""
 
 import time
 
@@ -11,7 +11,7 @@ KILLS = 10
 
 
 def killed_at_random(trial: Trial) -> None:
-    """SIGKILL to one or the other at random moments, in a start as well as at work; started again at once."""
+    """Send SIGKILL to either instance at random moments, also during its start, and restart it at once."""
     stage = trial.stage
     stage.record.excuse("api")
     for _ in range(KILLS):
@@ -30,13 +30,13 @@ def killed_at_random(trial: Trial) -> None:
 
 
 def _is_ready(stage: Stage, plane: Plane) -> bool:
-    """Whether a change through this control plane is made and takes effect."""
+    """Return whether a change through this control plane is applied and takes effect."""
     number = stage.planes.index(plane)
     return stage.answers() and stage.work.caller.is_ready(number)
 
 
 def leader_of(stage: Stage) -> Plane:
-    """The control plane that holds the lease, by the lease in the bucket."""
+    """Return the control plane that holds the lease in the store."""
     end = time.monotonic() + 120
     while time.monotonic() < end:
         pid = stage.auditor.leader_pid()
@@ -44,7 +44,7 @@ def leader_of(stage: Stage) -> Plane:
             if plane.running and plane.pid == pid:
                 return plane
         time.sleep(0.05)
-    raise AssertionError("nobody leads")
+    raise AssertionError("there is no leader")
 
 
 def _other(stage: Stage, plane: Plane) -> int:
@@ -52,7 +52,7 @@ def _other(stage: Stage, plane: Plane) -> int:
 
 
 def leader_killed(trial: Trial) -> None:
-    """SIGKILL to the one that leads; the other deploys as soon as it has the lease."""
+    """Send SIGKILL to the leader; the standby deploys as soon as it has the lease."""
     stage = trial.stage
     leader = leader_of(stage)
     stage.record.excuse("api")
@@ -64,7 +64,7 @@ def leader_killed(trial: Trial) -> None:
 
 
 def leader_paused(trial: Trial) -> None:
-    """SIGSTOP to the one that leads, in the middle of a rollout; it wakes when another has led for a while."""
+    """Send SIGSTOP to the leader during a rollout; it resumes after another has led for some time."""
     stage = trial.stage
     leader = leader_of(stage)
     stage.record.excuse("api")
@@ -80,12 +80,12 @@ def leader_paused(trial: Trial) -> None:
         finally:
             leader.resume()
         if stage.auditor.fencing_number() <= before:
-            trial.problems.append("the lease changed hands without a higher number")
+            trial.problems.append("the lease changed its holder without a higher number")
         end = time.monotonic() + 60
         while stage.leads(leader) and time.monotonic() < end:
             time.sleep(0.05)
         if stage.leads(leader):
-            trial.problems.append("a leader that woke up late leads beside the other")
+            trial.problems.append("a resumed leader leads beside the new one")
     stage.record.expect("api")
 
 
@@ -98,7 +98,7 @@ def _takes_over(trial: Trial, number: int) -> None:
 
 
 def both_serve(trial: Trial) -> None:
-    """No fault: what one acknowledges, the other knows, at once for changes and within a second for reads."""
+    """Check without a fault that one instance sees changes of the other, at once for writes and in 1 s for reads."""
     stage = trial.stage
     for number in range(len(stage.planes)):
         version = stage.work.publish("shared", on=number).version
@@ -113,7 +113,7 @@ def both_serve(trial: Trial) -> None:
 
 
 def plane_cases() -> list[Case]:
-    """All of them; they need two control planes beside one Triton."""
+    """Return all control-plane cases; they need two control planes beside one Triton."""
     return [
         Case("replicas: both serve the API", both_serve, long=3),
         Case("replicas: the leader killed", leader_killed, long=5),

@@ -1,4 +1,4 @@
-"""Control planes as users run them: `tritonctl up` and `tritonctl serve`, in processes of their own."""
+"""Control planes as users run them: `tritonctl up` and `tritonctl serve` in their own processes."""
 
 import contextlib
 import json
@@ -33,17 +33,17 @@ QUICK: dict[str, str] = {
     "TRITON__REQUEST_TIMEOUT_SECONDS": "3",
     "TRITON__LOAD_TIMEOUT_SECONDS": "8",
     "TRITON__UNLOAD_TIMEOUT_SECONDS": "3",
-    "TRITON__RESTRICT_CONTROL": "false",  # somebody else loads and unloads by hand
+    "TRITON__RESTRICT_CONTROL": "false",  # other clients load and unload models
     "GC__GRACE_SECONDS": "3600",
 }
 """Shorter intervals and deadlines than the defaults: what is found after a deadline is found sooner."""
 
-# The ports that follow a chosen one need not be free.
+# The ports after a chosen one may be in use.
 _FREE_GATEWAY = {"up": ("--http-port=0", "--grpc-port=0")}
 
 
 def environment(store: StoreSettings | None, changes: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables that give a process these settings."""
+    """Return the environment variables that give a process these settings."""
     settings = dict(QUICK)
     if store is not None:
         settings |= {"STORE__URL": store.url}
@@ -59,7 +59,7 @@ def environment(store: StoreSettings | None, changes: Mapping[str, str]) -> dict
 
 
 def beside(triton: RunningTriton) -> dict[str, str]:
-    """Settings of a control plane whose Triton runs elsewhere."""
+    """Return settings of a control plane with an external Triton."""
     server = {
         "name": "shared",
         "grpc_url": triton.server.grpc_url,
@@ -70,17 +70,17 @@ def beside(triton: RunningTriton) -> dict[str, str]:
 
 
 class Plane:
-    """One control plane, that can be started again on its data folder and port.
+    """One control plane that can be restarted on its data folder and port.
 
     Args:
         folder: Its data folder.
         store: Its store; None for a folder below the data folder.
-        command: ``up`` (with a Triton of its own) or ``serve``.
+        command: ``up`` (with an embedded Triton) or ``serve``.
         changes: More settings, by their variables' names without the prefix.
-        shared_memory_mib: Give it a ``/dev/shm`` of its own, of this size; only root may.
+        shared_memory_mib: Give it its own ``/dev/shm`` of this size; needs root.
 
     Attributes:
-        url: Where its API is, now or once it runs.
+        url: URL of its API.
         starts: How often it was started.
     """
 
@@ -115,7 +115,7 @@ class Plane:
 
     @property
     def shared_memory(self) -> Path:
-        """The folder of its shared memory, as it sees it itself."""
+        """Return the folder of its shared memory in its own mount namespace."""
         return Path(f"/proc/{self.pid}/root/dev/shm")
 
     @property
@@ -146,17 +146,17 @@ class Plane:
         end = time.monotonic() + START_SECONDS
         while not self._is_up():
             if not self.running or time.monotonic() > end:
-                raise RuntimeError(f"it does not start:\n{self.log_tail()}")
+                raise RuntimeError(f"the control plane does not start:\n{self.log_tail()}")
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """End it without a word."""
+        """Send SIGKILL."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def stop(self) -> None:
-        """Ask it to end, and wait for that."""
+        """Request a clean end and wait for it."""
         if self._process is None or not self.running:
             return
         self._process.send_signal(signal.SIGCONT)
@@ -173,13 +173,13 @@ class Plane:
         os.kill(self.pid, signal.SIGCONT)
 
     def triton_pid(self) -> int:
-        """The server that `up` started."""
+        """Return the process of the server that `up` started."""
         found = self.find_triton()
-        assert found is not None, "there is no Triton now"
+        assert found is not None, "no Triton is running"
         return found
 
     def find_triton(self) -> int | None:
-        """The server that `up` started, if there is one now."""
+        """Return the process of the server that `up` started, if it runs."""
         for child in psutil.Process(self.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if child.name() == "tritonserver":
@@ -187,12 +187,12 @@ class Plane:
         return None
 
     def triton_urls(self) -> tuple[str, str]:
-        """gRPC (host:port) and HTTP of its first server."""
+        """Return the gRPC (host:port) and HTTP addresses of its first server."""
         document = json.loads(self._ready.read_text())["servers"][0]
         return document["grpc_url"], document["http_url"]
 
     def backend_pids(self, model: str, version: int | None = None) -> list[int]:
-        """The processes of a model's instances in the server that `up` started."""
+        """Return the processes of a model's instances in the server that `up` started."""
         server = self.find_triton()
         return [] if server is None else model_processes(server, self.repository, model, version)
 
@@ -212,7 +212,7 @@ class Plane:
 
 @contextlib.contextmanager
 def running(plane: Plane) -> Iterator[Plane]:
-    """Run a control plane for the length of a block."""
+    """Run a control plane for a block."""
     try:
         plane.start()
         yield plane
@@ -221,7 +221,7 @@ def running(plane: Plane) -> Iterator[Plane]:
 
 
 def client(url: str, actor: str, seconds: float = 30) -> httpx.Client:
-    """A client of the API that keeps no connection to a control plane that may be killed."""
+    """Return an API client without persistent connections, because the control plane may be killed."""
     return httpx.Client(
         base_url=url,
         headers={"X-Actor": actor},

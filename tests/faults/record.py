@@ -1,4 +1,4 @@
-"""What the clients were told: the record that the end is held against."""
+"""The answers that clients received: the record with which the end state is compared."""
 
 import threading
 import time
@@ -10,19 +10,19 @@ class Answer(Enum):
     """How a request for a change ended, as its client saw it."""
 
     DONE = "acknowledged"
-    REFUSED = "a problem with its cause; whether it was done is told by its code"
-    LOST = "no answer: it may have been done"
+    REFUSED = "a problem with its cause; its code says whether it was applied"
+    LOST = "no answer: it may have been applied"
 
 
 @dataclass(frozen=True)
 class Published:
-    """A version that a client was told of.
+    """A version that was acknowledged to a client.
 
     Attributes:
         model: The model.
-        version: The number it was told.
-        sha256: Of the file it sent.
-        factor: What the model multiplies by.
+        version: The acknowledged number.
+        sha256: Digest of the sent file.
+        factor: Factor of the model.
     """
 
     model: str
@@ -33,10 +33,10 @@ class Published:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of one alias or deployment that was asked for.
+    """A requested change of one alias or deployment.
 
     Attributes:
-        version: The version it was to name; for a rollback, None.
+        version: The requested version; None for a rollback.
         answer: How the request ended.
         revision: The deployment's revision that was acknowledged.
     """
@@ -48,7 +48,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A request or an operation that failed, with the cause it gave."""
+    """A failed request or operation with its cause."""
 
     at: float
     what: str
@@ -58,16 +58,16 @@ class Refusal:
 
 @dataclass
 class Record:
-    """What was asked, what was answered. Clients write it from their threads; each change has one writer.
+    """Requests and their answers. Clients write it from their threads; each change has one writer.
 
     Attributes:
         published: Acknowledged versions.
-        sent: Factor by digest of everything that was ever sent to be published.
+        sent: Factor by digest of every file that was ever sent.
         aliases: Changes in their order, by model and alias.
         deployments: Changes in their order, by model.
-        refusals: What failed, with its cause.
-        inferences: How many right answers.
-        violations: What must not be, found while the clients ran.
+        refusals: Failed requests with their causes.
+        inferences: Number of right answers.
+        violations: Violations that were found while the clients ran.
     """
 
     published: list[Published] = field(default_factory=list)
@@ -94,17 +94,17 @@ class Record:
         self.inferences += 1
 
     def excuse(self, what: str) -> None:
-        """From now on ``what`` ("api", or a model's server as "triton") may fail: it was broken on purpose."""
+        """Allow ``what`` ("api", or a model's server as "triton") to fail, because a fault was injected."""
         with self._lock:
             self._excused.setdefault(what, []).append((time.monotonic(), float("inf")))
 
     def expect(self, what: str) -> None:
-        """From now on ``what`` has to answer again."""
+        """Require that ``what`` answers again."""
         with self._lock:
             began, _ = self._excused[what][-1]
             self._excused[what][-1] = (began, time.monotonic())
 
     def is_excused(self, what: str, began: float, ended: float) -> bool:
-        """Whether a failure between two moments had its reason in what was broken on purpose."""
+        """Return whether an injected fault explains a failure between two times."""
         with self._lock:
             return any(began <= until and ended >= since for since, until in self._excused.get(what, ()))

@@ -1,4 +1,4 @@
-"""Looks for the first report of a fault: in `/readyz`, events, deployments, servers, and what clients were told."""
+"""Looks for the first report of a fault in `/readyz`, events, deployments, servers and answers to clients."""
 
 import re
 import threading
@@ -22,7 +22,7 @@ class Sighting:
 
     Attributes:
         seconds: From the injection.
-        text: What it said.
+        text: Text of the report.
     """
 
     seconds: float
@@ -30,15 +30,15 @@ class Sighting:
 
 
 class Sightings:
-    """Watches a control plane from the injection of a fault on.
+    """Watches a control plane from the injection of a fault.
 
     Args:
         url: The control plane's API.
-        record: What clients were told counts, too.
-        cause: What a report has to say to be one of this fault.
+        record: Answers to clients, which also count as reports.
+        cause: Regular expression that a report of this fault matches.
 
     Attributes:
-        others: What else was reported, up to the first report of this fault.
+        others: Other reports up to the first report of this fault.
     """
 
     def __init__(self, url: str, record: Record, cause: str) -> None:
@@ -56,7 +56,7 @@ class Sightings:
         return self._found
 
     def restart(self) -> None:
-        """Count from here. What was seen already stays seen."""
+        """Restart the clock; reports that were seen before stay known."""
         self._began = time.monotonic()
 
     def wait(self, seconds: float) -> Sighting | None:
@@ -66,7 +66,7 @@ class Sightings:
 
     @contextmanager
     def watching(self) -> Iterator["Sightings"]:
-        """Look all the while. What is there at the beginning is no report of what is done in the block."""
+        """Watch during a block; reports that exist at its beginning do not count."""
         with client(self._url, "watcher", 5) as http:
             events = _last_event(http)
             known = set(_lines(http, events))

@@ -1,8 +1,8 @@
-"""Memory and open files of a control plane over many operations: after the warm-up, flat.
+"""Memory and open files of a control plane stay flat over many operations after the warm-up.
 
-The operations are those whose cost is the control plane's own: publishes with their files (no golden samples, so that
+The operations are those that cost only the control plane: publishes with their files (no golden samples, so that
 no model runs), validations of broken files, alias moves, deployments and their histories, reads of everything, failed
-requests, idempotency keys, uploads that are given up, garbage collections. Its bounded buffers (2,000 events, 512
+requests, idempotency keys, abandoned uploads, garbage collections. Its bounded buffers (2,000 events, 512
 operations, heads by model) are full after the warm-up.
 """
 
@@ -31,7 +31,7 @@ _EXPENSIVE_EVERY = 50
 
 @dataclass(frozen=True)
 class Sample:
-    """The process at one moment."""
+    """The process at one time."""
 
     operations: int
     resident_bytes: int
@@ -40,11 +40,11 @@ class Sample:
 
 
 class Soak:
-    """One client and what it does.
+    """One client and its operations.
 
     Args:
         work: The client.
-        seed: Of chance.
+        seed: Random seed.
     """
 
     def __init__(self, work: Work, seed: int) -> None:
@@ -57,13 +57,13 @@ class Soak:
             self.read,
             self.deploy,
             self.refuse,
-            self.give_up,
+            self.abandon_upload,
             self.repeat,
             self.look_around,
         ]
 
     def prepare(self) -> None:
-        """Publish what the operations work on."""
+        """Publish the models that the operations use."""
         for _ in range(2):
             self._work.publish("soaked", golden=False)
         self.deploy()
@@ -106,7 +106,7 @@ class Soak:
             except RefusedError:
                 continue
 
-    def give_up(self) -> None:
+    def abandon_upload(self) -> None:
         self._call("DELETE", f"/v1/uploads/{self._upload(uuid.uuid4().bytes)}")
 
     def repeat(self) -> None:
@@ -129,17 +129,17 @@ class Soak:
 
 
 def soak(server: S3Server, folder: Path, operations: int, *, growth_bytes: int = 24 * _MIB) -> Row:
-    """Work on a control plane, and watch its memory and its open files.
+    """Run operations on a control plane and measure its memory and open files.
 
     Args:
-        server: Where its bucket is.
-        folder: For everything local.
-        operations: How many; the first half is the warm-up.
-        growth_bytes: How much more memory it may have at the end than in the middle.
+        server: The S3 server of its store.
+        folder: Folder of all local files.
+        operations: Number of operations; the first half is the warm-up.
+        growth_bytes: Allowed growth of memory from the middle to the end.
     """
     record = Record()
     store = server.settings(server.new_bucket())
-    # No Triton: what it does with memory is its own affair, and deployments stay Pending.
+    # No Triton, so that its memory does not count; deployments stay Pending.
     with running(Plane(folder / "plane", store, command="serve")) as plane:
         work = Work([plane.url], "soak", record, random.Random(5))
         process = psutil.Process(plane.pid)
@@ -164,7 +164,7 @@ def soak(server: S3Server, folder: Path, operations: int, *, growth_bytes: int =
 
 
 def grown(samples: list[Sample], growth_bytes: int) -> list[str]:
-    """What grew from the third quarter to the last: medians, so that one moment's peak is no growth."""
+    """Return what grew from the third to the last quarter, by medians, so that a short peak does not count."""
     half = samples[len(samples) // 2 :]
     before, after = half[: len(half) // 2], half[len(half) // 2 :]
     memory = [statistics.median(one.resident_bytes for one in part) for part in (before, after)]
@@ -179,8 +179,8 @@ def grown(samples: list[Sample], growth_bytes: int) -> list[str]:
     problems = []
     if memory[1] - memory[0] > growth_bytes:
         problems.append(
-            f"its memory grew by {(memory[1] - memory[0]) / _MIB:.1f} MiB from the third quarter to the last"
+            f"the memory grew by {(memory[1] - memory[0]) / _MIB:.1f} MiB from the third quarter to the last"
         )
     if files[1] - files[0] > 8:
-        problems.append(f"its open files grew from {files[0]:.0f} to {files[1]:.0f}")
+        problems.append(f"the open files grew from {files[0]:.0f} to {files[1]:.0f}")
     return problems

@@ -27,22 +27,22 @@ _REST_SECONDS = 240.0
 
 @dataclass
 class Stage:
-    """What is at work.
+    """The running parts of the system.
 
     Attributes:
         planes: The control planes; the first is watched.
         repository: The model repository that they write.
         http_url: Triton's HTTP service.
         grpc_url: Triton's gRPC service.
-        record: What clients were told.
-        auditor: Reads the bucket past everything.
-        work: Changes that a case makes itself.
-        asker: Questions that a case asks itself.
+        record: Answers to clients.
+        auditor: Reads the store directly.
+        work: Sends a case's own changes.
+        asker: Sends a case's own inference requests.
         traffic: The clients.
-        proxy: Before the S3 server; None where the store is a folder.
-        lead_seconds: How long clients work before a fault.
-        rng: Chance.
-        last_failure: Why the last change that a case made itself failed.
+        proxy: Proxy before the S3 server; None if the store is a folder.
+        lead_seconds: Seconds that clients work before a fault.
+        rng: Random number generator.
+        last_failure: Why the last change of a case failed.
     """
 
     planes: list[Plane]
@@ -70,33 +70,33 @@ class Stage:
         return self.planes[0]
 
     def publishes(self, model: str = "stock") -> bool:
-        """Whether a publish succeeds now."""
+        """Return whether a publish succeeds now."""
         return self._tried(lambda: self.work.publish(model))
 
     def deploys(self, version: int | None = None) -> bool:
-        """Whether the moving model can be brought to another version now."""
+        """Return whether the moving model can switch to another version now."""
         versions = [one.version for one in self.record.published if one.model == MOVING]
         wanted = version or self.rng.choice(versions)
         return self._tried(lambda: self.work.settled(self.work.deploy(MOVING, wanted)))
 
     def removes(self, model: str) -> None:
-        """Undeploy a model that a case deployed for itself."""
+        """Undeploy a model that a case deployed."""
         self.work.settled(self.work.caller.call("DELETE", f"/v1/deployments/{model}"))
         self.record.deployments.pop(model)
 
     @contextmanager
     def deployer_off(self) -> Iterator[None]:
-        """Keep the clients from deploying for the length of a block."""
+        """Prevent the clients from deploying during a block."""
         with self.traffic.deployer:
             yield
 
-    def deploys_in_peace(self) -> bool:
-        """Whether a deploy succeeds at the first try, with nobody who overtakes it."""
+    def deploys_alone(self) -> bool:
+        """Return whether a deploy succeeds at the first attempt without a concurrent one."""
         with self.deployer_off():
             return self.deploys()
 
     def leads(self, plane: Plane) -> bool:
-        """Whether a control plane thinks that it leads: its newest word on it among its events."""
+        """Return whether a control plane reports itself as leader in its newest leadership event."""
         try:
             with client(plane.url, "watcher", 5) as http:
                 events = http.get("/v1/events", params={"limit": 1000}).json()["items"]
@@ -106,13 +106,13 @@ class Stage:
         return bool(said) and said[-1] == "LeadershipAcquired"
 
     def answers(self) -> bool:
-        """Whether both models answer rightly through Triton."""
+        """Return whether both models give right answers through Triton."""
         return all(self.asker.ask(model) is not None for model in (STEADY, MOVING))
 
     def at_rest(self) -> list[str]:
-        """Wait until everything is as it was last asked for, and return what does not hold."""
+        """Wait until the last requested state is reached and return the violations."""
         end = time.monotonic() + _REST_SECONDS
-        problems = ["not looked at yet"]
+        problems = ["not checked yet"]
         while problems and time.monotonic() < end:
             problems = self._unsettled()
             if problems:
@@ -132,7 +132,7 @@ class Stage:
             elif (answers := self.asker.ask(model)) != wanted:
                 problems.append(f"{model} answers with {answers} at the end and not with {wanted}")
             elif (newest := self.auditor.wanted(model)) != wanted:
-                problems.append(f"{model} wants {wanted} at the end, and the bucket says {newest}")
+                problems.append(f"{model} wants {wanted} at the end, and the store has {newest}")
         return problems or nothing_left_over(self.repository)
 
     def _tried(self, act: Callable[[], Any]) -> bool:
@@ -155,16 +155,16 @@ def stage_with_own_triton(
     store: StoreSettings | None = None,
     shared_memory_mib: int | None = None,
 ) -> Iterator[Stage]:
-    """`tritonctl up`: one control plane with its embedded Triton, on S3 behind the proxy or on a folder.
+    """Start `tritonctl up`: one control plane with its embedded Triton, on S3 behind the proxy or on a folder.
 
     Args:
         server: The S3 server; None for a folder.
-        folder: For everything local.
+        folder: Folder of all local files.
         changes: More settings.
         pause: Seconds between two changes of a client.
-        seed: Of chance.
-        store: Where the folder store is, without a server.
-        shared_memory_mib: Size of a ``/dev/shm`` of its own.
+        seed: Random seed.
+        store: The folder of the store, without a server.
+        shared_memory_mib: Size of its own ``/dev/shm``.
     """
     with ExitStack() as stack:
         proxy, direct, seen = _store(server, folder, stack, store)
@@ -184,7 +184,7 @@ def stage_beside_triton(
     pause: float = 1.0,
     seed: int = 1,
 ) -> Iterator[Stage]:
-    """`tritonctl serve`, once or more on one bucket, with a Triton that outlives them."""
+    """Start `tritonctl serve` once or more on one store with a Triton that outlives them."""
     with ExitStack() as stack:
         proxy, direct, seen = _store(server, folder, stack, None)
         planes = [
@@ -243,7 +243,7 @@ def _stage(
 
 @contextmanager
 def meanwhile(act: Callable[[], object]) -> Iterator[None]:
-    """Do something in a thread for the length of a block."""
+    """Run a function in a thread during a block."""
     thread = threading.Thread(target=act, daemon=True)
     thread.start()
     try:

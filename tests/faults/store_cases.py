@@ -1,4 +1,4 @@
-"""The store, through the proxy before the real S3 server."""
+"""Store faults, injected by the proxy before the real S3 server."""
 
 import shutil
 import time
@@ -17,20 +17,20 @@ def _proxy(trial: Trial) -> FaultProxy:
 
 
 def passing(*faults: Callable[[], Fault]) -> Callable[[Trial], None]:
-    """Faults of single requests, which nobody should notice: a publish and a deploy succeed at the first try."""
+    """Return faults of single requests that must stay unnoticed: publish and deploy succeed at the first attempt."""
 
     def run(trial: Trial) -> None:
         for make in faults:
             _proxy(trial).inject(make())
         if not (trial.stage.publishes() and trial.stage.deploys_in_peace()):
-            trial.problems.append(f"a failed request was not made good: {trial.stage.last_failure}")
+            trial.problems.append(f"a failed request was not retried successfully: {trial.stage.last_failure}")
         trial.heals(trial.stage.answers)
 
     return run
 
 
 def lasting(make: Callable[[], Fault], seconds: float) -> Callable[[Trial], None]:
-    """A store that is not well for a while, while clients go on; afterwards everything goes on by itself."""
+    """Make the store unhealthy for some seconds while clients work; the system recovers automatically."""
 
     def run(trial: Trial) -> None:
         with _proxy(trial).lasting(make()):
@@ -48,13 +48,13 @@ def lasting(make: Callable[[], Fault], seconds: float) -> Callable[[Trial], None
 
 
 def wrong_bytes(trial: Trial) -> None:
-    """Every read of a blob has one bit changed, while a version that is not in the cache is deployed."""
+    """Change one bit in every read of a blob while a version that is not in the cache is deployed."""
     stage = trial.stage
     cache = stage.plane.folder / "cache" / "sha256"
     with stage.deployer_off():
         published = stage.work.publish(MOVING)
         newest = published.version
-        # Its manifest, and sometimes the file alone: the one is read by the loop, the other by the fetch.
+        # The manifest, and sometimes only the file: the loop reads the former, the fetch reads the latter.
         of = stage.rng.choice(("blobs/", published.sha256))
         with _proxy(trial).lasting(Fault(Action.FLIP, "GET", contains=of)):
             for folder in cache.iterdir():
@@ -66,7 +66,7 @@ def wrong_bytes(trial: Trial) -> None:
 
 
 def store_cases(long: bool) -> list[Case]:
-    """All of them; in the long version faults that last do so longer."""
+    """Return all store cases; lasting faults last longer in the long version."""
     seconds = 12.0 if long else 3.0
     answer = Action.ANSWER
     single: dict[str, list[Callable[[], Fault]]] = {

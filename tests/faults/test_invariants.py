@@ -1,4 +1,4 @@
-"""The checks find what they are there to find: each invariant is broken by hand, and seen."""
+"""The checks find their violations: each invariant is broken by the test and reported."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     auditor.close()
 
 
-def test_what_is_right_is_right(scene: Scene) -> None:
+def test_intact_system_has_no_violations(scene: Scene) -> None:
     assert scene.problems() == []
 
 
@@ -84,34 +84,34 @@ def _another_end(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
-        (_lost_publish, "m:3 was acknowledged and is not there"),
+        (_lost_publish, "m:3 was acknowledged and is missing"),
         (_twice_one_number, "two publishers"),
-        (_half_a_version, "m:2 is half there"),
+        (_half_a_version, "m:2 is incomplete"),
         (_lost_move, "alias m@champion is 1"),
-        (_lost_deployment, "revision 2 of m (1) was acknowledged and is not there"),
-        (_another_end, "m wants 1; the last one asked for and possible: [2]"),
+        (_lost_deployment, "revision 2 of m (1) was acknowledged and is missing"),
+        (_another_end, "m wants 1; possible after the last request: [2]"),
     ],
     ids=lambda value: getattr(value, "__name__", "").strip("_"),
 )
-def test_what_is_broken_is_found(scene: Scene, break_it: Callable[[Scene], None], words: str) -> None:
+def test_each_broken_invariant_is_found(scene: Scene, break_it: Callable[[Scene], None], words: str) -> None:
     break_it(scene)
     assert any(words in problem for problem in scene.problems()), scene.problems()
 
 
-def test_a_change_without_an_answer_may_have_been_made_or_not(scene: Scene) -> None:
+def test_change_without_answer_may_be_applied_or_not(scene: Scene) -> None:
     scene.record.aliases["m", "champion"].append(Change(2, Answer.LOST))
     assert scene.problems() == []
     scene.registry.set_alias("m", "champion", 2, actor="t")
     assert scene.problems() == []
 
 
-def test_a_refused_change_must_not_be_there(scene: Scene) -> None:
+def test_refused_change_must_not_be_applied(scene: Scene) -> None:
     scene.record.aliases["m", "champion"].append(Change(2, Answer.REFUSED))
     scene.registry.set_alias("m", "champion", 2, actor="t")
     assert any("alias m@champion is 2" in problem for problem in scene.problems())
 
 
-def test_silence_is_only_excused_while_something_is_broken_on_purpose() -> None:
+def test_missing_answer_is_excused_only_during_an_injected_fault() -> None:
     record = Record()
     work, asker = Work(["http://127.0.0.1:9"], "t", record, random.Random(1)), Asker("http://127.0.0.1:9", record)
     record.excuse("api")
@@ -125,12 +125,15 @@ def test_silence_is_only_excused_while_something_is_broken_on_purpose() -> None:
     assert asker.ask("m") is None
     with pytest.raises(Exception, match="refused"):
         work.move("m", "champion", 1)
-    assert ["m answered before" in record.violations[0], "no answer" in record.violations[1]] == [True, True]
+    assert ["m answered before and no longer does" in record.violations[0], "no answer" in record.violations[1]] == [
+        True,
+        True,
+    ]
     work.caller.close()
     asker.close()
 
 
-def test_what_is_left_in_a_model_repository_is_found(tmp_path: Path) -> None:
+def test_leftovers_in_a_model_repository_are_found(tmp_path: Path) -> None:
     (tmp_path / "m" / "1").mkdir(parents=True)
     assert nothing_left_over(tmp_path) == []
     (tmp_path / "m" / ".incomplete-1").mkdir()

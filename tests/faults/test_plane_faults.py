@@ -24,7 +24,7 @@ def stage(moto: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.parametrize("case", plane_cases(), ids=lambda case: case.name)
-def test_a_control_plane_that_is_gone_loses_nothing(stage: Stage, case: Case) -> None:
+def test_control_plane_fault_loses_nothing(stage: Stage, case: Case) -> None:
     row = inject(stage, case, case.quick)
     assert row.violations == []
     assert len(row.heal_seconds) == case.quick

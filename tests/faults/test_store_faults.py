@@ -19,7 +19,7 @@ def stage(moto: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.mark.parametrize("case", quick(store_cases(long=False)), ids=lambda case: case.name)
-def test_a_store_fault_breaks_nothing(stage: Stage, case: Case) -> None:
+def test_store_fault_breaks_no_invariant(stage: Stage, case: Case) -> None:
     row = inject(stage, case, case.quick)
     assert row.violations == []
     assert len(row.heal_seconds) == case.quick

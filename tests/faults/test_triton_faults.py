@@ -18,7 +18,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 @pytest.mark.parametrize("case", quick(triton_cases()), ids=lambda case: case.name)
-def test_a_fault_of_triton_breaks_nothing_else(stage: Stage, case: Case) -> None:
+def test_triton_fault_breaks_no_invariant(stage: Stage, case: Case) -> None:
     row = inject(stage, case, case.quick)
     assert row.violations == []
     assert len(row.heal_seconds) == case.quick

@@ -1,4 +1,4 @@
-"""The Triton server that a control plane supervises."""
+"""Faults of the Triton server that a control plane supervises."""
 
 import contextlib
 import json
@@ -29,20 +29,20 @@ _TRY_TURNS = 300_000
 _SLOW_SECONDS = 4 * float(QUICK["TRITON__UNLOAD_TIMEOUT_SECONDS"])
 
 
-def onnx_that_does_not_load() -> bytes:
-    """A well-formed ONNX file with an operator that no runtime has."""
+def unloadable_onnx_model() -> bytes:
+    """Return a well-formed ONNX file with an operator that no runtime has."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])
-    node = helper.make_node("Mystery", ["x"], ["y"], domain="nobody.knows")
+    node = helper.make_node("Mystery", ["x"], ["y"], domain="no.such.domain")
     graph = helper.make_graph([node], f"broken{time.monotonic_ns()}", [x], [y])
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("nobody.knows", 1)]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("no.such.domain", 1)]
     data: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
     return data
 
 
 @contextlib.contextmanager
 def _excused(trial: Trial, *what: str) -> Iterator[None]:
-    """Inference may fail for the length of a block, because its server was broken."""
+    """Allow inference to fail during a block, because its server has a fault."""
     for one in what:
         trial.stage.record.excuse(one)
     try:
@@ -53,7 +53,7 @@ def _excused(trial: Trial, *what: str) -> Iterator[None]:
 
 
 def killed(trial: Trial) -> None:
-    """SIGKILL to the server."""
+    """Send SIGKILL to the server."""
     with _excused(trial, "triton"):
         os.kill(trial.stage.plane.triton_pid(), signal.SIGKILL)
         trial.sightings.wait(60)
@@ -61,7 +61,7 @@ def killed(trial: Trial) -> None:
 
 
 def hung(trial: Trial) -> None:
-    """SIGSTOP to the server: it accepts connections and answers nothing. A supervised one is started anew."""
+    """Send SIGSTOP to the server: it accepts connections and does not answer. A supervised server is restarted."""
     with _excused(trial, "triton"):
         server = psutil.Process(trial.stage.plane.triton_pid())
         server.suspend()
@@ -72,7 +72,7 @@ def hung(trial: Trial) -> None:
 
 
 def killed_in_a_loop(trial: Trial) -> None:
-    """SIGKILL as soon as it is back, five times."""
+    """Send SIGKILL as soon as the server is back, five times."""
     plane = trial.stage.plane
     with _excused(trial, "triton"):
         last = 0
@@ -90,7 +90,7 @@ def killed_in_a_loop(trial: Trial) -> None:
 
 
 def backend_killed(trial: Trial) -> None:
-    """SIGKILL to a model's backend process: Triton goes on saying READY."""
+    """Send SIGKILL to a model's backend process: Triton continues to report READY."""
     with _excused(trial, STEADY):
         (pid,) = trial.stage.plane.backend_pids(STEADY)
         os.kill(pid, signal.SIGKILL)
@@ -99,7 +99,7 @@ def backend_killed(trial: Trial) -> None:
 
 
 def load_fails(trial: Trial) -> None:
-    """A version that Triton refuses to load; the one that answers goes on."""
+    """Deploy a version that Triton refuses to load; the active one continues to serve."""
     stage = trial.stage
     signature = {
         side: [{"name": name, "dtype": "FP32", "shape": [-1, 2]}] for side, name in (("inputs", "x"), ("outputs", "y"))
@@ -107,7 +107,7 @@ def load_fails(trial: Trial) -> None:
     good = stage.work.publish("fragile")
     stage.work.settled(stage.work.deploy("fragile", good.version))
     broken = stage.work.publish(
-        "fragile", onnx_that_does_not_load(), golden=False, signature={**signature, "batched": True}, format="onnx"
+        "fragile", unloadable_onnx_model(), golden=False, signature={**signature, "batched": True}, format="onnx"
     )
     trial.injected()
     try:
@@ -115,9 +115,9 @@ def load_fails(trial: Trial) -> None:
     except RefusedError:
         pass
     else:
-        trial.problems.append("a version that cannot be loaded passed for Ready")
+        trial.problems.append("a version that cannot be loaded became Ready")
     if (answers := stage.asker.ask("fragile")) != good.version:
-        trial.problems.append(f"version {good.version} answered, and {answers} after a load that failed")
+        trial.problems.append(f"version {good.version} answered, and {answers} after a failed load")
     trial.sightings.wait(60)
     trial.lifted()
     trial.heals(lambda: bool(stage.work.settled(stage.work.deploy("fragile", good.version))))
@@ -125,7 +125,7 @@ def load_fails(trial: Trial) -> None:
 
 
 def load_hangs(trial: Trial) -> None:
-    """The new version's backend process is stopped while it starts, so its load does not return."""
+    """Stop the new version's backend process during its start, so that its load does not return."""
     stage = trial.stage
     before = stage.asker.ask(MOVING)
     others = set(stage.plane.backend_pids(MOVING))
@@ -150,7 +150,7 @@ def load_hangs(trial: Trial) -> None:
             trial.problems.append("no load was caught at its start")
         trial.sightings.wait(60)
         if stage.asker.ask(MOVING) is None and before is not None and stage.asker.ask(STEADY) is not None:
-            trial.problems.append(f"version {before} answered before the load that hangs, and does not now")
+            trial.problems.append(f"version {before} answered before the hanging load and no longer does")
         for process in stopped:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -158,8 +158,8 @@ def load_hangs(trial: Trial) -> None:
         trial.heals(lambda: stage.asker.ask(MOVING) == newest.version)
 
 
-def onnx_that_takes_its_time() -> bytes:
-    """Goes round a loop as often as the largest number that it is given, and answers with what it was given."""
+def slow_onnx_model() -> bytes:
+    """Return a model that loops as often as its largest input and returns its input."""
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in ("v", "v_out")]
     turn, go, go_out = (
         helper.make_tensor_value_info(name, kind, [])
@@ -187,9 +187,9 @@ def onnx_that_takes_its_time() -> bytes:
 
 
 def unload_is_slow(trial: Trial) -> None:
-    """A request that takes longer than the unload's deadline is in flight when a model is undeployed.
+    """Undeploy a model while a request that takes longer than the unload's deadline is in flight.
 
-    On a machine that has become faster since the measure it may end before the deadline. Then a longer one is sent.
+    If the machine has become faster since the measurement, the request may end too early; then send a longer one.
     """
     for longer in (1, 2, 4, 8):
         _undeployed_in_flight(trial, longer)
@@ -199,9 +199,9 @@ def unload_is_slow(trial: Trial) -> None:
 
 def _undeployed_in_flight(trial: Trial, longer: int) -> None:
     stage = trial.stage
-    published = stage.work.publish("slow", onnx_that_takes_its_time())
+    published = stage.work.publish("slow", slow_onnx_model())
     stage.work.settled(stage.work.deploy("slow", published.version))
-    _loops(stage, 1)  # the first one is no measure
+    _loops(stage, 1)  # the first request does not count
     began = time.monotonic()
     _loops(stage, _TRY_TURNS)
     turns = int(_TRY_TURNS * longer * _SLOW_SECONDS / (time.monotonic() - began))
@@ -218,10 +218,10 @@ def _undeployed_in_flight(trial: Trial, longer: int) -> None:
                 trial.problems.append("its memory counts as free while a request is in flight")
                 break
             if state == "succeeded":
-                trial.problems.append("it says unloaded while a request is in flight")
+                trial.problems.append("it is reported as unloaded while a request is in flight")
                 break
             if not stage.answers():
-                trial.problems.append("others do not answer while one is unloaded")
+                trial.problems.append("other models do not answer while one is unloaded")
                 break
             time.sleep(0.1)
     if answers != [200]:
@@ -229,13 +229,13 @@ def _undeployed_in_flight(trial: Trial, longer: int) -> None:
     trial.lifted()
     trial.heals(lambda: _state_of(stage, removed) == "succeeded")
     if left := stage.plane.backend_pids("slow"):
-        trial.problems.append(f"it says unloaded, and its process is there: {left}")
-    _until(lambda: _held(stage, "slow") == 0)  # by the next reading; that it counts for longer does no harm
+        trial.problems.append(f"it is reported as unloaded while its process exists: {left}")
+    _until(lambda: _held(stage, "slow") == 0)  # by the next reading; counting it longer is harmless
     stage.record.deployments.pop("slow")
 
 
 def _loops(stage: Stage, turns: int) -> int:
-    """Ask the slow model for so many turns; return the status of the answer."""
+    """Request this number of loops from the slow model; return the status of the answer."""
     body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [float(turns), 1.0]}]}
     return httpx.post(f"{stage.http_url}/v2/models/slow/infer", json=body, timeout=_WAIT_SECONDS).status_code
 
@@ -264,73 +264,73 @@ def _until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + _WAIT_SECONDS
     while not condition():
         if time.monotonic() > end:
-            raise AssertionError("what the case waits for does not come")
+            raise AssertionError("the expected state was not reached")
         time.sleep(0.05)
 
 
 def unloaded_by_hand(trial: Trial) -> None:
-    """Somebody else unloads a deployed model."""
-    with _excused(trial, STEADY), InferenceServerClient(trial.stage.grpc_url) as somebody:
-        somebody.unload_model(STEADY)
+    """Unload a deployed model as another client."""
+    with _excused(trial, STEADY), InferenceServerClient(trial.stage.grpc_url) as other_client:
+        other_client.unload_model(STEADY)
         trial.sightings.wait(60)
         trial.heals(lambda: trial.stage.asker.ask(STEADY) is not None)
 
 
 def changed_by_hand(trial: Trial) -> None:
-    """Somebody else loads a deployed model with a changed copy of its configuration, that still names us."""
-    with InferenceServerClient(trial.stage.grpc_url) as somebody, _excused(trial, STEADY):
+    """Load a deployed model as another client with a modified copy of its configuration that contains its digest."""
+    with InferenceServerClient(trial.stage.grpc_url) as other_client, _excused(trial, STEADY):
 
         def batch() -> int:
             try:
-                return int(somebody.get_model_config(STEADY, as_json=True)["config"]["max_batch_size"])
+                return int(other_client.get_model_config(STEADY, as_json=True)["config"]["max_batch_size"])
             except InferenceServerException:
-                return 0  # it is not loaded at this moment
+                return 0  # it is not loaded at the moment
 
         ours = batch()
-        config = somebody.get_model_config(STEADY, as_json=True)["config"]
-        somebody.load_model(STEADY, config=json.dumps({**config, "max_batch_size": ours + 3}))
+        config = other_client.get_model_config(STEADY, as_json=True)["config"]
+        other_client.load_model(STEADY, config=json.dumps({**config, "max_batch_size": ours + 3}))
         trial.sightings.wait(60)
         trial.heals(lambda: batch() == ours and trial.stage.asker.ask(STEADY) is not None)
 
 
 def stranger_loaded(trial: Trial) -> None:
-    """Somebody else loads a model that is no deployment: it is told with its size, and nobody takes it away."""
+    """Load an unmanaged model as another client: it is reported with its size and stays loaded."""
     name = f"stranger{time.monotonic_ns()}"
-    with InferenceServerClient(trial.stage.grpc_url) as somebody:
+    with InferenceServerClient(trial.stage.grpc_url) as other_client:
         data = onnx_scale(3.0)
-        somebody.load_model(name, config=json.dumps({"backend": "onnxruntime"}), files={"file:1/model.onnx": data})
+        other_client.load_model(name, config=json.dumps({"backend": "onnxruntime"}), files={"file:1/model.onnx": data})
         seen = trial.sightings.wait(60)
         if seen is not None and not re.search(rf"{name}:1 is loaded .* [\d.]+ [KMG]iB now", seen.text):
-            trial.problems.append(f"it is told without its name or its size: {seen.text}")
+            trial.problems.append(f"the report lacks its name or its size: {seen.text}")
         trial.lifted()
         trial.heals(trial.stage.answers)
-        if not somebody.is_model_ready(name):
-            trial.problems.append("a model that is not ours was unloaded")
-        somebody.unload_model(name)
+        if not other_client.is_model_ready(name):
+            trial.problems.append("an unmanaged model was unloaded")
+        other_client.unload_model(name)
 
 
 def triton_cases() -> list[Case]:
-    """All of them."""
+    """Return all Triton cases."""
     return [
         Case("Triton: SIGKILL", killed, _SERVER, long=4),
         Case("Triton: SIGSTOP, hung", hung, _SERVER, quick=0, long=2),
         Case("Triton: killed in a loop", killed_in_a_loop, _SERVER, quick=0, long=2),
         Case("Triton: backend process killed", backend_killed, r"Unhealthy|is not healthy|stopped answering", long=4),
-        Case("Triton: a load that fails", load_fails, r"nobody\.knows|Mystery", long=4),
+        Case("Triton: a failing load", load_fails, r"no\.such\.domain|Mystery", long=4),
         Case(
-            "Triton: a load that hangs",
+            "Triton: a hanging load",
             load_hangs,
             r"did not answer in|deadline|hung|LoadStuck|never return",
             quick=0,
             long=3,
         ),
         Case("Triton: a slow unload", unload_is_slow, "UnloadFailed slow: .*is still on", long=4),
-        Case("Triton: unloaded by somebody else", unloaded_by_hand, f"{_OTHERS}.*was unloaded", long=4),
+        Case("Triton: unloaded by another client", unloaded_by_hand, f"{_OTHERS}.*was unloaded", long=4),
         Case(
-            "Triton: loaded differently by somebody else",
+            "Triton: loaded differently by another client",
             changed_by_hand,
             rf"{_OTHERS}.*(another configuration|a load was begun)",
             long=4,
         ),
-        Case("Triton: a model that is not ours loaded", stranger_loaded, "UnmanagedModel embedded", long=4),
+        Case("Triton: an unmanaged model loaded", stranger_loaded, "UnmanagedModel embedded", long=4),
     ]

@@ -1,4 +1,4 @@
-"""A control plane in a process of its own, that can be told to die or to fall asleep before or in a step.
+"""A control plane in its own process that dies or stops before or during a given step.
 
 Run as ``python -m tests.reconciler.child FOLDER GRPC_URL REPOSITORY [HOW STEP]`` with HOW one of ``kill-before``,
 ``kill-during``, ``stop-before``. Prints a line for each thing it does.
@@ -24,7 +24,7 @@ def say(*words: object) -> None:
 
 
 def arm(executor: Executor, how: str, step: int) -> None:
-    """Wrap the executor, so that something happens to this process at its STEP-th action."""
+    """Wrap the executor so that this process dies or stops at its STEP-th action."""
     run, count = executor.run, 0
 
     async def counted(server: Any, model: str, action: Any, *rest: Any) -> Outcome:

@@ -44,7 +44,7 @@ def open_registry(folder: Path) -> Registry:
 
 @pytest.fixture
 def model() -> str:
-    """A name of the test's own: the session's Triton is shared."""
+    """Return a model name that only this test uses, because the session's Triton is shared."""
     return f"affine{next(_numbers)}"
 
 
@@ -62,7 +62,7 @@ def settings(**changes: Any) -> ReconcilerSettings:
 
 @dataclass
 class Room:
-    """A reconciler at work, and what tests do with it."""
+    """A running reconciler with the helpers that tests need."""
 
     registry: Registry
     server: ManagedServer
@@ -108,7 +108,7 @@ class Room:
                 await asyncio.sleep(0.02)
 
     async def answer(self) -> tuple[float, int]:
-        """What Triton multiplies by, and the version that says so."""
+        """Return the factor that Triton applies and the version that answered."""
         return await answer(self.server.client, self.model)
 
     def events(self, reason: str) -> list[str]:
@@ -132,7 +132,7 @@ class Traffic:
 
     @property
     def order(self) -> list[int]:
-        """The versions that answered a client, in order, each run of one version once. Both saw the same."""
+        """The versions that answered, in order and without repetitions; both clients saw the same."""
         one, other = ([version for version, _ in itertools.groupby(client)] for client in self.versions)
         assert one == other
         return one
@@ -185,8 +185,8 @@ async def running(
         await server.client.close()
 
 
-async def nothing_half_there(server: ManagedServer, model: str) -> None:
-    """Wait until no candidate is left, and every folder that is there is loaded."""
+async def nothing_half_staged(server: ManagedServer, model: str) -> None:
+    """Wait until no candidate is left and every staged folder is loaded."""
     async with asyncio.timeout(90):
         while True:
             ready = [e for e in await server.client.index() if e.state == "READY"]

@@ -1,4 +1,4 @@
-"""A control plane over several servers in a process of its own, that dies in the middle of a defragmentation.
+"""A control plane with several servers in its own process that dies during a defragmentation.
 
 Run as ``python -m tests.reconciler.fleet_child FOLDER SERVERS MODEL HOW STEP``: SERVERS is JSON, a list of objects with
 ``name``, ``grpc_url``, ``repository`` and ``zone``. As soon as MODEL is Ready it is defragmented; HOW and STEP are

@@ -1,4 +1,4 @@
-"""An embedded Triton of a test's own with a budget, a reconciler, and clients that demand, hold and infer."""
+"""An embedded Triton for one test with a budget, a reconciler, and clients that load, hold and infer."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ MIB = 1 << 20
 
 
 class ShortOfMemory(TritonClient):
-    """A client of a real Triton that can be told to refuse loads as Triton does when it has no memory.
+    """A client of a real Triton that refuses loads on request as Triton does when it has no memory.
 
     Attributes:
         refusals: How many loads of a model are still refused, by Triton name.
@@ -52,7 +52,7 @@ class ShortOfMemory(TritonClient):
 
 @dataclass
 class MemoryRoom:
-    """A reconciler at work on a server with a budget."""
+    """A running reconciler with one server that has a budget."""
 
     registry: Registry
     embedded: EmbeddedTriton
@@ -76,7 +76,7 @@ class MemoryRoom:
         return [f"{e.subject}: {e.message}" for e in self.reconciler.events() if e.reason == reason]
 
     def put(self, model: str, scale: float, *, resident_mib: int = 0, **settings: object) -> int:
-        """Publish a version and commit that it is wanted; return the revision."""
+        """Publish a version, commit a deployment of it and return the revision."""
         version = publish_affine(self.registry, model, self.work, scale=scale, resident_mib=resident_mib)
         self.scales[model] = scale
         return self.want(model, version, **settings)
@@ -118,7 +118,7 @@ class MemoryRoom:
 
     @contextlib.asynccontextmanager
     async def held(self, model: str, seconds: float = 30) -> AsyncIterator[None]:
-        """What a client does that must not lose the model: lease, load, use, give back."""
+        """Hold, load, use and release a model as a client that must not lose it."""
         lease = await asyncio.to_thread(self.registry.holds.acquire, model, seconds=seconds, holder="test")
         self.reconciler.lease_changed(lease)
         try:
@@ -129,7 +129,7 @@ class MemoryRoom:
 
 
 def small(name: str, **changes: object) -> dict[str, object]:
-    """Settings of a model that is loaded at first use."""
+    """Return settings of an on-demand model."""
     return {"mode": Mode.ON_DEMAND, **changes}
 
 
@@ -154,14 +154,14 @@ async def memory_room(
     pace: Mapping[str, float] = {},
     **changes: object,
 ) -> AsyncIterator[MemoryRoom]:
-    """Start a reconciler with the server as its only one, its own or somebody else's.
+    """Start a reconciler with one server, supervised or external.
 
     Args:
         registry: The bucket.
         embedded: The server.
         work: For files.
-        budget: What models may use of the host, in bytes.
-        supervised: Whether the server is its own.
+        budget: Host memory that models can use, in bytes.
+        supervised: Whether the reconciler supervises the server.
         pace: Other intervals of the reconciler.
         changes: Other settings of the memory.
     """

@@ -1,4 +1,4 @@
-"""A server as its steward hears of it: readings go in, what was done is told, and nothing is run."""
+"""A server as its memory scheduler sees it: the test supplies readings and action results; nothing runs."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ def gpu(number: int, used: int = 500 * MIB) -> DeviceReading:
 
 
 class Served:
-    """A server as its steward hears of it, with one model of two versions of which the second is wanted."""
+    """A server as its memory scheduler sees it, with one model of two versions; the second is desired."""
 
     def __init__(self, work: Path, devices: tuple[DeviceReading, ...], rules: BudgetRules) -> None:
         registry = open_registry(work)
@@ -50,7 +50,7 @@ class Served:
         self.look(self.reading)
 
     def look(self, reading: ServerReading) -> None:
-        """A reading comes that began just now."""
+        """Supply a reading that began just now."""
         self.reading, self.step = reading, self.step + 1
         self.scheduler.take(reading, [], self.step, NOW)
 
@@ -66,7 +66,7 @@ class Served:
         meanwhile: ServerReading | None = None,
         then: ServerReading | None = None,
     ) -> list[FootprintSample]:
-        """Do it, as far as the steward hears of it, and return what was measured; ``then`` is read right after it."""
+        """Report the action to the memory scheduler and return the measurement; ``then`` is read right after it."""
         scheduler, unit = self.scheduler, self.unit
         if isinstance(action, Load):
             need = scheduler.queue.needs(self.desired_deployment, unit, action)

@@ -1,6 +1,6 @@
 """A pure model of what Triton does with loads and unloads, for property tests of the planner.
 
-It stands in for no test of the real thing: tests/reconciler/test_rollouts.py runs the same sequences on a real Triton.
+It replaces no test with a real server: tests/reconciler/test_rollouts.py runs the same sequences on a real Triton.
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ BACKOFF = Backoff(2.0, 300.0)
 
 
 class Nature(Enum):
-    """What a target does, whatever the control plane believes."""
+    """The real behaviour of a target, independent of what the control plane believes."""
 
     GOOD = "good"
     WRONG = "wrong"
@@ -46,7 +46,7 @@ class SimulatedTriton:
         return self.natures.get(Target(version, digest or ""), Nature.GOOD)
 
     def settle(self) -> None:
-        """Time passes: what was unloading is gone."""
+        """Let time pass: finish all unloads."""
         self.leaving.clear()
         self.candidate_leaving = False
         self.loading = False
@@ -133,7 +133,7 @@ class World:
                 t.dead -= renewed
                 t.leaving |= t.loaded - set(versions)
                 before, digest = frozenset(t.loaded), t.digest
-                # While a reload goes on, old and new are both in memory.
+                # During a reload both versions are in memory.
                 self.peak_replicas = max(self.peak_replicas, len(before) + len(renewed) + (t.candidate is not None))
                 t.loaded, t.digest = set(versions), target.digest or None
                 self.record = self.record.after_load(action, before=before, digest=digest, now=self.now)
@@ -185,7 +185,7 @@ class World:
         )  # fmt: skip
         self.record = self.record.after_proof(target, mark, proof, candidate=candidate, now=self.now, backoff=BACKOFF)
 
-    # what happens to it from outside
+    # external changes
 
     def restart_triton(self) -> None:
         t = self.triton
@@ -204,7 +204,7 @@ class World:
         self.triton.dead.clear()
 
     def kill_processes(self) -> None:
-        """Every loaded version's process dies; what the next periodic probe finds is put into the record."""
+        """Kill the processes of all loaded versions and record what the next periodic probe finds."""
         t = self.triton
         t.dead |= t.loaded
         answering = self.answering()

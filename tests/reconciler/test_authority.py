@@ -1,4 +1,4 @@
-"""What an instance may do and believe, with clocks that the test moves."""
+"""Which actions an instance may take and which state it may trust, with clocks that the test moves."""
 
 import dataclasses
 from pathlib import Path
@@ -28,7 +28,7 @@ async def server(folder: Path, name: str, *, private: bool = False) -> ManagedSe
 
 
 class Instance:
-    """A lease and an authority of an instance on a machine of its own."""
+    """The lease and authority of an instance on its own machine."""
 
     def __init__(self, store: MemoryStore, clock: Clock, name: str, *servers: ManagedServer) -> None:
         self.lease = Lease(store, seconds=10.0, clock=clock, servers=driven_servers(servers))
@@ -40,7 +40,7 @@ class Instance:
         self.read_epoch = self.lease.epoch
 
 
-async def test_an_instance_drives_its_own_server_although_another_leads(tmp_path: Path) -> None:
+async def test_standby_drives_its_private_server(tmp_path: Path) -> None:
     store, clock = MemoryStore(), Clock()
     one = Instance(store, clock, "one", await server(tmp_path, "embedded", private=True))
     other = Instance(store, clock, "other", await server(tmp_path, "embedded", private=True))
@@ -52,7 +52,7 @@ async def test_an_instance_drives_its_own_server_although_another_leads(tmp_path
     assert (one.authority.acts, other.authority.acts) == (True, True)
 
 
-async def test_shared_servers_are_driven_by_the_leader_alone(tmp_path: Path) -> None:
+async def test_only_the_leader_drives_shared_servers(tmp_path: Path) -> None:
     store, clock = MemoryStore(), Clock()
     shared, mine = await server(tmp_path, "shared"), await server(tmp_path, "mine")
     one, other = Instance(store, clock, "one", shared), Instance(store, clock, "other", shared, mine)
@@ -64,7 +64,7 @@ async def test_shared_servers_are_driven_by_the_leader_alone(tmp_path: Path) -> 
     assert "no server 'mine' in its settings" in other.authority.undriven(mine)
 
 
-async def test_after_a_loss_of_contact_nothing_is_done_before_all_was_read_again(tmp_path: Path) -> None:
+async def test_no_action_after_lost_contact_until_state_is_read_again(tmp_path: Path) -> None:
     store, clock = MemoryStore(), Clock()
     one = Instance(store, clock, "one", await server(tmp_path, "embedded", private=True))
     one.lease.attempt()
@@ -79,7 +79,7 @@ async def test_after_a_loss_of_contact_nothing_is_done_before_all_was_read_again
     assert one.authority.term not in {None, term}, "an action that began before does not go on"
 
 
-def test_a_pause_counts_once_wherever_it_is_noticed() -> None:
+def test_process_pause_is_counted_once() -> None:
     clock, seen = Clock(), []
     watch = PauseWatch(10.0, on_pause=lambda: seen.append(clock.now), clock=clock)
     clock.now += 8

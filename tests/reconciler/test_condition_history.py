@@ -1,4 +1,4 @@
-"""Since when a condition holds survives a restart; what happened meanwhile, or by the restart, is a transition."""
+"""Condition transition times survive a restart; changes during the restart are transitions."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.support.triton import RunningTriton
 THEN, NOW = (datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2))
 
 
-def test_a_condition_keeps_its_time_only_where_its_status_is_the_same() -> None:
+def test_condition_keeps_transition_time_while_status_is_equal() -> None:
     def said(kind: str, status: ConditionStatus) -> Condition:
         return Condition(type=kind, status=status, reason="x", last_transition_time=NOW)
 
@@ -37,7 +37,7 @@ def since(room: Room, kind: str = "Ready") -> datetime | None:
 
 
 @pytest.mark.triton
-async def test_a_restart_is_no_transition_and_an_unload_meanwhile_is_one(
+async def test_restart_is_no_transition_but_unload_meanwhile_is(
     triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
 ) -> None:
     def kept() -> bool:
@@ -50,7 +50,7 @@ async def test_a_restart_is_no_transition_and_an_unload_meanwhile_is_one(
         assert first is not None
     async with running(triton, registry, model, tmp_path) as room:
         await room.until(lambda status: status.phase is Phase.READY and since(room) == first)
-        assert room.events("VersionActivated") == [], "nothing was loaded anew"
+        assert room.events("VersionActivated") == [], "nothing was loaded again"
     await room.server.client.close()
     client = triton.client()
     await client.unload(model)
@@ -66,7 +66,7 @@ async def test_a_restart_is_no_transition_and_an_unload_meanwhile_is_one(
 
 
 @pytest.mark.triton
-async def test_what_was_removed_is_forgotten_when_it_is_gone_and_at_the_latest_by_the_next(
+async def test_conditions_of_removed_deployments_are_deleted(
     triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
 ) -> None:
     def known() -> dict[str, object]:
@@ -79,7 +79,7 @@ async def test_what_was_removed_is_forgotten_when_it_is_gone_and_at_the_latest_b
         first = since(room)
         await room.deploy(version, deleted=True)
         await room.until(lambda status: status.phase is Phase.UNLOADED and known() == {})
-    # A leader that was killed before it forgot.
+    # A leader was killed before it deleted the conditions.
     server = room.server.name
     stale = {server: {"Ready": ["True", THEN.isoformat()]}}
     assert ConditionLog(registry.store).put(model, PART, stale, actor="test", reason="test")

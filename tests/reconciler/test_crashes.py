@@ -1,4 +1,4 @@
-"""The control plane is killed at every step of a deploy, started again, and ends where it should."""
+"""A control plane that is killed at any step of a deploy reaches the desired state after a restart."""
 
 import asyncio
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.domain.states import Phase
-from tests.reconciler.conftest import Room, answer, forget, nothing_half_there, open_registry, running
+from tests.reconciler.conftest import Room, answer, forget, nothing_half_staged, open_registry, running
 from tests.support.triton import RunningTriton
 
 pytestmark = [pytest.mark.triton, pytest.mark.long]
@@ -23,7 +23,7 @@ DEADLINE = 180.0
 
 
 @pytest.mark.parametrize(("journey", "crashes"), [("first", FIRST), ("forward", FORWARD), ("back", BACK)])
-async def test_killed_at_any_step_it_ends_where_it_should(
+async def test_reaches_desired_state_after_kill_at_any_step(
     triton: RunningTriton, tmp_path: Path, journey: str, crashes: list[tuple[str, int]]
 ) -> None:
     async def one(how: str, step: int) -> None:
@@ -35,7 +35,7 @@ async def test_killed_at_any_step_it_ends_where_it_should(
                 await room.deploy(first)
             if journey == "back":
                 await room.deploy(second)
-                await nothing_half_there(room.server, model)
+                await nothing_half_staged(room.server, model)
         Room(registry, room.server, room.reconciler, model, folder).put(
             f"{model}:{second if journey == 'forward' else first}"
         )
@@ -46,12 +46,12 @@ async def test_killed_at_any_step_it_ends_where_it_should(
         output, _ = await asyncio.wait_for(child.communicate(), DEADLINE)
         assert child.returncode == -9, output
         async with running(triton, registry, model, folder) as room:
-            # Not merely settled: the journeys share one model repository, and each one's first cleaning can take away
-            # what another is just writing. No two control planes with one bucket do that: only the leader cleans.
+            # Wait for more than a settled state: the journeys share one model repository, and each one's first clean-up
+            # can remove what another is writing. With one store this cannot happen, because only the leader cleans up.
             await room.until(lambda status: status.phase is Phase.READY, DEADLINE)
             expected = (2.0, second) if journey == "forward" else (1.0, first)
             assert await answer(room.server.client, model) == expected, (how, step)
-            await nothing_half_there(room.server, model)
+            await nothing_half_staged(room.server, model)
             assert len(registry.deployments.history(model)) == {"first": 1, "forward": 2, "back": 3}[journey]
         await forget(triton, model)
 

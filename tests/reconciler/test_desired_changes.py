@@ -1,4 +1,4 @@
-"""What is read from the bucket per tick follows the number of changes, not the number of deployments. No Triton."""
+"""Store reads per tick grow with the number of changes, not the number of deployments. No Triton."""
 
 from collections import Counter
 from pathlib import Path
@@ -32,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, dict[str,
 
 
 class Instance:
-    """An instance as far as it reads what is wanted."""
+    """The part of an instance that reads the desired state."""
 
     def __init__(self, store: ObjectStore, folder: Path, *, leads: bool = True, heads: Path | None = None) -> None:
         self.registry = new_registry(store, folder / "cache", head_max_age_seconds=1.0, heads=heads)
@@ -104,7 +104,7 @@ def test_start_reads_each_deployment_a_fixed_number_of_times(
     fill(new_registry(store.inner, tmp_path / "w"), 60, files)
     instance = Instance(store, tmp_path / "i", heads=tmp_path / "heads")
     assert len(instance.tick()) == 60
-    # The head of the deployment and of the model, and the manifest, which all have in common here.
+    # The heads of the deployment and of the model, and the manifest, which all deployments share here.
     assert len(store.calls) < 60 * 2 + 40
     store.calls.clear()
     again = Instance(store, tmp_path / "i", heads=tmp_path / "heads")
@@ -125,7 +125,7 @@ def test_alias_moved_by_another_process_is_followed_at_the_next_tick(
     publish(writer, "net", files, "champion")
     assert leader.tick() == {"net": 2}
     assert standby.tick() == {"net": 2}
-    # What changed while nobody led is followed by the one that leads next.
+    # The next leader follows changes from the time without a leader.
     publish(writer, "net", files, "champion")
     assert standby.tick() == {"net": 2}
     standby.leads = True
@@ -169,7 +169,7 @@ def test_entry_without_a_commit_is_forgotten_in_time(
     assert instance.tick() == {}
 
 
-def test_deployment_that_cannot_be_read_is_read_again_and_does_not_stop_others(
+def test_unreadable_deployment_is_retried_and_does_not_block_others(
     tmp_path: Path, files: tuple[Manifest, dict[str, Path]]
 ) -> None:
     store = MemoryStore()

@@ -1,4 +1,4 @@
-"""A server that keeps memory is emptied before it is restarted: its models go where there is room, and answer on."""
+"""A leaking server is drained before its restart: its models move to servers with free memory and keep serving."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ BUDGETS = {"one": 3000 * MIB, "two": 250 * MIB}
 
 @contextlib.asynccontextmanager
 async def supervised(registry: Registry, folder: Path) -> AsyncIterator[Fleet]:
-    """Two servers of our own; a bound on what nobody accounts for."""
+    """Start two supervised servers with a bound on unaccounted memory."""
     async with contextlib.AsyncExitStack() as stack:
         servers = {name: EmbeddedTriton(folder / name / "models", folder / name, TritonSettings()) for name in BUDGETS}
         for server in servers.values():
@@ -72,15 +72,13 @@ async def supervised(registry: Registry, folder: Path) -> AsyncIterator[Fleet]:
         yield Fleet(registry, servers, clients, reconciler, folder)
 
 
-async def test_a_server_is_emptied_before_it_is_restarted_and_nobody_is_left_without_an_answer(
-    registry: Registry, tmp_path: Path
-) -> None:
+async def test_server_is_drained_before_restart_without_failed_requests(registry: Registry, tmp_path: Path) -> None:
     async with supervised(registry, tmp_path) as here:
         first = here.servers["one"].generation
         for number, (model, mib) in enumerate((("pinned", 0), ("soft", 0), ("large", 120)), 2):
             mode = "pinned" if model == "pinned" else "resident"
             await here.ready(model, number, resident_mib=mib, mode=mode, node_selector={"name": "one"})
-            await here.ready(model, number, mode=mode)  # it may be anywhere from now on, and stays
+            await here.ready(model, number, mode=mode)  # no node selector from now on; the replica stays
         version = publish_affine(registry, "wide", tmp_path, scale=5.0, width=WIDE)
         wanted = DeploymentSettings(max_batch_size=64, node_selector={"name": "one"})
         spec = DeploymentSpec(model="wide", reference=f"wide:{version}", version=version, settings=wanted)
@@ -95,7 +93,7 @@ async def test_a_server_is_emptied_before_it_is_restarted_and_nobody_is_left_wit
         stop = asyncio.Event()
 
         async def ask(model: str) -> None:
-            """A client that goes by the routes, without the gateway that waits for requests under way."""
+            """Send requests by the routes, without the gateway that waits for requests in flight."""
             while not stop.is_set():
                 route = here.reconciler.routes().get(model)
                 if route is None:
@@ -118,7 +116,7 @@ async def test_a_server_is_emptied_before_it_is_restarted_and_nobody_is_left_wit
         await asyncio.gather(*asking)
 
         assert failures == []
-        # The unload may overtake the one request that is on its way; from then on the routes lead elsewhere.
+        # The unload may overtake one request in flight; after it the routes name the other server.
         assert {name for _, name, _ in missed} <= {"one"}, missed
         assert all(count == 1 for count in Counter(model for model, _, _ in missed).values()), missed
         assert answers == {("one", 2.0), ("one", 3.0), ("two", 2.0), ("two", 3.0)}

@@ -1,4 +1,4 @@
-"""Somebody else gives orders to our real Triton: ours is put right, what is not ours is told and left alone."""
+"""Other clients change models on a real Triton: managed models are restored, others are only reported."""
 
 import asyncio
 import contextlib
@@ -31,9 +31,9 @@ from tests.support.api import onnx_scale
 from tests.support.hooked_store import HookedStore
 
 SEEN = ReplicaObservation(loaded=frozenset({1}), digest="d", fingerprint="f")
-OURS = AppliedConfig(frozenset({1}), "d", "f", None)
+APPLIED = AppliedConfig(frozenset({1}), "d", "f", None)
 CHANGED = ReplicaObservation(loaded=frozenset({1}), digest="d", fingerprint="g")
-ASKED = {"name": "m", "backend": "onnxruntime", "max_batch_size": 4}
+REQUESTED = {"name": "m", "backend": "onnxruntime", "max_batch_size": 4}
 
 
 @pytest.fixture
@@ -67,154 +67,154 @@ async def embedded(tmp_path: Path) -> AsyncIterator[EmbeddedTriton]:
         (None, CHANGED, "version 1 was loaded with another configuration"),
     ],
 )
-def test_what_others_did_is_what_changed_without_us(
+def test_external_change_is_a_change_without_our_action(
     before: ReplicaObservation | None, now: ReplicaObservation, said: str
 ) -> None:
-    what = external_change(before, judged(now, {}, OURS, None)[0])
+    what = external_change(before, judged(now, {}, APPLIED, None)[0])
     assert what.startswith(said)
     assert bool(what) == bool(said)
 
 
-def test_a_changed_copy_of_our_configuration_is_foreign_until_we_load_again() -> None:
-    changed = {**ASKED, "max_batch_size": 7}
+def test_modified_configuration_is_external_until_reloaded() -> None:
+    changed = {**REQUESTED, "max_batch_size": 7}
     for _ in range(2):
-        seen, ours = judged(CHANGED, changed, OURS, changed)
-        assert (seen.externally_modified, ours) == (True, OURS), "however often it is looked at"
-    assert not judged(SEEN, ASKED, OURS, ASKED)[0].externally_modified
+        seen, applied = judged(CHANGED, changed, APPLIED, changed)
+        assert (seen.externally_modified, applied) == (True, APPLIED), "in every snapshot"
+    assert not judged(SEEN, REQUESTED, APPLIED, REQUESTED)[0].externally_modified
 
 
-def test_what_no_load_of_ours_is_known_of_is_compared_with_what_was_asked_for() -> None:
-    filled = {**ASKED, "optimization": {"input_pinned_memory": {"enable": True}}}
-    assert judged(SEEN, filled, None, ASKED) == (SEEN, OURS)
-    seen, ours = judged(SEEN, {**ASKED, "max_batch_size": 7}, None, ASKED)
-    assert (seen.externally_modified, ours) == (True, None)
-    assert judged(SEEN, filled, None, None) == (SEEN, None), "no target that is wanted"
-    assert judged(ReplicaObservation(), {}, OURS, None) == (ReplicaObservation(), OURS), (
-        "what is not loaded now is known when it is again"
+def test_adopted_model_is_compared_with_requested_configuration() -> None:
+    filled = {**REQUESTED, "optimization": {"input_pinned_memory": {"enable": True}}}
+    assert judged(SEEN, filled, None, REQUESTED) == (SEEN, APPLIED)
+    seen, applied = judged(SEEN, {**REQUESTED, "max_batch_size": 7}, None, REQUESTED)
+    assert (seen.externally_modified, applied) == (True, None)
+    assert judged(SEEN, filled, None, None) == (SEEN, None), "no desired target"
+    assert judged(ReplicaObservation(), {}, APPLIED, None) == (ReplicaObservation(), APPLIED), (
+        "the applied configuration is kept while the model is not loaded"
     )
     said = {"instance_group": [{"kind": "KIND_GPU", "gpus": [1]}], "parameters": {"tcp_gpus": {"string_value": "1"}}}
-    open_group = {**ASKED, "instance_group": [{"count": 1}]}
-    there = {**ASKED, **said, "instance_group": [{"name": "m_0", "kind": "KIND_GPU", "gpus": [1], "count": 1}]}
-    placed, ours = judged(SEEN, there, None, open_group)
-    assert (placed.externally_modified, ours) == (False, AppliedConfig(frozenset({1}), "d", "f", (1,))), (
-        "a load says its GPUs itself"
+    open_group = {**REQUESTED, "instance_group": [{"count": 1}]}
+    there = {**REQUESTED, **said, "instance_group": [{"name": "m_0", "kind": "KIND_GPU", "gpus": [1], "count": 1}]}
+    placed, applied = judged(SEEN, there, None, open_group)
+    assert (placed.externally_modified, applied) == (False, AppliedConfig(frozenset({1}), "d", "f", (1,))), (
+        "a load names its GPUs"
     )
 
 
-def test_unknown_is_what_no_deployment_and_no_copy_of_one_is() -> None:
+def test_unmanaged_models_exclude_deployments_and_their_candidates() -> None:
     index = [LoadedVersion(model=name, version=1, state="READY") for name in ("a", "a~candidate", "a~tune", "b")]
     index.append(LoadedVersion(model="c", version=1, state="UNAVAILABLE"))
     reading = ServerReading(counters={("d", 2): VersionCounters(0, None, 0.0)})
     assert unmanaged_models({"a"}, index, reading) == {("b", 1), ("d", 2)}
 
 
-def test_what_was_unloaded_while_it_was_looked_at_is_seen_at_the_next_look() -> None:
+def test_unload_during_snapshot_is_seen_in_the_next_snapshot() -> None:
     ready = [LoadedVersion(model="m", version=1, state="READY")]
     known: dict[str, Any] = {"digests": {"m": "d"}, "fingerprints": {"m": "f"}}
-    there = ServerSnapshot(ServerState.READY, by_model={"m": ready}, configs={"m": ASKED}, **known)
+    there = ServerSnapshot(ServerState.READY, by_model={"m": ready}, configs={"m": REQUESTED}, **known)
     assert observed(there, "m") == SEEN
     assert observed(replace(there, configs={"m": {}}, digests={"m": None}, fingerprints={"m": ""}), "m") is None
 
 
 async def by_hand(embedded: EmbeddedTriton, change: Callable[[InferenceServerClient], Awaitable[None]]) -> None:
-    async with InferenceServerClient(embedded.grpc_url) as somebody:
-        await change(somebody)
+    async with InferenceServerClient(embedded.grpc_url) as other_client:
+        await change(other_client)
 
 
-async def put_right(room: MemoryRoom, config: dict[str, Any], times: int) -> None:
-    await room.until("it is told", lambda: len(room.events("ExternalChange")) == times, 60)
+async def wait_restored(room: MemoryRoom, config: dict[str, Any], times: int) -> None:
+    await room.until("the event was recorded", lambda: len(room.events("ExternalChange")) == times, 60)
     async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(NotFoundError, InferenceError):
-                if await room.client.model_config("ours") == config and await room.infer("ours") == 2.0:
+                if await room.client.model_config("managed") == config and await room.infer("managed") == 2.0:
                     break
             await asyncio.sleep(0.05)
 
     def good() -> bool:
-        status = room.reconciler.status("ours")
+        status = room.reconciler.status("managed")
         return status is not None and ready(status)
 
-    await room.until("it is proved", good, 60)
+    await room.until("the proof passed", good, 60)
 
 
 @pytest.mark.triton
-async def test_ours_is_put_right_and_what_is_not_ours_is_told_and_left_alone(
+async def test_managed_model_is_restored_and_unmanaged_model_only_reported(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with (
         memory_room(registry, embedded, tmp_path, 3000 * MIB) as room,
-        InferenceServerClient(embedded.grpc_url) as somebody,
+        InferenceServerClient(embedded.grpc_url) as other_client,
     ):
-        assert ready(await room.deploy("ours", 2.0))
-        config = await room.client.model_config("ours")
+        assert ready(await room.deploy("managed", 2.0))
+        config = await room.client.model_config("managed")
         looked = room.reconciler.servers()[0].observed_at
-        await room.until("it was looked at", lambda: room.reconciler.servers()[0].observed_at != looked)
+        await room.until("a snapshot was taken", lambda: room.reconciler.servers()[0].observed_at != looked)
 
-        # A changed copy of our own configuration, with our digest in it.
-        await room.client.load("ours", {**config, "max_batch_size": config["max_batch_size"] + 3})
-        await put_right(room, config, 1)
-        # Whether a look falls into the load, nobody knows.
+        # A modified copy of the deployed configuration that still contains its digest.
+        await room.client.load("managed", {**config, "max_batch_size": config["max_batch_size"] + 3})
+        await wait_restored(room, config, 1)
+        # The snapshot may or may not be taken during the load.
         assert any(what in room.events("ExternalChange")[0] for what in ("another configuration", "a load was begun"))
         assert "by somebody else; what differs from the deployment is put right" in room.events("ExternalChange")[0]
 
-        await somebody.unload_model("ours")
-        await put_right(room, config, 2)
+        await other_client.unload_model("managed")
+        await wait_restored(room, config, 2)
         assert "version 1 was unloaded by somebody else" in room.events("ExternalChange")[1]
 
-        # Ours, but the deployment says unloaded.
-        head = registry.deployments.get("ours", fresh=True)
+        # A managed model whose deployment asks for it to be unloaded.
+        head = registry.deployments.get("managed", fresh=True)
         registry.deployments.put(head.spec.with_changes(loaded=False), after=head, actor="test", reason="")
-        room.reconciler.wake("ours")
+        room.reconciler.wake("managed")
         await room.until("it is unloaded", lambda: room.events("Unloaded") != [])
-        (embedded.repository / "ours").mkdir(exist_ok=True)
+        (embedded.repository / "managed").mkdir(exist_ok=True)
         await room.until("its folder may stay", lambda: room.loaded() == [])
-        await room.client.load("ours", {**config, "version_policy": {"specific": {"versions": [1]}}})
-        await room.until("it is told", lambda: len(room.events("ExternalChange")) == 3, 60)
+        await room.client.load("managed", {**config, "version_policy": {"specific": {"versions": [1]}}})
+        await room.until("the event was recorded", lambda: len(room.events("ExternalChange")) == 3, 60)
         await room.until(
             "it is unloaded again", lambda: str(room.events("Unloaded")).count("unloaded from own") == 2, 60
         )
-        told = room.events("ExternalChange")
-        assert len(told) == 3, told
-        assert any(what in told[2] for what in ("version 1 was loaded", "a load was begun"))
+        changes = room.events("ExternalChange")
+        assert len(changes) == 3, changes
+        assert any(what in changes[2] for what in ("version 1 was loaded", "a load was begun"))
 
-        # Nobody's: from the repository, and with the files in the request, which Triton's index does not list.
+        # Unmanaged models: one from the repository, one with its files in the request, which Triton's index omits.
         (embedded.repository / "mystery" / "1").mkdir(parents=True)
         (embedded.repository / "mystery" / "1" / "model.onnx").write_bytes(onnx_scale(3.0))
         plain = '{"backend": "onnxruntime", "max_batch_size": 4}'
-        await somebody.load_model("mystery", config=plain)
-        await somebody.load_model("brought", config=plain, files={"file:1/model.onnx": onnx_scale(4.0)})
-        await room.until("both are told", lambda: len(room.events("UnmanagedModel")) == 2, 60)
+        await other_client.load_model("mystery", config=plain)
+        await other_client.load_model("brought", config=plain, files={"file:1/model.onnx": onnx_scale(4.0)})
+        await room.until("both were reported", lambda: len(room.events("UnmanagedModel")) == 2, 60)
         unknown = "\n".join(room.events("UnmanagedModel"))
         assert "own: mystery:1 is loaded and is no deployment: nobody accounts for its memory, " in unknown
         assert "own: brought:1 is loaded" in unknown
         assert unknown.count(" MiB now. It is left alone") == 2
-        assert [await somebody.is_model_ready(name) for name in ("mystery", "brought")] == [True, True]
+        assert [await other_client.is_model_ready(name) for name in ("mystery", "brought")] == [True, True]
         for name in ("mystery", "brought"):
-            await somebody.unload_model(name)
-        await room.until("that they went is told", lambda: len(room.events("UnmanagedModelRemoved")) == 2, 60)
+            await other_client.unload_model(name)
+        await room.until("their removal was reported", lambda: len(room.events("UnmanagedModelRemoved")) == 2, 60)
 
 
 @pytest.mark.triton
-async def test_a_changed_copy_is_seen_after_a_load_that_failed_and_by_who_has_just_started(
+async def test_modified_copy_is_found_after_failed_load_and_after_restart(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, 3000 * MIB) as room:
-        assert ready(await room.deploy("ours", 2.0))
-        config = await room.client.model_config("ours")
+        assert ready(await room.deploy("managed", 2.0))
+        config = await room.client.model_config("managed")
         changed = json.dumps({**config, "max_batch_size": config["max_batch_size"] + 3})
-        room.client.refusals["ours"] = 1
-        await by_hand(embedded, lambda somebody: somebody.load_model("ours", config=changed))
-        await put_right(room, config, 1)
-        assert room.client.refusals["ours"] == 0, "the load that was to put it right was refused once"
-    await by_hand(embedded, lambda somebody: somebody.load_model("ours", config=changed))
+        room.client.refusals["managed"] = 1
+        await by_hand(embedded, lambda other_client: other_client.load_model("managed", config=changed))
+        await wait_restored(room, config, 1)
+        assert room.client.refusals["managed"] == 0, "the load that restores it was refused once"
+    await by_hand(embedded, lambda other_client: other_client.load_model("managed", config=changed))
     async with memory_room(registry, embedded, tmp_path, 3000 * MIB) as room:
-        await put_right(room, config, 1)
-        (told,) = room.events("ExternalChange")
-        assert "version 1 was loaded with another configuration by somebody else" in told
+        await wait_restored(room, config, 1)
+        (change,) = room.events("ExternalChange")
+        assert "version 1 was loaded with another configuration by somebody else" in change
 
 
 @pytest.mark.triton
-async def test_an_unload_by_hand_is_told_whoever_finds_it_first(embedded: EmbeddedTriton, tmp_path: Path) -> None:
+async def test_manual_unload_is_reported_by_probe_and_by_snapshot(embedded: EmbeddedTriton, tmp_path: Path) -> None:
     free = threading.Event()
     free.set()
     stalled: list[str] = []
@@ -226,31 +226,31 @@ async def test_an_unload_by_hand_is_told_whoever_finds_it_first(embedded: Embedd
 
     store = HookedStore(FilesystemStore(tmp_path / "store"), before=stall)
     registry = Registry(store, BlobCache(tmp_path / "cache", GIB), head_max_age_seconds=0.2, gc=GcSettings())
-    # The counters are read long before the next look: the process that is gone is noticed, and the model is asked.
-    seldom = {"interval_seconds": 600.0}
-    async with memory_room(registry, embedded, tmp_path, 3000 * MIB, pace=seldom, poll_interval_seconds=0.1) as room:
-        assert ready(await room.deploy("ours", 2.0))
-        config = await room.client.model_config("ours")
-        await by_hand(embedded, lambda somebody: somebody.unload_model("ours"))
-        await put_right(room, config, 1)
+    # Counters are read long before the next snapshot: the missing process is noticed and the model is probed.
+    rarely = {"interval_seconds": 600.0}
+    async with memory_room(registry, embedded, tmp_path, 3000 * MIB, pace=rarely, poll_interval_seconds=0.1) as room:
+        assert ready(await room.deploy("managed", 2.0))
+        config = await room.client.model_config("managed")
+        await by_hand(embedded, lambda other_client: other_client.unload_model("managed"))
+        await wait_restored(room, config, 1)
         assert "version 1 was unloaded by somebody else" in room.events("ExternalChange")[0]
 
-    # Found while the lease had run out; nobody else took it.
+    # The unload is found while the lease is expired and no other instance has taken it.
     async with memory_room(registry, embedded, tmp_path, 3000 * MIB, pace={"lease_seconds": 1.0}) as room:
 
         def good() -> bool:
-            status = room.reconciler.status("ours")
+            status = room.reconciler.status("managed")
             return status is not None and ready(status)
 
-        await room.until("it is proved", good)
+        await room.until("the proof passed", good)
         try:
             free.clear()
             await room.until("the lease has run out", lambda: stalled and not room.reconciler.leading)
-            await by_hand(embedded, lambda somebody: somebody.unload_model("ours"))
+            await by_hand(embedded, lambda other_client: other_client.unload_model("managed"))
             looked = room.reconciler.servers()[0].observed_at
-            await room.until("it was seen", lambda: room.reconciler.servers()[0].observed_at != looked)
+            await room.until("a snapshot was taken", lambda: room.reconciler.servers()[0].observed_at != looked)
             assert room.events("ExternalChange") == []
         finally:
             free.set()
-        await put_right(room, config, 1)
+        await wait_restored(room, config, 1)
         assert "version 1 was unloaded by somebody else" in room.events("ExternalChange")[0]

@@ -1,4 +1,4 @@
-"""What goes wrong around a deployment: each is a difference that the loop closes."""
+"""Faults around a deployment: the loop corrects each difference."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from controlplane.settings import GcSettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
 from controlplane.triton.repository import ModelRepository
-from tests.reconciler.conftest import Room, answer, forget, nothing_half_there, running, settings, traffic
+from tests.reconciler.conftest import Room, answer, forget, nothing_half_staged, running, settings, traffic
 from tests.support.hooked_store import HookedStore
 from tests.support.models import affine_samples
 from tests.support.triton import RunningTriton
@@ -26,17 +26,17 @@ from tests.support.triton import RunningTriton
 pytestmark = pytest.mark.triton
 
 
-async def test_a_model_that_somebody_else_unloads_is_loaded_again(room: Room) -> None:
+async def test_externally_unloaded_model_is_loaded_again(room: Room) -> None:
     version = room.publish(1.0)
     await room.deploy(version)
-    async with InferenceServerClient(room.server.client.grpc_url) as somebody:
-        await somebody.unload_model(room.model)
+    async with InferenceServerClient(room.server.client.grpc_url) as other_client:
+        await other_client.unload_model(room.model)
     await room.until(lambda _: len(room.events("VersionActivated")) == 2)
     await room.until(lambda status: status.phase is Phase.READY)
     assert await room.answer() == (1.0, version)
 
 
-async def test_a_configuration_that_somebody_else_sends_is_taken_back(room: Room) -> None:
+async def test_externally_changed_configuration_is_reverted(room: Room) -> None:
     version = room.publish(1.0)
     await room.deploy(version)
     config = await room.server.client.model_config(room.model)
@@ -49,7 +49,7 @@ async def test_a_configuration_that_somebody_else_sends_is_taken_back(room: Room
     await room.until(lambda status: status.phase is Phase.READY)
 
 
-async def test_a_dead_backend_process_is_found_by_the_probe_and_mended(room: Room, triton: RunningTriton) -> None:
+async def test_probe_finds_dead_backend_process_and_reloads_model(room: Room, triton: RunningTriton) -> None:
     version = room.publish(1.0)
     await room.deploy(version)
     (process,) = triton.server.processes_of(room.model)
@@ -61,7 +61,7 @@ async def test_a_dead_backend_process_is_found_by_the_probe_and_mended(room: Roo
     assert triton.server.processes_of(room.model) != [process]
 
 
-async def test_what_nobody_deployed_is_left_alone(room: Room) -> None:
+async def test_unmanaged_model_is_left_alone(room: Room) -> None:
     version = room.publish(1.0)
     await room.deploy(version)
     config = await room.server.client.model_config(room.model)
@@ -79,7 +79,7 @@ async def test_what_nobody_deployed_is_left_alone(room: Room) -> None:
         room.server.repository.remove_model(name)
 
 
-async def test_a_new_control_plane_adopts_what_an_external_triton_runs(
+async def test_new_control_plane_adopts_models_of_external_triton(
     triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
 ) -> None:
     async with running(triton, registry, model, tmp_path) as room:
@@ -99,10 +99,10 @@ async def test_a_new_control_plane_adopts_what_an_external_triton_runs(
     await forget(triton, model)
 
 
-async def test_a_new_control_plane_falls_back_where_the_wanted_version_is_wrong(
+async def test_new_control_plane_falls_back_when_desired_version_is_wrong(
     triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
 ) -> None:
-    """Everything was restarted at once, and what is wanted never passed its proof: the version before answers."""
+    """After a restart of everything the previous version serves, because the desired one never passed its proof."""
     async with running(triton, registry, model, tmp_path) as room:
         good, wrong = room.publish(1.0), room.publish(2.0, golden=affine_samples(scale=3.0))
         await room.deploy(good)
@@ -117,9 +117,7 @@ async def test_a_new_control_plane_falls_back_where_the_wanted_version_is_wrong(
 
 
 @pytest.mark.long
-async def test_a_killed_triton_comes_back_with_what_was_deployed(
-    registry: Registry, model: str, tmp_path: Path
-) -> None:
+async def test_killed_triton_restarts_with_deployed_models(registry: Registry, model: str, tmp_path: Path) -> None:
     embedded = EmbeddedTriton(tmp_path / "models", tmp_path / "triton", TritonSettings())
     await embedded.start()
     client = TritonClient("own", embedded.grpc_url, timeouts=TritonTimeouts(load_seconds=60))
@@ -138,14 +136,14 @@ async def test_a_killed_triton_comes_back_with_what_was_deployed(
         assert await room.answer() == (2.0, second)
         assert (await client.model_config(model))["max_batch_size"] == 4
         assert reconciler.servers()[0].state is ServerState.READY
-        await nothing_half_there(server, model)
+        await nothing_half_staged(server, model)
     finally:
         await reconciler.stop()
         await client.close()
         await embedded.stop()
 
 
-async def test_a_server_that_is_away_is_waited_for(registry: Registry, model: str, tmp_path: Path) -> None:
+async def test_deployment_waits_for_unreachable_server(registry: Registry, model: str, tmp_path: Path) -> None:
     client = TritonClient("away", "127.0.0.1:9", timeouts=TritonTimeouts(request_seconds=1.0))
     server = ManagedServer("away", client, ModelRepository(tmp_path / "models"))
     reconciler = Reconciler(registry, [server], settings())
@@ -164,7 +162,7 @@ async def test_a_server_that_is_away_is_waited_for(registry: Registry, model: st
         await client.close()
 
 
-async def test_a_server_that_is_away_holds_nothing_up_where_another_answers(
+async def test_unreachable_server_does_not_block_other_servers(
     triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
 ) -> None:
     away = TritonClient("away", "127.0.0.1:9", timeouts=TritonTimeouts(request_seconds=1.0))
@@ -195,7 +193,7 @@ async def test_a_server_that_is_away_holds_nothing_up_where_another_answers(
     await forget(triton, model)
 
 
-async def test_what_cannot_be_deployed_says_why_and_leaves_what_answers(room: Room) -> None:
+async def test_invalid_settings_are_reported_and_active_version_stays(room: Room) -> None:
     version = room.publish(1.0)
     await room.deploy(version)
     contradiction = DeploymentSettings(config_overrides={"no_such_field": 1})
@@ -207,7 +205,7 @@ async def test_what_cannot_be_deployed_says_why_and_leaves_what_answers(room: Ro
     assert (await room.deploy(version, settings=DeploymentSettings())).phase is Phase.READY
 
 
-async def test_a_store_that_cannot_be_read_is_told_with_its_cause(
+async def test_unreadable_store_is_reported_with_its_cause(
     triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
 ) -> None:
     trouble = ""
@@ -223,20 +221,20 @@ async def test_a_store_that_cannot_be_read_is_told_with_its_cause(
         first, second = room.publish(1.0), room.publish(2.0)
         await room.deploy(first)
         trouble = "all"
-        await told(room, "store", "StoreUnavailable", "cannot be had")
+        await wait_event(room, "store", "StoreUnavailable", "cannot be had")
         trouble = ""
-        await told(room, "store", "StoreRecovered", "")
+        await wait_event(room, "store", "StoreRecovered", "")
         revision = room.put(f"{model}:{second}")
-        trouble = "blobs/"  # the manifest of what is wanted
-        await told(room, model, "DeploymentUnreadable", f"revision {revision.number} cannot be read")
+        trouble = "blobs/"  # the manifest of the desired version
+        await wait_event(room, model, "DeploymentUnreadable", f"revision {revision.number} cannot be read")
         assert await room.answer() == (1.0, first)
         trouble = ""
-        await told(room, model, "DeploymentReadable", "")
+        await wait_event(room, model, "DeploymentReadable", "")
         await room.until(lambda status: status.revision == revision.number and status.phase is Phase.READY)
     await forget(triton, model)
 
 
-async def told(room: Room, subject: str, reason: str, words: str) -> None:
+async def wait_event(room: Room, subject: str, reason: str, words: str) -> None:
     """Wait for an event."""
     async with asyncio.timeout(20):
         while not any(

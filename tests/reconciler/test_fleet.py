@@ -37,7 +37,7 @@ MIB = 1 << 20
 
 @dataclass
 class Fleet:
-    """Servers, a reconciler that takes them for somebody else's, and what tests do with them."""
+    """Servers, a reconciler for which they are external, and the helpers that tests need."""
 
     registry: Registry
     servers: dict[str, EmbeddedTriton]
@@ -46,7 +46,7 @@ class Fleet:
     work: Path
 
     def put(self, model: str, scale: float, *, resident_mib: int = 0, **settings: Any) -> int:
-        """Publish a version where there is none yet, and commit that it is wanted; return the revision."""
+        """Publish a version if there is none yet, commit a deployment of it and return the revision."""
         deployments = self.registry.deployments
         try:
             before = deployments.get(model, fresh=True, deleted=True)
@@ -78,12 +78,12 @@ class Fleet:
                 await asyncio.sleep(0.05)
 
     def assignments(self, model: str, reconciler: Reconciler | None = None) -> list[str]:
-        """Where a model is placed, as `why` says it."""
+        """Return where a model is placed, as `explain` reports it."""
         why = (reconciler or self.reconciler).why(model)
         return [assignment.server for assignment in why.placement.assignments] if why and why.placement else []
 
     async def loaded(self) -> dict[str, set[str]]:
-        """What the servers themselves say they have."""
+        """Return the loaded models as the servers report them."""
         return {
             name: {entry.model for entry in await client.index() if entry.state == "READY"}
             for name, client in self.clients.items()
@@ -94,7 +94,7 @@ class Fleet:
         return [f"{e.subject} {e.message}" for e in self.reconciler.events() if e.reason == reason]
 
     async def kill(self, name: str) -> None:
-        """End a server and all its processes at once, for good."""
+        """Kill a server and all its processes permanently."""
         for pid in self.servers[name].processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -140,11 +140,9 @@ def reconciler_of(registry: Registry, servers: list[ManagedServer], **placement:
     return Reconciler(registry, servers, reconciler_settings(), memory=memory, placement=patience)
 
 
-async def test_models_are_packed_and_spread_and_a_killed_servers_models_are_served_by_the_other(
-    registry: Registry, tmp_path: Path
-) -> None:
-    # A model takes more than what a server may have that nobody accounts for, so that it is clear which gap is the
-    # smaller one; and a server has room for both, and for what a load takes for a moment.
+async def test_models_are_packed_spread_and_moved_from_a_killed_server(registry: Registry, tmp_path: Path) -> None:
+    # A model needs more than the unaccounted memory that a server may have, so that it is clear which gap is
+    # smaller; a server has room for both and for the temporary memory of a load.
     async with fleet(registry, tmp_path, "one", "two", budget=1600 * MIB) as here:
         for number in (2, 3):
             await here.ready(f"small{number}", number, resident_mib=200)
@@ -153,7 +151,7 @@ async def test_models_are_packed_and_spread_and_a_killed_servers_models_are_serv
         (home,) = here.assignments("small2")
         assert here.assignments("small3") == [home], here.events(
             "Assigned"
-        )  # it fits beside, so that the large gap stays
+        )  # it fits beside the first, so the large gap stays
         other = "two" if home == "one" else "one"
         assert await here.loaded() == {home: {"small2", "small3", "pair"}, other: {"pair"}}
 
@@ -187,7 +185,7 @@ async def test_models_are_packed_and_spread_and_a_killed_servers_models_are_serv
 
 @contextlib.asynccontextmanager
 async def watching(here: Fleet) -> AsyncIterator[Reconciler]:
-    """A second instance on the same bucket and servers; it follows."""
+    """Start a standby on the same store and servers."""
     clients = {
         name: TritonClient(name, server.grpc_url, timeouts=TritonTimeouts(load_seconds=60))
         for name, server in here.servers.items()
@@ -204,9 +202,7 @@ async def watching(here: Fleet) -> AsyncIterator[Reconciler]:
             await client.close()
 
 
-async def test_a_copy_keeps_its_processes_while_another_leaves_and_after_that(
-    registry: Registry, tmp_path: Path
-) -> None:
+async def test_replica_keeps_its_processes_while_another_is_unloaded(registry: Registry, tmp_path: Path) -> None:
     async with fleet(registry, tmp_path, "one", "two", budget=4000 * MIB) as here:
         await here.ready("moves", 2, bake_seconds=600, min_replicas=2)
         before = {name: processes_of(server, "moves", 1) for name, server in here.servers.items()}
@@ -233,7 +229,7 @@ def is_ready(here: Fleet, model: str) -> bool:
     return status is not None and status.phase is Phase.READY
 
 
-async def test_a_move_is_made_before_it_is_broken(registry: Registry, tmp_path: Path) -> None:
+async def test_move_loads_target_before_unloading_source(registry: Registry, tmp_path: Path) -> None:
     async with fleet(registry, tmp_path, "one", "two") as here:
         await here.ready("moves", 2, node_selector={"name": "one"})
         assert await here.loaded() == {"one": {"moves"}, "two": set()}
@@ -241,16 +237,16 @@ async def test_a_move_is_made_before_it_is_broken(registry: Registry, tmp_path: 
         stop = asyncio.Event()
 
         async def ask() -> None:
-            """A client that knows both servers, and asks the other one where the first has not the model any more."""
+            """Send requests to one server, and to the other one when the first no longer has the model."""
             while not stop.is_set():
                 for name in ready_on(here, "moves"):
                     try:
                         answers.append((await answer(here.clients[name], "moves"))[0])
                     except (InferenceError, NotFoundError):
-                        continue  # it went between the question where it is and the request
+                        continue  # it was unloaded between the lookup and the request
                     break
                 else:
-                    assert ready_on(here, "moves"), f"nobody answers: {here.reconciler.status('moves')}"
+                    assert ready_on(here, "moves"), f"no server answers: {here.reconciler.status('moves')}"
 
         asking = asyncio.create_task(ask())
         here.put("moves", 2, node_selector={"name": "two"})
@@ -271,14 +267,14 @@ async def test_a_move_is_made_before_it_is_broken(registry: Registry, tmp_path: 
         assert status.message.endswith("; no server has the labels name=three")
         told = {one.type: (one.status, one.reason) for one in status.conditions}
         assert (told["Ready"], told["Degraded"]) == (("False", "FailedScheduling"), ("True", "FailedScheduling"))
-        assert (await answer(here.clients["two"], "moves"))[0] == 2.0, "nobody takes away what answers"
+        assert (await answer(here.clients["two"], "moves"))[0] == 2.0, "a serving replica is not moved"
         why = here.reconciler.why("moves")
         assert why is not None
         assert why.placement is not None
         assert why.placement.unplaced == "no server has the labels name=three"
 
 
-async def test_copies_follow_the_queue_and_go_when_nobody_asks(registry: Registry, tmp_path: Path) -> None:
+async def test_replicas_scale_with_queue_and_down_when_idle(registry: Registry, tmp_path: Path) -> None:
     patience: dict[str, Any] = {"scale_up_seconds": 1.0, "scale_down_seconds": 2.0, "window_seconds": 0.5}
     async with fleet(registry, tmp_path, "one", "two", **patience) as here:
         await here.ready("busy", 2, max_replicas=2, target_queue_milliseconds=0.2)
@@ -315,11 +311,11 @@ def ready_on(here: Fleet, model: str) -> list[str]:
     return [one.server for one in status.servers if one.phase is Phase.READY] if status else []
 
 
-async def test_defragmentation_takes_copies_apart_that_could_fail_together(registry: Registry, tmp_path: Path) -> None:
+async def test_defragmentation_separates_replicas_in_one_zone(registry: Registry, tmp_path: Path) -> None:
     async with fleet(registry, tmp_path, "a1", "a2", "b1") as here:
         await here.ready("pair", 2, min_replicas=2, node_selector={"zone": "a"})
         await here.ready("pair", 2, min_replicas=2)
-        assert sorted(here.assignments("pair")) == ["a1", "a2"], "nothing moves by itself"
+        assert sorted(here.assignments("pair")) == ["a1", "a2"], "no replica moves without a request"
 
         planned = here.reconciler.defragment(dry_run=True, limit=10)
         assert [(move.model, move.to_server) for move in planned.moves] == [("pair", "b1")]

@@ -1,6 +1,6 @@
-"""GPUs that Triton does not use: whose failure a refusal is, and when such a GPU counts again.
+"""GPUs that Triton rejects: which load has failed, and when such a GPU is used again.
 
-Triton's words are those of a real one (`tests/triton/test_instance_groups.py`, `tests/gpu/test_within_a_server.py`).
+The messages are those of a real Triton (`tests/triton/test_instance_groups.py`, `tests/gpu/test_within_a_server.py`).
 """
 
 from datetime import timedelta
@@ -45,7 +45,7 @@ def begin(server: Served, model: str) -> Replica:
     return unit
 
 
-def test_whoever_was_under_way_to_a_gpu_that_is_refused_has_not_failed_and_it_is_told_once(tmp_path: Path) -> None:
+def test_in_flight_load_on_rejected_gpu_is_retried_and_reported_once(tmp_path: Path) -> None:
     server = served(tmp_path)
     one, other = begin(server, "m"), begin(server, "n")
     assert refuse(server, one) == f"Triton does not use gpu:0, gpu:1: {WORDS}"
@@ -53,7 +53,7 @@ def test_whoever_was_under_way_to_a_gpu_that_is_refused_has_not_failed_and_it_is
     assert refuse(server, other) == "", "it asked while they still counted; nothing new to tell"
 
 
-def test_who_asks_for_a_gpu_that_is_known_to_be_refused_has_failed(tmp_path: Path) -> None:
+def test_load_on_known_rejected_gpu_fails(tmp_path: Path) -> None:
     server = served(tmp_path)
     refuse(server, begin(server, "m"), SOME)
     assert usable(server) == ["gpu:1"]
@@ -63,7 +63,7 @@ def test_who_asks_for_a_gpu_that_is_known_to_be_refused_has_failed(tmp_path: Pat
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_after_a_restart_every_gpu_counts_again(restarted: bool, tmp_path: Path) -> None:
+def test_all_gpus_are_usable_after_a_restart(restarted: bool, tmp_path: Path) -> None:
     server = served(tmp_path)
     refuse(server, begin(server, "m"))
     server.scheduler.lost(restarted=restarted)
@@ -71,7 +71,7 @@ def test_after_a_restart_every_gpu_counts_again(restarted: bool, tmp_path: Path)
     assert usable(server) == ["gpu:0", "gpu:1"]
 
 
-def test_elsewhere_a_model_that_vanished_may_mean_a_restart_between_two_looks(tmp_path: Path) -> None:
+def test_vanished_model_on_external_server_may_mean_a_restart(tmp_path: Path) -> None:
     server = served(tmp_path)
     server.do(Load(server.target(1), (1,), "test"))
     refuse(server, begin(server, "n"))
@@ -81,7 +81,7 @@ def test_elsewhere_a_model_that_vanished_may_mean_a_restart_between_two_looks(tm
     assert usable(server) == ["gpu:0", "gpu:1"]
 
 
-def test_elsewhere_a_refused_gpu_is_tried_again_after_an_hour_as_a_restart_may_go_unseen(tmp_path: Path) -> None:
+def test_rejected_gpu_of_external_server_is_retried_after_an_hour(tmp_path: Path) -> None:
     server = served(tmp_path)
     refuse(server, begin(server, "m"))
     server.scheduler.take(ServerReading(GPUS), [], server.step, NOW + timedelta(minutes=59))
@@ -90,7 +90,7 @@ def test_elsewhere_a_refused_gpu_is_tried_again_after_an_hour_as_a_restart_may_g
     assert usable(server) == ["gpu:0", "gpu:1"]
 
 
-def test_a_server_of_ours_says_when_it_restarts_so_time_alone_changes_nothing(tmp_path: Path) -> None:
+def test_rejected_gpu_of_supervised_server_is_not_retried_by_time(tmp_path: Path) -> None:
     server = served(tmp_path)
     ours = ServerReading(GPUS, {("m", 1): InstanceMemory(1, 70 * MIB, 70 * MIB)}, 100 * MIB)
     server.look(ours)

@@ -1,4 +1,4 @@
-"""Sick models on a real Triton of the test's own: found, healed, backed off, with the evidence."""
+"""Unhealthy models on a real Triton: found, reloaded, backed off, with the evidence."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.triton
 
 @dataclass
 class Ward(Room):
-    """A room with a server of its own that can be made sick."""
+    """A room with its own server that can be made unhealthy."""
 
     triton: FaultyTriton
 
@@ -89,15 +89,15 @@ async def ward(registry: Registry, model: str, tmp_path: Path) -> AsyncIterator[
         yield ward
 
 
-async def test_a_killed_process_is_seen_long_before_the_next_probe_and_healed(
+async def test_killed_process_is_found_before_the_next_probe_and_reloaded(
     ward: Ward, record_property: Callable[[str, object], None]
 ) -> None:
-    """The probe interval is five minutes here: the process table tells, and a probe makes sure."""
+    """The probe interval is five minutes: the process table gives the signal and a probe confirms it."""
     version = ward.publish(1.5)
     await ward.deploy(version)
     await ward.until(lambda status: bool(ward.reconciler.servers()[0].models))
     (process,) = ward.processes()
-    await asyncio.sleep(0.5)  # for a look at the process table, without which nobody knows what is gone
+    await asyncio.sleep(0.5)  # for a look at the process table, which shows the missing process
     os.kill(process, signal.SIGKILL)
     began = time.monotonic()
     assert await ward.server.client.ready(ward.model, version), "Triton goes on saying READY"
@@ -118,7 +118,7 @@ async def test_a_killed_process_is_seen_long_before_the_next_probe_and_healed(
     assert [message for message in ward.events("Unhealthy") if "not healthy" in message]
 
 
-async def test_one_dead_process_of_two_is_found_although_the_other_answers(ward: Ward) -> None:
+async def test_one_dead_process_of_two_is_found_while_the_other_answers(ward: Ward) -> None:
     version = ward.publish(1.5)
     await ward.deploy(version, settings=DeploymentSettings(instance_count=2))
     await asyncio.sleep(0.5)
@@ -130,10 +130,10 @@ async def test_one_dead_process_of_two_is_found_although_the_other_answers(ward:
     assert processes[0] not in ward.processes()
 
 
-async def test_a_process_that_dies_of_real_requests_is_backed_off_and_then_failed_with_the_evidence(
+async def test_crashes_by_requests_back_off_and_then_fail_with_evidence(
     ward: Ward,
 ) -> None:
-    """Every reload helps until the next request: no endless row of reloads."""
+    """Every reload helps until the next request; reloads must not repeat endlessly."""
     version = ward.publish(1.0)
     await ward.deploy(version, settings=ward.triton.settings("die", switched=True))
     ward.triton.on()
@@ -151,7 +151,7 @@ async def test_a_process_that_dies_of_real_requests_is_backed_off_and_then_faile
     assert await ward.answer() == (1.0, version)
 
 
-async def test_answers_that_drift_are_found_and_nothing_goes_on_answering_wrongly(
+async def test_drifting_answers_are_found_and_version_stops_serving(
     registry: Registry, model: str, tmp_path: Path
 ) -> None:
     async with ward_of(registry, model, tmp_path, probe_interval_seconds=0.5) as ward:
@@ -168,8 +168,8 @@ async def test_answers_that_drift_are_found_and_nothing_goes_on_answering_wrongl
         assert "not the recorded one" in ward.condition("Ready").message
 
 
-async def test_a_version_that_dies_is_rolled_back_with_the_evidence_and_not_again(ward: Ward) -> None:
-    """`auto_rollback`: the leader commits it, the version before answers, and there is no going to and fro."""
+async def test_crashing_version_is_rolled_back_once_with_evidence(ward: Ward) -> None:
+    """`auto_rollback`: the leader commits the rollback, the previous version serves, and no second switch follows."""
     good = ward.publish(1.0)
     await ward.deploy(good)
     bad = ward.publish(2.0)
@@ -190,7 +190,7 @@ async def test_a_version_that_dies_is_rolled_back_with_the_evidence_and_not_agai
     assert await ward.answer() == (1.0, good)
     assert ward.events("RolledBack")
 
-    # The version that was gone back to fails as well: nothing is rolled back to the one that failed before.
+    # The restored version fails as well: there is no rollback to the version that failed before.
     for process in ward.processes():
         os.kill(process, signal.SIGKILL)
     await ward.until(lambda _: bool(ward.events("Unhealthy")))
@@ -198,7 +198,7 @@ async def test_a_version_that_dies_is_rolled_back_with_the_evidence_and_not_agai
     assert len(list(ward.registry.deployments.history(ward.model))) == 3
 
 
-async def test_a_slower_version_is_stopped_where_that_is_asked_for_and_the_report_says_why(ward: Ward) -> None:
+async def test_slower_version_is_rejected_only_with_a_latency_bound(ward: Ward) -> None:
     fast = ward.publish(1.0)
     await ward.deploy(fast)
     slow = ward.publish(2.0)
@@ -232,7 +232,7 @@ async def test_a_slower_version_is_stopped_where_that_is_asked_for_and_the_repor
     (first,) = await reports(fast, 1)
     assert first.verdict is Verdict.PASSED
 
-    # Without the bound it is measured, told, and goes live.
+    # Without the bound the latency is measured and reported, and the version becomes active.
     await ward.deploy(slow, settings=ward.triton.settings("slow:0.05"))
     assert await ward.answer() == (2.0, slow)
     newest, before = await reports(slow, 2)

@@ -1,4 +1,4 @@
-"""What the loop does is proportional to what changed, not to what exists. Counted, not timed."""
+"""The work of the loop is proportional to what changed, not to what exists. Counted, not timed."""
 
 import asyncio
 from collections import Counter
@@ -22,7 +22,7 @@ _TICKS = 4
 
 @pytest.fixture
 async def idle(registry: Registry, model: str, tmp_path: Path) -> list[str]:
-    """On-demand deployments that nobody asks for."""
+    """Create on-demand deployments without requests."""
     names = [f"{model}-idle{number:03d}" for number in range(IDLE)]
     for name in names:
         publish_affine(registry, name, tmp_path, scale=2.0)
@@ -42,7 +42,7 @@ async def settled(reconciler: Reconciler, names: list[str]) -> None:
 
 
 async def ticks(reconciler: Reconciler, count: int) -> None:
-    """Wait until the loop has had so many cycle timers, and polls between them."""
+    """Wait for this number of cycle timers, with polls between them."""
 
     def had() -> tuple[int, int]:
         return tuple(sum(reconciler.loop_metrics.beats[kind].buckets) for kind in ("CycleTimer", "ReadTimer"))  # type: ignore[return-value]
@@ -66,12 +66,12 @@ async def test_idle_deployments_cost_no_work_at_rest(
         before = work(room.reconciler)
         await ticks(room.reconciler, _TICKS)
         done = work(room.reconciler) - before
-        done.pop("rounds")  # a round in which nothing is marked does nothing
+        done.pop("rounds")  # a cycle without marked models does nothing
         assert not done, done
         assert not room.reconciler.newest_cycle.more
 
 
-async def test_a_deployment_is_planned_alone_beside_idle_ones(
+async def test_changed_deployment_is_planned_without_idle_ones(
     triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
 ) -> None:
     async with running(triton, registry, model, tmp_path) as room:
@@ -88,7 +88,7 @@ async def test_a_deployment_is_planned_alone_beside_idle_ones(
     await forget(triton, model)
 
 
-async def test_a_pass_over_everything_finds_nothing_that_was_missed(
+async def test_full_pass_finds_no_missed_change(
     triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
 ) -> None:
     async with running(triton, registry, model, tmp_path, interval_seconds=0.1) as room:
@@ -100,7 +100,7 @@ async def test_a_pass_over_everything_finds_nothing_that_was_missed(
     await forget(triton, model)
 
 
-async def test_a_change_that_nobody_marked_is_found_and_repaired(
+async def test_unmarked_change_is_found_and_repaired(
     triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
 ) -> None:
     async with running(triton, registry, model, tmp_path) as room:

@@ -1,4 +1,4 @@
-"""The control plane is killed in the middle of what takes many steps and is no deploy; started again, all is well."""
+"""The control plane is killed during work of many steps other than a deploy, and recovers after a restart."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ WIDE, ROWS = 1 << 18, 40
 
 
 class Fleet:
-    """Three real servers in two zones that outlive the control planes, and one bucket."""
+    """Three real servers in two zones that outlive the control planes, and one store."""
 
     def __init__(self, folder: Path, servers: dict[str, EmbeddedTriton]) -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ class Fleet:
         ]
 
     def want(self, model: str, **selector: str) -> int:
-        """Commit that two replicas are wanted, on servers with these labels; return the revision."""
+        """Commit a deployment with two replicas on servers with these labels; return the revision."""
         try:
             before = self.registry.deployments.get(model, fresh=True)
             version = before.spec.version
@@ -60,7 +60,7 @@ class Fleet:
         return self.registry.deployments.put(spec, after=before, actor="test", reason="").number
 
     async def loaded(self, model: str) -> set[str]:
-        """Where it is loaded, as the servers themselves say it; a candidate counts, too."""
+        """Return where the model or its candidate is loaded, as the servers report it."""
         found = set()
         for name, server in self.servers.items():
             async with contextlib.AsyncExitStack() as stack:
@@ -71,7 +71,7 @@ class Fleet:
         return found
 
     def left(self, model: str) -> list[Path]:
-        """What of it lies half-done in a model repository. The files of a replica that went may stay for its return."""
+        """Return half-staged files in the model repositories; files of an unloaded replica may stay for a reload."""
         return [
             path
             for server in self.servers.values()
@@ -80,7 +80,7 @@ class Fleet:
         ]
 
     def gone(self, model: str) -> bool:
-        """Whether nothing of it is on any server's disk."""
+        """Return whether no server has files of the model."""
         return not any(list(server.repository.glob(f"{model}*")) for server in self.servers.values())
 
     @contextlib.asynccontextmanager
@@ -96,7 +96,7 @@ class Fleet:
                 await server.client.close()
 
     async def killed(self, model: str, how: str, step: int) -> str:
-        """Let a control plane defragment, and die of it; return what it said."""
+        """Let a control plane defragment and die during it; return its output."""
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.reconciler.fleet_child", str(self.folder), json.dumps(self.documents()), model,
             how, str(step), stdout=asyncio.subprocess.PIPE,
@@ -136,7 +136,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize(("how", "step", "action"), STEPS)
-async def test_killed_in_a_defragmentation_no_copy_is_lost_and_none_is_left(
+async def test_kill_during_defragmentation_loses_no_replica_and_leaves_none(
     fleet: Fleet, how: str, step: int, action: str
 ) -> None:
     model = f"pair-{how}-{step}"
@@ -147,7 +147,7 @@ async def test_killed_in_a_defragmentation_no_copy_is_lost_and_none_is_left(
         revision = fleet.want(model)
         before.wake(model)
         assert (await before.wait_settled(model, revision, 120)).phase is Phase.READY
-        assert await fleet.loaded(model) == {"a1", "a2"}, "nothing moves by itself"
+        assert await fleet.loaded(model) == {"a1", "a2"}, "no replica moves without a request"
     said = await fleet.killed(model, how, step)
     assert "'b1')]" in said, "it was to move one replica"
     assert said.splitlines()[-1] == f"begin {step} {action}", "it was to die there"
@@ -165,7 +165,7 @@ async def test_killed_in_a_defragmentation_no_copy_is_lost_and_none_is_left(
             one = TritonClient(name, fleet.servers[name].grpc_url)
             assert (await answer(one, model))[0] == 2.0
             await one.close()
-        # What was begun by hand is ended by hand: asked again, it gets to where it was to go.
+        # An operator started the defragmentation and starts it again; then it completes.
         after.defragment(dry_run=False, limit=10)
         await until(lambda: after.defragment(dry_run=True, limit=10).moves == (), f"it is done; {said}")
 
@@ -180,7 +180,7 @@ async def test_killed_in_a_defragmentation_no_copy_is_lost_and_none_is_left(
 
 
 class Leaky:
-    """`tritonctl up` with a server that keeps the memory of large tensors, and what the test asks of it."""
+    """`tritonctl up` with a server that keeps the memory of large tensors, and requests to it."""
 
     def __init__(self, folder: Path) -> None:
         store = StoreSettings(url=(folder / "store").as_uri())
@@ -232,7 +232,7 @@ class Leaky:
 
 
 @pytest.mark.parametrize("moment", ["draining", "restarting"])
-async def test_killed_while_a_leaking_server_is_drained_or_restarted(tmp_path: Path, moment: str) -> None:
+async def test_kill_during_drain_or_restart_of_leaking_server_recovers(tmp_path: Path, moment: str) -> None:
     here = Leaky(tmp_path)
     with contextlib.ExitStack() as stack:
         stack.callback(here.plane.stop)
@@ -259,6 +259,6 @@ async def test_killed_while_a_leaking_server_is_drained_or_restarted(tmp_path: P
         assert "MemoryLeak" not in here.events()
         held = [one["id"] for one in here.call("GET", "/v1/deployments/small/holds")["items"]]
         assert held == ([lease["id"]] if moment == "draining" else []), "who held a model holds it still"
-        # And it is watched as before: the same leak again ends in a restart.
+        # The server is still watched: the same leak causes a restart again.
         assert await here.infer("wide", ROWS) == 5.0
         await until(lambda: "MemoryLeak" in here.events(), "it is drained again", 60)

@@ -28,13 +28,13 @@ class Clock:
 
 
 def lease(store: MemoryStore, clock: Clock, machine: str) -> Lease:
-    """A lease of a process on another machine, whose clock shows something else."""
+    """Create a lease of a process on another machine with another clock."""
     made = Lease(store, seconds=10.0, clock=clock)
     made._me = dataclasses.replace(made._me, id=machine, machine=machine)
     return made
 
 
-def test_one_leads_until_it_is_silent_for_the_whole_duration() -> None:
+def test_leader_keeps_lease_until_silent_for_its_duration() -> None:
     store, here, there = MemoryStore(), Clock(100.0), Clock(5_000_000.0)
     one, other = lease(store, here, "one"), lease(store, there, "other")
     one.attempt()
@@ -59,7 +59,7 @@ def test_one_leads_until_it_is_silent_for_the_whole_duration() -> None:
     assert not one.held
 
 
-def test_a_lease_given_back_is_free_at_once() -> None:
+def test_released_lease_is_free_at_once() -> None:
     store, clock = MemoryStore(), Clock()
     one, other = lease(store, clock, "one"), lease(store, clock, "other")
     one.attempt()
@@ -68,7 +68,7 @@ def test_a_lease_given_back_is_free_at_once() -> None:
     assert other.held
 
 
-def test_who_has_the_same_tenure_knows_that_nobody_led_in_between() -> None:
+def test_unchanged_tenure_means_no_other_leader_in_between() -> None:
     store, clock = MemoryStore(), Clock()
     one, other = lease(store, clock, "one"), lease(store, clock, "other")
     one.attempt()
@@ -78,7 +78,7 @@ def test_who_has_the_same_tenure_knows_that_nobody_led_in_between() -> None:
     clock.now += 9.5
     assert one.tenure == 0
     one.attempt()
-    assert one.tenure == first, "it ran out, and nobody took it"
+    assert one.tenure == first, "it expired and no other instance took it"
     other.attempt()
     clock.now += 10.5
     other.attempt()
@@ -88,7 +88,7 @@ def test_who_has_the_same_tenure_knows_that_nobody_led_in_between() -> None:
     assert one.tenure > first, "another had it"
 
 
-def test_a_process_that_is_gone_need_not_be_waited_for() -> None:
+def test_lease_of_a_dead_local_process_is_free_at_once() -> None:
     me = Holder.myself()
     assert not me.is_gone(me)
     assert dataclasses.replace(me, pid=2**22 - 3).is_gone(me)
@@ -97,7 +97,7 @@ def test_a_process_that_is_gone_need_not_be_waited_for() -> None:
     assert not dataclasses.replace(me, machine="", pid=2**22 - 3).is_gone(dataclasses.replace(me, machine=""))
 
 
-def test_the_chain_stays_short() -> None:
+def test_lease_chain_stays_short() -> None:
     store, clock = MemoryStore(), Clock()
     one = lease(store, clock, "one")
     for _ in range(20):
@@ -116,7 +116,7 @@ def test_there_are_never_two_leaders(moves: list[tuple[int, float]]) -> None:
         assert sum(each.held for each in leases) <= 1
 
 
-def test_a_store_that_fails_ends_the_lease_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_outage_ends_the_lease_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     from controlplane.errors import StoreUnavailableError
 
     store, clock = MemoryStore(), Clock()
@@ -144,7 +144,7 @@ def work_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
             digest.update(b"work")
 
 
-async def test_a_busy_event_loop_does_not_delay_renewals(tmp_path: Path) -> None:
+async def test_busy_event_loop_does_not_delay_renewals(tmp_path: Path) -> None:
     store = FilesystemStore(tmp_path)
     one = Lease(store, seconds=1.5)
     await one.start()
@@ -157,7 +157,7 @@ async def test_a_busy_event_loop_does_not_delay_renewals(tmp_path: Path) -> None
             lost.extend([] if one.held else [one.fencing_number])
             return one.fencing_number >= first + 6
 
-        work_until(renewed)  # two durations: without renewals the lease would have expired
+        work_until(renewed)  # two lease durations: without renewals the lease would have expired
         assert lost == []
         newest = Chain(store, "leases/reconciler/", pruned=True).head()
         assert newest is not None
@@ -170,9 +170,7 @@ async def test_a_busy_event_loop_does_not_delay_renewals(tmp_path: Path) -> None
     assert newest.body["id"] == "", "it was given back"
 
 
-async def test_an_event_loop_that_does_not_run_any_more_loses_the_lease(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_stopped_event_loop_loses_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "STALLED_SECONDS", 1.0)
     changes: list[bool] = []
     one = Lease(FilesystemStore(tmp_path), seconds=0.6, on_change=lambda: changes.append(one.held))
@@ -187,7 +185,7 @@ async def test_an_event_loop_that_does_not_run_any_more_loses_the_lease(
         await one.stop()
 
 
-def test_contact_that_was_lost_for_longer_than_the_lease_begins_an_epoch() -> None:
+def test_contact_lost_longer_than_the_lease_begins_an_epoch() -> None:
     store, clock = MemoryStore(), Clock()
     one, other = lease(store, clock, "one"), lease(store, clock, "other")
     one.attempt()
@@ -200,11 +198,11 @@ def test_contact_that_was_lost_for_longer_than_the_lease_begins_an_epoch() -> No
     assert (one.in_touch, other.in_touch) == (False, False)
     one.attempt()
     other.attempt()
-    assert (one.epoch, other.epoch) == (1, 1), "also that of the one that follows"
+    assert (one.epoch, other.epoch) == (1, 1), "also the epoch of the standby"
     assert (one.in_touch, other.in_touch) == (True, True)
 
 
-def test_the_lease_says_which_servers_its_holder_drives() -> None:
+def test_lease_names_the_servers_of_its_holder() -> None:
     store, clock = MemoryStore(), Clock()
     one = Lease(store, seconds=10.0, clock=clock, servers={"gpu": "gpu:8001"})
     other = lease(store, clock, "other")
@@ -218,7 +216,7 @@ def test_the_lease_says_which_servers_its_holder_drives() -> None:
 
 
 @pytest.mark.parametrize("lost", ["the newest", "all"])
-def test_a_lost_lease_is_held_by_nobody_until_its_holder_cannot_trust_it_any_more(lost: str) -> None:
+def test_lost_lease_stays_unavailable_until_it_expires_for_its_holder(lost: str) -> None:
     store, here, there = MemoryStore(), Clock(100.0), Clock(5_000_000.0)
     one, other = lease(store, here, "one"), lease(store, there, "other")
     for _ in range(3):
@@ -229,10 +227,10 @@ def test_a_lost_lease_is_held_by_nobody_until_its_holder_cannot_trust_it_any_mor
     other.attempt()
     there.now += 9.0
     other.attempt()
-    assert not other.held, "the holder has not looked yet, and trusts what it had"
+    assert not other.held, "the holder has not read the store yet and trusts its lease"
     assert one.held
     one.attempt()
-    assert not one.held, "what it held is gone"
+    assert not one.held, "its lease is gone"
     there.now += 1.1
     other.attempt()
     assert other.held

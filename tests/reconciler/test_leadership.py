@@ -1,4 +1,4 @@
-"""Of several control planes on one bucket, one acts."""
+"""One of several control planes on one store acts."""
 
 import asyncio
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.domain.states import Phase
-from tests.reconciler.conftest import Room, forget, nothing_half_there, open_registry, running
+from tests.reconciler.conftest import Room, forget, nothing_half_staged, open_registry, running
 from tests.support.triton import RunningTriton
 
 pytestmark = [pytest.mark.triton]
@@ -32,7 +32,7 @@ async def replica(triton: RunningTriton, folder: Path, *how: str) -> AsyncIterat
 
 
 async def line(child: asyncio.subprocess.Process, wanted: str) -> list[str]:
-    """Read what a child says until it says what is wanted."""
+    """Read the output of a child up to the expected line."""
     said: list[str] = []
     assert child.stdout is not None
     async with asyncio.timeout(60):
@@ -44,7 +44,7 @@ async def line(child: asyncio.subprocess.Process, wanted: str) -> list[str]:
                 return said
 
 
-async def test_when_the_leader_is_killed_another_goes_on(triton: RunningTriton, model: str, tmp_path: Path) -> None:
+async def test_standby_takes_over_from_a_killed_leader(triton: RunningTriton, model: str, tmp_path: Path) -> None:
     registry = open_registry(tmp_path)
     async with replica(triton, tmp_path) as one:
         await line(one, "leading")
@@ -52,7 +52,7 @@ async def test_when_the_leader_is_killed_another_goes_on(triton: RunningTriton, 
             assert not room.reconciler.leading
             version = room.publish(1.0)
             status = await room.deploy(version)
-            # The other one did it; this one saw it, and proved it for itself.
+            # The other instance loaded it; this one observed it and ran its own proof.
             assert status.phase is Phase.READY
             assert room.events("VersionActivated") == []
             assert room.events("ProofPassed") != []
@@ -66,8 +66,10 @@ async def test_when_the_leader_is_killed_another_goes_on(triton: RunningTriton, 
     await forget(triton, model)
 
 
-async def test_a_leader_that_wakes_up_late_does_nothing(triton: RunningTriton, model: str, tmp_path: Path) -> None:
-    """It falls asleep in the middle of a rollout, right before a load, and wakes when another has taken over."""
+async def test_leader_that_resumes_after_takeover_does_nothing(
+    triton: RunningTriton, model: str, tmp_path: Path
+) -> None:
+    """It is stopped during a rollout, right before a load, and resumes after another has taken over."""
     registry = open_registry(tmp_path)
     async with running(triton, registry, model, tmp_path) as room:
         first, second = room.publish(1.0), room.publish(2.0)
@@ -79,7 +81,7 @@ async def test_a_leader_that_wakes_up_late_does_nothing(triton: RunningTriton, m
             assert room.reconciler.leading, "the sleeper's lease ended, although its process is there"
             status = await room.deploy(second)
             assert status.phase is Phase.READY
-            await nothing_half_there(room.server, model)
+            await nothing_half_staged(room.server, model)
             sleeper.send_signal(signal.SIGCONT)
             said = await line(sleeper, "following")
             assert "end 2 Load NotLeaderError" in said
@@ -87,5 +89,5 @@ async def test_a_leader_that_wakes_up_late_does_nothing(triton: RunningTriton, m
             await asyncio.sleep(0.7)
             assert await room.answer() == (2.0, second)
             assert room.reconciler.leading
-            await nothing_half_there(room.server, model)
+            await nothing_half_staged(room.server, model)
     await forget(triton, model)

@@ -1,7 +1,7 @@
 """A real Triton that keeps the memory of large tensors is drained, restarted and restored under its clients.
 
-What the server's process keeps is no stand-in: tensors go to a Python-based backend through shared memory and through
-gRPC's buffers, and Triton 2.51 holds on to both.
+The leak is real: tensors go to a Python-based backend through shared memory and through gRPC's buffers, and
+Triton 2.51 keeps both.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ LEAK: dict[str, Any] = {
     "leak_restart_interval_seconds": 3600.0,
 }
 
-# It grows until it is killed, to 6 GiB at most: the memory that other tests free meanwhile must not hide it.
+# It grows until the restart, to at most 6 GiB, so that memory which other tests free meanwhile cannot hide it.
 GROWING = """
 import time
 kept = []
@@ -57,7 +57,7 @@ async def deploy_wide(room: MemoryRoom) -> DeploymentStatus:
 
 
 async def leak(room: MemoryRoom) -> None:
-    """Send what the server will keep."""
+    """Send tensors whose memory the server keeps."""
     outputs, _ = await room.client.infer("wide", {"x": np.ones((ROWS, WIDE), np.float32)})
     assert outputs["y"][ROWS - 1, WIDE - 1] == 5.0
 
@@ -69,7 +69,7 @@ def excess(room: MemoryRoom) -> int:
 
 
 async def client(room: MemoryRoom, name: str, stop: asyncio.Event, answers: list[int], failures: list[str]) -> None:
-    """Hold, load, infer, give back, as long as it takes. Nothing of that may fail."""
+    """Hold, load, infer and release in a loop. No step may fail."""
     while not stop.is_set():
         async with room.held(name):
             try:
@@ -85,7 +85,7 @@ async def client(room: MemoryRoom, name: str, stop: asyncio.Event, answers: list
         await asyncio.sleep(0.02)
 
 
-async def test_a_server_that_keeps_memory_is_drained_restarted_and_restored_under_its_clients(
+async def test_leaking_server_is_drained_restarted_and_restored_under_load(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, BUDGET, **LEAK) as room:
@@ -122,15 +122,15 @@ async def test_a_server_that_keeps_memory_is_drained_restarted_and_restored_unde
         assert (leaks.state, leaks.restarts) == ("watching", 1)
         assert leaks.excess_bytes["host"] < 120 * MIB
 
-        # The same again at once: it may not, and says until when.
+        # A second restart at once is refused, and the condition says until when.
         await leak(room)
-        await room.until("it is told", lambda: len(room.events("MemoryLeak")) > 1, 60)
+        await room.until("the leak is reported", lambda: len(room.events("MemoryLeak")) > 1, 60)
         assert "is not again before" in room.events("MemoryLeak")[1]
         assert embedded.generation == first + 1
         assert (await room.infer("p")) == 1.0
 
 
-async def test_what_a_version_needed_at_most_and_left_behind_is_kept_with_it(
+async def test_peak_and_retained_memory_are_stored_with_the_version(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, BUDGET) as room:
@@ -154,7 +154,7 @@ async def test_what_a_version_needed_at_most_and_left_behind_is_kept_with_it(
         assert left is not None
         assert left > ROWS * MIB, "the server keeps the buffers of the largest tensors"
         assert left < 40 * ROWS * MIB
-        # A reading that began before the unload may be taken in after it: the next one is right.
+        # A reading that began before the unload may be ingested after it; the next one is correct.
         await room.until("that is what is there", lambda: 0 < excess(room) < 1.3 * left)
 
         def shown() -> tuple[int | None, int]:
@@ -164,7 +164,7 @@ async def test_what_a_version_needed_at_most_and_left_behind_is_kept_with_it(
         await room.until("that is what is shown", lambda: shown() == (left, measured()))
 
 
-async def test_who_asks_during_the_draining_waits_for_the_restart_and_is_served(
+async def test_request_during_drain_waits_for_restart_and_is_served(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, BUDGET, **LEAK) as room:
@@ -191,7 +191,7 @@ async def test_who_asks_during_the_draining_waits_for_the_restart_and_is_served(
         assert [await room.infer(name) for name in "ab"] == [2.0, 3.0]
 
 
-async def test_a_stranger_on_the_server_keeps_it_from_a_restart(
+async def test_unmanaged_model_prevents_the_restart(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, BUDGET, **LEAK) as room:
@@ -201,21 +201,21 @@ async def test_a_stranger_on_the_server_keeps_it_from_a_restart(
         (embedded.repository / "foreign").symlink_to(embedded.repository / "wide")
         await room.client.load("foreign", {**config, "name": "foreign", "version_policy": policy})
         await leak(room)
-        await room.until("it is told", lambda: room.events("MemoryLeak") != [], 60)
+        await room.until("the leak is reported", lambda: room.events("MemoryLeak") != [], 60)
         assert all("foreign" in event for event in room.events("MemoryLeak"))  # one for each size on a slow machine
         assert embedded.state is ServerState.READY
         await room.client.unload("foreign")
         await room.until("then it is restarted", lambda: room.events("ServerRestarted") != [], 60)
 
 
-async def test_a_server_of_somebody_else_is_told_of_and_left_alone(
+async def test_leaking_external_server_is_reported_and_not_restarted(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, BUDGET, supervised=False, **LEAK) as room:
         await room.deploy("a", 2.0)
         hog = await asyncio.create_subprocess_exec(sys.executable, "-c", GROWING)
         try:
-            await room.until("it is told", lambda: room.events("MemoryLeak") != [], 60)
+            await room.until("the leak is reported", lambda: room.events("MemoryLeak") != [], 60)
         finally:
             hog.kill()
             await hog.wait()

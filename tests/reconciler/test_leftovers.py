@@ -1,4 +1,4 @@
-"""What a version left behind, from readings: when it can be told, and when not."""
+"""Retained memory of an unloaded version, computed from readings: when it is known and when not."""
 
 from datetime import UTC, datetime
 
@@ -15,7 +15,7 @@ GIB = 1 << 30
 
 
 class Server:
-    """A server as its readings show it: its own process, and 100 bytes for each model that is loaded."""
+    """A server as its readings show it: its own process and 100 bytes for each loaded model."""
 
     def __init__(self, own: int = 1000) -> None:
         self.own = own
@@ -54,18 +54,18 @@ class Server:
         return self.look()
 
 
-def test_from_before_the_load_to_after_the_unload() -> None:
+def test_retained_memory_is_measured_from_load_to_unload() -> None:
     server = Server()
     server.load("a")
-    server.own += 400  # while it answers
+    server.own += 400  # while it serves
     server.look()
     server.begin_unload("a")
-    server.own -= 70  # some of it comes back
+    server.own -= 70  # some of it is freed
     assert server.end_unload("a") == {("a", 1): 330}
     assert server.look() == {}, "once"
 
 
-def test_nothing_below_nothing_stays() -> None:
+def test_retained_memory_is_never_negative() -> None:
     server = Server(own=5000)
     server.load("a")
     server.own = 4000
@@ -73,7 +73,7 @@ def test_nothing_below_nothing_stays() -> None:
     assert server.end_unload("a") == {("a", 1): 0}
 
 
-def test_what_grew_while_others_worked_is_nobodys_but_over_the_unload_it_is_told() -> None:
+def test_growth_beside_other_loads_is_not_attributed_except_over_unload() -> None:
     server = Server()
     server.load("a")
     server.load("b")
@@ -85,7 +85,7 @@ def test_what_grew_while_others_worked_is_nobodys_but_over_the_unload_it_is_told
     assert server.end_unload("a") == {("a", 1): 30}
 
 
-def test_its_own_use_disturbs_nobody() -> None:
+def test_own_use_does_not_prevent_the_measurement() -> None:
     server = Server()
     server.load("a")
     server.own += 400
@@ -95,7 +95,7 @@ def test_its_own_use_disturbs_nobody() -> None:
     assert server.end_unload("a") == {("a", 1): 400}
 
 
-def test_where_others_move_meanwhile_nobody_can_tell() -> None:
+def test_concurrent_loads_make_retained_memory_unknown() -> None:
     server = Server()
     server.load("a")
     server.begin_unload("a")
@@ -109,7 +109,7 @@ def test_where_others_move_meanwhile_nobody_can_tell() -> None:
     assert server.end_unload("c") == {}
 
 
-def test_a_restart_forgets() -> None:
+def test_restart_clears_the_measurement() -> None:
     server = Server()
     server.load("a")
     server.accounts.restarted()

@@ -1,4 +1,4 @@
-"""Memory is reserved before it is used: on a real Triton, with budgets that do not hold everything."""
+"""Memory is reserved before it is used; on a real Triton with budgets too small for all models."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ async def embedded(tmp_path: Path) -> AsyncIterator[EmbeddedTriton]:
         yield server
 
 
-async def test_on_demand_models_are_loaded_at_first_use_and_leave_when_they_are_idle(
+async def test_on_demand_model_loads_at_first_use_and_unloads_when_idle(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, TWO) as room:
@@ -46,7 +46,7 @@ async def test_on_demand_models_are_loaded_at_first_use_and_leave_when_they_are_
         assert "not used for 1 s" in room.memory.evictions[0].why
 
 
-async def test_use_on_tritons_own_port_keeps_a_model_and_makes_others_go(
+async def test_requests_on_tritons_port_count_as_use(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, TWO, eviction_policy="lru") as room:
@@ -54,7 +54,7 @@ async def test_use_on_tritons_own_port_keeps_a_model_and_makes_others_go(
             await room.deploy(model, float(number), **small(model, keep_alive_seconds=None))
         await room.load("a")
         await room.load("b")
-        await asyncio.sleep(1.2)  # past their minimum residence
+        await asyncio.sleep(1.2)  # after their minimum residence
         used = room.view("a").last_used_at
         assert await room.infer("a") == 1.0
         await room.until("the use is seen", lambda: room.view("a").last_used_at != used)
@@ -69,7 +69,7 @@ async def test_use_on_tritons_own_port_keeps_a_model_and_makes_others_go(
         assert why.servers[0].needed["host"] > 50 * MIB
 
 
-async def test_a_measured_footprint_replaces_the_estimate_and_is_kept_with_the_version(
+async def test_measured_footprint_replaces_estimate_and_is_stored(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, 1024 * MIB) as room:
@@ -91,7 +91,7 @@ async def test_a_measured_footprint_replaces_the_estimate_and_is_kept_with_the_v
         assert room.view("m").footprint[0].source == "measured"
 
 
-async def test_pinned_models_stay_and_what_cannot_fit_is_refused_with_figures(
+async def test_pinned_model_stays_and_oversized_model_is_refused_with_sizes(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, TWO) as room:
@@ -116,7 +116,7 @@ async def test_pinned_models_stay_and_what_cannot_fit_is_refused_with_figures(
         assert (await room.load("d")).phase is Phase.READY, "what was against it is gone"
 
 
-async def test_a_lease_protects_and_its_end_lets_go(
+async def test_hold_prevents_eviction_until_it_ends(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, TWO) as room:
@@ -135,17 +135,17 @@ async def test_a_lease_protects_and_its_end_lets_go(
             assert room.loaded() == ["a", "c"], "who held it to the end kept it"
 
 
-async def test_leases_are_kept_in_the_bucket(registry: Registry, embedded: EmbeddedTriton, tmp_path: Path) -> None:
-    lease = registry.holds.acquire("m", seconds=60, holder="somebody")
+async def test_holds_are_kept_in_the_store(registry: Registry, embedded: EmbeddedTriton, tmp_path: Path) -> None:
+    hold = registry.holds.acquire("m", seconds=60, holder="client")
     async with memory_room(registry, embedded, tmp_path, TWO) as room:
         await room.deploy("m", 1.0, **small("m"))
-        await room.until("the lease loads it", lambda: room.loaded() == ["m"])
-        assert room.view("m").held_until == lease.expires_at
-        renewed = registry.holds.renew("m", lease.id, seconds=120)
+        await room.until("the hold loads it", lambda: room.loaded() == ["m"])
+        assert room.view("m").held_until == hold.expires_at
+        renewed = registry.holds.renew("m", hold.id, seconds=120)
         await room.until("the renewal is seen", lambda: room.view("m").held_until == renewed.expires_at)
 
 
-async def test_resident_models_fill_the_room_and_nobody_goes_for_them(
+async def test_resident_models_fill_free_memory_without_evictions(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, TWO) as room:
@@ -154,7 +154,7 @@ async def test_resident_models_fill_the_room_and_nobody_goes_for_them(
         assert "no room" in statuses[2].message
         await asyncio.sleep(1.0)
         assert room.loaded() == ["a", "b"]
-        assert (await room.load("c")).phase is Phase.READY, "somebody asked for it"
+        assert (await room.load("c")).phase is Phase.READY, "it was requested"
         assert len(room.loaded()) == 2
         assert len(room.memory.evictions) == 1
         big = await room.deploy("big", 1.0, resident_mib=400)
@@ -162,7 +162,7 @@ async def test_resident_models_fill_the_room_and_nobody_goes_for_them(
         assert "out of memory" in big.message
 
 
-async def test_a_higher_priority_goes_first(registry: Registry, embedded: EmbeddedTriton, tmp_path: Path) -> None:
+async def test_higher_priority_is_loaded_first(registry: Registry, embedded: EmbeddedTriton, tmp_path: Path) -> None:
     async with memory_room(registry, embedded, tmp_path, TWO, minimum_residence_seconds=60) as room:
         for model, priority in (("a", 0), ("b", 5), ("c", 10)):
             await room.deploy(model, 1.0, **small(model, keep_alive_seconds=None, priority=priority))
@@ -173,7 +173,7 @@ async def test_a_higher_priority_goes_first(registry: Registry, embedded: Embedd
         assert not (await room.load("a", 1.0)).phase.settled, "the least wanted waits"
 
 
-async def test_a_new_version_that_does_not_fit_beside_the_old_takes_its_place(
+async def test_new_version_replaces_old_one_when_both_do_not_fit(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, 150 * MIB) as room:
@@ -187,7 +187,7 @@ async def test_a_new_version_that_does_not_fit_beside_the_old_takes_its_place(
 
 
 @pytest.mark.parametrize(("budget", "waited"), [(340 * MIB, False), (TWO, True)])
-async def test_the_memory_of_a_proved_candidate_is_waited_for_only_where_a_third_copy_has_no_room(
+async def test_load_waits_for_candidate_memory_only_without_room_for_three(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path, budget: int, waited: bool
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, budget) as room:
@@ -202,7 +202,7 @@ async def test_the_memory_of_a_proved_candidate_is_waited_for_only_where_a_third
         assert room.memory.counters["gaps"] == 0
 
 
-async def test_the_switch_is_made_as_asked(registry: Registry, embedded: EmbeddedTriton, tmp_path: Path) -> None:
+async def test_update_strategy_is_applied(registry: Registry, embedded: EmbeddedTriton, tmp_path: Path) -> None:
     async with memory_room(registry, embedded, tmp_path, 600 * MIB) as room:
         assert (await room.deploy("m", 1.0)).phase is Phase.READY
         await room.deploy("m", 2.0, update_strategy="rolling")
@@ -218,7 +218,7 @@ async def test_the_switch_is_made_as_asked(registry: Registry, embedded: Embedde
         assert room.memory.counters["gaps"] == 1
 
 
-async def test_a_switch_beside_that_does_not_fit_leaves_the_old_version_where_it_is(
+async def test_rolling_update_that_does_not_fit_keeps_the_old_version(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, 150 * MIB) as room:
@@ -237,7 +237,7 @@ async def test_a_switch_beside_that_does_not_fit_leaves_the_old_version_where_it
         assert room.memory.counters["gaps"] == 0
 
 
-async def test_out_of_memory_corrects_the_footprint_and_makes_more_room_once(
+async def test_out_of_memory_raises_footprint_and_retries_once(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, TWO) as room:
@@ -260,7 +260,7 @@ async def test_out_of_memory_corrects_the_footprint_and_makes_more_room_once(
         assert room.loaded() in (["b"], []), "nothing else was lost but what made room"
 
 
-async def test_after_a_crash_of_triton_pinned_models_come_first_and_the_rest_by_use(
+async def test_after_triton_crash_pinned_models_load_first_then_by_use(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, 300 * MIB, max_concurrent_loads=1) as room:
@@ -280,10 +280,10 @@ async def test_after_a_crash_of_triton_pinned_models_come_first_and_the_rest_by_
         await room.until("and proved", lambda: len(room.events("ProofPassed")) == seen + 3)
         order = [line.partition(":")[0] for line in room.events("ProofPassed")][seen:]
         assert order == ["p", "a", "b"]
-        assert room.view("c").state == "unloaded", "nobody had asked for it"
+        assert room.view("c").state == "unloaded", "it was not requested"
 
 
-async def test_memory_that_nobody_accounts_for_counts_against_the_budget(
+async def test_unaccounted_memory_reduces_the_budget(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with memory_room(registry, embedded, tmp_path, TWO, leak_warning_threshold_bytes=30 * MIB) as room:
@@ -297,7 +297,7 @@ async def test_memory_that_nobody_accounts_for_counts_against_the_budget(
         policy = {"specific": {"versions": [1]}}
         await room.client.load("foreign", {**config, "name": "foreign", "version_policy": policy})
         await room.until("it is seen", lambda: room.memory.devices[0].unaccounted_bytes > 50 * MIB)
-        await room.until("it is told", lambda: room.events("UnaccountedMemory") != [])
+        await room.until("the event was recorded", lambda: room.events("UnaccountedMemory") != [])
         await asyncio.sleep(0.6)
         assert (await room.load("b")).phase is Phase.READY
         assert room.loaded() == ["b"], "what the stranger has is not given out"

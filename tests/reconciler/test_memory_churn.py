@@ -1,4 +1,4 @@
-"""Forty models where eight fit, several clients, and both Triton and the control plane killed under them.
+"""Forty models in memory for eight, several clients, and kills of both Triton and the control plane.
 
 Everything is real: `tritonctl up` as a process of its own, its Triton, clients that hold a model over REST and ask
 Triton itself, SIGKILL. It lasts as long as it takes to make some progress in each of its three parts (from the start,
@@ -55,10 +55,10 @@ RECOVERY_SECONDS = 180.0
 
 @dataclass
 class Plane:
-    """The control plane, as a process that may be another one in a moment.
+    """The control plane as a process that the test kills and restarts.
 
     Attributes:
-        down: When it was disturbed, and until when.
+        down: Periods of disturbance, each with start and end.
     """
 
     folder: Path
@@ -103,7 +103,7 @@ class Plane:
         return None
 
     def disturbed(self, since: float) -> bool:
-        """Whether something was killed, or not back yet, since a moment."""
+        """Return whether a process was killed or still restarting since a time."""
         return any(end >= since for _, end in self.down)
 
     @property
@@ -111,7 +111,7 @@ class Plane:
         return str(json.loads(self.ready_file.read_text())["url"])
 
     def memory(self) -> dict[str, Any]:
-        """The ledger, as told over REST."""
+        """Return the ledger, read over REST."""
         (server,) = httpx.get(f"{self.url}/v1/memory", timeout=30).raise_for_status().json()["items"]
         self.error = max(self.error, server["counters"]["estimate_error_max_bytes"])
         return dict(server)
@@ -133,7 +133,7 @@ class Plane:
         self.down[-1][1] = time.monotonic()
 
     def kill(self) -> None:
-        """Kill the control plane, whose Triton goes with it, and start another on the same folder."""
+        """Kill the control plane and with it its Triton, and start another one on the same folder."""
         assert self.process is not None
         self.memory()
         self.down.append([time.monotonic(), float("inf")])
@@ -172,7 +172,7 @@ def plane(tmp_path: Path) -> Iterator[Plane]:
 
 @dataclass
 class Watcher:
-    """Reads from the operating system, all the time, what the models' processes have."""
+    """Reads the memory of the models' processes from the operating system continuously."""
 
     plane: Plane
     peak: int = 0
@@ -202,7 +202,7 @@ class Tally:
 
 
 class Client:
-    """Holds a model over REST, asks Triton itself, gives it back, and takes the next one."""
+    """Holds a model over REST, sends requests to Triton, releases the hold, and repeats with the next model."""
 
     def __init__(self, plane: Plane, stats: Tally, seed: int) -> None:
         self._plane = plane
@@ -217,9 +217,9 @@ class Client:
             try:
                 await self._use(number)
             except (httpx.HTTPError, TritonError, json.JSONDecodeError, FileNotFoundError) as error:
-                await asyncio.sleep(1.0)  # who was hit by a kill may know before the one that killed
+                await asyncio.sleep(1.0)  # a client may notice a kill before the test has recorded it
                 if self._plane.disturbed(began):
-                    self._stats.interrupted += 1  # the client comes again
+                    self._stats.interrupted += 1  # the client retries
                 else:
                     body = error.response.text if isinstance(error, httpx.HTTPStatusError) else ""
                     self._stats.failures.append(f"m{number}: {type(error).__name__} {error} {body}")
@@ -244,7 +244,7 @@ class Client:
 
 
 async def part(stats: Tally) -> int:
-    """Let the clients work until there is progress; return the answers."""
+    """Run the clients until there is progress; return the answers."""
     before, began = stats.answers, time.monotonic()
     async with asyncio.timeout(RECOVERY_SECONDS + PART_SECONDS):
         while stats.answers < before + PROGRESS or time.monotonic() < began + PART_SECONDS:
@@ -252,7 +252,7 @@ async def part(stats: Tally) -> int:
     return stats.answers - before
 
 
-async def test_eight_of_forty_fit_and_every_request_that_can_be_served_is(plane: Plane) -> None:
+async def test_forty_models_in_memory_for_eight_serve_all_possible_requests(plane: Plane) -> None:
     watcher, stats, stop = Watcher(plane), Tally(), asyncio.Event()
     thread = threading.Thread(target=watcher.run)
     thread.start()
@@ -285,6 +285,6 @@ async def test_eight_of_forty_fit_and_every_request_that_can_be_served_is(plane:
     assert watcher.most >= FIT - 3, "the budget is made use of"
     assert evictions > 3
     assert counters["loads"] > 3, "it goes on loading after both kills"
-    # Each client is hit once by each kill, and while the control plane is away it tries again once a second.
+    # Each kill affects each client once; while the control plane is down, it retries once a second.
     away = sum(end - begin for begin, end in plane.down)
     assert stats.interrupted <= CLIENTS * (2 * len(plane.down) + away)

@@ -1,4 +1,4 @@
-"""Whatever is there and whatever is wanted: the planner gets there, stops, and never lets the unproven answer."""
+"""From any state to any desired state: the planner reaches it, stops, and never lets an unproved version serve."""
 
 from datetime import UTC, datetime
 
@@ -20,7 +20,7 @@ natures = st.dictionaries(targets, st.sampled_from(Nature), max_size=6)
 
 @st.composite
 def tritons(draw: st.DrawFn) -> SimulatedTriton:
-    """Any state a Triton can be found in, also ones that no run of ours leads to."""
+    """Draw any state of a Triton, also states that the control plane never causes."""
     known = draw(natures)
     loaded = set(draw(st.sets(versions, max_size=3)))
     digest = draw(st.sampled_from(["a", "b", None])) if loaded else None
@@ -59,20 +59,20 @@ def wants(draw: st.DrawFn, revision: int, now: datetime) -> DesiredReplica:
 
 
 def check_answer(world: World, before: Target | None) -> None:
-    """What was proved and is alive gives way only to what was proved."""
+    """Check that only a proved version replaces a proved version that is alive."""
     after = world.answering()
     if before in world.proven_here and after is not None and after != before:
         assert after in world.proven_here, f"{after} answers unproved in place of the proved {before}"
 
 
 def alive(world: World) -> Target | None:
-    """What answers; a dead process answers nobody, whatever Triton says."""
+    """Return the versions that answer; a dead process answers no request, whatever Triton reports."""
     answering = world.answering()
     return None if answering is None or answering.version in world.triton.dead else answering
 
 
 def run(world: World, desired: DesiredReplica) -> None:
-    """Step until nothing is to be done; check the invariant at every step."""
+    """Step until there is no action; check the invariant at every step."""
     for _ in range(MOST_STEPS):
         before = alive(world)
         if world.step(desired) is None:
@@ -82,13 +82,13 @@ def run(world: World, desired: DesiredReplica) -> None:
 
 
 def check_end(world: World, desired: DesiredReplica) -> None:
-    """Where nothing more is to be done, it is what was wanted, or the best that there is, and nothing is left over."""
+    """Check that the final state is the desired one, or the best available, without leftovers."""
     triton, trial = world.triton, desired.trial
     if trial is not None and desired.loaded and world.answering() == desired.targets[0]:
         good = triton.nature(trial.version, trial.digest) is Nature.GOOD
         event(f"a trial that is {'good' if good else 'bad'}")
         tried = Target(triton.candidate, triton.candidate_digest or "") if triton.candidate else None
-        # One that is refused or broken may be at its next try just now; one that is good is there.
+        # A refused or broken version may be in its next retry; a good one is loaded.
         assert tried == trial if good else tried in (None, trial)
         assert triton.loaded == {desired.targets[0].version}
         return
@@ -119,13 +119,13 @@ def check_end(world: World, desired: DesiredReplica) -> None:
             assert answering in usable
             assert answering in world.proven_here
         elif answering is not None:
-            # A version nobody asked for goes on answering only where it is not known to be bad.
+            # A version that is not desired continues to serve only while it is not known to be bad.
             assert not world.observe().mark(answering.version).bad
 
 
 @settings(max_examples=1500, deadline=None)
 @given(data=st.data())
-def test_any_state_reaches_any_sequence_of_wishes(data: st.DataObject) -> None:
+def test_planner_reaches_any_desired_states_from_any_state(data: st.DataObject) -> None:
     world = World(data.draw(tritons()), START)
     for revision in range(1, data.draw(st.integers(2, 5))):
         desired = data.draw(wants(revision, world.now))
@@ -133,9 +133,9 @@ def test_any_state_reaches_any_sequence_of_wishes(data: st.DataObject) -> None:
         world.record = world.record.wanted_anew(desired.targets[0])
         if desired.trial is not None:
             world.record = world.record.wanted_anew(desired.trial)
-        # Failures of the fallbacks are of earlier revisions: they are final only where an answer was wrong.
+        # Failures of fallbacks belong to earlier revisions; they are final only after a wrong answer.
         run(world, desired)
-        for _ in range(14):  # retries of what failed go on in the background and must not change what answers
+        for _ in range(14):  # background retries of failed versions must not change the active version
             world.wait(400)
             run(world, desired)
         check_end(world, desired)
@@ -146,7 +146,7 @@ DISTURBANCES = ["restart_triton", "restart_control_plane", "external_unload", "k
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_disturbed_at_any_step_it_still_gets_there(data: st.DataObject) -> None:
+def test_planner_reaches_desired_state_despite_disturbances(data: st.DataObject) -> None:
     world = World(data.draw(tritons()), START)
     desired = data.draw(wants(1, world.now))
     for disturbance in data.draw(st.lists(st.sampled_from(DISTURBANCES), max_size=5)):
@@ -165,14 +165,14 @@ def test_disturbed_at_any_step_it_still_gets_there(data: st.DataObject) -> None:
         world.wait(400)
     run(world, desired)
     if desired.loaded and world.triton.dead:
-        world.kill_processes()  # the probe that finds what nobody noticed
+        world.kill_processes()  # the probe that finds an unnoticed failure
         run(world, desired)
     check_end(world, desired)
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), fits_alongside=st.booleans())
-def test_a_rollout_holds_three_in_memory_only_where_there_is_room(data: st.DataObject, fits_alongside: bool) -> None:
+def test_rollout_loads_three_versions_only_when_they_fit(data: st.DataObject, fits_alongside: bool) -> None:
     world = World(SimulatedTriton(natures={}), START)
     previous: list[int] = []
     for revision in range(1, 6):

@@ -1,4 +1,4 @@
-"""When what answers is asked again, and what its probes say together. Pure."""
+"""When an active version is probed, and what its probes say together. Pure."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -25,7 +25,7 @@ def decide(**signs: object) -> ProbeDecision:
 
 
 @given(st.floats(0, 1))
-def test_every_probe_comes_within_its_interval_and_not_much_before(spread: float) -> None:
+def test_probe_runs_within_its_interval_and_not_much_earlier(spread: float) -> None:
     assert decide(since_probe=INTERVAL * 0.79, spread=spread) is ProbeDecision.NOTHING
     assert decide(since_probe=INTERVAL + 0.001, spread=spread) is ProbeDecision.ASK
 
@@ -35,13 +35,13 @@ def test_probes_of_different_models_are_spread() -> None:
     assert len(spreads) > 40
 
 
-def test_a_probe_is_left_out_where_a_real_request_just_succeeded_but_not_for_ever() -> None:
+def test_probe_is_skipped_after_a_successful_request_with_a_limit() -> None:
     assert decide(since_probe=31, since_success=0.5) is ProbeDecision.SKIP
     assert decide(since_probe=31, since_success=10) is ProbeDecision.ASK
     assert decide(since_probe=31, since_success=0.5, skips=MAX_SKIPS) is ProbeDecision.ASK
 
 
-def test_what_looks_sick_is_asked_at_once_and_not_without_a_pause() -> None:
+def test_suspect_version_is_probed_at_once_with_a_minimum_pause() -> None:
     for sign in ({"failing": True}, {"missing": 1}):
         assert decide(since_probe=2.5, since_success=0.1, **sign) is ProbeDecision.ASK
         assert decide(since_probe=1.5, **sign) is ProbeDecision.NOTHING
@@ -62,7 +62,7 @@ def proof(at: datetime = NOW, *, error: float = 0.0, seconds: float = 0.001, ver
     return Proof(version=version, agrees=True, at=at, latency_seconds=seconds, samples=1, outputs=(compared,))
 
 
-def test_our_own_requests_are_no_traffic() -> None:
+def test_probe_requests_are_not_counted_as_traffic() -> None:
     watch = ProbeTracker()
     watch.take_counters(KEY, counters(10), 1.0)
     watch.asked(proof(), ProofStatus.PASSED, light=True, requests=1, now=2.0)
@@ -72,7 +72,7 @@ def test_our_own_requests_are_no_traffic() -> None:
     assert watch.signs(5.0).since_success == 1.0
 
 
-def test_a_failed_request_is_a_sign_until_it_was_asked() -> None:
+def test_failed_request_is_a_signal_until_the_next_probe() -> None:
     watch = ProbeTracker()
     watch.take_counters(KEY, counters(10), 1.0)
     watch.take_counters(KEY, counters(12, failures=1), 2.0)
@@ -82,7 +82,7 @@ def test_a_failed_request_is_a_sign_until_it_was_asked() -> None:
     assert not watch.alarming
 
 
-def test_a_failed_probe_is_no_failed_request_of_others() -> None:
+def test_failed_probe_is_not_counted_as_a_client_failure() -> None:
     watch = ProbeTracker()
     watch.take_counters(KEY, counters(10), 1.0)
     watch.asked(proof(), ProofStatus.BROKEN, light=True, requests=1, now=2.0)
@@ -90,14 +90,14 @@ def test_a_failed_probe_is_no_failed_request_of_others() -> None:
     assert not watch.alarming
 
 
-def test_counters_that_begin_anew_say_nothing() -> None:
+def test_reset_counters_give_no_signal() -> None:
     watch = ProbeTracker()
     watch.take_counters(KEY, counters(100, failures=3), 1.0)
     watch.take_counters(KEY, counters(5, failures=5), 2.0)
     assert not watch.alarming
 
 
-def test_a_process_that_is_gone_is_seen_and_a_load_brings_new_ones() -> None:
+def test_missing_process_is_a_signal_until_the_next_load() -> None:
     watch = ProbeTracker()
     two, one = InstanceMemory(2, 1, 1), InstanceMemory(1, 1, 1)
     watch.take_processes(KEY, {KEY: two})
@@ -111,7 +111,7 @@ def test_a_process_that_is_gone_is_seen_and_a_load_brings_new_ones() -> None:
     assert watch.missing == (0, 1)
 
 
-def test_processes_from_before_a_load_may_leave_for_a_while_and_new_ones_may_not() -> None:
+def test_only_processes_from_before_a_load_may_exit_after_it() -> None:
     watch, began = ProbeTracker(), since_boot()
     before, after = began - 5.0, began + 0.5
 
@@ -125,12 +125,12 @@ def test_processes_from_before_a_load_may_leave_for_a_while_and_new_ones_may_not
     assert at(began + 3, after) == (0, 1)
     assert at(began + 4) == (1, 1)
     watch.loaded(began)
-    assert at(began + 1, before, after) == (0, 2), "one that Triton had no need to load anew"
+    assert at(began + 1, before, after) == (0, 2), "a version that Triton did not reload"
     assert at(began + 100, before, after) == (0, 2)
     assert at(began + 101, after) == (1, 2)
 
 
-def test_what_is_remembered_is_bounded_and_summed() -> None:
+def test_probe_history_is_bounded_and_summed() -> None:
     watch = ProbeTracker()
     for number in range(REMEMBERED + 10):
         late = number == REMEMBERED
@@ -148,14 +148,14 @@ def test_what_is_remembered_is_bounded_and_summed() -> None:
     assert summary.last_failure.outcome is ProbeOutcome.LATE
 
 
-def test_percentiles_are_values_that_were_seen() -> None:
+def test_percentiles_are_observed_values() -> None:
     assert percentile([], 0.5) is None
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert percentile([3.0, 1.0, 2.0], 0.99) == 3.0
 
 
-def test_each_reload_that_helps_only_for_a_while_waits_longer_than_the_one_before() -> None:
-    """A process that dies of the requests it gets passes every proof in between."""
+def test_back_off_grows_when_reloads_help_only_briefly() -> None:
+    """A process that dies of client requests passes every proof in between."""
     target, backoff, record, now, waits = Target(1, "a"), Backoff(2.0, 60.0), ReplicaHistory(), NOW, []
     for _ in range(5):
         record = record.after_proof(target, ProofStatus.PASSED, proof(), candidate=False, now=now, backoff=backoff)

@@ -1,4 +1,4 @@
-"""The proof itself, and what its results mean."""
+"""The proof and the meaning of its results."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ TARGET = Target(1, "a")
 
 
 @pytest.mark.triton
-async def test_samples_larger_than_the_largest_batch_are_sent_in_parts(room: Room) -> None:
+async def test_samples_above_the_batch_limit_are_sent_in_parts(room: Room) -> None:
     status = await room.deploy(room.publish(1.5), settings=DeploymentSettings(max_batch_size=1))
     assert status.phase is Phase.READY, status
     proof = status.servers[0].proof
@@ -34,7 +34,7 @@ async def test_samples_larger_than_the_largest_batch_are_sent_in_parts(room: Roo
 
 
 @pytest.mark.triton
-async def test_rows_that_depend_on_each_other_are_not_put_together(room: Room) -> None:
+async def test_dependent_rows_are_not_batched(room: Room) -> None:
     x = np.array([[0, 0, 0], [2, 4, 6]], np.float32)
     version = room.publish(
         1.0,
@@ -49,7 +49,7 @@ async def test_rows_that_depend_on_each_other_are_not_put_together(room: Room) -
 
 
 @pytest.mark.triton
-async def test_a_ready_model_is_asked_again_from_time_to_time(room: Room) -> None:
+async def test_ready_model_is_probed_periodically(room: Room) -> None:
     status = await room.deploy(room.publish(1.5))
     first = status.servers[0].proof
     assert first is not None
@@ -80,7 +80,7 @@ async def settle(one: Replica, mark: ProofStatus) -> EventLog:
     return events
 
 
-async def test_a_healthy_version_may_be_late_twice() -> None:
+async def test_healthy_version_may_time_out_twice() -> None:
     one = unit(ProofStatus.PASSED)
     for _ in range(2):
         events = await settle(one, ProofStatus.LATE)
@@ -90,25 +90,25 @@ async def test_a_healthy_version_may_be_late_twice() -> None:
     assert one.record.marks[1] is ProofStatus.BROKEN
 
 
-async def test_an_answer_in_time_ends_the_count() -> None:
+async def test_timely_answer_resets_the_timeout_count() -> None:
     one = unit(ProofStatus.PASSED)
     for mark in (ProofStatus.LATE, ProofStatus.LATE, ProofStatus.PASSED, ProofStatus.LATE, ProofStatus.LATE):
         await settle(one, mark)
     assert one.record.marks[1] is ProofStatus.PASSED
 
 
-async def test_a_version_that_never_answered_gets_no_such_patience() -> None:
+async def test_version_that_never_answered_fails_at_the_first_timeout() -> None:
     one = unit(ProofStatus.UNPROVED)
     await settle(one, ProofStatus.LATE)
     assert one.record.marks[1] is ProofStatus.BROKEN
 
 
-async def test_a_broken_version_is_loaded_again_at_once_and_then_with_back_off() -> None:
+async def test_broken_version_is_reloaded_at_once_and_then_with_back_off() -> None:
     one = unit(ProofStatus.PASSED)
     await settle(one, ProofStatus.BROKEN)
     failure = one.record.failures[TARGET]
     assert not failure.blocks(NOW)
-    assert one.facts is None, "somebody looks before it is loaded again"
+    assert one.facts is None, "a snapshot is taken before it is loaded again"
     one.facts = unit(ProofStatus.UNPROVED).facts
     one.record = ReplicaHistory(marks={1: ProofStatus.UNPROVED}, failures=one.record.failures)
     await settle(one, ProofStatus.BROKEN)
@@ -118,7 +118,7 @@ async def test_a_broken_version_is_loaded_again_at_once_and_then_with_back_off()
     assert (failure.retry_at - NOW).total_seconds() == 2.0
 
 
-async def test_a_wrong_answer_is_final() -> None:
+async def test_wrong_answer_is_final() -> None:
     one = unit(ProofStatus.UNPROVED)
     await settle(one, ProofStatus.WRONG)
     assert one.record.failures[TARGET].retry_at is None
@@ -129,7 +129,7 @@ def test_back_off_grows_and_is_bounded() -> None:
     assert np.array_equal(waits, [2, 4, 8, 16, 32, 60, 60])
 
 
-async def test_events_are_numbered_bounded_and_waited_for() -> None:
+async def test_events_are_numbered_bounded_and_awaitable() -> None:
     events = EventLog(lambda: NOW, capacity=3)
     waiting = asyncio.create_task(events.wait(0, 30))
     await asyncio.sleep(0)

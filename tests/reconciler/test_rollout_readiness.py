@@ -1,4 +1,4 @@
-"""The new version of a rollout on a real Triton: loaded beside the old one, which alone answers; and how that ends."""
+"""The candidate of a rollout on a real Triton: loaded beside the old version, which serves until the rollout ends."""
 
 import asyncio
 import uuid
@@ -15,7 +15,7 @@ from controlplane.domain.rollout.decision import RolloutAction, RolloutDecision
 from controlplane.domain.rollout.strategy import RolloutStrategy, StrategyKind
 from controlplane.domain.states import Phase
 from controlplane.reconciler.rollout_readiness import RolloutReadiness
-from tests.reconciler.conftest import Room, answer, nothing_half_there, open_registry, running, traffic
+from tests.reconciler.conftest import Room, answer, nothing_half_staged, open_registry, running, traffic
 from tests.support.models import affine_samples
 from tests.support.triton import RunningTriton
 
@@ -52,7 +52,7 @@ async def trial(room: Room, *, ready: bool) -> RolloutReadiness:
             await asyncio.sleep(0.02)
 
 
-async def test_both_are_loaded_the_old_one_answers_and_the_promoted_one_takes_over(room: Room) -> None:
+async def test_old_version_serves_until_the_candidate_is_promoted(room: Room) -> None:
     first, second = room.publish(1.0), room.publish(2.0)
     await room.deploy(first)
     async with traffic(room.server.client, room.model) as seen:
@@ -75,20 +75,20 @@ async def test_both_are_loaded_the_old_one_answers_and_the_promoted_one_takes_ov
     assert status.servers[0].loaded_versions == (first, second), "the old one stays for its bake window"
 
 
-async def test_an_aborted_one_is_unloaded_and_nobody_noticed(room: Room) -> None:
+async def test_aborted_candidate_is_unloaded_without_failed_requests(room: Room) -> None:
     first, second = room.publish(1.0), room.publish(2.0)
     await room.deploy(first)
     async with traffic(room.server.client, room.model) as seen:
         await begin(room, second)
         await trial(room, ready=True)
         await end(room, RolloutAction.ABORT)
-        await nothing_half_there(room.server, room.model)
+        await nothing_half_staged(room.server, room.model)
     assert seen.errors == []
     assert seen.order == [first]
     assert await room.answer() == (1.0, first)
 
 
-async def test_one_that_fails_its_proof_is_known_to_have_failed(room: Room) -> None:
+async def test_candidate_with_failed_proof_is_reported_as_failed(room: Room) -> None:
     first = room.publish(1.0)
     wrong = room.publish(2.0, golden=affine_samples(scale=3.0))
     await room.deploy(first)
@@ -99,19 +99,19 @@ async def test_one_that_fails_its_proof_is_known_to_have_failed(room: Room) -> N
     assert status is not None
     assert status.phase is Phase.READY
     assert await room.answer() == (1.0, first)
-    # The same version again is a new try, and not the old failure.
+    # The same version again is a new attempt without the old failure.
     await end(room, RolloutAction.ABORT)
     await begin(room, wrong)
     assert (await trial(room, ready=False)).readiness.failed
 
 
-async def test_a_trial_that_somebody_unloads_comes_back(room: Room) -> None:
+async def test_externally_unloaded_candidate_is_loaded_again(room: Room) -> None:
     first, second = room.publish(1.0), room.publish(2.0)
     await room.deploy(first)
     await begin(room, second)
     await trial(room, ready=True)
     async with InferenceServerClient(room.server.client.grpc_url) as control:
-        await control.unload_model(candidate_name(room.model))  # and does not wait: the reconciler is quicker
+        await control.unload_model(candidate_name(room.model))  # do not wait: the reconciler is faster
     async with asyncio.timeout(30):
         while room.reconciler.trials()[room.model].readiness.ready:
             await asyncio.sleep(0.02)
@@ -119,10 +119,10 @@ async def test_a_trial_that_somebody_unloads_comes_back(room: Room) -> None:
     assert await answer(room.server.client, candidate_name(room.model)) == (2.0, second)
 
 
-async def test_a_replica_that_does_not_lead_knows_it_too(
+async def test_standby_knows_the_rollout_readiness(
     triton: RunningTriton, room: Room, model: str, tmp_path: Path
 ) -> None:
-    """Every instance has a gateway of its own, and splits the traffic there."""
+    """Every instance has its own gateway and splits the traffic there."""
     first, second = room.publish(1.0), room.publish(2.0)
     await room.deploy(first)
     async with running(triton, open_registry(tmp_path), model, tmp_path) as other:

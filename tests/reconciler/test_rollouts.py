@@ -1,4 +1,4 @@
-"""Rollouts on a real Triton, with a client that infers all the while."""
+"""Rollouts on a real Triton with a client that infers continuously."""
 
 import asyncio
 
@@ -7,13 +7,13 @@ import pytest
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.names import candidate_name
 from controlplane.domain.states import Phase
-from tests.reconciler.conftest import Room, nothing_half_there, traffic
+from tests.reconciler.conftest import Room, nothing_half_staged, traffic
 from tests.support.models import affine_samples
 
 pytestmark = pytest.mark.triton
 
 
-async def test_deploy_forward_and_back_lose_no_request(room: Room) -> None:
+async def test_deploy_and_rollback_lose_no_request(room: Room) -> None:
     first, second = room.publish(1.0), room.publish(2.0)
     status = await room.deploy(first)
     assert status.phase is Phase.READY, status
@@ -35,7 +35,7 @@ async def test_deploy_forward_and_back_lose_no_request(room: Room) -> None:
     assert seen.answers == {(first, 1.0), (second, 2.0)}
 
 
-async def test_a_version_that_fails_its_proof_never_answers(room: Room) -> None:
+async def test_version_with_failed_proof_never_serves(room: Room) -> None:
     good = room.publish(1.0)
     wrong = room.publish(2.0, golden=affine_samples(scale=3.0))
     await room.deploy(good)
@@ -47,7 +47,7 @@ async def test_a_version_that_fails_its_proof_never_answers(room: Room) -> None:
         assert status.servers[0].serving_version == good
         assert status.servers[0].proof is not None
         assert not status.servers[0].proof.agrees
-        # A wrong answer stays wrong: nobody tries again.
+        # A wrong answer is final: there is no retry.
         await asyncio.sleep(1.0)
         status = await room.until(lambda status: status.phase.settled)
     assert status.phase is Phase.DEGRADED
@@ -55,10 +55,10 @@ async def test_a_version_that_fails_its_proof_never_answers(room: Room) -> None:
     assert len(room.events("ProofFailed")) == 1
     assert seen.errors == []
     assert seen.order == [good]
-    await nothing_half_there(room.server, room.model)
+    await nothing_half_staged(room.server, room.model)
 
 
-async def test_a_first_version_that_fails_its_proof_is_unloaded(room: Room) -> None:
+async def test_first_version_with_failed_proof_is_unloaded(room: Room) -> None:
     wrong = room.publish(2.0, golden=affine_samples(scale=3.0))
     status = await room.deploy(wrong)
     status = await room.until(lambda status: not status.servers[0].loaded_versions)
@@ -66,7 +66,7 @@ async def test_a_first_version_that_fails_its_proof_is_unloaded(room: Room) -> N
     assert await index(room) == {}
 
 
-async def test_a_file_that_triton_cannot_load_is_tried_again_later(room: Room) -> None:
+async def test_failed_load_is_retried_later(room: Room) -> None:
     good = room.publish(1.0)
     broken = room.publish(2.0, content=b"this is no model")
     await room.deploy(good)
@@ -81,10 +81,10 @@ async def test_a_file_that_triton_cannot_load_is_tried_again_later(room: Room) -
         assert status.phase is Phase.READY
     assert seen.errors == []
     assert seen.order == [good]
-    await nothing_half_there(room.server, room.model)
+    await nothing_half_staged(room.server, room.model)
 
 
-async def test_rollback_after_the_bake_window_is_a_load_that_loses_no_request(room: Room) -> None:
+async def test_rollback_after_bake_window_reloads_without_failed_requests(room: Room) -> None:
     first, second = room.publish(1.0), room.publish(2.0)
     settings = DeploymentSettings(bake_seconds=0.0)
     await room.deploy(first, settings=settings)
@@ -100,7 +100,7 @@ async def test_rollback_after_the_bake_window_is_a_load_that_loses_no_request(ro
     assert seen.order == [first, second, first]
 
 
-async def test_the_bake_window_ends(room: Room) -> None:
+async def test_previous_version_is_unloaded_after_the_bake_window(room: Room) -> None:
     first, second = room.publish(1.0), room.publish(2.0)
     await room.deploy(first, settings=DeploymentSettings(bake_seconds=1.0))
     status = await room.deploy(second)
@@ -112,7 +112,7 @@ async def test_the_bake_window_ends(room: Room) -> None:
     assert await room.answer() == (2.0, second)
 
 
-async def test_other_settings_replace_the_configuration_without_a_gap(room: Room) -> None:
+async def test_changed_settings_are_applied_without_failed_requests(room: Room) -> None:
     version = room.publish(1.0)
     await room.deploy(version)
     async with traffic(room.server.client, room.model) as seen:
@@ -122,10 +122,10 @@ async def test_other_settings_replace_the_configuration_without_a_gap(room: Room
     config = await room.server.client.model_config(room.model)
     assert config["max_batch_size"] == 3
     assert config["instance_group"][0]["count"] == 2
-    await nothing_half_there(room.server, room.model)
+    await nothing_half_staged(room.server, room.model)
 
 
-async def test_settings_that_triton_refuses_leave_the_old_ones(room: Room) -> None:
+async def test_settings_rejected_by_triton_keep_the_old_configuration(room: Room) -> None:
     version = room.publish(1.0)
     await room.deploy(version)
     refused = DeploymentSettings(config_overrides={"instance_group": [{"kind": "KIND_GPU", "gpus": [7]}]})
@@ -136,7 +136,7 @@ async def test_settings_that_triton_refuses_leave_the_old_ones(room: Room) -> No
     assert (await room.server.client.model_config(room.model))["max_batch_size"] == 8
 
 
-async def test_another_signature_replaces_the_old_version_and_says_so(room: Room) -> None:
+async def test_changed_signature_replaces_the_old_version_and_is_reported(room: Room) -> None:
     narrow, wide = room.publish(1.0), room.publish(2.0, width=6)
     await room.deploy(narrow)
     status = await room.deploy(wide)
@@ -149,7 +149,7 @@ async def test_another_signature_replaces_the_old_version_and_says_so(room: Room
     assert await room.answer() == (1.0, narrow)
 
 
-async def test_a_version_without_golden_samples_says_what_was_proved(room: Room) -> None:
+async def test_version_without_golden_samples_reports_the_limited_proof(room: Room) -> None:
     status = await room.deploy(room.publish(1.0, golden=None))
     assert status.phase is Phase.READY
     proof = status.servers[0].proof
@@ -158,7 +158,7 @@ async def test_a_version_without_golden_samples_says_what_was_proved(room: Room)
     assert "no golden samples" in status.message
 
 
-async def test_undeploy_leaves_nothing_and_unload_keeps_the_deployment(room: Room) -> None:
+async def test_undeploy_removes_everything_and_unload_keeps_the_deployment(room: Room) -> None:
     version = room.publish(1.0)
     await room.deploy(version)
     status = await room.deploy(version, loaded=False)
@@ -177,7 +177,7 @@ async def test_undeploy_leaves_nothing_and_unload_keeps_the_deployment(room: Roo
     assert (await room.deploy(version)).phase is Phase.READY
 
 
-async def test_an_alias_is_followed_and_a_rollback_pins(room: Room) -> None:
+async def test_alias_is_followed_and_rollback_pins_the_version(room: Room) -> None:
     first, second = room.publish(1.0, aliases=["champion"]), room.publish(2.0)
     status = await room.settled(room.put(f"{room.model}@champion"))
     assert status.servers[0].serving_version == first
@@ -193,7 +193,7 @@ async def test_an_alias_is_followed_and_a_rollback_pins(room: Room) -> None:
 
 
 async def index(room: Room) -> dict[str, set[int]]:
-    """What Triton has of the test's model and its candidate, by name."""
+    """Return Triton's index entries of the model and its candidate, by name."""
     found: dict[str, set[int]] = {}
     for entry in await room.server.client.index():
         if entry.model in (room.model, candidate_name(room.model)) and entry.state == "READY":

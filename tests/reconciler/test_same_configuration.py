@@ -1,4 +1,4 @@
-"""Two loads of one version at one place send the same configuration but for the version policy. Pure."""
+"""Two loads of one version at one place send the same configuration except for the version policy. Pure."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ sequences = st.lists(st.tuples(st.sampled_from([(1,), (1, 2), (2, 1), (2,)]), pl
 
 
 def resolved(config: dict[str, Any], *, has_gpus: bool) -> dict[str, Any]:
-    """Return what Triton says of a configuration after it has filled in the instance groups."""
+    """Return a configuration as Triton reports it with completed instance groups."""
     made = []
     for group in config["instance_group"]:
         kind, gpus = group.get("kind", "KIND_AUTO"), list(group.get("gpus", ()))
@@ -44,15 +44,15 @@ def resolved(config: dict[str, Any], *, has_gpus: bool) -> dict[str, Any]:
     return {**config, "instance_group": made}
 
 
-def after_a_look(facts: ReplicaObservation, config: dict[str, Any]) -> ReplicaObservation:
-    """Return the facts as a look reads them from what Triton says."""
+def after_snapshot(facts: ReplicaObservation, config: dict[str, Any]) -> ReplicaObservation:
+    """Return the observation as a snapshot reads it from Triton."""
     index = [LoadedVersion(model="m", version=version, state=READY) for version in facts.loaded]
     told: dict[str, Any] = {"gpus": {"m": present_gpus(config)}, "said_gpus": {"m": said_gpus(config)}}
     return ReplicaObservation.of("m", index, {"m": facts.digest}, {}, **told)
 
 
 @given(groups, places, sequences, st.booleans())
-def test_a_load_that_keeps_a_version_sends_what_the_load_of_it_sent(
+def test_reload_of_a_kept_version_sends_the_same_configuration(
     instance_groups: list[dict[str, Any]], place: Gpus | None, loads: list[Any], has_gpus: bool
 ) -> None:
     config = {"name": "m", "instance_group": instance_groups, "parameters": {"other": {"string_value": "x"}}}
@@ -61,7 +61,7 @@ def test_a_load_that_keeps_a_version_sends_what_the_load_of_it_sent(
     facts = ReplicaObservation(digest=DIGEST).after(Load(Target(1, DIGEST), (1,), ""), said)
     for versions, later_place, looked in loads:
         if looked:
-            facts = after_a_look(facts, resolved(sent, has_gpus=has_gpus))
+            facts = after_snapshot(facts, resolved(sent, has_gpus=has_gpus))
         load = Load(Target(max(versions), DIGEST), tuple(sorted(versions)), "")
         says = facts.gpus_to_say(load, asked_gpus(config, later_place))
         if facts.loaded.isdisjoint(versions):
@@ -71,7 +71,7 @@ def test_a_load_that_keeps_a_version_sends_what_the_load_of_it_sent(
         facts = facts.after(load, says)
 
 
-def test_what_replaces_a_version_goes_to_its_place() -> None:
+def test_replacement_uses_the_place_of_the_replaced_version() -> None:
     facts = ReplicaObservation(loaded=frozenset({1}), digest=DIGEST, gpus=(0,), said_gpus=(0,))
     target = Target(1, DIGEST)
     assert facts.gpus_to_say(Load(target, (1,), ""), (1,)) == (0,)
@@ -84,7 +84,7 @@ def test_what_replaces_a_version_goes_to_its_place() -> None:
     assert externally_modified.gpus_to_say(Load(target, (1,), ""), (1,)) == (1,)
 
 
-def test_where_a_version_runs_stays_known_while_its_load_left_that_to_triton() -> None:
+def test_place_of_a_version_is_kept_when_triton_chose_it() -> None:
     facts = ReplicaObservation(loaded=frozenset({1, 2}), digest=DIGEST, gpus=(0, 1), said_gpus=None)
     narrowed = facts.after(Load(Target(1, DIGEST), (1,), ""), None)
     assert (narrowed.gpus, narrowed.said_gpus) == ((0, 1), None)

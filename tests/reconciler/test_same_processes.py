@@ -25,9 +25,9 @@ def processes(room: Room, triton: RunningTriton, version: int, *, count: int = 1
     return found
 
 
-async def looked(room: Room) -> None:
-    """Wait for two more looks at the server, so that what Triton says has replaced what the load said."""
-    for _ in range(2):  # the first may have begun before the load ended
+async def two_snapshots(room: Room) -> None:
+    """Wait for two more snapshots, so that Triton's report has replaced the result of the load."""
+    for _ in range(2):  # the first may have started before the load ended
         (before,) = [server.observed_at for server in room.reconciler.servers()]
         async with asyncio.timeout(30):
             while room.reconciler.servers()[0].observed_at == before:
@@ -37,13 +37,13 @@ async def looked(room: Room) -> None:
 async def ready(room: Room, version: int, settings: DeploymentSettings) -> None:
     status = await room.deploy(version, settings=settings)
     assert status.phase is Phase.READY, status
-    await looked(room)
+    await two_snapshots(room)
 
 
 async def rolled_back(room: Room) -> None:
     status = await room.rollback()
     assert status.phase is Phase.READY, status
-    await looked(room)
+    await two_snapshots(room)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ async def rolled_back(room: Room) -> None:
         ),
     ],
 )
-async def test_going_back_and_forward_in_the_bake_window(
+async def test_rollback_and_redeploy_in_bake_window_keep_processes(
     room: Room, triton: RunningTriton, settings: dict[str, object], count: int
 ) -> None:
     wanted = DeploymentSettings.model_validate({"bake_seconds": BAKE, **settings})
@@ -80,7 +80,7 @@ async def test_going_back_and_forward_in_the_bake_window(
     assert processes(room, triton, first, count=count) == before
 
 
-async def test_a_rollout_that_is_aborted_and_one_that_is_promoted(room: Room, triton: RunningTriton) -> None:
+async def test_aborted_and_promoted_rollouts_keep_processes(room: Room, triton: RunningTriton) -> None:
     first, second = room.publish(1.0), room.publish(2.0)
     await ready(room, first, DeploymentSettings(bake_seconds=BAKE))
     before = processes(room, triton, first)
@@ -88,13 +88,13 @@ async def test_a_rollout_that_is_aborted_and_one_that_is_promoted(room: Room, tr
         await begin(room, second)
         await trial(room, ready=True)
         await end(room, action)
-        await looked(room)
+        await two_snapshots(room)
         assert processes(room, triton, first) == before
     await rolled_back(room)
     assert processes(room, triton, first) == before
 
 
-async def test_an_alias_that_is_moved_and_moved_back(room: Room, triton: RunningTriton) -> None:
+async def test_alias_moved_forth_and_back_keeps_processes(room: Room, triton: RunningTriton) -> None:
     first, second = room.publish(1.0, aliases=["champion"]), room.publish(2.0)
     await room.settled(room.put(f"{room.model}@champion", settings=DeploymentSettings(bake_seconds=BAKE)))
     before = processes(room, triton, first)
@@ -102,11 +102,11 @@ async def test_an_alias_that_is_moved_and_moved_back(room: Room, triton: Running
         room.registry.set_alias(room.model, "champion", version, actor="test")
         await room.until(lambda status, version=version: status.servers[0].serving_version == version)  # type: ignore[misc]
         await room.until(lambda status: status.phase is Phase.READY)
-        await looked(room)
+        await two_snapshots(room)
         assert processes(room, triton, first) == before
 
 
-async def test_after_a_restart_of_the_control_plane(
+async def test_restart_of_the_control_plane_keeps_processes(
     triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
 ) -> None:
     settings = DeploymentSettings(bake_seconds=BAKE)
@@ -125,8 +125,8 @@ async def test_after_a_restart_of_the_control_plane(
     await forget(triton, model)
 
 
-async def test_a_version_whose_revision_is_not_kept_in_memory(room: Room, triton: RunningTriton) -> None:
-    """Five deployments of a broken file later, the older of two versions leaves to make room."""
+async def test_version_without_cached_revision_keeps_its_processes(room: Room, triton: RunningTriton) -> None:
+    """After five deployments of a broken file, the older of two versions is unloaded to make room."""
     first, second, broken = room.publish(1.0), room.publish(2.0), room.publish(3.0, content=b"this is no model")
     settings = DeploymentSettings(bake_seconds=BAKE)
     await ready(room, first, settings)

@@ -1,4 +1,4 @@
-"""Servers that hang, go on with a load for ever, or run out of something: found, helped where they are ours, told."""
+"""Servers that hang, load forever or run out of disk: detected, reported, and restarted if supervised."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def signs(**changes: object) -> HealthSignals:
         ({"stuck": (StuckLoad("m", 1, 60.0),), "supervised": False}, Remediation.NOTHING),
     ],
 )
-def test_what_is_done_about_a_server(changes: dict[str, object], wanted: Remediation) -> None:
+def test_remediation_for_each_health_signal(changes: dict[str, object], wanted: Remediation) -> None:
     assert remediation(signs(**changes), HUNG) is wanted
 
 
@@ -49,7 +49,7 @@ def said(given: HealthSignals) -> dict[str, tuple[str, str]]:
     return {one.type: (one.status.value, one.reason) for one in server_conditions(given, 0.05, HUNG)}
 
 
-def test_what_is_said_of_a_server() -> None:
+def test_server_conditions_for_each_health_signal() -> None:
     disk = Space(ServerCondition.DISK_PRESSURE, "/models", 4, 100)
     memory = Space(ServerCondition.SHARED_MEMORY_PRESSURE, "/dev/shm", 50, 100)
     assert said(signs(metrics=False, spaces=(disk, memory), stuck=(StuckLoad("m", 1, 31.0),))) == {
@@ -66,7 +66,7 @@ def test_what_is_said_of_a_server() -> None:
     assert said(signs(state=ServerState.UNREACHABLE))["Ready"] == ("False", "Unreachable")
 
 
-def test_silence_counts_only_where_the_process_is_there() -> None:
+def test_missing_answers_count_only_while_the_process_exists() -> None:
     server_health, away = ServerHealth(), ServerSnapshot(ServerState.UNREACHABLE, "no answer")
     server_health.seen(away, process_there=True, loads={}, now=10.0)
     server_health.seen(away, process_there=True, loads={}, now=25.0)
@@ -76,7 +76,7 @@ def test_silence_counts_only_where_the_process_is_there() -> None:
 
 
 @pytest.mark.triton
-async def test_a_stopped_server_is_killed_and_comes_back_with_what_was_deployed(
+async def test_stopped_server_is_killed_and_restarts_with_its_models(
     registry: Registry, model: str, tmp_path: Path
 ) -> None:
     async with ward_of(registry, model, tmp_path, unresponsive_after_seconds=1.0, disk_pressure_threshold=1.0) as ward:
@@ -91,14 +91,14 @@ async def test_a_stopped_server_is_killed_and_comes_back_with_what_was_deployed(
         assert await ward.answer() == (1.5, version)
         (killed,) = [e for e in ward.reconciler.events() if e.reason == "ServerKilled"]
         assert "stopped by a signal" in killed.message
-        # Real figures of a real disk, with a bound that no disk keeps.
+        # Real values of a real disk with a threshold that every disk exceeds.
         assert condition(ward, "DiskPressure").status is ConditionStatus.TRUE
         assert "are free on" in condition(ward, "DiskPressure").message
         await ward.until(lambda _: condition(ward, "MetricsAvailable").status is ConditionStatus.TRUE)
 
 
 @pytest.mark.triton
-async def test_a_load_that_never_returns_is_ended_without_harm_to_others(
+async def test_hanging_load_is_ended_without_effect_on_other_models(
     registry: Registry, model: str, tmp_path: Path
 ) -> None:
     async with ward_of(registry, model, tmp_path, unresponsive_after_seconds=4.0, load_seconds=4.0) as ward:
@@ -114,7 +114,7 @@ async def test_a_load_that_never_returns_is_ended_without_harm_to_others(
         ward.triton.off()
         await ward.until(lambda status: status.phase is Phase.READY, 90)
         assert await ward.answer() == (2.0, hanging)
-        assert ward.triton.server.generation == 1, "nobody else paid for it"
+        assert ward.triton.server.generation == 1, "no other model was affected"
         assert answering not in ward.processes() or len(ward.processes()) == 2
 
 

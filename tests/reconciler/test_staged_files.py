@@ -1,4 +1,4 @@
-"""What lies in Triton's repository is compared with what was published before each load, on a real Triton."""
+"""The files in Triton's repository are compared with the published ones before each load, on a real Triton."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.triton
 
 @contextlib.asynccontextmanager
 async def room_in(triton: RunningTriton, model: str, folder: Path) -> AsyncIterator[tuple[Room, HookedStore]]:
-    """A control plane on the folder's store and cache; another one on the same folder is a restart."""
+    """Start a control plane on the folder's store and cache; a second one on the same folder acts as a restart."""
     store = HookedStore(FilesystemStore(folder / "store"))
     registry = Registry(store, BlobCache(folder / "cache", GIB), head_max_age_seconds=0.2, gc=GcSettings())
     repository = ModelRepository(triton.repository.root, registry.cache.checked)
@@ -52,7 +52,7 @@ def stored(room: Room, version: int) -> Path:
 
 
 def tamper(path: Path, old: float, new: float) -> None:
-    """Change a weight in place and hide it: size, mode and modification time stay."""
+    """Change a weight in place without changing size, mode or modification time."""
     status = path.stat()
     content = path.read_bytes().replace(struct.pack("<f", old), struct.pack("<f", new))
     assert content != path.read_bytes()
@@ -70,19 +70,19 @@ async def unload(room: Room, version: int) -> None:
     assert (await room.until(lambda status: status.phase is Phase.UNLOADED)).phase is Phase.UNLOADED
 
 
-async def test_store_cache_and_repository(triton: RunningTriton, model: str, tmp_path: Path) -> None:
+async def test_staging_compares_store_cache_and_repository(triton: RunningTriton, model: str, tmp_path: Path) -> None:
     async with room_in(triton, model, tmp_path) as (room, _):
         version = room.publish(1.0)
         await room.deploy(version)
         (file,) = room.registry.manifest(model, version).files
         cached = room.registry.cache.path_of(file.sha256)
-        assert staged(room, version).samefile(cached)  # one copy for cache and repository
+        assert staged(room, version).samefile(cached)  # cache and repository share one copy
         assert not staged(room, version).samefile(stored(room, version))
         assert stored(room, version).stat().st_nlink == 1
     await forget(triton, model)
 
 
-async def test_nothing_is_hashed_or_fetched_again_by_rollback_redeploy_and_restart(
+async def test_rollback_redeploy_and_restart_hash_and_fetch_nothing_again(
     triton: RunningTriton, model: str, tmp_path: Path
 ) -> None:
     async with room_in(triton, model, tmp_path) as (room, store):
@@ -93,7 +93,7 @@ async def test_nothing_is_hashed_or_fetched_again_by_rollback_redeploy_and_resta
         assert len(fetched) == 2
         for _ in range(2):
             await room.rollback()  # back within the bake window, and forward
-        await room.deploy(first, settings=DeploymentSettings(bake_seconds=0))  # the second leaves the repository
+        await room.deploy(first, settings=DeploymentSettings(bake_seconds=0))  # removes the second
         await room.deploy(second)
         await unload(room, second)
         await room.deploy(second)

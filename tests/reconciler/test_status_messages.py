@@ -1,4 +1,4 @@
-"""What a person reads while something is being done: the doing, not the reason for it."""
+"""Status messages during an action: they name the action, not its reason."""
 
 from datetime import UTC, datetime
 
@@ -43,9 +43,9 @@ def message(action: Action, *, loaded: frozenset[int] = frozenset(), phase: Phas
         (Wait("Triton is unloading an earlier version"), (), "waiting: Triton is unloading an earlier version"),
     ],
 )
-def test_what_is_being_done(action: Action, loaded: tuple[int, ...], said: str) -> None:
+def test_status_message_names_the_running_action(action: Action, loaded: tuple[int, ...], said: str) -> None:
     assert message(action, loaded=frozenset(loaded)) == said
 
 
-def test_a_stage_says_when_its_files_have_come() -> None:
+def test_staging_message_says_when_the_files_are_complete() -> None:
     assert message(Stage(TWO, False, WHY), phase=Phase.STAGING) == "staging version 2"

@@ -1,10 +1,10 @@
-"""Deployments that run a golden sample inside the load, on a real Triton that looks for the sample's data on disk."""
+"""Deployments whose load runs a golden sample, on a real Triton that reads the sample from disk."""
 
 import pytest
 
 from controlplane.domain.deployment import DeploymentSettings
 from controlplane.domain.states import Phase
-from tests.reconciler.conftest import Room, nothing_half_there, traffic
+from tests.reconciler.conftest import Room, nothing_half_staged, traffic
 from tests.support.models import affine_samples
 
 pytestmark = pytest.mark.triton
@@ -17,7 +17,7 @@ async def warm_ups(room: Room) -> list[str]:
     return [request["name"] for request in config.get("model_warmup", [])]
 
 
-async def test_warm_up_is_switched_on_and_off_under_a_version_that_answers(room: Room) -> None:
+async def test_warm_up_is_enabled_and_disabled_for_an_active_version(room: Room) -> None:
     version = room.publish(1.0)
     await room.deploy(version)
     assert await warm_ups(room) == []
@@ -29,10 +29,10 @@ async def test_warm_up_is_switched_on_and_off_under_a_version_that_answers(room:
         assert status.phase is Phase.READY, status
         assert await warm_ups(room) == []
     assert seen.errors == []
-    await nothing_half_there(room.server, room.model)
+    await nothing_half_staged(room.server, room.model)
 
 
-async def test_first_deployment_forward_and_back_with_warm_up(room: Room) -> None:
+async def test_deploy_and_rollback_with_warm_up(room: Room) -> None:
     first, second = room.publish(1.0), room.publish(2.0, golden=affine_samples(scale=2.0, count=1))
     third = room.publish(3.0, golden=affine_samples(scale=3.0, count=3))
     status = await room.deploy(first, settings=WARM)
@@ -47,7 +47,7 @@ async def test_first_deployment_forward_and_back_with_warm_up(room: Room) -> Non
     assert await room.answer() == (2.0, second)
 
 
-async def test_a_lower_version_that_was_staged_without_warm_up(room: Room) -> None:
+async def test_lower_version_staged_without_warm_up_gets_it(room: Room) -> None:
     first, second = room.publish(1.0), room.publish(2.0)
     await room.deploy(first)
     await room.deploy(second)
@@ -57,7 +57,7 @@ async def test_a_lower_version_that_was_staged_without_warm_up(room: Room) -> No
     assert await warm_ups(room) == ["golden"]
 
 
-async def test_versions_with_different_golden_inputs(room: Room) -> None:
+async def test_warm_up_of_versions_with_different_golden_inputs(room: Room) -> None:
     first = room.publish(1.0)
     second = room.publish(2.0, golden=affine_samples(scale=2.0, count=3)[2:])
     await room.deploy(first, settings=WARM)
