@@ -22,7 +22,7 @@ def passing(*faults: Callable[[], Fault]) -> Callable[[Trial], None]:
     def run(trial: Trial) -> None:
         for make in faults:
             _proxy(trial).inject(make())
-        if not (trial.stage.publishes() and trial.stage.deploys_in_peace()):
+        if not (trial.stage.publishes() and trial.stage.deploys_alone()):
             trial.problems.append(f"a failed request was not retried successfully: {trial.stage.last_failure}")
         trial.heals(trial.stage.answers)
 
