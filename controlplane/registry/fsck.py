@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from controlplane.domain.access import Keyring
 from controlplane.domain.deployment import DeploymentSpec
 from controlplane.domain.model import ModelHead
+from controlplane.domain.units import count_text
 from controlplane.domain.validation import invalid_field
 from controlplane.errors import DamagedRevisionError, InvalidInputError, StoreWentBackwardsError
 from controlplane.registry import lost
@@ -51,7 +52,7 @@ def chain_named(store: ObjectStore, name: str, changes: ChangeLog | None = None)
     """Return a guarded chain by its name in messages: ``models/NAME``, ``deployments/NAME`` or ``keys``.
 
     Raises:
-        InvalidInputError: The chain does not exist.
+        InvalidInputError: The name is not the name of such a chain.
     """
     prefix = f"{name.strip('/')}/revisions/"
     if not _GUARDED.fullmatch(prefix):
@@ -102,7 +103,7 @@ class Fsck:
         self._stage("listing all objects")
         self._objects = {info.key: info for info in self._store.list("")}
         chains = self._chains()
-        self._stage(f"checking {len(chains)} chains")
+        self._stage(f"checking {count_text(len(chains), 'chain')}")
         with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="fsck") as pool:
             found = list(pool.map(self._check_chain, chains))
         heads = {chain.name: head for chain, head in zip(chains, found, strict=True) if head is not None}
@@ -110,12 +111,12 @@ class Fsck:
         deployments = self._parsed(heads, "deployments/", DeploymentSpec)
         self._parsed(heads, "keys", Keyring)
         contents = Contents(self._store, self._objects, self._repairs, self._found)
-        self._stage(f"checking the versions of {len(models)} models")
+        self._stage(f"checking the versions of {count_text(len(models), 'model')}")
         contents.check_versions(models.values())
         contents.check_references(models, deployments)
         contents.check_notes()
         if self._deep:
-            self._stage(f"reading {len(contents.blobs)} blobs")
+            self._stage(f"reading {count_text(len(contents.blobs), 'blob')}")
             contents.check_all_bytes()
         order = {Severity.ERROR: 0, Severity.WARNING: 1}
         return FsckReport(

@@ -62,10 +62,12 @@ def accept(chain: Chain, *, actor: str, reason: str = "") -> Revision:
     """Decide that the content of the store is valid, also if no lost revision is known but the chain is damaged.
 
     Raises:
+        NotFoundError: The chain does not exist.
         ConflictError: The chain is intact and no lost revision was noted, or none of its revisions can be read.
         CommitConflictError: Another decision was committed at the same time.
     """
     lost, present = lost_revisions(chain), chain.newest_regardless()
+    _require_chain(chain, lost)
     if lost:
         body = _merge(chain)(lost[0].body, present.body if present else None, False)
         what = f"accept that revision {lost[0].number} was lost"
@@ -73,10 +75,8 @@ def accept(chain: Chain, *, actor: str, reason: str = "") -> Revision:
         _, flaws = check_chain(chain, chain.numbers())
         open_flaws = [flaw for flaw in flaws if not flaw.decided]
         if not open_flaws or present is None:
-            state = "is whole" if not open_flaws else "has no readable revision"
-            raise ConflictError(
-                f"{chain.name} {state}, and no lost revision of it is known: there is nothing to accept"
-            )
+            state = "is intact" if not open_flaws else "has no readable revision"
+            raise ConflictError(f"nothing to accept: {chain.name} {state}, and no lost revision of it is known")
         body, what = present.body, f"accept a damaged chain ({open_flaws[0].message})"
     return _decide(chain, lost, present, body, actor, what, reason)
 
@@ -85,12 +85,14 @@ def restore(chain: Chain, *, actor: str, reason: str = "") -> Revision:
     """Decide that the newest lost revision is valid.
 
     Raises:
+        NotFoundError: The chain does not exist.
         ConflictError: No lost revision was noted.
         CommitConflictError: Another decision was committed at the same time.
     """
     lost, present = lost_revisions(chain), chain.newest_regardless()
+    _require_chain(chain, lost)
     if not lost:
-        raise ConflictError(f"no lost revision of {chain.name} is known, so there is nothing to restore")
+        raise ConflictError(f"nothing to restore: no lost revision of {chain.name} is known")
     for revision in reversed(lost):  # as long as they continue the existing chain
         number, parent = (present.number, present.commit_id) if present else (0, None)
         if (revision.number, revision.parent_commit_id) == (number + 1, parent):
@@ -102,6 +104,15 @@ def restore(chain: Chain, *, actor: str, reason: str = "") -> Revision:
         return present
     body = _merge(chain)(target.body, present.body if present else None, True)
     return _decide(chain, lost, present, body, actor, f"restore revision {target.number}, which was lost", reason)
+
+
+def _require_chain(chain: Chain, lost: Sequence[Revision]) -> None:
+    """Raise `NotFoundError` for a chain without any revision, present or lost."""
+    if not lost and not chain.numbers():
+        raise NotFoundError(
+            f"the store has no chain {chain.name}; check the name (models/NAME, deployments/NAME or keys)",
+            chain=chain.name,
+        )
 
 
 def _decide(

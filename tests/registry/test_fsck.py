@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from controlplane.domain.deployment import DeploymentSpec
-from controlplane.errors import InvalidInputError, StoreError, StoreWentBackwardsError
+from controlplane.errors import InvalidInputError, NotFoundError, StoreError, StoreWentBackwardsError
 from controlplane.registry.blobs import blob_key
 from controlplane.registry.chain import Chain
 from controlplane.registry.findings import FsckReport
@@ -228,6 +228,16 @@ def test_a_damaged_newest_revision_can_be_left_behind(bucket: ObjectStore, tmp_p
 def test_only_guarded_chains_are_decided_upon(bucket: ObjectStore, tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidInputError, match=r"give models/NAME, deployments/NAME or keys"):
         new_registry(bucket, tmp_path / "c").decide(name, restore=True, actor="a")
+
+
+@pytest.mark.parametrize("restore", [True, False])
+@pytest.mark.parametrize("name", ["models/nothere", "deployments/nothere", "keys"])
+def test_decision_about_unknown_chain_is_refused(bucket: ObjectStore, tmp_path: Path, name: str, restore: bool) -> None:
+    registry = fill(bucket, tmp_path)
+    with pytest.raises(NotFoundError, match=rf"^the store has no chain {name}; check the name") as refused:
+        registry.decide(name, restore=restore, actor="operator")
+    assert refused.value.details["chain"] == name
+    assert list(bucket.list(f"{name}/")) == []
 
 
 @pytest.mark.parametrize("numbers", [(2,), (1,), (1, 2)])

@@ -4,6 +4,7 @@ from typing import Any
 
 from controlplane.cli.output import Output, size
 from controlplane.cli.session import Session
+from controlplane.domain.units import count_text
 from controlplane.errors import InvalidInputError
 
 
@@ -80,7 +81,8 @@ def show(out: Output, report: dict[str, Any]) -> None:
         else "; the content of the blobs was not read (use --deep)"
     )
     out.line(
-        f"{report['chains']} chains with {report['revisions']} revisions, {report['blobs']} blobs "
+        f"{count_text(report['chains'], 'chain')} with {count_text(report['revisions'], 'revision')}, "
+        f"{count_text(report['blobs'], 'blob')} "
         f"({report['blobs_unreferenced']} unreferenced){read}"
     )
     if not findings:
