@@ -54,5 +54,5 @@ def missing_alias(head: ModelHead, alias: str) -> NotFoundError:
     """Return the error for a missing alias, with a suggestion or the existing aliases."""
     close = difflib.get_close_matches(alias, head.aliases, n=1)
     have = ", ".join(sorted(head.aliases)) or "none"
-    hint = f"did you mean {close[0]!r}?" if close else f"its aliases: {have}"
+    hint = f"did you mean {close[0]!r}?" if close else f"existing aliases: {have}"
     return NotFoundError(f"{head.name} has no alias {alias!r}; {hint}", model=head.name, alias=alias)

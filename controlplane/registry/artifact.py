@@ -47,7 +47,7 @@ def scan(path: Path, *, progress: ProgressCallback | None = None) -> list[tuple[
     if root.is_dir():
         found = sorted(_walk(root, root))
         if not found:
-            raise InvalidArtifactError(f"{path} has no files (hidden ones do not count)", path=str(path))
+            raise InvalidArtifactError(f"{path} has no files (hidden files are ignored)", path=str(path))
     else:
         _require_file(root, str(path))
         found = [(path.name, root)]
@@ -83,7 +83,7 @@ def _walk(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
                 folders.remove(name)
             elif child.is_symlink():
                 raise InvalidArtifactError(
-                    f"{child} is a link to a folder; put a copy of the folder there", path=str(child)
+                    f"{child} is a link to a folder; replace it with a copy of the folder", path=str(child)
                 )
         for name in names:
             child = Path(parent, name)
@@ -92,14 +92,14 @@ def _walk(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
             target = child.resolve()
             if not target.is_relative_to(root) and (blobs is None or target.parent != blobs):
                 raise InvalidArtifactError(
-                    f"{child} is a link out of the artifact, to {target}; put a copy of the file there",
+                    f"{child} is a link to {target}, which is outside the artifact; replace it with a copy of the file",
                     path=str(child),
                 )
             _require_file(target, str(child))
             count += 1
             if count > MAX_FILES:
                 raise InvalidArtifactError(
-                    f"{root} has more than {MAX_FILES} files; is it the right folder?", path=str(root)
+                    f"{root} has more than {MAX_FILES} files; check that this is the right folder", path=str(root)
                 )
             yield child.relative_to(root).as_posix(), target
 
@@ -107,7 +107,7 @@ def _walk(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
 def _skipped(path: Path) -> bool:
     skipped = path.name.startswith(".") or path.name in _SKIPPED
     if skipped:
-        logger.debug("left out %s", path)
+        logger.debug("skipped %s", path)
     return skipped
 
 
@@ -115,9 +115,9 @@ def _require_file(path: Path, name: str) -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
-        raise InvalidArtifactError(f"{name} is a link to nothing", path=name) from error
+        raise InvalidArtifactError(f"{name} is a broken link", path=name) from error
     if not stat.S_ISREG(mode):
-        raise InvalidArtifactError(f"{name} is no regular file (a device, a socket or a pipe)", path=name)
+        raise InvalidArtifactError(f"{name} is not a regular file (it is a device, a socket or a pipe)", path=name)
 
 
 def _hash(relative: str, path: Path, progress: ProgressCallback | None) -> FileEntry:
@@ -139,7 +139,7 @@ def _hash(relative: str, path: Path, progress: ProgressCallback | None) -> FileE
         raise InvalidArtifactError(f"{path} was removed while it was read", path=str(path)) from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or size != after.st_size:
         raise InvalidArtifactError(
-            f"{path} changed while it was read; try again when no program writes to it", path=str(path)
+            f"{path} changed while it was read; try again when no other program writes to it", path=str(path)
         )
     return FileEntry(path=relative, sha256=digest.hexdigest(), size_bytes=size)
 

@@ -184,4 +184,4 @@ def _missing(sha256: str) -> NotFoundError:
 
 
 def _mismatch(sha256: str) -> DigestMismatchError:
-    return DigestMismatchError(f"blob {sha256} does not have the content its name says", sha256=sha256)
+    return DigestMismatchError(f"the content of blob {sha256} does not match its digest", sha256=sha256)

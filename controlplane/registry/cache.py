@@ -31,7 +31,7 @@ _PIN = ".pin"
 
 
 @contextmanager
-def _full_is_told(path: Path) -> Iterator[None]:
+def _report_full_disk(path: Path) -> Iterator[None]:
     """Add the path and the required action to a disk-full error; the error of a write names no file."""
     try:
         yield
@@ -39,7 +39,7 @@ def _full_is_told(path: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise StoreFullError(
-            f"no space left for {path} in the blob cache: free some, or lower CONTROLPLANE_CACHE__MAX_BYTES",
+            f"no space left for {path} in the blob cache; free disk space or lower CONTROLPLANE_CACHE__MAX_BYTES",
             path=str(path),
         ) from error
 
@@ -102,7 +102,7 @@ class BlobCache:
         pinned = FileLock(path)
         # Evictions are blocked while the pin is written. A later eviction reads the pin, and the following fetch
         # notices a blob that was evicted earlier.
-        with self._eviction_lock(shared=True), _full_is_told(path):
+        with self._eviction_lock(shared=True), _report_full_disk(path):
             pinned.acquire()
             try:
                 path.write_text("\n".join(sorted(set(digests))))
@@ -148,7 +148,7 @@ class BlobCache:
     def _download(self, store: ObjectStore, entry: FileEntry, path: Path, progress: ProgressCallback | None) -> None:
         self._make_room(entry.size_bytes, keep=entry.sha256)
         try:
-            with _full_is_told(path):
+            with _report_full_disk(path):
                 path.parent.mkdir(exist_ok=True)
                 store.get_file(
                     blob_key(entry.sha256), path, size_bytes=entry.size_bytes, sha256=entry.sha256, progress=progress

@@ -89,7 +89,7 @@ class Chain:
         clock: Callable[[], datetime] = _utc_now,
     ) -> None:
         if not prefix.endswith("/"):
-            raise ValueError(f"a chain's prefix ends in '/': {prefix!r}")
+            raise ValueError(f"the prefix of a chain must end in '/': {prefix!r}")
         self.store = store
         self.prefix = prefix
         self.pruned = pruned
@@ -271,7 +271,7 @@ class Chain:
     def prune(self, keep: int) -> None:
         """Remove all revisions of a pruned chain except the newest ``keep`` (at least one)."""
         if not self.pruned:
-            raise ValueError(f"{self.prefix} is not a pruned chain: its history is kept")
+            raise ValueError(f"{self.prefix} is not a pruned chain; its history must be kept")
         for number in list(self._numbers())[max(keep, 1) :]:
             self.store.delete(self.key(number))
 
@@ -317,7 +317,8 @@ class Chain:
                 return
             raise self._conflict(revision, there)
         raise CommitOutcomeUnknownError(
-            f"the store's answer to the commit of {key} was lost; read it again to see whether it is there",
+            f"the store's response to the commit of {key} was lost, so the commit may have succeeded; read the "
+            "object again to find out",
             key=key,
             commit_id=revision.commit_id,
         ) from unknown
@@ -337,11 +338,13 @@ class Chain:
         # The number had been pruned, so our create is not a valid commit. The key cannot hold another writer's valid
         # commit (any writer that creates it now is equally late), so removing it is safe.
         self.store.delete(self.key(revision.number))
-        logger.info("removed stray revision %s: the chain had moved on", self.key(revision.number))
+        logger.info(
+            "removed stray revision %s: newer revisions were committed in the meantime", self.key(revision.number)
+        )
         raise self._conflict(revision, None)
 
     def _lost(self, known: Revision, head: Revision | None) -> StoreWentBackwardsError:
-        now = f"is at revision {head.number} by {head.actor} now" if head else "has no revision now"
+        now = f"is now at revision {head.number} by {head.actor}" if head else "now has no revision"
         error = self._refusal(known.number, f" (by {known.actor}: {known.reason})", f"; the chain {now}")
         if self._guarded:
             digest = hashlib.sha256(known.commit_id.encode()).hexdigest()[:12]
@@ -352,17 +355,17 @@ class Chain:
                 with suppress(ObjectExistsError):
                     self.store.create(note, known.to_json())
             except StoreError as failed:
-                logger.warning("could not note in the store that %s went backwards: %s", self.name, failed)
+                logger.warning("failed to record in the store that %s went backwards: %s", self.name, failed)
         return error
 
     def _refusal(self, number: int, whose: str = "", now: str = "") -> StoreWentBackwardsError:
         advice = (
-            ". Nothing is committed to it until an operator decides: see `tritonctl fsck`, then run "
-            f"`tritonctl fsck --restore {self.name}` or `tritonctl fsck --accept {self.name}`"
+            ". Commits to it are blocked until an operator decides: see `tritonctl fsck`, then run `tritonctl "
+            f"fsck --restore {self.name}` or `tritonctl fsck --accept {self.name}`"
         )
         return StoreWentBackwardsError(
-            f"{self.name} went backwards: revision {number}{whose} was committed, and the store does not have it any "
-            f"more{now}{advice if self._guarded else ''}",
+            f"{self.name} went backwards: revision {number}{whose} was committed, but the store no longer has "
+            f"it{now}{advice if self._guarded else ''}",
             chain=self.name,
             lost_revision=number,
         )
@@ -370,7 +373,7 @@ class Chain:
     def _conflict(self, revision: Revision, there: Revision | None) -> CommitConflictError:
         by = f" by {there.actor} ({there.reason})" if there else ""
         return CommitConflictError(
-            f"{self.prefix}: revision {revision.number} was committed{by} first; read again and retry",
+            f"{self.prefix}: another writer committed revision {revision.number} first{by}; read again and retry",
             prefix=self.prefix,
             revision=revision.number,
         )
@@ -410,7 +413,7 @@ class Chain:
             except ObjectNotFoundError:
                 newest = self._newest()  # pruned between the two requests: a newer revision exists
         raise StoreUnavailableError(
-            f"{self.prefix}: the newest revision was pruned {_HEAD_TRIES} times while it was read; try again",
+            f"{self.prefix}: the newest revision was pruned during each of {_HEAD_TRIES} reads; try again",
             prefix=self.prefix,
         )
 

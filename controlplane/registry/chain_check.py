@@ -101,7 +101,7 @@ def _links(revisions: Sequence[Revision], damaged: set[int]) -> list[Flaw]:
                 Flaw(
                     "ParentMismatch",
                     child.number,
-                    f"revision {child.number} (by {child.actor}: {child.reason}) was not made from revision "
+                    f"revision {child.number} (by {child.actor}: {child.reason}) is not based on revision "
                     f"{parent.number} (by {parent.actor}: {parent.reason})",
                 )
             )

@@ -96,8 +96,8 @@ class ChangeLog:
             if steady() - began <= SLOW_SECONDS:
                 return began
         raise StoreUnavailableError(
-            f"the store is too slow or does not confirm what it takes: announcing a change of {chain} took longer than "
-            f"{SLOW_SECONDS:g} s, {_ENTRY_TRIES} times; nothing was changed, try again",
+            f"the store is too slow or does not confirm writes: announcing a change of {chain} took longer than "
+            f"{SLOW_SECONDS:g} s in {_ENTRY_TRIES} attempts; nothing was changed, try again",
             chain=chain,
         ) from unknown
 
@@ -118,7 +118,9 @@ class ChangeLog:
         try:
             self._store.create(self._key(chain, number), b"")
         except (StoreError, ObjectExistsError, CommitOutcomeUnknownError) as error:
-            logger.info("other instances learn of revision %d of %s late: %s", number, chain, error)
+            logger.info(
+                "failed to announce revision %d of %s again; other instances may see it late: %s", number, chain, error
+            )
 
     def collect(self) -> int:
         """Remove a limited number of obsolete entries; return how many.
@@ -168,13 +170,13 @@ class _Open:
     Attributes:
         number: The highest announced number.
         seen_at: When the newest entry was found.
-        look_after: When the poll began that found the newest entry of another process; 0 if there is none. A head that
-            was read before this time is not valid, whatever its number: the chain may have gone backwards.
+        heads_valid_from: When the poll began that found the newest entry of another process; 0 if there is none. A head
+            that was read before this time is not valid, whatever its number: the chain may have gone backwards.
     """
 
     number: int
     seen_at: float
-    look_after: float
+    heads_valid_from: float
 
 
 class Listener:
@@ -275,7 +277,7 @@ class ChangeFeed:
             found = self._open.get(chain)
             if found is None:
                 return True
-            if checked_at < found.look_after:
+            if checked_at < found.heads_valid_from:
                 return False
             return number >= found.number or checked_at >= found.seen_at + OPEN_SECONDS
 
@@ -283,7 +285,7 @@ class ChangeFeed:
         """Return whether another process announced a change that was found after a read of the chain began. No I/O."""
         with self._guard:
             found = self._open.get(chain)
-            return found is not None and checked_at < found.look_after
+            return found is not None and checked_at < found.heads_valid_from
 
     def expects(self, chain: str) -> bool:
         """Return whether an announced commit may still arrive. No I/O."""
@@ -312,7 +314,7 @@ class ChangeFeed:
             for entry in new:
                 # Kept permanently: a cached head is valid only if it was read since. At most one for each chain.
                 before = self._open.get(entry.chain, _Open(0, 0.0, 0.0))
-                look_after = before.look_after if entry.writer == self._writer else began
-                self._open[entry.chain] = _Open(max(before.number, entry.number), steady(), look_after)
+                heads_valid_from = before.heads_valid_from if entry.writer == self._writer else began
+                self._open[entry.chain] = _Open(max(before.number, entry.number), steady(), heads_valid_from)
         for chain in {entry.chain for entry in new}:
             self.tell(chain)

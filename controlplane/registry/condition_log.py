@@ -87,7 +87,7 @@ class ConditionLog:
         except DamagedRevisionError as error:
             # The record only preserves history and is not a source of truth: start over instead of never recording
             # again.
-            logger.warning("how %s stood is not known, and is written anew: %s", model, error)
+            logger.warning("the condition history of %s is damaged and is started again: %s", model, error)
             self._clear(model)
             body = {**(known.body if known else {}), part: dict(value)}
             return chain.append(body, after=None, actor=actor, reason=reason)
@@ -102,7 +102,7 @@ class ConditionLog:
             chain = self._chain(model)
             return chain.head() if newest is None else chain.refresh_from(None, newest)
         except DamagedRevisionError as error:
-            logger.warning("how %s stood is not known: %s", model, error)
+            logger.warning("failed to read the condition history of %s: %s", model, error)
             return None
 
     def _chain(self, model: str) -> Chain:

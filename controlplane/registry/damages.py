@@ -88,7 +88,9 @@ class Damages:
                 if self._known.number > _KEPT:
                     self._chain.prune(_KEPT)
                 return changed
-        raise StoreError("the record of the scrub was changed by other instances again and again; it is tried later")
+        raise StoreError(
+            "failed to update the scrub record: other instances changed it repeatedly; it is updated later"
+        )
 
     def found(self, sha256: str, *, missing: bool, path: str, version: str = "") -> Damage:
         """Record that a blob is damaged or missing. If the store fails, the notice is still sent."""
@@ -130,14 +132,14 @@ class Damages:
         try:
             self.edit(change)
         except StoreError as error:
-            logger.warning("the state of a damaged blob cannot be recorded: %s", error)
+            logger.warning("failed to record the state of a damaged blob: %s", error)
 
     def _read(self) -> None:
         try:
             self._known = self._chain.refresh(self._known)
             self._record = ScrubRecord.model_validate(self._known.body) if self._known else ScrubRecord()
         except (DamagedRevisionError, StoreWentBackwardsError, ValidationError) as error:
-            logger.warning("the record of the scrub cannot be read and is begun again: %s", error)
+            logger.warning("the scrub record is unreadable and is started again: %s", error)
             for info in list(self._store.list(PREFIX)):
                 self._store.delete(info.key)
             self._known, self._record = None, ScrubRecord()

@@ -217,7 +217,7 @@ class Deployments:
             try:
                 self._require_versions(spec)
             except NotFoundError as error:
-                self._take_back(committed, head, str(error))
+                self._revert(committed, head, str(error))
                 raise
         return _view(committed)
 
@@ -251,13 +251,15 @@ class Deployments:
         if head is None or head.value.deleted:
             return {}
         spec = head.value
-        needed = {spec.version: f"the deployment of {model} runs it"}
+        needed = {spec.version: f"it is the desired version of the deployment of {model}"}
         if spec.trial is not None:
-            needed.setdefault(spec.trial.version, f"a rollout of {model} tries it")
+            needed.setdefault(spec.trial.version, f"it is the candidate of a rollout of {model}")
         previous = self._baking(model, spec)
         if previous is not None:
             needed.setdefault(
-                previous, f"the deployment of {model} keeps it loaded for a rollback ({spec.settings.bake_seconds:g} s)"
+                previous,
+                f"the deployment of {model} keeps it loaded for a rollback (bake window of "
+                f"{spec.settings.bake_seconds:g} s)",
             )
         return needed
 
@@ -293,7 +295,7 @@ class Deployments:
             if head is None or head.value.deleted:
                 return
             raise CommitConflictError(
-                f"{model!r} is deployed already, at revision {head.revision.number} by {head.revision.actor}",
+                f"{model!r} is already deployed, at revision {head.revision.number} by {head.revision.actor}",
                 model=model,
                 revision=head.revision.number,
             )
@@ -301,13 +303,13 @@ class Deployments:
             now = head.revision if head else None
             raise CommitConflictError(
                 f"the deployment of {model!r} changed since revision {after.number}"
-                + (f": it is at {now.number} ({now.reason}, by {now.actor})" if now else "")
-                + "; look at it and try again",
+                + (f": it is now at revision {now.number} ({now.reason}, by {now.actor})" if now else "")
+                + "; read it and try again",
                 model=model,
                 revision=now.number if now else None,
             )
 
-    def _take_back(self, committed: Head[DeploymentSpec], before: Head[DeploymentSpec] | None, why: str) -> None:
+    def _revert(self, committed: Head[DeploymentSpec], before: Head[DeploymentSpec] | None, why: str) -> None:
         number = committed.revision.number
         spec = before.value if before else committed.value.with_changes(deleted=True)
         try:
@@ -316,7 +318,7 @@ class Deployments:
                 spec,
                 after=committed.revision,
                 actor=committed.revision.actor,
-                reason=f"take back revision {number}: {why}",
+                reason=f"revert revision {number}: {why}",
             )
         except CommitConflictError:
             return  # a newer revision exists, and its author has checked
@@ -337,7 +339,7 @@ class Deployments:
         if close:
             hint = f"; did you mean {' or '.join(map(repr, close))}?"
         elif shown:
-            hint = f"; deployed are: {', '.join(shown)}" + (", …" if len(names) > _NAMES_SHOWN else "")
+            hint = f"; deployed models: {', '.join(shown)}" + (", …" if len(names) > _NAMES_SHOWN else "")
         else:
             hint = "; nothing is deployed yet"
         return NotFoundError(f"{model!r} is not deployed{hint}", model=model, suggestions=close)

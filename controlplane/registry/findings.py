@@ -19,12 +19,12 @@ class Finding(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    severity: Severity = Field(description="error or warning.")
-    reason: str = Field(description="What kind of damage, as one word.", examples=["BlobMissing"])
-    subject: str = Field(description="The chain, version or object that is concerned.", examples=["models/resnet"])
-    message: str = Field(description="What was found.")
-    advice: str = Field(default="", description="What to do about it.")
-    repaired: bool = Field(default=False, description="Whether it was repaired by this run.")
+    severity: Severity = Field(description="Severity: error or warning.")
+    reason: str = Field(description="Kind of damage, as one CamelCase word.", examples=["BlobMissing"])
+    subject: str = Field(description="The damaged chain, version or object.", examples=["models/resnet"])
+    message: str = Field(description="What is wrong, as one sentence.")
+    advice: str = Field(default="", description="How to repair it.")
+    repaired: bool = Field(default=False, description="Whether this run repaired it.")
 
 
 class FsckReport(BaseModel):
@@ -34,13 +34,15 @@ class FsckReport(BaseModel):
 
     store: str = Field(description="The store's URL.")
     deep: bool = Field(description="Whether the content of every blob was read.")
-    chains: int = Field(description="Chains of revisions.")
-    revisions: int = Field(description="Revisions that could be read.")
-    blobs: int = Field(description="Blobs in the store.")
-    blobs_unreferenced: int = Field(description="Blobs that no version refers to; garbage collection's business.")
+    chains: int = Field(description="Number of chains of revisions.")
+    revisions: int = Field(description="Number of readable revisions.")
+    blobs: int = Field(description="Number of blobs in the store.")
+    blobs_unreferenced: int = Field(
+        description="Number of blobs that no version refers to; garbage collection removes them."
+    )
     bytes_read: int = Field(description="Bytes of blobs that were read and compared with their digests.")
     decided: tuple[str, ...] = Field(default=(), description="The operator's decisions that this run committed.")
-    findings: tuple[Finding, ...] = Field(default=(), description="What is wrong, errors first.")
+    findings: tuple[Finding, ...] = Field(default=(), description="The findings, errors first.")
 
     @property
     def errors(self) -> tuple[Finding, ...]:

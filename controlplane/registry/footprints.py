@@ -169,7 +169,7 @@ class Footprints:
             try:
                 head = chain.refresh(self._known.get(key))
             except StoreWentBackwardsError as error:  # the lost measurements are measured again
-                logger.warning("measured footprints were lost: %s", error)
+                logger.warning("failed to store measured footprints: %s", error)
                 head = chain.head()
             known = _parse(head) if head else None
             if known is not None and not _news(measured, known):

@@ -57,7 +57,7 @@ def chain_named(store: ObjectStore, name: str, changes: ChangeLog | None = None)
     prefix = f"{name.strip('/')}/revisions/"
     if not _GUARDED.fullmatch(prefix):
         raise InvalidInputError(
-            f"{name[:200]!r} is not the name of a chain: give models/NAME, deployments/NAME or keys", chain=name[:200]
+            f"{name[:200]!r} is not the name of a chain; give models/NAME, deployments/NAME or keys", chain=name[:200]
         )
     return Chain(store, prefix, guarded=True, changes=changes)
 
@@ -168,7 +168,9 @@ class Fsck:
                 flaw.reason,
                 chain.name,
                 flaw.message,
-                advice=f"restore the object from a backup, or `tritonctl fsck --accept {chain.name}`" if bad else "",
+                advice=f"restore the object from a backup, or run `tritonctl fsck --accept {chain.name}`"
+                if bad
+                else "",
                 repaired=repaired,
             )
         return revisions[0] if revisions else None
@@ -188,10 +190,10 @@ class Fsck:
                 f"revision {error.details['lost_revision']} is in the store again"
                 if back
                 else _lost_sentence(chain, missing) or error.message,
-                advice="`tritonctl fsck --repair` lets commits go on"
+                advice="run `tritonctl fsck --repair` to allow commits again"
                 if back
-                else f"`tritonctl fsck --restore {chain.name}` commits what was lost, "
-                f"`tritonctl fsck --accept {chain.name}` what is there",
+                else f"`tritonctl fsck --restore {chain.name}` commits the lost state, `tritonctl fsck --accept "
+                f"{chain.name}` the present one",
                 repaired=back and self._repairs is not None,
             )
         except DamagedRevisionError:
@@ -210,7 +212,7 @@ class Fsck:
                     "StateUnreadable",
                     name,
                     f"revision {head.number} is not valid: {invalid_field(error)}",
-                    advice="was it written by a newer release? Use that, or restore the object from a backup",
+                    advice="if a newer release wrote it, use that release; otherwise restore the object from a backup",
                 )
         return found
 
@@ -240,7 +242,11 @@ def _lost_sentence(chain: Chain, missing: Sequence[Revision]) -> str:
     if not missing:
         return ""
     newest, present = missing[0], chain.newest_regardless()
-    now = f"the newest one is {present.number} by {present.actor} ({present.reason})" if present else "nothing is left"
+    now = (
+        f"the newest revision is {present.number} by {present.actor} ({present.reason})"
+        if present
+        else "no revision is left"
+    )
     return (
         f"revision {newest.number} by {newest.actor} ({newest.reason}, {newest.at:%Y-%m-%d %H:%M} UTC) is lost; {now}"
     )

@@ -83,7 +83,7 @@ class Contents:
                         Severity.ERROR,
                         "AliasDangling",
                         f"{head.name}@{alias}",
-                        f"it points at version {number}, which is not there",
+                        f"it points at version {number}, which does not exist",
                         advice=f"move it with `tritonctl alias`, or remove it (versions: {sorted(live) or 'none'})",
                     )
         for model, spec in sorted(deployments.items()):
@@ -104,8 +104,8 @@ class Contents:
                     Severity.ERROR,
                     "NoteDamaged",
                     key,
-                    f"{error.message}; garbage collection refuses to run",
-                    advice="`tritonctl fsck --repair` removes it once it is too old to be in use",
+                    f"{error.message}; garbage collection is blocked",
+                    advice="`tritonctl fsck --repair` removes it when it is too old to be in use",
                     repaired=repaired,
                 )
 
@@ -132,7 +132,7 @@ class Contents:
                     "ManifestUnreadable",
                     version,
                     f"blob {digest} is not a manifest that this release can read",
-                    advice="was it written by a newer release? Use that",
+                    advice="if a newer release wrote it, use that release",
                 )
                 return None
         return None
@@ -170,8 +170,8 @@ class Contents:
             Severity.ERROR if used else Severity.WARNING,
             "BlobDamaged",
             self._users.get(digest, blob_key(digest)),
-            f"the content of blob {digest} is not what its name says",
-            advice=_PUBLISH_AGAIN if used else "nothing refers to it; garbage collection removes it",
+            f"the content of blob {digest} does not match its digest",
+            advice=_PUBLISH_AGAIN if used else "no version refers to it; garbage collection removes it",
             repaired=self._repairs is not None and self._repairs.blob(digest),
         )
 
@@ -185,7 +185,7 @@ class Contents:
                     Severity.ERROR,
                     "DeploymentDangling",
                     f"deployments/{model}",
-                    f"it runs {model}:{number}, which {was}",
+                    f"the deployment uses {model}:{number}, which {was}",
                     advice="deploy another version, or undeploy it",
                 )
 
@@ -201,7 +201,8 @@ class Contents:
                 Severity.WARNING,
                 "VersionUnknown",
                 f"models/{model}",
-                f"there are {kind} of {model}:{number}, and the newest version is {newest.get(model, 0)}: "
-                "a revision of the model may be lost",
-                advice="publish the version again if it is missed; its number would be used for other content",
+                f"{kind} exist for {model}:{number}, but the newest version is {newest.get(model, 0)}: a revision "
+                "of the model may be lost",
+                advice="publish the version again if it is missing; otherwise its number will be used for other "
+                "content",
             )

@@ -130,7 +130,7 @@ class GatewayLog:
         return f"{_PRESENT}{gateway}/{number:012d}.json"
 
     def _create(self, key: str, body: dict[str, Any]) -> None:
-        with suppress(ObjectExistsError):  # a retry of our own write: no other process writes this key
+        with suppress(ObjectExistsError):  # a retry of this process's write: no other process writes this key
             self._store.create(key, json.dumps(body).encode())
 
     def _read(self, key: str) -> dict[str, Any]:

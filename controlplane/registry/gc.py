@@ -46,15 +46,21 @@ class GcReport(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    dry_run: bool = Field(description="Whether nothing was deleted.")
-    blobs_scanned: int = Field(description="Blobs in the store.")
-    blobs_deleted: int = Field(description="Blobs deleted; in a dry run, those that would be.")
-    bytes_deleted: int = Field(description="Their size in bytes.")
-    kept_in_use: int = Field(description="Blobs of versions: of live ones, and of those deleted within the grace.")
-    kept_by_grace: int = Field(description="Blobs nothing refers to, kept because they are younger than the grace.")
-    kept_by_publish: int = Field(description="Blobs kept because a running publish names them, or time ran out.")
-    intents_removed: int = Field(description="Intents of abandoned publishes that were removed.")
-    uploads_aborted: int = Field(description="Incomplete multipart uploads that were removed.")
+    dry_run: bool = Field(description="Whether this was a dry run, which deletes nothing.")
+    blobs_scanned: int = Field(description="Number of blobs in the store.")
+    blobs_deleted: int = Field(description="Number of deleted blobs; in a dry run, of blobs that would be deleted.")
+    bytes_deleted: int = Field(description="Size of the deleted blobs in bytes.")
+    kept_in_use: int = Field(
+        description="Number of blobs of live versions and of versions deleted within the grace period."
+    )
+    kept_by_grace: int = Field(
+        description="Number of unreferenced blobs kept because they are younger than the grace period."
+    )
+    kept_by_publish: int = Field(
+        description="Number of blobs kept because a running publish needs them or the time limit was reached."
+    )
+    intents_removed: int = Field(description="Number of removed intents of abandoned publishes.")
+    uploads_aborted: int = Field(description="Number of removed incomplete multipart uploads.")
 
 
 @runtime_checkable
@@ -174,7 +180,7 @@ class Collector:
         for model, version in sorted(needed - known):
             raise StoreError(
                 f"{model} is deployed as version {version}, which models/{model} does not have: the store lost a "
-                "revision of it. Nothing is deleted; run `tritonctl fsck`",
+                "revision of the model. Nothing is deleted; run `tritonctl fsck`",
                 model=model,
                 version=version,
             )
@@ -195,8 +201,8 @@ class Collector:
             if head is not None and any(now.number == entry.number and now.deleted for now in head.value.versions):
                 return set()  # deleted, and collected by another collector, since the head was read
             raise StoreError(
-                f"the manifest of {model}:{entry.number} is missing from the store, so nobody can tell which blobs it "
-                f"needs; restore {blob_key(entry.manifest)}, or delete the version",
+                f"the manifest of {model}:{entry.number} is missing from the store, so the blobs that it needs are "
+                f"unknown; restore {blob_key(entry.manifest)}, or delete the version",
                 model=model,
                 version=entry.number,
             ) from error

@@ -49,7 +49,7 @@ class HeadMemory:
         except OSError:
             return None
         except (ControlPlaneError, ValueError, AttributeError) as error:
-            logger.warning("ignoring what was remembered of %s: %s", chain, error)
+            logger.warning("ignoring the unreadable local record of the head of %s: %s", chain, error)
             return None
         self._kept[chain] = _identity(revision)
         return revision
@@ -67,7 +67,7 @@ class HeadMemory:
             temporary.replace(path)
         except OSError as error:
             if not self._failing:
-                logger.warning("cannot remember heads in %s: %s", self._root, error.strerror)
+                logger.warning("failed to write the local record of heads in %s: %s", self._root, error.strerror)
             self._failing = True
             return
         self._failing = False

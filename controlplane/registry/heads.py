@@ -286,7 +286,7 @@ class HeadCache(Generic[T]):
             except CommitConflictError:
                 continue
         raise CommitConflictError(
-            f"{name!r}: others committed first, {EDIT_TRIES} times in a row; try again later", name=name
+            f"{name!r}: other writers committed first in {EDIT_TRIES} attempts; try again later", name=name
         )
 
     def _chain_name(self, name: str) -> str:
@@ -297,8 +297,8 @@ class HeadCache(Generic[T]):
             return self._model.model_validate(revision.body)
         except ValidationError as error:
             raise DamagedRevisionError(
-                f"revision {revision.number} of {self._chain_name(name)} cannot be read: {invalid_field(error)}; if a "
-                "newer release wrote it, use that release",
+                f"failed to read revision {revision.number} of {self._chain_name(name)}: {invalid_field(error)}; "
+                "if a newer release wrote it, use that release",
                 key=self._chain_of(name).key(revision.number),
             ) from error
 

@@ -131,7 +131,7 @@ class ModelHolds:
             if not known.active(now):
                 return known
             try:
-                return self._append(ModelHold(hold_id, model, known.holder, now, known.seconds), head, "give back")
+                return self._append(ModelHold(hold_id, model, known.holder, now, known.seconds), head, "release")
             except CommitConflictError:
                 continue
 
@@ -225,7 +225,8 @@ class ModelHolds:
     def _end(self, seconds: float) -> datetime:
         if not 0 < seconds <= MAX_SECONDS:
             raise InvalidInputError(
-                f"a hold of {seconds:g} s cannot be: give more than 0 and at most {MAX_SECONDS:g} s", seconds=seconds
+                f"a hold of {seconds:g} s is not possible; give more than 0 and at most {MAX_SECONDS:g} s",
+                seconds=seconds,
             )
         return self._clock() + timedelta(seconds=seconds)
 

@@ -70,8 +70,8 @@ def read_note(store: ObjectStore, key: str) -> frozenset[str] | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{key} is damaged, so the blobs that it protects are not known; `tritonctl fsck --repair` removes it once "
-            "it is too old to be in use",
+            f"{key} is damaged, so the blobs that it protects are unknown; `tritonctl fsck --repair` removes it "
+            "when it is too old to be in use",
             key=key,
         ) from error
 
@@ -118,7 +118,7 @@ def written_at(store: ObjectStore, key: str) -> datetime:
     """
     info = store.head(key)
     if info is None:
-        raise ConflictError(f"{key} was removed while it was needed; is a machine's clock wrong? Try again")
+        raise ConflictError(f"{key} was removed while it was in use; check the clocks of the machines, then try again")
     return info.modified_at
 
 
@@ -135,16 +135,16 @@ def holding(store: ObjectStore, digests: Collection[str], why: str) -> Iterator[
     except CommitOutcomeUnknownError:
         raise
     except BaseException:
-        _let_go(store, key)
+        _try_release(store, key)
         raise
-    _let_go(store, key)
+    _try_release(store, key)
 
 
-def _let_go(store: ObjectStore, key: str) -> None:
+def _try_release(store: ObjectStore, key: str) -> None:
     try:
         release(store, key)
     except StoreError as error:  # the block's work is complete; the intent expires by its age
-        logger.warning("could not remove the intent %s: %s", key, error)
+        logger.warning("failed to remove the intent %s: %s", key, error)
 
 
 def _wait_for_markers(store: ObjectStore, digests: frozenset[str], intent: str) -> None:

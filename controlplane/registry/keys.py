@@ -114,9 +114,11 @@ class ApiKeys:
         check_key_name(request.name)
         models = check_patterns(request.models)
         if not request.scopes:
-            raise InvalidInputError("a key needs a scope: " + ", ".join(Scope))
+            raise InvalidInputError("a key needs at least one scope: " + ", ".join(Scope))
         if request.expires_at is not None and request.expires_at <= now:
-            raise InvalidInputError(f"{request.expires_at.isoformat()} is over: a key must end in the future")
+            raise InvalidInputError(
+                f"{request.expires_at.isoformat()} is in the past; the expiry of a key must be in the future"
+            )
         key_id, token = new_token()
         key = ApiKey(
             id=key_id,
@@ -135,14 +137,15 @@ class ApiKeys:
             keys = ring.keys if ring else ()
             if any(other.name == key.name and not other.why_not(now) for other in keys):
                 raise ConflictError(
-                    f"there is an active key {key.name!r}; revoke it first, or choose another name", name=key.name
+                    f"an active key {key.name!r} already exists; revoke it first, or choose another name", name=key.name
                 )
             if len(keys) >= KEYS_MAX:
-                raise ConflictError(f"there are {len(keys)} keys, revoked ones included, and no more than that can be")
+                raise ConflictError(f"the limit of {len(keys)} API keys (including revoked ones) is reached")
             after = Keyring(keys=(*keys, key))
             if not after.has_admin(now):
                 raise InvalidInputError(
-                    "no active key could make or revoke others: make one with the scope 'admin' for all models first"
+                    "without an active key that can create and revoke keys, none could be created later; first "
+                    "create one with the scope 'admin' for all models"
                 )
             return after, f"create key {key.id} ({key.name})"
 

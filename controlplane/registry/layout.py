@@ -36,9 +36,9 @@ def check_layout(store: ObjectStore) -> None:
             found = _read(store)
     if found != LAYOUT_VERSION:
         raise UnsupportedStoreError(
-            f"The store {store.url} has layout version {found}, and this control plane uses version {LAYOUT_VERSION}; "
-            "use an empty bucket or prefix, or the release of the control plane that wrote this one. A restored backup "
-            f"needs the object '{LAYOUT_KEY}', too.",
+            f"The store {store.url} has layout version {found}, but this control plane uses version "
+            f"{LAYOUT_VERSION}. Use an empty bucket or prefix, or the release of the control plane that wrote this "
+            f"store. A restored backup must include the object '{LAYOUT_KEY}'.",
             url=store.url,
         )
 

@@ -70,7 +70,7 @@ def accept(chain: Chain, *, actor: str, reason: str = "") -> Revision:
     _require_chain(chain, lost)
     if lost:
         body = _merge(chain)(lost[0].body, present.body if present else None, False)
-        what = f"accept that revision {lost[0].number} was lost"
+        what = f"accept the loss of revision {lost[0].number}"
     else:
         _, flaws = check_chain(chain, chain.numbers())
         open_flaws = [flaw for flaw in flaws if not flaw.decided]
@@ -103,7 +103,7 @@ def restore(chain: Chain, *, actor: str, reason: str = "") -> Revision:
         forget_notes(chain)
         return present
     body = _merge(chain)(target.body, present.body if present else None, True)
-    return _decide(chain, lost, present, body, actor, f"restore revision {target.number}, which was lost", reason)
+    return _decide(chain, lost, present, body, actor, f"restore lost revision {target.number}", reason)
 
 
 def _require_chain(chain: Chain, lost: Sequence[Revision]) -> None:

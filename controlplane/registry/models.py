@@ -98,7 +98,7 @@ class Models:
 
         def change(head: ModelHead | None) -> tuple[ModelHead, str]:
             if head is not None and not head.deleted:
-                raise AlreadyExistsError(f"model {name!r} exists already", model=name)
+                raise AlreadyExistsError(f"model {name!r} already exists", model=name)
             update = {"description": description, "labels": labels, "deleted": False, "aliases": {}}
             return (head or ModelHead(name=name)).model_copy(update=update), explain("create model", reason)
 
@@ -191,10 +191,10 @@ class Models:
         if close:
             hint = f"; did you mean {' or '.join(map(repr, close))}?"
         elif shown:
-            hint = f"; there are: {', '.join(shown)}" + (", …" if len(names) > _NAMES_SHOWN else "")
+            hint = f"; existing models: {', '.join(shown)}" + (", …" if len(names) > _NAMES_SHOWN else "")
         else:
-            hint = "; there are no models yet"
-        return NotFoundError(f"there is no model {name!r}{hint}", model=name, suggestions=close)
+            hint = "; the registry has no models yet"
+        return NotFoundError(f"model {name!r} does not exist{hint}", model=name, suggestions=close)
 
     def _live(self, names: Sequence[str]) -> Sequence[str]:
         return [head.value.name for head in self._read_all(names) if not head.value.deleted]

@@ -122,7 +122,7 @@ class Publisher:
         ]
         if lacking := [blob for blob in missing if blob.sha256 not in files]:
             raise InvalidInputError(
-                f"{lacking[0].path!r} ({lacking[0].sha256[:12]}…) is neither in the store nor was it uploaded"
+                f"{lacking[0].path!r} ({lacking[0].sha256[:12]}…) is not in the store and was not uploaded"
                 + (f", and {len(lacking) - 1} other files" if len(lacking) > 1 else ""),
                 missing=[blob.sha256 for blob in lacking],
             )
@@ -143,8 +143,8 @@ class Publisher:
             return stands(self._store, intent)
         except StoreError as error:
             raise CommitOutcomeUnknownError(
-                f"the version was committed, but the store could not say whether its files are safe ({error.message}); "
-                "publish it again with the same commit id, or look at it with `tritonctl fsck`"
+                "the version was committed, but the store could not confirm that its files are safe "
+                f"({error.message}); publish it again with the same commit id, or check it with `tritonctl fsck`"
             ) from error
 
     def _make_whole(
@@ -163,23 +163,23 @@ class Publisher:
         Raises:
             StoreError: A blob is gone and no local copy exists; the version was deleted again.
         """
-        logger.warning("the intent of the publish of %s:%d was removed while it ran", model, entry.number)
+        logger.warning("the publish intent of %s:%d was removed during the publish", model, entry.number)
         digests = {blob.sha256 for blob in manifest.blobs} | {entry.manifest}
         with holding(self._store, digests, f"publish {model}"):  # waits for a collector that is still deleting
             try:
                 self._upload_missing(manifest, files, None)
                 self._blobs.put_bytes(document)
             except ControlPlaneError as error:
-                self._take_back(model, entry, actor)
+                self._withdraw(model, entry, actor)
                 raise StoreError(
-                    f"{model}:{entry.number} was not published: garbage collection removed its files while it was "
-                    f"under way ({error.message}). Is a machine's clock wrong? See `tritonctl doctor`, then publish "
-                    "it again",
+                    f"{model}:{entry.number} was not published: garbage collection removed its files during the "
+                    f"publish ({error.message}). Check the clocks of the machines with `tritonctl doctor`, then "
+                    "publish it again",
                     model=model,
                     version=entry.number,
                 ) from error
 
-    def _take_back(self, model: str, entry: VersionEntry, actor: str) -> None:
+    def _withdraw(self, model: str, entry: VersionEntry, actor: str) -> None:
         gone = entry.model_copy(update={"deleted": True, "deleted_at": entry.published_at})
 
         def bury(head: ModelHead | None) -> tuple[ModelHead, str] | None:
@@ -189,7 +189,9 @@ class Publisher:
                 "versions": tuple(gone if one.number == entry.number else one for one in head.versions),
                 "aliases": {alias: number for alias, number in head.aliases.items() if number != entry.number},
             }
-            return head.model_copy(update=update), f"take back version {entry.number}: its files were collected"
+            return head.model_copy(
+                update=update
+            ), f"withdraw version {entry.number}: garbage collection removed its files"
 
         self._models.edit_any(model, bury, actor=actor)
 
@@ -242,8 +244,8 @@ def _document(manifest: Manifest) -> bytes:
         same = Manifest.model_validate_json(document) == manifest
     except ValidationError as error:
         raise InvalidInputError(
-            f"the manifest cannot be written as JSON; is a metric NaN or infinite? ({invalid_field(error)})"
+            f"failed to write the manifest as JSON ({invalid_field(error)}); check for NaN or infinite metrics"
         ) from error
     if not same:
-        raise InvalidInputError("the manifest does not survive being written as JSON; is a value NaN or infinite?")
+        raise InvalidInputError("the manifest changes when it is written as JSON; check for NaN or infinite values")
     return document

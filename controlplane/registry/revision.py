@@ -63,7 +63,7 @@ class Revision:
             document = json.loads(data)
             digest = document.pop("sha256", None)
             if digest is not None and digest != _digest(document):
-                raise ValueError("its content is not what its sha256 says")  # noqa: TRY301
+                raise ValueError("its content does not match its sha256")  # noqa: TRY301
             return cls(
                 number=int(document["number"]),
                 commit_id=str(document["commit_id"]),
@@ -76,7 +76,7 @@ class Revision:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedRevisionError(
-                f"{key} is damaged: it is no revision of a chain ({error!r})", key=key
+                f"{key} is damaged: it is not a revision of a chain ({error!r})", key=key
             ) from error
 
 

@@ -201,7 +201,7 @@ class Scrub:
         except StoreUnavailableError:
             raise
         except ControlPlaneError as error:
-            logger.warning("scrub: the revisions of %s cannot be read (`tritonctl doctor`): %s", name, error)
+            logger.warning("scrub: failed to read the revisions of %s (see `tritonctl doctor`): %s", name, error)
             return 0
         count = 0
         for entry in head.live_versions:

@@ -73,13 +73,13 @@ class Signatures:
             ConflictError: The version has too many signatures.
         """
         if len(bundle) > BUNDLE_MAX_BYTES:
-            raise TooLargeError(f"a signature has at most {BUNDLE_MAX_BYTES} bytes, not {len(bundle)}")
+            raise TooLargeError(f"a signature must have at most {BUNDLE_MAX_BYTES} bytes; this one has {len(bundle)}")
         key_hint(bundle)
         signature = self._judge(f"{model}:{number}", manifest, bundle)
         if self._keys and not signature.good:
-            raise UnverifiedVersionError(f"the signature of {model}:{number} is not accepted: {signature.message}")
+            raise UnverifiedVersionError(f"the signature of {model}:{number} is rejected: {signature.message}")
         if len(list(self._store.list(self._folder(model, number), limit=SIGNATURES_MAX))) >= SIGNATURES_MAX:
-            raise ConflictError(f"{model}:{number} has {SIGNATURES_MAX} signatures, and no more than that can be")
+            raise ConflictError(f"the limit of {SIGNATURES_MAX} signatures of {model}:{number} is reached")
         try:
             self._store.create(f"{self._folder(model, number)}{signature.sha256}.json", bundle)
         except ObjectExistsError:

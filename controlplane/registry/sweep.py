@@ -91,7 +91,9 @@ class Sweep(Generic[T]):
         def take(name: str) -> bool:
             changed = self._heads.take(name, found[name], listed_at)
             if changed and name in self._known_before:
-                logger.debug("the sweep found a change of %s/%s before the change feed did", self._kind, name)
+                logger.debug(
+                    "the sweep found a change of %s/%s that the change feed had not reported", self._kind, name
+                )
             if changed and self._heads.complete:  # the first pass finds only new heads, and its caller reads them all
                 self._feed.tell(f"{self._kind}/{name}")
             return changed

@@ -68,7 +68,7 @@ class Versions:
             manifest = Manifest.model_validate_json(self._blobs.read(entry.manifest))
         except ValidationError as error:
             raise StoreError(
-                f"the manifest {entry.manifest} cannot be read: {invalid_field(error)}; if a newer release wrote "
+                f"failed to read the manifest {entry.manifest}: {invalid_field(error)}; if a newer release wrote "
                 "it, use that release",
                 sha256=entry.manifest,
             ) from error
@@ -172,7 +172,7 @@ class Versions:
                     return None
                 update = {"deleted": False, "aliases": {**aliases, **head.aliases}}
                 revived = _with_deleted(head, set(numbers), None).model_copy(update=update)
-                return revived, f"take back the deletion of {', '.join(map(str, numbers))}: {why}"
+                return revived, f"revert the deletion of {', '.join(map(str, numbers))}: {why}"
 
             self._models.edit_any(name, revive, actor=actor)
             raise

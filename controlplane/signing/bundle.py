@@ -57,7 +57,9 @@ def load_public_key(path: Path) -> PublicKey:
         Verifier(path)  # raises an error for kinds of keys that it cannot use
         key = serialization.load_pem_public_key(path.read_bytes())
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InvalidInputError(f"{path} is no public key for signatures ({_reason(error)}): {_HOW}") from error
+        raise InvalidInputError(
+            f"{path} is not a valid public key for signatures ({_reason(error)}): {_HOW}"
+        ) from error
     pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return PublicKey(sha256(pem).hexdigest(), path)
 
@@ -83,7 +85,9 @@ def sign(subject: str, files: Sequence[FileEntry], private_key: Path, password: 
     try:
         signer = Signer(private_key, password.encode() if password else None)  # type: ignore[arg-type]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InvalidInputError(f"{private_key} is no private key to sign with ({_reason(error)}): {_HOW}") from error
+        raise InvalidInputError(
+            f"{private_key} is not a valid private key for signing ({_reason(error)}): {_HOW}"
+        ) from error
     items = [
         manifest.FileManifestItem(path=PurePosixPath(file.path), digest=Digest("sha256", bytes.fromhex(file.sha256)))
         for file in files
@@ -103,7 +107,7 @@ def key_hint(bundle: bytes) -> str:
     try:
         hint = json.loads(bundle)["verificationMaterial"]["publicKey"]["hint"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InvalidInputError("this is no Sigstore bundle that was signed with a key") from error
+        raise InvalidInputError("the file is not a Sigstore bundle that was signed with a key") from error
     if not isinstance(hint, str) or not hint:
         raise InvalidInputError("the bundle does not say which key signed it; sign it again with model-signing 1.1")
     return hint
@@ -125,23 +129,25 @@ def verify(bundle: bytes, keys: Sequence[PublicKey]) -> Statement:
     hint = key_hint(bundle)
     key = next((key for key in keys if key.id == hint), None)
     if key is None:
-        raise UnverifiedVersionError(f"it was signed with the key {hint[:16]}…, which is not trusted here", key=hint)
+        raise UnverifiedVersionError(
+            f"the signature is by key {hint[:16]}…, which is not trusted by this control plane", key=hint
+        )
     try:
         document = json.loads(bundle)
         document["verificationMaterial"].setdefault("tlogEntries", [])
         signed = Verifier(key.path).verify(Signature(Bundle.from_dict(document)))
         files = {item.identifier: item.digest for item in signed.resource_descriptors()}
         if any(digest.algorithm != "sha256" for digest in files.values()):
-            raise UnverifiedVersionError("its digests are not SHA-256")
+            raise UnverifiedVersionError("the digests in the signature are not SHA-256")
         return Statement(signed.model_name, {path: digest.digest_hex for path, digest in files.items()}, hint)
     except InvalidSignature as error:
-        raise UnverifiedVersionError(f"the signature by the key {hint[:16]}… is not good") from error
+        raise UnverifiedVersionError(f"the signature by key {hint[:16]}… is not valid") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, RecursionError) as error:
         # The author of a bundle controls its content: any of these errors means that the bundle cannot be used.
-        raise UnverifiedVersionError(f"the signature cannot be read ({type(error).__name__})") from error
+        raise UnverifiedVersionError(f"the signature is not readable ({type(error).__name__})") from error
 
 
-_HOW = "make one with `openssl ecparam -name prime256v1 -genkey -noout -out key.pem` (and `openssl ec -pubout`)"
+_HOW = "create one with `openssl ecparam -name prime256v1 -genkey -noout -out key.pem` (and `openssl ec -pubout`)"
 
 
 def _reason(error: BaseException) -> str:

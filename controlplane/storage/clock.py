@@ -90,7 +90,7 @@ class StoreClock:
                 except StoreError as error:
                     if known is None:
                         raise
-                    logger.debug("the store's clock cannot be measured now: %s", error)
+                    logger.debug("failed to measure the store's clock: %s", error)
         return self.peek()
 
     def peek(self) -> datetime:
@@ -117,9 +117,10 @@ class StoreClock:
         skew = self.measure()
         if not skew.within(self._max_skew):
             raise ClockSkewError(
-                f"this machine's clock is {abs(skew.seconds):.0f} s {'ahead of' if skew.seconds > 0 else 'behind'} the "
-                f"clock of the store {self._store.url}; at most {self._max_skew:g} s are allowed "
-                "(CONTROLPLANE_STORE__MAX_CLOCK_SKEW_SECONDS). Correct the clock, for example with NTP, and try again",
+                f"this machine's clock is {abs(skew.seconds):.0f} s {'ahead of' if skew.seconds > 0 else 'behind'} "
+                f"the clock of the store {self._store.url}; the limit is {self._max_skew:g} s "
+                "(CONTROLPLANE_STORE__MAX_CLOCK_SKEW_SECONDS). Correct the clock, for example with NTP, and try "
+                "again",
                 skew_seconds=round(skew.seconds, 1),
                 max_seconds=self._max_skew,
             )
@@ -136,7 +137,9 @@ class StoreClock:
         finally:
             self._store.delete(key)
         if info is None:
-            raise StoreUnavailableError(f"the store {self._store.url} does not list the object {key} that it just took")
+            raise StoreUnavailableError(
+                f"the store {self._store.url} does not list the object {key}, which was just written"
+            )
         resolution = 0.0 if info.modified_at.microsecond else 1.0
         written = info.modified_at + timedelta(seconds=resolution / 2)
         middle = (after - before) / 2

@@ -28,7 +28,7 @@ def check_digest(key: str, *, expected: str, found: str) -> None:
     """
     if found != expected:
         raise DigestMismatchError(
-            f"The content of {key!r} has SHA-256 {found}, not {expected}: it was changed or damaged.",
+            f"The content of {key!r} has SHA-256 {found} instead of {expected}; it was changed or damaged.",
             key=key,
             expected=expected,
             found=found,
@@ -43,7 +43,7 @@ def check_size(key: str, *, expected: int, found: int) -> None:
     """
     if found != expected:
         raise DigestMismatchError(
-            f"The content of {key!r} has {found} bytes, not {expected}: it was cut short or changed.",
+            f"The content of {key!r} has {found} bytes instead of {expected}; it was truncated or changed.",
             key=key,
             expected_bytes=expected,
             found_bytes=found,

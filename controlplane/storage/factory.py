@@ -10,7 +10,7 @@ from controlplane.storage.filesystem import FilesystemStore
 from controlplane.storage.keys import check_key
 from controlplane.storage.memory import MemoryStore
 
-_ALLOWED = "Allowed are file:///absolute/path, s3://bucket/prefix and memory://."
+_ALLOWED = "Use file:///absolute/path, s3://bucket/prefix or memory://."
 
 
 def open_lease_store(store: ObjectStore, settings: StoreSettings, data_dir: Path, lease_seconds: float) -> ObjectStore:
@@ -56,11 +56,12 @@ def open_store(settings: StoreSettings, data_dir: Path) -> ObjectStore:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise InvalidInputError(f"The store's URL is not a URL: {error}. {_ALLOWED}") from error
+        raise InvalidInputError(f"The store's URL is not valid: {error}. {_ALLOWED}") from error
     if parts.username or parts.password:
         raise InvalidInputError(
-            "The store's URL carries credentials, which would end up in logs. Give them as CONTROLPLANE_STORE__"
-            "ACCESS_KEY_ID and CONTROLPLANE_STORE__SECRET_ACCESS_KEY, or by boto3's usual chain."
+            "The store's URL contains credentials, which would appear in logs. Set "
+            "CONTROLPLANE_STORE__ACCESS_KEY_ID and CONTROLPLANE_STORE__SECRET_ACCESS_KEY instead, or use one of "
+            "boto3's credential sources."
         )
     if parts.query or parts.fragment:
         raise InvalidInputError(f"The store's URL {url!r} has a query or a fragment. {_ALLOWED}", url=url)
@@ -77,4 +78,4 @@ def open_store(settings: StoreSettings, data_dir: Path) -> ObjectStore:
         store = S3Store(parts.netloc, prefix, settings)
         store.check_bucket()
         return store
-    raise InvalidInputError(f"The store's URL {url!r} is not one that can be opened. {_ALLOWED}", url=url)
+    raise InvalidInputError(f"The store's URL {url!r} is not supported. {_ALLOWED}", url=url)

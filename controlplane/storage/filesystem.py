@@ -59,7 +59,7 @@ class FilesystemStore:
         """See `ObjectStore.create`."""
         target = self._path(key)
         if self.head(key):  # saves the two flushes if the key is taken
-            raise ObjectExistsError(f"Object {key!r} exists already.", key=key)
+            raise ObjectExistsError(f"Object {key!r} already exists.", key=key)
         with (
             localfile.translated(f"write object {key!r}"),
             localfile.IncompleteFile(self._incomplete, mode=_OBJECT_MODE) as file,
@@ -70,12 +70,12 @@ class FilesystemStore:
             try:
                 self._publish(key, target, file.link_to)
             except FileExistsError as error:
-                raise ObjectExistsError(f"Object {key!r} exists already.", key=key) from error
+                raise ObjectExistsError(f"Object {key!r} already exists.", key=key) from error
             try:
                 self._sync(target)
             except OSError as error:
                 raise CommitOutcomeUnknownError(
-                    f"Object {key!r} was written, but the disk did not confirm it: {error.strerror}.", key=key
+                    f"Object {key!r} was written, but flushing it to disk failed: {error.strerror}.", key=key
                 ) from error
 
     def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
@@ -171,7 +171,7 @@ class FilesystemStore:
             try:
                 return path.open("rb")
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-                raise ObjectNotFoundError(f"There is no object {key!r} in {self.url}.", key=key) from error
+                raise ObjectNotFoundError(f"Object {key!r} does not exist in {self.url}.", key=key) from error
 
     def presign_put(
         self,
@@ -186,11 +186,13 @@ class FilesystemStore:
 
     def complete_presigned(self, key: str, upload_id: str) -> None:  # noqa: ARG002
         """See `ObjectStore.complete_presigned`; always invalid here."""
-        raise InvalidInputError(f"{self.url} gives no presigned uploads, so there is none to complete.", key=key)
+        raise InvalidInputError(
+            f"{self.url} does not support presigned uploads, so there is none to complete.", key=key
+        )
 
     def move(self, source: str, target: str) -> None:  # noqa: ARG002
         """See `ObjectStore.move`; never needed here."""
-        raise InvalidInputError(f"{self.url} gives no presigned uploads, so there is none to move.", key=source)
+        raise InvalidInputError(f"{self.url} does not support presigned uploads, so there is none to move.", key=source)
 
     def abort_incomplete(self, begun_before: datetime) -> int:  # noqa: ARG002
         """See `ObjectStore.abort_incomplete`. Incomplete files are detected by their lock, not by their age."""
@@ -215,7 +217,7 @@ class FilesystemStore:
                 publish(target)
             except FileNotFoundError:
                 if not self._incomplete.is_dir():
-                    raise StoreUnavailableError(f"The store's folder {self._root} is gone.") from None
+                    raise StoreUnavailableError(f"The store's folder {self._root} no longer exists.") from None
             except (FileExistsError, IsADirectoryError) as error:
                 if target.is_dir():
                     raise _below_another(key) from error
@@ -227,7 +229,7 @@ class FilesystemStore:
         if any(folder.exists() and not folder.is_dir() for folder in self._folders_above(target)):
             raise _below_another(key) from error
         if not self._incomplete.is_dir():
-            raise StoreUnavailableError(f"The store's folder {self._root} is gone.") from error
+            raise StoreUnavailableError(f"The store's folder {self._root} no longer exists.") from error
 
     def _sync(self, target: Path) -> None:
         # The object may have been deleted since, together with its folder; then there is nothing to flush.
@@ -273,7 +275,7 @@ class FilesystemStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise localfile.store_error(error, f"look at object {key!r}") from error
+            raise localfile.store_error(error, f"inspect object {key!r}") from error
         if stat.S_ISDIR(found.st_mode):
             return None
         tag = f"{found.st_ino:x}-{found.st_mtime_ns:x}"
@@ -282,7 +284,7 @@ class FilesystemStore:
 
 def _below_another(key: str) -> InvalidInputError:
     return InvalidInputError(
-        f"Object {key!r} cannot be written: in a folder, a key may not lie below another key.", key=key
+        f"Object {key!r} cannot be written: in a folder, a key cannot be below another key.", key=key
     )
 
 

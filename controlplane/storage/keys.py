@@ -19,7 +19,7 @@ def check_key(key: str) -> str:
             backslash, or begins with the reserved folder.
     """
     if not key:
-        raise InvalidInputError("An object key may not be empty.")
+        raise InvalidInputError("An object key must not be empty.")
     parts = key.split("/")
     for part in parts:
         if part in {"", ".", ".."}:
@@ -29,7 +29,8 @@ def check_key(key: str) -> str:
         raise InvalidInputError(f"Object key {key!r} begins with {INCOMPLETE_FOLDER!r}, which is reserved.", key=key)
     if len(key.encode()) > MAX_KEY_BYTES or any(len(part.encode()) > MAX_PART_BYTES for part in parts):
         raise InvalidInputError(
-            f"Object key {key[:60]!r}… is longer than {MAX_KEY_BYTES} bytes, or one part than {MAX_PART_BYTES}.",
+            f"Object key {key[:60]!r}… is longer than {MAX_KEY_BYTES} bytes, or one of its parts is longer than "
+            f"{MAX_PART_BYTES}.",
             key=key,
         )
     return key
@@ -68,7 +69,7 @@ def check_range(start: int, length: int | None) -> None:
         InvalidInputError: The start or the length is negative.
     """
     if start < 0 or (length is not None and length < 0):
-        raise InvalidInputError(f"A range cannot start at {start} with a length of {length}.")
+        raise InvalidInputError(f"A range with start {start} and length {length} is not valid.")
 
 
 def order(key: str) -> bytes:

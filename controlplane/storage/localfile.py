@@ -124,7 +124,7 @@ def remove_abandoned(folder: Path) -> int:
             finally:
                 os.close(fd)
     if removed:
-        logger.info("Removed %d abandoned incomplete files from %s", removed, folder)
+        logger.info("removed %d abandoned incomplete files from %s", removed, folder)
     return removed
 
 

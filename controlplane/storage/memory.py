@@ -33,7 +33,7 @@ class MemoryStore:
         check_key(key)
         with self._lock:
             if key in self._objects:
-                raise ObjectExistsError(f"Object {key!r} exists already.", key=key)
+                raise ObjectExistsError(f"Object {key!r} already exists.", key=key)
             self._objects[key] = (bytes(data), datetime.now(UTC))
 
     def get(self, key: str, *, start: int = 0, length: int | None = None) -> bytes:
@@ -121,11 +121,13 @@ class MemoryStore:
 
     def complete_presigned(self, key: str, upload_id: str) -> None:  # noqa: ARG002
         """See `ObjectStore.complete_presigned`; always invalid here."""
-        raise InvalidInputError(f"{self.url} gives no presigned uploads, so there is none to complete.", key=key)
+        raise InvalidInputError(
+            f"{self.url} does not support presigned uploads, so there is none to complete.", key=key
+        )
 
     def move(self, source: str, target: str) -> None:  # noqa: ARG002
         """See `ObjectStore.move`; never needed here."""
-        raise InvalidInputError(f"{self.url} gives no presigned uploads, so there is none to move.", key=source)
+        raise InvalidInputError(f"{self.url} does not support presigned uploads, so there is none to move.", key=source)
 
     def abort_incomplete(self, begun_before: datetime) -> int:  # noqa: ARG002
         """See `ObjectStore.abort_incomplete`; this store has no incomplete uploads."""
@@ -139,5 +141,5 @@ class MemoryStore:
         with self._lock:
             found = self._objects.get(key)
         if found is None:
-            raise ObjectNotFoundError(f"There is no object {key!r} in {self.url}.", key=key)
+            raise ObjectNotFoundError(f"Object {key!r} does not exist in {self.url}.", key=key)
         return found[0]

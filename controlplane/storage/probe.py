@@ -37,19 +37,20 @@ def _check_create(store: ObjectStore, key: str, first: bytes, second: bytes) -> 
     except ObjectExistsError:
         # A retry may have met the object of its own first attempt. With any other content the key was taken before.
         if store.get(key) != first:
-            raise _unsupported(store, "says that a new key exists already") from None
+            raise _unsupported(store, "reported that a new key already exists") from None
     try:
         store.create(key, second)
     except ObjectExistsError:
         pass
     else:
-        raise _unsupported(store, "lets a second writer overwrite an object that was to be created only once")
+        raise _unsupported(store, "let a second writer overwrite an object that must be created only once")
     if store.get(key) != first:
-        raise _unsupported(store, "refused a second writer, and yet its bytes are there")
+        raise _unsupported(store, "rejected a second writer but stored its bytes")
 
 
 def _unsupported(store: ObjectStore, what: str) -> UnsupportedStoreError:
     return UnsupportedStoreError(
-        f"The store {store.url} {what}: it ignores 'If-None-Match: *', on which every commit rests. {_WHAT_WORKS}",
+        f"The store {store.url} {what}: it does not implement 'If-None-Match: *', which every commit needs. "
+        f"{_WHAT_WORKS}",
         url=store.url,
     )

@@ -117,7 +117,7 @@ def test_a_version_under_trial_cannot_be_deleted(api: Api, model: str) -> None:
     until(api, model, lambda one: one["step"] == 1)
     problem = api.http.delete(f"/v1/models/{model}/versions/2")
     assert problem.status_code == 409
-    assert f"a rollout of {model} tries it" in problem.text
+    assert f"it is the candidate of a rollout of {model}" in problem.text
     api.ok(api.http.post(f"/v1/rollouts/{model}/abort"))
 
 

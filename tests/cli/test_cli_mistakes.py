@@ -13,7 +13,7 @@ pytestmark = pytest.mark.triton
     ("line", "code", "words"),
     [
         ("ps nothere", 3, "'nothere' is not deployed"),
-        ("show nothere:1", 3, "no model 'nothere'"),
+        ("show nothere:1", 3, "model 'nothere' does not exist"),
         ("show steady:9", 3, "steady has no version 9; its versions: 1"),
         ("show steady@nope", 3, "no alias 'nope'"),
         ("show steady:x", 6, "'x' is no version number"),
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.triton
         ("show ../etc", 6, "no valid model name"),
         ("alias steady 1", 6, "does not name an alias"),
         ("alias steady@latest 1", 6, "not an alias that can be set"),
-        ("rm steady:1", 5, "the deployment of steady runs it"),
+        ("rm steady:1", 5, "it is the desired version of the deployment of steady"),
         ("rollback steady", 5, "no earlier revision"),
         ("push nofile.onnx", 6, "tritonctl push NAME PATH"),
         ("push steady nofile.onnx", 6, "no such file or folder: 'nofile.onnx'"),

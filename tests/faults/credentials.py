@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from tests.faults.cases import Case, Trial
 
-_DENIED = r"store-access|refused it|^readyz store.*refused"
+_DENIED = r"store-access|denied access|^readyz store.*denied"
 
 
 def revoked(seconds: float) -> Callable[[Trial], None]:

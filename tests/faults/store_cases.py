@@ -101,6 +101,6 @@ def store_cases(long: bool) -> list[Case]:
         ),
         Case("S3: 503 SlowDown, all the time", lasting(lambda: Fault(answer), seconds), _STORE, long=2),
         Case("S3: all requests stall", lasting(lambda: Fault(Action.STALL), seconds), _STORE, quick=0, long=2),
-        Case("S3: blobs changed on their way", wrong_bytes, "the content its name says|has SHA-256", long=4),
+        Case("S3: blobs changed on their way", wrong_bytes, "does not match its digest|has SHA-256", long=4),
         Case("S3: bucket away", lasting(lambda: Fault(Action.REFUSE), 60.0 if long else 4.0), _STORE, long=1),
     ]

@@ -66,11 +66,11 @@ def test_links_that_leave_the_artifact_are_refused(tmp_path: Path) -> None:
     link = folder / "model.onnx"
     for target in ("/etc/passwd", "../artifact-secret"):
         link.symlink_to(target)
-        with pytest.raises(InvalidArtifactError, match="out of the artifact"):
+        with pytest.raises(InvalidArtifactError, match="outside the artifact"):
             scan(folder)
         link.unlink()
     link.symlink_to("nowhere")
-    with pytest.raises(InvalidArtifactError, match="link to nothing"):
+    with pytest.raises(InvalidArtifactError, match="broken link"):
         scan(folder)
 
 
@@ -83,14 +83,14 @@ def test_links_to_folders_are_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InvalidArtifactError, match="no regular file"):
+    with pytest.raises(InvalidArtifactError, match="not a regular file"):
         scan(tmp_path)
     (tmp_path / "pipe").unlink()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
-        with pytest.raises(InvalidArtifactError, match="no regular file"):
+        with pytest.raises(InvalidArtifactError, match="not a regular file"):
             scan(tmp_path)
-    with pytest.raises(InvalidArtifactError, match="no regular file"):
+    with pytest.raises(InvalidArtifactError, match="not a regular file"):
         scan(Path("/dev/null"))
 
 
@@ -143,7 +143,7 @@ def test_link_from_a_snapshot_to_anything_but_its_blobs_is_refused(tmp_path: Pat
     (found.parents[1] / "blobs" / "deep" / "file").write_bytes(b"")
     for target in (tmp_path / "secret", "../../blobs/deep/file", "/etc/passwd"):
         (found / "other").symlink_to(target)
-        with pytest.raises(InvalidArtifactError, match="out of the artifact"):
+        with pytest.raises(InvalidArtifactError, match="outside the artifact"):
             scan(found)
         (found / "other").unlink()
 

@@ -138,7 +138,7 @@ def test_a_parent_that_is_not_the_one_before_is_found(bucket: ObjectStore, tmp_p
     document = json.loads(bucket.get(key))
     overwrite(bucket, key, json.dumps({**document, "parent_commit_id": "another", "sha256": None}).encode())
     assert found(check(bucket, tmp_path)) == {("error", "ParentMismatch", "models/b")}
-    with pytest.raises(StoreError, match=r"models/b is damaged: .*not made from revision 1 .*fsck"):
+    with pytest.raises(StoreError, match=r"models/b is damaged: .*not based on revision 1 .*fsck"):
         new_registry(bucket, tmp_path / "gc").collect(dry_run=True)
     decided = registry.decide("models/b", restore=False, actor="operator", reason="written by hand")
     assert (decided.number, decided.epoch) == (3, 1)
@@ -183,7 +183,7 @@ def test_a_lost_head_is_told_with_what_was_lost_and_decided(bucket: ObjectStore,
     report = registry.fsck(deep=False, repair=True)
     assert found(report) == {("error", "ChainWentBackwards", "models/b")}
     assert "revision 2 by tests (publish version 2" in report.findings[0].message
-    assert "the newest one is 1 by tests" in report.findings[0].message
+    assert "the newest revision is 1 by tests" in report.findings[0].message
     assert "--restore models/b" in report.findings[0].advice
     assert found(check(bucket, tmp_path)) == found(report)  # from now on every machine knows
     with pytest.raises(StoreWentBackwardsError):

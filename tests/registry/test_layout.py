@@ -21,7 +21,7 @@ def test_new_store_is_marked_and_accepted_again(tmp_path: Path) -> None:
 def test_store_of_an_older_layout_is_refused(tmp_path: Path) -> None:
     store = MemoryStore()
     store_id(store)
-    with pytest.raises(UnsupportedStoreError, match="layout version 1, and this control plane uses version 2"):
+    with pytest.raises(UnsupportedStoreError, match="layout version 1, but this control plane uses version 2"):
         open_memory(store, tmp_path)
     assert [info.key for info in store.list("")] == [STORE_ID_KEY], "nothing is written"
 
@@ -30,7 +30,7 @@ def test_store_of_an_older_layout_is_refused(tmp_path: Path) -> None:
 def test_store_of_another_layout_is_refused(text: bytes) -> None:
     store = MemoryStore()
     store.create(LAYOUT_KEY, text)
-    with pytest.raises(UnsupportedStoreError, match="use an empty bucket"):
+    with pytest.raises(UnsupportedStoreError, match="Use an empty bucket"):
         check_layout(store)
 
 

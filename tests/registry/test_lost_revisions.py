@@ -64,7 +64,7 @@ def test_a_revision_that_another_process_wrote_in_the_place_of_the_lost_one_is_s
     one.update_model("net", description="v2", actor="one")
     lose(bucket, "models/net")
     other.update_model("net", labels={"owner": "other"}, actor="other")  # no instance had noticed yet
-    with pytest.raises(StoreWentBackwardsError, match="is at revision 2 by other now"):
+    with pytest.raises(StoreWentBackwardsError, match="is now at revision 2 by other"):
         one.update_model("net", description="v3", actor="one")
     other.history("net")
     with pytest.raises(StoreWentBackwardsError):
@@ -88,7 +88,7 @@ def test_a_chain_that_is_gone_as_a_whole_is_seen(bucket: ObjectStore, tmp_path: 
     registry = new_registry(bucket, tmp_path / "1")
     registry.create_model("net", actor="one")
     lose(bucket, "models/net")
-    with pytest.raises(StoreWentBackwardsError, match="has no revision now"):
+    with pytest.raises(StoreWentBackwardsError, match="now has no revision"):
         registry.get_model("net")
 
 
@@ -167,7 +167,7 @@ def test_restoring_a_lost_revision_whose_parent_is_lost_too(bucket: ObjectStore,
         assert [entry.number for entry in head.live_versions] == [1, 2]
     assert one.update_model("net", description="next", actor="one").description == "next"
     assert other.history("net")[0].number == 6
-    assert "restore revision 4, which was lost: replica lagged" in [found.reason for found in one.history("net")]
+    assert "restore lost revision 4: replica lagged" in [found.reason for found in one.history("net")]
     with pytest.raises(ConflictError, match="nothing to restore"):
         lost.restore(chain, actor="operator")
 

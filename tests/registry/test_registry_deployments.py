@@ -60,16 +60,16 @@ def test_a_change_made_from_an_old_revision_is_refused(published: Registry) -> N
     deployments = published.deployments
     first = deployments.put(spec(1), after=None, actor="ann", reason="deploy")
     deployments.put(spec(2), after=first, actor="bob", reason="faster")
-    with pytest.raises(CommitConflictError, match=r"it is at 2 \(faster, by bob\)"):
+    with pytest.raises(CommitConflictError, match=r"it is now at revision 2 \(faster, by bob\)"):
         deployments.put(spec(3), after=first, actor="ann", reason="late")
-    with pytest.raises(CommitConflictError, match="deployed already"):
+    with pytest.raises(CommitConflictError, match="already deployed"):
         deployments.put(spec(3), after=None, actor="ann", reason="late")
 
 
 def test_only_versions_that_exist_are_deployed(published: Registry) -> None:
     with pytest.raises(NotFoundError, match="no version 9"):
         published.deployments.put(spec(9), after=None, actor="a", reason="r")
-    with pytest.raises(NotFoundError, match="no model 'other'"):
+    with pytest.raises(NotFoundError, match="model 'other' does not exist"):
         published.deployments.put(spec(1, model="other"), after=None, actor="a", reason="r")
     with pytest.raises(NotFoundError):
         published.deployments.get("m")
@@ -77,7 +77,7 @@ def test_only_versions_that_exist_are_deployed(published: Registry) -> None:
 
 def test_deployments_are_suggested(published: Registry) -> None:
     published.deployments.put(spec(1), after=None, actor="a", reason="r")
-    with pytest.raises(NotFoundError, match="deployed are: m"):
+    with pytest.raises(NotFoundError, match="deployed models: m"):
         published.deployments.get("zzz")
 
 
@@ -107,7 +107,7 @@ def test_the_deployed_version_and_the_one_in_its_bake_window_stay(published: Reg
     published.deployments.put(
         second.spec.with_changes(loaded=False), after=second, actor="a", reason="another revision of version 2"
     )
-    with pytest.raises(InUseError, match="the deployment of m runs it"):
+    with pytest.raises(InUseError, match="it is the desired version of the deployment of m"):
         published.delete_version("m", 2, actor="a")
     with pytest.raises(InUseError, match="keeps it loaded for a rollback"):
         published.delete_version("m", 1, actor="a")
@@ -150,10 +150,10 @@ def test_a_deployment_that_appears_while_its_version_is_deleted_wins(tmp_path: P
             other.deployments.put(spec(1), after=None, actor="other", reason="r")  # just before the tombstone
 
     registry = new_registry(HookedStore(store, before=deploy), tmp_path / "cache")
-    with pytest.raises(InUseError, match="runs it"):
+    with pytest.raises(InUseError, match="desired version of the deployment of m"):
         registry.delete_version("m", 1, actor="a")
     assert [entry.number for entry in other.get_model("m").live_versions] == [1, 2]
-    assert other.history("m")[0].reason.startswith("take back the deletion of 1")
+    assert other.history("m")[0].reason.startswith("revert the deletion of 1")
     assert list(store.list("publishing/")) == []
 
 
@@ -187,7 +187,7 @@ def test_a_version_that_is_deleted_while_it_is_deployed_is_not_deployed(tmp_path
         registry.deployments.put(spec(1), after=None, actor="a", reason="r")
     with pytest.raises(NotFoundError):
         other.deployments.get("m")
-    assert other.deployments.history("m")[0].reason.startswith("take back revision 1")
+    assert other.deployments.history("m")[0].reason.startswith("revert revision 1")
 
 
 def test_what_was_deployed_before_is_deployed_again_when_a_change_is_taken_back(tmp_path: Path) -> None:

@@ -60,20 +60,20 @@ def test_pages_join_whatever_the_names(registry: Registry) -> None:
 
 
 def test_what_is_not_there_is_told_with_what_is_near(registry: Registry, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="there are no models yet"):
+    with pytest.raises(NotFoundError, match="the registry has no models yet"):
         registry.get_model("resnet")
     publish(registry, tmp_path, b"1", model="resnet50", aliases=["champion"])
     with pytest.raises(NotFoundError, match="did you mean 'resnet50'") as caught:
         registry.get_model("resnet-50")
     assert caught.value.details["suggestions"] == ["resnet50"]
-    with pytest.raises(NotFoundError, match="there are: resnet50"):
+    with pytest.raises(NotFoundError, match="existing models: resnet50"):
         registry.get_model("zzz")
     with pytest.raises(NotFoundError, match="its versions: 1"):
         registry.resolve(Reference("resnet50", version=2))
     with pytest.raises(NotFoundError, match="did you mean 'champion'"):
         registry.resolve(Reference("resnet50", alias="champoin"))
     registry.delete_model("resnet50", actor="a")
-    with pytest.raises(NotFoundError, match="there are no models yet"):
+    with pytest.raises(NotFoundError, match="the registry has no models yet"):
         registry.get_model("resnet-50")
     with pytest.raises(NotFoundError):
         registry.history("never")
@@ -159,7 +159,7 @@ def test_an_alias_moves_and_goes(registry: Registry, tmp_path: Path) -> None:
     registry.set_alias("m", "champion", 2, actor="a")  # already there: no revision
     assert registry.get_model("m").aliases == {"champion": 2}
     registry.remove_alias("m", "champion", actor="a")
-    with pytest.raises(NotFoundError, match="its aliases: none"):
+    with pytest.raises(NotFoundError, match="existing aliases: none"):
         registry.remove_alias("m", "champion", actor="a")
     assert reasons(registry)[:3] == [
         "remove alias champion (was 2)",

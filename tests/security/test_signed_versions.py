@@ -69,7 +69,7 @@ def test_what_is_signed_is_what_is_verified(keys: dict[str, tuple[Path, Path]]) 
     assert "is missing" in difference("net:7", Manifest(format=Format.ONNX, files=FILES[:2]), statement)
     more = Manifest(format=Format.ONNX, files=(*FILES, entry("extra.py", b"")))
     assert "'extra.py' is not signed" in difference("net:7", more, statement)
-    with pytest.raises(UnverifiedVersionError, match="not trusted here"):
+    with pytest.raises(UnverifiedVersionError, match="not trusted by this control plane"):
         verify(sign("net:7", FILES, keys["stranger"][0]), [trusted])
 
 
@@ -77,7 +77,7 @@ def test_a_bundle_that_claims_another_key_is_not_good(keys: dict[str, tuple[Path
     trusted = load_public_key(keys["release"][1])
     forged = json.loads(sign("net:7", FILES, keys["stranger"][0]))
     forged["verificationMaterial"]["publicKey"]["hint"] = trusted.id
-    with pytest.raises(UnverifiedVersionError, match="is not good"):
+    with pytest.raises(UnverifiedVersionError, match="is not valid"):
         verify(json.dumps(forged).encode(), [trusted])
 
 
@@ -126,14 +126,14 @@ def test_keys_that_cannot_sign_or_verify(tmp_path: Path, keys: dict[str, tuple[P
     rsa = tmp_path / "rsa.pem"
     subprocess.run(["openssl", "genrsa", "-out", str(rsa), "2048"], check=True, capture_output=True)
     for wrong in (public, tmp_path / "none.pem", locked, rsa):
-        with pytest.raises(InvalidInputError, match="is no private key to sign with"):
+        with pytest.raises(InvalidInputError, match="is not a valid private key for signing"):
             sign("net:7", FILES, wrong)
     with pytest.raises(InvalidInputError) as refused:
         sign("net:7", FILES, locked, "a-wr0ng-one")
     assert "wr0ng" not in refused.value.message
     assert sign("net:7", FILES, locked, "5ecret-pass")
     for wrong in (private, tmp_path / "none.pub", rsa):
-        with pytest.raises(InvalidInputError, match="is no public key"):
+        with pytest.raises(InvalidInputError, match="is not a valid public key"):
             load_public_key(wrong)
     strict = settings_for(tmp_path, embedded=False, signing=SigningSettings(required=True))
     with pytest.raises(InvalidInputError, match="no key is trusted"), serving(strict):
@@ -192,7 +192,7 @@ def test_only_what_is_signed_is_loaded(strict: Strict, keys: dict[str, tuple[Pat
 
     # A signature by a key that is not trusted is not taken.
     problem = api.problem(signed(api, "sealed:1", keys["stranger"][0]), 422, "unverified-version")
-    assert "not trusted here" in problem["detail"]
+    assert "not trusted by this control plane" in problem["detail"]
     made = api.ok(signed(api, "sealed:1", keys["release"][0]), 201)
     assert made["good"]
     listed = api.ok(api.http.get("/v1/models/sealed/versions/1/signatures"))
@@ -267,7 +267,7 @@ def test_signing_on_the_command_line(tmp_path: Path) -> None:
         assert "signed net:1 with the key" in pushed.out
         assert "net:1 is verified: signed with the key" in cli.ok("verify", "net:1", "--key", public, **where).out
         other = cli("verify", "net:1", "--key", stranger_public, **where)
-        assert (other.code, "not trusted here" in other.err) == (6, True)
+        assert (other.code, "not trusted by this control plane" in other.err) == (6, True)
         cli.ok("push", "net", model, "--force", **where)
         assert "not signed" in cli("verify", "net:2", "--key", public, **where).err
         cli.ok("sign", "net:2", "--key", stranger, **where)

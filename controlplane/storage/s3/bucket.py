@@ -56,7 +56,7 @@ class Bucket:
                 raise
             return found["ContentLength"], found["ETag"].strip('"')
 
-        return self.requests.run("look at", attempt, key=key)
+        return self.requests.run("inspect", attempt, key=key)
 
 
 def part_size_for(size_bytes: int, wanted_bytes: int) -> int:

@@ -41,9 +41,9 @@ _CONNECT_TIMEOUT_SECONDS = 10.0
 class Fault(Enum):
     """The classification of a failed attempt."""
 
-    NOT_DONE = "the server did not act on it; worth another try"
-    UNKNOWN = "no answer: the server may have acted on it; worth another try"
-    FINAL = "the server's answer; another try would get the same"
+    NOT_DONE = "the server did not process the request; retry"
+    UNKNOWN = "no response: the server may have processed the request; retry"
+    FINAL = "the server's final response; a retry would get the same"
 
 
 _THROTTLED = frozenset(
@@ -109,9 +109,9 @@ def make_client(settings: StoreSettings) -> "S3Client":
     except ValueError as error:
         raise InvalidInputError(f"The S3 endpoint {settings.endpoint_url!r} is not a URL: {error}.") from error
     except _NO_CREDENTIALS as error:
-        raise StoreAccessError(f"The S3 credentials could not be read: {error}") from error
+        raise StoreAccessError(f"Failed to read the S3 credentials: {error}") from error
     except boto.BotoCoreError as error:
-        raise InvalidInputError(f"The S3 settings cannot be used: {error}") from error
+        raise InvalidInputError(f"The S3 settings are not valid: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class Requests:
                 if fault is Fault.FINAL or number == self.retries:
                     raise self._translate(error, what, key, unknown=commit and lost, tries=number + 1) from error
                 wait = _backoff_seconds(number)
-                logger.debug("%s %s failed (%s), try %d in %.2f s", what, key, error, number + 2, wait)
+                logger.debug("%s %s failed (%s); attempt %d in %.2f s", what, key, error, number + 2, wait)
                 time.sleep(wait)
         raise AssertionError("unreachable")
 
@@ -158,7 +158,7 @@ class Requests:
         subject = f"{what} object {key!r}" if key else what
         if unknown and code_of(error) not in {"PreconditionFailed", "412"}:
             return CommitOutcomeUnknownError(
-                f"Could not learn whether object {key!r} was written to {self.where}: {error}. It may be there.",
+                f"Could not find out whether object {key!r} was written to {self.where}: {error}. It may exist.",
                 key=key,
             )
         return translate(error, subject=subject, where=self.where, key=key, tries=tries)
@@ -182,26 +182,26 @@ def translate(error: Exception, *, subject: str, where: str, key: str = "", trie
     """Return the store error that corresponds to boto3's ``error``."""
     code, status = code_of(error), status_of(error)
     if code in {"PreconditionFailed", "412"} or status == 412:
-        return ObjectExistsError(f"Object {key!r} exists already.", key=key)
+        return ObjectExistsError(f"Object {key!r} already exists.", key=key)
     if code == "NoSuchBucket":
         return StoreUnavailableError(
-            f"Could not {subject}: there is no bucket at {where}. Create it, or correct the store's URL."
+            f"Could not {subject}: the bucket {where} does not exist. Create it, or correct the store's URL."
         )
     if code in {"NoSuchKey", "404", "NotFound"} or status == 404:
-        return ObjectNotFoundError(f"There is no object {key!r} in {where}.", key=key)
+        return ObjectNotFoundError(f"Object {key!r} does not exist in {where}.", key=key)
     if code in _DENIED or status in {401, 403} or isinstance(error, _NO_CREDENTIALS):
         return StoreAccessError(
-            f"Could not {subject}: {where} refused it ({code or error}). Check the access key, the secret, the "
+            f"Could not {subject}: {where} denied access ({code or error}). Check the access key, the secret, the "
             "bucket's policy and this machine's clock."
         )
     if code in _FULL or status == 507:
         return StoreFullError(f"Could not {subject}: {where} is full ({code}).")
     if status == 501 or code == "NotImplemented":
-        return UnsupportedStoreError(f"Could not {subject}: {where} cannot do this ({code}).")
-    tried = f" after {tries} tries" if tries > 1 else ""
+        return UnsupportedStoreError(f"Could not {subject}: {where} does not support this request ({code}).")
+    tried = f" after {tries} attempts" if tries > 1 else ""
     return StoreUnavailableError(
-        f"Could not {subject}: {where} is not reachable or not well{tried} ({error}). "
-        "Check the endpoint and that the server runs."
+        f"Could not {subject}: {where} is unreachable or unhealthy{tried} ({error}). Check the endpoint and that "
+        "the server runs."
     )
 
 

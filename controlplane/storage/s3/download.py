@@ -109,7 +109,7 @@ class _Receiver:
         except boto.ClientError as error:
             if code_of(error) == "InvalidRange" or status_of(error) == 416:
                 raise DigestMismatchError(
-                    f"The content of {self._key!r} is shorter than its {self._size_bytes} bytes: it was cut short.",
+                    f"The content of {self._key!r} is shorter than its {self._size_bytes} bytes; it was truncated.",
                     key=self._key,
                 ) from error
             raise
@@ -129,8 +129,8 @@ class _Receiver:
             check_size(self._key, expected=self._size_bytes, found=int(total))
         if sent != wanted:
             raise UnsupportedStoreError(
-                f"{self._bucket.requests.where} does not honour the Range header: asked for the bytes {wanted}, it "
-                f"sent {sent or 'everything'}."
+                f"{self._bucket.requests.where} does not support the Range header: bytes {wanted} were requested, "
+                f"it sent {sent or 'everything'}."
             )
 
 

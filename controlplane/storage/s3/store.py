@@ -72,7 +72,7 @@ class S3Store:
 
         if not self._requests.run("open the store", attempt):
             raise StoreUnavailableError(
-                f"There is no bucket {self._requests.where}. Create it, or correct the store's URL.",
+                f"The bucket {self._requests.where} does not exist. Create it, or correct the store's URL.",
                 bucket=self._bucket.name,
             )
 
@@ -126,7 +126,7 @@ class S3Store:
                 key, found["ContentLength"], found["LastModified"].astimezone(UTC), found["ETag"].strip('"')
             )
 
-        return self._requests.run("look at", attempt, key=key)
+        return self._requests.run("inspect", attempt, key=key)
 
     def list(self, prefix: str, *, start_after: str = "", limit: int | None = None) -> Iterator[ObjectInfo]:
         """See `ObjectStore.list`."""
@@ -189,7 +189,7 @@ class S3Store:
         """See `ObjectStore.move`. The server copies the bytes, provided that the object is unchanged."""
         found = self._bucket.size_and_etag(source)
         if found is None:
-            raise ObjectNotFoundError(f"There is no object {source!r} in {self._requests.where}.", key=source)
+            raise ObjectNotFoundError(f"Object {source!r} does not exist in {self._requests.where}.", key=source)
         copy.copy_object(self._bucket, source, target, size_bytes=found[0], etag=found[1])
         self.delete(source)
 

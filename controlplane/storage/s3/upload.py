@@ -56,11 +56,11 @@ def upload_file(bucket: Bucket, key: str, source: Path, *, sha256: str, progress
             return
         if _put_parts(bucket, key, fd, size_bytes, sha256=sha256, progress=progress, resume=True):
             return
-        logger.info("The multipart upload of %s was taken away meanwhile; beginning again", key)
+        logger.info("the multipart upload of %s was aborted by another process; starting again", key)
         if not _put_parts(bucket, key, fd, size_bytes, sha256=sha256, progress=None, resume=False):
             raise StoreUnavailableError(
-                f"Could not write object {key!r} to {bucket.requests.where}: its multipart upload was taken away "
-                "twice. Is something else writing or cleaning there?",
+                f"Could not write object {key!r} to {bucket.requests.where}: its multipart upload was aborted "
+                "twice by another process. Check whether another program or a lifecycle rule aborts uploads.",
                 key=key,
             )
     finally:
@@ -224,7 +224,7 @@ def begin_upload(bucket: Bucket, key: str) -> str:
     """Start a multipart upload; return its id."""
     full_key = bucket.full_key(key)
     return bucket.requests.run(
-        "begin the upload of",
+        "start the upload of",
         lambda: bucket.client.create_multipart_upload(Bucket=bucket.name, Key=full_key)["UploadId"],
         key=key,
     )
@@ -240,9 +240,9 @@ def _find_upload(bucket: Bucket, key: str) -> _Upload | None:
         parts = _list_parts(bucket, key, upload_id)
     except StoreError as error:
         # Not permitted, not supported, or just completed: there is nothing to resume.
-        logger.debug("No upload of %s to resume: %s", key, error)
+        logger.debug("no upload of %s to resume: %s", key, error)
         return None
-    logger.info("Resuming the upload of %s: %d parts are there already", key, len(parts))
+    logger.info("resuming the upload of %s: %d parts already exist", key, len(parts))
     return _Upload(upload_id, parts)
 
 
