@@ -95,7 +95,7 @@ def _proved(
             compared = newest is not None and newest.max_absolute_error is not None
             if compared:
                 return _condition(kind, True, "AnswersAsRecorded", "Triton's answers agree with the recorded ones")
-            return _condition(kind, True, "AnswersAtAll", "it answers; it carries no golden samples to compare with")
+            return _condition(kind, True, "AnswersAtAll", "the version answers; there are no golden samples to compare")
         case ProofStatus.WRONG:
             return _condition(kind, False, "WrongAnswer", message)
         case ProofStatus.UNPROVED:
@@ -121,17 +121,17 @@ def _healthy(observed: ObservedReplica, health: HealthSummary, *, blind: bool) -
     kind, answering = DeploymentCondition.HEALTHY, observed.answering
     newest = health.newest
     if blind:
-        return _unknown(kind, "ServerNotSeen", "the server that it runs on cannot be seen")
+        return _unknown(kind, "ServerNotSeen", "the state of its server is unknown")
     if answering is None:
         sick = health.last_failure
         if newest is not None and sick is not None and sick.at == newest.at:
-            return _condition(kind, False, _SICK[sick.outcome], f"nothing answers: {sick.message}")
-        return _unknown(kind, "NothingAnswers", "nothing answers that could be asked")
+            return _condition(kind, False, _SICK[sick.outcome], f"no version answers: {sick.message}")
+        return _unknown(kind, "NothingAnswers", "no version answers, so there is nothing to probe")
     if newest is None or newest.version != answering:
-        return _unknown(kind, "NotProbed", f"version {answering} answers and was not asked yet")
+        return _unknown(kind, "NotProbed", f"version {answering} answers and has not been probed yet")
     if newest.outcome is ProbeOutcome.PASSED:
         drift = newest.max_absolute_error
-        how = "" if drift is None else f", {drift:.2g} from the recorded answer at most"
+        how = "" if drift is None else f", maximum error {drift:.2g}"
         return _condition(
             kind, True, "ProbePassed", f"version {answering} answered in {newest.latency_seconds * 1000:.3g} ms{how}"
         )

@@ -69,6 +69,6 @@ def record_unreadable(events: EventLog, subject: str, why: str) -> None:
         ("StoreUnavailable", "StoreRecovered") if subject == "store" else ("DeploymentUnreadable", "DeploymentReadable")
     )
     if why:
-        events.add("Warning", lost, subject, f"{why}; what answers goes on, and it is tried again")
+        events.add("Warning", lost, subject, f"{why}; active models keep running, and reading is retried")
     else:
         events.add("Normal", back, subject, "it can be read again")

@@ -59,7 +59,8 @@ class _Permit:
         """
         if self._began is None or self._term() != self._began:
             raise NotLeaderError(
-                "this instance lost its lease, or contact to the store, while it acted; the step is planned again"
+                "this instance lost its lease or its connection to the store during the action; "
+                "the action is planned again"
             )
 
 
@@ -265,7 +266,7 @@ class Executor:
         replaced = server.embedded.processes_of(name) if action.reload and server.embedded else []
         narrows = len(action.versions) == 1 and not action.candidate and not action.reload
         permit.check()
-        with _timed(outcome, "switch" if narrows and action.because.endswith("shall answer") else "load"):
+        with _timed(outcome, "switch" if narrows and action.because.endswith("must be active") else "load"):
             await server.client.load(name, config)
         if not action.candidate:
             with suppress(ControlPlaneError):
@@ -341,7 +342,7 @@ class Executor:
 
 def _needed(prepared: PreparedVersion | None, action: Stage | Prove) -> PreparedVersion:
     if prepared is None:
-        raise TritonError(f"version {action.target.version} cannot be acted on: its configuration is not known")
+        raise TritonError(f"cannot handle version {action.target.version}: its configuration is unknown")
     return prepared
 
 
@@ -357,7 +358,7 @@ async def _sweep(server: ManagedServer, name: str, replaced: list[int]) -> None:
     if not present - old:
         return  # no new processes started, so the old ones still answer
     for process in present & old:
-        logger.warning("%s: process %d of %s outlived its reload; it is killed", server.name, process, name)
+        logger.warning("%s: killing process %d of %s, which the reload should have ended", server.name, process, name)
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
 

@@ -59,7 +59,7 @@ class ReplicaHistory:
             self, marks={}, candidate_mark=ProofStatus.UNPROVED, cleared=frozenset(), hold_until=None, holds=0
         )
 
-    def wanted_anew(self, target: Target) -> "ReplicaHistory":
+    def wanted_again(self, target: Target) -> "ReplicaHistory":
         """Clear the failures of a target, because a new or repeated request gives it another chance."""
         failures = {key: failure for key, failure in self.failures.items() if key != target}
         crashes = {key: times for key, times in self.crashes.items() if key != target}

@@ -72,7 +72,7 @@ def plan(desired: DesiredReplica, observed: ObservedReplica, now: datetime) -> A
     if goal is None:
         answering = observed.answering
         if answering is not None and observed.mark(answering).bad:  # 2.4
-            return Unload(candidate=False, because=f"version {answering} does not answer as it should")
+            return Unload(candidate=False, because=f"version {answering} failed its proof")
         if observed.candidate is not None:
             return Unload(candidate=True, because="the candidate failed")
         return None  # 2.5
@@ -119,14 +119,14 @@ def _blocked(observed: ObservedReplica, target: Target, now: datetime) -> bool:
 
 def _nothing_wanted(desired: DesiredReplica, observed: ObservedReplica) -> Action | None:
     if observed.candidate is not None:  # 1.1
-        return Unload(candidate=True, because="nothing shall be loaded")
+        return Unload(candidate=True, because="the desired state is unloaded")
     if observed.loaded:  # 1.2
-        return Unload(candidate=False, because="it shall not be loaded")
+        return Unload(candidate=False, because="the desired state is unloaded")
     if observed.leaving or observed.candidate_leaving:  # 1.3
         return Wait("Triton is unloading it")
     if observed.candidate_staged or (desired.deleted and observed.staged):  # 1.4
         return CleanUp(
-            because="nothing needs its folders", candidate=bool(observed.candidate_staged), model=desired.deleted
+            because="its folders are unused", candidate=bool(observed.candidate_staged), model=desired.deleted
         )
     return None
 
@@ -140,7 +140,7 @@ def _goal_loaded(desired: DesiredReplica, observed: ObservedReplica, goal: Targe
             goal,
             tuple(sorted(observed.loaded)),
             reload=True,
-            because=f"version {goal.version} does not answer as it should",
+            because=f"version {goal.version} failed its proof",
         )
     if desired.relocation_reason:  # 3.2b
         if _blocked(observed, goal, now):
@@ -149,7 +149,7 @@ def _goal_loaded(desired: DesiredReplica, observed: ObservedReplica, goal: Targe
     beside = kept_alongside(desired, observed, goal, now)
     wanted = {goal.version} | ({beside} if beside is not None else set())
     if observed.loaded != wanted:  # 3.3
-        return Load(goal, tuple(sorted(wanted)), because=f"version {goal.version} is proved and shall answer")
+        return Load(goal, tuple(sorted(wanted)), because=f"version {goal.version} is proved and must be active")
     trial = desired.trial if goal == desired.targets[0] else None
     if trial is not None and not _blocked(observed, trial, now):  # 3.4
         if not on_trial(observed, trial):  # 3.4.2
@@ -159,7 +159,7 @@ def _goal_loaded(desired: DesiredReplica, observed: ObservedReplica, goal: Targe
     stale = observed.staged - wanted - observed.leaving
     left = bool(observed.candidate_staged) and trial is None
     if (stale or left) and not observed.candidate_leaving:  # 3.6
-        return CleanUp(because="folders are left of earlier versions", versions=tuple(sorted(stale)), candidate=left)
+        return CleanUp(because="folders of earlier versions are left", versions=tuple(sorted(stale)), candidate=left)
     return None  # 3.7
 
 
@@ -171,12 +171,12 @@ def on_trial(observed: ObservedReplica, trial: Target) -> bool:
 
 def _load_first(observed: ObservedReplica, goal: Target) -> Action:
     if observed.candidate is not None:  # 4.1
-        return Unload(candidate=True, because="nothing answers, so no candidate is needed")
+        return Unload(candidate=True, because="no version answers, so no candidate is needed")
     if observed.leaving or observed.candidate_leaving:  # 4.2
         return Wait("Triton is unloading an earlier version")
     if goal.version not in observed.staged:  # 4.3
         return Stage(goal, candidate=False, because=f"version {goal.version} is not staged")
-    return Load(goal, (goal.version,), because=f"nothing is loaded and version {goal.version} shall be")  # 4.4
+    return Load(goal, (goal.version,), because=f"no version is loaded and version {goal.version} is desired")  # 4.4
 
 
 def _replace(desired: DesiredReplica, observed: ObservedReplica, goal: Target, now: datetime) -> Action:
@@ -186,7 +186,7 @@ def _replace(desired: DesiredReplica, observed: ObservedReplica, goal: Target, n
         return Load(
             present,
             (base,),
-            because=f"room is needed for version {goal.version}; version {base} goes on answering",
+            because=f"version {goal.version} needs memory; version {base} stays active",
         )
     if same and goal.version < base:  # 5.2
         if observed.candidate is not None:
@@ -216,8 +216,8 @@ def _load_own(observed: ObservedReplica, goal: Target, versions: tuple[int, ...]
     if observed.leaving or observed.candidate_leaving:
         return Wait("Triton is unloading an earlier version")
     beside = [str(version) for version in versions if version != goal.version]
-    how = f"beside version {', '.join(beside)}" if beside else "in place of what is loaded"
-    return Load(goal, versions, because=f"version {goal.version} shall be loaded {how}")
+    how = f"beside version {', '.join(beside)}" if beside else "in place of the loaded version"
+    return Load(goal, versions, because=f"version {goal.version} must be loaded {how}")
 
 
 def _prove_candidate(observed: ObservedReplica, goal: Target) -> Action:

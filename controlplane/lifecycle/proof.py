@@ -79,7 +79,7 @@ async def prove(
                 _proof(version, False, spent, requests, len(samples), list(joined), problem),
                 requests,
             )
-    message = f"Triton's answer is not the recorded one: {'; '.join(wrong)}" if wrong else ""
+    message = f"Triton's answer differs from the recorded one: {'; '.join(wrong)}" if wrong else ""
     proof = _proof(version, not wrong, spent, requests, len(samples), list(joined), message)
     return (ProofStatus.WRONG if wrong else ProofStatus.PASSED), proof, requests
 
@@ -106,12 +106,12 @@ async def _rows_alone(
         try:
             outputs = await _ask(client, triton_name, inputs, prepared, timeout_seconds)
         except (InferenceError, TritonTimeoutError) as error:
-            return f"a row of a golden sample was not answered alone: {error}", number + 1
+            return f"a single row of a golden sample was not answered: {error}", number + 1
         recorded = {name: array[row] for name, array in sample.outputs.items()}
         compared = compare(outputs, recorded, golden.tolerances if golden else {})
         if wrong := [comparison.reason for comparison in compared if not comparison.agrees]:
             return (
-                f"with dynamic batching requests share a run, and a row gets another answer alone than among {rows}: "
+                f"a row gets a different answer alone than in a batch of {rows} rows, as dynamic batching forms them: "
                 f"{'; '.join(wrong)}; remove dynamic_batching",
                 number + 1,
             )
@@ -144,7 +144,7 @@ async def _smoke(
 ) -> tuple[ProofStatus, Proof, int]:
     version = prepared.target.version
     if not await client.ready(triton_name, version):
-        message = f"Triton says that version {version} is not ready"
+        message = f"Triton reports that version {version} is not ready"
         return ProofStatus.BROKEN, _proof(version, False, 0.0, 0, 0, [], message), 0
     note = "no golden samples: proved only that it is ready"
     signature = prepared.manifest.signature

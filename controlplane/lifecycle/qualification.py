@@ -152,9 +152,9 @@ def artifact_check(server: ManagedServer, prepared: PreparedVersion) -> ReportCh
     if not isinstance(opset, int) or manifest.format.value != "onnx":
         return ReportCheck(name="artifact", verdict=Verdict.PASSED, message=what, details=details)
     if known is not None and opset > known:
-        message = f"it is written in opset {opset}, and this server's ONNX Runtime knows those up to {known}"
+        message = f"the model uses opset {opset}, and this server's ONNX Runtime supports opsets up to {known}"
         return ReportCheck(name="artifact", verdict=Verdict.FAILED, message=message, details=details)
-    what += f"; opset {opset}" + (f" of those up to {known} that the backend knows" if known is not None else "")
+    what += f"; opset {opset}" + (f" (the backend supports up to {known})" if known is not None else "")
     return ReportCheck(name="artifact", verdict=Verdict.PASSED, message=what, details=details)
 
 
@@ -165,9 +165,9 @@ async def _configuration(server: ManagedServer, name: str, prepared: PreparedVer
         return ReportCheck(name="configuration", verdict=Verdict.SKIPPED, message=str(error))
     found = differences(on_gpus(prepared.config, gpus), present)
     if not found:
-        message = "Triton runs it with the configuration that was asked for"
+        message = "Triton runs it with the requested configuration"
         return ReportCheck(name="configuration", verdict=Verdict.PASSED, message=message)
-    message = "Triton runs it with another configuration than was asked for: " + "; ".join(found)
+    message = "Triton's configuration differs from the requested one: " + "; ".join(found)
     return ReportCheck(
         name="configuration", verdict=Verdict.WARNING, message=message, details={"differences": list(found)}
     )
@@ -195,20 +195,24 @@ async def _performance(
 ) -> tuple[ReportCheck, int, int]:
     name = "performance"
     if mine is None:
-        return ReportCheck(name=name, verdict=Verdict.SKIPPED, message="no golden samples to ask it"), 0, 0
+        return ReportCheck(name=name, verdict=Verdict.SKIPPED, message="no golden samples to send"), 0, 0
     bounded = other is not None and (exam.max_latency_ratio is not None or exam.max_memory_ratio is not None)
     try:
         times = await _time(server, mine, other, _ASKED_SECONDS if bounded else _SECONDS, timeout_seconds)
     except (InferenceError, TritonTimeoutError) as error:
-        return ReportCheck(name=name, verdict=Verdict.WARNING, message=f"it could not be timed: {error}"), 0, 0
+        return (
+            ReportCheck(name=name, verdict=Verdict.WARNING, message=f"the latency could not be measured: {error}"),
+            0,
+            0,
+        )
     memory = server.embedded.instances() if server.embedded is not None else {}
     ours = _performed(mine, times[0], memory)
-    asked, told = (
+    asked, timing = (
         len(times[0]) + _WARM_UPS,
         f"median {ours.p50_seconds * 1000:.3g} ms, p99 {ours.p99_seconds * 1000:.3g} ms",
     )
     if other is None:
-        message = f"{told}, of {ours.requests} requests; nothing answered that it could be compared with"
+        message = f"{timing} over {ours.requests} requests; no active version to compare with"
         details = {"version": ours.model_dump(mode="json")}
         return ReportCheck(name=name, verdict=Verdict.PASSED, message=message, details=details), asked, 0
     previous = _performed(other, times[1], memory)
@@ -217,10 +221,12 @@ async def _performance(
     if found and len(times[0]) >= _FEWEST:
         check = ReportCheck(name=name, verdict=Verdict.FAILED, message="; ".join(found), details=details)
         return check, asked, len(times[1]) + _WARM_UPS
-    message = f"{told}; version {previous.version}, asked in turn: median {previous.p50_seconds * 1000:.3g} ms, "
+    message = (
+        f"{timing}; version {previous.version}, measured alternately: median {previous.p50_seconds * 1000:.3g} ms, "
+    )
     message += f"p99 {previous.p99_seconds * 1000:.3g} ms"
     if ours.process_bytes and previous.process_bytes:
-        message += f"; {ours.process_bytes / 2**20:.0f} MiB a process, after {previous.process_bytes / 2**20:.0f} MiB"
+        message += f"; {ours.process_bytes / 2**20:.0f} MiB per process, was {previous.process_bytes / 2**20:.0f} MiB"
     check = ReportCheck(name=name, verdict=Verdict.PASSED, message=message, details=details)
     return check, asked, len(times[1]) + _WARM_UPS
 

@@ -40,7 +40,7 @@ class Replica:
         facts: The observed state, from snapshots or our own actions; None if unknown.
         baseline_observation: Observation after our last action or the last reported external change, used to detect
             external changes; None if it cannot be known who caused the present state. It is kept when `facts` is lost.
-        ours: The newest configuration of ours, as Triton reports it.
+        ours: The newest configuration that the control plane sent, as Triton reports it.
         record: The history.
         task: The action in flight.
         doing: The action in flight, for display; also set while waiting for Triton.
@@ -105,9 +105,9 @@ class Replica:
 
     def adopt(self, desired_deployment: DesiredDeployment, now: datetime, backoff: Backoff) -> None:
         """Apply a new desired state."""
-        self.record = self.record.wanted_anew(desired_deployment.wanted)
+        self.record = self.record.wanted_again(desired_deployment.wanted)
         if desired_deployment.trial is not None:
-            self.record = self.record.wanted_anew(desired_deployment.trial)
+            self.record = self.record.wanted_again(desired_deployment.trial)
         self.note, self.seconds = "", {}
         if desired_deployment.problem:
             self.record = self.record.after_failure(
@@ -186,7 +186,7 @@ class Replica:
     def status(self, desired: DesiredReplica, trouble: Trouble | None, now: datetime) -> ServerDeploymentStatus:
         """Return the status of the deployment on this server."""
         if self.facts is None and trouble is None:
-            trouble = Trouble(f"{self.server} is being looked at")
+            trouble = Trouble(f"{self.server} is being observed")
         observed = (self.facts or ReplicaObservation()).with_record(self.record)
         view = View(
             self.server,
@@ -250,8 +250,8 @@ class Replica:
                 dropped = sorted(before.loaded - set(versions))
                 if dropped and before.digest != target.digest:
                     self.note = (
-                        f"version {dropped[-1]} was not kept loaded: it cannot run under the same configuration, so "
-                        "going back to it is a load"
+                        f"version {dropped[-1]} was not kept loaded, because it needs another configuration; a "
+                        "rollback to it loads it again"
                     )
             case Load():
                 self.record = self.record.after_load(action, before=frozenset(), digest=None, now=now)

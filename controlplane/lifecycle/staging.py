@@ -78,7 +78,7 @@ class Staging:
             if not repository.has_warmup(triton_name, warmup_names(prepared.config)):
                 repository.add_warmup(triton_name, self.warmup(prepared))
             if repository.restore_config(triton_name, config):
-                logger.info("%s: config.pbtxt was written again", triton_name)
+                logger.info("%s: restored config.pbtxt", triton_name)
         return repaired
 
     def _manifest(self, model: str, version: int, prepared: PreparedVersion | None) -> Manifest | None:
@@ -123,14 +123,14 @@ def ensure_intact(
     wrong = repository.check(triton_name, version, expected)
     if not wrong:
         return []
-    what = f"the staged files of {model}:{version} are not those that were published ({'; '.join(wrong[:5])})"
+    what = f"the staged files of {model}:{version} differ from the published ones ({'; '.join(wrong[:5])})"
     try:
         with registry.checkout(manifest) as files:
             repository.restage(triton_name, version, {path: files[entry.path] for path, entry in expected.items()})
     except (DigestMismatchError, NotFoundError) as error:
         raise DigestMismatchError(
-            f"{what}, and they cannot be repaired from the store: {error.message} It is not loaded. Push the same "
-            "files again, or restore the object from a backup",
+            f"{what}, and they cannot be repaired from the store: {error.message} The version is not loaded. Push the "
+            "same files again, or restore the object from a backup",
             model=model,
             version=version,
         ) from error

@@ -123,7 +123,7 @@ def placed(
     """
     if not assignments and not others:
         phase = Phase.FAILED if lacking else Phase.PENDING
-        return DeploymentStatus(revision=revision, phase=phase, message=lacking or "it is being placed")
+        return DeploymentStatus(revision=revision, phase=phase, message=lacking or "waiting for placement")
     best = sorted((*assignments, *others), key=lambda status: -_RANK.index(status.phase))
     count = max(min(least, len(assignments)), 1)
     joined = overall(revision, best[:count])
@@ -145,7 +145,7 @@ def _phase(view: View, now: datetime) -> tuple[Phase, str]:
             return Phase.UNLOADING, f"it is being unloaded: {desired.why}" if desired.why else "it is being unloaded"
         if desired.why:
             return (Phase.FAILED if desired.refused else Phase.UNLOADED), desired.why
-        return Phase.UNLOADED, "it was undeployed" if desired.deleted else "it is not loaded, as was asked for"
+        return Phase.UNLOADED, "it was undeployed" if desired.deleted else "unloaded as requested"
     wanted = desired.targets[0]
     answers = (
         observed.answering == wanted.version and observed.digest == wanted.digest and not desired.relocation_reason
@@ -153,13 +153,13 @@ def _phase(view: View, now: datetime) -> tuple[Phase, str]:
     if answers and observed.mark(wanted.version) is ProofStatus.PASSED:
         return Phase.READY, _ready_message(view, now)
     failure = observed.failures.get(wanted)
-    if failure and failure.blocks(now) and not _mending(view):
+    if failure and failure.blocks(now) and not _replacement_in_progress(view):
         return _failed(failure, observed, now)
     if view.doing:
         return _doing(view.doing, observed)
     if failure and not failure.blocks(now) and failure.count:
         return _failed(failure, observed, now)
-    return Phase.PENDING, f"version {wanted.version} is next"
+    return Phase.PENDING, f"version {wanted.version} is pending"
 
 
 def _ready_message(view: View, now: datetime) -> str:
@@ -171,14 +171,14 @@ def _ready_message(view: View, now: datetime) -> str:
         message += f"; version {beside} stays loaded until {until:%H:%M:%S} UTC"
     trial = view.desired.trial
     if trial is not None:
-        message += f"; version {trial.version} is on trial"
+        message += f"; a rollout of version {trial.version} is in progress"
     proof = view.record.proof
     if proof and proof.version == wanted.version and proof.samples == 0 and proof.message:
         message += f"; {proof.message}"
     return f"{message}; {view.note}" if view.note else message
 
 
-def _mending(view: View) -> bool:
+def _replacement_in_progress(view: View) -> bool:
     """Return whether the action in flight will still decide which version replaces the failed one."""
     if view.doing is None or view.observed.loaded:
         return False
@@ -189,10 +189,10 @@ def _failed(failure: Failure, observed: ObservedReplica, now: datetime) -> tuple
     again = ""
     if failure.retry_at is not None:
         wait = (failure.retry_at - now).total_seconds()
-        again = f" (try {failure.count} failed; the next is {f'in {wait:.0f} s' if wait > 0 else 'now'})"
+        again = f" (attempt {failure.count} failed; next attempt {f'in {wait:.0f} s' if wait > 0 else 'now'})"
     answering = observed.answering
     if answering is not None and not observed.mark(answering).bad:
-        return Phase.DEGRADED, f"version {answering} goes on answering: {failure.message}{again}"
+        return Phase.DEGRADED, f"version {answering} stays active: {failure.message}{again}"
     return Phase.FAILED, f"{failure.message}{again}"
 
 
@@ -207,9 +207,9 @@ def _doing(doing: Doing, observed: ObservedReplica) -> tuple[Phase, str]:
         case Prove(target=target, candidate=candidate):
             return Phase.PROVING, f"proving version {target.version}{' as a candidate' if candidate else ''}"
         case Unload(candidate=candidate):
-            return Phase.LOADING, "unloading the candidate" if candidate else "unloading what is loaded"
+            return Phase.LOADING, "unloading the candidate" if candidate else "unloading the loaded version"
         case CleanUp():
-            return Phase.LOADING, "removing folders that nothing needs"
+            return Phase.LOADING, "removing unused folders"
         case Wait(because=because):
             return doing.phase or Phase.LOADING, because if doing.phase else f"waiting: {because}"
 

@@ -115,7 +115,7 @@ class LoadScheduler:
             server.scheduler.demand(model, self._state.clock())
             waits = server.scheduler.model_state(model).demanded_at is not None
             if waits and unit.task is None and not desired_deployment.problem:
-                unit.record = unit.record.wanted_anew(desired_deployment.wanted)
+                unit.record = unit.record.wanted_again(desired_deployment.wanted)
             self._state.plan_again(server, model)
 
     def _apply(self, server: TrackedServer, moves: QueueDecisions, found: Admissions, now: datetime) -> None:

@@ -91,14 +91,14 @@ def server_conditions(
     signs: HealthSignals, disk_pressure_threshold: float, unresponsive_after_seconds: float
 ) -> tuple[Condition, ...]:
     """Return the conditions of a server, without transition times."""
-    well = signs.state is ServerState.READY
-    hung = not well and (signs.timed_out or signs.silent_seconds is not None)
+    ready = signs.state is ServerState.READY
+    hung = not ready and (signs.timed_out or signs.silent_seconds is not None)
     why = "Hung" if hung else signs.state.value
     return (
-        _said(ServerCondition.LIVE, well and signs.live, "Live" if well and signs.live else why, signs.message),
-        _said(ServerCondition.READY, well, why, signs.message or ("it answers" if well else "")),
-        _metrics(signs, well=well),
-        _stuck(signs, unresponsive_after_seconds, well=well),
+        _said(ServerCondition.LIVE, ready and signs.live, "Live" if ready and signs.live else why, signs.message),
+        _said(ServerCondition.READY, ready, why, signs.message or ("the server answers" if ready else "")),
+        _metrics(signs, ready=ready),
+        _stuck(signs, unresponsive_after_seconds, ready=ready),
         *(
             _pressure(kind, signs.spaces, disk_pressure_threshold)
             for kind in (ServerCondition.DISK_PRESSURE, ServerCondition.SHARED_MEMORY_PRESSURE)
@@ -106,20 +106,20 @@ def server_conditions(
     )
 
 
-def _metrics(signs: HealthSignals, *, well: bool) -> Condition:
+def _metrics(signs: HealthSignals, *, ready: bool) -> Condition:
     kind = ServerCondition.METRICS_AVAILABLE
-    if signs.metrics is None or not well:
-        return _unknown(kind, "NotRead", "its metrics were not asked for" if well else "it cannot be asked")
+    if signs.metrics is None or not ready:
+        return _unknown(kind, "NotRead", "the metrics have not been read" if ready else "the server does not answer")
     if signs.metrics:
         return _said(kind, True, "MetricsRead", "")
-    return _said(kind, False, "MetricsMissing", "its metrics port does not answer: what waits in its queues is unknown")
+    return _said(kind, False, "MetricsMissing", "the metrics port does not answer, so the queue lengths are unknown")
 
 
-def _stuck(signs: HealthSignals, unresponsive_after_seconds: float, *, well: bool) -> Condition:
+def _stuck(signs: HealthSignals, unresponsive_after_seconds: float, *, ready: bool) -> Condition:
     kind = ServerCondition.LOADS_STUCK
     stuck = [load for load in signs.stuck if load.seconds >= unresponsive_after_seconds]
-    if not well:
-        return _unknown(kind, "NotSeen", "it cannot be asked")
+    if not ready:
+        return _unknown(kind, "NotSeen", "the server does not answer")
     if not stuck:
         return _said(kind, False, "NoLoadStuck", "")
     names = ", ".join(f"{load.name}:{load.version} for {load.seconds:.0f} s" for load in stuck)
@@ -130,7 +130,7 @@ def _stuck(signs: HealthSignals, unresponsive_after_seconds: float, *, well: boo
 def _pressure(kind: ServerCondition, spaces: Iterable[Space], share: float) -> Condition:
     space = next((one for one in spaces if one.kind is kind), None)
     if space is None:
-        return _unknown(kind, "NotVisible", "nobody tells from here")
+        return _unknown(kind, "NotVisible", "not visible from this instance")
     left = f"{size_text(space.free_bytes)} of {size_text(space.total_bytes)} are free on {space.path}"
     tight = space.free_bytes < share * space.total_bytes
     return _said(kind, tight, "NearlyFull" if tight else "Enough", left)

@@ -58,7 +58,7 @@ async def _counters(
     try:
         counters = await server.client.statistics()
     except ControlPlaneError as error:
-        logger.debug("no statistics from %s: %s", server.name, error)
+        logger.debug("failed to read the statistics of %s: %s", server.name, error)
         return None, None, None
     if server.page is None:
         return counters, None, None
@@ -74,7 +74,7 @@ def _memory(server: ManagedServer) -> ServerReading:
         try:
             devices = server.devices.read()
         except ControlPlaneError as error:
-            logger.debug("the devices of %s cannot be read: %s", server.name, error)
+            logger.debug("failed to read the devices of %s: %s", server.name, error)
     if embedded is None:
         return ServerReading(devices)
     pid = embedded.pid

@@ -51,7 +51,7 @@ def test_the_report_of_a_version_is_kept_with_it(cli: Cli, doubling: Path, tripl
     cli.ok("push", name, tripling)
     cli.ok("deploy", f"{name}:2", "--wait", "--auto-rollback", "--max-latency-ratio", 1000)
     told = cli.ok("report", name).out
-    for part in ("artifact", "configuration", "numbers", "performance", "asked in turn", "verified by SHA-256"):
+    for part in ("artifact", "configuration", "numbers", "performance", "measured alternately", "verified by SHA-256"):
         assert part in told
     (newest,) = cli.ok("report", f"{name}:2", "-o", "json").json
     assert newest["verdict"] == "passed"

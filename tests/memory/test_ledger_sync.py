@@ -208,7 +208,7 @@ def test_what_a_switch_grew_the_device_by_is_no_footprint_as_the_old_version_lea
 ) -> None:
     server = Served(tmp_path, (HOST_READING,), BudgetRules({HOST: 4096 * MIB}))
     server.do(Load(server.target(1), (1,), "test"), grown=400 * MIB)
-    server.do(Load(server.target(2), (2,), "version 2 shall answer", reload=reload), grown=3 * MIB)
+    server.do(Load(server.target(2), (2,), "version 2 must be active", reload=reload), grown=3 * MIB)
     assert [held.bytes for held in server.scheduler.accounts.ledger.of(Slot("m", 2))] != [3 * MIB]
     assert server.do(Prove(server.target(2), candidate=False, because="test"), mark=ProofStatus.PASSED) == []
 
@@ -216,7 +216,7 @@ def test_what_a_switch_grew_the_device_by_is_no_footprint_as_the_old_version_lea
 def test_what_a_version_grew_the_device_by_beside_one_that_stays_is_its_footprint(tmp_path: Path) -> None:
     server = Served(tmp_path, (HOST_READING,), BudgetRules({HOST: 4096 * MIB}))
     server.do(Load(server.target(1), (1,), "test"), grown=400 * MIB)
-    server.do(Load(server.target(2), (1, 2), "version 2 shall answer"), grown=300 * MIB)
+    server.do(Load(server.target(2), (1, 2), "version 2 must be active"), grown=300 * MIB)
     (measured,) = server.do(Prove(server.target(2), candidate=False, because="test"), mark=ProofStatus.PASSED)
     assert (measured.key.version, measured.measured.bytes) == (2, 300 * MIB)
 

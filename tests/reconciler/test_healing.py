@@ -165,7 +165,7 @@ async def test_drifting_answers_are_found_and_version_stops_serving(
         assert status.servers[0].serving_version == good
         assert await ward.answer() == (1.0, good)
         assert ward.condition("Degraded").status == "True"
-        assert "not the recorded one" in ward.condition("Ready").message
+        assert "answer differs from the recorded one" in ward.condition("Ready").message
 
 
 async def test_crashing_version_is_rolled_back_once_with_evidence(ward: Ward) -> None:

@@ -232,7 +232,7 @@ async def test_rolling_update_that_does_not_fit_keeps_the_old_version(
         revision = room.want("m", version, update_strategy="rolling")
         status = await room.reconciler.wait_settled("m", revision, 60)
         assert status.phase is Phase.DEGRADED
-        assert "version 1 goes on answering: out of memory" in status.message
+        assert "version 1 stays active: out of memory" in status.message
         assert await room.infer("m") == 1.0
         assert room.memory.counters["gaps"] == 0
 

@@ -130,9 +130,9 @@ def test_planner_reaches_any_desired_states_from_any_state(data: st.DataObject) 
     for revision in range(1, data.draw(st.integers(2, 5))):
         desired = data.draw(wants(revision, world.now))
         world.place = data.draw(st.sampled_from([0, 0, 1]))
-        world.record = world.record.wanted_anew(desired.targets[0])
+        world.record = world.record.wanted_again(desired.targets[0])
         if desired.trial is not None:
-            world.record = world.record.wanted_anew(desired.trial)
+            world.record = world.record.wanted_again(desired.trial)
         # Failures of fallbacks belong to earlier revisions; they are final only after a wrong answer.
         run(world, desired)
         for _ in range(14):  # background retries of failed versions must not change the active version

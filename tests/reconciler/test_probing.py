@@ -172,5 +172,5 @@ def test_back_off_grows_when_reloads_help_only_briefly() -> None:
     record = record.after_proof(target, ProofStatus.BROKEN, proof(), candidate=False, now=now, backoff=backoff)
     assert record.failures[target].retry_at == now, "a fault after a long time is a first one again"
 
-    again = record.wanted_anew(target)
+    again = record.wanted_again(target)
     assert again.crashes == {}

@@ -44,7 +44,7 @@ async def test_dependent_rows_are_not_batched(room: Room) -> None:
     )
     status = await room.deploy(version, settings=DeploymentSettings(dynamic_batching=DynamicBatching()))
     assert status.phase is Phase.FAILED
-    assert "a row gets another answer alone than among 2" in status.message
+    assert "a row gets a different answer alone than in a batch of 2 rows" in status.message
     assert (await room.deploy(version, settings=DeploymentSettings())).phase is Phase.READY
 
 

@@ -64,7 +64,7 @@ async def test_old_version_serves_until_the_candidate_is_promoted(room: Room) ->
         assert seen.order == [first]
         status = room.reconciler.status(room.model)
         assert status is not None
-        assert "version 2 is on trial" in status.message
+        assert "a rollout of version 2 is in progress" in status.message
         await end(room, RolloutAction.PROMOTE)
         assert await room.answer() == (2.0, second)
     assert seen.errors == []
@@ -94,7 +94,7 @@ async def test_candidate_with_failed_proof_is_reported_as_failed(room: Room) -> 
     await room.deploy(first)
     await begin(room, wrong)
     found = await trial(room, ready=False)
-    assert "not the recorded one" in found.readiness.failed
+    assert "answer differs from the recorded one" in found.readiness.failed
     status = room.reconciler.status(room.model)
     assert status is not None
     assert status.phase is Phase.READY

@@ -157,7 +157,7 @@ async def test_version_whose_only_copies_are_damaged_is_not_loaded(
         tamper(stored(room, version), 8.0, 8.000004)
         status = await room.deploy(version)
         assert status.phase is Phase.FAILED
-        assert f"staged files of {model}:{version} are not those that were published" in status.message
+        assert f"staged files of {model}:{version} differ from the published ones" in status.message
         assert "cannot be repaired from the store" in status.message
         assert not [
             entry for entry in await room.server.client.index() if entry.model == model and entry.state == "READY"

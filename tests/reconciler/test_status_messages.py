@@ -38,8 +38,8 @@ def message(action: Action, *, loaded: frozenset[int] = frozenset(), phase: Phas
         (Prove(TWO, True, WHY), (1,), "proving version 2 as a candidate"),
         (Prove(TWO, False, WHY), (1, 2), "proving version 2"),
         (Unload(True, WHY), (1,), "unloading the candidate"),
-        (Unload(False, WHY), (1,), "unloading what is loaded"),
-        (CleanUp(WHY), (1,), "removing folders that nothing needs"),
+        (Unload(False, WHY), (1,), "unloading the loaded version"),
+        (CleanUp(WHY), (1,), "removing unused folders"),
         (Wait("Triton is unloading an earlier version"), (), "waiting: Triton is unloading an earlier version"),
     ],
 )
