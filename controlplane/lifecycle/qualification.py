@@ -201,7 +201,7 @@ async def _performance(
         times = await _time(server, mine, other, _ASKED_SECONDS if bounded else _SECONDS, timeout_seconds)
     except (InferenceError, TritonTimeoutError) as error:
         return (
-            ReportCheck(name=name, verdict=Verdict.WARNING, message=f"the latency could not be measured: {error}"),
+            ReportCheck(name=name, verdict=Verdict.WARNING, message=f"failed to measure the latency: {error}"),
             0,
             0,
         )

@@ -247,7 +247,7 @@ class LoadQueue:
                 and waits.need.update_strategy is Switch.ROLLING
                 and self.no_room_alongside(request)
             ):
-                self._refuse(model, f"out of memory: beside the version that is loaded, {decision.why}", moves)
+                self._refuse(model, f"out of memory: with the active version loaded, {decision.why}", moves)
                 continue
             match decision:
                 case Admit():

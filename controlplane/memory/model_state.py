@@ -52,7 +52,7 @@ class PendingLoad:
     need: MemoryRequirement
     since: datetime
     deadline: datetime
-    why: str = "its turn has not come"
+    why: str = "waiting in the load queue"
     granted: bool = False
 
     @property
@@ -91,7 +91,7 @@ class ModelMemoryState:
         gpus: The GPUs that were considered usable when the most recent load began.
         alone: Whether no other load or unload ran on the server during it.
         counts: Requests by version as of the latest poll.
-        ours: Requests of our own probes that the counters do not show yet.
+        ours: Requests of the control plane's probes that the counters do not show yet.
         retried_after_oom: Whether Triton refused it once for lack of memory; a second refusal is final.
         gap: Why the old version is unloaded before the new one is loaded; empty if it is not.
         verdict: The latest decision whether it is to be loaded.

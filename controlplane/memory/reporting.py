@@ -233,7 +233,8 @@ def plan_for(
             "fetch_bytes": fetch_bytes,
             "seconds": round(fetch_seconds + load_seconds + (1.2 if victims or gap else 0.0), 3),
             "seconds_why": f"{fetch_seconds:.3g} s to fetch {size_text(fetch_bytes)}, {load_seconds:.3g} s to load and "
-            f"prove ({measured})" + (", 1.2 s until the memory of what leaves is free" if victims or gap else ""),
+            f"prove ({measured})"
+            + (", 1.2 s until the memory of the unloaded models is free" if victims or gap else ""),
             "beside": beside,
             "gap_seconds": round(gap, 3),
         }
@@ -354,7 +355,7 @@ def _state(occupant: ModelOnServer, model_state: ModelMemoryState) -> tuple[Memo
     if model_state.request is not None and not model_state.request.granted and not (facts and facts.loaded):
         return "queued", model_state.request.why
     if facts is None:
-        return "pending", "it is being looked at"
+        return "pending", "the server is being observed"
     if facts.loaded:
         return ("unloading" if model_state.leaving or model_state.gap else "loaded"), why
     if model_state.leaving or facts.leaving:
@@ -394,25 +395,25 @@ def _holders(scheduler: MemoryScheduler, wanting: ModelMemory, now: datetime) ->
             if why:
                 found.append(MemoryHolder(model=name, device=device, bytes=holding.bytes, why=why))
         if stray := ledger.unaccounted(device):
-            found.append(MemoryHolder(model="", device=device, bytes=stray, why="nobody accounts for it"))
+            found.append(MemoryHolder(model="", device=device, bytes=stray, why="unaccounted memory"))
     return tuple(sorted(found, key=lambda one: -one.bytes))
 
 
 def _next(scheduler: MemoryScheduler, view: ModelMemoryView, memory: ModelMemory | None, now: datetime) -> str:
     if view.state == "queued":
-        return "it is loaded when its turn and its memory have come"
+        return "it is loaded when it is first in the queue and its memory is free"
     if view.state == "loaded":
         if view.expires_at is not None and view.mode is Mode.ON_DEMAND:
-            return f"unless it is used before, it is unloaded at {view.expires_at:%H:%M:%S} UTC"
+            return f"it is unloaded at {view.expires_at:%H:%M:%S} UTC unless it is used before"
         kept = protection(memory, now, scheduler.rules) if memory else None
         if kept:
             return f"it stays: {kept}"
         order = _next_victims(scheduler, now)
         if view.model in order:
-            return f"it is number {order.index(view.model) + 1} to go when room is needed"
-        return "it stays until others need room more"
+            return f"it is number {order.index(view.model) + 1} in the eviction order"
+        return "it stays until another model needs its memory"
     if view.state == "unloaded":
         if view.mode is Mode.ON_DEMAND:
             return "it is loaded at its first use: a load or a hold"
-        return "it is loaded when there is room, or when somebody asks for it"
+        return "it is loaded when there is room or when it is requested"
     return ""

@@ -38,7 +38,7 @@ from controlplane.memory.load_refusals import LoadRefusals
 from controlplane.memory.model_state import ModelMemoryState
 from controlplane.memory.policy.admission import LoadRequest, Refuse
 from controlplane.memory.policy.eviction import EvictionPolicy, EvictionRules, early_evictions, policy_named
-from controlplane.memory.policy.residency import ResidencyDecision, by_itself, free_for, if_room, next_turn
+from controlplane.memory.policy.residency import ResidencyDecision, free_for, if_room, next_turn, without_room
 from controlplane.memory.policy.types import Footprint, FootprintSource, Holding, HoldingState, ModelMemory, Slot
 from controlplane.memory.policy.usage import used
 from controlplane.memory.request_counts import count_requests
@@ -255,7 +255,7 @@ class MemoryScheduler:
         )
         if known is None or loose:
             return (known is None) is not loose
-        answer = by_itself(known, now, self.rules)
+        answer = without_room(known, now, self.rules)
         turned = answer is not None and not (model_state.leaving or model_state.gap or model_state.verdict == answer)
         return turned or known != self._memory_of(desired_deployment, unit, model_state)
 
@@ -302,7 +302,7 @@ class MemoryScheduler:
         answers: dict[str, ResidencyDecision] = {}
         for model in names & self.models.keys():
             memory = self.models[model]
-            answer = by_itself(memory, now, self.rules)
+            answer = without_room(memory, now, self.rules)
             if answer is not None:
                 answers[model] = answer
             self._sort(memory, answer, now)

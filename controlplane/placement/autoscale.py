@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 _DEADBAND = 0.5
-_NOBODY = 0.02
+_FEW_WAITING = 0.02
 """Mean number of waiting requests (rate times wait) below which the wait is ignored.
 
 So the waits of probes do not count, and a rare request does not add a replica that would be idle.
@@ -106,7 +106,7 @@ def rescale(
     bounded = min(max(scale.replicas, least), most)
     if bounded != scale.replicas:
         return Scale(bounded, rates=scale.rates[: max(bounded - least, 0)], why="")
-    wait = window.queue_milliseconds if window.waiting >= _NOBODY else 0.0
+    wait = window.queue_milliseconds if window.waiting >= _FEW_WAITING else 0.0
     if wait > objective_milliseconds:
         since = scale.above_since or now
         if (now - since).total_seconds() < rules.up_seconds or scale.replicas >= most:
@@ -127,6 +127,7 @@ def rescale(
         return replace(scale, above_since=None, below_since=since)
     why = (
         f"{scale.replicas - 1} since {now:%H:%M:%S} UTC: for {(now - since).total_seconds():.0f} s requests waited "
-        f"at most half of the objective of {objective_milliseconds:.3g} ms, and there were few ({window.rate:.3g}/s)"
+        f"at most half of the objective of {objective_milliseconds:.3g} ms, and the request rate was low "
+        f"({window.rate:.3g}/s)"
     )
     return Scale(scale.replicas - 1, below_since=now, rates=scale.rates[:-1], why=why)

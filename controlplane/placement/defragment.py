@@ -118,8 +118,8 @@ class _Work:
                 if assignment.guaranteed or gain <= cost:
                     continue
                 why = (
-                    f"{server.name} {pool.name} is assigned {size_text(over)} more than fits; saves about {gain:.0f} s "
-                    "of loading in an hour"
+                    f"the assignments of {server.name} {pool.name} exceed its memory by {size_text(over)}; the move "
+                    f"saves about {gain:.0f} s of loading per hour"
                 )
                 if self._move(workload, assignment, why):
                     over -= assignment.bytes

@@ -128,11 +128,11 @@ class Fitter:
         if others and server.zone and not crowd.get(server.zone):
             parts.append(f"none of its replicas is in zone {server.zone} yet")
         if gap >= UNLIMITED >> 1:
-            parts.append("no budget is known there")
+            parts.append("the budget there is unknown")
         elif fitting:
             parts.append(f"it fits into {size_text(gap)} on {where}, and leaves {size_text(gap - need)}")
         else:
-            parts.append(f"no gap holds {size_text(need)}; it shares {where}, where most is free")
+            parts.append(f"no device has {size_text(need)} free; it shares {where}, which has the most free memory")
         return "; ".join(parts)
 
 
@@ -143,7 +143,7 @@ def _which(workload: Workload, server: Server, pools: tuple[Pool, ...]) -> str:
         return ""
     where = ", ".join(pool.name for pool in pools)
     if workload.gpus:
-        return f"on {where}, as it was asked for"
+        return f"on {where}, as requested"
     able = sum(suits(workload, pool) for pool in gpus)
     asked = [f"of product {workload.gpu_product!r}"] if workload.gpu_product else []
     asked += [f"with at least {size_text(workload.gpu_min_bytes)}"] if workload.gpu_min_bytes else []

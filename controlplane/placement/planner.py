@@ -266,23 +266,23 @@ def _unplaced_reason(
     if not able:
         return f"none of the {len(matching)} servers{with_labels} has {_asked_for(workload)}"
     wanted = min(workload.min_replicas, workload.replicas)
-    well = [server for server in able if not server.trouble]
-    if not well:
-        return f"no server that could run it answers: {'; '.join(server.trouble for server in able[:3])}"
-    if placed and placed >= len(well):
-        return f"{wanted} replicas are wanted on different servers, and {len(well)} can run it"
-    need = max(workload.bytes[board.pools_for(workload, server)[0].kind] for server in well)
+    healthy = [server for server in able if not server.trouble]
+    if not healthy:
+        return f"no suitable server answers: {'; '.join(server.trouble for server in able[:3])}"
+    if placed and placed >= len(healthy):
+        return f"{wanted} replicas need different servers, and only {len(healthy)} can run it"
+    need = max(workload.bytes[board.pools_for(workload, server)[0].kind] for server in healthy)
     most = max(
-        (board.guaranteed_gap(server.name, pool) for server in well for pool in board.pools_for(workload, server)),
+        (board.guaranteed_gap(server.name, pool) for server in healthy for pool in board.pools_for(workload, server)),
         default=0,
     )
     replicas = f"{placed} of {wanted} replicas are placed; another one" if placed else "it"
     guaranteed = (
-        " beside what is pinned"
-        if any(board.server_usage.get(server.name, ServerUsage()).guaranteed for server in well)
+        " besides pinned models"
+        if any(board.server_usage.get(server.name, ServerUsage()).guaranteed for server in healthy)
         else ""
     )
-    return f"{replicas} needs {size_text(need)}, and a server that can run it has at most {size_text(most)}{guaranteed}"
+    return f"{replicas} needs {size_text(need)}, and a suitable server has at most {size_text(most)}{guaranteed}"
 
 
 def _asked_for(workload: Workload) -> str:

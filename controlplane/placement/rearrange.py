@@ -150,7 +150,7 @@ def _place(search: _Search, items: list[tuple[Workload, Assignment | None]], at:
         if present is not None and (server.name, names) == (present.server, present.devices):
             why = present.why
         else:
-            why = "firm replicas were rearranged, so that all have room"
+            why = "guaranteed replicas were rearranged so that all of them fit"
         taken.append(Assignment(server.name, names, need, True, why))
         for pool in pools:
             search.server_usage[server.name, pool.name] -= need

@@ -24,7 +24,7 @@ class Pool:
         gpu: Triton's number of the GPU; None for the host.
         product: The product name; empty if unknown.
         total_bytes: Its total memory; 0 if unknown, in which case the budget is used instead.
-        numbered: Whether Triton can be told to use this device alone, because its number is known. Otherwise a model
+        numbered: Whether a model can be restricted to this device, because its number is known. Otherwise a model
             uses all GPUs of the server.
     """
 

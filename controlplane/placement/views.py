@@ -13,28 +13,28 @@ class MoveView(_View):
     """A replica that is moved."""
 
     model: str = Field(description="The model.")
-    from_server: str = Field(description="The server that it leaves.")
-    from_devices: tuple[str, ...] = Field(description="Its devices there.")
-    to_server: str = Field(description="The server that it goes to.")
-    to_devices: tuple[str, ...] = Field(description="Its devices there.")
-    bytes: int = Field(description="What it takes of each of them.")
-    seconds: float = Field(description="What its load there should take.")
-    why: str = Field(description="What is gained.")
+    from_server: str = Field(description="The server that it is moved from.")
+    from_devices: tuple[str, ...] = Field(description="Its devices on that server.")
+    to_server: str = Field(description="The server that it is moved to.")
+    to_devices: tuple[str, ...] = Field(description="Its devices on that server.")
+    bytes: int = Field(description="Its memory on each of the devices.")
+    seconds: float = Field(description="Estimated duration of its load on the new server, in seconds.")
+    why: str = Field(description="Why it is moved.")
 
 
 class DefragmentationView(_View):
     """Moves, with their gains and costs."""
 
-    dry_run: bool = Field(description="Whether nothing was changed.")
-    moves: tuple[MoveView, ...] = Field(description="In the order in which they are made.")
-    bytes: int = Field(description="Bytes that are loaded anew, over all moves.")
-    seconds: float = Field(description="Seconds of loading, over all moves.")
+    dry_run: bool = Field(description="Whether this is only a plan, and nothing was changed.")
+    moves: tuple[MoveView, ...] = Field(description="The moves, in the order of execution.")
+    bytes: int = Field(description="Bytes that are loaded again, summed over all moves.")
+    seconds: float = Field(description="Seconds of loading, summed over all moves.")
     largest_gap_before: dict[str, int] = Field(
-        description="The largest piece of memory that nobody is assigned, by kind of device (cpu, gpu)."
+        description="The largest unassigned piece of memory of one device, by kind of device (cpu, gpu)."
     )
-    largest_gap_after: dict[str, int] = Field(description="The same after the moves.")
-    shared_before: int = Field(description="Bytes assigned beyond what fits at once, over all devices.")
-    shared_after: int = Field(description="The same after the moves.")
+    largest_gap_after: dict[str, int] = Field(description="The same value after the moves.")
+    shared_before: int = Field(description="Bytes assigned beyond the budgets, summed over all devices.")
+    shared_after: int = Field(description="The same value after the moves.")
 
 
 def defragmentation_view(found: Defragmentation, *, dry_run: bool) -> DefragmentationView:

@@ -194,7 +194,7 @@ async def test_each_model_gets_one_gpu_and_triton_the_ledger_and_the_user_are_to
         # What is named goes before; what fits in neither gap shares.
         await site.ready("second", 3.0, gpus=(number,))
         assert kinds(site.gpus.asked("second")) == [("KIND_GPU", [number])]
-        assert site.placement("second").assignments[0].why == f"the only server; on {device}, as it was asked for"
+        assert site.placement("second").assignments[0].why == f"the only server; on {device}, as requested"
         await site.until(lambda: site.resident() == {device: 5 * GIB, other: 0})
         plan = await site.reconciler.plan_load("first", settings=DeploymentSettings(gpu_count=2))
         assert plan.servers[0].devices == ("gpu:0", "gpu:1")

@@ -73,11 +73,11 @@ def test_what_can_never_fit_is_refused_with_figures(model: Make) -> None:
     assert isinstance(server.decide(desired_deployment(model("a", 400))), Evict)
 
 
-def test_nobody_is_evicted_before_its_turn(model: Make) -> None:
+def test_no_model_is_evicted_before_the_load_could_start(model: Make) -> None:
     server = Server(100, model("old", 100))
     answer = server.decide(desired_deployment(model("a", 100)), in_flight=2)
     assert isinstance(answer, Queue)
-    assert "2 loads are in flight" in answer.why
+    assert "2 loads are in flight, which is the limit" in answer.why
 
 
 def test_what_fits_is_admitted(model: Make) -> None:
@@ -100,11 +100,11 @@ def test_an_eviction_says_for_whom_and_why(model: Make) -> None:
     answer = Server(200, model("b", 100, used=60), model("c", 100, used=5)).decide(desired_deployment(model("a", 100)))
     assert isinstance(answer, Evict)
     assert [victim.model for victim in answer.victims] == ["b"]
-    assert answer.why == "a:1 lacks 100 B on host; to go: b"
+    assert answer.why == "a:1 lacks 100 B on host; evicting b"
     assert answer.reasons == {"b": "last used 60 s ago"}
 
 
-def test_mere_residency_evicts_nobody(model: Make) -> None:
+def test_mere_residency_evicts_no_model(model: Make) -> None:
     server = Server(100, model("old", 100))
     idle = replace(desired_deployment(model("a", 100)), model=model("a", 100, mode=Mode.RESIDENT, loaded=False))
     assert isinstance(server.decide(idle), Queue)

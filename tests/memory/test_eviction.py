@@ -82,18 +82,18 @@ def test_lower_priorities_go_first_whatever_their_score(model: Make, now: dateti
         ({"busy": True}, "being loaded"),
         ({"pending": 2}, "2 requests pending"),
         ({"held_until": NOW + timedelta(seconds=5)}, "held by a client"),
-        ({"demanded_at": NOW}, "waits for it"),
+        ({"demanded_at": NOW}, "a client waits for it"),
         ({"loaded_at": NOW - timedelta(seconds=3)}, "too recently, stays for 7 s more"),
         ({"loaded": False}, "not loaded"),
     ],
 )
-def test_who_is_protected_and_why(model: Make, now: datetime, changes: dict[str, object], why: str) -> None:
+def test_protected_models_and_the_reason(model: Make, now: datetime, changes: dict[str, object], why: str) -> None:
     kept = model("kept", used=9000, **changes)
     assert why in (protection(kept, now) or "")
     assert choose([kept], {HOST: 1}, LruPolicy(), now) is None
 
 
-def test_a_lease_that_is_over_protects_no_more(model: Make, now: datetime) -> None:
+def test_an_expired_hold_protects_no_more(model: Make, now: datetime) -> None:
     assert protection(model("a", held_until=now - timedelta(seconds=1)), now) is None
 
 
@@ -103,7 +103,7 @@ def test_a_higher_priority_does_not_wait_for_the_residence_time(model: Make, now
     assert protection(fresh, now, priority=1) is None
 
 
-def test_who_thrashes_stays_longer(model: Make, now: datetime) -> None:
+def test_a_model_that_thrashes_stays_longer(model: Make, now: datetime) -> None:
     rules = EvictionRules(minimum_residence_seconds=10, backoff_factor=2, maximum_residence_seconds=60)
     ages = [rules.residence_seconds(model("a", evictions=count)) for count in (0, 1, 2, 3, 10_000)]
     assert ages == [10, 20, 40, 60, 60]
@@ -121,7 +121,7 @@ def test_an_eviction_counts_as_early_if_the_model_is_soon_wanted_again(now: date
 
 def test_policies_are_found_by_name() -> None:
     assert [policy_named(name).name for name in ("lru", "lfu", "cost")] == ["lru", "lfu", "cost"]
-    with pytest.raises(ValueError, match="there are: lru, lfu, cost"):
+    with pytest.raises(ValueError, match=r"unknown eviction policy 'fifo'; expected one of lru, lfu, cost"):
         policy_named("fifo")
 
 
@@ -166,7 +166,7 @@ def covers(victims: tuple[ModelMemory, ...], need: dict[str, int]) -> bool:
 
 @settings(max_examples=200, deadline=None)
 @given(models=MODELS, need=NEEDS, policy=POLICIES, priority=st.none() | st.integers(-2, 2))
-def test_a_choice_covers_the_need_spares_the_protected_and_has_nobody_too_many(
+def test_a_choice_covers_the_need_spares_protected_models_and_is_minimal(
     models: list[ModelMemory], need: dict[str, int], policy: EvictionPolicy, priority: int | None
 ) -> None:
     rules = EvictionRules(minimum_residence_seconds=100)

@@ -34,11 +34,11 @@ def test_at_the_bound_is_not_above_it() -> None:
     assert decided(replace(OVER, excess_bytes={"host": 100 * MIB + 1})).step is LeakStep.DRAIN
 
 
-def test_the_figures_are_said() -> None:
+def test_the_reason_states_the_sizes() -> None:
     found = decided(replace(OVER, excess_bytes={"host": 150 * MIB, "gpu:0": 5, "gpu:1": 2048 * MIB}))
     assert found.step is LeakStep.DRAIN
-    assert "150 MiB on host, where the ledger counts 300 MiB" in found.why
-    assert "2 GiB on gpu:1, where the ledger counts 0 B" in found.why
+    assert "150 MiB on host beyond the 300 MiB of the ledger" in found.why
+    assert "2 GiB on gpu:1 beyond the 0 B of the ledger" in found.why
     assert "gpu:0" not in found.why
     assert "the bound is 100 MiB" in found.why
 
@@ -49,28 +49,28 @@ def test_what_may_pass_is_watched() -> None:
     assert decided(replace(OVER, over_since=ago(10))).step is LeakStep.DRAIN
 
 
-def test_a_server_of_somebody_else_is_only_told_of() -> None:
+def test_an_external_server_is_only_reported() -> None:
     found = decided(replace(OVER, supervised=False))
     assert found.step is LeakStep.TELL
-    assert "restart it" in found.why
+    assert "restart this external server" in found.why
 
 
 def test_not_too_often() -> None:
     found = decided(replace(OVER, restarted_at=ago(3599)))
     assert found.step is LeakStep.TELL
-    assert "it was restarted for that at 11:00:01 UTC, and is not again before 12:00:01 UTC" in found.why
+    assert "it was restarted for this at 11:00:01 UTC and is not restarted again before 12:00:01 UTC" in found.why
     assert decided(replace(OVER, restarted_at=ago(3600))).step is LeakStep.DRAIN
 
 
-def test_what_nobody_would_load_again_is_not_taken_down() -> None:
+def test_a_server_with_unmanaged_models_is_not_restarted() -> None:
     found = decided(replace(OVER, strangers=("theirs",)))
     assert found.step is LeakStep.TELL
     assert "theirs" in found.why
 
 
-def test_who_holds_a_model_is_waited_for_then_requests_stop_and_end() -> None:
+def test_the_drain_waits_for_holds_then_for_requests_in_flight() -> None:
     found = decided(replace(DRAINING, held=("a",), pending=("a", "b")))
-    assert found == LeakDecision(LeakStep.WAIT, "waits for who holds a model: a")
+    assert found == LeakDecision(LeakStep.WAIT, "waits for the holds on a")
     assert decided(replace(DRAINING, pending=("a", "b"))).step is LeakStep.CLOSE
     found = decided(replace(CLOSED, pending=("a", "b")))
     assert found == LeakDecision(LeakStep.WAIT, "waits for requests: a, b")
@@ -84,7 +84,7 @@ def test_not_for_ever() -> None:
     found = decided(late)
     assert found.step is LeakStep.RESTART
     assert "after 60 s of waiting still used: a, b" in found.why
-    # What is under way ends by itself, and is never cut off.
+    # Actions in progress are never interrupted.
     assert decided(replace(late, busy=("b",))).step is LeakStep.WAIT
 
 

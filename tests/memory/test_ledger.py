@@ -49,7 +49,7 @@ def test_what_does_not_fit_is_refused_with_its_figures() -> None:
 
 
 def test_a_device_that_is_not_there_is_named() -> None:
-    with pytest.raises(InsufficientMemoryError, match="gpu:0, which this server has not"):
+    with pytest.raises(InsufficientMemoryError, match="gpu:0, which this server does not have"):
         ledger().reserve(A, need(gpu=1), NOW)
 
 
@@ -83,7 +83,7 @@ def test_a_measurement_above_the_budget_counts_as_unaccounted() -> None:
     assert over.released(B).free(HOST) == 100  # all 900 of A count: 700 as held, 200 as unaccounted
 
 
-def test_memory_that_nobody_accounts_for_counts_against_the_budget() -> None:
+def test_unaccounted_memory_counts_against_the_budget() -> None:
     held = ledger(used_bytes=0).reserve(A, need(300), NOW).resident(A, {}, NOW).observed(HOST, 500)
     assert held.unaccounted(HOST) == 200
     assert held.free(HOST) == 500
@@ -94,7 +94,7 @@ def test_the_baseline_is_nobodys_and_outside_of_the_budget() -> None:
     assert held.observed(HOST, 450).unaccounted(HOST) == 0
 
 
-def test_a_leak_does_not_hide_behind_a_load_under_way() -> None:
+def test_a_leak_does_not_hide_behind_a_load_in_progress() -> None:
     leaked = ledger(used_bytes=0).observed(HOST, 200)
     assert leaked.free(HOST) == 800
     loading = leaked.reserve(A, need(500), NOW).loading(A, NOW).observed(HOST, 250)
@@ -146,7 +146,7 @@ def test_what_is_reserved_for_several_versions_is_divided_and_no_byte_more_is_gi
     assert [h.bytes for h in short.holdings] == [500, 400]
 
 
-def test_holders_are_told_largest_first() -> None:
+def test_holders_are_listed_largest_first() -> None:
     held = ledger().reserve(A, need(100), NOW).reserve(B, need(300), NOW).reserve(C, need(200), NOW)
     assert list(held.holders(HOST).items()) == [(B, 300), (C, 200), (A, 100)]
 

@@ -72,7 +72,7 @@ def test_a_server_that_just_started_tells_zeros_and_has_not_lost_its_memory() ->
     accounts.take(reading(), 2, NOW + timedelta(seconds=2))
     assert accounts.ledger.free(HOST) == 200 * MIB
     accounts.take(zeros, 3, NOW + timedelta(seconds=60))
-    assert accounts.ledger.budgets[HOST].bytes == 200 * MIB, "what was told before stands"
+    assert accounts.ledger.budgets[HOST].bytes == 200 * MIB, "the last known budget stays valid"
     accounts.take(zeros, 4, NOW + timedelta(seconds=71))
     assert accounts.ledger.budgets[HOST].bytes == 0, "it cannot read it"
 
@@ -222,7 +222,7 @@ def test_what_a_version_grew_the_device_by_beside_one_that_stays_is_its_footprin
 
 
 def with_processes(**resident: int) -> ServerReading:
-    """A server of ours where version 2 has these processes, told by "p" and their ids, with so many MiB each."""
+    """Return a reading of a supervised server where version 2 has these processes ("p" and the id), with their MiB."""
     pids = tuple(int(name[1:]) for name in resident)
     total = sum(resident.values()) * MIB
     instances = {("m", 2): InstanceMemory(len(pids), total, total, (0.0,) * len(pids), pids)} if pids else {}

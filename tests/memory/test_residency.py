@@ -1,4 +1,4 @@
-"""Which models shall be loaded, and why."""
+"""Decisions which models are to be loaded, with their reasons."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -61,7 +61,7 @@ def test_with_a_keep_alive_of_0_who_asked_still_finds_it(model: Make, now: datet
     assert not ask(now, model("a", keep_alive_seconds=0.0, loaded_at=now - timedelta(seconds=11)))["a"].loaded
 
 
-def test_expiry_is_told_only_where_there_is_one(model: Make, now: datetime) -> None:
+def test_only_models_that_expire_have_an_expiry(model: Make, now: datetime) -> None:
     assert expires_at(model("a", used=100)) == now + timedelta(seconds=200)
     assert expires_at(model("a", mode=Mode.RESIDENT, used=100)) is None
     assert expires_at(model("a", keep_alive_seconds=None, used=100)) is None

@@ -47,14 +47,14 @@ def test_rare_requests_bring_no_copy_however_long_they_wait() -> None:
     assert play(Scale(1), *[slow] * 3)[-1].replicas == 2
 
 
-def test_an_idle_model_goes_back_one_by_one() -> None:
+def test_an_idle_model_loses_replicas_one_by_one() -> None:
     grown = play(Scale(1), *[BUSY] * 5)[-1]
     assert grown.replicas == 3
     replicas = [scale.replicas for scale in play(grown, *[IDLE] * 30)]
     assert replicas[11] == 3
     assert replicas[12] == 2
     assert replicas[-1] == 1
-    assert "there were few (0/s)" in play(grown, *[IDLE] * 13)[-1].why
+    assert "the request rate was low (0/s)" in play(grown, *[IDLE] * 13)[-1].why
 
 
 def test_the_bounds_hold_at_once() -> None:

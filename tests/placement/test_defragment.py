@@ -43,8 +43,8 @@ def test_who_is_used_leaves_a_device_that_is_shared() -> None:
     servers = named(host("a", 10))
     made = plan(NO_PLAN, servers, wanted(cpu("x", 8), cpu("y", 8)))
     made = plan(made, named(host("a", 10), host("b", 10)), made.workloads)
-    assert where(made) == {"x": ["a"], "y": ["a"]}, "a plan moves nothing by itself"
-    assert defragment(made).moves == (), "nobody uses them"
+    assert where(made) == {"x": ["a"], "y": ["a"]}, "a plan moves no replica on its own"
+    assert defragment(made).moves == (), "neither is used"
     found = defragment(made, Hints(rates={"y": 0.1}))
     assert [(move.model, move.target.server) for move in found.moves] == [("y", "b")]
     assert (found.shared_before, found.shared_after) == (6, 0)
@@ -69,7 +69,7 @@ def test_it_never_breaks_what_holds_of_a_plan(servers: Sequence[Server], workloa
     assert_sound(found.plan)
     assert found.shared_after <= found.shared_before
     assert all(found.largest_after[kind] >= 0 or found.shared_before for kind in found.largest_after)
-    assert len({move.model for move in found.moves}) == len(found.moves), "nobody moves twice"
+    assert len({move.model for move in found.moves}) == len(found.moves), "no model moves twice"
     for move in found.moves:
         assert move.target in found.plan.assignments[move.model]
         assert move.source.server != move.target.server

@@ -58,7 +58,7 @@ def test_copies_go_to_different_servers_and_zones() -> None:
     assert where(made)["m"] == ["a1", "a2", "b1"]
     made = plan(made, servers, wanted(cpu("m", 10, replicas=4, min_replicas=4)))
     assert where(made)["m"] == ["a1", "a2", "b1"]
-    assert made.unplaced["m"] == "4 replicas are wanted on different servers, and 3 can run it"
+    assert made.unplaced["m"] == "4 replicas need different servers, and only 3 can run it"
 
 
 def test_it_prefers_where_it_is_loaded_or_its_files_are() -> None:
@@ -140,7 +140,7 @@ def test_what_is_on_a_drained_server_goes_where_there_is_a_gap_and_stays_where_t
 def test_where_there_is_no_other_server_it_waits() -> None:
     made = plan(NO_PLAN, named(host("a", trouble="a is unreachable: refused")), wanted(cpu("m", 10)))
     assert made.assignments["m"][0].waits
-    assert made.unplaced["m"] == "no server that could run it answers: a is unreachable: refused"
+    assert made.unplaced["m"] == "no suitable server answers: a is unreachable: refused"
     made = plan(made, named(host("a")), wanted(cpu("m", 10)))
     assert not made.assignments["m"][0].waits
     assert not made.unplaced
@@ -156,7 +156,7 @@ def test_soft_ones_share_and_firm_ones_do_not() -> None:
     made = plan(NO_PLAN, servers, wanted(*guaranteed))
     assert list(made.unplaced) == ["f2"]
     assert "needs 60 B" in made.unplaced["f2"]
-    assert "at most 40 B beside what is pinned" in made.unplaced["f2"]
+    assert "at most 40 B besides pinned models" in made.unplaced["f2"]
     important = replace(guaranteed[2], priority=1)
     made = plan(made, servers, wanted(*guaranteed[:2], important))
     assert "f2" in made.assignments
@@ -267,7 +267,7 @@ def assert_suits(workload: Workload, server: Server, devices: tuple[str, ...]) -
         assert workload.gpu_product.lower() in pool.product.lower()
         assert pool.total_bytes >= workload.gpu_min_bytes
     if not all(pool.numbered for pool in chosen):
-        assert len(chosen) == len(cards), "Triton cannot be told which of them"
+        assert len(chosen) == len(cards), "Triton cannot be restricted to some of them"
 
 
 def assert_sound(made: Plan) -> None:
@@ -300,7 +300,7 @@ def assert_sound(made: Plan) -> None:
                         and not assignment.guaranteed
                     ):
                         assert guaranteed + assignment.bytes <= pool.bytes, (
-                            f"{model} can never be loaded beside what is pinned"
+                            f"{model} can never be loaded besides pinned models"
                         )
     for model, workload in made.workloads.items():
         placed = [assignment for assignment in made.assignments.get(model, ()) if not assignment.waits]
@@ -391,7 +391,7 @@ def test_it_gets_there_one_by_one_too(servers: list[Server], workloads: list[Wor
 
 
 def _choices(workload: Workload, server: Server, room: Mapping[str, int]) -> list[tuple[str, ...]]:
-    """The sets of devices that a copy could have on a server; written anew, not with the planner's own code."""
+    """Return the possible device sets of a replica on a server, computed independently of the planner."""
     if any(server.labels.get(key) != value for key, value in workload.selector):
         return []
     cards = [pool for pool in server.pools if pool.gpu is not None]

@@ -180,7 +180,7 @@ async def test_models_are_packed_spread_and_moved_from_a_killed_server(registry:
         why = here.reconciler.why("pair")
         assert why is not None
         assert why.placement is not None
-        assert why.placement.unplaced == "2 replicas are wanted on different servers, and 1 can run it"
+        assert why.placement.unplaced == "2 replicas need different servers, and only 1 can run it"
 
 
 @contextlib.asynccontextmanager
@@ -302,7 +302,7 @@ async def test_replicas_scale_with_queue_and_down_when_idle(registry: Registry, 
         assert "more than the objective of 0.2 ms" in why.placement.replicas_why
         await here.until(lambda: len(here.assignments("busy")) == 1)
         await here.until(lambda: len(ready_on(here, "busy")) == 1)
-        assert any("there were few" in message for message in here.events("Scaled"))
+        assert any("the request rate was low" in message for message in here.events("Scaled"))
         await here.until(lambda: is_ready(here, "busy"))
 
 

@@ -210,7 +210,7 @@ async def test_update_strategy_is_applied(registry: Registry, embedded: Embedded
         version = publish_affine(registry, "m", tmp_path, scale=3.0)
         asked = DeploymentSettings(update_strategy=Switch.RECREATE)
         (plan,) = (await room.reconciler.plan_load("m", version, asked)).servers
-        assert (plan.beside, plan.why) == (False, "as asked")
+        assert (plan.beside, plan.why) == (False, "as requested")
         assert plan.gap_seconds > 0
         revision = room.want("m", version, update_strategy="recreate")
         assert (await room.reconciler.wait_settled("m", revision, 60)).phase is Phase.READY

@@ -111,7 +111,7 @@ def decide(
 
     1. Its memory is already reserved: admit, if the number of loads in flight is below the limit.
     2. It can never fit, because it is larger than a budget minus the pinned models: refuse.
-    3. The limit of loads in flight is reached: queue. Nothing is evicted before its turn.
+    3. The limit of loads in flight is reached: queue. Nothing is evicted before the load could start.
     4. It fits into the free memory: admit.
     5. It fits when the unloads in progress are done: queue, without further evictions.
     6. It is resident and no client waits for it: queue. Residency alone never evicts.
@@ -132,7 +132,7 @@ def decide(
     slot, footprint = request.slot, request.footprint
     if any(holding.state is not HoldingState.UNLOADING for holding in ledger.of(slot)):
         if loads_in_flight >= max_loads:
-            return Queue(f"{loads_in_flight} loads are in flight, as many as may be")
+            return Queue(f"{loads_in_flight} loads are in flight, which is the limit")
         return Admit("its memory is reserved")
 
     def figures() -> Figures:
@@ -141,7 +141,7 @@ def decide(
     if never := _can_never_fit(request, ledger, models):
         return Refuse(never, figures())
     if loads_in_flight >= max_loads:
-        return Queue(f"{loads_in_flight} loads are in flight, as many as may be", figures())
+        return Queue(f"{loads_in_flight} loads are in flight, which is the limit", figures())
     free = {device: ledger.free(device) for device in footprint}
     # Earlier loads in the queue have a claim on the sum of the free memory and the memory being freed.
     lacking = {
@@ -158,13 +158,13 @@ def decide(
     model = request.model
     leased = model.held_until is not None and model.held_until > now
     if model.mode is Mode.RESIDENT and not (model.loaded or leased or model.demanded_at):
-        return Queue("no room, and nothing is evicted for a resident model that nobody waits for", figures())
+        return Queue("no room, and a resident model that no client waits for evicts no other model", figures())
     victims = choose(_others(models, request), lacking, policy, now, rules=rules, priority=request.model.priority)
     if victims:
         reasons = {victim.model: policy.explain(victim, now) for victim in victims}
         names = ", ".join(victim.model for victim in victims)
         short = _sizes({device: size for device, size in lacking.items() if size > 0})
-        return Evict(victims, f"{slot.triton_name}:{slot.version} lacks {short}; to go: {names}", reasons)
+        return Evict(victims, f"{slot.triton_name}:{slot.version} lacks {short}; evicting {names}", reasons)
     return Queue(_explain_wait(request, ledger, models, lacking, now=now, rules=rules), figures())
 
 
@@ -312,7 +312,7 @@ def _explain_wait(
         and (why := protection(model, now, rules, priority=request.model.priority))
     ]
     stray = {device: size for device in coming if (size := ledger.unaccounted(device))}
-    said = [f"lacks {short}, and what may go now is not enough"]
+    said = [f"lacks {short}, and the models that may be evicted now do not free enough"]
     if kept:
         said.append("kept: " + ", ".join(kept[:5]) + (f" and {len(kept) - 5} more" if len(kept) > 5 else ""))
     if stray:

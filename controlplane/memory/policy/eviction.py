@@ -103,7 +103,7 @@ def protection(
     if model.held_until is not None and model.held_until > now:
         return f"held by a client until {model.held_until:%H:%M:%S}"
     if model.demanded_at is not None:
-        return "somebody waits for it"
+        return "a client waits for it"
     if model.loaded_at is not None and (priority is None or priority <= model.priority):
         age = (now - model.loaded_at).total_seconds()
         # Most models are older than any residence time: one comparison for those, the power only for the rest.
@@ -163,4 +163,6 @@ def policy_named(name: str) -> EvictionPolicy:
     for policy in policies:
         if policy.name == name:
             return policy
-    raise ValueError(f"no eviction policy {name!r}; there are: {', '.join(policy.name for policy in policies)}")
+    raise ValueError(
+        f"unknown eviction policy {name!r}; expected one of {', '.join(policy.name for policy in policies)}"
+    )

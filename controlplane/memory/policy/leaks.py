@@ -124,9 +124,7 @@ def decide_leak(server: ServerExcess, rules: LeakRules, now: datetime) -> LeakDe
         return LeakDecision(LeakStep.NOTHING)
     figures = _figures(found, server, rules)
     if not server.supervised:  # 3.1
-        return LeakDecision(
-            LeakStep.TELL, f"{figures}; it is not ours to restart: restart it, and what was loaded is loaded again"
-        )
+        return LeakDecision(LeakStep.TELL, f"{figures}; restart this external server: its models are then loaded again")
     if server.over_since is None or now - server.over_since < timedelta(seconds=rules.patience_seconds):  # 3.2
         return LeakDecision(LeakStep.WATCH, figures)
     if server.restarted_at is not None:  # 3.3
@@ -134,14 +132,14 @@ def decide_leak(server: ServerExcess, rules: LeakRules, now: datetime) -> LeakDe
         if now < due:
             return LeakDecision(
                 LeakStep.TELL,
-                f"{figures}; it was restarted for that at {server.restarted_at:%H:%M:%S} UTC, and is not again before "
-                f"{due:%H:%M:%S} UTC",
+                f"{figures}; it was restarted for this at {server.restarted_at:%H:%M:%S} UTC and is not restarted "
+                f"again before {due:%H:%M:%S} UTC",
             )
     if server.strangers:  # 3.4
         return LeakDecision(
             LeakStep.TELL,
-            f"{figures}; it is not restarted, as nobody would load again what is no deployment: "
-            f"{_names(server.strangers)}; unload that, or deploy it",
+            f"{figures}; it is not restarted, because its unmanaged models would not be loaded again: "
+            f"{_names(server.strangers)}; unload or deploy them",
         )
     return LeakDecision(LeakStep.DRAIN, figures)  # 3.5
 
@@ -149,14 +147,14 @@ def decide_leak(server: ServerExcess, rules: LeakRules, now: datetime) -> LeakDe
 def _draining(server: ServerExcess, found: Mapping[str, int], rules: LeakRules, now: datetime) -> LeakDecision:
     assert server.draining_since is not None
     if not found:  # 1.1
-        return LeakDecision(LeakStep.RESUME, "what nobody accounted for came back by itself")
+        return LeakDecision(LeakStep.RESUME, "the unaccounted memory was freed without a restart")
     if server.busy:  # 1.2
-        return LeakDecision(LeakStep.WAIT, f"waits for what is under way: {_names(server.busy)}")
+        return LeakDecision(LeakStep.WAIT, f"waits for actions in progress: {_names(server.busy)}")
     if now - server.draining_since < timedelta(seconds=rules.drain_seconds):  # 1.3
         if server.moving:
             return LeakDecision(LeakStep.WAIT, f"waits for models that move to other servers: {_names(server.moving)}")
         if server.held:
-            return LeakDecision(LeakStep.WAIT, f"waits for who holds a model: {_names(server.held)}")
+            return LeakDecision(LeakStep.WAIT, f"waits for the holds on {_names(server.held)}")
     if server.closed_since is None:  # 1.4
         return LeakDecision(LeakStep.CLOSE, "no more requests are sent to it")
     if server.pending and now - server.closed_since < timedelta(seconds=rules.close_seconds):  # 1.5
@@ -169,10 +167,10 @@ def _draining(server: ServerExcess, found: Mapping[str, int], rules: LeakRules, 
 
 def _figures(found: Mapping[str, int], server: ServerExcess, rules: LeakRules) -> str:
     said = ", ".join(
-        f"{size_text(size)} on {device}, where the ledger counts {size_text(server.ledger_bytes.get(device, 0))}"
+        f"{size_text(size)} on {device} beyond the {size_text(server.ledger_bytes.get(device, 0))} of the ledger"
         for device, size in found.items()
     )
-    return f"nobody accounts for {said}; the bound is {size_text(rules.bound_bytes or 0)}"
+    return f"unaccounted memory: {said}; the bound is {size_text(rules.bound_bytes or 0)}"
 
 
 def _names(names: tuple[str, ...]) -> str:

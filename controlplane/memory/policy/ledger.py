@@ -203,7 +203,9 @@ def insufficient(
     needed, holders = footprints[device].reserve_bytes, ledger.holders(device)
     freeable = (could_be_freed or {}).get(device, 0)
     if budget is None:
-        message = f"{slot.triton_name}:{slot.version} needs {size_text(needed)} on {device}, which this server has not"
+        message = (
+            f"{slot.triton_name}:{slot.version} needs {size_text(needed)} on {device}, which this server does not have"
+        )
     else:
         named = [f"{holder.triton_name} {size_text(size)}" for holder, size in list(holders.items())[:_NAMED_HOLDERS]]
         if len(holders) > _NAMED_HOLDERS:
@@ -213,7 +215,7 @@ def insufficient(
         message = (
             f"{slot.triton_name}:{slot.version} needs {size_text(needed)} on {device}: "
             f"{size_text(ledger.free(device))} of the budget of {size_text(budget.bytes)} are free and "
-            f"{size_text(freeable)} could be freed; held by {', '.join(named) or 'nobody'}"
+            f"{size_text(freeable)} could be freed; held by {', '.join(named) or 'no model'}"
         )
     return InsufficientMemoryError(
         message,

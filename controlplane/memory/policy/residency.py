@@ -37,7 +37,7 @@ def decide_residency(
     and are loaded where there is room that no other load needs. Residency alone never evicts: an eviction is the result
     of `admission.decide` for a load that a client waits for (or for a pinned model).
     """
-    answers = {model.model: by_itself(model, now, rules) for model in models.values()}
+    answers = {model.model: without_room(model, now, rules) for model in models.values()}
     found = {model: answer for model, answer in answers.items() if answer is not None}
     takes = [models[model] for model, answer in found.items() if answer.loaded and not models[model].loaded]
     waiting = [models[model] for model, answer in answers.items() if answer is None]
@@ -77,7 +77,7 @@ def if_room(
 
 
 def next_turn(model: ModelMemory, now: datetime, rules: EvictionRules = DEFAULT_RULES) -> datetime | None:
-    """Return when the result of `by_itself` may change without any event; None for never."""
+    """Return when the result of `without_room` may change without any event; None for never."""
     times = (model.held_until, expires_at(model, rules))
     return min((at for at in times if at is not None and at > now), default=None)
 
@@ -104,23 +104,23 @@ def expires_at(model: ModelMemory, rules: EvictionRules = DEFAULT_RULES) -> date
     return max(ends, default=None)
 
 
-def by_itself(model: ModelMemory, now: datetime, rules: EvictionRules) -> ResidencyDecision | None:
+def without_room(model: ModelMemory, now: datetime, rules: EvictionRules) -> ResidencyDecision | None:
     """Return the decision if it does not depend on free memory; None for a resident model that is not loaded."""
     if model.mode is Mode.PINNED:
         return ResidencyDecision(loaded=True, why="pinned")
     if model.held_until is not None and model.held_until > now:
         return ResidencyDecision(loaded=True, why=f"held by a client until {model.held_until:%H:%M:%S} UTC")
     if model.demanded_at is not None:
-        return ResidencyDecision(loaded=True, why=f"waited for since {model.demanded_at:%H:%M:%S} UTC")
+        return ResidencyDecision(loaded=True, why=f"a client has waited since {model.demanded_at:%H:%M:%S} UTC")
     if model.mode is Mode.RESIDENT:
         return ResidencyDecision(loaded=True, why="resident") if model.loaded or model.busy else None
     if not model.loaded:
-        return ResidencyDecision(loaded=False, why="on demand: nobody asks for it")
+        return ResidencyDecision(loaded=False, why="on demand: not requested")
     if model.usage.pending > 0:
         return ResidencyDecision(loaded=True, why=f"on demand: {model.usage.pending} requests pending")
     end = expires_at(model, rules)
     if end is None or end > now:
-        until = "for ever" if end is None else f"until {end:%H:%M:%S} UTC"
+        until = "indefinitely" if end is None else f"until {end:%H:%M:%S} UTC"
         return ResidencyDecision(loaded=True, why=f"on demand: kept {until} if it is not used")
     return ResidencyDecision(loaded=False, why=f"on demand: not used for {model.keep_alive_seconds:.3g} s")
 

@@ -89,10 +89,11 @@ def choose_update_strategy(
     after = ledger.released(old).shortage(new)
     if any(size > spare.get(device, 0) for device, size in after.items()):
         return Impossible(
-            f"not even without the old version: {_needs(new)} needed, {_free(new, ledger.released(old))} then", after
+            f"does not fit even without the old version: {_needs(new)} needed, {_free(new, ledger.released(old))}",
+            after,
         )
     why = (
-        "as asked"
+        "as requested"
         if fits_alongside_others
         else f"old and new do not fit together: {_needs(new)} needed, {_free(new, ledger)}"
     )
@@ -110,4 +111,4 @@ def _free(new: Mapping[str, Footprint], ledger: Ledger) -> str:
 def _lent(missing: Mapping[str, int]) -> str:
     if not missing:
         return ""
-    return "; others give up " + ", ".join(f"{size_text(size)} on {device}" for device, size in missing.items())
+    return "; other models free " + ", ".join(f"{size_text(size)} on {device}" for device, size in missing.items())
