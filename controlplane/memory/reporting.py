@@ -395,7 +395,7 @@ def _holders(scheduler: MemoryScheduler, wanting: ModelMemory, now: datetime) ->
             if why:
                 found.append(MemoryHolder(model=name, device=device, bytes=holding.bytes, why=why))
         if stray := ledger.unaccounted(device):
-            found.append(MemoryHolder(model="", device=device, bytes=stray, why="unaccounted memory"))
+            found.append(MemoryHolder(model="", device=device, bytes=stray, why="not attributed to any model"))
     return tuple(sorted(found, key=lambda one: -one.bytes))
 
 

@@ -62,7 +62,7 @@ class Audit:
                 continue
             for what in self._differences(model):
                 self.missed[what] += 1
-                logger.warning("%s: its %s changed and was not marked to be computed again; it is now", model, what)
+                logger.warning("%s: its %s changed without being marked; computing it again", model, what)
                 for server in self._state.servers.values():
                     self._state.plan_again(server, model)
 

@@ -126,16 +126,16 @@ class AutoRollback:
             )
             if due is not None:
                 self._busy.add(model)
-                self._background.spawn(self._commit(desired_deployment, due), f"roll {model} back")
+                self._background.spawn(self._commit(desired_deployment, due), f"roll back {model}")
 
     async def _commit(self, desired_deployment: DesiredDeployment, due: RollbackDecision) -> None:
         model = desired_deployment.model
         try:
             committed = await asyncio.to_thread(self._put, desired_deployment, due)
         except CommitConflictError:
-            logger.info("%s was changed by somebody else; it is not rolled back", model)
+            logger.info("not rolling back %s: its deployment changed in the meantime", model)
         except ControlPlaneError as error:
-            logger.warning("%s cannot be rolled back now: %s", model, error)
+            logger.warning("failed to roll back %s: %s", model, error)
         else:
             if committed is not None:
                 self._state.events.add("Warning", "RolledBack", model, committed.reason)

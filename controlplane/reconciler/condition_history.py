@@ -72,7 +72,7 @@ class ConditionHistory:
         if not self._recalled:
             if not self._reading:
                 self._reading = True
-                self._background.spawn(self._recall(), "recall standings")
+                self._background.spawn(self._recall(), "read condition history")
             return
         for model in sorted(self._touched):
             for server in self._state.servers.values():
@@ -95,7 +95,7 @@ class ConditionHistory:
             gone = [model for model in models if model in self._written and self._gone(model)]
             if changed or gone:
                 self._writing = True
-                self._background.spawn(self._write(changed, gone), "keep standings")
+                self._background.spawn(self._write(changed, gone), "write condition history")
 
     def _resume(self, unit: Replica) -> None:
         before = _times(self._written.get(unit.model, {}).get(unit.server))
@@ -134,7 +134,7 @@ class ConditionHistory:
         try:
             found = await asyncio.to_thread(self._condition_log.all)
         except ControlPlaneError as error:
-            logger.info("how deployments stood before cannot be read yet: %s", error)
+            logger.info("failed to read the condition history; retrying: %s", error)
         else:
             self._written = {model: dict(body.get(PART, {})) for model, body in found.items()}
             self._recalled = True
@@ -148,7 +148,7 @@ class ConditionHistory:
                 return False
             if model not in gone:
                 return self._condition_log.put(
-                    model, PART, changed[model], actor="reconciler", reason="conditions turned"
+                    model, PART, changed[model], actor="reconciler", reason="conditions changed"
                 )
             self._condition_log.remove(model)
             return True
@@ -160,7 +160,7 @@ class ConditionHistory:
                         self._unwritten.add(model)
                         continue
                 except ControlPlaneError as error:
-                    logger.info("how %s stands cannot be kept: %s", model, error)
+                    logger.info("failed to write the conditions of %s; retrying: %s", model, error)
                     self._unwritten.add(model)
                     continue
                 if model in gone:

@@ -506,7 +506,7 @@ class Reconciler:
                 return status
             changed, left = self._changed, deadline - loop.time()
             if left <= 0:
-                return status or DeploymentStatus(revision=revision, phase=Phase.PENDING, message="not looked at yet")
+                return status or DeploymentStatus(revision=revision, phase=Phase.PENDING, message="not observed yet")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), left)
 
@@ -529,7 +529,7 @@ class Reconciler:
                 self._cycle.run(report)
             except Exception:
                 # Boundary of the loop: an unexpected error of one model must not stop the others.
-                logger.exception("unexpected error in a cycle after %s", ", ".join(report.messages) or "a cycle")
+                logger.exception("unexpected error in a cycle after %s", ", ".join(report.messages) or "no message")
             self._newest = report
             if "CycleTimer" in report.messages and not report.more:
                 self._audit.look()
@@ -632,14 +632,16 @@ class Reconciler:
             self._state.plan_all_again(server)
         if held:
             self._state.events.add(
-                "Normal", "LeadershipAcquired", "reconciler", "this instance holds the lease and acts"
+                "Normal", "LeadershipAcquired", "reconciler", "this instance holds the lease and drives the servers"
             )
             for server in self._state.servers.values():
                 self._background.clean(server)
             self._reader.read(None)
         else:
             why = f"the lease could not be renewed: {self._lease.trouble}" if self._lease.trouble else ""
-            what = "this instance drives its own server alone" if self._authority.alone else "this one observes"
+            what = (
+                "this instance still drives its own server" if self._authority.alone else "this instance only observes"
+            )
             message = f"{why or f'{self._lease.leader} leads'}; {what}"
             self._state.events.add("Warning", "LeadershipLost", "reconciler", message)
             for server in self._state.servers.values():

@@ -108,7 +108,7 @@ class DesiredChanges:
         self._registry.footprints.end_survey()
         self._generation = generation
         if generation != feed.generation:
-            logger.info("the change feed was interrupted while the deployments were read; they are read again")
+            logger.info("the change feed was interrupted while reading the deployments; reading them again")
         return read, unread
 
     def _followers(self, models: Iterable[str]) -> set[str]:
@@ -147,4 +147,4 @@ class DesiredChanges:
         try:
             return self._follow(self._desired_state.of(revision))
         except ControlPlaneError as error:
-            return f"revision {revision.number} cannot be read now: {error}"
+            return f"failed to read revision {revision.number}: {error}"

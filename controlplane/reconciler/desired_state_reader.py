@@ -106,7 +106,7 @@ class DesiredStateReader:
             self._note(model or STORE, self.trouble)
         except Exception:
             # Boundary of a task that the loop depends on: the next read may succeed.
-            logger.exception("reading %s failed by surprise", model or "the deployments")
+            logger.exception("unexpected error reading %s", model or "the deployments")
         else:
             self.trouble = ""
             for name in (STORE, *desired_state):
@@ -134,10 +134,10 @@ class DesiredStateReader:
             if self._may_follow():
                 await asyncio.to_thread(self._registry.changes.collect)
         except ControlPlaneError as error:
-            logger.debug("the heads of all chains cannot be compared now: %s", error)
+            logger.debug("failed to compare the heads of all chains: %s", error)
         except Exception:
             # Boundary of a task that the loop depends on: the next pass may succeed.
-            logger.exception("unexpected error while the heads of all chains were compared")
+            logger.exception("unexpected error comparing the heads of all chains")
 
     def _read(
         self, model: str | None, loop: asyncio.AbstractEventLoop
@@ -165,6 +165,6 @@ class DesiredStateReader:
                 else desired_deployment
             )
         except ControlPlaneError as error:
-            logger.warning("the alias of %s cannot be followed now: %s", desired_deployment.model, error)
+            logger.warning("failed to follow the alias of %s: %s", desired_deployment.model, error)
             self._changes.read_again(desired_deployment.model)
             return desired_deployment

@@ -156,7 +156,7 @@ class ReplicaDriver:
             self._state.events.add("Warning", "StagedFilesRepaired", unit.model, message)
         if server.scheduler.out_of_memory(desired_deployment, unit, outcome):
             unit.facts = None
-            message = f"on {unit.server}: {outcome.error}; its footprint is corrected, and others make room"
+            message = f"on {unit.server}: {outcome.error}; its footprint is corrected, and other models make room"
             self._state.events.add("Warning", "OutOfMemory", unit.model, message)
         elif (refused := server.scheduler.gpus_refused(unit, outcome, now)) is not None:
             unit.facts = None
@@ -203,10 +203,10 @@ class ReplicaDriver:
             goal = choose_goal(desired, observed, now)
             proved = goal and goal.version in observed.loaded and observed.mark(goal.version) is ProofStatus.PASSED
             if goal and proved and unit.pending_qualification == goal and self._authority.acts:
-                because = f"version {goal.version} answers, and was not examined yet"
+                because = f"version {goal.version} answers and has not been qualified yet"
                 return Prove(goal, candidate=False, because=because, examine=True)
             if goal and proved and unit.probe_due(self._probe_interval_seconds, self._poll_seconds):
-                because = f"version {goal.version} is asked again from time to time"
+                because = f"periodic probe of version {goal.version}"
                 return Prove(goal, candidate=False, because=because, light=True)
         return action
 

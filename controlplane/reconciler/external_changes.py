@@ -59,7 +59,7 @@ def external_change(before: ReplicaObservation | None, now: ReplicaObservation) 
     A load is reported when it begins. A load in progress at the first snapshot may be ours, from before a restart.
 
     Args:
-        before: The earlier observation, with no action of ours since; None if unknown.
+        before: The earlier observation, with no action of this process since; None if unknown.
         now: The present observation.
     """
     if before is None:
@@ -67,7 +67,7 @@ def external_change(before: ReplicaObservation | None, now: ReplicaObservation) 
     if before.loading:
         return ""
     if now.loading:
-        return "a load was begun"
+        return "a load was started"
     if not now.loaded:
         return f"{_versions(before.loaded)} was unloaded" if before.loaded else ""
     if not before.loaded:
@@ -138,8 +138,8 @@ class ExternalChangeDetector:
         if not what:
             return
         supervised = server.managed.embedded is not None
-        who = "somebody else" if supervised else "somebody else, or a restart of the server"
-        message = f"on {server.name}: {what} by {who}; what differs from the deployment is put right"
+        who = "another client" if supervised else "another client or a restart of the server"
+        message = f"on {server.name}: {what} by {who}; differences from the deployment are corrected"
         self._state.events.add("Warning", "ExternalChange", unit.model, message)
 
     def count(self, server: TrackedServer, reading: ServerReading) -> None:
@@ -149,16 +149,11 @@ class ExternalChangeDetector:
         present = unmanaged_models(self._state.desired_state.keys(), server.snapshot.index, reading)
         told, self._unknown[server.name] = self._unknown.get(server.name, set()), present
         for key in sorted(present - told):
-            message = f"{_named(key)} is loaded and is no deployment: {_size(key, reading)}. It is left alone"
-            self._state.events.add(
-                "Warning",
-                "UnmanagedModel",
-                server.name,
-                f"{message}; deploy it, or find out who loaded it and unload it",
-            )
+            message = f"unmanaged model {_named(key)} is loaded ({_size(key, reading)}, not in the ledger)"
+            self._state.events.add("Warning", "UnmanagedModel", server.name, f"{message}; deploy it or unload it")
         for key in sorted(told - present):
             self._state.events.add(
-                "Normal", "UnmanagedModelRemoved", server.name, f"{_named(key)} is not loaded any more"
+                "Normal", "UnmanagedModelRemoved", server.name, f"unmanaged model {_named(key)} is no longer loaded"
             )
 
 
@@ -175,5 +170,5 @@ def _size(key: VersionKey, reading: ServerReading) -> str:
         if number == version and label.fullmatch(other)
     ]
     if not sizes:
-        return "nobody accounts for its memory, which cannot be measured from here"
-    return f"nobody accounts for its memory, {size_text(sum(sizes))} now"
+        return "unknown size"
+    return size_text(sum(sizes))

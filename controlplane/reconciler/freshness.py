@@ -65,7 +65,9 @@ class Freshness:
     def paused(self) -> None:
         """Withdraw all routes until the servers are observed again and have settled in the desired state."""
         self._seen = self.pauses
-        message = "this process was stopped for longer than its lease; it looks at its servers again before it answers"
+        message = (
+            "this process was stopped for longer than its lease; it observes its servers again before it routes to them"
+        )
         self._state.events.add("Warning", "Paused", "reconciler", message)
         for server in self._state.servers.values():
             for unit in server.units.values():
@@ -98,7 +100,7 @@ class Freshness:
         """Return why requests for a model must not be sent to a server on which it answers; empty if they may be."""
         known = self._state.servers[server]
         if not self.current or known.unit(model).stale_since is not None:
-            return f"this instance was stopped for a while, and {model} on {server} is not up to date yet"
+            return f"this instance was stopped for a while, and its state of {model} on {server} is not current yet"
         return known.undriven
 
     def refusal(self) -> str:

@@ -135,7 +135,7 @@ class Lease:
         self._known: Revision | None = None
         self._seen_at = 0.0
         self._held_until = 0.0
-        self._nobody_before = 0.0
+        self._not_before = 0.0
         self._known_state = (False, 0)
         self._taken = 0
         self._asked_at: float | None = None
@@ -178,7 +178,7 @@ class Lease:
     def leader(self) -> str:
         """The holder, for people."""
         holder = Holder.of(self._known.body) if self._known else None
-        return f"{holder.host} (process {holder.pid})" if holder else "nobody"
+        return f"{holder.host} (process {holder.pid})" if holder else "no instance"
 
     @property
     def driven(self) -> dict[str, str] | None:
@@ -217,10 +217,10 @@ class Lease:
         try:
             newest = self._chain.refresh(self._known)
         except StoreWentBackwardsError as error:
-            logger.warning("the lease that this process knows was lost; waiting as for a holder: %s", error)
+            logger.warning("the store lost the newest lease; waiting for its whole duration: %s", error)
             self._start_over(began)
             return
-        if newest is None and began < self._nobody_before:
+        if newest is None and began < self._not_before:
             return
         if newest is not None and (self._known is None or newest.commit_id != self._known.commit_id):
             self._known, self._seen_at = newest, self._clock()
@@ -249,7 +249,7 @@ class Lease:
         """Forget the lease and wait, because the holder of the lost revision may trust it for its whole duration."""
         self._held_until = 0.0
         self._known, self._seen_at = self._chain.head(), self._clock()
-        self._nobody_before = self._clock() + self._seconds
+        self._not_before = self._clock() + self._seconds
         self._touched(now)
         self._epoch += 1
 
@@ -271,7 +271,7 @@ class Lease:
     def _release(self) -> None:
         if self._known is not None:
             self._chain.append(
-                {"id": "", "seconds": self._seconds}, after=self._known, actor=self._me.host, reason="give back"
+                {"id": "", "seconds": self._seconds}, after=self._known, actor=self._me.host, reason="release"
             )
 
     # The thread
@@ -288,29 +288,29 @@ class Lease:
             elif stalled <= STALLED_SECONDS + pause:
                 logger.error("the event loop has not run for %g s; the lease is not renewed", stalled)
             _post(loop, self._tell)
-        self._give_back()
+        self._release_quietly()
 
     def _attempt(self) -> None:
         try:
             self.attempt()
         except (StoreError, CommitOutcomeUnknownError) as error:
             self.trouble = str(error)
-            logger.warning("the lease cannot be renewed or looked at: %s", error)
+            logger.warning("failed to renew or read the lease: %s", error)
         except Exception as error:
             # Boundary of the thread: the next attempt may succeed, and without the thread no instance would lead.
             self.trouble = f"unexpected {type(error).__name__}"
-            logger.exception("unexpected error while the lease was renewed")
+            logger.exception("unexpected error renewing the lease")
         else:
             self.trouble = ""
 
-    def _give_back(self) -> None:
+    def _release_quietly(self) -> None:
         if not self.held:
             return
         self._held_until = 0.0
         try:
             self._release()
         except (CommitConflictError, StoreError) as error:
-            logger.info("the lease was not given back and expires instead: %s", error)
+            logger.info("failed to release the lease; it will expire: %s", error)
 
     def _tell(self, tried: "asyncio.Future[None] | None" = None) -> None:
         """Record in the event loop that it runs, and report a change."""

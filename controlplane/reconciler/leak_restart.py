@@ -58,7 +58,9 @@ class LeakRestarter:
         """Why no action begins on the server; empty if it is not drained."""
         if self.draining_since is None:
             return ""
-        return "it is restarted to free its memory" if self._restarting else "it is drained to free its memory"
+        return (
+            "it is being restarted to free its memory" if self._restarting else "it is being drained to free its memory"
+        )
 
     def look(
         self,
@@ -92,7 +94,9 @@ class LeakRestarter:
             case LeakStep.DRAIN:
                 self.draining_since, self._held = now, frozenset(holds)
                 self._scheduler.draining = True
-                events.add("Warning", "MemoryLeak", server_name, f"{decision.why}; it is drained and then restarted")
+                events.add(
+                    "Warning", "MemoryLeak", server_name, f"{decision.why}; the server is drained and then restarted"
+                )
             case LeakStep.CLOSE:
                 self._closed_since = now
             case LeakStep.WAIT if changed:
@@ -123,7 +127,7 @@ class LeakRestarter:
                 "Normal",
                 "ServerRestarted",
                 self._scheduler.server,
-                f"{freed or 'nothing'} that nobody accounted for is free; what was loaded is loaded again",
+                f"freed unaccounted memory: {freed or 'none'}; the models are loaded again",
             )
         self._end()
 

@@ -81,7 +81,7 @@ class HoldCache:
             found = await asyncio.to_thread(read)
         except ControlPlaneError as error:
             self._read_at = None
-            logger.debug("the client holds cannot be read: %s", error)  # the deployments' warning gives the reason
+            logger.debug("failed to read the client holds: %s", error)  # the deployments' warning gives the reason
         else:
             if found is not None:
                 self._read_at, self._swept_at = now, now if sweep else self._swept_at

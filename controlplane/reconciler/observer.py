@@ -56,19 +56,19 @@ class Observer:
         server, snapshot = seen.server, seen.snapshot
         server.looking = None
         before, server.snapshot, server.observed_at = server.snapshot, snapshot, self._state.clock()
-        well = snapshot.state is ServerState.READY
-        server.away_since = None if well else server.away_since or time.monotonic()
+        ready = snapshot.state is ServerState.READY
+        server.away_since = None if ready else server.away_since or time.monotonic()
         if snapshot.state is not before.state:
-            message = f"Triton {snapshot.version} answers" if well else snapshot.message
-            self._state.events.add("Normal" if well else "Warning", f"Server{snapshot.state}", server.name, message)
-        if well and snapshot.version != server.advised:
+            message = f"Triton {snapshot.version} answers" if ready else snapshot.message
+            self._state.events.add("Normal" if ready else "Warning", f"Server{snapshot.state}", server.name, message)
+        if ready and snapshot.version != server.advised:
             server.advised = snapshot.version
             if warnings := warnings_for(snapshot.version, embedded=server.managed.embedded is not None):
                 self._state.events.add("Warning", "VulnerableTriton", server.name, "; ".join(warnings))
         restarts = snapshot.generation != before.generation
         # An action that ended in the meantime may have left an observation of a server that does not answer.
         known = any(server.units[model].facts is not None for model in server.present)
-        if restarts or (not well and (known or before.state is ServerState.READY)):
+        if restarts or (not ready and (known or before.state is ServerState.READY)):
             for unit in server.units.values():
                 unit.lost(restarted=restarts or server.managed.embedded is None)
                 server.keep_watch(unit)
@@ -76,14 +76,14 @@ class Observer:
             self._state.plan_all_again(server)
         if restarts:
             server.guard.returned(self._state.events, self._state.clock())
-        if well and not server.scheduler.accounts.known:
+        if ready and not server.scheduler.accounts.known:
             self._background.gauge(server)
-        if well:
+        if ready:
             for model in self._worth_seeing(server, None if restarts or not server.well else before):
                 self._take_in_facts(server, server.unit(model), seen.began)
             if not any(server.units[model].doing for model in server.present):
                 server.waits = 0
-        server.well = well
+        server.well = ready
         self._remediator.look(server)
         self._state.moved.add(server.name)
         if server.look_again:
@@ -114,7 +114,7 @@ class Observer:
                 "Warning",
                 "UnaccountedMemory",
                 server.name,
-                f"nobody accounts for {size_text(size)} in use on {device}; they count against its budget",
+                f"{size_text(size)} on {device} are not attributed to any model; they reduce the available budget",
             )
 
     def cleaned(self, cleaned: RepositoryCleaned) -> None:
@@ -160,12 +160,12 @@ class Observer:
         known = state.desired_state.get(desired_deployment.model)
         if known is not None and desired_deployment.revision.number <= known.revision.number:
             # The same revision matters again only if its problem is gone, for example because it was signed since.
-            mended = (
+            repaired = (
                 desired_deployment.revision.number == known.revision.number
                 and known.problem
                 and not desired_deployment.problem
             )
-            if not mended:
+            if not repaired:
                 return False
         state.adopt(desired_deployment)
         if known is not None or not desired_deployment.revision.spec.deleted:

@@ -43,7 +43,7 @@ from controlplane.triton.instance_groups import may_use_gpu, named_gpus, wants_g
 _STEPS = 64
 """Unaccounted memory is subtracted from a budget in steps of this fraction, so that plans do not change with every
 reading."""
-_NOBODY = Window(0, 0.0, 1.0)
+_NO_TRAFFIC = Window(0, 0.0, 1.0)
 _SOME_GPU = "gpu:0"
 """Stands for a GPU on a system without any, to compute what a GPU would have to hold."""
 
@@ -169,7 +169,7 @@ class PlacementController:
                 continue
             self._state.scales[model] = made = rescale(
                 scale,
-                windows.get(model, _NOBODY),
+                windows.get(model, _NO_TRAFFIC),
                 least=settings.min_replicas,
                 most=most,
                 objective_milliseconds=settings.target_queue_milliseconds,
@@ -429,7 +429,7 @@ class PlacementController:
                 why = self._state.plan.unplaced.get(model, "")
                 place = ServerAssignment(True, why, assignment=True, devices=provisional[name].devices)
             elif not answering and self._stays(server, model):
-                place = ServerAssignment(True, f"it stays until it answers on {elsewhere}")
+                place = ServerAssignment(True, f"it stays loaded until it answers on {elsewhere}")
             else:
                 unplaced = self._state.plan.unplaced.get(model)
                 place = ServerAssignment(

@@ -66,7 +66,7 @@ class ServerRemediator:
             case Remediation.KILL:
                 why = self._why(embedded, signs)
                 server.server_health.killed()
-                self._state.events.add("Warning", "ServerKilled", server.name, f"{why}; it is killed and started again")
+                self._state.events.add("Warning", "ServerKilled", server.name, f"{why}; it is killed and restarted")
                 embedded.kill(why)
             case Remediation.END_LOADS:
                 stuck = [
@@ -86,10 +86,10 @@ class ServerRemediator:
     def _why(self, embedded: EmbeddedTriton, signs: HealthSignals) -> str:
         if signs.silent_seconds is None:
             stuck = ", ".join(f"{load.name}:{load.version}" for load in signs.stuck)
-            return f"it does not give up the load of {stuck}"
+            return f"it does not end the load of {stuck}"
         state = process_state(embedded.pid) if embedded.pid else ""
         seen = f" (process {embedded.pid} is {state})" if state else ""
-        return f"it has not answered for {signs.silent_seconds:.0f} s although its process is there{seen}"
+        return f"it has not answered for {signs.silent_seconds:.0f} s although its process exists{seen}"
 
     def _tell(self, server: TrackedServer, before: tuple[Condition, ...]) -> None:
         known = {one.type: one for one in before}
@@ -100,11 +100,13 @@ class ServerRemediator:
             if one.status is bad and (earlier is None or earlier.status is not bad):
                 self._state.events.add("Warning", one.reason, server.name, one.message)
             elif one.status is not bad and earlier is not None and earlier.status is bad:
-                self._state.events.add("Normal", one.reason, server.name, one.message or f"{one.type} is over")
+                self._state.events.add(
+                    "Normal", one.reason, server.name, one.message or f"{one.type} is {one.status.value}"
+                )
 
 
 def _kill(process: int) -> None:
     try:
         os.kill(process, signal.SIGKILL)
     except (ProcessLookupError, PermissionError) as error:
-        logger.debug("process %d cannot be killed: %s", process, error)
+        logger.debug("failed to kill process %d: %s", process, error)

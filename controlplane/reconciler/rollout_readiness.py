@@ -52,7 +52,7 @@ def rollout_readiness(
         elif failure is not None and (failure.retry_at is None or failure.count >= _TRIES):
             failed = failed or f"on {server.name}: {failure.message}"
         elif failure is not None:
-            waits = waits or f"version {trial.version} is tried again on {server.name}: {failure.message}"
+            waits = waits or f"version {trial.version} is retried on {server.name}: {failure.message}"
         else:
             request = server.scheduler.model_state(desired_deployment.model).request
             why = f"waits for memory: {request.why}" if request and request.need.trial else "is being loaded and proved"

@@ -85,7 +85,7 @@ class TrackedServer:
 
     managed: ManagedServer
     scheduler: MemoryScheduler
-    snapshot: ServerSnapshot = field(default_factory=lambda: ServerSnapshot(ServerState.STARTING, "not looked at yet"))
+    snapshot: ServerSnapshot = field(default_factory=lambda: ServerSnapshot(ServerState.STARTING, "not observed yet"))
     observed_at: datetime | None = None
     looking: "asyncio.Task[None] | None" = None
     look_again: bool = False
@@ -126,10 +126,10 @@ class TrackedServer:
     def trouble(self) -> Trouble | None:
         """Why no action is possible on it; None if it is healthy."""
         if self.undriven:
-            return Trouble(f"{self.name} takes no work: {self.undriven}")
+            return Trouble(f"{self.name} is not driven: {self.undriven}")
         if not self.away:
             draining = self.guard.draining
-            return Trouble(f"{self.name} takes no work: {draining}") if draining else None
+            return Trouble(f"{self.name} is out of service: {draining}") if draining else None
         return Trouble(f"{self.name} is {self.snapshot.state.lower()}: {self.snapshot.message}")
 
     def unit(self, model: str) -> Replica:
@@ -205,7 +205,7 @@ class TrackedServer:
         )
         prepared = next(found, None)
         gpus = self.gpus(desired_deployment.model, prepared) if prepared is not None else None
-        return "" if gpus is None or gpus == facts.gpus else f"its place is on {', '.join(place.devices)} now"
+        return "" if gpus is None or gpus == facts.gpus else f"it is now assigned to {', '.join(place.devices)}"
 
     def desired(self, desired_deployment: DesiredDeployment) -> DesiredReplica:
         """Return the desired state here: the deployment's, if the model is assigned here and memory allows it."""
@@ -256,7 +256,7 @@ def report(role: str, phases: Mapping[Phase, int], servers: Iterable[TrackedServ
     known = list(servers)
     parts.extend(server.trouble.message for server in known if server.trouble)
     if store_trouble:
-        parts.append(f"the store cannot be read: {store_trouble}")
+        parts.append(f"failed to read the store: {store_trouble}")
     for server in known:
         busy = [(model, server.units[model]) for model in sorted(server.present) if model in server.units]
         parts.extend(

@@ -83,7 +83,7 @@ class TaskRunner:
             snapshot = await take_snapshot(server.managed, models, server.snapshot.version)
             self._post(SnapshotTaken(server, began, snapshot))
 
-        server.looking = self.spawn(seen(), f"look at {server.name}")
+        server.looking = self.spawn(seen(), f"observe {server.name}")
 
     def look_later(self, server: TrackedServer) -> None:
         """Take a snapshot of a busy server after a short delay."""
@@ -106,7 +106,7 @@ class TaskRunner:
         async def gauged() -> None:
             self._post(ReadingTaken(server, began, await read_server(server.managed, counters=counters)))
 
-        server.gauging = self.spawn(gauged(), f"gauge {server.name}")
+        server.gauging = self.spawn(gauged(), f"read {server.name}")
 
     def clean(self, server: TrackedServer) -> None:
         """Remove the remains of a crash from a model repository, unless another process may be using it."""
@@ -117,7 +117,7 @@ class TaskRunner:
             try:
                 await asyncio.to_thread(server.managed.repository.clean)
             except ControlPlaneError as error:
-                logger.warning("%s: its model repository cannot be cleaned: %s", server.name, error)
+                logger.warning("failed to clean the model repository of %s: %s", server.name, error)
                 self._post(RepositoryCleaned(server, done=False))
             else:
                 self._post(RepositoryCleaned(server, done=True))
@@ -137,10 +137,10 @@ class TaskRunner:
             try:
                 await asyncio.to_thread(put)
             except ControlPlaneError as error:
-                logger.warning("a measured footprint cannot be kept: %s", error)
+                logger.warning("failed to store a measured footprint: %s", error)
             self._post(FootprintsKept(frozenset(one.key.model for one in measurements)))
 
-        self.spawn(run(), "keep footprints")
+        self.spawn(run(), "store footprints")
 
     def give_back(self, lease: ModelHold) -> None:
         """Release a hold of this process; if that fails, the hold expires."""
@@ -149,7 +149,7 @@ class TaskRunner:
             with suppress(ControlPlaneError):
                 await asyncio.to_thread(self._registry.holds.release, lease.model, lease.id)
 
-        self.spawn(run(), f"give back {lease.model}")
+        self.spawn(run(), f"release hold on {lease.model}")
 
     def keep_report(self, report: VersionReport) -> None:
         """Store the report of a version in the bucket."""
@@ -160,11 +160,11 @@ class TaskRunner:
             try:
                 await asyncio.to_thread(self._registry.reports.put, report, actor="reconciler")
             except ControlPlaneError as error:
-                logger.warning("the report of %s:%d cannot be kept: %s", report.model, report.version, error)
+                logger.warning("failed to store the report of %s:%d: %s", report.model, report.version, error)
 
-        self.spawn(run(), "keep report")
+        self.spawn(run(), "store report")
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s ended by surprise", task.get_name(), exc_info=error)
+            logger.error("task %s failed", task.get_name(), exc_info=error)

@@ -329,7 +329,7 @@ def triton_cases() -> list[Case]:
         Case(
             "Triton: loaded differently by another client",
             changed_by_hand,
-            rf"{_OTHERS}.*(another configuration|a load was begun)",
+            rf"{_OTHERS}.*(another configuration|a load was started)",
             long=4,
         ),
         Case("Triton: an unmanaged model loaded", stranger_loaded, "UnmanagedModel embedded", long=4),

@@ -170,7 +170,7 @@ def test_two_versions_that_are_loaded_again_on_another_gpu_count_there_each_for_
     sizes = {held.slot.version: held.bytes for held in before.holdings}
     assert booked(two_gpus) == dict.fromkeys([("m", 1, "gpu:0"), ("m", 2, "gpu:0")], HoldingState.RESIDENT)
     scheduler.assignment("m", ("gpu:1",))
-    two_gpus.do(Load(two_gpus.target(2), (1, 2), "its place is on gpu:1 now", reload=True))
+    two_gpus.do(Load(two_gpus.target(2), (1, 2), "it is now assigned to gpu:1", reload=True))
     ledger = scheduler.accounts.ledger
     assert {held.slot.version: held.bytes for held in ledger.of_model("m") if held.device == "gpu:1"} == sizes
     assert {held.device for held in ledger.of_model("m")} == {"gpu:1"}

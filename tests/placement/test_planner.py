@@ -128,7 +128,7 @@ def test_what_is_on_a_drained_server_goes_where_there_is_a_gap_and_stays_where_t
     workloads = wanted(cpu("large", 60), cpu("small", 30, guaranteed=True))
     made = plan(NO_PLAN, servers, workloads, Hints(cached={"small": frozenset({"a"})}))
     assert where(made) == {"large": ["a"], "small": ["a"]}
-    drained = {**servers, "a": host("a", drained="it is drained to free its memory")}
+    drained = {**servers, "a": host("a", drained="it is being drained to free its memory")}
     after = plan(made, drained, workloads)
     assert where(after) == {"large": ["a"], "small": ["b"]}, "nothing shares memory for a restart"
     more = {**workloads, "new": cpu("new", 10)}

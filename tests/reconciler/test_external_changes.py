@@ -50,7 +50,7 @@ async def embedded(tmp_path: Path) -> AsyncIterator[EmbeddedTriton]:
         (SEEN, ReplicaObservation(leaving=frozenset({1})), "version 1 was unloaded"),
         (ReplicaObservation(), ReplicaObservation(), ""),
         (ReplicaObservation(), SEEN, "version 1 was loaded"),
-        (ReplicaObservation(), ReplicaObservation(loading=True), "a load was begun"),
+        (ReplicaObservation(), ReplicaObservation(loading=True), "a load was started"),
         (ReplicaObservation(loading=True), SEEN, ""),
         (
             SEEN,
@@ -154,12 +154,12 @@ async def test_managed_model_is_restored_and_unmanaged_model_only_reported(
         await room.client.load("managed", {**config, "max_batch_size": config["max_batch_size"] + 3})
         await wait_restored(room, config, 1)
         # The snapshot may or may not be taken during the load.
-        assert any(what in room.events("ExternalChange")[0] for what in ("another configuration", "a load was begun"))
-        assert "by somebody else; what differs from the deployment is put right" in room.events("ExternalChange")[0]
+        assert any(what in room.events("ExternalChange")[0] for what in ("another configuration", "a load was started"))
+        assert "by another client; differences from the deployment are corrected" in room.events("ExternalChange")[0]
 
         await other_client.unload_model("managed")
         await wait_restored(room, config, 2)
-        assert "version 1 was unloaded by somebody else" in room.events("ExternalChange")[1]
+        assert "version 1 was unloaded by another client" in room.events("ExternalChange")[1]
 
         # A managed model whose deployment asks for it to be unloaded.
         head = registry.deployments.get("managed", fresh=True)
@@ -175,7 +175,7 @@ async def test_managed_model_is_restored_and_unmanaged_model_only_reported(
         )
         changes = room.events("ExternalChange")
         assert len(changes) == 3, changes
-        assert any(what in changes[2] for what in ("version 1 was loaded", "a load was begun"))
+        assert any(what in changes[2] for what in ("version 1 was loaded", "a load was started"))
 
         # Unmanaged models: one from the repository, one with its files in the request, which Triton's index omits.
         (embedded.repository / "mystery" / "1").mkdir(parents=True)
@@ -185,9 +185,9 @@ async def test_managed_model_is_restored_and_unmanaged_model_only_reported(
         await other_client.load_model("brought", config=plain, files={"file:1/model.onnx": onnx_scale(4.0)})
         await room.until("both were reported", lambda: len(room.events("UnmanagedModel")) == 2, 60)
         unknown = "\n".join(room.events("UnmanagedModel"))
-        assert "own: mystery:1 is loaded and is no deployment: nobody accounts for its memory, " in unknown
-        assert "own: brought:1 is loaded" in unknown
-        assert unknown.count(" MiB now. It is left alone") == 2
+        assert "own: unmanaged model mystery:1 is loaded (" in unknown
+        assert "own: unmanaged model brought:1 is loaded (" in unknown
+        assert unknown.count(" MiB, not in the ledger); deploy it or unload it") == 2
         assert [await other_client.is_model_ready(name) for name in ("mystery", "brought")] == [True, True]
         for name in ("mystery", "brought"):
             await other_client.unload_model(name)
@@ -210,7 +210,7 @@ async def test_modified_copy_is_found_after_failed_load_and_after_restart(
     async with memory_room(registry, embedded, tmp_path, 3000 * MIB) as room:
         await wait_restored(room, config, 1)
         (change,) = room.events("ExternalChange")
-        assert "version 1 was loaded with another configuration by somebody else" in change
+        assert "version 1 was loaded with another configuration by another client" in change
 
 
 @pytest.mark.triton
@@ -233,7 +233,7 @@ async def test_manual_unload_is_reported_by_probe_and_by_snapshot(embedded: Embe
         config = await room.client.model_config("managed")
         await by_hand(embedded, lambda other_client: other_client.unload_model("managed"))
         await wait_restored(room, config, 1)
-        assert "version 1 was unloaded by somebody else" in room.events("ExternalChange")[0]
+        assert "version 1 was unloaded by another client" in room.events("ExternalChange")[0]
 
     # The unload is found while the lease is expired and no other instance has taken it.
     async with memory_room(registry, embedded, tmp_path, 3000 * MIB, pace={"lease_seconds": 1.0}) as room:
@@ -253,4 +253,4 @@ async def test_manual_unload_is_reported_by_probe_and_by_snapshot(embedded: Embe
         finally:
             free.set()
         await wait_restored(room, config, 1)
-        assert "version 1 was unloaded by somebody else" in room.events("ExternalChange")[0]
+        assert "version 1 was unloaded by another client" in room.events("ExternalChange")[0]
