@@ -19,6 +19,12 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "model_repository/README.md")),
     *(page for folder in ("docs", "controlplane", "converters") for page in sorted((ROOT / folder).rglob("*.md"))),
 ]
+CONTROLPLANE = ROOT / "controlplane"
+CORE = (
+    "reconciler", "lifecycle", "placement", "memory", "servers", "gateway", "registry", "triton", "storage",
+    "services", "api", "cli", "client", "monitoring", "domain",
+)  # fmt: skip
+"""Packages with a README; every name in backticks in it is a module, or a name that a module defines."""
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _FOREIGN_OPTIONS = {
     "--shm-size", "--full", "--id",
@@ -161,6 +167,43 @@ def test_layers_are_those_of_the_import_contract() -> None:
     tables = [re.findall(r"^\| (`controlplane\..*)$", (ROOT / page).read_text(), re.MULTILINE) for page in _LAYER_PAGES]
     assert tables[0] == tables[1], "CONTRIBUTING.md and docs/architecture.md say the same in the same words"
     assert [set(re.findall(r"`(controlplane\.\w+)`", row.split(" | ")[0])) for row in tables[0]] == layers
+
+
+@pytest.mark.parametrize("package", CORE)
+def test_readme_of_core_package_names_what_exists(package: str) -> None:
+    text = (CONTROLPLANE / package / "README.md").read_text()
+    named = set(re.findall(r"`([a-z_][\w.]*)`", _FENCE.sub("", text)))
+    assert named, "a README names the modules and functions of its package"
+    unknown = {name for name in named if not (defines(CONTROLPLANE / package, name) or defines(CONTROLPLANE, name))}
+    assert unknown == set()
+    assert f"(../controlplane/{package}/README.md)" in (ROOT / "docs" / "architecture.md").read_text()
+
+
+def defines(folder: Path, name: str) -> bool:
+    """Return whether a dotted name below a package is a package, a module, or something that a module defines."""
+    first, _, rest = name.partition(".")
+    if (folder / first).is_dir():
+        return not rest or defines(folder / first, rest)
+    module = folder / f"{first}.py"
+    return module.is_file() and (not rest or rest in definitions(module))
+
+
+@cache
+def definitions(module: Path) -> frozenset[str]:
+    """Return the dotted names of a module's functions, classes, methods and constants."""
+
+    def below(body: list[ast.stmt], prefix: str) -> Iterator[str]:
+        for node in body:
+            match node:
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                    yield prefix + name
+                case ast.ClassDef(name=name, body=members):
+                    yield prefix + name
+                    yield from below(members, f"{prefix}{name}.")
+                case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                    yield prefix + name
+
+    return frozenset(below(ast.parse(module.read_text()).body, ""))
 
 
 def test_events_page_lists_the_events_of_the_code() -> None:
