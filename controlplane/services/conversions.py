@@ -73,7 +73,7 @@ class Conversions:
             validate_alias(alias)
         if command.options.target.backend is None:
             raise UnsupportedConversionError(
-                f"nothing converts to {command.options.target.value}; the targets are onnx and torchscript"
+                f"cannot convert to {command.options.target.value}; the targets are onnx and torchscript"
             )
         entry = await asyncio.to_thread(self._registry.resolve, reference)
         samples = await self._samples_entry(command)
@@ -182,7 +182,7 @@ class Conversions:
         for file in upload.files:
             if file.path == command.samples:
                 return FileEntry(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
-        raise InvalidInputError(f"upload {upload.id} has no file {command.samples!r} with samples", upload=upload.id)
+        raise InvalidInputError(f"upload {upload.id} has no samples file {command.samples!r}", upload=upload.id)
 
     async def _given_samples(
         self, command: ConvertCommand, source: Manifest, samples: FileEntry | None

@@ -70,7 +70,7 @@ class DeploymentChecks:
             repaired = self._repaired(wanted.model, entry.number, settings, before)
             if repaired is None:
                 raise
-            checked = Checked(repaired, f"settings of the revision before left out: {error.message}")
+            checked = Checked(repaired, f"settings of the previous revision left out: {error.message}")
         code = code_settings(checked.settings, entry.format)
         if code:
             self._permit(wanted, entry.number, code, before, asker)
@@ -100,14 +100,14 @@ class DeploymentChecks:
         path = min(code)
         if wanted.alias is not None:
             raise InvalidInputError(
-                f"{path} can make Triton load code or files, so the deployment must name a version and cannot follow "
-                f"the alias {wanted.alias!r}, which keys without the scope 'code' may move; deploy "
-                f"{wanted.model}:{version}",
+                f"{path} can make Triton load code or files, so the deployment must name a version "
+                f"and cannot follow the alias {wanted.alias!r}, which keys without the scope 'code' "
+                f"can move; deploy {wanted.model}:{version}",
                 field=path,
             )
         if asker is None or self._runs_already(wanted.model, version, code, before):
             return
-        asker.require_scope(Scope.CODE, f"{path} can make Triton load code or files. Leave it out: it")
+        asker.require_scope(Scope.CODE, f"{path} can make Triton load code or files. Remove it, or use another key: it")
 
     def _runs_already(self, model: str, version: int, code: dict[str, str], before: DeploymentSpec | None) -> bool:
         """Return whether this version already runs with exactly these settings, so that no code is added."""
@@ -160,8 +160,8 @@ class DeploymentChecks:
         build_config(model, manifest, settings, [version], samples=samples)
         if manifest.rows_independent is None and manifest.golden is None and dynamically_batched(settings):
             raise InvalidConfigError(
-                "dynamic_batching puts requests together, and nothing shows that the rows of a request to "
-                f"{model}:{version} are independent, since it has no golden samples; publish it again with "
-                "--samples, or remove dynamic_batching",
+                "dynamic_batching combines requests, and without golden samples it is unknown "
+                f"whether the rows of a request to {model}:{version} are independent; publish it "
+                "again with --samples, or remove dynamic_batching",
                 field="dynamic_batching",
             )

@@ -18,7 +18,7 @@ def parse_operation(operation_id: str) -> tuple[str, int]:
     """
     model, _, number = operation_id.removeprefix(OPERATION_PREFIX).rpartition(".")
     if not (number.isascii() and number.isdigit() and len(number) <= 12):
-        raise NotFoundError(f"there is no operation {operation_id[:80]!r}", operation=operation_id[:80])
+        raise NotFoundError(f"operation {operation_id[:80]!r} does not exist", operation=operation_id[:80])
     return validate_model_name(model), int(number)
 
 
@@ -31,7 +31,7 @@ def describe_operation(
     progress = Progress(stage=Phase.PENDING.value.lower(), message="waiting for the reconciler")
     if newest.number > revision.number:
         state = OperationState.CANCELLED
-        progress = Progress(stage="superseded", message=f"revision {newest.number} took its place")
+        progress = Progress(stage="superseded", message=f"superseded by revision {newest.number}")
     elif status is not None and status.revision >= revision.number:
         progress = Progress(
             stage=status.phase.value.lower(), message=status.message, fraction=1.0 if status.phase.settled else None

@@ -51,20 +51,23 @@ class Deployment(BaseModel):
 
     model: str = Field(description="The model's name, which is also its name in Triton.")
     revision: int = Field(description="The newest revision's number.")
-    at: datetime = Field(description="When it was written down (UTC).")
-    actor: str = Field(description="Who wanted it.")
+    at: datetime = Field(description="When the revision was created (UTC).")
+    actor: str = Field(description="Who created the revision.")
     reason: str = Field(description="Why.")
-    spec: DeploymentSpec = Field(description="What is wanted.")
+    spec: DeploymentSpec = Field(description="The desired state.")
     status: DeploymentStatus | None = Field(
-        default=None, description="What is there, as this instance last saw it; null before its first look."
+        default=None, description="The status that this instance last observed; null before its first observation."
     )
     memory: tuple[DeploymentMemory, ...] = Field(
-        default=(), description="By server: mode, state, footprint, last use, expiry, and why; of this instance's look."
+        default=(),
+        description="Memory state by server, as this instance last observed it: mode, state, footprint, "
+        "last use, expiry, reason.",
     )
     operation_id: str = Field(description="The operation that follows this revision until it is settled.")
     changed: bool = Field(
         default=True,
-        description="False in the answer to a request that changes nothing, because the newest revision says the same.",
+        description="False in the response to a request that changes nothing, because the newest "
+        "revision already has this state.",
     )
 
 
@@ -114,8 +117,8 @@ class DeploymentHealth(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     model: str = Field(description="The model's name.")
-    conditions: tuple[Condition, ...] = Field(description="What can be said of it, over all servers.")
-    servers: tuple[ServerHealth, ...] = Field(description="By server: the newest probes, as this instance made them.")
+    conditions: tuple[Condition, ...] = Field(description="The conditions over all servers.")
+    servers: tuple[ServerHealth, ...] = Field(description="The newest probes of this instance, by server.")
 
 
 class Deployments:
@@ -227,8 +230,8 @@ class Deployments:
             )
             if spec.trial is not None and not self._gateway:
                 raise ConflictError(
-                    f"a rollout by {spec.trial.strategy.kind} needs the gateway, which splits the traffic and "
-                    "measures it; turn it on (gateway.enabled), or deploy with the immediate strategy",
+                    f"a {spec.trial.strategy.kind} rollout needs the gateway, which splits and measures "
+                    "the traffic; enable it (gateway.enabled), or deploy with the immediate strategy",
                     model=model,
                     strategy=spec.trial.strategy.kind.value,
                 )
@@ -250,8 +253,8 @@ class Deployments:
         wanted = Reference.parse(reference)
         if wanted.model != model:
             raise InvalidInputError(
-                f"{reference!r} is a version of {wanted.model!r} and cannot be deployed as {model!r}; a deployment has "
-                "its model's name"
+                f"{reference!r} is a version of {wanted.model!r} and cannot be deployed as {model!r}; "
+                "a deployment must have its model's name"
             )
         entry = await asyncio.to_thread(self._registry.resolve, wanted)
         if _is_bare(wanted) and not entry.runs:

@@ -43,7 +43,7 @@ class Devices:
         watch = self._watches.get(server)
         if watch is None:
             have = ", ".join(self._watches) or "none"
-            raise NotFoundError(f"there is no server {server[:80]!r}; the servers are: {have}", server=server[:80])
+            raise NotFoundError(f"unknown server {server[:80]!r}; the servers are: {have}", server=server[:80])
         return await watch.read()
 
     def latest(self) -> tuple[ServerDevices, ...]:
@@ -68,7 +68,7 @@ class _Watch:
             self._reading = asyncio.create_task(self._read(), name=f"devices-{self._server.name}")
         done, _ = await asyncio.wait([self._reading], timeout=self._wait_seconds)
         if not done:
-            error = f"the devices have not answered for {self._wait_seconds:g} s or more; a GPU or a server may hang"
+            error = f"the devices have not responded for {self._wait_seconds:g} s or more; a GPU or a server may hang"
             return self.latest.model_copy(update={"error": error})
         return self.latest
 
@@ -79,7 +79,7 @@ class _Watch:
         except DeviceError as error:
             self.latest = self.latest.model_copy(update={"error": error.message})
         except Exception as error:  # an adapter's error is reported in place of its devices
-            logger.exception("reading the devices of server %s", self._server.name)
+            logger.exception("unexpected error while reading the devices of server %s", self._server.name)
             self.latest = self.latest.model_copy(update={"error": f"unexpected {type(error).__name__}; see the log"})
         else:
             self.latest = ServerDevices(

@@ -20,8 +20,10 @@ class ErrorInfo(BaseModel):
 
     code: str = Field(description="The kind of error, in kebab case; stable.", examples=["not-found", "parity"])
     title: str = Field(description="The kind of error, in words.", examples=["Not found"])
-    detail: str = Field(description="What was wrong, with which value, and what to do.")
-    details: dict[str, Any] = Field(default_factory=dict, description="Facts for a program: names, figures, limits.")
+    detail: str = Field(description="What is wrong, with which value, and what to do.")
+    details: dict[str, Any] = Field(
+        default_factory=dict, description="Machine-readable details: names, figures, limits."
+    )
 
 
 def code_of(kind: type[BaseException]) -> str:
@@ -39,7 +41,7 @@ def error_info(error: BaseException) -> ErrorInfo:
     return ErrorInfo(
         code=INTERNAL_CODE,
         title="Internal error",
-        detail=f"an unexpected {type(error).__name__}; the control plane's log has the rest",
+        detail=f"unexpected {type(error).__name__}; see the control plane's log",
     )
 
 

@@ -33,7 +33,7 @@ class Garbage:
         """
 
         async def work(reporter: Reporter) -> dict[str, Any]:
-            reporter.stage("collect", "looking for what nothing refers to")
+            reporter.stage("collect", "searching for unreferenced objects")
             return await asyncio.to_thread(self._collect, dry_run, grace_seconds)
 
         return self._operations.start("gc", work, actor=actor, subject="dry run" if dry_run else "")

@@ -68,7 +68,7 @@ class GatewayService:
         """
         if self._gateway is None:
             raise NotFoundError(
-                "this control plane has no gateway: the setting gateway.enabled is off, or HAProxy is not installed"
+                "this control plane has no gateway: gateway.enabled is off, or HAProxy is not installed"
             )
         fast, activated = Counter[str](), Counter[str]()
         for found, counts in ((fast, await _fast(self._gateway)), (activated, self._gateway.stats.requests)):

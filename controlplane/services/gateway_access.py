@@ -38,7 +38,7 @@ class GatewayAccess:
             return
         principal = await self._keys.authenticate(token)
         self._limits.take(f"key {principal.key_id}", principal.rate_per_second, principal.burst)
-        principal.require_scope(Scope.INFER, "asking a model")
+        principal.require_scope(Scope.INFER, "sending requests to a model")
         if model is None:
             principal.require_wide("this")
         else:

@@ -27,8 +27,8 @@ class Check(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str = Field(description="store, reconciler, gateway, or server NAME.")
-    ok: bool = Field(description="Whether it works.")
-    message: str = Field(default="", description="Why it does not.")
+    ok: bool = Field(description="Whether the check passed.")
+    message: str = Field(default="", description="Why it failed; empty if it passed.")
 
 
 class Readiness(BaseModel):
@@ -45,8 +45,8 @@ class ConverterInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    source: str = Field(description="The format it reads.")
-    target: str = Field(description="The format it makes.")
+    source: str = Field(description="Input format.")
+    target: str = Field(description="Output format.")
 
 
 class Info(BaseModel):
@@ -56,22 +56,24 @@ class Info(BaseModel):
 
     name: str = Field(default="triton-control-plane", description="The product's name.")
     version: str = Field(description="Its version.")
-    store_url: str = Field(description="Where the registry lives, without credentials.")
-    data_dir: str = Field(description="Where this instance keeps what is its own.")
-    pid: int = Field(description="The process.")
-    started_at: datetime = Field(description="Since when (UTC).")
+    store_url: str = Field(description="URL of the store, without credentials.")
+    data_dir: str = Field(description="Folder for the local state of this instance.")
+    pid: int = Field(description="Process ID.")
+    started_at: datetime = Field(description="Start time (UTC).")
     servers: tuple[ServerStatus, ...] = Field(description="The Triton servers.")
-    gateway: GatewayAddress | None = Field(description="The gateway for inference; null where there is none.")
-    converters: tuple[ConverterInfo, ...] = Field(description="The conversions there are.")
+    gateway: GatewayAddress | None = Field(description="The inference gateway; null if there is none.")
+    converters: tuple[ConverterInfo, ...] = Field(description="The supported conversions.")
     authentication: Authentication = Field(
-        description="on: every request needs an API key; off-loopback: there is no key yet, and only this machine "
-        "reaches the port; off-insisted: the settings turned it off."
+        description="on: every request needs an API key; off-loopback: there is no key yet, and only "
+        "this machine can reach the port; off-insisted: the settings disable authentication."
     )
     confinement: Confinement = Field(
-        description="What separates models' code from the control plane: namespace-and-user, namespace or none."
+        description="Isolation of models' code from the control plane: namespace-and-user, namespace or none."
     )
-    confinement_warning: str = Field(default="", description="Why nothing does, and what to do; empty elsewhere.")
-    warning: str = Field(default="", description="What whoever runs this should know; empty where there is nothing.")
+    confinement_warning: str = Field(
+        default="", description="Why there is no isolation, and what to do; empty if there is."
+    )
+    warning: str = Field(default="", description="Warnings for the operator.")
 
 
 def version() -> str:
@@ -134,7 +136,7 @@ class Health:
         ]
         if (gateway := self._gateway.address()) is not None:
             checks.append(
-                Check(name="gateway", ok=gateway.ready, message="" if gateway.ready else "HAProxy is being started")
+                Check(name="gateway", ok=gateway.ready, message="" if gateway.ready else "HAProxy is starting")
             )
         return Readiness(ready=all(check.ok for check in checks), checks=tuple(checks))
 
@@ -145,15 +147,15 @@ class Health:
                 asyncio.to_thread(lambda: list(store.list("models/", limit=1))), _STORE_TIMEOUT_SECONDS
             )
         except TimeoutError:
-            return Check(name="store", ok=False, message=f"no answer within {_STORE_TIMEOUT_SECONDS:g} s")
+            return Check(name="store", ok=False, message=f"no response within {_STORE_TIMEOUT_SECONDS:g} s")
         except ControlPlaneError as error:
             return Check(name="store", ok=False, message=error.message)
         return Check(name="store", ok=True)
 
     def _loop(self) -> Check:
         if not self._reconciler.alive:
-            return Check(name="reconciler", ok=False, message="the loop does not run")
+            return Check(name="reconciler", ok=False, message="the control loop is not running")
         if not self._reconciler.informed:
-            message = "not all deployments have been read since the start, or since the store was last out of reach"
+            message = "not all deployments have been read since the start, or since the store was last unreachable"
             return Check(name="reconciler", ok=False, message=message)
         return Check(name="reconciler", ok=True)

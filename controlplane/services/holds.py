@@ -35,13 +35,13 @@ class Hold(BaseModel):
         },
     )
 
-    id: str = Field(description="Names the hold; give it back or renew it by this.")
-    model: str = Field(description="The model that is held.")
+    id: str = Field(description="Identifier of the hold, to release or renew it.")
+    model: str = Field(description="The held model.")
     holder: str = Field(description="Who holds it.")
-    ttl_seconds: float = Field(description="The time to live that was asked for last.")
-    expires_at: datetime = Field(description="When it ends unless it is renewed (UTC).")
-    ready: bool = Field(description="Whether the model answers now; false while it is being loaded.")
-    message: str = Field(description="How the model stands, as one sentence.")
+    ttl_seconds: float = Field(description="The time to live that was last requested.")
+    expires_at: datetime = Field(description="When the hold ends unless it is renewed (UTC).")
+    ready: bool = Field(description="Whether the model is active now; false while it is being loaded.")
+    message: str = Field(description="Status of the model, as one sentence.")
 
     @classmethod
     def of(cls, hold: ModelHold, *, ready: bool, message: str) -> Self:
@@ -80,7 +80,7 @@ class Holds:
         deployment = await self._deployments.get(model)
         if not deployment.spec.loaded:
             raise ConflictError(
-                f"the deployment of {model} says unloaded, so nobody can hold it; first: tritonctl load {model}",
+                f"{model} is deployed as unloaded, so it cannot be held; run first: tritonctl load {model}",
                 model=model,
             )
         # The time to live starts at the response: a load may take longer than it, and must not be wasted.
@@ -144,4 +144,4 @@ class Holds:
     def _describe(self, hold: ModelHold) -> Hold:
         status = self._reconciler.status(hold.model)
         ready = status is not None and status.phase in {Phase.READY, Phase.DEGRADED}
-        return Hold.of(hold, ready=ready, message=status.message if status else "not looked at yet")
+        return Hold.of(hold, ready=ready, message=status.message if status else "not observed yet")

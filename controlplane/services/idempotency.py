@@ -98,7 +98,7 @@ class Idempotency:
             if found is not None:
                 return found
             if time.monotonic() > deadline:
-                raise ConflictError(f"the first request with the Idempotency-Key {key[:60]!r} is still being done")
+                raise ConflictError(f"the first request with the Idempotency-Key {key[:60]!r} is still being processed")
             await asyncio.sleep(0.1)
 
     async def finish(self, turn: Turn, answer: StoredAnswer) -> None:
@@ -114,7 +114,7 @@ class Idempotency:
             except ObjectExistsError:
                 return  # taken over meanwhile: the response that was written first is kept
             except StoreError as error:
-                logger.warning("the answer to a request with an Idempotency-Key cannot be kept: %s", error)
+                logger.warning("failed to store the response to a request with an Idempotency-Key: %s", error)
 
         await asyncio.to_thread(write)
 
@@ -125,7 +125,7 @@ class Idempotency:
             try:
                 self._store.delete(f"{turn.folder}claim.{turn.number}.json")
             except StoreError as error:  # the reason why the request failed is more useful than this
-                logger.warning("a claim of an Idempotency-Key cannot be given back: %s", error)
+                logger.warning("failed to release the claim of an Idempotency-Key: %s", error)
 
         await asyncio.to_thread(remove)
 
@@ -141,7 +141,7 @@ class Idempotency:
                 return None  # released at this moment
             if before.request != request:
                 raise IdempotencyMismatchError(
-                    f"the Idempotency-Key {key[:60]!r} was used before for another request; use a fresh key"
+                    f"the Idempotency-Key {key[:60]!r} was already used for another request; use a new key"
                 )
             if before.id and (before.id == claim.id or before.id in self._idle):
                 self._idle.discard(before.id)
@@ -157,7 +157,7 @@ class Idempotency:
             if self._clock.now() - written.modified_at < timedelta(seconds=CLAIM_SECONDS):
                 return None
             # Its process died, so take the next number.
-        raise ConflictError(f"the Idempotency-Key {key[:60]!r} was tried too often; use a fresh key")
+        raise ConflictError(f"the Idempotency-Key {key[:60]!r} was tried too often; use a new key")
 
     def _create(self, name: str, claim: _Claim) -> bool:
         """Write a claim, and return False if one exists, which may be this one."""

@@ -91,7 +91,7 @@ class Inference:
         status = self._reconciler.status(model)
         if status is None:
             await asyncio.to_thread(self._registry.deployments.get, model)
-            raise ConflictError(f"{model!r} is deployed and not looked at yet; try again", model=model)
+            raise ConflictError(f"{model!r} is deployed but has not been observed yet; try again", model=model)
         if self._gateway is not None and version is None and status.phase is Phase.UNLOADED:
             status = await self._loaded(model, self._gateway, timeout_seconds) or status
         where = _choose(model, status, version)
@@ -105,9 +105,11 @@ class Inference:
         _check_outputs(outputs, manifest.signature)
         server = self._servers.get(where.server)
         if server is None:
-            raise TritonUnavailableError(f"server {where.server!r} is not managed by this replica")
+            raise TritonUnavailableError(f"server {where.server!r} is not managed by this instance")
         if why := self._reconciler.withheld(model, server.name):
-            raise TritonUnavailableError(f"{model} is not asked on {server.name} now: {why}; try again", model=model)
+            raise TritonUnavailableError(
+                f"{model} on {server.name} does not accept requests now: {why}; try again", model=model
+            )
         started = time.perf_counter()
         answer, answered_by = await server.client.infer(
             model,
@@ -138,14 +140,14 @@ def _choose(model: str, status: DeploymentStatus, version: int | None) -> Server
             return server
     if version is None:
         raise ConflictError(
-            f"nothing answers for {model!r} now: it is {status.phase.value}"
+            f"no version of {model!r} is active now: it is {status.phase.value}"
             + (f" ({status.message})" if status.message else ""),
             model=model,
             phase=status.phase.value,
         )
     loaded = sorted({number for server in status.servers for number in server.loaded_versions})
     raise ConflictError(
-        f"{model}:{version} is not loaded; loaded are: {', '.join(map(str, loaded)) or 'none'}",
+        f"{model}:{version} is not loaded; loaded versions: {', '.join(map(str, loaded)) or 'none'}",
         model=model,
         version=version,
         loaded=loaded,
@@ -158,4 +160,4 @@ def _check_outputs(outputs: Sequence[str] | None, signature: Signature | None) -
     known = [spec.name for spec in signature.outputs]
     for name in outputs:
         if name not in known:
-            raise NotFoundError(f"there is no output {name!r}; the outputs are {', '.join(known)}", output=name)
+            raise NotFoundError(f"unknown output {name!r}; the outputs are {', '.join(known)}", output=name)

@@ -27,14 +27,14 @@ class Journal:
             partial.write_text(document, encoding="utf-8")
             partial.replace(path)
         except OSError as error:
-            logger.warning("operation %s cannot be written to %s: %s", operation_id, self._folder, error)
+            logger.warning("failed to write operation %s to %s: %s", operation_id, self._folder, error)
 
     def remove(self, operation_id: str) -> None:
         """Remove an operation, whose final state is in the bucket."""
         try:
             self._path(operation_id).unlink(missing_ok=True)
         except OSError as error:
-            logger.warning("operation %s cannot be removed from %s: %s", operation_id, self._folder, error)
+            logger.warning("failed to remove operation %s from %s: %s", operation_id, self._folder, error)
 
     def left(self) -> Iterator[str]:
         """Yield the documents found, oldest first."""

@@ -40,7 +40,7 @@ def parse(body: bytes) -> Parsed:
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not valid UTF-8 at byte {error.start}") from error
     if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
-        raise ValueError("it is no inference request: it needs a list of inputs")  # noqa: TRY004 - of what was sent
+        raise ValueError("it is not an inference request: the list of inputs is missing")  # noqa: TRY004 - of what was sent
     skeleton = {key: value for key, value in document.items() if key in _KNOWN}
     data = [_array(one.get("data")) if isinstance(one, dict) else None for one in document["inputs"]]
     skeleton["inputs"] = [
@@ -52,9 +52,9 @@ def parse(body: bytes) -> Parsed:
     try:
         text = json.dumps(skeleton, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ValueError("a string has half of a surrogate pair, which is no Unicode text") from error
+        raise ValueError("a string contains an unpaired surrogate, which is not valid Unicode") from error
     if len(text) > _SKELETON_MAX_BYTES:
-        raise ValueError("names, shapes and other fields beside the data take more than 1 MiB")
+        raise ValueError("names, shapes and other fields except the data exceed 1 MiB")
     return text, data
 
 
@@ -77,7 +77,7 @@ def _array(data: Any) -> Any:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON; write it as a string where it is meant")
+    raise ValueError(f"{constant} is not valid JSON; send it as a string")
 
 
 def main() -> None:
@@ -94,7 +94,7 @@ def main() -> None:
     except RecursionError:
         result = ("refused", "it is nested too deeply")
     except MemoryError:
-        result = ("refused", "it takes too much memory")
+        result = ("refused", "it needs too much memory")
     pickle.dump(result, sys.stdout.buffer, protocol=5)
 
 

@@ -52,10 +52,10 @@ class Authentication(StrEnum):
 
 
 WARNINGS = {
-    Authentication.OFF_LOOPBACK: "authentication is off: every process on this machine may do everything; make the "
+    Authentication.OFF_LOOPBACK: "authentication is off: every process on this machine can do everything; create the "
     "first key with `tritonctl keys create NAME --scope admin`",
-    Authentication.OFF_INSISTED: "AUTHENTICATION IS OFF because the settings say so: whoever reaches the port may do "
-    "everything, and that is to run code on the Triton servers",
+    Authentication.OFF_INSISTED: "AUTHENTICATION IS OFF because of the settings: any client that reaches the port can "
+    "do everything, including running code on the Triton servers",
 }
 
 
@@ -182,9 +182,10 @@ class Keys:
         """
         if self._settings.mode == "auto" and not self._version and not is_loopback(host):
             raise InvalidInputError(
-                f"refusing to listen on {host}: there is no API key yet, so everybody who reaches the port could "
-                "do everything. Make one with `tritonctl keys create NAME --scope admin --offline` (same store), "
-                "listen on 127.0.0.1, or insist with --insecure-no-auth (CONTROLPLANE_AUTH__MODE=off)",
+                f"refusing to listen on {host}: there is no API key yet, so any client that reaches "
+                "the port could do everything. Create one with `tritonctl keys create NAME --scope "
+                "admin --offline` (same store), listen on 127.0.0.1, or use --insecure-no-auth "
+                "(CONTROLPLANE_AUTH__MODE=off)",
                 host=host,
             )
 
@@ -205,8 +206,8 @@ class Keys:
         """
         if not token:
             raise UnauthenticatedError(
-                "an API key is needed: send it as `Authorization: Bearer KEY` (tritonctl: TRITONCTL_API_KEY or "
-                "--api-key-file)"
+                "an API key is required: send it as `Authorization: Bearer KEY` (tritonctl: "
+                "TRITONCTL_API_KEY or --api-key-file)"
             )
         digest = digest_of(token)
         if hmac.compare_digest(digest, self._local_digest):
@@ -217,13 +218,14 @@ class Keys:
                 await self._look_again()
         if self._age() > self._settings.stale_max_seconds:
             raise StoreUnavailableError(
-                f"the API keys could not be read for {self._age():.0f} s, so none is accepted; the store must come back"
+                f"the API keys could not be read for {self._age():.0f} s, so none is accepted until "
+                "the store is reachable again"
             )
         key = self._by_id.get(key_id or "")
         # The digests are always compared, and in constant time, so that the duration reveals nothing about a key.
         good = hmac.compare_digest(digest, key.digest if key else _NO_DIGEST)
         if key is None or not good:
-            raise UnauthenticatedError("this API key is not known here")
+            raise UnauthenticatedError("unknown API key")
         if why := key.why_not(self._clock()):
             raise UnauthenticatedError(f"the API key {key.name!r} ({key.id}) {why}", key=key.id)
         return Principal.of(key)
@@ -252,7 +254,7 @@ class Keys:
     async def create(self, request: KeyRequest, *, actor: str) -> tuple[ApiKey, str]:
         """Create a key; the secret is returned only here (InvalidInputError, ConflictError)."""
         made = await asyncio.to_thread(lambda: self._registry.create(request, actor=actor))
-        logger.info("%s made the API key %s (%s)", actor, made[0].id, made[0].name)
+        logger.info("%s created the API key %s (%s)", actor, made[0].id, made[0].name)
         await self._look()
         return made
 
@@ -286,7 +288,7 @@ class Keys:
                 self._by_id = {key.id: key for key in ring.keys}
             self._looked_at = began
             if was is not self.authentication:
-                logger.warning("there is an API key now: from here on every request needs one")
+                logger.warning("an API key exists: from now on, every request needs one")
                 self.changed.set()
 
     async def _look_again(self) -> None:
@@ -315,7 +317,7 @@ class Keys:
                 failing = False
             except ControlPlaneError as error:
                 if not failing:  # changes are logged, polls are not
-                    logger.warning("the API keys cannot be read now: %s", error.message)
+                    logger.warning("failed to read the API keys: %s", error.message)
                 failing = True
 
 

@@ -53,8 +53,8 @@ class LargeJson:
     async def _run(self, job: tuple[Any, ...]) -> Any:
         if self._count >= _WAITING:
             raise TooManyWaitingError(
-                f"{self._count} large JSON bodies are being read or written, the limit; try again soon, or send "
-                "tensors in binary to Triton's own ports",
+                f"the limit of {self._count} large JSON bodies in progress is reached; try again "
+                "soon, or send tensors in binary to Triton's own ports",
                 limit=_WAITING,
             )
         self._count += 1

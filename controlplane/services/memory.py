@@ -43,7 +43,7 @@ class Memory:
             if one.server == server:
                 return one
         have = ", ".join(one.server for one in found) or "none"
-        raise NotFoundError(f"there is no server {server[:80]!r}; the servers are: {have}", server=server[:80])
+        raise NotFoundError(f"unknown server {server[:80]!r}; the servers are: {have}", server=server[:80])
 
     async def why(self, model: str) -> ExplanationView:
         """Return the explanation of a model's state and placement.
@@ -110,7 +110,7 @@ class Memory:
         if wait_seconds > 0 and status.phase is Phase.FAILED:
             raise self._failure(model, status)
         if wait_seconds > 0 and status.phase is Phase.UNLOADED:
-            raise ConflictError(f"{model} did not get loaded: {status.message or 'it was unloaded again'}", model=model)
+            raise ConflictError(f"{model} was not loaded: {status.message or 'it was unloaded again'}", model=model)
         return status
 
     async def _adopted(self, model: str, revision: int) -> None:

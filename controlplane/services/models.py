@@ -106,7 +106,7 @@ class Models:
         """Remove an alias."""
         validate_model_name(model)
         if alias == LATEST:
-            raise InvalidInputError("'latest' always means the newest version and cannot be removed")
+            raise InvalidInputError("'latest' always points to the newest version and cannot be removed")
         validate_alias(alias)
         await asyncio.to_thread(lambda: self._registry.remove_alias(model, alias, actor=actor, reason=reason))
 

@@ -33,10 +33,12 @@ class DeploymentMetrics(BaseModel):
     at: datetime = Field(description="When the window ends (UTC).")
     window_seconds: float = Field(description="The window.")
     total: Figures = Field(description="All versions on all servers together.")
-    versions: tuple[Figures, ...] = Field(description="By version and server, those that were there in the window.")
-    points: tuple[Point, ...] = Field(description="The window cut into equal parts, oldest first.")
-    servers: tuple[ServerUse, ...] = Field(description="How busy the servers' processors are.")
-    objectives: tuple[ObjectiveState, ...] = Field(description="How its objectives are kept; none without objectives.")
+    versions: tuple[Figures, ...] = Field(
+        description="By version and server, for those that were loaded in the window."
+    )
+    points: tuple[Point, ...] = Field(description="Equal parts of the window, oldest first.")
+    servers: tuple[ServerUse, ...] = Field(description="Processor utilisation of the servers.")
+    objectives: tuple[ObjectiveState, ...] = Field(description="State of its objectives; empty if it has none.")
 
 
 class Monitoring:
@@ -155,7 +157,7 @@ class Monitoring:
                 await self._look()
             except Exception:
                 # An unexpected error in one evaluation must not end the loop.
-                logger.exception("objectives cannot be judged")
+                logger.exception("failed to evaluate the objectives")
             await asyncio.sleep(self._settings.objective_interval_seconds)
 
     async def _look(self) -> None:
@@ -205,9 +207,9 @@ class Monitoring:
 def _sentence(state: ObjectiveState) -> str:
     window = max(state.windows, key=lambda one: (one.burning, one.short_rate))
     rates = (
-        f"over {window.long_seconds:g} s the budget burns {window.long_rate:.3g} times as fast as it may, over "
-        f"{window.short_seconds:g} s {window.short_rate:.3g} times"
+        f"burn rate {window.long_rate:.3g} over {window.long_seconds:g} s and "
+        f"{window.short_rate:.3g} over {window.short_seconds:g} s"
     )
     if state.burning:
-        return f"not kept: {state.target}; {rates}"
-    return f"kept again: {state.target}; {rates}"
+        return f"objective missed: {state.target}; {rates}"
+    return f"objective met again: {state.target}; {rates}"

@@ -31,8 +31,8 @@ _RUNNING_MAX = 256
 _LOST = ErrorInfo(
     code="operation-lost",
     title="Operation lost",
-    detail="the control plane that ran it ended before it was done, or could say so; nothing is half done: unless its "
-    "result is there, run it again",
+    detail="the instance that ran the operation stopped before it could record the end; no "
+    "partial result exists, so if the result is missing, start it again",
 )
 _CLOCK_TOP_MILLISECONDS = 1 << 44  # the year 2527
 
@@ -57,13 +57,13 @@ class Progress(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    stage: str = Field(default="", description="The stage in one word.", examples=["upload"])
-    message: str = Field(default="", description="One sentence for a person.")
-    fraction: float | None = Field(default=None, ge=0, le=1, description="Share done; null where nobody can know.")
-    bytes_done: int | None = Field(default=None, description="Bytes moved in this stage, where bytes are moved.")
-    bytes_total: int | None = Field(default=None, description="Bytes to move in this stage.")
+    stage: str = Field(default="", description="The stage, as one word.", examples=["upload"])
+    message: str = Field(default="", description="One sentence, for people.")
+    fraction: float | None = Field(default=None, ge=0, le=1, description="Fraction completed, 0 to 1; null if unknown.")
+    bytes_done: int | None = Field(default=None, description="Bytes transferred in this stage, if it transfers any.")
+    bytes_total: int | None = Field(default=None, description="Bytes to transfer in this stage.")
     details: dict[str, JsonValue] | None = Field(
-        default=None, description="What there is to see so far, for a program; which fields depends on the kind."
+        default=None, description="Machine-readable details so far; the fields depend on the kind."
     )
 
 
@@ -74,15 +74,15 @@ class Operation(BaseModel):
 
     id: str = Field(description="Its identifier.", examples=["10cc1a83e2f4b0d1c2a"])
     kind: str = Field(description="publish, convert, validate, deploy, tune or gc.", examples=["publish"])
-    subject: str = Field(default="", description="What it is about: a model, a reference, an upload.")
+    subject: str = Field(default="", description="Subject: a model, a reference, an upload.")
     state: OperationState = Field(description="pending, running, succeeded, failed or cancelled.")
     actor: str = Field(description="Who started it.")
     created_at: datetime = Field(description="When it was started (UTC).")
     updated_at: datetime = Field(description="When it last changed (UTC).")
-    progress: Progress = Field(default_factory=Progress, description="How far it is.")
-    result: dict[str, JsonValue] | None = Field(default=None, description="What it gave, once it succeeded.")
-    error: ErrorInfo | None = Field(default=None, description="Why it failed, once it did.")
-    log: str = Field(default="", description="The end of the log of what ran, where there is one.")
+    progress: Progress = Field(default_factory=Progress, description="Progress.")
+    result: dict[str, JsonValue] | None = Field(default=None, description="Result, once it succeeded.")
+    error: ErrorInfo | None = Field(default=None, description="Why it failed, if it did.")
+    log: str = Field(default="", description="End of the log, if there is one.")
 
 
 class Reporter:
@@ -186,7 +186,7 @@ class Operations:
             try:
                 operation = Operation.model_validate_json(document)
             except ValidationError:
-                logger.warning("an operation's file cannot be read: %.80s", document)
+                logger.warning("failed to read an operation's file: %.80s", document)
                 continue
             live = self._live[operation.id] = _Live(operation)
             if not operation.state.finished:
@@ -201,7 +201,9 @@ class Operations:
             ConflictError: Too many operations are running already.
         """
         if self.running >= _RUNNING_MAX:
-            raise ConflictError(f"{_RUNNING_MAX} operations are running; wait for some to end", limit=_RUNNING_MAX)
+            raise ConflictError(
+                f"the limit of {_RUNNING_MAX} running operations is reached; wait until some end", limit=_RUNNING_MAX
+            )
         now = datetime.now(UTC)
         operation = Operation(
             id=new_id(),
@@ -233,13 +235,13 @@ class Operations:
         if live := self._live.get(operation_id):
             return live.operation
         if not is_id(operation_id):
-            raise NotFoundError(f"there is no operation {operation_id[:80]!r}", operation=operation_id[:80])
+            raise NotFoundError(f"operation {operation_id[:80]!r} does not exist", operation=operation_id[:80])
         try:
             data = await asyncio.to_thread(self._store.get, _key(operation_id))
         except ObjectNotFoundError as error:
             raise NotFoundError(
-                f"operation {operation_id!r} is not known here: it never was, or it runs in another instance, or that "
-                "replica was killed and is not back; start it again",
+                f"unknown operation {operation_id!r}: it may belong to another instance or have been "
+                "lost in a restart; start it again",
                 operation=operation_id,
             ) from error
         return Operation.model_validate_json(data)
@@ -333,13 +335,13 @@ class Operations:
             await asyncio.to_thread(self._write_now, operation)
         except ControlPlaneError as error:
             # The work is done and committed; its record is written to the bucket at the next start.
-            logger.warning("the end of operation %s could not be written: %s", operation.id, error.message)
+            logger.warning("failed to record the end of operation %s: %s", operation.id, error.message)
 
     def _write_now(self, operation: Operation) -> None:
         try:
             self._store.create(_key(operation.id), operation.model_dump_json(indent=1).encode())
         except ObjectExistsError:
-            logger.debug("operation %s was written already", operation.id)
+            logger.debug("operation %s is already recorded", operation.id)
         except ControlPlaneError:
             self._journal.put(operation.id, operation.model_dump_json())
             raise

@@ -117,7 +117,7 @@ class Publishing:
     ) -> dict[str, Any]:
         async with self._workspace.folder() as folder:
             artifact = folder / "artifact"
-            reporter.stage("prepare", "putting the files together")
+            reporter.stage("prepare", "assembling the files")
             local = await asyncio.to_thread(
                 assemble,
                 artifact,
@@ -211,8 +211,12 @@ class Publishing:
             return await self._record(command, artifact, given, reporter)
         if given:
             raise InvalidInputError(
-                "samples were given and are not going to be used: "
-                + ("golden is false" if not command.golden else f"{inspection.format.value} is recorded when converted")
+                "samples were given but would not be used: "
+                + (
+                    "golden is false"
+                    if not command.golden
+                    else f"golden samples of {inspection.format.value} are recorded during the conversion"
+                )
             )
         if inspection.format is Format.TORCHSCRIPT:
             # Only torch knows which parts of it Triton can run.
@@ -299,8 +303,10 @@ def split_samples(upload: Upload, samples: str | None) -> tuple[tuple[FileEntry,
         return tuple(entries), None
     found = next((entry for entry in entries if entry.path == samples), None)
     if found is None:
-        raise InvalidInputError(f"upload {upload.id} has no file {samples!r} with samples", upload=upload.id)
+        raise InvalidInputError(f"upload {upload.id} has no samples file {samples!r}", upload=upload.id)
     rest = tuple(entry for entry in entries if entry.path != samples)
     if not rest:
-        raise InvalidInputError(f"upload {upload.id} has nothing but the samples {samples!r}", upload=upload.id)
+        raise InvalidInputError(
+            f"upload {upload.id} contains only the samples {samples!r}; add the model's files", upload=upload.id
+        )
     return rest, found

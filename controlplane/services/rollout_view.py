@@ -27,10 +27,10 @@ class RolloutTest(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     signal: Signal = Field(description="What is compared: failures, p50, p99 or differences.")
-    odds: float = Field(description="How much more likely what was seen is if the new version is worse, than if not.")
-    needed_odds: float = Field(description="At these odds the version is withdrawn.")
-    worse: bool = Field(description="Whether it is worse.")
-    figures: str = Field(description="What was seen, in words.")
+    odds: float = Field(description="Odds that the new version is worse, from the measurements.")
+    needed_odds: float = Field(description="Odds at which the version is withdrawn.")
+    worse: bool = Field(description="Whether the new version is worse.")
+    figures: str = Field(description="The measurements, in words.")
 
 
 class RolloutView(BaseModel):
@@ -42,20 +42,20 @@ class RolloutView(BaseModel):
     revision: int = Field(description="The deployment's newest revision.")
     phase: RolloutPhase = Field(description="running, paused, promoted or aborted.")
     strategy: StrategyKind = Field(description="canary, shadow or pinned.")
-    step: int = Field(description="The present step, from 1; 0 before both versions were ready.")
-    steps: int = Field(description="How many steps there are.")
-    weight: float = Field(description="Share of the requests that the new version answers now, 0 to 1.")
+    step: int = Field(description="Current step, from 1; 0 until both versions are ready.")
+    steps: int = Field(description="Number of steps.")
+    weight: float = Field(description="Current fraction of requests that the new version answers, 0 to 1.")
     ready: bool = Field(description="Whether both versions are loaded and proved.")
-    message: str = Field(description="What it waits for, or how it ended; with figures.")
+    message: str = Field(description="What it waits for, or how it ended, with figures.")
     began_at: datetime = Field(description="When it began (UTC).")
-    step_ends_at: datetime | None = Field(description="Until when the present step lasts at least (UTC).")
-    old: RolloutArm = Field(description="The version it is compared with.")
-    new: RolloutArm = Field(description="The version that is tried.")
-    tests: tuple[RolloutTest, ...] = Field(description="What the tests say so far.")
-    compared: int = Field(description="Shadow: answers to the same request that were compared.")
-    differing: int = Field(description="Shadow: those that differ by more than the tolerance.")
+    step_ends_at: datetime | None = Field(description="Earliest end of the current step (UTC).")
+    old: RolloutArm = Field(description="The old version.")
+    new: RolloutArm = Field(description="The new version.")
+    tests: tuple[RolloutTest, ...] = Field(description="Results of the statistical tests so far.")
+    compared: int = Field(description="Shadow: number of compared responses to the same request.")
+    differing: int = Field(description="Shadow: number of compared responses that differ by more than the tolerance.")
     refused: int = Field(description="Requests that the old version answered because the new one was not loaded.")
-    skipped: int = Field(description="Shadow: copies that were not sent, as too many were under way.")
+    skipped: int = Field(description="Shadow: requests that were not copied because too many copies were in flight.")
 
 
 def rollout_view(

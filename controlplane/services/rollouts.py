@@ -73,7 +73,7 @@ class Rollouts:
         try:
             await self._keep(self._reconciler.trials())
         except ControlPlaneError as error:
-            logger.warning("what was measured of rollouts cannot be kept: %s", error)
+            logger.warning("failed to store the measurements of rollouts: %s", error)
         await self._splits.close()
 
     # Public methods
@@ -155,17 +155,19 @@ class Rollouts:
         rollout = spec.rollout
         if rollout is None:
             raise NotFoundError(
-                f"no version of {spec.model} was rolled out by evidence since revision {revision.number}; deploy one "
+                f"{spec.model} has had no rollout since revision {revision.number}; deploy a version "
                 "with --strategy canary, shadow or pinned",
                 model=spec.model,
             )
         if spec.trial is None:
-            unloaded = "it is unloaded; the rollout goes on when it is loaded again" if rollout.phase.active else ""
+            unloaded = (
+                "the model is unloaded; the rollout continues when it is loaded again" if rollout.phase.active else ""
+            )
             return rollout_view(revision, rollout, rollout.evidence, ready=False, message=unloaded)
         evidence = self._evidence(spec.model, rollout.id)
         trial = self._reconciler.trials().get(spec.model)
         if trial is None or trial.revision.number < revision.number:
-            return rollout_view(revision, rollout, evidence, ready=False, message="not looked at yet")
+            return rollout_view(revision, rollout, evidence, ready=False, message="not observed yet")
         decision = rules.decide(rollout, evidence, trial.readiness, _now())
         return rollout_view(revision, rollout, evidence, ready=trial.readiness.ready, message=decision.reason)
 
@@ -176,10 +178,10 @@ class Rollouts:
             try:
                 await self._look()
             except ControlPlaneError as error:
-                logger.warning("rollouts are not looked at now: %s", error)
+                logger.warning("failed to evaluate the rollouts: %s", error)
             except Exception:
                 # An error must not end the loop; the next evaluation may succeed.
-                logger.exception("rollouts stumbled")
+                logger.exception("unexpected error in the rollouts loop")
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _look(self) -> None:
@@ -217,7 +219,7 @@ class Rollouts:
 
         def change(spec: DeploymentSpec) -> tuple[DeploymentSpec, str]:
             if spec.trial != rollout:
-                raise ConflictError(f"the rollout of {model} changed while it was decided about", model=model)
+                raise ConflictError(f"the rollout of {model} changed during the decision", model=model)
             return rules.apply(
                 spec, decision, evidence, now
             ), f"rollout of version {rollout.version}: {decision.reason}"
@@ -240,7 +242,7 @@ class Rollouts:
         try:
             await asyncio.to_thread(self._log.forget, model, rollout_id)
         except ControlPlaneError as error:
-            logger.warning("what was measured of a rollout of %s is left in the bucket: %s", model, error)
+            logger.warning("failed to delete the measurements of an ended rollout of %s: %s", model, error)
 
     def _evidence(self, model: str, rollout_id: str) -> Evidence:
         return self._splits.evidence(model, rollout_id).plus(self._others.get(rollout_id, Evidence()))

@@ -33,5 +33,5 @@ def read_samples(path: Path) -> tuple[Sample, ...]:
             f"the samples cannot be read: {error}; give an .npz with one array for each input"
         ) from error
     if not inputs:
-        raise InvalidInputError("the samples hold no arrays; give an .npz with one array for each input")
+        raise InvalidInputError("the samples contain no arrays; give an .npz with one array for each input")
     return (Sample(inputs, {}),)

@@ -28,8 +28,8 @@ class ScrubView(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     enabled: bool = Field(description="Whether the leader scrubs.")
-    running: bool = Field(description="Whether a pass is under way.")
-    record: ScrubRecord = Field(description="The position, the last whole pass, and what is damaged or missing.")
+    running: bool = Field(description="Whether a pass is in progress.")
+    record: ScrubRecord = Field(description="Position, last complete pass, and damaged or missing blobs.")
 
 
 class Scrubbing:
@@ -125,7 +125,7 @@ class Scrubbing:
         except Stopped:
             raise
         except (ControlPlaneError, OSError) as error:
-            logger.warning("the scrub waits, since the store or the disk failed: %s", error)
+            logger.warning("the scrub is paused because the store or the disk failed: %s", error)
             return False
         except Exception:  # an unexpected error ends one step, not the scrub
             logger.exception("unexpected error in the scrub")

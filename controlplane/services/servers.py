@@ -25,4 +25,4 @@ class Servers:
             if server.name == name:
                 return server
         have = ", ".join(server.name for server in self._reconciler.servers()) or "none"
-        raise NotFoundError(f"there is no server {name[:80]!r}; the servers are: {have}", server=name[:80])
+        raise NotFoundError(f"unknown server {name[:80]!r}; the servers are: {have}", server=name[:80])

@@ -40,7 +40,7 @@ def read_inputs(inputs: Sequence[InputTensor], signature: Signature | None) -> T
         spec = specs.get(tensor.name)
         if signature is not None and spec is None:
             raise InvalidInputError(
-                f"there is no input {tensor.name!r}; the inputs are {', '.join(map(str, signature.inputs))}",
+                f"unknown input {tensor.name!r}; the inputs are {', '.join(map(str, signature.inputs))}",
                 input=tensor.name,
             )
         dtype = tensor.datatype or (spec.dtype if spec else None)
@@ -48,12 +48,12 @@ def read_inputs(inputs: Sequence[InputTensor], signature: Signature | None) -> T
             raise InvalidInputError(f"input {tensor.name!r} needs a datatype", input=tensor.name)
         if spec is not None and dtype is not spec.dtype:
             raise InvalidInputError(
-                f"input {tensor.name!r} is {dtype.value}; the model takes {spec}", input=tensor.name
+                f"input {tensor.name!r} is {dtype.value}; the model expects {spec}", input=tensor.name
             )
         array = to_array(tensor.name, dtype, tensor.shape, tensor.data)
         if spec is not None and not spec.accepts(array.shape):
             raise InvalidInputError(
-                f"input {tensor.name!r} has the shape {list(array.shape)}; the model takes {spec}", input=tensor.name
+                f"input {tensor.name!r} has the shape {list(array.shape)}; the model expects {spec}", input=tensor.name
             )
         if signature is not None and signature.batched and array.shape[0] == 0:
             raise InvalidInputError(
@@ -63,7 +63,7 @@ def read_inputs(inputs: Sequence[InputTensor], signature: Signature | None) -> T
         tensors[tensor.name] = array
     if missing := [name for name in specs if name not in tensors]:
         raise InvalidInputError(
-            f"input {missing[0]!r} is missing; the model takes {specs[missing[0]]}", input=missing[0]
+            f"input {missing[0]!r} is missing; the model expects {specs[missing[0]]}", input=missing[0]
         )
     return tensors
 
@@ -117,15 +117,15 @@ def _numbers(name: str, dtype: DataType, data: Any) -> Array:
     allowed = "b" if dtype is DataType.BOOL else "iuf" if dtype.is_float else "iu"
     if raw.dtype.kind not in allowed:
         raise InvalidInputError(
-            f"input {name!r} is {dtype.value}; its data has {_kind(raw)} among it", input=name, datatype=dtype.value
+            f"input {name!r} is {dtype.value}; its data contains {_kind(raw)}", input=name, datatype=dtype.value
         )
     if not dtype.is_float:
         if dtype is not DataType.BOOL:
             limits = np.iinfo(dtype.numpy)
             if int(raw.min()) < limits.min or int(raw.max()) > limits.max:
                 raise InvalidInputError(
-                    f"input {name!r} is {dtype.value} and takes {limits.min} to {limits.max}; its data has "
-                    f"{int(raw.min())} to {int(raw.max())}",
+                    f"input {name!r} is {dtype.value} and accepts {limits.min} to {limits.max}; its data "
+                    f"ranges from {int(raw.min())} to {int(raw.max())}",
                     input=name,
                     datatype=dtype.value,
                 )
@@ -147,7 +147,7 @@ def _with_specials(name: str, raw: Array, data: Any) -> Array:
         elif isinstance(element, int | float) and not isinstance(element, bool):
             elements[index] = element
         else:
-            raise InvalidInputError(f"input {name!r}: {str(element)[:40]!r} is no number", input=name)
+            raise InvalidInputError(f"input {name!r}: {str(element)[:40]!r} is not a number", input=name)
     return elements
 
 
@@ -157,19 +157,19 @@ def _strings(name: str, data: Any) -> Array:
     for index, element in enumerate(nested.reshape(-1)):
         if not isinstance(element, str):
             raise InvalidInputError(
-                f"input {name!r} is BYTES and takes strings in a regular array, not {type(element).__name__}",
+                f"input {name!r} is BYTES and needs strings in a regular array, not {type(element).__name__}",
                 input=name,
             )
         try:
             flat[index] = element.encode()
         except UnicodeEncodeError as error:
-            raise InvalidInputError(f"input {name!r}: element {index} is no valid Unicode", input=name) from error
+            raise InvalidInputError(f"input {name!r}: element {index} is not valid Unicode", input=name) from error
     return flat.reshape(nested.shape)
 
 
 def _kind(raw: Array) -> str:
     return {"b": "booleans", "f": "fractions", "U": "strings", "i": "integers", "u": "integers"}.get(
-        raw.dtype.kind, "something else than numbers of 64 bits"
+        raw.dtype.kind, "values that are not 64-bit numbers"
     )
 
 

@@ -66,7 +66,7 @@ class Validation:
         if command.reference is not None and command.upload_id is None:
             return await self._start_version(command, Reference.parse(command.reference))
         if command.upload_id is None or command.reference is not None:
-            raise InvalidInputError("say what to validate: either upload_id or reference")
+            raise InvalidInputError("give either upload_id or reference")
         upload = await self._uploads.whole(command.upload_id)
         files, samples = split_samples(upload, command.samples)
 
@@ -86,7 +86,7 @@ class Validation:
 
     async def _start_version(self, command: ValidateCommand, reference: Reference) -> Operation:
         if command.samples is not None:
-            raise InvalidInputError("samples names a file of an upload; a version is run on its own golden samples")
+            raise InvalidInputError("samples is only for an upload; a version is validated with its own golden samples")
         entry = await asyncio.to_thread(self._registry.resolve, reference)
         manifest = await asyncio.to_thread(self._registry.manifest, reference.model, entry.number)
         as_published = replace(
@@ -114,7 +114,7 @@ class Validation:
         reporter: Reporter,
     ) -> dict[str, Any]:
         async with self._workspace.folder() as folder:
-            reporter.stage("prepare", "putting the files together")
+            reporter.stage("prepare", "assembling the files")
             await asyncio.to_thread(assemble, folder / "artifact", files, self._registry.fetch, uploaded)
             report = await self._workers.run(
                 ValidateJob(

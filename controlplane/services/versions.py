@@ -39,7 +39,7 @@ def parse_selector(model: str, selector: str) -> Reference:
         return Reference(model) if alias == LATEST else Reference(model, alias=validate_alias(alias))
     if selector.isascii() and selector.isdigit() and len(selector) <= 9 and not selector.startswith("0"):
         return Reference(model, version=int(selector))
-    raise InvalidReferenceError(f"{selector[:80]!r} is no version: use a number, @alias or latest")
+    raise InvalidReferenceError(f"{selector[:80]!r} is not a version; use a number, @alias or latest")
 
 
 class StagedCopy(BaseModel):
@@ -49,8 +49,8 @@ class StagedCopy(BaseModel):
 
     server: str = Field(description="The server.")
     name: str = Field(description="The model's name in Triton.")
-    intact: bool = Field(description="Whether it holds exactly the published files.")
-    message: str = Field(description="What is wrong; empty where nothing is.")
+    intact: bool = Field(description="Whether it contains exactly the published files.")
+    message: str = Field(description="What is wrong; empty if nothing is.")
 
 
 class Download:

@@ -51,7 +51,7 @@ class Workers:
                 sandbox=self._sandbox,
             )
 
-        reporter.stage("queue", "waiting for its turn")
+        reporter.stage("queue", "waiting in the queue")
         future = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
             return await asyncio.shield(future)

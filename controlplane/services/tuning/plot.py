@@ -135,13 +135,13 @@ def _is_brief(point: Point) -> bool:
 
 def _legend(edge: Sequence[Point], best: Point | None) -> list[str]:
     keys = [
-        (_LINE, "on the frontier: nothing is better in both"),
+        (_LINE, "on the Pareto frontier"),
         (_OTHER, "other settings and loads"),
     ]
-    keys.append((_PRESENT, "what the deployment has now"))
+    keys.append((_PRESENT, "current settings of the deployment"))
     if best is not None:
-        keys.append((_BEST, "the best for the objective (ringed)"))
-    keys.append(("", "hollow: measured in a short round only"))
+        keys.append((_BEST, "best for the objective (ringed)"))
+    keys.append(("", "hollow: measured only in a short round"))
     parts = []
     for row, (color, words) in enumerate(keys):
         y = _TOP + 6 + 20 * row

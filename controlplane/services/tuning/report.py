@@ -25,17 +25,18 @@ def verdict(objective: Objective, trials: Sequence[Trial], best: Point | None) -
         figures = f"{best.measured.throughput:.0f} requests/s, p99 {best.measured.p99_seconds * 1000:.1f} ms"
         where = f"with {_clients(best.measured.clients)}"
         if best.trial.present:
-            return f"the present settings are the best for {objective}: {figures} {where}"
+            return f"the current settings are the best for {objective}: {figures} {where}"
         return f"the best for {objective}: {best.trial.setting} ({figures} {where})"
     measured = [trial for trial in trials if trial.state is TrialState.MEASURED]
     if not measured:
-        first = next((trial.message for trial in trials if trial.message), "the time was up")
+        first = next((trial.message for trial in trials if trial.message), "the time limit was reached")
         return f"no setting could be measured: {first}"
     nearest = min(measured, key=lambda trial: rank(trial, objective))
     one = min(nearest.measurements, key=lambda m: (objective.shortfall(m), -objective.value(m)))
     return (
-        f"no setting gives {objective}; the nearest is {nearest.setting}: {one.throughput:.0f} requests/s, "
-        f"p99 {one.p99_seconds * 1000:.1f} ms with {_clients(one.clients)}"
+        f"no setting meets the objective ({objective}); the closest is {nearest.setting}: "
+        f"{one.throughput:.0f} requests/s, p99 {one.p99_seconds * 1000:.1f} ms with "
+        f"{_clients(one.clients)}"
     )
 
 

@@ -285,11 +285,13 @@ class Race:
                         setting=setting,
                         state=TrialState.TIME,
                         present=present,
-                        message="the time was up before its turn",
+                        message="the time limit was reached before it was measured",
                     )
                 )
             elif seen[-1].state is TrialState.MEASURED and seen[-1].round < whole:
-                found.append(seen[-1].model_copy(update={"state": TrialState.DROPPED, "message": "others were better"}))
+                found.append(
+                    seen[-1].model_copy(update={"state": TrialState.DROPPED, "message": "other settings were better"})
+                )
             else:
                 found.append(seen[-1])
         return tuple(found)

@@ -180,8 +180,8 @@ class Tunings:
         samples = await asyncio.to_thread(self._registry.samples, manifest)
         if not samples or manifest.signature is None:
             raise InvalidInputError(
-                f"{model}:{spec.version} has no golden samples, so there is nothing to send and nothing to compare the "
-                "answers with; publish a version with samples",
+                f"{model}:{spec.version} has no golden samples, which tuning sends and compares the "
+                "responses with; publish a version with samples",
                 model=model,
             )
         _check_overrides(model, spec.settings)
@@ -194,13 +194,14 @@ class Tunings:
         largest = int(config.get("max_batch_size", 0))
         if command.rows is not None and command.rows > largest:
             raise InvalidInputError(
-                f"rows is {command.rows} and the deployment takes at most {largest}", rows=command.rows
+                f"rows is {command.rows}, but the deployment accepts at most {largest}", rows=command.rows
             )
         requests = await asyncio.to_thread(requests_of, samples, command.rows)
         rows = most_rows(requests) if batched else 0
         if largest and rows > largest:
             raise InvalidInputError(
-                f"the golden samples have up to {rows} rows and the deployment takes {largest}; give rows, to cut them",
+                f"the golden samples have up to {rows} rows, but the deployment accepts at most "
+                f"{largest}; set rows to shorten them",
                 rows=rows,
                 max_batch_size=largest,
             )
@@ -213,8 +214,8 @@ class Tunings:
         )
         if space.combinations > _COMBINATIONS_MOST:
             raise InvalidInputError(
-                f"the values given make {space.combinations} combinations; at most {_COMBINATIONS_MOST} can be chosen "
-                "from, so give fewer"
+                f"the given values make {space.combinations} combinations; the maximum is "
+                f"{_COMBINATIONS_MOST}, so give fewer values"
             )
         plan = await asyncio.to_thread(
             settings_to_try,
@@ -233,7 +234,7 @@ class Tunings:
             return next(iter(self._servers.values()))
         if name not in self._servers:
             raise NotFoundError(
-                f"there is no server {name[:80]!r}; the servers are: {', '.join(self._servers) or 'none'}",
+                f"unknown server {name[:80]!r}; the servers are: {', '.join(self._servers) or 'none'}",
                 server=name[:80],
             )
         return self._servers[name]
@@ -247,7 +248,7 @@ class Tunings:
             client = TritonClient(job.server.name, job.server.client.grpc_url, timeouts=job.server.client.timeouts)
             copy = TrialModel(job.server, spec.model, spec.version, job.manifest, job.requests, client)
             try:
-                reporter.stage("stage", f"putting a copy of {spec.model}:{spec.version} beside it")
+                reporter.stage("stage", f"creating a copy of {spec.model}:{spec.version}")
                 await copy.stage(self._registry)
                 race = Race(job.plan, job.command.objective)
                 end = began + job.command.time_limit_seconds
@@ -351,8 +352,8 @@ class Tunings:
             return (
                 None,
                 None,
-                f"; not applied: {model} was changed meanwhile (revision {now.number}), so what was measured is not "
-                "what runs; tune it again",
+                f"; not applied: the deployment of {model} was changed during the tuning (revision "
+                f"{now.number}); tune it again",
             )
         deployment = await self._deployments.put(
             model,
@@ -369,7 +370,7 @@ class Tunings:
             await copy.remove()
         except Exception:
             # The copy must be removed from the server in the end, whatever went wrong.
-            logger.exception("the tuned copy %s could not be removed from %s yet", copy.name, copy.server.name)
+            logger.exception("failed to remove the tuned copy %s from %s; will try again", copy.name, copy.server.name)
             self._sweep_again({copy.server.name})
 
     def _sweep_again(self, names: set[str]) -> None:
@@ -392,8 +393,8 @@ def _check_overrides(model: str, settings: DeploymentSettings) -> None:
     if fixed:
         name = sorted(fixed)[0]
         raise InvalidInputError(
-            f"{model} has config_overrides.{name}, which fixes what tuning would change; give it in the deployment's "
-            "settings instead, or leave it out",
+            f"{model} has config_overrides.{name}, which overrides a setting that tuning changes; "
+            "set it in the deployment's settings instead, or remove it",
             model=model,
             field=f"config_overrides.{name}",
         )

@@ -161,7 +161,7 @@ class TrialModel:
                     await watch
         if memory.exceeded:
             state, measurements = TrialState.MEMORY, ()
-            message = f"its processes had {memory.peak} bytes; the limit is {ask.memory_limit_bytes}"
+            message = f"its processes used {memory.peak} bytes; the limit is {ask.memory_limit_bytes}"
         return Trial(
             setting=setting,
             state=state,
@@ -209,7 +209,7 @@ class TrialModel:
                 self.name, tensors, version=self.version, timeout=timeout, config=config
             )
         if wrong := self._wrong(alone):
-            return TrialState.WRONG, f"asked one by one: {wrong}", ()
+            return TrialState.WRONG, f"with single requests: {wrong}", ()
         measurements = []
         for load in ask.loads:
             observed = await generate(
@@ -224,7 +224,7 @@ class TrialModel:
             if observed.failure:
                 return TrialState.FAILED, f"with {load.clients} clients: {observed.failure}", ()
             if observed.measurement is None:
-                return TrialState.TIME, "the time was up while it was measured", ()
+                return TrialState.TIME, "the time limit was reached while it was measured", ()
             # Requests are batched only under load, and a model's outputs may differ in a batch.
             if wrong := await asyncio.to_thread(self._wrong, observed.answers):
                 return TrialState.WRONG, f"with {load.clients} clients: {wrong}", ()
@@ -260,7 +260,7 @@ def requests_of(samples: Sequence[Sample], rows: int | None) -> tuple[Sample, ..
         for array in (*sample.inputs.values(), *sample.outputs.values())
     )
     if size > MAX_SAMPLES_BYTES:
-        raise InvalidInputError(f"requests of {rows} rows would be {size} bytes in all; give fewer rows", rows=rows)
+        raise InvalidInputError(f"requests of {rows} rows would take {size} bytes in total; give fewer rows", rows=rows)
     made = []
     for sample in samples:
         have = _rows(sample.inputs)
@@ -299,7 +299,7 @@ async def alone_on(server: ManagedServer, *, patience_seconds: float = 0.0) -> A
     while not await asyncio.to_thread(lock.try_acquire):
         if time.monotonic() >= end:
             raise ConflictError(
-                f"another tuning is under way on {server.name}; wait until it ends, or cancel it", server=server.name
+                f"another tuning is in progress on {server.name}; wait until it ends, or cancel it", server=server.name
             )
         await asyncio.sleep(_LOOK_SECONDS)
     try:
@@ -320,7 +320,7 @@ async def sweep(server: ManagedServer) -> bool:
     except ConflictError:
         return True
     except (ControlPlaneError, OSError) as error:
-        logger.info("%s cannot be swept of tunings yet: %s", server.name, error)
+        logger.info("failed to remove old tuning copies from %s; will try again: %s", server.name, error)
         return False
 
 

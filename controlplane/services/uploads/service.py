@@ -80,7 +80,9 @@ class Uploads:
         """
         announcement = await self._read(upload_id)
         if self._in_use.get(upload_id) or any(upload == upload_id for upload, _ in self._receiving):
-            raise ConflictError(f"upload {upload_id} is in use; wait until it is not", upload=upload_id)
+            raise ConflictError(
+                f"upload {upload_id} is in use; wait until the operation that uses it ends", upload=upload_id
+            )
         await asyncio.to_thread(self._drop, upload_id, announcement)
 
     async def discard(self, upload_id: str) -> None:
@@ -121,7 +123,8 @@ class Uploads:
         received = self._spool.received(upload_id, sha256)
         if offset is not None and offset != received:
             raise ConflictError(
-                f"blob {sha256}: {received} bytes are here, the transfer begins at {offset}; go on from {received}",
+                f"blob {sha256}: {received} bytes were received, but the transfer begins at {offset}; "
+                f"continue from {received}",
                 sha256=sha256,
                 received_bytes=received,
             )
@@ -140,7 +143,9 @@ class Uploads:
         finally:
             self._receiving.discard(slot)
         if not whole:
-            logger.info("upload %s: blob %s was cut off at %d bytes", upload_id, sha256, writer.offset)
+            logger.info(
+                "upload %s: the transfer of blob %s was interrupted at %d bytes", upload_id, sha256, writer.offset
+            )
         return self._file(upload_id, announcement, entry)
 
     async def presign(self, upload_id: str, *, expires_seconds: int) -> tuple[PresignedBlob, ...]:
@@ -164,7 +169,7 @@ class Uploads:
             )
             if put is None:
                 raise InvalidInputError(
-                    f"the store {self._store.url} takes no direct uploads; send the blobs through the API"
+                    f"the store {self._store.url} does not support direct uploads; send the blobs through the API"
                 )
             blobs.append(
                 PresignedBlob(
@@ -210,8 +215,8 @@ class Uploads:
         upload = await self.get(upload_id)
         if missing := upload.missing:
             raise ConflictError(
-                f"upload {upload_id}: {len(missing)} of {len(upload.files)} files are not here yet, "
-                f"{missing[0].path!r} for one; send them first",
+                f"upload {upload_id}: {len(missing)} of {len(upload.files)} files are missing, for "
+                f"example {missing[0].path!r}; send them first",
                 upload=upload_id,
                 missing=[file.path for file in missing[:20]],
             )
@@ -247,7 +252,7 @@ class Uploads:
         data = await asyncio.to_thread(self._spool.read, upload_id) if known else None
         if data is None:
             raise NotFoundError(
-                f"there is no upload {upload_id[:80]!r} on this instance: it was published, dropped, or is too old",
+                f"unknown upload {upload_id[:80]!r} on this instance: it was published, deleted or has expired",
                 upload=upload_id[:80],
             )
         return UploadManifest.model_validate_json(data)
@@ -305,8 +310,8 @@ class Uploads:
             self._registry.blobs.adopt(key, entry.sha256, entry.size_bytes)
         except DigestMismatchError as error:
             raise InvalidArtifactError(
-                f"what was written for blob {entry.sha256} has another content; it was removed, ask for new URLs and "
-                "send it again",
+                f"the content written for blob {entry.sha256} has a different digest and was removed; "
+                "request new URLs and send it again",
                 sha256=entry.sha256,
             ) from error
 
@@ -336,10 +341,14 @@ def _check(entries: tuple[FileEntry, ...], max_bytes: int) -> None:
     if not entries:
         raise InvalidInputError("an upload needs at least one file")
     if len(entries) > MAX_FILES:
-        raise TooLargeError(f"an upload may have {MAX_FILES} files, this one has {len(entries)}", limit=MAX_FILES)
+        raise TooLargeError(
+            f"an upload can have at most {MAX_FILES} files; this one has {len(entries)}", limit=MAX_FILES
+        )
     total = sum(entry.size_bytes for entry in entries)
     if total > max_bytes:
-        raise TooLargeError(f"the files have {total} bytes; at most {max_bytes} are accepted", limit_bytes=max_bytes)
+        raise TooLargeError(
+            f"the files have {total} bytes in total; at most {max_bytes} are accepted", limit_bytes=max_bytes
+        )
     paths: set[str] = set()
     sizes: dict[str, int] = {}
     for entry in entries:
@@ -354,7 +363,9 @@ def _entry(upload_id: str, announcement: UploadManifest, sha256: str) -> FileEnt
     for entry in announcement.files:
         if entry.sha256 == sha256:
             return entry
-    raise NotFoundError(f"upload {upload_id} announced no blob {sha256[:80]!r}", upload=upload_id, sha256=sha256[:80])
+    raise NotFoundError(
+        f"upload {upload_id} did not announce blob {sha256[:80]!r}", upload=upload_id, sha256=sha256[:80]
+    )
 
 
 async def _blocks(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

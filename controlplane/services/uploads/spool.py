@@ -127,7 +127,7 @@ class BlobWriter:
         """
         if self.offset + len(data) > self._size_bytes:
             raise InvalidArtifactError(
-                f"blob {self._sha256} was announced with {self._size_bytes} bytes and more arrived",
+                f"blob {self._sha256} was announced with {self._size_bytes} bytes, but more were received",
                 sha256=self._sha256,
                 size_bytes=self._size_bytes,
             )
@@ -156,8 +156,8 @@ class BlobWriter:
         if self._digest.hexdigest() != self._sha256:
             self._partial.unlink()
             raise InvalidArtifactError(
-                f"the bytes received for blob {self._sha256} have the SHA-256 {self._digest.hexdigest()}; "
-                "nothing of them is kept, send them again from the start",
+                f"the bytes received for blob {self._sha256} have the SHA-256 "
+                f"{self._digest.hexdigest()} and were discarded; send them again from the start",
                 sha256=self._sha256,
                 actual_sha256=self._digest.hexdigest(),
             )

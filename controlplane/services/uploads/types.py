@@ -24,7 +24,7 @@ class UploadFile(BaseModel):
     sha256: Sha256 = Field(description="SHA-256 of the content, in hexadecimal.")
     size_bytes: int = Field(ge=0, description="Size of the content in bytes.")
     state: BlobState = Field(description="present: nothing to send; missing: send it.")
-    received_bytes: int = Field(ge=0, description="Bytes that are here; a resumed transfer goes on from this offset.")
+    received_bytes: int = Field(ge=0, description="Bytes received; a resumed transfer continues from this offset.")
 
 
 class Upload(BaseModel):
@@ -32,9 +32,9 @@ class Upload(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    id: str = Field(description="Its identifier.", examples=["b41cc3a0f9d24e86b7d3"])
+    id: str = Field(description="Identifier of the upload.", examples=["b41cc3a0f9d24e86b7d3"])
     actor: str = Field(description="Who announced it.")
-    created_at: datetime = Field(description="When (UTC).")
+    created_at: datetime = Field(description="When it was announced (UTC).")
     files: tuple[UploadFile, ...] = Field(description="The files.")
 
     @property
@@ -64,7 +64,7 @@ class PresignedBlob(BaseModel):
 
     sha256: Sha256 = Field(description="The blob.")
     size_bytes: int = Field(description="Its size in bytes.")
-    multipart_id: str = Field(description="To be given back when all parts are sent.")
-    part_size_bytes: int = Field(description="Every part but the last has this size.")
+    multipart_id: str = Field(description="Send it back when all parts are sent.")
+    part_size_bytes: int = Field(description="Size of every part except the last.")
     urls: tuple[str, ...] = Field(description="One URL for each part, in order; each takes a plain HTTP PUT.")
-    expires_at: datetime = Field(description="When the URLs end (UTC).")
+    expires_at: datetime = Field(description="When the URLs expire (UTC).")
