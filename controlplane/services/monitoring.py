@@ -102,7 +102,7 @@ class Monitoring:
         """
         if window_seconds > MAX_WINDOW_SECONDS:
             raise InvalidInputError(
-                f"a window of {window_seconds:g} s is too long; {MAX_WINDOW_SECONDS:g} s are kept (6h)",
+                f"a window of {window_seconds:g} s is too long; the maximum is {MAX_WINDOW_SECONDS:g} s (6h)",
                 limit_seconds=MAX_WINDOW_SECONDS,
             )
         await self._deployments.get(model)

@@ -58,7 +58,7 @@ def test_what_was_running_is_lost_and_leaves_nothing_behind(tmp_path: Path) -> N
         operation = http.get(f"/v1/operations/{lost}", params={"wait": 30}).json()
         assert (operation["kind"], operation["state"]) == ("publish", "failed")
         assert operation["error"]["code"] == "operation-lost"
-        assert "run it again" in operation["error"]["detail"]
+        assert "start it again" in operation["error"]["detail"]
         assert lost in {item["id"] for item in http.get("/v1/operations").json()["items"]}
         assert list((tmp_path / "work").iterdir()) == []
 

@@ -105,7 +105,7 @@ def test_while_the_model_is_unloaded_its_rollout_waits(api: Api, model: str) -> 
     api.operation(api.ok(api.http.post(f"/v1/deployments/{model}/unload"), 202)["operation_id"])
     found = rollout(api, model)
     assert (found["phase"], found["ready"], found["weight"]) == ("running", False, 0.0)
-    assert "goes on when it is loaded again" in found["message"]
+    assert "continues when it is loaded again" in found["message"]
     api.ok(api.http.post(f"/v1/deployments/{model}/load", params={"wait": 60}))
     found = until(api, model, lambda one: one["ready"])
     assert (found["step"], found["began_at"]) == (1, begun["began_at"])

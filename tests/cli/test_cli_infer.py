@@ -113,7 +113,7 @@ def test_what_would_not_answer_is_told_by_the_api(cli: Cli, doubling: Path) -> N
     cli.ok("deploy", "asleep")
     cli.ok("unload", "asleep")
     result = cli("infer", "asleep", "--sample")
-    assert (result.code, "nothing answers for 'asleep' now" in result.err) == (5, True), result
+    assert (result.code, "no version of 'asleep' is active now" in result.err) == (5, True), result
     assert cli("infer", "asleep", "--sample", "--version", 9).code == 3
     assert cli("infer", "nobody", "--sample").code == 3
 

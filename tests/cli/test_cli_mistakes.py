@@ -31,7 +31,7 @@ pytestmark = pytest.mark.triton
         ("push cut.onnx --metric a=b", 6, "'b' is not a number"),
         ("push cut.onnx --input x:FP99[1] --out y:FP32[1]", 6, "'FP99' is not a valid element type"),
         ("push cut.onnx --input x:FP32[1]", 6, "--out is missing"),
-        ("push new.onnx --direct", 6, "takes no direct uploads"),
+        ("push new.onnx --direct", 6, "does not support direct uploads"),
         ("validate cut.onnx", 6, "cut short"),
         ("convert steady:1 --to torchscript", 6, "onnx cannot be converted to torchscript"),
         ("convert ./nofile.pt2 --to onnx", 6, "no such file or folder: './nofile.pt2'"),

@@ -32,7 +32,7 @@ def test_tune_shows_draws_and_says_what_is_best(cli: Cli, published: str, tmp_pa
 
     failed = cli("tune", published, *QUICK, "--max-p99-ms", 0.001, "--apply", "-o", "json")
     assert failed.code == 7
-    assert "no setting gives" in failed.err
+    assert "no setting meets the objective" in failed.err
     assert failed.json["met"] is False
     assert len(failed.json["trials"]) == 2
     assert failed.json["applied_revision"] is None

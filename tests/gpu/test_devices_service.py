@@ -84,7 +84,7 @@ async def test_a_server_that_hangs_is_told_as_last_seen_and_hides_no_other(
     hanging.go_on.clear()
     for _ in range(3):
         stale, fresh = await devices.all()
-    assert "have not answered" in stale.error
+    assert "have not responded" in stale.error
     assert (stale.devices, stale.observed_at) == (first.devices, first.observed_at)
     assert fresh.error == ""
     assert hanging.readings == 2, "nobody waits in a thread of its own"

@@ -71,9 +71,9 @@ def test_the_first_key_is_made_offline_and_the_door_is_shut(here: Cli) -> None:
         url = record["url"]
         # By an address, a command has the keys it is given, and nothing else.
         nothing = here("models", "--url", url)
-        assert (nothing.code, "an API key is needed" in nothing.err) == (9, True)
+        assert (nothing.code, "an API key is required" in nothing.err) == (9, True)
         wrong = here("models", "--url", url, **{KEY: secret[:-2] + "xx"})
-        assert (wrong.code, "not known here" in wrong.err) == (9, True)
+        assert (wrong.code, "unknown API key" in wrong.err) == (9, True)
         assert secret[:-2] not in wrong.err
         assert here.ok("models", "--url", url, "-o", "json", **{KEY: secret}).json == []
         # Whoever may read the data folder needs none.
@@ -115,7 +115,7 @@ def test_without_keys_it_is_said_loudly(here: Cli) -> None:
         assert record["authentication"] == "off-loopback"
         report = here("doctor")
         assert "off-loopback" in report.out
-        assert "every process on this machine may do everything" in report.out
+        assert "every process on this machine can do everything" in report.out
         here.ok("models")
         assert stat.S_IMODE(here.data_dir.stat().st_mode) == stat.S_IMODE((here.data_dir / "store").stat().st_mode)
         assert stat.S_IMODE(here.data_dir.stat().st_mode) == 0o700, "under any umask"

@@ -35,7 +35,7 @@ async def test_a_key_made_elsewhere_works_however_soon_after_another_look() -> N
     looks = here.looks
 
     async def guess() -> None:
-        with pytest.raises(UnauthenticatedError, match="not known here"):
+        with pytest.raises(UnauthenticatedError, match="unknown API key"):
             await keys.authenticate(new_token()[1])
 
     await asyncio.gather(*(guess() for _ in range(50)))

@@ -61,9 +61,9 @@ async def test_numbers_become_arrays_and_everything_else_stays(large: LargeJson)
     ("text", "why"),
     [
         (b'{"inputs": [', "it is not valid JSON: "),
-        (b'{"inputs": [{"data": [NaN]}]}', "NaN is no JSON"),
-        (b"[1, 2]", "it needs a list of inputs"),
-        (b'{"inputs": [{"name": "\\ud800"}]}', "half of a surrogate pair"),
+        (b'{"inputs": [{"data": [NaN]}]}', "NaN is not valid JSON"),
+        (b"[1, 2]", "the list of inputs is missing"),
+        (b'{"inputs": [{"name": "\\ud800"}]}', "an unpaired surrogate"),
         (b'{"inputs": "\xff"}', "it is not valid UTF-8"),
         (b'{"inputs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     ],

@@ -120,8 +120,8 @@ def test_an_objective_that_cannot_be_met_is_said_and_nothing_is_applied(api: Api
     assert not found["met"]
     assert found["best"] is None
     assert found["applied_revision"] is None
-    assert "no setting gives the highest throughput with a p99 of at most 0.001 ms" in found["message"]
-    assert "nearest is" in found["message"]
+    assert "no setting meets the objective (the highest throughput with a p99 of at most 0.001 ms)" in found["message"]
+    assert "closest is" in found["message"]
     assert api.ok(api.http.get(f"/v1/deployments/{layers}"))["revision"] == before
     nothing_left(api)
 
@@ -144,7 +144,7 @@ def test_settings_that_need_too_much_memory_are_not_run(api: Api, layers: str) -
     switch(api, layers, "unload")
     found = result(api, model=layers, space=TWO_COUNTS, max_settings=2, memory_limit_bytes=10 << 20)
     assert [one["state"] for one in found["trials"]] == ["memory", "memory"]
-    assert "its processes had" in found["trials"][0]["message"]
+    assert "its processes used" in found["trials"][0]["message"]
     assert found["trials"][0]["measurements"] == []
     assert "not loaded" in found["trials"][1]["message"]
     switch(api, layers, "load")
@@ -158,7 +158,7 @@ def test_a_cancelled_tuning_leaves_nothing_behind(api: Api, layers: str) -> None
     wait_measuring(api, operation)
     problem = api.failed(api.http.post("/v1/tunings", json={"model": layers}))
     assert problem["code"] == "conflict"
-    assert "another tuning is under way on embedded" in problem["detail"]
+    assert "another tuning is in progress on embedded" in problem["detail"]
     state = api.operation(operation, wait=0)
     assert state["progress"]["stage"] == "measure"
     assert "round 1 of" in state["progress"]["message"]
