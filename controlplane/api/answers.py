@@ -1,11 +1,22 @@
 """Responses that are sent without a second validation of what is already a model."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import Response
 from pydantic import BaseModel
 
+from controlplane.api.dependencies import IDEMPOTENT
+from controlplane.api.problems import responses
 from controlplane.services.operations import Operation
+
+STARTS_OPERATION: Mapping[str, Any] = {
+    "dependencies": [IDEMPOTENT],
+    "status_code": 202,
+    "response_model": Operation,
+    "responses": responses(409, also={202: {"description": "Started; follow the operation."}}),
+}
+"""Options of a route that starts an operation and returns it with `accepted`."""
 
 
 def json_answer(body: BaseModel | bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

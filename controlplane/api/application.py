@@ -44,36 +44,36 @@ DESCRIPTION = """
 A control plane for NVIDIA Triton: a versioned model registry in a bucket, verified conversion, and deployments
 that are healthy by proof.
 
-* What takes long answers `202` with an **operation**: poll it, wait for it (`?wait=`) or follow it
+* Requests that start long work return `202` with an **operation**: poll it, wait for it (`?wait=`) or follow it
   (server-sent events).
 * Every error is an RFC 9457 **problem** (`application/problem+json`) with a stable `code`.
-* Lists come in **pages**: give `next_cursor` back as `cursor`.
+* Lists are returned in **pages**: pass `next_cursor` as `cursor` to get the next one.
 * A `POST` with an **`Idempotency-Key`** can be repeated safely.
-* An **API key** goes into `Authorization: Bearer …`. It is asked for once there is one, and always where others than
-  this machine can reach the port; `GET /v1/info` says so.
-* `X-Actor` says for whom the request is made; it is kept in every history, after the key's name.
+* Send an **API key** as `Authorization: Bearer …`. It is required once a key exists, and always if other machines
+  can reach the port; `GET /v1/info` reports whether it is.
+* `X-Actor` names the person or program that the request is made for; every history records it after the key's name.
 """
 
 _TAGS = [
     {"name": "models", "description": "Models and their history."},
-    {"name": "aliases", "description": "Names for versions that can be moved."},
-    {"name": "versions", "description": "Versions: published once, never changed."},
-    {"name": "uploads", "description": "Files on their way to becoming a version."},
+    {"name": "aliases", "description": "Movable names for versions."},
+    {"name": "versions", "description": "Versions: immutable once published."},
+    {"name": "uploads", "description": "Files to be published as a version."},
     {"name": "conversions", "description": "Conversion to ONNX or TorchScript, compared with the original."},
     {"name": "validations", "description": "Checks without publishing."},
-    {"name": "deployments", "description": "What shall answer under a model's name, and what does."},
-    {"name": "rollouts", "description": "New versions that take over by evidence."},
-    {"name": "memory", "description": "Who holds which memory, why, and what would happen if."},
-    {"name": "monitoring", "description": "How well deployments are doing, and whether they keep their objectives."},
-    {"name": "tunings", "description": "Finding the settings to run a model with."},
-    {"name": "inference", "description": "Asking a deployed model through the control plane."},
-    {"name": "operations", "description": "What takes longer than a request."},
+    {"name": "deployments", "description": "Desired and observed state of deployed models."},
+    {"name": "rollouts", "description": "Gradual replacement of the active version, decided by measurements."},
+    {"name": "memory", "description": "Memory use by model and its reasons, plans, and holds."},
+    {"name": "monitoring", "description": "Metrics, health and objectives of deployments."},
+    {"name": "tunings", "description": "Search for the best settings of a deployment."},
+    {"name": "inference", "description": "Inference through the control plane."},
+    {"name": "operations", "description": "Work that outlasts a request."},
     {"name": "events", "description": "What changed, and why."},
     {"name": "servers", "description": "The Triton servers."},
-    {"name": "keys", "description": "API keys: who may do what."},
+    {"name": "keys", "description": "API keys and their permissions."},
     {"name": "maintenance", "description": "Garbage collection."},
     {"name": "info", "description": "The control plane itself."},
-    {"name": "health", "description": "For orchestrators and Prometheus."},
+    {"name": "health", "description": "Endpoints for orchestrators and Prometheus."},
 ]
 
 
@@ -87,7 +87,7 @@ def create_application(metrics: Metrics, limits: BodyLimits, lifespan: Lifespan 
     """
     app = FastAPI(
         title="Triton control plane",
-        summary="Models in a bucket, deployments by proof.",
+        summary="A versioned model registry, verified conversion and proved deployments for NVIDIA Triton.",
         description=DESCRIPTION,
         version=version(),
         openapi_tags=_TAGS,

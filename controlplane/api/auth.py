@@ -58,7 +58,7 @@ class Authenticator:
         for name, need, model in needs:
             permit(principal, name, need, model)
         if not needs and not _may_everything(principal):
-            raise NotFoundError(f"there is nothing at {scope['method']} {scope['path']}")
+            raise NotFoundError(f"no route matches {scope['method']} {scope['path']}")
         scope[PRINCIPAL] = principal
 
 
@@ -91,12 +91,14 @@ def _may_everything(principal: Principal) -> bool:
 
 def _check_browser(scope: Scope, headers: Headers, authentication: Authentication) -> None:
     if scope["method"] not in _SAFE and headers.get("sec-fetch-site") in _OTHER_SITES:
-        raise ForbiddenError("the request comes from a page of another site; make an API key, or send it yourself")
+        raise ForbiddenError(
+            "the request comes from a page of another site; create an API key, or send the request without a browser"
+        )
     if authentication is Authentication.OFF_LOOPBACK and (host := headers.get("host")):
         name = host.rpartition(":")[0] if ":" in host.rpartition("]")[2] else host
         if not is_loopback(name.strip("[]")):
             raise ForbiddenError(
-                f"the control plane was asked for as {name[:128]!r}, and without API keys it answers to this machine's "
-                "own names alone (127.0.0.1, ::1, localhost); make a key, or set CONTROLPLANE_AUTH__MODE=off behind a "
-                "proxy that authenticates"
+                f"the Host header is {name[:128]!r}, but without API keys the control plane accepts "
+                "only this machine's own names (127.0.0.1, ::1, localhost); create a key, or set "
+                "CONTROLPLANE_AUTH__MODE=off behind a proxy that authenticates"
             )

@@ -44,7 +44,7 @@ def raise_descriptor_limit() -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError) as error:
-            logger.warning("the limit on open files stays at %d: %s", soft, error)
+            logger.warning("failed to raise the limit on open files above %d: %s", soft, error)
             return soft
     return hard
 
@@ -64,7 +64,8 @@ def connection_limits(
     possible = max(1, descriptors // _API_SHARE) if descriptors > 0 else total
     if possible < total:
         logger.warning(
-            "the API takes %d connections, not %d: the process may have %d open files (ulimit -n)",
+            "the API accepts %d connections instead of %d: the process's limit on open files is "
+                                                            "%d (ulimit -n)",
             possible, total, descriptors,
         )  # fmt: skip
     total = min(total, possible)
@@ -87,9 +88,9 @@ def bounded_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
             source = self.client[0] if self.client else ""
             what = ""
             if sources.total() >= limits.total:
-                what = f"the API has {limits.total} open connections, the most that it takes"
+                what = f"the limit of {limits.total} open connections to the API is reached"
             elif sources[source] >= limits.per_source:
-                what = f"{source} has {limits.per_source} open connections, the most that one address may have"
+                what = f"{source} has reached the limit of {limits.per_source} open connections from one address"
             if what:
                 transport.write(_refusal(f"{what}; close some, or try again later"))
                 transport.close()

@@ -36,8 +36,8 @@ async def _actor(
     x_actor: Annotated[
         str | None,
         Header(
-            description=f"Who asks; kept in every history, after the API key's name and a `/` where there is one. "
-            f"Printable ASCII, at most {ACTOR_MAX} characters.",
+            description="Who makes the request; every history records it, after the API key's name and a `/` "
+            f"if a key is used. Printable ASCII, at most {ACTOR_MAX} characters.",
             examples=["ada@example.org"],
         ),
     ] = None,
@@ -70,9 +70,11 @@ def decode_cursor(cursor: str | None) -> str:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         position = raw.decode()
     except (binascii.Error, UnicodeDecodeError, ValueError) as error:
-        raise InvalidInputError(f"{cursor[:60]!r} is no cursor; use next_cursor of the page before") from error
+        raise InvalidInputError(
+            f"{cursor[:60]!r} is not a valid cursor; use next_cursor of the previous page"
+        ) from error
     if not position.isprintable():
-        raise InvalidInputError(f"{cursor[:60]!r} is no cursor; use next_cursor of the page before")
+        raise InvalidInputError(f"{cursor[:60]!r} is not a valid cursor; use next_cursor of the previous page")
     return position
 
 
@@ -86,7 +88,7 @@ def decode_number_cursor(cursor: str | None) -> int | None:
     if not position:
         return None
     if not (position.isascii() and position.isdigit() and len(position) <= 12):
-        raise InvalidInputError(f"{str(cursor)[:60]!r} is no cursor of this list")
+        raise InvalidInputError(f"{str(cursor)[:60]!r} is not a valid cursor of this list")
     return int(position)
 
 
@@ -105,10 +107,13 @@ App = Annotated[Services, Depends(_services)]
 Actor = Annotated[str, Depends(_actor)]
 Asker = Annotated[Principal | None, Depends(_principal)]
 """The caller by API key; None if API keys are not required, in which case nothing is hidden."""
-Cursor = Annotated[str | None, Query(max_length=512, description="Where to begin: `next_cursor` of the page before.")]
-Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="How many at most.")]
+Cursor = Annotated[
+    str | None, Query(max_length=512, description="Start of the page: `next_cursor` of the previous page.")
+]
+Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="Maximum number of items.")]
 Wait = Annotated[
-    float, Query(ge=0, le=600, allow_inf_nan=False, description="Seconds to wait for the end before answering.")
+    float,
+    Query(ge=0, le=600, allow_inf_nan=False, description="Maximum seconds to wait for the end before the response."),
 ]
 ReasonQuery = Annotated[str, Query(max_length=1024, description="Why."), OneLine]
 ModelName = Annotated[str, Path(description="The model's name.", examples=["resnet"])]
@@ -124,8 +129,8 @@ async def _idempotency_key(
             alias="Idempotency-Key",
             min_length=1,
             max_length=255,
-            description="Makes the request safe to repeat: the same key with the same request gets the first answer "
-            "again. Kept for two days.",
+            description="Makes the request safe to repeat: the same key with the same request returns the "
+            "first response again. Stored for two days.",
         ),
     ] = None,
 ) -> None:

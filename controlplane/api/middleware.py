@@ -208,7 +208,7 @@ def _too_large(limit: int) -> ErrorInfo:
     return ErrorInfo(
         code="too-large",
         title="Too large",
-        detail=f"the body has more than {limit} bytes; send files as uploads",
+        detail=f"the body exceeds {limit} bytes; send files as uploads",
         details={"limit_bytes": limit},
     )
 
@@ -241,7 +241,7 @@ def _unusable_json(body: bytes) -> str:
     except _NotJsonError as error:
         return str(error)
     except UnicodeEncodeError:
-        return "a string has half of a surrogate pair, which is no Unicode text"
+        return "a string contains an unpaired surrogate, which is not valid Unicode"
     except (ValueError, RecursionError):
         return ""
     return ""
@@ -252,7 +252,7 @@ class _NotJsonError(Exception):
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise _NotJsonError(f"{constant} is no JSON; write it as a string where it is meant")
+    raise _NotJsonError(f"{constant} is not valid JSON; send it as a string")
 
 
 async def _send_stored(answer: StoredAnswer, send: Send) -> None:

@@ -151,7 +151,7 @@ def _invalid(request: Request, found: Any) -> Response:
 
 
 async def _response_validation(request: Request, error: Exception) -> Response:
-    logger.error("%s %s: the answer does not fit its own schema", request.method, request.scope["path"], exc_info=error)
+    logger.error("%s %s: the response does not match its schema", request.method, request.scope["path"], exc_info=error)
     return problem_response(error_info(error), 500, request.scope["path"])
 
 
@@ -159,8 +159,8 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"]
     known = {
-        404: ("no-such-route", f"there is nothing at {request.scope['path']}"),
-        405: ("method-not-allowed", f"{request.method} is not possible at {request.scope['path']}"),
+        404: ("no-such-route", f"no route matches {request.scope['path']}"),
+        405: ("method-not-allowed", f"{request.method} is not allowed for {request.scope['path']}"),
         413: ("too-large", str(error.detail)),
         400: ("malformed-request", str(error.detail)),
     }

@@ -19,7 +19,10 @@ NameFilter = Annotated[
 
 LabelFilter = Annotated[
     list[str] | None,
-    Query(max_length=16, description="Only models with this label, as `key=value`; all of several."),
+    Query(
+        max_length=16,
+        description="Only models with this label, as `key=value`; of several labels, models must have all.",
+    ),
 ]
 
 
@@ -48,7 +51,7 @@ async def refuse_unknown(request: Request) -> None:
             continue
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        have = f"the parameters are {', '.join(known)}" if known else "there are none here"
+        have = f"the parameters are {', '.join(known)}" if known else "this route has none"
         raise InvalidInputError(f"unknown query parameter {name[:60]!r}{hint} ({have})", parameter=name[:60])
 
 

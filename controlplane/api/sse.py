@@ -16,7 +16,7 @@ def event(name: str, data: str, event_id: str = "") -> str:
     return f"{identity}event: {name}\ndata: {data}\n\n"
 
 
-HEARTBEAT = ": still here\n\n"
+HEARTBEAT = ": keep-alive\n\n"
 
 
 def stream(lines: AsyncIterator[str]) -> StreamingResponse:

@@ -41,4 +41,4 @@ def _try(settings: TlsSettings, password: str) -> None:
     except (OSError, ssl.SSLError) as error:
         files = ", ".join(str(one) for one in (settings.cert_file, settings.key_file, settings.client_ca_file) if one)
         reason = error.strerror or type(error).__name__
-        raise InvalidInputError(f"TLS cannot be set up with {files}: {reason}") from error
+        raise InvalidInputError(f"failed to set up TLS with {files}: {reason}") from error

@@ -24,10 +24,10 @@ class TracingMiddleware:
         parent = Headers(scope=scope).get("traceparent", "")[:64]
         with tracing.span(scope["method"], parent=parent) as span:
 
-            async def told(message: Message) -> None:
+            async def record_status(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     span.set_attribute("http.response.status_code", message["status"])
                 await send(message)
 
-            await self._app(scope, receive, told)
+            await self._app(scope, receive, record_status)
             span.update_name(f"{scope['method']} {route_of(scope)}")

@@ -449,13 +449,13 @@ class Deployments:
         """Yield the states of a deployment's operation (see `Operations.follow`)."""
         model, number = parse_operation(operation_id)
         revision = await asyncio.to_thread(self._chains.revision, model, number)
-        told: Operation | None = None
+        reported: Operation | None = None
         silent_since = time.monotonic()
         while True:
             operation = await self._operation(revision)
-            if told is None or (operation.state, operation.progress) != (told.state, told.progress):
+            if reported is None or (operation.state, operation.progress) != (reported.state, reported.progress):
                 yield operation
-                told, silent_since = operation, time.monotonic()
+                reported, silent_since = operation, time.monotonic()
             elif time.monotonic() - silent_since >= heartbeat_seconds:
                 yield None
                 silent_since = time.monotonic()

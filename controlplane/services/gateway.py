@@ -43,10 +43,10 @@ class GatewayService:
 
     def __init__(self, gateway: Gateway | None) -> None:
         self._gateway = gateway
-        self.told: GatewaySnapshot | None = None
+        self.snapshot: GatewaySnapshot | None = None
 
     async def look(self) -> None:
-        """Read HAProxy's counters into `told`."""
+        """Read HAProxy's counters into `snapshot`."""
         gateway = self._gateway
         if gateway is None:
             return
@@ -54,7 +54,7 @@ class GatewayService:
         fast = await _fast(gateway)
         with suppress(GatewayError):
             rows = await gateway.api.statistics()
-        self.told = GatewaySnapshot(gateway.view(), gateway.stats, fast, rows)
+        self.snapshot = GatewaySnapshot(gateway.view(), gateway.stats, fast, rows)
 
     def address(self) -> GatewayAddress | None:
         """Return the gateway's address; None if there is no gateway."""

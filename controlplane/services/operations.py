@@ -92,7 +92,7 @@ class Reporter:
         self._loop = loop
         self._update = update
         self._stage = Progress()
-        self._bytes_told_at = 0.0
+        self._bytes_reported_at = 0.0
 
     def stage(
         self,
@@ -130,8 +130,8 @@ class Reporter:
             update={"bytes_done": done, "fraction": min(1.0, done / total) if total else None}
         )
         now = time.monotonic()
-        if now - self._bytes_told_at >= 0.1 or done == total:  # avoid thousands of callbacks, one for each part
-            self._bytes_told_at = now
+        if now - self._bytes_reported_at >= 0.1 or done == total:  # avoid thousands of callbacks, one for each part
+            self._bytes_reported_at = now
             self._tell(self._stage, None)
 
     def log(self, text: str) -> None:

@@ -47,7 +47,7 @@ def test_a_close_name_is_suggested(published: Api) -> None:
     ("path", "words"),
     [
         ("/v1/models?limits=3", "unknown query parameter 'limits'; did you mean 'limit'? "),
-        ("/v1/models/net?subject=x", "unknown query parameter 'subject' (there are none here)"),
+        ("/v1/models/net?subject=x", "unknown query parameter 'subject' (this route has none)"),
         ("/v1/events?subjects=net", "did you mean 'subject'?"),
         ("/v1/deployments?phas=Ready", "did you mean 'phase'?"),
         ("/v1/models/net/versions?cursor=&x=1", "unknown query parameter 'x'"),

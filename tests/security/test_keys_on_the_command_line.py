@@ -198,7 +198,7 @@ def test_tls_with_certificates_of_clients(here: Cli, authority: trustme.CA) -> N
     assert "tls-secret" not in (here.folder / "serve.log").read_text()
     # What cannot work is said before anything is started.
     locked = here("serve", *options, CONTROLPLANE_API__TLS__KEY_PASSWORD="another")
-    assert (locked.code, "TLS cannot be set up" in locked.err) == (6, True)
+    assert (locked.code, "failed to set up TLS" in locked.err) == (6, True)
     assert "another" not in locked.err
     missing = here("serve", "--tls-cert", "none.pem")
     assert (missing.code, "No such file" in missing.err) == (6, True)

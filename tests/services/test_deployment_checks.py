@@ -26,7 +26,10 @@ def test_dynamic_batching_needs_rows_that_were_compared_or_can_be(tmp_path: Path
     publish_affine(registry, "m", tmp_path, scale=2.0)
     without, proved = registry.get_model("m").versions
     checks = DeploymentChecks(registry)
-    with pytest.raises(InvalidConfigError, match="m:1 are independent, since it has no golden samples"):
+    with pytest.raises(
+        InvalidConfigError,
+        match="without golden samples .* rows of a request to m:1 are independent; publish",
+    ):
         checks.deploy(Reference("m"), without, settings, None, None)
     assert checks.deploy(Reference("m"), without, DeploymentSettings(), None, None).settings == DeploymentSettings()
     assert checks.deploy(Reference("m"), proved, settings, None, None).settings == settings

@@ -8,15 +8,15 @@ from prometheus_client.registry import Collector
 from controlplane.services.devices import Devices
 
 _GAUGES = {
-    "total_bytes": "Memory that may be had at most.",
-    "used_bytes": "Memory that cannot be had any more, whoever uses it.",
-    "budget_bytes": "Memory that models may use.",
-    "utilisation": "Share of the time that it works, 0 to 1.",
+    "total_bytes": "Total memory.",
+    "used_bytes": "Memory in use by any process.",
+    "budget_bytes": "Memory budget for models.",
+    "utilisation": "Fraction of the time that the device is busy, 0 to 1.",
     "temperature_celsius": "Temperature.",
     "power_watts": "Power drawn.",
-    "power_limit_watts": "Power that may be drawn.",
-    "ecc_corrected": "Memory errors corrected since the driver started.",
-    "ecc_uncorrected": "Memory errors that could not be corrected since the driver started.",
+    "power_limit_watts": "Power limit.",
+    "ecc_corrected": "Corrected memory errors since the driver started.",
+    "ecc_uncorrected": "Uncorrected memory errors since the driver started.",
 }
 _LABELS = ("server", "device", "kind", "uuid")
 
@@ -32,7 +32,7 @@ class DeviceMetrics(Collector):
         found = [(one, device) for one in self._devices.latest() for device in one.devices]
         up = GaugeMetricFamily("tritonctl_device_up", "Whether a device can be read.", labels=_LABELS)
         throttled = GaugeMetricFamily(
-            "tritonctl_device_throttled", "Whether its clocks are lowered.", labels=(*_LABELS, "reason")
+            "tritonctl_device_throttled", "Whether the device's clocks are throttled.", labels=(*_LABELS, "reason")
         )
         gauges = {
             name: GaugeMetricFamily(f"tritonctl_device_{name}", text, labels=_LABELS) for name, text in _GAUGES.items()

@@ -10,9 +10,9 @@ from controlplane.services.gateway import GatewayService
 
 _HAPROXY = {
     "stot": ("gateway_requests", "Requests and connections that a part of HAProxy handled."),
-    "econ": ("gateway_connection_errors", "Connections to a server that could not be made."),
-    "eresp": ("gateway_response_errors", "Answers of a server that broke off."),
-    "wretr": ("gateway_retries", "Connections that were tried again."),
+    "econ": ("gateway_connection_errors", "Failed connections to a server."),
+    "eresp": ("gateway_response_errors", "Responses of a server that were interrupted."),
+    "wretr": ("gateway_retries", "Connections that were retried."),
     "bin": ("gateway_received_bytes", "Bytes from clients."),
     "bout": ("gateway_sent_bytes", "Bytes to clients."),
 }
@@ -26,50 +26,54 @@ class GatewayMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics; none if there is no gateway."""
-        told = self._gateway.told
-        if told is None:
+        snapshot = self._gateway.snapshot
+        if snapshot is None:
             return
         requests = CounterMetricFamily(
             "tritonctl_gateway_model_requests",
-            "Requests by model, way (fast, activated, canary, shadow, pinned), version, protocol and code; on the fast "
-            "way the code is a class of them. A shadow's requests to the new version are the copies.",
+            "Requests by model, route (fast, activated, canary, shadow, pinned), version, "
+            "protocol and code; on the fast route, the code is a class such as 2xx. Shadow "
+            "requests to the new version are copies.",
             labels=list(RequestLabels._fields),
         )
-        for kind, count in (*told.fast.items(), *told.stats.requests.items()):
+        for kind, count in (*snapshot.fast.items(), *snapshot.stats.requests.items()):
             requests.add_metric(list(kind), count)
         yield requests
         waits = CounterMetricFamily(
             "tritonctl_gateway_queued_requests",
-            "Requests that waited for a load, by how that ended: loaded, failed, late, refused, gone.",
+            "Requests that waited for a load, by outcome: loaded, failed, late, refused, gone.",
             labels=["model", "outcome"],
         )
-        for (model, outcome), count in told.stats.waits.items():
+        for (model, outcome), count in snapshot.stats.waits.items():
             waits.add_metric([model, outcome], count)
         yield waits
         yield _histogram(
-            "tritonctl_gateway_wait_seconds", "How long requests waited for a load.", "outcome", told.stats.wait_seconds
+            "tritonctl_gateway_wait_seconds",
+            "Seconds that requests waited for a load.",
+            "outcome",
+            snapshot.stats.wait_seconds,
         )
         yield _histogram(
             "tritonctl_gateway_cold_start_seconds",
             "Loads that a request waited for, by stage.",
             "stage",
-            told.stats.stage_seconds,
+            snapshot.stats.stage_seconds,
         )
-        waiting = GaugeMetricFamily("tritonctl_gateway_waiting_requests", "Requests that wait for a load.")
-        waiting.add_metric([], told.view.waiting_requests)
+        waiting = GaugeMetricFamily("tritonctl_gateway_waiting_requests", "Requests that are waiting for a load.")
+        waiting.add_metric([], snapshot.view.waiting_requests)
         yield waiting
-        held = GaugeMetricFamily("tritonctl_gateway_waiting_bytes", "Bytes of the requests that wait.")
-        held.add_metric([], told.view.waiting_bytes)
+        held = GaugeMetricFamily("tritonctl_gateway_waiting_bytes", "Bytes of the waiting requests.")
+        held.add_metric([], snapshot.view.waiting_bytes)
         yield held
-        up = GaugeMetricFamily("tritonctl_gateway_up", "Whether HAProxy runs and answers.")
-        up.add_metric([], float(told.view.ready))
+        up = GaugeMetricFamily("tritonctl_gateway_up", "Whether HAProxy is running and responsive.")
+        up.add_metric([], float(snapshot.view.ready))
         yield up
-        restarts = CounterMetricFamily("tritonctl_gateway_restarts", "How often HAProxy was started again.")
-        restarts.add_metric([], told.view.restarts)
+        restarts = CounterMetricFamily("tritonctl_gateway_restarts", "Restarts of HAProxy.")
+        restarts.add_metric([], snapshot.view.restarts)
         yield restarts
         for column, (name, text) in _HAPROXY.items():
             family = CounterMetricFamily(f"tritonctl_{name}", text, labels=["proxy", "part"])
-            for row in told.haproxy:
+            for row in snapshot.haproxy:
                 if row.get("svname") in ("FRONTEND", "BACKEND") and (value := row.get(column, "")).isdigit():
                     family.add_metric([row.get("pxname", ""), row["svname"].lower()], int(value))
             yield family

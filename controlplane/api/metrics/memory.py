@@ -10,12 +10,12 @@ from controlplane.services.memory import Memory
 _STATES = ("resident", "reserved", "loading", "unloading", "unaccounted", "free")
 _COUNTERS = {
     "loads": ("model_loads", "Models loaded."),
-    "cold_starts": ("cold_starts", "Loads that somebody waited for."),
-    "evictions": ("evictions", "Models unloaded to make room for another."),
-    "expirations": ("expirations", "Models unloaded because nobody used them."),
-    "refusals": ("load_refusals", "Loads given up for lack of memory."),
-    "out_of_memory": ("load_out_of_memory", "Loads that Triton refused for lack of memory."),
-    "gaps": ("switch_gaps", "Version switches in which nothing answered for a while."),
+    "cold_starts": ("cold_starts", "Loads that a request or client waited for."),
+    "evictions": ("evictions", "Models unloaded to make room for another model."),
+    "expirations": ("expirations", "Models unloaded because they were idle."),
+    "refusals": ("load_refusals", "Loads that were refused for lack of memory."),
+    "out_of_memory": ("load_out_of_memory", "Loads that failed because Triton ran out of memory."),
+    "gaps": ("switch_gaps", "Version switches during which no version was active for some time."),
     "measured": ("footprints_measured", "Footprints measured after a load."),
     "estimate_error_bytes": ("footprint_estimate_error_bytes", "Sum of |measured - estimated| of footprints."),
 }
@@ -33,35 +33,35 @@ class MemoryMetrics(Collector):
         servers = self._memory.servers()
         devices = GaugeMetricFamily(
             "tritonctl_memory_bytes",
-            "The budget of a device by what it is used for.",
+            "Memory of a device by state.",
             labels=("server", "device", "state"),
         )
         budgets = GaugeMetricFamily(
-            "tritonctl_memory_budget_bytes", "What models may use of a device.", labels=("server", "device")
+            "tritonctl_memory_budget_bytes", "Memory budget of a device.", labels=("server", "device")
         )
         models = GaugeMetricFamily(
             "tritonctl_model_memory_bytes",
-            "What the ledger counts for a model.",
+            "Memory that the ledger attributes to a model.",
             labels=("server", "device", "model", "state"),
         )
         errors = GaugeMetricFamily(
             "tritonctl_model_footprint_estimate_error_bytes",
-            "Measured - estimated on a device, of what is loaded.",
+            "Measured - estimated footprint of a loaded model on a device.",
             labels=("server", "model"),
         )
-        queued = GaugeMetricFamily("tritonctl_loads_queued", "Loads that wait for memory.", labels=("server",))
+        queued = GaugeMetricFamily("tritonctl_loads_queued", "Loads that are waiting for memory.", labels=("server",))
         largest = GaugeMetricFamily(
             "tritonctl_footprint_estimate_error_max_bytes",
-            "Largest measured - estimated of a footprint since the start.",
+            "Largest measured - estimated footprint since the start.",
             labels=("server",),
         )
         excess = GaugeMetricFamily(
             "tritonctl_server_leaked_bytes",
-            "What a server has beyond its ledger, by device: what a restart would give back.",
+            "Memory of a server beyond its ledger, by device, which a restart would free.",
             labels=("server", "device"),
         )
         restarts = CounterMetricFamily(
-            "tritonctl_server_leak_restarts", "Restarts of a server that had lost memory.", labels=("server",)
+            "tritonctl_server_leak_restarts", "Restarts of a server because of leaked memory.", labels=("server",)
         )
         counters = {
             key: CounterMetricFamily(f"tritonctl_{name}", text, labels=("server",))

@@ -17,7 +17,7 @@ _LABELS = ("server", "model", "version")
 _COUNTERS = {
     "requests": ("tritonctl_model_requests", "Successful requests, by Triton's count."),
     "inferences": ("tritonctl_model_inferences", "Inferences: a batch of 8 counts as 8."),
-    "executions": ("tritonctl_model_executions", "Times a model was run."),
+    "executions": ("tritonctl_model_executions", "Executions of a model."),
     "cpu_seconds": ("tritonctl_model_cpu_seconds", "Processor time of the processes of a model's instances."),
 }
 _STAGES = {
@@ -45,7 +45,7 @@ class MonitoringMetrics(Collector):
         yield from self._objectives()
         lag = GaugeMetricFamily(
             "tritonctl_deployment_lag_seconds",
-            "For how long a deployment has not been what was asked for; 0: it is.",
+            "Time since a deployment's observed state began to differ from the desired state; 0 if they agree.",
             labels=("model",),
         )
         for model, seconds in self._monitoring.propagation_lag().items():
@@ -55,50 +55,52 @@ class MonitoringMetrics(Collector):
     def _objectives(self) -> Iterator[Metric]:
         rates = GaugeMetricFamily(
             "tritonctl_objective_burn_rate",
-            "How fast an objective's budget burns over a window; 1 uses it up exactly.",
+            "Burn rate of an objective's error budget over a window; 1 uses the budget up exactly.",
             labels=("model", "objective", "window_seconds"),
         )
         limits = GaugeMetricFamily(
             "tritonctl_objective_burn_limit",
-            "The burn rate at which an objective burns, by its long window.",
+            "Burn rate at which an objective alerts, by its long window.",
             labels=("model", "objective", "window_seconds"),
         )
         burning = GaugeMetricFamily(
-            "tritonctl_objective_burning", "Whether an objective is not kept.", labels=("model", "objective")
+            "tritonctl_objective_burning", "Whether an objective is missed.", labels=("model", "objective")
         )
         for model, states in self._monitoring.states().items():
             for state in states:
                 burning.add_metric((model, state.kind.value), float(state.burning))
-                told = set()
+                reported = set()
                 for one in state.windows:
                     limits.add_metric((model, state.kind.value, f"{one.long_seconds:g}"), one.factor)
                     for seconds, rate in ((one.long_seconds, one.long_rate), (one.short_seconds, one.short_rate)):
-                        if seconds not in told:
-                            told.add(seconds)
+                        if seconds not in reported:
+                            reported.add(seconds)
                             rates.add_metric((model, state.kind.value, f"{seconds:g}"), rate)
         webhook = self._monitoring.webhook
         webhooks = CounterMetricFamily(
-            "tritonctl_webhooks", "Webhooks by how they ended; failed: tries.", labels=("outcome",)
+            "tritonctl_webhooks", "Webhooks by outcome; failed counts attempts.", labels=("outcome",)
         )
         for outcome in ("delivered", "failed", "given_up", "dropped"):
             webhooks.add_metric((outcome,), webhook.outcomes[outcome])
-        queue = GaugeMetricFamily("tritonctl_webhooks_waiting", "Webhooks that wait to be delivered.")
+        queue = GaugeMetricFamily("tritonctl_webhooks_waiting", "Webhooks that are waiting for delivery.")
         queue.add_metric((), webhook.waiting)
         yield from (rates, limits, burning, webhooks, queue)
 
 
 def _models(monitor: Monitor, deployed: frozenset[str]) -> Iterator[Metric]:
-    counters = {name: CounterMetricFamily(*told, labels=_LABELS) for name, told in _COUNTERS.items()}
+    counters = {name: CounterMetricFamily(*described, labels=_LABELS) for name, described in _COUNTERS.items()}
     failures = CounterMetricFamily(
-        "tritonctl_model_failures", "Failed requests by Triton's reason.", labels=(*_LABELS, "reason")
+        "tritonctl_model_failures", "Failed requests, by Triton's reason.", labels=(*_LABELS, "reason")
     )
     seconds = CounterMetricFamily(
         "tritonctl_model_seconds", "Seconds that successful requests took, by stage.", labels=(*_LABELS, "stage")
     )
-    pending = GaugeMetricFamily("tritonctl_model_pending_requests", "Requests that wait or run.", labels=_LABELS)
+    pending = GaugeMetricFamily(
+        "tritonctl_model_pending_requests", "Requests that are waiting or running.", labels=_LABELS
+    )
     latency = GaugeMetricFamily(
         "tritonctl_model_latency_seconds",
-        "Percentiles of about the last minute, and where they come from.",
+        "Latency percentiles of about the last minute, and their source.",
         labels=(*_LABELS, "percentile", "source"),
     )
     for watched in monitor.watched():
@@ -124,26 +126,28 @@ def _models(monitor: Monitor, deployed: frozenset[str]) -> Iterator[Metric]:
 
 
 def _servers(monitor: Monitor) -> Iterator[Metric]:
-    looks = CounterMetricFamily(
-        "tritonctl_triton_scrapes", "Looks at a server's metrics by result.", labels=("server", "result")
+    scrapes = CounterMetricFamily(
+        "tritonctl_triton_scrapes", "Scrapes of a server's metrics, by result.", labels=("server", "result")
     )
     seconds = CounterMetricFamily(
-        "tritonctl_triton_scrape_seconds", "Seconds that looks at a server's metrics took.", labels=("server",)
+        "tritonctl_triton_scrape_seconds", "Seconds that scrapes of a server's metrics took.", labels=("server",)
     )
     size = GaugeMetricFamily("tritonctl_triton_metrics_bytes", "Size of a server's metrics page.", labels=("server",))
     held = GaugeMetricFamily(
-        "tritonctl_window_bytes", "Memory of the windows of a server's models.", labels=("server",)
+        "tritonctl_window_bytes",
+        "Memory that the windows of a server's models use in the control plane.",
+        labels=("server",),
     )
     cpu = GaugeMetricFamily(
-        "tritonctl_server_cpu_utilisation", "Share of a server's processors in use, 0 to 1.", labels=("server",)
+        "tritonctl_server_cpu_utilisation", "Fraction of a server's processors in use, 0 to 1.", labels=("server",)
     )
     gpu = GaugeMetricFamily(
-        "tritonctl_server_gpu_utilisation", "Share of the time that a GPU works, 0 to 1.", labels=("server", "gpu")
+        "tritonctl_server_gpu_utilisation", "Fraction of the time that a GPU is busy, 0 to 1.", labels=("server", "gpu")
     )
     for watched in monitor.watched():
         name = watched.source.name
         for result in ("ok", "failed"):
-            looks.add_metric((name, result), watched.looks[result])
+            scrapes.add_metric((name, result), watched.looks[result])
         seconds.add_metric((name,), watched.seconds)
         size.add_metric((name,), watched.page_bytes)
         held.add_metric((name,), sum(series.nbytes for series in watched.series.values()))
@@ -152,4 +156,4 @@ def _servers(monitor: Monitor) -> Iterator[Metric]:
             cpu.add_metric((use.server,), use.cpu_utilisation)
         for uuid, share in use.gpu_utilisation.items():
             gpu.add_metric((use.server, uuid), share)
-    yield from (looks, seconds, size, held, cpu, gpu)
+    yield from (scrapes, seconds, size, held, cpu, gpu)

@@ -19,14 +19,14 @@ class StoreMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._seconds = Histogram(
             "tritonctl_store_seconds",
-            "Time that an operation on the store took, retries included.",
+            "Seconds that an operation on the store took, including retries.",
             ["operation"],
             buckets=_STORE_SECONDS,
             registry=registry,
         )
         self._operations = Counter(
             "tritonctl_store_operations",
-            "Operations on the store by how they ended; exists and missing are answers, not errors.",
+            "Operations on the store by outcome; exists and missing are results, not errors.",
             ["operation", "outcome"],
             registry=registry,
         )
@@ -46,7 +46,9 @@ class LoopMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         loop = HistogramMetricFamily(
-            "tritonctl_reconcile_seconds", "Time that the loop took for a message, by its kind.", labels=("message",)
+            "tritonctl_reconcile_seconds",
+            "Seconds that the control loop took for a message, by kind.",
+            labels=("message",),
         )
         for kind, beats in self._reconciler.loop_metrics.beats.items():
             reached, buckets = 0, []
@@ -55,25 +57,30 @@ class LoopMetrics(Collector):
                 buckets.append(("+Inf" if bound == float("inf") else str(bound), float(reached)))
             loop.add_metric((kind,), buckets, beats.seconds)
         yield loop
-        inbox = GaugeMetricFamily("tritonctl_reconcile_queue_length", "Messages that wait for the loop.")
+        inbox = GaugeMetricFamily("tritonctl_reconcile_queue_length", "Messages that are waiting for the control loop.")
         inbox.add_metric((), self._reconciler.waiting)
         yield inbox
         work = CounterMetricFamily(
-            "tritonctl_loop_work", "What the cycles of the loop did, for example actions planned.", labels=("work",)
+            "tritonctl_loop_work",
+            "Counters of the control loop's cycles, for example planned actions.",
+            labels=("work",),
         )
         for name, count in self._reconciler.loop_metrics.cycles.items():
             work.add_metric((name,), count)
         yield work
         missed = CounterMetricFamily(
             "tritonctl_loop_missed",
-            "Changes that the slow pass over all models found and that nobody had marked: each one is a defect.",
+            "Changes that only the slow pass over all models found, because no event had marked "
+            "them: each one is a defect.",
             labels=("what",),
         )
         for what, count in self._reconciler.missed.items():
             missed.add_metric((what,), count)
         yield missed
         age = GaugeMetricFamily(
-            "tritonctl_server_observed_age_seconds", "How long ago a server was looked at.", labels=("server",)
+            "tritonctl_server_observed_age_seconds",
+            "Seconds since the last observation of a server.",
+            labels=("server",),
         )
         now = datetime.now(UTC)
         for server in self._reconciler.servers():

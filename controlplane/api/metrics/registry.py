@@ -39,11 +39,11 @@ class RequestMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
-            "tritonctl_http_requests", "Requests answered.", ["method", "route", "status"], registry=registry
+            "tritonctl_http_requests", "Completed requests.", ["method", "route", "status"], registry=registry
         )
         self._seconds = Histogram(
             "tritonctl_http_request_seconds",
-            "Time to the end of an answer, in seconds.",
+            "Time to the end of the response, in seconds.",
             ["method", "route"],
             buckets=_SECONDS,
             registry=registry,
@@ -77,9 +77,7 @@ class StateMetrics(Collector):
         for phase in Phase:
             deployments.add_metric([phase.value], phases.get(phase, 0))
         yield deployments
-        versions = GaugeMetricFamily(
-            "tritonctl_serving_version", "The version that answers.", labels=["model", "server"]
-        )
+        versions = GaugeMetricFamily("tritonctl_serving_version", "The active version.", labels=["model", "server"])
         for model, status in self._reconciler.statuses().items():
             for server in status.servers:
                 if server.serving_version is not None:
@@ -89,13 +87,13 @@ class StateMetrics(Collector):
         for state in self._reconciler.servers():
             servers.add_metric([state.name], float(state.state is ServerState.READY))
         yield servers
-        leading = GaugeMetricFamily("tritonctl_leader", "Whether this instance holds the lease and acts.")
+        leading = GaugeMetricFamily("tritonctl_leader", "Whether this instance is the leader.")
         leading.add_metric([], float(self._reconciler.leading))
         yield leading
-        running = GaugeMetricFamily("tritonctl_operations_running", "Operations that run.")
+        running = GaugeMetricFamily("tritonctl_operations_running", "Running operations.")
         running.add_metric([], self._services.operations.running)
         yield running
-        finished = CounterMetricFamily("tritonctl_operations", "Operations that ended.", labels=["kind", "state"])
+        finished = CounterMetricFamily("tritonctl_operations", "Ended operations.", labels=["kind", "state"])
         for (kind, end), count in self._services.operations.finished_total.items():
             finished.add_metric([kind, end], count)
         yield finished

@@ -17,15 +17,17 @@ class RolloutMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the share of the new version, and the requests and failures of both versions."""
         weights = GaugeMetricFamily(
-            "tritonctl_rollout_weight", "Share of the requests that the new version gets.", labels=("model",)
+            "tritonctl_rollout_weight", "Fraction of the requests that the new version receives.", labels=("model",)
         )
         labels = ("model", "version", "role", "strategy")
         requests = CounterMetricFamily(
-            "tritonctl_rollout_requests", "Requests, and copies of them, by version.", labels=labels
+            "tritonctl_rollout_requests", "Requests and copies of requests, by version.", labels=labels
         )
-        failures = CounterMetricFamily("tritonctl_rollout_failures", "Those it failed.", labels=labels)
+        failures = CounterMetricFamily("tritonctl_rollout_failures", "Failed requests, by version.", labels=labels)
         refused = CounterMetricFamily(
-            "tritonctl_rollout_refused", "Requests the old version answered in place of the new one.", labels=("model",)
+            "tritonctl_rollout_refused",
+            "Requests that the old version answered because the new one was not loaded.",
+            labels=("model",),
         )
         for model, rollout, weight, evidence in self._rollouts.measured():
             weights.add_metric((model,), weight)

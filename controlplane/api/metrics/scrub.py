@@ -29,11 +29,12 @@ class ScrubMetrics(Collector):
         )
         yield CounterMetricFamily(
             "tritonctl_scrub_requests",
-            "Requests that this process made in scrubs, but for writes of the position.",
+            "Requests that this process made in scrubs, except writes of the position.",
             value=self._scrubbing.requests,
         )
         finished = GaugeMetricFamily(
-            "tritonctl_scrub_finished_timestamp_seconds", "When the last whole pass ended; absent before the first."
+            "tritonctl_scrub_finished_timestamp_seconds",
+            "Time when the last complete pass ended; absent before the first.",
         )
         if record.finished_at is not None:
             finished.add_metric([], record.finished_at.timestamp())

@@ -38,7 +38,7 @@ from controlplane.services.deployments import Deployment, DeploymentFilter, Depl
 
 router = APIRouter(prefix="/deployments", tags=["deployments"])
 
-_ACCEPTED: Documented = {202: {"description": "Written down; the reconciler is at it. Follow `operation_id`."}}
+_ACCEPTED: Documented = {202: {"description": "Recorded; the reconciler is working on it. Follow `operation_id`."}}
 
 
 def _accepted(deployment: Deployment) -> Response:
@@ -51,7 +51,7 @@ async def list_deployments(
     asker: Asker,
     name: NameFilter = None,
     phase: Annotated[
-        list[Phase] | None, Query(description="Only deployments in this phase, or in one of these.")
+        list[Phase] | None, Query(description="Only deployments in this phase, or in one of these phases.")
     ] = None,
     server: Annotated[str | None, Query(max_length=256, description="Only deployments on this server.")] = None,
     label: LabelFilter = None,
@@ -59,9 +59,9 @@ async def list_deployments(
     cursor: Cursor = None,
     limit: Limit = 100,
 ) -> Response:
-    """List the deployments with their status, by model; for a key that is for some models, theirs.
+    """List the deployments with their status, by model; for a key that is limited to some models, only those.
 
-    Filters are combined. A page has `limit` items unless it is the last one.
+    All filters must match. A page has `limit` items unless it is the last one.
     """
     wanted = DeploymentFilter(
         name=name,
@@ -86,14 +86,14 @@ async def list_deployments(
 async def deploy(
     services: App, model: ModelName, body: DeployRequest, actor: Actor, asker: Asker, dry_run: DryRun = False
 ) -> Response:
-    """Say which version shall answer under the model's name. Each change is a revision.
+    """Set the version that is active under the model's name. Each change is a revision.
 
-    The version is loaded beside the one that answers, proved with its golden samples, and then takes over; one that
-    fails its proof never does. The same request again changes nothing. Settings that Triton would refuse are not
+    The version is loaded beside the active one, proved with its golden samples, and then becomes active; a version that
+    fails its proof never does. Repeating the request changes nothing. Settings that Triton would refuse are not
     recorded. Settings that can make Triton load code or files need a key with the scope `code`.
 
-    With `dry_run` nothing changes at all: the answer says what would be evicted, how many bytes move, how long it
-    should take and why, whether there is a gap in which nothing answers, or why it cannot be.
+    With `dry_run` nothing changes: the response reports what would be evicted, how many bytes are transferred, how
+    long it would take and why, whether there is a gap without an active version, or why the deployment is impossible.
     """
     if dry_run:
         return json_answer(await services.memory.plan_deploy(model, body.reference, body.settings, asker=asker))
@@ -160,7 +160,7 @@ async def list_revisions(services: App, model: ModelName, cursor: Cursor = None,
 async def rollback(
     services: App, model: ModelName, actor: Actor, asker: Asker, body: RollbackRequest | None = None
 ) -> Response:
-    """Go back to the revision before, or to a named one. Milliseconds while the old version is in its bake window."""
+    """Roll back to the previous or a named revision. Takes milliseconds while the old version is in its bake window."""
     asked = body or RollbackRequest()
     return _accepted(
         await services.deployments.rollback(
@@ -185,12 +185,12 @@ async def load(
     wait: Wait = 0.0,
     dry_run: DryRun = False,
 ) -> Response:
-    """Load what is deployed: after an unload, after an eviction, or at its first use.
+    """Load a deployed model: after an unload, after an eviction, or at its first use.
 
-    Each call counts as a use, and any number of them share one load. Others make room for it by the eviction policy.
-    With `wait` the answer comes when the model answers (200) or cannot be loaded (`insufficient-memory` with figures,
-    or `deployment-failed`); where the time is up first, it is 202 and goes on. With `dry_run` nothing changes: the
-    answer is the plan.
+    Each call counts as a use, and concurrent calls share one load. The eviction policy makes room for it.
+    With `wait`, the response is sent when the model is active (200) or cannot be loaded (`insufficient-memory` with
+    figures, or `deployment-failed`); if the time expires first, it is 202 and the load continues. With `dry_run`
+    nothing changes: the response is the plan.
     """
     if dry_run:
         return json_answer(await services.memory.plan_load(model))
@@ -209,7 +209,7 @@ async def load(
     responses=responses(409, also=_ACCEPTED),
 )
 async def unload(services: App, model: ModelName, actor: Actor, body: StateRequest | None = None) -> Response:
-    """Unload what is deployed and keep the deployment."""
+    """Unload a deployed model and keep the deployment."""
     return _accepted(
         await services.deployments.set_loaded(model, loaded=False, actor=actor, reason=body.reason if body else "")
     )
@@ -219,7 +219,7 @@ async def unload(services: App, model: ModelName, actor: Actor, body: StateReque
     "/{model}/health", operation_id="getDeploymentHealth", response_model=DeploymentHealth, responses=responses()
 )
 async def health(services: App, model: ModelName) -> Response:
-    """Return what the probes found on each server: the newest ones, their latency, how far answers drifted, faults."""
+    """Return the newest probes on each server, with their latency, the drift of the outputs, and faults."""
     return json_answer(await services.deployments.health(model))
 
 
@@ -227,23 +227,23 @@ async def health(services: App, model: ModelName) -> Response:
 async def wait(
     services: App,
     model: ModelName,
-    timeout: Annotated[  # noqa: ASYNC109 - the client chooses it, and is told where things stand by then
-        float, Query(ge=0, le=600, allow_inf_nan=False, description="Seconds to wait at most.")
+    timeout: Annotated[  # noqa: ASYNC109 - the client chooses it, and gets the state at that time
+        float, Query(ge=0, le=600, allow_inf_nan=False, description="Maximum seconds to wait.")
     ] = 60.0,
     for_: Annotated[
         str | None,
         Query(
             alias="for",
             max_length=64,
-            description="What to wait for: a condition (`Ready`, `Healthy`, `condition=Degraded=False`) or `unloaded`; "
-            "left out, that it is settled.",
+            description="What to wait for: a condition (`Ready`, `Healthy`, `condition=Degraded=False`) or "
+            "`unloaded`; default: any settled phase.",
             examples=["Ready"],
         ),
     ] = None,
 ) -> Response:
     """Wait until the newest revision is Ready, Degraded, Failed or Unloaded, or for a condition.
 
-    The answer is the deployment as it stands by then, also when the time is up first: its conditions tell.
+    The response is the deployment at that time, also if the time expires first: its conditions show which it was.
     """
     awaited = Awaited.parse(for_) if for_ is not None else None
     return json_answer(await services.deployments.wait(model, seconds=timeout, awaited=awaited))

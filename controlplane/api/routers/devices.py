@@ -17,11 +17,11 @@ router = APIRouter()
 )
 async def list_devices(
     services: App,
-    server: Annotated[str | None, Query(max_length=200, description="Only this server's.")] = None,
+    server: Annotated[str | None, Query(max_length=200, description="Only devices of this server.")] = None,
 ) -> Response:
-    """Read the devices of the servers now: memory, what may be used of it, who uses it, health.
+    """Read the current state of the servers' devices: memory, budget, processes that use it, health.
 
-    A device or a server that cannot be read is there with its `error`, and what was last known of it.
+    A device or a server that cannot be read is returned with its `error` and its last known state.
     """
     found = await services.devices.all() if server is None else (await services.devices.of(server),)
     return json_answer(DeviceList(items=list(found)))

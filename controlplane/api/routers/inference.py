@@ -21,13 +21,13 @@ async def infer(
     model: ModelName,
     body: InferenceRequest,
     version: Annotated[
-        int | None, Query(ge=1, le=999_999_999, description="A loaded version; null: the one that answers.")
+        int | None, Query(ge=1, le=999_999_999, description="A loaded version; null: the active version.")
     ] = None,
     timeout: Annotated[  # noqa: ASYNC109 - becomes the deadline of the call to Triton
         float, Query(gt=0, le=600, allow_inf_nan=False, description="Deadline in seconds.")
     ] = 30.0,
 ) -> Response:
-    """Ask a deployed model, in the JSON of the v2 inference protocol."""
+    """Send an inference request to a deployed model, in the JSON of the v2 inference protocol."""
     data = request.scope.get("controlplane.data") or [tensor.data for tensor in body.inputs]
     answer = await services.inference.infer(
         model,

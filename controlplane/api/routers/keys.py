@@ -12,14 +12,14 @@ from controlplane.api.schemas.keys import KeyList, KeyRequestBody, KeyView, NewK
 
 router = APIRouter(prefix="/keys", tags=["keys"])
 
-KeyId = Annotated[str, Path(description="The key's id or name.", max_length=64, examples=["3f9c1d27ab04"])]
+KeyId = Annotated[str, Path(description="The key's ID or name.", max_length=64, examples=["3f9c1d27ab04"])]
 
 
 @router.post("", operation_id="createKey", status_code=201, response_model=NewKey, responses=responses(409))
 async def create_key(services: App, body: KeyRequestBody, actor: Actor) -> Response:
-    """Make a key. Its secret is in this answer and nowhere else; an `Idempotency-Key` does not keep it.
+    """Create a key. Only this response contains its secret; it is not stored with an `Idempotency-Key`.
 
-    The first key has the scope `admin`; once it is there, every request needs a key.
+    The first key must have the scope `admin`; once it exists, every request needs a key.
     """
     key, secret = await services.keys.create(body.to_request(), actor=actor)
     answer = NewKey(key=KeyView.of(key, datetime.now(UTC)), secret=secret)
@@ -28,7 +28,7 @@ async def create_key(services: App, body: KeyRequestBody, actor: Actor) -> Respo
 
 @router.get("", operation_id="listKeys", response_model=KeyList, responses=responses())
 async def list_keys(services: App) -> Response:
-    """List the keys, revoked and expired ones too, without their secrets."""
+    """List the keys without their secrets, including revoked and expired ones."""
     now = datetime.now(UTC)
     return json_answer(KeyList(items=[KeyView.of(key, now) for key in await services.keys.all()]))
 
@@ -41,5 +41,5 @@ async def get_key(services: App, key: KeyId) -> Response:
 
 @router.delete("/{key}", operation_id="revokeKey", response_model=KeyView, responses=responses(409))
 async def revoke_key(services: App, key: KeyId, actor: Actor) -> Response:
-    """Revoke a key, for good: at once on this instance, and on the others once they look again (5 s, by default)."""
+    """Revoke a key permanently: at once on this instance, and on the others at their next refresh (5 s by default)."""
     return json_answer(KeyView.of(await services.keys.revoke(key, actor=actor), datetime.now(UTC)))

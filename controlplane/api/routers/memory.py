@@ -13,21 +13,21 @@ from controlplane.services.holds import Hold
 
 router = APIRouter(tags=["memory"])
 
-HoldId = Annotated[str, Path(description="The hold's id.", max_length=64)]
+HoldId = Annotated[str, Path(description="The hold's ID.", max_length=64)]
 
-_TAKEN: Documented = {201: {"description": "It is held; `ready` says whether it answers already."}}
-_GONE: Documented = {204: {"description": "It is not held by this hold any more."}}
+_TAKEN: Documented = {201: {"description": "The hold was created; `ready` is true if the model is already active."}}
+_GONE: Documented = {204: {"description": "The hold has ended."}}
 
 
 @router.get("/memory", operation_id="getMemory", response_model=MemoryList, responses=responses())
 async def get_memory(
     services: App,
-    server: Annotated[str | None, Query(max_length=200, description="Only this server's.")] = None,
+    server: Annotated[str | None, Query(max_length=200, description="Only the ledger of this server.")] = None,
 ) -> Response:
-    """Return the ledger of each server: by device and by model, the queue, the newest evictions and who is next.
+    """Return the ledger of each server: by device and model, the queue, the newest evictions and the next candidates.
 
     On each device, `reserved_bytes + loading_bytes + resident_bytes + unloading_bytes` never exceeds `budget_bytes`.
-    What the device says is in use beyond what the ledger knows is `unaccounted_bytes`, and counts against the budget.
+    Memory in use on the device beyond the ledger is `unaccounted_bytes`, and counts against the budget.
     """
     found = services.memory.servers() if server is None else (services.memory.of(server),)
     return json_answer(MemoryList(items=list(found)))
@@ -35,10 +35,10 @@ async def get_memory(
 
 @router.get("/deployments/{model}/why", operation_id="getWhy", response_model=ExplanationView, responses=responses())
 async def get_why(services: App, model: ModelName) -> Response:
-    """Say why a model is where it is: loaded, waiting, evicted for another, or why it cannot be loaded.
+    """Explain the memory state of a model: why it is loaded, waiting or evicted, or why it cannot be loaded.
 
-    For a model that is not loaded there are the figures: how much its load needs, how much is free, how much eviction
-    could free, and what holds the rest.
+    For a model that is not loaded, the response has the figures: how much its load needs, how much is free, how much
+    eviction could free, and which models hold the rest.
     """
     return json_answer(await services.memory.why(model))
 
@@ -54,10 +54,10 @@ async def get_why(services: App, model: ModelName) -> Response:
 async def take_hold(
     services: App, model: ModelName, actor: Actor, body: HoldRequest | None = None, wait: Wait = 0.0
 ) -> Response:
-    """Hold a model: it is loaded, and stays loaded until the hold ends. Renew it in time.
+    """Hold a model: it is loaded, and stays loaded until the hold ends. Renew the hold before it expires.
 
-    With `wait` the answer comes when the model answers; the time to live counts from then. Where it cannot be loaded
-    (`insufficient-memory`, `deployment-failed`), nothing is held. Where the time is up first, it is held and
+    With `wait`, the response is sent when the model is active, and the time to live starts then. If it cannot be loaded
+    (`insufficient-memory`, `deployment-failed`), no hold is created. If the time expires first, the hold is created and
     `ready` is false.
     """
     asked = body or HoldRequest()
@@ -69,7 +69,7 @@ async def take_hold(
 
 @router.get("/deployments/{model}/holds", operation_id="listHolds", response_model=HoldList, responses=responses())
 async def list_holds(services: App, model: ModelName) -> Response:
-    """Return who holds a model at this moment."""
+    """Return the current holds of a model."""
     return json_answer(HoldList(items=list(await services.holds.list(model))))
 
 
@@ -81,9 +81,9 @@ async def get_hold(services: App, model: ModelName, hold: HoldId) -> Response:
 
 @router.put("/deployments/{model}/holds/{hold}", operation_id="renewHold", response_model=Hold, responses=responses())
 async def renew_hold(services: App, model: ModelName, hold: HoldId, body: HoldRenewal | None = None) -> Response:
-    """Hold it for `ttl_seconds` from now.
+    """Renew a hold for `ttl_seconds` from now.
 
-    One that has ended is not renewed (404): the model may be gone, so take a new hold.
+    A hold that has ended cannot be renewed (404): the model may be unloaded, so create a new hold.
     """
     return json_answer(await services.holds.renew(model, hold, ttl_seconds=(body or HoldRenewal()).ttl_seconds))
 
@@ -95,6 +95,6 @@ async def renew_hold(services: App, model: ModelName, hold: HoldId, body: HoldRe
     responses=responses(also=_GONE),
 )
 async def release_hold(services: App, model: ModelName, hold: HoldId) -> Response:
-    """End a hold before its time. One that has ended already is no error."""
+    """End a hold before it expires. If it has already ended, this is not an error."""
     await services.holds.give_back(model, hold)
     return Response(status_code=204)

@@ -37,9 +37,10 @@ async def list_models(
     cursor: Cursor = None,
     limit: Limit = 100,
 ) -> Response:
-    """List the models that are not deleted, by name; for a key that is for some models, those.
+    """List the models that are not deleted, by name; for a key that is limited to some models, only those.
 
-    A filter is applied to each page, so a page may have fewer items than `limit`: go on while there is a `next_cursor`.
+    A filter is applied to each page, so a page can have fewer items than `limit`: continue while there is a
+    `next_cursor`.
     """
     labels = labels_of(label)
     models = await services.models.page(after=decode_cursor(cursor), limit=limit + 1)
@@ -67,7 +68,7 @@ async def get_model(services: App, model: ModelName) -> Response:
     responses={201: {"model": ModelHead, "description": "Created"}, **responses(409)},
 )
 async def put_model(services: App, model: ModelName, body: ModelChange, actor: Actor) -> Response:
-    """Create a model, or change one that is there. Publishing a version creates its model, too."""
+    """Create or change a model. Publishing a version also creates its model."""
     head, created = await services.models.put(
         model, description=body.description, labels=body.labels, actor=actor, reason=body.reason
     )
@@ -100,7 +101,7 @@ async def delete_model(services: App, model: ModelName, actor: Actor, reason: Re
     responses=responses(),
 )
 async def get_history(services: App, model: ModelName, cursor: Cursor = None, limit: Limit = 20) -> ChangePage:
-    """Return who changed what, when and why, newest first; also for a deleted model."""
+    """Return the revisions of a model (author, time, reason), newest first; also for a deleted model."""
     revisions = await services.models.history(model, before=decode_number_cursor(cursor), limit=limit + 1)
     more = encode_cursor(str(revisions[limit - 1].number)) if len(revisions) > limit else None
     return ChangePage(
@@ -147,7 +148,7 @@ async def get_alias(services: App, model: ModelName, alias: AliasPath) -> Alias:
     responses=responses(409),
 )
 async def put_alias(services: App, model: ModelName, alias: AliasPath, body: AliasTarget, actor: Actor) -> Alias:
-    """Point an alias to a version. A deployment by this alias follows."""
+    """Point an alias to a version. A deployment that follows this alias is updated."""
     await services.models.set_alias(model, alias, body.version, actor=actor, reason=body.reason)
     return Alias(model=model, alias=alias, version=body.version)
 

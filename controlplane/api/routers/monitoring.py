@@ -23,14 +23,18 @@ async def get_metrics(
     services: App,
     model: ModelName,
     window: Annotated[
-        str, Query(max_length=20, description="How far back: `30s`, `5m`, `1h30m`; `6h` at most.", examples=["5m"])
+        str,
+        Query(max_length=20, description="Length of the window: `30s`, `5m`, `1h30m`; at most `6h`.", examples=["5m"]),
     ] = "5m",
-    points: Annotated[int, Query(ge=1, le=MAX_POINTS, description="Parts of the window to give a curve of.")] = 60,
+    points: Annotated[
+        int, Query(ge=1, le=MAX_POINTS, description="Number of equal parts of the window to return.")
+    ] = 60,
 ) -> Response:
-    """Return what a deployed model did in a window that ends now, by version and server, and how its objectives do.
+    """Return a model's metrics in a window that ends now, by version and server, and the state of its objectives.
 
-    The figures are read from the Triton servers' own counters, so what clients send to Triton's ports counts too; they
-    are this instance's, since it started. Windows up to ten minutes are kept by the second, longer ones by ten seconds.
+    The figures are read from the Triton servers' own counters, so direct requests to Triton's ports count too. They
+    cover the time since this instance started. The resolution is one second in windows of up to ten minutes, and ten
+    seconds in longer ones.
     """
     seconds = parse_duration(window)
     return json_answer(await services.monitoring.metrics(model, window_seconds=max(seconds, 1.0), points=points))

@@ -50,7 +50,9 @@ async def _operation(services: Services, asker: Principal | None, operation_id: 
     else:
         found = await services.operations.wait(operation_id, wait)
     if not _concerns(found, asker):
-        raise NotFoundError(f"there is no operation {operation_id!r} that this API key may see", operation=operation_id)
+        raise NotFoundError(
+            f"operation {operation_id!r} does not exist, or this API key cannot see it", operation=operation_id
+        )
     return found
 
 
@@ -62,7 +64,7 @@ async def _operation(services: Services, asker: Principal | None, operation_id: 
     responses=responses(),
 )
 async def list_operations(services: App, asker: Asker, cursor: Cursor = None, limit: Limit = 20) -> Response:
-    """List operations, newest first. Deployments are listed as deployments."""
+    """List operations, newest first. Operations of deployments are not listed; list the deployments instead."""
     items = await services.operations.page(after=decode_cursor(cursor), limit=limit + 1)
     more = encode_cursor(items[limit - 1].id) if len(items) > limit else None
     shown = [item for item in items[:limit] if _concerns(item, asker)]
@@ -77,7 +79,7 @@ async def list_operations(services: App, asker: Asker, cursor: Cursor = None, li
     responses=responses(),
 )
 async def get_operation(services: App, asker: Asker, operation_id: OperationId, wait: Wait = 0.0) -> Response:
-    """Return an operation; with `wait`, once it ended or that many seconds later, as it stands by then."""
+    """Return an operation; with `wait`, when it has ended or after that many seconds."""
     return json_answer(await _operation(services, asker, operation_id, wait))
 
 
@@ -89,7 +91,7 @@ async def get_operation(services: App, asker: Asker, operation_id: OperationId, 
     responses=responses(also=_EVENTS),
 )
 async def follow_operation(services: App, asker: Asker, operation_id: OperationId) -> Response:
-    """Follow an operation: an event `operation` for each change, up to its end."""
+    """Follow an operation: an event `operation` for each change until it ends."""
     await _operation(services, asker, operation_id)
     if services.deployments.is_operation(operation_id):
         states = services.deployments.follow(operation_id, heartbeat_seconds=sse.HEARTBEAT_SECONDS)
@@ -112,7 +114,7 @@ async def follow_operation(services: App, asker: Asker, operation_id: OperationI
     responses=responses(),
 )
 async def cancel_operation(services: App, asker: Asker, operation_id: OperationId) -> Response:
-    """Cancel an operation of this instance; one that ended is left as it is. Deployments cannot be cancelled."""
+    """Cancel an operation of this instance; one that has ended is not changed. Deployments cannot be cancelled."""
     if asker is not None and asker.models:
         await _operation(services, asker, operation_id)
     return json_answer(await services.operations.cancel(operation_id))
@@ -137,7 +139,7 @@ async def cancel_operation(services: App, asker: Asker, operation_id: OperationI
 async def list_events(
     services: App,
     asker: Asker,
-    after: Annotated[int, Query(ge=0, le=2**53, description="Only events with a greater id.")] = 0,
+    after: Annotated[int, Query(ge=0, le=2**53, description="Only events with a greater ID.")] = 0,
     limit: Limit = 100,
     subject: Annotated[
         str | None,
@@ -147,9 +149,9 @@ async def list_events(
         Literal["Normal", "Warning"] | None, Query(alias="type", description="Only events of this type.")
     ] = None,
     reason: Annotated[str | None, Query(max_length=64, description="Only events with this reason.")] = None,
-    follow: Annotated[bool, Query(description="Go on with what comes, as server-sent events.")] = False,
+    follow: Annotated[bool, Query(description="Follow new events as server-sent events.")] = False,
 ) -> Response:
-    """Return what changed on this instance, and why."""
+    """Return the events of this instance."""
 
     def wanted(event: Event) -> bool:
         return (

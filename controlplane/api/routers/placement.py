@@ -23,12 +23,12 @@ router = APIRouter(tags=["memory"])
 async def defragment(
     services: App,
     dry_run: DryRun = False,
-    limit: Annotated[int, Query(ge=1, le=10_000, description="Move at most so many copies.")] = 100,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="Maximum number of replicas to move.")] = 100,
 ) -> Response:
-    """Move models between servers where that gains more than it costs; with `dry_run`, only say which.
+    """Move models between servers if the gain exceeds the cost; with `dry_run`, only return the moves.
 
-    Off servers that are assigned more than fits at once, out of zones that have two copies of a model, and together, so
-    that free memory is in large pieces. The answer has each move with its gain and cost. Each model is loaded and
-    proved at its new place before the old copy goes, after this has answered. Only the instance that leads can do it.
+    Moves relieve servers that are assigned more than fits, spread the replicas of a model over zones, and consolidate
+    free memory. The response has each move with its gain and cost. Each model is loaded and
+    proved on its new server before the old replica is unloaded, after the response. Only the leader can do it.
     """
     return json_answer(services.placement.defragment(dry_run=dry_run, limit=limit))

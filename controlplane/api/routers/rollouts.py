@@ -24,9 +24,9 @@ router = APIRouter(prefix="/rollouts", tags=["rollouts"])
 
 @router.get("", operation_id="listRollouts", response_model=RolloutPage, responses=responses())
 async def list_rollouts(services: App, asker: Asker, cursor: Cursor = None, limit: Limit = 100) -> Response:
-    """List the newest rollout of every deployment that has one, under way or ended, by model.
+    """List the newest rollout of every deployment that has one, in progress or ended, by model.
 
-    For a key that is for some models alone, theirs.
+    For a key that is limited to some models, only those.
     """
     items = await services.rollouts.page(after=decode_cursor(cursor), limit=limit + 1)
     more = encode_cursor(items[limit - 1].model) if len(items) > limit else None
@@ -36,7 +36,7 @@ async def list_rollouts(services: App, asker: Asker, cursor: Cursor = None, limi
 
 @router.get("/{model}", operation_id="getRollout", response_model=RolloutView, responses=responses())
 async def get_rollout(services: App, model: ModelName) -> Response:
-    """Return a model's rollout: step and weight, both versions' figures side by side, what the tests say.
+    """Return a model's rollout: step and weight, figures of both versions, results of the statistical tests.
 
     A rollout begins when a version is deployed whose settings name a strategy other than `update_strategy`. Every
     decision is a revision of the deployment, with its figures as the reason.
@@ -52,7 +52,7 @@ async def get_rollout(services: App, model: ModelName) -> Response:
     responses=responses(409),
 )
 async def promote(services: App, model: ModelName, actor: Actor, body: RolloutRequest | None = None) -> Response:
-    """Let the new version take over now, whatever was measured."""
+    """Make the new version active now, regardless of the measurements."""
     return json_answer(await services.rollouts.promote(model, actor=actor, reason=body.reason if body else ""))
 
 
@@ -64,7 +64,7 @@ async def promote(services: App, model: ModelName, actor: Actor, body: RolloutRe
     responses=responses(409),
 )
 async def abort(services: App, model: ModelName, actor: Actor, body: RolloutRequest | None = None) -> Response:
-    """Withdraw the new version now. The old one is still loaded and gets all requests from the next one on."""
+    """Withdraw the new version now. The old one is still loaded and receives all further requests."""
     return json_answer(await services.rollouts.abort(model, actor=actor, reason=body.reason if body else ""))
 
 
@@ -76,7 +76,7 @@ async def abort(services: App, model: ModelName, actor: Actor, body: RolloutRequ
     responses=responses(409),
 )
 async def pause(services: App, model: ModelName, actor: Actor, body: RolloutRequest | None = None) -> Response:
-    """Keep a rollout at its present step. What is found to be worse is withdrawn even so."""
+    """Keep a rollout at its current step. A version that proves to be worse is withdrawn even so."""
     reason = body.reason if body else ""
     return json_answer(await services.rollouts.pause(model, pause=True, actor=actor, reason=reason))
 
@@ -89,6 +89,6 @@ async def pause(services: App, model: ModelName, actor: Actor, body: RolloutRequ
     responses=responses(409),
 )
 async def resume(services: App, model: ModelName, actor: Actor, body: RolloutRequest | None = None) -> Response:
-    """Let a paused rollout go on."""
+    """Resume a paused rollout."""
     reason = body.reason if body else ""
     return json_answer(await services.rollouts.pause(model, pause=False, actor=actor, reason=reason))

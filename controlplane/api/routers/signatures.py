@@ -19,13 +19,13 @@ router = APIRouter(prefix="/models/{model}/versions/{version}/signatures", tags=
     responses=responses(409),
 )
 async def add_signature(services: App, model: ModelName, version: VersionSelector, body: SignatureRequest) -> Response:
-    """Keep a signature of a version. Where keys are trusted, one that they do not verify is refused."""
+    """Store a signature of a version. If there are trusted keys, a signature that they do not verify is refused."""
     return json_answer(SignatureView.of(await services.versions.sign(model, version, body.document())), 201)
 
 
 @router.get("", operation_id="listSignatures", response_model=SignatureList, responses=responses())
 async def list_signatures(services: App, model: ModelName, version: VersionSelector) -> Response:
-    """Return a version's signatures, each judged by the keys that are trusted here, and its staged copies."""
+    """Return a version's signatures, each checked with the trusted keys, and the version's staged copies."""
     staged = await services.versions.staged(model, version)
     items = [SignatureView.of(one) for one in await services.versions.signatures(model, version)]
     required = services.versions.signatures_required

@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter, Path, Response
 
-from controlplane.api.answers import accepted, json_answer
-from controlplane.api.dependencies import IDEMPOTENT, Actor, App, Asker, may_see
+from controlplane.api.answers import STARTS_OPERATION, accepted, json_answer
+from controlplane.api.dependencies import Actor, App, Asker, may_see
 from controlplane.api.problems import responses
 from controlplane.api.schemas.system import FsckRequest, GcRequest, ServerList
 from controlplane.domain.access import Principal
@@ -11,7 +11,6 @@ from controlplane.domain.conditions import ServerCondition
 from controlplane.domain.states import ServerStatus
 from controlplane.gateway.views import GatewayView
 from controlplane.services.health import Info, Readiness
-from controlplane.services.operations import Operation
 from controlplane.services.scrubbing import ScrubView
 
 router = APIRouter()
@@ -35,9 +34,9 @@ async def get_server(services: App, asker: Asker, name: str = Path(description="
 def _seen(server: ServerStatus, asker: Principal | None) -> ServerStatus:
     """Remove the models that the caller may not see, also those named in a condition's message."""
     models = tuple(one for one in server.models if may_see(asker, one.model))
-    told = len(models) == len(server.models) and (asker is None or not asker.models)
+    complete = len(models) == len(server.models) and (asker is None or not asker.models)
     conditions = tuple(
-        one if told or one.type != ServerCondition.LOADS_STUCK else one.model_copy(update={"message": ""})
+        one if complete or one.type != ServerCondition.LOADS_STUCK else one.model_copy(update={"message": ""})
         for one in server.conditions
     )
     return server.model_copy(update={"models": models, "conditions": conditions})
@@ -45,38 +44,32 @@ def _seen(server: ServerStatus, asker: Principal | None) -> ServerStatus:
 
 @router.get("/gateway", tags=["info"], operation_id="getGateway", response_model=GatewayView, responses=responses(404))
 async def get_gateway(services: App) -> Response:
-    """Return how the gateway stands: its URLs, which models go which way and how often, what waits for a load."""
+    """Return the state of the gateway: URLs, routes and request counts of the models, requests that wait for a load."""
     return json_answer(await services.gateway.view())
 
 
 @router.post(
     "/gc",
     tags=["maintenance"],
-    dependencies=[IDEMPOTENT],
     operation_id="collectGarbage",
-    status_code=202,
-    response_model=Operation,
-    responses={202: {"description": "Started; follow the operation"}, **responses(409)},
+    **STARTS_OPERATION,
 )
 async def collect_garbage(services: App, body: GcRequest, actor: Actor) -> Response:
-    """Remove blobs that nothing refers to, abandoned uploads, and old records. A dry run unless told otherwise."""
+    """Remove unreferenced blobs, abandoned uploads and old records. A dry run by default."""
     return accepted(services.garbage.start(dry_run=body.dry_run, grace_seconds=body.grace_seconds, actor=actor))
 
 
 @router.get("/scrub", tags=["maintenance"], operation_id="getScrub", response_model=ScrubView, responses=responses())
 async def get_scrub(services: App) -> Response:
-    """Return how the scrub stands: its position, its last whole pass, and which blobs are damaged or missing."""
+    """Return the state of the scrub: its position, its last complete pass, and which blobs are damaged or missing."""
     return json_answer(services.scrubbing.view())
 
 
 @router.post(
     "/fsck",
     tags=["maintenance"],
-    dependencies=[IDEMPOTENT],
     operation_id="checkStore",
-    status_code=202,
-    response_model=Operation,
-    responses={202: {"description": "Started; follow the operation"}, **responses(409)},
+    **STARTS_OPERATION,
 )
 async def check_store(services: App, body: FsckRequest, actor: Actor) -> Response:
     """Check the store, repair what can be repaired, and commit decisions about chains that went backwards."""
@@ -94,14 +87,14 @@ async def check_store(services: App, body: FsckRequest, actor: Actor) -> Respons
 
 @router.get("/info", tags=["info"], operation_id="getInfo", response_model=Info, responses=responses())
 async def get_info(services: App, asker: Asker) -> Response:
-    """Return what this control plane is: version, store, folders, servers, converters, and whether keys are needed."""
+    """Return information about this instance: version, store, folders, servers, converters, authentication."""
     info = services.health.info()
     return json_answer(info.model_copy(update={"servers": tuple(_seen(server, asker) for server in info.servers)}))
 
 
 @health_router.get("/healthz", operation_id="healthz")
 async def healthz() -> dict[str, str]:
-    """Say that the process is alive."""
+    """Report that the process is alive."""
     return {"status": "ok"}
 
 
@@ -109,10 +102,10 @@ async def healthz() -> dict[str, str]:
     "/readyz",
     operation_id="readyz",
     response_model=Readiness,
-    responses={503: {"model": Readiness, "description": "Not ready; the checks say why"}},
+    responses={503: {"model": Readiness, "description": "Not ready; the checks report why."}},
 )
 async def readyz(services: App) -> Response:
-    """Say whether the store can be reached, the reconciler runs, and the Triton servers answer."""
+    """Report whether the store is reachable, the reconciler is running, and the Triton servers respond."""
     readiness = await services.health.readiness()
     if services.keys.enforced:
         # This route is public: it shows which check fails, but not why (addresses, names).

@@ -2,33 +2,26 @@
 
 from fastapi import APIRouter, Response
 
-from controlplane.api.answers import accepted
-from controlplane.api.dependencies import IDEMPOTENT, Actor, App, Asker
-from controlplane.api.problems import Documented, responses
+from controlplane.api.answers import STARTS_OPERATION, accepted
+from controlplane.api.dependencies import Actor, App, Asker
 from controlplane.api.schemas.tunings import TuningRequest, TuningSpace
 from controlplane.domain.tuning import Objective
-from controlplane.services.operations import Operation
 from controlplane.services.tuning.service import Axes, TuneCommand
 
 router = APIRouter()
-
-_STARTED: Documented = {202: {"description": "Started; follow the operation"}}
 
 
 @router.post(
     "/tunings",
     tags=["tunings"],
-    dependencies=[IDEMPOTENT],
     operation_id="tune",
-    status_code=202,
-    response_model=Operation,
-    responses=responses(409, also=_STARTED),
+    **STARTS_OPERATION,
 )
 async def tune(services: App, body: TuningRequest, actor: Actor, asker: Asker) -> Response:
-    """Try settings on a copy of a deployed model on the real server, and find the best for an objective.
+    """Measure settings on a copy of a deployed model on the real server, and find the best ones for an objective.
 
-    The operation's `progress.details.trials` has what was measured so far. Its result has `trials`, `frontier`, `met`,
-    `message`, `best`, `applied_revision` and the plot as `svg`. Where no setting meets the objective the operation
+    The operation's `progress.details.trials` has the measurements so far. Its result has `trials`, `frontier`, `met`,
+    `message`, `best`, `applied_revision` and the plot as `svg`. If no setting meets the objective, the operation
     succeeds with `met: false`, and nothing is applied. Cancelling it removes the copy.
     """
     if asker is not None:

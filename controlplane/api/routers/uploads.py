@@ -35,20 +35,20 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
     responses=responses(413),
 )
 async def create_upload(services: App, body: UploadRequest, actor: Actor) -> Response:
-    """Announce files. The answer says which contents are missing; what the store has already is not sent again."""
+    """Announce files. The response lists the missing contents; the client sends only those."""
     upload = await services.uploads.create(body.files, actor=actor)
     return json_answer(upload, 201, {"Location": f"/v1/uploads/{upload.id}"})
 
 
 @router.get("/{upload_id}", operation_id="getUpload", response_model=Upload, responses=responses())
 async def get_upload(services: App, upload_id: UploadId) -> Upload:
-    """Return an upload and what of it is still missing."""
+    """Return an upload and which of its files are still missing."""
     return await services.uploads.get(upload_id)
 
 
 @router.delete("/{upload_id}", operation_id="deleteUpload", status_code=204, responses=responses(409))
 async def delete_upload(services: App, upload_id: UploadId) -> None:
-    """Drop an upload with its bytes. Publishing does that by itself."""
+    """Delete an upload with its bytes. Publishing does this automatically."""
     await services.uploads.delete(upload_id)
 
 
@@ -71,12 +71,12 @@ async def put_blob(
     request: Request,
     upload_offset: Annotated[
         int | None,
-        Header(ge=0, le=2**53, description="Go on from here (`received_bytes`); left out: from the start."),
+        Header(ge=0, le=2**53, description="Offset to resume from (`received_bytes`); default: the start."),
     ] = None,
 ) -> Response:
     """Send a blob's bytes, or the rest of them after an interruption.
 
-    What arrived before a connection broke is kept. The digest is checked once all bytes are there.
+    Bytes received before an interruption are kept. The digest is checked when all bytes have been received.
     """
     blob = await services.uploads.receive(upload_id, sha256, _body(request), offset=upload_offset)
     return json_answer(blob, headers={"Upload-Offset": str(blob.received_bytes)})
@@ -84,7 +84,7 @@ async def put_blob(
 
 @router.head("/{upload_id}/blobs/{sha256}", operation_id="headBlob", responses=responses())
 async def head_blob(services: App, upload_id: UploadId, sha256: Digest) -> Response:
-    """Say in `Upload-Offset` how many bytes of a blob are here."""
+    """Return in `Upload-Offset` how many bytes of a blob have been received."""
     blob = await services.uploads.blob(upload_id, sha256)
     return Response(
         headers={
@@ -104,9 +104,9 @@ async def head_blob(services: App, upload_id: UploadId, sha256: Digest) -> Respo
     responses=responses(),
 )
 async def presign(services: App, upload_id: UploadId, body: PresignRequest) -> PresignedBlobs:
-    """Return URLs with which the missing blobs are written directly to the bucket, in parts.
+    """Return URLs to write the missing blobs directly to the bucket, in parts.
 
-    Then say so with `…/blobs/{sha256}/complete`. A store that is a folder has no such URLs (422).
+    Then call `…/blobs/{sha256}/complete`. A store in a folder does not support this (422).
     """
     return PresignedBlobs(items=list(await services.uploads.presign(upload_id, expires_seconds=body.expires_seconds)))
 
@@ -119,5 +119,5 @@ async def presign(services: App, upload_id: UploadId, body: PresignRequest) -> P
     responses=responses(409),
 )
 async def complete_blob(services: App, upload_id: UploadId, sha256: Digest, body: CompleteRequest) -> UploadFile:
-    """Accept a blob that was written directly. It is read back, and its digest compared, before it counts."""
+    """Accept a blob that was written directly, after reading it back and comparing its digest."""
     return await services.uploads.complete(upload_id, sha256, multipart_id=body.multipart_id)

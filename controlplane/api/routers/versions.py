@@ -7,9 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Response
 from fastapi.responses import StreamingResponse
 
-from controlplane.api.answers import accepted, json_answer
+from controlplane.api.answers import STARTS_OPERATION, accepted, json_answer
 from controlplane.api.dependencies import (
-    IDEMPOTENT,
     Actor,
     App,
     Asker,
@@ -32,7 +31,6 @@ from controlplane.api.schemas.versions import (
     VersionFootprint,
     VersionPage,
 )
-from controlplane.services.operations import Operation
 from controlplane.services.publishing import PublishCommand
 from controlplane.services.versions import Download
 
@@ -53,22 +51,19 @@ async def list_versions(services: App, model: ModelName, cursor: Cursor = None, 
 
 @router.post(
     "",
-    dependencies=[IDEMPOTENT],
     operation_id="publishVersion",
-    status_code=202,
-    response_model=Operation,
-    responses={202: {"description": "Started; follow the operation"}, **responses(409)},
+    **STARTS_OPERATION,
 )
 async def publish_version(
     services: App, model: ModelName, body: PublishRequest, actor: Actor, asker: Asker
 ) -> Response:
-    """Publish an upload as the model's next version; creates the model if need be.
+    """Publish an upload as the model's next version, and create the model if it does not exist.
 
-    TorchScript, and files that are read with `trust`, bring code: they need a key with the scope `code`.
+    TorchScript, and files that are read with `trust`, contain code: they need a key with the scope `code`.
     The operation's result has `model`, `version`, `reference` and `warnings`.
     """
     if body.trust:
-        require_code(asker, "a publish with trust, which runs code of the model")
+        require_code(asker, "publishing with trust, which runs the model's code,")
     command = PublishCommand(model=model, actor=actor, asker=asker, **dict(body))
     return accepted(await services.publishing.start(command))
 
@@ -86,7 +81,7 @@ async def get_version(services: App, model: ModelName, version: VersionSelector)
 
 @router.get("/{version}/footprints", operation_id="getFootprints", response_model=FootprintList, responses=responses())
 async def get_footprints(services: App, model: ModelName, version: VersionSelector) -> Response:
-    """Return what was measured of the memory that a version needs, on whatever machine, by the way it was run."""
+    """Return the measured memory footprints of a version on all machines, one for each way that it was run."""
     found = await services.versions.footprints(model, version)
     return json_answer(FootprintList(items=[VersionFootprint.of(key, measured) for key, measured in found]))
 
@@ -99,7 +94,7 @@ async def delete_version(
     actor: Actor,
     reason: ReasonQuery = "",
 ) -> None:
-    """Delete a version. Refused while an alias points to it or a deployment needs it. Its number stays taken."""
+    """Delete a version. Refused while an alias points to it or a deployment needs it. Its number is not used again."""
     await services.versions.delete(model, version, actor=actor, reason=reason)
 
 
@@ -109,8 +104,8 @@ async def delete_version(
     response_class=StreamingResponse,
     responses={
         200: {"description": "The whole file", "content": _BINARY},
-        206: {"description": "The part that was asked for", "content": _BINARY},
-        304: {"description": "It is what the client has"},
+        206: {"description": "The requested part", "content": _BINARY},
+        304: {"description": "The client's copy is current"},
         **responses(416),
     },
 )
@@ -120,10 +115,10 @@ async def download_file(
     version: VersionSelector,
     path: Annotated[str, Path(description="The file's path inside the artifact.", examples=["model.onnx"])],
     range_header: Annotated[str | None, Header(alias="Range", description="bytes=FIRST-LAST")] = None,
-    if_none_match: Annotated[str | None, Header(description="The ETag the client has.")] = None,
-    if_range: Annotated[str | None, Header(description="Send a part only if the file still has this ETag.")] = None,
+    if_none_match: Annotated[str | None, Header(description="ETag of the client's copy.")] = None,
+    if_range: Annotated[str | None, Header(description="Return a part only if the file still has this ETag.")] = None,
 ) -> Response:
-    """Download a file of a version. Its ETag is its SHA-256; interrupted downloads go on with `Range`."""
+    """Download a file of a version. Its ETag is its SHA-256; `Range` resumes an interrupted download."""
     return await _send(await services.versions.download(model, version, path), range_header, if_none_match, if_range)
 
 
@@ -153,9 +148,9 @@ async def download_log(services: App, model: ModelName, version: VersionSelector
 async def list_reports(
     services: App, model: ModelName, version: VersionSelector, cursor: Cursor = None, limit: Limit = 20
 ) -> Response:
-    """Return what was found out about a version when it was brought to servers, newest first.
+    """Return the qualification reports of a version, newest first.
 
-    Artifact, configuration, numbers and performance, each with a verdict; records that never change.
+    A report has a verdict for artifact, configuration, numbers and performance. It never changes.
     """
     before = decode_number_cursor(cursor)
     items = await services.versions.reports(model, version, before=before, limit=limit + 1)

@@ -23,28 +23,28 @@ class ConversionRequest(BaseModel):
 
     source: str = Field(max_length=256, description="The version to convert: name:7, name@alias or name.")
     target: Format | None = Field(
-        default=None, description="The format wanted, onnx or torchscript; here or in `options`."
+        default=None, description="The target format, onnx or torchscript; here or in `options`."
     )
     model: str | None = Field(
-        default=None, max_length=256, description="The model that gets the result; null: the source's own."
+        default=None, max_length=256, description="The model that receives the result; null: the source's model."
     )
     options: ConversionOptions | None = Field(
         default=None,
-        description="The converter's options; `target` in them may be left out when it is given beside them.",
+        description="The converter's options; `target` in them is optional if it is given in the request itself.",
     )
     signature: Signature | None = Field(
-        default=None, description="Inputs and outputs of the source, where its manifest has none."
+        default=None, description="Inputs and outputs of the source, if its manifest has none."
     )
-    upload_id: str | None = Field(default=None, max_length=64, description="An upload that holds sample inputs.")
+    upload_id: str | None = Field(default=None, max_length=64, description="An upload that contains sample inputs.")
     samples: FilePath | None = Field(default=None, description="The file of that upload (.npz) with sample inputs.")
     labels: Labels = Field(default_factory=dict, description="Labels of the new version.")
     metrics: Annotated[dict[str, Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=256)] = Field(
-        default_factory=dict, description="Figures of the new version."
+        default_factory=dict, description="Metrics of the new version."
     )
     aliases: list[AliasName] = Field(
-        default_factory=list, max_length=16, description="Aliases that shall point to it, in the same commit."
+        default_factory=list, max_length=16, description="Aliases to point to the new version, in the same commit."
     )
-    reason: Reason = Field(default="", description="Why; kept in the history.")
+    reason: Reason = Field(default="", description="Reason; recorded in the history.")
 
     @model_validator(mode="before")
     @classmethod
@@ -60,11 +60,13 @@ class ConversionRequest(BaseModel):
         return body
 
     @model_validator(mode="after")
-    def _target_is_told(self) -> Self:
+    def _target_is_given(self) -> Self:
         if self.options is None:
-            raise ValueError("say which format is wanted: target is missing")
+            raise ValueError("target is missing; set it to onnx or torchscript")
         if self.target is not None and self.target is not self.options.target:
-            raise ValueError(f"target is {self.target.value!r} and options.target is {self.options.target.value!r}")
+            raise ValueError(
+                f"target is {self.target.value!r}, but options.target is {self.options.target.value!r}; set only one"
+            )
         if (self.samples is None) != (self.upload_id is None):
-            raise ValueError("samples names a file of an upload: give upload_id and samples together")
+            raise ValueError("upload_id and samples must be given together: samples names a file of the upload")
         return self

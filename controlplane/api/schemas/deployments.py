@@ -29,9 +29,10 @@ class DeployRequest(BaseModel):
         max_length=256, description="name:7, name@alias (followed when the alias moves) or name (its newest version)."
     )
     settings: DeploymentSettings | None = Field(
-        default=None, description="How to run it; null keeps the settings of the revision before, or the defaults."
+        default=None,
+        description="Settings of the deployment; null keeps those of the previous revision, or the defaults.",
     )
-    reason: Reason = Field(default="", description="Why; kept with the revision.")
+    reason: Reason = Field(default="", description="Reason; recorded with the revision.")
 
 
 class RollbackRequest(BaseModel):
@@ -43,9 +44,9 @@ class RollbackRequest(BaseModel):
         default=None,
         ge=1,
         le=10**9,
-        description="The revision to go back to; null: the newest one that had another version or other settings.",
+        description="The revision to roll back to; null: the newest one with another version or other settings.",
     )
-    reason: Reason = Field(default="", description="Why; kept with the revision.")
+    reason: Reason = Field(default="", description="Reason; recorded with the revision.")
 
 
 class StateRequest(BaseModel):
@@ -53,7 +54,7 @@ class StateRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "memory is needed"}]})
 
-    reason: Reason = Field(default="", description="Why; kept with the revision.")
+    reason: Reason = Field(default="", description="Reason; recorded with the revision.")
 
 
 class DeploymentRevision(BaseModel):
@@ -62,21 +63,21 @@ class DeploymentRevision(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     number: int = Field(description="The revision's number, ascending from 1.")
-    at: datetime = Field(description="When (UTC).")
+    at: datetime = Field(description="When the revision was created (UTC).")
     actor: str = Field(description="Who.")
     reason: str = Field(description="Why.")
-    spec: DeploymentSpec = Field(description="What was wanted.")
+    spec: DeploymentSpec = Field(description="The desired state.")
 
 
 class RevisionPage(BaseModel):
     """A page of revisions, newest first."""
 
     items: list[DeploymentRevision] = Field(description="The revisions.")
-    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last page.")
 
 
 class DeploymentPage(BaseModel):
     """A page of deployments, sorted by model."""
 
     items: list[Deployment] = Field(description="The deployments.")
-    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last page.")

@@ -18,9 +18,9 @@ class RequestTensor(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     name: str = Field(min_length=1, max_length=256, description="The input's name.")
-    datatype: DataType | None = Field(default=None, description="Its element type; null: as the signature says.")
+    datatype: DataType | None = Field(default=None, description="Its element type; null: from the signature.")
     shape: Annotated[list[Size], Field(max_length=32)] | None = Field(
-        default=None, description="Its shape; null: that of nested `data`."
+        default=None, description="Its shape; null: the shape of nested `data`."
     )
     data: Any = Field(description="The elements, flat in row-major order or nested; strings for BYTES.")
 
@@ -48,10 +48,10 @@ class InferenceRequest(BaseModel):
         },
     )
 
-    id: str = Field(default="", max_length=256, description="Given back with the answer.")
+    id: str = Field(default="", max_length=256, description="Returned in the response.")
     inputs: Annotated[list[RequestTensor], Field(min_length=1, max_length=256)] = Field(description="The inputs.")
     outputs: Annotated[list[RequestedOutput], Field(max_length=256)] | None = Field(
-        default=None, description="The outputs wanted; null: all."
+        default=None, description="The requested outputs; null: all."
     )
 
 
@@ -72,7 +72,7 @@ class InferenceResponse(BaseModel):
 
     model_name: str = Field(description="The model.")
     model_version: str = Field(description="The version that answered.")
-    id: str = Field(description="As it was given.")
+    id: str = Field(description="The `id` of the request.")
     server: str = Field(description="The Triton server that answered.")
-    seconds: float = Field(description="Time between sending to Triton and its answer, in seconds.")
+    seconds: float = Field(description="Time from the request to Triton to its response, in seconds.")
     outputs: list[ResponseTensor] = Field(description="The outputs.")

@@ -20,20 +20,22 @@ class KeyRequestBody(BaseModel):
     )
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=KEY_NAME_MAX)] = Field(
-        description="Who it is for; every history names it."
+        description="Name of the key's owner; every history records it."
     )
     scopes: list[Scope] = Field(
         min_length=1, max_length=8, description="read, infer, deploy (and read), code (and deploy), admin (all)."
     )
     models: list[Annotated[str, StringConstraints(min_length=1, max_length=128)]] = Field(
-        default_factory=list, max_length=PATTERNS_MAX, description="Patterns of the models it is for; none: all."
+        default_factory=list,
+        max_length=PATTERNS_MAX,
+        description="Patterns of the models that the key can access; empty: all models.",
     )
-    expires_at: AwareDatetime | None = Field(default=None, description="When it ends; null: never.")
+    expires_at: AwareDatetime | None = Field(default=None, description="Expiry time; null: never.")
     rate_per_second: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
-        default=None, description="Requests per second on each instance; null: the default."
+        default=None, description="Maximum requests per second on each instance; null: the default."
     )
     burst: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
-        default=None, description="Requests at once; null: the default."
+        default=None, description="Burst size, in requests; null: the default."
     )
 
     def to_request(self) -> KeyRequest:
@@ -51,18 +53,20 @@ class KeyRequestBody(BaseModel):
 class KeyView(BaseModel):
     """A key, without its secret."""
 
-    id: str = Field(description="Names the key; no secret.")
-    name: str = Field(description="Who it is for.")
-    scopes: list[Scope] = Field(description="What it is good for.")
-    models: list[str] = Field(description="Patterns of the models it is for; none: all.")
+    id: str = Field(description="Identifier of the key; not secret.")
+    name: str = Field(description="Name of the key's owner.")
+    scopes: list[Scope] = Field(description="Scopes of the key.")
+    models: list[str] = Field(description="Patterns of the models that the key can access; empty: all models.")
     state: str = Field(description="active, expired or revoked.")
-    created_at: datetime = Field(description="When it was made (UTC).")
-    created_by: str = Field(description="Who made it.")
-    expires_at: datetime | None = Field(description="When it ends (UTC); null: never.")
-    revoked_at: datetime | None = Field(description="When it was revoked (UTC); null: it was not.")
+    created_at: datetime = Field(description="When it was created (UTC).")
+    created_by: str = Field(description="Who created it.")
+    expires_at: datetime | None = Field(description="Expiry time (UTC); null: never.")
+    revoked_at: datetime | None = Field(description="When it was revoked (UTC); null: not revoked.")
     revoked_by: str = Field(description="Who revoked it.")
-    rate_per_second: float | None = Field(description="Requests per second on each instance; null: the default.")
-    burst: int | None = Field(description="Requests at once; null: the default.")
+    rate_per_second: float | None = Field(
+        description="Maximum requests per second on each instance; null: the default."
+    )
+    burst: int | None = Field(description="Burst size, in requests; null: the default.")
 
     @classmethod
     def of(cls, key: ApiKey, now: datetime) -> "KeyView":
@@ -75,11 +79,13 @@ class KeyView(BaseModel):
 class NewKey(BaseModel):
     """A new key with its secret, which is shown only here."""
 
-    key: KeyView = Field(description="The key as it is listed from now on.")
-    secret: str = Field(description="What the client sends as `Authorization: Bearer …`. It cannot be read again.")
+    key: KeyView = Field(description="The key, without the secret.")
+    secret: str = Field(
+        description="The token that the client sends as `Authorization: Bearer …`. It cannot be read again."
+    )
 
 
 class KeyList(BaseModel):
     """All keys, oldest first."""
 
-    items: list[KeyView] = Field(description="The keys, revoked ones too.")
+    items: list[KeyView] = Field(description="The keys, including revoked ones.")

@@ -14,11 +14,12 @@ from controlplane.services.holds import Hold
 _GIB = 1024**3
 
 DryRun = Annotated[
-    bool, Query(description="Change nothing; answer 200 with the plan: what it would do, or why it cannot be.")
+    bool,
+    Query(description="Change nothing, and return 200 with the plan: what would be done, or why it is impossible."),
 ]
 TtlSeconds = Annotated[
     float,
-    Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False, description="How long from now it shall hold, in seconds."),
+    Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False, description="Duration of the hold from now, in seconds."),
 ]
 
 _PLAN_EXAMPLE = {
@@ -45,13 +46,13 @@ _PLAN_EXAMPLE = {
 _PLAN = {"schema": {"$ref": "#/components/schemas/LoadPlanView"}, "example": _PLAN_EXAMPLE}
 PLANNED: Documented = {
     200: {
-        "description": "With `dry_run`: what it would do, by server. Nothing was changed.",
+        "description": "With `dry_run`: the plan by server. Nothing was changed.",
         "content": {"application/json": _PLAN},
     }
 }
 LOADED_OR_PLANNED: Documented = {
     200: {
-        "description": "With `wait`: it is loaded and answers. With `dry_run`: what a load would do, by server.",
+        "description": "With `wait`: the model is loaded and active. With `dry_run`: the plan of the load by server.",
         "content": {
             "application/json": {
                 "schema": {
@@ -83,7 +84,7 @@ class HoldRequest(BaseModel):
     ttl_seconds: TtlSeconds = 300.0
     holder: Annotated[
         Annotated[str, StringConstraints(max_length=128), OneLine] | None,
-        Field(description="Who holds it, for people; default: the actor."),
+        Field(description="Who holds it, as a label for people; default: the actor."),
     ] = None
 
 
@@ -98,4 +99,4 @@ class HoldRenewal(BaseModel):
 class HoldList(BaseModel):
     """The holds of a model."""
 
-    items: list[Hold] = Field(description="The holds that hold at this moment, the first to end first.")
+    items: list[Hold] = Field(description="The current holds, sorted by expiry time.")

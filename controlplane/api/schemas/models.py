@@ -27,7 +27,7 @@ class ModelPage(BaseModel):
     """A page of models, sorted by name."""
 
     items: list[ModelHead] = Field(description="The models.")
-    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last page.")
 
 
 class ModelChange(BaseModel):
@@ -41,8 +41,8 @@ class ModelChange(BaseModel):
     description: Annotated[str, StringConstraints(max_length=10_000)] | None = Field(
         default=None, description="What the model is for."
     )
-    labels: Labels | None = Field(default=None, description="The model's labels; they replace those it has.")
-    reason: Reason = Field(default="", description="Why; kept in the history.")
+    labels: Labels | None = Field(default=None, description="The model's labels; they replace all its current labels.")
+    reason: Reason = Field(default="", description="Reason; recorded in the history.")
 
 
 class Change(BaseModel):
@@ -64,9 +64,9 @@ class Change(BaseModel):
     )
 
     number: int = Field(description="The revision's number, ascending from 1.")
-    at: datetime = Field(description="When (UTC).")
+    at: datetime = Field(description="When the revision was created (UTC).")
     actor: str = Field(description="Who.")
-    reason: str = Field(description="Why, in one sentence.")
+    reason: str = Field(description="The reason, as one sentence.")
     commit_id: str = Field(description="Identifies the commit.")
     body: dict[str, Any] = Field(description="The whole document as of this revision.")
 
@@ -75,7 +75,7 @@ class ChangePage(BaseModel):
     """A page of revisions, newest first."""
 
     items: list[Change] = Field(description="The revisions.")
-    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last page.")
 
 
 class AliasTarget(BaseModel):
@@ -84,7 +84,7 @@ class AliasTarget(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": 2}]})
 
     version: int = Field(ge=1, le=999_999_999, description="The version number.")
-    reason: Reason = Field(default="", description="Why; kept in the history.")
+    reason: Reason = Field(default="", description="Reason; recorded in the history.")
 
 
 class Alias(BaseModel):

@@ -29,7 +29,9 @@ class Problem(BaseModel):
     type: str = Field(description="URI of the kind of problem: `urn:triton-control-plane:error:` and the code.")
     title: str = Field(description="The kind of problem, in words.")
     status: int = Field(description="The HTTP status.")
-    detail: str = Field(description="What was wrong, with which value, and what to do.")
-    instance: str = Field(description="The path that was asked.")
+    detail: str = Field(description="What is wrong, with which value, and what to do.")
+    instance: str = Field(description="The path of the request.")
     code: str = Field(description="The kind of problem in kebab case, for programs; stable.")
-    details: dict[str, Any] = Field(default_factory=dict, description="Facts for a program: names, figures, limits.")
+    details: dict[str, Any] = Field(
+        default_factory=dict, description="Machine-readable details: names, figures, limits."
+    )

@@ -11,11 +11,11 @@ class RolloutRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"reason": "looks good"}]})
 
-    reason: Reason = Field(default="", description="Why; kept with the revision.")
+    reason: Reason = Field(default="", description="Reason; recorded with the revision.")
 
 
 class RolloutPage(BaseModel):
     """A page of rollouts, sorted by model."""
 
     items: list[RolloutView] = Field(description="The rollouts.")
-    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last page.")

@@ -32,7 +32,7 @@ class SignatureRequest(BaseModel):
         },
     )
 
-    bundle: dict[str, Any] = Field(description="A Sigstore bundle, as `tritonctl sign` and `model_signing` make it.")
+    bundle: dict[str, Any] = Field(description="A Sigstore bundle, as created by `tritonctl sign` or `model_signing`.")
 
     def document(self) -> bytes:
         """Return the bundle's bytes as they are stored."""
@@ -42,10 +42,10 @@ class SignatureRequest(BaseModel):
 class SignatureView(BaseModel):
     """A signature and the result of its verification."""
 
-    sha256: str = Field(description="SHA-256 of the bundle; names the signature.")
-    key: str = Field(description="SHA-256 of the public key that made it, by its own word.")
-    good: bool = Field(description="Whether a key that is trusted here signed the version as it is.")
-    message: str = Field(description="Why not; empty where it is good.")
+    sha256: str = Field(description="SHA-256 of the bundle; identifies the signature.")
+    key: str = Field(description="SHA-256 of the public key, as stated in the bundle (not verified).")
+    good: bool = Field(description="Whether a trusted key signed exactly this version.")
+    message: str = Field(description="Why the signature is not valid; empty if it is.")
     bundle: str = Field(description="The Sigstore bundle, in base64.")
 
     @classmethod
@@ -63,7 +63,9 @@ class SignatureView(BaseModel):
 class SignatureList(BaseModel):
     """A version's signatures."""
 
-    required: bool = Field(description="Whether a version is only deployed with a good one.")
-    verified: bool = Field(description="Whether one of them is good.")
+    required: bool = Field(description="Whether only versions with a valid signature can be deployed.")
+    verified: bool = Field(description="Whether the version has a valid signature.")
     items: list[SignatureView] = Field(description="The signatures.")
-    staged: list[StagedCopy] = Field(description="The copies in the servers' model repositories, compared just now.")
+    staged: list[StagedCopy] = Field(
+        description="The copies in the servers' model repositories, as compared for this response."
+    )

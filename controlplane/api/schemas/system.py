@@ -17,18 +17,18 @@ class FsckRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"deep": True}]})
 
     deep: bool = Field(default=False, description="Read every blob and compare it with its digest.")
-    repair: bool = Field(default=False, description="Repair what can be repaired without losing anything.")
+    repair: bool = Field(default=False, description="Repair everything that can be repaired without data loss.")
     accept: list[str] = Field(
         default_factory=list,
         max_length=1000,
-        description="Chains that went backwards (models/NAME, deployments/NAME, keys) of which what is there counts.",
+        description="Chains that lost revisions (models/NAME, deployments/NAME, keys): accept their current state.",
     )
     restore: list[str] = Field(
         default_factory=list,
         max_length=1000,
-        description="Chains that went backwards of which the newest lost revision counts.",
+        description="Chains that lost revisions: restore their newest lost revision.",
     )
-    reason: str = Field(default="", max_length=2000, description="Why, for the history.")
+    reason: str = Field(default="", max_length=2000, description="Reason; recorded in the history.")
 
 
 class GcRequest(BaseModel):
@@ -36,11 +36,11 @@ class GcRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"dry_run": True}]})
 
-    dry_run: bool = Field(default=True, description="Only say what would be removed.")
+    dry_run: bool = Field(default=True, description="Only report what would be removed.")
     grace_seconds: float | None = Field(
         default=None,
         ge=0,
         le=10 * 365 * 86_400,
         allow_inf_nan=False,
-        description="Leave what is younger; null: as the settings say.",
+        description="Minimum age of removed objects; null: the setting.",
     )

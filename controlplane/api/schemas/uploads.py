@@ -26,7 +26,7 @@ class PresignRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"expires_seconds": 3600}]})
 
-    expires_seconds: int = Field(default=3600, ge=60, le=7 * 86_400, description="How long the URLs shall hold.")
+    expires_seconds: int = Field(default=3600, ge=60, le=7 * 86_400, description="Validity of the URLs.")
 
 
 class PresignedBlobs(BaseModel):
@@ -40,7 +40,7 @@ class CompleteRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"multipart_id": "2~n6xq…"}]})
 
-    multipart_id: str = Field(max_length=2048, description="As the presigned answer gave it.")
+    multipart_id: str = Field(max_length=2048, description="The identifier from the presign response.")
 
 
 class ReceivedBlob(UploadFile):

@@ -17,8 +17,8 @@ from controlplane.registry.footprints import FootprintKey, MeasuredFootprint
 Batched = Annotated[
     bool | None,
     Field(
-        description="Whether the first dimension of every tensor is the batch, where no signature is given; null: as "
-        "the file says it, and not for what is learnt from samples."
+        description="Whether the first dimension of every tensor is the batch, if no signature is given; "
+        "null: from the file, and false for a signature that is derived from samples."
     ),
 ]
 AliasName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -28,15 +28,15 @@ class VersionPage(BaseModel):
     """A page of versions of a model, newest first."""
 
     items: list[VersionEntry] = Field(description="The versions.")
-    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last page.")
 
 
 class VersionDetail(BaseModel):
     """A version with its manifest."""
 
     model: str = Field(description="The model's name.")
-    entry: VersionEntry = Field(description="The version as the model lists it.")
-    manifest: Manifest = Field(description="Everything that was fixed when it was published.")
+    entry: VersionEntry = Field(description="The version's entry in the model.")
+    manifest: Manifest = Field(description="The manifest, fixed when the version was published.")
     aliases: list[str] = Field(description="The aliases that point to it.")
     conditions: list[Condition] = Field(
         description="Intact: no blob of the version is known to be damaged or missing in the store."
@@ -48,20 +48,22 @@ class VersionFootprint(BaseModel):
 
     backend: str = Field(description="Triton's backend.")
     kind: Literal["cpu", "gpu"] = Field(description="The kind of device.")
-    max_batch_size: int = Field(description="The largest batch it was configured for.")
-    instances: int = Field(description="Instances on a device.")
-    resident_bytes: int = Field(description="After the load and the first answers.")
-    load_peak_bytes: int = Field(description="The most that was seen during the load.")
-    inference_peak_bytes: int = Field(description="The most that was seen while it answered; 0: not measured.")
+    max_batch_size: int = Field(description="The maximum batch size in its configuration.")
+    instances: int = Field(description="Instances on each device.")
+    resident_bytes: int = Field(description="Memory after the load and the first responses.")
+    load_peak_bytes: int = Field(description="Peak memory during the load.")
+    inference_peak_bytes: int = Field(description="Peak memory during inference; 0: not measured.")
     left_bytes: int | None = Field(
-        description="The most that stayed in the server after its unload; null: not known, as others were at work."
+        description="Maximum memory that remained in the server after its unload; null: unknown, because "
+        "other models were active."
     )
-    estimate_bytes: int = Field(description="What had been estimated before.")
-    load_seconds: float = Field(description="What the load took.")
+    estimate_bytes: int = Field(description="The estimate before the measurement.")
+    load_seconds: float = Field(description="Duration of the load.")
     by: Literal["processes", "device", "refusal"] = Field(
-        description="How it was measured: its own processes, the device's difference, or that Triton had no memory."
+        description="How it was measured: from its own processes, from the difference on the device, or "
+        "from Triton running out of memory."
     )
-    at: datetime = Field(description="When one of the figures grew last (UTC).")
+    at: datetime = Field(description="When one of the figures last increased (UTC).")
 
     @classmethod
     def of(cls, key: FootprintKey, measured: MeasuredFootprint) -> Self:
@@ -85,7 +87,7 @@ class VersionFootprint(BaseModel):
 class FootprintList(BaseModel):
     """The measured memory of a version."""
 
-    items: list[VersionFootprint] = Field(description="One for each way it was run.")
+    items: list[VersionFootprint] = Field(description="One footprint for each way that it was run.")
 
 
 class PublishRequest(BaseModel):
@@ -107,38 +109,42 @@ class PublishRequest(BaseModel):
     )
 
     upload_id: str = Field(max_length=64, description="The upload with the files.")
-    format: Format | None = Field(default=None, description="What kind of model it is; null: found out.")
+    format: Format | None = Field(default=None, description="Format of the model; null: detected.")
     signature: Signature | None = Field(
-        default=None, description="Inputs and outputs; needed where the file does not tell (TorchScript, PyTorch)."
+        default=None,
+        description="Inputs and outputs; required if the file does not contain them (TorchScript, PyTorch).",
     )
     batched: Batched = None
     samples: FilePath | None = Field(
         default=None,
-        description="A file of the upload (.npz, one array for each input) with sample inputs; it is not made part "
-        "of the version. Null: sample inputs are generated.",
+        description="A file of the upload (.npz, one array for each input) with sample inputs; it does "
+        "not become part of the version. Null: sample inputs are generated.",
     )
-    sample_count: int = Field(default=3, ge=1, le=64, description="How many samples to generate.")
+    sample_count: int = Field(default=3, ge=1, le=64, description="Number of samples to generate.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the generated samples.")
     golden: bool = Field(
         default=True,
-        description="Run the model once and record its answers as golden samples, by which a deployment is proved.",
+        description="Run the model once and record its outputs as golden samples, which prove a deployment.",
     )
     tolerances: dict[str, Tolerance] = Field(
-        default_factory=dict, description="By output, how far Triton's answers may be from the recorded ones."
+        default_factory=dict,
+        description="Tolerance by output: how far Triton's outputs can differ from the recorded ones.",
     )
     labels: Labels = Field(default_factory=dict, description="Labels of the version.")
     metrics: Annotated[dict[str, Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=256)] = Field(
-        default_factory=dict, description="Figures of the version."
+        default_factory=dict, description="Metrics of the version."
     )
     aliases: list[AliasName] = Field(
-        default_factory=list, max_length=16, description="Aliases that shall point to it, in the same commit."
+        default_factory=list, max_length=16, description="Aliases to point to the version, in the same commit."
     )
-    reason: Reason = Field(default="", description="Why; kept in the history.")
-    trust: bool = Field(default=False, description="Read files that can run code (pickles). Only if you made them.")
+    reason: Reason = Field(default="", description="Reason; recorded in the history.")
+    trust: bool = Field(
+        default=False, description="Read files that can run code (pickles). Use only with files you trust."
+    )
     force: bool = Field(
         default=False,
-        description="Publish a new version also where nothing differs from the newest one: files, signature, labels, "
-        "metrics, tolerances, given samples.",
+        description="Publish a new version even if nothing differs from the newest one: files, "
+        "signature, labels, metrics, tolerances, given samples.",
     )
 
     @model_validator(mode="after")
@@ -157,15 +163,19 @@ class ValidationRequest(BaseModel):
 
     upload_id: str | None = Field(default=None, max_length=64, description="The upload with the files.")
     reference: str | None = Field(
-        default=None, max_length=256, description="Instead of an upload, a version: name:7, name@alias or name."
+        default=None, max_length=256, description="A version instead of an upload: name:7, name@alias or name."
     )
-    format: Format | None = Field(default=None, description="What kind of model it is; null: found out.")
-    signature: Signature | None = Field(default=None, description="Inputs and outputs, where the file does not tell.")
+    format: Format | None = Field(default=None, description="Format of the model; null: detected.")
+    signature: Signature | None = Field(
+        default=None, description="Inputs and outputs, if the file does not contain them."
+    )
     batched: Batched = None
     samples: FilePath | None = Field(default=None, description="A file of the upload (.npz) with sample inputs.")
-    sample_count: int = Field(default=1, ge=1, le=64, description="How many samples to generate.")
+    sample_count: int = Field(default=1, ge=1, le=64, description="Number of samples to generate.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the generated samples.")
-    trust: bool = Field(default=False, description="Read files that can run code (pickles). Only if you made them.")
+    trust: bool = Field(
+        default=False, description="Read files that can run code (pickles). Use only with files you trust."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -175,11 +185,11 @@ class ValidationRequest(BaseModel):
 
 def _refuse_two_answers(signature: Signature | None, batched: bool | None) -> None:
     if signature is not None and batched not in {None, signature.batched}:
-        raise ValueError("batched contradicts signature.batched; give it in the signature alone")
+        raise ValueError("batched contradicts signature.batched; set it only in the signature")
 
 
 class ReportPage(BaseModel):
     """A page of reports, newest first."""
 
     items: list[VersionReport] = Field(description="The reports.")
-    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+    next_cursor: str | None = Field(description="Pass it as `cursor` for the next page; null on the last page.")
