@@ -88,7 +88,7 @@ async def test_one_address_cannot_take_all_connections() -> None:
         refused = await answer_on(reader, writer, b"")
         assert refused.startswith(b"HTTP/1.1 503 ")
         problem = json.loads(refused.partition(b"\r\n\r\n")[2])
-        assert problem["detail"].startswith("127.0.0.1 has 4 open connections")
+        assert problem["detail"].startswith("127.0.0.1 has reached the limit of 4 open connections")
         writer.close()
         other = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
         assert (await answer_on(*other, REQUEST + b"other")).endswith(b"other")

@@ -28,7 +28,7 @@ def test_dynamic_batching_needs_rows_that_were_compared_or_can_be(tmp_path: Path
     checks = DeploymentChecks(registry)
     with pytest.raises(
         InvalidConfigError,
-        match="without golden samples .* rows of a request to m:1 are independent; publish",
+        match=r"without golden samples .* rows of a request to m:1 are independent; publish",
     ):
         checks.deploy(Reference("m"), without, settings, None, None)
     assert checks.deploy(Reference("m"), without, DeploymentSettings(), None, None).settings == DeploymentSettings()

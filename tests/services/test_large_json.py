@@ -77,7 +77,7 @@ async def test_their_number_is_bounded(large: LargeJson, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "_WAITING", 2)
     begun = [asyncio.create_task(large.parse(body([1]))) for _ in range(2)]
     await asyncio.sleep(0)
-    with pytest.raises(TooManyWaitingError, match="2 large JSON bodies are being read or written, the limit"):
+    with pytest.raises(TooManyWaitingError, match="the limit of 2 large JSON bodies in progress is reached"):
         await large.parse(body([1]))
     for one in begun:
         await one
