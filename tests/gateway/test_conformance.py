@@ -86,7 +86,7 @@ BOTH: dict[str, Call] = {
     "infer with parameters": lambda client, kind: client.infer("net", ones(kind), priority=1, timeout=10_000_000),
     "wrong shape": lambda client, kind: client.infer("net", wrong(kind)),
     "wrong output": lambda client, kind: client.infer("net", ones(kind), outputs=[kind.InferRequestedOutput("no")]),
-    "unknown model": lambda client, kind: client.infer("nobody", ones(kind)),
+    "unknown model": lambda client, kind: client.infer("unknown", ones(kind)),
     "unknown version": lambda client, kind: client.infer("net", ones(kind), model_version="9"),
     "live": lambda client, kind: client.is_server_live(),
     "ready": lambda client, kind: client.is_server_ready(),
@@ -94,14 +94,14 @@ BOTH: dict[str, Call] = {
     "model ready": lambda client, kind: client.is_model_ready("net"),
     "version ready": lambda client, kind: client.is_model_ready("net", "1"),
     "version not ready": lambda client, kind: client.is_model_ready("net", "9"),
-    "unknown not ready": lambda client, kind: client.is_model_ready("nobody"),
+    "unknown not ready": lambda client, kind: client.is_model_ready("unknown"),
     "metadata": lambda client, kind: client.get_model_metadata("net"),
     "metadata of a version": lambda client, kind: client.get_model_metadata("net", "1"),
-    "metadata of nobody": lambda client, kind: client.get_model_metadata("nobody"),
+    "metadata of unknown": lambda client, kind: client.get_model_metadata("unknown"),
     "metadata of no version": lambda client, kind: client.get_model_metadata("net", "9"),
     "config": lambda client, kind: client.get_model_config("net"),
-    "config of nobody": lambda client, kind: client.get_model_config("nobody"),
-    "statistics of nobody": lambda client, kind: client.get_inference_statistics("nobody"),
+    "config of unknown": lambda client, kind: client.get_model_config("unknown"),
+    "statistics of unknown": lambda client, kind: client.get_inference_statistics("unknown"),
 }
 HTTP: dict[str, Call] = {
     "as JSON": lambda client, kind: client.infer("net", as_json(kind), outputs=[kind.InferRequestedOutput("y", False)]),
@@ -125,7 +125,7 @@ def as_json(kind: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", [*BOTH, *HTTP])
-def test_http(gateway: Api, name: str) -> None:
+def test_http_calls_answer_as_triton_does(gateway: Api, name: str) -> None:
     call = {**BOTH, **HTTP}[name]
     outcomes = []
     for url in (direct_urls(gateway)[0], urls(gateway)[0]):
@@ -135,7 +135,7 @@ def test_http(gateway: Api, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*BOTH, *GRPC])
-def test_grpc(gateway: Api, name: str) -> None:
+def test_grpc_calls_answer_as_triton_does(gateway: Api, name: str) -> None:
     call = {**BOTH, **GRPC}[name]
     outcomes = []
     for url in (direct_urls(gateway)[1], urls(gateway)[1]):
@@ -147,7 +147,7 @@ def test_grpc(gateway: Api, name: str) -> None:
 @pytest.mark.parametrize(
     ("clients", "kind", "which"), [(triton_http_aio, triton_http, 0), (triton_grpc_aio, triton_grpc, 1)]
 )
-async def test_asyncio(gateway: Api, clients: Any, kind: Any, which: int) -> None:
+async def test_asyncio_calls_answer_as_triton_does(gateway: Api, clients: Any, kind: Any, which: int) -> None:
     outcomes: list[dict[str, Any]] = []
     for url in (direct_urls(gateway)[which], urls(gateway)[which]):
         async with clients.InferenceServerClient(url) as client:
@@ -175,13 +175,13 @@ def streamed(url: str, requests: list[tuple[str, str]]) -> list[Any]:
     return found
 
 
-def test_streaming(gateway: Api) -> None:
-    requests = [("net", "1"), ("net", "2"), ("nobody", "3"), ("net", "4")]
+def test_stream_answers_as_triton_does(gateway: Api) -> None:
+    requests = [("net", "1"), ("net", "2"), ("unknown", "3"), ("net", "4")]
     direct, through = (sorted(streamed(url, requests), key=str) for url in (direct_urls(gateway)[1], urls(gateway)[1]))
     assert direct == through
 
 
-async def test_streaming_with_asyncio(gateway: Api) -> None:
+async def test_asyncio_stream_answers_as_triton_does(gateway: Api) -> None:
     async def ask(url: str) -> list[Any]:
         async def requests() -> AsyncIterator[dict[str, Any]]:
             for number in range(3):
@@ -195,7 +195,7 @@ async def test_streaming_with_asyncio(gateway: Api) -> None:
     assert direct == through
 
 
-def test_every_size_of_a_message_is_routed_by_its_name(gateway: Api) -> None:
+def test_messages_of_any_size_are_routed_by_model_name(gateway: Api) -> None:
     """The name is read from the first bytes of a message, whatever its size and however it is cut into frames."""
     with triton_grpc.InferenceServerClient(urls(gateway)[1]) as client:
         before = gateway.plane.gateway.stats.requests.total()  # type: ignore[union-attr]
@@ -226,19 +226,19 @@ REFUSED: dict[str, Call] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_belongs_to_the_server_alone_is_refused(gateway: Api, name: str) -> None:
+def test_server_administration_calls_are_refused(gateway: Api, name: str) -> None:
     with triton_http.InferenceServerClient(urls(gateway)[0]) as client:
-        with pytest.raises(InferenceServerException, match="the gateway does not serve this") as error:
+        with pytest.raises(InferenceServerException, match="the gateway does not serve this path") as error:
             REFUSED[name](client, triton_http)
         assert error.value.status() == "403"
     with (
         triton_grpc.InferenceServerClient(urls(gateway)[1]) as client,
-        pytest.raises(InferenceServerException, match="the gateway does not serve this"),
+        pytest.raises(InferenceServerException, match="the gateway does not serve this path"),
     ):
         REFUSED[name](client, triton_grpc)
 
 
-def test_no_way_round_by_another_spelling(gateway: Api) -> None:
+def test_other_spellings_of_refused_paths_are_refused(gateway: Api) -> None:
     base = f"http://{urls(gateway)[0]}"
     for path in (
         *("/v2//repository/index", "/v2/./repository/index", "/v2/%72epository/index", "/V2/repository/index"),
@@ -263,7 +263,7 @@ def test_no_way_round_by_another_spelling(gateway: Api) -> None:
             assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_the_standard_health_service(gateway: Api) -> None:
+def test_standard_grpc_health_service_answers(gateway: Api) -> None:
     for url in (direct_urls(gateway)[1], urls(gateway)[1]):
         with grpc.insecure_channel(url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -273,12 +273,12 @@ def test_the_standard_health_service(gateway: Api) -> None:
 
 
 @pytest.mark.parametrize("kind", [triton_http, triton_grpc])
-def test_an_alias_is_a_name_of_its_own(gateway: Api, kind: Any) -> None:
+def test_alias_works_as_model_name(gateway: Api, kind: Any) -> None:
     with kind.InferenceServerClient(urls(gateway)[kind is triton_grpc]) as client:
         answer = client.infer("net@champion", ones(kind))
         assert answer.as_numpy("y").tolist() == [[2.0, 2.0]]
         assert client.is_model_ready("net@champion")
         metadata = client.get_model_metadata("net@champion")
         assert (metadata["name"] if isinstance(metadata, dict) else metadata.name) == "net"
-        with pytest.raises(InferenceServerException, match="unknown model: 'net@nobody'"):
-            client.infer("net@nobody", ones(kind))
+        with pytest.raises(InferenceServerException, match="unknown model: 'net@unknown'"):
+            client.infer("net@unknown", ones(kind))

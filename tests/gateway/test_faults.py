@@ -38,8 +38,8 @@ def haproxy_pid(api: Api) -> int:
     return pid
 
 
-def test_a_killed_haproxy_comes_back_with_its_maps(gateway: Api) -> None:
-    """What is in flight is cut off; who comes meanwhile waits in the socket, which is ours; Python is not asked."""
+def test_killed_haproxy_restarts_with_its_maps(gateway: Api) -> None:
+    """Requests in flight are cut off; new ones wait in the socket, which is ours; the activator gets none."""
     before = gateway.plane.gateway.stats.requests.copy()  # type: ignore[union-attr]
     for _ in range(3):
         pid = haproxy_pid(gateway)
@@ -52,8 +52,8 @@ def test_a_killed_haproxy_comes_back_with_its_maps(gateway: Api) -> None:
     assert gateway.ok(gateway.http.get("/v1/gateway"))["restarts"] >= 3
 
 
-def test_an_haproxy_that_hangs_is_ended_and_comes_back(gateway: Api) -> None:
-    """Nothing changes meanwhile, so nobody but its supervisor asks it anything."""
+def test_unresponsive_haproxy_is_killed_and_restarted(gateway: Api) -> None:
+    """Nothing changes meanwhile, so only its supervisor sends it commands."""
     hung = haproxy_pid(gateway)
     os.kill(hung, signal.SIGSTOP)
     until("another one", lambda: gateway.plane.gateway.haproxy.pid not in (None, hung))  # type: ignore[union-attr]
@@ -61,7 +61,7 @@ def test_an_haproxy_that_hangs_is_ended_and_comes_back(gateway: Api) -> None:
         assert client.infer("net", ones(triton_http)).as_numpy("y")[0, 0] == 2.0
 
 
-def test_what_changes_while_haproxy_is_away_is_known_to_the_next(gateway: Api) -> None:
+def test_restarted_haproxy_has_changes_made_while_it_was_down(gateway: Api) -> None:
     gateway.publish("late", onnx_scale(5.0))
     os.kill(haproxy_pid(gateway), signal.SIGSTOP)  # it does not answer its commands either
     stopped = haproxy_pid(gateway)
@@ -73,7 +73,7 @@ def test_what_changes_while_haproxy_is_away_is_known_to_the_next(gateway: Api) -
         assert client.infer("late", ones(triton_http)).as_numpy("y")[0, 0] == 5.0
 
 
-def test_a_road_that_is_closed_while_haproxy_starts_is_closed_in_it_before_anything_is_unloaded(gateway: Api) -> None:
+def test_route_closed_during_haproxy_start_is_closed_before_unload(gateway: Api) -> None:
     front = gateway.plane.gateway
     assert front is not None
 
@@ -94,14 +94,14 @@ def test_a_road_that_is_closed_while_haproxy_starts_is_closed_in_it_before_anyth
     until("the direct way again", lambda: way(gateway, "net") == "direct")
 
 
-def test_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_haproxy_ends_with_the_control_plane(tmp_path: Path) -> None:
     with serving(settings_for(tmp_path, embedded=True)) as api:
         pid = haproxy_pid(api)
     assert not psutil.pid_exists(pid)
 
 
-def test_one_of_two_servers_killed_under_load(tmp_path: Path) -> None:
-    """The other one answers; nothing fails but what was under way on the one that died."""
+def test_killed_server_fails_only_its_requests_in_flight(tmp_path: Path) -> None:
+    """The other server answers; only requests in flight on the killed one fail."""
     with (
         running_triton(tmp_path / "a") as first,
         running_triton(tmp_path / "b") as second,
@@ -153,7 +153,7 @@ def test_one_of_two_servers_killed_under_load(tmp_path: Path) -> None:
                 for thread in threads:
                     thread.join(60)
             failed = sum(count for outcome, count in outcomes.items() if outcome != "answered")
-            # Each client has at most one request under way on the server that dies.
+            # Each client has at most one request in flight on the server that dies.
             assert failed <= len(threads), outcomes
 
 
@@ -191,8 +191,8 @@ def running(folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", dict[str,
         process.wait()
 
 
-def test_a_control_plane_killed_while_500_requests_wait(tmp_path: Path) -> None:
-    """Every client is told at once, nothing is left running, and the next control plane answers."""
+def test_killed_control_plane_ends_500_waiting_requests(tmp_path: Path) -> None:
+    """Every client gets an error at once, no process is left, and the next control plane answers."""
     with serving(settings_for(tmp_path, embedded=True)) as api:
         api.publish("lazy", onnx_scale(3.0))
         api.deploy("lazy:1", mode="on-demand")

@@ -39,21 +39,23 @@ CASES = [
     ("team", "team-net", "ok", "ok"),
     ("team", "team-lazy", "ok", "ok"),
     ("team", "other", "403", "PERMISSION_DENIED"),
-    ("team", "nobody", "403", "PERMISSION_DENIED"),
+    ("team", "unknown", "403", "PERMISSION_DENIED"),
     ("reader", "team-net", "403", "PERMISSION_DENIED"),
     ("reader", "team-lazy", "403", "PERMISSION_DENIED"),
 ]
 
 
 @pytest.mark.parametrize(("key", "model", "http", "grpc"), CASES)
-def test_who_may_ask_what(keyed: tuple[Api, dict[str, str]], key: str | None, model: str, http: str, grpc: str) -> None:
+def test_key_admits_only_its_models(
+    keyed: tuple[Api, dict[str, str]], key: str | None, model: str, http: str, grpc: str
+) -> None:
     api, secrets = keyed
     token = secrets.get(key, key) if key else None
     assert ask(api, triton_http, model, token) == http
     assert ask(api, triton_grpc, model, token) == grpc
 
 
-def test_keys_that_may_go_directly_do(keyed: tuple[Api, dict[str, str]]) -> None:
+def test_key_without_limits_uses_direct_route(keyed: tuple[Api, dict[str, str]]) -> None:
     """A key that is bound to models does so over HTTP, where the path is the name."""
     api, secrets = keyed
     gateway = api.plane.gateway
@@ -68,12 +70,14 @@ def test_keys_that_may_go_directly_do(keyed: tuple[Api, dict[str, str]]) -> None
 
 
 @pytest.mark.parametrize(("kind", "refused"), [(triton_http, "429"), (triton_grpc, "RESOURCE_EXHAUSTED")])
-def test_a_key_with_a_limit_is_counted(keyed: tuple[Api, dict[str, str]], kind: Any, refused: str) -> None:
+def test_rate_limited_key_is_refused_above_its_limit(
+    keyed: tuple[Api, dict[str, str]], kind: Any, refused: str
+) -> None:
     api, secrets = keyed
     assert refused in [ask(api, kind, "other", secrets["slow"]) for _ in range(4)]
 
 
-def test_a_stream_is_looked_at_message_by_message(keyed: tuple[Api, dict[str, str]]) -> None:
+def test_each_message_of_a_stream_is_authorized(keyed: tuple[Api, dict[str, str]]) -> None:
     api, secrets = keyed
     answers: list[Any] = []
     with triton_grpc.InferenceServerClient(urls(api)[1]) as client:
@@ -89,7 +93,7 @@ def test_a_stream_is_looked_at_message_by_message(keyed: tuple[Api, dict[str, st
     assert "not for 'other'" in str(refused)
 
 
-def test_health_needs_no_key_and_what_concerns_all_models_a_wide_one(keyed: tuple[Api, dict[str, str]]) -> None:
+def test_health_needs_no_key_but_metadata_needs_key_for_all_models(keyed: tuple[Api, dict[str, str]]) -> None:
     api, secrets = keyed
     for kind in (triton_http, triton_grpc):
         with kind.InferenceServerClient(urls(api)[kind is triton_grpc]) as client:
@@ -101,7 +105,7 @@ def test_health_needs_no_key_and_what_concerns_all_models_a_wide_one(keyed: tupl
             assert client.get_server_metadata(headers={"authorization": f"Bearer {secrets['app']}"})
 
 
-def test_a_revoked_key_is_out_on_the_fast_way(keyed: tuple[Api, dict[str, str]]) -> None:
+def test_revoked_key_is_refused_on_direct_route(keyed: tuple[Api, dict[str, str]]) -> None:
     api, _ = keyed
     made = api.ok(api.http.post("/v1/keys", json={"name": "short", "scopes": ["infer"]}), 201)
     gateway = api.plane.gateway
@@ -118,10 +122,10 @@ def test_a_revoked_key_is_out_on_the_fast_way(keyed: tuple[Api, dict[str, str]])
         ("root", "team-lazy", ExitCode.OK),
         ("team", "other", ExitCode.DENIED),
         ("gone", "other", ExitCode.DENIED),
-        ("app", "nobody", ExitCode.NOT_FOUND),
+        ("app", "unknown", ExitCode.NOT_FOUND),
     ],
 )
-def test_the_cli_shows_its_key(keyed: tuple[Api, dict[str, str]], key: str, model: str, code: ExitCode) -> None:
+def test_cli_sends_its_key(keyed: tuple[Api, dict[str, str]], key: str, model: str, code: ExitCode) -> None:
     api, secrets = keyed
     address = GatewayAddress.model_validate(api.ok(api.http.get("/v1/info"))["gateway"])
     shown = Credentials(secrets[key])
@@ -137,7 +141,7 @@ def test_the_cli_shows_its_key(keyed: tuple[Api, dict[str, str]], key: str, mode
     assert secrets[key] not in refused.value.message
 
 
-def test_a_key_does_not_travel_where_others_may_read_it(keyed: tuple[Api, dict[str, str]]) -> None:
+def test_cli_does_not_send_key_over_unencrypted_connection(keyed: tuple[Api, dict[str, str]]) -> None:
     api, secrets = keyed
     address = GatewayAddress.model_validate(api.ok(api.http.get("/v1/info"))["gateway"])
     elsewhere = address.model_copy(update={"http_url": "http://192.0.2.1:8091"})

@@ -149,7 +149,7 @@ def test_no_request_fails_while_a_killed_control_plane_is_replaced(tmp_path: Pat
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_it_ends_when_no_control_plane_comes_back(tmp_path: Path, triton: RunningTriton) -> None:
+def test_haproxy_ends_if_no_control_plane_returns(tmp_path: Path, triton: RunningTriton) -> None:
     (tmp_path / "data").mkdir(mode=0o700)
     plane = Plane(tmp_path / "data", triton, 0, CONTROLPLANE_GATEWAY__UNATTENDED_SECONDS="1")
     plane.start()

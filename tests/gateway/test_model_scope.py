@@ -84,7 +84,7 @@ def check(answer: Any, message: bytes, key: str) -> None:
     assert set(factor.tolist()) == {FACTORS[answer.model_name]}
 
 
-def test_the_case(keyed: Keyed) -> None:
+def test_stream_with_other_models_is_refused_for_scoped_key(keyed: Keyed) -> None:
     api, secrets = keyed
     found = gateway_grpc_model_scope.main(urls(api)[1], secrets["team"], "team-net", "other", "team-lazy")
     mine = found.pop("1 stream, first message")
@@ -94,7 +94,7 @@ def test_the_case(keyed: Keyed) -> None:
 
 
 @pytest.mark.parametrize("key", ["team", "app"])
-def test_the_name_that_is_authorized_is_the_name_that_triton_answers_for(keyed: Keyed, key: str) -> None:
+def test_authorized_model_is_the_one_that_answers(keyed: Keyed, key: str) -> None:
     """Random requests, most of them with something wrong, cut into frames, compressed, twice in one body."""
     api, secrets = keyed
     before, found = requests_to(api, "other"), Counter[str]()
@@ -127,7 +127,7 @@ def test_the_name_that_is_authorized_is_the_name_that_triton_answers_for(keyed: 
         assert found["other"], found
 
 
-def test_random_messages_of_a_stream_are_looked_at_one_by_one(keyed: Keyed) -> None:
+def test_each_message_of_a_random_stream_is_authorized(keyed: Keyed) -> None:
     api, secrets = keyed
     before = requests_to(api, "other")
     messages = [hostile.request(Random(f"stream {seed}"), ("team-net", "other")) for seed in range(60)]
@@ -151,9 +151,7 @@ def test_random_messages_of_a_stream_are_looked_at_one_by_one(keyed: Keyed) -> N
 @pytest.mark.parametrize("key", ["team", "app"])
 @pytest.mark.parametrize("rows", [1, 20_000])
 @pytest.mark.parametrize("call", ["ModelInfer", "ModelMetadata", "ModelConfig", "ModelStatistics", "ModelReady"])
-def test_two_names_are_refused_in_every_call_and_beyond_every_buffer(
-    keyed: Keyed, key: str, rows: int, call: str
-) -> None:
+def test_two_model_names_are_refused_in_every_call(keyed: Keyed, key: str, rows: int, call: str) -> None:
     api, secrets = keyed
     message = text(NAME, b"team-net") + tensors(rows) + text(NAME, b"other")
     with grpc.insecure_channel(urls(api)[1]) as channel:
@@ -168,7 +166,7 @@ def test_two_names_are_refused_in_every_call_and_beyond_every_buffer(
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_an_answer_of_another_model_counts_as_an_error_of_the_model_that_was_decided_on(keyed: Keyed) -> None:
+def test_answer_of_other_model_counts_as_error(keyed: Keyed) -> None:
     api, secrets = keyed
 
     def counted(code: str) -> float:
@@ -259,7 +257,7 @@ def test_no_spelling_of_a_path_reaches_another_model(keyed: Keyed) -> None:
     assert requests_to(api, "other") == before
 
 
-def test_bodies_with_two_lengths_hide_no_second_request(keyed: Keyed) -> None:
+def test_body_with_two_lengths_hides_no_second_request(keyed: Keyed) -> None:
     api, secrets = keyed
     before = requests_to(api, "other")
     inner = f"POST /v2/models/other/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode() + BODY
@@ -277,7 +275,7 @@ def test_bodies_with_two_lengths_hide_no_second_request(keyed: Keyed) -> None:
     assert requests_to(api, "other") == before
 
 
-def test_two_keys_are_none(keyed: Keyed) -> None:
+def test_two_authorization_headers_are_refused(keyed: Keyed) -> None:
     """Which one counts would depend on who reads them: HAProxy, the activator and the API take different ones."""
     api, secrets = keyed
     for first, second in (("app", "team"), ("team", "app"), ("app", "app")):

@@ -86,7 +86,7 @@ def frozen(api: Api) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", [triton_http, triton_grpc])
-def test_the_first_request_loads_the_model_and_the_next_goes_directly(small: Api, kind: Any) -> None:
+def test_first_request_loads_model_and_next_uses_direct_route(small: Api, kind: Any) -> None:
     unload(small, "one")
     assert way(small, "one") == "closed"
     with kind.InferenceServerClient(urls(small)[kind is triton_grpc]) as client:
@@ -99,7 +99,7 @@ def test_the_first_request_loads_the_model_and_the_next_goes_directly(small: Api
         assert small.plane.gateway.stats.requests.total() == before  # type: ignore[union-attr]
 
 
-def test_with_a_keep_alive_of_0_who_asks_is_answered(small: Api) -> None:
+def test_request_is_answered_with_keep_alive_of_0(small: Api) -> None:
     for _ in range(2):
         unload(small, "one")
         small.ok(small.http.put("/v1/deployments/one", json=_wanted("one", keep_alive_seconds=0.0)), 202)
@@ -108,7 +108,7 @@ def test_with_a_keep_alive_of_0_who_asks_is_answered(small: Api) -> None:
         assert answer.as_numpy("y").tolist() == [[2.0, 2.0]]
 
 
-def test_who_waits_is_answered_before_the_version_is_examined(small: Api) -> None:
+def test_waiting_request_is_answered_before_qualification(small: Api) -> None:
     small.publish("fresh", onnx_scale(5.0))
     small.deploy("fresh:1", mode="on-demand", max_batch_size=0)
     with grpc_client(small) as client:
@@ -120,7 +120,7 @@ def test_who_waits_is_answered_before_the_version_is_examined(small: Api) -> Non
     assert after["examine"] > seen.get("examine", 0.0)
 
 
-def test_metadata_loads_what_is_asked_for(small: Api) -> None:
+def test_metadata_request_loads_model(small: Api) -> None:
     unload(small, "two")
     with grpc_client(small) as client:
         assert client.get_model_metadata("two").inputs[0].name == "x"
@@ -129,7 +129,7 @@ def test_metadata_loads_what_is_asked_for(small: Api) -> None:
         assert client.get_model_config("two")["name"] == "two"
 
 
-def test_a_stream_goes_on_over_an_eviction(small: Api) -> None:
+def test_stream_continues_across_eviction(small: Api) -> None:
     unload(small, "two")
     answers: list[Any] = []
     with grpc_client(small) as client:
@@ -145,7 +145,7 @@ def test_a_stream_goes_on_over_an_eviction(small: Api) -> None:
     assert sorted(answer.as_numpy("y")[0, 0] for answer in answers[1:]) == [3.0, 4.0]
 
 
-async def test_many_requests_at_once_share_one_load(small: Api) -> None:
+async def test_concurrent_requests_share_one_load(small: Api) -> None:
     await asyncio.to_thread(unload, small, "three")
     loads = [event for event in small.plane.reconciler.events() if event.reason == "Ready" and event.subject == "three"]
     async with triton_grpc_aio.InferenceServerClient(urls(small)[1]) as client:
@@ -155,7 +155,7 @@ async def test_many_requests_at_once_share_one_load(small: Api) -> None:
     assert len(after) == len(loads) + 1
 
 
-def test_more_requests_than_may_wait_are_refused(small: Api) -> None:
+def test_requests_above_queue_limit_are_refused(small: Api) -> None:
     unload(small, "one")
     outcomes: Counter[str] = Counter()
     with frozen(small):
@@ -186,7 +186,7 @@ def _ask(api: Api, model: str, outcomes: Counter[str]) -> None:
             outcomes[str(error)] += 1
 
 
-def test_more_bytes_than_may_wait_are_refused(small: Api) -> None:
+def test_bytes_above_queue_limit_are_refused(small: Api) -> None:
     unload(small, "one")
     x = np.zeros((1_000_000, 2), np.float32)  # 8 MB
     with http_client(small) as client:
@@ -200,7 +200,7 @@ def test_more_bytes_than_may_wait_are_refused(small: Api) -> None:
         assert client.infer("one", [tensor]).as_numpy("y").shape == x.shape  # nothing is held of what need not wait
 
 
-def test_a_client_that_goes_away_is_dropped(small: Api) -> None:
+def test_request_of_disconnected_client_leaves_queue(small: Api) -> None:
     unload(small, "two")
     with frozen(small):
         with httpx.Client(timeout=httpx.Timeout(10, read=0.5)) as client, pytest.raises(httpx.ReadTimeout):
@@ -212,7 +212,7 @@ def test_a_client_that_goes_away_is_dropped(small: Api) -> None:
     until("the load's end", lambda: _phase(small, "two") in {"Ready", "Unloaded"})
 
 
-def test_a_load_that_fails_is_answered_with_its_reason(small: Api) -> None:
+def test_failed_load_is_answered_with_its_reason(small: Api) -> None:
     small.publish("broken", onnx_scale(2.0))
     small.deploy(
         "broken:1",
@@ -237,7 +237,7 @@ def test_a_load_that_fails_is_answered_with_its_reason(small: Api) -> None:
     assert any(not isinstance(answer, Exception) for answer in answers)
 
 
-def test_what_is_unloaded_by_its_deployment_is_not_loaded_by_a_request(small: Api) -> None:
+def test_request_does_not_load_model_that_was_unloaded(small: Api) -> None:
     small.publish("resting", onnx_scale(2.0))
     small.deploy("resting:1")
     small.ok(small.http.post("/v1/deployments/resting/unload", json={}), 202)
@@ -344,7 +344,7 @@ def test_a_switch_under_load_loses_no_request(small: Api) -> None:
             assert sum(float(line.rpartition(" ")[2]) for line in told) > 0, fast
 
 
-def test_limits_count_what_waits_and_forget_it() -> None:
+def test_queue_limits_count_only_waiting_requests() -> None:
     room = RequestQueue(QueueLimits(requests_per_model=2, requests=3, bytes_per_model=100, bytes=150))
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(room.place("a", 60))

@@ -32,7 +32,7 @@ NAMES = ("one", "two")
 
 @pytest.fixture(scope="module")
 def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    """A server of our own: the whole run's has other tests' models."""
+    """A separate server: the session's server has other tests' models."""
     with running_triton(tmp_path_factory.mktemp("server")) as running:
         yield running
 
@@ -75,7 +75,7 @@ def unloads(http: httpx.Client, url: str) -> int:
 
 
 @pytest.mark.parametrize("with_gateway", [False, True])
-def test_no_request_fails_when_another_leader_unloads_and_when_it_is_killed_in_the_middle_of_it(
+def test_no_request_fails_when_other_leader_unloads_or_is_killed(
     triton: RunningTriton, tmp_path: Path, with_gateway: bool
 ) -> None:
     """Models that leave as soon as they are not asked for a moment, and come back with the next request."""
@@ -109,7 +109,7 @@ def test_no_request_fails_when_another_leader_unloads_and_when_it_is_killed_in_t
     assert set(seen[0]) == {(name, number + 3.0) for number, name in enumerate(NAMES)}
 
 
-def test_a_front_door_opens_no_road_that_was_withdrawn_before_it_came(triton: RunningTriton, tmp_path: Path) -> None:
+def test_starting_gateway_keeps_draining_route_closed(triton: RunningTriton, tmp_path: Path) -> None:
     common = beside(triton, tmp_path)
     with serving(settings_for(tmp_path / "before", embedded=False, **common)) as api:
         api.publish("net", onnx_scale(2.0))

@@ -1,4 +1,4 @@
-"""Replicas and their gateways by the bucket alone: who waits for whom, and what is kept away from until when."""
+"""Drains across instances and their gateways: who waits for whom, and how long routes stay closed."""
 
 import asyncio
 import subprocess
@@ -28,7 +28,7 @@ LONG_SECONDS = 200.0
 
 
 class Door:
-    """A gateway with one road, and how often that was closed and opened again.
+    """A gateway with one route, and how often that was closed and opened again.
 
     Args:
         store: The bucket.
@@ -107,7 +107,7 @@ def run(part: Callable[[], Awaitable[None]]) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks and signs of life follow each other quickly; no one is taken for gone the sooner for it."""
+    """Short intervals between checks and heartbeats; gateways are not considered gone any sooner."""
     monkeypatch.setattr("controlplane.gateway.drain.coordinator._LOOK_SECONDS", 0.02)
     monkeypatch.setattr("controlplane.gateway.drain.coordinator._LEAD_LOOK_SECONDS", 0.1)
     monkeypatch.setattr("controlplane.gateway.drain.membership.BEAT_SECONDS", 0.05)
@@ -118,7 +118,7 @@ def withdrawal(model: str = "m", seconds: float = LONG_SECONDS) -> DrainRequest:
     return DrainRequest("a", model, seconds)
 
 
-def test_a_road_stays_closed_when_the_answer_to_its_acknowledgement_is_lost(tmp_path: Path) -> None:
+def test_route_stays_closed_if_acknowledgement_response_is_lost(tmp_path: Path) -> None:
     def lose(operation: str, key: str) -> None:
         if operation == "create" and "/acknowledged/" in key:
             raise StoreUnavailableError("the answer is lost")
@@ -142,8 +142,8 @@ def test_a_road_stays_closed_when_the_answer_to_its_acknowledgement_is_lost(tmp_
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_bucket_that_is_away_ends_no_keeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says neither that an announcement is over nor that it stands; what is known is that it stood."""
+def test_store_outage_does_not_end_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """During an outage it is unknown whether an announcement still exists; the last known state counts."""
     monkeypatch.setattr("controlplane.gateway.drain.heartbeats.GONE_SECONDS", 0.0)  # however long it is away
     outage = Outage(FilesystemStore(tmp_path))
     log = GatewayLog(FilesystemStore(tmp_path))
@@ -172,8 +172,8 @@ def test_a_bucket_that_is_away_ends_no_keeping(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_keeping_ends_when_the_leader_must_have_unloaded_or_given_up(tmp_path: Path) -> None:
-    """Also where the bucket stays away, and where nobody is left who removes the announcement: a fresh look counts."""
+def test_drain_ends_at_its_deadline(tmp_path: Path) -> None:
+    """Also if the store stays unavailable, or no leader removes the announcement: the observed state counts again."""
     outage = Outage(FilesystemStore(tmp_path))
     log = GatewayLog(FilesystemStore(tmp_path))
 
@@ -196,7 +196,7 @@ def test_a_keeping_ends_when_the_leader_must_have_unloaded_or_given_up(tmp_path:
     run(part)
 
 
-def test_what_left_before_a_front_door_came_is_kept_away_from_as_soon_as_it_is_there(tmp_path: Path) -> None:
+def test_starting_gateway_closes_routes_of_announced_drains(tmp_path: Path) -> None:
     log = GatewayLog(FilesystemStore(tmp_path))
     log.announce(NAME, withdrawal())
     log.announce("1" * 32, withdrawal("other"))
@@ -211,7 +211,7 @@ def test_what_left_before_a_front_door_came_is_kept_away_from_as_soon_as_it_is_t
 
 
 @pytest.mark.parametrize("failing", ["create", "list"])
-def test_a_front_door_that_cannot_be_listed_or_cannot_read_does_not_start(tmp_path: Path, failing: str) -> None:
+def test_gateway_does_not_start_if_store_fails(tmp_path: Path, failing: str) -> None:
     def fail(operation: str, key: str) -> None:
         if operation == failing and key.startswith("gateways/"):
             raise StoreUnavailableError("away")
@@ -225,8 +225,8 @@ def test_a_front_door_that_cannot_be_listed_or_cannot_read_does_not_start(tmp_pa
     run(part)
 
 
-def test_who_comes_while_a_model_is_leaving_is_waited_for(tmp_path: Path) -> None:
-    """The leader was alone when it began; before the unload it looks again, and who came has seen the announcement."""
+def test_leader_waits_for_gateway_that_starts_during_drain(tmp_path: Path) -> None:
+    """The leader was alone when it began; before the unload it reads the gateways again and finds the new one."""
     store = FilesystemStore(tmp_path)
 
     async def part() -> None:
@@ -255,7 +255,7 @@ def test_who_comes_while_a_model_is_leaving_is_waited_for(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_leader_without_a_front_door_tells_the_others_and_removes_what_is_left(tmp_path: Path) -> None:
+def test_leader_without_gateway_announces_drains_and_removes_leftovers(tmp_path: Path) -> None:
     store = FilesystemStore(tmp_path)
     log = GatewayLog(store)
 
@@ -279,7 +279,7 @@ def test_a_leader_without_a_front_door_tells_the_others_and_removes_what_is_left
 
 
 @pytest.mark.usefixtures("quick")
-def test_who_has_no_front_door_and_does_not_lead_asks_the_bucket_for_nothing(tmp_path: Path) -> None:
+def test_standby_without_gateway_does_not_read_store(tmp_path: Path) -> None:
     hooked = HookedStore(FilesystemStore(tmp_path))
     leads = False
 
@@ -297,7 +297,7 @@ def test_who_has_no_front_door_and_does_not_lead_asks_the_bucket_for_nothing(tmp
 
 
 @pytest.mark.parametrize("looked", [True, False])
-def test_without_the_bucket_only_who_was_alone_unloads(tmp_path: Path, looked: bool) -> None:
+def test_during_store_outage_only_leader_without_peers_unloads(tmp_path: Path, looked: bool) -> None:
     outage = Outage(FilesystemStore(tmp_path))
     log = GatewayLog(FilesystemStore(tmp_path))
 
@@ -322,10 +322,8 @@ def test_without_the_bucket_only_who_was_alone_unloads(tmp_path: Path, looked: b
     run(part)
 
 
-def test_a_leader_that_was_too_slow_to_announce_does_not_unload(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By then the others may ask again."""
+def test_leader_that_announces_too_slowly_does_not_unload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By then the peers may have opened their routes again."""
     monkeypatch.setattr("controlplane.gateway.drain.coordinator._SENT_SECONDS", 0.1)
 
     def linger(operation: str, key: str) -> None:
@@ -345,7 +343,7 @@ def test_a_leader_that_was_too_slow_to_announce_does_not_unload(
     run(part)
 
 
-def test_a_front_door_is_not_gone_because_nobody_listened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peer_gateway_is_not_gone_if_store_was_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controlplane.gateway.drain.heartbeats.BEAT_SECONDS", 0.01)
     monkeypatch.setattr("controlplane.gateway.drain.heartbeats.GONE_SECONDS", 0.5)
     log = GatewayLog(FilesystemStore(tmp_path))
@@ -362,10 +360,8 @@ def test_a_front_door_is_not_gone_because_nobody_listened(tmp_path: Path, monkey
     run(part)
 
 
-def test_a_front_door_whose_process_has_ended_is_waited_for_by_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("controlplane.gateway.drain.heartbeats.GONE_SECONDS", 1e6)  # by its silence nobody would know
+def test_leader_does_not_wait_for_gateway_of_ended_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.gateway.drain.heartbeats.GONE_SECONDS", 1e6)  # its missed heartbeats do not count
     log, me = GatewayLog(FilesystemStore(tmp_path)), Holder.myself()
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
 
@@ -399,7 +395,7 @@ def test_a_front_door_whose_process_has_ended_is_waited_for_by_nobody(
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_acknowledgement_that_comes_late_does_not_stay_in_the_bucket(tmp_path: Path) -> None:
+def test_late_acknowledgement_is_removed_from_store(tmp_path: Path) -> None:
     held, late = threading.Event(), threading.Event()
 
     def hold(operation: str, key: str) -> None:
@@ -434,8 +430,8 @@ def test_an_acknowledgement_that_comes_late_does_not_stay_in_the_bucket(tmp_path
 
 
 @pytest.mark.usefixtures("quick")
-def test_signs_of_life_and_acknowledgements_do_not_queue_behind_downloads(tmp_path: Path) -> None:
-    """Nor do signs of life behind what else gateways have to say."""
+def test_heartbeats_and_acknowledgements_do_not_queue_behind_downloads(tmp_path: Path) -> None:
+    """Nor do heartbeats queue behind other calls of the gateways."""
     store, end = FilesystemStore(tmp_path), threading.Event()
     log = GatewayLog(store)
 

@@ -33,7 +33,7 @@ CANARY = {
 SHADOW = {"kind": "shadow", "shadow_seconds": 1, "minimum_requests": 60}
 PINNED = {"kind": "manual"}
 IN_FLIGHT = 4
-"""Requests under way when the decision fell: one of each client."""
+"""Requests in flight when the decision was made: one of each client."""
 
 
 @pytest.fixture(scope="module")
@@ -167,18 +167,18 @@ async def test_a_version_that_fails_every_tenth_request_is_withdrawn(api: Api, t
     assert all("out of" in failure for failure in seen.failures), seen.failures
 
 
-async def test_a_version_whose_outputs_are_wrong_is_found_in_the_shadow(api: Api, tmp_path: Path) -> None:
+async def test_shadow_finds_version_with_wrong_outputs(api: Api, tmp_path: Path) -> None:
     publish(api, tmp_path, "wrong", scale=1.1)
     found, seen = await rolled_out(api, "wrong", SHADOW, {"1": 1.0, "2": 1.1})
     assert found["phase"] == "aborted"
     assert "is worse in differences" in found["message"]
     assert found["differing"] == found["compared"] > 0
     assert seen.failures == []
-    assert set(seen.versions) == {"1"}, "nobody got an answer of the new version"
+    assert set(seen.versions) == {"1"}, "no client got an answer of the new version"
 
 
 @pytest.mark.parametrize("strategy", [CANARY, SHADOW], ids=["canary", "shadow"])
-async def test_a_fine_version_is_promoted(api: Api, tmp_path: Path, strategy: dict[str, Any]) -> None:
+async def test_good_version_is_promoted(api: Api, tmp_path: Path, strategy: dict[str, Any]) -> None:
     name = f"fine-{strategy['kind']}"
     publish(api, tmp_path, name)
     found, seen = await rolled_out(api, name, strategy, {"1": 1.0, "2": 1.0})
@@ -190,7 +190,7 @@ async def test_a_fine_version_is_promoted(api: Api, tmp_path: Path, strategy: di
     assert any("requests failed" in item["reason"] for item in history), "decisions stand there with their figures"
 
 
-async def test_of_a_model_with_few_requests_all_are_measured(api: Api, tmp_path: Path) -> None:
+async def test_all_requests_are_measured_if_there_are_few(api: Api, tmp_path: Path) -> None:
     publish(api, tmp_path, "quiet")
     strategy = {"kind": "canary", "steps": [{"weight_percent": 1, "seconds": 600}]}
     body = {"reference": "quiet:2", "settings": {"rollout": strategy}}
@@ -207,7 +207,7 @@ async def test_of_a_model_with_few_requests_all_are_measured(api: Api, tmp_path:
     assert found["old"]["requests"] + found["new"]["requests"] == seen.versions.total() < 500, seen
 
 
-async def test_who_names_a_version_gets_it(api: Api, tmp_path: Path) -> None:
+async def test_request_that_names_version_gets_it(api: Api, tmp_path: Path) -> None:
     publish(api, tmp_path, "pinned", scale=2.0)
     body = {"reference": "pinned:2", "settings": {"rollout": PINNED}}
     api.ok(api.http.put("/v1/deployments/pinned", json=body), 202)

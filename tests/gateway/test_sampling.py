@@ -1,4 +1,4 @@
-"""What HAProxy draws while a rollout is under way: the shares are as asked, and the rest never touches Python.
+"""What HAProxy draws during a rollout: the shares are as requested, and all other requests bypass the activator.
 
 The bounds: a count of n draws of probability p strays so far that ``n KL(count / n, p)`` exceeds b with a probability
 of at most ``2 exp(-b)`` (Chernoff). With `_BOUND` the seven comparisons here all hold but once in 10^9 runs.
@@ -51,9 +51,7 @@ def strays(count: int, n: int, share: float) -> bool:
     control=st.floats(1, 1000),
     kind=st.sampled_from([StrategyKind.CANARY, StrategyKind.SHADOW, StrategyKind.MANUAL]),
 )
-def test_of_all_requests_the_new_version_gets_what_was_asked_for(
-    percent: float, control: float, kind: StrategyKind
-) -> None:
+def test_new_version_gets_requested_share_of_all_requests(percent: float, control: float, kind: StrategyKind) -> None:
     strategy = RolloutStrategy(kind=kind, steps=(RolloutStep(weight_percent=percent),), control_ratio=control)
     one = split(kind).rollout
     rollout = one.with_changes(settings=one.settings.model_copy(update={"rollout": strategy}))
@@ -144,7 +142,7 @@ def by_python(api: Api) -> int:
 
 
 def counted(api: Api, protocol: str) -> Counter[tuple[str, str, str]]:
-    """Requests by way, version and code, as Prometheus is told."""
+    """Requests by way, version and code, as in the Prometheus metrics."""
     found = Counter[tuple[str, str, str]]()
     for family in text_string_to_metric_families(api.http.get("/metrics").text):
         for line in family.samples if family.name == "tritonctl_gateway_model_requests" else ():
@@ -169,13 +167,13 @@ async def ask(url: str, kind: Any, requests: int) -> Counter[float]:
 
 @pytest.mark.triton
 @pytest.mark.parametrize("kind", [http_client, grpc_client], ids=["http", "grpc"])
-def test_a_canary_gets_its_share_and_most_requests_go_directly(api: Api, kind: Any) -> None:
+def test_canary_gets_its_share_and_most_requests_use_direct_route(api: Api, kind: Any) -> None:
     begin(api, kind="canary", steps=[{"weight_percent": 10, "seconds": 600}])
     assert route(api)["measured_share"] == 0.2
     before, protocol = (by_python(api), directly(api)), "grpc" if kind is grpc_client else "http"
     told = counted(api, protocol)
     seen = asyncio.run(ask(urls(api)[kind is grpc_client], kind, _REQUESTS))
-    # Nobody is asked twice, and no request is missing. The last ones are counted a moment after they are answered.
+    # No request is counted twice, and none is missing. The last ones are counted a moment after they are answered.
     until("the count", lambda: by_python(api) + directly(api) == sum(before) + _REQUESTS)
     python = by_python(api) - before[0]
     found = end(api)
@@ -195,7 +193,7 @@ def test_a_canary_gets_its_share_and_most_requests_go_directly(api: Api, kind: A
 
 
 @pytest.mark.triton
-def test_of_a_shadow_a_share_is_copied(api: Api) -> None:
+def test_shadow_gets_copies_of_a_share_of_requests(api: Api) -> None:
     begin(api, kind="shadow", shadow_seconds=600, shadow_share=0.3)
     before = by_python(api), directly(api)
     seen = asyncio.run(ask(urls(api)[1], grpc_client, _REQUESTS))
@@ -217,7 +215,7 @@ def test_of_a_shadow_a_share_is_copied(api: Api) -> None:
 
 
 @pytest.mark.triton
-def test_whoever_names_a_version_gets_it_however_the_request_is_made(api: Api) -> None:
+def test_named_version_answers_over_every_protocol(api: Api) -> None:
     """The parameter may stand behind megabytes of JSON, and a body may come in chunks."""
     begin(api, kind="manual")
     url = f"http://{urls(api)[0]}/v2/models/net/infer"

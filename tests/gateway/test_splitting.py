@@ -68,7 +68,7 @@ def split(
     return made
 
 
-async def test_a_canary_gets_its_share_and_both_are_measured() -> None:
+async def test_canary_gets_its_share_and_both_versions_are_measured() -> None:
     versions, canary = Versions(new=Said(failed=True)), split(StrategyKind.CANARY)
     arms = Counter([(await canary.answer(None, 400_000, versions.ask, same, ignored)).arm for _ in range(2000)])
     assert 800 < arms[Arm.NEW] < 1200, "of the sample, which is twice its share"
@@ -78,7 +78,7 @@ async def test_a_canary_gets_its_share_and_both_are_measured() -> None:
     assert (labels.weight, labels.new, labels.old) == (0.5, arms[Arm.NEW], 0)
 
 
-async def test_before_it_began_and_without_a_server_the_old_one_answers() -> None:
+async def test_old_version_answers_before_rollout_and_without_server() -> None:
     for canary in (split(StrategyKind.CANARY, begun=False), split(StrategyKind.CANARY, servers=())):
         versions = Versions()
         for _ in range(100):
@@ -87,7 +87,7 @@ async def test_before_it_began_and_without_a_server_the_old_one_answers() -> Non
         assert canary.meter.evidence().old.requests == 0
 
 
-async def test_what_the_new_version_cannot_take_the_old_one_answers() -> None:
+async def test_old_version_answers_if_new_one_is_absent() -> None:
     versions, canary = Versions(new=Said(failed=True, absent=True)), split(StrategyKind.CANARY)
     tried = [await canary.answer(None, 400_000, versions.ask, same, ignored) for _ in range(200)]
     assert {one.arm for one in tried} == {Arm.OLD}
@@ -98,7 +98,7 @@ async def test_what_the_new_version_cannot_take_the_old_one_answers() -> None:
     assert versions.asked[Arm.OLD] == 200
 
 
-async def test_a_client_that_gives_up_waiting_counts_against_the_version() -> None:
+async def test_request_cancelled_by_client_counts_against_version() -> None:
     canary = split(StrategyKind.CANARY, percent=99)
 
     async def ask(arm: Arm) -> Said:
@@ -114,7 +114,7 @@ async def test_a_client_that_gives_up_waiting_counts_against_the_version() -> No
     assert evidence.old.failures == 0
 
 
-async def test_who_names_a_version_gets_it_and_says_nothing_in_the_comparison() -> None:
+async def test_request_that_names_version_is_not_compared() -> None:
     versions, pinned = Versions(old=Said(1.0), new=Said(2.0, failed=True)), split(StrategyKind.MANUAL)
     assert pinned.named("2") is Arm.NEW
     assert pinned.named("1") is Arm.OLD
@@ -126,7 +126,7 @@ async def test_who_names_a_version_gets_it_and_says_nothing_in_the_comparison() 
     assert (evidence.new.requests, evidence.new.failures, evidence.labels) == (1, 1, ())
 
 
-async def test_in_the_shadow_nobody_waits_and_answers_are_compared() -> None:
+async def test_shadow_compares_answers_without_delaying_client() -> None:
     shadow = split(StrategyKind.SHADOW)
     release = asyncio.Event()
 
@@ -147,7 +147,7 @@ async def test_in_the_shadow_nobody_waits_and_answers_are_compared() -> None:
     assert evidence.new.requests == evidence.old.requests == MIRRORED_AT_ONCE
 
 
-async def test_a_copy_that_breaks_breaks_nothing_else() -> None:
+async def test_failed_shadow_request_affects_nothing_else() -> None:
     shadow = split(StrategyKind.SHADOW)
 
     async def ask(arm: Arm) -> Said:
@@ -159,7 +159,7 @@ async def test_a_copy_that_breaks_breaks_nothing_else() -> None:
     await shadow.close()
 
 
-async def test_splits_keep_what_they_measured_as_long_as_it_is_the_same_rollout() -> None:
+async def test_split_keeps_measurements_during_same_rollout() -> None:
     splits, rollout = TrafficSplits(), split(StrategyKind.CANARY).rollout
     first = await splits.keep("m", rollout, ("a",))
     assert await splits.keep("m", rollout.with_changes(step=1), ("a", "b")) is first
@@ -173,7 +173,7 @@ async def test_splits_keep_what_they_measured_as_long_as_it_is_the_same_rollout(
     await splits.close()
 
 
-async def test_who_comes_for_another_reason_is_drawn_anew() -> None:
+async def test_request_not_drawn_by_haproxy_is_drawn_by_split() -> None:
     """HAProxy drew none of them, so of these, too, the new version gets its share, and is copied its share."""
     versions, canary = Versions(), split(StrategyKind.CANARY)
     arms = Counter([(await canary.answer(None, None, versions.ask, same, ignored)).arm for _ in range(2000)])
@@ -186,7 +186,7 @@ async def test_who_comes_for_another_reason_is_drawn_anew() -> None:
     await shadow.close()
 
 
-async def test_only_what_is_being_tried_is_kept_from_the_fast_way() -> None:
+async def test_only_models_with_active_rollout_are_drawn() -> None:
     splits, rollout = TrafficSplits(), split(StrategyKind.CANARY).rollout
     await splits.keep("ready", rollout, ("a",))
     await splits.keep("away", rollout, ())
@@ -200,7 +200,7 @@ async def test_only_what_is_being_tried_is_kept_from_the_fast_way() -> None:
     assert changed.is_set()
 
 
-def test_the_strategy_says_what_counts_as_no_difference() -> None:
+def test_strategy_sets_tolerances() -> None:
     rollout = split(StrategyKind.SHADOW).rollout
     assert tolerances(rollout, ["y"]) == {}
     wide = Tolerance(absolute=1.0, relative=0.0)

@@ -26,7 +26,7 @@ from tests.support.s3server import S3Server
 pytestmark = pytest.mark.triton
 
 
-def test_a_request_that_comes_before_the_deployments_were_read_waits_for_that(moto: S3Server, tmp_path: Path) -> None:
+def test_request_waits_until_deployments_are_read(moto: S3Server, tmp_path: Path) -> None:
     stored = moto.settings(moto.new_bucket())
     store = open_store(stored, tmp_path)
     registry = Registry(store, BlobCache(tmp_path / "filling", 1 << 30), head_max_age_seconds=1.0, gc=GcSettings())
@@ -52,7 +52,7 @@ def test_a_request_that_comes_before_the_deployments_were_read_waits_for_that(mo
         api, gateway = stack.enter_context(running(tmp_path / "data", **environment))
         pool = stack.enter_context(ThreadPoolExecutor(2))
         known, unknown = (
-            pool.submit(gateway.post, f"/v2/models/{name}/infer", content=body) for name in ("m", "nobody")
+            pool.submit(gateway.post, f"/v2/models/{name}/infer", content=body) for name in ("m", "unknown")
         )
         deadline = time.monotonic() + 60
         while "tritonctl_gateway_waiting_requests 2.0" not in api.http.get("/metrics").text:
@@ -67,8 +67,8 @@ def test_a_request_that_comes_before_the_deployments_were_read_waits_for_that(mo
 
 
 @pytest.mark.parametrize(("ends", "says"), [(1, None), (9, "it ended with status 7")])
-def test_an_haproxy_that_ends_at_its_start_is_started_again(tmp_path: Path, ends: int, says: str | None) -> None:
-    """A program that ends without a word as often as it shall, and is HAProxy from then on."""
+def test_haproxy_that_ends_during_start_is_restarted(tmp_path: Path, ends: int, says: str | None) -> None:
+    """A program that exits silently a given number of times, and runs HAProxy from then on."""
     real = find_haproxy(None)
     assert real is not None
     program = tmp_path / "haproxy"

@@ -60,7 +60,7 @@ _splits = st.dictionaries(st.sampled_from([f"m{number}" for number in range(6)])
 
 
 @given(st.lists(st.tuples(_routes, _direct, _splits), min_size=1, max_size=6), st.integers(1, 4))
-def test_commands_lead_to_the_table_and_never_to_a_server_without_the_model(
+def test_commands_never_route_to_server_without_model(
     steps: list[tuple[dict[str, Route], dict[str, tuple[str, ...]], dict[str, int]]], slots: int
 ) -> None:
     table, machine = empty(slots), Machine(slots)
@@ -84,14 +84,14 @@ def test_commands_lead_to_the_table_and_never_to_a_server_without_the_model(
         assert table.versions == {model: str(routes[model].version or "mixed") for model in table.models}
 
 
-def test_a_key_is_granted_what_it_is_for_and_no_more() -> None:
+def test_key_is_granted_only_its_models() -> None:
     routes = {"team-a": Route(("s0",)), "other": Route(("s0",))}
     table = arrange(empty(1), routes, {"wide": (), "team": ("team-*",)}, {})
     assert table.entries(KEYS) == {"wide": "*", "team": "team"}
     assert table.entries(GRANTS) == {"team/team-a": 1}
 
 
-def test_a_model_with_one_replica_has_a_slot_however_many_servers_there_are() -> None:
+def test_model_with_one_replica_has_slot_with_any_number_of_servers() -> None:
     servers = [f"s{number}" for number in range(1000)]
     table = empty(1, servers)
     routes = {f"m{number}": Route((servers[number % 1000],), 1) for number in range(10_000)}

@@ -41,7 +41,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Pat
 
 
 @pytest.mark.parametrize("model", ["net", "lazy"])
-def test_http_over_tls(secured: tuple[Api, Path], model: str) -> None:
+def test_http_works_over_tls(secured: tuple[Api, Path], model: str) -> None:
     api, authority = secured
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
     url = f"https://{urls(api)[0]}/v2/models/{model}/infer"
@@ -50,14 +50,14 @@ def test_http_over_tls(secured: tuple[Api, Path], model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["net", "lazy"])
-def test_grpc_over_tls(secured: tuple[Api, Path], model: str) -> None:
+def test_grpc_works_over_tls(secured: tuple[Api, Path], model: str) -> None:
     api, authority = secured
     address = urls(api)[1]
     with triton_grpc.InferenceServerClient(address, ssl=True, root_certificates=str(authority)) as client:
         assert client.infer(model, ones()).as_numpy("y").tolist() == [[2.0, 2.0]]
 
 
-def test_who_speaks_no_tls_or_trusts_somebody_else_gets_nothing(secured: tuple[Api, Path]) -> None:
+def test_client_without_tls_or_with_other_ca_gets_no_answer(secured: tuple[Api, Path]) -> None:
     api, _ = secured
     assert api.ok(api.http.get("/v1/gateway"))["tls"] is True
     with pytest.raises(httpx.HTTPError):

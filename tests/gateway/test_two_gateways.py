@@ -1,4 +1,4 @@
-"""Two control planes on one bucket, each with a gateway, before the same Triton: whoever leads, both gateways hold.
+"""Two control planes on one bucket, each with a gateway, before the same Triton; either one may lead.
 
 Clients ask through both gateways all the while, over HTTP and gRPC. No request may fail when a version is switched,
 rolled back, rolled out by evidence, or evicted; the one that leads unloads, and the other one's HAProxy has to stop
@@ -51,7 +51,7 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Api]
 
 
 @pytest.mark.triton
-def test_a_switch_and_a_rollback_lose_no_request_through_either_door(planes: tuple[Api, Api]) -> None:
+def test_switch_and_rollback_lose_no_request_on_either_gateway(planes: tuple[Api, Api]) -> None:
     leader, _ = planes
     with asking(planes, "net") as seen:
         more(seen)
@@ -69,7 +69,7 @@ def test_a_switch_and_a_rollback_lose_no_request_through_either_door(planes: tup
 
 
 @pytest.mark.triton
-def test_evictions_by_the_leader_lose_no_request_through_either_door(planes: tuple[Api, Api]) -> None:
+def test_evictions_by_leader_lose_no_request_on_either_gateway(planes: tuple[Api, Api]) -> None:
     """Five models where about two fit: each answer evicts another, while both gateways ask."""
     leader, _ = planes
     names = ("one", "two", "three", "four")
@@ -99,7 +99,7 @@ def measured(api: Api, gateway: Api | None = None) -> int:
 
 
 @pytest.mark.triton
-def test_both_doors_draw_the_same_share_and_the_leader_knows_what_both_measured(planes: tuple[Api, Api]) -> None:
+def test_both_gateways_draw_same_share_and_leader_has_their_results(planes: tuple[Api, Api]) -> None:
     leader, follower = planes
     strategy = {"kind": "canary", "steps": [{"weight_percent": 20, "seconds": 600}], "error": 1e-12}
     body = {"reference": "net:2", "settings": {"mode": "pinned", "rollout": {**strategy, "latency_tolerance": 100}}}
@@ -120,7 +120,7 @@ def test_both_doors_draw_the_same_share_and_the_leader_knows_what_both_measured(
 
 
 @pytest.mark.triton
-def test_the_leader_adds_up_what_both_doors_measured(planes: tuple[Api, Api]) -> None:
+def test_leader_adds_measurements_of_both_gateways(planes: tuple[Api, Api]) -> None:
     leader, follower = planes
     before = [measured(leader, api) for api in planes]
     strategy = {"kind": "canary", "steps": [{"weight_percent": 20, "seconds": 600}], "error": 1e-12}

@@ -41,7 +41,7 @@ def follower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield follower
 
 
-def test_readiness_and_events_name_a_server_that_no_instance_drives(follower: Api) -> None:
+def test_readiness_and_events_name_server_that_no_instance_drives(follower: Api) -> None:
     (server,) = follower.ok(follower.http.get("/v1/servers"))["items"]
     assert not server["driven"]
     assert server["id"] == "mine"
@@ -54,7 +54,7 @@ def test_readiness_and_events_name_a_server_that_no_instance_drives(follower: Ap
     assert [check["ok"] for check in readiness.json()["checks"] if check["name"] == "server mine"] == [False]
 
 
-def test_the_gateway_refuses_at_once_what_it_can_never_have_loaded(follower: Api) -> None:
+def test_gateway_refuses_model_of_undriven_server_at_once(follower: Api) -> None:
     gateway = follower.plane.gateway
     assert gateway is not None
     until("the deployment is known", lambda: follower.plane.reconciler.spec("net"))

@@ -27,7 +27,7 @@ def refused(raw: bytes) -> bool:
     return False
 
 
-def test_a_name_that_is_read_is_the_one_that_protobuf_reads() -> None:
+def test_names_are_read_as_protobuf_reads_them() -> None:
     """Also of what goes on to Triton, in which the names come first and once."""
     found: Counter[str] = Counter()
     for seed in range(8_000):
@@ -62,7 +62,7 @@ def test_a_name_that_is_read_is_the_one_that_protobuf_reads() -> None:
     st.lists(st.sampled_from([text(8, b"x"), varint(15 << 3) + varint(1 << 63), text(3, b"7")]), unique=True),
     st.randoms(use_true_random=False),
 )
-def test_the_order_of_fields_and_unknown_fields_make_no_request_doubtful(
+def test_field_order_and_unknown_fields_are_not_ambiguous(
     name: str, version: str, more: list[bytes], random: Random
 ) -> None:
     fields = [text(NAME, name.encode()), *([text(VERSION, version.encode())] if version else []), *more, tensors()]
@@ -88,12 +88,12 @@ DOUBTFUL = {
     "a number that does not end": FIRST + b"\x38" + b"\xff" * 11,
     "a name that is not UTF-8": text(NAME, b"team-net\xff"),
     "a name that ends early for some": text(NAME, b"team-net\0other"),
-    "more fields than anybody needs": FIRST + text(8, b"") * FIELDS_MAX,
+    "too many fields": FIRST + text(8, b"") * FIELDS_MAX,
 }
 
 
 @pytest.mark.parametrize("what", DOUBTFUL)
-def test_what_parsers_may_read_differently_is_refused(what: str) -> None:
+def test_ambiguous_message_is_refused(what: str) -> None:
     with pytest.raises(InvalidInputError, match="the request is ambiguous about its model: "):
         read_names(DOUBTFUL[what])
 
@@ -111,12 +111,12 @@ def test_names_are_read_and_changed_in_raw_messages(name: str, version: str, num
 
 
 @given(st.binary(max_size=60))
-def test_no_bytes_make_the_reader_stumble(raw: bytes) -> None:
+def test_random_bytes_cause_no_unexpected_error(raw: bytes) -> None:
     if not refused(raw):
         assert isinstance(read_names(raw).name, str)
 
 
-def test_a_parameter_is_read_as_protobuf_reads_it_wherever_it_stands() -> None:
+def test_parameter_is_read_as_protobuf_reads_it() -> None:
     def entry(version: bytes) -> bytes:
         return text(4, text(1, b"x-model-version") + text(2, version))
 
@@ -130,6 +130,6 @@ def test_a_parameter_is_read_as_protobuf_reads_it_wherever_it_stands() -> None:
         parameter(FIRST + text(4, text(1, b"x-model-version") + text(2, b"\xff")), "x-model-version")
 
 
-def test_an_error_inside_a_stream_is_one_that_tritons_clients_read() -> None:
+def test_triton_clients_can_read_stream_error() -> None:
     response = service_pb2.ModelStreamInferResponse.FromString(stream_error("no", "7"))
     assert (response.error_message, response.infer_response.id) == ("no", "7")

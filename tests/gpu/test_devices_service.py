@@ -1,4 +1,4 @@
-"""Devices that do not answer hold up nobody for long."""
+"""Devices that do not answer delay no request for long."""
 
 import asyncio
 import threading
@@ -46,7 +46,7 @@ def managed(name: str, source: Slow | None, folder: Path) -> ManagedServer:
     )
 
 
-async def test_a_reading_and_what_may_be_used(tmp_path: Path) -> None:
+async def test_reading_contains_devices_and_budgets(tmp_path: Path) -> None:
     devices = Devices([managed("a", Slow(), tmp_path), managed("bare", None, tmp_path)])
     a, bare = await devices.all()
     (gpu,) = a.devices
@@ -60,7 +60,7 @@ async def test_a_reading_and_what_may_be_used(tmp_path: Path) -> None:
         await devices.of("b")
 
 
-async def test_many_questions_are_one_reading(tmp_path: Path) -> None:
+async def test_concurrent_queries_share_one_reading(tmp_path: Path) -> None:
     source = Slow()
     source.go_on.clear()
     devices = Devices([managed("a", source, tmp_path)])
@@ -74,7 +74,7 @@ async def test_many_questions_are_one_reading(tmp_path: Path) -> None:
     assert source.readings == 1, "a fresh reading serves the next one too"
 
 
-async def test_a_server_that_hangs_is_told_as_last_seen_and_hides_no_other(
+async def test_unresponsive_server_shows_last_reading_and_hides_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("controlplane.services.devices._MAX_AGE_SECONDS", -1)
@@ -87,7 +87,7 @@ async def test_a_server_that_hangs_is_told_as_last_seen_and_hides_no_other(
     assert "have not responded" in stale.error
     assert (stale.devices, stale.observed_at) == (first.devices, first.observed_at)
     assert fresh.error == ""
-    assert hanging.readings == 2, "nobody waits in a thread of its own"
+    assert hanging.readings == 2, "waiting queries share one thread"
     hanging.go_on.set()
     while (await devices.of("a")).error:
         await asyncio.sleep(0.01)
@@ -96,7 +96,7 @@ async def test_a_server_that_hangs_is_told_as_last_seen_and_hides_no_other(
 @pytest.mark.parametrize(
     ("error", "told"), [(DeviceError("no NVML today"), "no NVML today"), (KeyError("x"), "unexpected KeyError")]
 )
-async def test_a_source_that_fails(
+async def test_failed_source_keeps_last_devices_and_shows_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
 ) -> None:
     monkeypatch.setattr("controlplane.services.devices._MAX_AGE_SECONDS", -1)
@@ -111,7 +111,7 @@ async def test_a_source_that_fails(
     assert (await devices.of("a")).error == ""
 
 
-async def test_prometheus_is_not_told_figures_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_metrics_omit_values_of_failed_readings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controlplane.services.devices._MAX_AGE_SECONDS", -1)
     source = Slow()
     devices = Devices([managed("a", source, tmp_path)])

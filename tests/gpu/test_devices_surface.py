@@ -78,7 +78,7 @@ def gpus(site: Site) -> Site:
     return site
 
 
-def test_gpus_over_rest(gpus: Site) -> None:
+def test_rest_api_lists_gpus_with_budgets(gpus: Site) -> None:
     read = gpus.devices()
     assert list(read) == ["host", "gpu:0", "gpu:1"]
     assert (read["gpu:0"]["used_bytes"], read["gpu:0"]["free_bytes"]) == (4 * GIB, 136 * GIB)
@@ -90,7 +90,7 @@ def test_gpus_over_rest(gpus: Site) -> None:
     assert gpus.devices()["gpu:0"]["used_bytes"] == 51 * GIB
 
 
-def test_a_lost_gpu_over_rest_and_for_prometheus(gpus: Site) -> None:
+def test_rest_api_and_metrics_show_lost_gpu(gpus: Site) -> None:
     gpus.devices()
     gpus.machine.has(count=2, gpu0__lost=15, **gpu(0), **gpu(1))
     read = gpus.devices()
@@ -104,7 +104,7 @@ def test_a_lost_gpu_over_rest_and_for_prometheus(gpus: Site) -> None:
     assert not any(line.startswith('tritonctl_device_power_watts{device="gpu:0"') for line in lines)
 
 
-def test_on_the_command_line(gpus: Site) -> None:
+def test_cli_lists_devices(gpus: Site) -> None:
     gpus.devices()
     gpus.machine.has(count=2, gpu0__lost=15, **gpu(0), **gpu(1, throttle="0x4", ecc_uncorrected=3))
     time.sleep(0.6)
@@ -120,12 +120,12 @@ def test_on_the_command_line(gpus: Site) -> None:
     assert "118 of 700 W" in slow
     documents = json.loads(gpus.tritonctl("devices", "--server", "embedded", "-o", "json").stdout)
     assert [device["name"] for device in documents[0]["devices"]] == ["host", "gpu:0", "gpu:1"]
-    unknown = gpus.tritonctl("devices", "--server", "nobody")
+    unknown = gpus.tritonctl("devices", "--server", "unknown")
     assert unknown.returncode == 3
     assert "the servers are: embedded" in unknown.stderr
 
 
-def test_gpus_are_chosen_on_the_command_line_and_what_no_server_has_is_refused(gpus: Site, tmp_path: Path) -> None:
+def test_cli_selects_gpus_and_refuses_absent_ones(gpus: Site, tmp_path: Path) -> None:
     gpus.devices()
     (tmp_path / "double.onnx").write_bytes(onnx_scale(2))
     assert gpus.tritonctl("push", str(tmp_path / "double.onnx")).returncode == 0
@@ -162,7 +162,7 @@ def host(api: Api) -> dict[str, Any]:
     return device
 
 
-def test_a_loaded_models_process_is_among_those_of_the_host(api: Api) -> None:
+def test_process_of_loaded_model_is_listed_on_host(api: Api) -> None:
     before = {one["pid"] for one in host(api)["processes"]}
     assert len(before) == 1, "the server itself"
     api.publish("resident", onnx_scale(2))
@@ -172,12 +172,12 @@ def test_a_loaded_models_process_is_among_those_of_the_host(api: Api) -> None:
     assert new["bytes"] == pytest.approx(psutil.Process(new["pid"]).memory_info().rss, rel=0.3)
 
 
-def test_there_is_no_such_server(api: Api) -> None:
-    problem = api.problem(api.http.get("/v1/devices", params={"server": "nobody"}), 404, "not-found")
+def test_unknown_server_is_not_found(api: Api) -> None:
+    problem = api.problem(api.http.get("/v1/devices", params={"server": "unknown"}), 404, "not-found")
     assert "the servers are: embedded" in problem["detail"]
 
 
-def test_a_server_elsewhere_tells_by_its_metrics_and_one_that_is_down_hides_nothing(tmp_path: Path) -> None:
+def test_remote_server_reports_devices_despite_other_server_down(tmp_path: Path) -> None:
     with running_triton(tmp_path / "elsewhere") as triton:
         settings: Settings = settings_for(tmp_path / "here", embedded=False)
         up = TritonServerSettings(

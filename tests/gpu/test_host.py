@@ -66,7 +66,7 @@ def figures(root: Path) -> list[tuple[int, int]]:
     return [(level.limit_bytes // MIB, level.used_bytes // MIB) for level in memory_levels(root)]
 
 
-def test_version_2_every_group_up_to_the_root_counts(tmp_path: Path) -> None:
+def test_version_2_counts_every_group_up_to_the_root(tmp_path: Path) -> None:
     files = {
         **group2("apps.slice/one.scope", 900 * MIB, 100 * MIB, inactive_file=20 * MIB, active_file=30 * MIB),
         **group2("apps.slice", 800 * MIB, 500 * MIB, slab_reclaimable=50 * MIB),
@@ -75,18 +75,18 @@ def test_version_2_every_group_up_to_the_root_counts(tmp_path: Path) -> None:
     assert figures(root) == [(900, 50), (800, 450)]
 
 
-def test_version_2_shared_memory_is_no_page_cache(tmp_path: Path) -> None:
+def test_version_2_counts_shared_memory_as_used(tmp_path: Path) -> None:
     stat = {"file": 90 * MIB, "shmem": 80 * MIB, "inactive_file": 10 * MIB, "active_file": 0}
     root = tree(tmp_path, "0::/", V2_MOUNT.format(root="/"), group2("", 200 * MIB, 100 * MIB, **stat))
     assert figures(root) == [(200, 90)]
 
 
-def test_version_2_a_group_slowed_above_its_high_mark_is_limited_by_it(tmp_path: Path) -> None:
+def test_version_2_high_mark_is_a_limit(tmp_path: Path) -> None:
     files = group2("a", "max", 10 * MIB, high=64 * MIB)
     assert figures(tree(tmp_path, "0::/a", V2_MOUNT.format(root="/"), files)) == [(64, 10)]
 
 
-def test_version_2_no_limit_is_no_level(tmp_path: Path) -> None:
+def test_version_2_group_without_limit_is_ignored(tmp_path: Path) -> None:
     root = tree(tmp_path, "0::/a", V2_MOUNT.format(root="/"), group2("a", "max", 10 * MIB))
     assert figures(root) == []
 
@@ -100,18 +100,18 @@ def test_version_2_no_limit_is_no_level(tmp_path: Path) -> None:
         ("0::/system.slice/docker-1.scope", "/../.."),
     ],
 )
-def test_version_2_in_a_container(tmp_path: Path, cgroup: str, mount_root: str) -> None:
+def test_version_2_finds_limit_in_a_container(tmp_path: Path, cgroup: str, mount_root: str) -> None:
     files = group2("", 512 * MIB, 100 * MIB)
     assert figures(tree(tmp_path, cgroup, V2_MOUNT.format(root=mount_root), files)) == [(512, 100)]
 
 
-def test_version_2_a_group_below_the_mounted_one(tmp_path: Path) -> None:
+def test_version_2_finds_group_below_the_mounted_one(tmp_path: Path) -> None:
     files = {**group2("", 512 * MIB, 100 * MIB), **group2("worker", 256 * MIB, 7 * MIB)}
     root = tree(tmp_path, "0::/pod/worker", V2_MOUNT.format(root="/pod"), files)
     assert figures(root) == [(256, 7), (512, 100)]
 
 
-def test_version_1(tmp_path: Path) -> None:
+def test_version_1_counts_every_group_up_to_the_root(tmp_path: Path) -> None:
     files = {
         **group1("a/b/", 300 * MIB, 100 * MIB, cache=1, total_inactive_file=10 * MIB, total_active_file=20 * MIB),
         **group1("a/", 200 * MIB, 150 * MIB),
@@ -121,18 +121,18 @@ def test_version_1(tmp_path: Path) -> None:
     assert figures(root) == [(300, 70), (200, 150), (V1_UNLIMITED // MIB, 900)]
 
 
-def test_version_1_in_a_container(tmp_path: Path) -> None:
+def test_version_1_finds_limit_in_a_container(tmp_path: Path) -> None:
     files = group1("", 100 * MIB, 10 * MIB)
     root = tree(tmp_path, "4:memory:/docker/1", V1_MOUNTS.format(root="/docker/1"), files)
     assert figures(root) == [(100, 10)]
 
 
-def test_version_1_a_parent_that_does_not_count_its_children(tmp_path: Path) -> None:
+def test_version_1_parent_without_hierarchy_is_ignored(tmp_path: Path) -> None:
     files = {**group1("a/", 300 * MIB, 100 * MIB), **group1("", 200 * MIB, 1), "memory/memory.use_hierarchy": 0}
     assert figures(tree(tmp_path, "4:memory:/a", V1_MOUNTS.format(root="/"), files)) == [(300, 100)]
 
 
-def test_a_mount_point_with_a_space(tmp_path: Path) -> None:
+def test_mount_point_may_contain_a_space(tmp_path: Path) -> None:
     root = tree(tmp_path, "0::/", r"29 23 0:26 / /sys/fs/cgroup/odd\040one rw - cgroup2 cgroup2 rw", {})
     folder = root / "sys/fs/cgroup/odd one"
     folder.mkdir(parents=True)
@@ -142,7 +142,7 @@ def test_a_mount_point_with_a_space(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", ["proc/self/cgroup", "proc/self/mountinfo", "sys/fs/cgroup/memory.max", ""])
-def test_what_is_not_there_limits_nothing(tmp_path: Path, kept: str) -> None:
+def test_missing_files_mean_no_limit(tmp_path: Path, kept: str) -> None:
     root = tree(tmp_path, "0::/", V2_MOUNT.format(root="/"), group2("", 512 * MIB, 100 * MIB))
     for path in [path for path in root.rglob("*") if path.is_file() and str(path.relative_to(root)) != kept]:
         path.unlink()
@@ -151,7 +151,7 @@ def test_what_is_not_there_limits_nothing(tmp_path: Path, kept: str) -> None:
     assert reading.total_bytes == psutil.virtual_memory().total
 
 
-def test_the_containers_limit_counts_not_the_machines(tmp_path: Path) -> None:
+def test_limit_of_container_replaces_size_of_machine(tmp_path: Path) -> None:
     files = group2("", 64 * MIB, 20 * MIB, inactive_file=4 * MIB)
     root = tree(tmp_path, "0::/", V2_MOUNT.format(root="/"), files)
     (reading,) = HostSource(root=root).read()
@@ -160,7 +160,7 @@ def test_the_containers_limit_counts_not_the_machines(tmp_path: Path) -> None:
     assert reading.processes is None
 
 
-def test_the_load_of_the_machine_is_that_since_the_reading_before() -> None:
+def test_utilisation_covers_time_since_last_reading() -> None:
     source = HostSource()
     (reading,) = source.read()
     while reading.utilisation is None:  # it takes half a core-second to tell
@@ -171,13 +171,13 @@ def test_the_load_of_the_machine_is_that_since_the_reading_before() -> None:
     assert again.utilisation == reading.utilisation, "too soon for another figure"
 
 
-def test_a_full_group_above_leaves_no_room(tmp_path: Path) -> None:
+def test_full_parent_group_reduces_free_memory(tmp_path: Path) -> None:
     files = {**group2("pod/one", 64 * MIB, 1 * MIB), **group2("pod", 100 * MIB, 90 * MIB)}
     (reading,) = HostSource(root=tree(tmp_path, "0::/pod/one", V2_MOUNT.format(root="/"), files)).read()
     assert (reading.total_bytes, reading.free_bytes) == (64 * MIB, 10 * MIB)
 
 
-def test_a_limit_above_what_the_machine_has_is_none(tmp_path: Path) -> None:
+def test_limit_above_memory_of_machine_is_ignored(tmp_path: Path) -> None:
     machine = psutil.virtual_memory().total
     files = group2("", 4 * machine, 0)
     (reading,) = HostSource(root=tree(tmp_path, "0::/", V2_MOUNT.format(root="/"), files)).read()
@@ -186,13 +186,13 @@ def test_a_limit_above_what_the_machine_has_is_none(tmp_path: Path) -> None:
     assert 0 < reading.used_bytes < machine
 
 
-def test_a_server_in_another_container_has_not_our_limit(tmp_path: Path) -> None:
+def test_server_in_another_container_does_not_get_our_limit(tmp_path: Path) -> None:
     root = tree(tmp_path, "0::/", V2_MOUNT.format(root="/"), group2("", 64 * MIB, 20 * MIB))
     (reading,) = HostSource(contained=False, root=root).read()
     assert reading.total_bytes == psutil.virtual_memory().total
 
 
-def test_the_memory_of_processes_is_read_from_the_operating_system() -> None:
+def test_process_memory_is_read_from_operating_system() -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     code = f"data = b'x' * {64 * MIB}; print(flush=True); input()"
@@ -247,7 +247,7 @@ def real_group(limit_bytes: int) -> Iterator[Path]:
         folder.rmdir()
 
 
-def test_a_real_control_group() -> None:
+def test_limit_of_real_control_group_is_read() -> None:
     command = [sys.executable, "-c", PROGRAM]
     # pytest's own folder may lie on a tmpfs, whose pages are memory like any other and no page cache.
     with real_group(512 * MIB) as group, TemporaryDirectory(dir=Path(__file__).parent) as folder:

@@ -14,7 +14,7 @@ Start = Callable[..., Reader]
 LOST, RESET_REQUIRED, UNKNOWN, NO_PERMISSION = 15, 16, 999, 4
 
 
-def test_everything_that_a_gpu_tells(machine: Machine, reader: Start) -> None:
+def test_all_values_of_a_gpu_are_read(machine: Machine, reader: Start) -> None:
     machine.has(count=2, **gpu(0), **gpu(1, used=5 * GIB, throttle="0x64", compute="7:70", graphics="7:71,8:80"))
     read = reader().read()
     assert list(read) == ["gpu:0", "gpu:1"]
@@ -34,7 +34,7 @@ def test_everything_that_a_gpu_tells(machine: Machine, reader: Start) -> None:
         "power_limit_watts": 700.0,
         "ecc_corrected": 2,
         "ecc_uncorrected": 0,
-        "throttle_reasons": [],  # that it idles slows nobody down
+        "throttle_reasons": [],  # being idle is not a throttle reason
         "parent": None,
         "error": "",
         "lost": False,
@@ -43,14 +43,14 @@ def test_everything_that_a_gpu_tells(machine: Machine, reader: Start) -> None:
     assert read["gpu:1"]["processes"] == {"7": 71, "8": 80}, "a process in two lists counts once"
 
 
-def test_memory_is_what_it_is_at_each_reading(machine: Machine, reader: Start) -> None:
+def test_each_reading_has_current_memory(machine: Machine, reader: Start) -> None:
     source = reader()
     for used in (1, 7, 2):
         machine.has(count=1, **gpu(0, used=used * GIB))
         assert source.read()["gpu:0"]["used_bytes"] == (used + 1) * GIB
 
 
-def test_what_is_not_supported_hides_nothing_else(machine: Machine, reader: Start) -> None:
+def test_unsupported_values_are_none(machine: Machine, reader: Start) -> None:
     machine.has(count=1, gpu0__uuid="GPU-0aaa", gpu0__total=10, gpu0__used=4)
     reading = reader().read()["gpu:0"]
     assert (reading["total_bytes"], reading["used_bytes"], reading["error"]) == (10, 4, "")
@@ -68,20 +68,18 @@ def test_what_is_not_supported_hides_nothing_else(machine: Machine, reader: Star
         ("utilisation", 10, "utilisation"),
     ],
 )
-def test_a_field_that_fails_is_none(
-    machine: Machine, reader: Start, field: str, code: int, attribute: str | None
-) -> None:
+def test_failed_value_is_none(machine: Machine, reader: Start, field: str, code: int, attribute: str | None) -> None:
     machine.has(count=1, **gpu(0), **{f"gpu0__fail__{field}": code})
     reading = reader().read()["gpu:0"]
     assert reading["error"] == ""
     if attribute is None:
-        assert reading["processes"] == {}, "the other two lists were told"
+        assert reading["processes"] == {}, "the other two lists were read"
     else:
         assert reading[attribute] is None
         assert reading["used_bytes"] == 4 * GIB
 
 
-def test_processes_whose_memory_nobody_tells(machine: Machine, reader: Start) -> None:
+def test_processes_without_known_memory_are_omitted(machine: Machine, reader: Start) -> None:
     machine.has(count=1, **gpu(0, compute="5:n/a"))
     source = reader()
     assert source.read()["gpu:0"]["processes"] is None
@@ -90,7 +88,7 @@ def test_processes_whose_memory_nobody_tells(machine: Machine, reader: Start) ->
 
 
 @pytest.mark.parametrize("code", [LOST, RESET_REQUIRED])
-def test_a_lost_gpu_hides_no_other_and_keeps_its_name(machine: Machine, reader: Start, code: int) -> None:
+def test_lost_gpu_keeps_its_name_and_hides_no_other(machine: Machine, reader: Start, code: int) -> None:
     source = reader()
     machine.has(count=3, **gpu(0), **gpu(1), **gpu(2))
     source.read()
@@ -103,24 +101,24 @@ def test_a_lost_gpu_hides_no_other_and_keeps_its_name(machine: Machine, reader: 
     assert (lost["uuid"], lost["product"], lost["total_bytes"]) == ("GPU-1aaa", "NVIDIA H200", 140 * GIB)
     assert (lost["used_bytes"], lost["processes"], lost["temperature_celsius"]) == (None, None, None)
     assert (read["gpu:0"]["error"], read["gpu:2"]["used_bytes"]) == ("", GIB)
-    machine.has(count=3, **gpu(0), **gpu(1), **gpu(2))  # somebody reset it
+    machine.has(count=3, **gpu(0), **gpu(1), **gpu(2))  # it was reset
     assert source.read()["gpu:1"]["error"] == ""
 
 
-def test_a_gpu_lost_in_the_middle_of_a_reading(machine: Machine, reader: Start) -> None:
+def test_gpu_lost_during_a_reading_is_reported_lost(machine: Machine, reader: Start) -> None:
     machine.has(count=1, gpu0__fail__power=LOST, **gpu(0))
     reading = reader().read()["gpu:0"]
     assert (reading["lost"], reading["used_bytes"], reading["uuid"]) == (True, None, "GPU-0aaa")
 
 
-def test_a_gpu_that_was_lost_before_anybody_looked(machine: Machine, reader: Start) -> None:
+def test_gpu_lost_before_first_reading_is_reported_lost(machine: Machine, reader: Start) -> None:
     machine.has(count=2, gpu0__lost=LOST, **gpu(1))
     read = reader().read()
     assert (read["gpu:0"]["total_bytes"], read["gpu:0"]["uuid"], read["gpu:0"]["lost"]) == (0, "", True)
     assert read["gpu:1"]["uuid"] == "GPU-1aaa"
 
 
-def test_names_stay_when_nvml_counts_anew(machine: Machine, reader: Start) -> None:
+def test_gpus_keep_names_when_nvml_renumbers_them(machine: Machine, reader: Start) -> None:
     source = reader()
     machine.has(count=2, **gpu(0), **gpu(1))
     source.read()
@@ -134,7 +132,7 @@ def test_names_stay_when_nvml_counts_anew(machine: Machine, reader: Start) -> No
     assert [reading["lost"] for reading in source.read().values()] == [True, True]
 
 
-def test_a_gpu_that_tells_no_memory_is_not_lost(machine: Machine, reader: Start) -> None:
+def test_gpu_without_memory_value_is_not_lost(machine: Machine, reader: Start) -> None:
     machine.has(count=1, gpu0__uuid="GPU-0aaa")
     reading = reader().read()["gpu:0"]
     assert (reading["error"], reading["lost"]) == ("NVML reports 'Not Supported'", False)
@@ -173,11 +171,11 @@ def test_mig_instances_are_devices(machine: Machine, reader: Start) -> None:
     assert first["product"] == "NVIDIA H200 MIG 1g.18gb"
     assert first["processes"] == {"9": 90}
     assert (second["uuid"], second["total_bytes"], second["power_watts"]) == ("MIG-c", 33 * GIB, None)
-    # CUDA shows a process one instance; without being told nobody knows which is Triton's number 0.
+    # CUDA shows a process one instance; without settings it is unknown which is Triton's number 0.
     assert {reading["device_id"] for reading in read.values()} == {None}
 
 
-def test_a_lost_gpu_takes_its_instances_along_and_a_cut_one_is_no_loss(machine: Machine, reader: Start) -> None:
+def test_lost_gpu_loses_its_instances_but_removed_ones_are_not_lost(machine: Machine, reader: Start) -> None:
     source = reader()
     machine.has(count=1, **mig(0, **MIGS))
     source.read()
@@ -196,9 +194,7 @@ def test_a_lost_gpu_takes_its_instances_along_and_a_cut_one_is_no_loss(machine: 
 
 
 @pytest.mark.parametrize("question", ["mig", "max_migs", "mig_handle"])
-def test_a_gpu_whose_mode_is_not_told_is_not_taken_for_one_without_instances(
-    machine: Machine, reader: Start, question: str
-) -> None:
+def test_gpu_with_unknown_mig_mode_keeps_its_instances(machine: Machine, reader: Start, question: str) -> None:
     source = reader()
     machine.has(count=1, **mig(0, **MIGS))
     source.read()
@@ -209,7 +205,7 @@ def test_a_gpu_whose_mode_is_not_told_is_not_taken_for_one_without_instances(
     assert all(reading["error"] and not reading["lost"] for reading in read.values())
 
 
-def test_one_instance_that_fails_hides_no_other(machine: Machine, reader: Start) -> None:
+def test_failed_instance_hides_no_other(machine: Machine, reader: Start) -> None:
     machine.has(count=1, **mig(0, **MIGS), **{"gpu0__mig0__fail__total": UNKNOWN})
     read = reader().read()
     assert read["gpu:0/mig:0"]["error"]
@@ -217,7 +213,7 @@ def test_one_instance_that_fails_hides_no_other(machine: Machine, reader: Start)
     assert read["gpu:0/mig:2"]["error"] == ""
 
 
-def test_a_server_has_the_gpus_that_its_settings_name_in_their_order(machine: Machine, reader: Start) -> None:
+def test_server_gets_gpus_of_its_settings_in_order(machine: Machine, reader: Start) -> None:
     machine.has(count=3, **gpu(0), **gpu(1), **gpu(2))
     read = reader("GPU-2", "gpu-0AAA", "GPU-9").read()
     assert {name: reading["device_id"] for name, reading in read.items()} == {"gpu:2": 0, "gpu:0": 1, "GPU-9": 2}
@@ -225,13 +221,13 @@ def test_a_server_has_the_gpus_that_its_settings_name_in_their_order(machine: Ma
     assert "no GPU with the UUID 'GPU-9'" in read["GPU-9"]["error"]
 
 
-def test_a_server_may_have_one_instance(machine: Machine, reader: Start) -> None:
+def test_server_may_use_one_mig_instance(machine: Machine, reader: Start) -> None:
     machine.has(count=1, **mig(0, **MIGS))
     read = reader("MIG-c").read()
     assert [(name, reading["device_id"]) for name, reading in read.items()] == [("gpu:0/mig:2", 0)]
 
 
-def test_no_driver_is_no_error(machine: Machine, reader: Start) -> None:
+def test_missing_driver_is_not_an_error(machine: Machine, reader: Start) -> None:
     machine.has(init=9)
     source = reader()
     assert source.read() == {}
@@ -239,11 +235,11 @@ def test_no_driver_is_no_error(machine: Machine, reader: Start) -> None:
     assert list(source.read()) == ["gpu:0"]
 
 
-def test_no_library_is_no_error(machine: Machine, reader: Start, tmp_path: Path) -> None:
+def test_missing_library_is_not_an_error(machine: Machine, reader: Start, tmp_path: Path) -> None:
     assert reader(on=Machine(tmp_path / "nothing" / "libnvidia-ml.so.1", machine.file)).read() == {}
 
 
-def test_nvml_that_does_not_work_is_an_error_until_gpus_were_seen(machine: Machine, reader: Start) -> None:
+def test_nvml_failure_is_an_error_until_gpus_were_read(machine: Machine, reader: Start) -> None:
     source = reader()
     machine.has(init=18)  # the driver was updated and the machine not started again
     message = source.ask("read")
@@ -259,7 +255,7 @@ def test_nvml_that_does_not_work_is_an_error_until_gpus_were_seen(machine: Machi
     assert source.read()["gpu:0"]["error"] == ""
 
 
-def test_it_is_opened_again_after_it_was_closed(machine: Machine, reader: Start) -> None:
+def test_closed_source_reopens_on_next_read(machine: Machine, reader: Start) -> None:
     machine.has(count=1, **gpu(0))
     source = reader()
     source.read()
@@ -270,12 +266,12 @@ def test_it_is_opened_again_after_it_was_closed(machine: Machine, reader: Start)
     assert list(source.read()) == ["gpu:0"]
 
 
-def test_several_threads_may_read(machine: Machine, reader: Start) -> None:
+def test_several_threads_can_read(machine: Machine, reader: Start) -> None:
     machine.has(count=2, **gpu(0), **mig(1, **MIGS))
     assert reader().ask("threads") == [4]
 
 
-def test_a_driver_of_before_the_newer_names(machine: Machine, reader: Start, tmp_path: Path) -> None:
+def test_older_driver_is_supported(machine: Machine, reader: Start, tmp_path: Path) -> None:
     folder = tmp_path / "old"
     folder.mkdir()
     old = Machine(compiled(folder, "-DOLD_DRIVER"), machine.file)

@@ -37,7 +37,7 @@ async def gpus(triton: RunningTriton, machine: Machine) -> AsyncIterator[GpuTrit
 
 @pytest.fixture
 def planes(gpus: GpuTriton, registry: Registry, tmp_path: Path, reader: Callable[..., Reader]) -> Planes:
-    """Starts control planes over the same server that are told of its GPUs, or not."""
+    """Starts control planes over the same server, with or without a reader of its GPUs."""
     return lambda told: plane(registry, gpus, gpus.url, tmp_path, reader() if told else None)
 
 
@@ -58,7 +58,7 @@ def sent(gpus: GpuTriton) -> dict[str, Any]:
         ),
     ],
 )
-async def test_going_forward_and_back_across_a_restart(
+async def test_deploy_and_rollback_keep_processes_across_restart(
     planes: Planes,
     gpus: GpuTriton,
     triton: RunningTriton,

@@ -38,7 +38,7 @@ class Source:
         self.closed += 1
 
 
-def test_one_source_that_fails_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_source_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     broken = Source(GPU, error="driver trouble")
     source = CombinedSource([Source(HOST), broken])
@@ -54,13 +54,13 @@ def test_one_source_that_fails_hides_no_other(caplog: pytest.LogCaptureFixture) 
     ]
 
 
-def test_all_sources_that_fail_are_an_error() -> None:
+def test_failure_of_all_sources_is_an_error() -> None:
     with pytest.raises(DeviceError, match="one; two"):
         CombinedSource([Source(error="one"), Source(error="two")]).read()
     assert CombinedSource([]).read() == ()
 
 
-def test_the_first_source_that_knows_a_device_counts() -> None:
+def test_first_source_with_a_device_is_used() -> None:
     other = DeviceReading("host", DeviceKind.HOST, 1, 1)
     sources = [Source(HOST), Source(other, GPU)]
     combined = CombinedSource(sources)
@@ -69,7 +69,7 @@ def test_the_first_source_that_knows_a_device_counts() -> None:
     assert [source.closed for source in sources] == [1, 1]
 
 
-def test_which_sources_a_server_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_gets_sources_of_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     # No GPU on the machine of these tests, so what differs is the host and its processes.
     (host,) = embedded_devices(TritonSettings(), lambda: [threading.get_native_id()]).read()
     assert host.name == "host"
@@ -90,7 +90,7 @@ def test_which_sources_a_server_gets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.triton
-def test_the_embedded_server_counts_gpus_as_we_do_and_sees_its_own_alone(tmp_path: Path) -> None:
+def test_embedded_server_numbers_gpus_as_we_do_and_sees_only_its_own(tmp_path: Path) -> None:
     settings = TritonSettings(gpus=("GPU-2", "GPU-0"))
     with running_triton(tmp_path, settings) as triton:
         assert triton.server.pid is not None
@@ -101,7 +101,7 @@ def test_the_embedded_server_counts_gpus_as_we_do_and_sees_its_own_alone(tmp_pat
     assert [(reading.name, reading.device_id) for reading in read] == [("host", None), ("GPU-2", 0), ("GPU-0", 1)]
 
 
-def test_budgets_are_figures_or_shares() -> None:
+def test_budgets_are_bytes_or_shares() -> None:
     rules = BudgetRules({"gpu:0": 20 * GIB}, share=0.5, host_share=0.25, headroom_bytes=GIB)
     assert rules.budget_bytes(GPU) == 20 * GIB
     assert rules.budget_bytes(DeviceReading("gpu:1", DeviceKind.GPU, 80 * GIB, 0)) == 39 * GIB
@@ -110,7 +110,7 @@ def test_budgets_are_figures_or_shares() -> None:
     assert rules.budget_bytes(DeviceReading("gpu:2", DeviceKind.GPU, GIB, 0)) == 0, "the head-room takes it all"
 
 
-def test_nothing_may_be_used_of_what_cannot_be_loaded_on() -> None:
+def test_unusable_device_has_no_budget() -> None:
     rules = BudgetRules({"gpu:0": GIB})
     lost = DeviceReading("gpu:0", DeviceKind.GPU, 80 * GIB, None, error="lost", lost=True)
     cut = DeviceReading("gpu:0", DeviceKind.GPU, 80 * GIB, 0, allocatable=False)
@@ -118,7 +118,7 @@ def test_nothing_may_be_used_of_what_cannot_be_loaded_on() -> None:
     assert [rules.budget_bytes(one) for one in (lost, cut, silent)] == [0, 0, GIB]
 
 
-def test_a_servers_own_budget_goes_before_that_of_all() -> None:
+def test_budget_of_server_overrides_global_budget() -> None:
     memory = MemorySettings(budget_bytes={"host": 7, "gpu:0": 8}, gpu_budget_fraction=0.5, headroom_bytes=3)
     plain = TritonServerSettings.model_validate({"name": "a", "grpc_url": "a:1", "repository": "/r"})
     own = plain.model_copy(update={"budget_bytes": {"gpu:0": 9}, "gpu_budget_fraction": 0.25, "headroom_bytes": 0})

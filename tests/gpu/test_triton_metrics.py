@@ -62,7 +62,7 @@ def of(page: str, *uuids: str) -> dict[str, DeviceReading]:
     return {reading.name: reading for reading in devices(parse(page), uuids)}
 
 
-def test_everything_that_a_page_tells() -> None:
+def test_all_values_of_a_page_are_read() -> None:
     read = of(PAGE, B, A)
     assert list(read) == ["host", "gpu:0", "gpu:1"]
     host, first, second = read.values()
@@ -85,7 +85,7 @@ def test_everything_that_a_page_tells() -> None:
     assert unread == (None, None, None, None)
 
 
-def test_without_settings_the_order_of_several_gpus_is_not_known() -> None:
+def test_order_of_several_gpus_is_unknown_without_settings() -> None:
     read = of(PAGE)
     assert {name: (one.uuid, one.device_id) for name, one in read.items() if name != "host"} == {
         "gpu:0": (A, None),
@@ -95,7 +95,7 @@ def test_without_settings_the_order_of_several_gpus_is_not_known() -> None:
     assert (of(single)["gpu:0"].uuid, of(single)["gpu:0"].device_id) == (B, 0)
 
 
-def test_a_gpu_that_dcgm_lost_is_no_empty_gpu() -> None:
+def test_gpu_lost_by_dcgm_is_not_reported_as_empty() -> None:
     page = PAGE.replace(f'total_bytes{{gpu_uuid="{A}"}} 25769803776', f'total_bytes{{gpu_uuid="{A}"}} 0')
     page = page.replace(f'used_bytes{{gpu_uuid="{A}"}} 534773760', f'used_bytes{{gpu_uuid="{A}"}} 0')
     lost, other = of(page, A, B)["gpu:0"], of(page, A, B)["gpu:1"]
@@ -104,20 +104,20 @@ def test_a_gpu_that_dcgm_lost_is_no_empty_gpu() -> None:
     assert (other.error, other.used_bytes) == ("", 1024 * MIB)
 
 
-def test_a_gpu_that_the_page_lacks() -> None:
+def test_gpu_missing_on_page_is_an_error() -> None:
     read = of(PAGE, "GPU-9", B[:12])
     assert "list no GPU with the UUID 'GPU-9'" in read["gpu:0"].error
     assert (read["gpu:1"].uuid, read["gpu:1"].error) == (B, "")
 
 
-def test_a_server_without_gpus_or_without_metrics_of_devices() -> None:
+def test_page_without_devices_gives_no_readings() -> None:
     assert list(of("\n".join(line for line in PAGE.splitlines() if "nv_gpu" not in line))) == ["host"]
     assert of("# TYPE nv_inference_count counter\nnv_inference_count 1\n") == {}
     assert of("") == {}
 
 
 @pytest.mark.parametrize("value", ["NaN", "-1", "+Inf"])
-def test_figures_that_are_none(value: str) -> None:
+def test_invalid_values_are_none(value: str) -> None:
     page = PAGE.replace("nv_cpu_memory_used_bytes 4123484160", f"nv_cpu_memory_used_bytes {value}")
     assert of(page)["host"].used_bytes is None
     assert of(page)["host"].total_bytes
@@ -129,7 +129,7 @@ def test_a_broken_page_is_an_error(page: str) -> None:
         parse(page)
 
 
-def test_a_page_that_cannot_be_got_is_an_error_of_the_devices() -> None:
+def test_unreachable_page_is_a_device_error() -> None:
     page = MetricsScraper("http://127.0.0.1:1/metrics")
     with pytest.raises(
         DeviceError, match=r"the devices cannot be read: .*127\.0\.0\.1:1/metrics cannot be read"
@@ -140,7 +140,7 @@ def test_a_page_that_cannot_be_got_is_an_error_of_the_devices() -> None:
 
 
 @pytest.mark.triton
-def test_a_real_triton_without_a_gpu(tmp_path: Path) -> None:
+def test_real_triton_without_gpu_reports_host(tmp_path: Path) -> None:
     with running_triton(tmp_path) as triton:
         page = MetricsScraper(triton.server.metrics_url)
         source = TritonMetricsSource(page)

@@ -1,6 +1,6 @@
-"""The GPU within a server: what is sent to Triton, what the ledger counts, what a person is told.
+"""The GPU within a server: what is sent to Triton, what the ledger counts, what the API shows.
 
-The backends and Triton are real and run on the CPU; what stands in for GPUs is told in `tests.support.gpu_triton`.
+The backends and Triton are real and run on the CPU; `tests.support.gpu_triton` describes the substitute for GPUs.
 """
 
 import asyncio
@@ -121,7 +121,7 @@ def registry(tmp_path: Path) -> Registry:
 async def plane(
     registry: Registry, gpus: GpuTriton, url: str, work: Path, reader: Reader | None
 ) -> AsyncIterator[Site]:
-    """Start a control plane over the server; without a reader it is not told of any GPU."""
+    """Start a control plane over the server; without a reader it sees no GPU."""
     embedded = gpus.embedded
     client = TritonClient(
         "gpus", url, timeouts=TritonTimeouts(load_seconds=60), processes=embedded.processes_of,
@@ -172,7 +172,7 @@ def kinds(groups: list[dict[str, Any]]) -> list[tuple[str, list[int]]]:
     return [(group.get("kind", "KIND_AUTO"), group.get("gpus", [])) for group in groups]
 
 
-async def test_each_model_gets_one_gpu_and_triton_the_ledger_and_the_user_are_told_which(start: Start) -> None:
+async def test_triton_ledger_and_user_agree_on_gpu_of_each_model(start: Start) -> None:
     async with start(bytes_of={"first": 3 * GIB, "second": 2 * GIB}) as site:
         await site.ready("first", 2.0, gpu_count=1, mode="pinned")
         (device,) = site.devices("first")
@@ -191,7 +191,7 @@ async def test_each_model_gets_one_gpu_and_triton_the_ledger_and_the_user_are_to
         configuration = next(check for check in report.checks if check.name == "configuration")
         assert configuration.verdict is Verdict.PASSED, configuration
 
-        # What is named goes before; what fits in neither gap shares.
+        # Named GPUs have priority; a model that fits into neither gap shares a GPU.
         await site.ready("second", 3.0, gpus=(number,))
         assert kinds(site.gpus.asked("second")) == [("KIND_GPU", [number])]
         assert site.placement("second").assignments[0].why == f"the only server; on {device}, as requested"
@@ -200,7 +200,7 @@ async def test_each_model_gets_one_gpu_and_triton_the_ledger_and_the_user_are_to
         assert plan.servers[0].devices == ("gpu:0", "gpu:1")
         assert plan.servers[0].placed_why == "the only server"
 
-        # All GPUs, where nobody asks for fewer: as Triton does, and counted on each.
+        # All GPUs, if the settings do not limit them: as Triton does, and counted on each.
         await site.ready("wide", 4.0)
         assert kinds(site.gpus.asked("wide")) == [("KIND_GPU", [0, 1])]
         await site.until(lambda: site.resident() == {device: 6 * GIB, other: GIB})
@@ -208,7 +208,7 @@ async def test_each_model_gets_one_gpu_and_triton_the_ledger_and_the_user_are_to
         assert kinds(site.gpus.asked("host")) == [("KIND_CPU", [])]
 
 
-async def test_a_model_moves_to_the_gpu_that_is_asked_for_and_answers_all_the_while(start: Start) -> None:
+async def test_model_moves_to_requested_gpu_without_interruption(start: Start) -> None:
     async with start(products=("NVIDIA L4", "NVIDIA H200"), bytes_of={"moves": 2 * GIB}) as site:
         await site.ready("moves", 2.0, gpu_product="l4")
         assert site.devices("moves") == ("gpu:0",)
@@ -247,7 +247,7 @@ async def test_a_model_moves_to_the_gpu_that_is_asked_for_and_answers_all_the_wh
         assert kinds(site.gpus.asked("moves")) == [("KIND_GPU", [0])]
 
 
-async def test_a_control_plane_that_starts_anew_finds_what_is_loaded_where_it_is(
+async def test_restarted_control_plane_finds_models_on_their_gpus(
     start: Start, registry: Registry, reader: Callable[..., Reader], tmp_path: Path
 ) -> None:
     async with start(bytes_of={"a": 2 * GIB, "b": 3 * GIB}, by_process=False) as site:
@@ -274,7 +274,7 @@ def is_ready(site: Site, model: str) -> bool:
     return status is not None and status.phase is Phase.READY
 
 
-async def test_what_no_server_has_is_refused_and_said(start: Start) -> None:
+async def test_request_for_absent_gpu_is_refused_with_reason(start: Start) -> None:
     async with start() as site:
         status = await site.settled("greedy", gpu_count=3)
         assert (status.phase, status.message) == (Phase.FAILED, "the only server does not have 3 GPUs")
@@ -288,7 +288,7 @@ async def test_what_no_server_has_is_refused_and_said(start: Start) -> None:
         assert "greedy" not in site.gpus.loads
 
 
-async def test_a_triton_that_uses_no_gpu_is_believed(
+async def test_triton_that_rejects_gpus_gets_none(
     embedded: EmbeddedTriton, machine: Machine, reader: Callable[..., Reader], registry: Registry, tmp_path: Path
 ) -> None:
     """The real one says so, on a machine whose driver tells of two."""

@@ -1,4 +1,4 @@
-"""What is told of objectives is kept in the bucket first, and what did not arrive is sent again as it was."""
+"""Alerts about objectives are recorded in the bucket first, and undelivered ones are sent again unchanged."""
 
 import asyncio
 import json
@@ -93,7 +93,7 @@ def kind(received: Received) -> str:
     return str(json.loads(received.body)["type"])
 
 
-async def test_what_did_not_arrive_is_sent_as_it_was_and_its_end_is_believed_late(
+async def test_undelivered_alert_is_resent_and_recovery_waits_for_windows(
     store: FilesystemStore, receiver: Receiver
 ) -> None:
     receiver.status = 503
@@ -114,7 +114,7 @@ async def test_what_did_not_arrive_is_sent_as_it_was_and_its_end_is_believed_lat
     assert second.at - started >= seasoned
 
 
-async def test_nothing_is_sent_that_is_not_kept(store: FilesystemStore, receiver: Receiver) -> None:
+async def test_unrecorded_alert_is_not_sent(store: FilesystemStore, receiver: Receiver) -> None:
     refused: list[str] = []
 
     def refuse(operation: str, key: str) -> None:
@@ -126,7 +126,7 @@ async def test_nothing_is_sent_that_is_not_kept(store: FilesystemStore, receiver
     async with process(hooked, receiver) as one:
         await one.until(lambda: len(refused) >= 3, net=True)
         assert (one.webhook.waiting, receiver.received) == (0, [])
-        # It ends to burn before anybody could be told that it did: that is told all the same, one after the other.
+        # It recovers before the first alert could be sent: both alerts are sent all the same, in order.
         await one.until(lambda: len(refused) >= 6, net=False)
         hooked.before = lambda *_: None
         await one.until(lambda: len(receiver.received) == 2 and kept(store, "net")["arrived"], net=False)
@@ -134,7 +134,7 @@ async def test_nothing_is_sent_that_is_not_kept(store: FilesystemStore, receiver
     assert kept(store, "net")["id"] == receiver.received[1].headers["webhook-id"]
 
 
-async def test_a_record_that_cannot_be_kept_holds_up_no_other(store: FilesystemStore, receiver: Receiver) -> None:
+async def test_failed_record_does_not_delay_other_alerts(store: FilesystemStore, receiver: Receiver) -> None:
     def refuse(operation: str, key: str) -> None:
         if operation == "create" and "/bad/" in key:
             raise StoreUnavailableError("away")
@@ -145,7 +145,7 @@ async def test_a_record_that_cannot_be_kept_holds_up_no_other(store: FilesystemS
     assert {json.loads(received.body)["data"]["model"] for received in receiver.received} == others.keys()
 
 
-async def test_a_store_that_stalls_holds_up_no_look(store: FilesystemStore, receiver: Receiver) -> None:
+async def test_slow_store_does_not_block_evaluation(store: FilesystemStore, receiver: Receiver) -> None:
     free, stalled = threading.Event(), threading.Event()
 
     def stall(operation: str, _key: str) -> None:
@@ -166,7 +166,7 @@ async def test_a_store_that_stalls_holds_up_no_look(store: FilesystemStore, rece
         await one.until(lambda: receiver.received, net=True)
 
 
-async def test_giving_up_counts_from_the_first_try_of_all_processes(store: FilesystemStore, receiver: Receiver) -> None:
+async def test_maximum_age_counts_from_first_attempt_of_any_process(store: FilesystemStore, receiver: Receiver) -> None:
     receiver.status = 503
     since = (datetime.now(UTC) - timedelta(hours=2)).isoformat()
     record = {"burning": True, "id": "msg_1", "arrived": False, "since": since, "data": {"model": "net"}}
@@ -178,9 +178,7 @@ async def test_giving_up_counts_from_the_first_try_of_all_processes(store: Files
     assert (json.loads(only.body)["timestamp"], only.headers["webhook-id"]) == (since, "msg_1")
 
 
-async def test_who_leads_again_does_not_send_what_still_waits_with_it(
-    store: FilesystemStore, receiver: Receiver
-) -> None:
+async def test_returning_leader_does_not_queue_alert_twice(store: FilesystemStore, receiver: Receiver) -> None:
     receiver.status = 503
     async with process(store, receiver) as one:
         await one.until(lambda: one.webhook.waiting == 1, net=True)
@@ -195,13 +193,13 @@ async def test_who_leads_again_does_not_send_what_still_waits_with_it(
     assert one.webhook.outcomes["delivered"] == 1
 
 
-async def test_the_word_of_another_leader_stands(store: FilesystemStore, receiver: Receiver) -> None:
+async def test_alert_recorded_by_another_leader_is_kept(store: FilesystemStore, receiver: Receiver) -> None:
     receiver.status = 503
     assert ConditionLog(store).put("net", "conditions", {}, actor="test", reason="test")
     async with process(store, receiver) as old, process(store, receiver) as new:
         await old.until(lambda: old.look(net=False), net=False)
         await new.until(lambda: kept(store, "net"), net=True)
-        # The old one does not know yet that it was replaced; it sends what the new one told, and nothing of its own.
+        # The old one does not know yet that it was replaced; it sends the new one's alert, and none of its own.
         await old.until(lambda: old.webhook.waiting == 1, net=True)
         receiver.status = 200
         await new.until(lambda: kept(store, "net")["arrived"], net=True)
@@ -209,7 +207,7 @@ async def test_the_word_of_another_leader_stands(store: FilesystemStore, receive
 
 
 @pytest.mark.triton
-def test_a_killed_control_planes_webhook_arrives_under_the_id_that_was_kept(receiver: Receiver, tmp_path: Path) -> None:
+def test_webhook_of_killed_control_plane_is_sent_with_recorded_id(receiver: Receiver, tmp_path: Path) -> None:
     receiver.stop()
     environment: dict[str, Any] = {
         "CONTROLPLANE_MONITORING__INTERVAL_SECONDS": "0.2",

@@ -1,4 +1,4 @@
-"""Burn rates, and end to end: what a real model does not keep is told by an event and a webhook, and so is its end."""
+"""Burn rates, and end to end: a breach of a real model is reported by an event and a webhook, and so is its end."""
 
 import base64
 import json
@@ -38,7 +38,7 @@ def failures(long: float, short: float, requests: float = 1000) -> bool:
     return state.burning
 
 
-def test_it_burns_when_both_windows_say_so() -> None:
+def test_objective_burns_if_both_windows_burn() -> None:
     assert failures(0.15, 0.15)
     assert not failures(0.15, 0.14)  # it was bad, and is not any more
     assert not failures(0.14, 0.9)  # a blip
@@ -46,7 +46,7 @@ def test_it_burns_when_both_windows_say_so() -> None:
     assert not failures(0, 0, requests=0)
 
 
-def test_each_promise_is_judged_by_itself() -> None:
+def test_each_objective_is_evaluated_separately() -> None:
     promise = Objectives(p99_milliseconds=50, failure_percent=1)
     slow, failed = judge(promise, slow=lambda _: (20, 100), failed=lambda _: (0, 100), rules=RULES, min_requests=10)
     assert (slow.kind, slow.burning, slow.budget, slow.windows[0].long_rate) == (ObjectiveKind.LATENCY, True, 0.01, 20)
@@ -59,7 +59,7 @@ def test_every_budget_can_burn(budget: float, factor: float) -> None:
     assert budget < threshold(factor, budget) * budget + 1e-9 <= 1 + 1e-9
 
 
-def test_promises_are_no_reason_for_a_rollback_and_survive_it() -> None:
+def test_rollback_ignores_and_keeps_objectives() -> None:
     class Numbered:
         def __init__(self, number: int, version: int, objectives: Objectives | None) -> None:
             self.number = number
@@ -73,7 +73,7 @@ def test_promises_are_no_reason_for_a_rollback_and_survive_it() -> None:
         rollback_target([Numbered(2, 1, promise), Numbered(1, 1, None)])
 
 
-def test_a_deployment_lags_since_it_was_written_down_or_since_it_fell() -> None:
+def test_lag_counts_from_revision_or_failure() -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     spec = DeploymentSpec(model="m", reference="m:1", version=1)
 
@@ -113,7 +113,7 @@ def until(what: Callable[[], Any], seconds: float = 90) -> Any:
 
 
 @pytest.mark.triton
-def test_a_promise_that_is_broken_is_told_and_so_is_that_it_is_kept_again(
+def test_breached_and_recovered_objectives_are_reported(
     receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     secret = "whsec_" + base64.b64encode(b"x" * 24).decode()
@@ -132,7 +132,7 @@ def test_a_promise_that_is_broken_is_told_and_so_is_that_it_is_kept_again(
         api.publish("net", onnx_scale(2))
         api.deploy("net:1", bake_seconds=0, objectives={"p99_milliseconds": 0.001})
         before = api.ok(api.http.get("/v1/deployments/net"))["memory"][0]["loaded_at"]
-        receiver.status = 503  # it is told all the same, later
+        receiver.status = 503  # the alert is sent later
         url = api.ok(api.http.get("/v1/servers"))["items"][0]["http_url"]
         body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 1.0]}]}
 
@@ -155,7 +155,7 @@ def test_a_promise_that_is_broken_is_told_and_so_is_that_it_is_kept_again(
         receiver.status = 200
         until(lambda: receiver.matching(lambda one: b"objective.burning" in one.body))
 
-        # A promise that can be kept: the model is as slow as before, and nothing is loaded anew for it.
+        # An objective that can be met: the model is as slow as before, and nothing is loaded again for it.
         reference = {"reference": "net:1", "settings": {"bake_seconds": 0, "objectives": {"p99_milliseconds": 60_000}}}
         api.operation(api.ok(api.http.put("/v1/deployments/net", json=reference), 202)["operation_id"])
         until(lambda: asked_until("ObjectiveRecovered"))
@@ -187,14 +187,14 @@ THEIRS = AlertState(True, "msg_1", recalled=True)
         (THEIRS, False, True, AlertState(False, "new", arrived=False)),
     ],
 )
-def test_what_is_told_goes_by_what_was_told(
+def test_next_alert_depends_on_last_alert(
     told: AlertState, burning: bool, seasoned: bool, expected: AlertState
 ) -> None:
     assert next_alert_state(told, burning=burning, seasoned=seasoned, new_id="new") == expected
 
 
 @pytest.mark.triton
-def test_what_did_not_arrive_before_a_restart_arrives_after_it_under_the_same_id(
+def test_undelivered_alert_is_sent_after_restart_with_same_id(
     receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     monitoring = MonitoringSettings.model_validate(
@@ -232,7 +232,7 @@ def test_what_did_not_arrive_before_a_restart_arrives_after_it_under_the_same_id
     (body_tried,) = {one.body for one in receiver.received}
     receiver.status, started = 200, time.monotonic()
     with serving(settings):
-        # Nobody asks any more: what burned is told under its old id, and when it was watched for long enough, its end.
+        # No requests any more: the alert is sent under its old id, and its recovery once the windows are full.
         until(lambda: len(receiver.received) >= tries + 2 and recorded('"burning": false'))
         until(lambda: recorded('"arrived": true'))
     first, second = receiver.received[tries : tries + 2]

@@ -51,7 +51,7 @@ def promtool(*arguments: str, stdin: str | None = None) -> str:
 
 
 @pytest.mark.prometheus
-def test_the_configuration_and_the_rules_are_right() -> None:
+def test_configuration_and_rules_are_valid() -> None:
     # The key is a secret of the compose file's container, so only the syntax can be checked.
     assert "SUCCESS" in promtool("check", "config", "--syntax-only", "prometheus.yml")
     assert "17 rules found" in promtool("check", "rules", "rules.yml")
@@ -64,7 +64,7 @@ def test_every_alert_has_a_unit_test() -> None:
     assert alerts == tested
 
 
-def test_the_dashboards_are_what_their_code_says() -> None:
+def test_dashboards_match_their_code() -> None:
     spec = importlib.util.spec_from_file_location("dashboards", GRAFANA / "dashboards.py")
     assert spec is not None
     assert spec.loader is not None
@@ -94,12 +94,12 @@ def page(watched: Api) -> str:
 
 @pytest.mark.triton
 @pytest.mark.prometheus
-def test_promtool_finds_nothing_to_say_about_our_metrics(page: str) -> None:
+def test_promtool_accepts_our_metrics(page: str) -> None:
     promtool("check", "metrics", stdin=page)
 
 
 @pytest.mark.triton
-def test_rules_and_dashboards_use_only_what_is_there(page: str) -> None:
+def test_rules_and_dashboards_use_only_existing_metrics(page: str) -> None:
     samples = {sample.name for family in text_string_to_metric_families(page) for sample in family.samples}
     families = {family.name for family in text_string_to_metric_families(page)}
     rules = (PROMETHEUS / "rules.yml").read_text()
@@ -118,11 +118,11 @@ def test_rules_and_dashboards_use_only_what_is_there(page: str) -> None:
 
 
 @pytest.mark.triton
-def test_labels_are_bounded(watched: Api, page: str) -> None:
+def test_number_of_labels_is_bounded(watched: Api, page: str) -> None:
     for number in range(50):  # what clients make up is in no label
-        watched.http.get(f"/v1/deployments/nobody-{number}/metrics")
+        watched.http.get(f"/v1/deployments/undeployed-{number}/metrics")
     text = watched.http.get("/metrics").text
-    assert "nobody-" not in text
+    assert "undeployed-" not in text
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     models = {sample.labels["model"] for sample in samples if "model" in sample.labels}
     deployed = {one["model"] for one in watched.ok(watched.http.get("/v1/deployments"))["items"]}

@@ -47,7 +47,7 @@ def sample(requests: float, **more: float) -> VersionSample:
     return VersionSample({"requests": requests, **more})
 
 
-def test_a_page_is_read_and_read_again() -> None:
+def test_successive_pages_are_parsed() -> None:
     reader = MetricsParser()
     for good in (10, 10, 12):
         found = reader.read(page(good, bad=2, inferences=30))
@@ -62,7 +62,7 @@ def test_a_page_is_read_and_read_again() -> None:
         assert (found.cpu_utilisation, found.gpu_utilisation) == (0.25, {"GPU-1": 0.5})
 
 
-def test_lines_of_several_gpus_are_added_and_names_may_be_strange() -> None:
+def test_lines_of_several_gpus_are_added_with_unusual_names() -> None:
     text = (
         'nv_inference_request_success{gpu_uuid="a",model="x{\\"y\\\\",version="1"} 1\n'
         'nv_inference_request_success{gpu_uuid="b",model="x{\\"y\\\\",version="1"} 2\n'
@@ -76,7 +76,7 @@ def test_lines_of_several_gpus_are_added_and_names_may_be_strange() -> None:
     assert found.versions['x{"y\\', 1].quantiles[0.99] == pytest.approx(7e-6)
 
 
-def test_what_is_no_page_is_said_so() -> None:
+def test_invalid_page_is_reported() -> None:
     with pytest.raises(TritonError, match="did not return Prometheus metrics"):
         MetricsParser().read('nv_inference_count{model="net",version="1"} many\n')
     assert MetricsParser().read("<html>not here</html>").versions == {}
@@ -84,7 +84,7 @@ def test_what_is_no_page_is_said_so() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1000), st.booleans()), max_size=60))
-def test_nothing_is_lost_when_a_model_is_loaded_again(steps: list[tuple[int, bool]]) -> None:
+def test_reload_of_a_model_loses_no_counts(steps: list[tuple[int, bool]]) -> None:
     """A load resets the counter; what was counted between the look before and the load cannot be known."""
     series, counter, before, served = Series(0.0, None), 0, 0, 0
     for at, (count, reloaded) in enumerate(steps, 1):
@@ -99,7 +99,7 @@ def test_nothing_is_lost_when_a_model_is_loaded_again(steps: list[tuple[int, boo
     assert series.windows.total(600, float(len(steps) + 1))[INDEX["requests"]] == pytest.approx(served)
 
 
-def test_one_counter_that_fell_means_that_all_of_them_began_again() -> None:
+def test_decreased_counter_resets_all_counters() -> None:
     series = Series(0.0, None)
     series.take(sample(100, inferences=800), 1.0)
     series.take(sample(150, inferences=150), 2.0)  # more requests than before the load already, but fewer inferences
@@ -107,7 +107,7 @@ def test_one_counter_that_fell_means_that_all_of_them_began_again() -> None:
     assert series.totals[INDEX["inferences"]] == 950
 
 
-def test_what_served_before_we_looked_is_not_counted_and_what_came_later_is() -> None:
+def test_requests_before_first_scrape_are_not_counted() -> None:
     now = 100.0
     monitor = Monitor([ScrapeTarget("one", None)], MonitoringSettings(), clock=lambda: now)
     reader = MetricsParser()
@@ -127,10 +127,10 @@ def test_what_served_before_we_looked_is_not_counted_and_what_came_later_is() ->
     )  # loaded again, and busy: as many as before, all of them new
     assert monitor.figures("net").requests == 15 + 1010 + 1
     assert monitor.figures("net", window_seconds=1).covered_seconds == 1
-    assert monitor.figures("nobody").requests == 0
+    assert monitor.figures("unknown").requests == 0
 
 
-def test_what_is_gone_for_long_is_forgotten_and_versions_are_bounded() -> None:
+def test_old_versions_are_forgotten_and_their_number_is_bounded() -> None:
     monitor = Monitor([ScrapeTarget("one", None)], MonitoringSettings(), clock=lambda: 0.0)
     reader = MetricsParser()
     at = 0.0
@@ -148,13 +148,13 @@ def test_percentiles_of_a_window_are_weighted_by_requests() -> None:
     fast = dict.fromkeys(QUANTILES, 0.001)
     series.take(VersionSample({"requests": 100}, quantiles=fast), 1.0)
     series.take(VersionSample({"requests": 400}, quantiles=dict.fromkeys(QUANTILES, 0.005)), 2.0)
-    series.take(VersionSample({"requests": 400}, quantiles=dict.fromkeys(QUANTILES, 9.0)), 3.0)  # nobody asked
+    series.take(VersionSample({"requests": 400}, quantiles=dict.fromkeys(QUANTILES, 9.0)), 3.0)  # no requests
     found = latency(series.windows.total(60, 3.0))
     assert found.source is LatencySource.SUMMARY
     assert found.p99_seconds == pytest.approx(0.004, rel=1e-3)
 
 
-def test_slow_requests_are_read_off_the_quantiles() -> None:
+def test_slow_requests_are_derived_from_quantiles() -> None:
     series = Series(0.0, None)
     quantiles = dict(zip(QUANTILES, (0.010, 0.020, 0.030, 0.040, 0.050), strict=True))
     series.take(VersionSample({"requests": 1000}, quantiles=quantiles), 1.0)
@@ -165,7 +165,7 @@ def test_slow_requests_are_read_off_the_quantiles() -> None:
     assert slow(series.windows.read(60, 900.0), 0.01) == (0.0, 0.0)
 
 
-def test_a_histogram_gives_percentiles_and_slow_requests_where_there_are_no_summaries() -> None:
+def test_histogram_gives_percentiles_and_slow_requests() -> None:
     """As newer servers have it for decoupled models, with the bounds that Triton takes by default."""
     text = "".join(
         f'nv_inference_first_response_histogram_ms_bucket{{model="net",version="1",le="{bound}"}} {count}\n'

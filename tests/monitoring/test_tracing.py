@@ -70,13 +70,13 @@ def test_a_deploy_is_one_trace_from_the_request_to_triton(collector: Receiver, t
         assert edge in parents, f"{edge} is not in {sorted(parents)}"
     (load,) = [span for span in mine if span.name == "reconcile load"]
     assert {one.key: one.value.string_value for one in load.attributes} == {"model": "net", "server": "embedded"}
-    # What the loop does by itself, all the time, is no trace of anybody's.
+    # The periodic work of the loop belongs to no trace.
     everything = {span.name for span in spans(collector)}
     assert "triton ModelStatistics" not in everything
     assert "GET /metrics" not in everything
 
 
-def test_nothing_of_it_is_imported_and_a_span_costs_next_to_nothing_while_it_is_off() -> None:
+def test_disabled_tracing_imports_nothing_and_creates_no_spans() -> None:
     code = (
         "import sys, controlplane.app\n"
         "from controlplane import tracing\n"
@@ -92,7 +92,7 @@ def test_nothing_of_it_is_imported_and_a_span_costs_next_to_nothing_while_it_is_
     assert done.stdout.strip() == "[]"
 
 
-def test_what_is_carried_is_bounded_and_ends(collector: Receiver) -> None:
+def test_carried_traces_are_bounded_and_end(collector: Receiver) -> None:
     turn_off = tracing.turn_on(f"http://127.0.0.1:{collector.port}/v1/traces")
     try:
         for number in range(1100):
@@ -102,15 +102,15 @@ def test_what_is_carried_is_bounded_and_ends(collector: Receiver) -> None:
         assert tracing.carried("m1099").startswith("00-")
         tracing.done("m1099")
         assert tracing.carried("m1099") == ""
-        tracing.carry("m1098")  # by nobody's request
+        tracing.carry("m1098")  # outside of any request
         assert tracing.carried("m1098") == ""
-        with tracing.below("nobody asked"):
+        with tracing.below("untraced"):
             pass
         with tracing.span("request", parent="nonsense"), tracing.below("asked"):
             pass
     finally:
         turn_off()
     names = [span.name for span in spans(collector)]
-    assert "nobody asked" not in names
+    assert "untraced" not in names
     assert names.count("asked") == 1
     assert tracing.carried("m1000") == ""

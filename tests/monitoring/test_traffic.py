@@ -39,7 +39,7 @@ def ask(http: httpx.Client, model: str, rows: int) -> float:
     return time.perf_counter() - began
 
 
-def test_figures_are_what_the_clients_counted(watched: Api) -> None:
+def test_metrics_equal_counts_of_clients(watched: Api) -> None:
     # The proofs before and during the test are requests too, which Triton counts like all others.
     before = metrics(watched, "net")["total"]
     seconds: list[float] = []
@@ -85,7 +85,7 @@ def test_figures_are_what_the_clients_counted(watched: Api) -> None:
     assert 0 <= server["cpu_utilisation"] <= 1
 
 
-def test_requests_that_wait_are_seen(watched: Api) -> None:
+def test_waiting_requests_are_shown(watched: Api) -> None:
     """Triton's batcher holds a request back for half a second: long enough to be looked at."""
     watched.publish("slow", onnx_scale(5))
     batching = {"max_queue_delay_microseconds": 500_000, "preferred_batch_size": [8]}
@@ -104,7 +104,7 @@ def test_requests_that_wait_are_seen(watched: Api) -> None:
     until(asked)
 
 
-def test_figures_survive_a_reload(watched: Api) -> None:
+def test_metrics_survive_a_reload(watched: Api) -> None:
     def asked(times: int, since: float) -> Any:
         for _ in range(times):
             ask(http, "net", rows=1)
@@ -120,7 +120,7 @@ def test_figures_survive_a_reload(watched: Api) -> None:
     assert after["requests"] < before["requests"] + 100 + 90
 
 
-def test_versions_have_figures_of_their_own(watched: Api) -> None:
+def test_each_version_has_its_own_metrics(watched: Api) -> None:
     watched.publish("two", onnx_scale(2))
     watched.publish("two", onnx_scale(3))
     watched.deploy("two:1", bake_seconds=60)
@@ -147,12 +147,12 @@ def test_versions_have_figures_of_their_own(watched: Api) -> None:
     assert ended[1] - begun[1] < 150, "what version 2 was asked is counted for version 1"
 
 
-def test_what_is_asked_wrongly_is_said(watched: Api) -> None:
+def test_invalid_queries_are_refused(watched: Api) -> None:
     url = "/v1/deployments/net/metrics"
     for window in ("", "soon", "-5m"):
         watched.problem(watched.http.get(url, params={"window": window}), 422, "invalid-input")
     problem = watched.problem(watched.http.get(url, params={"window": "7h"}), 422, "invalid-input")
     assert "6h" in problem["detail"]
     watched.problem(watched.http.get(url, params={"points": 0}), 422, "invalid-request")
-    watched.problem(watched.http.get("/v1/deployments/nobody/metrics"), 404, "not-found")
+    watched.problem(watched.http.get("/v1/deployments/unknown/metrics"), 404, "not-found")
     assert len(metrics(watched, "net", window="6h", points=7)["points"]) <= 7

@@ -48,7 +48,7 @@ async def until(what: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def verify(received: Received) -> dict[str, object]:
-    """Check the signature as the specification of Standard Webhooks says, with none of our own code."""
+    """Check the signature as the specification of Standard Webhooks says, without the code under test."""
     headers = received.headers
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + received.body
     key = base64.b64decode(SECRET.removeprefix("whsec_"))
@@ -60,7 +60,7 @@ def verify(received: Received) -> dict[str, object]:
     return document
 
 
-async def test_a_receiver_that_fails_hangs_goes_away_and_comes_back_gets_everything_in_order(
+async def test_unreliable_receiver_gets_all_messages_in_order(
     receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -105,7 +105,7 @@ async def test_a_receiver_that_fails_hangs_goes_away_and_comes_back_gets_everyth
     assert SECRET not in repr(settings(receiver))
 
 
-async def test_the_queue_is_bounded_and_what_is_too_old_is_given_up(receiver: Receiver) -> None:
+async def test_queue_is_bounded_and_old_messages_are_dropped(receiver: Receiver) -> None:
     receiver.status = 500
     webhook = Webhook(settings(receiver, webhook_queue=3))
     for number in range(10):
@@ -126,7 +126,7 @@ async def test_the_queue_is_bounded_and_what_is_too_old_is_given_up(receiver: Re
     await webhook.stop()
 
 
-async def test_redirects_are_not_followed_to_another_place(receiver: Receiver) -> None:
+async def test_redirects_are_not_followed(receiver: Receiver) -> None:
     receiver.status = 302
     webhook = Webhook(settings(receiver))
     await webhook.start()
@@ -136,7 +136,7 @@ async def test_redirects_are_not_followed_to_another_place(receiver: Receiver) -
     assert webhook.outcomes["delivered"] == 0
 
 
-async def test_without_a_url_nothing_happens_and_without_a_secret_it_is_refused() -> None:
+async def test_no_url_disables_webhook_and_missing_secret_is_refused() -> None:
     webhook = Webhook(MonitoringSettings())
     webhook.send("objective.burning", {})
     await webhook.start()
@@ -148,7 +148,7 @@ async def test_without_a_url_nothing_happens_and_without_a_secret_it_is_refused(
         Webhook(MonitoringSettings(webhook_url=SecretStr("ftp://x"), webhook_secret=SecretStr(SECRET)))
 
 
-def test_secrets() -> None:
+def test_keys_are_decoded_and_invalid_secrets_refused() -> None:
     assert key_of(SECRET) == b"0123456789abcdef01234567"
     assert key_of("just a long enough text") == b"just a long enough text"
     for wrong in ("whsec_!!!", "short", "whsec_c2hvcnQ="):
@@ -157,7 +157,7 @@ def test_secrets() -> None:
         assert wrong not in str(raised.value)
 
 
-def test_the_signature_is_that_of_the_specification() -> None:
+def test_signature_matches_specification() -> None:
     """The example of Standard Webhooks' own documentation and reference libraries."""
     key = key_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     signature = sign(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')

@@ -13,9 +13,7 @@ ADDS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 100), st.integers(0,
 
 @settings(deadline=None)
 @given(ADDS, st.integers(1, 25), st.integers(0, 30))
-def test_a_ring_is_a_sum_by_slot_over_the_newest_of_them(
-    adds: list[tuple[int, int, int]], width: int, late: int
-) -> None:
+def test_ring_sums_its_newest_slots(adds: list[tuple[int, int, int]], width: int, late: int) -> None:
     ring, slot = Ring(2, STEP, SPAN, largest=[1]), 0
     sums: dict[int, int] = {}
     largest: dict[int, int] = {}
@@ -36,7 +34,7 @@ def test_a_ring_is_a_sum_by_slot_over_the_newest_of_them(
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.01, 400), st.integers(1, 1000)), min_size=1, max_size=60))
-def test_what_was_counted_between_two_looks_is_all_there(looks: list[tuple[float, int]]) -> None:
+def test_window_contains_all_counts_between_scrapes(looks: list[tuple[float, int]]) -> None:
     windows, at = Windows(1), 1000.0
     counted: list[tuple[float, int]] = []
     for pause, count in looks:
@@ -61,7 +59,7 @@ for when in range(7, 20_000, 7):
 
 @settings(deadline=None)
 @given(st.integers(1, 240), st.integers(1, 21_600))
-def test_the_parts_of_a_window_are_the_window(count: int, window: int) -> None:
+def test_parts_of_a_window_add_up_to_the_window(count: int, window: int) -> None:
     windows = SEVENS
     parts = windows.points(window, 20_000.0, count)
     assert len(parts) <= count
@@ -70,7 +68,7 @@ def test_the_parts_of_a_window_are_the_window(count: int, window: int) -> None:
     assert sum(float(total[0]) for _, total in parts) >= windows.total(window, 20_000.0)[0] * 0.999
 
 
-def test_the_memory_of_a_model_is_bounded_however_long_it_runs() -> None:
+def test_memory_of_a_model_is_bounded() -> None:
     windows = Windows(20, [19])
     sizes = []
     row = np.ones(20)
@@ -85,7 +83,7 @@ def test_the_memory_of_a_model_is_bounded_however_long_it_runs() -> None:
     assert windows.total(6 * 3600, 14 * 3600)[0] == pytest.approx(6 * 3600, abs=11)
 
 
-def test_a_model_that_was_asked_once_gives_its_memory_back() -> None:
+def test_memory_of_an_idle_model_is_released() -> None:
     windows = Windows(20)
     for second in range(10_000):
         windows.add(second, second + 1, np.ones(20))
@@ -96,7 +94,7 @@ def test_a_model_that_was_asked_once_gives_its_memory_back() -> None:
     assert windows.total(300, 200_001)[0] == 1
 
 
-def test_time_goes_forward() -> None:
+def test_earlier_slot_is_refused() -> None:
     ring = Ring(1, 1.0, 10.0)
     ring.add(5, np.ones(1))
     with pytest.raises(ValueError, match="slots must not decrease"):

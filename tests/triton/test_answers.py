@@ -23,7 +23,7 @@ tensors = st.one_of(
 
 
 @given(st.lists(tensors, min_size=1, max_size=3), st.booleans())
-def test_all_three_forms_say_the_same(outputs: list[Array], binary: bool) -> None:
+def test_all_three_formats_give_same_outputs(outputs: list[Array], binary: bool) -> None:
     response = service_pb2.ModelInferResponse(model_name="m")
     head: dict[str, list[dict[str, object]]] = {"outputs": []}
     tail = b""
@@ -50,7 +50,7 @@ def test_all_three_forms_say_the_same(outputs: list[Array], binary: bool) -> Non
             assert np.array_equal(read, array, equal_nan=array.dtype.kind == "f")
 
 
-def test_strings_are_bytes_in_all_of_them() -> None:
+def test_strings_are_bytes_in_all_formats() -> None:
     array = np.array([b"one", b"zwei"], dtype=object)
     response = service_pb2.ModelInferResponse()
     response.outputs.add(name="y", datatype="BYTES", shape=[2])
@@ -64,11 +64,11 @@ def test_strings_are_bytes_in_all_of_them() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"outputs": [{"name": "y"}]}', b"\xff"])
-def test_what_is_no_answer_is_said_to_be_none(body: bytes) -> None:
+def test_invalid_http_answer_is_reported(body: bytes) -> None:
     with pytest.raises(InferenceError, match="cannot be read"):
         from_http(body, None)
 
 
-def test_a_message_that_is_none() -> None:
+def test_invalid_grpc_answer_is_reported() -> None:
     with pytest.raises(InferenceError, match="cannot be read"):
         from_grpc(b"\xff\xff")

@@ -89,11 +89,11 @@ def test_settings_that_can_load_code_or_files_are_found(settings: dict[str, Any]
         {"warmup": True, "max_batch_size": 16, "dynamic_batching": {"max_queue_delay_microseconds": 100}},
     ],
 )
-def test_settings_that_only_tune_are_free(settings: dict[str, Any]) -> None:
+def test_tuning_settings_are_allowed(settings: dict[str, Any]) -> None:
     assert code_settings(DeploymentSettings.model_validate(settings), Format.ONNX) == {}
 
 
-def test_a_parameter_is_allowed_for_its_own_backend_only() -> None:
+def test_parameter_is_allowed_only_for_its_own_backend() -> None:
     settings = DeploymentSettings(parameters={"INFERENCE_MODE": "true"})
     assert code_settings(settings, Format.TORCHSCRIPT) == {}
     assert list(code_settings(settings, Format.ONNX)) == ["parameters.INFERENCE_MODE"]

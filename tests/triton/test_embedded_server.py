@@ -80,7 +80,7 @@ async def test_onnxruntime_leaves_no_telemetry_session(tmp_path: Path, monkeypat
         await server.stop()
 
 
-async def test_it_serves_on_free_ports_and_stops_with_all_its_children(tmp_path: Path) -> None:
+async def test_server_uses_free_ports_and_stops_with_all_its_children(tmp_path: Path) -> None:
     server = EmbeddedTriton(tmp_path / "repository", tmp_path / "run", TritonSettings())
     assert server.state is ServerState.STOPPED
     with pytest.raises(TritonStartError, match="not started"):
@@ -102,7 +102,7 @@ async def test_it_serves_on_free_ports_and_stops_with_all_its_children(tmp_path:
     await server.stop()
 
 
-async def test_a_killed_server_comes_back_empty_on_the_same_ports(tmp_path: Path) -> None:
+async def test_killed_server_restarts_empty_on_same_ports(tmp_path: Path) -> None:
     server = EmbeddedTriton(tmp_path / "repository", tmp_path / "run", TritonSettings())
     await server.start()
     client = TritonClient("test", server.grpc_url)
@@ -122,7 +122,7 @@ async def test_a_killed_server_comes_back_empty_on_the_same_ports(tmp_path: Path
     assert not shared_memory(tmp_path / "run")
 
 
-async def test_a_killed_launcher_takes_its_server_along_and_is_replaced(tmp_path: Path) -> None:
+async def test_killed_launcher_ends_its_server_and_is_replaced(tmp_path: Path) -> None:
     server = EmbeddedTriton(tmp_path / "repository", tmp_path / "run", TritonSettings())
     await server.start()
     try:
@@ -155,7 +155,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_parent_killed_with_sigkill_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_no_process_outlives_parent_killed_with_sigkill(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PARENT, str(tmp_path), str(REPOSITORY_ROOT)]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
@@ -183,7 +183,7 @@ async def test_a_parent_killed_with_sigkill_leaves_nothing_behind(tmp_path: Path
         parent.stdout.close()
 
 
-async def test_a_port_that_is_taken_is_told_with_the_log(tmp_path: Path) -> None:
+async def test_port_in_use_is_reported_with_log(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -195,7 +195,7 @@ async def test_a_port_that_is_taken_is_told_with_the_log(tmp_path: Path) -> None
     assert server.pid is None
 
 
-async def test_another_triton_on_the_port_does_not_pass_for_ours(tmp_path: Path) -> None:
+async def test_other_triton_on_port_is_not_mistaken_for_ours(tmp_path: Path) -> None:
     first = EmbeddedTriton(tmp_path / "a", tmp_path / "run-a", TritonSettings())
     await first.start()
     try:
@@ -208,14 +208,14 @@ async def test_another_triton_on_the_port_does_not_pass_for_ours(tmp_path: Path)
         await first.stop()
 
 
-async def test_a_server_that_is_not_live_in_time_is_taken_down(tmp_path: Path) -> None:
+async def test_server_that_is_not_live_in_time_is_stopped(tmp_path: Path) -> None:
     server = EmbeddedTriton(tmp_path / "repository", tmp_path / "run", TritonSettings(start_timeout_seconds=0.001))
     with pytest.raises(TritonStartError, match=r"was not live after 0\.001 s"):
         await server.start()
     assert server.pid is None
 
 
-async def test_a_stub_that_cannot_start_is_found_out_before_a_load_hangs(
+async def test_stub_that_cannot_start_is_detected_before_a_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     libpython = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"

@@ -17,7 +17,7 @@ def test_an_id_stays_with_its_folder(tmp_path: Path) -> None:
     assert server_id("embedded", moved) == first
 
 
-def test_a_copied_folder_is_another_server(tmp_path: Path) -> None:
+def test_copied_folder_gets_another_id(tmp_path: Path) -> None:
     folder = tmp_path / "one"
     folder.mkdir()
     first = server_id("embedded", folder)

@@ -43,7 +43,7 @@ def kinds(one: dict[str, Any]) -> list[tuple[str, list[int]]]:
         ({"kind": "KIND_AUTO"}, None, ("KIND_AUTO", [])),
     ],
 )
-def test_an_instance_group_is_brought_to_its_place(
+def test_instance_group_is_moved_to_assigned_gpus(
     group: dict[str, Any], place: tuple[int, ...] | None, made: tuple[str, list[int]]
 ) -> None:
     before = config(group)
@@ -66,7 +66,7 @@ places = st.none() | st.lists(st.integers(0, 7), max_size=4, unique=True).map(la
 
 
 @given(st.lists(groups_, max_size=3), places)
-def test_what_was_asked_is_read_back(groups: list[dict[str, Any]], place: tuple[int, ...] | None) -> None:
+def test_requested_gpus_are_read_back(groups: list[dict[str, Any]], place: tuple[int, ...] | None) -> None:
     before = config(*groups)
     asked, sent = asked_gpus(before, place), on_gpus(before, place)
     assert json_to_message(sent) is not None, "Triton knows every field"
@@ -80,14 +80,14 @@ def test_what_was_asked_is_read_back(groups: list[dict[str, Any]], place: tuple[
         assert set(named_gpus(sent)) <= set(named_gpus(before)) | set(place)
 
 
-def test_what_triton_resolved_by_itself_is_read_too() -> None:
+def test_gpus_chosen_by_triton_are_read() -> None:
     assert present_gpus(config({"kind": "KIND_GPU", "gpus": [0, 1]})) == (0, 1)
     assert present_gpus(config({"kind": "KIND_CPU"})) == ()
     assert present_gpus(config({"kind": "KIND_MODEL"})) is None
     assert present_gpus({"parameters": {GPUS_PARAMETER: {"string_value": "one"}}}) is None
 
 
-def test_what_a_configuration_can_run_on() -> None:
+def test_configuration_shows_whether_it_may_use_or_needs_gpu() -> None:
     assert may_use_gpu({})
     assert not may_use_gpu(config({"kind": "KIND_CPU"}))
     assert wants_gpu(config({"kind": "KIND_CPU"}, {"kind": "KIND_GPU"}))
@@ -95,7 +95,7 @@ def test_what_a_configuration_can_run_on() -> None:
     assert not wants_gpu(config({}))
 
 
-def test_a_refusal_tells_which_gpus_triton_does_not_use() -> None:
+def test_refusal_shows_which_gpus_triton_does_not_use() -> None:
     gpus = [DeviceReading(f"gpu:{number}", DeviceKind.GPU, 1, 0, device_id=number) for number in range(3)]
     least = "GPUs with at least the minimum required CUDA compute compatibility of 6.000000 are: "
     words = "version 1 is at UNAVAILABLE state: Invalid argument: instance group m_0 of model m "

@@ -80,7 +80,7 @@ def server() -> Iterator[Server]:
             serving.join()
 
 
-def test_who_asks_at_about_the_same_moment_gets_the_same_page(server: Server) -> None:
+def test_concurrent_readers_share_one_page(server: Server) -> None:
     page = MetricsScraper(server.url, shared_seconds=600)
     server.gate.clear()
     with ThreadPoolExecutor(4) as pool:
@@ -93,7 +93,7 @@ def test_who_asks_at_about_the_same_moment_gets_the_same_page(server: Server) ->
     page.close()
 
 
-def test_who_comes_later_gets_a_new_one(server: Server) -> None:
+def test_later_reader_gets_new_page(server: Server) -> None:
     page = MetricsScraper(server.url, shared_seconds=0)
     first, second = page.read(60.0), page.read(60.0)
     assert server.asked == 2
@@ -101,7 +101,7 @@ def test_who_comes_later_gets_a_new_one(server: Server) -> None:
     page.close()
 
 
-def test_a_failure_is_not_kept(server: Server) -> None:
+def test_failure_is_not_cached(server: Server) -> None:
     page = MetricsScraper(server.url, shared_seconds=600)
     server.status = 503
     with pytest.raises(TritonUnavailableError, match="returned status 503"):
@@ -112,7 +112,7 @@ def test_a_failure_is_not_kept(server: Server) -> None:
     page.close()
 
 
-def test_nobody_waits_longer_than_the_deadline_for_somebody_elses_look(server: Server) -> None:
+def test_wait_for_another_read_ends_at_deadline(server: Server) -> None:
     page = MetricsScraper(server.url, shared_seconds=600)
     server.gate.clear()
     with ThreadPoolExecutor(1) as pool:
@@ -126,7 +126,7 @@ def test_nobody_waits_longer_than_the_deadline_for_somebody_elses_look(server: S
     page.close()
 
 
-def test_to_have_waited_for_somebody_else_counts(server: Server) -> None:
+def test_wait_for_another_read_counts_against_deadline(server: Server) -> None:
     with httpx.Client() as client:
         assert fetch(client, server.url, 60.0, waited_seconds=1.0) == PAGE.decode()
         server.gate.clear()
@@ -138,7 +138,7 @@ def test_to_have_waited_for_somebody_else_counts(server: Server) -> None:
     assert server.asked == asked, "there was no time left to ask"
 
 
-def test_devices_and_requests_are_read_off_one_page_and_devices_never_off_an_old_one(server: Server) -> None:
+def test_devices_and_requests_share_page_but_devices_need_fresh_one(server: Server) -> None:
     page = MetricsScraper(server.url, shared_seconds=600)
     devices = TritonMetricsSource(page)
     assert devices.read() == ()
@@ -149,7 +149,7 @@ def test_devices_and_requests_are_read_off_one_page_and_devices_never_off_an_old
     page.close()
 
 
-def test_a_page_that_does_not_come_in_time(server: Server) -> None:
+def test_late_page_times_out(server: Server) -> None:
     page = MetricsScraper(server.url)
     server.gate.clear()
     with pytest.raises(TritonTimeoutError):
@@ -157,7 +157,7 @@ def test_a_page_that_does_not_come_in_time(server: Server) -> None:
     page.close()
 
 
-def test_a_page_that_drips_is_given_up(server: Server) -> None:
+def test_page_sent_too_slowly_times_out(server: Server) -> None:
     page = MetricsScraper(server.url)
     server.drips.set()
     with pytest.raises(TritonTimeoutError, match=r"took more than 0\.2 s"):
@@ -166,7 +166,7 @@ def test_a_page_that_drips_is_given_up(server: Server) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/metrics", "127.0.0.1:8002/metrics", "http://[/", ""])
-def test_a_server_that_cannot_be_reached(url: str) -> None:
+def test_unreachable_server_is_reported(url: str) -> None:
     page = MetricsScraper(url)
     with pytest.raises(TritonUnavailableError, match="cannot be read"):
         page.read(1)

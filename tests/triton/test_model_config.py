@@ -45,7 +45,7 @@ def build(signature: Signature = BATCHED, versions: tuple[int, ...] = (1,), **se
     return build_config("m", manifest(signature), DeploymentSettings(**settings), versions)
 
 
-def test_a_batched_signature() -> None:
+def test_batched_signature_omits_batch_dimension() -> None:
     config = build()
     assert config["backend"] == "onnxruntime"
     assert config["default_model_filename"] == "model.onnx"
@@ -55,13 +55,13 @@ def test_a_batched_signature() -> None:
     assert "dynamic_batching" not in config
 
 
-def test_batching_turned_off_keeps_the_whole_shape() -> None:
+def test_max_batch_size_0_keeps_batch_dimension_in_shape() -> None:
     config = build(max_batch_size=0)
     assert "max_batch_size" not in config
     assert config["input"][0]["dims"] == [-1, 3]
 
 
-def test_strings_and_scalars_of_a_model_that_does_not_batch() -> None:
+def test_strings_and_scalars_of_unbatched_model() -> None:
     config = build(SINGLE)
     assert config["input"][1] == {"name": "sr", "data_type": "TYPE_INT64", "dims": [1]}
     assert config["parameters"]["tcp_scalars"] == {"string_value": "sr"}
@@ -72,13 +72,13 @@ LABELLED = Signature(inputs=(spec("x", "FP32", -1, 3),), outputs=(spec("y", "INT
 TEXTS = Signature(inputs=(spec("text", "BYTES", -1),), outputs=(spec("y", "INT64", -1),), batched=True)
 
 
-def test_an_output_of_one_element_per_row_is_reshaped() -> None:
+def test_output_with_one_element_per_row_is_reshaped() -> None:
     config = build(LABELLED)
     assert config["output"] == [{"name": "y", "data_type": "TYPE_INT64", "dims": [1], "reshape": {}}]
     assert "reshape { }" in " ".join(to_pbtxt(config).split())
 
 
-def test_an_input_of_one_element_per_row_turns_batching_off() -> None:
+def test_input_with_one_element_per_row_disables_batching() -> None:
     config = build(TEXTS)
     assert "max_batch_size" not in config
     assert config["input"] == [{"name": "text", "data_type": "TYPE_STRING", "dims": [-1]}]
@@ -86,7 +86,7 @@ def test_an_input_of_one_element_per_row_turns_batching_off() -> None:
     assert build(TEXTS, max_batch_size=0)["input"] == config["input"]
 
 
-def test_an_empty_reshape_may_be_written_in_two_ways() -> None:
+def test_empty_reshape_has_two_equivalent_forms() -> None:
     signature = LABELLED
     forms: tuple[dict[str, list[int]], ...] = ({}, {"shape": []})
     for written in forms:
@@ -94,7 +94,7 @@ def test_an_empty_reshape_may_be_written_in_two_ways() -> None:
         assert to_pbtxt(config) == to_pbtxt(build(signature))
 
 
-def test_instances_batcher_policy_and_parameters() -> None:
+def test_settings_set_instances_batching_versions_and_parameters() -> None:
     config = build(
         versions=(7, 2, 7),
         instance_count=3,
@@ -110,7 +110,7 @@ def test_instances_batcher_policy_and_parameters() -> None:
     assert config["parameters"]["intra_op_thread_count"] == {"string_value": "2"}
 
 
-def test_metadata_of_the_file_become_parameters_that_no_backend_reads() -> None:
+def test_file_metadata_become_prefixed_parameters() -> None:
     noted = {"names": "{0: 'cat'}", "EXECUTION_ENV_PATH": "/tmp/x", "session.intra_op.allow_spinning": "1"}
     published = manifest(BATCHED).model_copy(update={"attributes": {"metadata": noted}})
     config = build_config("m", published, DeploymentSettings(parameters={"metadata.names": "mine"}), [1])
@@ -121,14 +121,14 @@ def test_metadata_of_the_file_become_parameters_that_no_backend_reads() -> None:
     assert set(values) == {"tcp_config_digest"}
 
 
-def test_golden_samples_fit_the_batch_size_or_none_could_be_proved() -> None:
+def test_default_batch_size_fits_golden_samples() -> None:
     sample = Sample({"x": np.zeros((20, 3), np.float32)}, {})
     assert build_config("m", manifest(BATCHED), DeploymentSettings(), [1], samples=sample)["max_batch_size"] == 20
     config = build_config("m", manifest(BATCHED), DeploymentSettings(max_batch_size=4), [1], samples=[sample])
     assert config["max_batch_size"] == 4
 
 
-def test_warm_up_requests_name_the_files_they_need() -> None:
+def test_warmup_requests_name_their_data_files() -> None:
     inputs = {"x": np.ones((2, 5), np.float32), "sr": np.array(16_000)}
     sample = Sample(inputs, {})
     config = build_config("m", manifest(SINGLE), DeploymentSettings(warmup=True), [1], samples=sample)
@@ -187,7 +187,7 @@ def test_overrides_are_merged() -> None:
         ({"ensemble_scheduling": {"step": []}}, "ensemble_scheduling cannot be given"),
     ],
 )
-def test_overrides_that_contradict_are_refused(overrides: dict[str, Any], message: str) -> None:
+def test_contradictory_overrides_are_refused(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfigError, match=message):
         build(config_overrides=overrides)
 
@@ -222,7 +222,7 @@ def test_settings_that_contradict_the_signature_are_refused(
         build(signature, **settings)
 
 
-def test_what_cannot_be_served_is_refused() -> None:
+def test_unservable_version_is_refused() -> None:
     with pytest.raises(InvalidConfigError, match="convert it"):
         build_config("m", manifest(BATCHED, Format.SKLEARN), DeploymentSettings(), [1])
     with pytest.raises(InvalidConfigError, match="no signature"):
@@ -248,14 +248,14 @@ def test_torchscript_outputs_need_a_position(names: tuple[str, ...]) -> None:
         build_config("m", manifest(signature, Format.TORCHSCRIPT), DeploymentSettings(), [1])
 
 
-def test_torchscript_outputs_in_any_order() -> None:
+def test_torchscript_outputs_may_have_any_order() -> None:
     signature = Signature(inputs=(spec("x", "FP32", 1),), outputs=(spec("b__1", "FP32", 1), spec("a__0", "FP32", 1)))
     config = build_config("m", manifest(signature, Format.TORCHSCRIPT), DeploymentSettings(), [1])
     assert config["backend"] == "pytorch"
     assert config["default_model_filename"] == "model.pt"
 
 
-def test_the_digest_is_of_what_makes_a_model_run_differently() -> None:
+def test_digest_covers_only_settings_that_change_execution() -> None:
     first = build(versions=(1,))
     digest = first["parameters"]["tcp_config_digest"]["string_value"]
     assert build(versions=(1, 2))["parameters"]["tcp_config_digest"]["string_value"] == digest
@@ -330,8 +330,8 @@ def test_any_signature_and_settings_give_a_config_that_parses_back_equal(data: s
 
 
 @given(st.data())
-def test_a_users_copy_of_the_generated_fields_changes_nothing(data: st.DataObject) -> None:
-    """Whoever pastes what `model_config` shows, contradicts nothing."""
+def test_overrides_equal_to_generated_fields_change_nothing(data: st.DataObject) -> None:
+    """The fields that `model_config` shows can be used as overrides without a contradiction."""
     signature = data.draw(signatures())
     config = build_config("m", manifest(signature), DeploymentSettings(), [1])
     again = {key: config[key] for key in ("input", "output", "max_batch_size", "instance_group") if key in config}
@@ -339,7 +339,7 @@ def test_a_users_copy_of_the_generated_fields_changes_nothing(data: st.DataObjec
 
 
 @pytest.mark.parametrize("dtype", list(DataType))
-def test_type_names_go_both_ways(dtype: DataType) -> None:
+def test_type_names_convert_both_ways(dtype: DataType) -> None:
     assert data_type_of(triton_type(dtype)) is dtype
     assert triton_type(dtype) in model_config_pb2.DataType.keys()  # noqa: SIM118 - an enum wrapper
 
@@ -354,7 +354,7 @@ def test_bfloat16_is_rounded_to_nearest(values: list[float]) -> None:
 
 
 @given(st.lists(st.binary(max_size=20), max_size=6))
-def test_strings_go_both_ways(values: list[bytes]) -> None:
+def test_strings_convert_both_ways(values: list[bytes]) -> None:
     array = np.empty(len(values), dtype=object)
     array[:] = values
     assert list(deserialise(serialise(array, DataType.BYTES), DataType.BYTES)) == values

@@ -34,9 +34,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {"model.onnx": blob, "parts/weights.bin": weights}
 
 
-def test_a_version_is_linked_in_and_the_config_written_once(
-    repository: ModelRepository, files: dict[str, Path]
-) -> None:
+def test_version_is_linked_and_config_written_once(repository: ModelRepository, files: dict[str, Path]) -> None:
     assert repository.stage("m", 7, files, CONFIG)
     version = repository.root / "m" / "7"
     assert (version / "model.onnx").samefile(files["model.onnx"])
@@ -52,7 +50,7 @@ def test_a_version_is_linked_in_and_the_config_written_once(
     assert not repository.write_config("m", {**CONFIG, "max_batch_size": 4})
 
 
-def test_a_candidate_is_renamed_into_its_model(repository: ModelRepository, files: dict[str, Path]) -> None:
+def test_candidate_folder_is_renamed_to_its_model(repository: ModelRepository, files: dict[str, Path]) -> None:
     candidate = candidate_name("m")
     repository.stage(candidate, 7, files, {**CONFIG, "name": candidate})
     changed = files["model.onnx"].stat().st_ctime_ns
@@ -62,7 +60,7 @@ def test_a_candidate_is_renamed_into_its_model(repository: ModelRepository, file
     assert (repository.root / "m" / "7" / "model.onnx").samefile(files["model.onnx"])
 
 
-def test_a_candidate_of_other_content_is_not_taken_over(
+def test_candidate_with_other_content_is_not_reused(
     repository: ModelRepository, files: dict[str, Path], tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -72,7 +70,7 @@ def test_a_candidate_of_other_content_is_not_taken_over(
     assert (repository.root / "m" / "7" / "model.onnx").read_bytes() == b"graph"
 
 
-def test_a_blob_that_another_version_has_is_copied(repository: ModelRepository, files: dict[str, Path]) -> None:
+def test_blob_in_use_by_another_version_is_copied(repository: ModelRepository, files: dict[str, Path]) -> None:
     """A further link would change the inode, and Triton would load version 7 again."""
     repository.stage("m", 7, files, CONFIG)
     changed = files["model.onnx"].stat().st_ctime_ns
@@ -81,7 +79,7 @@ def test_a_blob_that_another_version_has_is_copied(repository: ModelRepository, 
     assert (repository.root / "m" / "8" / "model.onnx").read_bytes() == b"graph"
 
 
-def test_staging_and_removing_in_another_servers_repository_changes_no_times(
+def test_staging_in_other_repository_changes_no_change_times(
     repository: ModelRepository, files: dict[str, Path], tmp_path: Path
 ) -> None:
     """Triton compares change times: it would load the version again."""
@@ -97,7 +95,7 @@ def test_staging_and_removing_in_another_servers_repository_changes_no_times(
 
 
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EMLINK, errno.EPERM, errno.ENOTSUP])
-def test_where_links_cannot_be_made_it_copies(
+def test_files_are_copied_if_linking_fails(
     repository: ModelRepository, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(*_: object) -> None:
@@ -108,7 +106,7 @@ def test_where_links_cannot_be_made_it_copies(
     assert (repository.root / "m" / "7" / "model.onnx").read_bytes() == b"graph"
 
 
-def test_across_real_file_systems(files: dict[str, Path], tmp_path: Path) -> None:
+def test_files_are_copied_across_file_systems(files: dict[str, Path], tmp_path: Path) -> None:
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("no second file system here")
@@ -125,7 +123,7 @@ def test_across_real_file_systems(files: dict[str, Path], tmp_path: Path) -> Non
         root.rmdir()
 
 
-def test_a_full_disk_leaves_nothing(
+def test_full_disk_leaves_no_files(
     repository: ModelRepository, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.link
@@ -142,14 +140,14 @@ def test_a_full_disk_leaves_nothing(
     assert not list(repository.root.glob(".incomplete-*"))
 
 
-def test_a_missing_source_leaves_nothing(repository: ModelRepository, tmp_path: Path) -> None:
+def test_missing_source_leaves_no_version(repository: ModelRepository, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be written"):
         repository.stage("m", 7, {"model.onnx": tmp_path / "nowhere"}, CONFIG)
     assert repository.staged() == {"m": set()}
 
 
 @pytest.mark.parametrize("step", ["os.link", "os.fsync", "pathlib.Path.rename"])
-def test_a_process_killed_half_way_leaves_no_version(
+def test_process_killed_while_staging_leaves_no_version(
     repository: ModelRepository, files: dict[str, Path], step: str
 ) -> None:
     """SIGKILL at the first link, the first sync, and right before the rename; the next one cleans up and stages."""
@@ -171,7 +169,7 @@ ModelRepository(pathlib.Path({str(repository.root)!r})).stage("m", 7, {{
     assert repository.staged() == {"m": {7}}
 
 
-def test_removing(repository: ModelRepository, files: dict[str, Path]) -> None:
+def test_versions_and_models_are_removed(repository: ModelRepository, files: dict[str, Path]) -> None:
     repository.stage("m", 7, files, CONFIG)
     repository.stage("m", 8, files, CONFIG)
     assert repository.remove_version("m", 7)
@@ -218,7 +216,7 @@ def placed(kind: Format, *paths: str, **attributes: str) -> dict[str, str]:
     return {target: file.path for target, file in layout(manifest).items()}
 
 
-def test_layout_puts_the_model_where_triton_looks_and_data_beside_it() -> None:
+def test_layout_renames_model_file_and_keeps_data_beside_it() -> None:
     assert placed(Format.ONNX, "model.onnx", "w.bin") == {"model.onnx": "model.onnx", "w.bin": "w.bin"}
     assert placed(Format.ONNX, "resnet.onnx", "w.bin") == {"model.onnx": "resnet.onnx", "w.bin": "w.bin"}
     assert placed(Format.ONNX, "net/resnet.onnx", "net/w/0") == {"model.onnx": "net/resnet.onnx", "w/0": "net/w/0"}
@@ -230,7 +228,7 @@ def test_layout_puts_the_model_where_triton_looks_and_data_beside_it() -> None:
         placed(Format.SKLEARN, "a.skops")
 
 
-def test_two_who_clean_at_once_do_not_stumble_over_each_other(tmp_path: Path) -> None:
+def test_concurrent_cleanups_do_not_fail(tmp_path: Path) -> None:
     repository = ModelRepository(tmp_path)
     for number in range(40):
         folder = tmp_path / f".incomplete-{number}" / "deep" / "deeper"
@@ -328,7 +326,7 @@ def test_changed_version_is_found_and_staged_again(
     assert not list(repository.root.glob(".incomplete-*"))
 
 
-def test_unchanged_version_is_read_once_whoever_links_or_removes_it(files: dict[str, Path], tmp_path: Path) -> None:
+def test_unchanged_version_is_hashed_once(files: dict[str, Path], tmp_path: Path) -> None:
     checked = CheckedFiles(tmp_path)
     repository = ModelRepository(tmp_path / "repository", checked)
     expected = published(files)

@@ -44,7 +44,7 @@ async def two(serving: Serving, tmp_path: Path) -> str:
     return name
 
 
-async def test_the_highest_loaded_version_answers_at_once(serving: Serving, two: str, tmp_path: Path) -> None:
+async def test_highest_loaded_version_answers_at_once(serving: Serving, two: str, tmp_path: Path) -> None:
     model = scale(tmp_path / "m.onnx", 1.0)
     await serving.load(two, model, [1])
     assert await answering(serving, two) == (2.0, 1)
@@ -54,7 +54,7 @@ async def test_the_highest_loaded_version_answers_at_once(serving: Serving, two:
     assert await answering(serving, two) == (2.0, 1)
 
 
-async def test_a_policy_change_does_not_reload_what_stays(serving: Serving, two: str, tmp_path: Path) -> None:
+async def test_version_policy_change_does_not_reload_kept_versions(serving: Serving, two: str, tmp_path: Path) -> None:
     model = scale(tmp_path / "m.onnx", 1.0)
     await serving.load(two, model, [1])
     before = serving.server.processes_of(two, 1)
@@ -64,7 +64,7 @@ async def test_a_policy_change_does_not_reload_what_stays(serving: Serving, two:
     assert serving.server.processes_of(two, 1) == before
 
 
-async def test_staging_and_writing_the_config_reloads_nothing_that_stays(
+async def test_staging_and_writing_config_do_not_reload_kept_versions(
     serving: Serving, two: str, tmp_path: Path
 ) -> None:
     """`config.pbtxt` may be written after a load with an override, and versions may come, without a reload."""
@@ -83,7 +83,7 @@ async def test_staging_and_writing_the_config_reloads_nothing_that_stays(
     assert serving.server.processes_of(two, 1) == before
 
 
-async def test_leftovers_do_not_disturb(serving: Serving, two: str, tmp_path: Path) -> None:
+async def test_incomplete_folders_are_not_listed_as_models(serving: Serving, two: str, tmp_path: Path) -> None:
     (serving.repository.root / ".incomplete-gone").mkdir()
     await serving.load(two, scale(tmp_path / "m.onnx", 1.0), [1])
     assert await states(serving, two) == {1: "READY"}
@@ -91,9 +91,7 @@ async def test_leftovers_do_not_disturb(serving: Serving, two: str, tmp_path: Pa
     (serving.repository.root / ".incomplete-gone").rmdir()
 
 
-async def test_other_settings_reload_and_the_new_is_up_before_the_old_goes(
-    serving: Serving, two: str, tmp_path: Path
-) -> None:
+async def test_changed_settings_reload_the_version(serving: Serving, two: str, tmp_path: Path) -> None:
     model = scale(tmp_path / "m.onnx", 1.0)
     await serving.load(two, model, [1])
     before = serving.server.processes_of(two, 1)
@@ -101,7 +99,7 @@ async def test_other_settings_reload_and_the_new_is_up_before_the_old_goes(
     assert set(serving.server.processes_of(two, 1)) - set(before)
 
 
-async def test_the_same_config_again_is_no_reload(serving: Serving, two: str, tmp_path: Path) -> None:
+async def test_same_config_does_not_reload(serving: Serving, two: str, tmp_path: Path) -> None:
     """A 200 may be a no-op, here a welcome one."""
     model = scale(tmp_path / "m.onnx", 1.0)
     await serving.load(two, model, [1])
@@ -110,7 +108,7 @@ async def test_the_same_config_again_is_no_reload(serving: Serving, two: str, tm
     assert serving.server.processes_of(two) == before
 
 
-async def test_the_configuration_that_triton_reports_is_another_one(serving: Serving, two: str, tmp_path: Path) -> None:
+async def test_loading_the_reported_configuration_reloads_versions(serving: Serving, two: str, tmp_path: Path) -> None:
     """Triton fills in fields; a load that sends them loads every version again."""
     model = scale(tmp_path / "m.onnx", 1.0)
     await serving.load(two, model, [1])
@@ -120,7 +118,7 @@ async def test_the_configuration_that_triton_reports_is_another_one(serving: Ser
     assert set(serving.server.processes_of(two, 1)) - set(before)
 
 
-async def test_a_second_link_to_a_file_costs_its_version_a_reload(serving: Serving, two: str, tmp_path: Path) -> None:
+async def test_second_link_to_a_file_reloads_its_version(serving: Serving, two: str, tmp_path: Path) -> None:
     """Triton looks at the inode's change time, too. Only the version concerned, and only at the next load."""
     model = scale(tmp_path / "m.onnx", 1.0)
     await serving.load(two, model, [1, 2])
@@ -132,9 +130,7 @@ async def test_a_second_link_to_a_file_costs_its_version_a_reload(serving: Servi
     assert set(serving.server.processes_of(two, 2)) > set(before[2])
 
 
-async def test_something_beside_the_versions_costs_all_of_them_a_reload(
-    serving: Serving, two: str, tmp_path: Path
-) -> None:
+async def test_other_entry_in_model_folder_reloads_all_versions(serving: Serving, two: str, tmp_path: Path) -> None:
     """Why work in progress lies in the repository's root and not in the model's folder."""
     model = scale(tmp_path / "m.onnx", 1.0)
     await serving.load(two, model, [1])
@@ -144,7 +140,7 @@ async def test_something_beside_the_versions_costs_all_of_them_a_reload(
     assert set(serving.server.processes_of(two, 1)) > set(before)
 
 
-async def test_a_promoted_candidate_and_a_version_that_left_cost_no_reload(
+async def test_promoting_candidate_and_removing_old_version_do_not_reload(
     serving: Serving, two: str, tmp_path: Path
 ) -> None:
     """The whole way forward, as the reconciler goes it: candidate, proof, own name, clean-up, end of the bake."""
@@ -170,8 +166,8 @@ async def test_a_promoted_candidate_and_a_version_that_left_cost_no_reload(
     assert serving.server.processes_of(two, 3) == newcomer
 
 
-async def test_a_renewed_version_is_loaded_again(serving: Serving, two: str, tmp_path: Path) -> None:
-    """What mends a dead stub without an unload: the new instance is up before the old one goes."""
+async def test_renewed_version_is_reloaded(serving: Serving, two: str, tmp_path: Path) -> None:
+    """This replaces a dead stub without an unload: the new instance is up before the old one ends."""
     model = scale(tmp_path / "m.onnx", 1.0)
     await serving.load(two, model, [1])
     os.kill(serving.server.processes_of(two)[0], signal.SIGKILL)
@@ -186,7 +182,7 @@ async def test_a_renewed_version_is_loaded_again(serving: Serving, two: str, tmp
     assert await answering(serving, two) == (2.0, 1)
 
 
-async def test_one_broken_version_fails_the_whole_load_and_what_served_goes_on(
+async def test_broken_version_fails_whole_load_and_loaded_one_keeps_serving(
     serving: Serving, two: str, tmp_path: Path
 ) -> None:
     model = scale(tmp_path / "m.onnx", 1.0)
@@ -202,7 +198,7 @@ async def test_one_broken_version_fails_the_whole_load_and_what_served_goes_on(
     assert serving.server.processes_of(two, 2) == [] or (await states(serving, two)).get(2) != "READY"
 
 
-async def test_a_version_that_is_not_on_disk_is_refused(serving: Serving, two: str, tmp_path: Path) -> None:
+async def test_version_that_is_not_on_disk_is_refused(serving: Serving, two: str, tmp_path: Path) -> None:
     model = scale(tmp_path / "m.onnx", 1.0)
     await serving.load(two, model, [1])
     with pytest.raises(LoadRefusedError):
@@ -210,7 +206,7 @@ async def test_a_version_that_is_not_on_disk_is_refused(serving: Serving, two: s
     assert await answering(serving, two) == (2.0, 1)
 
 
-async def test_what_triton_finds_wrong_in_a_config_is_told(serving: Serving, two: str, tmp_path: Path) -> None:
+async def test_refused_config_is_reported_with_tritons_reason(serving: Serving, two: str, tmp_path: Path) -> None:
     config = build_config(two, scale(tmp_path / "m.onnx", 1.0).manifest, DeploymentSettings(), [1])
     config["backend"] = "no-such-backend"
     with pytest.raises(LoadRefusedError, match="no-such-backend"):
@@ -221,9 +217,7 @@ async def test_what_triton_finds_wrong_in_a_config_is_told(serving: Serving, two
         await serving.client.load(two, config)
 
 
-async def test_a_client_in_a_tight_loop_loses_no_request_while_versions_switch(
-    serving: Serving, two: str, tmp_path: Path
-) -> None:
+async def test_version_switches_lose_no_request_of_busy_client(serving: Serving, two: str, tmp_path: Path) -> None:
     model = scale(tmp_path / "m.onnx", 1.0)
     await serving.load(two, model, [1])
     config = await serving.client.model_config(two)
@@ -246,9 +240,7 @@ async def test_a_client_in_a_tight_loop_loses_no_request_while_versions_switch(
     assert set(seen) == {(2.0, 1), (3.0, 2)}
 
 
-async def test_a_dead_stub_leaves_the_model_ready_and_only_an_inference_tells(
-    serving: Serving, two: str, tmp_path: Path
-) -> None:
+async def test_model_with_dead_stub_stays_ready_but_fails_inference(serving: Serving, two: str, tmp_path: Path) -> None:
     model = scale(tmp_path / "m.onnx", 1.0)
     await serving.load(two, model, [1])
     os.kill(serving.server.processes_of(two)[0], signal.SIGKILL)
@@ -256,7 +248,7 @@ async def test_a_dead_stub_leaves_the_model_ready_and_only_an_inference_tells(
         await serving.client.infer(two, ONE)
     assert await states(serving, two) == {1: "READY"}
     assert await serving.client.ready(two)
-    # A load with the same configuration is a no-op and mends nothing.
+    # A load with the same configuration is a no-op and does not replace the stub.
     await serving.load(two, model, [1])
     with pytest.raises(InferenceError, match="not healthy"):
         await serving.client.infer(two, ONE)
@@ -267,7 +259,7 @@ async def test_a_dead_stub_leaves_the_model_ready_and_only_an_inference_tells(
     assert await answering(serving, two) == (2.0, 1)
 
 
-async def test_a_load_that_never_ends_ends_by_its_deadline(serving: Serving, tmp_path: Path) -> None:
+async def test_load_that_hangs_ends_at_its_deadline(serving: Serving, tmp_path: Path) -> None:
     """The stub is stopped while it starts, so that the load waits for it; other models go on."""
     model = scale(tmp_path / "m.onnx", 1.0)
     name, other = serving.name("stuck"), serving.name("other")
@@ -295,12 +287,12 @@ async def test_a_load_that_never_ends_ends_by_its_deadline(serving: Serving, tmp
     assert (await states(serving, name))[1] == "READY"
 
 
-async def test_unloading_what_is_not_loaded_succeeds(serving: Serving, two: str) -> None:
+async def test_unloading_model_that_is_not_loaded_succeeds(serving: Serving, two: str) -> None:
     await serving.client.unload(two)
     await serving.client.unload("never-heard-of")
 
 
-async def test_a_folder_with_a_leading_zero_is_no_version(serving: Serving, two: str, tmp_path: Path) -> None:
+async def test_folder_with_leading_zero_is_not_a_version(serving: Serving, two: str, tmp_path: Path) -> None:
     model = scale(tmp_path / "m.onnx", 1.0)
     (serving.repository.root / two / "03").mkdir()
     with contextlib.suppress(LoadRefusedError):
@@ -309,11 +301,11 @@ async def test_a_folder_with_a_leading_zero_is_no_version(serving: Serving, two:
     assert serving.repository.staged()[two] == {1, 2}
 
 
-async def test_a_model_on_disk_that_was_never_loaded_is_not_listed(serving: Serving, two: str) -> None:
+async def test_model_that_was_never_loaded_is_not_listed(serving: Serving, two: str) -> None:
     assert await states(serving, two) == {}
 
 
-async def test_what_comes_and_goes_in_the_repository_does_not_fail_the_index(serving: Serving) -> None:
+async def test_folders_that_appear_and_vanish_do_not_fail_the_index(serving: Serving) -> None:
     """It fails Triton's own call now and then; the client asks again."""
     stop = threading.Event()
 

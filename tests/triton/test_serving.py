@@ -49,7 +49,7 @@ async def test_onnx_loads_infers_and_unloads_with_its_processes(serving: Serving
         await serving.client.infer(name, {"x": rows(1)})
 
 
-async def test_outputs_come_in_the_order_of_the_configuration(serving: Serving, tmp_path: Path) -> None:
+async def test_outputs_have_the_order_of_the_configuration(serving: Serving, tmp_path: Path) -> None:
     """Triton passes the names as a set, whose order differs from process to process."""
     names = [f"y{number}" for number in range(8)]
     nodes = [helper.make_node("Identity", ["x"], [name]) for name in names]
@@ -71,7 +71,7 @@ class Affine(torch.nn.Module):
 
 
 @pytest.mark.parametrize("names", [("left", "right"), ("a__0", "b__1"), ("first", "second")])
-async def test_torchscript_takes_inputs_by_argument_name_by_position_or_in_order(
+async def test_torchscript_maps_inputs_by_name_by_position_or_in_order(
     serving: Serving, tmp_path: Path, names: tuple[str, str]
 ) -> None:
     signature = Signature(
@@ -86,7 +86,7 @@ async def test_torchscript_takes_inputs_by_argument_name_by_position_or_in_order
     np.testing.assert_array_equal(outputs["OUTPUT__1"], rows(2).sum(axis=1))
 
 
-async def test_only_the_outputs_asked_for_are_sent(serving: Serving, tmp_path: Path) -> None:
+async def test_only_requested_outputs_are_sent(serving: Serving, tmp_path: Path) -> None:
     signature = Signature(
         inputs=(spec("left", "FP32", -1, 3), spec("right", "FP32", -1, 3)),
         outputs=(spec("OUTPUT__0", "FP32", -1, 3), spec("OUTPUT__1", "FP32", -1)),
@@ -97,7 +97,7 @@ async def test_only_the_outputs_asked_for_are_sent(serving: Serving, tmp_path: P
     assert list(outputs) == ["OUTPUT__1"]
 
 
-async def test_strings_go_in_and_out(serving: Serving, tmp_path: Path) -> None:
+async def test_strings_work_as_inputs_and_outputs(serving: Serving, tmp_path: Path) -> None:
     model = onnx_model(
         tmp_path / "m.onnx",
         [helper.make_node("Identity", ["text"], ["echo"])],
@@ -124,7 +124,7 @@ async def test_torchscript_strings_are_a_list(serving: Serving, tmp_path: Path) 
     assert list(outputs["OUT__0"]) == [b"A", b"B"]
 
 
-async def test_scalars_in_and_out_have_rank_zero_for_the_model_and_for_us(serving: Serving, tmp_path: Path) -> None:
+async def test_scalars_have_rank_zero_in_model_and_client(serving: Serving, tmp_path: Path) -> None:
     model = onnx_model(
         tmp_path / "m.onnx",
         [helper.make_node("Mul", ["x", "by"], ["y"]), helper.make_node("Identity", ["by"], ["same"])],
@@ -138,7 +138,7 @@ async def test_scalars_in_and_out_have_rank_zero_for_the_model_and_for_us(servin
     assert outputs["same"] == 3
 
 
-async def test_a_label_per_row_is_one_dimensional(serving: Serving, tmp_path: Path) -> None:
+async def test_one_label_per_row_is_one_dimensional(serving: Serving, tmp_path: Path) -> None:
     model = onnx_model(
         tmp_path / "m.onnx",
         [
@@ -160,7 +160,7 @@ async def test_a_label_per_row_is_one_dimensional(serving: Serving, tmp_path: Pa
     [(spec("b", "BYTES", -1),), (spec("b", "FP32", -1),), (spec("b", "INT64", -1), spec("x", "FP32", -1, -1))],
     ids=["texts", "numbers", "beside-a-matrix"],
 )
-async def test_requests_with_zero_rows_leave_the_server_alive(
+async def test_request_with_zero_rows_does_not_kill_server(
     serving: Serving, tmp_path: Path, inputs: tuple[TensorSpec, ...]
 ) -> None:
     """With an empty reshape on an input the whole server crashes (Triton 2.51)."""
@@ -222,7 +222,7 @@ async def test_torchscript_runs_in_the_mode_in_which_it_was_saved(serving: Servi
         ("scalar-output", ("OUTPUT__0",), "'OUTPUT__0' is a tensor without dimensions"),
     ],
 )
-async def test_torchscript_answers_that_triton_has_no_form_for_are_refused(
+async def test_torchscript_outputs_without_triton_type_are_refused(
     serving: Serving, tmp_path: Path, case: str, names: tuple[str, ...], words: str
 ) -> None:
     outputs = tuple(spec(name, "FP32", -1) for name in names)
@@ -241,7 +241,7 @@ async def test_torchscript_gets_its_inputs_as_a_dictionary(serving: Serving, tmp
     np.testing.assert_array_equal(outputs["OUTPUT__0"], np.full((2, 3), 2, np.float32))
 
 
-async def test_bfloat16_through_torchscript(serving: Serving, tmp_path: Path) -> None:
+async def test_torchscript_supports_bfloat16(serving: Serving, tmp_path: Path) -> None:
     class Double(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * 2
@@ -252,7 +252,7 @@ async def test_bfloat16_through_torchscript(serving: Serving, tmp_path: Path) ->
     assert outputs["OUT__0"].tolist() == [[3.0, -4.0]]
 
 
-async def test_tensors_larger_than_grpcs_own_limit(serving: Serving, tmp_path: Path) -> None:
+async def test_tensors_may_exceed_default_grpc_limit(serving: Serving, tmp_path: Path) -> None:
     name = await serving.serve(scale(tmp_path / "m.onnx", 2.0, width=3_000_000))
     sent = np.ones((1, 3_000_000), np.float32)
     outputs, _ = await serving.client.infer(name, {"x": sent})
@@ -270,7 +270,7 @@ async def test_concurrent_requests_are_batched_and_get_their_own_answers(serving
         np.testing.assert_array_equal(outputs["y"], array * 3)
 
 
-async def test_one_bad_request_in_a_batch_harms_no_other(serving: Serving, tmp_path: Path) -> None:
+async def test_bad_request_in_a_batch_fails_alone(serving: Serving, tmp_path: Path) -> None:
     """Index 9 is out of range for the model: that request fails, those batched with it do not."""
     table = helper.make_tensor("table", TensorProto.FLOAT, [3], [10.0, 20.0, 30.0])
     model = onnx_model(
@@ -295,7 +295,7 @@ async def test_one_bad_request_in_a_batch_harms_no_other(serving: Serving, tmp_p
         assert answer[0]["value"].tolist() == [[value]]
 
 
-async def test_wrong_inputs_are_told_apart_by_name(serving: Serving, tmp_path: Path) -> None:
+async def test_wrong_input_is_reported_by_name(serving: Serving, tmp_path: Path) -> None:
     name = await serving.serve(scale(tmp_path / "m.onnx", 2.0))
     for inputs, message in (
         ({"z": rows(1)}, "has no input 'z'; its inputs: x"),
@@ -345,7 +345,7 @@ async def test_a_load_fails_with_the_real_reason(serving: Serving, tmp_path: Pat
         assert "\n" not in caught.value.message
 
 
-async def test_a_bad_thread_setting_is_refused_and_a_good_one_taken(serving: Serving, tmp_path: Path) -> None:
+async def test_invalid_thread_count_is_refused_and_valid_one_used(serving: Serving, tmp_path: Path) -> None:
     model = scale(tmp_path / "m.onnx", 2.0)
     with pytest.raises(LoadRefusedError, match="intra_op_thread_count must be a number of threads, not 'many'"):
         await serving.serve(model, DeploymentSettings(parameters={"intra_op_thread_count": "many"}))
@@ -355,7 +355,7 @@ async def test_a_bad_thread_setting_is_refused_and_a_good_one_taken(serving: Ser
     assert (await serving.client.infer(name, {"x": rows(1)}))[1] == 1
 
 
-async def test_a_gpu_that_is_not_there_is_refused(serving: Serving, tmp_path: Path) -> None:
+async def test_absent_gpu_is_refused(serving: Serving, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(LoadRefusedError, match="GPU"):
@@ -377,7 +377,7 @@ async def test_warm_up_runs_a_golden_sample_inside_the_load(serving: Serving, tm
     assert (await serving.client.infer(name, sample.inputs))[0]["y"].tolist() == [2, 3]
 
 
-async def test_warm_up_of_batches_and_strings(serving: Serving, tmp_path: Path) -> None:
+async def test_warmup_works_with_batches_and_strings(serving: Serving, tmp_path: Path) -> None:
     model = onnx_model(
         tmp_path / "m.onnx",
         [helper.make_node("Identity", ["text"], ["echo"]), helper.make_node("Neg", ["bias"], ["minus"])],
@@ -413,7 +413,7 @@ async def test_warm_up_of_batches_and_strings(serving: Serving, tmp_path: Path) 
     ],
     ids=["no-batching", "instances", "batcher", "overrides"],
 )
-async def test_the_server_takes_what_is_generated(
+async def test_triton_accepts_generated_configurations(
     serving: Serving, tmp_path: Path, settings: DeploymentSettings
 ) -> None:
     """Both ways in: as the override of a load and, after a restart, as the config.pbtxt that lies there."""
@@ -426,7 +426,7 @@ async def test_the_server_takes_what_is_generated(
     assert await serving.client.model_config(name) == running
 
 
-async def test_the_configuration_that_runs_can_be_read_back(serving: Serving, tmp_path: Path) -> None:
+async def test_running_configuration_can_be_read_back(serving: Serving, tmp_path: Path) -> None:
     model = scale(tmp_path / "m.onnx", 2.0)
     name = serving.name()
     config = serving.stage(name, 1, model)
@@ -436,7 +436,7 @@ async def test_the_configuration_that_runs_can_be_read_back(serving: Serving, tm
     assert running["input"][0]["dims"] == [3]
 
 
-async def test_silero_voice_activity_onnx(serving: Serving) -> None:
+async def test_silero_vad_onnx_model_answers(serving: Serving) -> None:
     """A real model with a state and a rank-0 input, against onnxruntime itself."""
     signature = Signature(
         inputs=(spec("input", "FP32", -1, -1), spec("state", "FP32", 2, -1, 128), spec("sr", "INT64")),
@@ -456,7 +456,7 @@ async def test_silero_voice_activity_onnx(serving: Serving) -> None:
     np.testing.assert_allclose(outputs["stateN"], expected[1], rtol=1e-4, atol=1e-5)
 
 
-async def test_silero_voice_activity_torchscript(serving: Serving) -> None:
+async def test_silero_vad_torchscript_model_answers(serving: Serving) -> None:
     """Its second argument is an int, which only the embedded backend can give: LibTorch passes tensors."""
     signature = Signature(
         inputs=(spec("x", "FP32", -1, -1), spec("sr", "INT64")),
