@@ -150,7 +150,7 @@ def main() -> None:
         assert api.deploy("identity:1", max_batch_size=0)["state"] == "succeeded"
         until("the direct way", lambda: way(api, "identity") == "direct")
         direct = addresses(api)["direct"]
-        table = Table((frozenset({"s0"}),), models={"identity": 0}, keys={"anybody": "*"})
+        table = Table((frozenset({"s0"}),), models={"identity": 0}, keys={"any-client": "*"})
         text = render(
             GatewaySettings(), Sockets(1001, 1002, 1003), [Backend("s0", direct["http"], direct["grpc"])], table
         )

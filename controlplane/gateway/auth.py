@@ -5,7 +5,7 @@ from typing import Protocol
 
 from controlplane.errors import UnauthenticatedError
 
-ANYBODY = "anybody"
+ANY_CLIENT = "any-client"
 """Used in place of a key's digest, for every client, when no key is required."""
 
 
@@ -16,7 +16,7 @@ class Access(Protocol):
         """Return the keys whose requests HAProxy may send to Triton without calling `admit`.
 
         Returns:
-            Patterns of model names (none: all) by SHA-256 of the key in lower-case hexadecimal, or under `ANYBODY`
+            Patterns of model names (none: all) by SHA-256 of the key in lower-case hexadecimal, or under `ANY_CLIENT`
             if no key is required. Requests with any other key must pass `admit`.
         """
         ...

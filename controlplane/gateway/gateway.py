@@ -110,12 +110,12 @@ class Gateway:
             outage_seconds=settings.outage_timeout_seconds,
             splits=splits,
         )
-        self._told: Table = tables.empty(
+        self._applied: Table = tables.empty(
             slots_for(len(backends), settings.backend_slots), [backend.key for backend in backends]
         )
-        self._told_by: _Inputs | None = None
-        self._told_pauses = 0
-        self._telling = asyncio.Lock()
+        self._applied_inputs: _Inputs | None = None
+        self._applied_pauses = 0
+        self._applying = asyncio.Lock()
         self._stack: AsyncExitStack | None = None
         self._haproxy: HAProxy | None = None
         self._api: RuntimeApi | None = None
@@ -178,7 +178,7 @@ class Gateway:
                 self.activator,
                 {one.name: one.http_url for one in self._servers},
                 answer_seconds=self._settings.request_timeout_seconds,
-                attended=lambda: self._told_pauses == self._reconciler.pauses,
+                attended=lambda: self._applied_pauses == self._reconciler.pauses,
             )
             stack.push_async_callback(http_face.close)
             await stack.enter_async_context(_serving(http_face, short / ACTIVATOR_HTTP))
@@ -199,7 +199,7 @@ class Gateway:
             following = asyncio.create_task(self._follow(), name="gateway")
             stack.push_async_callback(_cancelled, following)
             self._stack = stack.pop_all()
-        logger.info("the gateway is open at %s and, for gRPC, %s", self.http_url, self.grpc_url)
+        logger.info("gateway listening on %s (HTTP) and %s (gRPC)", self.http_url, self.grpc_url)
 
     async def stop(self) -> None:
         """Stop the gateway; requests in flight are aborted."""
@@ -213,8 +213,8 @@ class Gateway:
     ) -> AsyncIterator[None]:
         """See `controlplane.gateway.drain.follower.LocalGateway`. Works also before `start` and after `stop`."""
         with self._open_routes.without(server, model):
-            slot = self._told.models.get(model)
-            await self._tell()
+            slot = self._applied.models.get(model)
+            await self._apply()
             async with waiting_at_most(self._settings.drain_timeout_seconds, server, model):
                 await self._started()
                 await self._drained(server, model, slot)
@@ -244,7 +244,7 @@ class Gateway:
             ModelRoute(
                 model=name,
                 way=self._way(name),
-                measured_share=self._told.splits.get(name, 0) / PARTS,
+                measured_share=self._applied.splits.get(name, 0) / PARTS,
                 servers=self._open_routes.open[name].servers if name in self._open_routes.open else (),
                 waiting=waiting.get(name, 0),
             )
@@ -259,18 +259,18 @@ class Gateway:
         )
 
     def _way(self, model: str) -> Way:
-        if model not in self._told.models:
+        if model not in self._applied.models:
             return "activator"
-        return "split" if model in self._told.splits else "direct"
+        return "split" if model in self._applied.splits else "direct"
 
     async def _prepare(self) -> None:
         """Write the files that HAProxy reads when it starts, so that it knows every route before the first request."""
-        self._told_by = self._inputs()
-        self._told, self._told_pauses = self._wanted(self._told_by), self._open_routes.pauses
+        self._applied_inputs = self._inputs()
+        self._applied, self._applied_pauses = self._wanted(self._applied_inputs), self._open_routes.pauses
         sockets = Sockets(**{name: listener.fileno() for name, listener in self._listeners.items()})
         files = {
-            "haproxy.cfg": render(self._settings, sockets, self._backends, self._told),
-            **{name: self._told.map_text(name) for name in MAPS},
+            "haproxy.cfg": render(self._settings, sockets, self._backends, self._applied),
+            **{name: self._applied.map_text(name) for name in MAPS},
         }
         for name, text in files.items():
             # Blocking, but only a few kilobytes: nothing may change between the table and its files.
@@ -284,29 +284,29 @@ class Gateway:
             model: replace(route, servers=tuple(self._keys[server] for server in route.servers))
             for model, route in inputs.routes.items()
         }
-        return tables.arrange(self._told, routes, inputs.direct, inputs.splits)
+        return tables.arrange(self._applied, routes, inputs.direct, inputs.splits)
 
-    async def _tell(self) -> None:
+    async def _apply(self) -> None:
         """Update HAProxy's table to the routes that are open now."""
-        async with self._telling:
+        async with self._applying:
             inputs, pauses = self._inputs(), self._open_routes.pauses
             if not self._ready:
                 return  # an HAProxy that starts reads everything
-            if self._told_by is not None and inputs.same(self._told_by):
-                self._told_pauses = pauses
+            if self._applied_inputs is not None and inputs.same(self._applied_inputs):
+                self._applied_pauses = pauses
                 return
             wanted = self._wanted(inputs)
-            if wanted == self._told:
-                self._told_by, self._told_pauses = inputs, pauses
+            if wanted == self._applied:
+                self._applied_inputs, self._applied_pauses = inputs, pauses
                 return
             try:
-                await self.api.apply(tables.commands(self._told, wanted, self._keys.values()))
+                await self.api.apply(tables.commands(self._applied, wanted, self._keys.values()))
             except GatewayError as error:
                 if self.haproxy.ready:
-                    logger.warning("HAProxy is started again, since its table is not what it should be: %s", error)
+                    logger.warning("restarting HAProxy: its routing table is out of sync: %s", error)
                     self.haproxy.kill()
                 return
-            self._told, self._told_by, self._told_pauses = wanted, inputs, pauses
+            self._applied, self._applied_inputs, self._applied_pauses = wanted, inputs, pauses
 
     async def _follow(self) -> None:
         while True:
@@ -315,12 +315,12 @@ class Gateway:
             try:
                 pauses = self._reconciler.pauses  # read before the routes: after a pause in between they are not used
                 self._open_routes.set(self._reconciler.routes(), pauses)
-                await self._tell()
+                await self._apply()
                 # The timeout is needed because an HAProxy that has just started may have missed the latest change.
                 await asyncio.wait({changed, moved}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
             except Exception:
                 # Outermost handler of the loop: an unexpected error must not leave clients without a gateway.
-                logger.exception("the gateway stumbled")
+                logger.exception("unexpected error in the gateway loop")
             finally:
                 changed.cancel()
                 moved.cancel()
@@ -330,7 +330,7 @@ class Gateway:
         """Update an HAProxy that is starting: it may have read the table before the change."""
         if self._haproxy is not None and not self._haproxy.settled.is_set():
             await self._haproxy.settled.wait()
-            await self._tell()
+            await self._apply()
 
     async def _drained(self, server: str, model: str, slot: int | None) -> None:
         await self._open_routes.wait_idle(server, model)
@@ -407,7 +407,7 @@ def _connections(wanted: int) -> int:
     if limit == resource.RLIM_INFINITY or (possible := (limit - _OWN_FILES) // 2) >= wanted:
         return wanted
     logger.warning(
-        "the gateway takes %d connections, not %d: the process may have %d open files (ulimit -n)",
+        "the gateway accepts %d connections instead of %d: the process may open only %d files (ulimit -n)",
         max(1, possible), wanted, limit,
     )  # fmt: skip
     return max(1, possible)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from controlplane.domain.access import Scope
-from controlplane.gateway.auth import ANYBODY
+from controlplane.gateway.auth import ANY_CLIENT
 from controlplane.services.keys import Keys
 from controlplane.services.limits import RateLimits
 
@@ -28,7 +28,7 @@ class GatewayAccess:
             return {}
         active = self._keys.active()
         if not active.enforced:
-            return {ANYBODY: ()}
+            return {ANY_CLIENT: ()}
         return {key.digest: key.models for key in active.keys if Scope.INFER in key.scopes and not key.limited}
 
     async def admit(self, token: str | None, model: str | None, client: str) -> None:

@@ -26,7 +26,7 @@ _routes = st.dictionaries(
     ),
 )
 _direct = st.dictionaries(
-    st.sampled_from(["k0", "k1", "anybody"]), st.sampled_from([(), ("m1",), ("m*",), ("x*", "m2")])
+    st.sampled_from(["k0", "k1", "any-client"]), st.sampled_from([(), ("m1",), ("m*",), ("x*", "m2")])
 )
 
 

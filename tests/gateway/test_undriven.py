@@ -61,7 +61,7 @@ def test_gateway_refuses_model_of_undriven_server_at_once(follower: Api) -> None
     # The limit for a load is 300 s: a request that waited for one would outlast this client.
     answer = httpx.post(f"{gateway.http_url}/v2/models/net/infer", json=REQUEST, timeout=60)
     assert answer.status_code == 503
-    assert "net is not loaded, and cannot be now: " in answer.json()["error"]
+    assert "net is not loaded and cannot be loaded now: " in answer.json()["error"]
     assert "no instance drives it" in answer.json()["error"]
     problem = follower.http.post("/v1/deployments/net/infer", json=REQUEST)
     assert problem.status_code in {409, 503}

@@ -146,7 +146,7 @@ class Activator:
         outcome = "gone"
         try:
             if why := self._reconciler.refusal():
-                raise ModelUnavailableError(f"{model} is not loaded, and cannot be now: {why}", model=model)
+                raise ModelUnavailableError(f"{model} is not loaded and cannot be loaded now: {why}", model=model)
             with self.room.place(model, size):
                 async with asyncio.timeout(self._timeout):
                     while (server := self.open_routes.choose(model)) is None:

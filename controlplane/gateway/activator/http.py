@@ -179,7 +179,7 @@ class HttpProxy:
         except httpx.TimeoutException:
             return _Answer(504, "Triton gave no answer in time")
         except httpx.TransportError as error:
-            return _Answer(502, f"the Triton server broke off: {type(error).__name__}")
+            return _Answer(502, f"the Triton server closed the connection: {type(error).__name__}")
         except NotFoundError:
             raise
         except ControlPlaneError as error:

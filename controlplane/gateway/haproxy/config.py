@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from controlplane.domain.names import MODEL_NAME_MAX
 from controlplane.domain.rollout.sampling import PARTS
 from controlplane.errors import InvalidInputError
-from controlplane.gateway.auth import ANYBODY
+from controlplane.gateway.auth import ANY_CLIENT
 from controlplane.gateway.haproxy.route_table import ALL, GRANTS, KEYS, MODELS, SPLITS, VERSIONS, Table
 from controlplane.settings import GatewaySettings
 from controlplane.triton.wire import HEAD_LENGTH
@@ -71,8 +71,8 @@ _V2_PATHS = (
     r"(/(infer|generate|generate_stream|ready|config|stats))?)?$"
 )
 _REFUSAL = (
-    "the gateway does not serve this: shared memory, the model repository, tracing and logging are for those who "
-    "reach the server itself"
+    "the gateway does not serve this path: shared memory, the model repository, tracing and logging are available "
+    "only on the Triton server itself"
 )
 _UNATTENDED = "the control plane behind this gateway does not answer, so its routes may be out of date; try again"
 _MISSES = 4
@@ -87,8 +87,8 @@ _DIRECT = (*_NAMED_IN_ANSWERS, "ModelReady")
 """Calls that HAProxy may send to Triton itself; the answer of the last one is only a yes or a no."""
 _ACTIVATED = ("ModelConfig", "ModelStatistics", "ModelStreamInfer")
 _MISNAMED = (
-    "another model answered than the one that the request names first: a request must name its model once, before "
-    "every other field"
+    "another model answered than the first one that the request names: a request must name its model once, before all "
+    "other fields"
 )
 
 
@@ -320,7 +320,7 @@ def _choose(kind: str, *, bound: bool) -> str:
     return f"""    http-request set-var(txn.back) str({kind}-),concat(,txn.slot) if {{ var(txn.slot) -m found }}
     acl served var(txn.back),nbsrv gt 0
     acl granted var(txn.granted) -m found
-    http-request set-var(txn.who) str({ANYBODY}),map({KEYS}) if {{ var(txn.slot) -m found }}
+    http-request set-var(txn.who) str({ANY_CLIENT}),map({KEYS}) if {{ var(txn.slot) -m found }}
     acl known var(txn.who) -m found
     http-request set-var(txn.digest) req.fhdr(authorization),word(2,' '),sha2(256),hex,lower if !known \
         {{ req.fhdr_cnt(authorization) eq 1 }} {{ req.fhdr(authorization) -m beg -i "bearer " }}
@@ -380,7 +380,7 @@ def _tried_grpc(most: int) -> str:
 
 def _http_errors() -> str:
     words = {
-        502: "the Triton server broke off",
+        502: "the Triton server closed the connection",
         503: "no Triton server can be reached",
         504: "Triton gave no answer in time",
     }
@@ -392,7 +392,7 @@ def _http_errors() -> str:
 
 def _grpc_errors() -> str:
     words = {
-        502: (14, "the Triton server broke off"),
+        502: (14, "the Triton server closed the connection"),
         503: (14, "no Triton server can be reached"),
         504: (4, "Triton gave no answer in time"),
     }
