@@ -1,4 +1,4 @@
-"""A server that lost its models, or that is gone: clients get an answer at once that they may try again."""
+"""A server that lost its models or is unreachable: clients get an answer at once that allows a retry."""
 
 import os
 import signal
@@ -55,17 +55,17 @@ def settings(tmp_path: Path, external: RunningTriton, *, interval: float, outage
 
 @pytest.fixture
 def unobserved(tmp_path: Path, external: RunningTriton) -> Iterator[Api]:
-    """A control plane that looks at its server once a minute."""
+    """A control plane that observes its server once a minute."""
     yield from settings(tmp_path, external, interval=60.0, outage=30.0)
 
 
 @pytest.fixture
 def impatient(tmp_path: Path, external: RunningTriton) -> Iterator[Api]:
-    """A control plane whose requests wait one second for a server that is away."""
+    """A control plane whose requests wait one second for an unreachable server."""
     yield from settings(tmp_path, external, interval=0.3, outage=1.0)
 
 
-async def test_a_model_that_triton_lost_is_unavailable_not_unknown(unobserved: Api, external: RunningTriton) -> None:
+async def test_model_that_triton_lost_is_unavailable_not_unknown(unobserved: Api, external: RunningTriton) -> None:
     client = external.client()
     await client.unload("net")
     await client.close()
@@ -84,9 +84,7 @@ async def test_a_model_that_triton_lost_is_unavailable_not_unknown(unobserved: A
             grpc.infer("net", ones(triton_grpc), model_version="9")
 
 
-def test_requests_wait_for_a_server_that_is_gone_only_for_the_outage_timeout(
-    impatient: Api, external: RunningTriton
-) -> None:
+def test_requests_wait_for_absent_server_until_outage_timeout(impatient: Api, external: RunningTriton) -> None:
     pid = external.server.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)  # it is not restarted, as a killed one is
@@ -95,12 +93,12 @@ def test_requests_wait_for_a_server_that_is_gone_only_for_the_outage_timeout(
         until("the server is away", lambda: way(impatient, "net") == "closed")
         answer = httpx.post(url, json=INFER, timeout=60)
         assert answer.status_code == 503
-        assert "net cannot be served: no Triton server of it has been reachable for" in answer.json()["error"]
+        assert "net cannot be served: none of its Triton servers has been reachable for" in answer.json()["error"]
         assert "one is " in answer.json()["error"]
         assert answer.headers["retry-after"] == "1"
         with (
             grpc_client(impatient) as grpc,
-            pytest.raises(InferenceServerException, match="no Triton server of it") as caught,
+            pytest.raises(InferenceServerException, match="none of its Triton servers has been reachable") as caught,
         ):
             grpc.infer("net", ones(triton_grpc))
         assert caught.value.status() == "StatusCode.UNAVAILABLE"

@@ -34,7 +34,7 @@ Resolve = Callable[[Reference], int]
 """Returns the version that an alias points to."""
 
 RETRY_AFTER_SECONDS = 1
-"""Wait that a rejected client is told in Retry-After."""
+"""Seconds that a rejected client gets in ``Retry-After``."""
 _OUTAGE_SECONDS = 1.0
 """Time between two checks whether any server of a model is reachable, while requests wait for it."""
 _AGAIN_SECONDS = 0.25
@@ -224,7 +224,7 @@ class Activator:
         outage = self._reconciler.outage(model)
         if outage is not None and outage.seconds > self._outage_seconds:
             raise ModelUnavailableError(
-                f"{model} cannot be served: no Triton server of it has been reachable for {outage.seconds:.0f} s "
+                f"{model} cannot be served: none of its Triton servers has been reachable for {outage.seconds:.0f} s "
                 f"({outage.message}); check the server, then try again",
                 model=model,
                 retry_after_seconds=RETRY_AFTER_SECONDS,

@@ -34,7 +34,7 @@ from controlplane.gateway.haproxy.route_table import ALL, GRANTS, KEYS, MODELS, 
 from controlplane.settings import GatewaySettings
 from controlplane.triton.wire import HEAD_LENGTH
 
-LOST = "the Triton server does not have the model any more: it restarts, or the model is being loaded again; try again"
+LOST = "the Triton server does not have the model now: it is restarting, or the model is being reloaded; try again"
 """Why a routed model that Triton does not know is unavailable instead of unknown: clients may try again."""
 
 ADMIN_SOCKET = "admin.sock"
