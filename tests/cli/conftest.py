@@ -1,20 +1,34 @@
 """The CLI as a process, against one real `tritonctl up` with a real Triton."""
 
+import atexit
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.support.cli_forks import Forks
 from tests.support.models import affine_onnx
 
 TRITONCTL = (sys.executable, "-m", "controlplane.cli.main")
+_INTERPRETERS = (["up"], ["serve"], ["demo"])
+"""Commands that run in an interpreter of their own."""
+_COMMAND_VARIABLES = ("TRITONCTL_", "CONTROLPLANE_")
+"""Variables that are read when a command runs; libraries read others when they are imported."""
+
+
+@cache
+def _forks() -> Forks:
+    forks = Forks()
+    atexit.register(forks.close)
+    return forks
 
 
 @dataclass(frozen=True)
@@ -50,18 +64,25 @@ class Cli:
         self, *arguments: object, stdin: str | None = None, timeout: float = 120, **environment: str
     ) -> Result:
         """Run a command to its end."""
-        done = subprocess.run(
-            [*TRITONCTL, *map(str, arguments)],
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return Result(done.returncode, done.stdout, done.stderr)
+        words = [*map(str, arguments)]
+        env = {**self.environment, **environment}
+        if words[:1] in _INTERPRETERS or not all(name.startswith(_COMMAND_VARIABLES) for name in environment):
+            done = subprocess.run(
+                [*TRITONCTL, *words],
+                cwd=self.folder,
+                env=env,
+                input=stdin,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+            result = Result(done.returncode, done.stdout, done.stderr)
+        else:
+            ended = _forks().run(words, cwd=self.folder, env=env, stdin=stdin, timeout=timeout)
+            result = Result(ended.code, ended.out, ended.err)
+        assert "Traceback" not in result.err, result.err
+        return result
 
     def ok(self, *arguments: object, **more: Any) -> Result:
         """Run a command that must succeed."""

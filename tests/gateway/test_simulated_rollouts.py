@@ -89,7 +89,14 @@ def roll_out(
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "rollouts", "busy"), [(fine, 200, True), (fine, 200, False), (tenth_slower, 50, True)]
+    ("behaviour", "rollouts", "busy"),
+    [
+        (fine, 50, True),
+        (fine, 50, False),
+        (tenth_slower, 50, True),
+        pytest.param(fine, 200, True, marks=pytest.mark.long),
+        pytest.param(fine, 200, False, marks=pytest.mark.long),
+    ],
 )
 def test_of_fine_rollouts_no_more_are_withdrawn_than_is_stated(behaviour: Behaviour, rollouts: int, busy: bool) -> None:
     ends = Counter(roll_out(behaviour, seed, busy=busy)[0] for seed in range(rollouts))

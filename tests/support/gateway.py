@@ -99,6 +99,7 @@ def asking(gateways: Sequence[Api], *models: str) -> Iterator[list[Counter[Any]]
                         found[model, float(client.infer(model, ones(kind)).as_numpy("y")[0, 0])] += 1
                     except InferenceServerException as error:
                         found[model, f"{kind.__name__}: {error}"] += 1
+                    stop.wait(0.003)  # the processor is for what is tested
 
     threads = [
         threading.Thread(target=run, args=(api, kind, found))
