@@ -54,18 +54,26 @@ class ApiKey(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    id: str = Field(pattern=r"^[0-9a-f]{12}$", description="Names the key; no secret.", examples=["3f9c1d27ab04"])
-    name: str = Field(description="Who it is for; the actor of what is done with it.", examples=["ci"])
+    id: str = Field(
+        pattern=r"^[0-9a-f]{12}$", description="Public id of the key; not a secret.", examples=["3f9c1d27ab04"]
+    )
+    name: str = Field(
+        description="Name of the key's user; recorded as the actor of the key's requests.", examples=["ci"]
+    )
     digest: Sha256 = Field(description="SHA-256 of the whole key.")
-    scopes: tuple[Scope, ...] = Field(min_length=1, description="What it is good for.")
-    models: tuple[str, ...] = Field(default=(), description="Patterns of the models it is for; none: all.")
-    created_at: datetime = Field(description="When it was made (UTC).")
-    created_by: str = Field(description="Who made it.")
-    expires_at: datetime | None = Field(default=None, description="When it ends (UTC); null: never.")
-    revoked_at: datetime | None = Field(default=None, description="When it was revoked (UTC); null: it was not.")
-    revoked_by: str = Field(default="", description="Who revoked it.")
-    rate_per_second: float | None = Field(default=None, gt=0, description="Requests per second; null: the default.")
-    burst: int | None = Field(default=None, ge=1, description="Requests at once; null: the default.")
+    scopes: tuple[Scope, ...] = Field(min_length=1, description="What the key permits.")
+    models: tuple[str, ...] = Field(
+        default=(), description="Patterns of the model names that the key permits; empty permits all models."
+    )
+    created_at: datetime = Field(description="When the key was created (UTC).")
+    created_by: str = Field(description="Who created the key.")
+    expires_at: datetime | None = Field(default=None, description="When the key expires (UTC); null: never.")
+    revoked_at: datetime | None = Field(default=None, description="When the key was revoked (UTC); null: not revoked.")
+    revoked_by: str = Field(default="", description="Who revoked the key.")
+    rate_per_second: float | None = Field(
+        default=None, gt=0, description="Limit of requests per second; null: the default."
+    )
+    burst: int | None = Field(default=None, ge=1, description="Limit of requests in a burst; null: the default.")
 
     def why_not(self, now: datetime) -> str:
         """Return why the key is not valid any more; empty if it is."""
@@ -86,7 +94,7 @@ class Keyring(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    keys: tuple[ApiKey, ...] = Field(default=(), description="The keys, oldest first, revoked ones too.")
+    keys: tuple[ApiKey, ...] = Field(default=(), description="The keys, oldest first, including revoked ones.")
 
     def get(self, key_id: str) -> ApiKey | None:
         """Return a key by its id."""
@@ -139,7 +147,7 @@ class Principal:
             have = ", ".join(sorted(self.scopes))
             raise ForbiddenError(
                 f"{what} needs the scope {scope.value!r}; the key {self.name!r} has {have}. A key with the scope "
-                f"'admin' can make one: `tritonctl keys create NAME --scope {scope.value}`",
+                f"'admin' can create one: `tritonctl keys create NAME --scope {scope.value}`",
                 key=self.key_id,
                 needed=scope.value,
                 scopes=sorted(self.scopes),
@@ -149,7 +157,7 @@ class Principal:
         """Raise ForbiddenError unless the key is valid for this model."""
         if not self.sees(model):
             raise ForbiddenError(
-                f"the key {self.name!r} is for the models {', '.join(self.models)}, not for {model[:128]!r}",
+                f"the key {self.name!r} permits the models {', '.join(self.models)}, but not {model[:128]!r}",
                 key=self.key_id,
                 models=list(self.models),
             )
@@ -158,7 +166,7 @@ class Principal:
         """Raise ForbiddenError unless the key is valid for all models."""
         if self.models:
             raise ForbiddenError(
-                f"{what} concerns all models; the key {self.name!r} is for {', '.join(self.models)} alone",
+                f"{what} affects all models; the key {self.name!r} permits only {', '.join(self.models)}",
                 key=self.key_id,
                 models=list(self.models),
             )
@@ -193,8 +201,8 @@ def check_key_name(name: str) -> str:
     """
     if len(name) > KEY_NAME_MAX or not _NAME.fullmatch(name):
         raise InvalidNameError(
-            f"{name[:KEY_NAME_MAX]!r} cannot be a key's name: use 1 to {KEY_NAME_MAX} letters, digits, '_', '-', '.' "
-            "and '@', starting with a letter or digit",
+            f"{name[:KEY_NAME_MAX]!r} is not a valid key name; use 1 to {KEY_NAME_MAX} letters, digits, '_', '-', "
+            "'.' and '@', starting with a letter or digit",
             name=name[:KEY_NAME_MAX],
         )
     return name
@@ -208,11 +216,11 @@ def check_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
     """
     given = tuple(dict.fromkeys(patterns))
     if len(given) > PATTERNS_MAX:
-        raise InvalidInputError(f"{len(given)} model patterns are too many: give at most {PATTERNS_MAX}")
+        raise InvalidInputError(f"{len(given)} model patterns are too many; give at most {PATTERNS_MAX}")
     for pattern in given:
         if not _PATTERN.fullmatch(pattern):
             raise InvalidInputError(
-                f"{pattern[:128]!r} is no pattern of model names: use their letters, digits, '_', '-', '.', and '*' "
-                "for any characters, such as 'team-a-*'"
+                f"{pattern[:128]!r} is not a valid pattern of model names; use letters, digits, '_', '-', '.', and "
+                "'*' for any characters, for example 'team-a-*'"
             )
     return given

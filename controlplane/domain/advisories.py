@@ -82,11 +82,11 @@ def _warnings(version: str, *, embedded: bool) -> Iterator[str]:
         return
     release, newest = release_of(version), max((one.fixed_in for one in found), key=_number)
     for one in found:
-        yield f"Triton {version} ({release}) lacks the fix of {one.fixed_in} for {', '.join(one.ids)}: {one.what}"
+        yield f"Triton {version} ({release}) lacks the fix in {one.fixed_in} for {', '.join(one.ids)}: {one.what}"
     if embedded:
         yield (
-            "the embedded server cannot be updated (nvidia-pytriton has no newer one); it listens on loopback only: "
-            f"for requests of others run Triton {newest} or newer and use `tritonctl serve`"
+            "the embedded server cannot be updated, because nvidia-pytriton has no newer release; it listens on "
+            f"loopback only. To serve other clients, run Triton {newest} or newer and use `tritonctl serve`"
         )
     else:
         yield f"update it to {newest} or newer"

@@ -63,12 +63,12 @@ class Condition(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    type: str = Field(description="What is stated: Ready, Healthy, DiskPressure, …")
-    status: ConditionStatus = Field(description="True, False or Unknown.")
-    reason: str = Field(description="Why, as one CamelCase word for programs.")
-    message: str = Field(default="", description="Why, as one sentence for a person.")
+    type: str = Field(description="Condition type: Ready, Healthy, DiskPressure, …")
+    status: ConditionStatus = Field(description="Status: True, False or Unknown.")
+    reason: str = Field(description="Reason for the status, as one CamelCase word for programs.")
+    message: str = Field(default="", description="Reason for the status, as one sentence for people.")
     last_transition_time: datetime | None = Field(
-        default=None, description="Since when the status is what it is (UTC), as this instance saw it."
+        default=None, description="When this instance saw the status change (UTC)."
     )
 
 
@@ -131,7 +131,7 @@ class Awaited(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     type: str = Field(description="The condition's type, or `phase`.")
-    wanted: str = Field(description="The status, or the phase.")
+    wanted: str = Field(description="The expected status or phase.")
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -148,7 +148,7 @@ class Awaited(BaseModel):
         statuses = {one.value.lower(): one.value for one in ConditionStatus}
         if name not in types or status not in statuses:
             raise InvalidInputError(
-                f"nobody can wait for {text[:80]!r}: it is one of {', '.join(types.values())} or unloaded, or "
+                f"unknown condition {text[:80]!r}; expected one of {', '.join(types.values())} or unloaded, or "
                 "condition=TYPE=STATUS with True, False or Unknown"
             )
         return cls(type=types[name], wanted=statuses[status])

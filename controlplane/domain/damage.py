@@ -12,12 +12,12 @@ class Damage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    sha256: str = Field(description="The blob.")
-    missing: bool = Field(description="Whether it is gone; else its content is not what was published.")
-    path: str = Field(description="The file's path in the artifact, or what else it is: manifest, samples, log.")
-    versions: tuple[str, ...] = Field(default=(), description="The versions that need it, as far as they are known.")
-    found_at: datetime = Field(description="When it was found (UTC).")
-    seen_at: datetime = Field(description="When it was last seen to be so (UTC).")
+    sha256: str = Field(description="SHA-256 of the blob.")
+    missing: bool = Field(description="Whether the blob is missing; otherwise its content does not match its digest.")
+    path: str = Field(description="The file's path in the artifact, or the kind of blob: manifest, samples, log.")
+    versions: tuple[str, ...] = Field(default=(), description="The versions that are known to need the blob.")
+    found_at: datetime = Field(description="When the damage was found (UTC).")
+    seen_at: datetime = Field(description="When the damage was last confirmed (UTC).")
 
     @property
     def reason(self) -> str:
@@ -27,7 +27,11 @@ class Damage(BaseModel):
     @property
     def message(self) -> str:
         """A readable description with the remedy."""
-        what = "is missing from the store" if self.missing else "is damaged in the store: its SHA-256 is another one"
+        what = (
+            "is missing from the store"
+            if self.missing
+            else "is damaged in the store: its content does not match its SHA-256"
+        )
         whose = f" of {', '.join(self.versions)}" if self.versions else ""
         return (
             f"{self.path}{whose} (blob {self.sha256}) {what}; push the same files again, or restore the object from a "
@@ -40,13 +44,13 @@ class ScrubRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    started_at: datetime | None = Field(default=None, description="When the present or last pass began (UTC).")
-    after: str = Field(default="", description="The last model that the present pass has checked.")
-    blobs: int = Field(default=0, description="Blobs checked in the present pass.")
-    bytes: int = Field(default=0, description="Bytes read in the present pass.")
-    finished_at: datetime | None = Field(default=None, description="When the last whole pass ended (UTC).")
-    finished_blobs: int = Field(default=0, description="Blobs checked in that pass.")
-    finished_bytes: int = Field(default=0, description="Bytes read in that pass.")
+    started_at: datetime | None = Field(default=None, description="When the current or last pass began (UTC).")
+    after: str = Field(default="", description="The last model that the current pass checked.")
+    blobs: int = Field(default=0, description="Number of blobs checked in the current pass.")
+    bytes: int = Field(default=0, description="Number of bytes read in the current pass.")
+    finished_at: datetime | None = Field(default=None, description="When the last complete pass ended (UTC).")
+    finished_blobs: int = Field(default=0, description="Number of blobs checked in that pass.")
+    finished_bytes: int = Field(default=0, description="Number of bytes read in that pass.")
     damages: dict[str, Damage] = Field(default_factory=dict, description="Damaged and missing blobs, by SHA-256.")
 
     @property

@@ -45,9 +45,12 @@ class DynamicBatching(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preferred_batch_size: tuple[int, ...] = Field(default=(), description="Batch sizes the batcher aims for.")
+    preferred_batch_size: tuple[int, ...] = Field(default=(), description="Batch sizes that the batcher prefers.")
     max_queue_delay_microseconds: int = Field(
-        default=0, ge=0, le=60_000_000, description="How long a request may wait for others, in microseconds."
+        default=0,
+        ge=0,
+        le=60_000_000,
+        description="How long a request can wait to be batched with others, in microseconds.",
     )
 
 
@@ -61,14 +64,14 @@ class Objectives(BaseModel):
         gt=0,
         le=3_600_000,
         allow_inf_nan=False,
-        description="99 in 100 requests take no longer inside Triton, in milliseconds; null promises nothing.",
+        description="p99 latency inside Triton, in milliseconds; null sets no objective.",
     )
     failure_percent: float | None = Field(
         default=None,
         gt=0,
         lt=100,
         allow_inf_nan=False,
-        description="No more than this percentage of the requests fail; null promises nothing.",
+        description="Maximum percentage of failed requests; null sets no objective.",
     )
 
 
@@ -77,117 +80,122 @@ class DeploymentSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    instance_count: int = Field(default=1, ge=1, le=64, description="Instances per device.")
-    instance_kind: InstanceKind = Field(default=InstanceKind.AUTO, description="auto, cpu or gpu.")
+    instance_count: int = Field(default=1, ge=1, le=64, description="Number of model instances per device.")
+    instance_kind: InstanceKind = Field(
+        default=InstanceKind.AUTO, description="Where the instances run: auto, cpu or gpu."
+    )
     gpus: tuple[int, ...] = Field(
         default=(),
         max_length=64,
-        description="Numbers of the GPUs to use, as Triton counts them; a server without all of them gets no copy. "
-        "Empty leaves the choice to the placement.",
+        description="Numbers of the GPUs to use, as Triton counts them; a server without all of them gets no "
+        "replica. If empty, the placement chooses.",
     )
     gpu_count: int | None = Field(
         default=None,
         ge=1,
         le=64,
-        description="How many GPUs of a server each replica uses, with `instance_count` instances on each; the "
-        "placement "
-        "chooses which. Null: all that suit. With a number it runs on servers with GPUs alone.",
+        description="Number of GPUs per replica, with `instance_count` instances on each; the placement selects "
+        "the GPUs. null uses all suitable GPUs. With a number, the model runs only on servers with GPUs.",
     )
     gpu_product: str = Field(
         default="",
         max_length=100,
-        description="Part of the product's name that its GPUs must have, such as H100, whatever the case.",
+        description="Part of the product name that its GPUs must have, for example H100; case is ignored.",
     )
     gpu_min_memory_bytes: int = Field(
-        default=0, ge=0, le=1 << 50, description="Least memory that each of its GPUs must have in all, in bytes."
+        default=0, ge=0, le=1 << 50, description="Minimum total memory of each of its GPUs, in bytes."
     )
     max_batch_size: int | None = Field(
         default=None,
         ge=0,
         le=65_536,
-        description="Largest batch; 0 turns batching off; null means 8 for a batched signature and 0 for others.",
+        description="Maximum batch size; 0 turns batching off; null means 8 for a batched signature and 0 for others.",
     )
     dynamic_batching: DynamicBatching | None = Field(default=None, description="Dynamic batching; null leaves it off.")
     warmup: bool = Field(
-        default=False, description="Run a golden sample inside Triton's load, before the first request."
+        default=False, description="Run a golden sample while Triton loads the model, before the first request."
     )
     bake_seconds: float = Field(
         default=300.0,
         ge=0,
         le=7 * 86_400,
-        description="How long the previous version stays loaded beside the new one, for a rollback in milliseconds.",
+        description="How long the previous version stays loaded beside the new one, so that a rollback takes "
+        "milliseconds.",
     )
     mode: Mode = Field(
         default=Mode.RESIDENT,
-        description="When it is loaded: pinned (always, never evicted), resident (when there is room) or on-demand "
-        "(at its first use).",
+        description="When the model is loaded: pinned (always, never evicted), resident (while there is room) or "
+        "on-demand (when it is first used).",
     )
     keep_alive_seconds: float | None = Field(
         default=300.0,
         ge=0,
-        description="How long an on-demand model stays loaded without use; null means for ever.",
+        description="How long an unused on-demand model stays loaded; null keeps it loaded without limit.",
     )
     priority: int = Field(
-        default=0, ge=-1000, le=1000, description="Higher goes first in the queue of loads and last in eviction."
+        default=0, ge=-1000, le=1000, description="Models with a higher priority are loaded first and evicted last."
     )
     update_strategy: Switch = Field(
         default=Switch.AUTO,
-        description="How a new version gets its memory: auto (beside the old one where both fit, else after "
-        "it), rolling (or not at all) or recreate (the model is unavailable in between).",
+        description="How a new version replaces the old one in memory: auto (rolling if both fit, otherwise recreate), "
+        "rolling (loads the new version beside the old one, and waits if both do not fit) or recreate "
+        "(unloads the old version first; the model is unavailable in between).",
     )
     rollout: RolloutStrategy = Field(
         default=RolloutStrategy(),
-        description="How a new version takes over from the one that answers: at once, or by evidence.",
+        description="How a new version replaces the active one: at once, or step by step based on measurements.",
     )
     objectives: Objectives | None = Field(
         default=None,
-        description="What is promised to users: told about when it is not kept. Nothing is reloaded for it.",
+        description="Service-level objectives; a breach is reported. A change does not reload the model.",
     )
     min_replicas: int = Field(
-        default=1, ge=1, le=1000, description="On how many servers it is placed at least, one replica on each."
+        default=1, ge=1, le=1000, description="Minimum number of servers with a replica; each server has at most one."
     )
     max_replicas: int | None = Field(
         default=None,
         ge=1,
         le=1000,
-        description="On how many servers it is placed at most, while requests wait longer than "
-        "`target_queue_milliseconds` and there is room; null: never on more than `min_replicas`.",
+        description="Maximum number of servers with a replica, used while requests wait longer than "
+        "`target_queue_milliseconds` and there is room; null: never more than `min_replicas`.",
     )
     target_queue_milliseconds: float = Field(
         default=100.0,
         gt=0,
         le=3_600_000,
-        description="How long requests may wait in Triton's queue, in the mean, before another replica is placed.",
+        description="Mean time that requests can wait in Triton's queue before another replica is added.",
     )
     node_selector: dict[str, str] = Field(
-        default_factory=dict, max_length=32, description="Labels that a server must have to be given a copy."
+        default_factory=dict, max_length=32, description="Labels that a server must have to receive a replica."
     )
     auto_rollback: bool = Field(
         default=False,
-        description="Go back to the version before where this one fails and that one answers and is proved: the "
-        "leader commits the rollback, with the evidence as its reason.",
+        description="Roll back automatically if this version fails while the previous one answers and has a passed "
+        "proof. The leader commits the rollback with the reason.",
     )
     max_latency_ratio: float | None = Field(
         default=None,
         gt=0,
         le=1000,
         allow_inf_nan=False,
-        description="A version whose probes take more than this many times as long (median) as those of the version "
-        "that answers is not given the traffic; null: it is measured and told.",
+        description="Reject a new version if the median latency of its probes exceeds this multiple of the active "
+        "version's; null only measures and reports it.",
     )
     max_memory_ratio: float | None = Field(
         default=None,
         gt=0,
         le=1000,
         allow_inf_nan=False,
-        description="The same for the resident memory of a backend process, where that can be seen.",
+        description="Reject a new version if the resident memory of its backend process exceeds this multiple of the "
+        "active version's; only where it can be measured.",
     )
     parameters: dict[str, str] = Field(
         default_factory=dict, description="Backend parameters, as in `parameters` of config.pbtxt."
     )
     config_overrides: dict[str, JsonValue] = Field(
         default_factory=dict,
-        description="Further fields of Triton's model configuration, in its JSON form, merged over the generated one.",
+        description="Additional fields of Triton's model configuration, in its JSON form, merged over the "
+        "generated ones.",
     )
 
     @model_validator(mode="after")
@@ -199,16 +207,19 @@ class DeploymentSettings(BaseModel):
                 "gpu_count, gpu_product and gpu_min_memory_bytes cannot be given together with instance_kind 'cpu'"
             )
         if self.gpus and self.gpu_count not in (None, len(self.gpus)):
-            raise ValueError(f"gpu_count is {self.gpu_count}, and gpus names {len(self.gpus)}: give one of them")
+            raise ValueError(
+                f"gpu_count is {self.gpu_count}, but gpus names {len(self.gpus)} GPUs; give only one of the two fields"
+            )
         if len(set(self.gpus)) < len(self.gpus) or min(self.gpus, default=0) < 0:
-            raise ValueError(f"gpus must be different numbers from 0, not {list(self.gpus)}")
+            raise ValueError(f"gpus must be distinct numbers of 0 or more, not {list(self.gpus)}")
         if self.dynamic_batching and self.max_batch_size == 0:
             raise ValueError("dynamic_batching needs a max_batch_size above 0")
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}")
         if self.update_strategy is Switch.RECREATE and self.rollout.kind is not StrategyKind.IMMEDIATE:
             raise ValueError(
-                f"a {self.rollout.kind} rollout needs both versions at once: update_strategy cannot be recreate"
+                f"a {self.rollout.kind} rollout needs both versions loaded at the same time; update_strategy "
+                "cannot be recreate"
             )
         return self
 
@@ -238,20 +249,24 @@ class Rollout(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    id: str = Field(description="Unique; what instances measure is kept under it.")
+    id: str = Field(description="Unique id; measurements of all instances are stored under it.")
     version: int = Field(ge=1, description="The new version.")
-    old_version: int = Field(ge=1, description="The version it is compared with.")
-    reference: str = Field(description="What was asked for; becomes the deployment's reference when it is promoted.")
-    settings: DeploymentSettings = Field(description="How the new version is run; its `rollout` is the strategy.")
-    began_at: datetime = Field(description="When it began (UTC).")
-    phase: RolloutPhase = Field(default=RolloutPhase.RUNNING, description="running, paused, promoted or aborted.")
-    step: int = Field(default=0, ge=0, description="The present step, from 0.")
+    old_version: int = Field(ge=1, description="The active version, with which the new one is compared.")
+    reference: str = Field(
+        description="The requested reference; becomes the deployment's reference when the version is promoted."
+    )
+    settings: DeploymentSettings = Field(description="Settings of the new version; their `rollout` is the strategy.")
+    began_at: datetime = Field(description="When the rollout began (UTC).")
+    phase: RolloutPhase = Field(
+        default=RolloutPhase.RUNNING, description="State: running, paused, promoted or aborted."
+    )
+    step: int = Field(default=0, ge=0, description="The current step, counted from 0.")
     step_since: datetime | None = Field(
         default=None, description="When both versions were ready and this step began (UTC); null before."
     )
-    step_evidence: Evidence = Field(default=Evidence(), description="What had been measured when the step began.")
-    verdict: str = Field(default="", description="The newest decision, with its figures.")
-    evidence: Evidence = Field(default=Evidence(), description="What had been measured at the newest decision.")
+    step_evidence: Evidence = Field(default=Evidence(), description="Measurements until the step began.")
+    verdict: str = Field(default="", description="The newest decision, with the measurements that led to it.")
+    evidence: Evidence = Field(default=Evidence(), description="Measurements until the newest decision.")
 
     @property
     def strategy(self) -> RolloutStrategy:
@@ -297,13 +312,17 @@ class DeploymentSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     model: str = Field(description="The model's name, which is also its name in Triton.")
-    reference: str = Field(description="What was asked for: name:7, name@alias or name. An alias is followed.")
-    version: int = Field(ge=1, description="The version it resolved to.")
-    loaded: bool = Field(default=True, description="Whether it shall be loaded; false keeps the deployment, unloaded.")
-    deleted: bool = Field(default=False, description="The deployment was removed; it can be deployed again.")
-    settings: DeploymentSettings = Field(default_factory=DeploymentSettings, description="How it is run.")
+    reference: str = Field(
+        description="The requested reference: name:7, name@alias or name. An alias is followed when it moves."
+    )
+    version: int = Field(ge=1, description="The version that the reference resolved to.")
+    loaded: bool = Field(
+        default=True, description="Whether the model is to be loaded; false keeps the deployment without loading it."
+    )
+    deleted: bool = Field(default=False, description="Whether the deployment was removed; it can be deployed again.")
+    settings: DeploymentSettings = Field(default_factory=DeploymentSettings, description="Settings of the deployment.")
     rollout: Rollout | None = Field(
-        default=None, description="The newest rollout by evidence, under way or ended; null where there was none since."
+        default=None, description="The newest rollout, in progress or finished; null if there is none."
     )
 
     @property

@@ -20,8 +20,8 @@ class DeviceProcess(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    pid: int = Field(description="Its process id, as the machine's own processes see it.")
-    bytes: int = Field(description="What it holds.")
+    pid: int = Field(description="Process id, as seen by the host.")
+    bytes: int = Field(description="Memory that the process occupies.")
 
 
 class Device(BaseModel):
@@ -29,29 +29,33 @@ class Device(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    name: str = Field(description="Unique on its server.", examples=["host", "gpu:0", "gpu:0/mig:1"])
-    kind: DeviceKind = Field(description="The host's memory, a GPU, or a MIG instance of one.")
+    name: str = Field(description="Id of the device, unique on its server.", examples=["host", "gpu:0", "gpu:0/mig:1"])
+    kind: DeviceKind = Field(description="Kind of device: the host's memory, a GPU, or a MIG instance of a GPU.")
     uuid: str = Field(default="", description="NVIDIA's UUID; empty for the host.")
     product: str = Field(default="", description="The product's name.")
     device_id: int | None = Field(default=None, description="Triton's number for it (`instance_group.gpus`).")
-    allocatable: bool = Field(default=True, description="Whether models can be loaded on it; not on a GPU in MIG mode.")
-    total_bytes: int = Field(description="What may be had at most; on a host the container's limit where it is less.")
-    used_bytes: int | None = Field(default=None, description="What cannot be had any more, whoever uses it.")
-    free_bytes: int | None = Field(default=None, description="What can still be had.")
-    budget_bytes: int = Field(description="What models may use of it.")
-    processes: tuple[DeviceProcess, ...] | None = Field(
-        default=None, description="Who holds how much; on a host Triton's own processes alone."
+    allocatable: bool = Field(
+        default=True, description="Whether models can be loaded on it; false for a GPU in MIG mode."
     )
-    utilisation: float | None = Field(default=None, description="Share of the time that it works, 0 to 1.")
-    temperature_celsius: float | None = Field(default=None, description="Its temperature.")
-    power_watts: float | None = Field(default=None, description="What it draws.")
-    power_limit_watts: float | None = Field(default=None, description="What it may draw.")
-    ecc_corrected: int | None = Field(default=None, description="Memory errors corrected since its driver started.")
-    ecc_uncorrected: int | None = Field(default=None, description="Memory errors that could not be corrected.")
-    throttle_reasons: tuple[str, ...] | None = Field(default=None, description="Why its clocks are lowered.")
-    parent: str | None = Field(default=None, description="The GPU that a MIG instance is part of.")
-    error: str = Field(default="", description="Why it cannot be read; the figures are then what was last known.")
-    lost: bool = Field(default=False, description="Whether it is gone until somebody resets it or the machine.")
+    total_bytes: int = Field(description="Total memory; on a host, the container's limit if it is lower.")
+    used_bytes: int | None = Field(default=None, description="Memory in use, by any process.")
+    free_bytes: int | None = Field(default=None, description="Free memory.")
+    budget_bytes: int = Field(description="Memory that models can use (the budget).")
+    processes: tuple[DeviceProcess, ...] | None = Field(
+        default=None, description="Processes and their memory; on a host only Triton's own processes."
+    )
+    utilisation: float | None = Field(default=None, description="Share of time in which the device was busy, 0 to 1.")
+    temperature_celsius: float | None = Field(default=None, description="Temperature.")
+    power_watts: float | None = Field(default=None, description="Power draw.")
+    power_limit_watts: float | None = Field(default=None, description="Power limit.")
+    ecc_corrected: int | None = Field(default=None, description="Corrected memory errors since the driver started.")
+    ecc_uncorrected: int | None = Field(default=None, description="Uncorrected memory errors.")
+    throttle_reasons: tuple[str, ...] | None = Field(default=None, description="Reasons why its clocks are reduced.")
+    parent: str | None = Field(default=None, description="The GPU to which a MIG instance belongs.")
+    error: str = Field(
+        default="", description="Why the device cannot be read; its values are then the last known ones."
+    )
+    lost: bool = Field(default=False, description="Whether the device is unusable until it or the machine is reset.")
 
 
 class ServerDevices(BaseModel):
@@ -60,6 +64,6 @@ class ServerDevices(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     server: str = Field(description="The server's name.")
-    observed_at: datetime | None = Field(default=None, description="When they were read (UTC); null: never yet.")
-    error: str = Field(default="", description="Why they cannot be read now; they are then as last seen.")
+    observed_at: datetime | None = Field(default=None, description="When the devices were read (UTC); null: never.")
+    error: str = Field(default="", description="Why they cannot be read now; the values are then the last known ones.")
     devices: tuple[Device, ...] = Field(default=(), description="The devices.")

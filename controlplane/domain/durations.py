@@ -16,11 +16,13 @@ def parse_duration(text: str) -> float:
     """
     rest, seconds = text.strip().lower(), 0.0
     if not rest:
-        raise InvalidInputError("a time cannot be empty; give 30s, 5m or 1h")
+        raise InvalidInputError("a duration cannot be empty; use a number with a unit, for example 30s, 5m or 1h")
     while rest:
         match = _PART.match(rest)
         if match is None:
-            raise InvalidInputError(f"{text!r} is no time; give 30s, 5m, 1h30m or 2d")
+            raise InvalidInputError(
+                f"{text!r} is not a valid duration; use a number with a unit, for example 30s, 5m, 1h30m or 2d"
+            )
         seconds += float(match[1]) * _UNITS[match[2] or ""]
         rest = rest[match.end() :]
     return seconds
@@ -47,6 +49,8 @@ def parse_steps(text: str) -> list[dict[str, float]]:
         try:
             weight = float(share.strip().removesuffix("%"))
         except ValueError as error:
-            raise InvalidInputError(f"{part.strip()!r} is no step; give a share and a time: 5%:10m") from error
+            raise InvalidInputError(
+                f"{part.strip()!r} is not a valid step; give a share and a duration, for example 5%:10m"
+            ) from error
         steps.append({"weight_percent": weight, "seconds": parse_duration(time) if time else 0.0})
     return steps

@@ -26,9 +26,9 @@ class ArmCounts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    requests: int = Field(default=0, ge=0, description="Requests it was given.")
-    failures: int = Field(default=0, ge=0, description="Those it failed.")
-    latencies: Latencies = Field(default=Latencies(), description="How long its good answers took.")
+    requests: int = Field(default=0, ge=0, description="Number of requests sent to the version.")
+    failures: int = Field(default=0, ge=0, description="Number of failed requests.")
+    latencies: Latencies = Field(default=Latencies(), description="Latencies of its successful responses.")
 
     def plus(self, other: Self) -> Self:
         """Return the sum."""
@@ -56,10 +56,10 @@ class LabelCounts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    signal: Signal = Field(description="What happened.")
-    weight: float = Field(description="Share of the requests that went to the new version then, 0 to 1.")
-    old: int = Field(default=0, ge=0, description="Events of the old version.")
-    new: int = Field(default=0, ge=0, description="Events of the new version.")
+    signal: Signal = Field(description="The measured signal.")
+    weight: float = Field(description="Share of requests that went to the new version at that time, 0 to 1.")
+    old: int = Field(default=0, ge=0, description="Number of events of the old version.")
+    new: int = Field(default=0, ge=0, description="Number of events of the new version.")
 
 
 class Evidence(BaseModel):
@@ -67,18 +67,20 @@ class Evidence(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    old: ArmCounts = Field(default=ArmCounts(), description="The old version's part.")
-    new: ArmCounts = Field(default=ArmCounts(), description="The new version's part.")
-    labels: tuple[LabelCounts, ...] = Field(default=(), description="Events by signal and share.")
-    compared: int = Field(default=0, ge=0, description="Answers to the same request that were compared.")
-    differing: int = Field(default=0, ge=0, description="Those that differ by more than the tolerance.")
+    old: ArmCounts = Field(default=ArmCounts(), description="Measurements of the old version.")
+    new: ArmCounts = Field(default=ArmCounts(), description="Measurements of the new version.")
+    labels: tuple[LabelCounts, ...] = Field(default=(), description="Number of events by signal and share.")
+    compared: int = Field(default=0, ge=0, description="Number of compared pairs of answers to the same request.")
+    differing: int = Field(default=0, ge=0, description="Number of pairs that differ by more than the tolerance.")
     largest_difference: float = Field(default=0.0, ge=0, description="Largest absolute difference of an element.")
     refused: int = Field(
         default=0,
         ge=0,
-        description="Requests that the new version could not take, as it was not loaded; the old one answered them.",
+        description="Number of requests that the old version answered because the new one was not loaded.",
     )
-    skipped: int = Field(default=0, ge=0, description="Copies that were not sent, as too many were under way.")
+    skipped: int = Field(
+        default=0, ge=0, description="Number of shadow requests that were not sent because too many were in flight."
+    )
 
     def plus(self, other: Self) -> Self:
         """Return the sum of two instances' measurements."""
@@ -113,8 +115,8 @@ class ArmFigures(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    requests: int = Field(description="Requests it was given.")
-    failures: int = Field(description="Those it failed.")
+    requests: int = Field(description="Number of requests sent to the version.")
+    failures: int = Field(description="Number of failed requests.")
     p50_seconds: float | None = Field(description="Median latency in seconds; null without an answer.")
     p99_seconds: float | None = Field(description="99th percentile of the latency in seconds; null without an answer.")
 

@@ -34,16 +34,18 @@ class ProbeResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    at: datetime = Field(description="When (UTC).")
-    version: int = Field(description="The version that was asked.")
-    kind: ProbeKind = Field(description="proof: every golden sample; sample: the smallest one.")
-    outcome: ProbeOutcome = Field(description="passed, late, unanswered or wrong.")
+    at: datetime = Field(description="When the probe ran (UTC).")
+    version: int = Field(description="The version that was probed.")
+    kind: ProbeKind = Field(description="Kind of probe: proof (every golden sample) or sample (the smallest one).")
+    outcome: ProbeOutcome = Field(description="Result: passed, late, unanswered or wrong.")
     latency_seconds: float = Field(default=0.0, description="Mean time of one inference, in seconds.")
     max_absolute_error: float | None = Field(
-        default=None, description="Largest distance from a recorded output; null where there was nothing to compare."
+        default=None, description="Largest absolute difference from a recorded output; null if nothing was compared."
     )
-    max_relative_error: float | None = Field(default=None, description="The same as a share of the recorded value.")
-    message: str = Field(default="", description="What was wrong; empty where nothing was.")
+    max_relative_error: float | None = Field(
+        default=None, description="Largest relative difference from a recorded output; null if nothing was compared."
+    )
+    message: str = Field(default="", description="What was wrong; empty for a passed probe.")
 
 
 class HealthSummary(BaseModel):
@@ -51,20 +53,25 @@ class HealthSummary(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    probes: int = Field(default=0, description="Probes that are remembered.")
-    failed: int = Field(default=0, description="Those of them that did not pass.")
-    skipped: int = Field(default=0, description="Probes left out because real requests had just succeeded.")
-    p50_seconds: float | None = Field(default=None, description="Median latency of those that passed, in seconds.")
-    p99_seconds: float | None = Field(default=None, description="99th percentile of their latency, in seconds.")
-    drift_absolute: float | None = Field(
-        default=None, description="Largest distance from the recorded outputs that any of them had."
+    probes: int = Field(default=0, description="Number of probes in memory.")
+    failed: int = Field(default=0, description="Number of those that did not pass.")
+    skipped: int = Field(default=0, description="Number of probes skipped because real requests had just succeeded.")
+    p50_seconds: float | None = Field(default=None, description="Median latency of passed probes, in seconds.")
+    p99_seconds: float | None = Field(
+        default=None, description="99th percentile of the latency of passed probes, in seconds."
     )
-    drift_relative: float | None = Field(default=None, description="The same as a share of the recorded value.")
+    drift_absolute: float | None = Field(
+        default=None, description="Largest absolute difference from the recorded outputs in any probe."
+    )
+    drift_relative: float | None = Field(
+        default=None, description="Largest relative difference from the recorded outputs in any probe."
+    )
     newest: ProbeResult | None = Field(default=None, description="The newest probe.")
-    last_failure: ProbeResult | None = Field(default=None, description="The newest that did not pass.")
-    heals: int = Field(default=0, description="How often it was loaded again because it had stopped answering.")
+    last_failure: ProbeResult | None = Field(default=None, description="The newest probe that did not pass.")
+    heals: int = Field(default=0, description="How often the model was reloaded because it had stopped answering.")
     last_heal_seconds: float | None = Field(
-        default=None, description="From finding the newest such fault to answering again, in seconds."
+        default=None,
+        description="Time from the detection of the newest such fault until the model answered again, in seconds.",
     )
 
 
@@ -74,8 +81,8 @@ class ServerHealth(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     server: str = Field(description="The server's name.")
-    summary: HealthSummary = Field(description="What they say together.")
-    results: tuple[ProbeResult, ...] = Field(description="The remembered probes, oldest first.")
+    summary: HealthSummary = Field(description="Summary of the probes.")
+    results: tuple[ProbeResult, ...] = Field(description="The probes in memory, oldest first.")
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:

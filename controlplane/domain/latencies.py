@@ -37,7 +37,7 @@ class Latencies(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     counts: dict[int, int] = Field(
-        default_factory=dict, description="Requests by bucket; bucket n ends at 1e-5 * 1.05**n seconds."
+        default_factory=dict, description="Number of requests by bucket; bucket n ends at 1e-5 * 1.05**n seconds."
     )
 
     def plus(self, other: "Latencies") -> "Latencies":

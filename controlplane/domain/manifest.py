@@ -38,7 +38,7 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    path: FilePath = Field(description="Path inside the artifact, with '/' between its parts.")
+    path: FilePath = Field(description="Path inside the artifact, with '/' as separator.")
     sha256: Sha256 = Field(description="SHA-256 of the content, in hexadecimal.")
     size_bytes: int = Field(ge=0, description="Size of the content in bytes.")
 
@@ -51,7 +51,7 @@ class GoldenSamples(BaseModel):
     file: FileEntry = Field(description="The .npz blob with the samples.")
     count: int = Field(ge=1, description="Number of samples.")
     tolerances: dict[str, Tolerance] = Field(
-        default_factory=dict, description="Tolerance by output; outputs not named get their type's default."
+        default_factory=dict, description="Tolerance by output; other outputs use the default of their type."
     )
 
 
@@ -60,11 +60,11 @@ class Lineage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    source: str | None = Field(default=None, description="The version it was converted from, as name:7.")
+    source: str | None = Field(default=None, description="The version from which it was converted, as name:7.")
     converter: str = Field(default="", description="The converter's name.")
     converter_version: str = Field(default="", description="The converter's version.")
     parameters: dict[str, JsonValue] = Field(default_factory=dict, description="The conversion's parameters.")
-    environment: dict[str, str] = Field(default_factory=dict, description="Versions of what took part.")
+    environment: dict[str, str] = Field(default_factory=dict, description="Versions of the libraries and tools used.")
     log: FileEntry | None = Field(default=None, description="The conversion's log, as a blob.")
 
 
@@ -75,8 +75,8 @@ class ParityReport(BaseModel):
 
     samples: int = Field(ge=1, description="Number of samples compared.")
     generated: bool = Field(description="Whether the inputs were generated from the signature rather than given.")
-    seed: int | None = Field(default=None, description="The seed they were generated with.")
-    outputs: tuple[OutputComparison, ...] = Field(description="Per output, the largest errors over all samples.")
+    seed: int | None = Field(default=None, description="The seed with which they were generated.")
+    outputs: tuple[OutputComparison, ...] = Field(description="Largest errors of each output over all samples.")
 
 
 class Manifest(BaseModel):
@@ -85,27 +85,27 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     schema_version: int = Field(default=1, description="Version of this document's layout.")
-    format: Format = Field(description="What kind of model the files hold.")
+    format: Format = Field(description="Format of the model files.")
     files: tuple[FileEntry, ...] = Field(min_length=1, description="The artifact's files.")
     signature: Signature | None = Field(
-        default=None, description="Inputs and outputs; unknown for sources that only a conversion can read."
+        default=None, description="Inputs and outputs; null for source formats that only a conversion can read."
     )
-    golden: GoldenSamples | None = Field(default=None, description="The golden samples, where there are any.")
+    golden: GoldenSamples | None = Field(default=None, description="The golden samples; null without any.")
     unservable: str | None = Field(
-        default=None, description="Why Triton cannot serve it, and what to do; null where no reason is known."
+        default=None, description="Why Triton cannot serve the version, and how to fix it; null if no reason is known."
     )
     rows_independent: bool | None = Field(
         default=None,
-        description="Whether each row of a request was shown to get the answer that it gets alone, so that Triton may "
-        "put requests together; null: not compared.",
+        description="Whether a test showed that each row of a batch gets the same answer as when it is sent alone, so "
+        "that Triton can batch requests; null: not tested.",
     )
-    lineage: Lineage | None = Field(default=None, description="Where it came from, for converted versions.")
-    parity: ParityReport | None = Field(default=None, description="The parity check, for converted versions.")
+    lineage: Lineage | None = Field(default=None, description="Origin of a converted version.")
+    parity: ParityReport | None = Field(default=None, description="The parity check of a converted version.")
     attributes: dict[str, JsonValue] = Field(
         default_factory=dict, description="Facts read from the file: opset, IR version, producer, number of weights."
     )
-    metrics: dict[str, float] = Field(default_factory=dict, description="Figures the publisher gives (accuracy, …).")
-    labels: dict[str, str] = Field(default_factory=dict, description="Labels the publisher gives.")
+    metrics: dict[str, float] = Field(default_factory=dict, description="Metrics given by the publisher (accuracy, …).")
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels given by the publisher.")
 
     @property
     def servable(self) -> bool:

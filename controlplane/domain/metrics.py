@@ -26,12 +26,12 @@ class Latency(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     source: LatencySource = Field(
-        description="summary (whole requests, as Triton sums up about the last minute), histogram (time to the first "
-        "response) or none (the server tells neither, or there was no request)."
+        description="Source of the percentiles: summary (whole requests, in Triton's window of about one minute), "
+        "histogram (time to the first response) or none (the server reports neither, or there was no request)."
     )
-    p50_seconds: float | None = Field(default=None, description="Half of the requests were no slower.")
-    p90_seconds: float | None = Field(default=None, description="Nine in ten were no slower.")
-    p99_seconds: float | None = Field(default=None, description="99 in 100 were no slower.")
+    p50_seconds: float | None = Field(default=None, description="Median latency.")
+    p90_seconds: float | None = Field(default=None, description="90th percentile of the latency.")
+    p99_seconds: float | None = Field(default=None, description="99th percentile of the latency.")
 
 
 class Figures(BaseModel):
@@ -40,32 +40,37 @@ class Figures(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     model: str = Field(description="The name in Triton.")
-    version: int | None = Field(description="The version; null: all of them.")
-    server: str | None = Field(description="The Triton server; null: all of them.")
-    window_seconds: float = Field(description="The window; it ends now.")
-    covered_seconds: float = Field(description="How much of the window this instance has watched; rates are over that.")
-    requests: float = Field(description="Requests that ended, failed ones included; this control plane's proofs too.")
-    failures: dict[str, float] = Field(
-        description="Failed requests by Triton's reason: REJECTED, CANCELED, BACKEND, OTHER; reasons without any are "
-        "left out."
+    version: int | None = Field(description="The version; null: all versions.")
+    server: str | None = Field(description="The Triton server; null: all servers.")
+    window_seconds: float = Field(description="Length of the window, which ends now.")
+    covered_seconds: float = Field(description="Part of the window that this instance has observed; rates refer to it.")
+    requests: float = Field(
+        description="Number of finished requests, including failed ones and proofs by the control plane."
     )
-    inferences: float = Field(description="Inferences: a batch of 8 counts as 8.")
-    executions: float = Field(description="Times the model was run.")
+    failures: dict[str, float] = Field(
+        description="Failed requests by Triton's reason: REJECTED, CANCELED, BACKEND, OTHER; reasons without "
+        "failures are omitted."
+    )
+    inferences: float = Field(description="Number of inferences; a batch of 8 counts as 8.")
+    executions: float = Field(description="Number of model executions.")
     request_rate: float = Field(description="Requests per second.")
     inference_rate: float = Field(description="Inferences per second.")
     failure_rate: float = Field(description="Failed requests per second.")
-    failure_share: float | None = Field(description="Failed requests of all, 0 to 1; null without requests.")
+    failure_share: float | None = Field(description="Share of requests that failed, 0 to 1; null without requests.")
     request_seconds: float | None = Field(description="Mean time of a successful request inside Triton.")
-    queue_seconds: float | None = Field(description="Of it, mean time in Triton's queue.")
-    compute_seconds: float | None = Field(description="Of it, mean time in the model, inputs and outputs included.")
-    latency: Latency = Field(description="Percentiles, and where they come from.")
-    batch_size: float | None = Field(description="Mean batch achieved: inferences by executions; null without any.")
+    queue_seconds: float | None = Field(description="Mean time of a successful request in Triton's queue.")
+    compute_seconds: float | None = Field(
+        description="Mean time of a successful request in the model, including inputs and outputs."
+    )
+    latency: Latency = Field(description="Latency percentiles and their source.")
+    batch_size: float | None = Field(description="Mean batch size: inferences per execution; null without executions.")
     pending: float = Field(description="Requests that wait or run now.")
     pending_max: float = Field(
-        description="The most of them at any look in the window; of several versions or servers, their sum."
+        description="Largest number of waiting and running requests at any reading in the window; for several "
+        "versions or servers, the sum."
     )
     cpu_cores: float | None = Field(
-        description="Processor cores that the processes of its instances kept busy; null on a server elsewhere."
+        description="Processor cores used by the processes of its instances; null for a server on another machine."
     )
 
 
@@ -74,13 +79,13 @@ class Point(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    ago_seconds: float = Field(description="How long ago the part ended.")
+    ago_seconds: float = Field(description="How long ago this part of the window ended.")
     request_rate: float = Field(description="Requests per second.")
     failure_rate: float = Field(description="Failed requests per second.")
     request_seconds: float | None = Field(description="Mean time of a successful request; null without one.")
-    p99_seconds: float | None = Field(description="99th percentile; null where it is not known.")
-    batch_size: float | None = Field(description="Mean batch achieved; null without executions.")
-    pending_max: float = Field(description="The most requests that waited or ran.")
+    p99_seconds: float | None = Field(description="99th percentile of the latency; null if unknown.")
+    batch_size: float | None = Field(description="Mean batch size; null without executions.")
+    pending_max: float = Field(description="Largest number of waiting and running requests.")
 
 
 class ServerUse(BaseModel):
@@ -90,12 +95,12 @@ class ServerUse(BaseModel):
 
     server: str = Field(description="The Triton server.")
     scraped_at: datetime | None = Field(description="When its metrics were last read (UTC); null: never.")
-    error: str = Field(default="", description="Why they cannot be read now; empty when they can.")
+    error: str = Field(default="", description="Why they cannot be read now; empty if they can.")
     cpu_utilisation: float | None = Field(
-        default=None, description="Share of the machine's processors in use, 0 to 1; null where it is not told."
+        default=None, description="Share of the machine's processors in use, 0 to 1; null if not reported."
     )
     gpu_utilisation: dict[str, float] = Field(
-        default_factory=dict, description="Share of the time that each GPU works, 0 to 1, by UUID."
+        default_factory=dict, description="Share of time in which each GPU was busy, 0 to 1, by UUID."
     )
 
 
@@ -111,12 +116,12 @@ class WindowBurn(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    long_seconds: float = Field(description="The long window: it is not a blip.")
-    short_seconds: float = Field(description="The short window: it is still going on.")
-    factor: float = Field(description="It burns when both rates reach this.")
-    long_rate: float = Field(description="Burn rate over the long window; 1 uses the budget up exactly.")
+    long_seconds: float = Field(description="Length of the long window, which excludes short spikes.")
+    short_seconds: float = Field(description="Length of the short window, which shows that the problem persists.")
+    factor: float = Field(description="Threshold of the burn rate; the objective is breached if both rates reach it.")
+    long_rate: float = Field(description="Burn rate over the long window; 1 uses the budget exactly.")
     short_rate: float = Field(description="Burn rate over the short window.")
-    burning: bool = Field(description="Whether both reach the factor.")
+    burning: bool = Field(description="Whether both rates reach the threshold.")
 
 
 class ObjectiveState(BaseModel):
@@ -124,8 +129,8 @@ class ObjectiveState(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    kind: ObjectiveKind = Field(description="latency or failures.")
-    target: str = Field(description="The objective in words.")
-    budget: float = Field(description="The share of requests that may miss it, 0 to 1.")
-    burning: bool = Field(description="Whether the budget burns too fast by any pair of windows.")
-    windows: tuple[WindowBurn, ...] = Field(description="By pair of windows, the fast one first.")
+    kind: ObjectiveKind = Field(description="Kind of objective: latency or failures.")
+    target: str = Field(description="The objective as text.")
+    budget: float = Field(description="Share of requests that are allowed to miss the objective, 0 to 1.")
+    burning: bool = Field(description="Whether the budget burns too fast in any pair of windows.")
+    windows: tuple[WindowBurn, ...] = Field(description="State by pair of windows, the fastest pair first.")

@@ -14,17 +14,21 @@ class VersionEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    number: int = Field(ge=1, description="The version number, the same in Triton's model repository.")
+    number: int = Field(ge=1, description="The version number, which is the same in Triton's model repository.")
     manifest: Sha256 = Field(description="SHA-256 of the manifest blob.")
-    format: Format = Field(description="What kind of model it is.")
+    format: Format = Field(description="Format of the model.")
     size_bytes: int = Field(ge=0, description="Total size of its files in bytes.")
-    servable: bool = Field(
-        default=True, description="False where it is known that Triton cannot serve it; its manifest says why."
-    )
+    servable: bool = Field(default=True, description="False if Triton cannot serve it; the manifest has the reason.")
     published_at: datetime = Field(description="When it was published (UTC).")
     published_by: str = Field(description="Who published it.")
-    commit_id: str = Field(default="", description="The commit that published it; a publish repeated with it finds it.")
-    deleted: bool = Field(default=False, description="A tombstone: the number stays taken, the files may go.")
+    commit_id: str = Field(
+        default="",
+        description="Id of the commit that published it; repeating the publish with this id returns the same version.",
+    )
+    deleted: bool = Field(
+        default=False,
+        description="Whether it was deleted (a tombstone): the number is not reused, the files can be removed.",
+    )
     deleted_at: datetime | None = Field(default=None, description="When it was deleted (UTC); null for a live version.")
 
     @property
@@ -39,10 +43,12 @@ class ModelHead(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str = Field(description="The model's name.")
-    description: str = Field(default="", description="What it is for.")
+    description: str = Field(default="", description="Description of the model.")
     labels: dict[str, str] = Field(default_factory=dict, description="Labels of the model.")
-    versions: tuple[VersionEntry, ...] = Field(default=(), description="Versions in ascending order, tombstones too.")
-    aliases: dict[str, int] = Field(default_factory=dict, description="Version number by alias.")
+    versions: tuple[VersionEntry, ...] = Field(
+        default=(), description="Versions in ascending order, including tombstones."
+    )
+    aliases: dict[str, int] = Field(default_factory=dict, description="Version numbers by alias.")
     deleted: bool = Field(default=False, description="Whether the whole model is deleted.")
 
     @property

@@ -40,11 +40,12 @@ def validate_model_name(name: str) -> str:
         raise InvalidNameError("a model name must not be empty")
     if len(name) > MODEL_NAME_MAX:
         raise InvalidNameError(
-            f"model name {name[:40]!r}… has {len(name)} characters; at most {MODEL_NAME_MAX} are allowed", name=name
+            f"model name {name[:40]!r}… has {len(name)} characters; the limit is {MODEL_NAME_MAX}", name=name
         )
     if not _MODEL.fullmatch(name):
         raise InvalidNameError(
-            f"{name!r} is no valid model name: use letters, digits, '_', '-' and '.', starting with a letter or digit",
+            f"{name!r} is not a valid model name; use letters, digits, '_', '-' and '.', starting with a letter or "
+            "digit",
             name=name,
         )
     return name
@@ -58,12 +59,13 @@ def validate_alias(alias: str) -> str:
     """
     if alias == LATEST:
         raise InvalidNameError(
-            "'latest' is not an alias that can be set: a bare model name already means its newest version", alias=alias
+            "'latest' is not an alias that can be set; a model name without a version already means the newest version",
+            alias=alias,
         )
     if len(alias) > ALIAS_NAME_MAX or not _ALIAS.fullmatch(alias):
         raise InvalidNameError(
-            f"{alias[:80]!r} is no valid alias: use lower-case letters, digits, '_' and '-', starting with a letter, "
-            f"at most {ALIAS_NAME_MAX} characters",
+            f"{alias[:80]!r} is not a valid alias; use lower-case letters, digits, '_' and '-', starting with a "
+            f"letter, at most {ALIAS_NAME_MAX} characters",
             alias=alias,
         )
     return alias
@@ -92,8 +94,8 @@ def validate_file_path(path: str) -> str:
     )
     if bad:
         raise InvalidNameError(
-            f"{path[:120]!r} is no valid file name inside an artifact: it must be relative, without '..', hidden "
-            "parts, backslashes or control characters",
+            f"{path[:120]!r} is not a valid file name inside an artifact; it must be relative, without '..', "
+            "hidden parts, backslashes or control characters",
             path=path,
         )
     return path
@@ -142,7 +144,8 @@ class Reference:
             model, _, number = text.partition(":")
             if not _VERSION.fullmatch(number):
                 raise InvalidReferenceError(
-                    f"{text!r}: {number!r} is no version number; use name:7, name@alias or name alone", reference=text
+                    f"{text!r}: {number!r} is not a version number; use name:7, name@alias or name alone",
+                    reference=text,
                 )
             return cls(validate_model_name(model), version=int(number))
         return cls(validate_model_name(text))

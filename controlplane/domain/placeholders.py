@@ -27,7 +27,7 @@ def web_page(name: str, head: bytes) -> str | None:
     for sign, what in _PAGES:
         if start.startswith(sign):
             return (
-                f"{name} is {what}, not a model: the download most likely got an error or a login page. Look at its "
-                "first lines, and download it again"
+                f"{name} is {what}, not a model; the download probably returned an error or a login page. Check "
+                "its first lines, then download it again"
             )
     return None

@@ -23,11 +23,13 @@ class Performance(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     version: int = Field(description="The version.")
-    requests: int = Field(description="Requests that were timed.")
+    requests: int = Field(description="Number of timed requests.")
     p50_seconds: float = Field(description="Median latency, in seconds.")
-    p99_seconds: float = Field(description="99th percentile, in seconds; of few requests it is the slowest one.")
+    p99_seconds: float = Field(
+        description="99th percentile of the latency, in seconds; with few requests, the slowest one."
+    )
     process_bytes: int | None = Field(
-        default=None, description="Resident memory of one of its backend processes; null where it cannot be seen."
+        default=None, description="Resident memory of one of its backend processes; null if it cannot be measured."
     )
 
 
@@ -36,10 +38,10 @@ class ReportCheck(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    name: str = Field(description="artifact, configuration, numbers or performance.")
-    verdict: Verdict = Field(description="passed, warning, failed or skipped.")
-    message: str = Field(description="What was found, as one sentence.")
-    details: dict[str, JsonValue] = Field(default_factory=dict, description="The figures, by what they are of.")
+    name: str = Field(description="Name of the check: artifact, configuration, numbers or performance.")
+    verdict: Verdict = Field(description="Result: passed, warning, failed or skipped.")
+    message: str = Field(description="The result as one sentence.")
+    details: dict[str, JsonValue] = Field(default_factory=dict, description="The measured values, by subject.")
 
 
 class VersionReport(BaseModel):
@@ -49,12 +51,12 @@ class VersionReport(BaseModel):
 
     model: str = Field(description="The model's name.")
     version: int = Field(description="The version.")
-    number: int = Field(default=0, description="The report's own number, ascending from 1 for each version.")
-    at: datetime = Field(description="When (UTC).")
+    number: int = Field(default=0, description="The report's number, ascending from 1 for each version.")
+    at: datetime = Field(description="When the report was made (UTC).")
     server: str = Field(description="The Triton server.")
-    triton_version: str = Field(default="", description="Its version.")
-    config_digest: str = Field(description="Digest of the configuration that it was loaded with.")
-    verdict: Verdict = Field(description="The worst of the checks, those left out not counted.")
+    triton_version: str = Field(default="", description="Version of the Triton server.")
+    config_digest: str = Field(description="Digest of the configuration with which it was loaded.")
+    verdict: Verdict = Field(description="The worst result of the checks, without skipped ones.")
     checks: tuple[ReportCheck, ...] = Field(description="The checks.")
 
 
@@ -79,16 +81,16 @@ def regressions(
         ratio = ours.p50_seconds / previous.p50_seconds
         if ratio > max_latency_ratio:
             found.append(
-                f"it takes {ratio:.2f} times as long as version {previous.version} (median "
-                f"{ours.p50_seconds * 1000:.3g} ms after {previous.p50_seconds * 1000:.3g} ms), and "
-                f"{max_latency_ratio:g} times are allowed"
+                f"its latency is {ratio:.2f} times that of version {previous.version} (median "
+                f"{ours.p50_seconds * 1000:.3g} ms instead of {previous.p50_seconds * 1000:.3g} ms); the limit is "
+                f"{max_latency_ratio:g} times"
             )
     if max_memory_ratio is not None and ours.process_bytes and previous.process_bytes:
         ratio = ours.process_bytes / previous.process_bytes
         if ratio > max_memory_ratio:
             found.append(
                 f"its process has {ratio:.2f} times the memory of version {previous.version}'s "
-                f"({ours.process_bytes / 2**20:.0f} MiB after {previous.process_bytes / 2**20:.0f} MiB), and "
-                f"{max_memory_ratio:g} times are allowed"
+                f"({ours.process_bytes / 2**20:.0f} MiB instead of {previous.process_bytes / 2**20:.0f} MiB); the "
+                f"limit is {max_memory_ratio:g} times"
             )
     return found

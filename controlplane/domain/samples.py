@@ -78,8 +78,8 @@ def encode_samples(samples: tuple[Sample, ...]) -> bytes:
 def too_large(what: str) -> str:
     """Return the message for samples that are too large, with the remedy."""
     return (
-        f"{what} more than {MAX_SAMPLES_BYTES >> 20} MiB; give fewer or smaller ones (one row of a batch is enough), "
-        "or publish without golden samples (`tritonctl push --no-golden`)"
+        f"{what} more than {MAX_SAMPLES_BYTES >> 20} MiB; give fewer or smaller samples (one row of a batch is "
+        "enough), or publish without golden samples (`tritonctl push --no-golden`)"
     )
 
 
@@ -114,7 +114,7 @@ def check_samples(samples: tuple[Sample, ...], signature: Signature, *, outputs:
             expected = {spec.name for spec in specs}
             if set(tensors) != expected:
                 raise InvalidInputError(
-                    f"sample {number} has the {side}s {sorted(tensors)}; the signature has {sorted(expected)}"
+                    f"sample {number} has the {side}s {sorted(tensors)}, but the signature has {sorted(expected)}"
                 )
             for spec in specs:
                 array = tensors[spec.name]
@@ -122,8 +122,8 @@ def check_samples(samples: tuple[Sample, ...], signature: Signature, *, outputs:
                 same = dtype == spec.dtype or (spec.dtype is DataType.BF16 and dtype is DataType.FP32)
                 if not same or not spec.accepts(array.shape):
                     raise InvalidInputError(
-                        f"sample {number}: {side} {spec.name!r} is {dtype}{list(array.shape)}; "
-                        f"the signature says {spec}"
+                        f"sample {number}: {side} {spec.name!r} is {dtype}{list(array.shape)}, but the signature "
+                        f"requires {spec}"
                     )
 
 

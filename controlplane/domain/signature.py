@@ -97,10 +97,10 @@ class TensorSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    name: str = Field(min_length=1, max_length=NAME_MAX, description="The tensor's name, as the model file has it.")
-    dtype: DataType = Field(description="Element type in the terms of the v2 inference protocol.")
+    name: str = Field(min_length=1, max_length=NAME_MAX, description="The tensor's name in the model file.")
+    dtype: DataType = Field(description="Element type, as named by the v2 inference protocol.")
     shape: tuple[Dimension, ...] = Field(
-        description="Full shape, the batch dimension included; -1 is a dimension that each request chooses."
+        description="Full shape, including the batch dimension; -1 is a size that each request chooses."
     )
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
@@ -140,6 +140,7 @@ class Signature(BaseModel):
             for tensor in (*self.inputs, *self.outputs):
                 if not tensor.shape or tensor.shape[0] != DYNAMIC:
                     raise ValueError(
-                        f"a batched signature needs -1 as the first dimension of every tensor; {tensor} has not"
+                        f"a batched signature needs -1 as the first dimension of every tensor; {tensor} does not "
+                        "have it"
                     )
         return self

@@ -37,13 +37,13 @@ class Proof(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    version: int = Field(description="The version that was asked.")
-    agrees: bool = Field(description="Whether every output of every sample agrees.")
-    at: datetime = Field(description="When (UTC).")
+    version: int = Field(description="The version that was tested.")
+    agrees: bool = Field(description="Whether every output of every sample agrees with the recorded one.")
+    at: datetime = Field(description="When the proof ran (UTC).")
     latency_seconds: float = Field(description="Mean time of one inference, in seconds.")
-    samples: int = Field(description="Number of samples sent; 0 where the version carries none.")
-    outputs: tuple[OutputComparison, ...] = Field(default=(), description="Per output, the largest errors.")
-    message: str = Field(default="", description="What disagreed or failed; empty when it agrees.")
+    samples: int = Field(description="Number of samples sent; 0 if the version has none.")
+    outputs: tuple[OutputComparison, ...] = Field(default=(), description="Largest errors of each output.")
+    message: str = Field(default="", description="What disagreed or failed; empty for a passed proof.")
 
 
 class ServerDeploymentStatus(BaseModel):
@@ -52,21 +52,21 @@ class ServerDeploymentStatus(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     server: str = Field(description="The server's name.")
-    phase: Phase = Field(description="Where it stands.")
-    message: str = Field(default="", description="One sentence: what is being done or why it failed.")
-    serving_version: int | None = Field(default=None, description="The version that answers; null when none does.")
-    loaded_versions: tuple[int, ...] = Field(default=(), description="Versions that Triton has loaded.")
+    phase: Phase = Field(description="The phase of the deployment on this server.")
+    message: str = Field(default="", description="What is in progress or why it failed, as one sentence.")
+    serving_version: int | None = Field(default=None, description="The active version; null if no version answers.")
+    loaded_versions: tuple[int, ...] = Field(default=(), description="Versions loaded in Triton.")
     bake_until: datetime | None = Field(default=None, description="Until when the previous version stays loaded (UTC).")
-    proof: Proof | None = Field(default=None, description="The newest proof of the wanted version.")
-    retry_at: datetime | None = Field(default=None, description="When a failed step is tried again (UTC).")
+    proof: Proof | None = Field(default=None, description="The newest proof of the desired version.")
+    retry_at: datetime | None = Field(default=None, description="When a failed step is retried (UTC).")
     seconds: dict[str, float] = Field(
         default_factory=dict,
-        description="Seconds the newest rollout spent by stage: fetch, stage, load, prove, switch.",
+        description="Seconds that each stage of the newest rollout took: fetch, stage, load, prove, switch.",
     )
     conditions: tuple[Condition, ...] = Field(
-        default=(), description="Loaded, Proved, Ready, Progressing, Degraded, Healthy: whether, since when, and why."
+        default=(), description="The conditions: Loaded, Proved, Ready, Progressing, Degraded, Healthy."
     )
-    health: HealthSummary | None = Field(default=None, description="What the probes of this server found.")
+    health: HealthSummary | None = Field(default=None, description="Results of the probes of this server.")
 
 
 class DeploymentStatus(BaseModel):
@@ -74,12 +74,13 @@ class DeploymentStatus(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    revision: int = Field(description="The deployment revision this status is about.")
+    revision: int = Field(description="The deployment revision that this status describes.")
     phase: Phase = Field(description="The least advanced phase over all servers.")
-    message: str = Field(default="", description="One sentence.")
-    servers: tuple[ServerDeploymentStatus, ...] = Field(default=(), description="Per Triton server.")
+    message: str = Field(default="", description="The status as one sentence.")
+    servers: tuple[ServerDeploymentStatus, ...] = Field(default=(), description="Status on each Triton server.")
     conditions: tuple[Condition, ...] = Field(
-        default=(), description="Loaded, Proved, Ready, Progressing, Degraded, Healthy, over all servers."
+        default=(),
+        description="The conditions over all servers: Loaded, Proved, Ready, Progressing, Degraded, Healthy.",
     )
 
 
@@ -99,8 +100,8 @@ class LoadedVersion(BaseModel):
 
     model: str = Field(description="The name in Triton.")
     version: int = Field(description="The version number.")
-    state: str = Field(description="Triton's own word: READY, LOADING, UNLOADING, UNAVAILABLE, UNKNOWN.")
-    reason: str = Field(default="", description="Triton's reason, where it gives one.")
+    state: str = Field(description="Triton's state: READY, LOADING, UNLOADING, UNAVAILABLE, UNKNOWN.")
+    reason: str = Field(default="", description="Triton's reason; empty if it gives none.")
 
 
 class ServerStatus(BaseModel):
@@ -111,28 +112,29 @@ class ServerStatus(BaseModel):
     name: str = Field(description="The server's name.")
     id: str = Field(
         default="",
-        description="Its name among the servers of all instances on the store: of an embedded server the name and a "
-        "token that stays with the data folder, of any other its name.",
+        description="Unique name among the servers of all instances on the store: for an embedded server its name "
+        "and a token that stays with the data folder, for any other its name.",
     )
     grpc_url: str = Field(description="host:port of its gRPC service.")
     http_url: str = Field(description="URL of its HTTP service.")
     metrics_url: str = Field(description="URL of its Prometheus metrics.")
-    embedded: bool = Field(default=False, description="Whether this process started and supervises it.")
-    state: ServerState = Field(description="Whether it can be worked with.")
-    message: str = Field(default="", description="Why it cannot, or why no instance drives it.")
+    embedded: bool = Field(default=False, description="Whether this process started and supervises the server.")
+    state: ServerState = Field(description="Whether the server can be used.")
+    message: str = Field(default="", description="Why it cannot be used, or why no instance manages it.")
     driven: bool = Field(
-        default=True, description="Whether an instance drives it; a server that no instance drives takes no requests."
+        default=True, description="Whether an instance manages the server; a server without one gets no requests."
     )
-    triton_version: str = Field(default="", description="Its version, once it answered.")
-    models: tuple[LoadedVersion, ...] = Field(default=(), description="What its repository index lists as loaded.")
+    triton_version: str = Field(default="", description="Triton's version; empty until the server has answered.")
+    models: tuple[LoadedVersion, ...] = Field(
+        default=(), description="The loaded models according to its repository index."
+    )
     advisories: tuple[str, ...] = Field(
-        default=(), description="Published vulnerabilities of its version and what to do, one sentence each."
+        default=(), description="Published vulnerabilities of its version and how to fix them, one sentence each."
     )
-    observed_at: datetime | None = Field(default=None, description="When it was last asked (UTC).")
+    observed_at: datetime | None = Field(default=None, description="When its state was last read (UTC).")
     conditions: tuple[Condition, ...] = Field(
         default=(),
-        description="Live, Ready, MetricsAvailable, LoadsStuck, DiskPressure, SharedMemoryPressure: whether, since "
-        "when, and why.",
+        description="The conditions: Live, Ready, MetricsAvailable, LoadsStuck, DiskPressure, SharedMemoryPressure.",
     )
 
 
@@ -141,9 +143,9 @@ class Event(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    id: int = Field(description="Grows by one with each event of this process.")
-    at: datetime = Field(description="When (UTC).")
-    type: str = Field(description="Normal or Warning.")
+    id: int = Field(description="Sequence number of the event in this process, ascending by one.")
+    at: datetime = Field(description="When the event happened (UTC).")
+    type: str = Field(description="Kind of event: Normal or Warning.")
     reason: str = Field(description="One CamelCase word, for programs: Loaded, ProofFailed, ServerUnreachable, …")
-    subject: str = Field(description="What it is about: a model, a server.")
-    message: str = Field(description="One sentence for a person.")
+    subject: str = Field(description="The model or server that the event concerns.")
+    message: str = Field(description="The event as one sentence for people.")

@@ -8,8 +8,10 @@ class Tolerance(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    absolute: float = Field(ge=0, allow_inf_nan=False, description="Absolute part, in the tensor's own unit.")
-    relative: float = Field(ge=0, allow_inf_nan=False, description="Relative part, a share of the expected value.")
+    absolute: float = Field(ge=0, allow_inf_nan=False, description="Absolute tolerance, in the tensor's own unit.")
+    relative: float = Field(
+        ge=0, allow_inf_nan=False, description="Relative tolerance, as a share of the expected value."
+    )
 
 
 class OutputComparison(BaseModel):
@@ -19,7 +21,9 @@ class OutputComparison(BaseModel):
 
     output: str = Field(description="The output tensor's name.")
     tolerance: Tolerance = Field(description="The tolerance that was applied.")
-    max_absolute_error: float = Field(description="Largest absolute error seen; for strings the share that differ.")
-    max_relative_error: float = Field(description="Largest relative error seen, where the expected value is not 0.")
+    max_absolute_error: float = Field(description="Largest absolute error; for strings, the share that differs.")
+    max_relative_error: float = Field(
+        description="Largest relative error of values that are expected to be other than 0."
+    )
     agrees: bool = Field(description="Whether every element is within the tolerance.")
-    reason: str = Field(default="", description="Why it does not agree; empty when it does.")
+    reason: str = Field(default="", description="Why the output does not agree; empty if it does.")

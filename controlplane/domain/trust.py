@@ -33,5 +33,5 @@ def difference(reference: str, manifest: Manifest, statement: Statement) -> str:
         if path not in have:
             return f"the signed file {path!r} is missing"
         if have[path] != statement.files[path]:
-            return f"the file {path!r} is not the one that was signed"
+            return f"the file {path!r} differs from the signed one"
     return ""

@@ -25,12 +25,10 @@ class Objective(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    goal: Goal = Field(default=Goal.THROUGHPUT, description="What shall be best: throughput or p99.")
-    max_p99_seconds: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="The latency that 99 of 100 answers must keep to."
-    )
+    goal: Goal = Field(default=Goal.THROUGHPUT, description="What to optimise: throughput or p99.")
+    max_p99_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="Maximum p99 latency.")
     min_throughput: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="The answers per second that are needed."
+        default=None, gt=0, allow_inf_nan=False, description="Minimum number of answers per second."
     )
 
     def meets(self, measured: "Measurement") -> bool:
@@ -65,14 +63,16 @@ class Setting(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    instances: int = Field(ge=1, description="Instances per device.")
-    max_batch_size: int = Field(ge=0, description="Largest batch; 0: no batching.")
+    instances: int = Field(ge=1, description="Number of instances per device.")
+    max_batch_size: int = Field(ge=0, description="Maximum batch size; 0: no batching.")
     queue_delay_microseconds: int | None = Field(
-        default=None, ge=0, description="How long a request may wait for others; null: no dynamic batching."
+        default=None,
+        ge=0,
+        description="How long a request can wait to be batched with others; null: no dynamic batching.",
     )
-    preferred_batch_sizes: tuple[int, ...] = Field(default=(), description="Batch sizes the batcher aims for.")
+    preferred_batch_sizes: tuple[int, ...] = Field(default=(), description="Batch sizes that the batcher prefers.")
     threads: int | None = Field(
-        default=None, ge=1, description="Threads within an operator, per instance; null: the backend's own choice."
+        default=None, ge=1, description="Threads within an operator, per instance; null: the backend's default."
     )
 
     def __str__(self) -> str:
@@ -91,16 +91,18 @@ class Measurement(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    clients: int = Field(ge=1, description="Clients at once.")
-    window_seconds: float = Field(gt=0, description="How long was measured, after the warm-up.")
-    answers: int = Field(ge=1, description="Answers in that time; with fewer than 100 the p99 is the slowest of them.")
+    clients: int = Field(ge=1, description="Number of concurrent clients.")
+    window_seconds: float = Field(gt=0, description="Length of the measurement, after the warm-up.")
+    answers: int = Field(
+        ge=1, description="Number of answers in that time; with fewer than 100, the p99 is the slowest of them."
+    )
     throughput: float = Field(gt=0, description="Answers per second.")
-    p50_seconds: float = Field(ge=0, description="Latency that half of the answers kept to (nearest rank).")
-    p99_seconds: float = Field(ge=0, description="Latency that 99 of 100 answers kept to (nearest rank).")
+    p50_seconds: float = Field(ge=0, description="Median latency (nearest rank).")
+    p99_seconds: float = Field(ge=0, description="99th percentile of the latency (nearest rank).")
     spread: float = Field(
         default=0.0,
         ge=0,
-        description="How unsure the throughput is: its relative standard error over fifths of the window.",
+        description="Uncertainty of the throughput: its relative standard error over fifths of the window.",
     )
 
 
@@ -118,7 +120,7 @@ class TrialState(StrEnum):
     FAILED = "failed"
     """Triton refused it, or a request failed."""
     TIME = "time"
-    """The time was over before its turn."""
+    """The time limit was reached before it was measured."""
 
 
 class Trial(BaseModel):
@@ -126,15 +128,19 @@ class Trial(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    setting: Setting = Field(description="What was run.")
-    state: TrialState = Field(description="How far it came.")
-    round: int = Field(default=0, ge=0, description="The last round it was in; a later round measures for longer.")
-    measurements: tuple[Measurement, ...] = Field(default=(), description="By number of clients; of its last round.")
-    memory_bytes: int | None = Field(
-        default=None, description="Most resident memory of its processes; null where they cannot be seen."
+    setting: Setting = Field(description="The configuration that was measured.")
+    state: TrialState = Field(description="Result of the trial.")
+    round: int = Field(
+        default=0, ge=0, description="The last round that the trial took part in; later rounds measure for longer."
     )
-    present: bool = Field(default=False, description="Whether this is what the deployment has now.")
-    message: str = Field(default="", description="Why it came no further.")
+    measurements: tuple[Measurement, ...] = Field(
+        default=(), description="Measurements of its last round, by number of clients."
+    )
+    memory_bytes: int | None = Field(
+        default=None, description="Largest resident memory of its processes; null if it cannot be measured."
+    )
+    present: bool = Field(default=False, description="Whether this is the deployment's present configuration.")
+    message: str = Field(default="", description="Why the trial was not continued.")
 
 
 class Point(NamedTuple):

@@ -10,12 +10,12 @@ _SECRET_WORDS = ("key", "secret", "password", "token", "credential")
 # By pydantic's error type; {limits} come from its context, and {got} is the given value.
 _SENTENCES: Mapping[str, str] = {
     "missing": "is missing",
-    "extra_forbidden": "is not a known field; remove it, or check its spelling",
+    "extra_forbidden": "is not a known field; remove it or check its spelling",
     "string_too_long": "has more than {max_length} characters",
     "string_too_short": "needs at least {min_length} characters",
     "string_pattern_mismatch": "does not have the required form {pattern}{got}",
     "too_short": "needs at least {min_length} elements and has {actual_length}",
-    "too_long": "may have at most {max_length} elements and has {actual_length}",
+    "too_long": "can have at most {max_length} elements and has {actual_length}",
     "greater_than": "must be greater than {gt}{got}",
     "greater_than_equal": "must be at least {ge}{got}",
     "less_than": "must be less than {lt}{got}",
@@ -86,7 +86,7 @@ def sentence(item: Mapping[str, Any]) -> str:
     stem = next((stem for stem in sorted(_KINDS, key=len, reverse=True) if kind.startswith(f"{stem}_")), None)
     if stem is not None:
         return f"must be {_KINDS[stem]}{got}"
-    return f"cannot be used{got} ({kind.replace('_', ' ')})"
+    return f"is not valid{got} ({kind.replace('_', ' ')})"
 
 
 def _got(item: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ def test_begun_paused_resumed_and_promoted_by_hand(api: Api, model: str) -> None
     found = until(api, model, lambda one: one["step"] == 1)
     assert (found["old"]["version"], found["new"]["version"], found["phase"]) == (1, 2, "running")
     assert (found["weight"], found["steps"], found["ready"]) == (0.05, 1, True)
-    assert "600 s to go" in found["message"] or "599 s to go" in found["message"]
+    assert "600 s left" in found["message"] or "599 s left" in found["message"]
     assert [test["signal"] for test in found["tests"]] == ["failures", "p50", "p99"]
     assert all(test["odds"] == 1.0 and test["needed_odds"] == pytest.approx(300) for test in found["tests"])
     assert api.infer(model, [1.0, 2.0]) == ([1.0, 2.0], 1), "Triton's own port goes on answering with the old one"

@@ -160,5 +160,5 @@ def test_references_with_bad_names(text: str) -> None:
 
 def test_latest_is_the_bare_name() -> None:
     assert Reference.parse("m@latest") == Reference("m")
-    with pytest.raises(InvalidNameError, match="bare model name"):
+    with pytest.raises(InvalidNameError, match="model name without a version"):
         validate_alias("latest")

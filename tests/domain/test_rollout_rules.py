@@ -62,7 +62,7 @@ def test_what_cannot_be_loaded_is_withdrawn() -> None:
 def test_what_is_worse_is_withdrawn_at_any_time_with_its_figures(phase: RolloutPhase) -> None:
     decision = decide(rollout(phase=phase), failing(), READY, NOW)
     assert decision.action is RolloutAction.ABORT
-    assert "5 of 50 requests failed, 0 of 1000 on the old one" in decision.reason
+    assert "5 of 50 requests failed, active version 0 of 1000" in decision.reason
 
 
 def test_the_first_step_begins_when_both_are_ready() -> None:
@@ -108,7 +108,7 @@ def test_what_is_in_doubt_is_neither_passed_nor_withdrawn() -> None:
         RolloutAction.HOLD,
         RolloutAction.ABORT,
     ]
-    assert "undecided whether version 2 is worse: 2 of 100 requests failed" in ends[2].reason
+    assert "it is uncertain whether version 2 is worse: 2 of 100 requests failed" in ends[2].reason
 
 
 def test_paused_and_pinned_are_ended_by_a_person_only() -> None:
@@ -130,7 +130,7 @@ def test_in_the_shadow_differing_answers_are_found() -> None:
     assert decide(shadowed, same, READY, later).action is RolloutAction.PROMOTE
     decision = decide(shadowed, other, READY, later)
     assert decision.action is RolloutAction.ABORT
-    assert "30 of 200 answers differ (largest by 0.5; 1.00% may)" in decision.reason
+    assert "30 of 200 answers differ (largest difference 0.5; the limit is 1.00% of the answers)" in decision.reason
 
 
 @given(
@@ -245,7 +245,7 @@ def test_pausing_and_going_on() -> None:
 
 
 def test_steps_must_ascend_and_leave_something_to_compare_with() -> None:
-    with pytest.raises(ValidationError, match="must ascend"):
+    with pytest.raises(ValidationError, match="must be ascending"):
         RolloutStrategy(steps=(RolloutStep(weight_percent=25), RolloutStep(weight_percent=5)))
     with pytest.raises(ValidationError, match="below 100 %"):
         RolloutStrategy(kind=StrategyKind.CANARY, steps=(RolloutStep(weight_percent=100),))

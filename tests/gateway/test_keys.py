@@ -90,7 +90,7 @@ def test_each_message_of_a_stream_is_authorized(keyed: tuple[Api, dict[str, str]
         until("two answers", lambda: len(answers) == 2)
         client.stop_stream()
     (refused,) = [answer for answer in answers if isinstance(answer, Exception)]
-    assert "not for 'other'" in str(refused)
+    assert "but not 'other'" in str(refused)
 
 
 def test_health_needs_no_key_but_metadata_needs_key_for_all_models(keyed: tuple[Api, dict[str, str]]) -> None:

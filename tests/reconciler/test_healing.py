@@ -205,7 +205,7 @@ async def test_slower_version_is_rejected_only_with_a_latency_bound(ward: Ward) 
     settings = ward.triton.settings("slow:0.05", max_latency_ratio=3.0)
     status = await ward.deploy(slow, settings=settings)
     assert status.phase is Phase.DEGRADED
-    assert "times as long as version 1" in status.message
+    assert "times that of version 1" in status.message
     assert await ward.answer() == (1.0, fast)
     assert ward.events("Regressed")
 

@@ -98,11 +98,11 @@ def test_names_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
     for name in ("new\nline", "back\\slash"):
         path = tmp_path / name
         path.touch()
-        with pytest.raises(InvalidArtifactError, match="no valid file name"):
+        with pytest.raises(InvalidArtifactError, match="not a valid file name"):
             scan(tmp_path)
         path.unlink()
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.bin")).touch()
-    with pytest.raises(InvalidArtifactError, match="no valid file name"):
+    with pytest.raises(InvalidArtifactError, match="not a valid file name"):
         scan(tmp_path)
 
 

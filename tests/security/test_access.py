@@ -66,7 +66,7 @@ def test_the_actor_says_what_is_proved_first() -> None:
     assert principal.actor("ada@example.org") == "ci/ada@example.org"
     with pytest.raises(ForbiddenError, match="needs the scope 'admin'"):
         principal.require_scope(Scope.ADMIN, "collectGarbage")
-    with pytest.raises(ForbiddenError, match="not for 'other'"):
+    with pytest.raises(ForbiddenError, match="but not 'other'"):
         principal.require_model("other")
     principal.require_model("team-a")
 

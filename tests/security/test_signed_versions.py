@@ -65,7 +65,7 @@ def test_what_is_signed_is_what_is_verified(keys: dict[str, tuple[Path, Path]]) 
     assert "for 'net:7'" in difference("net:8", manifest, statement)
     assert "for 'net:7'" in difference("other:7", manifest, statement)
     swapped = Manifest(format=Format.ONNX, files=(FILES[0], entry("weights/a.bin", b"b"), entry("weights/b.bin", b"a")))
-    assert "'weights/a.bin' is not the one" in difference("net:7", swapped, statement)
+    assert "'weights/a.bin' differs from the signed one" in difference("net:7", swapped, statement)
     assert "is missing" in difference("net:7", Manifest(format=Format.ONNX, files=FILES[:2]), statement)
     more = Manifest(format=Format.ONNX, files=(*FILES, entry("extra.py", b"")))
     assert "'extra.py' is not signed" in difference("net:7", more, statement)
@@ -226,7 +226,7 @@ def test_what_was_changed_in_the_bucket_is_not_loaded(strict: Strict, keys: dict
     registry._models.heads.append("tampered", changed, after=head.revision, actor="mallory", reason="")
     refused = api.deploy("tampered:1")
     assert refused["state"] == "failed"
-    assert "the file 'model.onnx' is not the one that was signed" in refused["error"]["detail"]
+    assert "the file 'model.onnx' differs from the signed one" in refused["error"]["detail"]
     assert ("tampered", 1) not in strict.loaded()
     assert not (strict.triton.repository.root / "tampered").exists()
 

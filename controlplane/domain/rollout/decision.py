@@ -34,7 +34,7 @@ from controlplane.domain.rollout.strategy import RolloutStrategy, StrategyKind
 from controlplane.errors import ConflictError
 
 DOUBT = 10.0
-"""Odds at which a version is not advanced. A good version seldom reaches them, and mostly falls below them again."""
+"""Odds at which a version is not advanced. A good version rarely reaches them, and mostly falls below them again."""
 
 _WINDOW_REQUESTS = 20
 """A step's own metrics are shown once the new version has had this many requests in it."""
@@ -148,8 +148,8 @@ def decide(rollout: Rollout, evidence: Evidence, readiness: Readiness, now: date
         if finding.worse:
             return RolloutDecision(
                 RolloutAction.ABORT,
-                f"version {version} is worse in {finding.signal}: {finding.figures} ({_odds(finding)} against its "
-                f"being no worse; {_odds_text(finding.log_threshold)} decide)",
+                f"version {version} is worse in {finding.signal}: {finding.figures} (evidence of {_odds(finding)} "
+                f"that it is worse; the threshold is {_odds_text(finding.log_threshold)})",
             )
     if not readiness.ready:  # 3
         return RolloutDecision(RolloutAction.HOLD, readiness.message or f"version {version} is not ready")
@@ -158,22 +158,25 @@ def decide(rollout: Rollout, evidence: Evidence, readiness: Readiness, now: date
     if rollout.phase is RolloutPhase.PAUSED:  # 5
         return RolloutDecision(RolloutAction.HOLD, f"paused: {describe_step(rollout)}")
     if strategy.kind is StrategyKind.MANUAL:
-        return RolloutDecision(RolloutAction.HOLD, "version answers who names it until somebody promotes or aborts it")
+        return RolloutDecision(
+            RolloutAction.HOLD,
+            "the new version answers only requests that name it, until an operator promotes or aborts it",
+        )
     left = step_seconds(rollout) - (now - rollout.step_since).total_seconds()
     if left > 0:  # 6
-        return RolloutDecision(RolloutAction.HOLD, f"{describe_step(rollout)}, {left:.0f} s to go")
+        return RolloutDecision(RolloutAction.HOLD, f"{describe_step(rollout)}, {left:.0f} s left")
     answered = evidence.new.requests - rollout.step_evidence.new.requests
     if answered < strategy.minimum_requests:  # 7
         return RolloutDecision(
             RolloutAction.HOLD,
-            f"{describe_step(rollout)}: version {version} has answered {answered} of the {strategy.minimum_requests} "
-            "requests that a step takes",
+            f"{describe_step(rollout)}: version {version} has answered {answered} of the "
+            f"{strategy.minimum_requests} requests that the step requires",
         )
     doubts = [finding for finding in found if finding.log_evidence >= math.log(DOUBT)]
     if doubts:  # 8
         what = "; ".join(f"{finding.figures}, {_odds(finding)}" for finding in doubts)
         return RolloutDecision(
-            RolloutAction.HOLD, f"{describe_step(rollout)}: undecided whether version {version} is worse: {what}"
+            RolloutAction.HOLD, f"{describe_step(rollout)}: it is uncertain whether version {version} is worse: {what}"
         )
     what = "; ".join(finding.figures for finding in found)
     if strategy.kind is StrategyKind.SHADOW or rollout.step + 1 >= len(strategy.compared_steps):  # 9
@@ -227,7 +230,7 @@ def required(spec: DeploymentSpec) -> Rollout:
     """
     if spec.trial is None:
         how = f"; the newest one was {spec.rollout.phase}: {spec.rollout.verdict}" if spec.rollout else ""
-        raise ConflictError(f"no rollout of {spec.model} is under way{how}", model=spec.model)
+        raise ConflictError(f"no rollout of {spec.model} is in progress{how}", model=spec.model)
     return spec.trial
 
 
@@ -298,9 +301,9 @@ def describe_step(rollout: Rollout) -> str:
     strategy = rollout.strategy
     match strategy.kind:
         case StrategyKind.SHADOW:
-            return "copies of requests go to it"
+            return "it receives shadow requests"
         case StrategyKind.MANUAL:
-            return "it answers who names it"
+            return "it answers only requests that name it"
         case _:
             steps = strategy.compared_steps
             step = steps[min(rollout.step, len(steps) - 1)]
@@ -324,15 +327,15 @@ def _figures(
     old, new = evidence.old, evidence.new
     if signal is Signal.DIFFERENCES:
         return (
-            f"{evidence.differing} of {evidence.compared} answers differ (largest by "
-            f"{evidence.largest_difference:.3g}; {strategy.difference_share:.2%} may)"
+            f"{evidence.differing} of {evidence.compared} answers differ (largest difference "
+            f"{evidence.largest_difference:.3g}; the limit is {strategy.difference_share:.2%} of the answers)"
         )
     if signal is Signal.FAILURES:
-        return f"{new.failures} of {new.requests} requests failed, {old.failures} of {old.requests} on the old one"
+        return f"{new.failures} of {new.requests} requests failed, active version {old.failures} of {old.requests}"
     old_figures, new_figures = shown
     if signal is Signal.MEDIAN:
-        return f"p50 {_span(new_figures.p50_seconds)}, {_span(old_figures.p50_seconds)} on the old one"
-    return f"p99 {_span(new_figures.p99_seconds)}, {_span(old_figures.p99_seconds)} on the old one"
+        return f"p50 {_span(new_figures.p50_seconds)}, active version {_span(old_figures.p50_seconds)}"
+    return f"p99 {_span(new_figures.p99_seconds)}, active version {_span(old_figures.p99_seconds)}"
 
 
 def _span(seconds: float | None) -> str:

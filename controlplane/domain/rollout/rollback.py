@@ -66,20 +66,21 @@ def rollback_revision(history: Iterable[Revision], revision: int | None = None) 
             if not earlier.spec.deleted and _differs(earlier.spec, present):
                 return earlier
         raise ConflictError(
-            f"{present.model} has no earlier revision with another version or other settings to go back to",
+            f"{present.model} has no earlier revision with another version or other settings to roll back to",
             model=present.model,
         )
     for candidate in chain((newest,), revisions):
         if candidate.number == revision:
             if candidate.spec.deleted:
                 raise ConflictError(
-                    f"revision {revision} of {present.model} removed the deployment; choose another or undeploy",
+                    f"revision {revision} of {present.model} removed the deployment; choose another revision, or "
+                    "undeploy the model",
                     model=present.model,
                     revision=revision,
                 )
             return candidate
     raise NotFoundError(
-        f"the deployment of {present.model} has no revision {revision}; its newest is {newest.number}",
+        f"the deployment of {present.model} has no revision {revision}; the newest is {newest.number}",
         model=present.model,
         revision=revision,
     )

@@ -29,8 +29,10 @@ class RolloutStep(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    weight_percent: float = Field(gt=0, le=100, description="Share of the requests that go to the new version, in %.")
-    seconds: float = Field(default=0.0, ge=0, le=_YEAR_SECONDS, description="Least time at this share, in seconds.")
+    weight_percent: float = Field(gt=0, le=100, description="Percentage of requests that go to the new version.")
+    seconds: float = Field(
+        default=0.0, ge=0, le=_YEAR_SECONDS, description="Minimum time at this percentage, in seconds."
+    )
 
 
 class RolloutStrategy(BaseModel):
@@ -38,7 +40,9 @@ class RolloutStrategy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: StrategyKind = Field(default=StrategyKind.IMMEDIATE, description="immediate, canary, shadow or manual.")
+    kind: StrategyKind = Field(
+        default=StrategyKind.IMMEDIATE, description="Kind of rollout: immediate, canary, shadow or manual."
+    )
     steps: tuple[RolloutStep, ...] = Field(
         default=(
             RolloutStep(weight_percent=5, seconds=600),
@@ -47,56 +51,66 @@ class RolloutStrategy(BaseModel):
         ),
         min_length=1,
         max_length=20,
-        description="Canary: the shares, ascending. After the last one the version is promoted; a last step of 100 "
-        "says the same.",
+        description="Canary: the steps, ascending by percentage. The version is promoted after the last one; a "
+        "last step of 100 means the same.",
     )
     control_ratio: float = Field(
         default=1.0,
         ge=1,
         le=1000,
-        description="Canary: how many requests of the old version are measured for each of the new one, where not all "
-        "are. More of them find a worse version sooner, and send more requests through the control plane.",
+        description="Canary: number of measured requests of the old version for each of the new one, if not all are "
+        "measured. A higher number detects a worse version sooner and sends more requests through the control "
+        "plane.",
     )
     shadow_share: float = Field(
         default=0.25,
         gt=0,
         le=1,
-        description="Shadow: share of the requests of which the new version gets a copy, where not all are copied.",
+        description="Shadow: share of requests that are also sent to the new version, if not all are.",
     )
     shadow_seconds: float = Field(
-        default=600.0, ge=0, le=_YEAR_SECONDS, description="Shadow: least time with copies of the requests, in seconds."
+        default=600.0, ge=0, le=_YEAR_SECONDS, description="Shadow: minimum time with shadow requests, in seconds."
     )
     minimum_requests: int = Field(
         default=100,
         ge=1,
         le=10**9,
-        description="Requests that the new version must have answered in a step before it is passed; fewer mean wait.",
+        description="Number of requests that the new version must have answered before a step ends.",
     )
     error: float = Field(
         default=0.01,
         gt=0,
         le=0.5,
-        description="Largest chance, over a whole rollout and however often it is looked at, to withdraw a version "
+        description="Maximum probability, over a whole rollout with any number of evaluations, of rejecting a version "
         "that is no worse than the old one.",
     )
     latency_tolerance: float = Field(
-        default=0.25, ge=0, le=100, description="By which share the new version may be slower; 0.25 means a quarter."
+        default=0.25,
+        ge=0,
+        le=100,
+        description="Share by which the new version is allowed to be slower; 0.25 means 25 %.",
     )
     difference_share: float = Field(
-        default=0.01, ge=0, lt=1, description="Shadow: share of the answers that may differ from the old version's."
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="Shadow: share of answers that are allowed to differ from the old version's.",
     )
     difference: Tolerance | None = Field(
-        default=None, description="Shadow: what counts as no difference; null takes the default of each output's type."
+        default=None,
+        description="Shadow: tolerance within which answers are equal; null uses the default of each output's type.",
     )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         weights = [step.weight_percent for step in self.steps]
         if any(later <= earlier for earlier, later in pairwise(weights)):
-            raise ValueError(f"the steps' weights must ascend: {', '.join(f'{weight:g}' for weight in weights)}")
+            raise ValueError(
+                f"the weights of the steps must be ascending: {', '.join(f'{weight:g}' for weight in weights)}"
+            )
         if weights == [100.0] and self.kind is StrategyKind.CANARY:
             raise ValueError(
-                "a canary needs a step below 100 %; to give it everything at once, use the immediate strategy"
+                "a canary needs a step below 100 %; to switch all requests at once, use the immediate strategy"
             )
         return self
 
