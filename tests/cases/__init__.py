@@ -1,1 +1,1 @@
-"""Programs that once showed faults, kept as inputs of tests."""
+"""Regression tests and their inputs, each for a fault that was fixed."""

@@ -1,4 +1,4 @@
-"""A key that is for some models alone asks another one through the gateway's gRPC port, in four ways.
+"""Sends requests for a model outside a key's scope through the gateway's gRPC port, in four ways.
 
 1. A stream to a pinned model, whose second message names the other model.
 2. A second field `model_name`: protobuf takes the last one, HAProxy's `protobuf(1)` the first.
@@ -63,7 +63,7 @@ def raw(address: str, key: str, call: str, message: bytes) -> str:
 
 
 def main(address: str, key: str, pinned: str, other: str, lazy: str) -> dict[str, str]:
-    """Return what came of each attempt."""
+    """Return the result of each attempt."""
     second = text(NAME, other.encode())
     mine, theirs = streamed(address, key, pinned, other)
     return {

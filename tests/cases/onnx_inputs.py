@@ -96,7 +96,7 @@ def sequence_output() -> onnx.ModelProto:
 
 
 def zip_map_output() -> onnx.ModelProto:
-    """What scikit-learn's converters write for probabilities, unless they are asked not to."""
+    """The output that scikit-learn's converters write for probabilities by default."""
     node = h.make_node("ZipMap", ["x"], ["p"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2])
     kind = h.make_sequence_type_proto(h.make_map_type_proto(T.INT64, h.make_tensor_type_proto(T.FLOAT, [])))
     model = _model([node], [_x], [h.make_value_info("p", kind)])
@@ -158,7 +158,7 @@ def small_vocabulary() -> onnx.ModelProto:
 
 
 def wrong_output_shape() -> onnx.ModelProto:
-    """ONNX Runtime warns of an output whose declared shape is wrong, and answers."""
+    """ONNX Runtime warns about an output whose declared shape is wrong, but returns it."""
     x = h.make_tensor_value_info("x", T.FLOAT, [4, 3])
     axes = h.make_tensor_value_info("axes", T.INT64, [1])
     nodes = [h.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)]

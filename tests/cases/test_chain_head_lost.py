@@ -10,7 +10,7 @@ from controlplane.storage.filesystem import FilesystemStore
 from tests.support.registries import new_registry
 
 
-def test_an_instance_with_the_lost_head_does_not_undo_what_another_committed(tmp_path: Path) -> None:
+def test_instance_with_lost_head_does_not_undo_a_later_commit(tmp_path: Path) -> None:
     root = tmp_path / "store"
 
     a = new_registry(FilesystemStore(root), tmp_path / "a")
@@ -18,7 +18,7 @@ def test_an_instance_with_the_lost_head_does_not_undo_what_another_committed(tmp
     a.update_model("net", description="v2", actor="A")
     sorted((root / "models/net/revisions").iterdir())[0].unlink()
     b = new_registry(FilesystemStore(root), tmp_path / "b")
-    assert b.get_model("net").description == "v1"  # started after the loss, without a memory: it cannot know
+    assert b.get_model("net").description == "v1"  # started after the loss, without a memory of the lost head
     b.update_model("net", labels={"owner": "B"}, actor="B")
     with pytest.raises(StoreWentBackwardsError):
         a.get_model("net")

@@ -1,5 +1,5 @@
-"""A collector whose machine's clock is ahead must not take a publish that is under way for abandoned and remove its
-blobs; and the publish must not be acknowledged without them."""
+"""A garbage collector with a clock that is ahead must not remove the blobs of a publish in progress, and the publish
+must not be acknowledged without them."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from tests.support.hooked_store import HookedStore
 from tests.support.registries import artifact, new_registry, require_readable
 
 
-def test_a_collector_eight_days_ahead_removes_nothing_of_a_publish_under_way(tmp_path: Path) -> None:
+def test_collector_eight_days_ahead_keeps_blobs_of_a_publish_in_progress(tmp_path: Path) -> None:
     store = FilesystemStore(tmp_path / "store")
     paused, go = threading.Event(), threading.Event()
 
@@ -38,7 +38,7 @@ def test_a_collector_eight_days_ahead_removes_nothing_of_a_publish_under_way(tmp
             assert paused.wait(60)
             with pytest.raises(ClockSkewError):
                 collector.collect(dry_run=False)
-            # The one that knows the right time sees the intent.
+            # The collector with the correct time sees the intent.
             report = new_registry(store, tmp_path / "c3").collect(dry_run=False, grace_seconds=0)
             assert (report.blobs_deleted, report.kept_by_publish) == (0, 2)
         finally:

@@ -1,7 +1,7 @@
-"""A write into Triton's repository, and damage in the store: neither is loaded, both are found, a push repairs.
+"""A write to Triton's repository and damage in the store are detected and not loaded, and a push repairs them.
 
-With a store in a folder, store, cache and repository used to be one file: a model's own code could damage the
-registry's only copy, a restart did not notice a small change, and the same file could not be pushed again.
+With a store in a folder, the store, the cache and the repository could share one file: a model's own code could damage
+the registry's only copy, a restart did not notice a small change, and the same file could not be pushed again.
 """
 
 import os
@@ -32,7 +32,7 @@ def settings_of(folder: Path) -> Settings:
 
 
 def tamper(path: Path, old: float, new: float) -> None:
-    """Change a weight and hide it: size, mode and modification time stay."""
+    """Change a weight but keep the file's size, mode and modification time."""
     status = path.stat()
     content = path.read_bytes()
     changed = content.replace(struct.pack("<f", old), struct.pack("<f", new))
@@ -105,7 +105,7 @@ def stored_file(folder: Path, model: str) -> Path:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_file_that_was_changed_in_the_repository_is_not_loaded(restarted: Api, folder: Path, model: str) -> None:
+def test_file_changed_in_the_repository_is_not_loaded(restarted: Api, folder: Path, model: str) -> None:
     until(lambda: ready(restarted, model))
     weight = MODELS[model][0]
     values, version = restarted.infer(model, [1.0, 2.0])
@@ -124,7 +124,7 @@ def test_damage_in_the_store_is_repaired_from_the_cache(restarted: Api, folder: 
     until(lambda: intact(restarted, "small")["status"] == "True")
 
 
-def test_damage_of_every_copy_is_reported_and_a_push_of_the_same_file_repairs_it(restarted: Api, folder: Path) -> None:
+def test_push_repairs_a_file_with_all_copies_damaged(restarted: Api, folder: Path) -> None:
     until(lambda: ready(restarted, "large"))
     tamper(staged_file(folder, "large"), *MODELS["large"])  # the cache's copy is the same file
     tamper(stored_file(folder, "large"), *MODELS["large"])
@@ -144,7 +144,7 @@ def test_damage_of_every_copy_is_reported_and_a_push_of_the_same_file_repairs_it
     until(lambda: intact(restarted, "large")["status"] == "True")
 
 
-def test_push_finds_damage_that_no_scrub_has_found_and_repairs_it(folder: Path) -> None:
+def test_push_repairs_damage_that_no_scrub_has_found(folder: Path) -> None:
     off = settings_for(folder / "second", embedded=False, scrub=ScrubSettings(enabled=False))
     source = folder / "model.onnx"
     source.write_bytes(onnx_scale(8.0))

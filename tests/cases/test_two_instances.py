@@ -1,4 +1,4 @@
-"""Two instances with an embedded Triton each on one store: each drives its own server and answers what is deployed."""
+"""Two instances on one store, each with an embedded Triton: each drives its own server and serves all deployments."""
 
 import contextlib
 import json
@@ -42,14 +42,14 @@ class Instance:
     server: dict[str, Any]
 
     def ask(self) -> tuple[int, float | str]:
-        """Ask the gateway for `net`; return the status, and the answer or the error."""
+        """Send a request for `net` to the gateway; return the status, and the answer or the error."""
         body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 1.0]}]}
         answer = self.gateway.post("/v2/models/net/infer", json=body)
         document = answer.json()
         return answer.status_code, document["outputs"][0]["data"][0] if answer.is_success else document["error"]
 
     def leads(self) -> bool:
-        """Whether it holds the leader's lease."""
+        """Return whether it holds the leader's lease."""
         return "tritonctl_leader 1.0" in self.api.http.get("/metrics").text
 
     def checks(self) -> dict[str, bool]:
@@ -114,7 +114,7 @@ def test_each_instance_drives_its_own_server(both: tuple[Instance, Instance]) ->
     assert a.leads()
     assert not b.leads()
     assert a.server["name"] == b.server["name"] == "embedded"
-    assert a.server["id"] != b.server["id"], "they are told apart"
+    assert a.server["id"] != b.server["id"], "the ids differ"
     for instance in both:
         assert instance.ask() == (200, 3.0)
         assert all(instance.checks().values()), instance.checks()
@@ -122,16 +122,16 @@ def test_each_instance_drives_its_own_server(both: tuple[Instance, Instance]) ->
         assert server["id"] == instance.server["id"]
 
 
-def test_a_paused_leader_gives_no_stale_answer_when_it_continues(both: tuple[Instance, Instance]) -> None:
+def test_resumed_leader_gives_no_stale_answers(both: tuple[Instance, Instance]) -> None:
     a, b = both
     if not a.leads():
         a, b = b, a
     assert a.leads()
     a.process.send_signal(signal.SIGSTOP)
-    eventually(b.leads, "the other one leads")
+    eventually(b.leads, "the other instance leads")
     assert b.api.deploy("net:2")["state"] == "succeeded"
     eventually(lambda: b.ask() == (200, 4.0), "the new version answers")
-    eventually(lambda: a.ask()[0] == 503, "the gateway of the paused one refuses")
+    eventually(lambda: a.ask()[0] == 503, "the gateway of the paused instance refuses requests")
     assert "control plane behind this gateway does not answer" in str(a.ask()[1])
     a.process.send_signal(signal.SIGCONT)
     refusals: list[tuple[int, float | str]] = []
@@ -144,7 +144,7 @@ def test_a_paused_leader_gives_no_stale_answer_when_it_continues(both: tuple[Ins
         refusals.append((status, answer))
         return False
 
-    eventually(answers_again, "the one that continued answers")
+    eventually(answers_again, "the resumed instance answers")
     assert {status for status, _ in refusals} <= {503}, refusals
     assert not a.leads()
     eventually(lambda: all(a.checks().values()), "it is ready again")

@@ -1,4 +1,4 @@
-"""TorchScript files that Triton's own PyTorch backend cannot run as they are, or runs in a way that surprises."""
+"""TorchScript files that Triton's own PyTorch backend cannot run, or runs with unexpected results."""
 
 import warnings
 from collections.abc import Callable
@@ -79,7 +79,7 @@ class Drop(nn.Module):
 
 
 class Normed(nn.Module):
-    """Normalizes by the batch in training mode, and by what it has learnt in evaluation mode."""
+    """Normalizes by the batch in training mode, and by recorded statistics in evaluation mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Positive(nn.Module):
 
 
 class Doubled(nn.Module):
-    """Nothing is wrong with it."""
+    """A valid module."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * 2

@@ -102,7 +102,7 @@ class Cli:
         )
 
     def tritons(self) -> list[int]:
-        """The Triton processes, stubs included, that work on this data folder."""
+        """Return the Triton processes of this data folder, including stubs."""
         found = []
         for process in psutil.process_iter(["pid", "cmdline"]):
             words = process.info["cmdline"] or []

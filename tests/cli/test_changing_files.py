@@ -1,4 +1,4 @@
-"""A file that changes between the digest and the end of the upload is named, whatever the change."""
+"""A push reports the file that changed between the digest and the end of the upload."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,14 +47,14 @@ def push(api: Api, path: Path, journal: Path, change: Callable[[Path], None]) ->
 
 
 @pytest.mark.parametrize("change", [_shorter, _other, _gone])
-def test_changed_file_is_named(bare: Api, tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_file_that_changes_during_a_push_is_named(bare: Api, tmp_path: Path, change: Callable[[Path], None]) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(change.__name__.encode() + b"0123456789abcdef" * (SIZE // 16))
-    with pytest.raises(InvalidArtifactError, match=r"model\.bin changed while it was pushed; push it again"):
+    with pytest.raises(InvalidArtifactError, match=r"model\.bin changed during the push; push it again"):
         push(bare, path, tmp_path / "journal", change)
 
 
-def test_file_that_grows_is_sent_as_it_was_when_its_digest_was_taken(bare: Api, tmp_path: Path) -> None:
+def test_file_that_grows_is_sent_with_its_original_content(bare: Api, tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(b"growing" * (SIZE // 7))
     assert push(bare, path, tmp_path / "journal", _longer) == "present"

@@ -1,4 +1,4 @@
-"""A wait ends at its deadline, also where nothing ever happens."""
+"""A wait ends at its timeout, even if no event ever arrives."""
 
 from collections.abc import Iterator
 
@@ -21,11 +21,11 @@ def unreachable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield api
 
 
-def test_deploy_ends_at_its_deadline_when_no_event_comes(
+def test_deploy_ends_at_its_timeout_when_no_event_arrives(
     unreachable: Api, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     cli = Cli(tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("work"))
-    # Less than the time between two heartbeats of the API; it used to go on for good.
+    # Less than the time between two heartbeats of the API.
     result = cli("--url", unreachable.url, "deploy", "net:1", "--wait", "--timeout", "3", timeout=60)
     assert result.code == 8, result
     assert "takes longer than 3 s; it continues as operation deploy.net.1" in result.err

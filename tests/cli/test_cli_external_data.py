@@ -1,4 +1,4 @@
-"""An ONNX model that keeps its weights in a file of their own, on its whole way through."""
+"""An ONNX model with its weights in a separate file, from push to pull."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_from_push_to_pull(cli: Cli, folder: Path, tmp_path: Path) -> None:
+def test_external_data_works_from_push_to_pull(cli: Cli, folder: Path, tmp_path: Path) -> None:
     cli.ok("push", folder)
     cli.ok("deploy", "projection")
     weights = np.frombuffer((folder / "weights.bin").read_bytes(), np.float32).reshape(8, 3)

@@ -1,4 +1,4 @@
-"""Waiting for conditions, and what the command line tells of health and of reports."""
+"""The commands wait, health and report."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.cli.conftest import Cli
 pytestmark = pytest.mark.triton
 
 
-def test_scripts_wait_for_conditions_and_read_why(cli: Cli, doubling: Path, tripling: Path) -> None:
+def test_wait_for_conditions_and_read_their_reasons(cli: Cli, doubling: Path, tripling: Path) -> None:
     name = "awaited"
     cli.ok("push", name, doubling)
     cli.ok("deploy", name, "--no-wait")
@@ -24,7 +24,7 @@ def test_scripts_wait_for_conditions_and_read_why(cli: Cli, doubling: Path, trip
     wrong = cli("wait", name, "--for=Redy")
     assert wrong.code == 6
     assert "Loaded, Proved, Ready" in wrong.err
-    assert cli("wait", "nobody", "--for=Ready", "--timeout", 1).code == 3
+    assert cli("wait", "nothere", "--for=Ready", "--timeout", 1).code == 3
 
     document = cli.ok("ps", name, "-o", "json").json
     conditions = {one["type"]: one for one in document["status"]["conditions"]}
@@ -42,7 +42,7 @@ def test_scripts_wait_for_conditions_and_read_why(cli: Cli, doubling: Path, trip
     assert "is Unloaded" in cli.ok("wait", name, "--for=unloaded", "--timeout", "60s").out
 
 
-def test_the_report_of_a_version_is_kept_with_it(cli: Cli, doubling: Path, tripling: Path) -> None:
+def test_report_is_created_by_deploy_and_kept(cli: Cli, doubling: Path, tripling: Path) -> None:
     name = "examined"
     cli.ok("push", name, doubling)
     before = cli.ok("report", name)
@@ -50,9 +50,9 @@ def test_the_report_of_a_version_is_kept_with_it(cli: Cli, doubling: Path, tripl
     cli.ok("deploy", name, "--wait")
     cli.ok("push", name, tripling)
     cli.ok("deploy", f"{name}:2", "--wait", "--auto-rollback", "--max-latency-ratio", 1000)
-    told = cli.ok("report", name).out
+    shown = cli.ok("report", name).out
     for part in ("artifact", "configuration", "numbers", "performance", "measured alternately", "verified by SHA-256"):
-        assert part in told
+        assert part in shown
     (newest,) = cli.ok("report", f"{name}:2", "-o", "json").json
     assert newest["verdict"] == "passed"
     assert newest["checks"][0]["details"]["opset"] <= newest["checks"][0]["details"]["newest_opset_of_backend"]

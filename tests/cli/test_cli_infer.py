@@ -1,4 +1,4 @@
-"""`infer` by both its ways: the gateway, and the API's route."""
+"""`infer` on both paths: through the gateway and through the API."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.triton
 
 @pytest.fixture(scope="module")
 def odd(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose tensors travel in other shapes and types than they have: a scalar, strings, half floats."""
+    """A model whose tensors are sent in other shapes and types than they have: a scalar, strings, half floats."""
     kinds = {"scalar": (TensorProto.FLOAT, []), "text": (TensorProto.STRING, [2]), "half": (TensorProto.FLOAT16, [2])}
     graph = helper.make_graph(
         [helper.make_node("Identity", [name], [f"{name}_out"]) for name in kinds],
@@ -31,7 +31,7 @@ def odd(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def both(cli: Cli, *arguments: object, **more: Any) -> dict[str, Any]:
-    """Ask both ways; return the answer, which has to be the same."""
+    """Send a request on both paths; return the response, which must be the same."""
     answers = {}
     for via in ("gateway", "api"):
         answer = cli.ok("infer", *arguments, "--via", via, "-o", "json", **more).json
@@ -44,13 +44,13 @@ def both(cli: Cli, *arguments: object, **more: Any) -> dict[str, Any]:
     return found
 
 
-def test_by_itself_it_goes_to_the_front_door(cli: Cli, published: str) -> None:
+def test_infer_uses_the_gateway_by_default(cli: Cli, published: str) -> None:
     assert cli.ok("infer", published, "--sample", "-o", "json").json["via"] == "gateway"
     assert both(cli, published, "--sample")["model_version"] == "1"
     assert both(cli, published, "--sample", "--version", 1)["model_name"] == published
 
 
-def test_every_kind_of_tensor_comes_back_the_same_way(cli: Cli, odd: str) -> None:
+def test_gateway_and_api_return_the_same_tensors(cli: Cli, odd: str) -> None:
     request = json.dumps({"scalar": 1.5, "text": ["one", "zwölf"], "half": [0.1, 2]})
     outputs = {one["name"]: one for one in both(cli, odd, "-i", "-", stdin=request)["outputs"]}
     assert outputs["scalar_out"] == {"name": "scalar_out", "datatype": "FP32", "shape": [], "data": [1.5]}
@@ -69,22 +69,24 @@ def test_every_kind_of_tensor_comes_back_the_same_way(cli: Cli, odd: str) -> Non
         ('{"inputs": [{"name": "y", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}', 6),
     ],
 )
-def test_what_does_not_fit_is_told_in_the_same_words(cli: Cli, published: str, request_: str, code: int) -> None:
-    said = {via: cli("infer", published, "-i", "-", "--via", via, stdin=request_) for via in ("gateway", "api", "auto")}
-    assert {result.code for result in said.values()} == {code}
-    assert len({result.err for result in said.values()}) == 1, said
+def test_invalid_inputs_give_the_same_error_on_both_paths(cli: Cli, published: str, request_: str, code: int) -> None:
+    results = {
+        via: cli("infer", published, "-i", "-", "--via", via, stdin=request_) for via in ("gateway", "api", "auto")
+    }
+    assert {result.code for result in results.values()} == {code}
+    assert len({result.err for result in results.values()}) == 1, results
 
 
-def test_what_triton_refuses_is_its_word(cli: Cli, doubling: Path) -> None:
+def test_error_from_triton_is_shown(cli: Cli, doubling: Path) -> None:
     cli.ok("push", "narrow", doubling)
     cli.ok("deploy", "narrow", "--max-batch-size", 2)
     request = json.dumps({"x": [[1, 1, 1, 1]] * 3})
-    said = {via: cli("infer", "narrow", "-i", "-", "--via", via, stdin=request) for via in ("gateway", "api")}
-    assert {result.code for result in said.values()} == {7}, said
-    assert all("batch-size must be <= 2" in result.err for result in said.values()), said
+    results = {via: cli("infer", "narrow", "-i", "-", "--via", via, stdin=request) for via in ("gateway", "api")}
+    assert {result.code for result in results.values()} == {7}, results
+    assert all("batch-size must be <= 2" in result.err for result in results.values()), results
 
 
-def test_the_front_door_is_shown(cli: Cli, published: str) -> None:
+def test_gateway_shows_routes_and_request_counts(cli: Cli, published: str) -> None:
     def route() -> dict[str, Any]:
         open_routes = {one["model"]: one for one in cli.ok("gateway", "-o", "json").json["models"]}
         found: dict[str, Any] = open_routes[published]
@@ -95,34 +97,35 @@ def test_the_front_door_is_shown(cli: Cli, published: str) -> None:
     after = route()
     assert (after["way"], after["servers"]) == ("direct", ["embedded"])
     assert after["direct_requests"] > before["direct_requests"]
-    told = cli.ok("gateway").out
-    assert cli.ok("gateway", "-o", "json").json["http_url"] in told
-    assert published in told
-    assert "ready" in told
+    shown = cli.ok("gateway").out
+    assert cli.ok("gateway", "-o", "json").json["http_url"] in shown
+    assert published in shown
+    assert "ready" in shown
+    assert "not ready" not in shown
 
 
-def test_a_model_on_demand_is_loaded_by_it(cli: Cli, doubling: Path) -> None:
-    cli.ok("push", "seldom", doubling)
-    cli.ok("deploy", "seldom", "--mode", "on-demand")
-    answer = cli.ok("infer", "seldom", "--sample", "-o", "json").json
+def test_infer_loads_an_on_demand_model(cli: Cli, doubling: Path) -> None:
+    cli.ok("push", "rarely-used", doubling)
+    cli.ok("deploy", "rarely-used", "--mode", "on-demand")
+    answer = cli.ok("infer", "rarely-used", "--sample", "-o", "json").json
     assert (answer["via"], answer["model_version"]) == ("gateway", "1")
 
 
-def test_what_would_not_answer_is_told_by_the_api(cli: Cli, doubling: Path) -> None:
+def test_infer_on_an_unloaded_model_reports_the_reason(cli: Cli, doubling: Path) -> None:
     cli.ok("push", "asleep", doubling)
     cli.ok("deploy", "asleep")
     cli.ok("unload", "asleep")
     result = cli("infer", "asleep", "--sample")
     assert (result.code, "no version of 'asleep' is active now" in result.err) == (5, True), result
     assert cli("infer", "asleep", "--sample", "--version", 9).code == 3
-    assert cli("infer", "nobody", "--sample").code == 3
+    assert cli("infer", "nothere", "--sample").code == 3
 
 
-def test_without_a_front_door_the_api_answers(fresh: Cli, doubling: Path) -> None:
+def test_infer_uses_the_api_without_a_gateway(fresh: Cli, doubling: Path) -> None:
     fresh.ok("up", "--detach", "--port", 0, "--no-gateway")
     fresh.ok("push", "steady", doubling, "--deploy")
     assert fresh.ok("infer", "steady", "--sample", "-o", "json").json["via"] == "api"
-    shut = fresh("gateway")
-    assert (shut.code, "this control plane has no gateway" in shut.err) == (3, True), shut
+    missing = fresh("gateway")
+    assert (missing.code, "this control plane has no gateway" in missing.err) == (3, True), missing
     result = fresh("infer", "steady", "--sample", "--via", "gateway")
     assert (result.code, "this control plane has no gateway; use --via api" in result.err) == (3, True), result

@@ -37,7 +37,7 @@ def _gone(cli: Cli) -> bool:
     return False
 
 
-def test_without_a_control_plane_the_command_that_starts_one_is_named(fresh: Cli) -> None:
+def test_commands_suggest_up_without_a_control_plane(fresh: Cli) -> None:
     for line in (("ps",), ("push", __file__), ("models", "-o", "json")):
         result = fresh(*line)
         assert result.code == 4
@@ -45,7 +45,7 @@ def test_without_a_control_plane_the_command_that_starts_one_is_named(fresh: Cli
     assert fresh("down").code == 4
 
 
-def test_a_killed_up_leaves_nothing_behind_that_is_in_the_way(fresh: Cli) -> None:
+def test_up_starts_again_after_it_was_killed(fresh: Cli) -> None:
     started = fresh.ok("up", "--detach", "--port", 0)
     assert "tritonctl down" in started.out
     first = _record(fresh)
@@ -69,7 +69,7 @@ def test_a_killed_up_leaves_nothing_behind_that_is_in_the_way(fresh: Cli) -> Non
     assert not (fresh.data_dir / "up.json").exists()
 
 
-def test_ctrl_c_stops_everything(fresh: Cli) -> None:
+def test_ctrl_c_stops_up_and_its_triton(fresh: Cli) -> None:
     running = fresh.start("up", "--port", 0)
     try:
         _wait_for_record(fresh)
@@ -85,7 +85,7 @@ def test_ctrl_c_stops_everything(fresh: Cli) -> None:
     assert not fresh.tritons()
 
 
-def test_a_port_that_is_taken_is_said_with_what_to_do(fresh: Cli) -> None:
+def test_up_reports_a_port_in_use_and_suggests_another(fresh: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = fresh("up", "--detach", "--port", taken.getsockname()[1])
     assert result.code == 5
@@ -93,20 +93,20 @@ def test_a_port_that_is_taken_is_said_with_what_to_do(fresh: Cli) -> None:
     assert not fresh.tritons()
 
 
-def test_a_setting_that_cannot_be_used_is_named_by_its_variable(fresh: Cli) -> None:
+def test_invalid_setting_is_named_by_its_variable(fresh: Cli) -> None:
     result = fresh("up", CONTROLPLANE_API__PORT="eighty")
     assert result.code == 6
     assert "CONTROLPLANE_API__PORT" in result.err
     assert fresh("up", "--store", "bogus://x", "--detach").code == 6
 
 
-def test_a_report_that_shows_a_failure_is_the_one_document(fresh: Cli) -> None:
+def test_failed_doctor_prints_one_json_document(fresh: Cli) -> None:
     result = fresh("doctor", "--data-dir", "/proc/nowhere", "-o", "json")
     assert result.code != 0
     assert "fail" in {finding["status"] for finding in result.json}
 
 
-def test_the_doctor_says_how_to_mend_what_is_broken(fresh: Cli) -> None:
+def test_doctor_suggests_fixes(fresh: Cli) -> None:
     result = fresh("doctor", "--data-dir", "/proc/nowhere")
     assert result.code == 7
     assert "choose another folder with --data-dir" in result.out
@@ -114,7 +114,7 @@ def test_the_doctor_says_how_to_mend_what_is_broken(fresh: Cli) -> None:
     assert "data folder" in result.err
 
 
-def test_serve_runs_without_a_triton_of_its_own(fresh: Cli) -> None:
+def test_serve_runs_without_an_embedded_triton(fresh: Cli) -> None:
     serving = fresh.start("serve", "--port", 0, "--store", f"file://{fresh.folder / 'store'}")
     try:
         _wait_for_record(fresh)
@@ -127,7 +127,7 @@ def test_serve_runs_without_a_triton_of_its_own(fresh: Cli) -> None:
     assert serving.returncode == 0, output
 
 
-def test_serve_works_on_a_bucket_and_a_triton_that_run_elsewhere(
+def test_serve_works_with_a_bucket_and_an_external_triton(
     fresh: Cli, moto: S3Server, triton: RunningTriton, tmp_path: Path
 ) -> None:
     server = triton.server
@@ -158,7 +158,7 @@ def test_serve_works_on_a_bucket_and_a_triton_that_run_elsewhere(
 
 
 @pytest.mark.long
-def test_the_demo_plays_to_its_end_and_leaves_nothing(fresh: Cli) -> None:
+def test_demo_completes_and_removes_its_files(fresh: Cli) -> None:
     pytest.importorskip("silero_vad")
     played = fresh.ok("demo", timeout=280, TMPDIR=str(fresh.folder))
     for words in ("parity with the original", "vad:1 is active after", "version 2:", "vad:1 is active again after"):

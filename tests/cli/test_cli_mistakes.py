@@ -1,4 +1,4 @@
-"""What people get wrong: one line that says what and how to mend it, and an exit code for the script."""
+"""User errors: a one-line message with the cause and the fix, and an exit code for scripts."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.triton
         ("serve --triton gpu0", 6, "'gpu0' is invalid; use NAME=GRPC,HTTP,METRICS,REPOSITORY"),
     ],
 )
-def test_a_mistake_is_one_clear_line_and_an_exit_code(
+def test_mistake_gives_one_line_and_its_exit_code(
     cli: Cli, published: str, doubling: Path, line: str, code: int, words: str
 ) -> None:
     (cli.folder / "cut.onnx").write_bytes(doubling.read_bytes()[:-20])
@@ -62,7 +62,7 @@ def test_a_mistake_is_one_clear_line_and_an_exit_code(
     assert result.code == code
 
 
-def test_a_version_that_triton_cannot_load_fails_its_deployment_with_the_reason(cli: Cli, doubling: Path) -> None:
+def test_deploy_of_unloadable_version_fails_with_the_reason(cli: Cli, doubling: Path) -> None:
     cli.ok("push", "unloadable", doubling)
     failed = cli("deploy", "unloadable", "--param", "intra_op_thread_count=many", "--wait")
     assert failed.code == 7
@@ -71,13 +71,13 @@ def test_a_version_that_triton_cannot_load_fails_its_deployment_with_the_reason(
     cli.ok("undeploy", "unloadable")
 
 
-def test_programs_get_the_error_as_json(cli: Cli) -> None:
+def test_json_output_contains_the_error(cli: Cli) -> None:
     result = cli("show", "nothere", "-o", "json")
     assert result.json["error"]["code"] == "not-found"
     assert result.json["error"]["exit_code"] == result.code == 3
 
 
-def test_debug_shows_where_it_happened(cli: Cli) -> None:
+def test_debug_prints_the_traceback(cli: Cli) -> None:
     import subprocess
 
     from tests.cli.conftest import TRITONCTL
@@ -89,6 +89,6 @@ def test_debug_shows_where_it_happened(cli: Cli) -> None:
     assert "Traceback" in done.stderr
 
 
-def test_a_deletion_that_is_not_confirmed_deletes_nothing(cli: Cli, published: str) -> None:
+def test_unconfirmed_rm_deletes_nothing(cli: Cli, published: str) -> None:
     assert cli("rm", published, stdin="n\n").code == 1
     assert published in cli.ok("models").out

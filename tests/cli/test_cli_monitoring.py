@@ -21,7 +21,7 @@ def _figures(cli: Cli, name: str, at_least: int) -> dict[str, Any]:
         assert time.monotonic() < end, found["total"]
 
 
-def test_figures_for_people_and_programs(cli: Cli, published: str) -> None:
+def test_metrics_prints_a_table_and_json(cli: Cli, published: str) -> None:
     for _ in range(5):
         cli.ok("infer", published, "--sample")
     found = _figures(cli, published, 5)
@@ -36,7 +36,7 @@ def test_figures_for_people_and_programs(cli: Cli, published: str) -> None:
     assert "OBJECTIVE" not in shown
 
 
-def test_objectives_are_promised_one_by_one_and_reload_nothing(cli: Cli, published: str) -> None:
+def test_objectives_are_set_one_by_one_without_a_reload(cli: Cli, published: str) -> None:
     def loads() -> str:
         return next(line for line in cli.ok("metrics", published).out.splitlines() if line.startswith("1 "))
 
@@ -50,14 +50,14 @@ def test_objectives_are_promised_one_by_one_and_reload_nothing(cli: Cli, publish
     assert "99 in 100 requests take no longer than 60000 ms" in shown
     assert "no more than 1 % of the requests fail" in shown
     assert loads()
-    kept = cli.ok("metrics", published, "-o", "json").json["objectives"]
-    assert [(one["kind"], one["burning"]) for one in kept] == [("latency", False), ("failures", False)]
+    objectives = cli.ok("metrics", published, "-o", "json").json["objectives"]
+    assert [(one["kind"], one["burning"]) for one in objectives] == [("latency", False), ("failures", False)]
     cli.ok("deploy", f"{published}:1", "--p99-ms", "0", "--max-failures", "0", "--wait")
     assert cli.ok("metrics", published, "-o", "json").json["objectives"] == []
     assert cli.ok("ps", published, "-o", "json").json["memory"][0]["loaded_at"] == before["memory"][0]["loaded_at"]
 
 
-def test_watching_gives_one_document_after_another(cli: Cli, published: str) -> None:
+def test_metrics_watch_prints_one_document_per_line(cli: Cli, published: str) -> None:
     process = cli.start("metrics", published, "--watch", "-i", "0.1", "-o", "json")
     try:
         assert process.stdout is not None
@@ -68,14 +68,14 @@ def test_watching_gives_one_document_after_another(cli: Cli, published: str) -> 
         process.communicate(timeout=30)
 
 
-def test_mistakes_are_said(cli: Cli, published: str) -> None:
-    assert cli("metrics", "nobody").code == 3
+def test_invalid_metrics_options_give_their_exit_code(cli: Cli, published: str) -> None:
+    assert cli("metrics", "nothere").code == 3
     wrong = cli("metrics", published, "--window", "soon")
     assert (wrong.code, "soon" in wrong.err) == (6, True)
     assert "6h" in cli("metrics", published, "--window", "7h").err
 
 
-def test_a_curve_goes_from_zero_to_its_largest_value() -> None:
+def test_sparkline_spans_zero_to_its_largest_value() -> None:
     assert sparkline([0, 1, 2, 4, None, 8]) == "▁▂▃▅ █"
     assert sparkline([0, 0]) == "▁▁"
     assert sparkline([]) == ""

@@ -1,4 +1,4 @@
-"""Which value of a common option counts: a flag in either position, then the environment."""
+"""Precedence of the common options: a flag in either position, then the environment."""
 
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,7 @@ def _stop(_session: Session) -> Any:
 
 @pytest.mark.parametrize("name", FROM_ENVIRONMENT)
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-def test_a_flag_takes_precedence_over_the_environment_in_both_positions(
-    monkeypatch: pytest.MonkeyPatch, name: str, before: bool
-) -> None:
+def test_flag_overrides_environment_in_both_positions(monkeypatch: pytest.MonkeyPatch, name: str, before: bool) -> None:
     flag = (FLAGS[name][0], "/flag")
     session = merged(monkeypatch, *((*flag, "models") if before else ("models", *flag)))
     assert str(getattr(session, name)) == "/flag"
@@ -53,24 +51,24 @@ def test_a_flag_takes_precedence_over_the_environment_in_both_positions(
     assert {other: getattr(session, other) for other in others} == {other: FROM_ENVIRONMENT[other] for other in others}
 
 
-def test_every_common_option_with_an_environment_variable_is_tested_here() -> None:
+def test_all_options_with_environment_variables_are_tested() -> None:
     root = typer.main.get_command(app)
     assert {p.name for p in root.params if getattr(p, "envvar", None)} == set(FROM_ENVIRONMENT)
 
 
-def test_the_environment_counts_without_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_applies_without_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     session = merged(monkeypatch, "models")
     assert {name: getattr(session, name) for name in FROM_ENVIRONMENT} == FROM_ENVIRONMENT
 
 
-def test_the_flag_after_the_command_takes_precedence_over_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flag_after_the_command_overrides_flag_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     session = merged(
         monkeypatch, "--url", "http://before", "-o", "json", "models", "--url", "http://after", "-o", "table"
     )
     assert (session.url, session.output) == ("http://after", "table")
 
 
-def test_a_data_folder_as_a_flag_takes_precedence_over_a_url_of_the_environment(
+def test_data_dir_flag_overrides_url_of_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert merged(monkeypatch, "--data-dir", "/here", "models").url is None
@@ -78,12 +76,12 @@ def test_a_data_folder_as_a_flag_takes_precedence_over_a_url_of_the_environment(
     assert merged(monkeypatch, "--url", "http://flag", "models", "--data-dir", "/here").url == "http://flag"
 
 
-def test_a_command_of_a_group_gets_the_flags_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_group_command_receives_common_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     assert merged(monkeypatch, "--url", "http://flag", "keys", "list").url == "http://flag"
 
 
 @pytest.mark.parametrize("words", [("--url", "", "models"), ("models", "--url", ""), ("--actor", "", "models")])
-def test_an_empty_flag_is_refused_and_not_replaced_by_the_environment(words: tuple[str, ...]) -> None:
+def test_empty_flag_is_refused(words: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, list(words), env=ENVIRONMENT)
     assert result.exit_code == 2
     assert "the value is empty" in result.output

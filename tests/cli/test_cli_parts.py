@@ -43,11 +43,11 @@ from controlplane.errors import InvalidInputError
         (errors.DigestMismatchError(""), ExitCode.FAILURE),
     ],
 )
-def test_errors_become_the_exit_codes_that_are_documented(error: errors.ControlPlaneError, code: ExitCode) -> None:
+def test_errors_map_to_documented_exit_codes(error: errors.ControlPlaneError, code: ExitCode) -> None:
     assert exit_code(error) is code
 
 
-def test_an_error_from_here_has_a_code_of_the_same_form_as_one_from_the_server() -> None:
+def test_local_error_codes_have_the_form_of_server_codes() -> None:
     assert error_code(errors.InvalidReferenceError("")) == "invalid-reference"
     assert error_code(ClientError("", code="in-use", status=409)) == "in-use"
 
@@ -62,11 +62,11 @@ def test_an_error_from_here_has_a_code_of_the_same_form_as_one_from_the_server()
         ("модель-7.onnx", "7"),
     ],
 )
-def test_a_models_name_is_made_from_the_files(path: str, name: str) -> None:
+def test_model_name_is_derived_from_the_file_name(path: str, name: str) -> None:
     assert model_name(Path(path)) == name
 
 
-def test_a_file_whose_name_gives_nothing_needs_a_name() -> None:
+def test_unusable_file_name_requires_a_model_name() -> None:
     with pytest.raises(InvalidInputError, match="tritonctl push NAME"):
         model_name(Path("модель.onnx"))
 
@@ -81,26 +81,26 @@ def test_a_file_whose_name_gives_nothing_needs_a_name() -> None:
         ("model/in:0:string[-1]", DataType.BYTES, (-1,)),
     ],
 )
-def test_tensor_specs_are_read(text: str, dtype: DataType, shape: tuple[int, ...]) -> None:
+def test_tensor_specs_are_parsed(text: str, dtype: DataType, shape: tuple[int, ...]) -> None:
     spec = parse_spec(text)
     assert (spec.dtype, spec.shape) == (dtype, shape)
     assert text.startswith(spec.name)
 
 
 @pytest.mark.parametrize("text", ["x", "x:FP31", "x:FP32[a]", "x:FP32[1", ":FP32[1]"])
-def test_what_is_no_tensor_spec_is_refused(text: str) -> None:
+def test_invalid_tensor_specs_are_refused(text: str) -> None:
     with pytest.raises(InvalidInputError):
         parse_spec(text)
 
 
-def test_dynamic_axes_are_read() -> None:
+def test_dynamic_axes_are_parsed() -> None:
     assert parse_axes(["x=0,2", "y=1"]) == {"x": [0, 2], "y": [1]}
     assert parse_axes([]) is None
     with pytest.raises(InvalidInputError, match="INPUT=DIM"):
         parse_axes(["x"])
 
 
-def test_arrays_survive_the_way_through_the_protocol(tmp_path: Path) -> None:
+def test_arrays_survive_conversion_to_the_protocol_and_back(tmp_path: Path) -> None:
     arrays = {
         "half": np.asarray([[1.5, np.nan, np.inf]], np.float16),
         "text": np.asarray(["a", "größer"]),
@@ -115,14 +115,14 @@ def test_arrays_survive_the_way_through_the_protocol(tmp_path: Path) -> None:
             assert back[name].shape == array.shape
 
 
-def test_a_number_in_json_is_a_scalar(tmp_path: Path) -> None:
+def test_number_in_json_is_a_scalar(tmp_path: Path) -> None:
     (tmp_path / "request.json").write_text('{"x": [[1, 2]], "sr": 16000}')
     x, rate = read_tensors(str(tmp_path / "request.json"), None)
     assert x == {"name": "x", "data": [[1, 2]]}
     assert (rate["shape"], rate["data"]) == ([], [16000])
 
 
-def test_a_record_counts_only_while_its_process_holds_the_lock(tmp_path: Path) -> None:
+def test_up_record_is_valid_only_while_its_process_holds_the_lock(tmp_path: Path) -> None:
     (tmp_path / "up.json").write_text('{"url": "http://127.0.0.1:1", "pid": 1}')
     assert UpRecord.read(tmp_path) is None
     with (tmp_path / "up.lock").open("w") as lock:
@@ -135,7 +135,7 @@ def test_a_record_counts_only_while_its_process_holds_the_lock(tmp_path: Path) -
     assert UpRecord.read(tmp_path) is None
 
 
-def test_times_and_sizes_are_said_as_people_do() -> None:
+def test_times_and_sizes_are_formatted() -> None:
     now = datetime.now(UTC)
     assert ago(now) == "now"
     assert ago(now - timedelta(seconds=5.2)) == "5 s ago"
@@ -175,20 +175,20 @@ def _deployment(phase: str, *, ready: int = 1, **settings: object) -> Deployment
         (_deployment("Unloaded", ready=0, mode="on-demand"), None),
     ],
 )
-def test_what_is_not_ready_as_it_is_wanted_is_no_success(deployment: Deployment, words: str | None) -> None:
+def test_shortfall_reports_missing_replicas_and_unloaded_models(deployment: Deployment, words: str | None) -> None:
     lacking = shortfall(deployment)
     assert lacking is None if words is None else lacking is not None and words in lacking
     off = deployment.model_copy(update={"spec": deployment.spec.with_changes(loaded=False)})
     assert shortfall(off) is None
 
 
-def test_each_model_in_memory_documents_names_its_server() -> None:
+def test_models_in_memory_documents_name_their_server() -> None:
     model = {"model": "m", "version": 1, "mode": "pinned", "state": "loaded"}
     assert ServerMemory.model_validate({"server": "s", "models": [model]}).models[0].server == "s"
     assert ServerExplanation.model_validate({"server": "s", "model": model}).model.server == "s"
 
 
-def test_a_failed_tls_connection_names_the_options_of_tls() -> None:
+def test_failed_tls_connection_suggests_tls_options() -> None:
     failed = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate")
     with Client("https://127.0.0.1:1") as client:
         message = client.translate(failed).message

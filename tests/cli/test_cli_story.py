@@ -1,4 +1,4 @@
-"""The main job, as a person does it: publish, deploy, ask, go forward, go back."""
+"""The main workflow: publish, deploy, infer, update, roll back."""
 
 import json
 from pathlib import Path
@@ -14,14 +14,14 @@ pytestmark = pytest.mark.triton
 
 
 def _ask_triton(cli: Cli, model: str) -> tuple[str, float]:
-    """Ask Triton's own port; return the version that answered and y for x = 1."""
+    """Send a request to Triton's own port; return the version that answered and y for x = 1."""
     (server,) = cli.ok("servers", "-o", "json").json
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}]}
     answer = httpx.post(f"{server['http_url']}/v2/models/{model}/infer", json=body).raise_for_status().json()
     return answer["model_version"], answer["outputs"][0]["data"][0]
 
 
-def test_from_a_file_to_answers_one_version_forward_and_back(cli: Cli, doubling: Path, tripling: Path) -> None:
+def test_publish_deploy_update_and_roll_back(cli: Cli, doubling: Path, tripling: Path) -> None:
     pushed = cli.ok("push", doubling, "--alias", "champion", "--metric", "error=0.25", "--label", "git=1a2b")
     assert "published My-doubling-v1:1" in pushed.out
     name = "My-doubling-v1"
@@ -52,9 +52,9 @@ def test_from_a_file_to_answers_one_version_forward_and_back(cli: Cli, doubling:
     assert "of which Triton's switch took" in back.out
     assert _ask_triton(cli, name) == ("1", 2.0)
 
-    told = cli.ok("history", name).out
-    assert "three is more" in told
-    assert "two is enough" in told
+    history = cli.ok("history", name).out
+    assert "three is more" in history
+    assert "two is enough" in history
     assert cli.ok("rollback", name, "--to", 2, "-o", "json").json["spec"]["version"] == 2
 
     assert "is unloaded" in cli.ok("unload", name).out
@@ -69,9 +69,7 @@ def test_from_a_file_to_answers_one_version_forward_and_back(cli: Cli, doubling:
     assert "would remove" in cli.ok("gc", "--dry-run", "--grace-seconds", 0).out
 
 
-def test_inputs_come_as_npz_json_and_golden_sample_and_answers_go_out_as_table_json_and_npz(
-    cli: Cli, published: str, tmp_path: Path
-) -> None:
+def test_infer_reads_and_writes_all_formats(cli: Cli, published: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "request.npz", x=np.full((1, 4), 1.5, np.float32))
     table = cli.ok("infer", published, "--input", tmp_path / "request.npz", "--save", tmp_path / "answer.npz").out
     assert "3 3 3 3" in table
@@ -86,7 +84,7 @@ def test_inputs_come_as_npz_json_and_golden_sample_and_answers_go_out_as_table_j
     assert cli.ok("infer", published, "--sample", "-o", "json").json["model_version"] == "1"
 
 
-def test_an_alias_that_is_deployed_is_followed_when_it_moves(cli: Cli, doubling: Path, tripling: Path) -> None:
+def test_deployment_follows_its_alias(cli: Cli, doubling: Path, tripling: Path) -> None:
     cli.ok("push", "followed", doubling, "--alias", "live")
     cli.ok("push", "followed", tripling)
     cli.ok("deploy", "followed@live", "--wait")
@@ -98,7 +96,7 @@ def test_an_alias_that_is_deployed_is_followed_when_it_moves(cli: Cli, doubling:
     cli.ok("undeploy", "followed")
 
 
-def test_settings_that_are_not_given_stay_as_they_are(cli: Cli, doubling: Path) -> None:
+def test_deploy_keeps_settings_that_are_not_given(cli: Cli, doubling: Path) -> None:
     cli.ok("push", "tuned", doubling)
     cli.ok("deploy", "tuned", "--max-batch-size", 4, "--bake-seconds", 60, "--no-wait")
     cli.ok("deploy", "tuned", "--set", '{"dynamic_batching": {"max_queue_delay_microseconds": 50}}', "--wait")
@@ -108,7 +106,7 @@ def test_settings_that_are_not_given_stay_as_they_are(cli: Cli, doubling: Path) 
     cli.ok("undeploy", "tuned")
 
 
-def test_servers_tell_programs_where_triton_is(cli: Cli) -> None:
+def test_servers_reports_addresses_and_state(cli: Cli) -> None:
     servers = cli.ok("servers", "-o", "json").json
     assert isinstance(servers, list)
     for key in ("name", "grpc_url", "http_url", "metrics_url", "state"):
@@ -117,7 +115,7 @@ def test_servers_tell_programs_where_triton_is(cli: Cli) -> None:
     assert "nv_" in httpx.get(servers[0]["metrics_url"]).text
 
 
-def test_events_can_be_followed(cli: Cli, published: str, doubling: Path) -> None:
+def test_events_follow_prints_new_events(cli: Cli, published: str, doubling: Path) -> None:
     assert "Ready" in cli.ok("events").out
     last = cli.ok("events", "-o", "json").json[-1]["id"]
     following = cli.start("events", "--follow", "-o", "json", "--after", last)
@@ -137,13 +135,13 @@ def test_events_can_be_followed(cli: Cli, published: str, doubling: Path) -> Non
     cli.ok("undeploy", "eventful")
 
 
-def test_a_sound_setting_passes_the_doctor(cli: Cli) -> None:
+def test_doctor_passes_on_a_healthy_installation(cli: Cli) -> None:
     findings = {one["name"]: one for one in cli.ok("doctor", "-o", "json").json}
     assert {"python", "glibc", "triton", "data folder", "store", "control plane", "server embedded"} <= set(findings)
     assert all(one["status"] != "fail" for one in findings.values())
 
 
-def test_validate_says_what_a_file_is_and_publishes_nothing(cli: Cli, doubling: Path) -> None:
+def test_validate_reports_the_format_and_publishes_nothing(cli: Cli, doubling: Path) -> None:
     before = cli.ok("models", "-o", "json").json
     report = cli.ok("validate", doubling, "-o", "json").json
     assert report["ok"] is True
@@ -151,7 +149,7 @@ def test_validate_says_what_a_file_is_and_publishes_nothing(cli: Cli, doubling: 
     assert cli.ok("models", "-o", "json").json == before
 
 
-def test_validate_prints_one_document_where_it_fails_and_the_push_says_the_same(cli: Cli, tmp_path: Path) -> None:
+def test_failed_validate_prints_one_document_and_push_agrees(cli: Cli, tmp_path: Path) -> None:
     path = write(tmp_path, sequence_output)
     result = cli("validate", path, "-o", "json")
     assert (result.code, result.json["ok"]) == (6, False)
@@ -165,7 +163,7 @@ def test_validate_prints_one_document_where_it_fails_and_the_push_says_the_same(
     assert "cannot be deployed, since Triton cannot serve it: output 'y' is a sequence" in refused.err
 
 
-def test_a_published_version_is_validated_by_its_name(cli: Cli, doubling: Path) -> None:
+def test_validate_accepts_a_published_version(cli: Cli, doubling: Path) -> None:
     cli.ok("push", "validated", doubling)
     assert cli.ok("validate", "validated:1", "-o", "json").json["ok"] is True
     shown = cli.ok("validate", "validated:1").out
@@ -178,7 +176,7 @@ def test_a_published_version_is_validated_by_its_name(cli: Cli, doubling: Path) 
 
 
 @pytest.mark.long
-def test_a_local_torch_model_is_published_and_converted_in_one_go(cli: Cli, tmp_path: Path) -> None:
+def test_convert_publishes_and_converts_a_local_torch_file(cli: Cli, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     exported = torch.export.export(torch.nn.Linear(4, 2), (torch.zeros(3, 4),))
     torch.export.save(exported, tmp_path / "linear.pt2")

@@ -1,4 +1,4 @@
-"""TorchScript from push to answer: what cannot be served is known at push, and what is served answers as recorded."""
+"""TorchScript from push to inference: a push reports unservable modules, and served ones answer as recorded."""
 
 from pathlib import Path
 
@@ -18,9 +18,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_dictionary_as_answer_is_refused_at_deploy_and_served_after_a_conversion(
-    cli: Cli, samples: Path, tmp_path: Path
-) -> None:
+def test_dictionary_output_is_refused_at_deploy_until_converted(cli: Cli, samples: Path, tmp_path: Path) -> None:
     pushed = cli.ok("push", "named", write(tmp_path, "dict-output"), "--samples", samples)
     assert "Triton cannot serve this version: forward returns Dict[str, Tensor]" in pushed.err
     assert "no, because forward returns Dict[str, Tensor]" in " ".join(cli.ok("show", "named:1").out.split())
@@ -36,7 +34,7 @@ def test_a_dictionary_as_answer_is_refused_at_deploy_and_served_after_a_conversi
     cli.ok("undeploy", "named")
 
 
-def test_push_and_deploy_say_what_to_add_where_there_is_no_signature(cli: Cli, tmp_path: Path) -> None:
+def test_push_and_deploy_suggest_options_when_signature_is_missing(cli: Cli, tmp_path: Path) -> None:
     source = write(tmp_path, "no-signature")
     advice = '--input "a:FP32[-1,3]" --input "b:FP32[-1,3]" --out "OUTPUT__0:FP32[-1,3]" --out "OUTPUT__1:FP32[-1,3]"'
     for options in ((), ("--no-golden", "--label", "kind=unrecorded")):
@@ -47,7 +45,7 @@ def test_push_and_deploy_say_what_to_add_where_there_is_no_signature(cli: Cli, t
     assert cli("ps", "unsigned").code == 3
 
 
-def test_a_module_in_training_mode_is_reported_and_answers_as_recorded(cli: Cli, samples: Path, tmp_path: Path) -> None:
+def test_module_in_training_mode_is_reported_and_served(cli: Cli, samples: Path, tmp_path: Path) -> None:
     pushed = cli.ok("push", "trained", write(tmp_path, "training-norm"), "--samples", samples, "--deploy")
     assert "the module was saved in training mode" in pushed.err
     assert "norm" in pushed.err
@@ -55,7 +53,7 @@ def test_a_module_in_training_mode_is_reported_and_answers_as_recorded(cli: Cli,
     cli.ok("undeploy", "trained")
 
 
-def test_batched_counts_for_a_signature_that_is_learnt(cli: Cli, samples: Path, tmp_path: Path) -> None:
+def test_batched_option_applies_to_a_derived_signature(cli: Cli, samples: Path, tmp_path: Path) -> None:
     cli.ok("push", "rows", write(tmp_path, "doubled"), "--samples", samples, "--batched", "--deploy")
     shown = " ".join(cli.ok("show", "rows:1").out.split())
     assert "x FP32[?,3]" in shown
@@ -68,7 +66,7 @@ def test_batched_counts_for_a_signature_that_is_learnt(cli: Cli, samples: Path, 
     assert "changes with the other rows" in refused.err
 
 
-def test_a_failed_conversion_of_a_file_leaves_no_model_behind(cli: Cli, tmp_path: Path) -> None:
+def test_failed_conversion_of_a_file_leaves_no_model(cli: Cli, tmp_path: Path) -> None:
     source = write(tmp_path, "doubled")
     failed = cli("convert", source, "--to", "onnx", "--name", "leftover")
     assert failed.code == 6
@@ -77,7 +75,7 @@ def test_a_failed_conversion_of_a_file_leaves_no_model_behind(cli: Cli, tmp_path
     assert "leftover" not in cli.ok("models").out
 
 
-def test_weights_say_which_options_convert_them(cli: Cli, tmp_path: Path) -> None:
+def test_weights_name_the_options_that_convert_them(cli: Cli, tmp_path: Path) -> None:
     import torch
 
     torch.save({"weight": torch.ones(2, 2)}, tmp_path / "weights.pt")
@@ -89,7 +87,7 @@ def test_weights_say_which_options_convert_them(cli: Cli, tmp_path: Path) -> Non
     assert "--trust" in failed.err
 
 
-def test_a_name_alone_deploys_the_newest_version_that_can_be_served(cli: Cli, doubling: Path, tmp_path: Path) -> None:
+def test_deploy_by_name_uses_newest_servable_version(cli: Cli, doubling: Path, tmp_path: Path) -> None:
     cli.ok("push", "mixed", doubling)
     cli.ok("push", "mixed", write(tmp_path, "no-signature"))
     deployed = cli.ok("deploy", "mixed", "--wait")

@@ -1,4 +1,4 @@
-"""Uploads and downloads that are cut off, and bytes that are not what was published."""
+"""Interrupted uploads and downloads, and downloads with a wrong digest."""
 
 import json
 import signal
@@ -28,7 +28,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return affine_onnx(tmp_path_factory.mktemp("large") / "large.onnx", scale=5.0, reserve_mib=12)
 
 
-def test_an_upload_goes_on_by_itself_where_the_connection_broke(cli: Cli, tmp_path: Path) -> None:
+def test_upload_resumes_automatically_after_a_lost_connection(cli: Cli, tmp_path: Path) -> None:
     model = affine_onnx(tmp_path / "broken-line.onnx", scale=6.0, reserve_mib=12)
     with relay_to(_url(cli)) as relay:
         relay.cut_after = 7 * MIB
@@ -37,7 +37,7 @@ def test_an_upload_goes_on_by_itself_where_the_connection_broke(cli: Cli, tmp_pa
         assert relay.sent < 16 * MIB
 
 
-def test_a_push_that_was_killed_is_continued_by_the_next_one(cli: Cli, large: Path) -> None:
+def test_next_push_resumes_a_killed_one(cli: Cli, large: Path) -> None:
     with relay_to(_url(cli)) as relay:
         relay.stall_after = 7 * MIB
         pushing = cli.start("push", large, "--no-golden", "--url", relay.url)
@@ -52,7 +52,7 @@ def test_a_push_that_was_killed_is_continued_by_the_next_one(cli: Cli, large: Pa
     assert cli.ok("show", "large", "-o", "json").json["entry"]["number"] == 1
 
 
-def test_ctrl_c_ends_a_push_at_once_even_when_the_line_is_dead(cli: Cli, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_push_on_a_stalled_connection(cli: Cli, tmp_path: Path) -> None:
     model = affine_onnx(tmp_path / "interrupted.onnx", scale=8.0, reserve_mib=12)
     with relay_to(_url(cli)) as relay:
         relay.stall_after = 3 * MIB
@@ -64,12 +64,12 @@ def test_ctrl_c_ends_a_push_at_once_even_when_the_line_is_dead(cli: Cli, tmp_pat
     assert "Traceback" not in output
 
 
-def test_what_the_server_has_is_not_sent_again(cli: Cli, published: str, doubling: Path) -> None:
+def test_push_skips_files_that_the_server_has(cli: Cli, published: str, doubling: Path) -> None:
     again = cli.ok("push", "steady-copy", doubling)
     assert "nothing to upload" in again.err
 
 
-def test_a_pull_goes_on_where_it_stopped_and_fetches_nothing_twice(cli: Cli, tmp_path: Path) -> None:
+def test_pull_resumes_and_fetches_nothing_twice(cli: Cli, tmp_path: Path) -> None:
     model = affine_onnx(tmp_path / "pulled.onnx", scale=7.0, reserve_mib=4)
     cli.ok("push", model, "--no-golden")
     with fault_proxy(_url(cli)) as proxy:
@@ -80,13 +80,13 @@ def test_a_pull_goes_on_where_it_stopped_and_fetches_nothing_twice(cli: Cli, tmp
         again = cli.ok("pull", "pulled:1", tmp_path / "there", "--url", proxy.endpoint_url)
         assert "already present" in again.out
         assert proxy.count("GET", "/files/") == 2
-        # A file that somebody changed is not taken for the one that was published.
+        # A local file with other content than the published one is downloaded again.
         (tmp_path / "there" / "model.onnx").write_bytes(b"changed")
         cli.ok("pull", "pulled:1", tmp_path / "there", "--url", proxy.endpoint_url)
         assert (tmp_path / "there" / "model.onnx").read_bytes() == model.read_bytes()
 
 
-def test_a_pull_refuses_bytes_that_were_not_published(cli: Cli, published: str, tmp_path: Path) -> None:
+def test_pull_refuses_bytes_with_a_wrong_digest(cli: Cli, published: str, tmp_path: Path) -> None:
     with fault_proxy(_url(cli)) as proxy:
         proxy.inject(Fault(Action.FLIP, "GET", "/files/"))
         result = cli("pull", published, tmp_path / "there", "--url", proxy.endpoint_url)
@@ -95,7 +95,7 @@ def test_a_pull_refuses_bytes_that_were_not_published(cli: Cli, published: str, 
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_an_answer_that_is_no_control_planes_is_told(cli: Cli) -> None:
+def test_response_of_another_server_is_an_error(cli: Cli) -> None:
     (server,) = cli.ok("servers", "-o", "json").json
     result = cli("models", "--url", server["http_url"])
     assert result.code == 3

@@ -1,4 +1,4 @@
-"""`tritonctl tune` as a user sees it, and what a kill of `up` leaves of it."""
+"""`tritonctl tune`: its output, cancellation, and cleanup after `up` was killed."""
 
 import json
 import os
@@ -17,7 +17,7 @@ _HEADINGS = ["SETTING", "ROUND", "CLIENTS", "REQUESTS/S", "±", "P50", "MS", "P9
 QUICK = ("--settings", 2, "--window", 0.1, "--clients", 2, "--instances", 1, "--threads", 0, "--queue-delay-us", 100)
 
 
-def test_tune_shows_draws_and_says_what_is_best(cli: Cli, published: str, tmp_path: Path) -> None:
+def test_tune_prints_and_plots_the_measurements(cli: Cli, published: str, tmp_path: Path) -> None:
     plot = tmp_path / "frontier.svg"
     shown = cli.ok("tune", published, *QUICK, "--plot", plot)
     header, present, other = shown.out.splitlines()[:3]
@@ -38,14 +38,14 @@ def test_tune_shows_draws_and_says_what_is_best(cli: Cli, published: str, tmp_pa
     assert failed.json["applied_revision"] is None
 
 
-def test_what_was_typed_wrong_is_said(cli: Cli, published: str, tmp_path: Path) -> None:
+def test_invalid_tune_options_give_their_exit_code(cli: Cli, published: str, tmp_path: Path) -> None:
     assert cli("tune", published, "--memory-limit", "lots").code == 6
     assert cli("tune", published, "--plot", tmp_path / "nowhere" / "a.svg").code == 6
-    assert cli("tune", "nobody").code == 3
+    assert cli("tune", "nothere").code == 3
     assert cli("tune", published, "--objective", "speed").code == 2
 
 
-def test_ctrl_c_cancels_it_and_a_killed_up_leaves_no_copy(fresh: Cli, doubling: Path) -> None:
+def test_tune_removes_its_copy_after_ctrl_c_and_after_a_crash(fresh: Cli, doubling: Path) -> None:
     fresh.ok("up", "--detach", "--port", 0)
     fresh.ok("push", "steady", doubling, "--deploy")
     copy = fresh.data_dir / "model_repository" / "steady~tune"

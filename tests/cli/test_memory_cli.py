@@ -1,4 +1,4 @@
-"""Memory on the command line: one real `up` with a budget that has room for two of three models."""
+"""The memory commands, on a real `up` with a budget for two of three models."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def _states(cli: Cli) -> dict[str, str]:
 
 
 @pytest.mark.triton
-def test_load_evict_and_say_why(room: Cli) -> None:
+def test_load_evicts_another_model_and_why_explains_it(room: Cli) -> None:
     room.ok("load", "one")
     room.ok("load", "two")
     plan = room.ok("plan", "load", "three")
@@ -80,7 +80,7 @@ def test_load_evict_and_say_why(room: Cli) -> None:
 
 
 @pytest.mark.triton
-def test_top_is_shown_once_where_nobody_looks(room: Cli) -> None:
+def test_top_prints_once_without_a_terminal(room: Cli) -> None:
     lines = room.ok("top", "--sort", "name").out.splitlines()
     names = [line.split()[0] for line in lines if line.split()[0] in NAMES]
     assert names == sorted(NAMES)
@@ -89,7 +89,7 @@ def test_top_is_shown_once_where_nobody_looks(room: Cli) -> None:
 
 
 @pytest.mark.triton
-def test_top_lives_until_q(room: Cli) -> None:
+def test_top_updates_until_q_is_pressed(room: Cli) -> None:
     main, child = pty.openpty()
     environment = {**room.environment, "TERM": "xterm", "COLUMNS": "160", "LINES": "40"}
     process = subprocess.Popen(
@@ -113,7 +113,7 @@ def test_top_lives_until_q(room: Cli) -> None:
         os.write(main, b"u")
         wait_for(b"sorted by used")
         os.write(main, b"q")
-        wait_for(b"\x1b[?1049l")  # the screen is as it was
+        wait_for(b"\x1b[?1049l")  # the screen is restored
         assert process.wait(30) == 0
     finally:
         process.kill()
@@ -122,7 +122,7 @@ def test_top_lives_until_q(room: Cli) -> None:
 
 
 @pytest.mark.triton
-def test_a_model_is_held_while_a_command_runs(room: Cli) -> None:
+def test_hold_keeps_model_loaded_while_a_command_runs(room: Cli) -> None:
     inner = [*TRITONCTL, "why", "one", "-o", "json"]
     held = room.ok("hold", "one", "--ttl", "3s", "--", *inner)
     (server,) = json.loads(held.out)["servers"]
@@ -132,12 +132,12 @@ def test_a_model_is_held_while_a_command_runs(room: Cli) -> None:
     assert after["model"]["held_until"] is None
     assert room("hold", "one", "--", "sh", "-c", "exit 3").code == 3
     assert room("hold", "one", "--", "no-such-command").code == 127
-    assert room("hold", "nobody", "--", "true").code == 3
+    assert room("hold", "nothere", "--", "true").code == 3
     assert room("hold", "one", "--ttl", "soon", "--", "true").code == 6
 
 
 @pytest.mark.triton
-def test_a_lease_outlives_its_time_to_live_by_renewal_and_ends_with_ctrl_c(room: Cli) -> None:
+def test_hold_is_renewed_and_released_by_ctrl_c(room: Cli) -> None:
     running = room.start("hold", "two", "--ttl", "2s")
     try:
         assert running.stdout is not None
@@ -157,7 +157,7 @@ def test_a_lease_outlives_its_time_to_live_by_renewal_and_ends_with_ctrl_c(room:
 
 
 @pytest.mark.triton
-def test_what_cannot_be_is_told_before_and_when_tried(room: Cli, tmp_path: Path) -> None:
+def test_impossible_load_is_refused_by_plan_and_by_load(room: Cli, tmp_path: Path) -> None:
     plan = room("plan", "deploy", "one", "--instances", 16)
     assert plan.code == 7
     assert "not possible" in plan.out
@@ -182,13 +182,13 @@ def test_what_cannot_be_is_told_before_and_when_tried(room: Cli, tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("5m", 300.0), ("1h30m", 5400.0), ("2d", 172_800.0), ("0", 0.0)]
 )
-def test_times_are_read_as_people_type_them(text: str, seconds: float) -> None:
+def test_durations_are_parsed(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
     assert parse_keep_alive("forever") is None
 
 
 @pytest.mark.parametrize("text", ["", "soon", "5 parsecs", "-3s", "1h-5m"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_invalid_durations_are_refused(text: str) -> None:
     with pytest.raises(InvalidInputError):
         parse_duration(text)
 
@@ -204,13 +204,13 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         ({"resident_bytes": 100, "unaccounted_bytes": 100}, "█" * 20 + "░" * 20),
     ],
 )
-def test_a_bar_shows_every_part_that_is_there(sizes: dict[str, int], drawn: str) -> None:
+def test_memory_bar_shows_every_part_above_zero(sizes: dict[str, int], drawn: str) -> None:
     budget = max(sum(sizes.values()), 100) if "unaccounted_bytes" not in sizes else sizes.get("free_bytes", 98) + 2
     device = DeviceMemory.model_validate({"device": "host", "total_bytes": 1000, "budget_bytes": budget, **sizes})
     assert bar(device).plain == drawn
     assert len(bar(device).plain) == BAR_WIDTH
 
 
-def test_a_defragmentation_of_one_server_has_nothing_to_move(room: Cli) -> None:
+def test_defrag_of_one_server_moves_nothing(room: Cli) -> None:
     assert "nothing to move" in room.ok("defrag", "--dry-run").out
     assert room.ok("defrag", "--limit", 3, "-o", "json").json["moves"] == []

@@ -1,12 +1,12 @@
-"""`make compose-check`: the compose file from nothing to a rollback, in containers that this program makes itself.
+"""`make compose-check`: runs the compose file from an empty machine to a rollback, in containers that it builds itself.
 
-It installs Docker from Debian's packages where it is missing, makes a base image with debootstrap, builds the project's
+It installs Docker from Debian's packages if it is missing, makes a base image with debootstrap, builds the project's
 image from the project's Dockerfile, and starts docker-compose.yml with the profile ``seaweedfs`` and without a GPU.
 Two images have stand-ins, so that no container registry is needed: the official Triton image (the wheel's server behind
 the same command line) and SeaweedFS's (the same program from its wheel). MinIO's image has none; the check only
 verifies that the file with its profile is valid.
 
-``COMPOSE_CHECK_DIR`` names a folder that is kept, with all images and layers, for the next run.
+``COMPOSE_CHECK_DIR`` names a folder that keeps all images and layers for the next run.
 """
 
 import os
@@ -72,7 +72,7 @@ class Check:
         return run(program, *arguments, "--url", url, "--api-key-file", key, env={**os.environ, "NO_COLOR": "1"})
 
     def infer(self, key: str) -> float:
-        """Ask the model through the gateway; the first value of the answer to ones."""
+        """Send ones to the model through the gateway; return the first value of the answer."""
         tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 1.0]}
         answer = httpx.post(
             f"http://127.0.0.1:{self.ports['GATEWAY_HTTP']}/v2/models/net/infer",
@@ -101,7 +101,7 @@ def until(what: str, condition: Any, seconds: float = 180) -> None:
         except (httpx.HTTPError, RuntimeError) as error:
             last = str(error)
         time.sleep(0.5)
-    raise AssertionError(f"not within {seconds:g} s: {what}; last error: {last}")
+    raise AssertionError(f"timed out after {seconds:g} s: {what}; last error: {last}")
 
 
 def build(check: Check) -> None:
@@ -121,26 +121,26 @@ def build(check: Check) -> None:
 
 
 def hardening(check: Check) -> None:
-    """Nothing runs as root, root file systems are read-only, and Triton cannot reach the control plane's state."""
+    """Check that nothing runs as root, file systems are read-only, and Triton has no access to the control plane."""
     for service in SERVICES:
         state: Any = check.engine.inspect(check.container(service))
         expect(state["Config"]["User"] not in {"", "0", "0:0", "root"}, f"{service} does not run as root")
         expect(state["HostConfig"]["ReadonlyRootfs"], f"{service} has a read-only root file system")
         expect(state["Config"].get("Healthcheck"), f"{service} has a health check")
     found = check.inside("triton", "sh", "-c", "find / -name 'up.key' -not -path '/proc/*' 2>/dev/null; true")
-    expect(not found.strip(), "no key of the control plane is to be found in Triton's container")
+    expect(not found.strip(), "Triton's container has no key of the control plane")
     written = check.inside("triton", "sh", "-c", "touch /srv/triton/models/x 2>&1; true")
     expect("Read-only" in written, "Triton cannot write to its model repository")
 
 
 def main_job(check: Check, folder: Path) -> str:
-    """From the first key to a rollback. Returns an API key."""
+    """Run the main workflow from the first key to a rollback; return an API key."""
     refused = httpx.get(f"http://127.0.0.1:{check.ports['API']}/v1/models", timeout=30)
     expect(refused.status_code == 401, "before a key exists, the API refuses requests")
-    made = check.inside(
+    created = check.inside(
         "controlplane", "tritonctl", "keys", "create", "root", "--scope", "admin", "--offline", "-o", "json"
     )
-    key = next(word.strip('",') for word in made.split() if "tck_" in word)
+    key = next(word.strip('",') for word in created.split() if "tck_" in word)
     key_file = folder / "key"
     key_file.touch(mode=0o600)
     key_file.write_text(key)
@@ -156,7 +156,7 @@ def main_job(check: Check, folder: Path) -> str:
 
 
 def restarts(check: Check, key: str) -> None:
-    """Each container is killed and comes back; so does all of it after `down` and `up`."""
+    """Check that each killed container restarts, and that everything works after `down` and `up`."""
     for service in SERVICES:
         before: Any = check.engine.inspect(check.container(service))
         pid = before["State"]["Pid"]

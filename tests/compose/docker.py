@@ -1,4 +1,4 @@
-"""A Docker of our own, from Debian's packages: daemon, compose and a base image. Needs root, apt and debootstrap."""
+"""A private Docker daemon from Debian's packages, with compose and a base image. Needs root, apt and debootstrap."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ def say(text: str) -> None:
 
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 900) -> str:
-    """Run a command and return what it printed; its whole output is in the error when it fails."""
+    """Run a command and return its output; if it fails, the error contains the output."""
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -32,7 +32,7 @@ def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | Non
 
 
 def install_packages() -> None:
-    """Install what is missing of Docker and debootstrap."""
+    """Install Docker and debootstrap if they are missing."""
     missing = [
         package for program, package in PACKAGES.items() if shutil.which(program, path="/usr/sbin:/usr/bin") is None
     ]

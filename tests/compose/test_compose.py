@@ -1,4 +1,4 @@
-"""What docker-compose.yml promises, read from the file. `make compose-check` runs it."""
+"""Static checks of docker-compose.yml. `make compose-check` runs the file."""
 
 import re
 import shutil
@@ -21,11 +21,11 @@ def services() -> dict[str, Any]:
 
 
 def mounts(service: dict[str, Any]) -> dict[str, str]:
-    """What a service mounts where, with the mode."""
+    """Return the mounts of a service: source, target and mode."""
     return {volume.split(":")[0]: volume.partition(":")[2] for volume in service.get("volumes", ())}
 
 
-def test_the_control_planes_data_folder_is_its_own(services: dict[str, Any]) -> None:
+def test_only_the_control_plane_mounts_its_data_folder(services: dict[str, Any]) -> None:
     """The data folder holds an admin key, so no service that keeps running may mount it but the control plane."""
     assert (
         mounts(services["controlplane"])["controlplane"]
@@ -48,7 +48,7 @@ def test_services_are_hardened(services: dict[str, Any]) -> None:
         assert services[name]["user"] == "1000:1000", name
 
 
-def test_ports_are_on_loopback_and_can_be_chosen(services: dict[str, Any]) -> None:
+def test_ports_are_on_loopback_and_configurable(services: dict[str, Any]) -> None:
     for name, service in services.items():
         for port in service.get("ports", ()):
             assert re.fullmatch(r"127\.0\.0\.1:\$\{\w+_PORT:-\d+\}:\d+", port), f"{name}: {port}"
@@ -78,6 +78,6 @@ def test_no_secret_has_a_default(tmp_path: Path) -> None:
     assert written.read_text() == before
 
 
-def test_secrets_stay_out_of_the_image() -> None:
+def test_image_contains_no_secrets() -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".env", "deploy/secrets", ".git"} <= set(ignored)

@@ -1,4 +1,4 @@
-"""The documentation says what the code says: generated pages, links, and every name in them."""
+"""The documentation matches the code: generated pages, links, and every name in them."""
 
 import ast
 import re
@@ -36,7 +36,7 @@ _LAYER_PAGES = ("CONTRIBUTING.md", "docs/architecture.md")
 
 
 def wrong(check: Callable[[Path, str], set[str]]) -> dict[str, set[str]]:
-    """Return what a check finds wrong, by page."""
+    """Return the findings of a check, by page."""
     found = {str(page.relative_to(ROOT)): check(page, page.read_text()) for page in PAGES}
     return {name: names for name, names in found.items() if names}
 
@@ -47,11 +47,11 @@ def source() -> str:
 
 
 @pytest.mark.parametrize("name", generate.PAGES)
-def test_generated_page_is_current(name: str) -> None:
+def test_generated_page_is_up_to_date(name: str) -> None:
     assert (generate.REFERENCE / name).read_text() == generate.page(name), "run `python -m docs.generate`"
 
 
-def test_links_lead_to_pages_and_headings() -> None:
+def test_links_lead_to_existing_pages_and_headings() -> None:
     def broken(page: Path, text: str) -> set[str]:
         return {one for one in re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", text)) if not leads_somewhere(page, one)}
 
@@ -89,7 +89,7 @@ def test_every_setting_is_in_the_reference() -> None:
 
 
 def variables() -> set[str]:
-    """Return every environment variable: settings, and what the source names otherwise."""
+    """Return every environment variable: settings, and others that the source names."""
     prefix = Settings.model_config["env_prefix"]
     read_elsewhere = re.findall(r'"((?:TRITONCTL|CONTROLPLANE)_[A-Z0-9_]+)"', source())
     read_elsewhere += re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text())
@@ -161,7 +161,7 @@ def test_named_routes_exist() -> None:
     assert wrong(unknown) == {}
 
 
-def test_layers_are_those_of_the_import_contract() -> None:
+def test_documented_layers_match_the_import_contract() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = [set(layer.split(" | ")) for layer in contracts[0]["layers"]]
     tables = [re.findall(r"^\| (`controlplane\..*)$", (ROOT / page).read_text(), re.MULTILINE) for page in _LAYER_PAGES]
@@ -206,11 +206,11 @@ def definitions(module: Path) -> frozenset[str]:
     return frozenset(below(ast.parse(module.read_text()).body, ""))
 
 
-def test_events_page_lists_the_events_of_the_code() -> None:
+def test_events_page_lists_all_events_of_the_code() -> None:
     assert reasons_in_the_code() - documented_events() == set()
 
 
-def test_events_of_the_page_exist() -> None:
+def test_documented_events_exist() -> None:
     composed = {f"Server{state.value}" for state in ServerState} | {phase.value for phase in Phase}
     composed |= {f"{name}Failed" for name in re.findall(r"^class (\w+):", source(), re.MULTILINE)}
     assert {one for one in documented_events() - composed if f'"{one}"' not in source()} == set()

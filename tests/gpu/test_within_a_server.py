@@ -177,7 +177,7 @@ async def test_triton_ledger_and_user_agree_on_gpu_of_each_model(start: Start) -
         await site.ready("first", 2.0, gpu_count=1, mode="pinned")
         (device,) = site.devices("first")
         number = int(device.removeprefix("gpu:"))
-        assert kinds(site.gpus.asked("first")) == [("KIND_GPU", [number])]
+        assert kinds(site.gpus.requested_groups("first")) == [("KIND_GPU", [number])]
         assert kinds((await site.client.model_config("first"))["instance_group"]) == [("KIND_GPU", [number])]
         assert (await answer(site.client, "first"))[0] == 2.0
         other = f"gpu:{1 - number}"
@@ -193,7 +193,7 @@ async def test_triton_ledger_and_user_agree_on_gpu_of_each_model(start: Start) -
 
         # Named GPUs have priority; a model that fits into neither gap shares a GPU.
         await site.ready("second", 3.0, gpus=(number,))
-        assert kinds(site.gpus.asked("second")) == [("KIND_GPU", [number])]
+        assert kinds(site.gpus.requested_groups("second")) == [("KIND_GPU", [number])]
         assert site.placement("second").assignments[0].why == f"the only server; on {device}, as requested"
         await site.until(lambda: site.resident() == {device: 5 * GIB, other: 0})
         plan = await site.reconciler.plan_load("first", settings=DeploymentSettings(gpu_count=2))
@@ -202,10 +202,10 @@ async def test_triton_ledger_and_user_agree_on_gpu_of_each_model(start: Start) -
 
         # All GPUs, if the settings do not limit them: as Triton does, and counted on each.
         await site.ready("wide", 4.0)
-        assert kinds(site.gpus.asked("wide")) == [("KIND_GPU", [0, 1])]
+        assert kinds(site.gpus.requested_groups("wide")) == [("KIND_GPU", [0, 1])]
         await site.until(lambda: site.resident() == {device: 6 * GIB, other: GIB})
         await site.ready("host", 5.0, instance_kind="cpu")
-        assert kinds(site.gpus.asked("host")) == [("KIND_CPU", [])]
+        assert kinds(site.gpus.requested_groups("host")) == [("KIND_CPU", [])]
 
 
 async def test_model_moves_to_requested_gpu_without_interruption(start: Start) -> None:
@@ -230,7 +230,7 @@ async def test_model_moves_to_requested_gpu_without_interruption(start: Start) -
         await asking
         assert (set(answers), errors) == ({2.0}, [])
         assert site.devices("moves") == ("gpu:1",)
-        assert kinds(site.gpus.asked("moves")) == [("KIND_GPU", [1])]
+        assert kinds(site.gpus.requested_groups("moves")) == [("KIND_GPU", [1])]
         after = await site.client.model_config("moves")
         digest = "tcp_config_digest"
         assert after["parameters"][digest] == config["parameters"][digest], (
@@ -240,11 +240,11 @@ async def test_model_moves_to_requested_gpu_without_interruption(start: Start) -
 
         # A GPU that is lost takes nothing more with it than itself.
         site.gpus.lost.add(1)
-        site.gpus.tell()
+        site.gpus.update()
         await site.until(lambda: bool(site.placement("moves").unplaced))
         assert "the only server does not have 1 GPU of product 'h200'" in site.placement("moves").unplaced
         await site.ready("moves", 2.0, gpu_count=1)
-        assert kinds(site.gpus.asked("moves")) == [("KIND_GPU", [0])]
+        assert kinds(site.gpus.requested_groups("moves")) == [("KIND_GPU", [0])]
 
 
 async def test_restarted_control_plane_finds_models_on_their_gpus(

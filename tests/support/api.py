@@ -1,4 +1,4 @@
-"""The real application behind a real socket, and a client that knows its protocols."""
+"""The real application on a real socket, and a client for its protocols."""
 
 import hashlib
 import time
@@ -43,7 +43,7 @@ class Api:
     url: str
 
     def upload(self, files: dict[str, bytes]) -> str:
-        """Announce and send files; returns the upload's id."""
+        """Announce and send files; return the upload's id."""
         announced = [{"path": path, "size_bytes": len(data), "sha256": sha256(data)} for path, data in files.items()]
         upload = self.ok(self.http.post("/v1/uploads", json={"files": announced}), 201)
         for file in upload["files"]:
@@ -53,19 +53,19 @@ class Api:
         return str(upload["id"])
 
     def publish(self, model: str, data: bytes, path: str = "model.onnx", **fields: Any) -> dict[str, Any]:
-        """Publish one file as a version; returns the operation's result."""
+        """Publish one file as a version; return the operation's result."""
         body = {"upload_id": self.upload({path: data}), **fields}
         return self.done(self.http.post(f"/v1/models/{model}/versions", json=body))
 
     def deploy(self, reference: str, **settings: Any) -> dict[str, Any]:
-        """Deploy and wait until it is settled; returns the operation."""
+        """Deploy a version and wait until it is settled; return the operation."""
         model = reference.partition(":")[0].partition("@")[0]
         body = {"reference": reference, **({"settings": settings} if settings else {})}
         deployment = self.ok(self.http.put(f"/v1/deployments/{model}", json=body), 202)
         return self.operation(deployment["operation_id"])
 
     def infer(self, model: str, *rows: list[float]) -> tuple[list[float], int]:
-        """Ask a model made by `onnx_scale`; returns its output, flat, and the version that answered."""
+        """Send a request to a model made by `onnx_scale`; return its flat output and the version that answered."""
         body = {"inputs": [{"name": "x", "data": list(rows)}]}
         answer = self.ok(self.http.post(f"/v1/deployments/{model}/infer", json=body))
         return answer["outputs"][0]["data"], int(answer["model_version"])
@@ -96,7 +96,7 @@ class Api:
 
     @staticmethod
     def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-        """Return the problem a request was answered with, after checking its form."""
+        """Return the problem in an error response, after checking its form."""
         assert response.status_code == status, f"{response.status_code} {response.text}"
         assert response.headers["content-type"] == "application/problem+json"
         body: dict[str, Any] = response.json()
@@ -110,10 +110,10 @@ class Api:
 
 
 def settings_for(folder: Path, *, embedded: bool, store: StoreSettings | None = None, **groups: Any) -> Settings:
-    """Settings for a test: quick rounds, free ports, everything below one folder."""
+    """Return settings for a test: short intervals, free ports, all files in one folder."""
     defaults: dict[str, Any] = {
         "store": store or StoreSettings(),
-        # Tests load and unload by hand, as others do; that a key is needed has a test of its own.
+        # Tests load and unload models directly in Triton; another test checks that this needs a key.
         "triton": TritonSettings(embedded=embedded, load_timeout_seconds=60, restrict_control=False),
         "reconciler": ReconcilerSettings(interval_seconds=0.3, lease_seconds=15),
         "api": ApiSettings(port=0),
@@ -123,7 +123,7 @@ def settings_for(folder: Path, *, embedded: bool, store: StoreSettings | None = 
 
 @contextmanager
 def serving(settings: Settings) -> Iterator[Api]:
-    """Run the application in a thread of its own, on a free port."""
+    """Run the application in its own thread, on a free port."""
     loop = LoopThread()
     plane = build(settings)
     server = uvicorn.Server(

@@ -58,7 +58,7 @@ osd class load list = *
 osd class default list = *
 
 [client.rgw]
-# Without this the gateway waits for the monitor for ever.
+# Without this the gateway waits for the monitor without end.
 ms mon client mode = crc
 rgw frontends = beast endpoint=127.0.0.1:{rgw_port}
 rgw dns name = localhost
@@ -66,18 +66,18 @@ rgw dns name = localhost
 
 
 def missing_programs() -> list[str]:
-    """The programs of Ceph that are not installed here."""
+    """Return the programs of Ceph that are not installed."""
     return [program for program in _PROGRAMS if shutil.which(program) is None]
 
 
 def must_run() -> bool:
-    """Whether a missing Ceph is a fault: in CI it is, on a developer's machine its tests are skipped."""
+    """Return whether a missing Ceph is an error, as in CI; on a developer's machine its tests are skipped."""
     return os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 
 @contextlib.contextmanager
 def ceph_server() -> Iterator[S3Server]:
-    """Run one, with one user."""
+    """Run a server with one user."""
     # A Unix socket's path has 108 bytes at most, so this is not below pytest's deep folders.
     with tempfile.TemporaryDirectory(prefix="ceph-", dir="/tmp") as name, contextlib.ExitStack() as stack:
         yield _start(Path(name), stack)

@@ -26,7 +26,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Control:
-    """What is at work."""
+    """A running reconciler and its parts."""
 
     registry: Registry
     reconciler: Reconciler
@@ -34,7 +34,7 @@ class Control:
     repository: ModelRepository
 
     def put(self, model: str, version: int, **settings: float) -> DeploymentRevision:
-        """Commit that a version is wanted."""
+        """Commit a deployment of a version."""
         try:
             before = self.registry.deployments.get(model, fresh=True)
         except NotFoundError:

@@ -32,11 +32,11 @@ run(
 
 @contextlib.contextmanager
 def running(folder: Path, *, restricted: bool = True, **environment: str) -> Iterator[tuple[Api, httpx.Client]]:
-    """A control plane as a process, killed at the end of the block, and a client of its gateway.
+    """Run a control plane as a process, killed at the end of the block, and a client of its gateway.
 
     Args:
-        folder: Where it keeps everything.
-        restricted: Whether its Triton takes loads and unloads from it alone.
+        folder: Its data folder.
+        restricted: Whether its Triton accepts loads and unloads only from it.
         environment: More settings.
     """
     ready = folder / "up.json"

@@ -1,4 +1,4 @@
-"""An HTTP proxy that does to S3 traffic what networks, load balancers and overloaded servers do."""
+"""An HTTP proxy that injects faults of networks, load balancers and overloaded servers into S3 traffic."""
 
 import contextlib
 import http.client
@@ -15,7 +15,7 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"
 
 
 class Action(Enum):
-    """What happens to a request."""
+    """The fault that a request gets."""
 
     ANSWER = auto()  # the proxy answers with an error; the server never sees it
     RESET_REQUEST = auto()  # the connection is reset in the middle of the request's body; the server never sees it
@@ -51,13 +51,13 @@ class Fault:
     over: threading.Event = field(default_factory=threading.Event)
 
     def concerns(self, method: str, target: str) -> bool:
-        """Whether a request is of the kind that it is for."""
+        """Return whether the fault applies to a request."""
         return self.method in {"", method} and self.contains in target
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A request that came to the proxy, and what became of it."""
+    """A request that the proxy received, and its outcome."""
 
     method: str
     target: str
@@ -100,7 +100,7 @@ class FaultProxy:
             fault.over.set()
 
     def count(self, method: str, contains: str = "") -> int:
-        """How many requests came of this kind."""
+        """Return the number of requests of this kind."""
         return sum(1 for seen in self.seen if seen.method == method and contains in seen.target)
 
     def take(self, method: str, target: str) -> Fault | None:
@@ -126,7 +126,7 @@ class FaultProxy:
             pass
 
     def stop(self) -> None:
-        """Let stalled requests go."""
+        """End stalled requests."""
         self._stopping.set()
 
 
@@ -147,10 +147,10 @@ def fault_proxy(upstream_url: str) -> Iterator[FaultProxy]:
         disable_nagle_algorithm = True
 
         def log_message(self, *arguments: object) -> None:
-            """Keep quiet."""
+            """Log nothing."""
 
         def handle(self) -> None:
-            with contextlib.suppress(ConnectionError):  # clients go away in these tests
+            with contextlib.suppress(ConnectionError):  # clients disconnect in these tests
                 super().handle()
 
         def forward(self) -> None:

@@ -1,7 +1,7 @@
-"""A real embedded Triton whose backend can be told to fail, by a backend parameter of the deployment (`fault`).
+"""A real embedded Triton whose backend fails on request of a backend parameter of the deployment (`fault`).
 
-The faults happen in the real backend process: it ends, sleeps, or computes something else. Which one is read from the
-model's parameters, and for those that come and go from a file, so that a test can begin and end them.
+The faults happen in the real backend process: it ends, sleeps, or computes wrong results. The backend reads the fault
+from the model's parameters, and for switched faults also from a file, so that a test can begin and end them.
 """
 
 from dataclasses import dataclass
@@ -50,11 +50,11 @@ class FaultyTriton:
         return DeploymentSettings.model_validate({"parameters": parameters, **changes})
 
     def on(self) -> None:
-        """Let the switched faults begin."""
+        """Begin the switched faults."""
         self.switch.touch()
 
     def off(self) -> None:
-        """Let them end."""
+        """End the switched faults."""
         self.switch.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""What tests of the gateway share."""
+"""Helpers for tests of the gateway."""
 
 import contextlib
 import threading
@@ -29,21 +29,21 @@ def onnx_join() -> bytes:
 
 
 def ones(kind: Any = triton_grpc, rows: int = 1, value: float = 1.0) -> list[Any]:
-    """The input of a model made by `onnx_scale`, for a client of one of tritonclient's modules."""
+    """Return the input of a model made by `onnx_scale`, for a client of one of tritonclient's modules."""
     x = kind.InferInput("x", [rows, 2], "FP32")
     x.set_data_from_numpy(np.full((rows, 2), value, np.float32))
     return [x]
 
 
 def urls(api: Api) -> tuple[str, str]:
-    """host:port of the gateway, for HTTP and gRPC."""
+    """Return host:port of the gateway, for HTTP and gRPC."""
     gateway = api.plane.gateway
     assert gateway is not None
     return gateway.http_url.partition("://")[2], gateway.grpc_url
 
 
 def direct_urls(api: Api) -> tuple[str, str]:
-    """host:port of Triton itself, for HTTP and gRPC."""
+    """Return host:port of Triton itself, for HTTP and gRPC."""
     server = api.plane.reconciler.servers()[0]
     return server.http_url.partition("://")[2], server.grpc_url
 
@@ -57,7 +57,7 @@ def http_client(api: Api, **options: Any) -> triton_http.InferenceServerClient:
 
 
 def way(api: Api, model: str) -> str:
-    """How requests for a model go."""
+    """Return the route of requests for a model."""
     for route in api.ok(api.http.get("/v1/gateway"))["models"]:
         if route["model"] == model:
             return str(route["way"])
@@ -65,7 +65,7 @@ def way(api: Api, model: str) -> str:
 
 
 def until(what: str, condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"never: {what}"
@@ -74,7 +74,7 @@ def until(what: str, condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def triton_pid(api: Api) -> int:
-    """Process id of the embedded Triton itself."""
+    """Return the process id of the embedded Triton."""
     port = f"--grpc-port={direct_urls(api)[1].rpartition(':')[2]}"
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # another test's, that has just ended

@@ -1,9 +1,9 @@
-"""A machine with GPUs for a whole control plane, as far as that goes without one: everything is real but the GPUs.
+"""Simulated GPUs for a whole control plane: everything except the GPUs is real.
 
-The stand-in for NVIDIA's library (`tests.support.nvml`) says which GPUs there are. A gRPC endpoint in front of a real
-Triton takes `KIND_GPU` as a Triton on such a machine does, with its words where it refuses, has the model run on the
-CPU, and tells the configuration as it was sent. What models have of the GPUs it writes into the stand-in's file: under
-the process ids of the real backend processes, or only as what is in use.
+The stand-in for NVIDIA's library (`tests.support.nvml`) defines the GPUs. A gRPC endpoint in front of a real Triton
+accepts or refuses `KIND_GPU` like a Triton on such a machine, with the same error messages; it runs the model on the
+CPU and reports the configuration that it received. It writes the GPU memory of the models to the stand-in's file: by
+process id of the real backend processes, or only as the total in use.
 """
 
 import asyncio
@@ -38,26 +38,26 @@ _FORWARDED = (
 
 
 class ReadGpus:
-    """What ships reads the stand-in's GPUs, in a process of its own that has the library in its path."""
+    """Reads the stand-in's GPUs with the production code, in a process that has the library in its path."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._lock = threading.Lock()
 
     def read(self) -> tuple[DeviceReading, ...]:
-        with self._lock:  # one question, one answer
-            return tuple(_reading(told) for told in self._reader.read().values())
+        with self._lock:  # the process answers one request at a time
+            return tuple(_reading(values) for values in self._reader.read().values())
 
     def close(self) -> None:
         self._reader.end()
 
 
-def _reading(told: Mapping[str, Any]) -> DeviceReading:
-    processes, reasons = told["processes"], told["throttle_reasons"]
+def _reading(values: Mapping[str, Any]) -> DeviceReading:
+    processes, reasons = values["processes"], values["throttle_reasons"]
     return DeviceReading(
         **{
-            **told,
-            "kind": DeviceKind(told["kind"]),
+            **values,
+            "kind": DeviceKind(values["kind"]),
             "processes": None if processes is None else {int(pid): size for pid, size in processes.items()},
             "throttle_reasons": None if reasons is None else tuple(reasons),
         }
@@ -72,11 +72,11 @@ class GpuTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         embedded: The real Triton.
         machine: The stand-in's file.
         products: The GPUs' names, by number.
-        bytes_of: What an instance of a model has on its GPU, by Triton name.
-        by_process: Whether the driver tells which process has how much.
+        bytes_of: GPU memory of an instance of a model, by Triton name.
+        by_process: Whether the driver reports memory by process.
         lost: GPUs that fell off the bus.
         loads: The configurations that were sent, oldest first, by Triton name.
-        url: Where it listens.
+        url: Its gRPC address.
     """
 
     embedded: EmbeddedTriton
@@ -97,20 +97,20 @@ class GpuTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             setattr(self, name, self._forward(name))
 
     def gpus_of(self, name: str) -> list[int]:
-        """The GPUs that a loaded model runs on."""
+        """Return the GPUs that a loaded model runs on."""
         return sorted({number for group in self._groups.get(name, []) for number in group.get("gpus", [])})
 
-    def asked(self, name: str) -> list[dict[str, Any]]:
-        """The instance groups of the newest load of a model."""
+    def requested_groups(self, name: str) -> list[dict[str, Any]]:
+        """Return the instance groups of the latest load of a model."""
         groups: list[dict[str, Any]] = self.loads[name][-1]["instance_group"]
         return groups
 
-    def tell(self) -> None:
-        """Write what the GPUs have now."""
+    def update(self) -> None:
+        """Write the present memory use of the GPUs to the stand-in's file."""
         with self._lock:
-            self._tell()
+            self._update()
 
-    def _tell(self) -> None:
+    def _update(self) -> None:
         used = dict.fromkeys(range(len(self.products)), GIB)
         processes: dict[int, list[str]] = {number: [] for number in used}
         for name in list(self._groups):
@@ -121,8 +121,8 @@ class GpuTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
                     processes[number].append(f"{pid}:{size}")
         lines: dict[str, object] = {"count": len(self.products)}
         for number, product in enumerate(self.products):
-            told = ",".join(processes[number]) if self.by_process else ""
-            lines |= gpu(number, name=product, used=used[number], total=80 * GIB, compute=told)
+            listed = ",".join(processes[number]) if self.by_process else ""
+            lines |= gpu(number, name=product, used=used[number], total=80 * GIB, compute=listed)
             if number in self.lost:
                 lines[f"gpu{number}__lost"] = 15
         self.machine.has(**lines)
@@ -139,13 +139,13 @@ class GpuTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         gpus = self.gpus_of(name)
         new = sorted(set(self.embedded.processes_of(name)) - self._homes.keys())
         for position, pid in enumerate(new if gpus else ()):
-            self._homes[pid] = gpus[position % len(gpus)]  # a process stays where it was started
-        self.tell()
+            self._homes[pid] = gpus[position % len(gpus)]  # a process stays on the GPU where it was started
+        self.update()
         return answer
 
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
         answer = await self._call("RepositoryModelUnload", request, context)
-        self.tell()
+        self.update()
         return answer
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -159,7 +159,7 @@ class GpuTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         return answer
 
     async def _resolved(self, name: str, position: int, group: dict[str, Any], context: Any) -> dict[str, Any]:
-        """What a Triton on such a machine makes of an instance group."""
+        """Return the instance group as a Triton on such a machine resolves it."""
         kind, gpus = group.get("kind", "KIND_AUTO"), group.get("gpus", [])
         there = [number for number in range(len(self.products)) if number not in self.lost]
         if kind == "KIND_AUTO":
@@ -183,7 +183,7 @@ class GpuTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         async def forward(request: Any, context: Any) -> Any:
             answer = await self._call(method, request, context)
             if method != "ModelInfer":
-                await asyncio.to_thread(self.tell)
+                await asyncio.to_thread(self.update)
             return answer
 
         return forward
@@ -201,7 +201,7 @@ class GpuTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 async def gpu_triton(embedded: EmbeddedTriton, machine: Machine, **options: Any) -> AsyncIterator[GpuTriton]:
     """Stand in front of a Triton that runs."""
     endpoint = GpuTriton(embedded, machine, **options)
-    endpoint.tell()
+    endpoint.update()
     server = grpc.aio.server(options=_UNLIMITED)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(endpoint, server)
     endpoint.url = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

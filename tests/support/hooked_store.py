@@ -1,6 +1,6 @@
 """A real store with a hook before and after each of its operations: to count, to delay, to fail, to kill.
 
-An error raised before an operation is a request that was never sent; one raised after it, an answer that was lost.
+An error raised before an operation simulates a request that was never sent; one raised after it, a lost response.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Requests over gRPC as no serializer writes them: names twice, in another order, with other wire types, cut short.
+"""gRPC requests that no serializer writes: duplicate names, other orders, other wire types, truncated messages.
 
 The fields are those of a ``ModelInferRequest`` for a model made by `tests.support.api.onnx_scale`.
 """
@@ -14,7 +14,7 @@ _VARINT, _FIXED64, _LENGTH, _GROUP, _GROUP_END, _FIXED32 = range(6)
 
 
 def varint(value: int, extra: int = 0) -> bytes:
-    """A number, with so many bytes more than it needs."""
+    """Return a varint with this many extra bytes."""
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)
@@ -47,7 +47,7 @@ def framed(message: bytes, flag: int = 0) -> bytes:
 
 
 def request(random: Random, names: Sequence[str]) -> bytes:
-    """A request that may be as it should be, and mostly is not quite."""
+    """Return a random request, usually slightly malformed."""
     name = [_named(random, NAME, random.choice(names)) for _ in range(random.choice([1, 1, 1, 1, 1, 2, 2, 2, 3]))]
     version = [
         _named(random, VERSION, random.choice(["", "1", "1", "1", "2"]))

@@ -1,4 +1,4 @@
-"""Just enough of HTTP/2 (RFC 9113) to send a request in pieces of one's own choice. Not for anything else.
+"""A minimal HTTP/2 client (RFC 9113) that sends a request in chosen pieces. Not for other uses.
 
 Headers are written, and read, as literals without Huffman coding (RFC 7541 section 6.2), which is how HAProxy writes
 those that are not in HPACK's static table.
@@ -17,7 +17,7 @@ _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 
 @dataclass
 class Reply:
-    """What came back.
+    """The response to a request.
 
     Attributes:
         headers: Headers and trailers whose names are not in HPACK's static table, such as those of gRPC.

@@ -1,4 +1,4 @@
-"""API keys for tests: made over the real API, and clients that send them."""
+"""API keys for tests: created over the real API, and clients that send them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

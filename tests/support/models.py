@@ -1,4 +1,4 @@
-"""Tiny real ONNX models: fast to load, and their answers tell which one it was."""
+"""Tiny real ONNX models: fast to load, and identifiable by their answers."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def affine_onnx(
         scale: The factor.
         bias: The summand.
         width: Floats in a row.
-        reserve_mib: MiB of weights that no node uses; ONNX Runtime reads them and lets go of them.
+        reserve_mib: MiB of weights that no node uses; ONNX Runtime reads and releases them.
         resident_mib: MiB of weights that stay in memory: one of them is read, and multiplied by zero.
     """
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])
@@ -43,7 +43,7 @@ def affine_onnx(
         constants.append(helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0]))
         nodes[1] = helper.make_node("Add", ["m", "bias"], ["sum"])
         nodes += [
-            helper.make_node("Shape", ["x"], ["shape"], end=1),  # known only when it is asked, so nothing is folded
+            helper.make_node("Shape", ["x"], ["shape"], end=1),  # known only at run time, so nothing is folded
             helper.make_node("Gather", ["weights", "shape"], ["one"]),
             helper.make_node("Mul", ["one", "zero"], ["nothing"]),
             helper.make_node("Add", ["sum", "nothing"], ["y"]),

@@ -12,7 +12,7 @@ from tests.support.s3server import S3Server
 
 @contextlib.contextmanager
 def moto_server() -> Iterator[S3Server]:
-    """Run one, in a process of its own."""
+    """Run a server in its own process."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="moto-") as folder:
         log = Path(folder) / "moto.log"

@@ -1,4 +1,4 @@
-"""A machine with GPUs: a stand-in for NVIDIA's library, compiled here, that answers what a file says."""
+"""A machine with GPUs: a compiled stand-in for NVIDIA's library that answers with the values in a file."""
 
 import os
 import subprocess
@@ -41,8 +41,8 @@ def compiled(folder: Path, *flags: str) -> Path:
 
 
 def gpu(number: int, **more: object) -> dict[str, object]:
-    """What a GPU that supports everything tells."""
-    told: dict[str, object] = {
+    """Return the values of a GPU that supports everything."""
+    values: dict[str, object] = {
         "uuid": f"GPU-{number}aaa",
         "name": "NVIDIA H200",
         "total": 140 * GIB,
@@ -61,4 +61,4 @@ def gpu(number: int, **more: object) -> dict[str, object]:
         "mps": "",
         **more,
     }
-    return {f"gpu{number}__{key}": value for key, value in told.items()}
+    return {f"gpu{number}__{key}": value for key, value in values.items()}

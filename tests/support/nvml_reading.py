@@ -1,4 +1,4 @@
-"""A process that reads GPUs with what ships."""
+"""A process that reads GPUs with the production code."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""A host's memory, as if each server of a test had a machine of its own."""
+"""Host memory readings as if each server of a test had its own machine."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from controlplane.gpu.host import HostSource
 
 
 class OwnMachine(HostSource):
-    """What the other servers of a test use, and what else runs, is not on it."""
+    """A machine without the memory use of other servers and processes."""
 
     def read(self) -> tuple[DeviceReading, ...]:
         (host,) = super().read()

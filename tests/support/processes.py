@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def free_port() -> int:
-    """A TCP port that is free now."""
+    """Return a TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -18,7 +18,7 @@ def free_port() -> int:
 
 
 def tied_to_us(command: Sequence[str]) -> list[str]:
-    """The command, made to die with the test run, also when that is killed."""
+    """Return the command, changed so that it ends with the test run, even if that is killed."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL", "--", *command] if setpriv else list(command)
 
@@ -40,7 +40,7 @@ def running(command: Sequence[str], log: Path, *, stop_timeout: float = 30) -> I
 
 
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, *, timeout: float = 60) -> None:
-    """Wait until a server says it is ready; show its log if it dies or does not."""
+    """Wait until a server reports that it is ready; show its log if it fails to start."""
     end = time.monotonic() + timeout
     while not ready():
         if process.poll() is not None or time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""Looks from inside at what a process can reach, and reads what the documentation says of it."""
+"""Checks from inside a process what it can access, and reads what the documentation says about that."""
 
 import re
 from pathlib import Path

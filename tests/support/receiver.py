@@ -1,4 +1,4 @@
-"""A real HTTP receiver that answers, fails, hangs, goes away and comes back."""
+"""A real HTTP receiver that can answer, fail, hang, stop and start again."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ class Received(NamedTuple):
 
 
 class Receiver:
-    """Takes every POST down and answers with `status`; hangs while `hanging` is set."""
+    """Records every POST and answers with `status`; hangs while `hanging` is set."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -62,7 +62,7 @@ class Receiver:
         self._thread.start()
 
     def stop(self) -> None:
-        """Be away: connections are refused."""
+        """Stop, so that connections are refused."""
         self._free.set()
         if self._server is not None and self._thread is not None:
             self._server.shutdown()

@@ -47,7 +47,7 @@ def publish(
 
 
 def require_readable(registry: Registry, model: str) -> None:
-    """Every live version's blobs are there and are what they should be; raises if not."""
+    """Raise if a blob of a live version is missing or damaged."""
     for entry in registry.get_model(model).live_versions:
         for blob in registry.manifest(model, entry.number).blobs:
             registry.read_blob(blob.sha256)

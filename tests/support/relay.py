@@ -29,7 +29,7 @@ class Relay:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def allow(self, carried: int, count: int) -> bool:
-        """Whether the next ``count`` bytes of a connection that carried some are sent on."""
+        """Return whether to forward the next ``count`` bytes of a connection."""
         with self._lock:
             if self.cut_after is not None and carried + count > self.cut_after:
                 self.cut_after = None
@@ -38,7 +38,7 @@ class Relay:
             return True
 
     def stalls(self, carried: int) -> bool:
-        """Whether a connection is to be left hanging."""
+        """Return whether to stall a connection."""
         if self.stall_after is not None and carried >= self.stall_after:
             self.stalled.set()
             return True

@@ -1,4 +1,4 @@
-"""What the S3 servers of the tests have in common."""
+"""The common interface of the S3 servers of the tests."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""A real Triton server for the tests: one for the session, in an event loop of its own."""
+"""A real Triton server for the tests: one per session, in its own event loop."""
 
 import asyncio
 import threading
@@ -34,7 +34,7 @@ class RunningTriton:
 
 
 class LoopThread:
-    """An event loop in a thread, for what must outlive a single test's loop."""
+    """An event loop in a thread, for objects that outlive the loop of a single test."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -45,7 +45,7 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> "Future[Any]":
-        """Begin something that goes on."""
+        """Start a task that continues in the background."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self) -> None:

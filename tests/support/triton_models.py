@@ -1,4 +1,4 @@
-"""Small real models to load into a real Triton: files, manifests, and what they compute."""
+"""Small real models to load into a real Triton: files, manifests, and their expected results."""
 
 import hashlib
 import warnings

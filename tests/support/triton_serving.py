@@ -1,4 +1,4 @@
-"""A live server as one test sees it: stage, load and clean up in a line each."""
+"""Helpers to stage, load and clean up models on a live server in a test."""
 
 import uuid
 from collections.abc import Sequence
