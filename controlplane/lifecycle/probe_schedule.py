@@ -262,5 +262,5 @@ def gone(missing: tuple[int, int], at: datetime, version: int) -> Proof:
         at=at,
         latency_seconds=0.0,
         samples=0,
-        message=f"{lost} of its {of} processes {'has' if lost == 1 else 'have'} exited and still get requests",
+        message=f"exited processes still receive requests: {lost} of {of}",
     )

@@ -401,7 +401,7 @@ def _holders(scheduler: MemoryScheduler, wanting: ModelMemory, now: datetime) ->
 
 def _next(scheduler: MemoryScheduler, view: ModelMemoryView, memory: ModelMemory | None, now: datetime) -> str:
     if view.state == "queued":
-        return "it is loaded when it is first in the queue and its memory is free"
+        return "waiting in the load queue"
     if view.state == "loaded":
         if view.expires_at is not None and view.mode is Mode.ON_DEMAND:
             return f"it is unloaded at {view.expires_at:%H:%M:%S} UTC unless it is used before"

@@ -1,4 +1,4 @@
-"""Values that the tests of the decisions are made of."""
+"""Fixtures for the tests of the memory policy."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

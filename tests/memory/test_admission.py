@@ -1,4 +1,4 @@
-"""May a load begin: the numbered rules one by one, then whole queues until nothing moves any more."""
+"""Admission of a load: each numbered rule, then whole queues until they are empty."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +32,7 @@ def desired_deployment(model: ModelMemory, waits: float | None = None) -> LoadRe
 
 
 class Server:
-    """A ledger with models that are loaded."""
+    """A ledger with loaded models."""
 
     def __init__(self, budget: int, *models: ModelMemory) -> None:
         self.ledger = Ledger({HOST: Budget(HOST, budget, budget)})
@@ -53,14 +53,14 @@ class Server:
         return {request.model.model: decision for request, decision in answers}
 
 
-def test_what_is_reserved_is_loaded_as_soon_as_there_is_a_place(model: Make) -> None:
+def test_a_reserved_load_is_admitted_below_the_limit_of_loads(model: Make) -> None:
     server, request = Server(100), desired_deployment(model("a", 100))
     server.ledger = server.ledger.reserve(request.slot, request.footprint, NOW)
     assert isinstance(server.decide(request), Admit)
     assert isinstance(server.decide(request, in_flight=2), Queue)
 
 
-def test_what_can_never_fit_is_refused_with_figures(model: Make) -> None:
+def test_a_load_that_can_never_fit_is_refused_with_sizes(model: Make) -> None:
     server = Server(1000, model("pin", 600, mode=Mode.PINNED), model("b", 300))
     answer = server.decide(desired_deployment(model("a", 500)))
     assert isinstance(answer, Refuse)
@@ -80,11 +80,11 @@ def test_no_model_is_evicted_before_the_load_could_start(model: Make) -> None:
     assert "2 loads are in flight, which is the limit" in answer.why
 
 
-def test_what_fits_is_admitted(model: Make) -> None:
+def test_a_load_that_fits_is_admitted(model: Make) -> None:
     assert isinstance(Server(200, model("old", 100)).decide(desired_deployment(model("a", 100))), Admit)
 
 
-def test_memory_that_is_being_freed_is_waited_for(model: Make) -> None:
+def test_a_load_waits_for_memory_that_is_being_freed(model: Make) -> None:
     server = Server(200, model("old", 100), model("other", 100))
     server.ledger = server.ledger.unloading(Slot("old", 1), NOW)
     server.models["old"] = replace(server.models["old"], busy=True)
@@ -96,7 +96,7 @@ def test_memory_that_is_being_freed_is_waited_for(model: Make) -> None:
     assert [victim.model for victim in more.victims] == ["other"]
 
 
-def test_an_eviction_says_for_whom_and_why(model: Make) -> None:
+def test_an_eviction_names_the_load_and_the_reason(model: Make) -> None:
     answer = Server(200, model("b", 100, used=60), model("c", 100, used=5)).decide(desired_deployment(model("a", 100)))
     assert isinstance(answer, Evict)
     assert [victim.model for victim in answer.victims] == ["b"]
@@ -112,7 +112,7 @@ def test_mere_residency_evicts_no_model(model: Make) -> None:
     assert isinstance(server.decide(asked), Evict)
 
 
-def test_who_is_in_use_is_waited_for_and_named(model: Make) -> None:
+def test_a_load_waits_for_models_in_use_and_names_them(model: Make) -> None:
     server = Server(200, model("busy", 100, pending=3), model("leased", 100, held_until=NOW + timedelta(hours=1)))
     answer = server.decide(desired_deployment(model("a", 100)))
     assert isinstance(answer, Queue)
@@ -139,14 +139,14 @@ def test_the_queue_is_by_priority_and_fair_within_it(model: Make) -> None:
     assert [request.model.model for request in in_order(requests)] == ["vip", "old", "new", "now"]
 
 
-def test_a_small_one_behind_does_not_starve_a_large_one(model: Make) -> None:
+def test_a_small_load_does_not_starve_an_earlier_large_one(model: Make) -> None:
     server = Server(300, model("busy", 200, pending=1))
     answers = server.decide_all(desired_deployment(model("large", 250), 10), desired_deployment(model("small", 60), 1))
     assert isinstance(answers["large"], Queue)
     assert isinstance(answers["small"], Queue)
 
 
-def test_a_small_one_may_go_ahead_with_what_a_large_one_does_not_need(model: Make) -> None:
+def test_a_small_load_may_use_memory_that_an_earlier_large_one_does_not_need(model: Make) -> None:
     server = Server(300, model("old", 100))
     server.ledger = server.ledger.unloading(Slot("old", 1), NOW)
     answers = server.decide_all(desired_deployment(model("large", 240), 10), desired_deployment(model("small", 60), 1))
@@ -166,7 +166,7 @@ def test_loads_in_flight_are_bounded_over_the_whole_queue(model: Make) -> None:
     assert [type(answers[name]) for name in "abcd"] == [Admit, Admit, Queue, Queue]
 
 
-# Whole queues. The driver does what the control plane does: it obeys, and asks again when something has changed.
+# Whole queues. The driver applies each decision and decides again after every change, as the control plane does.
 
 
 SIZE = st.integers(1, 100)
@@ -186,10 +186,10 @@ def fleet(sizes: list[int], modes: list[Mode], prefix: str) -> dict[str, ModelMe
     asked=st.lists(st.tuples(SIZE, st.integers(0, 2)), min_size=1, max_size=6),
     max_loads=st.integers(1, 3),
 )
-def test_a_queue_comes_to_its_end(
+def test_every_load_of_a_queue_ends(
     budget: int, present: list[tuple[int, Mode]], asked: list[tuple[int, int]], max_loads: int
 ) -> None:
-    """Each load is done in the end if the memory allows it at all, or is refused with figures that say why not."""
+    """Every load either ends or, if it can never fit, is refused with sizes that explain it."""
     ledger = Ledger({HOST: Budget(HOST, budget, budget)})
     models = {}
     for number, (size, mode) in enumerate(present):
@@ -238,7 +238,7 @@ def test_a_queue_comes_to_its_end(
             elif holding.state == "unloading":
                 ledger = ledger.released(holding.slot)
                 del models[name]
-    assert not desired_state, "a load waits for ever"
+    assert not desired_state, "a load waits indefinitely"
     for number, (size, _) in enumerate(asked):
         name = f"a{number}"
         assert (name in done) == (size <= budget - pinned)

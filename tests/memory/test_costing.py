@@ -1,4 +1,4 @@
-"""The default policy: its value, and how it finds out which outlook is right."""
+"""The default policy: its value, and how it selects its predictor."""
 
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
@@ -38,7 +38,7 @@ def test_the_value_is_the_product_of_its_parts(model: Make, now: datetime, outlo
         assert policy.score(one, now) == pytest.approx(one.load_seconds * policy.uses(one, now) * 2**30 / size)
 
 
-def test_by_recency_models_of_one_size_and_cost_are_ranked_as_lru_does(model: Make, now: datetime) -> None:
+def test_the_recency_predictor_ranks_equal_models_like_lru(model: Make, now: datetime) -> None:
     ages = [3, 1, 7, 2000, 50]
     models = [model(f"m{age}", used=age, rate=age) for age in ages]
     policy = ValuePolicy(Predictor.RECENCY)
@@ -46,7 +46,7 @@ def test_by_recency_models_of_one_size_and_cost_are_ranked_as_lru_does(model: Ma
 
 
 def play(policy: CostPolicy, names: Iterable[str], now: datetime, model: Make, budget: int) -> CostPolicy:
-    """Uses one after the other, a minute apart."""
+    """Use the models one after the other, a minute apart."""
     models: dict[str, ModelMemory] = {}
     usages: dict[str, Usage] = {}
     for minute, name in enumerate(names):
@@ -59,28 +59,28 @@ def play(policy: CostPolicy, names: Iterable[str], now: datetime, model: Make, b
     return policy
 
 
-def test_bursts_make_recency_decide(model: Make, now: datetime) -> None:
-    # Each model has its day: forty uses in turn with one other, and never again.
+def test_bursts_select_the_recency_predictor(model: Make, now: datetime) -> None:
+    # Each model is used forty times, alternating with another one, and never again.
     names = [f"m{day + use % 2}" for day in range(0, 40, 2) for use in range(40)]
     policy = play(CostPolicy(), names, now, model, budget=200)
     assert policy.chosen.outlook is Predictor.RECENCY
 
 
-def test_lasting_popularity_makes_the_rate_decide(model: Make, now: datetime) -> None:
-    # Two favourites, used again and again, with strangers in between that come once.
+def test_steady_popularity_selects_the_rate_predictor(model: Make, now: datetime) -> None:
+    # Two models are used repeatedly; in between, others are used once.
     names = [f"s{turn}" if turn % 4 in (1, 2, 3) else f"favourite{turn // 4 % 2}" for turn in range(600)]
     recent = CostPolicy(chosen=ValuePolicy(Predictor.RECENCY))
     policy = play(recent, names, now, model, budget=300)
     assert policy.chosen.outlook is Predictor.RATE
 
 
-def test_a_use_that_is_in_every_shadow_changes_nothing(model: Make, now: datetime) -> None:
+def test_a_hit_in_every_ghost_cache_changes_nothing(model: Make, now: datetime) -> None:
     first = model("a", 100)
     policy = CostPolicy().learned(first, {"a": first}, {HOST: 300}, now)
     assert policy.learned(first, {"a": first}, {HOST: 300}, now) is policy
 
 
-def test_shadows_stay_within_the_budget_that_pinned_models_leave(model: Make, now: datetime) -> None:
+def test_ghost_caches_stay_within_the_budget_without_pinned_models(model: Make, now: datetime) -> None:
     models = {f"m{number}": model(f"m{number}", 100, used=number) for number in range(9)}
     models["pinned"] = model("pinned", 250, mode=Mode.PINNED)
     policy = CostPolicy()
@@ -90,7 +90,7 @@ def test_shadows_stay_within_the_budget_that_pinned_models_leave(model: Make, no
     assert all("pinned" not in shadow.loaded for shadow in policy.shadows)
 
 
-def test_a_deleted_model_leaves_the_shadow(model: Make, now: datetime) -> None:
+def test_a_deleted_model_is_removed_from_the_ghost_cache(model: Make, now: datetime) -> None:
     gone = GhostCache(ValuePolicy(), frozenset({"gone"}))
     here = model("here", 100)
     assert gone.loads(here, {"here": here}, {HOST: 100}, now).loaded >= {"here"}

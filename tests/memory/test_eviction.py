@@ -1,4 +1,4 @@
-"""Who goes: order, protection, and the set."""
+"""Eviction: order, protection, and the set of victims."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -30,12 +30,12 @@ def names(victims: tuple[ModelMemory, ...] | None) -> list[str] | None:
     return None if victims is None else [victim.model for victim in victims]
 
 
-def test_lru_takes_who_was_used_longest_ago(model: Make, now: datetime) -> None:
+def test_lru_evicts_the_least_recently_used_model(model: Make, now: datetime) -> None:
     models = [model("a", used=50), model("b", used=500), model("c", used=5)]
     assert names(choose(models, {HOST: 150}, LruPolicy(), now)) == ["b", "a"]
 
 
-def test_lfu_takes_who_is_used_least_often(model: Make, now: datetime) -> None:
+def test_lfu_evicts_the_least_frequently_used_model(model: Make, now: datetime) -> None:
     models = [model("a", used=5, rate=0.1), model("b", used=50, rate=3.0), model("c", used=5, rate=2.0)]
     assert names(choose(models, {HOST: 150}, LfuPolicy(), now)) == ["a", "c"]
 
@@ -51,12 +51,12 @@ def test_cost_weighs_reload_and_rate_against_bytes(model: Make, now: datetime) -
     assert names(choose(models, {HOST: 600}, CostPolicy(), now)) == ["rare", "large"]
 
 
-def test_who_turns_out_not_to_be_needed_is_spared(model: Make, now: datetime) -> None:
+def test_a_superfluous_victim_is_spared(model: Make, now: datetime) -> None:
     models = [model("small", 10, used=500), model("large", 100, used=50)]
     assert names(choose(models, {HOST: 60}, LruPolicy(), now)) == ["large"]
 
 
-def test_every_device_gets_its_need(model: Make, now: datetime) -> None:
+def test_the_need_of_every_device_is_covered(model: Make, now: datetime) -> None:
     both = {HOST: Footprint(50), "gpu:0": Footprint(80)}
     models = [model("host", 100, used=500), model("gpu", 70, device="gpu:0", used=400), model("both", footprint=both)]
     assert names(choose(models, {HOST: 60, "gpu:0": 90}, LruPolicy(), now)) == ["both", "host", "gpu"]
@@ -64,12 +64,12 @@ def test_every_device_gets_its_need(model: Make, now: datetime) -> None:
     assert choose(models, {"gpu:1": 1}, LruPolicy(), now) is None
 
 
-def test_nothing_is_evicted_for_nothing(model: Make, now: datetime) -> None:
+def test_an_empty_need_evicts_no_model(model: Make, now: datetime) -> None:
     assert choose([model("a")], {HOST: 0}, LruPolicy(), now) == ()
     assert choose([model("a")], {}, LruPolicy(), now) == ()
 
 
-def test_lower_priorities_go_first_whatever_their_score(model: Make, now: datetime) -> None:
+def test_lower_priorities_are_evicted_first_regardless_of_score(model: Make, now: datetime) -> None:
     models = [model("vip", used=9000, priority=5), model("busy", used=1, rate=50.0)]
     assert names(choose(models, {HOST: 100}, CostPolicy(), now)) == ["busy"]
     assert names(choose(models, {HOST: 200}, CostPolicy(), now)) == ["busy", "vip"]
@@ -110,7 +110,7 @@ def test_a_model_that_thrashes_stays_longer(model: Make, now: datetime) -> None:
     assert EvictionRules(minimum_residence_seconds=900).grown_seconds(3) == 900
 
 
-def test_an_eviction_counts_as_early_if_the_model_is_soon_wanted_again(now: datetime) -> None:
+def test_an_eviction_is_early_if_the_model_is_soon_requested_again(now: datetime) -> None:
     rules = EvictionRules(minimum_residence_seconds=10)
     assert early_evictions(0, now, now + timedelta(seconds=9), rules) == 1
     assert early_evictions(1, now, now + timedelta(seconds=19), rules) == 2

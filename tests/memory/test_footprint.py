@@ -1,4 +1,4 @@
-"""Estimates against what a real server was measured to need."""
+"""Estimated footprints compared with measurements of a real server."""
 
 import asyncio
 from pathlib import Path
@@ -58,7 +58,7 @@ MEASURED = [
 
 
 @pytest.mark.parametrize(("kind", "mib", "shape", "wide", "weights", "batch", "instances", "measured"), MEASURED)
-def test_what_was_measured_lies_within_the_margin(
+def test_measured_sizes_are_within_the_margin_of_the_estimate(
     kind: str, mib: float, shape: tuple[int, ...], wide: tuple[int, ...], weights: int, batch: int, instances: int,
     measured: float,
 ) -> None:  # fmt: skip
@@ -68,7 +68,7 @@ def test_what_was_measured_lies_within_the_margin(
     assert found.reserve_bytes <= 2.2 * measured * MIB
 
 
-def test_half_precision_weights_are_known_by_their_size_and_keep_it_on_a_gpu() -> None:
+def test_half_precision_weights_are_detected_by_size_and_keep_it_on_a_gpu() -> None:
     half = manifest(Format.ONNX, 100, (4,), (4,), parameters=50 * MIB)
     single = manifest(Format.ONNX, 100, (4,), (4,), parameters=25 * MIB)
     assert guess(half).bytes > guess(single).bytes + 150 * MIB
@@ -96,7 +96,7 @@ def test_a_version_without_a_signature_still_has_an_estimate() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_real_server_needs_no_more_than_is_reserved(tmp_path: Path) -> None:
-    """Three files never seen before, loaded and asked; the processes' resident memory against the reservation."""
+    """Load and query three new files; compare the resident memory of the processes with the reservation."""
     cases = [(256, 2, 8), (1536, 3, 16), (2560, 3, 4)]
     with running_triton(tmp_path / "triton") as triton:
         for number, (width, layers, batch) in enumerate(cases):

@@ -1,4 +1,4 @@
-"""When a server that lost memory is restarted: the decision, step by step."""
+"""The decision to restart a server that leaks memory, step by step."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -25,11 +25,11 @@ def decided(server: ServerExcess, rules: LeakRules = RULES) -> LeakDecision:
     return decide_leak(server, rules, NOW)
 
 
-def test_without_a_bound_nothing_is_ever_too_much() -> None:
+def test_without_a_bound_any_excess_is_tolerated() -> None:
     assert decided(OVER, LeakRules()).step is LeakStep.NOTHING
 
 
-def test_at_the_bound_is_not_above_it() -> None:
+def test_an_excess_equal_to_the_bound_is_tolerated() -> None:
     assert decided(replace(OVER, excess_bytes={"host": 100 * MIB})).step is LeakStep.NOTHING
     assert decided(replace(OVER, excess_bytes={"host": 100 * MIB + 1})).step is LeakStep.DRAIN
 
@@ -43,7 +43,7 @@ def test_the_reason_states_the_sizes() -> None:
     assert "the bound is 100 MiB" in found.why
 
 
-def test_what_may_pass_is_watched() -> None:
+def test_a_recent_excess_is_only_watched() -> None:
     assert decided(replace(OVER, over_since=None)).step is LeakStep.WATCH
     assert decided(replace(OVER, over_since=ago(9.9))).step is LeakStep.WATCH
     assert decided(replace(OVER, over_since=ago(10))).step is LeakStep.DRAIN
@@ -55,7 +55,7 @@ def test_an_external_server_is_only_reported() -> None:
     assert "restart this external server" in found.why
 
 
-def test_not_too_often() -> None:
+def test_a_server_is_not_restarted_again_within_the_interval() -> None:
     found = decided(replace(OVER, restarted_at=ago(3599)))
     assert found.step is LeakStep.TELL
     assert "it was restarted for this at 11:00:01 UTC and is not restarted again before 12:00:01 UTC" in found.why
@@ -77,7 +77,7 @@ def test_the_drain_waits_for_holds_then_for_requests_in_flight() -> None:
     assert decided(CLOSED).step is LeakStep.RESTART
 
 
-def test_not_for_ever() -> None:
+def test_the_drain_ends_after_its_time_limit() -> None:
     late = replace(DRAINING, draining_since=ago(60), held=("a",))
     assert decided(late).step is LeakStep.CLOSE
     late = replace(late, closed_since=ago(10), pending=("b",))
@@ -88,11 +88,11 @@ def test_not_for_ever() -> None:
     assert decided(replace(late, busy=("b",))).step is LeakStep.WAIT
 
 
-def test_memory_that_comes_back_ends_the_draining() -> None:
+def test_the_drain_ends_when_the_memory_is_freed() -> None:
     assert decided(replace(DRAINING, excess_bytes={"host": 1}, busy=("b",))).step is LeakStep.RESUME
 
 
 @pytest.mark.parametrize("names", [("a", "b", "c", "d", "e"), ("a", "b", "c", "d", "e", "f", "g")])
-def test_many_names_are_counted(names: tuple[str, ...]) -> None:
+def test_long_lists_of_names_are_abbreviated(names: tuple[str, ...]) -> None:
     why = decided(replace(DRAINING, held=names)).why
     assert why.endswith("a, b, c, d, e" + (" and 2 more" if len(names) > 5 else ""))

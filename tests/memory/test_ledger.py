@@ -1,4 +1,4 @@
-"""The ledger's sums, whatever happens in whatever order."""
+"""The sums of the ledger under any sequence of events."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -28,18 +28,18 @@ def need(host: int | None = None, gpu: int | None = None) -> dict[str, Footprint
     return {device: Footprint(size) for device, size in ((HOST, host), (GPU, gpu)) if size is not None}
 
 
-def test_a_reservation_takes_the_error_and_the_peak() -> None:
+def test_a_reservation_includes_the_error_and_the_peak() -> None:
     assert ledger().reserve(A, {HOST: Footprint(400, error_bytes=100)}, NOW).free(HOST) == 500
     assert ledger().reserve(A, {HOST: Footprint(400, error_bytes=100, peak_bytes=700)}, NOW).free(HOST) == 300
 
 
-def test_a_measured_model_gives_back_what_was_reserved_too_much() -> None:
+def test_a_measurement_releases_the_excess_of_the_reservation() -> None:
     loaded = ledger().reserve(A, {HOST: Footprint(400, error_bytes=200)}, NOW).loading(A, NOW)
     assert loaded.held(HOST, HoldingState.LOADING) == 600
     assert loaded.resident(A, {HOST: 450}, NOW).free(HOST) == 550
 
 
-def test_what_does_not_fit_is_refused_with_its_figures() -> None:
+def test_a_reservation_that_does_not_fit_is_refused_with_sizes() -> None:
     held = ledger().reserve(A, need(700), NOW).resident(A, {HOST: 650}, NOW)
     with pytest.raises(InsufficientMemoryError, match="b:1 needs 400 B on host: 350 B of the budget") as caught:
         held.reserve(B, need(400), NOW)
@@ -48,19 +48,19 @@ def test_what_does_not_fit_is_refused_with_its_figures() -> None:
     assert caught.value.details["free_bytes"] == 350
 
 
-def test_a_device_that_is_not_there_is_named() -> None:
+def test_a_missing_device_is_named() -> None:
     with pytest.raises(InsufficientMemoryError, match="gpu:0, which this server does not have"):
         ledger().reserve(A, need(gpu=1), NOW)
 
 
-def test_a_reservation_is_made_on_all_devices_or_on_none() -> None:
+def test_a_reservation_is_atomic_over_devices() -> None:
     both = ledger(1000, gpu=100)
     with pytest.raises(InsufficientMemoryError, match="gpu:0"):
         both.reserve(A, need(host=10, gpu=200), NOW)
     assert both.reserve(A, need(host=10, gpu=100), NOW).free(GPU) == 0
 
 
-def test_memory_counts_until_it_is_really_free() -> None:
+def test_memory_counts_until_it_is_freed() -> None:
     leaving = ledger().reserve(A, need(1000), NOW).resident(A, {}, NOW).unloading(A, NOW)
     with pytest.raises(InsufficientMemoryError):
         leaving.reserve(B, need(1), NOW)
@@ -89,7 +89,7 @@ def test_unaccounted_memory_counts_against_the_budget() -> None:
     assert held.free(HOST) == 500
 
 
-def test_the_baseline_is_nobodys_and_outside_of_the_budget() -> None:
+def test_the_baseline_belongs_to_no_model_and_is_outside_the_budget() -> None:
     held = ledger(used_bytes=0, baseline_bytes=150).reserve(A, need(300), NOW).resident(A, {}, NOW)
     assert held.observed(HOST, 450).unaccounted(HOST) == 0
 
@@ -103,7 +103,7 @@ def test_a_leak_does_not_hide_behind_a_load_in_progress() -> None:
     assert loading.resident(A, {HOST: 500}, NOW).observed(HOST, 500).free(HOST) == 500
 
 
-def test_a_budget_that_was_cut_lets_nothing_in() -> None:
+def test_a_reduced_budget_admits_no_load() -> None:
     cut = ledger().reserve(A, need(800), NOW).resident(A, {}, NOW).with_budget(Budget(HOST, 500, 2000))
     assert cut.free(HOST) == 0
     assert cut.held(HOST) == 800
@@ -111,12 +111,12 @@ def test_a_budget_that_was_cut_lets_nothing_in() -> None:
         cut.reserve(B, need(1), NOW)
 
 
-def test_what_is_found_loaded_is_counted() -> None:
+def test_models_that_are_found_loaded_are_counted() -> None:
     found = ledger().resident(A, {HOST: 300}, NOW)
     assert [(h.slot, h.bytes, h.state) for h in found.holdings] == [(A, 300, HoldingState.RESIDENT)]
 
 
-def test_what_is_loaded_again_on_another_device_counts_on_both_until_the_old_is_gone() -> None:
+def test_a_model_reloaded_on_another_device_counts_on_both_until_the_old_one_is_gone() -> None:
     renewed, old = Slot("a (reloading)", 1), Slot("a (superseded)", 1)
     loaded = ledger(gpu=1000).reserve(A, need(600), NOW).resident(A, {}, NOW)
     moving = loaded.reserve(renewed, need(gpu=700), NOW).loading(renewed, NOW).mark_superseded(A, old, NOW)
@@ -126,7 +126,7 @@ def test_what_is_loaded_again_on_another_device_counts_on_both_until_the_old_is_
     assert there.released(old).free(HOST) == 1000
 
 
-def test_what_is_set_aside_twice_adds_up() -> None:
+def test_superseded_holdings_add_up() -> None:
     old = Slot("a (superseded)", 1)
     once = ledger().reserve(A, need(200), NOW).resident(A, {}, NOW).mark_superseded(A, old, NOW)
     twice = once.reserve(A, need(300), NOW).resident(A, {}, NOW).mark_superseded(A, old, NOW)
@@ -134,7 +134,7 @@ def test_what_is_set_aside_twice_adds_up() -> None:
     assert twice.of(A) == ()
 
 
-def test_what_is_reserved_for_several_versions_is_divided_and_no_byte_more_is_given() -> None:
+def test_a_reservation_of_several_versions_is_divided_exactly() -> None:
     both = ledger().reserve(A, need(900), NOW).loading(A, NOW)
     other = Slot("a", 2)
     divided = both.divided(A, {A: {HOST: 500}, other: {HOST: 300, GPU: 50}})
@@ -156,7 +156,7 @@ SIZES = st.integers(0, 1200)
 
 
 class Life(RuleBasedStateMachine):
-    """Any event for any slot, in any order, also those that make no sense."""
+    """Any events for any slot in any order, including invalid ones."""
 
     @initialize(host=st.integers(0, 1000), gpu=st.integers(0, 1000), used=st.none() | st.integers(0, 500))
     def start(self, host: int, gpu: int, used: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The ledger of one server and its queue, from readings: what an older reading may say, and what is kept for ever."""
+"""The ledger of one server and its queue under readings, including outdated ones."""
 
 from collections import Counter
 from datetime import timedelta
@@ -32,26 +32,26 @@ OLD, CANDIDATE = Slot("m", 1), Slot("m~candidate", 2)
 
 
 def reading(*slots: Slot, requests: int | None = None) -> ServerReading:
-    """What a look at the server shows with these loaded, 70 MiB each."""
+    """Return a reading of a server that has these versions loaded, 70 MiB each."""
     instances = {(slot.triton_name, slot.version): InstanceMemory(1, 70 * MIB, 70 * MIB) for slot in slots}
     counters = None if requests is None else {("m", 1): VersionCounters(requests, NOW, 0.0)}
     return ServerReading((HOST_READING,), instances, 100 * MIB, counters=counters)
 
 
 def with_both(accounts: LedgerSync) -> None:
-    """Version 1 answers, its successor's candidate is loaded beside it."""
+    """Load version 1 and the candidate of its successor."""
     accounts.take(reading(), 1, NOW)
     for slot in (OLD, CANDIDATE):
         accounts.ledger = accounts.ledger.resident(slot, {HOST: 70 * MIB}, NOW)
     accounts.take(reading(OLD, CANDIDATE), 2, NOW)
 
 
-def test_a_reading_that_began_before_the_newest_brings_its_counters_and_nothing_else(tmp_path: Path) -> None:
+def test_an_outdated_reading_contributes_only_its_counters(tmp_path: Path) -> None:
     scheduler = MemoryScheduler("s", RULES, MemorySettings(), open_registry(tmp_path).footprints, told=True)
     accounts, model_state = scheduler.accounts, scheduler.model_state("m")
     with_both(accounts)
     model_state.loads = 1
-    late = reading(OLD, CANDIDATE, requests=4)  # began at step 3, and is long on its way
+    late = reading(OLD, CANDIDATE, requests=4)  # began at step 3 and arrives late
     accounts.left(CANDIDATE, 5, NOW)
     scheduler.take(reading(OLD), [], 5, NOW)
     assert accounts.ledger.free(HOST) == 130 * MIB
@@ -61,28 +61,28 @@ def test_a_reading_that_began_before_the_newest_brings_its_counters_and_nothing_
     assert accounts.instances.keys() == {("m", 1)}
     assert scheduler.counters["requests"] == 4
     scheduler.take(reading(OLD, CANDIDATE), [], 6, NOW)
-    assert accounts.ledger.unaccounted(HOST) == 70 * MIB, "a newer one counts"
+    assert accounts.ledger.unaccounted(HOST) == 70 * MIB, "a newer reading counts"
 
 
-def test_a_server_that_just_started_tells_zeros_and_has_not_lost_its_memory() -> None:
+def test_zeros_of_a_server_that_just_started_are_ignored() -> None:
     zeros = ServerReading((DeviceReading(HOST, DeviceKind.HOST, 0, None, error="the server's metrics report 0"),))
     accounts = LedgerSync(RULES, told=True)
     accounts.take(zeros, 1, NOW)
-    assert not accounts.known, "nothing is decided by it"
+    assert not accounts.known, "zeros are not used for decisions"
     accounts.take(reading(), 2, NOW + timedelta(seconds=2))
     assert accounts.ledger.free(HOST) == 200 * MIB
     accounts.take(zeros, 3, NOW + timedelta(seconds=60))
     assert accounts.ledger.budgets[HOST].bytes == 200 * MIB, "the last known budget stays valid"
     accounts.take(zeros, 4, NOW + timedelta(seconds=71))
-    assert accounts.ledger.budgets[HOST].bytes == 0, "it cannot read it"
+    assert accounts.ledger.budgets[HOST].bytes == 0, "the host memory is unavailable"
 
     never = LedgerSync(RULES, told=True)
     for step, seconds in enumerate((0, 5, 11)):
         never.take(zeros, step, NOW + timedelta(seconds=seconds))
-    assert never.known, "one that cannot read its host holds up no others"
+    assert never.known, "a server without host readings does not block decisions"
 
 
-def test_after_a_restart_the_first_reading_counts_whenever_it_began() -> None:
+def test_the_first_reading_after_a_restart_counts_whenever_it_began() -> None:
     accounts = LedgerSync(RULES, told=True)
     with_both(accounts)
     accounts.restarted()
@@ -93,9 +93,7 @@ def test_after_a_restart_the_first_reading_counts_whenever_it_began() -> None:
 
 
 @pytest.mark.parametrize("update_strategy", [Switch.AUTO, Switch.ROLLING])
-def test_memory_that_is_being_given_back_is_waited_for_and_no_reason_for_a_gap(
-    update_strategy: Switch, tmp_path: Path
-) -> None:
+def test_memory_that_is_being_freed_causes_no_gap(update_strategy: Switch, tmp_path: Path) -> None:
     accounts = LedgerSync(BudgetRules({HOST: 300 * MIB}), told=True)
     pinned = Slot("p", 1), Slot("p", 2)
     accounts.take(reading(), 1, NOW)
@@ -133,7 +131,7 @@ def test_memory_that_is_being_given_back_is_waited_for_and_no_reason_for_a_gap(
     assert request.granted
 
 
-def test_what_a_failed_candidate_had_is_never_taken_for_another_versions(tmp_path: Path) -> None:
+def test_memory_of_a_failed_candidate_is_not_attributed_to_another_version(tmp_path: Path) -> None:
     server = Served(tmp_path, (HOST_READING,), BudgetRules({HOST: 4096 * MIB}))
     old, new = server.target(1), server.target(2)
     load = Load(old, (1,), "test")
@@ -144,19 +142,19 @@ def test_what_a_failed_candidate_had_is_never_taken_for_another_versions(tmp_pat
     server.do(Prove(new, candidate=True, because="test"), mark=ProofStatus.WRONG)
     server.do(Unload(candidate=True, because="test"))
     server.do(Unload(candidate=False, because="test"))
-    server.do(load)  # others move meanwhile: the device's use says nothing of it
+    server.do(load)  # other loads run at the same time, so the growth of the device is not measured
     assert server.do(Prove(old, candidate=False, because="test"), mark=ProofStatus.PASSED) == []
 
 
 def booked(server: Served) -> dict[tuple[str, int, str], HoldingState]:
-    """What the ledger has, and in which state."""
+    """Return the holdings of the ledger with their states."""
     holdings = server.scheduler.accounts.ledger.holdings
     return {(held.slot.triton_name, held.slot.version, held.device): held.state for held in holdings}
 
 
 @pytest.fixture
 def two_gpus(tmp_path: Path) -> Served:
-    """Both versions are loaded on the first of two GPUs, as in a bake window."""
+    """A server with both versions loaded on the first of two GPUs, as in a bake window."""
     rules = BudgetRules(dict.fromkeys((HOST, "gpu:0", "gpu:1"), 12288 * MIB))
     server = Served(tmp_path, (HOST_READING, gpu(0), gpu(1)), rules)
     server.scheduler.assignment("m", ("gpu:0",))
@@ -165,7 +163,7 @@ def two_gpus(tmp_path: Path) -> Served:
     return server
 
 
-def test_two_versions_that_are_loaded_again_on_another_gpu_count_there_each_for_itself(two_gpus: Served) -> None:
+def test_two_versions_reloaded_on_another_gpu_are_counted_there_separately(two_gpus: Served) -> None:
     scheduler, before = two_gpus.scheduler, two_gpus.scheduler.accounts.ledger
     sizes = {held.slot.version: held.bytes for held in before.holdings}
     assert booked(two_gpus) == dict.fromkeys([("m", 1, "gpu:0"), ("m", 2, "gpu:0")], HoldingState.RESIDENT)
@@ -174,15 +172,15 @@ def test_two_versions_that_are_loaded_again_on_another_gpu_count_there_each_for_
     ledger = scheduler.accounts.ledger
     assert {held.slot.version: held.bytes for held in ledger.of_model("m") if held.device == "gpu:1"} == sizes
     assert {held.device for held in ledger.of_model("m")} == {"gpu:1"}
-    # The reading that came with the load's end says nothing of the old instances: Triton may still be ending them.
+    # The reading at the end of the load does not show whether Triton has ended the old instances.
     assert ledger.held("gpu:0", HoldingState.UNLOADING) == sum(sizes.values()) == ledger.held("gpu:0")
-    scheduler.take(two_gpus.reading, [], two_gpus.step, NOW)  # one that began before the load ended
+    scheduler.take(two_gpus.reading, [], two_gpus.step, NOW)  # a reading that began before the load ended
     assert scheduler.accounts.ledger.held("gpu:0") == sum(sizes.values())
     two_gpus.look(two_gpus.reading)
     assert booked(two_gpus) == dict.fromkeys([("m", 1, "gpu:1"), ("m", 2, "gpu:1")], HoldingState.RESIDENT)
 
 
-def test_what_two_versions_grew_a_device_by_together_is_not_taken_for_one_of_them(tmp_path: Path) -> None:
+def test_joint_growth_of_two_versions_is_not_attributed_to_one(tmp_path: Path) -> None:
     server = Served(tmp_path, (HOST_READING,), BudgetRules({HOST: 4096 * MIB}))
     server.do(Load(server.target(2), (1, 2), "after a restart in the bake window"), grown=500 * MIB)
     one, other = server.scheduler.accounts.ledger.of_model("m")
@@ -192,20 +190,18 @@ def test_what_two_versions_grew_a_device_by_together_is_not_taken_for_one_of_the
     assert server.do(Prove(server.target(2), candidate=False, because="test"), mark=ProofStatus.PASSED) == []
 
 
-def test_what_a_reload_in_place_grew_the_device_by_is_no_footprint_since_the_old_may_have_left(tmp_path: Path) -> None:
+def test_growth_during_a_reload_in_place_is_no_footprint(tmp_path: Path) -> None:
     server = Served(tmp_path, (HOST_READING,), BudgetRules({HOST: 4096 * MIB}))
     new = server.target(2)
     server.do(Load(new, (2,), "test"), grown=400 * MIB)
     assert len(server.do(Prove(new, candidate=False, because="test"), mark=ProofStatus.PASSED)) == 1
-    server.do(Load(new, (2,), "it does not answer", reload=True), grown=3 * MIB)
+    server.do(Load(new, (2,), "version 2 failed its proof", reload=True), grown=3 * MIB)
     assert [held.bytes for held in server.scheduler.accounts.ledger.of(Slot("m", 2))] != [3 * MIB]
     assert server.do(Prove(new, candidate=False, because="test"), mark=ProofStatus.PASSED) == []
 
 
 @pytest.mark.parametrize("reload", [False, True])
-def test_what_a_switch_grew_the_device_by_is_no_footprint_as_the_old_version_leaves(
-    reload: bool, tmp_path: Path
-) -> None:
+def test_growth_during_a_switch_is_no_footprint(reload: bool, tmp_path: Path) -> None:
     server = Served(tmp_path, (HOST_READING,), BudgetRules({HOST: 4096 * MIB}))
     server.do(Load(server.target(1), (1,), "test"), grown=400 * MIB)
     server.do(Load(server.target(2), (2,), "version 2 must be active", reload=reload), grown=3 * MIB)
@@ -213,7 +209,7 @@ def test_what_a_switch_grew_the_device_by_is_no_footprint_as_the_old_version_lea
     assert server.do(Prove(server.target(2), candidate=False, because="test"), mark=ProofStatus.PASSED) == []
 
 
-def test_what_a_version_grew_the_device_by_beside_one_that_stays_is_its_footprint(tmp_path: Path) -> None:
+def test_growth_beside_a_version_that_stays_is_a_footprint(tmp_path: Path) -> None:
     server = Served(tmp_path, (HOST_READING,), BudgetRules({HOST: 4096 * MIB}))
     server.do(Load(server.target(1), (1,), "test"), grown=400 * MIB)
     server.do(Load(server.target(2), (1, 2), "version 2 must be active"), grown=300 * MIB)
@@ -229,18 +225,18 @@ def with_processes(**resident: int) -> ServerReading:
     return ServerReading((HOST_READING,), instances, 100 * MIB)
 
 
-def test_processes_that_a_reload_replaced_count_once_and_until_they_are_gone(tmp_path: Path) -> None:
+def test_processes_replaced_by_a_reload_count_once_until_they_exit(tmp_path: Path) -> None:
     server = Served(tmp_path, (), BudgetRules({HOST: 4096 * MIB}))
     server.look(with_processes())
     new, accounts = server.target(2), server.scheduler.accounts
     server.do(Load(new, (2,), "test"), then=with_processes(p7=400))
     (measured,) = server.do(Prove(new, candidate=False, because="test"), mark=ProofStatus.PASSED)
     assert (measured.measured.bytes, measured.measured.peak_bytes) == (400 * MIB, 400 * MIB)
-    reload = Load(new, (2,), "it does not answer", reload=True)
+    reload = Load(new, (2,), "version 2 failed its proof", reload=True)
     server.do(reload, meanwhile=with_processes(p7=400, p8=100), then=with_processes(p7=400, p8=500))
     server.look(with_processes(p7=400, p8=500))
     held = {one.slot.triton_name: one.bytes for one in accounts.ledger.holdings}
-    assert held == {"m": 500 * MIB, "m (superseded)": 400 * MIB}, "Triton has not ended the old ones yet"
+    assert held == {"m": 500 * MIB, "m (superseded)": 400 * MIB}, "Triton has not ended the old processes yet"
     assert accounts.ledger.unaccounted(HOST) == 0
     assert server.do(Prove(new, candidate=False, because="test"), mark=ProofStatus.PASSED) == []
     server.look(with_processes(p8=500))

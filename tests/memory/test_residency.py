@@ -20,12 +20,12 @@ def ask(now: datetime, *models: ModelMemory, budget: int = 1000) -> dict[str, Re
     return decide_residency({model.model: model for model in models}, ledger, CostPolicy(), now)
 
 
-def test_pinned_models_are_loaded_also_without_room(model: Make, now: datetime) -> None:
+def test_pinned_models_are_to_be_loaded_even_without_room(model: Make, now: datetime) -> None:
     answers = ask(now, model("a", 5000, mode=Mode.PINNED, loaded=False))
     assert answers["a"] == ResidencyDecision(loaded=True, why="pinned")
 
 
-def test_on_demand_models_wait_to_be_asked_for(model: Make, now: datetime) -> None:
+def test_on_demand_models_are_loaded_only_on_request(model: Make, now: datetime) -> None:
     answers = ask(
         now,
         model("idle", loaded=False),
@@ -37,7 +37,7 @@ def test_on_demand_models_wait_to_be_asked_for(model: Make, now: datetime) -> No
     ]  # fmt: skip
 
 
-def test_on_demand_models_leave_after_their_keep_alive(model: Make, now: datetime) -> None:
+def test_on_demand_models_are_unloaded_after_their_keep_alive(model: Make, now: datetime) -> None:
     answers = ask(
         now,
         model("fresh", used=299),
@@ -52,7 +52,7 @@ def test_on_demand_models_leave_after_their_keep_alive(model: Make, now: datetim
     assert answers["stale"].why == "on demand: not used for 300 s"
 
 
-def test_with_a_keep_alive_of_0_who_asked_still_finds_it(model: Make, now: datetime) -> None:
+def test_with_a_keep_alive_of_0_the_requester_still_finds_it_loaded(model: Make, now: datetime) -> None:
     loaded = {"keep_alive_seconds": 0.0, "loaded_at": now - timedelta(seconds=9)}
     assert ask(now, model("a", **loaded))["a"].loaded
     assert ask(now, model("a", used=60, **loaded))["a"].loaded  # used before this load, not since
@@ -69,7 +69,7 @@ def test_only_models_that_expire_have_an_expiry(model: Make, now: datetime) -> N
     assert expires_at(model("a", used=100, held_until=until)) == until
 
 
-def test_resident_models_stay_and_come_back_where_there_is_room(model: Make, now: datetime) -> None:
+def test_resident_models_stay_and_are_loaded_again_if_there_is_room(model: Make, now: datetime) -> None:
     answers = ask(
         now,
         model("here", 600, mode=Mode.RESIDENT),
@@ -81,7 +81,7 @@ def test_resident_models_stay_and_come_back_where_there_is_room(model: Make, now
     assert answers["unused"] == ResidencyDecision(loaded=False, why="resident: no room, lacks 200 B on host")
 
 
-def test_residency_does_not_race_those_who_are_waited_for(model: Make, now: datetime) -> None:
+def test_residency_does_not_compete_with_requested_models(model: Make, now: datetime) -> None:
     answers = ask(
         now,
         model("asked", 800, loaded=False, demanded_at=now),
@@ -91,7 +91,7 @@ def test_residency_does_not_race_those_who_are_waited_for(model: Make, now: date
     assert not answers["resident"].loaded
 
 
-def test_higher_priorities_come_back_first(model: Make, now: datetime) -> None:
+def test_higher_priorities_are_loaded_again_first(model: Make, now: datetime) -> None:
     resident = {"mode": Mode.RESIDENT, "loaded": False}
     answers = ask(now, model("low", 900, used=1, rate=9.0, **resident), model("high", 900, priority=1, **resident))
     assert (answers["low"].loaded, answers["high"].loaded) == (False, True)

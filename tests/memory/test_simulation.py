@@ -1,4 +1,4 @@
-"""The benchmark's own parts: the bound against exact solutions, the engine against what can be worked out by hand."""
+"""The parts of the eviction benchmark: the bound against exact solutions, the engine against manual calculations."""
 
 from itertools import product
 
@@ -21,7 +21,7 @@ def trace(models: list[int], sizes: list[int], seconds: list[float], *, gap: flo
 
 
 def cheapest(models: list[int], sizes: list[int], costs: list[float], budget: int) -> float:
-    """The exact offline optimum, by trying every set that may stay after each request."""
+    """Return the exact offline optimum by trying every possible set of loaded models after each request."""
     states: dict[frozenset[int], float] = {frozenset(): 0.0}
     for model in models:
         following: dict[frozenset[int], float] = {}
@@ -53,15 +53,15 @@ def test_the_bound_is_never_above_the_exact_optimum(
     assert bound.load_seconds >= sum(costs[model] for model in set(models)) - 1e-6
 
 
-def test_the_bound_is_tight_where_the_answer_is_plain() -> None:
-    # Three models in turn, room for two: one of each three requests can be spared at best, and is.
+def test_the_bound_is_tight_in_simple_cases() -> None:
+    # Three models in turn with room for two: at best one load in three requests can be saved.
     models = [0, 1, 2] * 40
     bound = lower_bound(trace(models, [1, 1, 1], [1.0, 1.0, 1.0]), 2)
     exact = cheapest(models, [1, 1, 1], [1.0, 1.0, 1.0], 2)
     assert 0.95 * exact <= bound.load_seconds <= exact
 
 
-def test_what_fits_is_loaded_once() -> None:
+def test_models_that_fit_are_loaded_once() -> None:
     outcome = Engine(trace([0, 1, 0, 1, 0], [1, 1], [3.0, 4.0]), 2, LruPolicy()).run()
     assert (outcome.cold_starts, outcome.load_seconds, outcome.evictions) == (2, 7.0, 0)
 
@@ -84,7 +84,7 @@ def test_lru_on_a_loop_that_does_not_fit_always_misses() -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_trace_is_what_its_seed_says(name: str) -> None:
+def test_every_trace_is_determined_by_its_seed(name: str) -> None:
     one, two = (make(name, models=50, requests=2000, rate=1.0, seed=3) for _ in range(2))
     assert np.array_equal(one.models, two.models)
     assert np.all(np.diff(one.times) >= 0)
@@ -101,5 +101,5 @@ def test_no_policy_beats_the_bound_and_cost_is_no_worse_than_lru(name: str) -> N
     policies = [*map(policy_named, ("lru", "lfu", "cost")), ForesightPolicy(made)]
     paid = {policy.name: Engine(made, budget, policy).run().load_seconds for policy in policies}
     assert lower_bound(made, budget).load_seconds <= min(paid.values()) + 1e-6
-    # On so few models it has hardly had time to find out; over whole traces the benchmark shows less than 2 %.
+    # These traces are too short for the policy to adapt; over whole traces the benchmark shows less than 2 %.
     assert paid["cost"] <= 1.05 * paid["lru"]

@@ -1,4 +1,4 @@
-"""Beside or after: old + new peak against the budget."""
+"""Choice of the update strategy: the old size plus the new peak against the budget."""
 
 from datetime import datetime
 
@@ -20,13 +20,13 @@ def held(now: datetime, budget: int, old: int, other: int = 0) -> Ledger:
     return ledger.resident(OTHER, {HOST: other}, now) if other else ledger
 
 
-def test_beside_when_both_fit(now: datetime) -> None:
+def test_rolling_if_both_versions_fit(now: datetime) -> None:
     answer = choose_update_strategy(OLD, {HOST: Footprint(400)}, held(now, 1000, 400))
     assert isinstance(answer, Rolling)
     assert answer.evict_bytes == {}
 
 
-def test_the_peak_decides_not_what_stays(now: datetime) -> None:
+def test_the_peak_decides_not_the_resident_size(now: datetime) -> None:
     answer = choose_update_strategy(
         OLD, {HOST: Footprint(400, peak_bytes=700)}, held(now, 1000, 400), load_seconds=3, unload_seconds=1
     )
@@ -35,7 +35,7 @@ def test_the_peak_decides_not_what_stays(now: datetime) -> None:
     assert "700 B on host needed, 600 B free" in answer.why
 
 
-def test_no_gap_is_worth_an_eviction_of_others(now: datetime) -> None:
+def test_avoiding_a_gap_is_worth_an_eviction(now: datetime) -> None:
     ledger = held(now, 1000, 400, other=300)
     assert isinstance(choose_update_strategy(OLD, {HOST: Footprint(400)}, ledger), Recreate)
     beside = choose_update_strategy(OLD, {HOST: Footprint(400)}, ledger, evictable={HOST: 300})
@@ -43,7 +43,7 @@ def test_no_gap_is_worth_an_eviction_of_others(now: datetime) -> None:
     assert beside.evict_bytes == {HOST: 100}
 
 
-def test_it_can_be_forced_either_way(now: datetime) -> None:
+def test_either_strategy_can_be_forced(now: datetime) -> None:
     fits_alongside, tight = held(now, 1000, 400), held(now, 700, 400)
     new = {HOST: Footprint(400)}
     assert isinstance(choose_update_strategy(OLD, new, fits_alongside, forced=UpdateStrategy.RECREATE), Recreate)

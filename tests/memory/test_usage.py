@@ -1,4 +1,4 @@
-"""The rate of use."""
+"""The decaying request rate."""
 
 from datetime import datetime, timedelta
 
@@ -10,14 +10,14 @@ from controlplane.memory.policy.types import Usage
 from controlplane.memory.policy.usage import rate, used
 
 
-def test_a_steady_stream_comes_to_its_rate(now: datetime) -> None:
+def test_a_steady_stream_converges_to_its_rate(now: datetime) -> None:
     usage = Usage()
     for second in range(0, 8000, 2):
         usage = used(usage, now + timedelta(seconds=second), count=10, half_life_seconds=600)
     assert rate(usage, now + timedelta(seconds=8000), half_life_seconds=600) == pytest.approx(5.0, rel=0.01)
 
 
-def test_it_halves_in_its_half_life(now: datetime) -> None:
+def test_the_rate_halves_in_its_half_life(now: datetime) -> None:
     usage = used(Usage(), now, half_life_seconds=600)
     later = rate(usage, now + timedelta(seconds=600), half_life_seconds=600)
     assert later == pytest.approx(usage.rate_per_second / 2)
@@ -29,7 +29,7 @@ def test_no_use_changes_nothing(now: datetime) -> None:
     assert rate(Usage(), now) == 0
 
 
-def test_a_late_report_does_not_turn_time_back(now: datetime) -> None:
+def test_a_late_report_does_not_move_time_backwards(now: datetime) -> None:
     usage = used(Usage(), now)
     later = used(usage, now - timedelta(seconds=50))
     assert later.last_used_at == now
@@ -37,7 +37,7 @@ def test_a_late_report_does_not_turn_time_back(now: datetime) -> None:
 
 
 @given(gaps=st.lists(st.floats(0, 1e5), max_size=20), split=st.integers(1, 5))
-def test_how_uses_are_counted_together_makes_no_difference(gaps: list[float], split: int) -> None:
+def test_the_grouping_of_uses_makes_no_difference(gaps: list[float], split: int) -> None:
     at = datetime.fromisoformat("2026-05-04T12:00:00+00:00")
     one = many = Usage()
     for gap in gaps:

@@ -1,4 +1,4 @@
-"""How many replicas: up under queueing, down when idle, and not to and fro."""
+"""Number of replicas: up under queueing, down when idle, without oscillation."""
 
 import itertools
 from datetime import UTC, datetime, timedelta
@@ -25,22 +25,22 @@ def play(scale: Scale, *windows: Window, start: datetime = START, least: int = 1
     return found
 
 
-def test_a_long_queue_adds_a_copy_each_time_it_lasts() -> None:
+def test_a_lasting_queue_adds_replicas_one_by_one() -> None:
     replicas = [scale.replicas for scale in play(Scale(1), *[BUSY] * 8)]
     assert replicas == [1, 1, 2, 2, 3, 3, 3, 3]
     assert "requests waited 200 ms, more than the objective of 100 ms, for 10 s" in play(Scale(1), *[BUSY] * 3)[-1].why
 
 
-def test_a_peak_does_not() -> None:
+def test_a_short_peak_adds_no_replica() -> None:
     assert {scale.replicas for scale in play(Scale(1), BUSY, BUSY, BETWEEN, BUSY, BUSY, SHORT, BUSY)} == {1}
 
 
-def test_a_copy_that_keeps_the_queue_short_stays() -> None:
+def test_a_replica_that_keeps_the_queue_short_stays() -> None:
     grown = play(Scale(1), *[BUSY] * 3)[-1]
     assert {scale.replicas for scale in play(grown, *[SHORT] * 50)} == {2}
 
 
-def test_rare_requests_bring_no_copy_however_long_they_wait() -> None:
+def test_rare_requests_add_no_replica_however_long_they_wait() -> None:
     rare = Window(requests=1, queue_seconds=0.15, seconds=15)
     assert {scale.replicas for scale in play(Scale(1), *[rare] * 20, most=2)} == {1}
     slow = Window(requests=1, queue_seconds=8.0, seconds=5)
@@ -57,13 +57,13 @@ def test_an_idle_model_loses_replicas_one_by_one() -> None:
     assert "the request rate was low (0/s)" in play(grown, *[IDLE] * 13)[-1].why
 
 
-def test_the_bounds_hold_at_once() -> None:
+def test_changed_bounds_apply_immediately() -> None:
     assert play(Scale(5), IDLE)[-1].replicas == 3
     assert play(Scale(1), IDLE, least=2)[-1].replicas == 2
 
 
 @given(st.lists(st.sampled_from((BUSY, IDLE, SHORT, BETWEEN)), max_size=80), st.integers(1, 3), st.integers(0, 3))
-def test_it_stays_within_its_bounds_and_takes_its_time(windows: list[Window], least: int, more: int) -> None:
+def test_the_number_stays_within_bounds_and_changes_slowly(windows: list[Window], least: int, more: int) -> None:
     scales = [Scale(least), *play(Scale(least), *windows, least=least, most=least + more)]
     replicas = [scale.replicas for scale in scales]
     assert all(least <= number <= least + more for number in replicas)

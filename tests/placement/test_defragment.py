@@ -1,4 +1,4 @@
-"""Defragmentation: moves only where the gain is larger than the cost, and never beyond a budget."""
+"""Defragmentation: moves only if the gain exceeds the cost, and never beyond a budget."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,22 +14,22 @@ GIB = 1 << 30
 
 
 def placed(servers: dict[str, Server], *ones: tuple[Workload, str]) -> Plan:
-    """A plan with models where a test wants them."""
+    """Return a plan with models at given places."""
     cached = Hints(cached={one.model: frozenset({server}) for one, server in ones})
     made = plan(NO_PLAN, servers, wanted(*(one for one, _ in ones)), cached)
     assert where(made) == {one.model: [server] for one, server in ones}
     return made
 
 
-def test_small_pieces_become_a_large_gap() -> None:
+def test_defragmentation_joins_small_gaps() -> None:
     servers = named(host("a", 10 * GIB), host("b", 10 * GIB))
     made = placed(servers, (cpu("x", 2 * GIB), "a"), (cpu("y", 3 * GIB), "b"))
     found = defragment(made)
     assert [(move.model, move.source.server, move.target.server) for move in found.moves] == [("x", "a", "b")]
     assert (found.largest_before, found.largest_after) == ({"cpu": 8 * GIB}, {"cpu": 10 * GIB})
     assert found.moves[0].why == "the largest gap grows by 2 GiB, to all 10 GiB of a host"
-    assert where(made)["x"] == ["a"], "the plan given stays as it is"
-    assert defragment(found.plan).moves == (), "nothing is left to gain"
+    assert where(made)["x"] == ["a"], "the given plan is not changed"
+    assert defragment(found.plan).moves == (), "no further gain is possible"
 
 
 def test_a_move_that_costs_more_than_it_gains_is_not_made() -> None:
@@ -39,7 +39,7 @@ def test_a_move_that_costs_more_than_it_gains_is_not_made() -> None:
     assert defragment(placed(servers, *slow)).moves == ()
 
 
-def test_who_is_used_leaves_a_device_that_is_shared() -> None:
+def test_a_used_model_moves_off_an_overcommitted_device() -> None:
     servers = named(host("a", 10))
     made = plan(NO_PLAN, servers, wanted(cpu("x", 8), cpu("y", 8)))
     made = plan(made, named(host("a", 10), host("b", 10)), made.workloads)
@@ -50,7 +50,7 @@ def test_who_is_used_leaves_a_device_that_is_shared() -> None:
     assert (found.shared_before, found.shared_after) == (6, 0)
 
 
-def test_copies_in_one_zone_are_taken_apart() -> None:
+def test_replicas_in_one_zone_are_separated() -> None:
     servers = named(host("a1", zone="a"), host("a2", zone="a"), host("b", zone="b", trouble="it is away"))
     made = plan(NO_PLAN, servers, wanted(cpu("m", 10, replicas=2, min_replicas=2)))
     assert where(made) == {"m": ["a1", "a2"]}
@@ -63,7 +63,9 @@ def test_copies_in_one_zone_are_taken_apart() -> None:
 
 @given(fleets, model_states)
 @settings(max_examples=200, deadline=None)
-def test_it_never_breaks_what_holds_of_a_plan(servers: Sequence[Server], workloads: Sequence[Workload]) -> None:
+def test_defragmentation_keeps_the_invariants_of_a_plan(
+    servers: Sequence[Server], workloads: Sequence[Workload]
+) -> None:
     made = plan(NO_PLAN, named(*servers), wanted(*workloads))
     found = defragment(made, Hints(rates={one.model: 1.0 for one in workloads}))
     assert_sound(found.plan)

@@ -1,4 +1,4 @@
-"""Who sits where: examples that a person can check, and properties over histories that hypothesis makes up."""
+"""Placement: examples, and properties over generated histories."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,13 +44,13 @@ def where(made: Plan) -> dict[str, list[str]]:
     }
 
 
-def test_it_packs_so_that_large_gaps_stay() -> None:
+def test_placement_preserves_large_gaps() -> None:
     made = plan(NO_PLAN, named(host("a"), host("b")), wanted(cpu("one", 30), cpu("two", 30), cpu("three", 30)))
     assert len({assignment.server for assignments in made.assignments.values() for assignment in assignments}) == 1
     assert "leaves 70 B" in made.assignments["one"][0].why
 
 
-def test_copies_go_to_different_servers_and_zones() -> None:
+def test_replicas_are_spread_over_servers_and_zones() -> None:
     servers = named(host("a1", zone="a"), host("a2", zone="a"), host("b1", zone="b"))
     made = plan(NO_PLAN, servers, wanted(cpu("m", 10, replicas=2, min_replicas=2)))
     assert {servers[assignment.server].zone for assignment in made.assignments["m"]} == {"a", "b"}
@@ -61,7 +61,7 @@ def test_copies_go_to_different_servers_and_zones() -> None:
     assert made.unplaced["m"] == "4 replicas need different servers, and only 3 can run it"
 
 
-def test_it_prefers_where_it_is_loaded_or_its_files_are() -> None:
+def test_servers_with_the_model_loaded_or_cached_are_preferred() -> None:
     servers = named(host("a"), host("b"), host("c"))
     hints = Hints(cached={"m": frozenset({"b"})})
     made = plan(NO_PLAN, servers, wanted(cpu("m", 10)), hints)
@@ -101,7 +101,7 @@ def test_selectors_are_honoured() -> None:
     }
 
 
-def test_either_kind_uses_the_gpu_where_there_is_one() -> None:
+def test_a_model_for_either_device_kind_uses_a_gpu_if_there_is_one() -> None:
     either = Workload("m", {"cpu": 10, "gpu": 10}, gpu_count=1)
     made = plan(NO_PLAN, named(host("a"), gpus("b", 50)), wanted(either))
     assert (made.assignments["m"][0].server, made.assignments["m"][0].devices) == ("b", ("gpu:0",))
@@ -109,7 +109,7 @@ def test_either_kind_uses_the_gpu_where_there_is_one() -> None:
     assert (full.assignments["m"][0].server, full.assignments["m"][0].devices) == ("a", ("host",))
 
 
-def test_a_dead_servers_copies_go_elsewhere_and_nothing_else_moves() -> None:
+def test_only_the_replicas_of_a_dead_server_are_moved() -> None:
     servers = named(host("a"), host("b"), host("c"))
     workloads = wanted(*(cpu(f"m{number}", 20) for number in range(10)))
     made = plan(NO_PLAN, servers, workloads)
@@ -123,21 +123,21 @@ def test_a_dead_servers_copies_go_elsewhere_and_nothing_else_moves() -> None:
     assert back.assignments == after.assignments
 
 
-def test_what_is_on_a_drained_server_goes_where_there_is_a_gap_and_stays_where_there_is_none() -> None:
+def test_replicas_leave_a_drained_server_only_into_gaps() -> None:
     servers = named(host("a"), host("b", 50), host("c", 200, trouble="c is unreachable"))
     workloads = wanted(cpu("large", 60), cpu("small", 30, guaranteed=True))
     made = plan(NO_PLAN, servers, workloads, Hints(cached={"small": frozenset({"a"})}))
     assert where(made) == {"large": ["a"], "small": ["a"]}
     drained = {**servers, "a": host("a", drained="it is being drained to free its memory")}
     after = plan(made, drained, workloads)
-    assert where(after) == {"large": ["a"], "small": ["b"]}, "nothing shares memory for a restart"
+    assert where(after) == {"large": ["a"], "small": ["b"]}, "no replica shares memory because of a drain"
     more = {**workloads, "new": cpu("new", 10)}
-    assert where(plan(after, drained, more))["new"] == ["b"], "nothing new is placed on it"
+    assert where(plan(after, drained, more))["new"] == ["b"], "no new replica is placed on a drained server"
     back = plan(after, servers, workloads)
-    assert back.assignments == after.assignments, "what is somewhere stays there"
+    assert back.assignments == after.assignments, "placed replicas stay where they are"
 
 
-def test_where_there_is_no_other_server_it_waits() -> None:
+def test_a_replica_waits_for_the_only_suitable_server() -> None:
     made = plan(NO_PLAN, named(host("a", trouble="a is unreachable: refused")), wanted(cpu("m", 10)))
     assert made.assignments["m"][0].waits
     assert made.unplaced["m"] == "no suitable server answers: a is unreachable: refused"
@@ -146,7 +146,7 @@ def test_where_there_is_no_other_server_it_waits() -> None:
     assert not made.unplaced
 
 
-def test_soft_ones_share_and_firm_ones_do_not() -> None:
+def test_guaranteed_replicas_do_not_share_memory_and_others_do() -> None:
     servers = named(host("a"), host("b"))
     soft = [cpu(f"s{number}", 60) for number in range(4)]
     made = plan(NO_PLAN, servers, wanted(*soft))
@@ -163,7 +163,7 @@ def test_soft_ones_share_and_firm_ones_do_not() -> None:
     assert len(made.unplaced) == 1
 
 
-def test_a_firm_one_pushes_soft_ones_to_where_they_still_can_be_loaded() -> None:
+def test_a_guaranteed_replica_displaces_others_to_where_they_still_fit() -> None:
     servers = named(host("a"), host("b", 90))
     made = plan(NO_PLAN, servers, wanted(cpu("soft", 50)))
     assert where(made) == {"soft": ["b"]}
@@ -174,7 +174,7 @@ def test_a_firm_one_pushes_soft_ones_to_where_they_still_can_be_loaded() -> None
     assert "soft" in tight.unplaced
 
 
-def test_firm_ones_are_rearranged_where_that_makes_room() -> None:
+def test_guaranteed_replicas_are_rearranged_to_make_room() -> None:
     servers = named(host("a", 10), host("b", 10))
     first = wanted(cpu("x", 4, guaranteed=True), cpu("y", 4, guaranteed=True, selector=()))
     made = plan(NO_PLAN, servers, first, Hints(cached={"x": frozenset({"a"}), "y": frozenset({"b"})}))
@@ -184,7 +184,7 @@ def test_firm_ones_are_rearranged_where_that_makes_room() -> None:
     assert len({*where(made)["x"], *where(made)["y"]}) == 1
 
 
-def test_without_budgets_copies_spread_over_the_servers() -> None:
+def test_without_budgets_replicas_are_spread_over_the_servers() -> None:
     servers = named(host("a", UNLIMITED), host("b", UNLIMITED), host("c", UNLIMITED))
     made = plan(NO_PLAN, servers, wanted(*(cpu(f"m{number}", 50) for number in range(6))))
     counts = [sum(server in names for names in where(made).values()) for server in servers]
@@ -249,7 +249,7 @@ cached = st.dictionaries(
 
 
 def assert_suits(workload: Workload, server: Server, devices: tuple[str, ...]) -> None:
-    """The devices of a seat are there, and are what was asked for."""
+    """Check that the devices of an assignment exist and match the request."""
     pools = {pool.name: pool for pool in server.pools}
     chosen = [pools[device] for device in devices]
     assert len({pool.name for pool in chosen}) == len(chosen) > 0
@@ -271,7 +271,7 @@ def assert_suits(workload: Workload, server: Server, devices: tuple[str, ...]) -
 
 
 def assert_sound(made: Plan) -> None:
-    """What holds of every plan, whatever came before."""
+    """Check the invariants of every plan."""
     used: dict[tuple[str, str], int] = {}
     for model, assignments in made.assignments.items():
         workload = made.workloads[model]
@@ -324,7 +324,7 @@ def test_no_sequence_of_events_breaks_a_budget_or_a_selector(
                 for assignment in assignments
                 if made.servers[assignment.server].drained and not assignment.waits
             }
-            assert drained <= there, "something new was placed on a server that is drained"
+            assert drained <= there, "a new replica was placed on a drained server"
         again = plan(before, dict(named(*servers)), dict(wanted(*workloads)), Hints(cached=dict(files)))
         assert (again.assignments, again.unplaced) == (made.assignments, made.unplaced), (
             "the same arguments, another plan"
@@ -333,7 +333,7 @@ def test_no_sequence_of_events_breaks_a_budget_or_a_selector(
 
 @given(fleets, model_states, workloads_)
 @settings(max_examples=200, deadline=None)
-def test_nothing_moves_needlessly(servers: list[Server], workloads: list[Workload], more: Workload) -> None:
+def test_no_replica_moves_needlessly(servers: list[Server], workloads: list[Workload], more: Workload) -> None:
     made = plan(NO_PLAN, named(*servers), wanted(*workloads))
     equal = plan(made, {s.name: replace(s) for s in servers}, {w.model: replace(w) for w in workloads})
     assert equal is made, "nothing changed"
@@ -347,7 +347,7 @@ def test_nothing_moves_needlessly(servers: list[Server], workloads: list[Workloa
 
 @given(fleets, model_states)
 @settings(max_examples=200, deadline=None)
-def test_a_soft_model_lacks_copies_only_where_no_server_could_ever_load_one(
+def test_a_model_lacks_replicas_only_if_no_server_could_load_one(
     servers: list[Server], workloads: list[Workload]
 ) -> None:
     made = plan(NO_PLAN, named(*servers), wanted(*workloads))
@@ -368,26 +368,28 @@ def test_a_soft_model_lacks_copies_only_where_no_server_could_ever_load_one(
 def test_pinned_models_are_all_placed_wherever_an_arrangement_exists(
     servers: list[Server], workloads: list[Workload]
 ) -> None:
-    """Against all arrangements there are, gone through one by one."""
+    """Compare with an exhaustive search over all arrangements."""
     guaranteed = [replace(one, guaranteed=True, priority=0, replicas=one.min_replicas) for one in workloads]
-    well = [replace(server, trouble="", drained="") for server in servers]
-    made = plan(NO_PLAN, named(*well), wanted(*guaranteed))
+    healthy = [replace(server, trouble="", drained="") for server in servers]
+    made = plan(NO_PLAN, named(*healthy), wanted(*guaranteed))
     assert_sound(made)
-    assert bool(made.unplaced) != _arrangement_exists(guaranteed, well)
+    assert bool(made.unplaced) != _arrangement_exists(guaranteed, healthy)
 
 
 @given(fleets, st.lists(workloads_, max_size=5, unique_by=lambda workload: workload.model), st.randoms())
 @settings(max_examples=200, deadline=None)
-def test_it_gets_there_one_by_one_too(servers: list[Server], workloads: list[Workload], random) -> None:
+def test_adding_models_one_by_one_places_them_if_possible(
+    servers: list[Server], workloads: list[Workload], random
+) -> None:
     guaranteed = [replace(one, guaranteed=True, priority=0, replicas=one.min_replicas) for one in workloads]
-    well = named(*(replace(server, trouble="", drained="") for server in servers))
+    healthy = named(*(replace(server, trouble="", drained="") for server in servers))
     made = NO_PLAN
     there: dict[str, Workload] = {}
     for one in random.sample(guaranteed, len(guaranteed)):
         there = {**there, one.model: one}
-        made = plan(made, well, there)
+        made = plan(made, healthy, there)
         assert_sound(made)
-    assert bool(made.unplaced) != _arrangement_exists(guaranteed, list(well.values()))
+    assert bool(made.unplaced) != _arrangement_exists(guaranteed, list(healthy.values()))
 
 
 def _choices(workload: Workload, server: Server, room: Mapping[str, int]) -> list[tuple[str, ...]]:
@@ -438,7 +440,7 @@ def _arrangement_exists(workloads: Sequence[Workload], servers: Iterable[Server]
 
 
 @pytest.mark.parametrize("guaranteed", [True, False])
-def test_a_seat_says_what_it_takes(guaranteed: bool) -> None:
+def test_an_assignment_states_its_memory(guaranteed: bool) -> None:
     made = plan(NO_PLAN, named(host("a")), wanted(cpu("m", 10, guaranteed=guaranteed)))
     assert made.assignments["m"] == (Assignment("a", ("host",), 10, guaranteed, "the only server"),)
     made = plan(made, named(host("a")), wanted(cpu("m", 20, guaranteed=guaranteed)))
