@@ -146,7 +146,7 @@ class LeakView(_View):
 class ServerMemory(_View):
     """The ledger of one server."""
 
-    server: str = Field(description="The model.")
+    server: str = Field(description="The server.")
     policy: str = Field(description="The eviction policy: cost, lru, lfu.")
     devices: tuple[DeviceMemory, ...] = Field(description="Its devices.")
     models: tuple[ModelMemoryView, ...] = Field(description="Its models, by name.")
