@@ -122,9 +122,9 @@ def test_starting_gateway_keeps_draining_route_closed(triton: RunningTriton, tmp
     log.announce("0" * 32, DrainRequest("shared", "net", 600.0))
     settings = settings_for(tmp_path / "after", embedded=False, **common, gateway=GatewaySettings(enabled=True))
     with serving(settings) as api:
-        until("it has proved the model for itself", lambda: "net" in api.plane.reconciler.routes())
-        until("it says that it keeps away", lambda: log.gateways().acknowledged)
+        until("it has proved the model itself", lambda: "net" in api.plane.reconciler.routes())
+        until("it acknowledges the drain", lambda: log.gateways().acknowledged)
         time.sleep(2.0)  # the gateway goes by the routes at least once a second
         assert way(api, "net") == "closed"
         log.over("0" * 32, set())
-        until("the road is open", lambda: way(api, "net") == "direct")
+        until("the route is open", lambda: way(api, "net") == "direct")

@@ -27,7 +27,7 @@ NAME = "0" * 32
 LONG_SECONDS = 200.0
 
 
-class Door:
+class FakeGateway:
     """A gateway with one route, and how often that was closed and opened again.
 
     Args:
@@ -127,11 +127,11 @@ def test_route_stays_closed_if_acknowledgement_response_is_lost(tmp_path: Path) 
     hooked = HookedStore(store, after=lose)
 
     async def part() -> None:
-        leader, gateway = Door(store, leading=True), Door(hooked)
+        leader, gateway = FakeGateway(store, leading=True), FakeGateway(hooked)
         await leader.peers.start()
         await gateway.peers.start()
         async with leader.peers.withdrawn("a", "m"):
-            await soon("it says so again", lambda: sum("/acknowledged/" in key for _, key in hooked.calls) == 2)
+            await soon("it acknowledges again", lambda: sum("/acknowledged/" in key for _, key in hooked.calls) == 2)
             assert gateway.closed_routes
             assert gateway.openings == 0
         await soon("it opens", lambda: gateway.openings == 1)
@@ -149,23 +149,23 @@ def test_store_outage_does_not_end_drain(tmp_path: Path, monkeypatch: pytest.Mon
     log = GatewayLog(FilesystemStore(tmp_path))
 
     async def part() -> None:
-        gateway = Door(outage.store)
+        gateway = FakeGateway(outage.store)
         await gateway.peers.start()
         log.announce(NAME, withdrawal())
-        await soon("it says that it keeps away", lambda: log.gateways().acknowledged.get(NAME) == {gateway.peers.id})
+        await soon("it acknowledges the drain", lambda: log.gateways().acknowledged.get(NAME) == {gateway.peers.id})
         outage.away = True
-        await more("it asks", lambda: outage.failed, 10)
+        await more("it reads the store", lambda: outage.failed, 10)
         assert gateway.closed_routes
         outage.away = False
-        await more("it hears again that it stands", lambda: outage.answered, 10)
+        await more("it reads the announcement again", lambda: outage.answered, 10)
         assert gateway.closed_routes
         outage.away = True
         log.over(NAME, {gateway.peers.id})
-        await more("it asks", lambda: outage.failed, 10)
+        await more("it reads the store", lambda: outage.failed, 10)
         assert gateway.closed_routes
         assert gateway.openings == 0
         outage.away = False
-        await soon("it hears that it is over", lambda: gateway.openings == 1)
+        await soon("it reads that the drain has ended", lambda: gateway.openings == 1)
         await gateway.peers.stop()
 
     run(part)
@@ -178,13 +178,13 @@ def test_drain_ends_at_its_deadline(tmp_path: Path) -> None:
     log = GatewayLog(FilesystemStore(tmp_path))
 
     async def part() -> None:
-        gateway = Door(outage.store)
+        gateway = FakeGateway(outage.store)
         await gateway.peers.start()
         log.announce(NAME, withdrawal(seconds=3.0))
         log.announce("1" * 32, withdrawal("other"))
-        await soon("it keeps away from both", lambda: gateway.closings.total() == 2)
+        await soon("it closes both routes", lambda: gateway.closings.total() == 2)
         outage.away = True
-        await soon("it opens the one whose time is up", lambda: gateway.openings == 1)
+        await soon("it opens the route of the expired drain", lambda: gateway.openings == 1)
         assert gateway.closed_routes == {("a", "other")}
         outage.away = False
         await more("it reads that both are still announced", lambda: outage.answered, 10)
@@ -202,7 +202,7 @@ def test_starting_gateway_closes_routes_of_announced_drains(tmp_path: Path) -> N
     log.announce("1" * 32, withdrawal("other"))
 
     async def part() -> None:
-        gateway = Door(FilesystemStore(tmp_path))
+        gateway = FakeGateway(FilesystemStore(tmp_path))
         await gateway.peers.start()
         assert gateway.closed_routes == {("a", "m"), ("a", "other")}
         await gateway.peers.stop()
@@ -217,7 +217,7 @@ def test_gateway_does_not_start_if_store_fails(tmp_path: Path, failing: str) -> 
             raise StoreUnavailableError("away")
 
     async def part() -> None:
-        gateway = Door(HookedStore(FilesystemStore(tmp_path), before=fail))
+        gateway = FakeGateway(HookedStore(FilesystemStore(tmp_path), before=fail))
         with pytest.raises(StoreUnavailableError):
             await gateway.peers.start()
         await gateway.peers.stop()
@@ -230,14 +230,14 @@ def test_leader_waits_for_gateway_that_starts_during_drain(tmp_path: Path) -> No
     store = FilesystemStore(tmp_path)
 
     async def part() -> None:
-        leader, gateway = Door(store, leading=True), Door(store)
+        leader, gateway = FakeGateway(store, leading=True), FakeGateway(store)
         await leader.peers.start()
         leader.drained.clear()
         leaving = asyncio.create_task(_leave(leader))
         await soon("it is announced", lambda: GatewayLog(store).gateways().announced)
         gateway.drained.clear()
         starting = asyncio.create_task(gateway.peers.start())
-        await soon("the new one keeps away", lambda: gateway.closed_routes)
+        await soon("the new gateway closes the route", lambda: gateway.closed_routes)
         leader.drained.set()
         done, _ = await asyncio.wait({leaving}, timeout=0.3)
         assert not done, "the new one drains, and has not answered"
@@ -247,7 +247,7 @@ def test_leader_waits_for_gateway_that_starts_during_drain(tmp_path: Path) -> No
         await leader.peers.stop()
         await gateway.peers.stop()
 
-    async def _leave(leader: Door) -> None:
+    async def _leave(leader: FakeGateway) -> None:
         async with leader.peers.withdrawn("a", "m"):
             pass
 
@@ -260,7 +260,7 @@ def test_leader_without_gateway_announces_drains_and_removes_leftovers(tmp_path:
     log = GatewayLog(store)
 
     async def part() -> None:
-        leader, gateway = DrainCoordinator(log, lambda: True, drain_seconds=LONG_SECONDS), Door(store)
+        leader, gateway = DrainCoordinator(log, lambda: True, drain_seconds=LONG_SECONDS), FakeGateway(store)
         await leader.start()
         await gateway.peers.start()
         assert log.gateways().present.keys() == {gateway.peers.id}
@@ -411,11 +411,11 @@ def test_late_acknowledgement_is_removed_from_store(tmp_path: Path) -> None:
 
     async def part() -> None:
         leader = DrainCoordinator(log, lambda: True, drain_seconds=0.1)
-        follower = Door(HookedStore(store, before=hold, after=tell))
+        follower = FakeGateway(HookedStore(store, before=hold, after=tell))
         await leader.start()
         await follower.peers.start()
         async with leader.withdrawn("a", "m"):
-            await soon("the follower keeps away", lambda: follower.closed_routes)
+            await soon("the follower closes the route", lambda: follower.closed_routes)
         await soon("it is over", lambda: not list(store.list("gateways/drains/")))
         held.set()
         await soon("the follower has answered", late.is_set)
@@ -445,10 +445,10 @@ def test_heartbeats_and_acknowledgements_do_not_queue_behind_downloads(tmp_path:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(1))
         download = loop.run_in_executor(None, end.wait, LONG_SECONDS)
-        gateway = Door(HookedStore(store, before=hang))
+        gateway = FakeGateway(HookedStore(store, before=hang))
         await gateway.peers.start()
         log.announce(NAME, withdrawal())
-        await soon("it keeps away", lambda: log.gateways().acknowledged.get(NAME))
+        await soon("it acknowledges the drain", lambda: log.gateways().acknowledged.get(NAME))
         stuck.set()
         number = log.gateways().present[gateway.peers.id]
         await soon("it lives", lambda: log.gateways().present[gateway.peers.id] > number + 5)

@@ -187,7 +187,7 @@ async def test_good_version_is_promoted(api: Api, tmp_path: Path, strategy: dict
     assert seen.failures == []
     assert serving_version(api, name) == 2
     history = api.ok(api.http.get(f"/v1/deployments/{name}/revisions"))["items"]
-    assert any("requests failed" in item["reason"] for item in history), "decisions stand there with their figures"
+    assert any("requests failed" in item["reason"] for item in history), "the history has decisions with their numbers"
 
 
 async def test_all_requests_are_measured_if_there_are_few(api: Api, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_shadow_gets_copies_of_a_share_of_requests(api: Api) -> None:
 
 @pytest.mark.triton
 def test_named_version_answers_over_every_protocol(api: Api) -> None:
-    """The parameter may stand behind megabytes of JSON, and a body may come in chunks."""
+    """The parameter may follow megabytes of JSON, and the body may be chunked."""
     begin(api, kind="manual")
     url = f"http://{urls(api)[0]}/v2/models/net/infer"
     large = np.ones((8000, 2)).tolist()

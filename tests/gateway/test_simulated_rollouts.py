@@ -98,7 +98,9 @@ def roll_out(
         pytest.param(fine, 200, False, marks=pytest.mark.long),
     ],
 )
-def test_of_fine_rollouts_no_more_are_withdrawn_than_is_stated(behaviour: Behaviour, rollouts: int, busy: bool) -> None:
+def test_good_rollouts_are_withdrawn_no_more_often_than_documented(
+    behaviour: Behaviour, rollouts: int, busy: bool
+) -> None:
     ends = Counter(roll_out(behaviour, seed, busy=busy)[0] for seed in range(rollouts))
     print(ends)
     assert ends[RolloutPhase.ABORTED] <= rollouts * RolloutStrategy().error
@@ -108,7 +110,7 @@ def test_of_fine_rollouts_no_more_are_withdrawn_than_is_stated(behaviour: Behavi
 @pytest.mark.parametrize("behaviour", [slower, slow_tail, failing])
 @pytest.mark.parametrize("kind", [StrategyKind.CANARY, StrategyKind.SHADOW])
 @pytest.mark.parametrize("busy", [True, False], ids=["sample", "all"])
-def test_bad_ones_are_withdrawn(behaviour: Behaviour, kind: StrategyKind, busy: bool) -> None:
+def test_bad_rollouts_are_withdrawn(behaviour: Behaviour, kind: StrategyKind, busy: bool) -> None:
     # A quarter of the requests are copied: the simulated shadow takes four times as long for as many.
     ends = [roll_out(behaviour, seed, kind, busy=busy) for seed in range(20)]
     requests = sorted(count for _, count in ends)

@@ -20,7 +20,7 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, Api]]:
     """The leader, whose Triton it is, and a follower."""
-    folder = tmp_path_factory.mktemp("two-doors")
+    folder = tmp_path_factory.mktemp("two-gateways")
     common: dict[str, Any] = {
         "store": StoreSettings(url=f"file://{folder / 'store'}"),
         "gateway": GatewaySettings(enabled=True, max_sampled_requests_per_second=0),
@@ -90,7 +90,7 @@ def test_evictions_by_leader_lose_no_request_on_either_gateway(planes: tuple[Api
 
 
 def measured(api: Api, gateway: Api | None = None) -> int:
-    """Requests that were measured for the rollout: as a door counted them, or as the rollout tells of both."""
+    """Requests that were measured for the rollout: as one gateway counted them, or as the rollout reports for both."""
     if gateway is not None:
         requests = gateway.plane.gateway.stats.requests  # type: ignore[union-attr]
         return sum(count for kind, count in requests.items() if (kind.model, kind.way) == ("net", "canary"))
