@@ -193,7 +193,7 @@ def commands_page() -> str:
         )
         summary = _cell((command.help or "").partition("\n\n")[0])
         lines += [f"## {' '.join(names)}\n", f"{summary}\n", f"```\n{usage}\n```\n"]
-        options = [(_option(one), _cell(one.help)) for one in own_options(command)]
+        options = [(_option(one), _meaning(one)) for one in own_options(command)]
         if options:
             lines.append(_table(("option", "meaning"), options))
     return "\n".join(lines)
@@ -238,6 +238,20 @@ def _option(one: Any) -> str:
     choices = "\\|".join(str(choice) for choice in get_args(kind))
     value = one.metavar or choices or {int: "N", float: "N", Path: "PATH"}.get(kind, "TEXT")
     return f"{names} {value}{' *' if one.multiple else ''}"
+
+
+def _meaning(one: Any) -> str:
+    """Return the help of an option with its default, unless the help names it."""
+    default = one.default
+    if isinstance(one.show_default, str):
+        default = one.show_default
+    elif one.is_bool_flag:
+        switches = one.opts if default else one.secondary_opts
+        default = f"`{switches[0]}`" if switches and default is not None else ""
+    elif isinstance(default, float):
+        default = f"{default:g}"
+    text = _cell(one.help)
+    return text if default in (None, "", ()) or "Default" in text else f"{text} Default: {default}."
 
 
 def routes_page() -> str:

@@ -73,7 +73,11 @@ def convert(
         ),
     ] = None,
     method: Annotated[
-        Literal["trace", "script"] | None, typer.Option("--method", help="How to compile a module to TorchScript.")
+        Literal["trace", "script"] | None,
+        typer.Option(
+            "--method",
+            help="How to convert a module to TorchScript: trace (default), or script, which keeps control flow.",
+        ),
     ] = None,
     dynamic: Annotated[
         list[str] | None,
@@ -88,9 +92,11 @@ def convert(
     batched: BatchedOption = None,
     samples: SamplesOption = None,
     sample_count: Annotated[
-        int | None, typer.Option("--sample-count", min=1, max=64, help="Number of samples to generate.")
+        int | None, typer.Option("--sample-count", min=1, max=64, help="Number of samples to generate. Default: 3.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the generated samples.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of the generated samples. Default: 0.")
+    ] = None,
     label: LabelOption = None,
     metric: MetricOption = None,
     alias: AliasOption = None,

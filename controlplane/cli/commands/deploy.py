@@ -14,7 +14,8 @@ ModeOption = Annotated[
     Literal["pinned", "resident", "on-demand"] | None,
     typer.Option(
         "--mode",
-        help="When the model is loaded. pinned: always; resident: while there is room; on-demand: when requested.",
+        help="When the model is loaded. pinned: always; resident (default): while there is room; on-demand: when "
+        "requested.",
     ),
 ]
 UpdateStrategyOption = Annotated[
@@ -22,15 +23,17 @@ UpdateStrategyOption = Annotated[
     typer.Option(
         "--update-strategy",
         help="rolling: load the new version before the old one is unloaded; recreate: unload the old one first; "
-        "auto: rolling if both fit into memory.",
+        "auto (default): rolling if both fit into memory.",
     ),
 ]
 GpuOption = Annotated[
-    list[int] | None, typer.Option("--gpu", min=0, help="Index of a GPU to use; selects the GPUs. Repeatable.")
+    list[int] | None, typer.Option("--gpu", min=0, help="Index of a GPU to use, as Triton counts them. Repeatable.")
 ]
 GpuCountOption = Annotated[
     int | None,
-    typer.Option("--gpu-count", min=1, max=64, help="GPUs per replica; the control plane selects them."),
+    typer.Option(
+        "--gpu-count", min=1, max=64, help="GPUs per replica; the control plane selects them. Default: all that match."
+    ),
 ]
 GpuProductOption = Annotated[
     str | None,
@@ -46,7 +49,9 @@ GpuMemoryOption = Annotated[
 ]
 PriorityOption = Annotated[
     int | None,
-    typer.Option("--priority", min=-1000, max=1000, help="Models of higher priority load first and are evicted last."),
+    typer.Option(
+        "--priority", min=-1000, max=1000, help="Models of higher priority load first and are evicted last. Default: 0."
+    ),
 ]
 
 
@@ -86,7 +91,12 @@ def deploy(
     gpu_product: GpuProductOption = None,
     gpu_memory: GpuMemoryOption = None,
     max_batch_size: Annotated[
-        int | None, typer.Option("--max-batch-size", min=0, help="Maximum batch size; 0 turns batching off.")
+        int | None,
+        typer.Option(
+            "--max-batch-size",
+            min=0,
+            help="Maximum batch size; 0 turns batching off. Default: 8 for batched models, else 0.",
+        ),
     ] = None,
     queue_delay: Annotated[
         int | None,

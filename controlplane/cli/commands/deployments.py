@@ -132,7 +132,7 @@ def ps(
     session: Session,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Show only this model, in full.", autocompletion=completion.deployments),
+        typer.Argument(metavar="NAME", help="Show only this model, in full.", autocompletion=completion.deployments),
     ] = None,
     phase: Annotated[
         list[str] | None,

@@ -112,7 +112,7 @@ def hold(
     name: DeployedArgument,
     line: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- COMMAND...]", help="Command to run while the model is held.", show_default=False),
+        typer.Argument(metavar="-- COMMAND", help="Command to run while the model is held.", show_default=False),
     ] = None,
     ttl: Annotated[
         str,

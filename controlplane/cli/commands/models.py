@@ -156,7 +156,7 @@ def alias(
     version: Annotated[
         int | None,
         typer.Argument(
-            metavar="[VERSION]", help="Version to point the alias to. Default: show the alias.", show_default=False
+            metavar="VERSION", help="Version to point the alias to. Default: show the alias.", show_default=False
         ),
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the alias.")] = False,

@@ -23,7 +23,7 @@ def pull(
     session: Session,
     ref: RefArgument,
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Target folder. Default: ./NAME-VERSION.", show_default=False)
+        Path | None, typer.Argument(metavar="DIR", help="Target folder. Default: ./NAME-VERSION.", show_default=False)
     ] = None,
 ) -> None:
     """Download the files of a version and verify them against their digests.

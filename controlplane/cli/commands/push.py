@@ -86,7 +86,11 @@ def register(app: typer.Typer) -> None:
 def push(
     session: Session,
     name_or_path: Annotated[
-        str, typer.Argument(metavar="[NAME]", help="Name of the model. Default: the name of the file or folder.")
+        str,
+        typer.Argument(
+            metavar="NAME|PATH",
+            help="Name of the model. Without a second argument: the file or folder to publish, which names the model.",
+        ),
     ],
     path: Annotated[
         Path | None, typer.Argument(metavar="PATH", help="File or folder to publish.", show_default=False)
@@ -97,9 +101,11 @@ def push(
     format_: FormatOption = None,
     samples: SamplesOption = None,
     sample_count: Annotated[
-        int | None, typer.Option("--sample-count", min=1, max=64, help="Number of samples to generate.")
+        int | None, typer.Option("--sample-count", min=1, max=64, help="Number of samples to generate. Default: 3.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the generated samples.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of the generated samples. Default: 0.")
+    ] = None,
     golden: Annotated[
         bool, typer.Option("--golden/--no-golden", help="Run the model and record its outputs as golden samples.")
     ] = True,

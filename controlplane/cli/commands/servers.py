@@ -101,7 +101,7 @@ def events(
     session: Session,
     subject: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Show only events of this model or server.", show_default=False),
+        typer.Argument(metavar="NAME", help="Show only events of this model or server.", show_default=False),
     ] = None,
     kind: Annotated[
         Literal["Normal", "Warning"] | None, typer.Option("--type", help="Show only events of this type.")
