@@ -1,11 +1,11 @@
-"""Which models stay in memory: the policies against request traces, and against what nobody can beat.
+"""Compare eviction policies on request traces with each other and with a lower bound.
 
-A simulated server with room for a tenth of its models' bytes is asked what a trace asks
+A simulated server with room for a tenth of its models' bytes gets the requests of a trace
 (`benchmarks.simulation.traces`). Each load, eviction and wait follows from the control plane's own code in
 `controlplane.memory`: usage, policies, protection, the choice of a set. What is simulated is time: an unload takes
 1.2 s, a load what the model's load takes, four run at once; the requests themselves take none.
 
-``optimum`` is a lower bound (`benchmarks.simulation.bound`), for each column by itself. ``foresight`` is a schedule
+``optimum`` is a lower bound (`benchmarks.simulation.bound`), separate for each column. ``foresight`` is a schedule
 that exists: Belady's rule with sizes and costs, evicting the least cost per byte and time to the next use, told the
 future. It is a heuristic, and where few models fit others may do better; the best possible lies between the bound and
 the best of the rows.

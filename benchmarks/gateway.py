@@ -199,10 +199,10 @@ def cold_starts(api: Api, folder: Path, urls: Urls, repetitions: int) -> dict[st
         for number in range(repetitions + 1):  # the first warms up and is not counted
             name, raw = f"cold{number}", f"cold{number}-raw"
             api.publish(name, onnx_scale(number + 1.0))
-            # It leaves as soon as nobody uses it.
+            # It is unloaded as soon as it is unused.
             assert api.deploy(f"{name}:1", mode="on-demand", keep_alive_seconds=0)["state"] == "succeeded"
 
-            def at_the_door(which: str) -> float:
+            def at_the_gateway(which: str) -> float:
                 before = _stages(api, name)  # noqa: B023 - called before the next turn
                 took = _ask(gateway, name)  # noqa: B023
                 after = _stages(api, name)  # noqa: B023
@@ -221,7 +221,7 @@ def cold_starts(api: Api, folder: Path, urls: Urls, repetitions: int) -> dict[st
                 continue
             order = ("first", "by_hand", "again") if number % 2 else ("by_hand", "first", "again")
             for turn in order:
-                seen[turn].append(by_hand() if turn == "by_hand" else at_the_door(turn))
+                seen[turn].append(by_hand() if turn == "by_hand" else at_the_gateway(turn))
     result: dict[str, Any] = {side: round(statistics.median(found), 4) for side, found in seen.items()}
     for side in ("first", "again"):
         ratios = [one / other for one, other in zip(seen[side], seen["by_hand"], strict=True)]

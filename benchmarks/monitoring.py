@@ -70,7 +70,7 @@ def measure(models: int, busy: float, looks: int) -> Row:
             counts[model] += rng.randrange(1, 50)
         fresh = page(counts, rng).splitlines()
         lines = len(fresh) // models
-        # A model that nobody asked says exactly what it said before.
+        # The lines of a model without requests do not change.
         text = "\n".join(fresh[: lines * len(asked)] + before[lines * len(asked) :]) + "\n"
         size = len(text)
         began = time.process_time()
@@ -93,14 +93,14 @@ def measure(models: int, busy: float, looks: int) -> Row:
 
 def memory() -> dict[str, int]:
     """Bytes of one version's windows: asked every second for twelve hours, and asked for one minute of them."""
-    always, seldom = Windows(len(COLUMNS)), Windows(len(COLUMNS))
+    always, rarely = Windows(len(COLUMNS)), Windows(len(COLUMNS))
     row, most = np.ones(len(COLUMNS)), 0
     for second in range(12 * 3600):
         always.add(second, second + 1, row)
         most = max(most, always.nbytes)
         if second < 60:
-            seldom.add(second, second + 1, row)
-    return {"bound_bytes": always.max_bytes, "always_bytes": most, "seldom_bytes": seldom.nbytes}
+            rarely.add(second, second + 1, row)
+    return {"bound_bytes": always.max_bytes, "always_bytes": most, "rarely_bytes": rarely.nbytes}
 
 
 def main() -> None:

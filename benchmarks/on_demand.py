@@ -93,7 +93,7 @@ class Tally:
 
 
 def fill(folder: Path, models: int) -> None:
-    """Publish and deploy the models, before anybody works on the bucket."""
+    """Publish and deploy the models, before any process works on the store."""
     store = FilesystemStore(folder / "data" / "store")
     registry = Registry(store, BlobCache(folder / "filling", 1 << 30), head_max_age_seconds=1.0, gc=GcSettings())
     settings = DeploymentSettings.model_validate({"mode": "on-demand", "keep_alive_seconds": None, "bake_seconds": 0})

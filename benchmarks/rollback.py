@@ -1,4 +1,4 @@
-"""Going back to the version before in its bake window, against the raw ``load_model`` call that changes the policy.
+"""Rollback within the bake window, against the raw ``load_model`` call that changes the policy.
 
 Ours: commit the rollback to the store (on disk, forced), wake the reconciler, and stop the clock when the switch is
 done and an un-versioned inference is answered by the version before. Theirs: send the same configuration with

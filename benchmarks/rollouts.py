@@ -88,10 +88,10 @@ class Way:
         protocol: http or grpc.
         clients: At once.
         fast_per_second: Without a rollout.
-        split_per_second: While it is under way.
+        split_per_second: During the rollout.
         throughput_ratio: split / fast.
         fast_p50_ms: Median latency without a rollout.
-        split_p50_ms: Median latency while it is under way.
+        split_p50_ms: Median latency during the rollout.
         added_p50_ms: The difference.
     """
 

@@ -1,7 +1,7 @@
-"""What an idle control plane costs, by how many deployments exist, and how quick it is then.
+"""Cost of an idle control plane, and its response times, by the number of deployments.
 
-Each registry has models of one version with an on-demand deployment each; nothing is loaded and nobody asks. `tritonctl
-up` starts on it as a user starts it. CPU and requests are taken at rest, over all of its processes but Triton's.
+Each registry has models of one version with an on-demand deployment each; nothing is loaded and there are no requests.
+`tritonctl up` starts on it as a user starts it. CPU and requests are taken at rest, over its processes except Triton's.
 
 The rows named ``N against M`` are the ratios of both in one run, for `make bench-check`.
 """

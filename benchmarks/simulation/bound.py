@@ -16,7 +16,7 @@ duality says that, for *any* prices::
 is no more than that optimum. One price for all times is the bound PFOO-L of Berger, Beckmann and Harchol-Balter
 ("Practical Bounds on Optimal Caching with Variable Object Sizes", SIGMETRICS 2018); we start from the best such price
 and then let it vary over time, by gradient ascent, as far as it raises the bound. To this come the first loads,
-which nobody is spared.
+which every schedule pays.
 
 Requests are taken at their arrival: a schedule that keeps requests waiting so long that it serves some out of order is
 not bound by it. The time that unloads take is left out, which only lowers the bound.
@@ -49,7 +49,7 @@ class _Intervals:
 
 
 def lower_bound(trace: Trace, budget: int, iterations: int = 300) -> Bound:
-    """Bound the cold starts, the seconds of loading and the bytes moved, each by itself."""
+    """Bound the cold starts, the seconds of loading and the bytes moved, each separately."""
     order = np.lexsort((np.arange(len(trace.models)), trace.models))
     models = trace.models[order]
     again = models[1:] == models[:-1]

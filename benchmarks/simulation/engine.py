@@ -20,7 +20,7 @@ UNLOAD_SECONDS = 1.2
 """From the call until the memory is free: about 1.1 s in state UNLOADING, as measured, and a poll."""
 MAX_LOADS = 4
 RETRY_SECONDS = 1.0
-"""When a load waits for somebody's residence time to end; the control plane's own poll."""
+"""Poll interval while a load waits for the end of a model's residence time; that of the control plane."""
 QUEUE_LOOK = 8
 """How far into the queue each decision looks."""
 

@@ -1,4 +1,4 @@
-"""A policy that is told the future: what a schedule can reach that exists, above what the lower bound allows."""
+"""A policy that knows the future: a schedule that can be reached, above the lower bound."""
 
 from collections.abc import Mapping
 from datetime import datetime

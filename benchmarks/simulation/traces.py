@@ -99,7 +99,7 @@ def bursts(random: Generator, count: int, requests: int, rate: float) -> tuple[F
 
 
 def scans(random: Generator, count: int, requests: int, rate: float) -> tuple[Floats, Ints]:
-    """Zipf 1.0, and every 4 hours somebody asks each model once, in order, one every 5 seconds."""
+    """Zipf 1.0, and every 4 hours one request to each model, in order, one every 5 seconds."""
     times, models = stationary(random, count, requests, rate)
     sweeps = np.arange(2 * 3600.0, times[-1], 4 * 3600.0)
     extra = (sweeps[:, None] + np.arange(count) * 5.0).ravel()
