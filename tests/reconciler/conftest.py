@@ -61,7 +61,7 @@ def settings(**changes: Any) -> ReconcilerSettings:
 
 
 @dataclass
-class Room:
+class Harness:
     """A running reconciler with the helpers that tests need."""
 
     registry: Registry
@@ -164,22 +164,22 @@ async def traffic(client: TritonClient, model: str) -> AsyncIterator[Traffic]:
 
 
 @pytest.fixture
-async def room(triton: RunningTriton, registry: Registry, model: str, tmp_path: Path) -> AsyncIterator[Room]:
-    async with running(triton, registry, model, tmp_path) as room:
-        yield room
+async def harness(triton: RunningTriton, registry: Registry, model: str, tmp_path: Path) -> AsyncIterator[Harness]:
+    async with running(triton, registry, model, tmp_path) as harness:
+        yield harness
     await forget(triton, model)
 
 
 @contextlib.asynccontextmanager
 async def running(
     triton: RunningTriton, registry: Registry, model: str, work: Path, **changes: Any
-) -> AsyncIterator[Room]:
+) -> AsyncIterator[Harness]:
     server = ManagedServer("test", triton.client(), triton.repository)
     reconciler = Reconciler(registry, [server], settings(**changes))
     await reconciler.start()
     try:
-        yield Room(registry, server, reconciler, model, work)
-        assert not reconciler.missed, f"changed and not marked: {dict(reconciler.missed)}"
+        yield Harness(registry, server, reconciler, model, work)
+        assert not reconciler.missed, f"changed without a mark:  {dict(reconciler.missed)}"
     finally:
         await reconciler.stop()
         await server.client.close()

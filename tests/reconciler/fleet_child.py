@@ -41,7 +41,7 @@ async def main(folder: Path, servers: str, model: str, how: str, step: str) -> N
     arm(reconciler._executor, how, int(step))
     say("moves", [(move.from_server, move.to_server) for move in reconciler.defragment(dry_run=False, limit=10).moves])
     await asyncio.sleep(60)
-    say("it is over, and nothing killed it")
+    say("the defragmentation ended without the kill")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class ShortOfMemory(TritonClient):
 
 
 @dataclass
-class MemoryRoom:
+class MemoryHarness:
     """A running reconciler with one server that has a budget."""
 
     registry: Registry
@@ -114,7 +114,7 @@ class MemoryRoom:
                 while not condition():
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            raise AssertionError(f"never: {what}; {self.memory}") from None
+            raise AssertionError(f"not reached: {what}; {self.memory}") from None
 
     @contextlib.asynccontextmanager
     async def held(self, model: str, seconds: float = 30) -> AsyncIterator[None]:
@@ -144,7 +144,7 @@ async def embedded_triton(folder: Path) -> AsyncIterator[EmbeddedTriton]:
 
 
 @contextlib.asynccontextmanager
-async def memory_room(
+async def memory_harness(
     registry: Registry,
     embedded: EmbeddedTriton,
     work: Path,
@@ -153,7 +153,7 @@ async def memory_room(
     supervised: bool = True,
     pace: Mapping[str, float] = {},
     **changes: object,
-) -> AsyncIterator[MemoryRoom]:
+) -> AsyncIterator[MemoryHarness]:
     """Start a reconciler with one server, supervised or external.
 
     Args:
@@ -187,7 +187,7 @@ async def memory_room(
     reconciler = Reconciler(registry, [server], reconciler_settings(**pace), memory=memory)
     await reconciler.start()
     try:
-        yield MemoryRoom(registry, embedded, client, reconciler, work)
+        yield MemoryHarness(registry, embedded, client, reconciler, work)
     finally:
         await reconciler.stop()
         await client.close()

@@ -96,7 +96,7 @@ class World:
     def step(self, desired: DesiredReplica) -> Action | None:
         observed = self.observe()
         elsewhere = bool(self.triton.loaded) and self.triton.gpu != self.place
-        desired = replace(desired, relocation_reason="its place is another" if elsewhere else "")
+        desired = replace(desired, relocation_reason="it has another assignment" if elsewhere else "")
         action = plan(desired, observed, self.now)
         if action is not None:
             self.apply(action, observed)
@@ -128,7 +128,7 @@ class World:
                 renewed = added if same and not action.reload else set(versions)
                 if renewed:
                     stay = t.loaded & set(versions) - renewed
-                    assert not stay or t.gpu == self.place, "what stays would be moved without memory for it"
+                    assert not stay or t.gpu == self.place, "a kept version would move without a memory reservation"
                     t.gpu = self.place
                 t.dead -= renewed
                 t.leaving |= t.loaded - set(versions)

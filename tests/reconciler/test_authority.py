@@ -46,7 +46,7 @@ async def test_standby_drives_its_private_server(tmp_path: Path) -> None:
     other = Instance(store, clock, "other", await server(tmp_path, "embedded", private=True))
     for each in (one, other):
         each.lease.attempt()
-        assert not each.authority.acts, "it has not read what is deployed"
+        assert not each.authority.acts, "it has not read the deployments"
         each.read()
     assert (one.authority.leads, other.authority.leads) == (True, False)
     assert (one.authority.acts, other.authority.acts) == (True, True)
@@ -72,11 +72,11 @@ async def test_no_action_after_lost_contact_until_state_is_read_again(tmp_path: 
     term = one.authority.term
     assert term is not None
     clock.now += 9.5
-    assert one.authority.term is None, "the store has not answered for too long"
+    assert one.authority.term is None, "the store has been silent for longer than the lease"
     one.lease.attempt()
-    assert one.authority.term is None, "it answers, and what was read is old"
+    assert one.authority.term is None, "the store answers, but the state was read before the outage"
     one.read()
-    assert one.authority.term not in {None, term}, "an action that began before does not go on"
+    assert one.authority.term not in {None, term}, "an action that began before is refused"
 
 
 def test_process_pause_is_counted_once() -> None:
@@ -85,7 +85,7 @@ def test_process_pause_is_counted_once() -> None:
     clock.now += 8
     assert watch.count == 0
     clock.now += 8
-    assert watch.count == 0, "it ran in between"
+    assert watch.count == 0, "the process ran in between"
     clock.now += 9.5
     assert (watch.count, watch.count) == (1, 1)
     assert seen == [clock.now]

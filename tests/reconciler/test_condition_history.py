@@ -10,7 +10,7 @@ from controlplane.domain.states import Phase
 from controlplane.reconciler.condition_history import PART, resumed
 from controlplane.registry.condition_log import ConditionLog
 from controlplane.registry.registry import Registry
-from tests.reconciler.conftest import Room, forget, running
+from tests.reconciler.conftest import Harness, forget, running
 from tests.support.triton import RunningTriton
 
 THEN, NOW = (datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2))
@@ -29,8 +29,8 @@ def test_condition_keeps_transition_time_while_status_is_equal() -> None:
     assert [one.last_transition_time for one in resumed(now, before)] == [THEN, NOW, NOW]
 
 
-def since(room: Room, kind: str = "Ready") -> datetime | None:
-    status = room.reconciler.status(room.model)
+def since(harness: Harness, kind: str = "Ready") -> datetime | None:
+    status = harness.reconciler.status(harness.model)
     assert status is not None
     (found,) = [one for one in status.conditions if one.type == kind]
     return found.last_transition_time if found.status is ConditionStatus.TRUE else None
@@ -43,25 +43,25 @@ async def test_restart_is_no_transition_but_unload_meanwhile_is(
     def kept() -> bool:
         return model in registry.condition_log.all() and "Ready" in str(registry.condition_log.all()[model][PART])
 
-    async with running(triton, registry, model, tmp_path) as room:
-        await room.deploy(room.publish(1.0))
-        await room.until(lambda status: status.phase is Phase.READY and kept())
-        first = since(room)
+    async with running(triton, registry, model, tmp_path) as harness:
+        await harness.deploy(harness.publish(1.0))
+        await harness.until(lambda status: status.phase is Phase.READY and kept())
+        first = since(harness)
         assert first is not None
-    async with running(triton, registry, model, tmp_path) as room:
-        await room.until(lambda status: status.phase is Phase.READY and since(room) == first)
-        assert room.events("VersionActivated") == [], "nothing was loaded again"
-    await room.server.client.close()
+    async with running(triton, registry, model, tmp_path) as harness:
+        await harness.until(lambda status: status.phase is Phase.READY and since(harness) == first)
+        assert harness.events("VersionActivated") == [], "nothing was loaded again"
+    await harness.server.client.close()
     client = triton.client()
     await client.unload(model)
     await client.close()
-    async with running(triton, registry, model, tmp_path) as room:
-        await room.until(lambda status: status.phase is Phase.READY and room.events("VersionActivated") != [])
-        later = since(room)
+    async with running(triton, registry, model, tmp_path) as harness:
+        await harness.until(lambda status: status.phase is Phase.READY and harness.events("VersionActivated") != [])
+        later = since(harness)
         assert later is not None
         assert later > first
-        await room.until(lambda _: str(later.isoformat()) in str(registry.condition_log.all()[model][PART]))
-        assert since(room) == later
+        await harness.until(lambda _: str(later.isoformat()) in str(registry.condition_log.all()[model][PART]))
+        assert since(harness) == later
     await forget(triton, model)
 
 
@@ -72,22 +72,22 @@ async def test_conditions_of_removed_deployments_are_deleted(
     def known() -> dict[str, object]:
         return dict(ConditionLog(registry.store).all().get(model, {}))
 
-    async with running(triton, registry, model, tmp_path) as room:
-        version = room.publish(1.0)
-        await room.deploy(version)
-        await room.until(lambda _: "Ready" in str(known()))
-        first = since(room)
-        await room.deploy(version, deleted=True)
-        await room.until(lambda status: status.phase is Phase.UNLOADED and known() == {})
+    async with running(triton, registry, model, tmp_path) as harness:
+        version = harness.publish(1.0)
+        await harness.deploy(version)
+        await harness.until(lambda _: "Ready" in str(known()))
+        first = since(harness)
+        await harness.deploy(version, deleted=True)
+        await harness.until(lambda status: status.phase is Phase.UNLOADED and known() == {})
     # A leader was killed before it deleted the conditions.
-    server = room.server.name
+    server = harness.server.name
     stale = {server: {"Ready": ["True", THEN.isoformat()]}}
     assert ConditionLog(registry.store).put(model, PART, stale, actor="test", reason="test")
-    async with running(triton, registry, model, tmp_path) as room:
-        await room.until(lambda _: known() == {})
-        await room.deploy(version)
-        await room.until(lambda status: status.phase is Phase.READY and "Ready" in str(known()))
-        again = since(room)
+    async with running(triton, registry, model, tmp_path) as harness:
+        await harness.until(lambda _: known() == {})
+        await harness.deploy(version)
+        await harness.until(lambda status: status.phase is Phase.READY and "Ready" in str(known()))
+        again = since(harness)
         assert first is not None
         assert again is not None
         assert again > first

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.domain.states import Phase
-from tests.reconciler.conftest import Room, answer, forget, nothing_half_staged, open_registry, running
+from tests.reconciler.conftest import Harness, answer, forget, nothing_half_staged, open_registry, running
 from tests.support.triton import RunningTriton
 
 pytestmark = [pytest.mark.triton, pytest.mark.long]
@@ -29,14 +29,14 @@ async def test_reaches_desired_state_after_kill_at_any_step(
     async def one(how: str, step: int) -> None:
         folder, model = tmp_path / f"{how}-{step}", f"crash-{journey}-{how}-{step}"
         registry = open_registry(folder)
-        async with running(triton, registry, model, folder) as room:
-            first, second = room.publish(1.0), room.publish(2.0)
+        async with running(triton, registry, model, folder) as harness:
+            first, second = harness.publish(1.0), harness.publish(2.0)
             if journey != "first":
-                await room.deploy(first)
+                await harness.deploy(first)
             if journey == "back":
-                await room.deploy(second)
-                await nothing_half_staged(room.server, model)
-        Room(registry, room.server, room.reconciler, model, folder).put(
+                await harness.deploy(second)
+                await nothing_half_staged(harness.server, model)
+        Harness(registry, harness.server, harness.reconciler, model, folder).put(
             f"{model}:{second if journey == 'forward' else first}"
         )
         child = await asyncio.create_subprocess_exec(
@@ -45,13 +45,13 @@ async def test_reaches_desired_state_after_kill_at_any_step(
         )  # fmt: skip
         output, _ = await asyncio.wait_for(child.communicate(), DEADLINE)
         assert child.returncode == -9, output
-        async with running(triton, registry, model, folder) as room:
+        async with running(triton, registry, model, folder) as harness:
             # Wait for more than a settled state: the journeys share one model repository, and each one's first clean-up
             # can remove what another is writing. With one store this cannot happen, because only the leader cleans up.
-            await room.until(lambda status: status.phase is Phase.READY, DEADLINE)
+            await harness.until(lambda status: status.phase is Phase.READY, DEADLINE)
             expected = (2.0, second) if journey == "forward" else (1.0, first)
-            assert await answer(room.server.client, model) == expected, (how, step)
-            await nothing_half_staged(room.server, model)
+            assert await answer(harness.server.client, model) == expected, (how, step)
+            await nothing_half_staged(harness.server, model)
             assert len(registry.deployments.history(model)) == {"first": 1, "forward": 2, "back": 3}[journey]
         await forget(triton, model)
 

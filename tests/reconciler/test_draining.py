@@ -97,7 +97,7 @@ async def test_server_is_drained_before_restart_without_failed_requests(registry
             while not stop.is_set():
                 route = here.reconciler.routes().get(model)
                 if route is None:
-                    failures.append(f"{model} answers nowhere: {here.reconciler.status(model)}")
+                    failures.append(f"{model} answers on no server: {here.reconciler.status(model)}")
                 for name in route.servers if route else ():
                     try:
                         answers.add((name, (await answer(here.clients[name], model))[0]))
@@ -121,7 +121,7 @@ async def test_server_is_drained_before_restart_without_failed_requests(registry
         assert all(count == 1 for count in Counter(model for model, _, _ in missed).values()), missed
         assert answers == {("one", 2.0), ("one", 3.0), ("two", 2.0), ("two", 3.0)}
         assert (here.assignments("large"), here.assignments("wide")) == (["one"], ["one"]), (
-            "no other has room, or may have it"
+            "no other server has memory for it or matches its selector"
         )
         assert await here.loaded() == {"one": {"large", "wide"}, "two": {"pinned", "soft"}}
         reasons = [e.reason for e in here.reconciler.events()]
@@ -129,7 +129,7 @@ async def test_server_is_drained_before_restart_without_failed_requests(registry
         moved = {e.subject for e in here.reconciler.events()[:restarting] if e.reason == "Unassigned"}
         assert moved == {"pinned", "soft"}
         proved = {e.subject for e in here.reconciler.events()[:restarting] if "on two: version 1 answers" in e.message}
-        assert proved == {"pinned", "soft"}, "made before it is broken"
+        assert proved == {"pinned", "soft"}, "the new replica is ready before the old one is unloaded"
 
 
 def ready_models(here: Fleet) -> set[str]:

@@ -26,7 +26,7 @@ from controlplane.storage.filesystem import FilesystemStore
 from controlplane.triton.embedded.server import EmbeddedTriton
 from controlplane.triton.statistics import VersionCounters
 from tests.reconciler.conftest import GIB
-from tests.reconciler.memory_room import MIB, MemoryRoom, embedded_triton, memory_room, ready
+from tests.reconciler.memory_harness import MIB, MemoryHarness, embedded_triton, memory_harness, ready
 from tests.support.api import onnx_scale
 from tests.support.hooked_store import HookedStore
 
@@ -121,20 +121,20 @@ async def by_hand(embedded: EmbeddedTriton, change: Callable[[InferenceServerCli
         await change(other_client)
 
 
-async def wait_restored(room: MemoryRoom, config: dict[str, Any], times: int) -> None:
-    await room.until("the event was recorded", lambda: len(room.events("ExternalChange")) == times, 60)
+async def wait_restored(harness: MemoryHarness, config: dict[str, Any], times: int) -> None:
+    await harness.until("the event was recorded", lambda: len(harness.events("ExternalChange")) == times, 60)
     async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(NotFoundError, InferenceError):
-                if await room.client.model_config("managed") == config and await room.infer("managed") == 2.0:
+                if await harness.client.model_config("managed") == config and await harness.infer("managed") == 2.0:
                     break
             await asyncio.sleep(0.05)
 
     def good() -> bool:
-        status = room.reconciler.status("managed")
+        status = harness.reconciler.status("managed")
         return status is not None and ready(status)
 
-    await room.until("the proof passed", good, 60)
+    await harness.until("the proof passed", good, 60)
 
 
 @pytest.mark.triton
@@ -142,38 +142,40 @@ async def test_managed_model_is_restored_and_unmanaged_model_only_reported(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
     async with (
-        memory_room(registry, embedded, tmp_path, 3000 * MIB) as room,
+        memory_harness(registry, embedded, tmp_path, 3000 * MIB) as harness,
         InferenceServerClient(embedded.grpc_url) as other_client,
     ):
-        assert ready(await room.deploy("managed", 2.0))
-        config = await room.client.model_config("managed")
-        looked = room.reconciler.servers()[0].observed_at
-        await room.until("a snapshot was taken", lambda: room.reconciler.servers()[0].observed_at != looked)
+        assert ready(await harness.deploy("managed", 2.0))
+        config = await harness.client.model_config("managed")
+        looked = harness.reconciler.servers()[0].observed_at
+        await harness.until("a snapshot was taken", lambda: harness.reconciler.servers()[0].observed_at != looked)
 
         # A modified copy of the deployed configuration that still contains its digest.
-        await room.client.load("managed", {**config, "max_batch_size": config["max_batch_size"] + 3})
-        await wait_restored(room, config, 1)
+        await harness.client.load("managed", {**config, "max_batch_size": config["max_batch_size"] + 3})
+        await wait_restored(harness, config, 1)
         # The snapshot may or may not be taken during the load.
-        assert any(what in room.events("ExternalChange")[0] for what in ("another configuration", "a load was started"))
-        assert "by another client; differences from the deployment are corrected" in room.events("ExternalChange")[0]
+        assert any(
+            what in harness.events("ExternalChange")[0] for what in ("another configuration", "a load was started")
+        )
+        assert "by another client; differences from the deployment are corrected" in harness.events("ExternalChange")[0]
 
         await other_client.unload_model("managed")
-        await wait_restored(room, config, 2)
-        assert "version 1 was unloaded by another client" in room.events("ExternalChange")[1]
+        await wait_restored(harness, config, 2)
+        assert "version 1 was unloaded by another client" in harness.events("ExternalChange")[1]
 
         # A managed model whose deployment asks for it to be unloaded.
         head = registry.deployments.get("managed", fresh=True)
         registry.deployments.put(head.spec.with_changes(loaded=False), after=head, actor="test", reason="")
-        room.reconciler.wake("managed")
-        await room.until("it is unloaded", lambda: room.events("Unloaded") != [])
+        harness.reconciler.wake("managed")
+        await harness.until("it is unloaded", lambda: harness.events("Unloaded") != [])
         (embedded.repository / "managed").mkdir(exist_ok=True)
-        await room.until("its folder may stay", lambda: room.loaded() == [])
-        await room.client.load("managed", {**config, "version_policy": {"specific": {"versions": [1]}}})
-        await room.until("the event was recorded", lambda: len(room.events("ExternalChange")) == 3, 60)
-        await room.until(
-            "it is unloaded again", lambda: str(room.events("Unloaded")).count("unloaded from own") == 2, 60
+        await harness.until("its folder may stay", lambda: harness.loaded() == [])
+        await harness.client.load("managed", {**config, "version_policy": {"specific": {"versions": [1]}}})
+        await harness.until("the event was recorded", lambda: len(harness.events("ExternalChange")) == 3, 60)
+        await harness.until(
+            "it is unloaded again", lambda: str(harness.events("Unloaded")).count("unloaded from own") == 2, 60
         )
-        changes = room.events("ExternalChange")
+        changes = harness.events("ExternalChange")
         assert len(changes) == 3, changes
         assert any(what in changes[2] for what in ("version 1 was loaded", "a load was started"))
 
@@ -183,33 +185,33 @@ async def test_managed_model_is_restored_and_unmanaged_model_only_reported(
         plain = '{"backend": "onnxruntime", "max_batch_size": 4}'
         await other_client.load_model("mystery", config=plain)
         await other_client.load_model("brought", config=plain, files={"file:1/model.onnx": onnx_scale(4.0)})
-        await room.until("both were reported", lambda: len(room.events("UnmanagedModel")) == 2, 60)
-        unknown = "\n".join(room.events("UnmanagedModel"))
+        await harness.until("both were reported", lambda: len(harness.events("UnmanagedModel")) == 2, 60)
+        unknown = "\n".join(harness.events("UnmanagedModel"))
         assert "own: unmanaged model mystery:1 is loaded (" in unknown
         assert "own: unmanaged model brought:1 is loaded (" in unknown
         assert unknown.count(" MiB, not in the ledger); deploy it or unload it") == 2
         assert [await other_client.is_model_ready(name) for name in ("mystery", "brought")] == [True, True]
         for name in ("mystery", "brought"):
             await other_client.unload_model(name)
-        await room.until("their removal was reported", lambda: len(room.events("UnmanagedModelRemoved")) == 2, 60)
+        await harness.until("their removal was reported", lambda: len(harness.events("UnmanagedModelRemoved")) == 2, 60)
 
 
 @pytest.mark.triton
 async def test_modified_copy_is_found_after_failed_load_and_after_restart(
     registry: Registry, embedded: EmbeddedTriton, tmp_path: Path
 ) -> None:
-    async with memory_room(registry, embedded, tmp_path, 3000 * MIB) as room:
-        assert ready(await room.deploy("managed", 2.0))
-        config = await room.client.model_config("managed")
+    async with memory_harness(registry, embedded, tmp_path, 3000 * MIB) as harness:
+        assert ready(await harness.deploy("managed", 2.0))
+        config = await harness.client.model_config("managed")
         changed = json.dumps({**config, "max_batch_size": config["max_batch_size"] + 3})
-        room.client.refusals["managed"] = 1
+        harness.client.refusals["managed"] = 1
         await by_hand(embedded, lambda other_client: other_client.load_model("managed", config=changed))
-        await wait_restored(room, config, 1)
-        assert room.client.refusals["managed"] == 0, "the load that restores it was refused once"
+        await wait_restored(harness, config, 1)
+        assert harness.client.refusals["managed"] == 0, "the load that restores it was refused once"
     await by_hand(embedded, lambda other_client: other_client.load_model("managed", config=changed))
-    async with memory_room(registry, embedded, tmp_path, 3000 * MIB) as room:
-        await wait_restored(room, config, 1)
-        (change,) = room.events("ExternalChange")
+    async with memory_harness(registry, embedded, tmp_path, 3000 * MIB) as harness:
+        await wait_restored(harness, config, 1)
+        (change,) = harness.events("ExternalChange")
         assert "version 1 was loaded with another configuration by another client" in change
 
 
@@ -228,29 +230,31 @@ async def test_manual_unload_is_reported_by_probe_and_by_snapshot(embedded: Embe
     registry = Registry(store, BlobCache(tmp_path / "cache", GIB), head_max_age_seconds=0.2, gc=GcSettings())
     # Counters are read long before the next snapshot: the missing process is noticed and the model is probed.
     rarely = {"interval_seconds": 600.0}
-    async with memory_room(registry, embedded, tmp_path, 3000 * MIB, pace=rarely, poll_interval_seconds=0.1) as room:
-        assert ready(await room.deploy("managed", 2.0))
-        config = await room.client.model_config("managed")
+    async with memory_harness(
+        registry, embedded, tmp_path, 3000 * MIB, pace=rarely, poll_interval_seconds=0.1
+    ) as harness:
+        assert ready(await harness.deploy("managed", 2.0))
+        config = await harness.client.model_config("managed")
         await by_hand(embedded, lambda other_client: other_client.unload_model("managed"))
-        await wait_restored(room, config, 1)
-        assert "version 1 was unloaded by another client" in room.events("ExternalChange")[0]
+        await wait_restored(harness, config, 1)
+        assert "version 1 was unloaded by another client" in harness.events("ExternalChange")[0]
 
     # The unload is found while the lease is expired and no other instance has taken it.
-    async with memory_room(registry, embedded, tmp_path, 3000 * MIB, pace={"lease_seconds": 1.0}) as room:
+    async with memory_harness(registry, embedded, tmp_path, 3000 * MIB, pace={"lease_seconds": 1.0}) as harness:
 
         def good() -> bool:
-            status = room.reconciler.status("managed")
+            status = harness.reconciler.status("managed")
             return status is not None and ready(status)
 
-        await room.until("the proof passed", good)
+        await harness.until("the proof passed", good)
         try:
             free.clear()
-            await room.until("the lease has run out", lambda: stalled and not room.reconciler.leading)
+            await harness.until("the lease has run out", lambda: stalled and not harness.reconciler.leading)
             await by_hand(embedded, lambda other_client: other_client.unload_model("managed"))
-            looked = room.reconciler.servers()[0].observed_at
-            await room.until("a snapshot was taken", lambda: room.reconciler.servers()[0].observed_at != looked)
-            assert room.events("ExternalChange") == []
+            looked = harness.reconciler.servers()[0].observed_at
+            await harness.until("a snapshot was taken", lambda: harness.reconciler.servers()[0].observed_at != looked)
+            assert harness.events("ExternalChange") == []
         finally:
             free.set()
-        await wait_restored(room, config, 1)
-        assert "version 1 was unloaded by another client" in room.events("ExternalChange")[0]
+        await wait_restored(harness, config, 1)
+        assert "version 1 was unloaded by another client" in harness.events("ExternalChange")[0]

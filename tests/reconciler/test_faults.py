@@ -18,7 +18,7 @@ from controlplane.settings import GcSettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.embedded.server import EmbeddedTriton
 from controlplane.triton.repository import ModelRepository
-from tests.reconciler.conftest import Room, answer, forget, nothing_half_staged, running, settings, traffic
+from tests.reconciler.conftest import Harness, answer, forget, nothing_half_staged, running, settings, traffic
 from tests.support.hooked_store import HookedStore
 from tests.support.models import affine_samples
 from tests.support.triton import RunningTriton
@@ -26,74 +26,74 @@ from tests.support.triton import RunningTriton
 pytestmark = pytest.mark.triton
 
 
-async def test_externally_unloaded_model_is_loaded_again(room: Room) -> None:
-    version = room.publish(1.0)
-    await room.deploy(version)
-    async with InferenceServerClient(room.server.client.grpc_url) as other_client:
-        await other_client.unload_model(room.model)
-    await room.until(lambda _: len(room.events("VersionActivated")) == 2)
-    await room.until(lambda status: status.phase is Phase.READY)
-    assert await room.answer() == (1.0, version)
+async def test_externally_unloaded_model_is_loaded_again(harness: Harness) -> None:
+    version = harness.publish(1.0)
+    await harness.deploy(version)
+    async with InferenceServerClient(harness.server.client.grpc_url) as other_client:
+        await other_client.unload_model(harness.model)
+    await harness.until(lambda _: len(harness.events("VersionActivated")) == 2)
+    await harness.until(lambda status: status.phase is Phase.READY)
+    assert await harness.answer() == (1.0, version)
 
 
-async def test_externally_changed_configuration_is_reverted(room: Room) -> None:
-    version = room.publish(1.0)
-    await room.deploy(version)
-    config = await room.server.client.model_config(room.model)
+async def test_externally_changed_configuration_is_reverted(harness: Harness) -> None:
+    version = harness.publish(1.0)
+    await harness.deploy(version)
+    config = await harness.server.client.model_config(harness.model)
     config["max_batch_size"] = 2
     config["parameters"]["tcp_config_digest"]["string_value"] = "another"
-    await room.server.client.load(room.model, config)
+    await harness.server.client.load(harness.model, config)
     async with asyncio.timeout(30):
-        while (await room.server.client.model_config(room.model))["max_batch_size"] != 8:
+        while (await harness.server.client.model_config(harness.model))["max_batch_size"] != 8:
             await asyncio.sleep(0.05)
-    await room.until(lambda status: status.phase is Phase.READY)
+    await harness.until(lambda status: status.phase is Phase.READY)
 
 
-async def test_probe_finds_dead_backend_process_and_reloads_model(room: Room, triton: RunningTriton) -> None:
-    version = room.publish(1.0)
-    await room.deploy(version)
-    (process,) = triton.server.processes_of(room.model)
+async def test_probe_finds_dead_backend_process_and_reloads_model(harness: Harness, triton: RunningTriton) -> None:
+    version = harness.publish(1.0)
+    await harness.deploy(version)
+    (process,) = triton.server.processes_of(harness.model)
     os.kill(process, signal.SIGKILL)
-    assert await room.server.client.ready(room.model, version), "Triton goes on saying READY"
-    await room.until(lambda _: len(room.events("Unhealthy")) == 1)
-    await room.until(lambda status: status.phase is Phase.READY)
-    assert await room.answer() == (1.0, version)
-    assert triton.server.processes_of(room.model) != [process]
+    assert await harness.server.client.ready(harness.model, version), "Triton still reports READY"
+    await harness.until(lambda _: len(harness.events("Unhealthy")) == 1)
+    await harness.until(lambda status: status.phase is Phase.READY)
+    assert await harness.answer() == (1.0, version)
+    assert triton.server.processes_of(harness.model) != [process]
 
 
-async def test_unmanaged_model_is_left_alone(room: Room) -> None:
-    version = room.publish(1.0)
-    await room.deploy(version)
-    config = await room.server.client.model_config(room.model)
-    name = f"{room.model}-foreign"
-    source = room.server.repository.root / room.model / str(version) / "model.onnx"
-    room.server.repository.stage(name, 1, {"model.onnx": source}, None)
+async def test_unmanaged_model_is_left_alone(harness: Harness) -> None:
+    version = harness.publish(1.0)
+    await harness.deploy(version)
+    config = await harness.server.client.model_config(harness.model)
+    name = f"{harness.model}-foreign"
+    source = harness.server.repository.root / harness.model / str(version) / "model.onnx"
+    harness.server.repository.stage(name, 1, {"model.onnx": source}, None)
     policy = {"specific": {"versions": [1]}}
-    await room.server.client.load(name, {**config, "name": name, "version_policy": policy})
+    await harness.server.client.load(name, {**config, "name": name, "version_policy": policy})
     try:
-        await room.deploy(version, deleted=True)
+        await harness.deploy(version, deleted=True)
         await asyncio.sleep(1.0)
-        assert await answer(room.server.client, name) == (1.0, 1)
+        assert await answer(harness.server.client, name) == (1.0, 1)
     finally:
-        await room.server.client.unload(name)
-        room.server.repository.remove_model(name)
+        await harness.server.client.unload(name)
+        harness.server.repository.remove_model(name)
 
 
 async def test_new_control_plane_adopts_models_of_external_triton(
     triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
 ) -> None:
-    async with running(triton, registry, model, tmp_path) as room:
-        first, second = room.publish(1.0), room.publish(2.0)
-        await room.deploy(first)
-        await room.deploy(second)
+    async with running(triton, registry, model, tmp_path) as harness:
+        first, second = harness.publish(1.0), harness.publish(2.0)
+        await harness.deploy(first)
+        await harness.deploy(second)
         processes = triton.server.processes_of(model)
-    async with running(triton, registry, model, tmp_path) as room, traffic(room.server.client, model) as seen:
-        status = await room.until(lambda status: status.phase is Phase.READY)
-        assert status.servers[0].loaded_versions == (first, second), "the bake window goes on"
+    async with running(triton, registry, model, tmp_path) as harness, traffic(harness.server.client, model) as seen:
+        status = await harness.until(lambda status: status.phase is Phase.READY)
+        assert status.servers[0].loaded_versions == (first, second), "the bake window continues"
         assert triton.server.processes_of(model) == processes, "nothing was loaded again"
-        assert room.events("VersionActivated") == []
-        await room.rollback()
-        assert room.events("VersionActivated") != []
+        assert harness.events("VersionActivated") == []
+        await harness.rollback()
+        assert harness.events("VersionActivated") != []
     assert seen.errors == []
     assert seen.order == [second, first]
     await forget(triton, model)
@@ -103,16 +103,16 @@ async def test_new_control_plane_falls_back_when_desired_version_is_wrong(
     triton: RunningTriton, registry: Registry, model: str, tmp_path: Path
 ) -> None:
     """After a restart of everything the previous version serves, because the desired one never passed its proof."""
-    async with running(triton, registry, model, tmp_path) as room:
-        good, wrong = room.publish(1.0), room.publish(2.0, golden=affine_samples(scale=3.0))
-        await room.deploy(good)
+    async with running(triton, registry, model, tmp_path) as harness:
+        good, wrong = harness.publish(1.0), harness.publish(2.0, golden=affine_samples(scale=3.0))
+        await harness.deploy(good)
     await forget(triton, model)
-    async with running(triton, registry, model, tmp_path) as room:
-        room.put(f"{model}:{wrong}")
-        room.reconciler.wake(model)
-        status = await room.until(lambda status: status.phase is Phase.DEGRADED)
+    async with running(triton, registry, model, tmp_path) as harness:
+        harness.put(f"{model}:{wrong}")
+        harness.reconciler.wake(model)
+        status = await harness.until(lambda status: status.phase is Phase.DEGRADED)
         assert status.servers[0].serving_version == good
-        assert await room.answer() == (1.0, good)
+        assert await harness.answer() == (1.0, good)
     await forget(triton, model)
 
 
@@ -125,15 +125,15 @@ async def test_killed_triton_restarts_with_deployed_models(registry: Registry, m
     reconciler = Reconciler(registry, [server], settings())
     await reconciler.start()
     try:
-        room = Room(registry, server, reconciler, model, tmp_path)
-        first, second = room.publish(1.0), room.publish(2.0)
-        await room.deploy(first)
-        await room.deploy(second, settings=DeploymentSettings(max_batch_size=4))
+        harness = Harness(registry, server, reconciler, model, tmp_path)
+        first, second = harness.publish(1.0), harness.publish(2.0)
+        await harness.deploy(first)
+        await harness.deploy(second, settings=DeploymentSettings(max_batch_size=4))
         assert embedded.pid is not None
         os.kill(embedded.pid, signal.SIGKILL)
-        await room.until(lambda status: status.phase is Phase.PENDING)
-        await room.until(lambda status: status.phase is Phase.READY)
-        assert await room.answer() == (2.0, second)
+        await harness.until(lambda status: status.phase is Phase.PENDING)
+        await harness.until(lambda status: status.phase is Phase.READY)
+        assert await harness.answer() == (2.0, second)
         assert (await client.model_config(model))["max_batch_size"] == 4
         assert reconciler.servers()[0].state is ServerState.READY
         await nothing_half_staged(server, model)
@@ -149,14 +149,14 @@ async def test_deployment_waits_for_unreachable_server(registry: Registry, model
     reconciler = Reconciler(registry, [server], settings())
     await reconciler.start()
     try:
-        room = Room(registry, server, reconciler, model, tmp_path)
-        room.put(f"{model}:{room.publish(1.0)}")
+        harness = Harness(registry, server, reconciler, model, tmp_path)
+        harness.put(f"{model}:{harness.publish(1.0)}")
         reconciler.wake(model)
-        status = await room.until(lambda status: "unreachable" in status.message)
+        status = await harness.until(lambda status: "unreachable" in status.message)
         assert status.phase is Phase.PENDING
         assert reconciler.servers()[0].state is ServerState.UNREACHABLE
         with pytest.raises(TritonUnavailableError):
-            await room.answer()
+            await harness.answer()
     finally:
         await reconciler.stop()
         await client.close()
@@ -173,14 +173,14 @@ async def test_unreachable_server_does_not_block_other_servers(
     reconciler = Reconciler(registry, servers, settings())
     await reconciler.start()
     try:
-        room = Room(registry, servers[0], reconciler, model, tmp_path)
-        room.put(f"{model}:{room.publish(1.0)}")
+        harness = Harness(registry, servers[0], reconciler, model, tmp_path)
+        harness.put(f"{model}:{harness.publish(1.0)}")
         reconciler.wake(model)
-        await room.until(lambda status: status.phase is Phase.READY)
-        assert await room.answer() == (1.0, 1)
-        room.put(f"{model}:1", settings=DeploymentSettings(min_replicas=2))
+        await harness.until(lambda status: status.phase is Phase.READY)
+        assert await harness.answer() == (1.0, 1)
+        harness.put(f"{model}:1", settings=DeploymentSettings(min_replicas=2))
         reconciler.wake(model)
-        status = await room.until(lambda status: "2 replicas are wanted" in status.message)
+        status = await harness.until(lambda status: "2 replicas are wanted" in status.message)
         assert status.phase is Phase.READY
         assert [server.server for server in status.servers] == ["here"]
         async with asyncio.timeout(10):
@@ -193,16 +193,16 @@ async def test_unreachable_server_does_not_block_other_servers(
     await forget(triton, model)
 
 
-async def test_invalid_settings_are_reported_and_active_version_stays(room: Room) -> None:
-    version = room.publish(1.0)
-    await room.deploy(version)
+async def test_invalid_settings_are_reported_and_active_version_stays(harness: Harness) -> None:
+    version = harness.publish(1.0)
+    await harness.deploy(version)
     contradiction = DeploymentSettings(config_overrides={"no_such_field": 1})
-    status = await room.deploy(version, settings=contradiction)
+    status = await harness.deploy(version, settings=contradiction)
     assert status.phase is Phase.DEGRADED
     assert "no_such_field" in status.message
     assert status.servers[0].retry_at is None
-    assert await room.answer() == (1.0, version)
-    assert (await room.deploy(version, settings=DeploymentSettings())).phase is Phase.READY
+    assert await harness.answer() == (1.0, version)
+    assert (await harness.deploy(version, settings=DeploymentSettings())).phase is Phase.READY
 
 
 async def test_unreadable_store_is_reported_with_its_cause(
@@ -212,33 +212,33 @@ async def test_unreadable_store_is_reported_with_its_cause(
 
     def fail(operation: str, key: str) -> None:
         if trouble and (trouble == "all" or trouble in key):
-            raise StoreUnavailableError(f"{key} cannot be had")
+            raise StoreUnavailableError(f"{key} is unavailable")
 
     hooked = Registry(
         HookedStore(registry.store, before=fail), registry.cache, head_max_age_seconds=0.0, gc=GcSettings()
     )
-    async with running(triton, hooked, model, tmp_path) as room:
-        first, second = room.publish(1.0), room.publish(2.0)
-        await room.deploy(first)
+    async with running(triton, hooked, model, tmp_path) as harness:
+        first, second = harness.publish(1.0), harness.publish(2.0)
+        await harness.deploy(first)
         trouble = "all"
-        await wait_event(room, "store", "StoreUnavailable", "cannot be had")
+        await wait_event(harness, "store", "StoreUnavailable", "is unavailable")
         trouble = ""
-        await wait_event(room, "store", "StoreRecovered", "")
-        revision = room.put(f"{model}:{second}")
+        await wait_event(harness, "store", "StoreRecovered", "")
+        revision = harness.put(f"{model}:{second}")
         trouble = "blobs/"  # the manifest of the desired version
-        await wait_event(room, model, "DeploymentUnreadable", f"revision {revision.number} cannot be read")
-        assert await room.answer() == (1.0, first)
+        await wait_event(harness, model, "DeploymentUnreadable", f"revision {revision.number} cannot be read")
+        assert await harness.answer() == (1.0, first)
         trouble = ""
-        await wait_event(room, model, "DeploymentReadable", "")
-        await room.until(lambda status: status.revision == revision.number and status.phase is Phase.READY)
+        await wait_event(harness, model, "DeploymentReadable", "")
+        await harness.until(lambda status: status.revision == revision.number and status.phase is Phase.READY)
     await forget(triton, model)
 
 
-async def wait_event(room: Room, subject: str, reason: str, words: str) -> None:
+async def wait_event(harness: Harness, subject: str, reason: str, words: str) -> None:
     """Wait for an event."""
     async with asyncio.timeout(20):
         while not any(
             (event.subject, event.reason) == (subject, reason) and words in event.message
-            for event in room.reconciler.events()
+            for event in harness.reconciler.events()
         ):
             await asyncio.sleep(0.02)

@@ -162,7 +162,7 @@ async def test_models_are_packed_spread_and_moved_from_a_killed_server(registry:
         assert said[other] == ("assigned-elsewhere", f"placed on {home}")
         small = here.reconciler.status("small2")
         assert small is not None
-        assert [server.server for server in small.servers] == [home], "only where it is placed counts"
+        assert [server.server for server in small.servers] == [home], "only assigned servers count"
 
         async with watching(here) as follower:
             await here.until(
@@ -289,7 +289,7 @@ async def test_replicas_scale_with_queue_and_down_when_idle(registry: Registry, 
         clients = [asyncio.create_task(ask()) for _ in range(8)]
         try:
             await here.until(lambda: len(here.assignments("busy")) == 2)
-            assert is_ready(here, "busy"), "a replica on its way does not make it less than Ready"
+            assert is_ready(here, "busy"), "a replica that is being loaded does not change the phase"
             other = "two" if home == "one" else "one"
             await here.until(lambda: len(ready_on(here, "busy")) == 2)
             assert (await answer(here.clients[other], "busy"))[0] == 2.0
@@ -321,7 +321,7 @@ async def test_defragmentation_separates_replicas_in_one_zone(registry: Registry
         assert [(move.model, move.to_server) for move in planned.moves] == [("pair", "b1")]
         assert planned.moves[0].why == "two replicas are in zone a"
         assert planned.seconds > 0
-        assert sorted(here.assignments("pair")) == ["a1", "a2"], "it was a dry run"
+        assert sorted(here.assignments("pair")) == ["a1", "a2"], "a dry run changes nothing"
 
         done = here.reconciler.defragment(dry_run=False, limit=10)
         left = done.moves[0].from_server

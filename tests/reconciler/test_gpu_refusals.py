@@ -50,7 +50,7 @@ def test_in_flight_load_on_rejected_gpu_is_retried_and_reported_once(tmp_path: P
     one, other = begin(server, "m"), begin(server, "n")
     assert refuse(server, one) == f"Triton does not use gpu:0, gpu:1: {WORDS}"
     assert usable(server) == []
-    assert refuse(server, other) == "", "it asked while they still counted; nothing new to tell"
+    assert refuse(server, other) == "", "the load began before the rejection was known; there is no new event"
 
 
 def test_load_on_known_rejected_gpu_fails(tmp_path: Path) -> None:

@@ -26,15 +26,15 @@ from controlplane.settings import MemorySettings, TritonSettings
 from controlplane.triton.client import TritonClient, TritonTimeouts
 from controlplane.triton.metrics_scraper import MetricsScraper
 from controlplane.triton.repository import ModelRepository
-from tests.reconciler.conftest import Room, settings
+from tests.reconciler.conftest import Harness, settings
 from tests.support.faulty_triton import FaultyTriton, faulty_triton
 
 pytestmark = pytest.mark.triton
 
 
 @dataclass
-class Ward(Room):
-    """A room with its own server that can be made unhealthy."""
+class FaultyHarness(Harness):
+    """A harness with its own server that can be made unhealthy."""
 
     triton: FaultyTriton
 
@@ -53,9 +53,9 @@ class Ward(Room):
 
 
 @contextlib.asynccontextmanager
-async def ward_of(
+async def faulty_harness(
     registry: Registry, model: str, folder: Path, *, load_seconds: float = 60.0, **changes: Any
-) -> AsyncIterator[Ward]:
+) -> AsyncIterator[FaultyHarness]:
     triton = faulty_triton(folder, TritonSettings())
     await triton.server.start()
     client = TritonClient(
@@ -76,7 +76,7 @@ async def ward_of(
     reconciler = Reconciler(registry, [server], settings(**changes), memory=memory)
     await reconciler.start()
     try:
-        yield Ward(registry, server, reconciler, model, folder, triton)
+        yield FaultyHarness(registry, server, reconciler, model, folder, triton)
     finally:
         await reconciler.stop()
         await client.close()
@@ -84,30 +84,30 @@ async def ward_of(
 
 
 @pytest.fixture
-async def ward(registry: Registry, model: str, tmp_path: Path) -> AsyncIterator[Ward]:
-    async with ward_of(registry, model, tmp_path, probe_interval_seconds=300.0) as ward:
-        yield ward
+async def faulty(registry: Registry, model: str, tmp_path: Path) -> AsyncIterator[FaultyHarness]:
+    async with faulty_harness(registry, model, tmp_path, probe_interval_seconds=300.0) as faulty:
+        yield faulty
 
 
 async def test_killed_process_is_found_before_the_next_probe_and_reloaded(
-    ward: Ward, record_property: Callable[[str, object], None]
+    faulty: FaultyHarness, record_property: Callable[[str, object], None]
 ) -> None:
     """The probe interval is five minutes: the process table gives the signal and a probe confirms it."""
-    version = ward.publish(1.5)
-    await ward.deploy(version)
-    await ward.until(lambda status: bool(ward.reconciler.servers()[0].models))
-    (process,) = ward.processes()
+    version = faulty.publish(1.5)
+    await faulty.deploy(version)
+    await faulty.until(lambda status: bool(faulty.reconciler.servers()[0].models))
+    (process,) = faulty.processes()
     await asyncio.sleep(0.5)  # for a look at the process table, which shows the missing process
     os.kill(process, signal.SIGKILL)
     began = time.monotonic()
-    assert await ward.server.client.ready(ward.model, version), "Triton goes on saying READY"
-    await ward.until(lambda _: ward.condition("Healthy").status == "False")
+    assert await faulty.server.client.ready(faulty.model, version), "Triton still reports READY"
+    await faulty.until(lambda _: faulty.condition("Healthy").status == "False")
     found = time.monotonic() - began
-    await ward.until(lambda status: status.phase is Phase.READY and ward.condition("Healthy").status == "True")
+    await faulty.until(lambda status: status.phase is Phase.READY and faulty.condition("Healthy").status == "True")
     record_property("find_seconds", round(found, 2))
     record_property("heal_seconds", round(time.monotonic() - began, 2))
-    assert await ward.answer() == (1.5, version)
-    status = ward.reconciler.status(ward.model)
+    assert await faulty.answer() == (1.5, version)
+    status = faulty.reconciler.status(faulty.model)
     assert status is not None
     health = status.servers[0].health
     assert health is not None
@@ -115,104 +115,104 @@ async def test_killed_process_is_found_before_the_next_probe_and_reloaded(
     assert health.last_failure is not None
     assert health.last_failure.outcome is ProbeOutcome.UNANSWERED
     assert "not healthy" in health.last_failure.message
-    assert [message for message in ward.events("Unhealthy") if "not healthy" in message]
+    assert [message for message in faulty.events("Unhealthy") if "not healthy" in message]
 
 
-async def test_one_dead_process_of_two_is_found_while_the_other_answers(ward: Ward) -> None:
-    version = ward.publish(1.5)
-    await ward.deploy(version, settings=DeploymentSettings(instance_count=2))
+async def test_one_dead_process_of_two_is_found_while_the_other_answers(faulty: FaultyHarness) -> None:
+    version = faulty.publish(1.5)
+    await faulty.deploy(version, settings=DeploymentSettings(instance_count=2))
     await asyncio.sleep(0.5)
-    processes = ward.processes()
+    processes = faulty.processes()
     assert len(processes) == 2
     os.kill(processes[0], signal.SIGKILL)
-    await ward.until(lambda _: bool(ward.events("Unhealthy")))
-    await ward.until(lambda status: status.phase is Phase.READY and len(ward.processes()) == 2)
-    assert processes[0] not in ward.processes()
+    await faulty.until(lambda _: bool(faulty.events("Unhealthy")))
+    await faulty.until(lambda status: status.phase is Phase.READY and len(faulty.processes()) == 2)
+    assert processes[0] not in faulty.processes()
 
 
 async def test_crashes_by_requests_back_off_and_then_fail_with_evidence(
-    ward: Ward,
+    faulty: FaultyHarness,
 ) -> None:
     """Every reload helps until the next request; reloads must not repeat endlessly."""
-    version = ward.publish(1.0)
-    await ward.deploy(version, settings=ward.triton.settings("die", switched=True))
-    ward.triton.on()
-    await ward.ask()
-    await ward.until(lambda _: len(ward.events("Unhealthy")) >= 2)
-    await ward.until(lambda status: status.phase is Phase.FAILED)
-    status = ward.reconciler.status(ward.model)
+    version = faulty.publish(1.0)
+    await faulty.deploy(version, settings=faulty.triton.settings("die", switched=True))
+    faulty.triton.on()
+    await faulty.ask()
+    await faulty.until(lambda _: len(faulty.events("Unhealthy")) >= 2)
+    await faulty.until(lambda status: status.phase is Phase.FAILED)
+    status = faulty.reconciler.status(faulty.model)
     assert status is not None
     assert "not healthy" in status.message
     assert status.servers[0].retry_at is not None
-    assert ward.condition("Ready").status == "False"
-    assert ward.condition("Healthy").reason == "ProbeNotAnswered"
-    ward.triton.off()
-    await ward.until(lambda status: status.phase is Phase.READY)
-    assert await ward.answer() == (1.0, version)
+    assert faulty.condition("Ready").status == "False"
+    assert faulty.condition("Healthy").reason == "ProbeNotAnswered"
+    faulty.triton.off()
+    await faulty.until(lambda status: status.phase is Phase.READY)
+    assert await faulty.answer() == (1.0, version)
 
 
 async def test_drifting_answers_are_found_and_version_stops_serving(
     registry: Registry, model: str, tmp_path: Path
 ) -> None:
-    async with ward_of(registry, model, tmp_path, probe_interval_seconds=0.5) as ward:
-        good = ward.publish(1.0)
-        await ward.deploy(good)
-        bad = ward.publish(2.0)
-        await ward.deploy(bad, settings=ward.triton.settings("drift", switched=True))
-        assert await ward.answer() == (2.0, bad)
-        ward.triton.on()
-        status = await ward.until(lambda status: status.phase is Phase.DEGRADED)
+    async with faulty_harness(registry, model, tmp_path, probe_interval_seconds=0.5) as faulty:
+        good = faulty.publish(1.0)
+        await faulty.deploy(good)
+        bad = faulty.publish(2.0)
+        await faulty.deploy(bad, settings=faulty.triton.settings("drift", switched=True))
+        assert await faulty.answer() == (2.0, bad)
+        faulty.triton.on()
+        status = await faulty.until(lambda status: status.phase is Phase.DEGRADED)
         assert status.servers[0].serving_version == good
-        assert await ward.answer() == (1.0, good)
-        assert ward.condition("Degraded").status == "True"
-        assert "answer differs from the recorded one" in ward.condition("Ready").message
+        assert await faulty.answer() == (1.0, good)
+        assert faulty.condition("Degraded").status == "True"
+        assert "answer differs from the recorded one" in faulty.condition("Ready").message
 
 
-async def test_crashing_version_is_rolled_back_once_with_evidence(ward: Ward) -> None:
+async def test_crashing_version_is_rolled_back_once_with_evidence(faulty: FaultyHarness) -> None:
     """`auto_rollback`: the leader commits the rollback, the previous version serves, and no second switch follows."""
-    good = ward.publish(1.0)
-    await ward.deploy(good)
-    bad = ward.publish(2.0)
-    ward.put(f"{ward.model}:{bad}", settings=ward.triton.settings("die", auto_rollback=True))
-    ward.reconciler.wake(ward.model)
+    good = faulty.publish(1.0)
+    await faulty.deploy(good)
+    bad = faulty.publish(2.0)
+    faulty.put(f"{faulty.model}:{bad}", settings=faulty.triton.settings("die", auto_rollback=True))
+    faulty.reconciler.wake(faulty.model)
 
     def rolled_back(status: DeploymentStatus) -> bool:
         return status.revision == 3 and status.phase is Phase.READY
 
-    await ward.until(rolled_back, 60)
-    head, *_ = ward.registry.deployments.history(ward.model)
+    await faulty.until(rolled_back, 60)
+    head, *_ = faulty.registry.deployments.history(faulty.model)
     assert head.actor == "reconciler"
     assert head.reason.startswith(
-        f"automatic rollback to revision 1 ({ward.model}:{good}): version {bad} failed on own"
+        f"automatic rollback to revision 1 ({faulty.model}:{good}): version {bad} failed on own"
     )
     assert "not healthy" in head.reason
     assert head.spec.version == good
-    assert await ward.answer() == (1.0, good)
-    assert ward.events("RolledBack")
+    assert await faulty.answer() == (1.0, good)
+    assert faulty.events("RolledBack")
 
     # The restored version fails as well: there is no rollback to the version that failed before.
-    for process in ward.processes():
+    for process in faulty.processes():
         os.kill(process, signal.SIGKILL)
-    await ward.until(lambda _: bool(ward.events("Unhealthy")))
-    await ward.until(lambda status: status.phase is Phase.READY)
-    assert len(list(ward.registry.deployments.history(ward.model))) == 3
+    await faulty.until(lambda _: bool(faulty.events("Unhealthy")))
+    await faulty.until(lambda status: status.phase is Phase.READY)
+    assert len(list(faulty.registry.deployments.history(faulty.model))) == 3
 
 
-async def test_slower_version_is_rejected_only_with_a_latency_bound(ward: Ward) -> None:
-    fast = ward.publish(1.0)
-    await ward.deploy(fast)
-    slow = ward.publish(2.0)
-    settings = ward.triton.settings("slow:0.05", max_latency_ratio=3.0)
-    status = await ward.deploy(slow, settings=settings)
+async def test_slower_version_is_rejected_only_with_a_latency_bound(faulty: FaultyHarness) -> None:
+    fast = faulty.publish(1.0)
+    await faulty.deploy(fast)
+    slow = faulty.publish(2.0)
+    settings = faulty.triton.settings("slow:0.05", max_latency_ratio=3.0)
+    status = await faulty.deploy(slow, settings=settings)
     assert status.phase is Phase.DEGRADED
     assert "times that of version 1" in status.message
-    assert await ward.answer() == (1.0, fast)
-    assert ward.events("Regressed")
+    assert await faulty.answer() == (1.0, fast)
+    assert faulty.events("Regressed")
 
     async def reports(version: int, count: int) -> list[VersionReport]:
         async with asyncio.timeout(20):
             while True:
-                found = ward.registry.reports.history(ward.model, version, limit=10)
+                found = faulty.registry.reports.history(faulty.model, version, limit=10)
                 if len(found) >= count:
                     return found
                 await asyncio.sleep(0.05)
@@ -233,8 +233,8 @@ async def test_slower_version_is_rejected_only_with_a_latency_bound(ward: Ward) 
     assert first.verdict is Verdict.PASSED
 
     # Without the bound the latency is measured and reported, and the version becomes active.
-    await ward.deploy(slow, settings=ward.triton.settings("slow:0.05"))
-    assert await ward.answer() == (2.0, slow)
+    await faulty.deploy(slow, settings=faulty.triton.settings("slow:0.05"))
+    assert await faulty.answer() == (2.0, slow)
     newest, before = await reports(slow, 2)
     assert newest.verdict is Verdict.PASSED
-    assert before == report, "a record that was kept never changes"
+    assert before == report, "a stored report never changes"

@@ -60,28 +60,28 @@ def work(reconciler: Reconciler) -> Counter[str]:
 async def test_idle_deployments_cost_no_work_at_rest(
     triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
 ) -> None:
-    async with running(triton, registry, model, tmp_path) as room:
-        await settled(room.reconciler, idle)
-        await ticks(room.reconciler, 2)
-        before = work(room.reconciler)
-        await ticks(room.reconciler, _TICKS)
-        done = work(room.reconciler) - before
+    async with running(triton, registry, model, tmp_path) as harness:
+        await settled(harness.reconciler, idle)
+        await ticks(harness.reconciler, 2)
+        before = work(harness.reconciler)
+        await ticks(harness.reconciler, _TICKS)
+        done = work(harness.reconciler) - before
         done.pop("rounds")  # a cycle without marked models does nothing
         assert not done, done
-        assert not room.reconciler.newest_cycle.more
+        assert not harness.reconciler.newest_cycle.more
 
 
 async def test_changed_deployment_is_planned_without_idle_ones(
     triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
 ) -> None:
-    async with running(triton, registry, model, tmp_path) as room:
-        await settled(room.reconciler, idle)
-        version = room.publish(3.0)
-        await ticks(room.reconciler, 2)
-        before = work(room.reconciler)
-        status = await room.deploy(version, settings=DeploymentSettings(mode=Mode.RESIDENT))
+    async with running(triton, registry, model, tmp_path) as harness:
+        await settled(harness.reconciler, idle)
+        version = harness.publish(3.0)
+        await ticks(harness.reconciler, 2)
+        before = work(harness.reconciler)
+        status = await harness.deploy(version, settings=DeploymentSettings(mode=Mode.RESIDENT))
         assert status.phase is Phase.READY
-        done = work(room.reconciler) - before
+        done = work(harness.reconciler) - before
         assert done["began"] >= 3, "it is staged, loaded and proved"
         assert done["planned"] < IDLE, done
         assert done["statuses"] < 10 * IDLE, done
@@ -91,26 +91,26 @@ async def test_changed_deployment_is_planned_without_idle_ones(
 async def test_full_pass_finds_no_missed_change(
     triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
 ) -> None:
-    async with running(triton, registry, model, tmp_path, interval_seconds=0.1) as room:
-        await settled(room.reconciler, idle)
-        await room.deploy(room.publish(3.0))
-        await room.deploy(room.publish(4.0))
-        await ticks(room.reconciler, 8)
-        assert not room.reconciler.missed, dict(room.reconciler.missed)
+    async with running(triton, registry, model, tmp_path, interval_seconds=0.1) as harness:
+        await settled(harness.reconciler, idle)
+        await harness.deploy(harness.publish(3.0))
+        await harness.deploy(harness.publish(4.0))
+        await ticks(harness.reconciler, 8)
+        assert not harness.reconciler.missed, dict(harness.reconciler.missed)
     await forget(triton, model)
 
 
 async def test_unmarked_change_is_found_and_repaired(
     triton: RunningTriton, registry: Registry, model: str, idle: list[str], tmp_path: Path
 ) -> None:
-    async with running(triton, registry, model, tmp_path) as room:
-        await settled(room.reconciler, idle)
-        state = room.reconciler._state
+    async with running(triton, registry, model, tmp_path) as harness:
+        await settled(harness.reconciler, idle)
+        state = harness.reconciler._state
         state.servers["test"].scheduler.model_state(idle[0]).demanded_at = state.clock()
         async with asyncio.timeout(60):
-            while room.reconciler.missed != {"residency": 1}:
+            while harness.reconciler.missed != {"residency": 1}:
                 await asyncio.sleep(0.05)
-        status = await room.reconciler.wait_loaded(idle[0], 60)
+        status = await harness.reconciler.wait_loaded(idle[0], 60)
         assert status.phase is Phase.READY, status
-        room.reconciler.missed.clear()
+        harness.reconciler.missed.clear()
     await forget(triton, idle[0])

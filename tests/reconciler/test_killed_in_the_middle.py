@@ -114,7 +114,7 @@ async def until(condition: Callable[[], Any], what: str, seconds: float = 90) ->
             held = await held
         if held:
             return
-        assert time.monotonic() < end, f"never: {what}"
+        assert time.monotonic() < end, f"not reached: {what}"
         await asyncio.sleep(0.05)
 
 
@@ -128,10 +128,10 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 # Stage, load, prove on the new server; unload from the old one.
 STEPS = [
-    pytest.param("kill-during", 2, "Load", id="while it is loaded where it goes"),
-    pytest.param("kill-before", 3, "Prove", id="before it is proved there"),
-    pytest.param("kill-before", 4, "Unload", id="before it is unloaded where it was"),
-    pytest.param("kill-during", 4, "Unload", id="while it is unloaded there"),
+    pytest.param("kill-during", 2, "Load", id="during the load on the target"),
+    pytest.param("kill-before", 3, "Prove", id="before the proof on the target"),
+    pytest.param("kill-before", 4, "Unload", id="before the unload on the source"),
+    pytest.param("kill-during", 4, "Unload", id="during the unload on the source"),
 ]
 
 
@@ -149,8 +149,8 @@ async def test_kill_during_defragmentation_loses_no_replica_and_leaves_none(
         assert (await before.wait_settled(model, revision, 120)).phase is Phase.READY
         assert await fleet.loaded(model) == {"a1", "a2"}, "no replica moves without a request"
     said = await fleet.killed(model, how, step)
-    assert "'b1')]" in said, "it was to move one replica"
-    assert said.splitlines()[-1] == f"begin {step} {action}", "it was to die there"
+    assert "'b1')]" in said, "it should move one replica"
+    assert said.splitlines()[-1] == f"begin {step} {action}", "it should die at this step"
 
     async with fleet.reconciler() as after:
 
@@ -160,23 +160,25 @@ async def test_kill_during_defragmentation_loses_no_replica_and_leaves_none(
             places = await fleet.loaded(model)
             return ready and len(places) == 2 and not fleet.left(model)
 
-        await until(whole, f"two replicas, and nothing beyond them; {said}")
+        await until(whole, f"exactly two replicas; {said}")
         for name in await fleet.loaded(model):
             one = TritonClient(name, fleet.servers[name].grpc_url)
             assert (await answer(one, model))[0] == 2.0
             await one.close()
         # An operator started the defragmentation and starts it again; then it completes.
         after.defragment(dry_run=False, limit=10)
-        await until(lambda: after.defragment(dry_run=True, limit=10).moves == (), f"it is done; {said}")
+        await until(
+            lambda: after.defragment(dry_run=True, limit=10).moves == (), f"the defragmentation is complete; {said}"
+        )
 
         async def spread() -> bool:
             return "b1" in await fleet.loaded(model) and await whole()
 
-        await until(spread, f"they cannot fail together any more; {said}")
+        await until(spread, f"the replicas are in different zones; {said}")
         head = fleet.registry.deployments.get(model, fresh=True)
         fleet.registry.deployments.put(head.spec.with_changes(deleted=True), after=head, actor="test", reason="")
         after.wake(model)
-        await until(lambda: fleet.gone(model), f"it is gone; {said}")
+        await until(lambda: fleet.gone(model), f"the model is unloaded; {said}")
 
 
 class Leaky:
@@ -247,18 +249,18 @@ async def test_kill_during_drain_or_restart_of_leaking_server_recovers(tmp_path:
             here.call("DELETE", f"/v1/deployments/small/holds/{lease['id']}")
             await until(lambda: "ServerRestarting" in here.events(), "it is restarted", 60)
         here.plane.kill()
-        await until(lambda: not psutil.pid_exists(server), "its server went with it", 60)
+        await until(lambda: not psutil.pid_exists(server), "its server ended with it", 60)
 
         await asyncio.to_thread(here.plane.start)
         await until(here.ready, "both answer again", 120)
         assert [await here.infer(model) for model in ("wide", "small")] == [5.0, 2.0]
         assert len(here.plane.backend_pids("wide")) == len(here.plane.backend_pids("small")) == 1, (
-            "nothing is there twice"
+            "no model is loaded twice"
         )
-        assert here.leak_state() == "watching", "what a new server has, it has not lost"
+        assert here.leak_state() == "watching", "a restarted server reports no leak"
         assert "MemoryLeak" not in here.events()
         held = [one["id"] for one in here.call("GET", "/v1/deployments/small/holds")["items"]]
-        assert held == ([lease["id"]] if moment == "draining" else []), "who held a model holds it still"
+        assert held == ([lease["id"]] if moment == "draining" else []), "the hold still exists"
         # The server is still watched: the same leak causes a restart again.
         assert await here.infer("wide", ROWS) == 5.0
         await until(lambda: "MemoryLeak" in here.events(), "it is drained again", 60)

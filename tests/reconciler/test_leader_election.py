@@ -50,7 +50,7 @@ def test_leader_keeps_lease_until_silent_for_its_duration() -> None:
     other.attempt()
     assert not other.held
     here.now += 9.1
-    assert not one.held, "the holder stops before another may start"
+    assert not one.held, "the holder stops before another can start"
     there.now += 0.2
     other.attempt()
     assert other.held
@@ -85,15 +85,17 @@ def test_unchanged_tenure_means_no_other_leader_in_between() -> None:
     other._release()
     one.attempt()
     assert one.held
-    assert one.tenure > first, "another had it"
+    assert one.tenure > first, "another instance had the lease"
 
 
 def test_lease_of_a_dead_local_process_is_free_at_once() -> None:
     me = Holder.myself()
     assert not me.is_gone(me)
     assert dataclasses.replace(me, pid=2**22 - 3).is_gone(me)
-    assert dataclasses.replace(me, started=me.started - 100).is_gone(me), "the number was given to another process"
-    assert not dataclasses.replace(me, machine="elsewhere", pid=2**22 - 3).is_gone(me), "it cannot be seen from here"
+    assert dataclasses.replace(me, started=me.started - 100).is_gone(me), "the process id was reused"
+    assert not dataclasses.replace(me, machine="elsewhere", pid=2**22 - 3).is_gone(me), (
+        "a process on another machine cannot be checked"
+    )
     assert not dataclasses.replace(me, machine="", pid=2**22 - 3).is_gone(dataclasses.replace(me, machine=""))
 
 
@@ -139,7 +141,7 @@ def work_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Keep the calling thread, and with it the event loop, busy until a condition holds."""
     deadline, digest = time.monotonic() + seconds, hashlib.sha256()
     while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
+        assert time.monotonic() < deadline, "the condition was not reached"
         for _ in range(1000):
             digest.update(b"work")
 
@@ -167,7 +169,7 @@ async def test_busy_event_loop_does_not_delay_renewals(tmp_path: Path) -> None:
         await one.stop()
     newest = Chain(store, "leases/reconciler/", pruned=True).head()
     assert newest is not None
-    assert newest.body["id"] == "", "it was given back"
+    assert newest.body["id"] == "", "it was released"
 
 
 async def test_stopped_event_loop_loses_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +182,7 @@ async def test_stopped_event_loop_loses_the_lease(tmp_path: Path, monkeypatch: p
         async with asyncio.timeout(30):
             while not one.held:
                 await asyncio.sleep(0.02)
-        assert one.held, "it runs again, and takes the lease again"
+        assert one.held, "the event loop runs again and takes the lease again"
     finally:
         await one.stop()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.domain.states import Phase
-from tests.reconciler.conftest import Room, forget, nothing_half_staged, open_registry, running
+from tests.reconciler.conftest import Harness, forget, nothing_half_staged, open_registry, running
 from tests.support.triton import RunningTriton
 
 pytestmark = [pytest.mark.triton]
@@ -48,21 +48,21 @@ async def test_standby_takes_over_from_a_killed_leader(triton: RunningTriton, mo
     registry = open_registry(tmp_path)
     async with replica(triton, tmp_path) as one:
         await line(one, "leading")
-        async with running(triton, registry, model, tmp_path) as room:
-            assert not room.reconciler.leading
-            version = room.publish(1.0)
-            status = await room.deploy(version)
+        async with running(triton, registry, model, tmp_path) as harness:
+            assert not harness.reconciler.leading
+            version = harness.publish(1.0)
+            status = await harness.deploy(version)
             # The other instance loaded it; this one observed it and ran its own proof.
             assert status.phase is Phase.READY
-            assert room.events("VersionActivated") == []
-            assert room.events("ProofPassed") != []
+            assert harness.events("VersionActivated") == []
+            assert harness.events("ProofPassed") != []
             one.send_signal(signal.SIGKILL)
             await one.wait()
-            second = room.publish(2.0)
-            status = await room.deploy(second)
-            assert room.reconciler.leading
-            assert room.events("VersionActivated") != []
-            assert await room.answer() == (2.0, second)
+            second = harness.publish(2.0)
+            status = await harness.deploy(second)
+            assert harness.reconciler.leading
+            assert harness.events("VersionActivated") != []
+            assert await harness.answer() == (2.0, second)
     await forget(triton, model)
 
 
@@ -71,23 +71,23 @@ async def test_leader_that_resumes_after_takeover_does_nothing(
 ) -> None:
     """It is stopped during a rollout, right before a load, and resumes after another has taken over."""
     registry = open_registry(tmp_path)
-    async with running(triton, registry, model, tmp_path) as room:
-        first, second = room.publish(1.0), room.publish(2.0)
-    Room(registry, room.server, room.reconciler, model, tmp_path).put(f"{model}:{first}")
+    async with running(triton, registry, model, tmp_path) as harness:
+        first, second = harness.publish(1.0), harness.publish(2.0)
+    Harness(registry, harness.server, harness.reconciler, model, tmp_path).put(f"{model}:{first}")
     async with replica(triton, tmp_path, "stop-before", "2") as sleeper:
         await line(sleeper, "asleep")
-        async with running(triton, registry, model, tmp_path, lease_seconds=1.0) as room:
-            status = await room.until(lambda status: status.phase is Phase.READY)
-            assert room.reconciler.leading, "the sleeper's lease ended, although its process is there"
-            status = await room.deploy(second)
+        async with running(triton, registry, model, tmp_path, lease_seconds=1.0) as harness:
+            status = await harness.until(lambda status: status.phase is Phase.READY)
+            assert harness.reconciler.leading, "the lease of the stopped process expired although the process exists"
+            status = await harness.deploy(second)
             assert status.phase is Phase.READY
-            await nothing_half_staged(room.server, model)
+            await nothing_half_staged(harness.server, model)
             sleeper.send_signal(signal.SIGCONT)
             said = await line(sleeper, "following")
             assert "end 2 Load NotLeaderError" in said
             assert not any(text.startswith("end") and text.endswith("NoneType") for text in said), said
             await asyncio.sleep(0.7)
-            assert await room.answer() == (2.0, second)
-            assert room.reconciler.leading
-            await nothing_half_staged(room.server, model)
+            assert await harness.answer() == (2.0, second)
+            assert harness.reconciler.leading
+            await nothing_half_staged(harness.server, model)
     await forget(triton, model)

@@ -90,7 +90,7 @@ class Plane:
         end = time.monotonic() + RECOVERY_SECONDS
         while not self.ready_file.exists():
             assert self.process.poll() is None, (self.folder / "up.log").read_text()[-3000:]
-            assert time.monotonic() < end, "it does not come up"
+            assert time.monotonic() < end, "the control plane does not start"
             time.sleep(0.05)
 
     def triton(self) -> psutil.Process | None:
@@ -282,9 +282,9 @@ async def test_forty_models_in_memory_for_eight_serve_all_possible_requests(plan
     assert stats.failures == []
     assert watcher.samples > 100
     assert watcher.peak <= BUDGET + error
-    assert watcher.most >= FIT - 3, "the budget is made use of"
+    assert watcher.most >= FIT - 3, "most of the budget is used"
     assert evictions > 3
-    assert counters["loads"] > 3, "it goes on loading after both kills"
+    assert counters["loads"] > 3, "models are loaded after both kills"
     # Each kill affects each client once; while the control plane is down, it retries once a second.
     away = sum(end - begin for begin, end in plane.down)
     assert stats.interrupted <= CLIENTS * (2 * len(plane.down) + away)

@@ -78,7 +78,7 @@ def run(world: World, desired: DesiredReplica) -> None:
         if world.step(desired) is None:
             return
         check_answer(world, before)
-    raise AssertionError(f"no end in sight after {MOST_STEPS} steps: {world}")
+    raise AssertionError(f"not settled after {MOST_STEPS} steps: {world}")
 
 
 def check_end(world: World, desired: DesiredReplica) -> None:
@@ -100,7 +100,7 @@ def check_end(world: World, desired: DesiredReplica) -> None:
     wanted = desired.targets[0]
     nature = triton.nature(wanted.version, wanted.digest)
     if nature is Nature.GOOD:
-        event("got what was wanted")
+        event("reached the desired state")
         assert world.answering() == wanted
         assert wanted in world.proven_here
         assert triton.gpu == world.place
@@ -111,7 +111,7 @@ def check_end(world: World, desired: DesiredReplica) -> None:
         assert not triton.candidate_staged
         assert plan(desired, world.observe(), world.now) is None
     else:
-        event(f"wanted what {nature.value}")
+        event(f"desired a target that {nature.value}")
         assert wanted in world.record.failures
         answering = world.answering()
         usable = [t for t in desired.targets if triton.nature(t.version, t.digest) is Nature.GOOD]

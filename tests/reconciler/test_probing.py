@@ -120,7 +120,7 @@ def test_only_processes_from_before_a_load_may_exit_after_it() -> None:
         return watch.missing
 
     watch.loaded(began)
-    assert at(began + 1, before, before, after) == (0, 3), "two are leaving"
+    assert at(began + 1, before, before, after) == (0, 3), "two processes are exiting"
     assert at(began + 2, before, after) == (0, 2)
     assert at(began + 3, after) == (0, 1)
     assert at(began + 4) == (1, 1)
@@ -170,7 +170,7 @@ def test_back_off_grows_when_reloads_help_only_briefly() -> None:
     now += timedelta(minutes=11)
     record = record.after_proof(target, ProofStatus.PASSED, proof(), candidate=False, now=now, backoff=backoff)
     record = record.after_proof(target, ProofStatus.BROKEN, proof(), candidate=False, now=now, backoff=backoff)
-    assert record.failures[target].retry_at == now, "a fault after a long time is a first one again"
+    assert record.failures[target].retry_at == now, "a fault after a long time counts as the first one"
 
     again = record.wanted_again(target)
     assert again.crashes == {}

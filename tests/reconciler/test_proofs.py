@@ -17,15 +17,15 @@ from controlplane.lifecycle.observation import ReplicaObservation
 from controlplane.lifecycle.replica import Replica
 from controlplane.lifecycle.state import ProofStatus, Target
 from tests.cases.onnx_inputs import mixed_rows
-from tests.reconciler.conftest import Room
+from tests.reconciler.conftest import Harness
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TARGET = Target(1, "a")
 
 
 @pytest.mark.triton
-async def test_samples_above_the_batch_limit_are_sent_in_parts(room: Room) -> None:
-    status = await room.deploy(room.publish(1.5), settings=DeploymentSettings(max_batch_size=1))
+async def test_samples_above_the_batch_limit_are_sent_in_parts(harness: Harness) -> None:
+    status = await harness.deploy(harness.publish(1.5), settings=DeploymentSettings(max_batch_size=1))
     assert status.phase is Phase.READY, status
     proof = status.servers[0].proof
     assert proof is not None
@@ -34,28 +34,28 @@ async def test_samples_above_the_batch_limit_are_sent_in_parts(room: Room) -> No
 
 
 @pytest.mark.triton
-async def test_dependent_rows_are_not_batched(room: Room) -> None:
+async def test_dependent_rows_are_not_batched(harness: Harness) -> None:
     x = np.array([[0, 0, 0], [2, 4, 6]], np.float32)
-    version = room.publish(
+    version = harness.publish(
         1.0,
         width=3,
         content=mixed_rows().SerializeToString(),
         golden=(Sample({"x": x}, {"y": x - x.mean(axis=0)}),),
     )
-    status = await room.deploy(version, settings=DeploymentSettings(dynamic_batching=DynamicBatching()))
+    status = await harness.deploy(version, settings=DeploymentSettings(dynamic_batching=DynamicBatching()))
     assert status.phase is Phase.FAILED
     assert "a row gets a different answer alone than in a batch of 2 rows" in status.message
-    assert (await room.deploy(version, settings=DeploymentSettings())).phase is Phase.READY
+    assert (await harness.deploy(version, settings=DeploymentSettings())).phase is Phase.READY
 
 
 @pytest.mark.triton
-async def test_ready_model_is_probed_periodically(room: Room) -> None:
-    status = await room.deploy(room.publish(1.5))
+async def test_ready_model_is_probed_periodically(harness: Harness) -> None:
+    status = await harness.deploy(harness.publish(1.5))
     first = status.servers[0].proof
     assert first is not None
 
-    await room.until(lambda status: (proof := status.servers[0].proof) is not None and proof.at > first.at)
-    assert len(room.events("ProofPassed")) == 1, "a repeated proof is no news"
+    await harness.until(lambda status: (proof := status.servers[0].proof) is not None and proof.at > first.at)
+    assert len(harness.events("ProofPassed")) == 1, "a repeated proof adds no event"
 
 
 def unit(mark: ProofStatus) -> Replica:

@@ -18,7 +18,7 @@ from controlplane.servers.health import (
     server_conditions,
 )
 from controlplane.servers.snapshot import ServerSnapshot, Space
-from tests.reconciler.test_healing import Ward, ward_of
+from tests.reconciler.test_healing import FaultyHarness, faulty_harness
 
 HUNG = 30.0
 
@@ -79,46 +79,48 @@ def test_missing_answers_count_only_while_the_process_exists() -> None:
 async def test_stopped_server_is_killed_and_restarts_with_its_models(
     registry: Registry, model: str, tmp_path: Path
 ) -> None:
-    async with ward_of(registry, model, tmp_path, unresponsive_after_seconds=1.0, disk_pressure_threshold=1.0) as ward:
-        version = ward.publish(1.5)
-        await ward.deploy(version)
-        server = ward.triton.server
+    async with faulty_harness(
+        registry, model, tmp_path, unresponsive_after_seconds=1.0, disk_pressure_threshold=1.0
+    ) as faulty:
+        version = faulty.publish(1.5)
+        await faulty.deploy(version)
+        server = faulty.triton.server
         assert server.pid is not None
         os.kill(server.pid, signal.SIGSTOP)
-        await ward.until(lambda _: condition(ward, "Ready").status is ConditionStatus.FALSE, 60)
-        await ward.until(lambda _: server.generation == 2, 60)
-        await ward.until(lambda status: status.phase is Phase.READY, 60)
-        assert await ward.answer() == (1.5, version)
-        (killed,) = [e for e in ward.reconciler.events() if e.reason == "ServerKilled"]
+        await faulty.until(lambda _: condition(faulty, "Ready").status is ConditionStatus.FALSE, 60)
+        await faulty.until(lambda _: server.generation == 2, 60)
+        await faulty.until(lambda status: status.phase is Phase.READY, 60)
+        assert await faulty.answer() == (1.5, version)
+        (killed,) = [e for e in faulty.reconciler.events() if e.reason == "ServerKilled"]
         assert "stopped by a signal" in killed.message
         # Real values of a real disk with a threshold that every disk exceeds.
-        assert condition(ward, "DiskPressure").status is ConditionStatus.TRUE
-        assert "are free on" in condition(ward, "DiskPressure").message
-        await ward.until(lambda _: condition(ward, "MetricsAvailable").status is ConditionStatus.TRUE)
+        assert condition(faulty, "DiskPressure").status is ConditionStatus.TRUE
+        assert "are free on" in condition(faulty, "DiskPressure").message
+        await faulty.until(lambda _: condition(faulty, "MetricsAvailable").status is ConditionStatus.TRUE)
 
 
 @pytest.mark.triton
 async def test_hanging_load_is_ended_without_effect_on_other_models(
     registry: Registry, model: str, tmp_path: Path
 ) -> None:
-    async with ward_of(registry, model, tmp_path, unresponsive_after_seconds=4.0, load_seconds=4.0) as ward:
-        good = ward.publish(1.0)
-        await ward.deploy(good)
-        (answering,) = ward.processes()
-        hanging = ward.publish(2.0)
-        ward.triton.on()
-        ward.put(f"{model}:{hanging}", settings=ward.triton.settings("hang-load", switched=True))
-        ward.reconciler.wake(model)
-        await ward.until(lambda status: status.phase is Phase.DEGRADED, 60)
-        await ward.until(lambda _: any(e.reason == "LoadKilled" for e in ward.reconciler.events()), 60)
-        ward.triton.off()
-        await ward.until(lambda status: status.phase is Phase.READY, 90)
-        assert await ward.answer() == (2.0, hanging)
-        assert ward.triton.server.generation == 1, "no other model was affected"
-        assert answering not in ward.processes() or len(ward.processes()) == 2
+    async with faulty_harness(registry, model, tmp_path, unresponsive_after_seconds=4.0, load_seconds=4.0) as faulty:
+        good = faulty.publish(1.0)
+        await faulty.deploy(good)
+        (answering,) = faulty.processes()
+        hanging = faulty.publish(2.0)
+        faulty.triton.on()
+        faulty.put(f"{model}:{hanging}", settings=faulty.triton.settings("hang-load", switched=True))
+        faulty.reconciler.wake(model)
+        await faulty.until(lambda status: status.phase is Phase.DEGRADED, 60)
+        await faulty.until(lambda _: any(e.reason == "LoadKilled" for e in faulty.reconciler.events()), 60)
+        faulty.triton.off()
+        await faulty.until(lambda status: status.phase is Phase.READY, 90)
+        assert await faulty.answer() == (2.0, hanging)
+        assert faulty.triton.server.generation == 1, "no other model was affected"
+        assert answering not in faulty.processes() or len(faulty.processes()) == 2
 
 
-def condition(ward: Ward, kind: str) -> Condition:
-    (server,) = ward.reconciler.servers()
+def condition(faulty: FaultyHarness, kind: str) -> Condition:
+    (server,) = faulty.reconciler.servers()
     (found,) = [one for one in server.conditions if one.type == kind]
     return found
