@@ -388,8 +388,8 @@ class GatewaySettings(_Group):
     outage_timeout_seconds: float = Field(
         default=30.0,
         ge=0,
-        description="How long a request may wait while no Triton server of its model can be reached; then it is "
-        "rejected (503, UNAVAILABLE) until a server answers again.",
+        description="Maximum time that a request waits while no Triton server of its model is reachable; after that, "
+        "requests are rejected (503, UNAVAILABLE) until a server responds again.",
     )
     max_sampled_requests_per_second: float = Field(
         default=50.0,

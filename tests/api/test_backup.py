@@ -86,7 +86,7 @@ def report_of(done: subprocess.CompletedProcess[str], code: int) -> dict[str, An
     return report
 
 
-def test_a_backup_under_traffic_is_restored_and_decided_upon(tmp_path: Path) -> None:
+def test_backup_taken_under_traffic_can_be_restored(tmp_path: Path) -> None:
     store, backup = tmp_path / "store", tmp_path / "backup"
     settings = settings_for(tmp_path / "data", embedded=False, store=StoreSettings(url=store.as_uri()))
     with serving(settings) as api, Traffic(api) as traffic:

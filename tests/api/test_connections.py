@@ -57,7 +57,7 @@ async def answer_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
         return head + await reader.readexactly(int(length.partition(b":")[2]))
 
 
-async def test_requests_that_are_never_completed_are_ended() -> None:
+async def test_incomplete_requests_are_closed_after_the_timeout() -> None:
     async with serving(ConnectionLimits(100, 50, header_seconds=0.3, idle_seconds=0.3)) as port:
         for begun in (b"", b"POST /x HTTP/1.1\r\nhost:", REQUEST, REQUEST + b"123"):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -66,7 +66,7 @@ async def test_requests_that_are_never_completed_are_ended() -> None:
             writer.close()
 
 
-async def test_a_slow_request_that_goes_on_is_answered() -> None:
+async def test_slow_request_that_makes_progress_is_answered() -> None:
     async with serving(ConnectionLimits(100, 50, header_seconds=5.0, idle_seconds=2.0)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for byte in (b"1", b"2", b"3", b"4"):
@@ -79,7 +79,7 @@ async def test_a_slow_request_that_goes_on_is_answered() -> None:
         writer.close()
 
 
-async def test_one_address_cannot_take_all_connections() -> None:
+async def test_connections_from_one_address_are_limited() -> None:
     async with serving(ConnectionLimits(8, 4, header_seconds=30.0, idle_seconds=30.0)) as port:
         mine = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
         for reader, writer in mine:  # each is known to the server once it has answered
@@ -106,7 +106,7 @@ async def test_one_address_cannot_take_all_connections() -> None:
             open_one.close()
 
 
-def test_the_api_leaves_file_descriptors_for_the_rest() -> None:
+def test_connection_limit_leaves_file_descriptors_free() -> None:
     assert connection_limits(1000, 500, 1, 1, descriptors=1024) == ConnectionLimits(341, 170, 1, 1)
     assert connection_limits(1000, 500, 1, 1, descriptors=65_536) == ConnectionLimits(1000, 500, 1, 1)
     assert connection_limits(1000, 2000, 1, 1, descriptors=65_536).per_source == 500

@@ -66,7 +66,7 @@ def test_filters_apply_before_the_limit(many: Api) -> None:
     many.problem(many.http.get("/v1/deployments?fase=Ready"), 422, "invalid-input")
 
 
-def test_lists_and_lookups_ask_nothing_of_the_store_per_deployment(many: Api) -> None:
+def test_lists_and_lookups_make_few_store_requests(many: Api) -> None:
     def requests() -> float:
         page = many.http.get("/metrics").text
         return sum(float(one) for one in re.findall(r"^\w*store_seconds_count\{[^}]*\} (\S+)", page, re.MULTILINE))

@@ -10,18 +10,18 @@ from tests.support.api import onnx_scale, serving, settings_for
 from tests.support.moto import moto_server
 
 
-def test_every_error_is_in_the_documentation_with_its_status() -> None:
+def test_every_error_code_is_documented_with_its_status() -> None:
     text = (Path(__file__).parents[2] / "docs" / "reference" / "api.md").read_text()
     written: dict[str, int] = {}
     for status, codes in re.findall(r"^\| (\d{3}) \| ([^|]*) \|", text, re.MULTILINE):
         written.update({code: int(status) for code in re.findall(r"`([a-z-]+)`", codes)})
-    internal = {"control-plane"}  # the root of the tree, which nobody raises
+    internal = {"control-plane"}  # the root of the tree, which is never raised
     assert {code: status for code, status in documented_codes().items() if code not in internal}.items() <= (
         written.items()
     )
 
 
-def test_a_store_that_is_gone(tmp_path: Path) -> None:
+def test_unreachable_store_is_reported_as_unavailable(tmp_path: Path) -> None:
     with moto_server() as server:
         store = server.settings(server.new_bucket(), retries=0, timeout_seconds=2.0, head_max_age_seconds=0.0)
         with serving(settings_for(tmp_path, embedded=False, store=store)) as api:

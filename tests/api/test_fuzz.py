@@ -29,7 +29,7 @@ def seeded(bare: Api) -> Api:
 
 @pytest.mark.long
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_no_request_makes_the_server_fail(seeded: Api, mode: GenerationMode) -> None:
+def test_no_request_causes_a_server_error(seeded: Api, mode: GenerationMode) -> None:
     schema = schemathesis.openapi.from_url(f"{seeded.url}/openapi.json")
     tried, shown = 0, {"Authorization": seeded.http.headers["Authorization"]}
     for result in schema.get_all_operations():
@@ -95,7 +95,7 @@ def links_of(document: dict[str, Any]) -> list[Link]:
 
 
 @pytest.mark.long
-def test_no_sequence_along_the_links_makes_the_server_fail(seeded: Api) -> None:
+def test_no_linked_request_sequence_causes_a_server_error(seeded: Api) -> None:
     """What one answer gives is what the next request uses; the rest of both is made up."""
     links = links_of(seeded.ok(seeded.http.get("/openapi.json")))
     schema = schemathesis.openapi.from_url(f"{seeded.url}/openapi.json")

@@ -47,7 +47,7 @@ def publish(http: httpx.Client) -> str:
     return str(started["id"])
 
 
-def test_what_was_running_is_lost_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_operations_of_a_killed_process_are_lost_without_leftovers(tmp_path: Path) -> None:
     with running(tmp_path) as (process, http):
         lost = publish(http)
         while not list(tmp_path.glob("work/converter-*")):

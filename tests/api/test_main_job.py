@@ -1,4 +1,4 @@
-"""Publish, deploy, infer, go forward, go back: over REST, with a real Triton."""
+"""Publish, deploy, infer, deploy a new version and roll back over REST, with a real Triton."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from tests.support.api import Api, onnx_scale, serving, settings_for
 pytestmark = pytest.mark.triton
 
 
-def test_forward_and_back(api: Api) -> None:
+def test_deploy_a_new_version_and_roll_back(api: Api) -> None:
     first = api.publish("job", onnx_scale(2), aliases=["champion"], labels={"git": "abc"}, metrics={"accuracy": 0.9})
     assert (first["version"], first["reference"], first["golden_samples"]) == (1, "job:1", 3)
     operation = api.deploy("job:1")
@@ -40,7 +40,7 @@ def test_forward_and_back(api: Api) -> None:
     api.problem(api.http.delete("/v1/models/job"), 409, "in-use")
 
 
-def test_triton_itself_answers_for_the_deployed_version(api: Api) -> None:
+def test_triton_answers_directly_for_the_deployed_version(api: Api) -> None:
     api.publish("direct", onnx_scale(5))
     api.deploy("direct")
     server = api.ok(api.http.get("/v1/servers"))["items"][0]
@@ -55,7 +55,7 @@ def test_triton_itself_answers_for_the_deployed_version(api: Api) -> None:
         time.sleep(0.05)  # the list is what the reconciler saw last
 
 
-def test_an_alias_is_followed(api: Api) -> None:
+def test_deployment_follows_its_alias(api: Api) -> None:
     api.publish("follow", onnx_scale(2), aliases=["champion"])
     api.publish("follow", onnx_scale(4))
     assert api.deploy("follow@champion")["result"]["version"] == 1
@@ -90,7 +90,7 @@ def test_unload_load_and_undeploy(api: Api) -> None:
     assert api.deploy("moods")["state"] == "succeeded"
 
 
-def test_a_version_that_fails_its_proof_never_answers(api: Api) -> None:
+def test_version_that_fails_its_proof_never_becomes_active(api: Api) -> None:
     api.publish("honest", onnx_scale(2))
     api.deploy("honest")
     # The recorded answers are changed behind everybody's back: the model no longer computes what was recorded.
@@ -125,7 +125,7 @@ def test_a_conversion_is_compared_published_and_deployed(api: Api) -> None:
     assert api.infer("half", [1.0, 2.0])[0] == pytest.approx([2.0, 4.0], rel=1e-2)
 
 
-def test_metrics_tell_of_requests_deployments_and_servers(api: Api) -> None:
+def test_metrics_cover_requests_deployments_and_servers(api: Api) -> None:
     api.publish("counted", onnx_scale(2))
     api.deploy("counted")
     text = api.http.get("/metrics").text
@@ -136,7 +136,7 @@ def test_metrics_tell_of_requests_deployments_and_servers(api: Api) -> None:
     assert 'tritonctl_operations_total{kind="publish",state="succeeded"}' in text
 
 
-def test_a_restart_goes_on_where_it_was(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_restart_restores_the_state(tmp_path_factory: pytest.TempPathFactory) -> None:
     settings = settings_for(tmp_path_factory.mktemp("restart"), embedded=True)
     with serving(settings) as before:
         before.publish("stays", onnx_scale(2))

@@ -64,7 +64,7 @@ def _only(api: Api, *names: str) -> None:
         _load(api, name)
         time.sleep(0.15)  # beyond the minimum residence
     for name in NAMES:
-        if name not in names:  # its deployment says loaded again, and nobody asks for it
+        if name not in names:  # its deployment says loaded again, and no request needs it
             body = {"reference": name, "settings": {"mode": "on-demand", "bake_seconds": 0}}
             done = api.ok(api.http.put(f"/v1/deployments/{name}", json=body), 202)
             assert api.operation(done["operation_id"])["result"]["phase"] == "Unloaded"
@@ -78,7 +78,7 @@ def _metric(api: Api, name: str, **labels: str) -> float:
     raise AssertionError(f"{name} {labels} is not there")
 
 
-def test_the_ledger_by_device_and_model(room: Api) -> None:
+def test_ledger_is_returned_by_device_and_model(room: Api) -> None:
     _only(room, "one")
     memory = _memory(room)
     (device,) = memory["devices"]
@@ -119,7 +119,7 @@ def test_the_ledger_by_device_and_model(room: Api) -> None:
     assert "embedded" in problem["detail"]
 
 
-def test_what_was_measured_is_kept_with_the_version(room: Api) -> None:
+def test_measured_footprint_is_stored_with_the_version(room: Api) -> None:
     _only(room, "one")
     (found,) = room.ok(room.http.get("/v1/models/one/versions/1/footprints"))["items"]
     assert (found["backend"], found["kind"], found["instances"], found["by"]) == ("onnxruntime", "cpu", 1, "processes")
@@ -134,7 +134,7 @@ def test_what_was_measured_is_kept_with_the_version(room: Api) -> None:
     assert room.ok(room.http.get("/v1/models/one/versions/@latest/footprints"))["items"] == [found]
 
 
-def test_proofs_of_what_answers_already_are_no_loading(room: Api) -> None:
+def test_probes_of_an_active_model_are_not_counted_as_loads(room: Api) -> None:
     _only(room, "one")
     before = _metric(room, "tritonctl_load_seconds_total", stage="prove")
     loads = _metric(room, "tritonctl_model_loads_total", server="embedded")
@@ -147,7 +147,7 @@ def test_proofs_of_what_answers_already_are_no_loading(room: Api) -> None:
     assert _metric(room, "tritonctl_load_seconds_total", stage="prove") == before
 
 
-def test_a_plan_says_who_would_go_and_the_load_does_it(room: Api) -> None:
+def test_load_evicts_the_models_that_the_plan_names(room: Api) -> None:
     _only(room, "one", "two")
     evicted = _metric(room, "tritonctl_evictions_total", server="embedded")
     cold = _metric(room, "tritonctl_cold_starts_total", server="embedded")
@@ -173,17 +173,17 @@ def test_a_plan_says_who_would_go_and_the_load_does_it(room: Api) -> None:
     assert why["needed"]["host"] > why["free"]["host"]
     assert why["could_be_freed"]["host"] > 0
     assert why["next"]
-    assert room.http.post("/v1/deployments/nobody/load", params={"dry_run": True}).status_code == 404
-    room.problem(room.http.get("/v1/deployments/nobody/why"), 404, "not-found")
+    assert room.http.post("/v1/deployments/absent/load", params={"dry_run": True}).status_code == 404
+    room.problem(room.http.get("/v1/deployments/absent/why"), 404, "not-found")
 
 
-def test_what_is_held_is_not_evicted(room: Api) -> None:
+def test_held_model_is_not_evicted(room: Api) -> None:
     _only(room, "two")
     leases = "/v1/deployments/one/holds"
     lease = room.ok(room.http.post(leases, params={"wait": 60}, json={"ttl_seconds": 60, "holder": "batch"}), 201)
     assert lease["ready"]
     assert _states(room)["one"] == "loaded"
-    _load(room, "three")  # somebody must go, and it is not the one that was used first
+    _load(room, "three")  # one must be evicted, and it is not the one that was used first
     assert _states(room) == {"one": "loaded", "two": "unloaded", "three": "loaded"}
     (held,) = room.ok(room.http.get("/v1/deployments/one"))["memory"]
     assert held["held_until"] == lease["expires_at"]
@@ -215,11 +215,11 @@ def test_what_is_held_is_not_evicted(room: Api) -> None:
     room.problem(room.http.put(f"{leases}/{lease['id']}", json={}), 404, "not-found")
     room.problem(room.http.delete(f"{leases}/no-such-lease"), 404, "not-found")
     room.problem(room.http.post(leases, json={"ttl_seconds": 0}), 422, "invalid-request")
-    room.problem(room.http.post("/v1/deployments/nobody/holds", json={}), 404, "not-found")
+    room.problem(room.http.post("/v1/deployments/absent/holds", json={}), 404, "not-found")
     assert room.ok(room.http.get("/v1/deployments/one"))["memory"][0]["held_until"] is None
 
 
-def test_what_is_unloaded_on_purpose_cannot_be_held_and_is_loaded_when_told_to(room: Api) -> None:
+def test_model_deployed_as_unloaded_cannot_be_held_but_can_be_loaded(room: Api) -> None:
     _only(room, "one")
     done = room.ok(room.http.post("/v1/deployments/one/unload"), 202)
     room.operation(done["operation_id"])
@@ -232,7 +232,7 @@ def test_what_is_unloaded_on_purpose_cannot_be_held_and_is_loaded_when_told_to(r
     assert again["revision"] == loaded["revision"]  # a use is no revision
 
 
-def test_what_can_never_fit_is_refused_with_the_figures(room: Api, tmp_path: Path) -> None:
+def test_model_that_can_never_fit_is_rejected_with_figures(room: Api, tmp_path: Path) -> None:
     _only(room, "one")
     room.publish("huge", affine_onnx(tmp_path / "huge.onnx", scale=2.0, resident_mib=RESIDENT_MIB).read_bytes())
     settings = {"mode": "on-demand", "instance_count": 16}
@@ -256,7 +256,7 @@ def test_what_can_never_fit_is_refused_with_the_figures(room: Api, tmp_path: Pat
     room.http.delete("/v1/deployments/huge")
 
 
-def test_what_fails_for_another_reason_is_told_to_who_waits(room: Api) -> None:
+def test_load_failure_is_reported_to_waiting_clients(room: Api) -> None:
     _only(room)
     room.deploy("three", mode="on-demand", parameters={"intra_op_thread_count": "many"})
     answer = room.http.post("/v1/deployments/three/load", params={"wait": 30})
@@ -266,7 +266,7 @@ def test_what_fails_for_another_reason_is_told_to_who_waits(room: Api) -> None:
     assert problem["details"] == {"model": "three", "phase": "Failed"}
 
 
-def test_a_switch_is_planned_beside_or_with_a_gap(room: Api, tmp_path: Path) -> None:
+def test_plan_reports_a_gap_only_if_both_versions_do_not_fit(room: Api, tmp_path: Path) -> None:
     _only(room, "one")
     room.publish("one", affine_onnx(tmp_path / "new.onnx", scale=3.0, resident_mib=RESIDENT_MIB).read_bytes())
     revision = room.ok(room.http.get("/v1/deployments/one"))["revision"]
@@ -288,7 +288,7 @@ def test_a_switch_is_planned_beside_or_with_a_gap(room: Api, tmp_path: Path) -> 
     room.http.delete(f"/v1/deployments/two/holds/{lease['id']}")
 
 
-def test_everything_about_memory_is_described(room: Api) -> None:
+def test_memory_routes_and_metrics_are_described(room: Api) -> None:
     document = room.ok(room.http.get("/openapi.json"))
     schemas = document["components"]["schemas"]
     for name in (
@@ -311,7 +311,7 @@ def test_everything_about_memory_is_described(room: Api) -> None:
     assert "200" in operations["loadDeployment"]["responses"]
 
 
-def test_where_a_model_is_placed_and_what_a_defragmentation_would_do(room: Api) -> None:
+def test_placement_and_defragmentation_plan_are_returned(room: Api) -> None:
     why = room.ok(room.http.get("/v1/deployments/one/why"))
     assert [assignment["server"] for assignment in why["placement"]["assignments"]] == ["embedded"]
     assert why["placement"]["assignments"][0]["why"] == "the only server"
@@ -323,7 +323,7 @@ def test_where_a_model_is_placed_and_what_a_defragmentation_would_do(room: Api) 
     room.problem(room.http.post("/v1/placement/defragment", params={"limit": 0}), 422, "invalid-request")
 
 
-def test_a_server_without_the_labels_is_given_no_copy(room: Api) -> None:
+def test_server_without_the_labels_gets_no_replica(room: Api) -> None:
     before = room.ok(room.http.get("/v1/deployments/one"))["spec"]["settings"]
     operation = room.deploy("one", **{**before, "node_selector": {"disk": "tape"}})
     why = room.ok(room.http.get("/v1/deployments/one/why"))

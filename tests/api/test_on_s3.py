@@ -21,7 +21,7 @@ def on_s3(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.triton
-def test_publish_deploy_roll_back(on_s3: Api) -> None:
+def test_publish_deploy_and_roll_back_on_s3(on_s3: Api) -> None:
     on_s3.publish("remote", onnx_scale(2))
     on_s3.publish("remote", onnx_scale(3))
     assert on_s3.deploy("remote:1")["state"] == "succeeded"
@@ -50,7 +50,7 @@ def send_directly(api: Api, data: bytes, sent: bytes) -> tuple[str, httpx.Respon
 
 
 @pytest.mark.triton
-def test_a_blob_goes_directly_to_the_bucket(on_s3: Api) -> None:
+def test_blob_is_uploaded_directly_to_the_bucket(on_s3: Api) -> None:
     data = os.urandom(12 * MIB)
     upload, answer = send_directly(on_s3, data, data)
     assert on_s3.ok(answer)["state"] == "present"
@@ -58,7 +58,7 @@ def test_a_blob_goes_directly_to_the_bucket(on_s3: Api) -> None:
 
 
 @pytest.mark.triton
-def test_other_bytes_sent_directly_are_found_out_and_removed(on_s3: Api) -> None:
+def test_wrong_bytes_uploaded_directly_are_detected_and_removed(on_s3: Api) -> None:
     data = os.urandom(6 * MIB)
     upload, answer = send_directly(on_s3, data, data[:-1] + bytes([data[-1] ^ 1]))
     on_s3.problem(answer, 422, "invalid-artifact")

@@ -17,12 +17,12 @@ def published(bare: Api) -> Api:
     return bare
 
 
-def test_unknown_things_are_not_found(published: Api) -> None:
+def test_unknown_resources_return_404(published: Api) -> None:
     for path in (
         "/v1/models/none",
         "/v1/models/net/versions/9",
-        "/v1/models/net/versions/@nobody",
-        "/v1/models/net/aliases/nobody",
+        "/v1/models/net/versions/@absent",
+        "/v1/models/net/aliases/absent",
         "/v1/models/net/versions/1/files/nothing",
         "/v1/models/net/versions/1/log",
         "/v1/uploads/none",
@@ -75,7 +75,7 @@ def test_lists_are_filtered(published: Api) -> None:
     )
 
 
-def test_routes_and_methods_that_are_not_there(bare: Api) -> None:
+def test_unknown_routes_and_methods_are_problems(bare: Api) -> None:
     bare.problem(bare.http.get("/v1/nothing"), 404, "no-such-route")
     bare.problem(bare.http.get("/"), 404, "no-such-route")
     problem = bare.http.post("/v1/models")
@@ -83,7 +83,7 @@ def test_routes_and_methods_that_are_not_there(bare: Api) -> None:
     assert "GET" in problem.headers["allow"]
 
 
-def test_bodies_that_are_no_json(bare: Api) -> None:
+def test_bodies_that_are_not_json_are_rejected(bare: Api) -> None:
     headers = {"content-type": "application/json"}
     for body in (b"{", b'{"files": NaN}', b'{"description": "\\ud800"}', b"[" * 100_000):
         response = bare.http.put("/v1/models/x", content=body, headers=headers)
@@ -92,7 +92,7 @@ def test_bodies_that_are_no_json(bare: Api) -> None:
     bare.problem(bare.http.put("/v1/models/x", content=b"\xff\xfe", headers=headers), 400, "malformed-request")
 
 
-def test_fields_that_are_wrong_are_all_named(bare: Api) -> None:
+def test_all_invalid_fields_are_reported(bare: Api) -> None:
     body = {"description": 5, "labels": {"a": 1}, "colour": "red"}
     problem = bare.problem(bare.http.put("/v1/models/x", json=body), 422, "invalid-request")
     assert {error["where"] for error in problem["details"]["errors"]} == {
@@ -102,7 +102,7 @@ def test_fields_that_are_wrong_are_all_named(bare: Api) -> None:
     }
 
 
-def test_a_body_that_is_too_large(bare: Api) -> None:
+def test_too_large_body_is_rejected(bare: Api) -> None:
     response = bare.http.put("/v1/models/x", content=b" " * (8 * 1024 * 1024 + 1))
     assert bare.problem(response, 413, "too-large")["details"]["limit_bytes"] == 8 * 1024 * 1024
 
@@ -114,11 +114,11 @@ def test_a_body_that_is_too_large(bare: Api) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "-a", ".a", "a~candidate", "a:1", "a@b", "x" * 129, "ü", "a%00b", "a%5Cb"])
-def test_names_that_are_none(bare: Api, name: str) -> None:
+def test_invalid_names_are_rejected(bare: Api, name: str) -> None:
     bare.problem(bare.http.put(f"/v1/models/{name}", json={}), 422, "invalid-name")
 
 
-def test_references_that_are_none(published: Api) -> None:
+def test_invalid_references_are_rejected(published: Api) -> None:
     for reference in ("net:0", "net:x", "net@champion:1", "net:1@champion"):
         published.problem(
             published.http.put("/v1/deployments/net", json={"reference": reference}), 422, "invalid-reference"
@@ -130,7 +130,7 @@ def test_references_that_are_none(published: Api) -> None:
     published.problem(published.http.get("/v1/models/net/versions/0"), 422, "invalid-reference")
 
 
-def test_the_actor_is_kept_and_checked(bare: Api) -> None:
+def test_actor_is_recorded_and_validated(bare: Api) -> None:
     bare.ok(bare.http.put("/v1/models/acted", json={"reason": "try"}, headers={"X-Actor": "grace@example.org"}), 201)
     bare.http.patch("/v1/models/acted", json={"description": "d"}, headers={"X-Actor": ""})
     change = bare.ok(bare.http.get("/v1/models/acted/history"))["items"][-1]
@@ -151,7 +151,7 @@ def test_models_are_created_changed_and_deleted(bare: Api) -> None:
     assert [item["number"] for item in history] == [3, 2, 1]
 
 
-def test_aliases_move(published: Api) -> None:
+def test_alias_can_be_moved_and_deleted(published: Api) -> None:
     url = "/v1/models/net/aliases/blue"
     published.ok(published.http.put(url, json={"version": 1}))
     assert published.ok(published.http.get(url))["version"] == 1
@@ -167,7 +167,7 @@ def test_aliases_move(published: Api) -> None:
     published.problem(published.http.get(url), 404, "not-found")
 
 
-def test_pages(bare: Api) -> None:
+def test_lists_are_returned_in_pages(bare: Api) -> None:
     names = [f"page-{number:02d}" for number in range(7)]
     for name in names:
         bare.ok(bare.http.put(f"/v1/models/{name}", json={}), 201)
@@ -201,12 +201,12 @@ def test_an_operation_is_followed_to_its_end(bare: Api) -> None:
         states = [json.loads(line[5:]) for line in stream.iter_lines() if line.startswith("data:")]
     assert states[-1]["state"] == "succeeded"
     assert {"upload", "done"} <= {state["progress"]["stage"] for state in states}
-    # One that has ended is told once.
+    # An operation that has ended is sent once.
     with bare.http.stream("GET", f"/v1/operations/{operation['id']}/events") as stream:
         assert sum(line.startswith("data:") for line in stream.iter_lines()) == 1
 
 
-def test_a_post_with_its_key_is_done_once(bare: Api) -> None:
+def test_post_with_an_idempotency_key_is_processed_once(bare: Api) -> None:
     body = {"files": [{"path": "a", "size_bytes": 1, "sha256": sha256(b"a")}]}
     headers = {"Idempotency-Key": "first-of-its-kind"}
     first = bare.http.post("/v1/uploads", json=body, headers=headers)
@@ -221,8 +221,8 @@ def test_a_post_with_its_key_is_done_once(bare: Api) -> None:
     assert fresh.json()["id"] != first.json()["id"]
 
 
-def test_a_request_that_failed_may_be_sent_again_with_its_key(bare: Api) -> None:
-    headers = {"Idempotency-Key": "will-be-mended"}
+def test_failed_request_can_be_repeated_with_its_key(bare: Api) -> None:
+    headers = {"Idempotency-Key": "will-succeed"}
     body = {"upload_id": "0" * 20}
     bare.problem(bare.http.post("/v1/models/m/versions", json=body, headers=headers), 404, "not-found")
     bare.problem(bare.http.post("/v1/models/m/versions", json=body, headers=headers), 404, "not-found")
@@ -233,7 +233,7 @@ def test_a_request_that_failed_may_be_sent_again_with_its_key(bare: Api) -> None
     )
 
 
-def test_the_same_key_at_the_same_time_is_done_once(bare: Api) -> None:
+def test_concurrent_requests_with_one_key_are_processed_once(bare: Api) -> None:
     body = {"files": [{"path": "c", "size_bytes": 1, "sha256": sha256(b"c")}]}
     ids = []
 
@@ -270,7 +270,7 @@ def test_files_are_downloaded_whole_and_in_parts(published: Api) -> None:
     assert published.http.get(url, headers=stale).content == data
 
 
-def test_download_of_a_lost_blob_is_an_error_and_not_a_broken_body(bare: Api) -> None:
+def test_download_of_a_lost_blob_is_a_problem_response(bare: Api) -> None:
     data = onnx_scale(23)
     bare.publish("lost", data)
     bare.plane.registry.store.delete(f"blobs/sha256/{sha256(data)[:2]}/{sha256(data)}")
@@ -291,7 +291,7 @@ def test_a_validation_publishes_nothing(bare: Api) -> None:
     bare.done(bare.http.post("/v1/models/validated/versions", json={"upload_id": good}))
 
 
-def test_a_published_version_is_validated_anew(bare: Api) -> None:
+def test_published_version_is_validated_again(bare: Api) -> None:
     bare.publish("checked", onnx_scale(19))
     report = bare.done(bare.http.post("/v1/validations", json={"reference": "checked:1"}))
     assert report["ok"]
@@ -304,7 +304,7 @@ def test_a_published_version_is_validated_anew(bare: Api) -> None:
     assert len(bare.ok(bare.http.get("/v1/models/checked/versions"))["items"]) == 1
 
 
-def test_garbage_is_counted_and_collected(bare: Api) -> None:
+def test_garbage_collection_counts_and_removes(bare: Api) -> None:
     bare.publish("trash", onnx_scale(17))
     bare.http.delete("/v1/models/trash")
     counted = bare.done(bare.http.post("/v1/gc", json={"dry_run": True, "grace_seconds": 0}))
@@ -313,7 +313,7 @@ def test_garbage_is_counted_and_collected(bare: Api) -> None:
     assert bare.done(bare.http.post("/v1/gc", json={"dry_run": True, "grace_seconds": 0}))["blobs_deleted"] == 0
 
 
-def test_what_triton_cannot_run_is_not_deployed(bare: Api) -> None:
+def test_version_that_triton_cannot_run_is_not_deployed(bare: Api) -> None:
     registry = bare.plane.registry
     bare.publish("raw", onnx_scale(2))
     manifest = registry.manifest("raw", 1).model_copy(update={"format": Format.SKLEARN, "golden": None})
@@ -322,7 +322,7 @@ def test_what_triton_cannot_run_is_not_deployed(bare: Api) -> None:
     assert "tritonctl convert raw:2" in problem["detail"]
 
 
-def test_health_and_what_this_is(bare: Api) -> None:
+def test_health_and_info_are_reported(bare: Api) -> None:
     assert bare.ok(bare.http.get("/healthz")) == {"status": "ok"}
     ready = bare.ok(bare.http.get("/readyz"))
     assert {check["name"] for check in ready["checks"]} == {"store", "reconciler"}

@@ -27,7 +27,7 @@ def rollout(api: Api) -> dict[str, Any]:
     return api.ok(api.http.get("/v1/rollouts/net"))
 
 
-def test_a_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_rollout_continues_after_the_control_plane_is_killed(tmp_path: Path) -> None:
     with running(tmp_path) as (api, gateway):
         for scale in (1.0, 2.0):
             api.publish("net", onnx_scale(scale))

@@ -1,4 +1,4 @@
-"""Rollouts over REST and on the command line, ended by hand, with a real Triton and nobody who asks."""
+"""Rollouts over REST and on the command line, ended manually, with a real Triton and without inference requests."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def answers(api: Api, model: str, version: int) -> None:
         time.sleep(0.05)
 
 
-def test_begun_paused_resumed_and_promoted_by_hand(api: Api, model: str) -> None:
+def test_rollout_is_paused_resumed_and_promoted_manually(api: Api, model: str) -> None:
     api.problem(api.http.get(f"/v1/rollouts/{model}"), 404, "not-found")
     api.problem(api.http.post(f"/v1/rollouts/{model}/promote"), 409, "conflict")
     assert api.deploy(f"{model}:2", rollout=CANARY)["state"] == "succeeded"
@@ -87,7 +87,7 @@ def test_begun_paused_resumed_and_promoted_by_hand(api: Api, model: str) -> None
     answers(api, model, 1)
 
 
-def test_a_rollback_of_a_rollout_is_its_end(api: Api, model: str) -> None:
+def test_rollback_ends_the_rollout(api: Api, model: str) -> None:
     api.deploy(f"{model}:2", rollout=CANARY)
     until(api, model, lambda one: one["step"] == 1)
     body = {"reason": "not today"}
@@ -99,7 +99,7 @@ def test_a_rollback_of_a_rollout_is_its_end(api: Api, model: str) -> None:
     assert api.infer(model, [1.0, 2.0]) == ([1.0, 2.0], 1)
 
 
-def test_while_the_model_is_unloaded_its_rollout_waits(api: Api, model: str) -> None:
+def test_rollout_of_an_unloaded_model_waits(api: Api, model: str) -> None:
     api.deploy(f"{model}:2", rollout=CANARY)
     begun = until(api, model, lambda one: one["step"] == 1)
     api.operation(api.ok(api.http.post(f"/v1/deployments/{model}/unload"), 202)["operation_id"])
@@ -112,7 +112,7 @@ def test_while_the_model_is_unloaded_its_rollout_waits(api: Api, model: str) -> 
     api.ok(api.http.post(f"/v1/rollouts/{model}/abort"))
 
 
-def test_a_version_under_trial_cannot_be_deleted(api: Api, model: str) -> None:
+def test_version_in_a_rollout_cannot_be_deleted(api: Api, model: str) -> None:
     api.deploy(f"{model}:2", rollout=CANARY)
     until(api, model, lambda one: one["step"] == 1)
     problem = api.http.delete(f"/v1/models/{model}/versions/2")
@@ -121,7 +121,7 @@ def test_a_version_under_trial_cannot_be_deleted(api: Api, model: str) -> None:
     api.ok(api.http.post(f"/v1/rollouts/{model}/abort"))
 
 
-def test_an_alias_that_moves_begins_a_rollout_once(api: Api, model: str) -> None:
+def test_moved_alias_starts_one_rollout(api: Api, model: str) -> None:
     alias = f"/v1/models/{model}/aliases/champion"
     api.ok(api.http.put(alias, json={"version": 1}))
     api.deploy(f"{model}@champion", rollout=CANARY)
@@ -145,7 +145,7 @@ def test_an_alias_that_moves_begins_a_rollout_once(api: Api, model: str) -> None
     assert rollout(api, model)["phase"] == "aborted"
 
 
-def test_the_command_line_shows_and_ends_it(api: Api, model: str, tmp_path: Path) -> None:
+def test_cli_shows_and_ends_a_rollout(api: Api, model: str, tmp_path: Path) -> None:
     cli = Cli(tmp_path / "data", tmp_path)
 
     def run(*words: str) -> Result:
@@ -173,7 +173,7 @@ def test_the_command_line_shows_and_ends_it(api: Api, model: str, tmp_path: Path
     assert run("deploy", f"{model}:2", "--steps", "five").code == 6
 
 
-def test_wait_of_a_rollout_ends_with_the_rollout(api: Api, model: str, tmp_path: Path) -> None:
+def test_wait_for_a_rollout_returns_when_it_ends(api: Api, model: str, tmp_path: Path) -> None:
     cli = Cli(tmp_path / "data", tmp_path)
     line = ("deploy", f"{model}:2", "--strategy", "canary", "--steps", "5%:10m,100%", "--wait")
     assert cli(*line, "--timeout", 3, TRITONCTL_URL=api.url).code == 8
@@ -193,7 +193,7 @@ def test_wait_of_a_rollout_ends_with_the_rollout(api: Api, model: str, tmp_path:
         assert waiting.returncode == code
 
 
-def test_where_both_do_not_fit_the_plan_says_so_and_the_old_one_stays(tmp_path: Path) -> None:
+def test_plan_reports_that_both_versions_do_not_fit(tmp_path: Path) -> None:
     memory = MemorySettings(budget_bytes={"host": 300 << 20}, poll_interval_seconds=0.2, load_queue_timeout_seconds=3.0)
     with serving(settings_for(tmp_path / "data", embedded=True, memory=memory)) as api:
         for scale in (1.0, 2.0):
@@ -212,7 +212,7 @@ def test_where_both_do_not_fit_the_plan_says_so_and_the_old_one_stays(tmp_path: 
         assert status["phase"] == "Ready"
 
 
-def test_without_a_front_door_there_is_nobody_to_split_the_traffic(tmp_path: Path) -> None:
+def test_rollout_without_a_gateway_is_rejected(tmp_path: Path) -> None:
     gateway = GatewaySettings(enabled=False)
     with serving(settings_for(tmp_path / "data", embedded=True, gateway=gateway)) as api:
         for scale in (1.0, 2.0):

@@ -42,7 +42,7 @@ def processes_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.triton
-def test_one_process_for_each_folder_that_stops_cleanly(tmp_path: Path) -> None:
+def test_only_one_process_runs_per_folder_and_it_stops_cleanly(tmp_path: Path) -> None:
     process = start(tmp_path)
     ready = tmp_path / "up.json"
     try:

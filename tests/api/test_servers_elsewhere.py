@@ -10,7 +10,7 @@ from tests.support.triton import RunningTriton
 
 
 @pytest.mark.triton
-def test_two_replicas_drive_a_server_that_runs_elsewhere(tmp_path: Path, triton: RunningTriton) -> None:
+def test_two_instances_manage_an_external_server(tmp_path: Path, triton: RunningTriton) -> None:
     server = TritonServerSettings(
         name="gpu-1", grpc_url=triton.server.grpc_url, repository=triton.server.repository, http_url="http://gpu-1:8000"
     )

@@ -40,7 +40,7 @@ def broken_off_at(api: Api, url: str) -> int:
         assert answer.status_code in (200, 409), answer.text
 
 
-def test_an_upload_that_was_cut_off_goes_on_where_it_stopped(bare: Api) -> None:
+def test_interrupted_upload_resumes_at_its_offset(bare: Api) -> None:
     data = os.urandom(5 * MIB + 123)
     upload, url = announce(bare, data)
     cut_off(bare, url, data[: 3 * MIB], len(data))
@@ -70,7 +70,7 @@ def test_an_upload_survives_a_restart(tmp_path_factory: pytest.TempPathFactory) 
         assert after.ok(after.http.get(f"/v1/uploads/{upload}"))["files"][0]["state"] == "present"
 
 
-def test_wrong_bytes_are_refused_and_nothing_of_them_is_kept(bare: Api) -> None:
+def test_wrong_bytes_are_rejected_and_discarded(bare: Api) -> None:
     data = os.urandom(1000)
     _, url = announce(bare, data)
     problem = bare.problem(bare.http.put(url, content=os.urandom(1000)), 422, "invalid-artifact")
@@ -86,7 +86,7 @@ def test_an_empty_file_can_be_uploaded(bare: Api) -> None:
     bare.http.delete(f"/v1/uploads/{upload}")
 
 
-def test_what_the_store_has_is_not_sent_again(bare: Api) -> None:
+def test_content_in_the_store_is_not_uploaded_again(bare: Api) -> None:
     data = onnx_scale(7)
     bare.publish("twice", data)
     file = {"path": "again.onnx", "size_bytes": len(data), "sha256": sha256(data)}
@@ -97,7 +97,7 @@ def test_what_the_store_has_is_not_sent_again(bare: Api) -> None:
     bare.problem(bare.http.get(f"/v1/uploads/{upload['id']}"), 404, "not-found")
 
 
-def test_announcements_are_checked(bare: Api) -> None:
+def test_upload_announcements_are_validated(bare: Api) -> None:
     def refused(status: int, code: str, *files: dict[str, object]) -> str:
         detail: str = bare.problem(bare.http.post("/v1/uploads", json={"files": list(files)}), status, code)["detail"]
         return detail
@@ -113,7 +113,7 @@ def test_announcements_are_checked(bare: Api) -> None:
     refused(422, "invalid-request")
 
 
-def test_an_upload_that_is_not_whole_is_not_published(bare: Api) -> None:
+def test_incomplete_upload_cannot_be_published(bare: Api) -> None:
     upload, _ = announce(bare, b"12345", "m.onnx")
     body = {"upload_id": upload}
     problem = bare.problem(bare.http.post("/v1/models/m/versions", json=body), 409, "conflict")
@@ -123,7 +123,7 @@ def test_an_upload_that_is_not_whole_is_not_published(bare: Api) -> None:
     bare.problem(bare.http.post("/v1/models/m/versions", json=body), 404, "not-found")
 
 
-def test_what_is_no_model_is_refused_with_one_sentence(bare: Api) -> None:
+def test_file_that_is_not_a_model_is_rejected_with_one_sentence(bare: Api) -> None:
     upload = bare.upload({"model.onnx": b"this is no protobuf at all, and never was"})
     error = bare.failed(bare.http.post("/v1/models/junk/versions", json={"upload_id": upload}))
     assert error["code"] == "invalid-artifact"
@@ -134,13 +134,13 @@ def test_what_is_no_model_is_refused_with_one_sentence(bare: Api) -> None:
     bare.ok(bare.http.get(f"/v1/uploads/{upload}"))
 
 
-def test_a_folder_takes_no_presigned_uploads(bare: Api) -> None:
+def test_filesystem_store_rejects_presigned_uploads(bare: Api) -> None:
     upload, _ = announce(bare, b"x")
     problem = bare.problem(bare.http.post(f"/v1/uploads/{upload}/presigned", json={}), 422, "invalid-input")
     assert "through the API" in problem["detail"]
 
 
-def test_a_version_with_samples_of_its_own(bare: Api, tmp_path: object) -> None:
+def test_version_with_given_samples_records_them(bare: Api, tmp_path: object) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, x=np.array([[0.5, 1.5]], dtype=np.float32))
     upload = bare.upload({"m.onnx": onnx_scale(9), "samples.npz": buffer.getvalue()})
@@ -153,7 +153,7 @@ def test_a_version_with_samples_of_its_own(bare: Api, tmp_path: object) -> None:
     assert samples[0].outputs["y"].tolist() == [[4.5, 13.5]]
 
 
-def test_a_repeated_publish_is_the_version_that_is_there(bare: Api) -> None:
+def test_repeated_publish_returns_the_existing_version(bare: Api) -> None:
     def published(**more: object) -> tuple[int, bool]:
         body = {"upload_id": bare.upload({"model.onnx": onnx_scale(77)}), **more}
         result = bare.done(bare.http.post("/v1/models/again/versions", json=body))
@@ -169,7 +169,7 @@ def test_a_repeated_publish_is_the_version_that_is_there(bare: Api) -> None:
     assert published(sample_count=5) == (5, False)
 
 
-def test_given_samples_are_compared_in_a_repeated_publish(bare: Api) -> None:
+def test_repeated_publish_compares_given_samples(bare: Api) -> None:
     def published(*row: float) -> tuple[int, bool]:
         buffer = io.BytesIO()
         np.savez(buffer, x=np.array([row], dtype=np.float32))

@@ -15,7 +15,7 @@ from controlplane.storage.memory import MemoryStore
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,12}", fullmatch=True)
 
 
-def test_scopes_include_what_they_are_said_to() -> None:
+def test_scopes_include_their_documented_scopes() -> None:
     assert included([Scope.READ]) == {Scope.READ}
     assert included([Scope.INFER]) == {Scope.INFER}
     assert included([Scope.DEPLOY]) == {Scope.DEPLOY, Scope.READ}
@@ -23,12 +23,12 @@ def test_scopes_include_what_they_are_said_to() -> None:
 
 
 @given(NAMES, NAMES)
-def test_a_pattern_without_a_star_is_a_name(one: str, other: str) -> None:
+def test_pattern_without_a_star_matches_only_that_name(one: str, other: str) -> None:
     assert matches((one,), other) == (one == other)
 
 
 @given(NAMES, NAMES, NAMES)
-def test_a_star_stands_for_anything(head: str, middle: str, tail: str) -> None:
+def test_star_matches_any_text(head: str, middle: str, tail: str) -> None:
     assert matches((f"{head}*",), head + middle)
     assert matches((f"{head}*{tail}",), head + middle + tail)
     assert matches(("*",), middle)
@@ -46,11 +46,11 @@ def test_a_star_stands_for_anything(head: str, middle: str, tail: str) -> None:
         ("a*c", "a\nc", False),
     ],
 )
-def test_patterns(pattern: str, model: str, fits: bool) -> None:
+def test_pattern_matches_model_names(pattern: str, model: str, fits: bool) -> None:
     assert matches((pattern,), model) is fits
 
 
-def test_names_and_patterns_are_checked() -> None:
+def test_names_and_patterns_are_validated() -> None:
     for name in ("", "a/b", "x" * 65, "-a", "a b", "ä"):
         with pytest.raises(InvalidNameError):
             check_key_name(name)
@@ -60,7 +60,7 @@ def test_names_and_patterns_are_checked() -> None:
     assert check_patterns(["a*", "a*", "b"]) == ("a*", "b")
 
 
-def test_the_actor_says_what_is_proved_first() -> None:
+def test_actor_begins_with_the_authenticated_key_name() -> None:
     principal = Principal("0" * 12, "ci", included([Scope.DEPLOY]), ("team-*",))
     assert principal.actor(None) == "ci"
     assert principal.actor("ada@example.org") == "ci/ada@example.org"
@@ -76,7 +76,7 @@ def test_the_actor_says_what_is_proved_first() -> None:
     st.integers(min_value=1, max_value=1000),
     st.lists(st.floats(min_value=0, max_value=10), max_size=60),
 )
-def test_no_more_than_the_limit_gets_through(per_second: float, burst: int, pauses: list[float]) -> None:
+def test_requests_never_exceed_the_rate_limit(per_second: float, burst: int, pauses: list[float]) -> None:
     rate, bucket, now, passed = Rate(per_second, burst), None, 0.0, 0
     for pause in pauses:
         now += pause
@@ -87,7 +87,7 @@ def test_no_more_than_the_limit_gets_through(per_second: float, burst: int, paus
 
 
 @given(st.floats(min_value=0.01, max_value=1e4), st.integers(min_value=1, max_value=50))
-def test_who_waits_as_told_gets_through(per_second: float, burst: int) -> None:
+def test_request_after_the_returned_wait_is_admitted(per_second: float, burst: int) -> None:
     rate, bucket = Rate(per_second, burst), Bucket(0.0, 5.0)
     bucket, wait = take(bucket, rate, 5.0)
     assert wait > 0
@@ -95,7 +95,7 @@ def test_who_waits_as_told_gets_through(per_second: float, burst: int) -> None:
     assert wait == 0
 
 
-def test_what_the_bucket_keeps_is_no_secret() -> None:
+def test_store_contains_digests_and_no_secrets() -> None:
     store = MemoryStore()
     keys = ApiKeys(store)
     key, token = keys.create(KeyRequest("root", (Scope.ADMIN,)), actor="ada")
@@ -110,7 +110,7 @@ def test_what_the_bucket_keeps_is_no_secret() -> None:
     assert [one.revoked_by for one in ring.keys] == ["", "bob"]
 
 
-def test_the_first_key_must_be_able_to_make_others() -> None:
+def test_first_key_must_be_able_to_create_others() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     keys = ApiKeys(MemoryStore(), clock=lambda: now)
     for request in (

@@ -36,7 +36,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Api, htt
             yield Api(api.plane, admin, api.url), api.http
 
 
-def test_every_route_says_what_it_needs(bare_document: dict[str, Any]) -> None:
+def test_every_route_declares_its_scope(bare_document: dict[str, Any]) -> None:
     found = {}
     for path, operations in bare_document["paths"].items():
         for operation in operations.values():
@@ -47,7 +47,7 @@ def test_every_route_says_what_it_needs(bare_document: dict[str, Any]) -> None:
     for name, path in found.items():
         assert (PERMISSIONS[name].models is Models.PATH) == ("{model}" in path), name
     assert {name for name, need in PERMISSIONS.items() if need.scope is None} == {"healthz", "readyz"}
-    for operations in bare_document["paths"].values():  # and the document tells it to whoever reads it
+    for operations in bare_document["paths"].values():  # and the OpenAPI document states it
         for operation in operations.values():
             scope = PERMISSIONS[operation["operationId"]].scope
             assert operation["security"] == ([{"apiKey": [scope.value]}, {}] if scope else [])
@@ -83,7 +83,7 @@ def test_each_scope_opens_its_routes_and_no_others(
     assert tried >= 4 * 60
 
 
-def test_what_is_no_key_does_not_get_in(guarded: tuple[Api, httpx.Client]) -> None:
+def test_invalid_keys_are_rejected(guarded: tuple[Api, httpx.Client]) -> None:
     api, anonymous = guarded
     secret, _ = made(api, api.http, "whole", "read")
     wrong = secret[:-1] + ("A" if secret[-1] != "A" else "B")
@@ -111,7 +111,7 @@ def test_what_is_no_key_does_not_get_in(guarded: tuple[Api, httpx.Client]) -> No
         api.problem(reader.get("/v1/nothing/here"), 404, "not-found")
 
 
-def test_what_everybody_may_see_says_nothing(guarded: tuple[Api, httpx.Client]) -> None:
+def test_public_routes_reveal_no_details(guarded: tuple[Api, httpx.Client]) -> None:
     api, anonymous = guarded
     assert api.ok(anonymous.get("/healthz")) == {"status": "ok"}
     assert all(check["message"] == "" for check in api.ok(anonymous.get("/readyz"))["checks"])
@@ -135,7 +135,7 @@ def test_secrets_are_shown_once(guarded: tuple[Api, httpx.Client]) -> None:
     assert secret.split("_", 2)[2].encode() not in kept
 
 
-def test_a_key_ends(guarded: tuple[Api, httpx.Client]) -> None:
+def test_expired_key_is_rejected(guarded: tuple[Api, httpx.Client]) -> None:
     api, _ = guarded
     end = datetime.now(UTC) + timedelta(seconds=2)
     _, brief = made(api, api.http, "brief", "read", expires_at=end.isoformat())
@@ -150,7 +150,7 @@ def test_a_key_ends(guarded: tuple[Api, httpx.Client]) -> None:
     api.problem(api.http.post("/v1/keys", json=past), 422, "invalid-input")
 
 
-def test_a_key_is_revoked_at_once(guarded: tuple[Api, httpx.Client]) -> None:
+def test_revoked_key_is_rejected_immediately(guarded: tuple[Api, httpx.Client]) -> None:
     api, _ = guarded
     _, holder = made(api, api.http, "gone", "deploy")
     with holder:
@@ -162,7 +162,7 @@ def test_a_key_is_revoked_at_once(guarded: tuple[Api, httpx.Client]) -> None:
     api.problem(api.http.delete("/v1/keys/never"), 404, "not-found")
 
 
-def test_a_key_for_some_models(guarded: tuple[Api, httpx.Client]) -> None:
+def test_key_limited_to_some_models_sees_only_those(guarded: tuple[Api, httpx.Client]) -> None:
     api, _ = guarded
     api.publish("team-a-net", onnx_scale(2))
     theirs = api.ok(api.http.put("/v1/deployments/team-b-net", json={"reference": "team-b-net:1"}), 404)
@@ -210,10 +210,13 @@ def test_histories_name_the_key(guarded: tuple[Api, httpx.Client]) -> None:
         api.ok(holder.put("/v1/models/audited", json={}), 201)
         api.ok(holder.put("/v1/models/audited", json={"description": "x"}, headers={"X-Actor": "root"}))
     history = api.ok(api.http.get("/v1/models/audited/history"))["items"]
-    assert [change["actor"] for change in history] == ["ci/root", "ci"]  # whoever one says one is, the key stands first
+    assert [change["actor"] for change in history] == [
+        "ci/root",
+        "ci",
+    ]  # the key's name is first, whatever X-Actor says
 
 
-def test_what_is_repeated_belongs_to_the_key(guarded: tuple[Api, httpx.Client]) -> None:
+def test_idempotency_keys_belong_to_one_api_key(guarded: tuple[Api, httpx.Client]) -> None:
     api, _ = guarded
     _, one = made(api, api.http, "one", "deploy")
     _, two = made(api, api.http, "two", "deploy")
@@ -227,7 +230,7 @@ def test_what_is_repeated_belongs_to_the_key(guarded: tuple[Api, httpx.Client]) 
         api.problem(reader.post("/v1/uploads", json=body, headers=headers), 403, "forbidden")
 
 
-def test_limits_of_a_key(guarded: tuple[Api, httpx.Client]) -> None:
+def test_rate_limit_of_a_key_is_enforced(guarded: tuple[Api, httpx.Client]) -> None:
     api, _ = guarded
     _, holder = made(api, api.http, "slow", "read", rate_per_second=0.5, burst=3)
     with holder:
@@ -243,7 +246,7 @@ def test_limits_of_a_key(guarded: tuple[Api, httpx.Client]) -> None:
     assert api.http.get("/v1/models").status_code == 200  # others are not held up
 
 
-def test_limits_of_bodies(guarded: tuple[Api, httpx.Client]) -> None:
+def test_body_size_limits_are_enforced(guarded: tuple[Api, httpx.Client]) -> None:
     api, _ = guarded
     answer = api.http.put("/v1/models/big", json={"description": "x" * 100_000})
     assert api.problem(answer, 413, "too-large")["details"]["limit_bytes"] == 100_000
@@ -255,7 +258,7 @@ def test_limits_of_bodies(guarded: tuple[Api, httpx.Client]) -> None:
     assert api.http.post("/v1/deployments/none/infer", json=tensors).status_code == 404
 
 
-def test_who_checks_keys_elsewhere_is_told_what_counts(guarded: tuple[Api, httpx.Client]) -> None:
+def test_active_keys_reflect_creation_and_revocation(guarded: tuple[Api, httpx.Client]) -> None:
     api, _ = guarded
     keys = api.plane.keys
     before = keys.active()
@@ -270,7 +273,7 @@ def test_who_checks_keys_elsewhere_is_told_what_counts(guarded: tuple[Api, httpx
     assert new not in keys.active().keys
 
 
-def test_replicas_learn_of_keys_and_revocations(tmp_path: Path) -> None:
+def test_instances_learn_of_keys_and_revocations(tmp_path: Path) -> None:
     store = StoreSettings(url=f"file://{tmp_path}/store")
     auth = AuthSettings(refresh_seconds=0.5)
     with (
@@ -297,7 +300,7 @@ def test_replicas_learn_of_keys_and_revocations(tmp_path: Path) -> None:
                     time.sleep(0.05)
 
 
-def test_the_last_key_taken_back_does_not_open_the_door(tmp_path: Path) -> None:
+def test_revoking_the_last_key_keeps_authentication_on(tmp_path: Path) -> None:
     with serving(settings_for(tmp_path, embedded=False)) as api:
         _, admin = made(api, api.http, "root", "admin")
         with admin:
@@ -308,7 +311,7 @@ def test_the_last_key_taken_back_does_not_open_the_door(tmp_path: Path) -> None:
         again.problem(again.http.get("/v1/models"), 401, "unauthenticated")
 
 
-def test_two_who_make_the_same_key_at_once(tmp_path: Path) -> None:
+def test_concurrent_creation_of_a_key_succeeds_once(tmp_path: Path) -> None:
     with serving(settings_for(tmp_path, embedded=False)) as api:
         statuses = []
 
@@ -320,12 +323,12 @@ def test_two_who_make_the_same_key_at_once(tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        # One wins; the others are told that there is one, or come too late to be let in without it.
+        # One wins; the others get a conflict, or are rejected because a key exists now.
         assert statuses.count(201) == 1
         assert set(statuses) <= {201, 401, 409}
 
 
-def test_without_keys_a_browser_is_not_believed(tmp_path: Path) -> None:
+def test_browser_requests_are_rejected_without_keys(tmp_path: Path) -> None:
     with serving(settings_for(tmp_path, embedded=False)) as api:
         api.publish("net", onnx_scale(2))
         externally_modified = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}

@@ -68,7 +68,7 @@ def test_settings_that_load_code_need_the_scope_code(
     assert revisions(deployer, model) == [1]
 
 
-def test_a_key_without_the_scope_changes_what_needs_no_code_and_brings_no_version(
+def test_key_without_code_scope_can_only_change_harmless_settings(
     root: Api, deployer: Api, coder: Api, tmp_path: Path
 ) -> None:
     version(root, tmp_path, "mixed")
@@ -87,7 +87,7 @@ def test_a_key_without_the_scope_changes_what_needs_no_code_and_brings_no_versio
     coder.ok(coder.http.post("/v1/deployments/mixed/rollback", json={"revision": 2}), 202)
 
 
-def test_settings_that_load_code_do_not_follow_an_alias(root: Api, deployer: Api, coder: Api, tmp_path: Path) -> None:
+def test_settings_that_load_code_cannot_follow_an_alias(root: Api, deployer: Api, coder: Api, tmp_path: Path) -> None:
     version(root, tmp_path, "alias")
     coder.ok(coder.http.put("/v1/models/alias/aliases/live", json={"version": 1}))
     answer = coder.http.put("/v1/deployments/alias", json={"reference": "alias@live", "settings": ENVIRONMENT})
@@ -171,9 +171,7 @@ def test_settings_that_triton_would_refuse_are_not_recorded(root: Api, deployer:
     assert revisions(deployer, "bad") == []
 
 
-def test_a_refused_setting_that_was_recorded_is_repaired_by_the_next_deployment(
-    root: Api, deployer: Api, tmp_path: Path
-) -> None:
+def test_next_deployment_repairs_a_recorded_setting_triton_refuses(root: Api, deployer: Api, tmp_path: Path) -> None:
     version(root, tmp_path, "stuck")
     settings = {"priority": 7, "config_overrides": {"output": [{"name": "z", "dims": [2]}]}}
     spec = DeploymentSpec(
@@ -193,7 +191,7 @@ def test_a_refused_setting_that_was_recorded_is_repaired_by_the_next_deployment(
     assert "revision 1 cannot run" in problem["detail"]
 
 
-def test_a_tuned_copy_needs_no_more_rights_than_the_deployment(deployer: Api) -> None:
+def test_tuned_copy_needs_only_the_rights_of_the_deployment(deployer: Api) -> None:
     """A tuning takes no configuration of its own: its request has no field that could bring code."""
     answer = deployer.http.post("/v1/tunings", json={"model": "net", "space": {"parameters": ["EXECUTION_ENV_PATH"]}})
     assert answer.status_code == 422

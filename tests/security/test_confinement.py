@@ -78,7 +78,7 @@ def reached(output: str) -> dict[str, bool]:
         (2, Confinement.NONE),
     ],
 )
-def test_what_code_can_reach_is_what_the_threat_model_says(
+def test_code_reaches_only_what_the_threat_model_states(
     tmp_path: Path, listening: int, column: int, kind: Confinement
 ) -> None:
     if kind is not Confinement.NONE and may_skip:
@@ -122,7 +122,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 @pytest.mark.triton
 @needs_namespaces
-def test_code_in_the_real_triton_reaches_no_more(root: Api, tmp_path: Path) -> None:
+def test_code_in_the_real_triton_is_confined(root: Api, tmp_path: Path) -> None:
     """The attack of `tests/cases/deploy_key_runs_code.sh` by a key that may bring code: it runs, and finds little."""
     data = root.plane.settings.data_dir
     (data / "up.key").write_text(root.plane.keys.local_token)
@@ -172,7 +172,7 @@ mv /var/tmp/report.part /var/tmp/report
 
 
 @pytest.mark.triton
-def test_a_deploy_key_runs_no_code(root: Api, tmp_path: Path) -> None:
+def test_deploy_key_cannot_run_code(root: Api, tmp_path: Path) -> None:
     """The attack itself, as a program; see `tests/cases`."""
     (tmp_path / "model.onnx").write_bytes(onnx_scale(2.0))
     secret, holder = made(root, root.http, "team-a", "deploy", models=["team-a-*"])
@@ -195,7 +195,7 @@ def test_a_deploy_key_runs_no_code(root: Api, tmp_path: Path) -> None:
 
 
 @needs_namespaces
-def test_code_in_a_conversion_reaches_no_more(tmp_path: Path, listening: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_in_a_conversion_is_confined(tmp_path: Path, listening: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITONCTL_SECRET_OF_A_TEST", MARK)
     data = tmp_path / "data"
     where = given(data, listening)
@@ -228,7 +228,7 @@ def test_code_in_a_conversion_reaches_no_more(tmp_path: Path, listening: int, mo
         assert f"UID {find_sandbox().uid}" in result.log
 
 
-def test_a_result_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+def test_symlink_in_a_conversion_result_is_not_followed(tmp_path: Path) -> None:
     from converters.worker_output import read_own
 
     (tmp_path / "key").write_text("secret")
@@ -240,7 +240,7 @@ def test_a_result_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     assert read_own(tmp_path / "key", 3) is None
 
 
-def test_without_a_sandbox_it_is_said_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sandbox_is_reported_or_prevents_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     find_sandbox.cache_clear()
     try:
@@ -255,7 +255,7 @@ def test_without_a_sandbox_it_is_said_or_refused(monkeypatch: pytest.MonkeyPatch
 
 
 @needs_namespaces
-def test_a_confined_program_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+def test_confined_process_ends_with_its_parent(tmp_path: Path) -> None:
     """A killed launcher leaves nothing behind, whatever confines the server."""
     inner = [sys.executable, "-I", "-c", "import time; print('up', flush=True); time.sleep(600)"]
     outer = f"import subprocess; subprocess.run({find_sandbox().command(inner, View())!r})"

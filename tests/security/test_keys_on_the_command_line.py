@@ -1,4 +1,4 @@
-"""Keys and TLS as whoever runs it meets them: real processes, real certificates."""
+"""Keys and TLS as an operator uses them: real processes, real certificates."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def serve(cli: Cli, *options: object, **environment: str) -> Iterator[dict[str, 
         process.wait(60)
 
 
-def test_the_first_key_is_made_offline_and_the_door_is_shut(here: Cli) -> None:
+def test_first_key_created_offline_enables_authentication(here: Cli) -> None:
     refused = here("serve", "--host", "0.0.0.0", "--port", 0)
     assert refused.code == 6
     assert "refusing to listen on 0.0.0.0: there is no API key yet" in refused.err
@@ -76,13 +76,13 @@ def test_the_first_key_is_made_offline_and_the_door_is_shut(here: Cli) -> None:
         assert (wrong.code, "unknown API key" in wrong.err) == (9, True)
         assert secret[:-2] not in wrong.err
         assert here.ok("models", "--url", url, "-o", "json", **{KEY: secret}).json == []
-        # Whoever may read the data folder needs none.
+        # A process that can read the data folder needs no key.
         assert here.ok("models", "-o", "json").json == []
         key_file = here.data_dir / "up.key"
         assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
         assert {one["name"]: one["state"] for one in here.ok("keys", "list", "-o", "json").json} == {"root": "active"}
 
-        # A key for somebody else, in a file.
+        # A key for another client, in a file.
         made = here.ok("keys", "create", "ci", "--scope", "read", "--expires", "90d", "--out", "ci.key")
         assert stat.S_IMODE((here.folder / "ci.key").stat().st_mode) == 0o600
         ci = (here.folder / "ci.key").read_text().strip()
@@ -99,7 +99,7 @@ def test_the_first_key_is_made_offline_and_the_door_is_shut(here: Cli) -> None:
         assert here("models", "--url", url, "--api-key-file", "ci.key").code == 9
         assert here("models", "--url", url, "--api-key-file", "missing.key").code == 6
 
-        # The last one lost: whoever may write to the bucket makes another one, while it runs.
+        # The last key is lost: a user who can write to the bucket creates another one while it runs.
         here.ok("keys", "revoke", "root", "--offline")
         rescued = here.ok("keys", "create", "root", "--scope", "admin", "--offline", "-o", "json").json["secret"]
         here.ok("keys", "list", "--url", url, **{KEY: rescued})
@@ -110,7 +110,7 @@ def test_the_first_key_is_made_offline_and_the_door_is_shut(here: Cli) -> None:
         assert one.split("_", 2)[2] not in written
 
 
-def test_without_keys_it_is_said_loudly(here: Cli) -> None:
+def test_missing_keys_are_reported_prominently(here: Cli) -> None:
     with serve(here) as record:
         assert record["authentication"] == "off-loopback"
         report = here("doctor")
@@ -134,7 +134,7 @@ def test_without_keys_it_is_said_loudly(here: Cli) -> None:
 
 
 @pytest.mark.triton
-def test_up_gives_its_own_machine_what_it_needs(fresh: Cli) -> None:
+def test_up_uses_the_local_key_without_configuration(fresh: Cli) -> None:
     fresh.ok("keys", "create", "root", "--scope", "admin", "--offline")
     said = fresh.ok("up", "--detach", "--port", 0)
     assert "warning" not in said.out
@@ -173,7 +173,7 @@ def test_tls_with_a_certificate(here: Cli, authority: trustme.CA) -> None:
         assert httpx.get(f"{url}/healthz", verify=ssl.create_default_context(cafile=str(ca))).status_code == 200
 
 
-def test_tls_with_certificates_of_clients(here: Cli, authority: trustme.CA) -> None:
+def test_tls_with_client_certificates(here: Cli, authority: trustme.CA) -> None:
     certificate, key, ca = (here.folder / name for name in ("server.pem", "server.key", "ca.pem"))
     issued = authority.issue_cert("127.0.0.1")
     with certificate.open("wb") as chain:
@@ -205,7 +205,7 @@ def test_tls_with_certificates_of_clients(here: Cli, authority: trustme.CA) -> N
     assert here("serve", "--tls-key", key).code == 6
 
 
-def test_a_key_is_not_for_an_address_given_by_hand(here: Cli) -> None:
+def test_local_key_is_not_sent_to_an_explicit_url(here: Cli) -> None:
     """The data folder's key stays with the control plane that wrote it, and a key in the clear is warned of."""
     with serve(here):
         port = free_port()

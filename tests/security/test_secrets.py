@@ -76,7 +76,7 @@ def until(what: str, seen: Any) -> None:
 
 
 @pytest.mark.triton
-def test_nothing_that_is_said_has_a_secret_in_it(tmp_path: Path, triton: RunningTriton) -> None:
+def test_no_output_contains_a_secret(tmp_path: Path, triton: RunningTriton) -> None:
     cli = Cli(tmp_path / "data", tmp_path)
     said: dict[str, str] = {}
 
@@ -239,7 +239,7 @@ def test_nothing_that_is_said_has_a_secret_in_it(tmp_path: Path, triton: Running
 
 
 def every_route(http: httpx.Client, tell: Any, when: str) -> None:
-    """Ask every GET of the OpenAPI document that ends by itself."""
+    """Ask every GET of the OpenAPI document whose response ends."""
     filled = {"model": "net", "version": "1", "path": "model.onnx", "name": "shared", "key": "root"}
     for template, operations in http.get("/openapi.json").json()["paths"].items():
         if "get" in operations and operations["get"]["operationId"] not in {"followOperation", "waitForDeployment"}:
@@ -248,7 +248,7 @@ def every_route(http: httpx.Client, tell: Any, when: str) -> None:
 
 
 @pytest.mark.ceph
-def test_a_store_that_refuses_the_credentials(tmp_path: Path, ceph: S3Server) -> None:
+def test_error_for_rejected_credentials_contains_no_secret(tmp_path: Path, ceph: S3Server) -> None:
     """A real S3 server that checks them: what it refuses, and what boto3 makes of it, names no secret."""
     wrong = "wr0ng-5ecret-f0e1d2c3"
     environment = {

@@ -54,7 +54,7 @@ def entry(path: str, data: bytes) -> FileEntry:
 FILES = (entry("model.onnx", b"graph"), entry("weights/a.bin", b"a"), entry("weights/b.bin", b"b"))
 
 
-def test_what_is_signed_is_what_is_verified(keys: dict[str, tuple[Path, Path]]) -> None:
+def test_signature_verifies_exactly_the_signed_content(keys: dict[str, tuple[Path, Path]]) -> None:
     private, public = keys["release"]
     trusted = load_public_key(public)
     statement = verify(sign("net:7", FILES, private), [trusted])
@@ -73,7 +73,7 @@ def test_what_is_signed_is_what_is_verified(keys: dict[str, tuple[Path, Path]]) 
         verify(sign("net:7", FILES, keys["stranger"][0]), [trusted])
 
 
-def test_a_bundle_that_claims_another_key_is_not_good(keys: dict[str, tuple[Path, Path]]) -> None:
+def test_bundle_with_the_hint_of_another_key_is_rejected(keys: dict[str, tuple[Path, Path]]) -> None:
     trusted = load_public_key(keys["release"][1])
     forged = json.loads(sign("net:7", FILES, keys["stranger"][0]))
     forged["verificationMaterial"]["publicKey"]["hint"] = trusted.id
@@ -88,7 +88,9 @@ def good(keys: dict[str, tuple[Path, Path]]) -> tuple[bytes, PublicKey]:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(at=st.integers(min_value=0), flip=st.integers(min_value=1, max_value=255), cut=st.booleans())
-def test_no_damaged_bundle_says_something_else(good: tuple[bytes, PublicKey], at: int, flip: int, cut: bool) -> None:
+def test_damaged_bundle_never_verifies_other_content(
+    good: tuple[bytes, PublicKey], at: int, flip: int, cut: bool
+) -> None:
     bundle, trusted = good
     at %= len(bundle)
     damaged = bundle[:at] if cut else bundle[:at] + bytes([bundle[at] ^ flip]) + bundle[at + 1 :]
@@ -108,7 +110,7 @@ json_values = st.recursive(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(part=st.sampled_from(["mediaType", "verificationMaterial", "dsseEnvelope", "payload"]), value=json_values)
-def test_no_bundle_of_any_form_breaks_it(good: tuple[bytes, PublicKey], part: str, value: Any) -> None:
+def test_malformed_bundles_are_rejected_cleanly(good: tuple[bytes, PublicKey], part: str, value: Any) -> None:
     bundle, trusted = good
     document = json.loads(bundle)
     if part == "payload":
@@ -120,7 +122,7 @@ def test_no_bundle_of_any_form_breaks_it(good: tuple[bytes, PublicKey], part: st
             verify(json.dumps(document).encode(), [trusted])
 
 
-def test_keys_that_cannot_sign_or_verify(tmp_path: Path, keys: dict[str, tuple[Path, Path]]) -> None:
+def test_unusable_keys_are_rejected(tmp_path: Path, keys: dict[str, tuple[Path, Path]]) -> None:
     private, public = keys["release"]
     locked, _ = key_pair(tmp_path, "locked", "5ecret-pass")
     rsa = tmp_path / "rsa.pem"
@@ -181,7 +183,7 @@ def signed(api: Api, reference: str, key: Path) -> Any:
 
 
 @pytest.mark.triton
-def test_only_what_is_signed_is_loaded(strict: Strict, keys: dict[str, tuple[Path, Path]]) -> None:
+def test_only_signed_versions_are_loaded(strict: Strict, keys: dict[str, tuple[Path, Path]]) -> None:
     api = strict.api
     api.publish("sealed", onnx_scale(2))
     refused = api.deploy("sealed:1")
@@ -197,7 +199,7 @@ def test_only_what_is_signed_is_loaded(strict: Strict, keys: dict[str, tuple[Pat
     assert made["good"]
     listed = api.ok(api.http.get("/v1/models/sealed/versions/1/signatures"))
     assert (listed["required"], listed["verified"], len(listed["items"])) == (True, True, 1)
-    # What failed for want of it goes on by itself.
+    # The deployment that failed without the signature continues automatically.
     deadline = time.monotonic() + 60
     while ("sealed", 1) not in strict.loaded():
         assert time.monotonic() < deadline, api.http.get("/v1/deployments/sealed").text
@@ -212,8 +214,8 @@ def test_only_what_is_signed_is_loaded(strict: Strict, keys: dict[str, tuple[Pat
 
 
 @pytest.mark.triton
-def test_what_was_changed_in_the_bucket_is_not_loaded(strict: Strict, keys: dict[str, tuple[Path, Path]]) -> None:
-    """Somebody who can write to the bucket puts other files under a signed version."""
+def test_version_changed_in_the_bucket_is_not_loaded(strict: Strict, keys: dict[str, tuple[Path, Path]]) -> None:
+    """An attacker who can write to the bucket replaces the files of a signed version."""
     api, registry = strict.api, strict.api.plane.registry
     api.publish("tampered", onnx_scale(2))
     api.ok(signed(api, "tampered:1", keys["release"][0]), 201)
@@ -232,7 +234,7 @@ def test_what_was_changed_in_the_bucket_is_not_loaded(strict: Strict, keys: dict
 
 
 @pytest.mark.triton
-def test_verify_looks_at_the_staged_files(strict: Strict, keys: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+def test_verify_checks_the_staged_files(strict: Strict, keys: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     api = strict.api
     api.publish("watched", onnx_scale(2))
     api.ok(signed(api, "watched:1", keys["release"][0]), 201)
@@ -251,7 +253,7 @@ def test_verify_looks_at_the_staged_files(strict: Strict, keys: dict[str, tuple[
     assert "model.onnx was changed" in found.err
 
 
-def test_signing_on_the_command_line(tmp_path: Path) -> None:
+def test_cli_signs_and_verifies(tmp_path: Path) -> None:
     folder = tmp_path / "here"
     folder.mkdir()
     cli = Cli(tmp_path / "data", folder)

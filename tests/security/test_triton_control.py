@@ -1,4 +1,4 @@
-"""Triton's own model control is not open to whoever reaches its ports: a load is code that runs."""
+"""Triton's own model control is closed to clients that reach its ports, because a load runs code."""
 
 import contextlib
 import time
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.triton
 
 
 def attempts(grpc_url: str, http_url: str) -> dict[str, Callable[[], object]]:
-    """What somebody without the key may try, over both protocols."""
+    """Requests that a client without the key may try, over both protocols."""
     grpc = tritonclient.grpc.InferenceServerClient(grpc_url)
     http = tritonclient.http.InferenceServerClient(http_url.removeprefix("http://"))
     wrong = {CONTROL_METADATA: "guessed"}
@@ -45,7 +45,7 @@ def attempts(grpc_url: str, http_url: str) -> dict[str, Callable[[], object]]:
     }
 
 
-def test_only_the_control_plane_loads(tmp_path: Path) -> None:
+def test_only_the_control_plane_can_load_models(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, embedded=True, triton=TritonSettings(embedded=True, load_timeout_seconds=60))
     assert settings.triton.restrict_control, "what people run is restricted unless they say otherwise"
     with serving(settings) as api:
@@ -75,7 +75,7 @@ def test_only_the_control_plane_loads(tmp_path: Path) -> None:
         assert looked_at
 
 
-def test_a_server_elsewhere_wants_its_key(tmp_path: Path) -> None:
+def test_external_server_requires_its_control_key(tmp_path: Path) -> None:
     loop = LoopThread()
     triton = EmbeddedTriton(tmp_path / "models", tmp_path / "run", TritonSettings(), control_key="c0ntrol-5ecret")
     loop.run(triton.start())

@@ -22,7 +22,7 @@ class Counted(ApiKeys):
         return super().read(max_age_seconds=max_age_seconds)
 
 
-async def test_a_key_made_elsewhere_works_however_soon_after_another_look() -> None:
+async def test_key_created_elsewhere_works_right_after_a_refresh() -> None:
     store = MemoryStore()
     elsewhere, here = ApiKeys(store), Counted(store)
     _, root = elsewhere.create(KeyRequest("root", (Scope.ADMIN,)), actor="ada")

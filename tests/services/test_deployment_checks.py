@@ -20,7 +20,7 @@ from tests.support.registries import new_registry
         DeploymentSettings(config_overrides={"dynamic_batching": {}}),
     ],
 )
-def test_dynamic_batching_needs_rows_that_were_compared_or_can_be(tmp_path: Path, settings: DeploymentSettings) -> None:
+def test_dynamic_batching_needs_golden_samples(tmp_path: Path, settings: DeploymentSettings) -> None:
     registry = new_registry(FilesystemStore(tmp_path / "store"), tmp_path / "cache")
     publish_affine(registry, "m", tmp_path, scale=2.0, golden=None)
     publish_affine(registry, "m", tmp_path, scale=2.0)

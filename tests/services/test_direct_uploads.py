@@ -41,7 +41,7 @@ async def announced(registry: Registry, folder: Path, data: bytes) -> tuple[Uplo
     return uploads, upload.id, blob.multipart_id
 
 
-async def test_what_was_verified_becomes_the_blob(registry: Registry, tmp_path: Path) -> None:
+async def test_verified_bytes_become_the_blob(registry: Registry, tmp_path: Path) -> None:
     uploads, upload, multipart = await announced(registry, tmp_path, GOOD)
     assert registry.blobs.size_of(DIGEST) is None
     await uploads.complete(upload, DIGEST, multipart_id=multipart)
@@ -50,9 +50,7 @@ async def test_what_was_verified_becomes_the_blob(registry: Registry, tmp_path: 
     assert (await uploads.whole(upload)).missing == ()
 
 
-async def test_other_bytes_never_replace_nor_remove_a_blob_that_came_meanwhile(
-    registry: Registry, tmp_path: Path
-) -> None:
+async def test_wrong_bytes_do_not_replace_or_remove_a_concurrent_blob(registry: Registry, tmp_path: Path) -> None:
     uploads, upload, multipart = await announced(registry, tmp_path, BAD)
     registry.blobs.put_bytes(GOOD)  # another publish of the same file
     with pytest.raises(InvalidArtifactError):
@@ -61,7 +59,7 @@ async def test_other_bytes_never_replace_nor_remove_a_blob_that_came_meanwhile(
     assert list(registry.store.list(INCOMING)) == []
 
 
-async def test_a_completion_whose_answer_was_lost_can_be_repeated(registry: Registry, tmp_path: Path) -> None:
+async def test_completion_with_a_lost_response_can_be_repeated(registry: Registry, tmp_path: Path) -> None:
     uploads, upload, multipart = await announced(registry, tmp_path, GOOD)
     registry.store.complete_presigned(f"{INCOMING}{upload}/{DIGEST}", multipart)
     await uploads.complete(upload, DIGEST, multipart_id=multipart)
@@ -70,7 +68,7 @@ async def test_a_completion_whose_answer_was_lost_can_be_repeated(registry: Regi
     assert again.received_bytes == len(GOOD)
 
 
-async def test_parts_that_are_unknown_are_refused(registry: Registry, tmp_path: Path) -> None:
+async def test_unknown_multipart_upload_is_rejected(registry: Registry, tmp_path: Path) -> None:
     uploads, upload, _ = await announced(registry, tmp_path, GOOD)
     with pytest.raises(ObjectNotFoundError):
         await uploads.complete(upload, DIGEST, multipart_id="nothing")
@@ -94,7 +92,7 @@ def test_large_objects_are_copied_in_parts(registry: Registry, tmp_path: Path) -
     assert registry.read_blob(digest) == data
 
 
-def test_a_moved_object_is_the_one_that_was_looked_at(registry: Registry) -> None:
+def test_move_keeps_the_content_and_removes_the_source(registry: Registry) -> None:
     registry.store.create("incoming/x/y", b"data")
     registry.store.move("incoming/x/y", "blobs/target")
     assert registry.store.get("blobs/target") == b"data"

@@ -12,7 +12,7 @@ def answer(turn: Turn) -> StoredAnswer:
     return StoredAnswer(request=turn.request, status=202, media_type="application/json", body="{}")
 
 
-async def test_a_claim_whose_answer_was_lost_is_still_ones_own() -> None:
+async def test_claim_with_a_lost_response_stays_owned_by_its_creator() -> None:
     """The store's adapter sent the create again, and met what the first one had written."""
 
     def lost(operation: str, key: str) -> None:
@@ -23,7 +23,7 @@ async def test_a_claim_whose_answer_was_lost_is_still_ones_own() -> None:
     assert isinstance(turn, Turn)
 
 
-async def test_a_claim_that_nobody_acts_on_is_taken_by_the_next_try() -> None:
+async def test_unused_claim_is_taken_by_the_next_attempt() -> None:
     failures = ["create"]
 
     def lost(operation: str, key: str) -> None:
@@ -40,7 +40,7 @@ async def test_a_claim_that_nobody_acts_on_is_taken_by_the_next_try() -> None:
     assert await keys.begin("k", "ada", "POST /x", b"") == answer(turn)
 
 
-async def test_a_store_that_fails_afterwards_changes_no_answer() -> None:
+async def test_store_failure_after_the_request_keeps_its_response() -> None:
     away = False
 
     def fail(operation: str, key: str) -> None:
@@ -52,5 +52,5 @@ async def test_a_store_that_fails_afterwards_changes_no_answer() -> None:
     assert isinstance(one, Turn)
     assert isinstance(other, Turn)
     away = True
-    await keys.finish(one, answer(one))  # the request was done: its client shall hear so
-    await keys.abandon(other)  # why it failed is what its client shall hear
+    await keys.finish(one, answer(one))  # the request was processed, so its client must get the response
+    await keys.abandon(other)  # its client must get the reason why it failed

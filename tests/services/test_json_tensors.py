@@ -28,7 +28,7 @@ from controlplane.services.tensors import InputTensor, from_array, read_inputs, 
         ("INT32", [], [5], 5),
     ],
 )
-def test_accepted(dtype: str, shape: list[int] | None, data: Any, expected: Any) -> None:
+def test_valid_data_becomes_an_array(dtype: str, shape: list[int] | None, data: Any, expected: Any) -> None:
     array = to_array("x", DataType(dtype), shape, data)
     assert array.dtype == DataType(dtype).numpy
     np.testing.assert_array_equal(array, np.asarray(expected, dtype=array.dtype))
@@ -54,7 +54,7 @@ def test_accepted(dtype: str, shape: list[int] | None, data: Any, expected: Any)
         ("BYTES", None, [["a"], ["b", "c"]]),
     ],
 )
-def test_refused(dtype: str, shape: list[int] | None, data: Any) -> None:
+def test_invalid_data_is_rejected(dtype: str, shape: list[int] | None, data: Any) -> None:
     with pytest.raises(InvalidInputError, match="x"):
         to_array("x", DataType(dtype), shape, data)
 
@@ -66,7 +66,7 @@ def test_refused(dtype: str, shape: list[int] | None, data: Any) -> None:
     ),
     st.sampled_from(list(DataType)),
 )
-def test_whatever_json_holds_is_an_array_or_a_clear_refusal(data: Any, dtype: DataType) -> None:
+def test_any_json_value_becomes_an_array_or_a_clear_error(data: Any, dtype: DataType) -> None:
     try:
         array = to_array("x", dtype, None, data)
     except InvalidInputError:
@@ -76,13 +76,13 @@ def test_whatever_json_holds_is_an_array_or_a_clear_refusal(data: Any, dtype: Da
     assert len(elements) == array.size
 
 
-def test_what_json_lacks_is_written_as_strings() -> None:
+def test_nan_infinity_and_binary_are_written_as_strings() -> None:
     assert from_array(np.array([1.0, np.nan, np.inf], dtype=np.float16)) == ("FP16", [1.0, "NaN", "Infinity"])
     assert from_array(np.array([b"ok", b"\xff"], dtype=object)) == ("BYTES", ["ok", "base64:/w=="])
 
 
 @pytest.mark.parametrize("shape", [(-1,), (-1, -1)])
-def test_a_request_without_rows_is_refused_for_a_model_that_batches(shape: tuple[int, ...]) -> None:
+def test_request_without_rows_is_rejected_for_a_batched_model(shape: tuple[int, ...]) -> None:
     tensor = TensorSpec(name="text", dtype=DataType.BYTES, shape=shape)
     signature = Signature(inputs=(tensor,), outputs=(tensor,), batched=True)
     with pytest.raises(InvalidInputError, match=r"'text' has no rows: .* send at least one row"):

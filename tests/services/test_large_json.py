@@ -25,7 +25,7 @@ def body(*data: Any, **more: Any) -> bytes:
     return json.dumps({"inputs": inputs, **more}).encode()
 
 
-async def test_the_event_loop_runs_while_a_large_body_is_read(large: LargeJson) -> None:
+async def test_event_loop_runs_while_a_large_body_is_parsed(large: LargeJson) -> None:
     text = b'{"inputs": [{"name": "x", "data": [' + b"0.1," * 4_000_000 + b"0.1]}]}"
     ticks = 0
 
@@ -46,7 +46,7 @@ async def test_the_event_loop_runs_while_a_large_body_is_read(large: LargeJson) 
     assert ticks >= 20
 
 
-async def test_numbers_become_arrays_and_everything_else_stays(large: LargeJson) -> None:
+async def test_numbers_become_arrays_and_other_values_are_unchanged(large: LargeJson) -> None:
     strings, mixed, ragged = ["a", "b"], [1, "NaN"], [[1], [1, 2]]
     skeleton, data = await large.parse(body([1, 2], [[0.5]], strings, mixed, ragged, None, id="7", parameters={"a": 1}))
     assert "parameters" not in json.loads(skeleton)
@@ -68,12 +68,12 @@ async def test_numbers_become_arrays_and_everything_else_stays(large: LargeJson)
         (b'{"inputs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     ],
 )
-async def test_what_is_no_request_is_refused(large: LargeJson, text: bytes, why: str) -> None:
+async def test_invalid_request_is_rejected(large: LargeJson, text: bytes, why: str) -> None:
     with pytest.raises(InvalidInputError, match=why):
         await large.parse(text)
 
 
-async def test_their_number_is_bounded(large: LargeJson, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_number_of_concurrent_large_bodies_is_limited(large: LargeJson, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_WAITING", 2)
     begun = [asyncio.create_task(large.parse(body([1]))) for _ in range(2)]
     await asyncio.sleep(0)

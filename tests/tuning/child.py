@@ -13,7 +13,7 @@ from controlplane.settings import ApiSettings, ReconcilerSettings, Settings, Tri
 
 
 def plane_on(folder: Path, grpc_url: str, repository: Path) -> ControlPlane:
-    """A control plane whose Triton server is somebody else's, as in production."""
+    """A control plane with an external Triton server, as in production."""
     server = TritonServerSettings(name="elsewhere", grpc_url=grpc_url, repository=repository)
     return build(
         Settings(

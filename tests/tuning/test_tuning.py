@@ -61,7 +61,7 @@ def wait_measuring(api: Api, operation_id: str) -> None:
         time.sleep(0.02)
 
 
-def test_the_best_setting_is_found_shown_and_deployed(api: Api, layers: str) -> None:
+def test_best_setting_is_found_reported_and_deployed(api: Api, layers: str) -> None:
     before = instances(api, layers)
     found = result(
         api,
@@ -92,7 +92,7 @@ def test_the_best_setting_is_found_shown_and_deployed(api: Api, layers: str) -> 
     assert ElementTree.fromstring(found["svg"]).tag.endswith("svg")
     assert found["applied_revision"] is None
 
-    # What is best depends on the machine; that waiting 100 ms for nobody is not, does not.
+    # The best setting depends on the machine, but waiting 100 ms without other requests is never best.
     api.deploy("layers:1", max_batch_size=16, dynamic_batching={"max_queue_delay_microseconds": 100_000})
     found = result(
         api,
@@ -114,7 +114,7 @@ def test_the_best_setting_is_found_shown_and_deployed(api: Api, layers: str) -> 
     assert deployment["spec"]["settings"] == found["best"]["settings"]
 
 
-def test_an_objective_that_cannot_be_met_is_said_and_nothing_is_applied(api: Api, layers: str) -> None:
+def test_unreachable_objective_is_reported_and_nothing_is_applied(api: Api, layers: str) -> None:
     before = api.ok(api.http.get(f"/v1/deployments/{layers}"))["revision"]
     found = result(api, model=layers, max_p99_seconds=1e-6, apply=True, space=TWO_COUNTS, max_settings=2)
     assert not found["met"]
@@ -170,7 +170,7 @@ def test_a_cancelled_tuning_leaves_nothing_behind(api: Api, layers: str) -> None
     assert api.operation(start(api, model=layers, max_settings=1, clients=[1]))["state"] == "succeeded"
 
 
-def test_answers_that_batching_changes_put_a_setting_out(api: Api) -> None:
+def test_setting_whose_batching_changes_outputs_is_rejected(api: Api) -> None:
     # The comparison at push finds the rows independent: only batches larger than any sample are answered otherwise.
     api.publish("crowded", crowded_onnx(limit=4))
     assert api.deploy("crowded:1")["state"] == "succeeded"
@@ -190,11 +190,11 @@ def test_a_setting_that_batches_dependent_rows_is_not_loaded(api: Api) -> None:
     assert found["best"]["trial"] == 0
 
 
-def test_what_cannot_be_tuned_is_refused_at_once(api: Api, layers: str) -> None:
+def test_invalid_tuning_requests_are_rejected_immediately(api: Api, layers: str) -> None:
     def refused(status: int, code: str, **body: Any) -> str:
         return str(api.problem(api.http.post("/v1/tunings", json=body), status, code)["detail"])
 
-    assert "nobody" in refused(404, "not-found", model="nobody")
+    assert "absent" in refused(404, "not-found", model="absent")
     assert "embedded" in refused(404, "not-found", model=layers, server="elsewhere")
     assert "clients" in refused(422, "invalid-request", model=layers, clients=[])
     assert "rows" in refused(422, "invalid-request", model=layers, rows=0)

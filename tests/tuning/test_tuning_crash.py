@@ -31,7 +31,7 @@ async def state_of(client: TritonClient, name: str) -> set[str]:
     return {entry.state for entry in await client.index() if entry.model == name}
 
 
-async def test_after_a_kill_the_copy_is_gone_from_a_server_that_went_on(triton: RunningTriton, tmp_path: Path) -> None:
+async def test_tuned_copy_is_removed_from_a_running_server_after_a_kill(triton: RunningTriton, tmp_path: Path) -> None:
     where = (triton.server.grpc_url, triton.repository.root)
     client = triton.client()
     plane = plane_on(tmp_path, *where)
@@ -90,7 +90,7 @@ async def test_after_a_kill_the_copy_is_gone_from_a_server_that_went_on(triton: 
         await client.close()
 
 
-async def test_a_server_that_is_away_is_swept_later(tmp_path: Path) -> None:
+async def test_unreachable_server_is_cleaned_up_later(tmp_path: Path) -> None:
     client = TritonClient("away", f"127.0.0.1:{free_port()}")
     (tmp_path / COPY / "1").mkdir(parents=True)
     server = ManagedServer("away", client, ModelRepository(tmp_path))

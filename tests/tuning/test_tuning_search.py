@@ -102,7 +102,7 @@ def spaces(draw: st.DrawFn) -> Space:
 
 @UNTIMED
 @given(spaces(), SETTINGS, st.integers(0, 40), st.integers(1, 20), st.sampled_from([None, 2, 4]))
-def test_what_is_tried_is_bounded_different_and_takes_every_request(
+def test_settings_to_try_are_limited_distinct_and_accept_all_requests(
     space: Space, present: Setting, rows: int, at_most: int, cores: int | None
 ) -> None:
     tried = settings_to_try(space, present, rows=rows, at_most=at_most, cores=cores)
@@ -120,7 +120,7 @@ def test_what_is_tried_is_bounded_different_and_takes_every_request(
         applied(setting, DeploymentSettings(), Format.ONNX)
 
 
-def test_a_few_settings_are_spread_over_the_space() -> None:
+def test_few_settings_are_spread_over_the_space() -> None:
     present = Setting(instances=1, max_batch_size=8)
     space = default_space(present, batched=True, cores=8, on_gpu=False)
     tried = settings_to_try(space, present, rows=1, at_most=8, cores=8)
@@ -128,7 +128,7 @@ def test_a_few_settings_are_spread_over_the_space() -> None:
     assert len({setting.queue_delay_microseconds for setting in tried}) >= 3
     assert len({setting.max_batch_size for setting in tried}) >= 2
     assert len({setting.threads for setting in tried}) >= 2
-    # With 8 threads for one instance the backend does what it does by itself: not tried twice.
+    # 8 threads for one instance are the backend's default, so they are not tried again.
     everything = settings_to_try(space, present, rows=1, at_most=1000, cores=8)
     assert Setting(instances=1, max_batch_size=8, threads=8) not in everything
     assert Setting(instances=2, max_batch_size=8, threads=8) in everything
@@ -143,7 +143,7 @@ def test_a_model_without_a_batch_dimension_is_never_batched() -> None:
     assert len(tried) == 4  # one or two instances, with the backend's own or the other number of threads
 
 
-def test_a_setting_changes_its_own_fields_of_a_deployment_and_no_other() -> None:
+def test_setting_changes_only_its_own_deployment_fields() -> None:
     have = DeploymentSettings(
         bake_seconds=7, parameters={"Intra_Op_Num_Threads": "3", "session.x": "1"}, config_overrides={"max_queue": 1}
     )
@@ -166,7 +166,7 @@ def test_a_setting_changes_its_own_fields_of_a_deployment_and_no_other() -> None
 
 @UNTIMED
 @given(st.integers(1, 300))
-def test_rounds_shrink_and_are_few(count: int) -> None:
+def test_rounds_shrink_and_their_number_is_small(count: int) -> None:
     sizes = rounds(count)
     assert sizes[0] == count
     assert len(sizes) <= 3
@@ -176,7 +176,7 @@ def test_rounds_shrink_and_are_few(count: int) -> None:
 
 @UNTIMED
 @given(st.floats(0, 1e5), st.floats(-10, 1e4), st.integers(1, 4))
-def test_rounds_share_the_time_that_is_left(now: float, left: float, count: int) -> None:
+def test_rounds_share_the_remaining_time(now: float, left: float, count: int) -> None:
     ends = [round_end(now, now + left, number, count) for number in range(count)]
     assert all(now <= end <= max(now, now + left) + 1e-6 for end in ends)
     assert math.isclose(ends[-1], max(now, now + left), abs_tol=1e-6)
@@ -184,7 +184,7 @@ def test_rounds_share_the_time_that_is_left(now: float, left: float, count: int)
 
 @UNTIMED
 @given(st.lists(SETTINGS, min_size=1, max_size=20, unique=True), OBJECTIVES, st.data())
-def test_a_race_ends_and_its_books_are_whole(
+def test_race_ends_with_one_outcome_for_each_setting(
     settings: list[Setting], objective: Objective, data: st.DataObject
 ) -> None:
     race = Race(settings, objective)
@@ -212,7 +212,7 @@ def test_a_race_ends_and_its_books_are_whole(
     assert best is None or best.trial.state is TrialState.MEASURED
 
 
-def test_the_present_setting_stays_in_the_race_and_the_hopeless_leave_it() -> None:
+def test_current_setting_stays_and_the_worst_settings_are_dropped() -> None:
     settings = [Setting(instances=1, max_batch_size=8, threads=number) for number in range(1, 13)]
     race = Race(settings, Objective())
     first = race.next_round()
@@ -233,7 +233,7 @@ def test_the_present_setting_stays_in_the_race_and_the_hopeless_leave_it() -> No
     assert best.trial.setting == second[4]
 
 
-def test_settings_that_the_first_round_does_not_come_to_are_left_out() -> None:
+def test_settings_not_reached_in_the_first_round_are_left_out() -> None:
     settings = [Setting(instances=1, max_batch_size=8, threads=number) for number in range(1, 10)]
     race = Race(settings, Objective())
     for number, setting in enumerate(race.next_round()[:4]):
@@ -245,7 +245,7 @@ def test_settings_that_the_first_round_does_not_come_to_are_left_out() -> None:
 
 @UNTIMED
 @given(TRIALS)
-def test_nothing_beats_the_frontier_and_it_beats_all_else(trials: list[Trial]) -> None:
+def test_frontier_dominates_all_other_points(trials: list[Trial]) -> None:
     everything = points(trials)
     edge = frontier(everything)
     assert bool(edge) == bool(everything)
@@ -266,9 +266,7 @@ def test_nothing_beats_the_frontier_and_it_beats_all_else(trials: list[Trial]) -
 
 @UNTIMED
 @given(TRIALS, OBJECTIVES)
-def test_the_choice_keeps_to_the_limits_and_is_the_best_within_the_noise(
-    trials: list[Trial], objective: Objective
-) -> None:
+def test_choice_meets_the_limits_and_is_the_best_within_the_noise(trials: list[Trial], objective: Objective) -> None:
     best = choose(trials, objective)
     good = [point for point in points(trials, finished=True) if objective.meets(point.measured)]
     assert (best is None) == (not good)
@@ -281,14 +279,14 @@ def test_the_choice_keeps_to_the_limits_and_is_the_best_within_the_noise(
 
 @UNTIMED
 @given(OBJECTIVES, MEASUREMENTS)
-def test_limits_are_met_exactly_where_nothing_is_missing(objective: Objective, one: Measurement) -> None:
+def test_limits_are_met_exactly_if_the_shortfall_is_zero(objective: Objective, one: Measurement) -> None:
     kept = objective.max_p99_seconds is None or one.p99_seconds <= objective.max_p99_seconds
     kept = kept and (objective.min_throughput is None or one.throughput >= objective.min_throughput)
     # A limit that is missed by less than floats can tell may count as kept.
     assert objective.meets(one) == kept or objective.shortfall(one) < 1e-12
 
 
-def test_what_is_no_better_than_the_present_changes_nothing() -> None:
+def test_current_setting_is_kept_unless_another_is_clearly_better() -> None:
     present = trial(Setting(instances=1, max_batch_size=8), measured(100, 0.01), present=True, memory_bytes=500)
     hardly = trial(Setting(instances=2, max_batch_size=8), measured(102, 0.01), memory_bytes=1000)
     much = trial(Setting(instances=4, max_batch_size=8), measured(200, 0.01), memory_bytes=2000)
@@ -307,7 +305,7 @@ def test_what_is_no_better_than_the_present_changes_nothing() -> None:
 
 @UNTIMED
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=300), st.floats(0.1, 100))
-def test_a_percentile_is_the_smallest_value_that_so_many_keep_to(values: list[float], percent: float) -> None:
+def test_percentile_is_the_smallest_value_that_covers_the_share(values: list[float], percent: float) -> None:
     ordered = sorted(values)
     found = percentile(ordered, percent)
     assert found in values
@@ -316,14 +314,14 @@ def test_a_percentile_is_the_smallest_value_that_so_many_keep_to(values: list[fl
     assert len(below) < percent / 100 * len(values)
 
 
-def test_percentiles_of_nothing_are_refused() -> None:
+def test_percentile_of_no_values_is_rejected() -> None:
     with pytest.raises(ValueError, match="not defined"):
         percentile([], 50)
 
 
 @UNTIMED
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.integers(1, 9))
-def test_requests_are_cut_with_their_answers(sizes: list[int], rows: int) -> None:
+def test_requests_are_shortened_together_with_their_responses(sizes: list[int], rows: int) -> None:
     counted = iter(range(100))
     samples = []
     for size in sizes:
@@ -337,13 +335,13 @@ def test_requests_are_cut_with_their_answers(sizes: list[int], rows: int) -> Non
     assert most_rows(requests_of(samples, None)) == max(sizes)
 
 
-def test_requests_that_would_not_fit_in_memory_are_refused() -> None:
+def test_requests_that_exceed_memory_are_rejected() -> None:
     x = np.zeros((1, 1 << 20), dtype=np.float32)
     with pytest.raises(InvalidInputError, match="fewer rows"):
         requests_of([Sample({"x": x}, {"y": x})], 1000)
 
 
-def test_a_setting_that_cannot_fit_is_known_before_it_is_loaded() -> None:
+def test_setting_that_cannot_fit_is_detected_before_its_load() -> None:
     setting = Setting(instances=3, max_batch_size=8)
     assert fits(setting, None, 100)
     assert fits(setting, 33, 100)
@@ -353,7 +351,7 @@ def test_a_setting_that_cannot_fit_is_known_before_it_is_loaded() -> None:
 
 @UNTIMED
 @given(TRIALS, OBJECTIVES)
-def test_a_plot_is_a_document_whatever_was_measured(trials: list[Trial], objective: Objective) -> None:
+def test_plot_is_valid_svg_for_any_measurements(trials: list[Trial], objective: Objective) -> None:
     svg = plot("a<b>&c:1", trials, objective, choose(trials, objective))
     root = ElementTree.fromstring(svg)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"

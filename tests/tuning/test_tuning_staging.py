@@ -9,7 +9,7 @@ from controlplane.triton.repository import ModelRepository
 
 
 @pytest.mark.parametrize("order", [("m", "m~tune"), ("m~candidate", "m~tune"), ("m~tune", "m"), ("m~tune", "other")])
-def test_a_tuned_copy_shares_no_file_with_a_version_that_stays(tmp_path: Path, order: tuple[str, str]) -> None:
+def test_tuned_copy_shares_no_file_with_the_deployed_version(tmp_path: Path, order: tuple[str, str]) -> None:
     assert {candidate_name("m"), tuning_name("m")} == {"m~candidate", "m~tune"}
     blob = tmp_path / "blob"
     blob.write_bytes(b"weights")
