@@ -26,6 +26,7 @@ CORE = (
 )  # fmt: skip
 """Packages with a README; every name in backticks in it is a module, or a name that a module defines."""
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_SHORT_TEST = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+){3,})`")
 _FOREIGN_OPTIONS = {
     "--shm-size", "--full", "--id",
     "--disable-auto-complete-config", "--strict-readiness", "--allow-client-shm", "--metrics-config",
@@ -159,6 +160,21 @@ def test_named_routes_exist() -> None:
         return {one for one in named if not known.fullmatch(one.rstrip("/."))}
 
     assert wrong(unknown) == {}
+
+
+def test_named_tests_exist() -> None:
+    known = {
+        name for path in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    facts = (ROOT / "docs" / "internals" / "triton.md").read_text()  # names its tests without `test_`, in table rows
+    short = {f"test_{name}" for row in re.findall(r"^\|.*", facts, re.MULTILINE) for name in _SHORT_TEST.findall(row)}
+
+    def unknown(_: Path, text: str) -> set[str]:
+        return set(re.findall(r"`(test_\w+)`", text)) - known
+
+    assert wrong(unknown) == {}
+    assert len(short) > 10
+    assert short - known == set()
 
 
 def test_documented_layers_match_the_import_contract() -> None:
