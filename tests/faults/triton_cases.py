@@ -300,7 +300,8 @@ def stranger_loaded(trial: Trial) -> None:
         data = onnx_scale(3.0)
         other_client.load_model(name, config=json.dumps({"backend": "onnxruntime"}), files={"file:1/model.onnx": data})
         seen = trial.sightings.wait(60)
-        if seen is not None and not re.search(rf"{name}:1 is loaded .* [\d.]+ [KMG]iB now", seen.text):
+        reported = rf"unmanaged model {name}:1 is loaded \([\d.]+ [KMG]iB, not in the ledger\)"
+        if seen is not None and not re.search(reported, seen.text):
             trial.problems.append(f"the report lacks its name or its size: {seen.text}")
         trial.lifted()
         trial.heals(trial.stage.answers)
