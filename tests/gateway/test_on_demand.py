@@ -165,7 +165,7 @@ def test_requests_above_queue_limit_are_refused(small: Api) -> None:
         until("three wait", lambda: held(small, "one") == 3)
         refused = httpx.post(f"http://{urls(small)[0]}/v2/models/one/infer", content=b"{}", timeout=10)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-        assert "3 requests wait for it already" in refused.json()["error"]
+        assert "the request queue is full (limit: 3 requests for this model)" in refused.json()["error"]
         with grpc.insecure_channel(urls(small)[1]) as channel:
             method = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
             with pytest.raises(grpc.RpcError) as error:
@@ -192,7 +192,7 @@ def test_bytes_above_queue_limit_are_refused(small: Api) -> None:
     with http_client(small) as client:
         tensor = triton_http.InferInput("x", list(x.shape), "FP32")
         tensor.set_data_from_numpy(x)
-        with pytest.raises(InferenceServerException, match="4 MiB of requests wait for it already"):
+        with pytest.raises(InferenceServerException, match="limit: 4 MiB of requests for this model"):
             client.infer("one", [tensor])
         assert _phase(small, "one") == "Unloaded"
         assert client.infer("one", ones(triton_http)).as_numpy("y")[0, 0] == 2.0

@@ -169,12 +169,18 @@ def test_overrides_are_merged() -> None:
         ({"optimization": {"eager_batching": "maybe"}}, "eager_batching"),
         ({"optimization": None}, "is null"),
         ({"maxBatchSize": 8, "max_batch_size": 8}, "given twice"),
-        ({"name": "other"}, r"config_overrides\.name cannot be given"),
-        ({"backend": "python"}, r"config_overrides\.backend cannot be given"),
-        ({"platform": "onnxruntime_onnx"}, "platform cannot be given"),
-        ({"version_policy": {"all": {}}}, "version_policy cannot be given"),
-        ({"versionPolicy": {"latest": {"num_versions": 2}}}, "version_policy cannot be given"),
-        ({"default_model_filename": "../x.onnx"}, "default_model_filename cannot be given"),
+        ({"name": "other"}, r"config_overrides\.name cannot be set: the control plane determines it"),
+        ({"backend": "python"}, r"config_overrides\.backend cannot be set: the control plane determines it"),
+        ({"platform": "onnxruntime_onnx"}, "platform cannot be set: the control plane determines it"),
+        ({"version_policy": {"all": {}}}, "version_policy cannot be set: the control plane determines it"),
+        (
+            {"versionPolicy": {"latest": {"num_versions": 2}}},
+            "version_policy cannot be set: the control plane determines it",
+        ),
+        (
+            {"default_model_filename": "../x.onnx"},
+            "default_model_filename cannot be set: the control plane determines it",
+        ),
         ({"max_batch_size": 4}, "max_batch_size is 4, but the settings and the signature give 8"),
         ({"max_batch_size": 0}, "max_batch_size is 0"),
         ({"input": [{"name": "x", "dims": [4]}]}, r"input 'x': dims is \[4\], the signature says \[3\]"),
@@ -184,7 +190,7 @@ def test_overrides_are_merged() -> None:
         ({"input": [{"name": "x", "reshape": {"shape": [1, 3]}}]}, "reshape"),
         ({"parameters": {"tcp_config_digest": {"string_value": ""}}}, "are reserved for the control plane"),
         ({"model_transaction_policy": {"decoupled": True}}, "decoupled"),
-        ({"ensemble_scheduling": {"step": []}}, "ensemble_scheduling cannot be given"),
+        ({"ensemble_scheduling": {"step": []}}, "ensemble_scheduling cannot be set: the control plane determines it"),
     ],
 )
 def test_contradictory_overrides_are_refused(overrides: dict[str, Any], message: str) -> None:
