@@ -254,8 +254,8 @@ def _check_overrides(overrides: Mapping[str, Any], config: Mapping[str, Any]) ->
     for name in overrides.get("parameters", {}):
         if name.startswith(_RESERVED_PARAMETERS):
             raise InvalidConfigError(
-                f"config_overrides.parameters.{name}: names that start with {_RESERVED_PARAMETERS!r} are the control "
-                "plane's own",
+                f"config_overrides.parameters.{name}: names that start with {_RESERVED_PARAMETERS!r} are reserved "
+                "for the control plane",
                 field=f"parameters.{name}",
             )
     if "dynamic_batching" in overrides and not size:
