@@ -84,7 +84,7 @@ def deploy(
     ] = None,
     kind: Annotated[
         Literal["auto", "cpu", "gpu"] | None,
-        typer.Option("--kind", help="Kind of device to run on. Default: auto, the choice of Triton."),
+        typer.Option("--kind", help="Kind of device to run on. auto (default): GPUs if the server has some."),
     ] = None,
     gpu: GpuOption = None,
     gpu_count: GpuCountOption = None,

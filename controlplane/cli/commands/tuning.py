@@ -73,25 +73,45 @@ def tune(
         float, typer.Option("--window", min=0.05, max=60, help="Seconds of each measurement in the first round.")
     ] = 1.0,
     instances: Annotated[
-        list[int] | None, typer.Option("--instances", min=1, help="Instance count to try. Repeatable.")
+        list[int] | None,
+        typer.Option(
+            "--instances",
+            min=1,
+            help="Instance count to try. Repeatable. Default: 1, 2, half of the cores and all cores; on a GPU 1, 2, 4.",
+        ),
     ] = None,
     max_batch_size: Annotated[
-        list[int] | None, typer.Option("--max-batch-size", min=1, help="Maximum batch size to try. Repeatable.")
+        list[int] | None,
+        typer.Option(
+            "--max-batch-size",
+            min=1,
+            help="Maximum batch size to try. Repeatable. Default: the present one, twice and four times that.",
+        ),
     ] = None,
     queue_delay: Annotated[
         list[int] | None,
         typer.Option(
             "--queue-delay-us",
             min=-1,
-            help="Queue delay of dynamic batching to try, in microseconds; -1: no dynamic batching. Repeatable.",
+            help="Queue delay of dynamic batching to try, in microseconds; -1: no dynamic batching. Repeatable. "
+            "Default: -1, 0, 500 and 2000.",
         ),
     ] = None,
     preferred: Annotated[
-        list[int] | None, typer.Option("--preferred", min=1, help="Preferred batch size to try. Repeatable.")
+        list[int] | None,
+        typer.Option(
+            "--preferred",
+            min=1,
+            help="Preferred batch size to try. Repeatable. Default: none, and the maximum batch size.",
+        ),
     ] = None,
     threads: Annotated[
         list[int] | None,
-        typer.Option("--threads", min=0, help="Threads per instance to try; 0: the backend's default. Repeatable."),
+        typer.Option(
+            "--threads",
+            min=0,
+            help="Threads per instance to try; 0: the backend's default. Repeatable. Default: 0, 1 and all cores.",
+        ),
     ] = None,
     server: Annotated[
         str | None, typer.Option("--server", help="Server to measure on. Default: the first server.")
