@@ -47,8 +47,8 @@ class Listing:
         """
         if self.sizes.get(name, 0) > MAX_MEMBER_READ_BYTES:
             raise InvalidArtifactError(
-                f"{self.path.name}: its member {name!r} claims {self.sizes[name]} bytes; at most "
-                f"{MAX_MEMBER_READ_BYTES} are read"
+                f"{self.path.name}: its member {name!r} claims {self.sizes[name]} bytes; the limit is "
+                f"{MAX_MEMBER_READ_BYTES}"
             )
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(self.prefix + name) as member:
@@ -85,30 +85,29 @@ def list_archive(path: Path) -> Listing:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
     except _BROKEN as error:
-        raise InvalidArtifactError(
-            f"{path.name} is cut short or damaged: it starts as a ZIP archive ({error})"
-        ) from error
+        raise InvalidArtifactError(f"{path.name} is a truncated or damaged ZIP archive ({error})") from error
     # The directory is found from the end. In a file that was cut short, the end may be that of an archive inside it
     # (torch.export puts one into another), which then lists well and is the wrong one.
     if not infos or min(info.header_offset for info in infos) != 0:
-        raise InvalidArtifactError(f"{path.name} is a ZIP archive that is cut short: its directory is another's")
+        raise InvalidArtifactError(f"{path.name} is a truncated ZIP archive: its directory belongs to another one")
     if len(infos) > MAX_MEMBERS:
-        raise InvalidArtifactError(f"{path.name} has {len(infos)} members; at most {MAX_MEMBERS} are read")
+        raise InvalidArtifactError(f"{path.name} has {len(infos)} members; the limit is {MAX_MEMBERS}")
     size = path.stat().st_size
     unpacked = sum(info.file_size for info in infos)
     if unpacked > MAX_UNPACKED_BYTES or unpacked > max(size, 1024) * MAX_RATIO:
         raise InvalidArtifactError(
-            f"{path.name} has {size} bytes and claims to unpack to {unpacked}: refused as a bomb"
+            f"{path.name} has {size} bytes and claims to unpack to {unpacked}; it is rejected as a possible "
+            "archive bomb"
         )
     names = [info.filename for info in infos]
     for name in names:
         parts = PurePosixPath(name).parts
         if name.startswith("/") or "\\" in name or "\0" in name or ".." in parts:
-            raise InvalidArtifactError(f"{path.name}: its member {name[:120]!r} leads outside the archive's folder")
+            raise InvalidArtifactError(f"{path.name}: its member {name[:120]!r} points outside the archive's folder")
     if (twice := doubled(names)) is not None:
         raise InvalidArtifactError(
-            f"{path.name}: its member {twice[:120]!r} is there twice (upper and lower case are the same to torch), so "
-            "that readers would see different ones; write the archive again"
+            f"{path.name} has the member {twice[:120]!r} twice (torch ignores case), so readers could see "
+            "different contents; write the archive again"
         )
     firsts = {name.split("/", 1)[0] for name in names if "/" in name}
     single = len(firsts) == 1 and all("/" in name for name in names)

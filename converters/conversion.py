@@ -40,19 +40,20 @@ def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
     converter = find_converter(inspection.format, options.target)
     main = (job.source if job.source.is_dir() else job.source.parent) / inspection.main_file
 
-    progress("load", f"loading the original ({inspection.format.value})")
+    progress("load", f"loading the original model ({inspection.format.value})")
     given = tuple(sample.inputs for sample in job.samples)
     stated = _stated_inputs(job, given)
     original = open_source_model(main, inspection.format, job.signature or inspection.signature, stated or (), options)
     specs = _dynamic(stated or original.inputs, options)
 
-    progress("original", "running the original")
+    progress("original", "running the original model")
     batched = _said_batched(job, inspection, original)
     tried = try_samples(original.run, specs, given, options, batched=bool(batched))
     if (odd := differing_output(original.run, tried.inputs[0])) is not None:
         raise ConversionFailedError(
-            f"the original answers differently when asked twice (output {odd!r}): it is random or keeps state, so "
-            "nothing can be compared with it; make its state an input and an output, or convert a submodule"
+            f"the original model answers the same input differently in two runs (output {odd!r}), so the result "
+            "cannot be compared with it: it is random or has state. Make the state an input and an output, or "
+            "convert a submodule"
         )
     learnt = _signature(original, specs, tried, options, batched)
     wanted = _named(learnt, job, options)
@@ -71,8 +72,11 @@ def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
     progress("check", "reading the result")
     facts, signature = _read_result(output, options.target, wanted)
     if batched is None and signature.batched:
-        warnings = (*warnings, "every row of a batch got the answer that it gets alone: the signature says batched")
-    progress("parity", f"comparing with the original on {len(tried.inputs)} samples")
+        warnings = (
+            *warnings,
+            "every row of a batch got the same answer as when it was sent alone, so the signature is batched",
+        )
+    progress("parity", f"comparing with the original model on {len(tried.inputs)} samples")
     golden = _golden(tried, wanted, signature)
     tolerances = tolerances_for([sample.outputs for sample in golden], options.precision, options.tolerances)
     runtime = open_runtime(output, options.target, signature)
@@ -116,9 +120,14 @@ def _settled_rows(
     for sample in golden:
         problem = rows_problem(run, sample.inputs, run(sample.inputs), quantised=quantised)
         if problem is not None and options.batched:
-            raise ConversionFailedError(f"it is to batch, but the rows of a request are not independent: {problem}")
+            raise ConversionFailedError(
+                f"the model cannot be batched, because the rows of a request are not independent: {problem}"
+            )
         if problem is not None:
-            note = f"Triton will not batch requests for it, although the original is said to batch: {problem}"
+            note = (
+                "Triton will not batch requests for this model, although its original is declared as batched: "
+                f"{problem}"
+            )
             return signature.model_copy(update={"batched": False}), False, (note,)
     return signature, True, ()
 
@@ -135,7 +144,7 @@ def _stated_inputs(job: ConvertJob, given: Sequence[Tensors]) -> tuple[TensorSpe
 def _dynamic(specs: tuple[TensorSpec, ...] | None, options: ConversionOptions) -> tuple[TensorSpec, ...]:
     if specs is None:
         raise InvalidInputError(
-            "the artifact does not say its inputs; give a signature, the inputs (name, type, shape), or samples"
+            "the artifact does not declare its inputs; give a signature, the inputs (name, type, shape), or samples"
         )
     axes = dict(options.dynamic_axes or {})
     result = []
@@ -143,11 +152,11 @@ def _dynamic(specs: tuple[TensorSpec, ...] | None, options: ConversionOptions) -
         shape = list(spec.shape)
         for axis in axes.pop(spec.name, []):
             if not -len(shape) <= axis < len(shape):
-                raise InvalidInputError(f"dynamic_axes names axis {axis} of {spec}, which it has not")
+                raise InvalidInputError(f"dynamic_axes names axis {axis} of {spec}, which does not exist")
             shape[axis] = DYNAMIC
         result.append(spec.model_copy(update={"shape": tuple(shape)}))
     if axes:
-        raise InvalidInputError(f"dynamic_axes names {sorted(axes)[0]!r}; the inputs are {[s.name for s in specs]}")
+        raise InvalidInputError(f"dynamic_axes names {sorted(axes)[0]!r}, but the inputs are {[s.name for s in specs]}")
     return tuple(result)
 
 
@@ -186,7 +195,7 @@ def _checked(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], ba
     try:
         return Signature(inputs=inputs, outputs=outputs, batched=batched)
     except ValidationError as error:
-        raise InvalidInputError(f"the signature cannot be used: {invalid_field(error)}") from error
+        raise InvalidInputError(f"the signature is not valid: {invalid_field(error)}") from error
 
 
 def _working_guess(run: Run, specs: tuple[TensorSpec, ...], options: ConversionOptions) -> Guess | None:
@@ -205,7 +214,9 @@ def _named(learnt: Signature, job: ConvertJob, options: ConversionOptions) -> Si
     wanted = options.output_names or ([spec.name for spec in job.signature.outputs] if job.signature else None)
     if wanted is not None:
         if len(wanted) != len(names):
-            raise InvalidInputError(f"{len(wanted)} output names are given; the model has {len(names)}: {names}")
+            raise InvalidInputError(
+                f"{len(wanted)} output names were given, but the model has {len(names)} outputs: {names}"
+            )
         names = list(wanted)
     if options.target is Format.TORCHSCRIPT:
         names = [triton_name(name, index) for index, name in enumerate(names)]
@@ -245,7 +256,7 @@ def _read_result(output: Path, target: Format, wanted: Signature) -> tuple[_Fact
     try:
         inspection = inspect_artifact(output.parent, format=target)
     except InvalidArtifactError as error:
-        raise ConversionFailedError(f"the converter wrote something unusable: {error.message}") from error
+        raise ConversionFailedError(f"the converter wrote an unusable model: {error.message}") from error
     if target is Format.TORCHSCRIPT:
         arguments = list(TorchScriptRuntime(output, None).arguments)
         names = [spec.name for spec in wanted.inputs]
@@ -258,12 +269,12 @@ def _read_result(output: Path, target: Format, wanted: Signature) -> tuple[_Fact
     outputs = tuple(_merged(spec, wanted.outputs) for spec in read.outputs)
     if [spec.name for spec in outputs] != [spec.name for spec in wanted.outputs]:
         raise ConversionFailedError(
-            f"the converted model has the outputs {[s.name for s in outputs]}; asked for were "
-            f"{[s.name for s in wanted.outputs]}"
+            f"the converted model has the outputs {[s.name for s in outputs]}, but "
+            f"{[s.name for s in wanted.outputs]} were requested"
         )
     if wanted.batched and any(spec.shape[:1] != (DYNAMIC,) for spec in (*inputs, *outputs)):
         raise ConversionFailedError(
-            "the converter fixed the batch dimension; convert with batched false, or trace less"
+            "the converter fixed the batch dimension; convert with batched false, or use method script"
         )
     return _Facts(inspection.attributes), _checked(inputs, outputs, wanted.batched)
 

@@ -41,5 +41,5 @@ class OnnxToOnnx(Converter):
         model = load_model(original.path, original.path.parent)
         finish_onnx(model, request.options, request.signature, request.output)
         if request.options.opset is None and request.options.precision == "fp32":
-            return ("neither opset nor precision was asked for: the result is the original",)
+            return ("neither opset nor precision was requested, so the result equals the original",)
         return ()

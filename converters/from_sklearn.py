@@ -71,7 +71,7 @@ class SklearnOriginal(SourceModel):
             values = model.transform(table)
             values = values.toarray() if hasattr(values, "toarray") else values
             return {"variable": np.asarray(values, dtype=np.float32)}
-        raise InvalidInputError(f"a {type(model).__name__} neither predicts nor transforms")
+        raise InvalidInputError(f"a {type(model).__name__} has neither predict nor transform")
 
 
 class SklearnToOnnx(Converter):
@@ -116,7 +116,7 @@ def _keep_outputs(model: Any, names: list[str]) -> tuple[str, ...]:
     """Give the first outputs their names; drop those that nothing of the original can be compared with."""
     outputs = list(model.graph.output)
     if len(outputs) < len(names):
-        raise ConversionFailedError(f"skl2onnx gives {len(outputs)} outputs; the original has {names}")
+        raise ConversionFailedError(f"skl2onnx produced {len(outputs)} outputs, but the original has {names}")
     dropped = [output.name for output in outputs[len(names) :]]
     taken = {name for node in model.graph.node for name in (*node.input, *node.output)} | {
         value.name for value in model.graph.input
@@ -125,11 +125,14 @@ def _keep_outputs(model: Any, names: list[str]) -> tuple[str, ...]:
         if output.name == name:
             continue
         if name in taken:
-            raise InvalidInputError(f"the output name {name!r} is taken by another tensor; choose another")
+            raise InvalidInputError(f"another tensor already has the output name {name!r}; choose another name")
         model.graph.node.add(op_type="Identity", input=[output.name], output=[name], name=f"output_{name}")
         output.name = name
     del model.graph.output[len(names) :]
-    return tuple(f"the output {name!r} was left out: the original has nothing to compare it with" for name in dropped)
+    return tuple(
+        f"the output {name!r} was omitted, because the original has no counterpart to compare it with"
+        for name in dropped
+    )
 
 
 def _onnx_type(spec: TensorSpec) -> Any:
@@ -144,7 +147,7 @@ def _onnx_type(spec: TensorSpec) -> Any:
         DataType.BYTES: types.StringTensorType,
     }
     if spec.dtype not in kinds:
-        raise InvalidInputError(f"skl2onnx takes {', '.join(kinds)}; the signature says {spec}")
+        raise InvalidInputError(f"skl2onnx supports only {', '.join(kinds)}, but the signature has {spec}")
     return kinds[spec.dtype]([None if size == DYNAMIC else size for size in spec.shape])
 
 
@@ -176,7 +179,8 @@ def _load(path: Path, *, trust: bool) -> Any:
     if not zipped:
         if not trust:
             raise UntrustedArtifactError(
-                f"{path.name} is a pickle; allow it with --trust if you know where it comes from"
+                f"{path.name} is a pickle, which runs code when it is read; allow it with --trust if you trust the "
+                "source of the file"
             )
         return _unpickle(path)
     import skops.io
@@ -188,8 +192,8 @@ def _load(path: Path, *, trust: bool) -> Any:
     except Exception as error:
         raise InvalidArtifactError(f"skops cannot load {path.name}: {one_line(error)}") from error
     raise UntrustedArtifactError(
-        f"{path.name} names types that skops does not know to be safe: {', '.join(unknown[:8])}; allow them with "
-        "--trust if you know where it comes from",
+        f"{path.name} contains types that skops does not know to be safe: {', '.join(unknown[:8])}; allow them "
+        "with --trust if you trust the source of the file",
         types=list(unknown),
     )
 

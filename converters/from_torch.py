@@ -157,7 +157,9 @@ def _trace(module: torch.nn.Module, request: ConversionRequest) -> tuple[str, ..
         module.float()
     frozen = [w for w in caught if issubclass(w.category, TracerWarning) and "assert" not in str(w.message)]
     if frozen and request.options.precision == "fp32":
-        return (f"tracing froze {len(frozen)} decisions that depend on values; use method script if they matter",)
+        return (
+            f"tracing replaced {len(frozen)} value-dependent decisions by constants; use method script if they matter",
+        )
     return ()
 
 
@@ -192,15 +194,14 @@ def _load_module(path: Path, options: ConversionOptions) -> torch.nn.Module:
         return _unpickled_module(path, options)
     if not options.trust:
         raise UntrustedArtifactError(
-            f"importing the factory {options.factory!r} runs its code; allow it with --trust if you know where "
-            "it comes from"
+            f"importing the factory {options.factory!r} runs its code; allow it with --trust if you trust its source"
         )
     module_name, _, name = options.factory.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise InvalidInputError(
-            f"the factory {options.factory!r} cannot be imported here: {error}; install its package beside the control "
+            f"failed to import the factory {options.factory!r}: {error}; install its package beside the control "
             "plane, or put it on PYTHONPATH"
         ) from error
     module = factory(**options.factory_arguments)
@@ -227,27 +228,27 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
 
             state = load_file(path)
     except Exception as error:
-        raise InvalidArtifactError(f"the weights {path.name} cannot be read: {one_line(error)}") from error
+        raise InvalidArtifactError(f"failed to read the weights {path.name}: {one_line(error)}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]  # what training checkpoints wrap it in
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InvalidArtifactError(f"{path.name} holds no state dict of tensors")
+        raise InvalidArtifactError(f"{path.name} does not contain a state dict of tensors")
     return state
 
 
 def _unpickled_module(path: Path, options: ConversionOptions) -> torch.nn.Module:
     needs = (
-        "weights need the function that builds their module: give --factory package.module:function, importable where "
-        "the control plane runs, and --trust, since it runs code"
+        "a file of weights needs the function that builds their module; give --factory package.module:function, "
+        "importable where the control plane runs, and --trust, because the function runs code"
     )
     if not options.trust:
         raise InvalidInputError(needs)
     try:
         module = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:
-        raise InvalidInputError(f"{needs}; {path.name} is no pickled module either: {one_line(error)}") from error
+        raise InvalidInputError(f"{needs}; {path.name} is not a pickled module either: {one_line(error)}") from error
     if not isinstance(module, torch.nn.Module):
-        raise InvalidInputError(f"{needs}; {path.name} holds a {type(module).__name__}")
+        raise InvalidInputError(f"{needs}; {path.name} contains a {type(module).__name__}")
     return module
 
 
@@ -265,7 +266,7 @@ def _export_inputs(program: Any) -> tuple[tuple[TensorSpec, ...], bool]:
         value = values.get(name)
         if not isinstance(value, torch.Tensor):
             raise InvalidInputError(
-                f"the exported program's input {name!r} is no tensor; export it again with tensor inputs only"
+                f"the input {name!r} of the exported program is not a tensor; export it again with tensor inputs only"
             )
         shape = tuple(size if isinstance(size, int) else DYNAMIC for size in value.shape)
         specs.append(TensorSpec(name=name, dtype=dtype_of(value.dtype), shape=shape))

@@ -72,16 +72,16 @@ class TorchScriptToTorchScript(Converter):
         answer = original.runtime.answer(request.examples[0])
         scalars, restructured = original.runtime.scalar_arguments, not _is_served_as_it_is(answer)
         if scalars or restructured:
-            request.progress("convert", "wrapping it: tensors in, a tuple of tensors out")
+            request.progress("convert", "wrapping the module so that it takes tensors and returns a tuple of tensors")
             module = _wrapped(original.runtime, answer if restructured else None)
         if original.training:
             still = training_parts(original.native)
             if still:
-                warnings.append(f"these parts compute as in training, since they were traced so: {', '.join(still)}")
+                warnings.append(f"these parts run in training mode, because they were traced in it: {', '.join(still)}")
             else:
                 warnings.append("the original was saved in training mode; the result is in evaluation mode")
         if request.options.precision == "fp16":
-            request.progress("convert", "tracing it in half precision")
+            request.progress("convert", "tracing the module in half precision")
             specs = request.signature.inputs
             adapted = adapt(module, [spec.name for spec in specs], half=True)
             module = torch.jit.trace(  # type: ignore[no-untyped-call]
@@ -89,7 +89,7 @@ class TorchScriptToTorchScript(Converter):
             )
         elif not scalars and not restructured and not original.training and original.whole:
             shutil.copyfile(original.path, request.output)
-            return ("nothing was asked for that changes the module: the result is the original",)
+            return ("no option changes the module, so the result equals the original",)
         torch.jit.save(module, str(request.output))
         return tuple(warnings)
 

@@ -56,12 +56,15 @@ def settle(
     )
     if problem is not None and stated:
         raise InvalidInputError(
-            f"the signature says batched, but the rows of a request are not independent: {problem}; publish it without "
-            "batched"
+            f"the signature is batched, but the rows of a request are not independent: {problem}; publish the "
+            "model without batched"
         )
     if problem is not None:
         signature = signature.model_copy(update={"batched": False})
-        notes.append(f"Triton will not batch requests for it, although its first dimensions have one name: {problem}")
+        notes.append(
+            "Triton will not batch requests for this model, although its first dimensions have the same name: "
+            f"{problem}"
+        )
     return replace(tried, notes=(*tried.notes, *notes), rows_independent=problem is None), signature
 
 
@@ -75,8 +78,9 @@ def check_ranks(answers: Sequence[Tensors]) -> None:
         ranks = sorted({answer[name].ndim for answer in answers} | {array.ndim})
         if len(ranks) > 1:
             raise UnservableError(
-                f"the number of dimensions of output {name!r} depends on the data ({' or '.join(map(str, ranks))}), "
-                "and Triton needs one number; export the model so that it is always the same"
+                f"the number of dimensions of output {name!r} depends on the data "
+                f"({' or '.join(map(str, ranks))}), but Triton needs a fixed number; export the model so that it "
+                "is always the same"
             )
 
 
@@ -97,7 +101,7 @@ def learn_outputs(
     if tried.guess is None:
         return tried, Signature(inputs=specs, outputs=specs_from_samples(tried.outputs))
     signature = learn_signature(run, specs, options, tried.guess, batched=None, constraints=constraints)
-    note = "the file does not say the shapes of all outputs; they were learnt by running the model"
+    note = "the file does not declare the shapes of all outputs; they were inferred by running the model"
     if signature.batched:
         inputs = generate_inputs(specs, options, tried.guess, batched=True, constraints=constraints)
         tried = try_samples(run, specs, inputs, options, batched=True, guess=tried.guess)
@@ -131,8 +135,8 @@ def _corrected(tried: TrialRun, signature: Signature) -> tuple[Signature, list[s
         given = next(array for array in arrays if not spec.accepts(array.shape))
         outputs.append(spec.model_copy(update={"shape": shape}))
         notes.append(
-            f"the file declares the output {spec}, and the model gives {DataType.of(given)}{list(given.shape)}; the "
-            f"signature says {outputs[-1]}"
+            f"the file declares the output {spec}, but the model returns {DataType.of(given)}{list(given.shape)}; "
+            f"the signature uses {outputs[-1]}"
         )
     batched = signature.batched and all(spec.shape[:1] == (DYNAMIC,) for spec in outputs)
     return Signature(inputs=signature.inputs, outputs=tuple(outputs), batched=batched), notes
@@ -157,7 +161,7 @@ def fitting(tried: TrialRun) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
             kept.append(Sample(inputs, outputs))
     if len(kept) == len(tried.inputs):
         return tuple(kept), ()
-    limit = f"at most {MAX_GOLDEN_BYTES // 1024**2} MiB are kept, and one sample has up to {most / 1024**2:.0f} MiB"
+    limit = f"the limit is {MAX_GOLDEN_BYTES // 1024**2} MiB, and one sample has up to {most / 1024**2:.0f} MiB"
     if kept:
         return tuple(kept), (f"only {len(kept)} of {len(tried.inputs)} golden samples are kept: {limit}",)
     return (), (f"no golden samples: {limit}; give --samples with smaller inputs",)

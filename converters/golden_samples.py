@@ -42,7 +42,7 @@ def record(job: RecordJob, progress: Progress) -> RecordResult:
         job.source, format=job.format, signature=job.signature, batched=job.batched, code=job.code
     )
     inspection, renamed = _addressable(inspection)
-    progress("load", f"loading it ({inspection.format.value})")
+    progress("load", f"loading the model ({inspection.format.value})")
     signature, unservable = inspection.signature, inspection.unservable
     if unservable is not None:
         return _without_samples(inspection, unservable)
@@ -50,7 +50,7 @@ def record(job: RecordJob, progress: Progress) -> RecordResult:
     tried: TrialRun | None = None
     warnings: tuple[str, ...] = ()
     if job.run:
-        progress("record", "running it on samples")
+        progress("record", "running the model on samples")
         try:
             tried, signature, warnings = _answers(runtime, inspection, job)
         except UnservableError as error:
@@ -141,9 +141,9 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
         return report()
     runtime = step(
         "load",
-        "loading it",
+        "loading the model",
         lambda: open_runtime(_main(job.source, found), found.format, signature),
-        lambda _: f"{'onnxruntime' if found.format is Format.ONNX else 'torch'} loads it on the CPU",
+        lambda _: f"{'onnxruntime' if found.format is Format.ONNX else 'torch'} can load the model on the CPU",
     )
     if runtime is None:
         return report()
@@ -156,12 +156,12 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
         return report()
     answer = step(
         "run",
-        "running it on samples",
+        "running the model on samples",
         lambda: _answers_or_reason(runtime, found, job),
         lambda done: (
             done
             if isinstance(done, str)
-            else f"it answers {len(done[0].inputs)} {'generated' if done[0].guess else 'given'} samples"
+            else f"the model answers {len(done[0].inputs)} {'generated' if done[0].guess else 'given'} samples"
         ),
     )
     if answer is None or isinstance(answer, str):
@@ -177,13 +177,17 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
         "signature",
         "comparing the answers with the signature",
         lambda: _match(tried, declared) if declared else None,
-        lambda _: "answers have the names, types and shapes it says" if declared else "learnt from the answers",
+        lambda _: (
+            "the answers have the names, types and shapes of the signature"
+            if declared
+            else "the signature was inferred from the answers"
+        ),
     )
     step(
         "deterministic",
-        "asking the same twice",
+        "running the same sample twice",
         lambda: _must_repeat(runtime, tried.inputs[0]),
-        lambda _: "it answers the same when asked twice",
+        lambda _: "the model gives the same answer in two runs",
     )
     return report()
 
@@ -209,7 +213,11 @@ def _answers(
     elif not inputs and inspection.inputs is None:
         if isinstance(runtime, TorchScriptRuntime):
             return None, None, ()  # the reason why it cannot be served says it
-        return None, None, ("no golden samples: neither a signature nor samples are given, and the file does not say",)
+        return (
+            None,
+            None,
+            ("no golden samples: neither a signature nor samples are given, and the file does not declare its inputs",),
+        )
     try:
         tried, learnt = _must_answer(runtime, inspection, job)
         if signature is not None:
@@ -229,7 +237,7 @@ def _must_answer(runtime: Runnable, inspection: Inspection, job: RecordJob | Val
     if signature is None and inspection.inputs is not None:
         return _as_stated(runtime, job, *learn_outputs(runtime.run, inspection, inputs, job.sampling))
     if signature is None and not inputs:
-        raise InvalidInputError("the file does not say its inputs; give a signature or samples to run it on")
+        raise InvalidInputError("the file does not declare its inputs; give a signature or samples")
     if signature is not None:
         for number, sample in enumerate(inputs):
             check_inputs(sample, signature, number)
@@ -259,7 +267,7 @@ def _as_stated(
         return tried, signature.model_copy(update={"batched": False})
     for number, (sample, answer) in enumerate(zip(tried.inputs, tried.outputs, strict=True)):
         if (problem := rows_problem(runtime.run, sample, answer)) is not None:
-            raise InvalidInputError(f"the model is said to be batched; sample {number} contradicts it: {problem}")
+            raise InvalidInputError(f"the model is declared as batched, but sample {number} contradicts it: {problem}")
     opened = Signature(inputs=_open_batch(signature.inputs), outputs=_open_batch(signature.outputs), batched=True)
     return replace(tried, rows_independent=True), opened
 
@@ -285,7 +293,7 @@ def _must_repeat(runtime: Runnable, inputs: Tensors) -> None:
     odd = differing_output(runtime.run, inputs)
     if odd is not None:
         raise _NotRepeatableError(
-            f"the model answers differently when asked twice (output {odd!r}): it is random or keeps state"
+            f"the model answers the same input differently in two runs (output {odd!r}): it is random or has state"
         )
 
 
@@ -298,7 +306,7 @@ def _match(tried: TrialRun, signature: Signature) -> None:
     for number, answer in enumerate(tried.outputs):
         if set(answer) != {spec.name for spec in signature.outputs}:
             raise ConversionFailedError(
-                f"the model gives {sorted(answer)}; the signature says {sorted(s.name for s in signature.outputs)}"
+                f"the model returns {sorted(answer)}, but the signature has {sorted(s.name for s in signature.outputs)}"
             )
         for spec in signature.outputs:
             array = answer[spec.name]
@@ -307,8 +315,8 @@ def _match(tried: TrialRun, signature: Signature) -> None:
             batch = _batch(tried.inputs[number], signature)
             if not same or not spec.accepts(array.shape) or (signature.batched and array.shape[0] != batch):
                 raise ConversionFailedError(
-                    f"the model gives {spec.name} {dtype}{list(array.shape)} on sample {number}; the signature says "
-                    f"{spec}{' with a batch of ' + str(batch) if signature.batched else ''}"
+                    f"the model returns {spec.name} {dtype}{list(array.shape)} on sample {number}, but the "
+                    f"signature requires {spec}{' with a batch of ' + str(batch) if signature.batched else ''}"
                 )
 
 
@@ -327,7 +335,7 @@ def _addressable(inspection: Inspection) -> tuple[Inspection, tuple[str, ...]]:
         return inspection, ()
     renamed = [triton_name(name, index) for index, name in enumerate(names)]
     outputs = tuple(s.model_copy(update={"name": n}) for s, n in zip(signature.outputs, renamed, strict=True))
-    note = f"the outputs are called {', '.join(renamed)}: Triton's PyTorch backend finds outputs by position"
+    note = f"the outputs are named {', '.join(renamed)}, because Triton's PyTorch backend finds outputs by position"
     return replace(inspection, signature=signature.model_copy(update={"outputs": outputs})), (note,)
 
 

@@ -39,7 +39,7 @@ _MODEL_SUFFIXES = (
 def inspect_artifact(
     path: Path,
     *,
-    format: Format | None = None,  # noqa: A002 - the word of the API
+    format: Format | None = None,  # noqa: A002 - the name in the API
     signature: Signature | None = None,
     batched: bool | None = None,
     trust: bool = False,
@@ -76,11 +76,11 @@ def inspect_artifact(
             needed="code",
         )
     if format is not None and format is not found:
-        raise InvalidArtifactError(f"{main.name} is said to be {format.value}, but its content is {found.value}")
+        raise InvalidArtifactError(f"{main.name} is declared as {format.value}, but its content is {found.value}")
     if found.file_name is not None and main.parent != root:
         raise InvalidArtifactError(
-            f"the model file {main.relative_to(root).as_posix()!r} lies in a subfolder; Triton looks for it at "
-            "the top: give that folder as the artifact"
+            f"the model file {main.relative_to(root).as_posix()!r} is in a subfolder, but Triton needs it at the "
+            "top; give that folder as the artifact"
         )
     if (
         found.file_name is not None
@@ -88,7 +88,7 @@ def inspect_artifact(
         and (root / found.file_name).exists()
         and path.is_dir()
     ):
-        raise InvalidArtifactError(f"both {main.name!r} and {found.file_name!r} are in the folder; keep one model")
+        raise InvalidArtifactError(f"both {main.name!r} and {found.file_name!r} are in the folder; keep only one model")
     if signature is not None:
         if facts is not None:
             _check_given(signature, facts, main.name)
@@ -135,8 +135,8 @@ def _read(main: Path, root: Path, *, trust: bool) -> _Read:
         found = onnx.declared
         return _Read(Format.ONNX, found.signature, onnx.attributes, found.hints, found.inputs, found.unservable)
     raise InvalidArtifactError(
-        f"{main.name} is of no known format: ONNX, TorchScript, torch.export (.pt2), safetensors, a PyTorch state dict "
-        "and skops are read"
+        f"the format of {main.name} is unknown; supported formats are ONNX, TorchScript, torch.export (.pt2), "
+        "safetensors, a PyTorch state dict and skops"
     )
 
 
@@ -149,7 +149,7 @@ def _main_file(path: Path) -> tuple[Path, Path]:
     for file in sorted(path.rglob("*")):
         if file.is_symlink() and not file.resolve().is_relative_to(root):
             raise InvalidArtifactError(
-                f"{file.relative_to(path).as_posix()!r} is a link that leads outside the artifact"
+                f"{file.relative_to(path).as_posix()!r} is a link that points outside the artifact"
             )
         if file.is_file():
             files.append(file)
@@ -160,7 +160,7 @@ def _main_file(path: Path) -> tuple[Path, Path]:
     models = models or (files if len(files) == 1 else [])
     if len(models) != 1:
         names = ", ".join(file.relative_to(path).as_posix() for file in models[:5]) or "none"
-        raise InvalidArtifactError(f"a folder must hold exactly one model file; found: {names}")
+        raise InvalidArtifactError(f"a folder must contain exactly one model file; found: {names}")
     return models[0], path
 
 
@@ -179,7 +179,7 @@ def _safetensors(path: Path, head: bytes) -> dict[str, JsonValue] | None:
     if not claimed and (len(head) < 9 or head[8:9] != b"{"):
         return None
     size = path.stat().st_size
-    broken = InvalidArtifactError(f"{path.name} is no safetensors file, or it is cut short")
+    broken = InvalidArtifactError(f"{path.name} is not a safetensors file, or it is truncated")
     length = struct.unpack("<Q", head[:8])[0] if len(head) >= 8 else 0
     if not 2 <= length <= min(size - 8, MAX_SAFETENSORS_HEADER_BYTES):
         if claimed:
@@ -211,8 +211,8 @@ def _stated_batch(read: Signature, *, batched: bool, name: str) -> Signature:
         if spec.shape[:1] != (DYNAMIC,):
             what = f"is fixed at {spec.shape[0]}" if spec.shape else "is missing"
             raise InvalidArtifactError(
-                f"{name} is said to be batched, but the first dimension of {spec} {what}; export it again with a "
-                "dynamic first dimension, or leave batched out"
+                f"{name} is declared as batched, but the first dimension of {spec} {what}; export it again with a "
+                "dynamic first dimension, or omit batched"
             )
     return read.model_copy(update={"batched": batched})
 
@@ -223,7 +223,8 @@ def _check_given(given: Signature, read: Signature, name: str) -> None:
         by_name = {spec.name: spec for spec in theirs}
         if {spec.name for spec in ours} != set(by_name):
             raise InvalidArtifactError(
-                f"the given signature has the {kind} {sorted(spec.name for spec in ours)}; {name} has {sorted(by_name)}"
+                f"the given signature has the {kind} {sorted(spec.name for spec in ours)}, but {name} has "
+                f"{sorted(by_name)}"
             )
         for spec in ours:
             have = by_name[spec.name]
@@ -237,9 +238,9 @@ def _check_given(given: Signature, read: Signature, name: str) -> None:
             )
             bf16 = {spec.dtype, have.dtype} == {DataType.BF16, DataType.FP32}
             if not fits or (spec.dtype is not have.dtype and not bf16):
-                raise InvalidArtifactError(f"the given signature says {spec}; {name} says {have}")
+                raise InvalidArtifactError(f"the given signature has {spec}, but {name} has {have}")
             if given.batched and have.shape and have.shape[0] not in (DYNAMIC,):
                 raise InvalidArtifactError(
-                    f"the given signature says that {spec.name!r} is batched; in {name} its first dimension is fixed "
+                    f"in the given signature {spec.name!r} is batched, but in {name} its first dimension is fixed "
                     f"at {have.shape[0]}"
                 )

@@ -24,7 +24,7 @@ class _Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     source: Path = Field(description="The artifact: a file or a folder.")
-    signature: Signature | None = Field(default=None, description="What the publisher says it takes and gives.")
+    signature: Signature | None = Field(default=None, description="The declared inputs and outputs.")
 
 
 class InspectJob(_Job):
@@ -33,9 +33,9 @@ class InspectJob(_Job):
     kind: Literal["inspect"] = "inspect"
     batched: bool | None = Field(
         default=None,
-        description="Whether the first dimension is the batch, where no signature is given; null: as read.",
+        description="Whether the first dimension is the batch, if no signature is given; null: as in the file.",
     )
-    format: Format | None = Field(default=None, description="The format it is said to have; null detects it.")
+    format: Format | None = Field(default=None, description="The declared format; null detects it.")
     trust: bool = Field(default=False, description="Accept artifacts that run code when they are read.")
     code: bool = Field(default=True, description="Accept TorchScript, a program that can read and write files.")
 
@@ -46,8 +46,8 @@ class ConvertJob(_Job):
     kind: Literal["convert"] = "convert"
     format: Format | None = Field(default=None, description="The source's format; null detects it.")
     options: ConversionOptions
-    output_dir: Path = Field(description="An empty or missing folder that gets the converted model.")
-    samples: tuple[InstanceOf[Sample], ...] = Field(default=(), exclude=True, description="Inputs to compare on.")
+    output_dir: Path = Field(description="An empty or missing folder for the converted model.")
+    samples: tuple[InstanceOf[Sample], ...] = Field(default=(), exclude=True, description="Inputs for the comparison.")
 
 
 class RecordJob(_Job):
@@ -56,11 +56,14 @@ class RecordJob(_Job):
     kind: Literal["record"] = "record"
     batched: bool | None = Field(
         default=None,
-        description="Whether the first dimension is the batch, where no signature is given; null: as read.",
+        description="Whether the first dimension is the batch, if no signature is given; null: as in the file.",
     )
     format: Format | None = Field(default=None, description="The artifact's format; null detects it.")
     sampling: SamplingOptions = SamplingOptions()
-    run: bool = Field(default=True, description="False only loads it, and says whether it can be served.")
+    run: bool = Field(
+        default=True,
+        description="Whether to run the model; false only loads it and reports whether Triton can serve it.",
+    )
     samples: tuple[InstanceOf[Sample], ...] = Field(default=(), exclude=True, description="Inputs to record.")
     code: bool = Field(default=True, description="Accept TorchScript, a program that can read and write files.")
 
@@ -71,11 +74,11 @@ class ValidateJob(_Job):
     kind: Literal["validate"] = "validate"
     batched: bool | None = Field(
         default=None,
-        description="Whether the first dimension is the batch, where no signature is given; null: as read.",
+        description="Whether the first dimension is the batch, if no signature is given; null: as in the file.",
     )
-    format: Format | None = Field(default=None, description="The format it is said to have; null detects it.")
+    format: Format | None = Field(default=None, description="The declared format; null detects it.")
     sampling: SamplingOptions = SamplingOptions()
-    samples: tuple[InstanceOf[Sample], ...] = Field(default=(), exclude=True, description="Inputs to run it on.")
+    samples: tuple[InstanceOf[Sample], ...] = Field(default=(), exclude=True, description="Inputs to run the model on.")
     trust: bool = Field(default=False, description="Accept artifacts that run code when they are read.")
     code: bool = Field(default=True, description="Accept TorchScript, a program that can read and write files.")
 
@@ -91,7 +94,7 @@ class WorkerEvent:
     Attributes:
         stage: One word for programs: ``start``, ``inspect``, ``load``, ``original``, ``convert``, ``parity``, ….
         message: One sentence for a person.
-        fraction: How much of the whole is done, 0 to 1; None where nobody can know.
+        fraction: How much of the whole is done, 0 to 1; None if unknown.
     """
 
     stage: str
@@ -124,8 +127,8 @@ class Inspection:
     @property
     def unknown_tensors(self) -> str:
         """Why it cannot be served as long as its inputs and outputs are not known, and what to give."""
-        why = self.hints[0] if self.hints else "give a signature (--input, --out), or --samples to learn it from"
-        return f"its inputs and outputs are not known: {why}"
+        why = self.hints[0] if self.hints else "give a signature (--input, --out), or --samples to infer it from"
+        return f"its inputs and outputs are unknown: {why}"
 
     def stored_path(self, path: str) -> str:
         """Return the path under which a file of the artifact is stored.
@@ -217,10 +220,10 @@ class ValidationCheck(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    name: str = Field(description="What was checked: artifact, load, servable, run, signature, deterministic.")
-    ok: bool = Field(description="Whether it passed.")
-    message: str = Field(description="One sentence: what was found.")
-    seconds: float = Field(description="How long it took, in seconds.")
+    name: str = Field(description="Name of the check: artifact, load, servable, run, signature, deterministic.")
+    ok: bool = Field(description="Whether the check passed.")
+    message: str = Field(description="The result as one sentence.")
+    seconds: float = Field(description="Duration of the check, in seconds.")
 
 
 class ValidationReport(BaseModel):
@@ -229,13 +232,13 @@ class ValidationReport(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     ok: bool = Field(description="Whether every check passed.")
-    checks: tuple[ValidationCheck, ...] = Field(description="The checks, in order; one that fails ends the list.")
-    format: Format | None = Field(default=None, description="The format found.")
-    signature: Signature | None = Field(default=None, description="Inputs and outputs, read or learnt.")
+    checks: tuple[ValidationCheck, ...] = Field(description="The checks, in order; the first failed check is the last.")
+    format: Format | None = Field(default=None, description="The detected format.")
+    signature: Signature | None = Field(default=None, description="Inputs and outputs, read from the file or inferred.")
     attributes: dict[str, JsonValue] = Field(default_factory=dict, description="Facts read from the file.")
-    hints: tuple[str, ...] = Field(default=(), description="What the publisher may want to know.")
-    environment: dict[str, str] = Field(default_factory=dict, description="Versions of what took part.")
-    log: str = Field(default="", description="What the worker printed, bounded.")
+    hints: tuple[str, ...] = Field(default=(), description="Advice for the publisher.")
+    environment: dict[str, str] = Field(default_factory=dict, description="Versions of the libraries and tools used.")
+    log: str = Field(default="", description="Output of the worker, truncated.")
 
 
 WorkerResult = Inspection | ConversionResult | RecordResult | ValidationReport

@@ -88,13 +88,16 @@ def read_model(path: Path) -> ModelProto:
     size = path.stat().st_size
     if size > MAX_PROTOBUF_BYTES:
         raise InvalidArtifactError(
-            f"{path.name} has {size} bytes; an ONNX file cannot be larger than 2 GiB: save its weights as external data"
+            f"{path.name} has {size} bytes, but an ONNX file cannot be larger than 2 GiB; save its weights as "
+            "external data"
         )
     model = ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except (DecodeError, ValueError, RuntimeError) as error:
-        raise InvalidArtifactError(f"{path.name} is no ONNX file, or it is cut short: it cannot be parsed") from error
+        raise InvalidArtifactError(
+            f"{path.name} cannot be parsed: it is not an ONNX file, or it is truncated"
+        ) from error
     _check_names(model, path)
     return model
 
@@ -107,7 +110,9 @@ def _check_names(model: ModelProto, path: Path) -> None:
     names += [dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim]
     for name in names:
         if not isinstance(name, str):
-            raise InvalidArtifactError(f"{path.name} is damaged: the name {name!r} in it is no text (UTF-8)")
+            raise InvalidArtifactError(
+                f"{path.name} is damaged: it contains the name {name!r}, which is not UTF-8 text"
+            )
 
 
 def check_external_data(model: ModelProto, path: Path, root: Path) -> dict[str, int]:
@@ -135,12 +140,12 @@ def check_external_data(model: ModelProto, path: Path, root: Path) -> dict[str, 
                 resolved = file.resolve(strict=True)
             except OSError as error:
                 raise InvalidArtifactError(
-                    f"{path.name}: the external data {location!r} of tensor {tensor.name!r} is not in the artifact; "
-                    "give the folder that holds both"
+                    f"{path.name}: the external data {location!r} of tensor {tensor.name!r} is not in the "
+                    "artifact; give the folder that contains both"
                 ) from error
             if not resolved.is_relative_to(inside) or not resolved.is_file():
                 raise InvalidArtifactError(
-                    f"{path.name}: the external data {location!r} of tensor {tensor.name!r} leads outside the artifact"
+                    f"{path.name}: the external data {location!r} of tensor {tensor.name!r} is outside the artifact"
                 )
             sizes[location] = resolved.stat().st_size
         try:
@@ -151,8 +156,8 @@ def check_external_data(model: ModelProto, path: Path, root: Path) -> dict[str, 
             ) from error
         if offset < 0 or length < 0 or offset + length > sizes[location]:
             raise InvalidArtifactError(
-                f"{path.name}: tensor {tensor.name!r} needs the bytes {offset} to {offset + length} of {location!r}, "
-                f"which has {sizes[location]}: it is cut short"
+                f"{path.name}: tensor {tensor.name!r} needs the bytes {offset} to {offset + length} of "
+                f"{location!r}, which has only {sizes[location]} bytes: the file is truncated"
             )
     return sizes
 
@@ -161,7 +166,7 @@ def _check_location(location: str, tensor: TensorProto, path: Path) -> None:
     pure = PurePosixPath(location)
     if not location or pure.is_absolute() or "\\" in location or "\0" in location or ".." in pure.parts:
         raise InvalidArtifactError(
-            f"{path.name}: the external data {location[:120]!r} of tensor {tensor.name!r} leads outside the artifact"
+            f"{path.name}: the external data {location[:120]!r} of tensor {tensor.name!r} is outside the artifact"
         )
 
 
@@ -201,7 +206,9 @@ def _check(model: ModelProto, path: Path, external: Mapping[str, int]) -> None:
             onnx.checker.check_model(checked)
     except (onnx.checker.ValidationError, RuntimeError, ValueError, TypeError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise InvalidArtifactError(f"{path.name} is no valid ONNX model, or it is cut short: {first[:300]}") from error
+        raise InvalidArtifactError(
+            f"{path.name} is not a valid ONNX model, or it is truncated: {first[:300]}"
+        ) from error
 
 
 def _with_stand_in_shapes(model: ModelProto) -> ModelProto:

@@ -68,14 +68,14 @@ def change_opset(model: ModelProto, opset: int) -> ModelProto:
     newest = onnx.defs.onnx_opset_version()
     if opset > newest:
         raise ConversionFailedError(
-            f"opset {opset} is newer than the newest that onnx {onnx.__version__} knows: {newest}"
+            f"opset {opset} is newer than the newest that onnx {onnx.__version__} supports: {newest}"
         )
     try:
         converted: ModelProto = onnx.version_converter.convert_version(model, opset)
     except (RuntimeError, onnx.version_converter.ConvertError) as error:
         first = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise ConversionFailedError(
-            f"the model cannot be taken from opset {current} to {opset}: {first[:300]}"
+            f"failed to convert the model from opset {current} to {opset}: {first[:300]}"
         ) from error
     if opset < _REDUCE_NOOP_OPSET:
         _drop_reduce_noop(converted.graph)
@@ -83,7 +83,7 @@ def change_opset(model: ModelProto, opset: int) -> ModelProto:
 
 
 def _drop_reduce_noop(graph: GraphProto) -> None:
-    """Remove the default of an attribute that the version converter (onnx 1.23) forgets to take back."""
+    """Remove the default of an attribute that the version converter (onnx 1.23) fails to remove."""
     for node in graph.node:
         for subgraph in _subgraphs(node):
             _drop_reduce_noop(subgraph)
@@ -119,8 +119,8 @@ def _to_int8(model: ModelProto) -> ModelProto:
         t.data_type in {TensorProto.INT8, TensorProto.UINT8} and len(t.dims) > 1 for t in result.graph.initializer
     ):
         raise ConversionFailedError(
-            "nothing in this model can be quantised dynamically (no MatMul, Gemm, Conv, LSTM or attention with "
-            "constant weights); leave precision at fp32 or fp16"
+            "no part of this model can be quantised dynamically (it has no MatMul, Gemm, Conv, LSTM or attention "
+            "with constant weights); use precision fp32 or fp16"
         )
     return result
 

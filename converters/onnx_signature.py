@@ -33,8 +33,8 @@ DATA_TYPES: dict[int, DataType] = {
 _PASSING = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand"}
 _INDEXING = {"Gather", "GatherElements", "GatherND", "ScatterElements", "Scatter", "ScatterND"}
 _HINT_NO_BATCH = (
-    "the file does not say that the first dimensions are one batch dimension (they carry no common name), so "
-    "Triton will not batch requests; give a signature with batched true if they are"
+    "the first dimensions in the file have no common name, so they may not be one batch dimension and Triton will "
+    "not batch requests; if they are, give a signature with batched true"
 )
 
 
@@ -100,14 +100,14 @@ def _obstacle(inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto
     """Return why Triton cannot serve tensors like these, and what to do; None where it can."""
     for kind, values in (("input", inputs), ("output", outputs)):
         if not values:
-            return f"the model has no {kind}s; a served model needs at least one"
+            return f"the model has no {kind}s, but a served model needs at least one"
         for value in values:
             if (reason := _value_obstacle(value, kind)) is not None:
                 return reason
         seen: set[str] = set()
         for value in values:
             if not value.name or value.name in seen:
-                return f"the model has two {kind}s named {value.name[:80]!r}; give each a name of its own"
+                return f"the model has two {kind}s named {value.name[:80]!r}; give each a unique name"
             seen.add(value.name)
     return None
 
@@ -115,35 +115,36 @@ def _obstacle(inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto
 def _value_obstacle(value: ValueInfoProto, kind: str) -> str | None:
     name = f"{kind} {value.name[:80]!r}"
     if len(value.name) > NAME_MAX:
-        return f"the name of {name} has {len(value.name)} characters; at most {NAME_MAX} are supported: rename it"
+        return f"the name of {name} has {len(value.name)} characters; the limit is {NAME_MAX}; rename it"
     what = value.type.WhichOneof("value")
     if what == "sequence_type" and value.type.sequence_type.elem_type.HasField("map_type"):
         return (
-            f"{name} is a list of dictionaries, which scikit-learn converters write (ZipMap), and Triton sends tensors "
-            "only; convert the model with zipmap=False, or publish the scikit-learn model and convert it here"
+            f"{name} is a list of dictionaries (scikit-learn converters write it, as ZipMap), but Triton supports "
+            "only tensors; convert the model with zipmap=False, or publish the scikit-learn model and convert it "
+            "here"
         )
     if what == "sequence_type":
         return (
-            f"{name} is a sequence, and Triton sends tensors only; export the model with one tensor "
+            f"{name} is a sequence, but Triton supports only tensors; export the model with one tensor "
             "(ConcatFromSequence joins them) or one output for each element"
         )
     if what == "optional_type":
-        return f"{name} is optional, and Triton sends tensors only; export the model with an ordinary tensor"
+        return f"{name} is optional, but Triton supports only tensors; export the model with an ordinary tensor"
     if what != "tensor_type":
         kind_name = (what or "untyped value").removesuffix("_type").replace("_", " ")
-        return f"{name} is a {kind_name}, and Triton sends dense tensors only; export the model with such a tensor"
+        return f"{name} is a {kind_name}, but Triton supports only dense tensors; export the model with a dense tensor"
     element = value.type.tensor_type.elem_type
     if element == TensorProto.BFLOAT16:
         return (
-            f"{name} has the element type BFLOAT16, which no server can run as an ONNX model: neither Triton's ONNX "
-            "Runtime backend nor the embedded server passes it; cast inputs and outputs to FLOAT inside the model "
-            "(weights may stay BFLOAT16)"
+            f"{name} has the element type BFLOAT16, which neither Triton's ONNX Runtime backend nor the embedded "
+            "server supports for inputs and outputs; cast them to FLOAT inside the model (weights may stay "
+            "BFLOAT16)"
         )
     if element not in DATA_TYPES:
         type_name = _type_name(element)
         return (
-            f"{name} has the element type {type_name}, which no Triton server can run: its protocol has no such type; "
-            "cast inputs and outputs to FLOAT inside the model"
+            f"{name} has the element type {type_name}, which Triton's protocol does not support; cast inputs and "
+            "outputs to FLOAT inside the model"
         )
     return None
 
@@ -159,14 +160,14 @@ def _spec(value: ValueInfoProto, kind: str) -> TensorSpec:
     tensor = value.type.tensor_type
     dtype = DATA_TYPES.get(tensor.elem_type)
     if dtype is None or not value.name or len(value.name) > NAME_MAX or not value.type.HasField("tensor_type"):
-        raise _UnknownError(f"{kind} {value.name[:80]!r} cannot be described as a tensor of Triton")
+        raise _UnknownError(f"{kind} {value.name[:80]!r} cannot be described as a Triton tensor")
     if not tensor.HasField("shape"):
         if kind == "output":
-            raise _UnknownError(f"output {value.name!r} has no shape in the file; it is learnt by running the model")
+            raise _UnknownError(f"output {value.name!r} has no shape in the file; it is inferred by running the model")
         raise _UnknownError(
-            f"input {value.name!r} has no shape in the file: give the signature, for example --input "
+            f"input {value.name!r} has no shape in the file; give the signature, for example --input "
             f"'{value.name}:{dtype}[-1,3]' and --out for each output (-1 is a size that each request chooses), or "
-            "--samples with inputs to learn it from"
+            "--samples with inputs to infer it from"
         )
     return TensorSpec(name=value.name, dtype=dtype, shape=tuple(_size(dim) for dim in tensor.shape.dim))
 

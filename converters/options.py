@@ -1,4 +1,4 @@
-"""What a conversion, a recording or a validation can be told: frozen, validated, and kept in the lineage."""
+"""Options of conversions, recordings and validations: frozen, validated, and kept in the lineage."""
 
 from typing import Literal, Self
 
@@ -28,12 +28,13 @@ class SamplingOptions(BaseModel):
         description="Size of every other dynamic dimension; null tries small sizes until the original accepts one.",
     )
     sample_shapes: dict[str, tuple[int, ...]] = Field(
-        default_factory=dict, description="Full shape by input name, for inputs whose dynamic sizes are not free."
+        default_factory=dict,
+        description="Full shape by input name, for inputs whose dynamic sizes depend on each other.",
     )
     integer_high: int | None = Field(
         default=None,
         ge=1,
-        description="Generated integers lie in [0, integer_high); null tries 10, then 2 (which masks accept).",
+        description="Upper limit (exclusive) of generated integers; null tries 10, then 2 (which masks accept).",
     )
 
     @field_validator("sample_shapes")
@@ -41,7 +42,7 @@ class SamplingOptions(BaseModel):
     def _bounded(cls, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         for name, shape in shapes.items():
             if any(size < 0 for size in shape):
-                raise ValueError(f"sample_shapes[{name!r}] is {list(shape)}: every size must be 0 or more")
+                raise ValueError(f"sample_shapes[{name!r}] is {list(shape)}; every size must be 0 or more")
         return shapes
 
 
@@ -54,30 +55,33 @@ class ConversionOptions(SamplingOptions):
     )
     inputs: tuple[TensorSpec, ...] | None = Field(
         default=None,
-        description="The inputs, where no signature says them; the outputs are then learnt by running the original.",
+        description="The inputs, if there is no signature; the outputs are then inferred by running the "
+        "original model.",
     )
     output_names: tuple[str, ...] | None = Field(
-        default=None, description="Names for the outputs, in order; null keeps the original's."
+        default=None, description="Names of the outputs, in order; null keeps the original names."
     )
     batched: bool | None = Field(
         default=None,
         description="Whether the first dimension of every tensor is the batch; null takes it from the signature.",
     )
     dynamic_axes: dict[str, list[int]] | None = Field(
-        default=None, description="Dimensions that stay dynamic, by input name; null keeps the signature's -1."
+        default=None,
+        description="Dimensions that stay dynamic, by input name; null keeps those that are -1 in the signature.",
     )
     precision: Precision = Field(
         default="fp32",
-        description="fp32 keeps the weights; fp16 halves them (inputs and outputs stay as they are); "
+        description="fp32 keeps the weights; fp16 halves their size (inputs and outputs keep their types); "
         "int8 quantises weights dynamically (ONNX only).",
     )
     method: Literal["trace", "script"] = Field(
-        default="trace", description="How a PyTorch module becomes TorchScript; script keeps control flow."
+        default="trace", description="How a PyTorch module is turned into TorchScript; script keeps control flow."
     )
     factory: str | None = Field(
         default=None,
         pattern=_FACTORY,
-        description="package.module:factory that returns the PyTorch module; importing it runs code: needs trust.",
+        description="package.module:factory that returns the PyTorch module; importing it runs code, so it "
+        "needs trust.",
     )
     factory_arguments: dict[str, str | int | float | bool | None] = Field(
         default_factory=dict, description="Keyword arguments for the factory."
@@ -85,23 +89,23 @@ class ConversionOptions(SamplingOptions):
     submodule: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z_]\w*(\.\w+)*$",
-        description="Convert this part of a torch module alone, by its dotted name (a stateful wrapper's inner model).",
+        description="Convert only this submodule of a torch module, by its dotted name (for example the inner "
+        "model of a stateful wrapper).",
     )
     tolerances: dict[str, Tolerance] = Field(
         default_factory=dict,
-        description="Tolerance by output name; null takes that of its type and precision.",
+        description="Tolerance by output name; null uses the default of its type and precision.",
     )
     trust: bool = Field(
-        default=False, description="Run code that comes with the model: a factory, a pickle, unknown skops types."
+        default=False, description="Allow code embedded in the model to run: a factory, a pickle, unknown skops types."
     )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.precision == "int8" and self.target is not Format.ONNX:
             raise ValueError(
-                "precision int8 is done with onnxruntime's quantisation and needs the target onnx, "
-                f"not {self.target.value}"
+                f"precision int8 uses onnxruntime's quantisation and needs the target onnx, not {self.target.value}"
             )
         if self.opset is not None and self.target is not Format.ONNX:
-            raise ValueError(f"opset is a property of ONNX files; the target is {self.target.value}")
+            raise ValueError(f"opset applies only to ONNX, but the target is {self.target.value}")
         return self

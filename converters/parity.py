@@ -29,7 +29,7 @@ def tolerances_for(
         InvalidInputError: A tolerance is given for an output that does not exist.
     """
     if unknown := sorted(set(given) - set(outputs[0])):
-        raise InvalidInputError(f"a tolerance is given for {unknown[0]!r}; the outputs are {sorted(outputs[0])}")
+        raise InvalidInputError(f"a tolerance is given for {unknown[0]!r}, but the outputs are {sorted(outputs[0])}")
     tolerances = {}
     for name, array in outputs[0].items():
         dtype = DataType.of(array)
@@ -57,14 +57,14 @@ def check_parity(
             answer = run(sample.inputs)
         except RunError as error:
             raise ParityError(
-                f"the converted model fails on sample {number}, which the original answers: {error}"
+                f"the converted model fails on sample {number}, which the original model answers: {error}"
             ) from error
         comparisons.extend(compare(answer, sample.outputs, tolerances))
     joined = worst(tuple(comparisons))
     for comparison in joined:
         if not comparison.agrees:
             raise ParityError(
-                f"the converted model does not compute what the original does: {comparison.reason}",
+                f"the outputs of the converted model differ from those of the original: {comparison.reason}",
                 outputs=[item.model_dump(mode="json") for item in joined],
             )
     return ParityReport(samples=len(golden), generated=generated, seed=seed if generated else None, outputs=joined)

@@ -41,7 +41,7 @@ def imported_names(data: bytes, name: str) -> set[str]:
     try:
         return set(_walk(data))
     except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError, MemoryError) as error:
-        raise InvalidArtifactError(f"{name}: the pickle inside is cut short or damaged") from error
+        raise InvalidArtifactError(f"{name}: the pickle inside is truncated or damaged") from error
 
 
 def _walk(data: bytes) -> Iterator[str]:
@@ -79,6 +79,6 @@ def refuse_untrusted_pickle(what: str, names: set[str] | None = None, *, trust: 
         return
     imports = f" (it imports {', '.join(sorted(names)[:5])})" if names else ""
     raise UntrustedArtifactError(
-        f"{what} is a pickle, and reading it runs whatever code it names{imports}; save it as ONNX, safetensors or "
-        "skops, or allow it with --trust if you know where it comes from"
+        f"{what} is a pickle, which can run any code when it is read{imports}; save it as ONNX, safetensors or "
+        "skops, or allow it with --trust if you trust the source of the file"
     )

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 GROUP = "triton_control_plane.converters"
 
-# By module and class, for the import of torch takes seconds and whoever only asks what is possible should not wait.
+# By module and class: importing torch takes seconds, and listing the possible conversions must not wait for it.
 BUILT_IN: dict[tuple[Format, Format], str] = {
     (Format.ONNX, Format.ONNX): "converters.from_onnx:OnnxToOnnx",
     (Format.TORCHSCRIPT, Format.TORCHSCRIPT): "converters.from_torchscript:TorchScriptToTorchScript",
@@ -76,10 +76,10 @@ def _installed() -> Iterator[type[Converter]]:
         try:
             kind = entry.load()
         except (ImportError, AttributeError) as error:
-            raise ConversionFailedError(f"the installed converter {entry.name!r} cannot be loaded: {error}") from error
+            raise ConversionFailedError(f"failed to load the installed converter {entry.name!r}: {error}") from error
         if not (isinstance(kind, type) and issubclass(kind, Converter)):
             raise ConversionFailedError(
-                f"the installed converter {entry.name!r} is no subclass of converters.base.Converter"
+                f"the installed converter {entry.name!r} is not a subclass of converters.base.Converter"
             )
-        logger.info("converter %s of %s takes %s to %s", kind.name, entry.value, kind.source, kind.target)
+        logger.info("converter %s of %s converts %s to %s", kind.name, entry.value, kind.source, kind.target)
         yield kind

@@ -33,7 +33,7 @@ def rows_problem(run: Run, inputs: Tensors, outputs: Mapping[str, Array], *, qua
         try:
             outputs = run(inputs)
         except RunError as error:
-            return f"the model accepts one row and refuses two: {error}"
+            return f"the model accepts one row but rejects two: {error}"
         count = 2
     for name, array in outputs.items():
         if array.shape[:1] != (count,):
@@ -42,10 +42,10 @@ def rows_problem(run: Run, inputs: Tensors, outputs: Mapping[str, Array], *, qua
         try:
             alone = run({name: array[row : row + 1] for name, array in inputs.items()})
         except RunError as error:
-            return f"the model accepts {count} rows and refuses one of them alone: {error}"
+            return f"the model accepts {count} rows but rejects one of them alone: {error}"
         for name, array in outputs.items():
             if not _alike(alone[name], array[row : row + 1], quantised=quantised):
-                return f"a row's output {name!r} changes with the other rows of the request"
+                return f"the output {name!r} of a row depends on the other rows of the request"
     return None
 
 

@@ -186,7 +186,7 @@ class _Worker:
         try:
             result = read_result(self._job, document["result"], samples, self._log.text())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._failed("wrote a result that cannot be read") from error
+            raise self._failed("wrote an unreadable result") from error
         if isinstance(result, ConversionResult | RecordResult):
             return dataclasses.replace(result, seconds=seconds, peak_memory_bytes=self._peak_bytes)
         return result
@@ -277,10 +277,11 @@ class _Worker:
                     next_look = now + POLL_SECONDS
                     if resident > self._memory_bytes:
                         return (
-                            f"used {_mib(resident)} of memory; its limit is {_mib(self._memory_bytes)}: it was killed"
+                            f"was killed: it used {_mib(resident)} of memory, and its limit is "
+                            f"{_mib(self._memory_bytes)}"
                         )
                 if now > deadline:
-                    return f"did not finish within {self._timeout_seconds:g} s: it was killed"
+                    return f"was killed: it did not finish within {self._timeout_seconds:g} s"
                 if self._cancel is not None and self._cancel.is_set():
                     return "was cancelled"
                 # A grandchild may hold the pipes open; the worker's own end is what counts.

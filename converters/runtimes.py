@@ -40,7 +40,7 @@ class Runnable(Protocol):
 
 def open_runtime(
     path: Path,
-    format: Format,  # noqa: A002 - the word of the API
+    format: Format,  # noqa: A002 - the name in the API
     signature: Signature | None,
 ) -> Runnable:
     """Load a servable model file.
@@ -52,7 +52,7 @@ def open_runtime(
         return OnnxRuntime(path)
     if format is Format.TORCHSCRIPT:
         return TorchScriptRuntime(path, signature)
-    raise InvalidArtifactError(f"Triton serves ONNX and TorchScript; {format.value} must be converted first")
+    raise InvalidArtifactError(f"Triton can serve ONNX and TorchScript; convert the {format.value} model first")
 
 
 class OnnxRuntime:
@@ -87,8 +87,8 @@ def _reason(error: BaseException, path: Path) -> str:
     reason = one_line(error).replace(str(path), path.name)
     if "construct locale" in str(error):
         reason += (
-            "; the model's StringNormalizer needs this locale of the operating system, wherever the model runs: "
-            "install it, or set the operator's attribute locale to 'C'"
+            "; the model's StringNormalizer needs this locale of the operating system on every machine that runs "
+            "the model; install it, or set the operator's attribute locale to 'C'"
         )
     return reason
 
@@ -242,7 +242,7 @@ def name_outputs(answer: Any, names: Sequence[str] | None) -> dict[str, Array]:
     if len(set(keys)) < len(keys):  # two dictionaries with the same key
         keys = [f"OUTPUT__{index}" for index in range(len(flat))]
     if len(keys) != len(flat):
-        raise RunError(f"the model returns {len(flat)} outputs; {len(keys)} names are given: {keys}")
+        raise RunError(f"the model returns {len(flat)} outputs, but {len(keys)} names are given: {keys}")
     return {key: _from_torch(value, key) for key, (_, value) in zip(keys, flat, strict=True)}
 
 
@@ -279,7 +279,7 @@ def to_torch(array: Array, dtype: DataType | None = None) -> Any:
     import torch
 
     if array.dtype.kind in "OUS":
-        raise RunError("torch has no string tensors")
+        raise RunError("torch does not support string tensors")
     tensor = torch.from_numpy(np.array(array, order="C", copy=True))
     return tensor.to(torch.bfloat16) if dtype is DataType.BF16 else tensor
 
@@ -288,7 +288,7 @@ def _to_torch(array: Array, kind: str) -> Any:
     scalar = {"int": int, "float": float, "bool": bool}.get(kind)
     if scalar is not None:
         if array.size != 1:
-            raise RunError(f"forward wants one {kind}, not an array of shape {list(array.shape)}")
+            raise RunError(f"forward needs a single {kind}, not an array of shape {list(array.shape)}")
         return scalar(array.reshape(-1)[0])
     if kind == "List[str]":
         return [e.decode() if isinstance(e, bytes) else str(e) for e in array.reshape(-1)]
@@ -311,7 +311,9 @@ def _from_torch(value: Any, name: str) -> Array:
         array: Array = value.numpy().copy()
         DataType.of(array)
     except (TypeError, ValueError) as error:
-        raise RunError(f"output {name!r} has the type {value.dtype}, which Triton's protocol does not know") from error
+        raise RunError(
+            f"output {name!r} has the type {value.dtype}, which Triton's protocol does not support"
+        ) from error
     return array
 
 
@@ -332,7 +334,7 @@ def check_inputs(inputs: Tensors, signature: Signature, number: int) -> None:
     """
     if set(inputs) != {spec.name for spec in signature.inputs}:
         raise InvalidInputError(
-            f"sample {number} has the inputs {sorted(inputs)}; the signature has "
+            f"sample {number} has the inputs {sorted(inputs)}, but the signature has "
             f"{sorted(spec.name for spec in signature.inputs)}"
         )
     for spec in signature.inputs:
@@ -340,5 +342,5 @@ def check_inputs(inputs: Tensors, signature: Signature, number: int) -> None:
         dtype = DataType.of(array)
         if not spec.accepts(array.shape) or (dtype is not spec.dtype and spec.dtype is not DataType.BF16):
             raise InvalidInputError(
-                f"sample {number}: input {spec.name!r} is {dtype}{list(array.shape)}; the signature says {spec}"
+                f"sample {number}: input {spec.name!r} is {dtype}{list(array.shape)}, but the signature requires {spec}"
             )

@@ -145,8 +145,8 @@ def generate_inputs(
         total = sum(int(np.prod(shapes[spec.name], dtype=np.float64)) * (spec.dtype.size_bytes or 16) for spec in specs)
         if total > MAX_SAMPLE_BYTES:
             raise SampleTooLargeError(
-                f"a generated sample would have {total} bytes; at most {MAX_SAMPLE_BYTES} are generated: give samples, "
-                "or sample_shapes"
+                f"a generated sample would have {total} bytes; the limit is {MAX_SAMPLE_BYTES}; give samples, or "
+                "sample_shapes"
             )
         samples.append({spec.name: _values(spec, shapes[spec.name], guess, random, constraints) for spec in specs})
     return tuple(samples)
@@ -187,7 +187,7 @@ def _shape(
     if spec.name in options.sample_shapes:
         shape = options.sample_shapes[spec.name]
         if not spec.accepts(shape):
-            raise InvalidInputError(f"sample_shapes[{spec.name!r}] is {list(shape)}; the signature says {spec}")
+            raise InvalidInputError(f"sample_shapes[{spec.name!r}] is {list(shape)}, but the signature requires {spec}")
         return shape
     batches = range(len(spec.shape) - 1) if guess.inner_is_batch else (0,)
     return tuple(

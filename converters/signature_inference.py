@@ -73,8 +73,8 @@ def try_samples(
         except (RunError, SampleTooLargeError) as error:
             first = first or error
     raise ConversionFailedError(
-        f"the original accepts none of the generated inputs ({first}); give samples, or sample_shapes for the inputs "
-        "whose dynamic sizes are not free"
+        f"the model accepts none of the generated inputs ({first}); give samples, or sample_shapes for the inputs "
+        "whose dynamic sizes depend on each other"
     ) from first
 
 
@@ -82,7 +82,7 @@ def _must_run(run: Run, inputs: Tensors, number: int) -> dict[str, Array]:
     try:
         return run(inputs)
     except RunError as error:
-        raise ConversionFailedError(f"the original fails on the given sample {number}: {error}") from error
+        raise ConversionFailedError(f"the model fails on the given sample {number}: {error}") from error
 
 
 def specs_from_samples(samples: Sequence[Tensors]) -> tuple[TensorSpec, ...]:
@@ -99,7 +99,7 @@ def specs_from_samples(samples: Sequence[Tensors]) -> tuple[TensorSpec, ...]:
         for number, sample in enumerate(samples):
             other = sample.get(name)
             if other is None or other.ndim != array.ndim or DataType.of(other) is not DataType.of(array):
-                raise InvalidInputError(f"sample {number}: input {name!r} is not like that of sample 0")
+                raise InvalidInputError(f"sample {number}: input {name!r} differs in type or rank from sample 0")
             shapes.append(other.shape)
         sizes = _sizes(shapes)
         specs.append(TensorSpec(name=name, dtype=DataType.of(array), shape=sizes))
@@ -154,10 +154,14 @@ def learn_signature(
     leading = all(spec.shape[:1] == (DYNAMIC,) for spec in (*specs, *outputs))
     if batched and not leading:
         odd = next(spec for spec in (*specs, *outputs) if spec.shape[:1] != (DYNAMIC,))
-        raise ConversionFailedError(f"the model is said to batch, but the first dimension of {odd} does not follow it")
+        raise ConversionFailedError(
+            f"the model is declared as batched, but the first dimension of {odd} does not change with the batch"
+        )
     if batched or (batched is None and leading):
         problem = rows_problem(run, base_inputs, base)
         if batched and problem is not None:
-            raise ConversionFailedError(f"the model is said to batch, but its rows are not independent: {problem}")
+            raise ConversionFailedError(
+                f"the model is declared as batched, but its rows are not independent: {problem}"
+            )
         batched = problem is None
     return Signature(inputs=specs, outputs=tuple(outputs), batched=bool(batched))

@@ -10,7 +10,7 @@ from converters.options import ConversionOptions
 
 def open_source_model(
     path: Path,
-    format: Format,  # noqa: A002 - the word of the API
+    format: Format,  # noqa: A002 - the name in the API
     signature: Signature | None,
     specs: tuple[TensorSpec, ...],
     options: ConversionOptions,

@@ -18,14 +18,16 @@ from converters.archives import Listing, doubled
 from converters.pickles import imported_names, is_plain, refuse_untrusted_pickle
 
 TORCHSCRIPT_HINT = (
-    "a TorchScript file does not say the shapes of its inputs and outputs; give a signature, or samples to learn from"
+    "a TorchScript file does not declare the shapes of its inputs and outputs; give a signature, or samples to "
+    "infer it from"
 )
 
 WEIGHTS_HINT = (
-    "these are weights without their module: convert them with a function that builds the module and is importable "
-    "where the control plane runs (--factory package.module:function, with --trust since it runs code)"
+    "the file contains weights without their module; convert it with a function that builds the module and is "
+    "importable where the control plane runs (--factory package.module:function, with --trust because it runs "
+    "code)"
 )
-PICKLED_HINT = "this is a pickled module: convert it with --trust, since reading it runs its code"
+PICKLED_HINT = "the file is a pickled module; convert it with --trust, because reading it runs its code"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +75,13 @@ def inspect_torch_archive(listing: Listing, *, trust: bool) -> TorchFacts:
             (TORCHSCRIPT_HINT,),
         )
     if listing.under("data/aotinductor/"):
-        raise InvalidArtifactError(f"{name} holds compiled code (AOTInductor), which cannot be checked or converted")
+        raise InvalidArtifactError(f"{name} contains compiled code (AOTInductor), which cannot be checked or converted")
     if models := [member for member in listing.under("models/") if member.endswith(".json")]:
         return _export_program(listing, models, trust=trust)
     if "serialized_exported_program.json" in listing.sizes:
-        raise InvalidArtifactError(f"{name} is a torch.export program of a torch older than 2.7; save it again")
+        raise InvalidArtifactError(
+            f"{name} is a torch.export program from a torch release older than 2.7; save it again"
+        )
     if "data.pkl" in listing.sizes:
         names = imported_names(listing.read("data.pkl"), name)
         weights, hint = "state dict", WEIGHTS_HINT
@@ -87,14 +91,14 @@ def inspect_torch_archive(listing: Listing, *, trust: bool) -> TorchFacts:
         facts: dict[str, JsonValue] = {"weights": weights, "weights_bytes": _bytes_under(listing, "data/")}
         return TorchFacts(Format.PYTORCH, None, facts, (hint,))
     raise InvalidArtifactError(
-        f"{name} is a ZIP archive, but none of TorchScript, torch.export, a PyTorch state dict or skops"
+        f"{name} is a ZIP archive, but not TorchScript, torch.export, a PyTorch state dict or skops"
     )
 
 
 def _export_program(listing: Listing, models: list[str], *, trust: bool) -> TorchFacts:
     name = listing.path.name
     if len(models) != 1:
-        raise InvalidArtifactError(f"{name} holds {len(models)} exported programs; one is expected")
+        raise InvalidArtifactError(f"{name} contains {len(models)} exported programs; exactly one is required")
     program = _json(listing, models[0])
     if not trust:
         _refuse_code(listing, program)
@@ -104,7 +108,7 @@ def _export_program(listing: Listing, models: list[str], *, trust: bool) -> Torc
         "schema_version": f"{version.get('major')}.{version.get('minor')}" if isinstance(version, dict) else "",
         "weights_bytes": _bytes_under(listing, "data/weights/"),
     }
-    hint = "its signature is read when it is converted; Triton serves what it is converted to"
+    hint = "its signature is read during the conversion; Triton serves the result of the conversion"
     return TorchFacts(Format.TORCH_EXPORT, None, facts, (hint,))
 
 
@@ -136,8 +140,8 @@ def _refuse_code(listing: Listing, program: dict[str, Any]) -> None:
     reasons += [f"it executes {str(text)[:60]!r}" for text in guards if not _harmless(str(text))][:1]
     if reasons:
         raise UntrustedArtifactError(
-            f"{listing.path.name} would run code of its own when it is loaded: {reasons[0]}; export it again without, "
-            "or allow it with --trust if you know where it comes from"
+            f"{listing.path.name} would run its own code when it is loaded: {reasons[0]}; export it again without "
+            "that code, or allow it with --trust if you trust the source of the file"
         )
 
 

@@ -90,8 +90,8 @@ def dynamic_shapes(signature: Signature, example: Tensors) -> tuple[dict[int, An
                 if example[spec.name].shape[axis] < 2:
                     raise InvalidInputError(
                         f"dimension {axis} of {spec.name!r} is dynamic, but the first sample has size "
-                        f"{example[spec.name].shape[axis]} there, which torch.export takes for a "
-                        "constant; give a sample with 2 or more"
+                        f"{example[spec.name].shape[axis]} there, which torch.export treats as a constant; give a "
+                        "sample with 2 or more"
                     )
         shapes.append(axes)
     return tuple(shapes) if any(shapes) else None

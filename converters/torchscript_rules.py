@@ -39,7 +39,7 @@ def refusal(runtime: TorchScriptRuntime, signature: Signature | None) -> str | N
     if problem is not None:
         return problem
     if signature is None:
-        return f"the file does not say the types and shapes of its inputs and outputs; {what_to_add(runtime)}"
+        return f"the file does not declare the types and shapes of its inputs and outputs; {what_to_add(runtime)}"
     return _signature_problem(runtime, signature)
 
 
@@ -84,25 +84,23 @@ def training_note(parts: Sequence[str]) -> str:
     """Return the warning about a module that was saved in training mode."""
     shown = ", ".join(parts[:5]) + (f" and {len(parts) - 5} more" if len(parts) > 5 else "")
     return (
-        "the module was saved in training mode, and Triton's PyTorch backend runs it as it was saved: these parts "
-        f"compute as in training: {shown}; golden samples are recorded in that mode. For inference call .eval() before "
-        "torch.jit.script or torch.jit.trace, save it, and push it again"
+        "the module was saved in training mode, and Triton's PyTorch backend does not change that; these parts "
+        f"run in training mode: {shown}. Golden samples are recorded in that mode. For inference, call .eval() "
+        "before torch.jit.script or torch.jit.trace, save the module, and push it again"
     )
 
 
 def _arguments_problem(runtime: TorchScriptRuntime) -> str | None:
     if not runtime.arguments:
-        return (
-            "forward takes no arguments, and a model in Triton needs an input; wrap it in a module that takes a tensor"
-        )
+        return "forward has no arguments, but a model in Triton needs an input; wrap it in a module that takes a tensor"
     if runtime.dictionary_argument is not None:
         return None
     wrong = {name: kind for name, kind in runtime.arguments.items() if kind not in {"Tensor", "List[str]"}}
     if not wrong:
         return None
     named = ", ".join(f"{name} ({kind})" for name, kind in wrong.items())
-    advice = _CONVERT if set(wrong.values()) <= _NUMBERS else "wrap it in a module whose forward takes tensors alone"
-    return f"forward takes arguments that are no tensors, which Triton's PyTorch backend cannot pass: {named}; {advice}"
+    advice = _CONVERT if set(wrong.values()) <= _NUMBERS else "wrap it in a module whose forward takes only tensors"
+    return f"forward has arguments that are not tensors, which Triton's PyTorch backend cannot pass: {named}; {advice}"
 
 
 def _returns_problem(runtime: TorchScriptRuntime) -> str | None:
@@ -114,7 +112,7 @@ def _returns_problem(runtime: TorchScriptRuntime) -> str | None:
         "ListType": "return a tuple, for example (out[0], out[1])",
     }.get(runtime.returns.kind(), "return a tuple of tensors, with numbers as torch.tensor([number])")
     return (
-        f"forward returns {_type_name(runtime.returns)}, and Triton's PyTorch backend answers with a Tensor, a "
+        f"forward returns {_type_name(runtime.returns)}, but Triton's PyTorch backend supports only a Tensor, a "
         f"List[str] or a tuple of those; {_CONVERT}, or {example}"
     )
 
@@ -123,19 +121,20 @@ def _signature_problem(runtime: TorchScriptRuntime, signature: Signature) -> str
     missing = [] if runtime.dictionary_argument is not None else list(runtime.arguments)[len(signature.inputs) :]
     if missing:
         return (
-            f"forward has {len(runtime.arguments)} arguments and the signature {len(signature.inputs)} inputs; "
-            f"Triton's PyTorch backend uses no default values: give {', '.join(missing)} as inputs, or wrap the module"
+            f"forward has {len(runtime.arguments)} arguments, but the signature has {len(signature.inputs)} "
+            f"inputs, and Triton's PyTorch backend uses no default values; give {', '.join(missing)} as inputs, or "
+            "wrap the module"
         )
     for spec in (*signature.inputs, *signature.outputs):
         if spec.dtype in _UNKNOWN_TYPES:
-            return f"{spec} has a type that Triton's PyTorch backend does not have; cast it in the module"
+            return f"{spec} has a type that Triton's PyTorch backend does not support; cast it in the module"
         if spec.dtype is DataType.BYTES and len(spec.shape) != 1:
-            return f"{spec}: Triton's PyTorch backend takes and gives strings with one dimension alone; flatten it"
+            return f"{spec}: Triton's PyTorch backend supports strings only with one dimension; flatten it"
     scalars = [spec for spec in signature.outputs if not spec.shape]
     if scalars:
         return (
-            f"the output {scalars[0]} has no dimensions, which Triton's PyTorch backend refuses; {_CONVERT}, or return "
-            "it as tensor.reshape(1)"
+            f"the output {scalars[0]} has no dimensions, which Triton's PyTorch backend rejects; {_CONVERT}, or "
+            "return it as tensor.reshape(1)"
         )
     return None
 

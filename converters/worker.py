@@ -56,7 +56,7 @@ def run(folder: Path, emit: Callable[[WorkerEvent], None]) -> dict[str, object]:
         return {"error": {"type": type(error).__name__, "message": error.message, "details": error.details}}
     except MemoryError:
         traceback.print_exc()
-        return _failure("the worker ran out of the memory it was given")
+        return _failure("the worker reached its memory limit")
     except Exception as error:
         logging.getLogger(__name__).exception("the job failed")
         first = (str(error).strip().splitlines() or ["no message"])[0]

@@ -48,7 +48,7 @@ def read_own(path: Path, limit: int | None = None) -> bytes | None:
 def how_it_died(status: int) -> str:
     """Say what an exit status means; a negative one is a signal's number."""
     if status >= 0:
-        return f"ended with status {status} and without a result"
+        return f"exited with status {status} and without a result"
     try:
         name = signal.Signals(-status).name
     except ValueError:

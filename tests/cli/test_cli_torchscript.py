@@ -63,7 +63,7 @@ def test_batched_option_applies_to_a_derived_signature(cli: Cli, samples: Path, 
     cli.ok("undeploy", "rows")
     refused = cli("push", "rows", write(tmp_path, "dependent-rows"), "--samples", samples, "--batched")
     assert refused.code == 6
-    assert "changes with the other rows" in refused.err
+    assert "depends on the other rows" in refused.err
 
 
 def test_failed_conversion_of_a_file_leaves_no_model(cli: Cli, tmp_path: Path) -> None:

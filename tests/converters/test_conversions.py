@@ -128,7 +128,7 @@ def test_a_module_becomes_torchscript_under_tritons_names(convert, models):
     assert result.signature.batched
 
 
-def test_torchscript_in_half_precision_takes_and_gives_float32(convert, models):
+def test_half_precision_torchscript_keeps_float32_inputs_and_outputs(convert, models):
     result = convert(
         models.conv_pt, TORCHSCRIPT, factory="converter_nets:conv", inputs=IMAGE, trust=True, precision="fp16"
     )
@@ -136,13 +136,13 @@ def test_torchscript_in_half_precision_takes_and_gives_float32(convert, models):
     assert largest_error(result) > 0
 
 
-def test_tracing_a_branch_is_found_out_and_scripting_keeps_it(convert, models, tmp_path):
+def test_parity_detects_a_traced_branch_and_scripting_keeps_it(convert, models, tmp_path):
     import torch
 
     torch.save({}, tmp_path / "gate.pt")
     specs = (TensorSpec(name="x", dtype="FP32", shape=(-1, 4)),)
     options = {"factory": "converter_nets:gate", "inputs": specs, "trust": True, "sample_count": 8}
-    with pytest.raises(ParityError, match="does not compute"):
+    with pytest.raises(ParityError, match="outputs of the converted model differ from those of the original"):
         convert(tmp_path / "gate.pt", TORCHSCRIPT, **options)
     (tmp_path / "out" / "model.pt").unlink()
     assert largest_error(convert(tmp_path / "gate.pt", TORCHSCRIPT, method="script", **options)) == 0
@@ -187,7 +187,7 @@ def test_a_stateful_original_is_refused(convert):
         Sample({"x": np.random.default_rng(n).standard_normal((1, 512), np.float32), "sr": np.array(16000)}, {})
         for n in range(2)
     )
-    with pytest.raises(ConversionFailedError, match=r"asked twice .* state"):
+    with pytest.raises(ConversionFailedError, match=r"in two runs .* state"):
         convert(SILERO / "silero_vad.jit", TORCHSCRIPT, inputs=specs, samples=rate)
 
 
@@ -260,7 +260,7 @@ def test_a_fixed_shape_stays_fixed(convert, models):
     assert outputs(result) == {"OUTPUT__0": ("FP32", (2, 3))}
 
 
-def test_a_model_said_to_batch_that_does_not_is_refused(convert):
+def test_model_falsely_declared_batched_is_rejected(convert):
     with pytest.raises(ConversionFailedError, match="first dimension of state"):
         convert(SILERO / "silero_vad.jit", inputs=SILERO_STEP, submodule="_model", batched=True)
 
@@ -283,8 +283,8 @@ def test_a_factory_is_not_imported_without_trust(convert, models, factories):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"factory": "no_such_package:net"}, "cannot be imported"),
-        ({"factory": "converter_nets:no_such"}, "cannot be imported"),
+        ({"factory": "no_such_package:net"}, "failed to import the factory"),
+        ({"factory": "converter_nets:no_such"}, "failed to import the factory"),
         ({"factory": "converter_nets:not_a_module"}, "returned a int"),
         ({"factory": "converter_nets:conv"}, "do not fit"),
         ({"factory": "converter_nets:mlp", "factory_arguments": {"hidden": 5}}, "size mismatch"),
@@ -299,12 +299,12 @@ def test_wrong_options_say_what_is_wrong(convert, models, options, message):
         convert(models.mlp_safetensors, TORCHSCRIPT, inputs=FEATURES, trust=True, **options)
 
 
-def test_inputs_that_nobody_says_are_asked_for(convert, models):
+def test_undeclared_inputs_are_requested(convert, models):
     with pytest.raises(InvalidInputError, match="give a signature"):
         convert(models.mlp_ts)
 
 
-def test_a_pair_that_makes_no_sense_lists_what_does(convert, models):
+def test_impossible_conversion_error_lists_possible_targets(convert, models):
     with pytest.raises(UnsupportedConversionError, match="possible targets: onnx") as caught:
         convert(models.iris_skops, TORCHSCRIPT)
     assert caught.value.details["possible"] == ["onnx"]
@@ -321,7 +321,7 @@ def test_unknown_types_in_skops_are_refused_without_trust(convert, models, tmp_p
         convert(tmp_path / "odd.skops")
 
 
-def test_an_archive_that_only_looks_whole_is_one_line(convert, models, tmp_path):
+def test_damaged_archive_gives_a_one_line_error(convert, models, tmp_path):
     with zipfile.ZipFile(models.mlp_ts) as old, zipfile.ZipFile(tmp_path / "bad.pt", "w") as new:
         for name in old.namelist():
             new.writestr(name, b"nonsense (" if "/code/" in name else old.read(name))

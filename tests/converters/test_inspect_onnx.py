@@ -77,15 +77,17 @@ def test_metadata_of_the_exporter_are_kept(tmp_path: Path) -> None:
     assert inspect_artifact(tmp_path / "m.onnx").attributes["metadata"] == {"stride": "32", "names": "{0: 'cat'}"}
 
 
-def test_a_name_that_is_no_text_is_refused(tmp_path):
+def test_name_that_is_not_utf8_is_rejected(tmp_path):
     data = small().SerializeToString()
     assert b"batch" in data
     (tmp_path / "m.onnx").write_bytes(data.replace(b"batch", b"ba\xf4ch"))
-    with pytest.raises(InvalidArtifactError, match=r"m\.onnx is damaged: the name .* is no text"):
+    with pytest.raises(
+        InvalidArtifactError, match=r"m\.onnx is damaged: it contains the name .* which is not UTF-8 text"
+    ):
         inspect_artifact(tmp_path / "m.onnx")
 
 
-def test_equal_dynamic_dimensions_without_a_name_are_no_batch(tmp_path):
+def test_unnamed_equal_dynamic_dimensions_are_not_a_batch(tmp_path):
     onnx.save_model(small(batch=None), tmp_path / "m.onnx")
     found = inspect_artifact(tmp_path / "m.onnx")
     assert not signature_of(found).batched
@@ -125,7 +127,7 @@ def test_the_content_decides_not_the_suffix(tmp_path, models):
     odd = tmp_path / "weights.pt"
     odd.write_bytes(models.mlp_onnx.read_bytes())
     assert inspect_artifact(odd).format is Format.ONNX
-    with pytest.raises(InvalidArtifactError, match="said to be torchscript, but its content is onnx"):
+    with pytest.raises(InvalidArtifactError, match="declared as torchscript, but its content is onnx"):
         inspect_artifact(odd, format=Format.TORCHSCRIPT)
 
 
@@ -145,7 +147,7 @@ def test_a_given_signature_that_the_file_contradicts_is_refused(models, change, 
         inspect_artifact(models.mlp_onnx, signature=given)
 
 
-def test_a_fixed_first_dimension_cannot_be_said_to_batch(tmp_path):
+def test_fixed_first_dimension_cannot_be_declared_batched(tmp_path):
     onnx.save_model(small(batch=1), tmp_path / "m.onnx")
     given = Signature(
         inputs=(TensorSpec(name="x", dtype="FP32", shape=(-1, 4)),),
@@ -185,7 +187,7 @@ def test_loading_checks_where_the_external_data_lies(tmp_path):
         load_model(folder / "net.onnx", folder)
 
 
-def test_external_data_in_the_model_file_itself_leaves_that_file_alone(tmp_path):
+def test_external_data_in_the_model_file_does_not_change_that_file(tmp_path):
     folder = external(tmp_path / "artifact", "net.onnx", offset="0", length="48")
     before = (folder / "net.onnx").read_bytes()
     assert inspect_artifact(folder).attributes["external_data"] == {"net.onnx": len(before)}
@@ -242,7 +244,7 @@ def test_external_data_in_a_subgraph_is_found_too(tmp_path):
 def test_external_data_that_is_too_short_is_refused(tmp_path):
     folder = external(tmp_path / "artifact", "w.bin", offset="0", length="48")
     (folder / "w.bin").write_bytes(b"\0" * 47)
-    with pytest.raises(InvalidArtifactError, match=r"47: it is cut short"):
+    with pytest.raises(InvalidArtifactError, match=r"has only 47 bytes: the file is truncated"):
         inspect_artifact(folder)
     (folder / "w.bin").write_bytes(b"\0" * 48)
     assert inspect_artifact(folder).attributes["external_data"] == {"w.bin": 48}
@@ -284,7 +286,7 @@ WHOLE = small().SerializeToString()
 
 
 @given(st.integers(0, len(WHOLE) - 1))
-def test_an_onnx_file_cut_short_anywhere_is_one_line(tmp_path_factory, length):
+def test_truncated_onnx_file_gives_a_one_line_error(tmp_path_factory, length):
     path = tmp_path_factory.mktemp("cut") / "m.onnx"
     path.write_bytes(WHOLE[:length])
     with pytest.raises(InvalidArtifactError) as caught:
@@ -295,7 +297,7 @@ def test_an_onnx_file_cut_short_anywhere_is_one_line(tmp_path_factory, length):
 
 @settings(max_examples=60)
 @given(st.integers(0, len(WHOLE) - 1), st.integers(1, 255))
-def test_a_damaged_onnx_file_is_read_or_refused_and_nothing_else(tmp_path_factory, position, flip):
+def test_damaged_onnx_file_is_read_or_rejected(tmp_path_factory, position, flip):
     path = tmp_path_factory.mktemp("bad") / "m.onnx"
     path.write_bytes(WHOLE[:position] + bytes([WHOLE[position] ^ flip]) + WHOLE[position + 1 :])
     with contextlib.suppress(InvalidInputError):

@@ -18,7 +18,7 @@ _OUTSIDE = re.compile(
 @pytest.mark.long
 @pytest.mark.triton
 @pytest.mark.timeout(1800)
-def test_cases_answer_as_stored_or_say_why_they_cannot() -> None:
+def test_cases_give_stored_answers_or_report_why_not() -> None:
     results = run(40, 3, with_triton=True)
     assert [result for result in results if not result.answers and not _OUTSIDE.search(result.why)] == []
     # What passes validation is what Triton loads.

@@ -67,19 +67,23 @@ def test_samples_are_found(tmp_path: Path, make: Make, expected: list[str], batc
     [
         (
             cases.input_without_shape,
-            r"input 'x' has no shape in the file: give the signature, for example --input 'x:FP32",
+            r"input 'x' has no shape in the file; give the signature, for example --input 'x:FP32",
         ),
         (cases.rank_depends_on_data, r"number of dimensions of output 'y' depends on the data \(0 or 2\)"),
         (cases.no_inputs, "the model has no inputs"),
-        (cases.names_of_2000_letters, "has 2000 characters; at most 1024"),
-        (cases.sequence_output, "output 'y' is a sequence, and Triton sends tensors only; export"),
+        (cases.names_of_2000_letters, "has 2000 characters; the limit is 1024"),
+        (cases.sequence_output, "output 'y' is a sequence, but Triton supports only tensors; export"),
         (cases.zip_map_output, r"output 'p' is a list of dictionaries.*ZipMap.*zipmap=False"),
-        (cases.optional_input, "input 'o' is optional, and Triton sends tensors only; export"),
-        (cases.bf16_tensors, "input 'x' has the element type BFLOAT16, which no server can run as an ONNX model"),
-        (cases.fp8_tensors, "input 'x' has the element type FLOAT8E4M3FN, which no Triton server can run"),
+        (cases.optional_input, "input 'o' is optional, but Triton supports only tensors; export"),
+        (
+            cases.bf16_tensors,
+            "input 'x' has the element type BFLOAT16, which neither Triton's ONNX Runtime backend nor the embedded "
+            "server supports",
+        ),
+        (cases.fp8_tensors, "input 'x' has the element type FLOAT8E4M3FN, which Triton's protocol does not support"),
     ],
 )
-def test_what_cannot_be_served_is_known_with_the_reason(tmp_path: Path, make: Make, reason: str) -> None:
+def test_unservable_model_is_reported_with_the_reason(tmp_path: Path, make: Make, reason: str) -> None:
     result = recorded(tmp_path, make)
     assert not result.samples
     assert result.unservable is not None
@@ -120,7 +124,7 @@ def test_given_samples_that_are_too_large_are_left_out_with_a_note(tmp_path: Pat
 
 def test_a_wrong_output_shape_is_corrected_and_reported(tmp_path: Path) -> None:
     generated = recorded(tmp_path, cases.wrong_output_shape)
-    assert any("declares the output y FP32[7], and the model gives FP32[" in note for note in generated.warnings)
+    assert any("declares the output y FP32[7], but the model returns FP32[" in note for note in generated.warnings)
     sample = Sample({"x": np.ones((4, 3), np.float32), "axes": np.array([0])}, {})
     given = recorded(tmp_path, cases.wrong_output_shape, None, sample)
     assert tensors(given)[-1] == "y FP32[?]"
@@ -130,10 +134,10 @@ def test_a_wrong_output_shape_is_corrected_and_reported(tmp_path: Path) -> None:
 def test_rows_that_depend_on_each_other_are_not_batched(tmp_path: Path) -> None:
     result = recorded(tmp_path, cases.mixed_rows)
     assert result.rows_independent is False
-    assert any("Triton will not batch requests for it" in note for note in result.warnings)
+    assert any("Triton will not batch requests for this model" in note for note in result.warnings)
     assert result.signature is not None
     stated = result.signature.model_copy(update={"batched": True})
-    with pytest.raises(InvalidInputError, match="says batched, but the rows of a request are not independent"):
+    with pytest.raises(InvalidInputError, match="signature is batched, but the rows of a request are not independent"):
         recorded(tmp_path, cases.mixed_rows, stated)
     assert not validated(tmp_path, cases.mixed_rows, stated).ok
     assert recorded(tmp_path, cases.names_of_600_letters).rows_independent is True

@@ -45,7 +45,7 @@ def shapes(found: Signature) -> list[str]:
         ("optional-argument", "bias (Optional[Tensor])"),
     ],
 )
-def test_what_triton_cannot_run_is_refused_with_what_to_do(do: Do, tmp_path: Path, name: str, words: str) -> None:
+def test_unservable_module_is_rejected_with_advice(do: Do, tmp_path: Path, name: str, words: str) -> None:
     result = do(RecordJob(source=write(tmp_path, name), samples=given(X)))
     assert words in result.unservable
     assert "wrap" in result.unservable
@@ -121,7 +121,7 @@ def test_an_argument_with_a_default_must_be_an_input(do: Do, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["training-dropout", "training-norm", "traced-training-norm"])
-def test_training_mode_is_said_at_push(do: Do, tmp_path: Path, name: str) -> None:
+def test_push_warns_about_training_mode(do: Do, tmp_path: Path, name: str) -> None:
     result = do(RecordJob(source=write(tmp_path, name), samples=given(X)))
     assert result.unservable is None
     (note,) = [warning for warning in result.warnings if "training mode" in warning]
@@ -131,10 +131,10 @@ def test_training_mode_is_said_at_push(do: Do, tmp_path: Path, name: str) -> Non
     )
     if name == "training-dropout":
         assert result.samples == ()
-        assert any("answers differently when asked twice" in warning for warning in result.warnings)
+        assert any("answers the same input differently in two runs" in warning for warning in result.warnings)
 
 
-def test_what_is_recorded_of_a_module_in_training_mode_is_computed_as_in_training(do: Do, tmp_path: Path) -> None:
+def test_golden_samples_of_a_training_module_use_training_mode(do: Do, tmp_path: Path) -> None:
     for name in ("training-norm", "traced-training-norm"):
         (sample,) = do(RecordJob(source=write(tmp_path, name), samples=given(X))).samples
         by_the_batch = (X - X.mean(0)) / np.sqrt(X.var(0) + 1e-5)
@@ -160,7 +160,7 @@ def test_converting_a_module_in_training_mode_saves_it_in_evaluation_mode(do: Do
     np.testing.assert_array_equal(again.samples[0].outputs["OUTPUT__0"], converted.samples[0].outputs["OUTPUT__0"])
 
 
-def test_stating_the_batch_opens_the_first_dimension_of_what_samples_show(do: Do, tmp_path: Path) -> None:
+def test_declared_batch_makes_the_first_dimension_dynamic(do: Do, tmp_path: Path) -> None:
     source = write(tmp_path, "doubled")
     for rows in (1, 2):
         result = do(RecordJob(source=source, samples=given(X[:rows]), batched=True))
@@ -172,12 +172,12 @@ def test_stating_the_batch_opens_the_first_dimension_of_what_samples_show(do: Do
 @pytest.mark.parametrize(
     ("name", "rows", "words"),
     [
-        ("dependent-rows", 1, "a row's output 'OUTPUT__0' changes with the other rows"),
-        ("dependent-rows", 2, "a row's output 'OUTPUT__0' changes with the other rows"),
+        ("dependent-rows", 1, "the output 'OUTPUT__0' of a row depends on the other rows"),
+        ("dependent-rows", 2, "the output 'OUTPUT__0' of a row depends on the other rows"),
         ("positive", 2, r"output 'OUTPUT__0' has the shape \[4\] for 2 rows"),
     ],
 )
-def test_a_batch_that_the_answers_contradict_is_refused(
+def test_batch_declaration_contradicted_by_answers_is_rejected(
     do: Do, tmp_path: Path, name: str, rows: int, words: str
 ) -> None:
     with pytest.raises(InvalidInputError, match=words):
@@ -193,7 +193,7 @@ def test_outputs_get_names_by_which_triton_finds_them(do: Do, tmp_path: Path) ->
     said = signature({"a": (-1, 3), "b": (-1, 3)}, {"total": (-1, 3), "dot": (-1,)}, batched=True)
     result = do(RecordJob(source=write(tmp_path, "no-signature"), signature=said))
     assert [spec.name for spec in result.signature.outputs] == ["total__0", "dot__1"]
-    assert "the outputs are called total__0, dot__1" in result.warnings[0]
+    assert "the outputs are named total__0, dot__1" in result.warnings[0]
     check_samples(result.samples, result.signature)
     turned = signature({"a": (-1, 3), "b": (-1, 3)}, {"dot__1": (-1,), "total__0": (-1, 3)}, batched=True)
     result = do(RecordJob(source=tmp_path / "no-signature.pt", signature=turned))
@@ -201,7 +201,7 @@ def test_outputs_get_names_by_which_triton_finds_them(do: Do, tmp_path: Path) ->
     check_samples(result.samples, turned)
 
 
-def test_onnx_said_to_be_batched_needs_an_open_first_dimension(do: Do, models: Any, tmp_path: Path) -> None:
+def test_onnx_declared_batched_needs_a_dynamic_first_dimension(do: Do, models: Any, tmp_path: Path) -> None:
     assert do(RecordJob(source=models.mlp_onnx, batched=False)).signature.batched is False
     assert do(RecordJob(source=models.mlp_onnx, batched=True)).signature.batched is True
     import onnx

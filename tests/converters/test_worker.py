@@ -199,7 +199,7 @@ def test_the_time_limit_kills_the_worker_and_its_children(plugin, job, work):
         if event.stage == "convert":
             threading.Thread(target=lambda: pids.extend(asleep(psutil.Process()))).start()
 
-    with pytest.raises(ConversionFailedError, match=r"did not finish within 8 s: .*stage convert"):
+    with pytest.raises(ConversionFailedError, match=r"was killed: it did not finish within 8 s .*stage convert"):
         run_worker(job, timeout_seconds=8, work_root=work, on_event=note)
     assert len(pids) == 2
     assert all(gone(pid) for pid in pids)
@@ -208,7 +208,7 @@ def test_the_time_limit_kills_the_worker_and_its_children(plugin, job, work):
 
 def test_the_memory_limit_kills_the_worker(plugin, job, work):
     plugin("eat")
-    with pytest.raises(ConversionFailedError, match=r"used \d+ MiB of memory; its limit is 400 MiB") as caught:
+    with pytest.raises(ConversionFailedError, match=r"used \d+ MiB of memory, and its limit is 400 MiB") as caught:
         run_worker(job, memory_bytes=400 * 1024**2, work_root=work)
     assert caught.value.details["peak_memory_bytes"] > 400 * 1024**2
     assert list(work.iterdir()) == []
@@ -216,7 +216,7 @@ def test_the_memory_limit_kills_the_worker(plugin, job, work):
 
 def test_one_huge_allocation_is_refused_before_it_is_made(plugin, job):
     plugin("gulp")
-    with pytest.raises(ConversionFailedError, match="ran out of the memory"):
+    with pytest.raises(ConversionFailedError, match="reached its memory limit"):
         run_worker(job, memory_bytes=2 * 1024**3)
 
 
@@ -224,8 +224,8 @@ def test_one_huge_allocation_is_refused_before_it_is_made(plugin, job):
     ("todo", "message"),
     [
         ("crash", r"killed by SIGSEGV.*last words"),
-        ("leave", "ended with status 3"),
-        ("forge", "a result that cannot be read"),
+        ("leave", "exited with status 3"),
+        ("forge", "wrote an unreadable result"),
     ],
 )
 def test_a_worker_that_dies_is_an_error_with_the_end_of_its_log(plugin, job, todo, message):
@@ -277,7 +277,7 @@ def test_the_log_is_bounded(plugin, job):
     assert len(log) <= worker_output.LOG_HEAD_BYTES + worker_output.LOG_TAIL_BYTES + 100
 
 
-def test_lines_that_are_no_events_are_no_events(plugin, job):
+def test_log_lines_are_not_taken_for_events(plugin, job):
     plugin("lie")
     events: list[WorkerEvent] = []
     run_worker(job, on_event=events.append)
@@ -311,10 +311,10 @@ def test_the_worker_dies_with_its_parent(plugin, models, tmp_path):
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_broken_plugin_says_which(plugin, job):
+def test_broken_plugin_is_named(plugin, job):
     site = plugin("copy")
     (site / "converter_plugin.py").write_text("raise ImportError('no such thing')")
-    with pytest.raises(ConversionFailedError, match=r"'plugin' cannot be loaded: no such thing"):
+    with pytest.raises(ConversionFailedError, match=r"failed to load the installed converter 'plugin': no such thing"):
         run_worker(job)
 
 

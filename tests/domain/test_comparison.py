@@ -21,7 +21,7 @@ def one(actual: Array | None, expected: Array, allowed: Tolerance | None = None)
 
 
 @given(floats, tolerance)
-def test_what_is_equal_agrees_whatever_it_is(array: Array, allowed: Tolerance) -> None:
+def test_equal_values_agree_for_every_type(array: Array, allowed: Tolerance) -> None:
     comparison = one(array.copy(), array, allowed)
     assert comparison.agrees
     assert comparison.max_absolute_error == 0
@@ -78,7 +78,7 @@ def test_large_integers_are_not_compared_as_floats() -> None:
         (-0.0, 0.0, True),
     ],
 )
-def test_values_that_are_no_numbers(actual: float, expected: float, agrees: bool) -> None:
+def test_nan_and_infinity_are_compared(actual: float, expected: float, agrees: bool) -> None:
     assert one(np.array([actual]), np.array([expected])).agrees == agrees
 
 
@@ -98,14 +98,14 @@ def test_the_errors_are_measured() -> None:
     assert comparison.max_relative_error == pytest.approx(0.1)  # where the expected value is not 0
 
 
-def test_what_differs_is_named_with_figures() -> None:
+def test_difference_is_reported_with_values() -> None:
     comparison = one(np.array([1.0, 9.0]), np.array([1.0, 2.0]))
     assert "'y'" in comparison.reason
     assert "1 of 2 elements" in comparison.reason
     assert "largest absolute error 7" in comparison.reason
 
 
-def test_what_is_missing_or_of_another_shape_or_kind_differs() -> None:
+def test_missing_output_or_other_shape_or_type_differs() -> None:
     expected = np.zeros((2, 3), np.float32)
     assert one(None, expected).reason == "output 'y' is missing"
     assert "shape [3, 2], expected [2, 3]" in one(expected.T, expected).reason
@@ -113,7 +113,7 @@ def test_what_is_missing_or_of_another_shape_or_kind_differs() -> None:
     assert one(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)).agrees
 
 
-def test_outputs_that_were_not_recorded_are_not_asked_for() -> None:
+def test_unrecorded_outputs_are_ignored() -> None:
     assert compare({"y": np.ones(1), "z": np.ones(1)}, {"y": np.ones(1)}, {})[0].agrees
 
 

@@ -17,7 +17,7 @@ def condition(kind: str, status: str, since: datetime | None = None, message: st
     )
 
 
-def test_a_time_is_kept_as_long_as_the_status_is_the_same() -> None:
+def test_transition_time_is_kept_while_the_status_is_unchanged() -> None:
     before = kept((), [condition("Ready", "False"), condition("Loaded", "True")], T0)
     after = kept(before, [condition("Ready", "True"), condition("Loaded", "True", message="again")], T1)
     assert [one.last_transition_time for one in after] == [T1, T0]
@@ -36,13 +36,13 @@ def test_a_time_is_kept_as_long_as_the_status_is_the_same() -> None:
         ("Progressing", ("Unknown", "False"), "Unknown"),
     ],
 )
-def test_the_whole_is_as_well_as_its_parts(kind: str, statuses: tuple[str, str], whole: str) -> None:
+def test_combined_condition_is_the_worst_of_its_parts(kind: str, statuses: tuple[str, str], whole: str) -> None:
     parts = [(f"s{number}", [condition(kind, status, T0)]) for number, status in enumerate(statuses)]
     (found,) = joined(parts)
     assert found.status == whole
 
 
-def test_the_whole_turned_when_the_first_part_fell_or_the_last_one_came() -> None:
+def test_combined_transition_time_follows_the_parts() -> None:
     fell = joined([("a", [condition("Ready", "False", T1)]), ("b", [condition("Ready", "False", T0)])])
     came = joined([("a", [condition("Ready", "True", T1)]), ("b", [condition("Ready", "True", T0)])])
     assert fell[0].last_transition_time == T0
@@ -61,19 +61,19 @@ def test_the_whole_turned_when_the_first_part_fell_or_the_last_one_came() -> Non
         ("unloaded", "Unloaded"),
     ],
 )
-def test_what_can_be_waited_for(text: str, shown: str) -> None:
+def test_wait_conditions_are_parsed(text: str, shown: str) -> None:
     assert str(Awaited.parse(text)) == shown
 
 
 @pytest.mark.parametrize(
     "text", ["", "Redy", "condition=Ready=Maybe", "unloaded=True", "condition=", "a=b=c=d", "=" * 99]
 )
-def test_what_nobody_can_wait_for_says_what_is_possible(text: str) -> None:
+def test_unknown_wait_condition_error_lists_the_known_ones(text: str) -> None:
     with pytest.raises(InvalidInputError, match="Ready"):
         Awaited.parse(text)
 
 
-def test_waiting_looks_at_its_condition_alone() -> None:
+def test_wait_considers_only_its_condition() -> None:
     conditions = (condition("Ready", "False"), condition("Degraded", "True"))
     assert Awaited.parse("Degraded").holds("Degraded", conditions)
     assert Awaited.parse("Ready=False").holds("Degraded", conditions)

@@ -31,7 +31,7 @@ def test_files_that_cannot_lie_side_by_side_are_refused(paths: tuple[str, ...], 
         Manifest(format=Format.ONNX, files=tuple(entry(path) for path in paths))
 
 
-def test_a_manifest_read_from_the_bucket_cannot_climb_out_of_its_folder() -> None:
+def test_manifest_paths_cannot_leave_the_folder() -> None:
     document = Manifest(format=Format.ONNX, files=(entry("model.onnx"),)).model_dump_json()
     with pytest.raises(InvalidNameError):
         Manifest.model_validate_json(document.replace("model.onnx", "../model.onnx"))
@@ -43,12 +43,12 @@ def test_digests_are_digests(digest: str) -> None:
         FileEntry(path="a", sha256=digest, size_bytes=0)
 
 
-def test_what_a_newer_release_adds_is_ignored() -> None:
+def test_fields_of_a_newer_release_are_ignored() -> None:
     document = Manifest(format=Format.ONNX, files=(entry("model.onnx"),)).model_dump(mode="json")
     assert Manifest.model_validate({**document, "new_field": 1}).files[0].path == "model.onnx"
 
 
-def test_a_manifest_of_an_older_release_is_servable_where_its_format_is() -> None:
+def test_older_manifest_is_servable_if_its_format_is() -> None:
     document = Manifest(format=Format.ONNX, files=(entry("model.onnx"),)).model_dump(mode="json")
     del document["unservable"]
     assert Manifest.model_validate(document).servable

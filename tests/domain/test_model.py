@@ -19,7 +19,7 @@ def entry(number: int, format: Format = Format.ONNX, *, servable: bool = True, d
     )
 
 
-def test_the_newest_servable_version_passes_over_sources_and_what_triton_cannot_run() -> None:
+def test_newest_servable_version_skips_unservable_versions() -> None:
     versions = (
         entry(1),
         entry(2),

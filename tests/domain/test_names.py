@@ -30,7 +30,7 @@ def accepted(check, text):
 
 
 @given(nasty)
-def test_an_accepted_model_name_stays_in_its_folder_and_means_itself(text: str) -> None:
+def test_valid_model_name_stays_in_its_folder_and_is_unambiguous(text: str) -> None:
     name = accepted(validate_model_name, text)
     if name is None:
         return
@@ -81,7 +81,7 @@ def test_every_text_is_a_reference_or_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet50", "a", "A.b-c_d", "0", "x" * 128, "model..x", "con"])
-def test_names_that_are_fine(name: str) -> None:
+def test_valid_names_are_accepted(name: str) -> None:
     assert validate_model_name(name) == name
 
 
@@ -107,13 +107,13 @@ def test_names_that_are_fine(name: str) -> None:
         "٣",
     ],
 )
-def test_names_that_are_not(name: str) -> None:
+def test_invalid_names_are_rejected(name: str) -> None:
     with pytest.raises(InvalidNameError):
         validate_model_name(name)
 
 
 @pytest.mark.parametrize("path", ["model.onnx", "1/model.onnx", "data/weights.bin", "Größe.bin", "a b.bin", "x" * 255])
-def test_file_paths_that_are_fine(path: str) -> None:
+def test_valid_file_paths_are_accepted(path: str) -> None:
     assert validate_file_path(path) == path
 
 
@@ -141,24 +141,24 @@ def test_file_paths_that_are_fine(path: str) -> None:
         "é" * 128,
     ],
 )
-def test_file_paths_that_are_not(path: str) -> None:
+def test_invalid_file_paths_are_rejected(path: str) -> None:
     with pytest.raises(InvalidNameError):
         validate_file_path(path)
 
 
 @pytest.mark.parametrize("text", ["m:", "m:0", "m:01", "m:-1", "m:x", "m:1:2", "m:٣", "m:1000000000", "m@a:1", "m:1@a"])
-def test_references_that_are_not(text: str) -> None:
+def test_invalid_references_are_rejected(text: str) -> None:
     with pytest.raises(InvalidReferenceError):
         Reference.parse(text)
 
 
 @pytest.mark.parametrize("text", ["", "@a", ":1", "m@", "m@A", "m@a@b", "../m:1"])
-def test_references_with_bad_names(text: str) -> None:
+def test_references_with_invalid_names_are_rejected(text: str) -> None:
     with pytest.raises(InvalidNameError):
         Reference.parse(text)
 
 
-def test_latest_is_the_bare_name() -> None:
+def test_latest_equals_the_name_without_a_version() -> None:
     assert Reference.parse("m@latest") == Reference("m")
     with pytest.raises(InvalidNameError, match="model name without a version"):
         validate_alias("latest")

@@ -24,28 +24,28 @@ def spec(version: int, **changes: object) -> DeploymentSpec:
     return DeploymentSpec.model_validate({"model": "m", "reference": f"m:{version}", "version": version, **changes})
 
 
-def test_it_goes_to_the_revision_before_and_back_again() -> None:
+def test_rollback_restores_the_previous_revision_and_can_be_undone() -> None:
     assert rollback_target(history(spec(1), spec(2))).version == 1
     assert rollback_target(history(spec(1), spec(2), spec(1))).version == 2
 
 
-def test_it_pins_what_an_alias_pointed_at() -> None:
+def test_rollback_pins_the_version_of_an_alias() -> None:
     target = rollback_target(history(spec(1, reference="m@champion"), spec(2, reference="m@champion")))
     assert target.reference == "m:1"
 
 
-def test_revisions_that_ran_the_same_are_passed_over() -> None:
+def test_revisions_with_the_same_version_and_settings_are_skipped() -> None:
     one = rollback_target(history(spec(1), spec(2), spec(2, loaded=False), spec(2)))
     assert (one.version, one.loaded) == (1, True)
     other = DeploymentSettings(max_batch_size=4)
     assert rollback_target(history(spec(1), spec(1, settings=other))).settings == DeploymentSettings()
 
 
-def test_removals_are_passed_over() -> None:
+def test_removals_are_skipped() -> None:
     assert rollback_target(history(spec(1), spec(1, deleted=True), spec(2))).version == 1
 
 
-def test_a_named_revision() -> None:
+def test_rollback_to_a_named_revision() -> None:
     assert rollback_target(history(spec(1), spec(2), spec(3)), 1).version == 1
     with pytest.raises(NotFoundError, match="no revision 7"):
         rollback_target(history(spec(1), spec(2)), 7)
@@ -56,7 +56,7 @@ def test_a_named_revision() -> None:
 @pytest.mark.parametrize(
     "chain", [[], history(spec(1)), history(spec(1), spec(1)), history(spec(1), spec(1, deleted=True))]
 )
-def test_nothing_to_go_back_to(chain: list[Revision]) -> None:
+def test_rollback_without_an_earlier_revision_fails(chain: list[Revision]) -> None:
     with pytest.raises(ConflictError):
         rollback_target(chain)
 

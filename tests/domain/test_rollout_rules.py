@@ -52,14 +52,14 @@ def failing(**more: Any) -> Evidence:
     )
 
 
-def test_what_cannot_be_loaded_is_withdrawn() -> None:
+def test_version_that_cannot_be_loaded_is_aborted() -> None:
     decision = decide(rollout(step_since=None), Evidence(), Readiness(ready=False, failed="out of memory"), NOW)
     assert decision.action is RolloutAction.ABORT
     assert "out of memory" in decision.reason
 
 
 @pytest.mark.parametrize("phase", [RolloutPhase.RUNNING, RolloutPhase.PAUSED])
-def test_what_is_worse_is_withdrawn_at_any_time_with_its_figures(phase: RolloutPhase) -> None:
+def test_worse_version_is_aborted_at_any_time_with_measurements(phase: RolloutPhase) -> None:
     decision = decide(rollout(phase=phase), failing(), READY, NOW)
     assert decision.action is RolloutAction.ABORT
     assert "5 of 50 requests failed, active version 0 of 1000" in decision.reason
@@ -83,7 +83,7 @@ def test_the_first_step_begins_when_both_are_ready() -> None:
         (60, 10, RolloutAction.ADVANCE),
     ],
 )
-def test_a_step_takes_its_time_and_its_requests(seconds: int, requests: int, action: RolloutAction) -> None:
+def test_step_needs_its_minimum_time_and_requests(seconds: int, requests: int, action: RolloutAction) -> None:
     assert decide(rollout(), fine(requests), READY, NOW + timedelta(seconds=seconds)).action is action
 
 
@@ -94,7 +94,7 @@ def test_requests_of_an_earlier_step_do_not_count_for_the_next_one() -> None:
     assert decide(second, fine(110), READY, later).action is RolloutAction.PROMOTE
 
 
-def test_what_is_in_doubt_is_neither_passed_nor_withdrawn() -> None:
+def test_doubtful_version_is_neither_promoted_nor_aborted() -> None:
     def seen(failures: int) -> Evidence:
         labels = (LabelCounts(signal=Signal.FAILURES, weight=0.05, new=failures),)
         new = ArmCounts(requests=100, failures=failures)
@@ -111,18 +111,18 @@ def test_what_is_in_doubt_is_neither_passed_nor_withdrawn() -> None:
     assert "it is uncertain whether version 2 is worse: 2 of 100 requests failed" in ends[2].reason
 
 
-def test_paused_and_pinned_are_ended_by_a_person_only() -> None:
+def test_paused_and_manual_rollouts_never_advance_automatically() -> None:
     later = NOW + timedelta(days=300)
     for held in (rollout(phase=RolloutPhase.PAUSED), rollout(StrategyKind.MANUAL)):
         assert decide(held, fine(10**6), READY, later).action is RolloutAction.HOLD
 
 
-def test_while_one_is_not_ready_nothing_advances() -> None:
+def test_rollout_holds_while_a_version_is_not_ready() -> None:
     decision = decide(rollout(), fine(1000), Readiness(ready=False, message="it is reloaded"), NOW + timedelta(days=1))
     assert (decision.action, decision.reason) == (RolloutAction.HOLD, "it is reloaded")
 
 
-def test_in_the_shadow_differing_answers_are_found() -> None:
+def test_shadow_rollout_detects_differing_answers() -> None:
     shadowed = rollout(StrategyKind.SHADOW)
     later = NOW + timedelta(seconds=60)
     same = fine(200).model_copy(update={"compared": 200, "differing": 1})
@@ -142,7 +142,7 @@ def test_in_the_shadow_differing_answers_are_found() -> None:
     kind=st.sampled_from([StrategyKind.CANARY, StrategyKind.SHADOW, StrategyKind.MANUAL]),
     ready=st.booleans(),
 )
-def test_nothing_passes_that_is_worse_or_untried(
+def test_worse_or_untested_version_is_never_promoted(
     failures: int,
     old_failures: int,
     seconds: float,
@@ -180,7 +180,7 @@ def begin(before: DeploymentSpec | None, settings: DeploymentSettings = CANARY, 
     return rules.deploy(before, Reference("m", version=version), version, settings, rollout_id="r", now=NOW)
 
 
-def test_a_rollout_leaves_what_answers_as_it_is() -> None:
+def test_rollout_keeps_the_active_version_unchanged() -> None:
     begun = begin(SPEC)
     assert (begun.version, begun.reference, begun.settings) == (1, "m:1", SPEC.settings)
     assert begun.trial is not None
@@ -191,18 +191,18 @@ def test_a_rollout_leaves_what_answers_as_it_is() -> None:
 @pytest.mark.parametrize(
     "before", [None, SPEC.with_changes(deleted=True, loaded=False), SPEC.with_changes(loaded=False)]
 )
-def test_where_nothing_answers_there_is_nothing_to_compare_with(before: DeploymentSpec | None) -> None:
+def test_no_rollout_without_an_active_version(before: DeploymentSpec | None) -> None:
     begun = begin(before)
     assert (begun.version, begun.rollout) == (2, None)
 
 
-def test_a_switch_ends_a_rollout_and_other_ways_to_roll_out_are_no_rollout() -> None:
+def test_immediate_switch_ends_a_rollout() -> None:
     assert begin(begin(SPEC), DeploymentSettings(), 3).rollout is None
     changed = begin(SPEC, DeploymentSettings(rollout=strategy()), 1)
     assert (changed.rollout, changed.settings.rollout) == (None, strategy())
 
 
-def test_settings_that_triton_is_not_told_of_are_no_new_version() -> None:
+def test_settings_unknown_to_triton_need_no_rollout() -> None:
     """Where it runs, how long it stays: there is nothing to compare."""
     settings = DeploymentSettings(rollout=strategy(), priority=7, max_replicas=2)
     changed = begin(SPEC, settings, 1)
@@ -237,7 +237,7 @@ def test_an_abort_leaves_the_old_version_and_says_why() -> None:
         rules.required(spec)
 
 
-def test_pausing_and_going_on() -> None:
+def test_rollout_can_be_paused_and_resumed() -> None:
     spec = rules.paused(begin(SPEC), pause=True, why="lunch")
     assert spec.trial is not None
     assert (spec.trial.phase, spec.trial.verdict) == (RolloutPhase.PAUSED, "lunch")
@@ -253,7 +253,7 @@ def test_steps_must_ascend_and_leave_something_to_compare_with() -> None:
     assert whole.compared_steps == STEPS
 
 
-def test_latencies_are_told_of_one_and_the_same_window() -> None:
+def test_latencies_of_both_versions_refer_to_the_same_window() -> None:
     """The old version had its quiet time when the new one had no requests yet."""
 
     def counts(quiet: int, busy: int) -> ArmCounts:
@@ -281,7 +281,7 @@ def test_a_quantile_is_at_most_five_percent_too_high(seconds: list[float], share
 
 
 @given(st.integers(0, 100), st.integers(0, 100), st.sampled_from([0.05, 0.5]))
-def test_what_replicas_measured_adds_up(one: int, other: int, weight: float) -> None:
+def test_measurements_of_instances_add_up(one: int, other: int, weight: float) -> None:
     def evidence(count: int) -> Evidence:
         return Evidence(
             new=ArmCounts(requests=count, latencies=Latencies(counts={count: count})),

@@ -40,7 +40,7 @@ def same(left: Array, right: Array) -> bool:
 
 
 @given(many)
-def test_samples_come_back_as_they_went(given_samples: tuple[Sample, ...]) -> None:
+def test_samples_are_read_back_unchanged(given_samples: tuple[Sample, ...]) -> None:
     read = decode_samples(encode_samples(given_samples))
     assert len(read) == len(given_samples)
     for left, right in zip(given_samples, read, strict=True):
@@ -70,7 +70,7 @@ def test_arrays_in_any_memory_order_are_kept() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_anything_else_is_refused(data: bytes) -> None:
+def test_other_documents_are_rejected(data: bytes) -> None:
     with pytest.raises(InvalidInputError):
         decode_samples(data)
 
@@ -119,7 +119,7 @@ def test_an_index_that_makes_no_sense_is_refused(index: object) -> None:
         decode_samples(buffer.getvalue())
 
 
-def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_that_unpacks_to_too_much_is_rejected_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples_module, "MAX_SAMPLES_BYTES", 1 << 20)
     small = encode_samples((Sample({"x": np.zeros(100, np.uint8)}, {}),))
     assert len(decode_samples(small)) == 1
@@ -129,7 +129,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_read(monkey
         decode_samples(bomb)
 
 
-def test_an_archive_that_lies_about_its_size_is_refused() -> None:
+def test_archive_with_a_false_size_is_rejected() -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr(
@@ -149,7 +149,7 @@ SIGNATURE = Signature(
 X, Y = np.zeros((3, 2), np.float32), np.zeros(3, np.float32)
 
 
-def test_samples_that_fit_a_signature() -> None:
+def test_samples_that_match_the_signature_are_accepted() -> None:
     check_samples((Sample({"x": X}, {"y": Y}),), SIGNATURE)  # BF16 travels as float32
     check_samples((Sample({"x": X}, {}),), SIGNATURE, outputs=False)
 
@@ -157,14 +157,14 @@ def test_samples_that_fit_a_signature() -> None:
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        (Sample({"z": X}, {"y": Y}), r"inputs \['z'\]; the signature has \['x'\]"),
-        (Sample({"x": X}, {}), r"outputs \[\]; the signature has \['y'\]"),
+        (Sample({"z": X}, {"y": Y}), r"inputs \['z'\], but the signature has \['x'\]"),
+        (Sample({"x": X}, {}), r"outputs \[\], but the signature has \['y'\]"),
         (Sample({"x": X.astype(np.float64)}, {"y": Y}), r"input 'x' is FP64\[3, 2\]"),
         (Sample({"x": X[:, :1]}, {"y": Y}), r"x FP32\[\?,2\]"),
         (Sample({"x": X[0]}, {"y": Y}), r"sample 0"),
         (Sample({"x": X}, {"y": Y.astype(np.float16)}), r"output 'y' is FP16"),
     ],
 )
-def test_samples_that_do_not(sample: Sample, message: str) -> None:
+def test_samples_that_do_not_match_the_signature_are_rejected(sample: Sample, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         check_samples((sample,), SIGNATURE)

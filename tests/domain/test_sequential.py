@@ -25,7 +25,7 @@ def test_the_evidence_of_labels_given_by_chance_is_one_in_the_mean(weight: float
 
 
 @given(weight=shares, better=st.floats(0.0, 1.0), events=st.integers(1, 40))
-def test_of_a_version_that_is_better_it_is_less(weight: float, better: float, events: int) -> None:
+def test_better_version_has_less_evidence_against_it(weight: float, better: float, events: int) -> None:
     values = [exp(label_evidence([Labels(weight, old=events - new, new=new)])) for new in range(events + 1)]
     assert expected(values, weight * better) <= 1.0 + 1e-9
 
@@ -55,18 +55,18 @@ def test_more_events_of_the_new_version_are_more_evidence(weight: float, old: in
     assert label_evidence([Labels(weight, old + 1, new)]) < less
 
 
-def test_nothing_seen_says_nothing() -> None:
+def test_no_events_give_no_evidence() -> None:
     assert label_evidence([]) == 0.0
     assert label_evidence([Labels(0.5, 0, 0), Labels(0.0, 7, 0), Labels(1.0, 0, 7)]) == 0.0
     assert share_evidence(0, 0, 0.01) == 0.0
 
 
-def test_where_no_difference_is_allowed_one_is_proof() -> None:
+def test_one_difference_is_proof_if_none_is_allowed() -> None:
     assert share_evidence(0, 1000, 0.0) == 0.0
     assert share_evidence(1, 1000, 0.0) == math.inf
 
 
-def test_three_failures_at_five_percent_are_enough_when_the_old_version_has_none() -> None:
+def test_three_failures_at_five_percent_are_enough_evidence() -> None:
     """The figure that the documentation gives."""
     needed = threshold(0.01, 3)
     assert label_evidence([Labels(0.05, old=0, new=2)]) < needed <= label_evidence([Labels(0.05, old=0, new=3)])

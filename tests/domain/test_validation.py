@@ -41,7 +41,7 @@ _RAW = re.compile(
         (PublishRequest, {"upload_id": "u", "golden": "maybe"}, "golden: must be true or false, not 'maybe'"),
         (PublishRequest, {"upload_id": "u", "labels": []}, "labels: must be an object"),
         (PublishRequest, {"upload_id": "u", "aliases": "a"}, "aliases: must be a list, not 'a'"),
-        (PublishRequest, {"upload_id": "u", "aliases": ["a"] * 17}, "aliases: may have at most 16 elements and has 17"),
+        (PublishRequest, {"upload_id": "u", "aliases": ["a"] * 17}, "aliases: can have at most 16 elements and has 17"),
         (
             PublishRequest,
             {"upload_id": "u", "metrics": {"a": float("inf")}},
@@ -63,7 +63,7 @@ _RAW = re.compile(
         (Settings, {"api": {"port": "x"}}, "api.port: must be a whole number, not 'x'"),
     ],
 )
-def test_what_was_wrong_is_said_in_our_words(model: type[BaseModel], document: Any, expected: str) -> None:
+def test_validation_errors_use_plain_messages(model: type[BaseModel], document: Any, expected: str) -> None:
     with pytest.raises(ValidationError) as caught:
         model.model_validate(document)
     said = invalid_field(caught.value)
@@ -80,7 +80,7 @@ def test_a_secret_is_not_repeated() -> None:
     assert invalid_field(caught.value) == "password: must be a whole number"
 
 
-def test_nothing_else_reads_the_messages_of_a_library() -> None:
+def test_no_other_module_reads_library_error_messages() -> None:
     """pydantic's messages are read in one module alone."""
     roots = [Path(package.__file__ or "").parent for package in (controlplane, converters)]
     readers = {

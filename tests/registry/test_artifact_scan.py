@@ -45,13 +45,13 @@ def test_a_link_inside_the_artifact_is_followed(tmp_path: Path) -> None:
     assert [entry.path for entry, _ in scan(tmp_path)] == ["a.bin", "b.bin"]
 
 
-def test_a_file_of_no_bytes_is_a_file(tmp_path: Path) -> None:
+def test_empty_file_is_part_of_the_artifact(tmp_path: Path) -> None:
     (tmp_path / "empty.bin").touch()
     ((entry, _),) = scan(tmp_path)
     assert entry.size_bytes == 0
 
 
-def test_what_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
+def test_missing_or_empty_artifact_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InvalidArtifactError, match="does not exist"):
         scan(tmp_path / "nothing")
     (tmp_path / ".hidden").touch()
@@ -59,7 +59,7 @@ def test_what_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
         scan(tmp_path)
 
 
-def test_links_that_leave_the_artifact_are_refused(tmp_path: Path) -> None:
+def test_links_out_of_the_artifact_are_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "artifact"
     folder.mkdir()
     (tmp_path / "artifact-secret").write_bytes(b"secret")  # shares the folder's name as a prefix
@@ -81,7 +81,7 @@ def test_links_to_folders_are_refused(tmp_path: Path) -> None:
         scan(tmp_path)
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_device_socket_and_pipe_are_rejected(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InvalidArtifactError, match="not a regular file"):
         scan(tmp_path)
@@ -94,7 +94,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         scan(Path("/dev/null"))
 
 
-def test_names_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
+def test_invalid_file_names_are_rejected(tmp_path: Path) -> None:
     for name in ("new\nline", "back\\slash"):
         path = tmp_path / name
         path.touch()
@@ -165,7 +165,7 @@ def test_git_lfs_pointer_is_named(tmp_path: Path) -> None:
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "an XML document"),
     ],
 )
-def test_web_page_in_the_place_of_a_model_is_named(tmp_path: Path, head: bytes, what: str) -> None:
+def test_web_page_instead_of_a_model_is_named(tmp_path: Path, head: bytes, what: str) -> None:
     (tmp_path / "model.pt").write_bytes(head)
     with pytest.raises(InvalidArtifactError, match=f"is {what}, not a model"):
         scan(tmp_path)
@@ -173,7 +173,7 @@ def test_web_page_in_the_place_of_a_model_is_named(tmp_path: Path, head: bytes, 
     assert len(scan(tmp_path)) == 1
 
 
-def test_file_that_changes_or_goes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+def test_file_changed_or_removed_while_read_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     for change in (lambda: path.write_bytes(b"longer content"), lambda: path.write_bytes(b"short")):
         path.write_bytes(b"content")

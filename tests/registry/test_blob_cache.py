@@ -43,7 +43,7 @@ def test_a_blob_is_downloaded_once_and_read_only(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
     assert cache.fetch(store, entry, moved.append) == path == cache.get(entry.sha256)
     assert [operation for operation, _ in store.calls].count("get_file") == 1
-    assert sum(moved) == 14  # told of the bytes also where none was moved
+    assert sum(moved) == 14  # progress is reported also if no byte was moved
     assert cache.used_bytes() == 7
 
 
@@ -126,7 +126,7 @@ def test_a_damaged_blob_is_fetched_again(tmp_path: Path) -> None:
     assert cache.fetch(store, entry).read_bytes() == b"content"
 
 
-def test_damage_that_a_process_has_not_seen_happen_is_found_by_its_stamp(tmp_path: Path) -> None:
+def test_damage_by_another_process_is_found_by_the_file_stamp(tmp_path: Path) -> None:
     store = MemoryStore()
     entry = put(store, b"content")
     cache = BlobCache(tmp_path, LARGE)
@@ -169,7 +169,7 @@ def test_staged_blob_is_not_touched(tmp_path: Path) -> None:
     assert path.stat().st_ctime_ns == changed
 
 
-def test_a_blob_the_store_lost_or_damaged_is_told(tmp_path: Path) -> None:
+def test_lost_or_damaged_blob_in_the_store_is_reported(tmp_path: Path) -> None:
     store = MemoryStore()
     cache = BlobCache(tmp_path, LARGE)
     missing = FileEntry(path="model.onnx", sha256="0" * 64, size_bytes=1)
@@ -184,7 +184,7 @@ def test_a_blob_the_store_lost_or_damaged_is_told(tmp_path: Path) -> None:
 # The bound
 
 
-def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+def test_least_recently_used_blob_is_evicted_first(tmp_path: Path) -> None:
     store = MemoryStore()
     cache = BlobCache(tmp_path, 30)
     entries = [put(store, bytes([number]) * 10) for number in range(4)]
@@ -196,7 +196,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     assert cache.used_bytes() == 30
 
 
-def test_a_pinned_blob_stays(tmp_path: Path) -> None:
+def test_pinned_blob_is_not_evicted(tmp_path: Path) -> None:
     store = MemoryStore()
     cache, other_process = BlobCache(tmp_path, 10), BlobCache(tmp_path, 10)
     pinned, second, third = (put(store, bytes([number]) * 10) for number in range(3))
@@ -224,7 +224,7 @@ with BlobCache(Path(sys.argv[1]), 10).pin(sys.argv[2:]):
 """
 
 
-def test_another_process_keeps_its_pins_until_it_ends_however_it_ends(tmp_path: Path) -> None:
+def test_pins_of_a_process_last_until_it_ends(tmp_path: Path) -> None:
     store = MemoryStore()
     cache = BlobCache(tmp_path, 10)
     pinned, second, third = (put(store, bytes([number]) * 10) for number in range(3))
@@ -246,7 +246,7 @@ def test_another_process_keeps_its_pins_until_it_ends_however_it_ends(tmp_path: 
     assert list((tmp_path / "locks").iterdir()) == []
 
 
-def test_more_blobs_are_pinned_than_a_process_may_open_files(tmp_path: Path) -> None:
+def test_more_blobs_can_be_pinned_than_files_can_be_open(tmp_path: Path) -> None:
     cache = BlobCache(tmp_path, 10)
     limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Other tests' open files count, too.
@@ -259,7 +259,7 @@ def test_more_blobs_are_pinned_than_a_process_may_open_files(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
-def test_a_staged_blob_stays_and_does_not_count(tmp_path: Path) -> None:
+def test_staged_blob_is_kept_and_does_not_count(tmp_path: Path) -> None:
     store = MemoryStore()
     cache = BlobCache(tmp_path / "cache", 10)
     path = cache.fetch(store, put(store, b"a" * 10))
@@ -275,12 +275,12 @@ def test_a_staged_blob_stays_and_does_not_count(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_blob_larger_than_the_bound_is_fetched_all_the_same(tmp_path: Path) -> None:
+def test_blob_larger_than_the_cache_limit_is_fetched(tmp_path: Path) -> None:
     store = MemoryStore()
     assert BlobCache(tmp_path, 5).fetch(store, put(store, b"x" * 10)).exists()
 
 
-def test_what_a_killed_download_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_download_are_removed(tmp_path: Path) -> None:
     store = MemoryStore()
     cache = BlobCache(tmp_path, LARGE)
     entry = put(store, b"content")
@@ -291,7 +291,7 @@ def test_what_a_killed_download_left_is_removed(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == [entry.sha256]
 
 
-def test_threads_that_fetch_more_than_fits_always_get_what_they_pinned(tmp_path: Path) -> None:
+def test_threads_keep_pinned_blobs_when_more_than_fits_is_fetched(tmp_path: Path) -> None:
     store = MemoryStore()
     entries = [put(store, bytes([number]) * 100) for number in range(12)]
 
@@ -311,7 +311,7 @@ def test_threads_that_fetch_more_than_fits_always_get_what_they_pinned(tmp_path:
 # Adopting
 
 
-def test_a_file_is_moved_in_and_trusted_only_once_hashed(tmp_path: Path) -> None:
+def test_file_moved_into_the_cache_is_trusted_after_hashing(tmp_path: Path) -> None:
     cache = BlobCache(tmp_path / "cache", LARGE)
     good, bad, again = (tmp_path / name for name in ("good", "bad", "again"))
     digest = hashlib.sha256(b"good").hexdigest()

@@ -62,7 +62,7 @@ def test_keys_list_the_newest_first_across_powers_of_ten() -> None:
     assert sorted(keys, reverse=True) == keys
 
 
-def test_who_is_late_is_told(store: ObjectStore) -> None:
+def test_late_writer_gets_a_conflict(store: ObjectStore) -> None:
     chain = Chain(store, "c/")
     first = grow(chain, 1)
     chain.append({"by": "winner"}, after=first, actor="winner", reason="won")
@@ -75,7 +75,7 @@ def test_who_is_late_is_told(store: ObjectStore) -> None:
         chain.append({}, after=None, actor="loser", reason="also lost")
 
 
-def test_of_many_writers_one_wins_each_revision(store: ObjectStore) -> None:
+def test_one_of_many_writers_wins_each_revision(store: ObjectStore) -> None:
     chain = Chain(store, "c/")
     base = grow(chain, 1)
     won: list[int] = []
@@ -101,7 +101,7 @@ def test_of_many_writers_one_wins_each_revision(store: ObjectStore) -> None:
 
 
 class _LostAnswers:
-    """Loses the answers of the first creates: they win, and nobody learns it."""
+    """Loses the responses of the first creates: they succeed, and the client does not know it."""
 
     def __init__(self, count: int) -> None:
         self.left = count
@@ -115,7 +115,7 @@ class _LostAnswers:
 # First trap
 
 
-def test_a_commit_whose_answer_was_lost_is_found_to_have_won(store: ObjectStore) -> None:
+def test_commit_with_a_lost_response_is_found_to_have_won(store: ObjectStore) -> None:
     hooked = HookedStore(store, after=_LostAnswers(1))
     chain = Chain(hooked, "c/")
     revision = chain.append({"x": 1}, after=None, actor="a", reason="r")
@@ -123,8 +123,8 @@ def test_a_commit_whose_answer_was_lost_is_found_to_have_won(store: ObjectStore)
     assert [key for operation, key in hooked.calls if operation == "create"] == [chain.key(1)]  # looked, not resent
 
 
-def test_a_retry_inside_the_store_that_meets_its_own_object_is_no_conflict(store: ObjectStore) -> None:
-    # What an S3 client does: the answer is lost, it sends the PUT again, and is told 412 by its own first attempt.
+def test_retry_that_meets_its_own_object_is_not_a_conflict(store: ObjectStore) -> None:
+    # An S3 client loses the response, sends the PUT again, and gets 412 because of its own first attempt.
     class Resending(HookedStore):
         def create(self, key: str, data: bytes) -> None:
             super().create(key, data)
@@ -134,7 +134,7 @@ def test_a_retry_inside_the_store_that_meets_its_own_object_is_no_conflict(store
     assert Chain(store, "c/").head() == revision
 
 
-def test_a_lost_answer_to_a_lost_race_is_a_conflict(store: ObjectStore) -> None:
+def test_lost_response_to_a_lost_race_is_a_conflict(store: ObjectStore) -> None:
     other = Chain(store, "c/").append({"by": "other"}, after=None, actor="o", reason="first")
 
     def lose(operation: str, key: str) -> None:
@@ -153,7 +153,7 @@ def test_a_request_that_was_lost_is_sent_again(store: ObjectStore) -> None:
     assert lost.left == 0
 
 
-def test_what_cannot_be_found_out_is_reported_as_unknown(store: ObjectStore) -> None:
+def test_undeterminable_commit_outcome_is_reported_as_unknown(store: ObjectStore) -> None:
     def unreachable(operation: str, key: str) -> None:
         if operation == "get":
             raise StoreUnavailableError("no answer")
@@ -162,11 +162,11 @@ def test_what_cannot_be_found_out_is_reported_as_unknown(store: ObjectStore) -> 
     with pytest.raises(CommitOutcomeUnknownError) as caught:
         Chain(hooked, "c/").append({"x": 1}, after=None, actor="a", reason="r")
     there = Chain(store, "c/").head()
-    assert there is not None  # it had won: deleting it, or trying anew, would have been wrong
+    assert there is not None  # it had won: deleting it, or retrying, would have been wrong
     assert there.commit_id == caught.value.details["commit_id"]
 
 
-def test_a_store_that_is_down_before_anything_was_sent_is_unavailable(store: ObjectStore) -> None:
+def test_store_down_before_the_first_request_is_unavailable(store: ObjectStore) -> None:
     def down(operation: str, key: str) -> None:
         raise StoreUnavailableError("down")
 
@@ -177,7 +177,7 @@ def test_a_store_that_is_down_before_anything_was_sent_is_unavailable(store: Obj
 # Second trap
 
 
-def test_a_late_create_of_a_pruned_number_is_no_commit(store: ObjectStore) -> None:
+def test_late_create_of_a_pruned_number_is_not_a_commit(store: ObjectStore) -> None:
     chain = Chain(store, "lease/", pruned=True)
     second = grow(chain, 2)
     newest = grow(chain, 8, second)
@@ -188,7 +188,7 @@ def test_a_late_create_of_a_pruned_number_is_no_commit(store: ObjectStore) -> No
     assert [revision.number for revision in chain.history()] == [10, 9]  # the stray is gone
 
 
-def test_a_late_first_create_in_a_pruned_chain_is_no_commit(store: ObjectStore) -> None:
+def test_late_first_create_in_a_pruned_chain_is_not_a_commit(store: ObjectStore) -> None:
     chain = Chain(store, "lease/", pruned=True)
     newest = grow(chain, 3)
     chain.prune(1)
@@ -197,7 +197,7 @@ def test_a_late_first_create_in_a_pruned_chain_is_no_commit(store: ObjectStore) 
     assert chain.head() == newest
 
 
-def test_a_commit_that_was_built_upon_before_it_was_confirmed_stands(store: ObjectStore) -> None:
+def test_unconfirmed_commit_with_a_child_is_valid(store: ObjectStore) -> None:
     plain = Chain(store, "lease/", pruned=True)
 
     def overtake(operation: str, key: str) -> None:
@@ -261,7 +261,7 @@ def test_a_pruned_chain_has_one_winner_while_it_is_pruned(store: ObjectStore) ->
 
 
 @pytest.mark.parametrize("pruned", [False, True])
-def test_learning_that_nothing_changed_is_one_request(store: ObjectStore, pruned: bool) -> None:
+def test_refresh_of_an_unchanged_chain_is_one_request(store: ObjectStore, pruned: bool) -> None:
     hooked = HookedStore(store)
     chain = Chain(hooked, "c/", pruned=pruned)
     grow(chain, 3)
@@ -272,7 +272,7 @@ def test_learning_that_nothing_changed_is_one_request(store: ObjectStore, pruned
     assert [name for name, _ in hooked.calls] == ["list"]
 
 
-def test_what_a_process_committed_is_read_once_and_then_costs_one_request(store: ObjectStore) -> None:
+def test_own_commit_is_read_once_and_then_costs_one_request(store: ObjectStore) -> None:
     hooked = HookedStore(store)
     chain = Chain(hooked, "c/")
     committed = grow(chain, 3)
@@ -313,14 +313,14 @@ def test_foreign_objects_are_left_alone(store: ObjectStore) -> None:
     assert len(list(chain.history())) == 2
 
 
-def test_a_damaged_revision_is_told_by_its_key(store: ObjectStore) -> None:
+def test_damaged_revision_is_reported_with_its_key(store: ObjectStore) -> None:
     chain = Chain(store, "c/")
     store.create(chain.key(1), b"{ not json")
     with pytest.raises(StoreError, match="999999999999"):
         chain.head()
 
 
-def test_a_revision_that_is_pruned_while_it_is_read_leads_to_the_newest(store: ObjectStore) -> None:
+def test_reading_a_revision_pruned_meanwhile_returns_the_newest(store: ObjectStore) -> None:
     plain = Chain(store, "c/", pruned=True)
     grow(plain, 2)
     newest: list[Revision] = []
@@ -360,14 +360,14 @@ class OneBitOff:
         return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
-def test_a_revision_that_was_changed_on_its_way_is_read_again(store: ObjectStore) -> None:
+def test_revision_corrupted_in_transit_is_read_again(store: ObjectStore) -> None:
     grow(Chain(store, "c/"), 2)
     head = Chain(OneBitOff(store, 2), "c/").head()  # type: ignore[arg-type]
     assert head is not None
     assert head.body == {"n": 2}
 
 
-def test_a_revision_that_stays_damaged_is_not_believed(store: ObjectStore) -> None:
+def test_permanently_damaged_revision_is_rejected(store: ObjectStore) -> None:
     grow(Chain(store, "c/"), 1)
     with pytest.raises(DamagedRevisionError, match="sha256"):
         Chain(OneBitOff(store, 99), "c/").head()  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ def test_plain_read_costs_a_poll_and_a_missing_deployment_no_more(tmp_path: Path
 
 
 @pytest.mark.parametrize("committed", [False, True])
-def test_writer_killed_around_its_commit_leaves_at_worst_an_entry(tmp_path: Path, *, committed: bool) -> None:
+def test_writer_killed_around_its_commit_leaves_at_most_an_entry(tmp_path: Path, *, committed: bool) -> None:
     inner = MemoryStore()
     fill(new_registry(inner, tmp_path / "w"), tmp_path, 1)
     reader = reader_of(inner, tmp_path)
@@ -141,7 +141,7 @@ def test_slow_commit_is_announced_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert written == ["changes", "deployments", "changes"]
 
 
-def test_nothing_is_committed_where_the_entry_cannot_be_written(tmp_path: Path) -> None:
+def test_nothing_is_committed_if_the_entry_cannot_be_written(tmp_path: Path) -> None:
     def refuse(operation: str, key: str) -> None:
         if operation == "create" and key.startswith(PREFIX):
             raise StoreUnavailableError("away")

@@ -30,7 +30,7 @@ def registry_off_by(store: ObjectStore, cache: Path, **off: float) -> Registry:
     return Registry(store, plain.cache, head_max_age_seconds=0.0, gc=GcSettings(), clock=clock_off_by(store, **off))
 
 
-def test_the_store_tells_the_time_whatever_the_machine_says(bucket: ObjectStore) -> None:
+def test_time_comes_from_the_store_and_not_from_the_machine(bucket: ObjectStore) -> None:
     clock = clock_off_by(bucket, days=8)
     assert abs(clock.now() - datetime.now(UTC)) < timedelta(seconds=30)
     assert abs(clock.peek() - datetime.now(UTC)) < timedelta(seconds=30)
@@ -42,9 +42,7 @@ def test_the_store_tells_the_time_whatever_the_machine_says(bucket: ObjectStore)
 
 
 @pytest.mark.parametrize("days", [8, -8])
-def test_nothing_is_collected_by_a_machine_whose_clock_is_wrong(
-    bucket: ObjectStore, tmp_path: Path, days: float
-) -> None:
+def test_machine_with_a_wrong_clock_collects_nothing(bucket: ObjectStore, tmp_path: Path, days: float) -> None:
     registry = registry_off_by(bucket, tmp_path / "c", days=days)
     registry.blobs.put_bytes(b"garbage")
     side = "ahead of" if days > 0 else "behind"
@@ -53,7 +51,7 @@ def test_nothing_is_collected_by_a_machine_whose_clock_is_wrong(
     assert new_registry(bucket, tmp_path / "d").collect(dry_run=True, grace_seconds=0).blobs_deleted == 1
 
 
-def test_a_measurement_is_kept_and_does_not_jump(store: ObjectStore) -> None:
+def test_clock_measurement_is_kept_and_does_not_jump(store: ObjectStore) -> None:
     now = [1000.0]
     hooked = HookedStore(store)
     clock = StoreClock(hooked, steady=lambda: now[0])
@@ -78,7 +76,7 @@ def test_a_check_is_not_earlier_than_an_object_that_exists(store: ObjectStore) -
     assert clock.check() >= info.modified_at
 
 
-def test_a_store_that_is_away_leaves_the_last_measurement(store: ObjectStore) -> None:
+def test_last_clock_measurement_is_kept_while_the_store_is_unavailable(store: ObjectStore) -> None:
     now = [1000.0]
 
     def away(operation: str, key: str) -> None:
@@ -95,7 +93,7 @@ def test_a_store_that_is_away_leaves_the_last_measurement(store: ObjectStore) ->
 
 
 def age(root: Path, prefix: str, days: float) -> int:
-    """Make objects of a folder store as old as they look after the clock of its machine has jumped ahead."""
+    """Make objects of a folder store as old as they appear when the clock of its machine has jumped ahead."""
     then = (datetime.now(UTC) - timedelta(days=days)).timestamp()
     aged = [path for path in (root / prefix).rglob("*") if path.is_file()]
     for path in aged:
@@ -123,8 +121,8 @@ def publish_while(root: Path, cache: Path, meanwhile: Callable[[], object], *, l
     return registry
 
 
-def test_a_publish_whose_blobs_were_collected_writes_them_again(tmp_path: Path) -> None:
-    """Clock and files of one machine agree, so nothing can be told by a difference: the publisher has to look."""
+def test_publish_writes_collected_blobs_again(tmp_path: Path) -> None:
+    """Clock and files of one machine agree, so a difference shows nothing: the publisher has to check."""
     root = tmp_path / "store"
 
     def jump_and_collect() -> None:
@@ -139,7 +137,7 @@ def test_a_publish_whose_blobs_were_collected_writes_them_again(tmp_path: Path) 
     assert list(FilesystemStore(root).list(INTENTS)) == []
 
 
-def test_a_publish_whose_blobs_are_gone_for_good_fails_and_leaves_no_version(tmp_path: Path) -> None:
+def test_publish_fails_without_a_version_if_its_blobs_are_lost(tmp_path: Path) -> None:
     root = tmp_path / "store"
 
     def jump_and_collect() -> None:
@@ -155,7 +153,7 @@ def test_a_publish_whose_blobs_are_gone_for_good_fails_and_leaves_no_version(tmp
     assert publish(registry, tmp_path / "f", b"again").number == 2
 
 
-def test_when_a_version_was_deleted_is_told_by_the_store(tmp_path: Path) -> None:
+def test_deletion_time_of_a_version_comes_from_the_store(tmp_path: Path) -> None:
     """Otherwise a clock that is behind would end the grace period at once."""
     store = FilesystemStore(tmp_path / "store")
     registry = registry_off_by(store, tmp_path / "c", days=-8)
@@ -166,7 +164,7 @@ def test_when_a_version_was_deleted_is_told_by_the_store(tmp_path: Path) -> None
     assert abs(entry.deleted_at - datetime.now(UTC)) < timedelta(minutes=5)
 
 
-def test_a_hold_ends_by_the_stores_clock_for_every_machine(bucket: ObjectStore) -> None:
+def test_hold_expires_by_the_clock_of_the_store(bucket: ObjectStore) -> None:
     taken = ModelHolds(bucket, clock=clock_off_by(bucket, days=-8).now).acquire("m", seconds=600)
     ahead = ModelHolds(bucket, clock=clock_off_by(bucket, days=8).now)
     assert ahead.list() == (taken,)

@@ -48,7 +48,7 @@ def require_all_there(store: ObjectStore, tmp_path: Path, count: int) -> None:
     assert list(store.list("publishing/")) == []
 
 
-def test_threads(any_store: ObjectStore, tmp_path: Path) -> None:
+def test_threads_publish_concurrently(any_store: ObjectStore, tmp_path: Path) -> None:
     barrier = threading.Barrier(PUBLISHERS)
 
     def run(name: int) -> list[int]:
@@ -66,7 +66,7 @@ def test_threads(any_store: ObjectStore, tmp_path: Path) -> None:
     assert new_registry(any_store, tmp_path / "x").get_model("m").aliases == {"newest": PUBLISHERS * EACH}
 
 
-def test_threads_of_one_registry(any_store: ObjectStore, tmp_path: Path) -> None:
+def test_threads_of_one_registry_publish_concurrently(any_store: ObjectStore, tmp_path: Path) -> None:
     registry = new_registry(any_store, tmp_path / "cache", head_max_age_seconds=60)
 
     def run(name: int) -> int:
@@ -92,7 +92,7 @@ for turn in range(turns):
 """
 
 
-def test_processes_on_one_folder(tmp_path: Path) -> None:
+def test_processes_publish_concurrently_to_one_folder(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", _SCRIPT, str(tmp_path), f"p{number}", str(EACH)],

@@ -18,7 +18,7 @@ def put(condition_log: ConditionLog, part: str, **value: object) -> bool:
     return condition_log.put("vad", part, value, actor="test", reason="test")
 
 
-def test_parts_do_not_disturb_each_other_and_few_objects_are_kept(store: FilesystemStore) -> None:
+def test_parts_are_independent_and_few_objects_are_kept(store: FilesystemStore) -> None:
     condition_log = ConditionLog(store)
     assert condition_log.all() == {}
     for number in range(5):
@@ -30,7 +30,7 @@ def test_parts_do_not_disturb_each_other_and_few_objects_are_kept(store: Filesys
     assert len(list(store.list(PREFIX))) == 2
 
 
-def test_who_is_behind_does_not_overwrite_but_reads_and_goes_on(store: FilesystemStore) -> None:
+def test_outdated_writer_reads_again_instead_of_overwriting(store: FilesystemStore) -> None:
     old, new = ConditionLog(store), ConditionLog(store)
     assert put(old, "one", by="old")
     assert put(new, "one", by="new")
@@ -41,7 +41,7 @@ def test_who_is_behind_does_not_overwrite_but_reads_and_goes_on(store: Filesyste
 
 
 @pytest.mark.parametrize("commits", [1, 3])
-def test_a_record_that_is_damaged_is_as_none_and_is_written_anew(store: FilesystemStore, commits: int) -> None:
+def test_damaged_record_counts_as_missing_and_is_written_again(store: FilesystemStore, commits: int) -> None:
     condition_log = ConditionLog(store)
     for number in range(commits):
         assert put(condition_log, "one", number=number)
@@ -57,7 +57,7 @@ def test_a_record_that_is_damaged_is_as_none_and_is_written_anew(store: Filesyst
     assert ConditionLog(store).all() == expected, "another process sees the same"
 
 
-def test_what_is_damaged_behind_a_writers_back_is_written_anew(store: FilesystemStore) -> None:
+def test_record_damaged_after_a_write_is_written_again(store: FilesystemStore) -> None:
     condition_log = ConditionLog(store)
     assert put(condition_log, "one", number=1)
     assert put(condition_log, "other", number=2)
@@ -66,7 +66,7 @@ def test_what_is_damaged_behind_a_writers_back_is_written_anew(store: Filesystem
     assert ConditionLog(store).all() == {"vad": {"one": {"number": 3}, "other": {"number": 2}}}
 
 
-def test_what_is_removed_is_gone_and_begins_anew(store: FilesystemStore) -> None:
+def test_removed_record_is_started_again(store: FilesystemStore) -> None:
     condition_log = ConditionLog(store)
     assert put(condition_log, "one", number=1)
     assert put(condition_log, "other", number=2)

@@ -94,7 +94,7 @@ def live(registry: Registry) -> list[int]:
         return []
 
 
-def test_publish(crash: Crash, tmp_path: Path) -> None:
+def test_publish_survives_a_crash_at_every_request(crash: Crash, tmp_path: Path) -> None:
     outcomes = set()
     for registry in crash("publish"):
         before = live(registry)
@@ -111,12 +111,12 @@ def test_publish(crash: Crash, tmp_path: Path) -> None:
     assert outcomes == {(1,), (1, 2)}
 
 
-def test_what_a_crashed_publish_left_is_collected(crash: Crash) -> None:
+def test_leftovers_of_a_crashed_publish_are_collected(crash: Crash) -> None:
     for registry in crash("publish"):
         require_tidy(registry, versions=live(registry))
 
 
-def test_delete_version(crash: Crash) -> None:
+def test_delete_version_survives_a_crash_at_every_request(crash: Crash) -> None:
     outcomes = set()
     for registry in crash("delete"):
         outcomes.add(tuple(live(registry)))
@@ -127,7 +127,7 @@ def test_delete_version(crash: Crash) -> None:
     assert outcomes == {(1,), ()}
 
 
-def test_delete_model(crash: Crash) -> None:
+def test_delete_model_survives_a_crash_at_every_request(crash: Crash) -> None:
     for registry in crash("delete_model"):
         if live(registry):
             require_readable(registry, "m")
@@ -135,7 +135,7 @@ def test_delete_model(crash: Crash) -> None:
         require_tidy(registry, versions=[])
 
 
-def test_collect(crash: Crash, tmp_path: Path) -> None:
+def test_collect_survives_a_crash_at_every_request(crash: Crash, tmp_path: Path) -> None:
     for registry in crash("collect"):
         require_readable(registry, "m")
         manifest, files = artifact(tmp_path / "again", model=b"two")
@@ -143,7 +143,7 @@ def test_collect(crash: Crash, tmp_path: Path) -> None:
         require_tidy(registry, versions=[1, 2])
 
 
-def test_deploy(crash: Crash) -> None:
+def test_deploy_survives_a_crash_at_every_request(crash: Crash) -> None:
     outcomes = set()
     for registry in crash("deploy"):
         deployed = [revision.spec.version for revision in registry.deployments.list()]

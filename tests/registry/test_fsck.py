@@ -59,7 +59,7 @@ def found(report: FsckReport) -> set[tuple[str, str, str]]:
     return {(one.severity.value, one.reason, one.subject) for one in report.findings}
 
 
-def test_nothing_is_found_where_nothing_is_wrong(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_intact_store_has_no_findings(bucket: ObjectStore, tmp_path: Path) -> None:
     registry = fill(bucket, tmp_path)
     registry.delete_version("b", 1, actor="tests")
     before = {info.key for info in bucket.list("")}
@@ -132,7 +132,7 @@ def test_damage_is_found(
     assert found(check(bucket, tmp_path)) == expected  # looking changes nothing
 
 
-def test_a_parent_that_is_not_the_one_before_is_found(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_parent_other_than_the_previous_revision_is_found(bucket: ObjectStore, tmp_path: Path) -> None:
     registry = fill(bucket, tmp_path)
     key = revision_key(bucket, "models/b", 2)
     document = json.loads(bucket.get(key))
@@ -154,7 +154,7 @@ def test_only_a_deep_check_reads_the_blobs(bucket: ObjectStore, tmp_path: Path) 
     assert found(check(bucket, tmp_path, deep=True)) == {("error", "BlobDamaged", "a:1 (model.onnx)")}
 
 
-def test_what_this_instance_has_is_repaired(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_damage_is_repaired_from_local_copies(bucket: ObjectStore, tmp_path: Path) -> None:
     registry = fill(bucket, tmp_path)
     for number in (1, 2):
         with registry.checkout(registry.manifest("a", number)):
@@ -176,7 +176,7 @@ def test_what_this_instance_has_is_repaired(bucket: ObjectStore, tmp_path: Path)
     assert check(bucket, tmp_path, deep=True).findings == ()
 
 
-def test_a_lost_head_is_told_with_what_was_lost_and_decided(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_lost_head_is_reported_and_can_be_restored(bucket: ObjectStore, tmp_path: Path) -> None:
     registry = fill(bucket, tmp_path)
     bucket.delete(revision_key(bucket, "models/b", 2))
     assert found(check(bucket, tmp_path)) == set()  # this machine cannot know it
@@ -193,7 +193,7 @@ def test_a_lost_head_is_told_with_what_was_lost_and_decided(bucket: ObjectStore,
     assert registry.get_model("b").aliases == {"newest": 2}
 
 
-def test_an_operator_decides_by_what_only_the_data_folder_remembers(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_lost_chain_is_restored_from_the_data_folder(bucket: ObjectStore, tmp_path: Path) -> None:
     fill(bucket, tmp_path)
     bucket.delete(revision_key(bucket, "deployments/a", 1))  # the whole chain
     restarted = new_registry(bucket, tmp_path / "c", heads=tmp_path / "heads")
@@ -201,7 +201,7 @@ def test_an_operator_decides_by_what_only_the_data_folder_remembers(bucket: Obje
     assert [one.spec.version for one in new_registry(bucket, tmp_path / "d").deployments.list()] == [2]
 
 
-def test_a_chain_that_caught_up_is_let_go_on_by_a_repair(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_repair_allows_commits_to_a_chain_that_caught_up(bucket: ObjectStore, tmp_path: Path) -> None:
     registry = fill(bucket, tmp_path)
     key = revision_key(bucket, "models/b", 2)
     data = bucket.get(key)
@@ -214,7 +214,7 @@ def test_a_chain_that_caught_up_is_let_go_on_by_a_repair(bucket: ObjectStore, tm
     assert registry.update_model("b", description="on", actor="tests").description == "on"
 
 
-def test_a_damaged_newest_revision_can_be_left_behind(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_damaged_newest_revision_can_be_accepted(bucket: ObjectStore, tmp_path: Path) -> None:
     fill(bucket, tmp_path)
     overwrite(bucket, revision_key(bucket, "models/b", 2), b"damaged")
     operator = new_registry(bucket, tmp_path / "operator")
@@ -225,7 +225,7 @@ def test_a_damaged_newest_revision_can_be_left_behind(bucket: ObjectStore, tmp_p
 
 
 @pytest.mark.parametrize("name", ["leases/reconciler", "models/", "models/../keys", "", "models/a/b"])
-def test_only_guarded_chains_are_decided_upon(bucket: ObjectStore, tmp_path: Path, name: str) -> None:
+def test_decisions_are_possible_only_for_guarded_chains(bucket: ObjectStore, tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidInputError, match=r"give models/NAME, deployments/NAME or keys"):
         new_registry(bucket, tmp_path / "c").decide(name, restore=True, actor="a")
 
@@ -241,9 +241,7 @@ def test_decision_about_unknown_chain_is_refused(bucket: ObjectStore, tmp_path: 
 
 
 @pytest.mark.parametrize("numbers", [(2,), (1,), (1, 2)])
-def test_nothing_is_collected_on_the_basis_of_a_damaged_chain(
-    bucket: ObjectStore, tmp_path: Path, numbers: tuple[int, ...]
-) -> None:
+def test_damaged_chain_blocks_garbage_collection(bucket: ObjectStore, tmp_path: Path, numbers: tuple[int, ...]) -> None:
     fill(bucket, tmp_path)
     for number in numbers:
         bucket.delete(revision_key(bucket, "models/a", number))  # what the deployment of a:2 needs, or the first one

@@ -33,7 +33,7 @@ def blobs(store: ObjectStore) -> set[str]:
     return {info.key.rpartition("/")[2] for info in store.list("blobs/")}
 
 
-def test_what_nothing_refers_to_goes(registry: Registry, store: ObjectStore, tmp_path: Path) -> None:
+def test_unreferenced_blobs_are_collected(registry: Registry, store: ObjectStore, tmp_path: Path) -> None:
     publish(registry, tmp_path, b"one")
     publish(registry, tmp_path, b"two")
     shared, files = artifact(tmp_path / "s", model=b"two", weights=b"only in three")
@@ -52,7 +52,7 @@ def test_what_nothing_refers_to_goes(registry: Registry, store: ObjectStore, tmp
     assert list(store.list("gc/")) == []
 
 
-def test_what_is_young_stays(registry: Registry, store: ObjectStore, tmp_path: Path) -> None:
+def test_blobs_younger_than_the_grace_period_are_kept(registry: Registry, store: ObjectStore, tmp_path: Path) -> None:
     publish(registry, tmp_path, b"one")
     registry.delete_version("m", 1, actor="a")
     registry.blobs.put_bytes(b"left by a crashed publish")
@@ -62,7 +62,7 @@ def test_what_is_young_stays(registry: Registry, store: ObjectStore, tmp_path: P
     assert collect(registry) == 3
 
 
-def test_what_was_deleted_lately_stays_however_old_it_is(tmp_path: Path) -> None:
+def test_old_blobs_of_a_recently_deleted_version_are_kept(tmp_path: Path) -> None:
     store = FilesystemStore(tmp_path / "store")
     registry = new_registry(store, tmp_path / "cache")
     publish(registry, tmp_path, b"one")
@@ -73,14 +73,14 @@ def test_what_was_deleted_lately_stays_however_old_it_is(tmp_path: Path) -> None
     assert collect(registry) == 2
 
 
-def test_a_deleted_model_leaves_no_blobs(registry: Registry, store: ObjectStore, tmp_path: Path) -> None:
+def test_blobs_of_a_deleted_model_are_collected(registry: Registry, store: ObjectStore, tmp_path: Path) -> None:
     publish(registry, tmp_path, b"one")
     registry.delete_model("m", actor="a")
     collect(registry)
     assert blobs(store) == set()
 
 
-def test_held_blobs_stay_until_they_are_released(registry: Registry, store: ObjectStore) -> None:
+def test_held_blobs_are_kept_until_release(registry: Registry, store: ObjectStore) -> None:
     held = registry.blobs.put_bytes(b"uploaded by a client, to be published soon")
     key = registry.hold_blobs([held], "upload")
     report = registry.collect(dry_run=False, grace_seconds=0)
@@ -89,7 +89,7 @@ def test_held_blobs_stay_until_they_are_released(registry: Registry, store: Obje
     assert collect(registry) == 1
 
 
-def test_an_abandoned_hold_ends(store: ObjectStore, tmp_path: Path) -> None:
+def test_abandoned_hold_expires(store: ObjectStore, tmp_path: Path) -> None:
     registry = Registry(
         store, BlobCache(tmp_path / "c", 0), head_max_age_seconds=0, gc=GcSettings(upload_max_age_seconds=1e-6)
     )
@@ -101,7 +101,7 @@ def test_an_abandoned_hold_ends(store: ObjectStore, tmp_path: Path) -> None:
     assert list(store.list("publishing/")) == []
 
 
-def test_a_deployed_tombstone_keeps_its_blobs(store: ObjectStore, tmp_path: Path) -> None:
+def test_blobs_of_a_deployed_tombstone_are_kept(store: ObjectStore, tmp_path: Path) -> None:
     """What a process killed between a tombstone and the look that follows it can leave."""
     other = new_registry(store, tmp_path / "other")
     publish(other, tmp_path, b"1")
@@ -127,7 +127,7 @@ def test_a_deployed_tombstone_keeps_its_blobs(store: ObjectStore, tmp_path: Path
     assert collect(other) == 0
 
 
-def test_a_manifest_that_is_lost_stops_the_collection(store: ObjectStore, tmp_path: Path) -> None:
+def test_missing_manifest_blocks_collection(store: ObjectStore, tmp_path: Path) -> None:
     registry = new_registry(store, tmp_path / "c")
     entry = publish(registry, tmp_path, b"1")
     registry.blobs.put_bytes(b"garbage")
@@ -143,7 +143,7 @@ def test_a_manifest_that_is_lost_stops_the_collection(store: ObjectStore, tmp_pa
 # The two sides of the protocol, step by step
 
 
-def test_a_publish_that_begins_before_the_collector_looks_is_seen(tmp_path: Path) -> None:
+def test_collector_sees_publish_that_began_before_its_listing(tmp_path: Path) -> None:
     store = MemoryStore()
     other = new_registry(store, tmp_path / "other")
     old = other.blobs.put_bytes(b"left by a crashed publish")
@@ -156,7 +156,7 @@ def test_a_publish_that_begins_before_the_collector_looks_is_seen(tmp_path: Path
     assert old in blobs(store)
 
 
-def test_a_publish_that_ends_before_the_collector_looks_is_seen(tmp_path: Path) -> None:
+def test_collector_sees_publish_that_ended_before_its_listing(tmp_path: Path) -> None:
     store = MemoryStore()
     other = new_registry(store, tmp_path / "other")
     manifest, files = artifact(tmp_path / "a", model=b"left by a crashed publish")
@@ -170,7 +170,7 @@ def test_a_publish_that_ends_before_the_collector_looks_is_seen(tmp_path: Path) 
     require_readable(other, "m")
 
 
-def test_a_publish_that_ends_between_the_collectors_two_looks_is_seen(tmp_path: Path) -> None:
+def test_collector_sees_publish_that_ended_between_its_listings(tmp_path: Path) -> None:
     """It commits and then removes its intent, so the collector must list the intents first and read the heads then."""
     store = MemoryStore()
     manifest, files = artifact(tmp_path / "a", model=b"content")
@@ -199,7 +199,7 @@ def test_a_publish_that_ends_between_the_collectors_two_looks_is_seen(tmp_path: 
     require_readable(registry, "m")
 
 
-def test_a_publisher_that_meets_a_marker_waits_and_then_uploads_what_is_gone(tmp_path: Path) -> None:
+def test_publisher_waits_for_a_marker_then_uploads_collected_blobs(tmp_path: Path) -> None:
     store = MemoryStore()
     content = b"left by a crashed publish"
     manifest, files = artifact(tmp_path / "a", model=content)
@@ -250,7 +250,7 @@ class _Aged(HookedStore):
             yield ObjectInfo(info.key, info.size_bytes, aged)
 
 
-def test_a_marker_that_a_dead_collector_left_holds_nobody_up(store: ObjectStore, tmp_path: Path) -> None:
+def test_marker_of_a_dead_collector_blocks_no_publish(store: ObjectStore, tmp_path: Path) -> None:
     manifest, files = artifact(tmp_path / "a", model=b"1")
     write_marker(store, [manifest.files[0].sha256])
     aged = _Aged(store, MARKER_STALE + timedelta(seconds=1))
@@ -270,7 +270,7 @@ def test_a_slow_collector_stops_before_its_marker_is_stale(tmp_path: Path, monke
     assert list(store.list("gc/")) == []
 
 
-def test_large_collections_go_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_collections_are_done_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controlplane.registry.gc._BATCH", 7)
     store = HookedStore(MemoryStore())
     registry = new_registry(store, tmp_path)
@@ -359,7 +359,7 @@ def test_publishers_and_collectors_in_processes(tmp_path: Path) -> None:
     require_readable(registry, "m")
 
 
-def test_ages_are_told_by_the_store(tmp_path: Path) -> None:
+def test_ages_use_the_clock_of_the_store(tmp_path: Path) -> None:
     """A file system store's clock is its files' modification times."""
     store = FilesystemStore(tmp_path / "store")
     registry = new_registry(store, tmp_path / "cache")

@@ -37,7 +37,7 @@ def chain_head(store: ObjectStore, name: str) -> int:
     return head.number if head else 0
 
 
-def test_a_reader_that_knows_the_lost_head_refuses_and_so_do_all_others(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_reader_that_knows_the_lost_head_blocks_all_readers(bucket: ObjectStore, tmp_path: Path) -> None:
     one, other = new_registry(bucket, tmp_path / "1"), new_registry(bucket, tmp_path / "2")
     one.create_model("net", description="v1", actor="one")
     one.update_model("net", description="v2", actor="one")
@@ -56,9 +56,7 @@ def test_a_reader_that_knows_the_lost_head_refuses_and_so_do_all_others(bucket: 
     assert [revision.number for revision in one.history("net")] == [1]
 
 
-def test_a_revision_that_another_process_wrote_in_the_place_of_the_lost_one_is_seen(
-    bucket: ObjectStore, tmp_path: Path
-) -> None:
+def test_revision_written_in_place_of_a_lost_one_is_detected(bucket: ObjectStore, tmp_path: Path) -> None:
     one, other = new_registry(bucket, tmp_path / "1"), new_registry(bucket, tmp_path / "2")
     one.create_model("net", description="v1", actor="one")
     one.update_model("net", description="v2", actor="one")
@@ -71,7 +69,7 @@ def test_a_revision_that_another_process_wrote_in_the_place_of_the_lost_one_is_s
         other.get_model("net")
 
 
-def test_a_chain_that_went_on_after_the_loss_is_seen_by_its_parents(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_loss_is_detected_by_parents_after_further_commits(bucket: ObjectStore, tmp_path: Path) -> None:
     for ahead in (1, 3):
         name = f"net{ahead}"
         one, other = new_registry(bucket, tmp_path / "1"), new_registry(bucket, tmp_path / "2")
@@ -84,7 +82,7 @@ def test_a_chain_that_went_on_after_the_loss_is_seen_by_its_parents(bucket: Obje
             one.get_model(name)
 
 
-def test_a_chain_that_is_gone_as_a_whole_is_seen(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_loss_of_a_whole_chain_is_detected(bucket: ObjectStore, tmp_path: Path) -> None:
     registry = new_registry(bucket, tmp_path / "1")
     registry.create_model("net", actor="one")
     lose(bucket, "models/net")
@@ -92,7 +90,7 @@ def test_a_chain_that_is_gone_as_a_whole_is_seen(bucket: ObjectStore, tmp_path: 
         registry.get_model("net")
 
 
-def test_the_data_folder_remembers_across_a_restart(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_heads_in_the_data_folder_survive_a_restart(bucket: ObjectStore, tmp_path: Path) -> None:
     heads = tmp_path / "heads"
     before = new_registry(bucket, tmp_path / "1", heads=heads)
     publish(before, tmp_path / "f", b"1")
@@ -106,7 +104,7 @@ def test_the_data_folder_remembers_across_a_restart(bucket: ObjectStore, tmp_pat
         new_registry(bucket, tmp_path / "2").get_model("m")
 
 
-def test_what_a_restart_finds_unchanged_costs_no_more_requests(tmp_path: Path, bucket: ObjectStore) -> None:
+def test_restart_with_unchanged_heads_costs_no_extra_requests(tmp_path: Path, bucket: ObjectStore) -> None:
     heads = tmp_path / "heads"
     new_registry(bucket, tmp_path / "1", heads=heads).create_model("net", actor="one")
     hooked = HookedStore(bucket)
@@ -117,7 +115,7 @@ def test_what_a_restart_finds_unchanged_costs_no_more_requests(tmp_path: Path, b
     assert [operation for operation, _ in hooked.calls] == ["list", "get", "list"]
 
 
-def test_another_store_in_the_same_place_lost_nothing(tmp_path: Path, store: ObjectStore, bucket: ObjectStore) -> None:
+def test_another_store_at_the_same_url_is_not_a_loss(tmp_path: Path, store: ObjectStore, bucket: ObjectStore) -> None:
     heads = tmp_path / "heads"
     new_registry(store, tmp_path / "1", heads=heads).create_model("net", actor="one")
     other = new_registry(bucket, tmp_path / "1", heads=heads)
@@ -125,7 +123,7 @@ def test_another_store_in_the_same_place_lost_nothing(tmp_path: Path, store: Obj
     assert other.create_model("net", actor="one").name == "net"
 
 
-def test_a_memory_that_is_damaged_or_cannot_be_written_is_only_a_lost_hint(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_damaged_or_unwritable_head_memory_is_ignored(bucket: ObjectStore, tmp_path: Path) -> None:
     heads = tmp_path / "heads"
     new_registry(bucket, tmp_path / "1", heads=heads).create_model("net", description="v1", actor="one")
     (file,) = heads.glob("*/models/net.json")
@@ -172,7 +170,7 @@ def test_restoring_a_lost_revision_whose_parent_is_lost_too(bucket: ObjectStore,
         lost.restore(chain, actor="operator")
 
 
-def test_a_lost_revision_whose_place_is_free_is_put_back_as_it_was(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_lost_revision_with_a_free_key_is_restored_unchanged(bucket: ObjectStore, tmp_path: Path) -> None:
     one = new_registry(bucket, tmp_path / "1")
     one.create_model("net", actor="one")
     one.update_model("net", description="v2", actor="one")
@@ -187,7 +185,7 @@ def test_a_lost_revision_whose_place_is_free_is_put_back_as_it_was(bucket: Objec
     assert one.update_model("net", description="v3", actor="one").description == "v3"
 
 
-def test_restoring_keeps_the_versions_that_others_published_since(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_restoring_keeps_versions_published_since_the_loss(bucket: ObjectStore, tmp_path: Path) -> None:
     one, other = new_registry(bucket, tmp_path / "1"), new_registry(bucket, tmp_path / "2")
     publish(one, tmp_path / "f", b"1", model="net")
     one.update_model("net", description="lost", actor="one")
@@ -201,7 +199,7 @@ def test_restoring_keeps_the_versions_that_others_published_since(bucket: Object
     assert [entry.number for entry in head.live_versions] == [1, 2]
 
 
-def test_accepting_a_loss_keeps_lost_version_numbers_taken(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_accepting_a_loss_does_not_reuse_lost_version_numbers(bucket: ObjectStore, tmp_path: Path) -> None:
     one, other = went_backwards(bucket, tmp_path)
     with pytest.raises(StoreWentBackwardsError):
         one.get_model("net")
@@ -214,7 +212,7 @@ def test_accepting_a_loss_keeps_lost_version_numbers_taken(bucket: ObjectStore, 
     assert publish(other, tmp_path / "f", b"3", model="net").number == 3
 
 
-def test_a_process_that_slept_through_the_decision_goes_by_it(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_process_paused_during_the_decision_follows_it(bucket: ObjectStore, tmp_path: Path) -> None:
     heads = tmp_path / "heads"
     new_registry(bucket, tmp_path / "0", heads=heads)
     sleeper = new_registry(bucket, tmp_path / "1", heads=heads)
@@ -242,7 +240,7 @@ def test_accepting_lost_keys_keeps_revoked_keys_revoked(bucket: ObjectStore, tmp
     assert {found.name: found.revoked_at is not None for found in ring.keys} == {"root": False, "leaked": True}
 
 
-def test_accepting_a_lost_deployment_that_is_gone_as_a_whole_removes_it(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_accepting_the_loss_of_a_whole_deployment_removes_it(bucket: ObjectStore, tmp_path: Path) -> None:
     registry = new_registry(bucket, tmp_path / "1")
     publish(registry, tmp_path / "f", b"1", model="net")
     spec = DeploymentSpec(model="net", reference="net:1", version=1)
@@ -260,7 +258,7 @@ def test_accepting_a_lost_deployment_that_is_gone_as_a_whole_removes_it(bucket: 
     assert registry.deployments.put(spec, after=None, actor="one", reason="again").spec.version == 1
 
 
-def test_what_caught_up_again_needs_no_decision(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_chain_that_caught_up_needs_no_decision(bucket: ObjectStore, tmp_path: Path) -> None:
     registry = new_registry(bucket, tmp_path / "1")
     registry.create_model("net", actor="one")
     registry.update_model("net", description="v2", actor="one")
@@ -275,7 +273,7 @@ def test_what_caught_up_again_needs_no_decision(bucket: ObjectStore, tmp_path: P
     assert registry.get_model("net").description == "v2"
 
 
-def test_a_store_that_cannot_be_written_still_refuses_here(bucket: ObjectStore, tmp_path: Path) -> None:
+def test_loss_is_refused_locally_if_the_store_is_not_writable(bucket: ObjectStore, tmp_path: Path) -> None:
     def full(operation: str, key: str) -> None:
         if operation == "create" and "!lost" in key:
             raise StoreWentBackwardsError("stands for any store error")
@@ -288,7 +286,7 @@ def test_a_store_that_cannot_be_written_still_refuses_here(bucket: ObjectStore, 
         registry.update_model("net", description="v2", actor="one")
 
 
-def test_a_pruned_chain_that_lost_its_newest_revision_tells_and_leaves_no_note(bucket: ObjectStore) -> None:
+def test_loss_in_a_pruned_chain_is_reported_without_a_note(bucket: ObjectStore) -> None:
     chain = Chain(bucket, "lease/", pruned=True)
     known = None
     for number in range(4):
@@ -303,7 +301,7 @@ def test_a_pruned_chain_that_lost_its_newest_revision_tells_and_leaves_no_note(b
     assert head.number == 3
 
 
-def test_standings_that_were_lost_are_written_again(bucket: ObjectStore) -> None:
+def test_lost_conditions_are_written_again(bucket: ObjectStore) -> None:
     condition_log = ConditionLog(bucket)
     for number in range(3):
         assert condition_log.put("net", "part", {"n": number}, actor="a", reason="r")

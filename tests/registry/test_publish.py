@@ -18,7 +18,7 @@ from tests.support.hooked_store import HookedStore
 from tests.support.registries import artifact, new_registry, publish, require_readable
 
 
-def test_everything_a_manifest_names_is_in_the_bucket(registry: Registry, tmp_path: Path) -> None:
+def test_all_blobs_of_a_manifest_are_in_the_store(registry: Registry, tmp_path: Path) -> None:
     import numpy as np
 
     from controlplane.registry.artifact import scan
@@ -62,7 +62,7 @@ def test_a_version_that_cannot_be_served_is_listed_as_such(registry: Registry, t
     assert registry.manifest("m", 2).unservable == "it gives a sequence"
 
 
-def test_blobs_that_are_there_are_not_sent_again(store: ObjectStore, tmp_path: Path) -> None:
+def test_existing_blobs_are_not_uploaded_again(store: ObjectStore, tmp_path: Path) -> None:
     hooked = HookedStore(store)
     registry = new_registry(hooked, tmp_path / "cache")
     manifest, files = artifact(tmp_path / "a", shared=b"s" * 100, model=b"one")
@@ -103,7 +103,7 @@ def test_a_file_that_changed_is_refused(registry: Registry, store: ObjectStore, 
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_manifest_that_json_cannot_hold_is_refused(registry: Registry, tmp_path: Path, value: float) -> None:
+def test_manifest_that_json_cannot_represent_is_rejected(registry: Registry, tmp_path: Path, value: float) -> None:
     manifest, files = artifact(tmp_path / "a", model=b"1")
     with pytest.raises(InvalidInputError, match="NaN"):
         registry.publish("m", manifest.model_copy(update={"metrics": {"loss": value}}), files, actor="a")
@@ -118,7 +118,7 @@ def test_names_are_checked_before_anything_is_sent(registry: Registry, store: Ob
     assert list(store.list("")) == []
 
 
-def test_a_publish_repeated_with_its_commit_id_is_the_same_version(registry: Registry, tmp_path: Path) -> None:
+def test_publish_repeated_with_its_commit_id_returns_the_same_version(registry: Registry, tmp_path: Path) -> None:
     manifest, files = artifact(tmp_path / "a", model=b"1")
     first = registry.publish("m", manifest, files, actor="a", commit_id="job-1")
     publish(registry, tmp_path, b"2")
@@ -126,7 +126,7 @@ def test_a_publish_repeated_with_its_commit_id_is_the_same_version(registry: Reg
     assert registry.publish("m", manifest, files, actor="a", commit_id="job-2").number == 3
 
 
-def test_an_unknown_outcome_keeps_the_blobs_and_a_repeat_finds_out(store: ObjectStore, tmp_path: Path) -> None:
+def test_unknown_outcome_keeps_the_blobs_and_a_retry_resolves_it(store: ObjectStore, tmp_path: Path) -> None:
     def lose(operation: str, key: str) -> None:
         if operation in {"create", "get"} and key.startswith("models/"):
             raise CommitOutcomeUnknownError("the answer was lost", key=key)
@@ -142,7 +142,7 @@ def test_an_unknown_outcome_keeps_the_blobs_and_a_repeat_finds_out(store: Object
     require_readable(healthy, "m")
 
 
-def test_a_damaged_blob_is_told(registry: Registry, tmp_path: Path) -> None:
+def test_damaged_blob_is_reported(registry: Registry, tmp_path: Path) -> None:
     publish(registry, tmp_path, b"1")
     (file,) = registry.manifest("m", 1).files
     key = f"blobs/sha256/{file.sha256[:2]}/{file.sha256}"

@@ -75,13 +75,13 @@ def test_only_versions_that_exist_are_deployed(published: Registry) -> None:
         published.deployments.get("m")
 
 
-def test_deployments_are_suggested(published: Registry) -> None:
+def test_missing_deployment_error_suggests_names(published: Registry) -> None:
     published.deployments.put(spec(1), after=None, actor="a", reason="r")
     with pytest.raises(NotFoundError, match="deployed models: m"):
         published.deployments.get("zzz")
 
 
-def test_of_many_deployers_one_wins(published: Registry) -> None:
+def test_one_of_many_concurrent_deploys_wins(published: Registry) -> None:
     barrier = threading.Barrier(8)
 
     def deploy(number: int) -> bool:
@@ -101,7 +101,7 @@ def test_of_many_deployers_one_wins(published: Registry) -> None:
 # What a deployment keeps from being deleted
 
 
-def test_the_deployed_version_and_the_one_in_its_bake_window_stay(published: Registry) -> None:
+def test_active_version_and_version_in_bake_window_cannot_be_deleted(published: Registry) -> None:
     first = published.deployments.put(spec(1), after=None, actor="a", reason="r")
     second = published.deployments.put(spec(2), after=first, actor="a", reason="r")
     published.deployments.put(
@@ -117,13 +117,13 @@ def test_the_deployed_version_and_the_one_in_its_bake_window_stay(published: Reg
     assert [entry.number for entry in published.get_model("m").live_versions] == [1, 2]
 
 
-def test_without_a_bake_window_the_version_before_may_go(published: Registry) -> None:
+def test_previous_version_can_be_deleted_without_a_bake_window(published: Registry) -> None:
     first = published.deployments.put(spec(1), after=None, actor="a", reason="r")
     published.deployments.put(spec(2, bake_seconds=0), after=first, actor="a", reason="r")
     published.delete_version("m", 1, actor="a")
 
 
-def test_after_the_deployment_is_gone_everything_may_go(published: Registry) -> None:
+def test_all_versions_can_be_deleted_after_undeploying(published: Registry) -> None:
     first = published.deployments.put(spec(1), after=None, actor="a", reason="r")
     published.deployments.put(first.spec.with_changes(deleted=True), after=first, actor="a", reason="r")
     published.delete_version("m", 1, actor="a")
@@ -142,7 +142,7 @@ def race(tmp_path: Path) -> tuple[MemoryStore, Registry]:
     return store, registry
 
 
-def test_a_deployment_that_appears_while_its_version_is_deleted_wins(tmp_path: Path) -> None:
+def test_deploy_during_deletion_of_its_version_wins(tmp_path: Path) -> None:
     store, other = race(tmp_path)
 
     def deploy(operation: str, key: str) -> None:
@@ -157,7 +157,7 @@ def test_a_deployment_that_appears_while_its_version_is_deleted_wins(tmp_path: P
     assert list(store.list("publishing/")) == []
 
 
-def test_a_deployment_that_appears_while_its_model_is_deleted_wins(tmp_path: Path) -> None:
+def test_deploy_during_deletion_of_its_model_wins(tmp_path: Path) -> None:
     store, other = race(tmp_path)
     other.set_alias("m", "champion", 2, actor="a")
 
@@ -173,7 +173,7 @@ def test_a_deployment_that_appears_while_its_model_is_deleted_wins(tmp_path: Pat
     assert head.aliases == {"champion": 2}
 
 
-def test_a_version_that_is_deleted_while_it_is_deployed_is_not_deployed(tmp_path: Path) -> None:
+def test_version_deleted_during_its_deploy_is_not_deployed(tmp_path: Path) -> None:
     store, other = race(tmp_path)
     done: list[bool] = []
 
@@ -190,7 +190,7 @@ def test_a_version_that_is_deleted_while_it_is_deployed_is_not_deployed(tmp_path
     assert other.deployments.history("m")[0].reason.startswith("revert revision 1")
 
 
-def test_what_was_deployed_before_is_deployed_again_when_a_change_is_taken_back(tmp_path: Path) -> None:
+def test_reverted_change_restores_the_previous_deployment(tmp_path: Path) -> None:
     store, other = race(tmp_path)
     first = other.deployments.put(spec(2), after=None, actor="a", reason="r")
     done: list[bool] = []
@@ -206,7 +206,7 @@ def test_what_was_deployed_before_is_deployed_again_when_a_change_is_taken_back(
     assert other.deployments.get("m").spec == first.spec
 
 
-def test_deploying_and_deleting_at_once_never_leaves_a_deployed_tombstone(store: ObjectStore, tmp_path: Path) -> None:
+def test_concurrent_deploy_and_delete_leave_no_deployed_tombstone(store: ObjectStore, tmp_path: Path) -> None:
     deployer, deleter = new_registry(store, tmp_path / "a"), new_registry(store, tmp_path / "b")
     outcomes = set()
     for turn in range(1, 16):

@@ -23,7 +23,7 @@ def two_processes(store: ObjectStore, tmp_path: Path, *, head_max_age_seconds: f
     )
 
 
-def test_a_young_head_is_read_without_any_request(tmp_path: Path) -> None:
+def test_recent_head_is_read_without_a_request(tmp_path: Path) -> None:
     store = HookedStore(MemoryStore())
     registry = new_registry(store, tmp_path, head_max_age_seconds=OLD)
     assert registry.peek_model("m") is None
@@ -36,7 +36,7 @@ def test_a_young_head_is_read_without_any_request(tmp_path: Path) -> None:
     assert store.calls == []
 
 
-def test_an_old_head_is_not_peeked_at(tmp_path: Path) -> None:
+def test_peek_does_not_return_an_old_head(tmp_path: Path) -> None:
     registry = new_registry(MemoryStore(), tmp_path, head_max_age_seconds=0)
     registry.create_model("m", actor="a")
     assert registry.peek_model("m") is None
@@ -74,7 +74,7 @@ def test_another_process_may_see_an_old_head_but_never_an_old_miss(tmp_path: Pat
     assert here.get_model("other").name == "other"
 
 
-def test_a_deleted_model_that_is_there_again_is_found(tmp_path: Path, store: ObjectStore) -> None:
+def test_recreated_model_is_found(tmp_path: Path, store: ObjectStore) -> None:
     here, there = two_processes(store, tmp_path, head_max_age_seconds=OLD)
     there.create_model("m", actor="a")
     there.delete_model("m", actor="a")
@@ -115,7 +115,7 @@ def test_many_readers_of_an_old_head_cause_few_requests(tmp_path: Path) -> None:
     assert [operation for operation, _ in store.calls] == ["list", "get"]
 
 
-def test_a_slow_reader_does_not_take_back_a_newer_head(tmp_path: Path) -> None:
+def test_slow_reader_does_not_replace_a_newer_head(tmp_path: Path) -> None:
     inner = MemoryStore()
     here, there = two_processes(inner, tmp_path, head_max_age_seconds=OLD)
     there.create_model("m", actor="a")
@@ -138,7 +138,7 @@ def test_a_slow_reader_does_not_take_back_a_newer_head(tmp_path: Path) -> None:
     assert here.get_model("m").description == "newer"
 
 
-def test_edits_by_many_all_count(tmp_path: Path, store: ObjectStore) -> None:
+def test_concurrent_edits_are_all_applied(tmp_path: Path, store: ObjectStore) -> None:
     registries = [new_registry(store, tmp_path / str(number), head_max_age_seconds=OLD) for number in range(8)]
     publish(registries[0], tmp_path / "f", b"1")
 
@@ -150,7 +150,7 @@ def test_edits_by_many_all_count(tmp_path: Path, store: ObjectStore) -> None:
     assert new_registry(store, tmp_path / "new").get_model("m").aliases == {f"alias{n}": 1 for n in range(8)}
 
 
-def test_an_edit_that_always_loses_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edit_that_always_conflicts_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controlplane.registry.heads.EDIT_TRIES", 4)
     inner = MemoryStore()
     other = new_registry(inner, tmp_path / "other")

@@ -48,7 +48,7 @@ def test_models_are_listed_in_pages_without_the_deleted(registry: Registry) -> N
     assert registry.list_models(after="m7") == []
 
 
-def test_pages_join_whatever_the_names(registry: Registry) -> None:
+def test_pages_are_complete_for_any_names(registry: Registry) -> None:
     names = {"a", "a-b", "a.b", "a0", "aa", "A", "a_b"}
     for name in names:
         registry.create_model(name, actor="a")
@@ -59,7 +59,7 @@ def test_pages_join_whatever_the_names(registry: Registry) -> None:
     assert set(seen) == names
 
 
-def test_what_is_not_there_is_told_with_what_is_near(registry: Registry, tmp_path: Path) -> None:
+def test_missing_model_error_suggests_similar_names(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="the registry has no models yet"):
         registry.get_model("resnet")
     publish(registry, tmp_path, b"1", model="resnet50", aliases=["champion"])
@@ -80,7 +80,7 @@ def test_what_is_not_there_is_told_with_what_is_near(registry: Registry, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a:1", "a@b", "a~candidate", "x" * 129, "é"])
-def test_no_bad_name_reaches_the_bucket(registry: Registry, store: ObjectStore, name: str) -> None:
+def test_invalid_names_are_rejected_before_the_store(registry: Registry, store: ObjectStore, name: str) -> None:
     with pytest.raises(InvalidNameError):
         registry.create_model(name, actor="a")
     with pytest.raises(InvalidNameError):
@@ -90,7 +90,7 @@ def test_no_bad_name_reaches_the_bucket(registry: Registry, store: ObjectStore, 
     assert list(store.list("")) == []
 
 
-def test_a_folder_made_by_hand_does_no_harm(registry: Registry, store: ObjectStore) -> None:
+def test_folder_created_by_hand_is_ignored(registry: Registry, store: ObjectStore) -> None:
     store.create("models/not a model/notes.txt", b"x")
     store.create("deployments/not a model/notes.txt", b"x")
     registry.create_model("m", actor="a")
@@ -120,7 +120,7 @@ def test_versions_are_published_resolved_and_read(registry: Registry, tmp_path: 
     assert reasons(registry) == ["publish version 2", "publish version 1, alias champion -> 1"]
 
 
-def test_a_model_without_versions_resolves_to_nothing(registry: Registry) -> None:
+def test_resolving_a_model_without_versions_fails(registry: Registry) -> None:
     registry.create_model("m", actor="a")
     with pytest.raises(NotFoundError, match="no versions"):
         registry.resolve(Reference("m"))
@@ -139,7 +139,7 @@ def test_a_deleted_number_is_never_used_again(registry: Registry, tmp_path: Path
     assert reasons(registry)[1] == "delete version 2: broken"
 
 
-def test_a_model_that_is_published_again_goes_on_with_its_numbers(registry: Registry, tmp_path: Path) -> None:
+def test_republished_model_continues_its_version_numbers(registry: Registry, tmp_path: Path) -> None:
     publish(registry, tmp_path, b"1", aliases=["champion"])
     registry.delete_model("m", actor="a")
     assert publish(registry, tmp_path, b"1").number == 2
@@ -151,7 +151,7 @@ def test_a_model_that_is_published_again_goes_on_with_its_numbers(registry: Regi
 # Aliases
 
 
-def test_an_alias_moves_and_goes(registry: Registry, tmp_path: Path) -> None:
+def test_alias_can_be_moved_and_removed(registry: Registry, tmp_path: Path) -> None:
     publish(registry, tmp_path, b"1")
     publish(registry, tmp_path, b"2")
     registry.set_alias("m", "champion", 1, actor="a")

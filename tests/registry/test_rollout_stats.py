@@ -21,7 +21,7 @@ def test_a_replica_reads_the_sum_of_all_others(store: ObjectStore) -> None:
     assert three.others("m", "another").new.requests == 0
 
 
-def test_old_measurements_do_not_pile_up_and_go_with_their_rollout(store: ObjectStore) -> None:
+def test_old_measurements_are_pruned_and_removed_with_the_rollout(store: ObjectStore) -> None:
     log = RolloutStats(store, "one")
     for count in range(1, 30):
         log.put("m", "r", requests(count))

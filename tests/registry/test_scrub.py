@@ -74,7 +74,7 @@ def remove(place: Place, sha256: str) -> None:
 
 
 @pytest.mark.parametrize(("harm", "reason"), [(Place.damage, "BlobDamaged"), (remove, "BlobMissing")])
-def test_damaged_and_missing_files_are_found_with_every_version_that_needs_them(
+def test_damaged_files_are_reported_with_every_version_that_needs_them(
     place: Place, tmp_path: Path, harm: Callable[[Place, str], None], reason: str
 ) -> None:
     registry = place.instance()
@@ -93,7 +93,7 @@ def test_damaged_and_missing_files_are_found_with_every_version_that_needs_them(
     assert record.finished_blobs == 6  # three manifests, a shared file for each version that needs it, and another
 
 
-def test_damaged_manifest_is_found_and_written_again_where_it_is_known(place: Place, tmp_path: Path) -> None:
+def test_damaged_manifest_is_restored_from_a_known_copy(place: Place, tmp_path: Path) -> None:
     registry = place.instance()
     publish(registry, tmp_path, b"content")
     manifest = registry.resolve(Reference.parse("m:1")).manifest
@@ -146,7 +146,7 @@ def test_damaged_copy_in_the_cache_repairs_nothing(place: Place, tmp_path: Path)
     assert list(registry.damages.record.damages) == [file.sha256]
 
 
-def test_publish_of_the_same_content_repairs_what_is_known_to_be_damaged(place: Place, tmp_path: Path) -> None:
+def test_publishing_the_same_content_repairs_known_damage(place: Place, tmp_path: Path) -> None:
     registry = place.instance()
     publish(registry, tmp_path, b"content")
     sha256 = file_of(registry, "m")
@@ -225,7 +225,7 @@ def test_pace_keeps_both_rates() -> None:
         pace.request()
 
 
-def test_version_that_was_deleted_is_no_damage_and_its_damage_is_forgotten(place: Place, tmp_path: Path) -> None:
+def test_damage_of_a_deleted_version_is_removed_from_the_record(place: Place, tmp_path: Path) -> None:
     registry = place.instance()
     publish(registry, tmp_path, b"one")
     publish(registry, tmp_path, b"two")
@@ -237,7 +237,7 @@ def test_version_that_was_deleted_is_no_damage_and_its_damage_is_forgotten(place
     assert registry.damages.record.damages == {}
 
 
-def test_version_that_is_deleted_and_collected_while_it_is_scrubbed_is_no_damage(place: Place, tmp_path: Path) -> None:
+def test_version_deleted_during_the_scrub_is_not_damage(place: Place, tmp_path: Path) -> None:
     registry, other = place.instance(), place.instance("b")
     publish(registry, tmp_path, b"one")
     sha256 = file_of(registry, "m")
@@ -254,7 +254,7 @@ def test_version_that_is_deleted_and_collected_while_it_is_scrubbed_is_no_damage
     assert place.notices == []
 
 
-def test_record_that_is_damaged_is_begun_again(place: Place, tmp_path: Path) -> None:
+def test_damaged_scrub_record_is_started_again(place: Place, tmp_path: Path) -> None:
     registry = place.instance()
     publish(registry, tmp_path, b"content")
     whole_pass(registry)

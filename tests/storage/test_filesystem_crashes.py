@@ -95,7 +95,7 @@ def run_until_held(script: str, *arguments: object) -> subprocess.Popen[str]:
     return process
 
 
-def test_of_several_processes_one_wins(tmp_path: Path) -> None:
+def test_one_of_several_processes_wins_a_create(tmp_path: Path) -> None:
     processes = [start(RACER, tmp_path, ROUNDS, name) for name in "abcd"]
     try:
         assert [read_line(process) for process in processes] == ["ready"] * len(processes)
@@ -117,7 +117,7 @@ def test_of_several_processes_one_wins(tmp_path: Path) -> None:
     ("call", "number", "there"),
     [("pwrite", 1, False), ("fsync", 1, False), ("link", 1, False), ("fsync", 2, True), ("fsync", 3, True)],
 )
-def test_a_create_that_is_killed_is_whole_or_not_there(tmp_path: Path, call: str, number: int, there: bool) -> None:
+def test_killed_create_is_complete_or_absent(tmp_path: Path, call: str, number: int, there: bool) -> None:
     end(run_until_held(HELD, tmp_path, "create", call, number))
     store = FilesystemStore(tmp_path)
     found = list(store.list(""))
@@ -156,7 +156,7 @@ def flushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Flushed:
     return Flushed(monkeypatch, tmp_path)
 
 
-def test_a_folder_is_flushed_with_those_above_it_once(tmp_path: Path, flushed: Flushed) -> None:
+def test_folder_and_its_parents_are_flushed_once(tmp_path: Path, flushed: Flushed) -> None:
     root = tmp_path / "new" / "store"
     first, second = FilesystemStore(root), FilesystemStore(root)
     first.create("chains/a/1", b"")
@@ -172,7 +172,7 @@ def test_a_folder_is_flushed_with_those_above_it_once(tmp_path: Path, flushed: F
     second.close()
 
 
-def test_a_folder_that_was_made_again_by_a_killed_process_is_another_one(tmp_path: Path, flushed: Flushed) -> None:
+def test_folder_recreated_by_a_killed_process_is_flushed_again(tmp_path: Path, flushed: Flushed) -> None:
     root = tmp_path / "store"
     store = FilesystemStore(root)
     store.create("chains/a/0.json", b"")
@@ -210,11 +210,11 @@ def test_remembered_folders_do_not_use_up_the_descriptors(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("call", "number"), [("pwrite", 1), ("pwrite", 3), ("fsync", 1)])
-def test_a_file_whose_writer_is_killed_is_not_there(tmp_path: Path, call: str, number: int) -> None:
+def test_file_of_a_killed_writer_does_not_exist(tmp_path: Path, call: str, number: int) -> None:
     content = write_content(tmp_path / "in", 16 * MIB)
     root = tmp_path / "store"
     process = run_until_held(HELD, root, "put_file", call, number, content.path, content.sha256)
-    # While it runs, nobody else takes its file for a leftover.
+    # While it runs, no other process takes its file for a leftover.
     store = FilesystemStore(root)
     assert len(list((root / ".incomplete").iterdir())) == 1
     end(process)
@@ -226,7 +226,7 @@ def test_a_file_whose_writer_is_killed_is_not_there(tmp_path: Path, call: str, n
     assert store.get("blobs/a/b") == content.data
 
 
-def test_what_a_killed_download_left_can_be_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_download_can_be_removed(tmp_path: Path) -> None:
     content = write_content(tmp_path / "in", 16 * MIB)
     store = FilesystemStore(tmp_path / "store")
     store.put_file("blobs/a/b", content.path, sha256=content.sha256)
@@ -309,7 +309,7 @@ def test_a_key_below_another_is_refused(tmp_path: Path) -> None:
         store.put_file("a/b/c", content.path, sha256=content.sha256)
 
 
-def test_deleting_beside_creating_loses_nothing(tmp_path: Path) -> None:
+def test_concurrent_delete_and_create_lose_nothing(tmp_path: Path) -> None:
     """A delete takes empty folders away; a create that has just made one must not fail for it."""
     script = """
 import sys
@@ -344,7 +344,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_told_and_nothing_is_left(small_disk: Path, tmp_path: Path) -> None:
+def test_full_disk_is_reported_and_leaves_no_files(small_disk: Path, tmp_path: Path) -> None:
     content = write_content(tmp_path / "in", 6 * MIB)
     store = FilesystemStore(small_disk / "store")
     with pytest.raises(StoreFullError) as caught:
@@ -362,7 +362,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(small_disk: Path, tmp_path: Pat
     store.close()
 
 
-def test_across_file_systems_it_is_a_copy(small_disk: Path, tmp_path: Path) -> None:
+def test_move_across_file_systems_copies(small_disk: Path, tmp_path: Path) -> None:
     content = write_content(tmp_path / "in", MIB)
     store = FilesystemStore(tmp_path / "store")
     store.put_file("blobs/a", content.path, sha256=content.sha256)
@@ -370,7 +370,7 @@ def test_across_file_systems_it_is_a_copy(small_disk: Path, tmp_path: Path) -> N
     assert hashlib.sha256((small_disk / "out").read_bytes()).hexdigest() == content.sha256
 
 
-def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path) -> None:
+def test_unwritable_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreAccessError) as caught:
         FilesystemStore(Path("/proc/1/no-such-store") if os.geteuid() else Path("/sys/kernel/no-such-store"))
     assert "no-such-store" in caught.value.message

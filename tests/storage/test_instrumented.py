@@ -10,7 +10,7 @@ from tests.storage.conftest import Behind
 from tests.support.faultproxy import Action, Fault, FaultProxy
 
 
-def test_operations_are_counted_by_how_they_ended() -> None:
+def test_operations_are_counted_by_outcome() -> None:
     told: list[tuple[str, str]] = []
 
     def observe(operation: str, outcome: str, seconds: float) -> None:
@@ -26,7 +26,7 @@ def test_operations_are_counted_by_how_they_ended() -> None:
         store.get("a/2")
     store.create("a/2", b"two")
     listed = store.list("a/")
-    assert told[-1] == ("create", "ok")  # nothing is asked before somebody looks
+    assert told[-1] == ("create", "ok")  # no request is sent before the listing is read
     assert [info.key for info in listed] == ["a/1", "a/2"]
     assert list(store.list("b/")) == []
     assert list(store.list_folders("")) == ["a"]
@@ -41,7 +41,7 @@ def test_operations_are_counted_by_how_they_ended() -> None:
     ]
 
 
-def test_a_store_that_is_away_is_counted_as_such(behind_moto: Behind, proxy: FaultProxy) -> None:
+def test_operations_on_an_unavailable_store_are_counted_as_unavailable(behind_moto: Behind, proxy: FaultProxy) -> None:
     told: list[tuple[str, str]] = []
     prefix = behind_moto.new_prefix()
     settings = behind_moto.server.settings(

@@ -39,7 +39,7 @@ def test_urls_of_local_stores(url: str, expected: str, tmp_path: Path) -> None:
     ["relative/path", "/absolute", "file://host/path", "file:relative", "s3:///prefix", "s3://", "gs://bucket",
      "http://host/x", "s3://bucket/../x", "s3://bucket/x?versioning=1", "memory://x", "s3://[bad/x"],
 )  # fmt: skip
-def test_a_url_that_cannot_be_opened_says_what_can(url: str, tmp_path: Path) -> None:
+def test_unsupported_url_error_lists_supported_urls(url: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError) as caught:
         open_store(StoreSettings(url=url), tmp_path)
     if ".." not in url:
@@ -53,7 +53,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(tmp_path: Path) -> No
     assert "SECRET_ACCESS_KEY" in caught.value.message
 
 
-def test_a_bucket_that_is_not_there(moto: S3Server, tmp_path: Path) -> None:
+def test_missing_bucket_is_reported(moto: S3Server, tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailableError) as caught:
         open_store(moto.settings("no-such-bucket"), tmp_path)
     assert "no-such-bucket" in caught.value.message
@@ -61,7 +61,7 @@ def test_a_bucket_that_is_not_there(moto: S3Server, tmp_path: Path) -> None:
     assert "Create it" in caught.value.message
 
 
-def test_an_endpoint_that_is_not_there(moto: S3Server, tmp_path: Path) -> None:
+def test_unreachable_endpoint_is_reported(moto: S3Server, tmp_path: Path) -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(StoreUnavailableError) as caught:
         open_store(moto.settings("bucket", endpoint_url=endpoint, retries=1), tmp_path)
@@ -69,18 +69,18 @@ def test_an_endpoint_that_is_not_there(moto: S3Server, tmp_path: Path) -> None:
     assert moto.secret_access_key not in caught.value.message
 
 
-def test_an_endpoint_that_is_no_url(moto: S3Server, tmp_path: Path) -> None:
+def test_invalid_endpoint_url_is_reported(moto: S3Server, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="localhost"):
         open_store(moto.settings("bucket", endpoint_url="localhost"), tmp_path)
 
 
-def test_no_credentials_anywhere(moto: S3Server, tmp_path: Path) -> None:
+def test_missing_credentials_are_reported(moto: S3Server, tmp_path: Path) -> None:
     settings = moto.settings("bucket", access_key_id=None, secret_access_key=None)
     with pytest.raises(StoreAccessError):
         open_store(settings, tmp_path)
 
 
-def test_credentials_by_the_usual_chain(moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_come_from_the_boto3_chain(moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", moto.access_key_id)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", moto.secret_access_key)
     settings = moto.settings(moto.new_bucket(), access_key_id=None, secret_access_key=None)
@@ -99,7 +99,7 @@ def test_a_store_may_be_a_whole_bucket(moto: S3Server, tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_store_sees_nothing_beside_its_prefix(moto: S3Server, tmp_path: Path) -> None:
+def test_store_does_not_see_objects_outside_its_prefix(moto: S3Server, tmp_path: Path) -> None:
     bucket = moto.new_bucket()
     ours, theirs = (open_store(moto.settings(bucket, prefix=prefix), tmp_path) for prefix in ("team/a", "team/a2"))
     theirs.create("x", b"theirs")
@@ -123,9 +123,9 @@ def on_ceph(behind_ceph: Behind, tmp_path: Path) -> Iterator[tuple[S3Server, str
 
 @pytest.mark.ceph
 @pytest.mark.parametrize("wrong", ["secret_access_key", "access_key_id"])
-def test_wrong_credentials_are_told(on_ceph: tuple[S3Server, str, ObjectStore], tmp_path: Path, wrong: str) -> None:
+def test_wrong_credentials_are_reported(on_ceph: tuple[S3Server, str, ObjectStore], tmp_path: Path, wrong: str) -> None:
     server, bucket, _ = on_ceph
-    value = SecretStr("not-the-secret") if wrong == "secret_access_key" else "nobody"
+    value = SecretStr("not-the-secret") if wrong == "secret_access_key" else "unknown-key"
     changes: dict[str, Any] = {wrong: value}
     with pytest.raises(StoreAccessError) as caught:
         open_store(server.settings(bucket, **changes), tmp_path)
@@ -134,7 +134,7 @@ def test_wrong_credentials_are_told(on_ceph: tuple[S3Server, str, ObjectStore], 
 
 
 @pytest.mark.ceph
-def test_a_presigned_url_is_good_for_its_part_only(on_ceph: tuple[S3Server, str, ObjectStore]) -> None:
+def test_presigned_url_permits_only_its_part(on_ceph: tuple[S3Server, str, ObjectStore]) -> None:
     _, _, store = on_ceph
     presigned = store.presign_put("blobs/a", size_bytes=3, expires_seconds=600)
     assert presigned is not None

@@ -67,7 +67,7 @@ def test_a_store_that_ignores_if_none_match_is_refused(faulty: S3Store, proxy: F
     ("status", "code"),
     [(500, "InternalError"), (503, "SlowDown"), (502, "BadGateway"), (409, "ConditionalRequestConflict")],
 )
-def test_what_passes_is_tried_again(faulty: S3Store, proxy: FaultProxy, status: int, code: str) -> None:
+def test_transient_errors_are_retried(faulty: S3Store, proxy: FaultProxy, status: int, code: str) -> None:
     proxy.inject(Fault(Action.ANSWER, "PUT", times=RETRIES, status=status, code=code))
     faulty.create("a", b"1")
     proxy.inject(Fault(Action.ANSWER, "GET", times=RETRIES, status=status, code=code))
@@ -81,7 +81,7 @@ def test_what_passes_is_tried_again(faulty: S3Store, proxy: FaultProxy, status: 
     assert faulty.head("a") is None
 
 
-def test_a_throttled_create_that_is_given_up_was_not_done(faulty: S3Store, proxy: FaultProxy) -> None:
+def test_abandoned_throttled_create_wrote_nothing(faulty: S3Store, proxy: FaultProxy) -> None:
     proxy.inject(Fault(Action.ANSWER, "PUT", times=RETRIES + 1, status=503, code="SlowDown"))
     with pytest.raises(StoreUnavailableError) as caught:
         faulty.create("a", b"1")
@@ -91,7 +91,7 @@ def test_a_throttled_create_that_is_given_up_was_not_done(faulty: S3Store, proxy
     assert "tests-secret" not in caught.value.message
 
 
-def test_a_commit_whose_answer_was_lost_meets_itself(
+def test_commit_with_a_lost_response_meets_its_own_object(
     faulty: S3Store, proxy: FaultProxy, direct: tuple[S3Store, str]
 ) -> None:
     proxy.inject(Fault(Action.LOSE_ANSWER, "PUT"))
@@ -100,7 +100,7 @@ def test_a_commit_whose_answer_was_lost_meets_itself(
     assert direct[0].get("a") == b"commit 1"
 
 
-def test_a_commit_whose_answers_are_all_lost_is_unknown(
+def test_commit_with_all_responses_lost_is_unknown(
     faulty: S3Store, proxy: FaultProxy, direct: tuple[S3Store, str]
 ) -> None:
     proxy.inject(Fault(Action.LOSE_ANSWER, "PUT", times=RETRIES + 1))
@@ -109,14 +109,14 @@ def test_a_commit_whose_answers_are_all_lost_is_unknown(
     assert direct[0].get("a") == b"commit 1"
 
 
-def test_a_lost_answer_and_then_a_store_that_is_gone_is_unknown(faulty: S3Store, proxy: FaultProxy) -> None:
+def test_lost_response_followed_by_an_outage_is_unknown(faulty: S3Store, proxy: FaultProxy) -> None:
     proxy.inject(Fault(Action.LOSE_ANSWER, "PUT"))
     proxy.inject(Fault(Action.ANSWER, "PUT", times=RETRIES, status=503, code="SlowDown"))
     with pytest.raises(CommitOutcomeUnknownError):
         faulty.create("a", b"commit 1")
 
 
-def test_a_stalled_request_is_given_up_and_tried_again(
+def test_stalled_request_times_out_and_is_retried(
     behind_moto: Behind, proxy: FaultProxy, direct: tuple[S3Store, str]
 ) -> None:
     direct[0].create("a", b"1")
@@ -151,7 +151,7 @@ def test_an_upload_survives_resets_and_throttling(faulty: S3Store, proxy: FaultP
 
 
 @pytest.mark.parametrize("action", [Action.LOSE_ANSWER, Action.RESET_REQUEST])
-def test_the_lost_answer_of_a_completed_upload_is_found_out(
+def test_lost_response_of_a_completed_upload_is_resolved(
     faulty: S3Store, proxy: FaultProxy, big: Content, action: Action
 ) -> None:
     proxy.inject(Fault(action, "POST", contains="uploadId="))
@@ -160,7 +160,7 @@ def test_the_lost_answer_of_a_completed_upload_is_found_out(
     assert proxy.count("PUT", "partNumber=") == 9  # nothing was sent twice
 
 
-def test_a_cut_off_upload_goes_on_where_it_stopped(faulty: S3Store, proxy: FaultProxy, big: Content) -> None:
+def test_interrupted_upload_is_resumed(faulty: S3Store, proxy: FaultProxy, big: Content) -> None:
     proxy.inject(Fault(Action.ANSWER, "PUT", contains="partNumber=7", times=RETRIES + 1, status=500, code="Oops"))
     with pytest.raises(StoreUnavailableError):
         faulty.put_file("blobs/big", big.path, sha256=big.sha256)
@@ -175,7 +175,7 @@ def test_a_cut_off_upload_goes_on_where_it_stopped(faulty: S3Store, proxy: Fault
     assert faulty.get("blobs/big") == big.data
 
 
-def test_a_part_that_is_there_but_is_not_ours_is_sent_again(
+def test_uploaded_part_with_other_content_is_sent_again(
     faulty: S3Store, proxy: FaultProxy, behind_moto: Behind, direct: tuple[S3Store, str], big: Content
 ) -> None:
     client, bucket, key = behind_moto.client, behind_moto.bucket, f"{direct[1]}/blobs/big"
@@ -188,7 +188,7 @@ def test_a_part_that_is_there_but_is_not_ours_is_sent_again(
     assert faulty.get("blobs/big") == big.data
 
 
-def test_an_upload_that_is_taken_away_begins_again(
+def test_aborted_upload_starts_again(
     faulty: S3Store, proxy: FaultProxy, direct: tuple[S3Store, str], big: Content
 ) -> None:
     proxy.inject(Fault(Action.ANSWER, "PUT", contains="partNumber=4", status=404, code="NoSuchUpload"))
@@ -209,7 +209,7 @@ def test_a_download_survives_cuts_resets_and_throttling(
     assert sum(moved) == big.size_bytes
 
 
-def test_a_bit_that_changes_on_the_way_is_found(
+def test_bit_flip_in_a_download_is_detected(
     faulty: S3Store, proxy: FaultProxy, direct: tuple[S3Store, str], big: Content, tmp_path: Path
 ) -> None:
     direct[0].put_file("blobs/big", big.path, sha256=big.sha256)
@@ -231,7 +231,7 @@ def test_a_download_that_fails_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stream_goes_on_after_a_cut(
+def test_stream_continues_after_a_lost_connection(
     faulty: S3Store, proxy: FaultProxy, direct: tuple[S3Store, str], big: Content
 ) -> None:
     direct[0].put_file("blobs/big", big.path, sha256=big.sha256)
@@ -252,7 +252,7 @@ def test_a_server_that_ignores_ranges_is_named(
 
 
 @pytest.mark.ceph
-def test_two_who_publish_the_same_blob_at_once_both_succeed(ceph: S3Server, big: Content) -> None:
+def test_concurrent_uploads_of_the_same_blob_both_succeed(ceph: S3Server, big: Content) -> None:
     # On Ceph, which says NoSuchUpload of an upload that the other one has completed, as S3 does; moto answers 500.
     bucket = ceph.new_bucket()
     stores = [S3Store(bucket, "", ceph.settings(bucket, part_size_bytes=PART_BYTES)) for _ in range(2)]
@@ -278,7 +278,7 @@ def test_two_who_publish_the_same_blob_at_once_both_succeed(ceph: S3Server, big:
 
 
 @pytest.mark.ceph
-def test_a_bit_that_changes_on_the_way_up_is_refused_and_sent_again(
+def test_bit_flip_in_an_upload_is_rejected_and_sent_again(
     ceph: S3Server, big: Content, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "_BACKOFF_FIRST_SECONDS", 0.01)

@@ -21,14 +21,14 @@ WRITERS = 16
 ROUNDS = 8
 
 
-def test_create_wins_once(store: ObjectStore) -> None:
+def test_create_succeeds_once_per_key(store: ObjectStore) -> None:
     store.create("chains/a/1.json", b"first")
     with pytest.raises(ObjectExistsError):
         store.create("chains/a/1.json", b"second")
     assert store.get("chains/a/1.json") == b"first"
 
 
-def test_of_sixteen_writers_one_wins_and_the_rest_are_told(case: Case) -> None:
+def test_one_of_sixteen_writers_wins_and_the_others_get_an_error(case: Case) -> None:
     if case.kind == "moto":
         pytest.skip("under load two of its writers may create one key: it looks first, and writes then")
     store = case.store
@@ -59,7 +59,7 @@ def test_a_deleted_key_is_free_again(store: ObjectStore) -> None:
     assert store.get("a/b/c") == b"2"
 
 
-def test_head_tells_size_and_time(store: ObjectStore) -> None:
+def test_head_returns_size_and_time(store: ObjectStore) -> None:
     store.create("a/b", b"12345")
     found = store.head("a/b")
     assert found is not None
@@ -92,7 +92,7 @@ def test_a_negative_range_is_refused(store: ObjectStore) -> None:
         store.get("digits", start=-1)
 
 
-def test_a_missing_key_is_told(store: ObjectStore, tmp_path: Path) -> None:
+def test_missing_key_is_reported(store: ObjectStore, tmp_path: Path) -> None:
     with pytest.raises(ObjectNotFoundError):
         store.get("no/such")
     with pytest.raises(ObjectNotFoundError):
@@ -105,7 +105,7 @@ def test_a_missing_key_is_told(store: ObjectStore, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../../b", "a/.", "a\x00b", "a\\b", ".incomplete/a"])
-def test_a_key_that_could_leave_its_place_is_refused(store: ObjectStore, key: str) -> None:
+def test_key_that_could_leave_its_folder_is_rejected(store: ObjectStore, key: str) -> None:
     with pytest.raises(InvalidInputError):
         store.create(key, b"")
     with pytest.raises(InvalidInputError):
@@ -154,7 +154,7 @@ def test_folders_are_those_with_objects_below(store: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 100_000, PART_BYTES, PART_BYTES + 1])
-def test_files_come_back_as_they_went(store: ObjectStore, tmp_path: Path, size_bytes: int) -> None:
+def test_files_are_returned_unchanged(store: ObjectStore, tmp_path: Path, size_bytes: int) -> None:
     content = write_content(tmp_path / "in", size_bytes)
     store.put_file("blobs/x", content.path, sha256=content.sha256)
     found = store.head("blobs/x")
@@ -191,9 +191,7 @@ def test_streaming(store: ObjectStore, big: Content) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [SMALL, 2 * PART_BYTES])
-def test_a_file_that_is_not_what_its_digest_says_is_not_left(
-    store: ObjectStore, tmp_path: Path, size_bytes: int
-) -> None:
+def test_file_that_does_not_match_its_digest_is_not_kept(store: ObjectStore, tmp_path: Path, size_bytes: int) -> None:
     content = write_content(tmp_path / "in", size_bytes)
     with pytest.raises(DigestMismatchError) as caught:
         store.put_file("blobs/x", content.path, sha256="0" * 64)
@@ -204,7 +202,7 @@ def test_a_file_that_is_not_what_its_digest_says_is_not_left(
 
 @pytest.mark.parametrize("size_bytes", [SMALL, 3 * PART_BYTES])
 @pytest.mark.parametrize("damage", ["one bit", "cut short", "too long"])
-def test_damaged_bytes_are_found_and_nothing_is_left(case: Case, tmp_path: Path, size_bytes: int, damage: str) -> None:
+def test_damaged_bytes_are_detected_and_leave_no_file(case: Case, tmp_path: Path, size_bytes: int, damage: str) -> None:
     content = write_content(tmp_path / "in", size_bytes)
     case.store.put_file("blobs/x", content.path, sha256=content.sha256)
     middle = size_bytes // 2
@@ -237,7 +235,7 @@ def test_files_are_moved_in_constant_memory(case: Case, tmp_path: Path) -> None:
     assert peak < 80 * MIB
 
 
-def test_presigned_parts_need_nothing_but_http(case: Case, big: Content) -> None:
+def test_presigned_parts_need_only_http(case: Case, big: Content) -> None:
     presigned = case.store.presign_put("blobs/big", size_bytes=big.size_bytes, expires_seconds=600)
     if case.kind in {"memory", "filesystem"}:
         assert presigned is None
