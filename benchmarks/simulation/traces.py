@@ -82,20 +82,54 @@ def drifting(random: Generator, count: int, requests: int, rate: float) -> tuple
     return times, models
 
 
+@dataclass(frozen=True)
+class Bursts:
+    """The requests of `bursts`, with what only their generator knows.
+
+    Attributes:
+        times: Seconds since the start, in order.
+        models: Which model each request asks for.
+        burst: The number of the burst that each request belongs to.
+        rates: Bursts per second of each model.
+    """
+
+    times: Floats
+    models: Ints
+    burst: Ints
+    rates: Floats
+
+
+BURST_LENGTH = 30
+"""Mean number of requests in a burst; geometric."""
+BURST_SECONDS = (60.0, 1800.0)
+"""Shortest and longest span of a burst; log-uniform."""
+BURST_SKEW = 0.7
+"""Exponent of the Zipf distribution of the models' bursts."""
+
+
+def generate_bursts(random: Generator, count: int, requests: int, rate: float) -> Bursts:
+    """Generate the requests of `bursts`."""
+    order = random.permutation(count)
+    number = requests // BURST_LENGTH + 1
+    starts = np.sort(random.uniform(0, requests / rate, number))
+    who = order[drawn(random, zipf(count, BURST_SKEW), number)]
+    lengths = random.geometric(1 / BURST_LENGTH, number)
+    spans = np.exp(random.uniform(*np.log(BURST_SECONDS), number))
+    burst = np.repeat(np.arange(number), lengths)
+    times = starts[burst] + random.uniform(0, 1, len(burst)) * spans[burst]
+    first = np.argsort(times, kind="stable")[:requests]
+    rates = np.empty(count)
+    rates[order] = zipf(count, BURST_SKEW) * number / (requests / rate)
+    return Bursts(times[first], who[burst][first], burst[first], rates)
+
+
 def bursts(random: Generator, count: int, requests: int, rate: float) -> tuple[Floats, Ints]:
     """Models sleep and wake: a burst has a geometric number of requests (mean 30) spread over 1 to 30 minutes.
 
     Which model bursts next is Zipf 0.7, so that what was popular says less about what will be than what is.
     """
-    order = random.permutation(count)
-    number = requests // 30 + 1
-    starts = np.sort(random.uniform(0, requests / rate, number))
-    who = order[drawn(random, zipf(count, 0.7), number)]
-    lengths = random.geometric(1 / 30, number)
-    spans = np.exp(random.uniform(np.log(60), np.log(1800), number))
-    models = np.repeat(who, lengths)
-    times = np.repeat(starts, lengths) + random.uniform(0, 1, len(models)) * np.repeat(spans, lengths)
-    return _first(times, models, requests)
+    made = generate_bursts(random, count, requests, rate)
+    return made.times, made.models
 
 
 def scans(random: Generator, count: int, requests: int, rate: float) -> tuple[Floats, Ints]:
@@ -157,9 +191,20 @@ KINDS: dict[str, tuple[Callable[[Generator, int, int, float], Any], bool]] = {
 def make(name: str, *, models: int, requests: int, rate: float, seed: int) -> Trace:
     """One trace; its kind, and the models' sizes and costs, from the seed."""
     kind, skewed = KINDS[name]
-    random = np.random.default_rng([seed, sorted(KINDS).index(name)])
+    random = _random(name, seed)
     sizes, load_seconds = fleet(random, models)
     if name == "recency":
         sizes, load_seconds = np.full(models, 150 * MIB), np.full(models, 1.8)
     times, asked = kind(random, models, requests, rate)
     return Trace(name, times, asked, sizes, load_seconds, skewed)
+
+
+def bursts_of(*, models: int, requests: int, rate: float, seed: int) -> Bursts:
+    """Return the requests of the trace ``bursts`` that `make` returns, with what only their generator knows."""
+    random = _random("bursts", seed)
+    fleet(random, models)
+    return generate_bursts(random, models, requests, rate)
+
+
+def _random(name: str, seed: int) -> Generator:
+    return np.random.default_rng([seed, sorted(KINDS).index(name)])

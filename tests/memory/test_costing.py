@@ -1,6 +1,7 @@
 """The default policy: its value, and how it selects its predictor."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -17,6 +18,9 @@ def test_the_value_is_reload_seconds_by_time_and_bytes(model: Make, now: datetim
     # 10 s, once a second (2 decayed by one half-life), for half a GiB.
     assert ValuePolicy(Predictor.RATE).score(found, now) == pytest.approx(20.0)
     assert ValuePolicy(Predictor.RECENCY).score(found, now) == pytest.approx(20 / 3601)
+    visited = replace(found, usage=replace(found.usage, visits_per_second=0.001))
+    decayed = 0.001 * 0.5 ** (1 / 24)  # an hour of a half-life of a day
+    assert ValuePolicy(Predictor.VISITS).score(visited, now) == pytest.approx(20 * (decayed + 10 / 3601**2))
 
 
 @pytest.mark.parametrize("outlook", Predictor)
@@ -33,7 +37,8 @@ def test_the_value_is_the_product_of_its_parts(model: Make, now: datetime, outlo
         model("everywhere", footprint=both, used=7, rate=3.0),
         model("nothing", 0, used=7),
     ]
-    for one in cases:
+    for case in cases:
+        one = replace(case, usage=replace(case.usage, visits_per_second=case.usage.rate_per_second / 1000))
         size = sum(footprint.bytes for footprint in one.footprint.values()) or 1
         assert policy.score(one, now) == pytest.approx(one.load_seconds * policy.uses(one, now) * 2**30 / size)
 
@@ -74,6 +79,34 @@ def test_steady_popularity_selects_the_rate_predictor(model: Make, now: datetime
     assert policy.chosen.outlook is Predictor.RATE
 
 
+def test_bursts_that_come_back_make_visits_decide(model: Make, now: datetime) -> None:
+    # Forty uses in a row are one burst. Every other burst is of one of two favorites; the others have one burst each.
+    bursts = [f"s{turn}" if turn % 2 else f"favorite{turn // 2 % 2}" for turn in range(60)]
+    policy = play(CostPolicy(), [name for name in bursts for _ in range(40)], now, model, budget=300)
+    assert policy.chosen.outlook is Predictor.VISITS
+
+
+def test_a_model_with_many_visits_outlives_a_later_one_with_many_requests(model: Make, now: datetime) -> None:
+    often = busy = Usage()
+    for hour in range(12):
+        often = used(often, now + timedelta(hours=hour))
+    for second in range(300):
+        busy = used(busy, now + timedelta(hours=11, seconds=second))
+    later = now + timedelta(hours=12)
+    models = [model("often", usage=often), model("busy", usage=busy)]
+    lowest = {
+        outlook: min(models, key=lambda one: ValuePolicy(outlook).score(one, later)).model for outlook in Predictor
+    }
+    assert lowest == {Predictor.RATE: "often", Predictor.RECENCY: "often", Predictor.VISITS: "busy"}
+
+
+def test_the_reason_names_the_visits(model: Make, now: datetime) -> None:
+    found = model("a", 2**20, used=0, load_seconds=3.0)
+    found = replace(found, usage=replace(found.usage, visits_per_second=2 / 86_400))
+    reason = ValuePolicy(Predictor.VISITS).explain(found, now)
+    assert reason == "a reload costs 3 s, last used 0 s ago, 2 visits a day are expected, it frees 1 MiB"
+
+
 def test_a_hit_in_every_ghost_cache_changes_nothing(model: Make, now: datetime) -> None:
     first = model("a", 100)
     policy = CostPolicy().learned(first, {"a": first}, {HOST: 300}, now)
@@ -86,7 +119,7 @@ def test_ghost_caches_stay_within_the_budget_without_pinned_models(model: Make, 
     policy = CostPolicy()
     for found in models.values():
         policy = policy.learned(found, models, {HOST: 600}, now)
-    assert [len(shadow.loaded) for shadow in policy.shadows] == [3, 3]
+    assert [len(shadow.loaded) for shadow in policy.shadows] == [3, 3, 3]
     assert all("pinned" not in shadow.loaded for shadow in policy.shadows)
 
 

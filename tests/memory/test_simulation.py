@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from benchmarks.simulation.bound import lower_bound
 from benchmarks.simulation.engine import UNLOAD_SECONDS, Engine
 from benchmarks.simulation.foresight import ForesightPolicy
-from benchmarks.simulation.traces import KINDS, Trace, make
+from benchmarks.simulation.information import expected_requests, informed_bound
+from benchmarks.simulation.traces import KINDS, Trace, bursts_of, make
 from controlplane.memory.policy.eviction import LruPolicy, policy_named
 
 
@@ -103,3 +104,37 @@ def test_no_policy_beats_the_bound_and_cost_is_no_worse_than_lru(name: str) -> N
     assert lower_bound(made, budget).load_seconds <= min(paid.values()) + 1e-6
     # These traces are too short for the policy to adapt; over whole traces the benchmark shows less than 2 %.
     assert paid["cost"] <= 1.05 * paid["lru"]
+
+
+def test_what_is_expected_of_a_burst_is_what_bursts_do() -> None:
+    # At a random time in the half hour after its first request, the expected requests per second of a burst are on
+    # average those that bursts really have in this half hour.
+    random = np.random.default_rng(7)
+    expected, had = [], []
+    for _ in range(2000):
+        span = np.exp(random.uniform(np.log(60), np.log(1800)))
+        times = np.sort(random.uniform(0, span, random.geometric(1 / 30)))
+        at = times[0] + random.uniform(0, 1800)
+        seen = times[times <= at]
+        expected.append((len(seen), seen[-1] - seen[0], at - seen[-1]))
+        had.append(len(times) - 1)
+    count, spread, idle = (np.array(column) for column in zip(*expected, strict=True))
+    assert expected_requests(count, spread, idle).mean() * 1800 == pytest.approx(np.mean(had), rel=0.1)
+
+
+def test_bursts_are_the_requests_of_their_trace() -> None:
+    made = make("bursts", models=50, requests=2000, rate=1.0, seed=3)
+    known = bursts_of(models=50, requests=2000, rate=1.0, seed=3)
+    assert np.array_equal(known.models, made.models)
+    assert np.array_equal(known.times, made.times)
+    assert all(len(set(known.models[known.burst == burst])) == 1 for burst in set(known.burst))
+    assert known.rates.sum() == pytest.approx((2000 // 30 + 1) / 2000)
+
+
+def test_the_informed_bound_spares_no_first_load_and_nothing_else_where_everything_fits() -> None:
+    made = make("bursts", models=20, requests=600, rate=1.0, seed=1)
+    known = bursts_of(models=20, requests=600, rate=1.0, seed=1)
+    first = made.load_seconds[np.unique(made.models)].sum()
+    total = int(made.sizes.sum())
+    assert informed_bound(made, known, total).load_seconds == pytest.approx(first)
+    assert informed_bound(made, known, int(made.sizes.max()), chances_known=True).load_seconds > first

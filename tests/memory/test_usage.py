@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.memory.policy.types import Usage
-from controlplane.memory.policy.usage import rate, used
+from controlplane.memory.policy.usage import VISIT_HALF_LIFE_SECONDS, VISIT_PAUSE_SECONDS, rate, used, visit_rate
 
 
 def test_a_steady_stream_converges_to_its_rate(now: datetime) -> None:
@@ -46,3 +46,26 @@ def test_the_grouping_of_uses_makes_no_difference(gaps: list[float], split: int)
         for _ in range(split):
             many = used(many, at)
     assert many.rate_per_second == pytest.approx(one.rate_per_second)
+    assert many.visits_per_second == pytest.approx(one.visits_per_second)
+
+
+def test_uses_with_short_pauses_are_one_visit(now: datetime) -> None:
+    first = used(Usage(), now)
+    usage = first
+    for number in range(1, 50):
+        usage = used(usage, now + timedelta(seconds=number * VISIT_PAUSE_SECONDS / 2))
+    assert usage.visits_per_second == pytest.approx(visit_rate(first, usage.last_used_at or now))
+    assert usage.rate_per_second > first.rate_per_second
+
+
+def test_a_use_after_a_longer_pause_is_another_visit(now: datetime) -> None:
+    first = used(Usage(), now)
+    at = now + timedelta(seconds=VISIT_PAUSE_SECONDS + 1)
+    assert used(first, at).visits_per_second == pytest.approx(visit_rate(first, at) + first.visits_per_second)
+
+
+def test_visits_halve_in_their_half_life(now: datetime) -> None:
+    first = used(Usage(), now)
+    later = now + timedelta(seconds=VISIT_HALF_LIFE_SECONDS)
+    assert visit_rate(first, later) == pytest.approx(first.visits_per_second / 2)
+    assert visit_rate(Usage(), now) == 0

@@ -3,16 +3,19 @@
 It belongs to the GreedyDual-Size-Frequency family: Cao and Irani, "Cost-Aware WWW Proxy Caching Algorithms" (USITS
 1997), value an entry at cost / size; Cherkasova, "Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency
 Caching Policy" (HPL-98-69R1, 1998), at frequency * cost / size. Both age by an offset that grows with each eviction.
-Here the value is a hazard, expected reload seconds per second and byte, and it ages with time. There are two
+Here the value is a hazard, expected reload seconds per second and byte, and it ages with time. There are three
 predictors:
 
 - *rate*: the decaying rate of requests. It is accurate when popularity lasts for hours or more.
-- *recency*: 1 / the time since the last use, the hazard of a heavy-tailed gap. It is accurate for bursts, and equals
-  LRU for models of one size and cost. (Blankstein, Sen and Freedman, "Hyperbolic Caching", USENIX ATC 2017, use such a
-  value, n / time.)
+- *recency*: 1 / the time since the last use, the hazard of a heavy-tailed gap. It follows bursts, and equals LRU for
+  models of one size and cost. (Blankstein, Sen and Freedman, "Hyperbolic Caching", USENIX ATC 2017, use such a value,
+  n / time.)
+- *visits*: the decaying rate of visits, plus a hazard within a visit that falls with the square of the time since the
+  last use. A visit counts once, however many requests it has. It is accurate for bursts when some models have more of
+  them than others.
 
-Neither is best for every workload: on bursts the rate keeps models whose burst is over, and without bursts recency
-forgets popular models. So both are simulated in ghost caches (sets of names, without memory) that count the loads each
+None is best for every workload: on bursts the rate keeps models whose burst is over, and without bursts recency
+forgets popular models. So all are simulated in ghost caches (sets of names, without memory) that count the loads each
 would have needed. The predictor with the lower recent cost decides. (Set duelling: Qureshi et al., "Adaptive Insertion
 Policies for High Performance Caching", ISCA 2007; choosing among experts by regret: Vietri et al., "Driving Cache
 Replacement with ML-based LeCaR", HotStorage 2018.)
@@ -28,18 +31,20 @@ from typing import Self
 from controlplane.domain.units import size_text
 from controlplane.memory.policy.policies import idle_seconds, last_use
 from controlplane.memory.policy.types import Mode, ModelMemory
-from controlplane.memory.policy.usage import HALF_LIFE_SECONDS, rate
+from controlplane.memory.policy.usage import HALF_LIFE_SECONDS, VISIT_HALF_LIFE_SECONDS, rate, visit_rate
 from controlplane.memory.policy.victims import freed, select_victims
 
 _KEPT = 1 - 1 / 500
-"""Decay of a ghost cache's cost with each load in either cache; the last 500 loads or so decide."""
+"""Decay of a ghost cache's cost with each load in any of them; the last 500 loads or so decide."""
 _CLEARLY = 0.95
-"""The other predictor takes over when its cost is below this share of the current one's."""
+"""Another predictor takes over when its cost is below this share of the current one's."""
 _SOON_SECONDS = 1.0
 """Added to the time since the last use: uses are seen by polling, so shorter times are not meaningful."""
-
+_WITHIN_SECONDS = 10.0
+"""Scale of the hazard within a visit, ``_WITHIN_SECONDS / (idle + 1)²``: 1 in 10 hours after 10 minutes without use."""
 
 _GIB = 2**30
+_DAY_SECONDS = 86_400
 
 
 class Predictor(StrEnum):
@@ -47,6 +52,7 @@ class Predictor(StrEnum):
 
     RATE = "rate"
     RECENCY = "recency"
+    VISITS = "visits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +82,28 @@ class ValuePolicy:
             idle = (now - newest).total_seconds()
             uses = usage.rate_per_second * exp2(-idle / self.half_life_seconds) if idle > 0 else usage.rate_per_second
         else:
+            visits = 0.0
+            if self.outlook is Predictor.VISITS and newest is not None:
+                idle = (now - newest).total_seconds()
+                visits = usage.visits_per_second * (exp2(-idle / VISIT_HALF_LIFE_SECONDS) if idle > 0 else 1.0)
             loaded_at = model.loaded_at
             if newest is None or (loaded_at is not None and loaded_at > newest):
                 newest = loaded_at
             if newest is None:
                 return 0.0
             idle = (now - newest).total_seconds()
-            uses = 1.0 / (idle + _SOON_SECONDS) if idle > 0 else 1.0 / _SOON_SECONDS
+            since = idle + _SOON_SECONDS if idle > 0 else _SOON_SECONDS
+            uses = 1.0 / since if self.outlook is Predictor.RECENCY else visits + _WITHIN_SECONDS / (since * since)
         return model.load_seconds * uses * _GIB / (size or 1)
 
     def uses(self, model: ModelMemory, now: datetime) -> float:
         """Return the expected uses per second now."""
         if self.outlook is Predictor.RATE:
             return rate(model.usage, now, half_life_seconds=self.half_life_seconds)
-        idle = idle_seconds(model, now)
-        return 1.0 / (idle + _SOON_SECONDS) if idle > 0 else 1.0 / _SOON_SECONDS
+        since = max(idle_seconds(model, now), 0.0) + _SOON_SECONDS
+        if self.outlook is Predictor.RECENCY:
+            return 1.0 / since
+        return visit_rate(model.usage, now) + _WITHIN_SECONDS / since**2
 
     def explain(self, model: ModelMemory, now: datetime) -> str:
         """Return the cost, likelihood and size as text."""
@@ -99,6 +112,8 @@ class ValuePolicy:
             likely = f"{self.uses(model, now) * 3600:.3g} uses an hour are expected"
         else:
             likely = last_use(model, now)
+        if self.outlook is Predictor.VISITS:
+            likely += f", {visit_rate(model.usage, now) * _DAY_SECONDS:.3g} visits a day are expected"
         return f"a reload costs {model.load_seconds:.3g} s, {likely}, it frees {size_text(size)}"
 
     def learned(

@@ -116,11 +116,14 @@ class Usage:
         rate_per_second: Exponentially decaying rate of requests, as of `last_used_at`; see
             `controlplane.memory.policy.usage`.
         pending: Requests that wait or run now; while there are any, the model is not evicted.
+        visits_per_second: Exponentially decaying rate of visits, as of `last_used_at`. A visit is a series of requests
+            with only short pauses.
     """
 
     last_used_at: datetime | None = None
     rate_per_second: float = 0.0
     pending: int = 0
+    visits_per_second: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
