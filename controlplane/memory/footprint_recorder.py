@@ -75,11 +75,11 @@ class FootprintRecorder:
             prepared: The version.
             seconds: Duration of the proof.
         """
-        if model_state.measured or self._leaves_behind(model_state.model, prepared):
+        if model_state.residency.measured or self._leaves_behind(model_state.model, prepared):
             return []
-        model_state.measured = True
+        model_state.residency.was_measured()
         self._sizes.proved(self._size(prepared, model_state.model))
-        model_state.load_seconds = (model_state.load_seconds or 0.0) + seconds
+        model_state.stats.took((model_state.stats.load_seconds or 0.0) + seconds)
         measured = self._measure(model_state, prepared)
         if measured is None:
             return []
@@ -95,7 +95,7 @@ class FootprintRecorder:
         found = []
         for model, known in self._models.items():
             model_state = self._model_states.get(model)
-            if model_state is None or not model_state.measured:
+            if model_state is None or not model_state.residency.measured:
                 continue
             key = self._keys.get((model, known.version))
             recorded = self._footprints.peek(key) if key else None
@@ -136,13 +136,13 @@ class FootprintRecorder:
         own = self._accounts.own_bytes((model_state.model, prepared.target.version), size.devices)
         if own is not None:
             (resident, most), by = own, "processes"
-            peak = model_state.load_peak or most
-        elif model_state.load_growth:
-            resident = peak = max(model_state.load_growth.values())
+            peak = model_state.residency.load_peak or most
+        elif model_state.residency.load_growth:
+            resident = peak = max(model_state.residency.load_growth.values())
             most, by = 0, "device"
         else:
             return None
         self._keys[model_state.model, prepared.target.version] = size.key
         return MeasuredFootprint(
-            resident, peak, model_state.load_seconds or 0.0, size.estimate.bytes, by, inference_peak_bytes=most
+            resident, peak, model_state.stats.load_seconds or 0.0, size.estimate.bytes, by, inference_peak_bytes=most
         )

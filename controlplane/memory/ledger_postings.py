@@ -34,30 +34,30 @@ class LedgerPostings:
     def began(self, model_state: ModelMemoryState, action: Load | Unload, now: datetime) -> None:
         """Record the start of a load or an unload: its memory is in transition."""
         accounts = self._accounts
-        others = [other for other in self._model_states.values() if other.loading is not None]
+        others = [other for other in self._model_states.values() if other.ticket.loading is not None]
         busy = any(h.state is HoldingState.UNLOADING for h in accounts.ledger.holdings)
-        model_state.alone = not others and not busy
+        gpus = frozenset(gpu.name for gpu in accounts.gpus) if isinstance(action, Load) else None
+        model_state.ticket.starting(gpus, exclusive=not others and not busy)
         for other in others:
-            other.alone = False
+            other.ticket.disturb()
         name = triton_name(model_state.model, action)
         if isinstance(action, Unload):
             for holding in accounts.ledger.of_model(name):
                 accounts.ledger = accounts.ledger.unloading(holding.slot, now)
             return
-        model_state.gpus = frozenset(gpu.name for gpu in accounts.gpus)
-        if (request := model_state.request) is not None and request.granted:
+        if (request := model_state.ticket.request) is not None and request.granted:
             accounts.ledger = accounts.ledger.loading(request.slot, now)
-            model_state.loading, model_state.request = request.need, None
-            model_state.processes = {
+            processes = {
                 version: frozenset(one.pids) for (own, version), one in accounts.instances.items() if own == name
             }
+            model_state.ticket.begin(request, processes)
 
     def unloaded(self, model_state: ModelMemoryState, action: Unload, step: int, now: datetime) -> None:
         """Record the end of an unload: its memory counts until a reading shows that it is free."""
         for holding in self._accounts.ledger.of_model(triton_name(model_state.model, action)):
             self._accounts.left(holding.slot, step, now)
         if not action.candidate:
-            model_state.loaded_at = None
+            model_state.residency.set_loaded_at(None)
 
     def loaded(
         self,
@@ -85,14 +85,14 @@ class LedgerPostings:
             if holding.slot != need.slot
             and (holding.slot.version in need.versions or holding.slot.version not in action.versions)
         }
-        alone = model_state.alone and len(need.versions) == 1
+        alone = model_state.ticket.exclusive and len(need.versions) == 1
         told = _book_load(self._accounts, model_state, name, need, grown if alone else {}, leaves, step, now)
         if not action.candidate:
-            model_state.load_growth = told
             loaded = Slot(name, max(need.versions))
             own = self._accounts.own_bytes((name, loaded.version), need.versions[loaded.version])
             # If processes are being replaced, their peak is not the peak of this load.
-            model_state.load_peak = own[1] if own and not self._accounts.ledger.of(superseded_slot(loaded)) else 0
+            peak = own[1] if own and not self._accounts.ledger.of(superseded_slot(loaded)) else 0
+            model_state.residency.grew(told, peak)
 
     def see(self, model_state: ModelMemoryState, facts: ReplicaObservation, step: int, now: datetime) -> None:
         """Update the ledger to an observation of a model without an action in flight."""
@@ -106,21 +106,21 @@ class LedgerPostings:
         for slot in there:
             if held.get(slot) is HoldingState.RESIDENT:
                 continue
-            if slot in held and model_state.leaving is not None:
+            if slot in held and model_state.residency.leaving is not None:
                 continue
             self._accounts.back(slot)
             measured = self._found(slot, facts)
             self._accounts.ledger = self._accounts.ledger.resident(slot, measured, now)
-        if facts.loaded and model_state.loaded_at is None:
-            model_state.loaded_at = now
-        elif not facts.loaded and model_state.loaded_at is not None:
+        if facts.loaded and model_state.residency.loaded_at is None:
+            model_state.residency.set_loaded_at(now)
+        elif not facts.loaded and model_state.residency.loaded_at is not None:
             # Caused from outside: another client unloaded it, or an unsupervised server was restarted.
-            model_state.restore, model_state.loaded_at = model_state.leaving is None, None
+            model_state.residency.taken_away()
             self._accounts.perhaps_restarted()
         leaving = {Slot(model, version) for version in facts.leaving}
         for slot, state in held.items():
             if slot not in there and not (facts.loading and state is HoldingState.LOADING):
-                if model_state.request is not None and model_state.request.slot == slot:
+                if model_state.ticket.request is not None and model_state.ticket.request.slot == slot:
                     continue
                 if slot in leaving and self._accounts.reading.instances is None:
                     self._accounts.ledger = self._accounts.ledger.unloading(slot, now)
@@ -180,7 +180,7 @@ def _book_load(
         for version, by_device in need.versions.items()
     }
     for slot in shares.keys() - {need.slot}:
-        accounts.mark_superseded(slot, model_state.processes.get(slot.version, frozenset()), step, now)
+        accounts.mark_superseded(slot, model_state.ticket.processes.get(slot.version, frozenset()), step, now)
     accounts.ledger = accounts.ledger.divided(need.slot, shares)
     answers = Slot(name, max(need.versions))
     accounts.promise(answers, shares[answers])

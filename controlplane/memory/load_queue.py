@@ -30,7 +30,6 @@ from controlplane.memory.policy.admission import (
     promise,
 )
 from controlplane.memory.policy.eviction import EvictionPolicy, EvictionRules
-from controlplane.memory.policy.residency import ResidencyDecision
 from controlplane.memory.policy.types import Footprint, HoldingState, ModelMemory, Slot
 from controlplane.memory.policy.update_strategy import Recreate, UpdateStrategy, choose_update_strategy
 from controlplane.memory.sizing import FootprintResolver
@@ -172,33 +171,34 @@ class LoadQueue:
     def ask(self, model: str, need: MemoryRequirement, now: datetime) -> PendingLoad:
         """Add a load to the queue, or return it if it is already queued."""
         model_state = self._model_state(model)
-        request = model_state.request
+        request = model_state.ticket.request
         if request is None or request.slot != need.slot or request.need.versions != need.versions:
             if request is not None:
                 self.withdraw(model)
             deadline = now + timedelta(seconds=self._settings.load_queue_timeout_seconds)
-            request = model_state.request = PendingLoad(need, now, deadline)
+            request = PendingLoad(need, now, deadline)
+            model_state.ticket.wait(request)
             self._asking.add(model)
         return request
 
     def granted(self, model: str, need: MemoryRequirement) -> bool:
         """Return whether this load's memory is reserved."""
-        request = self._model_state(model).request
+        request = self._model_state(model).ticket.request
         return request is not None and request.granted and request.slot == need.slot
 
     def withdraw(self, model: str) -> None:
         """Remove a load that is no longer needed, and release its reservation."""
         model_state = self._model_state(model)
-        if model_state.request is not None:
-            if model_state.request.granted:
-                self._accounts.ledger = self._accounts.ledger.released(model_state.request.slot)
-            model_state.request = None
+        if model_state.ticket.request is not None:
+            if model_state.ticket.request.granted:
+                self._accounts.ledger = self._accounts.ledger.released(model_state.ticket.request.slot)
+            model_state.ticket.withdraw()
 
     def _waits(self) -> dict[str, PendingLoad]:
         """Return the loads without a reservation."""
         found: dict[str, PendingLoad] = {}
         for model in sorted(self._asking):
-            request = self._model_state(model).request
+            request = self._model_state(model).ticket.request
             if request is None or request.granted:
                 self._asking.discard(model)
             elif model in self._models:
@@ -209,7 +209,9 @@ class LoadQueue:
         """Count the loads that have a reservation and have not ended."""
         for model in list(self._in_flight):
             model_state = self._model_state(model)
-            if model_state.loading is None and (model_state.request is None or not model_state.request.granted):
+            if model_state.ticket.loading is None and (
+                model_state.ticket.request is None or not model_state.ticket.request.granted
+            ):
                 self._in_flight.discard(model)
         return len(self._in_flight)
 
@@ -267,10 +269,12 @@ class LoadQueue:
                     self._refuse(model, f"out of memory: {why}", moves)
         for request in requests:
             model = request.model.model
-            if not self._entitled(request.model, now) and (left := self._model_state(model).request) is not None:
+            if not self._entitled(request.model, now) and (left := self._model_state(model).ticket.request) is not None:
                 in_flight += self._let_in(request, left, promised, in_flight, now, moves)
         moves.waiting.extend(
-            model for model in waiting if (still := self._model_state(model).request) is not None and not still.granted
+            model
+            for model in waiting
+            if (still := self._model_state(model).ticket.request) is not None and not still.granted
         )
         return moves
 
@@ -332,10 +336,8 @@ class LoadQueue:
         model_state = self._model_state(victim.model)
         why = f"it makes room for {for_model}" + (f": {reason}" if reason else "")
         record = self.record(victim, for_model, why, now)
-        model_state.leaving = record
-        model_state.verdict = ResidencyDecision(loaded=False, why=why)
-        model_state.evictions += 1
-        model_state.evicted_at = now
+        model_state.residency.evict(record, why)
+        model_state.stats.evicted(now)
         self._counters["evictions"] += 1
         for name in (victim.model, candidate_name(victim.model)):
             for holding in self._accounts.ledger.of_model(name):
@@ -348,11 +350,12 @@ class LoadQueue:
     def _refuse(self, model: str, why: str, moves: QueueDecisions) -> None:
         model_state = self._model_state(model)
         self._counters["refusals"] += 1
-        if model_state.request is not None and model_state.request.need.trial:
-            model_state.request = None
+        if model_state.ticket.request is not None and model_state.ticket.request.need.trial:
+            model_state.ticket.withdraw()
             moves.untried.append((model, why))
             return
-        model_state.request, model_state.demanded_at, model_state.refused = None, None, why
+        model_state.ticket.refuse(why)
+        model_state.demand.end()
         self._unjudged.add(model)
         moves.refused.append((model, why))
 
@@ -387,9 +390,8 @@ class LoadQueue:
         if not isinstance(choice, Recreate):
             return False
         model_state = self._model_state(model)
-        model_state.gap = f"unloaded before version {request.slot.version} is loaded: {choice.why}"
-        model_state.verdict = ResidencyDecision(loaded=False, why=model_state.gap)
-        model_state.request = None
+        model_state.residency.unload_first(f"unloaded before version {request.slot.version} is loaded: {choice.why}")
+        model_state.ticket.withdraw()
         self._unjudged.add(model)
         self._counters["gaps"] += 1
         return True

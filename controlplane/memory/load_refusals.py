@@ -60,7 +60,7 @@ class LoadRefusals:
         found = unusable_gpus(str(outcome.error), self._accounts.present_gpus)
         news = found - self._accounts.unusable.keys()
         self._accounts.refuse(found, now)
-        if not found & model_state.gpus:
+        if not found & model_state.ticket.gpus:
             return None
         return f"Triton does not use {', '.join(sorted(news))}: {outcome.error}" if news else ""
 
@@ -79,11 +79,11 @@ class LoadRefusals:
         size = self._sizes.of(prepared, model, self._accounts)
         self._sizes.correct(size)
         self._counters["out_of_memory"] += 1
-        if model_state.retried_after_oom:
-            model_state.retried_after_oom = False
+        if model_state.ticket.retried_after_oom:
+            model_state.ticket.retry_after_oom(retry=False)
             self._sizes.force(size, 0)
             return False
-        model_state.retried_after_oom = True
+        model_state.ticket.retry_after_oom(retry=True)
         self._sizes.force(size, max((self._more_than_free(model, device) for device in size.devices), default=0))
         return True
 

@@ -109,16 +109,16 @@ def model_view(scheduler: MemoryScheduler, occupant: ModelOnServer) -> ModelMemo
         state=state,
         why=why,
         footprint=_footprint(scheduler, desired_deployment),
-        loaded_at=model_state.loaded_at,
-        last_used_at=model_state.usage.last_used_at,
-        rate_per_second=model_state.usage.rate_per_second,
-        pending=model_state.usage.pending,
+        loaded_at=model_state.residency.loaded_at,
+        last_used_at=model_state.demand.usage.last_used_at,
+        rate_per_second=model_state.demand.usage.rate_per_second,
+        pending=model_state.demand.usage.pending,
         expires_at=expires_at(memory, scheduler.rules) if memory else None,
-        held_until=model_state.held_until,
-        demanded_at=model_state.demanded_at,
-        load_seconds=model_state.load_seconds,
-        loads=model_state.loads,
-        evictions=model_state.evictions,
+        held_until=model_state.demand.held_until,
+        demanded_at=model_state.demand.since,
+        load_seconds=model_state.stats.load_seconds,
+        loads=model_state.stats.loads,
+        evictions=model_state.stats.evictions,
     )
 
 
@@ -278,12 +278,12 @@ def _devices(scheduler: MemoryScheduler) -> tuple[DeviceMemory, ...]:
 def _queue(scheduler: MemoryScheduler) -> tuple[QueuedLoad, ...]:
     waiting = []
     for model, model_state in scheduler.model_states.items():
-        request, memory = model_state.request, scheduler.models.get(model)
+        request, memory = model_state.ticket.request, scheduler.models.get(model)
         if request is not None and not request.granted and memory is not None:
             waiting.append(LoadRequest(memory, request.slot, request.footprint, request.since))
     found = []
     for one in in_order(waiting):
-        request = scheduler.model_states[one.model.model].request
+        request = scheduler.model_states[one.model.model].ticket.request
         assert request is not None
         found.append(
             QueuedLoad(
@@ -341,7 +341,7 @@ def _footprint(scheduler: MemoryScheduler, desired_deployment: DesiredDeployment
 
 def _state(occupant: ModelOnServer, model_state: ModelMemoryState) -> tuple[MemoryState, str]:
     desired_deployment, unit = occupant.desired_deployment, occupant.unit
-    spec, facts, verdict = desired_deployment.revision.spec, unit.facts, model_state.verdict
+    spec, facts, verdict = desired_deployment.revision.spec, unit.facts, model_state.residency.verdict
     why = verdict.why if verdict else ""
     action = unit.doing.action if unit.doing and unit.task is not None else None
     if occupant.trouble and facts is None:
@@ -352,20 +352,26 @@ def _state(occupant: ModelOnServer, model_state: ModelMemoryState) -> tuple[Memo
         return "unloading", why or action.because
     if isinstance(action, Load) and not (facts and facts.loaded):
         return "loading", action.because
-    if model_state.request is not None and not model_state.request.granted and not (facts and facts.loaded):
-        return "queued", model_state.request.why
+    if (
+        model_state.ticket.request is not None
+        and not model_state.ticket.request.granted
+        and not (facts and facts.loaded)
+    ):
+        return "queued", model_state.ticket.request.why
     if facts is None:
         return "pending", "the server is being observed"
     if facts.loaded:
-        return ("unloading" if model_state.leaving or model_state.gap else "loaded"), why
-    if model_state.leaving or facts.leaving:
+        return (
+            "unloading" if model_state.residency.leaving or model_state.residency.downtime_reason else "loaded"
+        ), why
+    if model_state.residency.leaving or facts.leaving:
         return "unloading", why
     if occupant.elsewhere and spec.loaded and not spec.deleted:
         return "assigned-elsewhere", occupant.elsewhere
     if spec.deleted or not spec.loaded:
         return "disabled", "the deployment says unloaded"
-    if model_state.refused:
-        return "failed", model_state.refused
+    if model_state.ticket.refused:
+        return "failed", model_state.ticket.refused
     if desired_deployment.problem:
         return "failed", desired_deployment.problem
     failure = unit.record.failures.get(desired_deployment.wanted)

@@ -1,11 +1,10 @@
 """Request counts of each model from Triton's counters, without the control plane's own requests."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from controlplane.memory.model_state import ModelMemoryState
-from controlplane.memory.policy.usage import used
 from controlplane.servers.readings import ServerReading
 from controlplane.triton.statistics import VersionKey
 
@@ -52,16 +51,15 @@ def count_requests(
         model_state = model_states.get(model)
         if model_state is None:
             continue
-        before, keys = model_state.usage, by_model.get(model, [])
+        before, keys = model_state.demand.usage, by_model.get(model, [])
         if reading.pending is not None:
             waiting = sum(reading.pending.get(key, 0) for key in keys)
-            if waiting != model_state.usage.pending:
-                model_state.usage = replace(model_state.usage, pending=waiting)
+            model_state.demand.set_pending(waiting)
             (pending.add if waiting else pending.discard)(model)
         total += _count(model_state, keys, reading, now)
-        if model_state.usage is not before:
+        if model_state.demand.usage is not before:
             changed.add(model)
-        if model_state.usage.last_used_at != before.last_used_at:
+        if model_state.demand.usage.last_used_at != before.last_used_at:
             used_now.add(model)
     return Counted(total, frozenset(used_now), frozenset(changed))
 
@@ -70,20 +68,18 @@ def _count(model_state: ModelMemoryState, keys: Iterable[VersionKey], reading: S
     asked, newest = 0, None
     for key in keys:
         counters = (reading.counters or {})[key]
-        before = model_state.counts.get(key)
-        model_state.counts[key] = counters.requests
-        if before is None and model_state.loads == 0:
+        before = model_state.demand.counts.get(key)
+        model_state.demand.count(key, counters.requests)
+        if before is None and model_state.stats.loads == 0:
             # It was loaded before this process started: the time of its last request is still meaningful.
-            if counters.last_at is not None and model_state.usage.last_used_at is None:
-                model_state.usage = used(model_state.usage, min(counters.last_at, now))
+            if counters.last_at is not None and model_state.demand.usage.last_used_at is None:
+                model_state.demand.use(min(counters.last_at, now))
             continue
         before = before or 0
         # Lower than before: another client reloaded the model, and its counters started at zero.
         asked += counters.requests - before if counters.requests >= before else counters.requests
         if counters.last_at is not None:
             newest = max(newest or counters.last_at, counters.last_at)
-    ours = min(model_state.ours, asked)
-    model_state.ours -= ours
-    if asked > ours:
-        model_state.usage = used(model_state.usage, min(newest or now, now), asked - ours)
-    return asked - ours
+    requests = model_state.demand.without_probes(asked)
+    model_state.demand.use(min(newest or now, now), requests)
+    return requests

@@ -17,7 +17,6 @@ import heapq
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from controlplane.domain.deployment import Mode
@@ -37,10 +36,9 @@ from controlplane.memory.load_queue import LoadQueue
 from controlplane.memory.load_refusals import LoadRefusals
 from controlplane.memory.model_state import ModelMemoryState
 from controlplane.memory.policy.admission import LoadRequest, Refuse
-from controlplane.memory.policy.eviction import EvictionPolicy, EvictionRules, early_evictions, policy_named
+from controlplane.memory.policy.eviction import EvictionPolicy, EvictionRules, policy_named
 from controlplane.memory.policy.residency import ResidencyDecision, free_for, if_room, next_turn, without_room
 from controlplane.memory.policy.types import Footprint, FootprintSource, Holding, HoldingState, ModelMemory, Slot
-from controlplane.memory.policy.usage import used
 from controlplane.memory.request_counts import count_requests
 from controlplane.memory.retained_memory import RetainedMemory
 from controlplane.memory.sizing import FootprintResolver, Size
@@ -159,14 +157,14 @@ class MemoryScheduler:
     def desired(self, model: str) -> ResidencyDecision | None:
         """Return the last decision whether a model is to be loaded; None if memory does not decide."""
         model_state = self.model_states.get(model)
-        return model_state.verdict if model_state else None
+        return model_state.residency.verdict if model_state else None
 
     def fits_alongside(self, desired_deployment: DesiredDeployment) -> bool:
         """Return whether a further replica of the desired version has its memory, or would get it without evictions."""
         prepared = desired_deployment.prepared.get(desired_deployment.wanted)
         if prepared is None or not self.accounts.known:
             return False
-        request = self.model_state(desired_deployment.model).request
+        request = self.model_state(desired_deployment.model).ticket.request
         if request is not None and request.granted:
             return request.slot.triton_name != candidate_name(desired_deployment.model)
         needs = self.size(prepared, desired_deployment.model).by_device
@@ -175,52 +173,46 @@ class MemoryScheduler:
     def adopt(self, model: str) -> None:
         """Drop known refusals after the desired state changed: they may no longer hold."""
         model_state = self.model_state(model)
-        model_state.refused, model_state.retried_after_oom = "", False
+        model_state.ticket.forget_refusals()
         self.unjudged.add(model)
 
     def demand(self, model: str, now: datetime) -> None:
         """Record that a client wants to use the model now."""
         model_state = self.model_state(model)
-        model_state.refused = ""
+        model_state.ticket.set_refused("")
         self.unjudged.add(model)
         known = self.models.get(model)
         if known is not None and known.loaded and not known.busy and not self.draining:
-            model_state.usage = used(model_state.usage, now)
+            model_state.demand.use(now)
             return
-        if model_state.demanded_at is None:
-            model_state.demanded_at = now
-            self._count_thrash(model_state, now)
+        if model_state.demand.since is None:
+            model_state.demand.begin(now)
+            model_state.stats.wanted_again(now, self.rules)
 
     def hold(self, holds: Mapping[str, datetime], now: datetime) -> None:
         """Replace the ends of the holds, by model."""
         for model in sorted(holds.keys() | self._held_models):
             model_state = self.model_state(model)
             until = holds.get(model)
-            if until != model_state.held_until:
+            if until != model_state.demand.held_until:
                 self.unjudged.add(model)
-            if until is not None and model_state.held_until is None:
-                model_state.refused = ""
+            if until is not None and model_state.demand.held_until is None:
+                model_state.ticket.set_refused("")
                 known = self.models.get(model)
                 if known is not None and not known.loaded:
-                    self._count_thrash(model_state, now)
-            elif until is None and model_state.held_until is not None:
-                model_state.usage = used(model_state.usage, now)  # a hold counts as use until it ends
-            model_state.held_until = until
+                    model_state.stats.wanted_again(now, self.rules)
+            elif until is None and model_state.demand.held_until is not None:
+                model_state.demand.use(now)  # a hold counts as use until it ends
+            model_state.demand.hold(until)
         self._held_models = set(holds)
 
     def resume(self, now: datetime) -> None:
         """Cancel a restart: demands for models that are still loaded are fulfilled."""
         for model, model_state in self.model_states.items():
             known = self.models.get(model)
-            if model_state.demanded_at is not None and known is not None and known.loaded and not known.busy:
-                model_state.demanded_at, model_state.usage = None, used(model_state.usage, now)
+            if model_state.demand.since is not None and known is not None and known.loaded and not known.busy:
+                model_state.demand.satisfy(now)
                 self.unjudged.add(model)
-
-    def _count_thrash(self, model_state: ModelMemoryState, now: datetime) -> None:
-        model_state.early_evictions = early_evictions(
-            model_state.early_evictions, model_state.evicted_at, now, self.rules
-        )
-        model_state.evicted_at = None
 
     # Residency
 
@@ -256,7 +248,8 @@ class MemoryScheduler:
         if known is None or loose:
             return (known is None) is not loose
         answer = without_room(known, now, self.rules)
-        turned = answer is not None and not (model_state.leaving or model_state.gap or model_state.verdict == answer)
+        residency = model_state.residency
+        turned = answer is not None and not (residency.engaged or residency.verdict == answer)
         return turned or known != self._memory_of(desired_deployment, unit, model_state)
 
     def judge(
@@ -286,16 +279,13 @@ class MemoryScheduler:
                 or not self.accounts.known
             ):
                 self._forget(desired_deployment.model)
-                model_state.request = (
-                    None if model_state.request and not model_state.request.granted else model_state.request
-                )
+                request = model_state.ticket.request
+                if request is not None and not request.granted:
+                    model_state.ticket.withdraw()
                 if spec.deleted or not spec.loaded:
-                    model_state.demanded_at, model_state.leaving, model_state.refused, model_state.gap = (
-                        None,
-                        None,
-                        "",
-                        "",
-                    )
+                    model_state.demand.end()
+                    model_state.residency.stay()
+                    model_state.ticket.set_refused("")
                 continue
             self._settle_model(model_state, unit, now)
             self._keep(self._memory_of(desired_deployment, unit, model_state), now)
@@ -317,18 +307,24 @@ class MemoryScheduler:
         """Store the decision for a model; return whether it differs from the previous one."""
         model = model_state.model
         if verdict is not None:
-            if model_state.leaving is not None:
-                verdict = ResidencyDecision(loaded=False, why=model_state.leaving.why)
-            elif model_state.gap:
-                verdict = ResidencyDecision(loaded=False, why=model_state.gap)
+            if model_state.residency.leaving is not None:
+                verdict = ResidencyDecision(loaded=False, why=model_state.residency.leaving.why)
+            elif model_state.residency.downtime_reason:
+                verdict = ResidencyDecision(loaded=False, why=model_state.residency.downtime_reason)
             elif not verdict.loaded and self.models[model].mode is Mode.RESIDENT:
                 verdict = self._or_never(self.models[model], verdict, now)
-        before, model_state.verdict = model_state.verdict, verdict
+        before = model_state.residency.verdict
+        model_state.residency.decide(verdict)
         if before != verdict:
             self.reworded.add(model)
         if (before is None or before.loaded) == (verdict is None or verdict.loaded):
             return False
-        if verdict is not None and not verdict.loaded and self.models[model].loaded and model_state.leaving is None:
+        if (
+            verdict is not None
+            and not verdict.loaded
+            and self.models[model].loaded
+            and model_state.residency.leaving is None
+        ):
             self._expired(self.models[model], verdict, now)
         return True
 
@@ -382,15 +378,15 @@ class MemoryScheduler:
     def _or_never(self, model: ModelMemory, verdict: ResidencyDecision, now: datetime) -> ResidencyDecision:
         """Distinguish a resident model that can never fit from one that waits for room."""
         model_state, budgets = self.model_state(model.model), self.accounts.ledger.budgets
-        model_state.refused = ""
+        model_state.ticket.set_refused("")
         if all(device in budgets and need.reserve_bytes <= budgets[device].bytes
                for device, need in model.footprint.items()):  # fmt: skip
             return verdict
         request = LoadRequest(model, Slot(model.model, model.version), model.footprint)
         decision = self.queue.decide(request, now)
         if isinstance(decision, Refuse):
-            model_state.refused = f"out of memory: {decision.why}"
-            return ResidencyDecision(loaded=False, why=model_state.refused)
+            model_state.ticket.set_refused(f"out of memory: {decision.why}")
+            return ResidencyDecision(loaded=False, why=model_state.ticket.refused)
         return verdict
 
     def _settle_model(self, model_state: ModelMemoryState, unit: Replica, now: datetime) -> None:
@@ -398,14 +394,10 @@ class MemoryScheduler:
         if facts is None or unit.task is not None:
             return
         gone = not facts.loaded and facts.candidate is None and not facts.leaving and not facts.candidate_leaving
-        if gone:
-            model_state.leaving = None
-            if model_state.gap:
-                # The new version replaces the old one at once, whatever its mode.
-                model_state.gap = ""
-                model_state.demanded_at = model_state.demanded_at or now
+        if gone and model_state.residency.gone():
+            model_state.demand.begin(now)  # the new version replaces the old one at once, whatever its mode
         if facts.loaded:
-            model_state.restore = False
+            model_state.residency.restored()
 
     def _memory_of(
         self, desired_deployment: DesiredDeployment, unit: Replica, model_state: ModelMemoryState
@@ -416,7 +408,7 @@ class MemoryScheduler:
         loaded = facts is not None and bool(facts.loaded)
         held = self._held(desired_deployment.model)
         mode = settings.mode
-        if model_state.restore and not loaded and mode is Mode.ON_DEMAND:
+        if model_state.residency.restore and not loaded and mode is Mode.ON_DEMAND:
             mode = Mode.RESIDENT
         return ModelMemory(
             model=desired_deployment.model,
@@ -425,15 +417,15 @@ class MemoryScheduler:
             footprint=held if loaded and held else size.by_device,
             priority=settings.priority,
             keep_alive_seconds=settings.keep_alive_seconds,
-            load_seconds=model_state.load_seconds or size.load_seconds or 1.0,
+            load_seconds=model_state.stats.load_seconds or size.load_seconds or 1.0,
             loaded=loaded,
             # A model that is already being unloaded is no candidate for another eviction.
-            busy=unit.engaged or model_state.leaving is not None or bool(model_state.gap),
-            loaded_at=model_state.loaded_at,
-            usage=model_state.usage,
-            held_until=model_state.held_until,
-            demanded_at=model_state.demanded_at,
-            evictions=model_state.early_evictions,
+            busy=unit.engaged or model_state.residency.engaged,
+            loaded_at=model_state.residency.loaded_at,
+            usage=model_state.demand.usage,
+            held_until=model_state.demand.held_until,
+            demanded_at=model_state.demand.since,
+            evictions=model_state.stats.early_evictions,
         )
 
     def _held(self, model: str) -> dict[str, Footprint]:
@@ -457,7 +449,7 @@ class MemoryScheduler:
             return
         if isinstance(action, Unload):
             self._retained_memory.unload_began(unit.model, own=not action.candidate)
-        elif model_state.request is not None:
+        elif model_state.ticket.request is not None:
             first = not action.candidate and not (unit.facts and unit.facts.loaded)
             self._retained_memory.load_began(unit.model, first=first)
         self._booking.began(model_state, action, now)
@@ -509,12 +501,12 @@ class MemoryScheduler:
             self.counters[f"{stage}_milliseconds"] += int(outcome.seconds.get(stage, 0.0) * 1000)
         match action:
             case Stage() if outcome.error is None:
-                model_state.stage_seconds = sum(outcome.seconds.values())
+                model_state.ticket.staged(sum(outcome.seconds.values()))
             case Load():
                 self._load_ended(model_state, action, outcome, differences, step, now)
             case Prove():
                 # The counters belong to the model's own name; a candidate has its own.
-                model_state.ours += outcome.peer_requests + (0 if action.candidate else outcome.requests)
+                model_state.demand.probed(outcome.peer_requests + (0 if action.candidate else outcome.requests))
                 if outcome.mark is ProofStatus.PASSED:
                     name = candidate_name(unit.model) if action.candidate else unit.model
                     self.accounts.proved(Slot(name, action.target.version), now)
@@ -533,25 +525,23 @@ class MemoryScheduler:
         step: int,
         now: datetime,
     ) -> None:
-        need, model_state.loading = model_state.loading, None
-        model_state.load_growth, model_state.load_peak = {}, 0
+        need = model_state.ticket.end()
+        model_state.residency.new_load()
         if outcome.error is not None:
             if need is not None and isinstance(outcome.error, LoadRefusedError):
                 self.accounts.left(need.slot, step, now)
             return  # after any other error the state is unknown: the next observation shows it
         name = triton_name(model_state.model, action)
-        for key in [key for key in model_state.counts if key[0] == name]:
-            del model_state.counts[key]  # they start at zero again
+        model_state.demand.reset_counts(name)
         if need is None:
             return
         self._booking.loaded(model_state, action, need, differences, step, now)
-        model_state.load_seconds = model_state.stage_seconds + outcome.seconds.get("load", 0.0)
-        model_state.stage_seconds = 0.0
+        model_state.stats.took(model_state.ticket.take_stage_seconds() + outcome.seconds.get("load", 0.0))
         if not action.candidate:
-            model_state.loaded_at, model_state.measured = now, False
-            model_state.loads += 1
+            model_state.residency.loaded(now)
+            model_state.stats.loaded()
             self.counters["loads"] += 1
-            self.counters["cold_starts"] += model_state.demanded_at is not None
+            self.counters["cold_starts"] += model_state.demand.since is not None
 
     def _proved(
         self,
@@ -561,12 +551,11 @@ class MemoryScheduler:
         outcome: Outcome,
         now: datetime,
     ) -> list[FootprintSample]:
-        model_state.retried_after_oom = False
-        model_state.refused = ""
-        if model_state.demanded_at is not None:
-            model_state.demanded_at = None
+        model_state.ticket.forget_refusals()
+        if model_state.demand.since is not None:
             # The waiting request has not been sent yet, so the keep-alive starts now.
-            model_state.usage, model_state.loaded_at = used(model_state.usage, now), now
+            model_state.demand.satisfy(now)
+            model_state.residency.set_loaded_at(now)
         prepared = desired_deployment.prepared.get(action.target) if desired_deployment else None
         return [] if prepared is None else self._meter.proved(model_state, prepared, outcome.seconds.get("prove", 0.0))
 
@@ -581,8 +570,9 @@ class MemoryScheduler:
     def failed(self, model: str, why: str) -> None:
         """Record that a model cannot be loaded and is not retried soon: its demand ends."""
         model_state = self.model_state(model)
-        if model_state.demanded_at is not None:
-            model_state.demanded_at, model_state.refused = None, why
+        if model_state.demand.since is not None:
+            model_state.demand.end()
+            model_state.ticket.set_refused(why)
             self.unjudged.add(model)
 
     def see(self, model: str, facts: ReplicaObservation, step: int, now: datetime) -> None:
@@ -596,17 +586,13 @@ class MemoryScheduler:
         self.unjudged |= self.model_states.keys()
         self.pending.clear()
         for model_state in self.model_states.values():
-            model_state.loading = None
-            model_state.counts.clear()
-            model_state.usage = replace(model_state.usage, pending=0)
-            if model_state.request is not None and not restarted:
+            model_state.demand.reset_counts()
+            model_state.demand.set_pending(0)
+            if model_state.ticket.request is not None and not restarted:
                 self.queue.withdraw(model_state.model)
-            model_state.request = None
+            model_state.ticket.lost()
             if restarted:
-                model_state.restore = model_state.restore or (
-                    model_state.loaded_at is not None and model_state.leaving is None
-                )
-                model_state.loaded_at, model_state.leaving, model_state.gap = None, None, ""
+                model_state.residency.lost()
         if restarted:
             self.accounts.restarted()
             self._retained_memory.restarted()

@@ -250,7 +250,7 @@ class ReplicaDriver:
     ) -> None:
         target = getattr(action, "target", None)
         prepared = desired_deployment.prepared.get(target) if target is not None else None
-        awaited = server.scheduler.model_state(unit.model).demanded_at is not None
+        awaited = server.scheduler.model_state(unit.model).demand.since is not None
         exam = self._exam(unit, desired_deployment, action, awaited=awaited)
         gpus = server.gpus_for(unit.model, prepared, action)
         unit.doing, unit.began = Doing(action), since_boot()
@@ -261,7 +261,7 @@ class ReplicaDriver:
                 self._state.touch((unit.model,))
 
         managed, scheduler = server.managed, server.scheduler
-        loads = isinstance(action, Load) and scheduler.model_state(unit.model).request is not None
+        loads = isinstance(action, Load) and scheduler.model_state(unit.model).ticket.request is not None
         proves = isinstance(action, Prove) and unit.record.marks.get(action.target.version) is not ProofStatus.PASSED
         # A request waits for the load: memory that the processes report afterwards is not measured before it.
         compares = managed.embedded is None or any(

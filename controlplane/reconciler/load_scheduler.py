@@ -113,7 +113,7 @@ class LoadScheduler:
                 continue
             unit = server.unit(model)
             server.scheduler.demand(model, self._state.clock())
-            waits = server.scheduler.model_state(model).demanded_at is not None
+            waits = server.scheduler.model_state(model).demand.since is not None
             if waits and unit.task is None and not desired_deployment.problem:
                 unit.record = unit.record.wanted_again(desired_deployment.wanted)
             self._state.plan_again(server, model)
@@ -129,7 +129,7 @@ class LoadScheduler:
         for model in moves.go:
             self._state.plan_again(server, model)
         for model in moves.waiting:
-            unit, request = server.unit(model), server.scheduler.model_state(model).request
+            unit, request = server.unit(model), server.scheduler.model_state(model).ticket.request
             if unit.task is None and request is not None:
                 doing = Doing(Wait(f"waits for memory: {request.why}"), Phase.PENDING)
                 if doing != unit.doing:

@@ -198,7 +198,7 @@ class PlacementController:
         rates: dict[str, float] = {}
         for server in self._state.servers.values():
             for model, model_state in server.scheduler.model_states.items():
-                rates[model] = rates.get(model, 0.0) + model_state.usage.rate_per_second
+                rates[model] = rates.get(model, 0.0) + model_state.demand.usage.rate_per_second
         cached = self._hints(self._state.plan.assignments.keys()).cached
         found = defragment(self._state.plan, Hints(cached=cached, rates=rates), limit=limit)
         if not dry_run and found.moves:
@@ -482,12 +482,14 @@ class PlacementController:
             model_state = server.scheduler.model_states.get(model)
             if model_state is None or server in new:
                 continue
-            loaded = loaded or model_state.loaded_at is not None or model_state.restore
+            loaded = loaded or model_state.residency.loaded_at is not None or model_state.residency.restore
             if server in left:
-                waits = waits or model_state.demanded_at is not None
-                model_state.demanded_at, model_state.restore = None, False
+                waits = waits or model_state.demand.since is not None
+                model_state.demand.end()
+                model_state.residency.restored()
         for server in new:
-            server.scheduler.model_state(model).restore = loaded or server.scheduler.model_state(model).restore
+            if loaded:
+                server.scheduler.model_state(model).residency.restore_here()
         if waits:
             for server in self._state.servers.values():
                 if server.places[model].assignment:

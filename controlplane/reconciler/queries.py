@@ -254,7 +254,7 @@ class ReconcilerQueries:
         ):
             return False
         return not leading or any(
-            server.scheduler.model_state(model).demanded_at is not None for server in self._state.servers.values()
+            server.scheduler.model_state(model).demand.since is not None for server in self._state.servers.values()
         )
 
     async def plan_load(

@@ -54,7 +54,7 @@ def rollout_readiness(
         elif failure is not None:
             waits = waits or f"version {trial.version} is retried on {server.name}: {failure.message}"
         else:
-            request = server.scheduler.model_state(desired_deployment.model).request
+            request = server.scheduler.model_state(desired_deployment.model).ticket.request
             why = f"waits for memory: {request.why}" if request and request.need.trial else "is being loaded and proved"
             waits = waits or f"version {trial.version} {why} on {server.name}"
     message = "" if ready else waits or f"no server has {desired_deployment.model} loaded"

@@ -225,7 +225,7 @@ class TrackedServer:
                 if beside and self.scheduler.fits_alongside(desired_deployment)
                 else desired
             )
-        refused = self.scheduler.model_state(desired_deployment.model).refused
+        refused = self.scheduler.model_state(desired_deployment.model).ticket.refused
         return replace(desired, loaded=False, why=refused or verdict.why, refused=bool(refused))
 
     def status(self) -> ServerStatus:

@@ -50,7 +50,7 @@ def test_an_outdated_reading_contributes_only_its_counters(tmp_path: Path) -> No
     scheduler = MemoryScheduler("s", RULES, MemorySettings(), open_registry(tmp_path).footprints, told=True)
     accounts, model_state = scheduler.accounts, scheduler.model_state("m")
     with_both(accounts)
-    model_state.loads = 1
+    model_state.stats.loads = 1
     late = reading(OLD, CANDIDATE, requests=4)  # began at step 3 and arrives late
     accounts.left(CANDIDATE, 5, NOW)
     scheduler.take(reading(OLD), [], 5, NOW)
@@ -127,7 +127,7 @@ def test_memory_that_is_being_freed_causes_no_gap(update_strategy: Switch, tmp_p
     assert (moves.refused, moves.waiting, counters["gaps"]) == ([], ["m"], 0)
     accounts.take(reading(OLD, pinned[1]), 3, NOW)
     assert queue.arrange(units, NOW).go == ["m"]
-    assert model_states["m"].request is request
+    assert model_states["m"].ticket.request is request
     assert request.granted
 
 

@@ -106,7 +106,7 @@ async def test_unmarked_change_is_found_and_repaired(
     async with running(triton, registry, model, tmp_path) as harness:
         await settled(harness.reconciler, idle)
         state = harness.reconciler._state
-        state.servers["test"].scheduler.model_state(idle[0]).demanded_at = state.clock()
+        state.servers["test"].scheduler.model_state(idle[0]).demand.since = state.clock()
         async with asyncio.timeout(60):
             while harness.reconciler.missed != {"residency": 1}:
                 await asyncio.sleep(0.05)
