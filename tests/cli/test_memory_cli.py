@@ -141,7 +141,7 @@ def test_hold_is_renewed_and_released_by_ctrl_c(room: Cli) -> None:
     running = room.start("hold", "two", "--ttl", "2s")
     try:
         assert running.stdout is not None
-        while "is held" not in (line := running.stdout.readline()):
+        while "is loaded and held" not in (line := running.stdout.readline()):
             assert line, "it ended"
         time.sleep(4)
         (server,) = room.ok("why", "two", "-o", "json").json["servers"]
