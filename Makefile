@@ -36,6 +36,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m docs.check_language
 
 faults: $(STAMP)  ## The long version of the fault suite, or parts of it: make faults PARTS="store planes"
 	$(BIN)/python -m tests.faults $(PARTS)
