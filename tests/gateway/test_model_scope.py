@@ -180,7 +180,7 @@ def test_answer_of_other_model_counts_as_error(keyed: Keyed) -> None:
     with Connection(urls(api)[1]) as connection:
         reply = connection.ask(SERVICE + "ModelInfer", headers(secrets["app"]), [body])
     assert reply.headers["grpc-status"] == INVALID_ARGUMENT
-    assert "the model that answered is not the one that the request names first" in reply.headers["grpc-message"]
+    assert "another model answered than the first one that the request names" in reply.headers["grpc-message"]
     assert not reply.data
     assert counted("error") == before["error"] + 1
     assert counted("OK") == before["OK"]

@@ -87,8 +87,8 @@ _DIRECT = (*_NAMED_IN_ANSWERS, "ModelReady")
 """Calls that HAProxy may send to Triton itself; the answer of the last one is only a yes or a no."""
 _ACTIVATED = ("ModelConfig", "ModelStatistics", "ModelStreamInfer")
 _MISNAMED = (
-    "the model that answered is not the one that the request names first: a request must name its model once, before "
-    "all other fields"
+    "another model answered than the first one that the request names: a request must name its model once, before all "
+    "other fields"
 )
 
 
