@@ -116,10 +116,10 @@ def test_given_samples_that_are_too_large_are_left_out_with_a_note(tmp_path: Pat
     large, small = (Sample({"x": np.ones((rows, 1), np.float32)}, {}) for rows in (2, 1))
     result = recorded(tmp_path, cases.output_of_64_mb, None, large, small)
     assert [sample.inputs["x"].shape for sample in result.samples] == [(1, 1)]
-    assert "only 1 of 2 golden samples are kept: at most 64 MiB" in result.warnings[-1]
+    assert "only 1 of 2 golden samples are kept: the limit is 64 MiB" in result.warnings[-1]
     none = recorded(tmp_path, cases.output_of_64_mb, None, large)
     assert not none.samples
-    assert "no golden samples: at most 64 MiB" in none.warnings[-1]
+    assert "no golden samples: the limit is 64 MiB" in none.warnings[-1]
 
 
 def test_a_wrong_output_shape_is_corrected_and_reported(tmp_path: Path) -> None:
