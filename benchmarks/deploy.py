@@ -4,8 +4,9 @@ Ours: commit the deployment, wake the reconciler, wait for Ready; so it fetches 
 stages them, loads and proves. Theirs: the same files lie staged already and the very same configuration is sent with
 ``load_model``; then the golden samples are asked with ``infer``, as the proof does. Both sides use models of names of
 their own that were never loaded, in alternating order, on one Triton. "cached" has the blobs in the cache already, as
-after a publish on the same machine; the others get and verify them on the way. Loads of one and the same model differ
-by more than our part of a deploy; so that part is shown for itself, too.
+after a publish on the same machine; the others get and verify them on the way. "proof on record" has deployed and
+proved the same bytes under another model's name before, as from staging to production, so that they are loaded once.
+Loads of one and the same model differ by more than our part of a deploy; so that part is shown for itself, too.
 """
 
 import argparse
@@ -36,7 +37,7 @@ class Row:
     """Medians over the repetitions, in seconds.
 
     Attributes:
-        what: First or forward deploy, and of how large a model.
+        what: First or forward deploy, of how large a model, and whether its proof is on record.
         ours_seconds: From before the commit of the deployment to Ready.
         load_seconds: The raw load.
         proof_seconds: The raw inferences of the golden samples.
@@ -65,20 +66,23 @@ class Bench:
         self._folder = folder
         self._repetitions = repetitions
 
-    async def run(self, size_mib: int, *, forward: bool = False, cached: bool = False) -> Row:
+    async def run(self, size_mib: int, *, forward: bool = False, cached: bool = False, on_record: bool = False) -> Row:
         ours: list[float] = []
         theirs: list[tuple[float, float]] = []
         stages: list[dict[str, float]] = []
-        what = f"{'forward' if forward else 'first'}-{size_mib}{'-cached' if cached else ''}"
+        what = f"{'forward' if forward else 'first'}-{size_mib}{'-cached' * cached}{'-on-record' * on_record}"
         for number in range(self._repetitions + 1):  # the first warms up and is not counted
             sides = [self._ours, self._theirs] if number % 2 else [self._theirs, self._ours]
             for side in sides:
                 model = f"{what}-{number}-{side.__name__.strip('_')}"
                 versions = self._publish(model, size_mib, number, forward)
+                if on_record and side == self._ours:
+                    await self._prove_elsewhere(f"{model}-staging", size_mib, number)
                 if cached:
                     with self._at.registry.checkout(self._at.registry.manifest(model, versions[-1])):
                         pass
                 result = await side(model, versions)
+                assert not (on_record and "unload" in result), "it was loaded as a candidate as well"
                 await self._forget(model)
                 if number == 0:
                     continue
@@ -97,7 +101,8 @@ class Bench:
         print(f"  {what}: ours {spread(ours)}; raw {spread([sum(pair) for pair in theirs])}", flush=True)
         size = f"{size_mib} MiB" if size_mib else "tiny model"
         return Row(
-            what=f"{'forward' if forward else 'first'} deploy, {size}{', cached' if cached else ''}",
+            what=f"{'forward' if forward else 'first'} deploy, {size}{', cached' * cached}"
+            f"{', proof on record' * on_record}",
             ours_seconds=round(statistics.median(ours), 4),
             load_seconds=round(load, 4),
             proof_seconds=round(proof, 4),
@@ -115,6 +120,17 @@ class Bench:
             publish_affine(self._at.registry, model, self._folder / model, scale=scale, reserve_mib=size_mib)
             for scale in scales
         ]
+
+    async def _prove_elsewhere(self, model: str, size_mib: int, number: int) -> None:
+        """Deploy the same bytes as the newest version under another model's name, and remove them again."""
+        registry = self._at.registry
+        version = publish_affine(registry, model, self._folder / model, scale=number + 1.5, reserve_mib=size_mib)
+        await self._at.settled(self._at.put(model, version))
+        records = f"proofs/{registry.manifest(model, version).content_digest}/"
+        async with asyncio.timeout(60):
+            while not list(registry.store.list(records)):
+                await asyncio.sleep(0.05)
+        await self._forget(model)
 
     async def _ours(self, model: str, versions: list[int]) -> dict[str, float]:
         if len(versions) > 1:
@@ -180,6 +196,7 @@ async def measure(folder: Path, repetitions: int, large_mib: int) -> list[Row]:
                 await bench.run(large_mib, cached=True),
                 await bench.run(large_mib),
                 await bench.run(0, forward=True),
+                await bench.run(0, forward=True, on_record=True),
             ]
 
 

@@ -1,5 +1,7 @@
 """Manifest of a version: its files, signature and lineage. Immutable once published."""
 
+import hashlib
+import json
 from enum import StrEnum
 from typing import Annotated, Self
 
@@ -124,6 +126,17 @@ class Manifest(BaseModel):
         if self.lineage and self.lineage.log:
             extra.append(self.lineage.log)
         return (*self.files, *extra)
+
+    @property
+    def content_digest(self) -> str:
+        """Digest of what a proof depends on: the files, the golden samples and how they are compared."""
+        content = {
+            "format": self.format.value,
+            "files": sorted((file.path, file.sha256) for file in self.files),
+            "golden": self.golden.model_dump(mode="json", exclude={"file": {"path"}}) if self.golden else None,
+            "rows_independent": self.rows_independent,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -23,6 +23,7 @@ from controlplane.domain.rollout.decision import RolloutAction, RolloutDecision,
 from controlplane.domain.samples import Sample
 from controlplane.errors import (
     CommitConflictError,
+    ControlPlaneError,
     InvalidArtifactError,
     InvalidConfigError,
     InvalidInputError,
@@ -160,12 +161,14 @@ class DesiredStateResolver:
         self._guard = threading.Lock()
 
     def quick(self, model: str) -> DesiredDeployment | None:
-        """Return the newest desired state if everything it needs is in memory, else None. No I/O."""
+        """Return the newest desired state if all it needs is in memory; never for a forward deploy. No I/O."""
         revision = self._registry.deployments.peek(model)
         chain = self._chains.get(model)
         if revision is None or chain is None or not _continues(chain, revision):
             return None
         chain = _extended(chain, revision)
+        if _forward(chain) and revision.commit_id != self._chains[model][0].commit_id:
+            return None
         if any(self._known(model, other.spec.version, other.spec.settings) is None for other in _runs(chain)):
             return None
         trial = revision.spec.trial
@@ -287,7 +290,13 @@ class DesiredStateResolver:
             chain = tuple(self._registry.deployments.history(model, limit=_REVISIONS_READ, before=revision.number + 1))
         chain = _extended(chain, revision)
         self._chains[model] = chain
-        return self._desired_deployment(chain)
+        first = model not in self._prepared
+        desired_deployment = self._desired_deployment(chain)
+        prepared = desired_deployment.prepared.get(desired_deployment.wanted)
+        if prepared and _forward(chain) and not first:  # at the start of a process, most versions are loaded already
+            with suppress(ControlPlaneError):  # without the records it is proved as a candidate
+                self._registry.proofs.refresh(prepared.manifest.content_digest)
+        return desired_deployment
 
     def _desired_deployment(self, chain: tuple[DeploymentRevision, ...]) -> DesiredDeployment:
         head = chain[0]
@@ -353,6 +362,13 @@ def _continues(chain: tuple[DeploymentRevision, ...], revision: DeploymentRevisi
     """Return whether a revision is the newest one in the known chain or its direct successor."""
     newest = chain[0]
     return newest.commit_id == revision.commit_id or revision.number == newest.number + 1
+
+
+def _forward(chain: tuple[DeploymentRevision, ...]) -> bool:
+    """Return whether the newest revision is no rollback and has a lower version to fall back to."""
+    head = chain[0].spec
+    back = len(chain) > 1 and head.version < chain[1].spec.version
+    return not back and head.loaded and any(other.spec.version < head.version for other in _runs(chain)[1:])
 
 
 def _extended(chain: tuple[DeploymentRevision, ...], revision: DeploymentRevision) -> tuple[DeploymentRevision, ...]:

@@ -41,7 +41,9 @@ client and a failed action are therefore all the same case. The code refers to t
     5.2  the goal is a lower version under the same configuration and would not become active: stage it and load it
          beside the active version; 3.1 then proves it (a candidate is unloaded first)
     5.3  the goal would become active at once and was not proved on this server: prove it under the candidate's name
-         (stage, load, prove; a stale candidate is unloaded first)
+         (stage, load, prove; a stale candidate is unloaded first), except
+         5.3b its proof is on record, it has not failed here, and the active version is proved, stays loaded beside it
+              and is a fallback: load it once, as in 5.4.1; 3.1 then proves it
     5.4  it was proved: unless there is memory for a third replica, unload the candidate; stage under the own name, then
          5.4.1  same configuration: load it beside the active version
          5.4.2  other configuration, or other GPUs: load it alone (Triton loads it before it drops the old version)
@@ -193,7 +195,9 @@ def _replace(desired: DesiredReplica, observed: ObservedReplica, goal: Target, n
             return Unload(candidate=True, because=f"version {goal.version} needs no candidate")
         return _load_own(observed, goal, (goal.version, base))
     if goal not in observed.cleared:  # 5.3
-        return _prove_candidate(observed, goal)
+        if not (same and _loads_once(desired, observed, goal, present, now)):
+            return _prove_candidate(observed, goal)
+        return _load_own(observed, goal, (base, goal.version), known="its proof is on record")  # 5.3b
     if observed.candidate is not None and not desired.fits_alongside:  # 5.4
         return Unload(candidate=True, because=f"version {goal.version} is proved")
     if same:
@@ -210,14 +214,30 @@ def _base(observed: ObservedReplica) -> int:
     return max(observed.loaded)
 
 
-def _load_own(observed: ObservedReplica, goal: Target, versions: tuple[int, ...]) -> Action:
+def _loads_once(
+    desired: DesiredReplica, observed: ObservedReplica, goal: Target, present: Target, now: datetime
+) -> bool:
+    """Return whether a version that was not proved here may be loaded beside the active version and proved there."""
+    if not desired.proof_on_record or goal != desired.targets[0] or goal in observed.failures:
+        return False
+    if observed.candidate is not None:
+        return False  # it is half-way through 5.3, which goes on
+    return (
+        observed.mark(present.version) is ProofStatus.PASSED
+        and present in desired.targets
+        and not _blocked(observed, present, now)
+    )
+
+
+def _load_own(observed: ObservedReplica, goal: Target, versions: tuple[int, ...], *, known: str = "") -> Action:
     if goal.version not in observed.staged:
         return Stage(goal, candidate=False, because=f"version {goal.version} is not staged")
     if observed.leaving or observed.candidate_leaving:
         return Wait("Triton is unloading an earlier version")
     beside = [str(version) for version in versions if version != goal.version]
     how = f"beside version {', '.join(beside)}" if beside else "in place of the loaded version"
-    return Load(goal, versions, because=f"version {goal.version} must be loaded {how}")
+    why = f"version {goal.version} must be loaded {how}"
+    return Load(goal, versions, because=f"{why}: {known}" if known else why)
 
 
 def _prove_candidate(observed: ObservedReplica, goal: Target) -> Action:

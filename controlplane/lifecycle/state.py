@@ -86,6 +86,8 @@ class DesiredReplica:
             beside the active version, and to stay loaded. None if there is none.
         fits_alongside: Whether the free memory is enough for another replica of the desired version, so that a proved
             candidate can be unloaded after the version is active instead of before it is loaded.
+        proof_on_record: Whether the desired target may be loaded once, because the same content has passed its proof
+            with the same configuration, backend version and kind of device.
     """
 
     model: str
@@ -101,6 +103,7 @@ class DesiredReplica:
     refused: bool = False
     trial: Target | None = None
     fits_alongside: bool = False
+    proof_on_record: bool = False
 
 
 @dataclass(frozen=True, slots=True)

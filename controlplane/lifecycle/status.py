@@ -180,7 +180,9 @@ def _ready_message(view: View, now: datetime) -> str:
 
 def _replacement_in_progress(view: View) -> bool:
     """Return whether the action in flight will still decide which version replaces the failed one."""
-    if view.doing is None or view.observed.loaded:
+    observed = view.observed
+    usable = {version for version in observed.loaded if not observed.mark(version).bad}
+    if view.doing is None or (observed.loaded and not usable) or observed.answering in usable:
         return False
     return isinstance(view.doing.action, (Stage, Load, Prove))
 

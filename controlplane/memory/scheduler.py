@@ -41,7 +41,7 @@ from controlplane.memory.policy.residency import ResidencyDecision, free_for, if
 from controlplane.memory.policy.types import Footprint, FootprintSource, Holding, HoldingState, ModelMemory, Slot
 from controlplane.memory.request_counts import count_requests
 from controlplane.memory.retained_memory import RetainedMemory
-from controlplane.memory.sizing import FootprintResolver, Size
+from controlplane.memory.sizing import FootprintResolver, Size, device_kind
 from controlplane.registry.footprints import Footprints, MeasuredFootprint
 from controlplane.servers.readings import ServerReading
 from controlplane.servers.server import ManagedServer
@@ -144,6 +144,10 @@ class MemoryScheduler:
     def size(self, prepared: PreparedVersion, model: str, place: tuple[str, ...] | None = None) -> Size:
         """Return what a version needs on the devices that its model is placed on, or on the given devices."""
         return self._sizes.of(prepared, model, self.accounts, place)
+
+    def device_kind(self, prepared: PreparedVersion, model: str) -> str:
+        """Return the kind of the devices on which a version is loaded: ``cpu`` or GPU products; empty if unknown."""
+        return device_kind(self.size(prepared, model).devices, prepared, self.accounts)
 
     def assignment(self, model: str, devices: tuple[str, ...]) -> None:
         """Set the devices of the server that a model is placed on; empty if unspecified."""

@@ -136,3 +136,18 @@ def _devices(prepared: PreparedVersion, accounts: LedgerSync, place: tuple[str, 
     if named := named_gpus(config):
         return accounts.names(named), "gpu"  # a missing device keeps its name, so that the refusal can name it
     return tuple(name for name in place if name != HOST) or gpus or ("gpu:0",), "gpu"
+
+
+def device_kind(devices: tuple[str, ...], prepared: PreparedVersion, accounts: LedgerSync) -> str:
+    """Return what kind of devices these are: ``cpu``, or the products of the GPUs; empty if that is not known.
+
+    Args:
+        devices: Names of the devices that the version is loaded on, as far as known.
+        prepared: The version. Without readings, only a configuration for the CPU says for sure where it runs.
+        accounts: The server's devices.
+    """
+    if devices == (HOST,):
+        return "cpu" if accounts.devices or not may_use_gpu(prepared.config) else ""
+    products = {one.name: one.product for one in accounts.devices}
+    kinds = {products.get(name, "") for name in devices}
+    return ", ".join(sorted(kinds)) if kinds and "" not in kinds else ""

@@ -64,6 +64,7 @@ from controlplane.reconciler.messages import (
 from controlplane.reconciler.model_holds import HoldCache
 from controlplane.reconciler.observer import Observer
 from controlplane.reconciler.placement import PlacementController
+from controlplane.reconciler.proof_recorder import ProofRecorder
 from controlplane.reconciler.queries import ReconcilerQueries
 from controlplane.reconciler.remediation import ServerRemediator
 from controlplane.reconciler.rollout_readiness import RolloutReadiness
@@ -120,7 +121,9 @@ class Reconciler:
         self._registry = registry
         self._desired_state = DesiredStateResolver(registry)
         known = {
-            server.name: TrackedServer(server, MemoryScheduler.of(server, self._memory, registry.footprints))
+            server.name: TrackedServer(
+                server, MemoryScheduler.of(server, self._memory, registry.footprints), proofs=registry.proofs
+            )
             for server in servers
         }
         self._state = LoopState(known, EventLog(clock), clock)
@@ -176,6 +179,7 @@ class Reconciler:
             self._executor,
             external_changes,
             backoff,
+            ProofRecorder(self._background, registry.proofs, leading=acts),
             post=self._post,
             authority=authority,
             probe_interval_seconds=settings.probe_interval_seconds,

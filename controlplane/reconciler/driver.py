@@ -19,6 +19,7 @@ from controlplane.reconciler.authority import Authority
 from controlplane.reconciler.external_changes import ExternalChangeDetector
 from controlplane.reconciler.loop_state import LoopState
 from controlplane.reconciler.messages import ActionFinished, Message
+from controlplane.reconciler.proof_recorder import ProofRecorder
 from controlplane.reconciler.server_state import TrackedServer
 from controlplane.reconciler.tasks import TaskRunner
 from controlplane.servers.readings import differences, read_server
@@ -36,6 +37,7 @@ class ReplicaDriver:
         executor: Performs actions.
         external_changes: Detects changes by other clients.
         backoff: Pause after a failed step.
+        proofs: Keeps passed proofs on record.
         post: Puts a message into the inbox.
         authority: Permissions of this process.
         probe_interval_seconds: Time between probes of a Ready model.
@@ -49,6 +51,7 @@ class ReplicaDriver:
         executor: Executor,
         external_changes: ExternalChangeDetector,
         backoff: Backoff,
+        proofs: ProofRecorder,
         *,
         post: Callable[[Message], None],
         authority: Authority,
@@ -60,6 +63,7 @@ class ReplicaDriver:
         self._executor = executor
         self._external_changes = external_changes
         self._backoff = backoff
+        self._proofs = proofs
         self._post = post
         self._authority = authority
         self._probe_interval_seconds = probe_interval_seconds
@@ -164,6 +168,7 @@ class ReplicaDriver:
                 self._state.events.add("Warning", "GpuRejected", server.name, refused)
         else:
             unit.settle(outcome, now=now, backoff=self._backoff, events=self._state.events)
+        self._proofs.note(server, desired_deployment, outcome)
         if outcome.report is not None:
             unit.pending_qualification = None
             version = server.snapshot.version
@@ -215,9 +220,10 @@ class ReplicaDriver:
     ) -> QualificationSpec | None:
         """Return what a proof checks besides the answers, once for each desired version that comes to a server.
 
-        If requests wait for the version and there is no active version to compare it with, the qualification cannot
-        prevent activation, so it runs afterwards. The new version of a rollout is compared under real traffic; it is
-        qualified after its promotion, so that it has a report like any other version.
+        If requests wait for the version and there is no active version to compare it with, or if it was loaded once
+        and is active already, the qualification cannot prevent activation, so it runs afterwards. The new version of a
+        rollout is compared under real traffic; it is qualified after its promotion, so that it has a report like any
+        other version.
         """
         if not isinstance(action, Prove) or action.light or not self._authority.acts or unit.facts is None:
             return None
@@ -228,6 +234,7 @@ class ReplicaDriver:
         answering = max(unit.facts.loaded, default=None)
         present = Target(answering, unit.facts.digest or "") if answering is not None else None
         settings = desired_deployment.revision.spec.settings
+        awaited = awaited or len(unit.facts.loaded) > 1
         if awaited and not action.examine and not action.candidate and present == action.target:
             unit.pending_qualification = action.target
             return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from controlplane.domain.advisories import warnings_for
+from controlplane.domain.rollout.strategy import StrategyKind
 from controlplane.domain.states import Phase, ServerState, ServerStatus
 from controlplane.lifecycle.actions import Action, Load, Prove
 from controlplane.lifecycle.desired import DesiredDeployment, PreparedVersion
@@ -17,9 +18,11 @@ from controlplane.lifecycle.state import DesiredReplica
 from controlplane.lifecycle.status import Trouble
 from controlplane.memory.scheduler import MemoryScheduler
 from controlplane.reconciler.leak_restart import LeakRestarter
+from controlplane.registry.proofs import ProofKey, Proofs
 from controlplane.servers.health import ServerHealth
 from controlplane.servers.server import ManagedServer
 from controlplane.servers.snapshot import ServerSnapshot
+from controlplane.triton.embedded.runtime_versions import runtime_version
 from controlplane.triton.instance_groups import Gpus, asked_gpus
 
 
@@ -81,6 +84,7 @@ class TrackedServer:
         well: Whether the newest snapshot was applied for all models; then only differences of the next one are applied.
         said: The trouble that was last applied to its models.
         away_since: When it was last found unreachable (monotonic seconds); None while it is reachable.
+        proofs: Passed proofs on record; None uses none.
     """
 
     managed: ManagedServer
@@ -105,6 +109,7 @@ class TrackedServer:
     well: bool = False
     said: Trouble | None = None
     away_since: float | None = field(default_factory=time.monotonic)
+    proofs: Proofs | None = None
     guard: LeakRestarter = field(init=False)
     _turns: list[tuple[datetime, str]] = field(default_factory=list)
 
@@ -191,6 +196,35 @@ class TrackedServer:
                 return facts.said_gpus
         return place
 
+    def proof_key(self, model: str, prepared: PreparedVersion) -> ProofKey | None:
+        """Return the key under which a proof of a version here is recorded; None if a part of it is not known."""
+        embedded, backend = self.managed.embedded, prepared.manifest.format.backend or ""
+        device = self.scheduler.device_kind(prepared, model)
+        if not self.snapshot.version or not device:
+            return None
+        version = f"triton {self.snapshot.version}"
+        if embedded is not None:
+            runtime = runtime_version(backend)
+            if not runtime or not embedded.backends.name:
+                return None
+            version += f", {embedded.backends.name}, {runtime}"
+        return ProofKey(prepared.manifest.content_digest, prepared.target.digest, f"{backend}: {version}", device)
+
+    def _proof_on_record(self, desired_deployment: DesiredDeployment) -> bool:
+        """Return whether the desired version may be loaded once: an immediate update that must pass no comparison."""
+        facts, wanted = self.unit(desired_deployment.model).facts, desired_deployment.wanted
+        if self.proofs is None or facts is None or not facts.loaded or facts.candidate is not None:
+            return False
+        if wanted.version <= max(facts.loaded) or wanted.digest != facts.digest:
+            return False
+        settings, prepared = desired_deployment.revision.spec.settings, desired_deployment.prepared.get(wanted)
+        if settings.max_latency_ratio is not None or settings.max_memory_ratio is not None or prepared is None:
+            return False  # the comparison with the active version decides before the switch
+        if settings.rollout.kind is not StrategyKind.IMMEDIATE or desired_deployment.trial is not None:
+            return False
+        key = self.proof_key(desired_deployment.model, prepared)
+        return key is not None and self.proofs.known(key)
+
     def _displaced(self, desired_deployment: DesiredDeployment) -> str:
         """Return why a loaded model must be loaded again on other GPUs; empty if it is on its assigned ones."""
         facts, place = self.unit(desired_deployment.model).facts, self.places.get(desired_deployment.model)
@@ -213,6 +247,8 @@ class TrackedServer:
         place = self.places.get(desired_deployment.model)
         if relocation_reason := self._displaced(desired_deployment):
             desired = replace(desired, relocation_reason=relocation_reason)
+        elif desired.loaded and self._proof_on_record(desired_deployment):
+            desired = replace(desired, proof_on_record=True)
         if desired.loaded and place is not None and not place.here:
             return replace(desired, loaded=False, why=place.why)
         verdict = self.scheduler.desired(desired_deployment.model)

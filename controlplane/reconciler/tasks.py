@@ -80,7 +80,7 @@ class TaskRunner:
         models = self._state.desired_state.keys()
 
         async def seen() -> None:
-            snapshot = await take_snapshot(server.managed, models, server.snapshot.version)
+            snapshot = await take_snapshot(server.managed, models, server.snapshot.version, restarted=server.away)
             self._post(SnapshotTaken(server, began, snapshot))
 
         server.looking = self.spawn(seen(), f"observe {server.name}")

@@ -33,6 +33,7 @@ from controlplane.registry.holds import ModelHolds
 from controlplane.registry.keys import ApiKeys
 from controlplane.registry.models import KIND as MODELS
 from controlplane.registry.models import Models
+from controlplane.registry.proofs import Proofs
 from controlplane.registry.publish import Publisher
 from controlplane.registry.reports import Reports
 from controlplane.registry.scrub import Scrub
@@ -55,6 +56,7 @@ class Registry:
         deployments: The desired states.
         footprints: Measured footprints of versions.
         reports: Qualification reports of versions.
+        proofs: Passed proofs on record.
         holds: Client holds on models.
         keys: API keys.
         signatures: Signatures of versions, and which versions may be deployed.
@@ -99,6 +101,7 @@ class Registry:
         self._versions = Versions(store, self._models, self.blobs, self.deployments)
         self.footprints = Footprints(store)
         self.reports = Reports(store)
+        self.proofs = Proofs(store)
         self.condition_log = ConditionLog(store)
         self.holds = ModelHolds(store, clock=self.clock.now, changes=self.changes, feed=self.feed)
         self.keys = ApiKeys(store, clock=self.clock.now, changes=self.changes, feed=self.feed, memory=memory)

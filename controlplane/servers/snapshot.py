@@ -98,13 +98,16 @@ def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> set[s
     return {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
 
 
-async def take_snapshot(server: ManagedServer, models: Container[str], known_version: str) -> ServerSnapshot:
+async def take_snapshot(
+    server: ManagedServer, models: Container[str], known_version: str, *, restarted: bool = False
+) -> ServerSnapshot:
     """Take one snapshot of a server.
 
     Args:
         server: The server.
         models: The deployed models; all other models on the server are listed but not inspected.
         known_version: Triton's version from an earlier snapshot; if empty, the server is asked for it.
+        restarted: Whether the server may have restarted since then, with another version.
     """
     embedded = server.embedded
     generation = embedded.generation if embedded else 0
@@ -112,12 +115,14 @@ async def take_snapshot(server: ManagedServer, models: Container[str], known_ver
     if embedded and embedded.state is not ServerState.READY:
         return ServerSnapshot(embedded.state, embedded.message, known_version, generation, spaces=spaces)
     try:
-        version = known_version or await server.client.server_metadata()
         index = await server.client.index()
         loaded: dict[str, int] = {}
         for entry in index:
             if entry.state == READY and entry.model.removesuffix(CANDIDATE_SUFFIX) in models:
                 loaded[entry.model] = max(entry.version, loaded.get(entry.model, 0))
+        # An external server that restarted between two snapshots has nothing loaded.
+        version = known_version if (loaded or embedded) and not restarted else ""
+        version = version or await server.client.server_metadata()
         configs = await asyncio.gather(*(_config(server, name, number) for name, number in loaded.items()))
         staged = await asyncio.to_thread(server.repository.staged)
         live = await server.client.server_live()

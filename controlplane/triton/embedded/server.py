@@ -77,6 +77,7 @@ class EmbeddedTriton:
         state: Starting, Ready or Stopped.
         message: Why it is not Ready.
         generation: Incremented each time a server becomes Ready. A new generation has no model loaded.
+        backends: Its backend directory, named by a digest of the backends; without a name before the first start.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class EmbeddedTriton:
         self._control_key = control_key
         self._sandbox = sandbox
         self._installation: Installation | None = None
-        self._backends = Path()
+        self.backends = Path()
         self._ports: tuple[int, int, int] | None = None
         self._launcher: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -180,7 +181,7 @@ class EmbeddedTriton:
         self.state, self.message = ServerState.STARTING, "starting"
         try:
             self._installation = await asyncio.to_thread(find_installation)
-            self._backends = await asyncio.to_thread(assemble_backends, self._installation, self._run_dir)
+            self.backends = await asyncio.to_thread(assemble_backends, self._installation, self._run_dir)
             self._sandbox = self._sandbox or await asyncio.to_thread(find_sandbox)
             self.repository.mkdir(parents=True, exist_ok=True)
             for attempt in range(1, _FREE_PORT_ATTEMPTS + 1):
@@ -260,7 +261,7 @@ class EmbeddedTriton:
             str(self._installation.binary),
             f"--id={server_id}",
             f"--model-repository={self.repository}",
-            f"--backend-directory={self._backends}",
+            f"--backend-directory={self.backends}",
             "--model-control-mode=explicit",
             # The server would not be ready during any first load; each model has its own readiness.
             "--strict-readiness=false",
@@ -295,7 +296,7 @@ class EmbeddedTriton:
             self._installation,
             run_dir=self._run_dir,
             shm_prefix=shm_prefix,
-            read=(self.repository, self._backends),
+            read=(self.repository, self.backends),
         )
         with self.log_path.open("ab") as log:
             self._launcher = await asyncio.create_subprocess_exec(
