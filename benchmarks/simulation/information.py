@@ -8,8 +8,8 @@ the part x_i of model i in memory saves ``sum(x_i * hazard_i * cost_i)`` per sec
 most the budget. So no policy saves more than one that keeps the models of the highest hazard * cost / size, the last
 one in part (with one size and one cost: Panigrahy, Nain, Neglia and Towsley, "A New Upper Bound on Cache Hit
 Probability for Non-Anticipative Caching Policies", 2020). First loads are not spared. Two simplifications only lower
-the bound: moving a model back into memory costs nothing, and a request within `_SURE_SECONDS` of the previous one
-never needs a load.
+the bound: moving a model back into memory costs nothing, and a request within `_SURE_SECONDS` of the previous one, or
+within the time of a load, never needs a load (requests that wait for one load share it).
 
 The bound holds for the mean over traces; a single trace can be cheaper by chance. Bursts are taken to begin as a
 Poisson process, and the models' chances to be independent of each other.
@@ -45,7 +45,7 @@ def informed_bound(trace: Trace, bursts: Bursts, budget: int, *, chances_known: 
     for at, model, burst in zip(bursts.times, bursts.models, bursts.burst, strict=True):
         if seen.bursts_of[model] == 0:
             paid += costs[:, model]
-        elif at - seen.used_at[model] > _SURE_SECONDS:
+        elif at - seen.used_at[model] > max(_SURE_SECONDS, trace.load_seconds[model]):
             hazards = seen.hazards(at, chances_known=chances_known)
             values = hazards * costs / sizes
             for row, value in enumerate(values):

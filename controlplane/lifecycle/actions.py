@@ -31,6 +31,7 @@ class Load:
         versions: The versions of the version policy, ascending. The highest one becomes active.
         candidate: Whether to use the candidate's name instead of the model's own name.
         reload: Whether to load versions again that Triton considers loaded and healthy.
+        switch: Whether the versions are loaded already, so that only the version policy changes.
         because: The reason, as one sentence for a person.
     """
 
@@ -39,6 +40,7 @@ class Load:
     because: str
     candidate: bool = False
     reload: bool = False
+    switch: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,9 +264,8 @@ class Executor:
             # a newer config.pbtxt does not, because the load carries its configuration.
             await asyncio.to_thread(server.repository.renew, name, action.versions)
         replaced = server.embedded.processes_of(name) if action.reload and server.embedded else []
-        narrows = len(action.versions) == 1 and not action.candidate and not action.reload
         permit.check()
-        with _timed(outcome, "switch" if narrows and action.because.endswith("must be active") else "load"):
+        with _timed(outcome, "switch" if action.switch else "load"):
             await server.client.load(name, config)
         if not action.candidate:
             with suppress(ControlPlaneError):

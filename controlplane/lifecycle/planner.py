@@ -151,7 +151,12 @@ def _goal_loaded(desired: DesiredReplica, observed: ObservedReplica, goal: Targe
     beside = kept_alongside(desired, observed, goal, now)
     wanted = {goal.version} | ({beside} if beside is not None else set())
     if observed.loaded != wanted:  # 3.3
-        return Load(goal, tuple(sorted(wanted)), because=f"version {goal.version} is proved and must be active")
+        return Load(
+            goal,
+            tuple(sorted(wanted)),
+            because=f"version {goal.version} is proved and must be active",
+            switch=wanted <= observed.loaded,
+        )
     trial = desired.trial if goal == desired.targets[0] else None
     if trial is not None and not _blocked(observed, trial, now):  # 3.4
         if not on_trial(observed, trial):  # 3.4.2

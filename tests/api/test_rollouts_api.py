@@ -74,8 +74,8 @@ def test_rollout_is_paused_resumed_and_promoted_manually(api: Api, model: str) -
         "rollout of version 2: version 2 is ready: step 1 of 1, 5 % of the requests",
         "rollout of version 2 paused by ada: lunch",
         "rollout of version 2 resumed by ada",
-        "rollout of version 2 promoted by ada: sure (0 of 0 requests failed, 0 of 0 on the old one; p50 unknown, "
-        "unknown on the old one; p99 unknown, unknown on the old one)",
+        "rollout of version 2 promoted by ada: sure (0 of 0 requests failed, active version 0 of 0; p50 unknown, "
+        "active version unknown; p99 unknown, active version unknown)",
     ]
     end = time.monotonic() + 60
     while not (reports := api.ok(api.http.get(f"/v1/models/{model}/versions/2/reports"))["items"]):

@@ -180,7 +180,7 @@ async def test_unreachable_server_does_not_block_other_servers(
         assert await harness.answer() == (1.0, 1)
         harness.put(f"{model}:1", settings=DeploymentSettings(min_replicas=2))
         reconciler.wake(model)
-        status = await harness.until(lambda status: "2 replicas are wanted" in status.message)
+        status = await harness.until(lambda status: "2 replicas need different servers" in status.message)
         assert status.phase is Phase.READY
         assert [server.server for server in status.servers] == ["here"]
         async with asyncio.timeout(10):
@@ -226,7 +226,7 @@ async def test_unreadable_store_is_reported_with_its_cause(
         await wait_event(harness, "store", "StoreRecovered", "")
         revision = harness.put(f"{model}:{second}")
         trouble = "blobs/"  # the manifest of the desired version
-        await wait_event(harness, model, "DeploymentUnreadable", f"revision {revision.number} cannot be read")
+        await wait_event(harness, model, "DeploymentUnreadable", f"failed to read revision {revision.number}")
         assert await harness.answer() == (1.0, first)
         trouble = ""
         await wait_event(harness, model, "DeploymentReadable", "")

@@ -249,7 +249,7 @@ def test_verify_checks_the_staged_files(strict: Strict, keys: dict[str, tuple[Pa
     staged.write_bytes(onnx_scale(666))
     found = cli("verify", "watched:1", **where)
     assert found.code == 6
-    assert "watched:1 is signed, but its files in Triton's model repository are not those" in found.err
+    assert "watched:1 is signed, but its files in Triton's model repository differ from the signed files" in found.err
     assert "model.onnx was changed" in found.err
 
 
