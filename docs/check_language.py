@@ -10,7 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("controlplane", "converters", "docs", "tests", "benchmarks", "README.md", "CONTRIBUTING.md", "Makefile")
+FOLDERS = (
+    "controlplane",
+    "converters",
+    "docs",
+    "tests",
+    "benchmarks",
+    "deploy",
+    "README.md",
+    "CONTRIBUTING.md",
+    "Makefile",
+)
 SUFFIXES = {".py", ".md", ".toml", ".yml", ".sh", ""}
 
 

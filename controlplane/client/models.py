@@ -10,6 +10,8 @@ from controlplane.domain.deployment import DeploymentSpec
 from controlplane.domain.health import ServerHealth
 from controlplane.domain.manifest import Manifest
 from controlplane.domain.states import DeploymentStatus
+from controlplane.gateway.views import GatewayAddress as GatewayAddress
+from controlplane.gateway.views import GatewayView as GatewayView
 
 
 class Record(BaseModel):

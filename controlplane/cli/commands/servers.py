@@ -62,7 +62,7 @@ def servers(session: Session) -> None:
 def gateway(session: Session) -> None:
     """Show the gateway: addresses, the route and the request counts of each model, and waiting requests."""
     from controlplane.cli.output import size
-    from controlplane.gateway.views import GatewayView
+    from controlplane.client.models import GatewayView
 
     out = session.out()
     with session.client() as client:

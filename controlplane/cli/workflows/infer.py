@@ -11,12 +11,11 @@ from controlplane.cli.workflows.tensors import read_tensors, to_protocol
 from controlplane.client.errors import ClientError, NotRunningError
 from controlplane.client.gateway import GatewayClient, why_not
 from controlplane.client.http import Client
-from controlplane.client.models import Deployment
+from controlplane.client.models import Deployment, GatewayAddress
 from controlplane.domain.names import Reference
 from controlplane.domain.samples import decode_samples
 from controlplane.domain.signature import Signature
 from controlplane.errors import InvalidInputError
-from controlplane.gateway.views import GatewayAddress
 
 
 class Via(StrEnum):
