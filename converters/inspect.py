@@ -52,7 +52,7 @@ def inspect_artifact(
 
     Args:
         path: A file or a folder.
-        format: The format that the publisher declares; a different content is an error. It has no other effect.
+        format: The format that the publisher declares; content of another format is an error. It has no other effect.
         signature: The signature that the publisher declares. It is checked against the one that the file declares, if
             any, and then takes precedence: it may declare a batch dimension that the file leaves open.
         batched: Whether the first dimension of every tensor is the batch, if the file declares a signature and none is

@@ -1,7 +1,7 @@
 """Execution of jobs in separate processes, with limits on their time and memory.
 
 A converter reads untrusted files with C++ parsers, may use any amount of memory, and may crash. It therefore runs in a
-worker process, and the end of the worker becomes an error message in this one.
+worker process, and a crash of the worker becomes an error message here.
 """
 
 import dataclasses
