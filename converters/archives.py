@@ -1,7 +1,7 @@
-"""ZIP archives of strangers: list them, never unpack them, believe nothing they say.
+"""Reading of untrusted ZIP archives without unpacking them.
 
-torch and skops both save ZIP files. Everything that inspection needs is in the directory and in small members, so
-nothing is ever written to disk from an archive and no member is read beyond a bound.
+torch and skops both save ZIP files. Inspection needs only the archive's directory and small members, so nothing from an
+archive is written to disk, and no member is read beyond a limit. The sizes that an archive declares are not trusted.
 """
 
 import zipfile
@@ -15,7 +15,8 @@ from controlplane.errors import InvalidArtifactError
 MAX_MEMBERS = 500_000
 MAX_UNPACKED_BYTES = 256 * 1024**3
 MAX_RATIO = 200
-"""Weights hardly pack, and torch stores them unpacked; zeros pack a thousandfold."""
+"""Limit on unpacked bytes per packed byte. Weights hardly compress, and torch stores them uncompressed; zeros shrink a
+thousandfold."""
 MAX_MEMBER_READ_BYTES = 256 * 1024**2
 
 _BROKEN = (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error)
@@ -27,7 +28,7 @@ class Listing:
 
     Attributes:
         path: The archive.
-        prefix: The one folder that torch puts everything into, with its ``/``; empty where there is none.
+        prefix: The single folder that contains all members (torch writes one), with its ``/``; empty if there is none.
         sizes: Unpacked size in bytes of each member, by its name without the prefix.
     """
 
@@ -40,10 +41,10 @@ class Listing:
         return [name for name in self.sizes if name.startswith(folder)]
 
     def read(self, name: str) -> bytes:
-        """Return one small member's content.
+        """Return the content of one small member.
 
         Raises:
-            InvalidArtifactError: It is not there, damaged, or larger than `MAX_MEMBER_READ_BYTES`.
+            InvalidArtifactError: The member is missing, damaged, or larger than `MAX_MEMBER_READ_BYTES`.
         """
         if self.sizes.get(name, 0) > MAX_MEMBER_READ_BYTES:
             raise InvalidArtifactError(
@@ -61,10 +62,10 @@ class Listing:
 
 
 def doubled(names: Iterable[str]) -> str | None:
-    """Return a name that an archive has twice, or None.
+    """Return a name that an archive contains twice, ignoring case, or None.
 
-    Of two members with one name each reader takes another one, and torch's compares names without regard to case
-    (`mz_zip_reader_locate_file`). So what was examined would not be what is loaded.
+    Readers differ in which of two members with the same name they use, and torch's reader compares names without regard
+    to case (`mz_zip_reader_locate_file`). The inspected member could then differ from the loaded one.
     """
     seen: set[str] = set()
     for name in names:
@@ -78,16 +79,16 @@ def list_archive(path: Path) -> Listing:
     """Read an archive's directory.
 
     Raises:
-        InvalidArtifactError: It is cut short or damaged, has members that lead outside a folder or have one name, or is
-            a bomb.
+        InvalidArtifactError: The archive is truncated or damaged, has members that point outside its folder or share a
+            name, or is a possible archive bomb.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
     except _BROKEN as error:
         raise InvalidArtifactError(f"{path.name} is a truncated or damaged ZIP archive ({error})") from error
-    # The directory is found from the end. In a file that was cut short, the end may be that of an archive inside it
-    # (torch.export puts one into another), which then lists well and is the wrong one.
+    # The directory is located from the end of the file. In a truncated file, the end may belong to a nested archive
+    # (torch.export puts one archive into another), which lists without errors but is the wrong one.
     if not infos or min(info.header_offset for info in infos) != 0:
         raise InvalidArtifactError(f"{path.name} is a truncated ZIP archive: its directory belongs to another one")
     if len(infos) > MAX_MEMBERS:

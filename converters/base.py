@@ -1,4 +1,4 @@
-"""What a converter is. A third party implements `Converter` and names it in an entry point."""
+"""The interface of converters. A third party implements `Converter` and names it in an entry point."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,19 +13,19 @@ from controlplane.domain.signature import Signature, TensorSpec
 from converters.options import ConversionOptions
 
 Progress = Callable[[str, str], None]
-"""Takes a stage (one word) and a message (one sentence)."""
+"""Reports progress: a stage (one word) and a message (one sentence)."""
 
 
 class SourceModel(ABC):
-    """The model to convert, loaded and able to answer: the reference that the result is compared with.
+    """The loaded model to convert. Its answers are the reference for the converted model.
 
     Attributes:
-        format: Its format.
-        path: Its model file.
+        format: The model's format.
+        path: The model file.
         native: The framework's own object: an ``nn.Module``, a ``ScriptModule``, an ``ExportedProgram``, a
             scikit-learn estimator; for ONNX None (converters read the file).
-        inputs: Its inputs, where the artifact says them.
-        signature: All of it, where the artifact says it.
+        inputs: The inputs, if the artifact declares them.
+        signature: The whole signature, if the artifact declares it.
     """
 
     format: Format
@@ -36,23 +36,23 @@ class SourceModel(ABC):
 
     @abstractmethod
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """Answer one request: outputs by name, in order.
+        """Answer one request and return the outputs by name, in order.
 
         Raises:
-            converters.runtimes.RunError: It refused the inputs or failed.
+            converters.runtimes.RunError: The model rejected the inputs or failed.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class ConversionRequest:
-    """What a converter is asked for.
+    """The input of a converter.
 
     Attributes:
-        signature: What the result must take and give, under these names, with these dynamic dimensions.
+        signature: The inputs and outputs that the result must have, with their names and dynamic dimensions.
         examples: Inputs that the original accepts, at least one; the first has a batch of two or more.
         options: The caller's options.
-        output: Where the model file goes (``model.onnx`` or ``model.pt``); files beside it belong to it.
-        progress: Reports what is being done.
+        output: Path of the model file to write (``model.onnx`` or ``model.pt``); files beside it belong to it.
+        progress: Reports the progress.
     """
 
     signature: Signature
@@ -63,13 +63,13 @@ class ConversionRequest:
 
 
 class Converter(ABC):
-    """Turns a model of one format into another.
+    """Converts models of one format to another.
 
     Attributes:
-        name: For the lineage, `a-z`, digits and `-`.
-        version: For the lineage; change it when the same input gives another output.
-        source: The format it reads.
-        target: The format it writes, one that Triton serves.
+        name: Name for the lineage: `a-z`, digits and `-`.
+        version: Version for the lineage; change it when the same input gives a different output.
+        source: The format that it reads.
+        target: The format that it writes; Triton must be able to serve it.
     """
 
     name: ClassVar[str]
@@ -81,5 +81,6 @@ class Converter(ABC):
     def convert(self, original: SourceModel, request: ConversionRequest) -> tuple[str, ...]:
         """Write the converted model to ``request.output`` and return warnings for the publisher.
 
-        Inspection and parity are done by the caller. May raise whatever its framework raises: it runs in a worker.
+        The caller inspects the result and checks its parity. The converter runs in a worker and may raise any exception
+        of its framework.
         """

@@ -29,10 +29,10 @@ from converters.source_models import open_source_model
 
 
 def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
-    """Convert an artifact, and prove that the result computes what the original does.
+    """Convert an artifact, and check that the result computes what the original does.
 
     Raises:
-        ControlPlaneError: Of all kinds: a bad artifact, an unsupported pair, a failed conversion, a failed parity.
+        ControlPlaneError: The artifact is bad, the pair of formats is unsupported, or the conversion or parity fails.
     """
     options = job.options
     progress("inspect", "reading the artifact")
@@ -58,7 +58,7 @@ def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
     learnt = _signature(original, specs, tried, options, batched)
     wanted = _named(learnt, job, options)
     if tried.guess is not None and learnt.batched and not batched:
-        # Found out only now that it batches: samples of several batch sizes show whether the result does too.
+        # Running the model showed that it batches; samples of several batch sizes show whether the result does too.
         inputs = generate_inputs(specs, options, tried.guess, batched=True)
         tried = try_samples(original.run, specs, inputs, options, batched=True, guess=tried.guess)
 
@@ -109,10 +109,10 @@ def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
 def _settled_rows(
     run: Run, signature: Signature, golden: tuple[Sample, ...], facts: "_Facts", options: ConversionOptions
 ) -> tuple[Signature, bool | None, tuple[str, ...]]:
-    """Find out whether the rows of the result are independent, and let it batch only where they are.
+    """Check whether the rows of the result are independent, and declare it as batched only if they are.
 
     Raises:
-        ConversionFailedError: They are not, and ``options.batched`` is true.
+        ConversionFailedError: The rows are not independent, and ``options.batched`` is true.
     """
     if not signature.batched:
         return signature, None, ()
@@ -133,7 +133,7 @@ def _settled_rows(
 
 
 def _stated_inputs(job: ConvertJob, given: Sequence[Tensors]) -> tuple[TensorSpec, ...] | None:
-    """Return the inputs as the caller describes them: by signature, by options, or by samples."""
+    """Return the inputs that the caller describes by signature, options or samples."""
     if job.signature is not None:
         return job.signature.inputs
     if job.options.inputs is not None:
@@ -177,14 +177,15 @@ def _signature(
     options: ConversionOptions,
     batched: bool | None,
 ) -> Signature:
-    """Return the signature of the original: from its file, else learnt by running it."""
+    """Return the signature of the original, from its file or inferred by running it."""
     if original.signature is not None:
         outputs = original.signature.outputs
         return _checked(specs, outputs, bool(batched))
     guess = tried.guess or _working_guess(original.run, specs, options)
     if guess is not None:
         return learn_signature(original.run, specs, options, guess, batched=batched)
-    # Only the given samples run: what differs between them is dynamic, and the batch where it is stated.
+    # The model accepts only the given samples: the dimensions that differ between them are dynamic, and the batch is
+    # dynamic if the model is declared as batched.
     outputs = specs_from_samples(tried.outputs)
     if batched:
         outputs = tuple(s.model_copy(update={"shape": (DYNAMIC, *s.shape[1:])}) for s in outputs)
@@ -209,7 +210,7 @@ def _working_guess(run: Run, specs: tuple[TensorSpec, ...], options: ConversionO
 
 
 def _named(learnt: Signature, job: ConvertJob, options: ConversionOptions) -> Signature:
-    """Give the outputs the names that were asked for, and for TorchScript those that Triton can address."""
+    """Give the outputs their requested names; for TorchScript, in the form that Triton can address."""
     names = [spec.name for spec in learnt.outputs]
     wanted = options.output_names or ([spec.name for spec in job.signature.outputs] if job.signature else None)
     if wanted is not None:
@@ -228,13 +229,13 @@ def _named(learnt: Signature, job: ConvertJob, options: ConversionOptions) -> Si
 
 
 def triton_name(name: str, index: int) -> str:
-    """Return an output's name in the form ``NAME__index`` by which Triton's PyTorch backend finds it."""
+    """Return an output's name in the form ``NAME__index``, by which Triton's PyTorch backend finds it."""
     stem, mark, number = name.rpartition("__")
     return name if mark and stem and number == str(index) else f"{name}__{index}"
 
 
 def _examples(tried: TrialRun, signature: Signature) -> tuple[Tensors, ...]:
-    """Put a sample without a dynamic dimension of size 1 first: torch.export takes 1 for a constant."""
+    """Put a sample without dynamic dimensions of size 1 first, because torch.export treats 1 as a constant."""
 
     def ones(inputs: Tensors) -> int:
         return sum(
@@ -252,7 +253,7 @@ class _Facts:
 
 
 def _read_result(output: Path, target: Format, wanted: Signature) -> tuple[_Facts, Signature]:
-    """Inspect the converted file; its own signature is what counts, completed by what was learnt."""
+    """Inspect the converted file; the signature that it declares takes precedence, completed from ``wanted``."""
     try:
         inspection = inspect_artifact(output.parent, format=target)
     except InvalidArtifactError as error:
@@ -280,7 +281,7 @@ def _read_result(output: Path, target: Format, wanted: Signature) -> tuple[_Fact
 
 
 def _merged(read: TensorSpec, wanted: Sequence[TensorSpec]) -> TensorSpec:
-    """Prefer a size that is known on either side: the file may leave open what running showed."""
+    """Merge two specs of one tensor, because the file may leave sizes open that running the model showed."""
     same = next((spec for spec in wanted if spec.name == read.name and len(spec.shape) == len(read.shape)), None)
     if same is None:
         return read
@@ -289,7 +290,7 @@ def _merged(read: TensorSpec, wanted: Sequence[TensorSpec]) -> TensorSpec:
 
 
 def _golden(tried: TrialRun, wanted: Signature, final: Signature) -> tuple[Sample, ...]:
-    """Return the original's outputs under the converted model's names."""
+    """Return the samples with the original's outputs, under the converted model's names."""
     kept = {spec.name for spec in final.inputs}
     renamed = dict(zip([spec.name for spec in wanted.inputs], [spec.name for spec in final.inputs], strict=False))
     samples = []

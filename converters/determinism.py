@@ -1,4 +1,4 @@
-"""Is the answer to one question always the same?"""
+"""Detection of models that answer the same input differently."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ from converters.runtimes import Run
 
 
 def differing_output(run: Run, inputs: Tensors) -> str | None:
-    """Ask the same twice and return the first output that differs; None where all agree.
+    """Run the model twice on the same inputs and return the first output that differs; None if all agree.
 
-    Tolerances are the default ones: threads sum in different orders, which is not what is looked for.
+    The default tolerances apply, because threads sum in different orders and such differences do not count.
     """
     first = run({name: np.copy(array) for name, array in inputs.items()})
     second = run({name: np.copy(array) for name, array in inputs.items()})

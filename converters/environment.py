@@ -1,4 +1,4 @@
-"""What took part in a conversion, for the lineage."""
+"""Versions of the software that takes part in a conversion, for the lineage."""
 
 import platform
 import sys
@@ -11,7 +11,7 @@ _PACKAGES = (
 
 
 def environment() -> dict[str, str]:
-    """Return versions of Python, the platform and the packages; those not installed are left out."""
+    """Return the versions of Python, the platform and the packages, without packages that are not installed."""
     facts = {"python": platform.python_version(), "platform": platform.platform(), "machine": platform.machine()}
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""ONNX to ONNX: another opset, a lower precision."""
+"""Conversion of ONNX to ONNX: another opset, a lower precision."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from converters.runtimes import OnnxRuntime
 
 
 class OnnxOriginal(SourceModel):
-    """An ONNX model, answered by onnxruntime on the CPU."""
+    """An ONNX model that onnxruntime runs on the CPU."""
 
     format = Format.ONNX
 
@@ -24,12 +24,12 @@ class OnnxOriginal(SourceModel):
         self._runtime = OnnxRuntime(path)
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """See `converters.base.Original.run`."""
+        """See `converters.base.SourceModel.run`."""
         return self._runtime.run(inputs)
 
 
 class OnnxToOnnx(Converter):
-    """onnx's version converter, and onnxruntime's fp16 and int8 tools."""
+    """Converter that uses onnx's version converter, and onnxruntime's fp16 and int8 tools."""
 
     name = "onnx-to-onnx"
     source = Format.ONNX

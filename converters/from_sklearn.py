@@ -1,4 +1,4 @@
-"""scikit-learn estimators (skops files) to ONNX, by skl2onnx."""
+"""Conversion of scikit-learn estimators (skops files) to ONNX with skl2onnx."""
 
 import pickle
 import warnings
@@ -17,17 +17,17 @@ from converters.onnx_output import finish_onnx
 from converters.runtimes import RunError, as_bytes, one_line
 
 SKLEARN_OPSET = 17
-"""The newest opset that skl2onnx, onnxruntime 1.20 and the Triton images of 2024 and later all know."""
+"""The newest opset that skl2onnx, onnxruntime 1.20 and the Triton images of 2024 and later all support."""
 
-# Of scikit-learn's own types that skops does not list as safe, this one is in every tree and forest. Restoring it runs
-# no code of the file's; at worst it reads past its arrays, in a worker.
+# skops does not list this scikit-learn type as safe, but every tree and forest contains it. Restoring it runs no code
+# from the file; at worst it reads past its arrays, in a worker.
 _DATA_TYPES = {"sklearn.tree._tree.Tree"}
 
 
 class SklearnOriginal(SourceModel):
     """A scikit-learn estimator.
 
-    Its outputs are those that skl2onnx gives: ``label`` and ``probabilities`` of a classifier, ``variable`` of a
+    Its outputs are those that skl2onnx produces: ``label`` and ``probabilities`` of a classifier, ``variable`` of a
     regressor or transformer, ``label`` and ``scores`` of an outlier detector, ``label`` of a clusterer.
     """
 
@@ -41,7 +41,7 @@ class SklearnOriginal(SourceModel):
             self.inputs = (TensorSpec(name="X", dtype=DataType.FP32, shape=(DYNAMIC, int(columns))),)
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """See `converters.base.Original.run`."""
+        """See `converters.base.SourceModel.run`."""
         table = _table(inputs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -75,7 +75,7 @@ class SklearnOriginal(SourceModel):
 
 
 class SklearnToOnnx(Converter):
-    """skl2onnx, without ZipMap: probabilities are a tensor, as Triton needs."""
+    """Converter that uses skl2onnx without ZipMap: probabilities are a tensor, as Triton requires."""
 
     name = "sklearn-to-onnx"
     source = Format.SKLEARN
@@ -113,7 +113,7 @@ def _options(model: Any) -> dict[int, dict[str, bool]] | None:
 
 
 def _keep_outputs(model: Any, names: list[str]) -> tuple[str, ...]:
-    """Give the first outputs their names; drop those that nothing of the original can be compared with."""
+    """Give the first outputs their names, and drop those that have no counterpart in the original."""
     outputs = list(model.graph.output)
     if len(outputs) < len(names):
         raise ConversionFailedError(f"skl2onnx produced {len(outputs)} outputs, but the original has {names}")
@@ -152,7 +152,7 @@ def _onnx_type(spec: TensorSpec) -> Any:
 
 
 def _table(inputs: Tensors) -> Array:
-    """Put the inputs side by side; strings become str, as estimators were fitted with."""
+    """Join the inputs as columns of one table; strings become str, the type that estimators are fitted with."""
     columns = []
     for array in inputs.values():
         if array.dtype.kind == "O":

@@ -1,4 +1,4 @@
-"""PyTorch modules and torch.export programs to ONNX and TorchScript."""
+"""Conversion of PyTorch modules and torch.export programs to ONNX and TorchScript."""
 
 import importlib
 import warnings
@@ -21,7 +21,7 @@ from converters.runtimes import THREADS, call_torch, one_line
 from converters.torch_modules import adapt, dtype_of, dynamic_shapes, example_arguments, forward_arguments, submodule
 
 EXPORT_OPSET = 18
-"""What torch's exporter writes itself; every other opset is reached through onnx's version converter."""
+"""The opset that torch's exporter writes itself; onnx's version converter produces every other opset."""
 
 
 class ModuleOriginal(SourceModel):
@@ -34,11 +34,11 @@ class ModuleOriginal(SourceModel):
         self.path = path
         self._specs = specs
         module = _load_module(path, options)
-        # Copies of one tensor in several samples must not grow gradients, and dropout must be off.
+        # Copies of one tensor in several samples must not record gradients, and dropout must be off.
         self.native = submodule(module, options.submodule).eval().requires_grad_(False)
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """See `converters.base.Original.run`."""
+        """See `converters.base.SourceModel.run`."""
         values, keywords = forward_arguments(self.native, inputs, self._specs)
         return call_torch(lambda *tensors: self.native(*tensors, **keywords), values, None)
 
@@ -54,14 +54,14 @@ class ExportOriginal(SourceModel):
         try:
             self.native = torch.export.load(path)
             self.module = self.native.module(check_guards=False)
-            # Without guards it compares its inputs with the program's constraints in a hook, which cannot be traced.
+            # Without guards, the module compares inputs with the program's constraints in a hook that cannot be traced.
             self.module._forward_pre_hooks.clear()
         except Exception as error:
             raise InvalidArtifactError(f"torch cannot load {path.name}: {one_line(error)}") from error
         self.inputs, self.batched = _export_inputs(self.native)
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """See `converters.base.Original.run`."""
+        """See `converters.base.SourceModel.run`."""
         specs = self.inputs or ()
         arguments = dict(zip([spec.name for spec in specs], example_arguments(inputs, specs), strict=True))
         args, kwargs = arrange(self.native, list(arguments.values()))
@@ -69,7 +69,7 @@ class ExportOriginal(SourceModel):
 
 
 class ModuleToOnnx(Converter):
-    """torch.onnx.export over torch.export."""
+    """Converter that uses torch.onnx.export on top of torch.export."""
 
     name = "pytorch-to-onnx"
     source = Format.PYTORCH
@@ -85,7 +85,7 @@ class ModuleToOnnx(Converter):
 
 
 class ExportToOnnx(Converter):
-    """torch.onnx.export of the program as it is."""
+    """Converter that exports the unchanged program with torch.onnx.export."""
 
     name = "torch-export-to-onnx"
     source = Format.TORCH_EXPORT
@@ -98,7 +98,7 @@ class ExportToOnnx(Converter):
 
 
 class ModuleToTorchScript(Converter):
-    """torch.jit.trace, or torch.jit.script where asked."""
+    """Converter that uses torch.jit.trace, or torch.jit.script if requested."""
 
     name = "pytorch-to-torchscript"
     source = Format.PYTORCH
@@ -119,7 +119,7 @@ class ModuleToTorchScript(Converter):
 
 
 class ExportToTorchScript(Converter):
-    """torch.jit.trace of the program's module."""
+    """Converter that traces the program's module with torch.jit.trace."""
 
     name = "torch-export-to-torchscript"
     source = Format.TORCH_EXPORT
@@ -230,7 +230,7 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:
         raise InvalidArtifactError(f"failed to read the weights {path.name}: {one_line(error)}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]  # what training checkpoints wrap it in
+        state = state["state_dict"]  # training checkpoints wrap the weights this way
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InvalidArtifactError(f"{path.name} does not contain a state dict of tensors")
     return state
@@ -253,13 +253,13 @@ def _unpickled_module(path: Path, options: ConversionOptions) -> torch.nn.Module
 
 
 def arrange(program: Any, tensors: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Put flat inputs back into the arguments that an exported program was made with."""
+    """Restore the argument structure of an exported program from its flat inputs."""
     args, kwargs = torch.utils._pytree.tree_unflatten(tensors, program.call_spec.in_spec)
     return tuple(args), dict(kwargs)
 
 
 def _export_inputs(program: Any) -> tuple[tuple[TensorSpec, ...], bool]:
-    """Read an exported program's inputs, and whether their first dimensions are one symbol."""
+    """Return an exported program's inputs, and whether all first dimensions are the same symbol."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     specs, firsts = [], set()
     for name in program.graph_signature.user_inputs:

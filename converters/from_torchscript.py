@@ -1,4 +1,4 @@
-"""TorchScript to TorchScript (made servable, halved) and to ONNX."""
+"""Conversion of TorchScript to TorchScript (made servable, or in half precision) and to ONNX."""
 
 import shutil
 import warnings
@@ -21,16 +21,16 @@ from converters.torch_modules import adapt, example_arguments, submodule
 from converters.torchscript_rules import training_parts
 
 LEGACY_OPSET = 17
-"""What torch's TorchScript exporter writes well; it was last taught opset 20."""
+"""The opset that torch's TorchScript exporter writes reliably; the newest that it supports is 20."""
 
 
 class TorchScriptOriginal(SourceModel):
-    """A TorchScript module in evaluation mode, answered by torch on the CPU.
+    """A TorchScript module in evaluation mode that torch runs on the CPU.
 
     Attributes:
-        training: The parts that compute as in training as the file was saved; evaluation mode is no longer that for
-            those of a scripted module.
-        whole: Whether it is the whole module and not a part of it.
+        training: The parts that compute in training mode in the saved file; evaluation mode changes that for the parts
+            of a scripted module.
+        whole: Whether it is the whole module and not a submodule.
     """
 
     format = Format.TORCHSCRIPT
@@ -46,18 +46,18 @@ class TorchScriptOriginal(SourceModel):
         self._without_scalars = options.target is Format.TORCHSCRIPT
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """See `converters.base.Original.run`."""
+        """See `converters.base.SourceModel.run`."""
         answers = self.runtime.run(inputs)
-        if self._without_scalars:  # Triton's PyTorch backend gives no tensors without dimensions
+        if self._without_scalars:  # Triton's PyTorch backend returns no tensors without dimensions
             return {name: array.reshape(array.shape or (1,)) for name, array in answers.items()}
         return answers
 
 
 class TorchScriptToTorchScript(Converter):
-    """Makes a module servable and halves weights.
+    """Converter that makes a module servable, and halves its weights on request.
 
-    Arguments that are numbers become tensors, dictionaries and lists become a tuple, a module saved in training mode is
-    saved in evaluation mode, and a part is taken out.
+    Arguments that are numbers become tensors, returned dictionaries and lists become a tuple, a module that was saved
+    in training mode is saved in evaluation mode, and a requested submodule is extracted.
     """
 
     name = "torchscript-to-torchscript"
@@ -95,17 +95,18 @@ class TorchScriptToTorchScript(Converter):
 
 
 def _is_served_as_it_is(answer: Any) -> bool:
-    """Whether Triton's PyTorch backend answers with this: tensors with dimensions or texts, alone or in a tuple."""
+    """Return whether Triton can serve an answer: tensors with dimensions or lists of strings, alone or in a tuple."""
     values = answer if isinstance(answer, tuple) else (answer,)
     return all(is_texts(value) or (isinstance(value, torch.Tensor) and value.ndim > 0) for value in values)
 
 
 def _wrapped(runtime: TorchScriptRuntime, answer: Any) -> Any:
-    """Wrap a scripted module so that numbers come as tensors of one element.
+    """Wrap a scripted module so that it takes numbers as tensors of one element.
 
     Args:
         runtime: The module.
-        answer: One of its answers, where what it returns becomes a flat tuple in the order of `flatten_outputs`.
+        answer: One of its answers, to return a flat tuple in the order of `flatten_outputs`; None keeps the return
+            value.
     """
     arguments = runtime.arguments.items()
     takes = ", ".join(f"{name}: {'Tensor' if kind in _SCALARS else kind}" for name, kind in arguments)
@@ -126,7 +127,7 @@ _SCALARS = {"int", "float", "bool"}
 
 
 def _flat_expressions(answer: Any, expression: str) -> list[str]:
-    """Return an expression of TorchScript for each output, in the order of `converters.runtimes.flatten_outputs`."""
+    """Return a TorchScript expression for each output, in the order of `converters.runtimes.flatten_outputs`."""
     if is_texts(answer):
         return [expression]
     if isinstance(answer, Mapping):
@@ -141,7 +142,7 @@ def _flat_expressions(answer: Any, expression: str) -> list[str]:
 
 
 class TorchScriptToOnnx(Converter):
-    """torch's TorchScript-based exporter, the only one that reads ScriptModules."""
+    """Converter that uses torch's TorchScript-based exporter, the only one that reads ScriptModules."""
 
     name = "torchscript-to-onnx"
     source = Format.TORCHSCRIPT
@@ -166,7 +167,7 @@ class TorchScriptToOnnx(Converter):
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
-            )  # it warns that it is the old exporter; for ScriptModules it is the only one
+            )  # it warns that it is the old exporter, but no other one reads ScriptModules
             torch.onnx.export(
                 module,
                 example_arguments(request.examples[0], signature.inputs),

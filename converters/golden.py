@@ -1,4 +1,4 @@
-"""What running a model shows beyond its signature: true output shapes, independent rows, samples of a fitting size."""
+"""Facts that only running a model shows: true output shapes, independent rows, samples of a suitable size."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from converters.sampling import Constraints, generate_inputs
 from converters.signature_inference import TrialRun, learn_signature, specs_from_samples, try_samples
 
 MAX_GOLDEN_BYTES = 64 * 1024**2
-"""Golden samples are sent to Triton again and again; more than this in all is not recorded."""
+"""Limit on the total size of the recorded golden samples, because they are sent to Triton repeatedly."""
 
 
 class UnservableError(Exception):
@@ -27,18 +27,18 @@ class UnservableError(Exception):
 def settle(
     run: Run, tried: TrialRun, signature: Signature, *, stated: bool, quantised: bool
 ) -> tuple[TrialRun, Signature]:
-    """Correct a signature by what the model answered, and find out whether its rows are independent.
+    """Correct a signature from the model's answers, and check whether its rows are independent.
 
     Args:
         run: The model.
         tried: Inputs and answers.
-        signature: What the file, or the publisher, says.
-        stated: Whether the publisher says it: then nothing is corrected.
+        signature: The signature that the file or the publisher declares.
+        stated: Whether the publisher declares the signature; it is then not corrected.
         quantised: See `converters.rows.rows_problem`.
 
     Raises:
         UnservableError: The number of dimensions of an output depends on the data.
-        InvalidInputError: The publisher says that it batches, and its rows are not independent.
+        InvalidInputError: The publisher declares the model as batched, but its rows are not independent.
     """
     check_ranks(tried.outputs)
     notes: list[str] = []
@@ -69,10 +69,10 @@ def settle(
 
 
 def check_ranks(answers: Sequence[Tensors]) -> None:
-    """Refuse a model whose outputs differ in the number of dimensions.
+    """Reject a model if the number of dimensions of an output differs between answers.
 
     Raises:
-        UnservableError: Names the output.
+        UnservableError: It differs; the message names the output.
     """
     for name, array in answers[0].items():
         ranks = sorted({answer[name].ndim for answer in answers} | {array.ndim})
@@ -87,14 +87,14 @@ def check_ranks(answers: Sequence[Tensors]) -> None:
 def learn_outputs(
     run: Run, inspection: Inspection, given: tuple[Tensors, ...], options: SamplingOptions
 ) -> tuple[TrialRun, Signature]:
-    """Learn the outputs of a model whose file says its inputs alone.
+    """Infer the outputs of a model whose file declares only its inputs.
 
     Raises:
         UnservableError: The number of dimensions of an output depends on the data.
         ConversionFailedError: The model accepts no inputs.
     """
     specs = inspection.inputs
-    assert specs is not None  # the caller looked
+    assert specs is not None  # checked by the caller
     constraints = Constraints.read(inspection.attributes, ())
     tried = try_samples(run, specs, given, options, batched=False, constraints=constraints)
     check_ranks((*tried.outputs, *_other_branches(run, tried.inputs[0])))
@@ -109,7 +109,7 @@ def learn_outputs(
 
 
 def _other_branches(run: Run, inputs: Tensors) -> list[dict[str, Array]]:
-    """Answers to the inputs negated, and to zeros: a model that branches on a value may take another branch."""
+    """Return the answers to negated inputs and to zeros, for which a model may take another branch."""
     answers = []
     for factor in (-1, 0):
         changed = {
@@ -119,12 +119,12 @@ def _other_branches(run: Run, inputs: Tensors) -> list[dict[str, Array]]:
         try:
             answers.append(run(changed))
         except RunError:
-            continue  # refused inputs show nothing
+            continue  # rejected inputs show nothing
     return answers
 
 
 def _corrected(tried: TrialRun, signature: Signature) -> tuple[Signature, list[str]]:
-    """Return the signature with the output shapes that the model gave."""
+    """Return the signature with the output shapes that the model returned, and a note for each change."""
     outputs, notes = [], []
     for spec in signature.outputs:
         arrays = [answer[spec.name] for answer in tried.outputs if spec.name in answer]
@@ -150,7 +150,7 @@ def _true_shape(spec: TensorSpec, arrays: Sequence[Array]) -> tuple[int, ...]:
 
 
 def fitting(tried: TrialRun) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
-    """Return the golden samples that are small enough to keep, and a note where some are not."""
+    """Return the golden samples that are small enough to keep, and a note if some are not."""
     kept: list[Sample] = []
     total, most = 0, 0
     for inputs, outputs in zip(tried.inputs, tried.outputs, strict=True):
@@ -170,7 +170,7 @@ def fitting(tried: TrialRun) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
 def smaller(
     run: Run, tried: TrialRun, specs: tuple[TensorSpec, ...], options: SamplingOptions, limits: Constraints
 ) -> TrialRun:
-    """Return one generated sample of one row where those that were tried are too large to keep."""
+    """Run the model on one generated sample of one row if the first generated sample is too large to keep."""
     first = sum(_bytes(array) for array in (*tried.inputs[0].values(), *tried.outputs[0].values()))
     if tried.guess is None or tried.guess.one_row or first <= MAX_GOLDEN_BYTES:
         return tried

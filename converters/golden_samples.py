@@ -1,4 +1,4 @@
-"""Golden samples for artifacts that are served as they are, and their validation."""
+"""Recording of golden samples for artifacts that are served without conversion, and validation of artifacts."""
 
 import time
 from collections.abc import Callable
@@ -27,15 +27,15 @@ T = TypeVar("T")
 
 
 def record(job: RecordJob, progress: Progress) -> RecordResult:
-    """Run a servable artifact on samples; its own answers become the golden samples.
+    """Run a servable artifact on samples and record its own answers as golden samples.
 
-    A model that cannot be recorded (random, stateful, no sample that it accepts) is no error: the result then carries
-    no samples, and a warning that says why.
+    A model that cannot be recorded (it is random or stateful, or accepts no sample) is not an error: the result then
+    contains no samples, and a warning with the reason.
 
     Raises:
         InvalidArtifactError: The file is damaged, or its runtime cannot load it.
-        InvalidInputError: The given samples do not fit the signature, or are no batches and are said to be.
-        ForbiddenError: It is TorchScript, and the job accepts none.
+        InvalidInputError: The given samples do not match the signature, or contradict that the model is batched.
+        ForbiddenError: The artifact is TorchScript, and the job does not accept it.
     """
     progress("inspect", "reading the artifact")
     inspection = inspect_artifact(
@@ -86,7 +86,7 @@ def _without_samples(inspection: Inspection, unservable: str) -> RecordResult:
 
 
 def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
-    """Check an artifact as a publish and a deployment would, without either."""
+    """Check an artifact as publishing and deploying it would, without publishing or deploying it."""
     checks: list[ValidationCheck] = []
     inspection: Inspection | None = None
     signature = job.signature
@@ -193,7 +193,7 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
 
 
 def _answers_or_reason(runtime: Runnable, inspection: Inspection, job: ValidateJob) -> tuple[TrialRun, Signature] | str:
-    """Return the answers, or why none can be had from generated inputs: that is no fault of the file."""
+    """Return the answers, or why generated inputs give none, which is not a fault of the file."""
     try:
         return _must_answer(runtime, inspection, job)
     except ConversionFailedError as error:
@@ -212,7 +212,7 @@ def _answers(
             check_inputs(sample, signature, number)
     elif not inputs and inspection.inputs is None:
         if isinstance(runtime, TorchScriptRuntime):
-            return None, None, ()  # the reason why it cannot be served says it
+            return None, None, ()  # the message in `unservable` explains this
         return (
             None,
             None,
@@ -256,10 +256,10 @@ def _must_answer(runtime: Runnable, inspection: Inspection, job: RecordJob | Val
 def _as_stated(
     runtime: Runnable, job: RecordJob | ValidateJob, tried: TrialRun, signature: Signature
 ) -> tuple[TrialRun, Signature]:
-    """Return a signature that says of the batch what the publisher states.
+    """Return the signature with the publisher's statement about the batch applied.
 
     Raises:
-        InvalidInputError: It is stated to be batched, and the answers to the samples show that it is not.
+        InvalidInputError: The model is declared as batched, but the answers to the samples contradict it.
     """
     if job.batched is None or job.batched is signature.batched:
         return tried, signature
@@ -277,7 +277,7 @@ def _open_batch(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
 
 
 def _learnt(runtime: Runnable, tried: TrialRun) -> tuple[TrialRun, Signature]:
-    """Take the signature from given samples: what differs between them is dynamic, and nothing is said to batch."""
+    """Infer an unbatched signature from given samples: dimensions that differ between them are dynamic."""
     outputs = tried.outputs
     if isinstance(runtime, TorchScriptRuntime):
         outputs = tuple({triton_name(n, i): a for i, (n, a) in enumerate(answer.items())} for answer in outputs)
@@ -286,7 +286,7 @@ def _learnt(runtime: Runnable, tried: TrialRun) -> tuple[TrialRun, Signature]:
 
 
 class _NotRepeatableError(ControlPlaneError):
-    """The model answers differently when asked twice."""
+    """The model answers the same input differently in two runs."""
 
 
 def _must_repeat(runtime: Runnable, inputs: Tensors) -> None:
@@ -298,10 +298,10 @@ def _must_repeat(runtime: Runnable, inputs: Tensors) -> None:
 
 
 def _match(tried: TrialRun, signature: Signature) -> None:
-    """Compare answers with the signature's outputs.
+    """Compare the answers with the signature's outputs.
 
     Raises:
-        ConversionFailedError: Names the output and what is wrong with it.
+        ConversionFailedError: They do not match; the message names the output and the difference.
     """
     for number, answer in enumerate(tried.outputs):
         if set(answer) != {spec.name for spec in signature.outputs}:
@@ -326,7 +326,7 @@ def _batch(inputs: Tensors, signature: Signature) -> int:
 
 
 def _addressable(inspection: Inspection) -> tuple[Inspection, tuple[str, ...]]:
-    """Give the outputs of TorchScript the names by which Triton finds them, and say so."""
+    """Give TorchScript outputs the names by which Triton finds them, and return a note about the change."""
     signature = inspection.signature
     if signature is None or inspection.format is not Format.TORCHSCRIPT:
         return inspection, ()
@@ -342,7 +342,7 @@ def _addressable(inspection: Inspection) -> tuple[Inspection, tuple[str, ...]]:
 def _unservable(
     runtime: Runnable, inspection: Inspection, signature: Signature | None, *, learns: bool = False
 ) -> str | None:
-    """Return why Triton cannot serve it and what to do; ``learns``: the signature is not known yet."""
+    """Return why Triton cannot serve the artifact and what to do; ``learns``: the signature is inferred later."""
     if not isinstance(runtime, TorchScriptRuntime):
         return inspection.unknown_tensors if signature is None and not learns else None
     from converters import torchscript_rules

@@ -1,4 +1,4 @@
-"""What is this file? Answered from its content, without running any code that it carries."""
+"""Detection of what a file is, from its content and without running any code that it contains."""
 
 import json
 import struct
@@ -45,25 +45,26 @@ def inspect_artifact(
     trust: bool = False,
     code: bool = True,
 ) -> Inspection:
-    """Find out what an artifact is, and check that it is whole and safe to read.
+    """Detect what an artifact is, and check that it is complete and safe to read.
 
-    Cheap: headers and directories are read, weights are not. A hostile file may still make a parser crash or take
-    memory, so a service runs this in a worker (`converters.jobs.InspectJob`).
+    This function is cheap: it reads headers and directories, but no weights. A hostile file may still crash a parser or
+    exhaust memory, so services run this function in a worker (`converters.jobs.InspectJob`).
 
     Args:
         path: A file or a folder.
-        format: What the publisher says it is; another finding is an error. Needed for nothing but that.
-        signature: What the publisher says it takes and gives. Checked against the file where the file says it,
-            and then preferred: it may name a batch dimension that the file leaves open.
-        batched: Whether the first dimension of every tensor is the batch, where the file says its signature and no
-            other is given; None leaves it as the file says.
-        trust: Accept what runs code when it is read: pickles, and torch.export programs with pickles inside.
-        code: Accept TorchScript, a program that runs when it is loaded and asked.
+        format: The format that the publisher declares; content of another format is an error. It has no other effect.
+        signature: The signature that the publisher declares. It is checked against the one that the file declares, if
+            any, and then takes precedence: it may declare a batch dimension that the file leaves open.
+        batched: Whether the first dimension of every tensor is the batch, if the file declares a signature and none is
+            given; None keeps what the file declares.
+        trust: Accept artifacts that run code when they are read: pickles, and torch.export programs that contain them.
+        code: Accept TorchScript, a program that runs when it is loaded and when it answers requests.
 
     Raises:
-        InvalidArtifactError: No known format, cut short, unsafe, or not what ``format`` or ``signature`` say.
-        UntrustedArtifactError: Reading it would run its code, and ``trust`` is not given.
-        ForbiddenError: It is TorchScript, and ``code`` is false.
+        InvalidArtifactError: The format is unknown, or the artifact is truncated, unsafe, or not what ``format`` or
+            ``signature`` declare.
+        UntrustedArtifactError: Reading the artifact would run its code, and ``trust`` is false.
+        ForbiddenError: The artifact is TorchScript, and ``code`` is false.
     """
     main, root = _main_file(path)
     read = _read(main, root, trust=trust)
@@ -100,7 +101,7 @@ def inspect_artifact(
 
 
 class _Read(NamedTuple):
-    """What a file says of itself; see `Inspection`."""
+    """What a file declares about itself; see `Inspection`."""
 
     format: Format
     signature: Signature | None
@@ -170,10 +171,10 @@ def _head(path: Path) -> bytes:
 
 
 def _safetensors(path: Path, head: bytes) -> dict[str, JsonValue] | None:
-    """Return the facts of a safetensors file; None where it is none.
+    """Return the facts of a safetensors file; None if the file is not one.
 
-    The layout (https://huggingface.co/docs/safetensors): 8 bytes little-endian length of the header, a JSON header
-    with the offsets of each tensor, the data.
+    The layout (https://huggingface.co/docs/safetensors) is the length of the header in 8 bytes (little-endian), a JSON
+    header with the offsets of each tensor, and the data.
     """
     claimed = path.suffix.lower() == ".safetensors"
     if not claimed and (len(head) < 9 or head[8:9] != b"{"):
@@ -206,7 +207,7 @@ def _safetensors(path: Path, head: bytes) -> dict[str, JsonValue] | None:
 
 
 def _stated_batch(read: Signature, *, batched: bool, name: str) -> Signature:
-    """Return the signature that a file says, with what the publisher says of its first dimension."""
+    """Return the signature of a file with the publisher's statement about the batch applied."""
     for spec in (*read.inputs, *read.outputs) if batched else ():
         if spec.shape[:1] != (DYNAMIC,):
             what = f"is fixed at {spec.shape[0]}" if spec.shape else "is missing"
@@ -218,7 +219,7 @@ def _stated_batch(read: Signature, *, batched: bool, name: str) -> Signature:
 
 
 def _check_given(given: Signature, read: Signature, name: str) -> None:
-    """Refuse a given signature that the file contradicts."""
+    """Reject a given signature that the file contradicts."""
     for kind, ours, theirs in (("inputs", given.inputs, read.inputs), ("outputs", given.outputs, read.outputs)):
         by_name = {spec.name: spec for spec in theirs}
         if {spec.name for spec in ours} != set(by_name):
@@ -228,7 +229,7 @@ def _check_given(given: Signature, read: Signature, name: str) -> None:
             )
         for spec in ours:
             have = by_name[spec.name]
-            # What a file declares of its outputs may be wrong; running it decides.
+            # The outputs that a file declares may be wrong; running the model decides.
             fits = kind == "outputs" or (
                 len(spec.shape) == len(have.shape)
                 and all(

@@ -1,7 +1,7 @@
-"""What a worker is asked for, and what it answers: the two sides of the process boundary.
+"""Jobs and results of workers: the documents that cross the process boundary.
 
-A job is a JSON document beside an ``.npz`` of samples in the worker's folder; so is its result. Nothing is pickled
-between the processes: the worker has read files of strangers and is not trusted to send objects.
+A job is a JSON document and an ``.npz`` of samples in the worker's folder, and so is its result. Nothing is pickled
+between the processes, because the worker reads untrusted files and is therefore not trusted to send objects.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class _Job(BaseModel):
 
 
 class InspectJob(_Job):
-    """Read what an artifact is, in a process that may die of it."""
+    """Inspect an artifact in a process that may crash."""
 
     kind: Literal["inspect"] = "inspect"
     batched: bool | None = Field(
@@ -41,7 +41,7 @@ class InspectJob(_Job):
 
 
 class ConvertJob(_Job):
-    """Convert, compare with the original, and give golden samples."""
+    """Convert an artifact, compare the result with the original, and return golden samples."""
 
     kind: Literal["convert"] = "convert"
     format: Format | None = Field(default=None, description="The source's format; null detects it.")
@@ -94,7 +94,7 @@ class WorkerEvent:
     Attributes:
         stage: One word for programs: ``start``, ``inspect``, ``load``, ``original``, ``convert``, ``parity``, ….
         message: One sentence for a person.
-        fraction: How much of the whole is done, 0 to 1; None if unknown.
+        fraction: Completed share of the whole job, 0 to 1; None if unknown.
     """
 
     stage: str
@@ -104,16 +104,16 @@ class WorkerEvent:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What an artifact is, read without running any of its code.
+    """Facts about an artifact, read without running any of its code.
 
     Attributes:
-        format: Its format, found from the content.
-        signature: Inputs and outputs; None where the file does not say them (``hints`` tells why).
-        attributes: JSON-able facts: opset, IR version, producer, number of weights, names of dynamic dimensions.
+        format: The format, detected from the content.
+        signature: Inputs and outputs; None if the file does not declare them (``hints`` gives the reason).
+        attributes: Facts as JSON values: opset, IR version, producer, number of weights, names of dynamic dimensions.
         main_file: Path of the model file inside the artifact (for a bare file its name), with ``/``.
-        hints: What the publisher may want to know, one sentence each.
-        inputs: The inputs, where the file says these and not all outputs.
-        unservable: Why Triton cannot serve it whatever else becomes known, and what to do; None where it can.
+        hints: Advice for the publisher, one sentence each.
+        inputs: The inputs, if the file declares them but not all outputs.
+        unservable: Why Triton cannot serve the artifact with any signature, and what to do; None if no reason is known.
     """
 
     format: Format
@@ -126,15 +126,15 @@ class Inspection:
 
     @property
     def unknown_tensors(self) -> str:
-        """Why it cannot be served as long as its inputs and outputs are not known, and what to give."""
+        """Why the artifact cannot be served while its inputs and outputs are unknown, and what to give."""
         why = self.hints[0] if self.hints else "give a signature (--input, --out), or --samples to infer it from"
         return f"its inputs and outputs are unknown: {why}"
 
     def stored_path(self, path: str) -> str:
         """Return the path under which a file of the artifact is stored.
 
-        Triton looks for ``model.onnx`` or ``model.pt``, so the main file of a servable artifact takes that name. Its
-        folder stays, and with it every external-data location, which ONNX counts from the model file's folder.
+        Triton looks for ``model.onnx`` or ``model.pt``, so the main file of a servable artifact gets that name. Its
+        folder stays the same, and so do external-data locations, which ONNX resolves from the model file's folder.
         """
         name = self.format.file_name
         return name if name is not None and path == self.main_file else path
@@ -142,25 +142,25 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class ConversionResult:
-    """A converted model that agreed with its original.
+    """A converted model that agrees with its original.
 
     Attributes:
         output_dir: Folder with ``model.onnx`` (and external data) or ``model.pt``, and nothing else.
         format: The target format.
-        signature: What the converted model takes and gives.
+        signature: Inputs and outputs of the converted model.
         attributes: Facts read from the converted file.
         samples: Golden samples: the inputs, and the original's outputs under the converted model's names.
-        tolerances: Tolerance by output that parity used; the manifest's ``golden.tolerances``.
-        parity: How the converted model compares with the original.
+        tolerances: Tolerance by output in the parity check; the manifest's ``golden.tolerances``.
+        parity: Comparison of the converted model with the original.
         parameters: The options, for the lineage.
         converter: The converter's name.
         converter_version: The converter's version.
-        environment: Versions of what took part.
+        environment: Versions of the libraries and tools used.
         rows_independent: See `RecordResult`.
-        warnings: What the publisher should know.
-        log: What the worker printed, bounded.
+        warnings: Warnings for the publisher.
+        log: Output of the worker, truncated.
         seconds: Wall time of the whole job.
-        peak_memory_bytes: Largest resident size of the worker that was seen.
+        peak_memory_bytes: Largest observed resident size of the worker.
     """
 
     output_dir: Path
@@ -186,19 +186,19 @@ class RecordResult:
     """Golden samples of a servable artifact.
 
     Attributes:
-        inspection: What the artifact is.
-        signature: What it takes and gives; learnt by running it where the file does not say.
-        samples: Golden samples; empty where none could be recorded (``warnings`` says why).
+        inspection: Facts about the artifact.
+        signature: Inputs and outputs; inferred by running the model if the file does not declare them.
+        samples: Golden samples; empty if none could be recorded (``warnings`` gives the reason).
         tolerances: Tolerance by output, for the manifest.
         generated: Whether the inputs were generated.
-        unservable: Why Triton cannot serve it, and what to do; None where it can.
-        rows_independent: Whether each row of a request was shown to get the answer that it gets alone; None where that
-            was not compared.
-        warnings: Why there are no samples, or what else the publisher should know.
-        environment: Versions of what took part.
-        log: What the worker printed, bounded.
+        unservable: Why Triton cannot serve the artifact, and what to do; None if it can.
+        rows_independent: Whether each row of a request was shown to get the same answer as when it is sent alone; None
+            if that was not compared.
+        warnings: Why there are no samples, and other warnings for the publisher.
+        environment: Versions of the libraries and tools used.
+        log: Output of the worker, truncated.
         seconds: Wall time of the whole job.
-        peak_memory_bytes: Largest resident size of the worker that was seen.
+        peak_memory_bytes: Largest observed resident size of the worker.
     """
 
     inspection: Inspection
@@ -227,7 +227,7 @@ class ValidationCheck(BaseModel):
 
 
 class ValidationReport(BaseModel):
-    """Whether an artifact could be published and served, and what was found out about it."""
+    """Whether an artifact can be published and served, and the facts that were read from it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -246,7 +246,7 @@ WorkerResult = Inspection | ConversionResult | RecordResult | ValidationReport
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What `worker.execute` hands over: a JSON document and the golden samples beside it."""
+    """The result of `converters.working.execute`: a JSON document and the golden samples."""
 
     document: dict[str, Any]
     samples: tuple[Sample, ...] = field(default=())

@@ -1,4 +1,4 @@
-"""Read an ONNX file without running it: its opset, its inputs and outputs, and where its weights are."""
+"""Reading of ONNX files without running them: the opset, the inputs and outputs, and the location of the weights."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ MAX_PROTOBUF_BYTES = 2**31 - 1
 """Protobuf's own limit for one message; larger models keep their weights in external data."""
 
 MAX_METADATA_BYTES = 64 * 1024
-"""What is kept of a file's metadata_props in all; it travels with every load."""
+"""Limit on the total size of the kept metadata_props of a file, because they are sent with every load."""
 
 # Shapes and indices are tensors too, in 64-bit integers; weights are floats, or 8-bit integers once quantised.
 _WEIGHT_TYPES = {
@@ -30,7 +30,7 @@ _WEIGHT_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class OnnxFacts:
-    """What an ONNX file says of itself.
+    """Facts that an ONNX file declares about itself.
 
     Attributes:
         declared: Inputs and outputs, and whether Triton can serve them.
@@ -42,15 +42,15 @@ class OnnxFacts:
 
 
 def inspect_onnx(path: Path, root: Path) -> OnnxFacts:
-    """Check an ONNX file and read what it says of itself.
+    """Check an ONNX file and return the facts that it declares.
 
     Args:
         path: The model file.
-        root: The artifact's folder, which external data may not leave.
+        root: The artifact's folder, which must contain all external data.
 
     Raises:
-        InvalidArtifactError: It is no ONNX model, is cut short, or its external data is missing, too short or
-            outside the artifact.
+        InvalidArtifactError: The file is not an ONNX model or is truncated, or its external data is missing, too short
+            or outside the artifact.
     """
     model = read_model(path)
     external = check_external_data(model, path, root)
@@ -66,7 +66,7 @@ def inspect_onnx(path: Path, root: Path) -> OnnxFacts:
 
 
 def _metadata(model: ModelProto) -> dict[str, JsonValue]:
-    """Return what the exporter noted (class names, strides), as far as it is text and small enough to configure."""
+    """Return the exporter's metadata (class names, strides) that is text and within `MAX_METADATA_BYTES`."""
     kept: dict[str, JsonValue] = {}
     room = MAX_METADATA_BYTES
     for entry in model.metadata_props:
@@ -80,10 +80,10 @@ def _metadata(model: ModelProto) -> dict[str, JsonValue]:
 
 
 def read_model(path: Path) -> ModelProto:
-    """Parse the file, its external data left where it is.
+    """Parse the file without reading its external data.
 
     Raises:
-        InvalidArtifactError: It is not ONNX, or cut short.
+        InvalidArtifactError: The file is not ONNX, or is truncated.
     """
     size = path.stat().st_size
     if size > MAX_PROTOBUF_BYTES:
@@ -103,7 +103,7 @@ def read_model(path: Path) -> ModelProto:
 
 
 def _check_names(model: ModelProto, path: Path) -> None:
-    """Refuse names that are no text; protobuf's upb gives strings that are no UTF-8 as bytes."""
+    """Reject names that are not text; protobuf's upb returns strings that are not UTF-8 as bytes."""
     values = (*model.graph.input, *model.graph.output)
     names: list[object] = [model.producer_name, model.producer_version, *(entry.domain for entry in model.opset_import)]
     names += [value.name for value in values]
@@ -122,8 +122,8 @@ def check_external_data(model: ModelProto, path: Path, root: Path) -> dict[str, 
         Size in bytes of each external file, by its location.
 
     Raises:
-        InvalidArtifactError: A location is absolute, climbs out, leads through a symbolic link to the outside, is
-            missing, or shorter than the tensor needs.
+        InvalidArtifactError: A location is absolute or points outside the artifact (also through a symbolic link), or
+            its file is missing or shorter than the tensor needs.
     """
     folder = path.parent
     inside = root.resolve()
@@ -173,15 +173,15 @@ def _check_location(location: str, tensor: TensorProto, path: Path) -> None:
 def load_model(path: Path, root: Path) -> ModelProto:
     """Read a model with all its weights.
 
-    Not with ``onnx.load_model``: it refuses external data that has a second hard link, and artifacts are put together
-    of links into the blob cache. That the data lies inside the artifact is checked here instead.
+    This function does not use ``onnx.load_model``, which rejects external data that has a second hard link: artifacts
+    are assembled from links into the blob cache. It checks itself that the data lies inside the artifact.
 
     Args:
         path: The model file.
-        root: The artifact's folder, which external data may not leave.
+        root: The artifact's folder, which must contain all external data.
 
     Raises:
-        InvalidArtifactError: As `read_model` and `check_external_data` do.
+        InvalidArtifactError: In the same cases as for `read_model` and `check_external_data`.
     """
     model = read_model(path)
     check_external_data(model, path, root)
@@ -212,7 +212,7 @@ def _check(model: ModelProto, path: Path, external: Mapping[str, int]) -> None:
 
 
 def _with_stand_in_shapes(model: ModelProto) -> ModelProto:
-    """Return a copy in which every tensor has a shape: onnx's checker wants one, and ONNX Runtime needs none."""
+    """Return a copy in which every tensor has a shape, because onnx's checker requires one (ONNX Runtime does not)."""
     if not any(without_shape(model.graph)):
         return model
     copy = ModelProto()
@@ -223,10 +223,10 @@ def _with_stand_in_shapes(model: ModelProto) -> ModelProto:
 
 
 def _check_beside_stand_ins(path: Path, external: Mapping[str, int], changed: ModelProto | None) -> None:
-    """Run onnx's checker where files of the right size, holes without content, stand for the external data.
+    """Run onnx's checker with sparse files of the right size in place of the external data.
 
-    The checker looks for the files and reads nothing of them, but it refuses those with a second hard link, which those
-    of an artifact have: they are linked from the blob cache. `check_external_data` has looked at the real ones.
+    The checker requires the files but does not read them. It rejects files with a second hard link, which the files of
+    an artifact have, because they are linked from the blob cache. `check_external_data` has checked the real files.
     """
     with tempfile.TemporaryDirectory(prefix="onnx-check-") as name:
         folder = Path(name)
@@ -235,7 +235,7 @@ def _check_beside_stand_ins(path: Path, external: Mapping[str, int], changed: Mo
             stand_in.parent.mkdir(parents=True, exist_ok=True)
             with stand_in.open("ab") as file:
                 file.truncate(size)
-        # By path, because models over 2 GiB work that way; under a name that no external data has.
+        # Only a path works for models over 2 GiB; the name is one that no external data has.
         link = folder / f"{uuid.uuid4().hex}.onnx"
         if changed is None:
             link.symlink_to(path.absolute())

@@ -14,11 +14,11 @@ from converters.onnx_artifact import tensors_of
 from converters.options import ConversionOptions
 
 MAX_INLINE_BYTES = 1_900_000_000
-"""Weights beyond this go to a file of their own: one protobuf message holds less than 2 GiB."""
+"""Larger weights go to a separate file, because one protobuf message holds less than 2 GiB."""
 EXTERNAL_DATA_NAME = "model.onnx.data"
 BATCH = "batch"
 _REDUCE_NOOP_OPSET = 18
-"""The opset that gave ReduceMean and its like (ReduceSum had it since 13) the attribute noop_with_empty_axes."""
+"""The opset that added noop_with_empty_axes to ReduceMean and similar operators (ReduceSum has it since 13)."""
 
 
 def finish_onnx(model: ModelProto, options: ConversionOptions, signature: Signature | None, output: Path) -> None:
@@ -26,13 +26,13 @@ def finish_onnx(model: ModelProto, options: ConversionOptions, signature: Signat
 
     Args:
         model: The model with all its weights in memory.
-        options: For opset and precision.
-        signature: What it takes and gives; where batched, every first dimension gets the name ``batch``, so that the
-            file says it too.
-        output: The file to write; weights too large for it go beside it.
+        options: Options with the opset and the precision.
+        signature: Inputs and outputs; if batched, every first dimension gets the name ``batch``, so that the file
+            declares it too.
+        output: The file to write; weights that are too large for it go to a file beside it.
 
     Raises:
-        ConversionFailedError: A step cannot be done on this model.
+        ConversionFailedError: A step is not possible for this model.
     """
     if options.opset is not None:
         model = change_opset(model, options.opset)
@@ -46,7 +46,7 @@ def finish_onnx(model: ModelProto, options: ConversionOptions, signature: Signat
 
 
 def write_onnx(model: ModelProto, output: Path) -> None:
-    """Write a model, its weights beside it where they are too large for one message."""
+    """Write a model; weights that are too large for one message go to a file beside it."""
     weights = sum(len(tensor.raw_data) for tensor in tensors_of(model))
     if weights > MAX_INLINE_BYTES:
         onnx.save_model(
@@ -60,7 +60,7 @@ def change_opset(model: ModelProto, opset: int) -> ModelProto:
     """Return the model in another opset of the standard operators.
 
     Raises:
-        ConversionFailedError: onnx has no such opset, or cannot adapt an operator.
+        ConversionFailedError: onnx does not support the opset, or cannot adapt an operator.
     """
     current = next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 0)
     if current == opset:
@@ -95,7 +95,7 @@ def _drop_reduce_noop(graph: GraphProto) -> None:
 def _to_fp16(model: ModelProto) -> ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    # Inputs and outputs keep their type: a version's clients should not notice its precision.
+    # Inputs and outputs keep their types, so that the precision of a version does not affect its clients.
     converted: ModelProto = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=False)
     sort_nodes(converted.graph)
     return converted
@@ -126,9 +126,10 @@ def _to_int8(model: ModelProto) -> ModelProto:
 
 
 def sort_nodes(graph: GraphProto) -> None:
-    """Put every node after those whose outputs it reads, in all subgraphs: the tools above append where they like.
+    """Sort the nodes of all subgraphs so that each node follows those whose outputs it reads.
 
-    A node also reads what its subgraphs take from outside. Nodes keep their order where nothing else is needed.
+    The tools for fp16 and int8 append nodes in any order. A node also reads the outer values that its subgraphs use.
+    Nodes keep their order where possible.
     """
     for node in graph.node:
         for subgraph in _subgraphs(node):

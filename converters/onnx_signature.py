@@ -1,4 +1,4 @@
-"""What an ONNX graph declares of its inputs and outputs, and whether Triton can serve them. Nothing is run."""
+"""The inputs and outputs that an ONNX graph declares, and whether Triton can serve them. The model is not run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from controlplane.domain.signature import DYNAMIC, NAME_MAX, DataType, Signature, TensorSpec
 
 MAX_INFERENCE_BYTES = 256 * 1024**2
-"""Shape inference copies the model; it is worth that only for small ones."""
+"""Size limit for shape inference, which copies the model."""
 
 DATA_TYPES: dict[int, DataType] = {
     TensorProto.BOOL: DataType.BOOL,
@@ -29,7 +29,7 @@ DATA_TYPES: dict[int, DataType] = {
     TensorProto.STRING: DataType.BYTES,
 }
 
-# Operators that hand indices on as they are.
+# Operators that pass indices on unchanged.
 _PASSING = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand"}
 _INDEXING = {"Gather", "GatherElements", "GatherND", "ScatterElements", "Scatter", "ScatterND"}
 _HINT_NO_BATCH = (
@@ -40,15 +40,15 @@ _HINT_NO_BATCH = (
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What a graph says of its inputs and outputs.
+    """The inputs and outputs that a graph declares.
 
     Attributes:
-        inputs: The inputs; None where one is no tensor, or has no known type or rank.
-        signature: Inputs and outputs; None where one of them is not known.
-        unservable: Why Triton cannot serve the model, whatever else becomes known; None where no reason is known.
-        hints: What the publisher may want to know.
-        dimensions: Names of dimensions by tensor, for tensors that have some.
-        vocabularies: By integer input that selects entries of a table, the number of entries.
+        inputs: The inputs; None if one is not a tensor, or has no known type or rank.
+        signature: Inputs and outputs; None if one of them is unknown.
+        unservable: Why Triton cannot serve the model with any signature; None if no reason is known.
+        hints: Advice for the publisher.
+        dimensions: Names of dimensions by tensor, for tensors that have named dimensions.
+        vocabularies: Number of table entries by integer input, for inputs that select entries of a table.
     """
 
     inputs: tuple[TensorSpec, ...] | None
@@ -60,11 +60,11 @@ class Declared:
 
 
 class _UnknownError(Exception):
-    """A tensor about which the file does not say enough; the message says what is missing and what to do."""
+    """The file does not declare enough about a tensor; the message says what is missing and what to do."""
 
 
 def declared(model: ModelProto) -> Declared:
-    """Read what a checked model declares."""
+    """Return what a checked model declares."""
     names = {initializer.name for initializer in model.graph.initializer}
     names |= {initializer.values.name for initializer in model.graph.sparse_initializer}
     inputs = [value for value in model.graph.input if value.name not in names]
@@ -88,7 +88,7 @@ def declared(model: ModelProto) -> Declared:
     except _UnknownError as error:
         hint = () if unservable is not None else (str(error),)
         return Declared(known, None, unservable, hint, dimensions, vocabularies)
-    except ValueError:  # pydantic's: no inputs, a name twice; the obstacle says it in our words
+    except ValueError:  # from pydantic: no inputs, or a duplicate name; `unservable` explains the problem
         return Declared(None, None, unservable, (), dimensions, vocabularies)
     unnamed = not signature.batched and all(spec.shape[:1] == (DYNAMIC,) for spec in signature.inputs)
     named = all(dimensions.get(spec.name, [None])[0] for spec in signature.inputs)
@@ -97,7 +97,7 @@ def declared(model: ModelProto) -> Declared:
 
 
 def _obstacle(inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> str | None:
-    """Return why Triton cannot serve tensors like these, and what to do; None where it can."""
+    """Return why Triton cannot serve these tensors, and what to do; None if it can."""
     for kind, values in (("input", inputs), ("output", outputs)):
         if not values:
             return f"the model has no {kind}s, but a served model needs at least one"
@@ -178,7 +178,7 @@ def _size(dim: Any) -> int:
 
 
 def _one_batch_dimension(values: tuple[ValueInfoProto, ...]) -> bool:
-    """Whether the first dimension of every tensor is one and the same name, which no other dimension has."""
+    """Return whether the first dimensions of all tensors have the same name, and no other dimension has it."""
     shapes = [[dim.dim_param for dim in value.type.tensor_type.shape.dim] for value in values]
     firsts = {shape[0] if shape else "" for shape in shapes}
     others = {name for shape in shapes for name in shape[1:]}
@@ -186,7 +186,7 @@ def _one_batch_dimension(values: tuple[ValueInfoProto, ...]) -> bool:
 
 
 def _with_shapes(model: ModelProto) -> GraphProto:
-    """Return the graph, where an output has no shape with what shape inference knows of it."""
+    """Return the graph, with inferred shapes for the outputs that declare none."""
     if not any(
         value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
         for value in model.graph.output
@@ -198,7 +198,7 @@ def _with_shapes(model: ModelProto) -> GraphProto:
         inferred: GraphProto = onnx.shape_inference.infer_shapes(model).graph
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return model.graph
-    # What the file declares counts; inference fills in what it leaves out.
+    # Declared shapes take precedence; inference only fills in missing ones.
     for stated, value in zip(model.graph.output, inferred.output, strict=True):
         if stated.type.tensor_type.HasField("shape"):
             value.CopyFrom(stated)
@@ -206,7 +206,7 @@ def _with_shapes(model: ModelProto) -> GraphProto:
 
 
 def without_shape(graph: GraphProto) -> Iterable[ValueInfoProto]:
-    """Yield the tensors that a graph and its subgraphs name without a shape."""
+    """Yield the tensors of a graph and its subgraphs that have no shape."""
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
             yield value
@@ -217,7 +217,7 @@ def without_shape(graph: GraphProto) -> Iterable[ValueInfoProto]:
 
 
 def _vocabularies(graph: GraphProto, inputs: set[str]) -> dict[str, int]:
-    """Return by integer input how many entries the smallest table has that it selects from."""
+    """Return, by integer input, the number of entries of the smallest table that the input selects from."""
     sizes = _static_shapes(graph)
     makers = {name: node for node in graph.node for name in node.output}
     found: dict[str, int] = {}
@@ -236,7 +236,7 @@ def _vocabularies(graph: GraphProto, inputs: set[str]) -> dict[str, int]:
 
 
 def _origin(name: str, makers: Mapping[str, NodeProto]) -> str:
-    """Follow a value back through operators that hand it on."""
+    """Follow a value back through operators that pass it on unchanged."""
     for _ in range(len(makers) + 1):
         node = makers.get(name)
         if node is None or node.op_type not in _PASSING or not node.input:
@@ -246,7 +246,7 @@ def _origin(name: str, makers: Mapping[str, NodeProto]) -> str:
 
 
 def _static_shapes(graph: GraphProto) -> dict[str, list[int]]:
-    """Return the shapes that are fixed, by name."""
+    """Return the fixed shapes by tensor name."""
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):

@@ -1,4 +1,4 @@
-"""Options of conversions, recordings and validations: frozen, validated, and kept in the lineage."""
+"""Options of conversions, recordings and validations: frozen, validated, and stored in the lineage."""
 
 from typing import Literal, Self
 
@@ -14,7 +14,7 @@ _FACTORY = r"^[A-Za-z_][\w]*(\.[A-Za-z_][\w]*)*:[A-Za-z_][\w]*$"
 
 
 class SamplingOptions(BaseModel):
-    """How sample inputs are made where none are given."""
+    """How sample inputs are generated if none are given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,7 +47,7 @@ class SamplingOptions(BaseModel):
 
 
 class ConversionOptions(SamplingOptions):
-    """A conversion's parameters."""
+    """Parameters of a conversion."""
 
     target: Format = Field(description="The format to convert to: onnx or torchscript.")
     opset: int | None = Field(

@@ -1,4 +1,4 @@
-"""Does the converted model compute what the original does?"""
+"""Comparison of a converted model with its original."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,16 +14,16 @@ from controlplane.errors import InvalidInputError, ParityError
 from converters.options import Precision
 from converters.runtimes import Run, RunError
 
-# Share of an output's largest value, and relative part, that lower precision is allowed. fp16 has 11 significant bits
-# and sums in them; dynamic int8 quantisation has 8 bits for weights and activations, spread over the tensor's range,
-# so its error is a share of the range and not of the element.
+# Tolerances for lower precision: a share of the output's largest value, and a relative error. fp16 has 11 significant
+# bits and sums with them; dynamic int8 quantisation has 8 bits for weights and activations, spread over the tensor's
+# range, so its error is a share of the range and not of the element.
 _SHARES: Mapping[str, tuple[float, float]] = {"fp16": (0.01, 0.01), "int8": (0.10, 0.10)}
 
 
 def tolerances_for(
     outputs: Sequence[Mapping[str, Array]], precision: Precision, given: Mapping[str, Tolerance]
 ) -> dict[str, Tolerance]:
-    """Return the tolerance of each output: the given one, else the default of its type and precision.
+    """Return the tolerance of each output: the given one, or the default of its type and precision.
 
     Raises:
         InvalidInputError: A tolerance is given for an output that does not exist.
@@ -49,7 +49,8 @@ def check_parity(
     """Run the converted model on the samples and compare it with the original's answers.
 
     Raises:
-        ParityError: It fails, or an output is outside its tolerance; names the output and the error.
+        ParityError: The converted model fails, or an output is outside its tolerance; the message names the output
+            and the error.
     """
     comparisons: list[OutputComparison] = []
     for number, sample in enumerate(golden):

@@ -1,6 +1,6 @@
-"""Look at a pickle without loading it: which names would it import?
+"""Detection of the names that a pickle would import, without loading it.
 
-Unpickling calls whatever the stream names. `pickletools.genops` only decodes the stream, so it can be asked first.
+Unpickling calls whatever the stream names. `pickletools.genops` only decodes the stream, so it is safe to run first.
 """
 
 import pickletools
@@ -12,7 +12,7 @@ _STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "BINSTRI
 _GETS = {"BINGET", "LONG_BINGET", "GET"}
 _PUTS = {"BINPUT", "LONG_BINPUT", "PUT"}
 
-# What a pickle of plain tensors names; all of it is on the allow-list of torch.load(weights_only=True) as well.
+# The names in a pickle of plain tensors; all of them are also on the allow-list of torch.load(weights_only=True).
 PLAIN_TENSOR_GLOBALS = frozenset(
     {
         "collections.OrderedDict",
@@ -36,7 +36,7 @@ def imported_names(data: bytes, name: str) -> set[str]:
     """Return every ``module.name`` that unpickling would import.
 
     Raises:
-        InvalidArtifactError: The pickle is cut short or malformed.
+        InvalidArtifactError: The pickle is truncated or malformed.
     """
     try:
         return set(_walk(data))
@@ -65,15 +65,15 @@ def _walk(data: bytes) -> Iterator[str]:
 
 
 def is_plain(names: set[str]) -> bool:
-    """Whether a pickle with these imports is a plain collection of tensors."""
+    """Return whether a pickle with these imports is a plain collection of tensors."""
     return names <= PLAIN_TENSOR_GLOBALS
 
 
 def refuse_untrusted_pickle(what: str, names: set[str] | None = None, *, trust: bool) -> None:
-    """Refuse what would run code, unless its publisher is trusted.
+    """Reject a pickle, because reading it would run code, unless the caller trusts it.
 
     Raises:
-        UntrustedArtifactError: ``trust`` is not given.
+        UntrustedArtifactError: ``trust`` is false.
     """
     if trust:
         return

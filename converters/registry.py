@@ -1,11 +1,11 @@
-"""Which converter turns one format into another: the built-in ones, and those that third parties install.
+"""Registry of converters by source and target format: built-in ones, and those that third parties install.
 
 A third party names its `Converter` subclass in an entry point::
 
     [project.entry-points."triton_control_plane.converters"]
     my-converter = "my_package.module:MyConverter"
 
-and it takes the place of a built-in one for the same pair. Entry points are loaded in the worker alone.
+It replaces a built-in converter for the same pair of formats. Entry points are loaded only in the worker.
 """
 
 import importlib
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 GROUP = "triton_control_plane.converters"
 
-# By module and class: importing torch takes seconds, and listing the possible conversions must not wait for it.
+# Module and class names, because importing torch takes seconds, and listing the conversions must not wait for it.
 BUILT_IN: dict[tuple[Format, Format], str] = {
     (Format.ONNX, Format.ONNX): "converters.from_onnx:OnnxToOnnx",
     (Format.TORCHSCRIPT, Format.TORCHSCRIPT): "converters.from_torchscript:TorchScriptToTorchScript",
@@ -38,7 +38,7 @@ def find_converter(source: Format, target: Format) -> Converter:
     """Return the converter for a pair of formats.
 
     Raises:
-        UnsupportedConversionError: There is none; lists what ``source`` can become.
+        UnsupportedConversionError: There is none; the message lists the possible targets of ``source``.
         ConversionFailedError: An installed entry point cannot be loaded.
     """
     installed = {(kind.source, kind.target): kind for kind in _installed()}
@@ -56,7 +56,7 @@ def find_converter(source: Format, target: Format) -> Converter:
 
 
 def possible_targets(source: Format) -> tuple[Format, ...]:
-    """Return what the built-in converters make of a format, without loading any entry point."""
+    """Return the targets of the built-in converters for a format, without loading any entry point."""
     return tuple(to for of, to in BUILT_IN if of is source)
 
 

@@ -1,4 +1,4 @@
-"""A worker's result as a JSON document, written on one side and read on the other."""
+"""Serialization of a worker's result as a JSON document, and reading it back."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -32,7 +32,7 @@ def write_inspection(inspection: Inspection) -> dict[str, Any]:
 
 
 def write_record(result: RecordResult) -> dict[str, Any]:
-    """Return a recording as a JSON document, its samples left out."""
+    """Return a recording as a JSON document, without its samples."""
     return {
         "inspection": write_inspection(result.inspection),
         "signature": result.signature.model_dump(mode="json") if result.signature else None,
@@ -46,7 +46,7 @@ def write_record(result: RecordResult) -> dict[str, Any]:
 
 
 def write_conversion(result: ConversionResult) -> dict[str, Any]:
-    """Return a conversion as a JSON document, its samples left out."""
+    """Return a conversion as a JSON document, without its samples."""
     return {
         "format": result.format.value,
         "signature": result.signature.model_dump(mode="json"),
@@ -66,7 +66,7 @@ def read_result(job: Job, document: dict[str, Any], samples: tuple[Sample, ...],
     """Read a result document back.
 
     Raises:
-        ValueError: The worker wrote something else (pydantic's validation error is one).
+        ValueError: The document is not a valid result (pydantic's validation error is a ValueError).
     """
     if isinstance(job, InspectJob):
         return _inspection(document)

@@ -1,4 +1,4 @@
-"""Are the rows of a batch independent? Only then may Triton put requests together."""
+"""Check that the rows of a batch are independent; only then may Triton batch requests."""
 
 from collections.abc import Mapping
 
@@ -9,18 +9,19 @@ from controlplane.domain.samples import Tensors
 from converters.runtimes import Run, RunError
 
 _ROWS_ALONE = 3
-"""Rows of one sample that are run alone: the first, the middle and the last."""
+"""Number of rows of one sample that are run alone: the first, the middle and the last."""
 
 
 def rows_problem(run: Run, inputs: Tensors, outputs: Mapping[str, Array], *, quantised: bool = False) -> str | None:
-    """Return why the rows of a request are not independent of each other; None where they are.
+    """Return why the rows of a request are not independent of each other; None if they are.
 
     Args:
         run: The model.
         inputs: A sample's inputs, with equal first dimensions.
         outputs: The answer to them.
-        quantised: Whether the model scales its activations by their range, which the other rows change a little. Then
-            10 % of the largest value and 10 % are allowed, as for int8 in `converters.parity`, and integers may differ.
+        quantised: Whether the model scales its activations by their range, which the other rows change slightly. An
+            output may then deviate by 10 % of its largest value plus 10 % of the element, as for int8 in
+            `converters.parity`, and integers may differ.
     """
     if any(array.ndim == 0 for array in inputs.values()):
         return "an input has no dimensions, so it has no rows"
@@ -50,7 +51,7 @@ def rows_problem(run: Run, inputs: Tensors, outputs: Mapping[str, Array], *, qua
 
 
 def _companion(array: Array) -> Array:
-    """Return another row of values that the model accepts as well as the given one."""
+    """Return another row, with values that the model should accept like those of the given row."""
     if array.dtype.kind == "f":
         return np.asarray(array * 0.5 + 1, dtype=array.dtype)
     return np.asarray(array.reshape(-1)[::-1].reshape(array.shape))

@@ -1,7 +1,7 @@
-"""Run a job in a process of its own, with limits on its time and memory.
+"""Execution of jobs in separate processes, with limits on their time and memory.
 
-A converter reads files of strangers with C++ parsers, may take any amount of memory, and may crash. So it runs in a
-worker: what kills the worker is an error message here.
+A converter reads untrusted files with C++ parsers, may use any amount of memory, and may crash. It therefore runs in a
+worker process, and a crash of the worker becomes an error message here.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ POLL_SECONDS = 0.05
 MAX_RESULT_BYTES = 64 * 1024**2
 MAX_EVENT_LINE_BYTES = 64 * 1024
 
-# The worker runs code that comes with models. It gets what Python and the runtimes need, and no credentials.
+# The worker runs code that comes with models. It gets the variables that Python and the runtimes need, no credentials.
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT")
 _THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "2")
 
@@ -114,20 +114,20 @@ def run_worker(
 ) -> WorkerResult:
     """Run a job in a worker process and wait for it.
 
-    Blocks; the asyncio side calls it with ``asyncio.to_thread``. The calling thread must live until it returns: the
-    kernel ties the worker's life to it.
+    This function blocks; asyncio code calls it with ``asyncio.to_thread``. The calling thread must live until the
+    function returns, because the kernel kills the worker when that thread ends.
 
     Args:
-        job: What to do.
-        timeout_seconds: Wall-clock limit; the worker's whole process group is killed when it passes.
-        memory_bytes: Limit on the resident memory of the worker and its children, read every 50 ms.
+        job: The job to run.
+        timeout_seconds: Wall-clock limit; after it, the worker's whole process group is killed.
+        memory_bytes: Limit on the resident memory of the worker and its children, checked every 50 ms.
         on_event: Called in this thread with each progress event.
         cancel: Set by another thread to kill the worker.
-        work_root: Where the worker's temporary folder is made; the system's default where None.
-        sandbox: How to confine the worker; None: as well as this machine can.
+        work_root: Parent of the worker's temporary folder; None uses the system's default.
+        sandbox: How to confine the worker; None confines it as far as this machine supports.
 
     Raises:
-        ControlPlaneError: What the job raised, with the end of the worker's log in ``details["log"]``.
+        ControlPlaneError: The error that the job raised, with the end of the worker's log in ``details["log"]``.
         ConversionFailedError: The worker was killed (by a limit, a signal, a crash) or cancelled.
     """
     folder = Path(tempfile.mkdtemp(prefix="converter-", dir=work_root))
@@ -168,14 +168,14 @@ class _Worker:
         started = time.monotonic()
         with self._process() as (process, events):
             reason = self._supervise(process, events, started + self._timeout_seconds)
-        # Only now: leaving the block kills the worker and its children, and waits for it.
+        # The status is known only now: leaving the block kills the worker and its children, and waits for the worker.
         status = process.returncode
         seconds = time.monotonic() - started
         if reason is not None:
             raise self._failed(reason)
         document = self._document()
         if document is None:
-            # bubblewrap ends with 128 + n where signal n ended the worker.
+            # bubblewrap exits with status 128 + n if signal n ended the worker.
             signalled = self._sandbox.confines and status > 128
             raise self._failed(how_it_died(128 - status if signalled else status))
         logger.debug("worker for %s ended in %.2f s, peak %d bytes", self._job.kind, seconds, self._peak_bytes)
@@ -199,7 +199,7 @@ class _Worker:
             job.output_dir.mkdir(parents=True, exist_ok=True)
             own.append(job.output_dir)
         (self._folder / "tmp").mkdir()
-        # The worker reads both as another user.
+        # The worker reads both files as another user.
         for name, content in (("job.json", job.model_dump_json().encode()), ("samples.npz", self._given())):
             if content:
                 (self._folder / name).write_bytes(content)
@@ -211,7 +211,7 @@ class _Worker:
         return encode_samples(samples) if samples else b""
 
     def _command(self, write_fd: int) -> list[str]:
-        # Below bubblewrap the parent is its process 1.
+        # In bubblewrap's process namespace, the parent of the worker is process 1.
         parent = 1 if self._sandbox.confines else os.getpid()
         program = [
             *(sys.executable, "-m", "converters.worker"),
@@ -249,7 +249,7 @@ class _Worker:
             os.close(read_fd)
 
     def _supervise(self, process: subprocess.Popen[bytes], events: int, deadline: float) -> str | None:
-        """Read what the worker says until it ends; return why it was killed, or None."""
+        """Read the worker's events and log until it ends; return why it was killed, or None."""
         assert process.stdout is not None
         watched = psutil.Process(process.pid)
         sources: dict[int, Callable[[bytes], None]] = {
@@ -284,7 +284,7 @@ class _Worker:
                     return f"was killed: it did not finish within {self._timeout_seconds:g} s"
                 if self._cancel is not None and self._cancel.is_set():
                     return "was cancelled"
-                # A grandchild may hold the pipes open; the worker's own end is what counts.
+                # A grandchild may keep the pipes open, so only the end of the worker itself counts.
                 ended = process.poll() is not None
                 if not ended and not selector.get_map():
                     time.sleep(POLL_SECONDS)
@@ -300,7 +300,7 @@ class _Worker:
                     str(raw["stage"])[:64], str(raw["message"])[:500], None if fraction is None else float(fraction)
                 )
             except (ValueError, KeyError, TypeError):
-                continue  # the worker runs strangers' code; a line that is no event is no event
+                continue  # the worker runs untrusted code; lines that are not events are ignored
             self._stage = event.stage
             self._on_event(event)
 
@@ -338,8 +338,8 @@ class _Worker:
 
 def _environment(folder: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    # `-m converters.worker` must find this very package, also when it was put on the path by hand; and a module
-    # factory is found where this process would find it.
+    # `-m converters.worker` must find this same package, even if it was put on the path by hand, and the worker must
+    # find a module factory where this process would find it.
     path = os.pathsep.join(part for part in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if part)
     return {
         **kept,
@@ -357,7 +357,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _source_paths() -> list[Path]:
-    """Return the packages that a worker runs, and where it looks for factories."""
+    """Return the paths of the packages that a worker runs, and the paths where it looks for factories."""
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     found = [_ROOT / "converters", _ROOT / "controlplane", *(Path(part) for part in named if part)]
     return [path for path in found if path.exists()]
@@ -377,7 +377,7 @@ def _tree_resident_bytes(process: psutil.Process) -> int:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill the worker and whatever it started; its session keeps them together."""
+    """Kill the worker and the processes that it started, which share its session."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):

@@ -1,4 +1,4 @@
-"""Run a servable artifact here, on the CPU, as Triton's backends run it: ONNX Runtime and TorchScript."""
+"""Runtimes that run servable artifacts on the CPU as Triton's backends do: ONNX Runtime and TorchScript."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,25 +16,25 @@ from controlplane.errors import InvalidArtifactError, InvalidInputError
 _TELLING = re.compile(r"([\w.]+\.)?\w*(Error|Exception): \S")
 
 THREADS = 2
-"""Threads of one runtime: a conversion is no reason to take the whole machine."""
+"""Threads of one runtime, so that a conversion does not occupy the whole machine."""
 
 
 Run = Callable[[Tensors], dict[str, Array]]
-"""Asks a model; raises `RunError`."""
+"""Runs a model on the inputs of one request; raises `RunError`."""
 
 
 class RunError(Exception):
-    """The model could not be run on these inputs; the message is the runtime's own, in one line."""
+    """The model could not be run on these inputs; the message is the runtime's own, on one line."""
 
 
 class Runnable(Protocol):
-    """A model that can be asked."""
+    """A model that can answer requests."""
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """Answer one request: outputs by name, in the model's order.
+        """Answer one request and return the outputs by name, in the model's order.
 
         Raises:
-            RunError: The runtime refused the inputs or failed.
+            RunError: The runtime rejected the inputs or failed.
         """
 
 
@@ -46,7 +46,7 @@ def open_runtime(
     """Load a servable model file.
 
     Raises:
-        InvalidArtifactError: The runtime cannot load it, or the format is none that Triton serves.
+        InvalidArtifactError: The runtime cannot load the file, or Triton does not serve its format.
     """
     if format is Format.ONNX:
         return OnnxRuntime(path)
@@ -56,7 +56,7 @@ def open_runtime(
 
 
 class OnnxRuntime:
-    """An ONNX model under onnxruntime's CPU provider."""
+    """An ONNX model that runs on onnxruntime's CPU provider."""
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
@@ -73,7 +73,7 @@ class OnnxRuntime:
         self._outputs = [entry.name for entry in self._session.get_outputs()]
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """See `converters.base.Original.run`."""
+        """See `converters.base.SourceModel.run`."""
         feeds = {name: _to_ort(array, self._inputs.get(name, "")) for name, array in inputs.items()}
         try:
             answers = self._session.run(self._outputs, feeds)
@@ -83,7 +83,7 @@ class OnnxRuntime:
 
 
 def _reason(error: BaseException, path: Path) -> str:
-    """Return why ONNX Runtime refused a file, without the folder that it lay in, and what helps where that is known."""
+    """Return why ONNX Runtime rejected a file, without the path of its folder, and a fix if one is known."""
     reason = one_line(error).replace(str(path), path.name)
     if "construct locale" in str(error):
         reason += (
@@ -109,7 +109,7 @@ def _from_ort(answer: Any, name: str) -> Array:
 
 
 def as_bytes(array: Array) -> Array:
-    """Return an array of strings as the protocol has them: objects of type bytes."""
+    """Return an array of strings as the protocol represents them: objects of type bytes."""
     raw = np.empty(array.size, dtype=object)
     raw[:] = [e if isinstance(e, bytes) else str(e).encode() for e in array.reshape(-1)]
     return raw.reshape(array.shape)
@@ -118,18 +118,18 @@ def as_bytes(array: Array) -> Array:
 class TorchScriptRuntime:
     """A TorchScript module on the CPU, run as Triton's PyTorch backend runs it.
 
-    That backend does not call ``eval()``: a module saved in training mode computes as in training. Tensors without
-    dimensions reach the module as ``[1]``, since Triton has no others.
+    That backend does not call ``eval()``: a module that was saved in training mode runs in training mode. Tensors
+    without dimensions reach the module with the shape ``[1]``, because Triton has no tensors without dimensions.
 
     Args:
         path: The file.
-        signature: Names for the outputs; None takes those that the module gives.
-        evaluate: Run it as its author would instead, in evaluation mode and with tensors as they are: for a conversion.
+        signature: Names for the outputs; None uses those that the module returns.
+        evaluate: For a conversion: run the module in evaluation mode and with unchanged tensors, as its author would.
 
     Attributes:
         module: The module.
-        arguments: Name and type of ``forward``'s arguments, in order.
-        returns: The type that ``forward`` returns, an object of torch.
+        arguments: Names and types of ``forward``'s arguments, in order.
+        returns: The return type of ``forward``, an object of torch.
     """
 
     def __init__(self, path: Path, signature: Signature | None, *, evaluate: bool = False) -> None:
@@ -144,22 +144,22 @@ class TorchScriptRuntime:
         self._names = _by_position([spec.name for spec in signature.outputs]) if signature else None
 
     def select(self, module: Any) -> None:
-        """Run this scripted module from now on: the whole, or a part of it."""
-        schema = module._c._get_method("forward").schema  # no public way leads to the types
+        """Use this scripted module for all further runs: the whole module or a submodule."""
+        schema = module._c._get_method("forward").schema  # no public API gives the types
         self.module = module.eval() if self._evaluate else module
         self.arguments = {argument.name: str(argument.type) for argument in schema.arguments[1:]}
         self.required = [a.name for a in schema.arguments[1:] if not a.has_default_value()]
         self.returns: Any = schema.returns[0].type
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """See `converters.base.Original.run`."""
+        """See `converters.base.SourceModel.run`."""
         return name_outputs(self.answer(inputs), self._names)
 
     def answer(self, inputs: Tensors) -> Any:
-        """Return what the module returns, as it returns it.
+        """Return the module's return value unchanged.
 
         Raises:
-            RunError: It failed.
+            RunError: The module failed.
         """
         if not self._evaluate:
             inputs = {name: array.reshape(array.shape or (1,)) for name, array in inputs.items()}
@@ -185,17 +185,17 @@ class TorchScriptRuntime:
 
     @property
     def scalar_arguments(self) -> dict[str, str]:
-        """Arguments that are no tensors; Triton's PyTorch backend cannot pass them."""
+        """Arguments that are numbers instead of tensors, with types; Triton's PyTorch backend cannot pass them."""
         return {name: kind for name, kind in self.arguments.items() if kind in {"int", "float", "bool"}}
 
     @property
     def dictionary_argument(self) -> str | None:
-        """The name of the one argument, where it is a dictionary: its keys are the model's inputs."""
+        """The name of the only argument if it is a dictionary, whose keys are the model's inputs."""
         return next(iter(self.arguments)) if list(self.arguments.values()) == ["Dict[str, Tensor]"] else None
 
 
 def _by_position(names: list[str]) -> list[str]:
-    """Put the names of outputs into the order in which the module returns them, which is in their names."""
+    """Sort output names into the order in which the module returns them, given by the index in each name."""
     positions = [name.rpartition("__")[2] for name in names]
     if sorted(positions) != sorted(str(number) for number in range(len(names))):
         return names
@@ -208,10 +208,10 @@ def call_torch(module: Any, values: Sequence[Any], names: Sequence[str] | None) 
     Args:
         module: The module.
         values: Its positional arguments.
-        names: Names for the outputs; None takes a dict's keys, or ``OUTPUT__0`` and so on.
+        names: Names for the outputs; None uses a dict's keys, or ``OUTPUT__0`` and so on.
 
     Raises:
-        RunError: The module failed, or what it returned cannot be sent as tensors.
+        RunError: The module failed, or its return value cannot be sent as tensors.
     """
     return name_outputs(call_module(module, values), names)
 
@@ -220,7 +220,7 @@ def call_module(module: Any, values: Sequence[Any]) -> Any:
     """Call a torch module without gradients.
 
     Raises:
-        RunError: It failed.
+        RunError: The module failed.
     """
     import torch
 
@@ -235,7 +235,7 @@ def name_outputs(answer: Any, names: Sequence[str] | None) -> dict[str, Array]:
     """Return a module's answer as arrays; see `call_torch`.
 
     Raises:
-        RunError: It cannot be sent as tensors, or has another number of outputs than names.
+        RunError: The answer cannot be sent as tensors, or the number of outputs differs from the number of names.
     """
     flat = flatten_outputs(answer)
     keys = list(names) if names is not None else [key or f"OUTPUT__{index}" for index, (key, _) in enumerate(flat)]
@@ -247,9 +247,9 @@ def name_outputs(answer: Any, names: Sequence[str] | None) -> dict[str, Array]:
 
 
 def flatten_outputs(answer: Any) -> list[tuple[str | None, Any]]:
-    """Return a module's outputs in order, with the key where it returned a mapping; None values are left out.
+    """Return a module's outputs in order, with keys if it returned a mapping, and without None values.
 
-    A list of texts is one output.
+    A list of strings is one output.
     """
     if is_texts(answer):
         return [(None, answer)]
@@ -270,12 +270,12 @@ def flatten_outputs(answer: Any) -> list[tuple[str | None, Any]]:
 
 
 def is_texts(value: Any) -> bool:
-    """Whether a value is a list of texts, which Triton's PyTorch backend sends as one output of strings."""
+    """Return whether a value is a list of strings, which Triton's PyTorch backend sends as one output."""
     return isinstance(value, list) and bool(value) and all(isinstance(element, str) for element in value)
 
 
 def to_torch(array: Array, dtype: DataType | None = None) -> Any:
-    """Return an array as a torch tensor of its own memory."""
+    """Return an array as a torch tensor with its own copy of the memory."""
     import torch
 
     if array.dtype.kind in "OUS":
@@ -318,7 +318,7 @@ def _from_torch(value: Any, name: str) -> Array:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the telling line of a third party's error: the last of a traceback in the text, else the first."""
+    """Return the informative line of a library's error: the last one that names an exception, else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
@@ -330,7 +330,7 @@ def check_inputs(inputs: Tensors, signature: Signature, number: int) -> None:
     """Compare a given sample's inputs with the signature.
 
     Raises:
-        InvalidInputError: A name, type or shape does not fit.
+        InvalidInputError: A name, type or shape does not match.
     """
     if set(inputs) != {spec.name for spec in signature.inputs}:
         raise InvalidInputError(

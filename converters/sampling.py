@@ -1,4 +1,4 @@
-"""Make sample inputs from a signature: always the same for one seed, small, and of values that models accept."""
+"""Generation of sample inputs from a signature: deterministic for a seed, small, with values that models accept."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from controlplane.errors import InvalidInputError
 from converters.options import SamplingOptions
 
 MAX_SAMPLE_BYTES = 64 * 1024**2
-"""A generated sample is a probe; a signature that asks for more than this needs samples of its own."""
+"""Size limit of a generated sample; if a signature needs more, the publisher must give samples."""
 
 _SIZES = (8, 16, 32, 64, 128, 224, 256, 512, 576, 640, 1, 2, 3)
 _INTEGER_HIGHS = (10, 2)
@@ -25,17 +25,17 @@ class Integers(StrEnum):
     RANDOM = "random"
     ONES = "ones"
     SHAPES = "shapes"
-    """Vectors of integers are taken for shapes: they get the sizes of an output with as many dimensions."""
+    """Vectors of integers are treated as shapes: they get the sizes of an output with as many dimensions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What a file says of its inputs beyond names, types and shapes.
+    """What a file declares about its inputs beyond names, types and shapes.
 
     Attributes:
-        symbols: Names of dimensions by input; equal names have one size.
+        symbols: Names of dimensions by input; dimensions with equal names have the same size.
         vocabularies: By integer input, the number of entries of the table that it selects from.
-        outputs: The outputs as declared, for inputs that give their shapes.
+        outputs: The declared outputs, for inputs that contain the shapes of outputs.
     """
 
     symbols: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Constraints:
 
     @classmethod
     def read(cls, attributes: Mapping[str, JsonValue], outputs: Sequence[TensorSpec]) -> "Constraints":
-        """Read them from an inspection's attributes."""
+        """Read the constraints from an inspection's attributes."""
         dimensions, vocabularies = attributes.get("dimensions"), attributes.get("vocabularies")
         return cls(
             symbols={
@@ -70,10 +70,10 @@ class SampleTooLargeError(InvalidInputError):
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """What the generator assumes where neither signature nor options say it.
+    """What the generator assumes where neither the signature nor the options decide.
 
     Attributes:
-        dynamic_size: Size of every dynamic dimension but the batch.
+        dynamic_size: Size of every dynamic dimension except the batch.
         integer_high: Integers lie in [0, integer_high).
         inner_is_batch: Whether a dynamic dimension that is neither first nor last is the batch, as in a recurrent
             model's state ``[layers, batch, features]``.
@@ -89,7 +89,7 @@ class Guess:
 
 
 def guesses(specs: Sequence[TensorSpec], options: SamplingOptions) -> Iterator[Guess]:
-    """Yield the assumptions worth trying, the likeliest first; one alone where nothing is open."""
+    """Yield the assumptions to try, the most likely first; only one if nothing is open."""
     free = [spec for spec in specs if spec.name not in options.sample_shapes]
     open_sizes = any(DYNAMIC in spec.shape[1:] or spec.shape == (DYNAMIC,) for spec in free)
     sizes = (options.dynamic_size,) if options.dynamic_size else _SIZES if open_sizes else _SIZES[:1]
@@ -128,8 +128,8 @@ def generate_inputs(
 ) -> tuple[dict[str, Array], ...]:
     """Generate the inputs of ``options.sample_count`` samples.
 
-    Floats are drawn from N(0, 1), integers and booleans evenly, strings as short words. Samples of a batched model
-    differ in batch size, so that a batch dimension which a conversion froze is found out.
+    Floats are drawn from N(0, 1), integers and booleans uniformly, and strings are short words. Samples of a batched
+    model differ in batch size, to detect a conversion that fixed the batch dimension.
 
     Raises:
         SampleTooLargeError: One sample would be larger than `MAX_SAMPLE_BYTES`.
@@ -155,9 +155,10 @@ def generate_inputs(
 def _symbol_sizes(
     specs: Sequence[TensorSpec], guess: Guess, batch: int, constraints: Constraints
 ) -> dict[str, dict[int, int]]:
-    """Return by input and axis the size of the dimensions that have a name.
+    """Return the sizes of the named dimensions, by input and axis.
 
-    A name that occurs as a first dimension only is the batch. A sum of names, as in ``past + 1``, is the sum.
+    A name that occurs only as a first dimension is the batch. A name that is a sum, as in ``past + 1``, has the sum of
+    the sizes of its parts.
     """
     named = {
         spec.name: {

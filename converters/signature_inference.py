@@ -1,4 +1,4 @@
-"""Learn by running: which inputs a model accepts, what it gives, and which dimensions follow the inputs."""
+"""Inference of signatures by running a model: accepted inputs, outputs, and dimensions that depend on the inputs."""
 
 import time
 from collections.abc import Sequence
@@ -14,19 +14,20 @@ from converters.runtimes import Run, RunError
 from converters.sampling import NO_CONSTRAINTS, Constraints, Guess, SampleTooLargeError, generate_inputs, guesses
 
 TRY_SECONDS = 120.0
-"""How long generated inputs are tried, one assumption after another."""
+"""Time limit for trying generated inputs, one assumption after another."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrialRun:
-    """Sample inputs that the original accepts.
+    """Sample inputs that the original accepts, with its answers.
 
     Attributes:
         inputs: The inputs of each sample.
-        outputs: What the original answered to each.
-        guess: What the generator assumed; None where the samples were given.
-        notes: What the publisher should know of them.
-        rows_independent: Whether each row of a batch gets the answer that it gets alone; None: not compared.
+        outputs: The original's answer to each sample.
+        guess: What the generator assumed; None if the samples were given.
+        notes: Notes about the samples for the publisher.
+        rows_independent: Whether each row of a batch gets the same answer as when it is sent alone; None if that was
+            not compared.
     """
 
     inputs: tuple[Tensors, ...]
@@ -50,15 +51,15 @@ def try_samples(
 
     Args:
         run: The original.
-        specs: Its inputs.
-        given: Inputs to use; none generates them.
-        options: How to generate.
+        specs: The original's inputs.
+        given: Inputs to use; if empty, inputs are generated.
+        options: How to generate inputs.
         batched: Whether generated samples differ in batch size.
-        guess: With which guess ``given`` was generated, where it was.
-        constraints: What the file says of the inputs, for those that are generated.
+        guess: The guess with which ``given`` was generated, if it was generated.
+        constraints: What the file declares about the inputs, for generated inputs.
 
     Raises:
-        ConversionFailedError: It fails on the given inputs, or on all that were generated.
+        ConversionFailedError: The original fails on the given inputs, or on all generated ones.
     """
     if given:
         return TrialRun(given, tuple(_must_run(run, inputs, number) for number, inputs in enumerate(given)), guess)
@@ -86,9 +87,9 @@ def _must_run(run: Run, inputs: Tensors, number: int) -> dict[str, Array]:
 
 
 def specs_from_samples(samples: Sequence[Tensors]) -> tuple[TensorSpec, ...]:
-    """Return specs from samples: a dimension that differs between them is dynamic, and so is one of size 0.
+    """Return specs from samples: dimensions that differ between them or have size 0 are dynamic.
 
-    No tensor of a model in Triton has a dimension fixed at 0: such a sample shows that the size varies.
+    No tensor of a model in Triton has a dimension fixed at 0, so such a sample shows that the size varies.
 
     Raises:
         InvalidInputError: The samples differ in names, types or number of dimensions.
@@ -119,19 +120,19 @@ def learn_signature(
     batched: bool | None,
     constraints: Constraints = NO_CONSTRAINTS,
 ) -> Signature:
-    """Find the outputs' types and dynamic dimensions by running the model on inputs of several sizes.
+    """Infer the outputs' types and dynamic dimensions by running the model on inputs of several sizes.
 
     Args:
         run: The model.
-        specs: Its inputs.
+        specs: The model's inputs.
         options: The seed and the sizes to use.
         guess: Sizes and values that the model accepts.
-        batched: Whether the first dimension is the batch; None finds out: it is, if every first dimension is dynamic
-            and two rows together get the answers that each gets alone.
-        constraints: What the file says of the inputs.
+        batched: Whether the first dimension is the batch; None infers it: it is if every first dimension is dynamic
+            and two rows together get the same answers as each row alone.
+        constraints: What the file declares about the inputs.
 
     Raises:
-        ConversionFailedError: ``batched`` is True, and outputs do not follow the batch or rows are not independent.
+        ConversionFailedError: ``batched`` is True, but outputs do not depend on the batch or rows are not independent.
     """
     one = options.model_copy(update={"sample_count": 1})
     base_inputs = generate_inputs(specs, one, guess, batched=False, constraints=constraints)[0]
@@ -145,7 +146,7 @@ def learn_signature(
             changed = generate_inputs(specs, changed_options, changed_guess, batched=False, constraints=constraints)
             variants.append(run(changed[0]))
         except RunError:
-            continue  # not every size is free; what does not run teaches nothing
+            continue  # not every size is free; a failed run shows nothing
     outputs = []
     for name, array in base.items():
         shapes = [variant[name].shape for variant in variants if variant[name].ndim == array.ndim]

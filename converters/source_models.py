@@ -1,4 +1,4 @@
-"""Load what is to be converted, so that it can answer."""
+"""Loading of the models to convert."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ def open_source_model(
     specs: tuple[TensorSpec, ...],
     options: ConversionOptions,
 ) -> SourceModel:
-    """Load the original with its own framework, which is imported only now.
+    """Load the original with its own framework, which is imported only when it is needed.
 
     Raises:
-        InvalidArtifactError: The framework cannot load it.
-        UntrustedArtifactError: Loading it runs its code, and ``options.trust`` is not given.
+        InvalidArtifactError: The framework cannot load the original.
+        UntrustedArtifactError: Loading the original runs its code, and ``options.trust`` is false.
     """
     if format is Format.ONNX:
         from converters.from_onnx import OnnxOriginal

@@ -1,4 +1,4 @@
-"""Tell the ZIP archives of torch and skops apart, and read what they say without importing torch."""
+"""Detection and reading of the ZIP archives of torch and skops, without importing torch."""
 
 import ast
 import io
@@ -32,7 +32,7 @@ PICKLED_HINT = "the file is a pickled module; convert it with --trust, because r
 
 @dataclass(frozen=True, slots=True)
 class TorchFacts:
-    """What a torch archive says of itself."""
+    """Facts that a torch archive declares about itself."""
 
     format: Format
     signature: Signature | None
@@ -41,7 +41,7 @@ class TorchFacts:
 
 
 def is_skops(listing: Listing) -> bool:
-    """Whether the archive is a skops file."""
+    """Return whether the archive is a skops file."""
     return "schema.json" in listing.sizes
 
 
@@ -60,11 +60,11 @@ def skops_attributes(listing: Listing) -> dict[str, JsonValue]:
 
 
 def inspect_torch_archive(listing: Listing, *, trust: bool) -> TorchFacts:
-    """Say which of torch's archives this is.
+    """Detect which kind of torch archive this is.
 
     Raises:
-        InvalidArtifactError: None of them, or compiled code (AOTInductor).
-        UntrustedArtifactError: It carries a pickle that runs code, and ``trust`` is not given.
+        InvalidArtifactError: The archive is of no supported kind, or contains compiled code (AOTInductor).
+        UntrustedArtifactError: The archive contains a pickle that runs code, and ``trust`` is false.
     """
     name = listing.path.name
     if "constants.pkl" in listing.sizes and "data.pkl" in listing.sizes and listing.under("code/"):
@@ -113,14 +113,14 @@ def _export_program(listing: Listing, models: list[str], *, trust: bool) -> Torc
 
 
 def _refuse_code(listing: Listing, program: dict[str, Any]) -> None:
-    """Refuse the ways in which `torch.export.load` runs code that a file carries (torch 2.13).
+    """Reject an archive whose code `torch.export.load` would run (torch 2.13).
 
-    Tensors marked ``use_pickle`` and objects are unpickled in full; sample inputs fall back to that; symbolic
-    expressions go through ``sympy.sympify``, which evaluates Python; guards are executed; a node's target is looked
-    up by name, and ``torch.os.system`` is a name.
+    `torch.export.load` fully unpickles objects and tensors marked ``use_pickle``, and falls back to that for sample
+    inputs. It passes symbolic expressions to ``sympy.sympify``, which evaluates Python. It executes guards. It looks up
+    a node's target by name, and ``torch.os.system`` is such a name.
 
     Raises:
-        UntrustedArtifactError: One of them is there.
+        UntrustedArtifactError: The archive uses one of these ways.
     """
     reasons: list[str] = []
     for member in listing.sizes:
@@ -160,11 +160,11 @@ _HARMLESS_NODES = (
 
 
 def _harmless(text: str) -> bool:
-    """Whether an expression is arithmetic over shapes: no call and no attribute beyond a short list."""
+    """Return whether an expression is arithmetic over shapes, with only calls and attributes from a short list."""
     if len(text) > 10_000:
         return False
     try:
-        # A guard may carry its source as a comment after a line break.
+        # A guard may contain its source as a comment after a line break.
         tree = (
             ast.parse(text.split("\n", 1)[0].strip(), mode="eval") if "\n" not in text else ast.parse(text, mode="eval")
         )
@@ -187,7 +187,7 @@ def _harmless(text: str) -> bool:
 
 
 def _plain_torch_file(data: bytes) -> bool:
-    """Whether a small torch.save archive names nothing but tensors and containers."""
+    """Return whether a small torch.save archive contains only tensors and containers."""
     if not data:
         return True
     try:

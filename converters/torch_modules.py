@@ -1,4 +1,4 @@
-"""Dress torch modules for conversion: tensors in by name, a flat tuple of tensors out, half precision inside."""
+"""Adaptation of torch modules for conversion: inputs by name, a flat tuple of outputs, half precision inside."""
 
 import inspect
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ def adapt(module: torch.nn.Module, names: Sequence[str], *, half: bool) -> torch
     """Wrap a module so that it takes positional tensors under the given names and returns a flat tuple.
 
     Args:
-        module: The module; in ``half`` its weights are converted in place.
-        names: Names of the inputs. Those that are ``forward``'s own are passed by name, others by position.
-        half: Compute in float16; float32 inputs and outputs are cast inside, so the signature stays.
+        module: The module; with ``half``, its weights are converted in place.
+        names: Names of the inputs, which are passed by name if all are arguments of ``forward``, else by position.
+        half: Compute in float16; float32 inputs and outputs are cast inside, so the signature does not change.
     """
     if half:
         module = module.half()
@@ -34,8 +34,8 @@ def adapt(module: torch.nn.Module, names: Sequence[str], *, half: bool) -> torch
             flat = [value.float() if value.dtype is torch.float16 else value for value in flat]
         return flat[0] if len(flat) == 1 else tuple(flat)
 
-    # The tracer and the exporter ask inspect for the names of the arguments; TorchScript keeps them, and Triton's
-    # PyTorch backend matches inputs by them.
+    # The tracer and the exporter read the argument names with inspect. TorchScript keeps them, and Triton's PyTorch
+    # backend matches inputs by them.
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     parameters += [
         inspect.Parameter(name if name.isidentifier() else f"INPUT__{index}", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -45,7 +45,7 @@ def adapt(module: torch.nn.Module, names: Sequence[str], *, half: bool) -> torch
     kind = type("Adapted", (torch.nn.Module,), {"forward": forward, "__module__": __name__})
     adapted: torch.nn.Module = kind()
     adapted.module = module
-    # Not eval(): the module is in its mode already, and an exported one refuses to change it.
+    # Do not call eval(): the module is already in its mode, and an exported module does not allow changing it.
     adapted.training = False
     return adapted
 
@@ -61,7 +61,7 @@ def _forward_names(module: torch.nn.Module) -> list[str]:
 def forward_arguments(
     module: torch.nn.Module, tensors: Tensors, specs: Sequence[TensorSpec]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Return positional and keyword arguments for ``module``: by name where the names are its own."""
+    """Return arguments for ``module``: keywords if all names are arguments of ``forward``, else positional ones."""
     dtypes = {spec.name: spec.dtype for spec in specs}
     values = {name: to_torch(array, dtypes.get(name)) for name, array in tensors.items()}
     own = _forward_names(module)
@@ -76,9 +76,10 @@ def example_arguments(example: Tensors, specs: Sequence[TensorSpec]) -> tuple[to
 
 
 def dynamic_shapes(signature: Signature, example: Tensors) -> tuple[dict[int, Any], ...] | None:
-    """Return torch.export's ``dynamic_shapes`` for the signature's inputs, in order; None where all is static.
+    """Return torch.export's ``dynamic_shapes`` for the signature's inputs, in order; None if all are static.
 
-    First dimensions of a batched signature share one `torch.export.Dim`; the exporter finds the bounds of the others.
+    The first dimensions of a batched signature share one `torch.export.Dim`; the exporter determines the bounds of the
+    other dimensions.
     """
     batch = torch.export.Dim("batch", min=1) if signature.batched else None
     shapes: list[dict[int, Any]] = []
@@ -98,10 +99,10 @@ def dynamic_shapes(signature: Signature, example: Tensors) -> tuple[dict[int, An
 
 
 def submodule(module: torch.nn.Module, name: str | None) -> torch.nn.Module:
-    """Return a part of a module by its dotted name.
+    """Return a submodule by its dotted name.
 
     Raises:
-        InvalidInputError: It has no such part.
+        InvalidInputError: The module has no such submodule.
     """
     if name is None:
         return module
@@ -119,7 +120,7 @@ def dtype_of(dtype: torch.dtype) -> DataType:
     """Return the protocol's type of a torch dtype.
 
     Raises:
-        InvalidInputError: The protocol has none.
+        InvalidInputError: The protocol has no such type.
     """
     if dtype is torch.bfloat16:
         return DataType.BF16

@@ -1,11 +1,12 @@
-"""What Triton's own PyTorch backend runs of a TorchScript module, decided before anything is published.
+"""Rules for TorchScript modules that Triton's own PyTorch backend can run, checked before publishing.
 
-The rules are those of ``src/pt/model_state.cc`` and ``src/pt/model_instance_state.cc`` in the repository
-triton-inference-server/pytorch_backend (2026; ``src/libtorch.cc`` before), read there and not run here:
+The rules come from ``src/pt/model_state.cc`` and ``src/pt/model_instance_state.cc`` in the repository
+triton-inference-server/pytorch_backend (2026; ``src/libtorch.cc`` before). They were read there, not tested by running
+the backend:
 
 - The module runs as it was saved. The backend does not call ``eval()`` (it did until server#1345).
 - Every argument of ``forward`` is an input: a Tensor or a List[str]; or there is one argument, a Dict[str, Tensor].
-- ``forward`` returns a Tensor, a List[str], or a tuple of those. Tensors of rank 0 are refused.
+- ``forward`` returns a Tensor, a List[str], or a tuple of those. Tensors of rank 0 are rejected.
 - Tensors are BOOL, UINT8, INT8 to INT64 or FP16 to FP64.
 - Outputs are found by position: ``NAME__0``, ``NAME__1``.
 """
@@ -18,7 +19,7 @@ from converters.runtimes import TorchScriptRuntime
 
 _UNKNOWN_TYPES = {DataType.BF16, DataType.UINT16, DataType.UINT32, DataType.UINT64}
 _NUMBERS = {"int", "float", "bool"}
-# Operators with a flag that turns training on, and the position of the flag among the arguments.
+# Operators with a flag that enables training, and the position of the flag among the arguments.
 _TRAINING_FLAG = {
     **dict.fromkeys(("aten::dropout", "aten::dropout_", "aten::native_dropout"), 2),
     **dict.fromkeys(("aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout"), 2),
@@ -29,11 +30,11 @@ _CONVERT = "convert this version to torchscript, which wraps it"
 
 
 def refusal(runtime: TorchScriptRuntime, signature: Signature | None) -> str | None:
-    """Return why Triton cannot serve a module, and what to do about it; None where it can.
+    """Return why Triton cannot serve a module, and what to do about it; None if it can.
 
     Args:
         runtime: The module.
-        signature: What it takes and gives; None where that is not known.
+        signature: Inputs and outputs; None if they are unknown.
     """
     problem = module_refusal(runtime)
     if problem is not None:
@@ -44,12 +45,12 @@ def refusal(runtime: TorchScriptRuntime, signature: Signature | None) -> str | N
 
 
 def module_refusal(runtime: TorchScriptRuntime) -> str | None:
-    """Return why Triton cannot serve a module whatever its signature; None where it can."""
+    """Return why Triton cannot serve a module with any signature; None if it can."""
     return _arguments_problem(runtime) or _returns_problem(runtime)
 
 
 def what_to_add(runtime: TorchScriptRuntime) -> str:
-    """Return what a publisher adds so that the signature is known, with this module's own arguments."""
+    """Return what the publisher must add to make the signature known, with this module's own arguments."""
     names = list(runtime.arguments)
     arrays = ", ".join(f"{name}=…" for name in names)
     inputs = " ".join(f'--input "{name}:{_example(kind)}"' for name, kind in runtime.arguments.items())
@@ -61,9 +62,10 @@ def what_to_add(runtime: TorchScriptRuntime) -> str:
 
 
 def training_parts(module: Any) -> tuple[str, ...]:
-    """Return the parts of a module that compute as in training, by their names; after ``eval()`` there are none.
+    """Return the names of the parts of a module that compute in training mode.
 
-    A scripted module reads the mode of its parts when it runs; a traced one has it as a constant.
+    A scripted module reads the mode of its parts when it runs, so there are none after ``eval()``. A traced module
+    contains the mode as a constant.
     """
     graph = module.inlined_graph
     parts = [
@@ -140,7 +142,7 @@ def _signature_problem(runtime: TorchScriptRuntime, signature: Signature) -> str
 
 
 def _leaves(runtime: TorchScriptRuntime) -> list[Any]:
-    """Return the types that forward returns: those of a tuple, or the one type."""
+    """Return the types that forward returns: those of a tuple's elements, or the single type."""
     returns = runtime.returns
     return list(returns.elements()) if returns.kind() == "TupleType" else [returns]
 
@@ -159,7 +161,7 @@ def _example(kind: str) -> str:
 
 
 def _path(value: Any) -> str:
-    """Return the dotted name of the part that a value of the graph stands for."""
+    """Return the dotted name of the submodule that a value of the graph refers to."""
     names: list[str] = []
     while value.node().kind() == "prim::GetAttr":
         names.append(value.node().s("name"))

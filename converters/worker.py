@@ -1,7 +1,7 @@
-"""The process that conversions run in: ``python -m converters.worker FOLDER EVENTS_FD PARENT_PID MEMORY_BYTES``.
+"""The process that runs conversions: ``python -m converters.worker FOLDER EVENTS_FD PARENT_PID MEMORY_BYTES``.
 
 It reads ``job.json`` (and ``samples.npz``) from its folder, writes ``result.json`` (and ``golden.npz``) there, and
-sends progress as JSON lines through a pipe of its own, because stdout belongs to whatever the converters print.
+sends progress as JSON lines through a separate pipe, because converters may print anything to stdout.
 """
 
 import ctypes
@@ -22,12 +22,12 @@ from converters.jobs import JOB, WorkerEvent
 from converters.working import execute
 
 ADDRESS_HEADROOM_BYTES = 2 * 1024**3
-"""What a process reserves without using it: thread stacks, allocator arenas."""
+"""Memory that a process reserves without using it: thread stacks, allocator arenas."""
 _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
-    """Do one job. The exit status is 0 also when the job failed: the result says so."""
+    """Run one job. The exit status is 0 even if the job fails, because the result reports the failure."""
     folder, events_fd, parent_pid, memory_bytes = Path(arguments[0]), *map(int, arguments[1:4])
     _die_with(parent_pid)
     _limit(memory_bytes)
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(folder: Path, emit: Callable[[WorkerEvent], None]) -> dict[str, object]:
-    """Do the job in a folder and return its result document; a failure is a document too."""
+    """Run the job in a folder and return its result document; a failure also gives a document."""
     try:
         job = JOB.validate_json((folder / "job.json").read_bytes())
         given = folder / "samples.npz"
@@ -78,16 +78,16 @@ def _writer_to(write: Callable[[str], object]) -> Callable[[WorkerEvent], None]:
 
 
 def _die_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent dies, also by SIGKILL."""
+    """Make the kernel kill this process when its parent dies, even by SIGKILL."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:  # it died before the call above
+    if os.getppid() != parent_pid:  # the parent died before the call above
         os._exit(1)
 
 
 def _limit(memory_bytes: int) -> None:
-    """Bound what one allocation can take between two looks of the parent, and write no core files."""
+    """Limit how much memory the process can allocate between two checks of the parent, and disable core files."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     data = memory_bytes + ADDRESS_HEADROOM_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)

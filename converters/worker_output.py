@@ -1,4 +1,4 @@
-"""Reads what a worker leaves: its log, its files, its exit status. None of it is trusted."""
+"""Reading of a worker's log, files and exit status. None of them is trusted."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ class BoundedLog:
         self._dropped = 0
 
     def feed(self, data: bytes) -> None:
-        """Add what came."""
+        """Add output of the worker."""
         room = LOG_HEAD_BYTES - len(self._head)
         self._head += data[:room]
         self._tail += data[room:] if room > 0 else data
@@ -27,13 +27,13 @@ class BoundedLog:
             self._tail = self._tail[-LOG_TAIL_BYTES:]
 
     def text(self) -> str:
-        """Return what is kept, as text."""
+        """Return the kept output as text."""
         middle = f"\n… {self._dropped} bytes left out …\n".encode() if self._dropped else b""
         return (self._head + middle + self._tail).decode("utf-8", "replace")
 
 
 def read_own(path: Path, limit: int | None = None) -> bytes | None:
-    """Return a file that the worker wrote; None where there is none, it is too large, or it is a link to another."""
+    """Return a file that the worker wrote; None if it is missing, too large, a link, or not a regular file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -46,7 +46,7 @@ def read_own(path: Path, limit: int | None = None) -> bytes | None:
 
 
 def how_it_died(status: int) -> str:
-    """Say what an exit status means; a negative one is a signal's number."""
+    """Describe an exit status; a negative status is the negated number of a signal."""
     if status >= 0:
         return f"exited with status {status} and without a result"
     try:

@@ -1,4 +1,4 @@
-"""What a worker does with each kind of job."""
+"""Execution of each kind of job inside a worker."""
 
 from collections.abc import Callable
 
@@ -8,15 +8,15 @@ from converters.inspect import inspect_artifact
 from converters.jobs import ConvertJob, InspectJob, Job, Outcome, RecordJob, WorkerEvent
 from converters.results import write_conversion, write_inspection, write_record
 
-# How far a job is when a stage begins. Stages differ in length by model, so this is an order and no forecast.
+# Completed share of a job when a stage begins. The length of stages depends on the model, so this is not a forecast.
 _FRACTIONS = {"inspect": 0.05, "load": 0.1, "original": 0.25, "convert": 0.4, "check": 0.8, "parity": 0.85}
 
 
 def execute(job: Job, emit: Callable[[WorkerEvent], None]) -> Outcome:
-    """Do a job in this process.
+    """Run a job in this process.
 
     Raises:
-        ControlPlaneError: What went wrong; third parties' exceptions may come through as they are.
+        ControlPlaneError: The job failed; exceptions of third-party libraries may also be raised unchanged.
     """
 
     def progress(stage: str, message: str) -> None:

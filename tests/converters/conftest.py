@@ -1,4 +1,4 @@
-"""Real small models of every format, made once per run, and a way to run jobs without a process each."""
+"""Small real models of every format, created once per run, and a way to run jobs in the test's process."""
 
 import sys
 import warnings
@@ -107,7 +107,7 @@ def factories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mlp_onnx(batch: str | int | None = "batch", *, opset: int = 17) -> onnx.ModelProto:
-    """``y = relu(x @ w + b)``, made by hand so that no exporter takes part."""
+    """Return ``y = relu(x @ w + b)`` as a graph that is built by hand, so that no exporter takes part."""
     random = np.random.default_rng(3)
     weights = numpy_helper.from_array(random.standard_normal((4, 3)).astype(np.float32), "w")
     bias = numpy_helper.from_array(random.standard_normal(3).astype(np.float32), "b")
@@ -127,7 +127,7 @@ def mlp_onnx(batch: str | int | None = "batch", *, opset: int = 17) -> onnx.Mode
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory, factories: Path) -> SimpleNamespace:
-    """Paths of small models in every format that is read."""
+    """Paths of small models in every supported format."""
     folder = tmp_path_factory.mktemp("models")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -185,7 +185,7 @@ def _write_models(folder: Path) -> SimpleNamespace:
 
 @pytest.fixture
 def do():
-    """Do a job in this process, through the documents that cross the process boundary."""
+    """Run a job in this process, through the documents that cross the process boundary."""
 
     def run(job: Job):
         with warnings.catch_warnings():

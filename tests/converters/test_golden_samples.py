@@ -1,4 +1,4 @@
-"""Golden samples for what is served as it is, and validation without publishing."""
+"""Golden samples of artifacts that are served without conversion, and validation without publishing."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""torch, skops and safetensors files are distinguished by content; files that would run code are rejected unread."""
+"""torch, skops and safetensors files are distinguished by content; files that would run code are not loaded."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ SILERO = Path(silero_vad.__file__).parent / "data"
 
 
 class Bomb:
-    """Leaves a file behind when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -32,7 +32,7 @@ class Bomb:
 
 
 def rewrite(source: Path, target: Path, changes: dict[str, bytes | None]) -> Path:
-    """Copy an archive, replacing, adding or (None) dropping members by the end of their name."""
+    """Copy an archive, and replace, add or (None) remove members by their name without the prefix."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         prefix = old.namelist()[0].split("/", 1)[0] + "/"
         for name in old.namelist():
@@ -160,7 +160,7 @@ def test_archives_may_not_lead_outside_their_folder(tmp_path, member):
 
 @pytest.mark.parametrize("second", ["data.pkl", "DATA.pkl"])
 def test_duplicate_member_is_rejected(models: Any, tmp_path: Path, second: str) -> None:
-    """Of two pickles Python's reader and torch's take different ones: the one examined is not the one that runs."""
+    """Python and torch read different ones of two pickles with one name, so torch could run an uninspected one."""
     marker = tmp_path / "ran"
     path = rewrite(models.block_pt, tmp_path / "twice.pt", {})
     with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings(action="ignore"):

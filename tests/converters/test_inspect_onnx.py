@@ -1,4 +1,4 @@
-"""ONNX files are read without being run, and may not reach outside their artifact."""
+"""ONNX files are inspected without being run, and must not refer to files outside their artifact."""
 
 import contextlib
 import os
@@ -41,7 +41,7 @@ def small(batch="batch", opset: int = 17) -> onnx.ModelProto:
 
 
 def external(folder: Path, location: str, **more: str) -> Path:
-    """A model whose one weight lies at ``location``."""
+    """Return a model whose only weight is stored at ``location``."""
     model = small()
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
@@ -258,7 +258,7 @@ def test_more_than_two_gibibytes_of_external_data_are_read_by_path(tmp_path):
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = elements // 4
     (folder / "net.onnx").write_bytes(model.SerializeToString())
     with (folder / "w.bin").open("wb") as file:
-        file.truncate(4 * elements)  # a hole: nothing is written, and inspection must not read it
+        file.truncate(4 * elements)  # a sparse file: it has no content, and inspection must not read it
     found = inspect_artifact(folder)
     assert found.attributes["parameters"] == elements
     assert found.attributes["external_data"] == {"w.bin": 2_400_000_000}

@@ -1,4 +1,4 @@
-"""TorchScript files as Triton's own PyTorch backend runs them: what is refused and why, and in which mode they run."""
+"""TorchScript files as Triton's own PyTorch backend runs them: reasons for rejection, and the mode they run in."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -142,7 +142,7 @@ def test_golden_samples_of_a_training_module_use_training_mode(do: Do, tmp_path:
 
 
 def test_a_module_that_does_not_read_its_mode_is_not_warned_about(do: Do, tmp_path: Path) -> None:
-    """torch.jit.script leaves every module in training mode whose author forgot eval()."""
+    """torch.jit.script leaves a module in training mode if its author forgot eval()."""
     assert do(RecordJob(source=write(tmp_path, "doubled"), samples=given(X))).warnings == ()
 
 

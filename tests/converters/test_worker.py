@@ -1,4 +1,4 @@
-"""The worker is a real process: what kills it is an error message here, and nothing of it stays behind."""
+"""Real worker processes: a killed worker becomes an error message, and no files or processes are left behind."""
 
 import contextlib
 import os
@@ -130,14 +130,14 @@ def job(models, tmp_path) -> ConvertJob:
 
 @pytest.fixture
 def work(tmp_path) -> Path:
-    """Where workers put their folders; looked at for what they leave."""
+    """The parent of the workers' folders; tests check that it is empty afterwards."""
     folder = tmp_path / "work"
     folder.mkdir()
     return folder
 
 
 def asleep(parent: psutil.Process) -> tuple[int, int]:
-    """Process ids of the worker that sleeps and of its child, as this machine counts them."""
+    """Return the process ids (outside of the sandbox) of the sleeping worker and of its child."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for process in parent.children(recursive=True):
@@ -149,7 +149,7 @@ def asleep(parent: psutil.Process) -> tuple[int, int]:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended (a zombie has), waiting for the kernel to have done it."""
+    """Return whether a process ends within 10 s; a zombie has ended."""
     try:
         psutil.Process(pid).wait(timeout=10)
     except psutil.NoSuchProcess:
@@ -177,7 +177,7 @@ def test_a_plugin_converts_with_events_and_log(plugin, job, work, monkeypatch):
     assert "about to copy" in [event.message for event in events]
     assert [path.name for path in (job.output_dir).iterdir()] == ["model.onnx"]
     assert list(work.iterdir()) == []
-    # The worker runs code that comes with models: it must not get its parent's credentials.
+    # The worker runs code that comes with models, so it must not get its parent's credentials.
     assert "TMPDIR" in result.log
     assert "do-not-tell" not in result.log
 
@@ -285,7 +285,7 @@ def test_log_lines_are_not_taken_for_events(plugin, job):
 
 
 def test_the_worker_dies_with_its_parent(plugin, models, tmp_path):
-    """A killed control plane leaves no converter behind that goes on eating memory."""
+    """When the control plane is killed, no converter keeps running and using memory."""
     plugin("sleep")
     program = textwrap.dedent(
         f"""
@@ -307,7 +307,7 @@ def test_the_worker_dies_with_its_parent(plugin, models, tmp_path):
     assert gone(worker)
     if find_sandbox().confines:
         assert gone(child), "the kernel ends all that runs in its namespaces"
-    elif psutil.pid_exists(child):  # what a converter starts itself is not tied to the parent; end it here
+    elif psutil.pid_exists(child):  # a converter's own children do not end with the parent
         os.kill(child, signal.SIGKILL)
 
 

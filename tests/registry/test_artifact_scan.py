@@ -62,7 +62,7 @@ def test_missing_or_empty_artifact_is_rejected(tmp_path: Path) -> None:
 def test_links_out_of_the_artifact_are_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "artifact"
     folder.mkdir()
-    (tmp_path / "artifact-secret").write_bytes(b"secret")  # shares the folder's name as a prefix
+    (tmp_path / "artifact-secret").write_bytes(b"secret")  # its name begins with the folder's name
     link = folder / "model.onnx"
     for target in ("/etc/passwd", "../artifact-secret"):
         link.symlink_to(target)
@@ -117,7 +117,7 @@ def test_a_folder_of_very_many_files_is_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def snapshot(folder: Path) -> Path:
-    """A repository in Hugging Face's cache, as `huggingface_hub` lays it out."""
+    """Create a repository in the layout of Hugging Face's cache (`huggingface_hub`)."""
     repository = folder / "hub" / "models--org--net"
     (repository / "blobs").mkdir(parents=True)
     (repository / "blobs" / "abc").write_bytes(b"graph")
@@ -169,7 +169,7 @@ def test_web_page_instead_of_a_model_is_named(tmp_path: Path, head: bytes, what:
     (tmp_path / "model.pt").write_bytes(head)
     with pytest.raises(InvalidArtifactError, match=f"is {what}, not a model"):
         scan(tmp_path)
-    (tmp_path / "model.pt").rename(tmp_path / "README.html")  # a page that is meant to be one
+    (tmp_path / "model.pt").rename(tmp_path / "README.html")  # this name allows an HTML page
     assert len(scan(tmp_path)) == 1
 
 

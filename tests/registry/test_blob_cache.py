@@ -27,7 +27,7 @@ def put(store: MemoryStore | FilesystemStore | HookedStore, content: bytes) -> F
 
 
 def used_before(path: Path, seconds: float) -> None:
-    """Pretend that a file was last used so long ago."""
+    """Set the last use of a file to ``seconds`` ago."""
     now = path.stat()
     os.utime(path, ns=(now.st_atime_ns - int(seconds * 1e9), now.st_mtime_ns))
 
@@ -43,7 +43,7 @@ def test_a_blob_is_downloaded_once_and_read_only(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
     assert cache.fetch(store, entry, moved.append) == path == cache.get(entry.sha256)
     assert [operation for operation, _ in store.calls].count("get_file") == 1
-    assert sum(moved) == 14  # progress is reported also if no byte was moved
+    assert sum(moved) == 14  # progress is also reported if no bytes were moved
     assert cache.used_bytes() == 7
 
 
@@ -53,7 +53,7 @@ def test_many_threads_and_caches_cause_one_download(tmp_path: Path) -> None:
     entry = put(store, b"x" * 1000)
 
     def fetch(number: int) -> bytes:
-        cache = shared if number % 2 else BlobCache(tmp_path, LARGE)  # as another process would have
+        cache = shared if number % 2 else BlobCache(tmp_path, LARGE)  # like another process
         all_asked.wait()
         return cache.fetch(store, entry).read_bytes()
 
@@ -121,7 +121,7 @@ def test_a_damaged_blob_is_fetched_again(tmp_path: Path) -> None:
     path = BlobCache(tmp_path, LARGE).fetch(store, entry)
     path.chmod(0o644)
     path.write_bytes(b"CONTENT")
-    cache = BlobCache(tmp_path, LARGE)  # a new process: it trusts nothing it has not hashed
+    cache = BlobCache(tmp_path, LARGE)  # a new process trusts only blobs that it has hashed
     assert cache.get(entry.sha256) is None
     assert cache.fetch(store, entry).read_bytes() == b"content"
 
@@ -153,11 +153,11 @@ def test_unchanged_blob_is_not_hashed_again_by_this_or_another_process(tmp_path:
     assert (first.checked.hashed_bytes, second.checked.hashed_bytes) == (0, 0)
     path.chmod(0o644)
     assert second.get(entry.sha256) == path
-    assert second.checked.hashed_bytes == 7  # any change that is not ours is a reason to hash it
+    assert second.checked.hashed_bytes == 7  # it hashes again after any change that the cache did not make
 
 
 def test_staged_blob_is_not_touched(tmp_path: Path) -> None:
-    """Triton loads a version again whose files have another change time."""
+    """Triton reloads a version if the change time of its files differs."""
     store = MemoryStore()
     entry = put(store, b"content")
     cache = BlobCache(tmp_path / "cache", LARGE)
@@ -181,7 +181,7 @@ def test_lost_or_damaged_blob_in_the_store_is_reported(tmp_path: Path) -> None:
     assert cache.get("1" * 64) is None
 
 
-# The bound
+# The size limit
 
 
 def test_least_recently_used_blob_is_evicted_first(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_least_recently_used_blob_is_evicted_first(tmp_path: Path) -> None:
     entries = [put(store, bytes([number]) * 10) for number in range(4)]
     for age, entry in zip((300, 200, 100), entries[:3], strict=True):
         used_before(cache.fetch(store, entry), age)
-    cache.fetch(store, entries[0])  # used again: now the youngest
+    cache.fetch(store, entries[0])  # now the most recently used
     cache.fetch(store, entries[3])
     assert [cache.get(entry.sha256) is not None for entry in entries] == [True, False, True, True]
     assert cache.used_bytes() == 30
@@ -204,7 +204,7 @@ def test_pinned_blob_is_not_evicted(tmp_path: Path) -> None:
         path = cache.fetch(store, pinned)
         used_before(path, 1000)
         with other_process.pin([pinned.sha256]):
-            pass  # another's pin that ends does not end ours
+            pass  # the end of another pin does not end this one
         other_process.fetch(store, second)
         assert path.exists()
     other_process.fetch(store, third)
@@ -249,7 +249,7 @@ def test_pins_of_a_process_last_until_it_ends(tmp_path: Path) -> None:
 def test_more_blobs_can_be_pinned_than_files_can_be_open(tmp_path: Path) -> None:
     cache = BlobCache(tmp_path, 10)
     limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Other tests' open files count, too.
+    # Files that other tests have open also count.
     highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 200, hard))
     try:

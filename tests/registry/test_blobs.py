@@ -1,4 +1,4 @@
-"""Blobs in a store: one function compares a blob with its digest, and a damaged one is written again."""
+"""Blobs in a store: comparison of a blob with its digest, and rewriting of damaged blobs."""
 
 import hashlib
 from pathlib import Path

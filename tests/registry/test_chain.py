@@ -101,7 +101,7 @@ def test_one_of_many_writers_wins_each_revision(store: ObjectStore) -> None:
 
 
 class _LostAnswers:
-    """Loses the responses of the first creates: they succeed, and the client does not know it."""
+    """Loses the responses of the first creates: they succeed, but the client does not learn it."""
 
     def __init__(self, count: int) -> None:
         self.left = count
@@ -112,7 +112,7 @@ class _LostAnswers:
             raise CommitOutcomeUnknownError("the answer was lost", key=key)
 
 
-# First trap
+# First trap: lost responses
 
 
 def test_commit_with_a_lost_response_is_found_to_have_won(store: ObjectStore) -> None:
@@ -120,7 +120,7 @@ def test_commit_with_a_lost_response_is_found_to_have_won(store: ObjectStore) ->
     chain = Chain(hooked, "c/")
     revision = chain.append({"x": 1}, after=None, actor="a", reason="r")
     assert chain.head() == revision
-    assert [key for operation, key in hooked.calls if operation == "create"] == [chain.key(1)]  # looked, not resent
+    assert [key for operation, key in hooked.calls if operation == "create"] == [chain.key(1)]  # checked, not resent
 
 
 def test_retry_that_meets_its_own_object_is_not_a_conflict(store: ObjectStore) -> None:
@@ -162,7 +162,7 @@ def test_undeterminable_commit_outcome_is_reported_as_unknown(store: ObjectStore
     with pytest.raises(CommitOutcomeUnknownError) as caught:
         Chain(hooked, "c/").append({"x": 1}, after=None, actor="a", reason="r")
     there = Chain(store, "c/").head()
-    assert there is not None  # it had won: deleting it, or retrying, would have been wrong
+    assert there is not None  # the commit had won, so deleting or retrying it would be wrong
     assert there.commit_id == caught.value.details["commit_id"]
 
 
@@ -174,7 +174,7 @@ def test_store_down_before_the_first_request_is_unavailable(store: ObjectStore) 
         Chain(HookedStore(store, before=down), "c/").append({}, after=None, actor="a", reason="r")
 
 
-# Second trap
+# Second trap: late creates in a pruned chain
 
 
 def test_late_create_of_a_pruned_number_is_not_a_commit(store: ObjectStore) -> None:
@@ -185,7 +185,7 @@ def test_late_create_of_a_pruned_number_is_not_a_commit(store: ObjectStore) -> N
     with pytest.raises(CommitConflictError):
         chain.append({"by": "late"}, after=second, actor="late", reason="slept")
     assert chain.head() == newest
-    assert [revision.number for revision in chain.history()] == [10, 9]  # the stray is gone
+    assert [revision.number for revision in chain.history()] == [10, 9]  # the late revision is removed
 
 
 def test_late_first_create_in_a_pruned_chain_is_not_a_commit(store: ObjectStore) -> None:
@@ -201,7 +201,7 @@ def test_unconfirmed_commit_with_a_child_is_valid(store: ObjectStore) -> None:
     plain = Chain(store, "lease/", pruned=True)
 
     def overtake(operation: str, key: str) -> None:
-        if operation == "create":  # between our create and our look at the newest
+        if operation == "create":  # between the create and the check of the newest revision
             head = plain.head()
             assert head is not None
             plain.append({"by": "next"}, after=head, actor="next", reason="overtook")
@@ -227,7 +227,7 @@ def test_history_that_is_kept_cannot_be_pruned(store: ObjectStore) -> None:
 
 
 def test_a_pruned_chain_has_one_winner_while_it_is_pruned(store: ObjectStore) -> None:
-    """Writers take revisions as fast as they can, some from a head read long ago, while the chain is pruned hard."""
+    """Writers commit as fast as they can, some from an old head, while the chain is pruned after every commit."""
     wins: dict[int, list[str]] = {}
     guard = threading.Lock()
 
@@ -257,7 +257,7 @@ def test_a_pruned_chain_has_one_winner_while_it_is_pruned(store: ObjectStore) ->
     assert all(len(winners) == 1 for winners in wins.values())
 
 
-# Third trap
+# Third trap: checks of a known head
 
 
 @pytest.mark.parametrize("pruned", [False, True])
@@ -289,7 +289,7 @@ def test_a_refresh_of_a_pruned_chain_sees_past_pruned_numbers(store: ObjectStore
     chain = Chain(store, "c/", pruned=True)
     known = grow(chain, 3)
     newest = grow(chain, 5, known)
-    chain.prune(1)  # number 4 is gone: looking for it alone would say that nothing changed
+    chain.prune(1)  # number 4 is pruned: a check for it alone would find no change
     assert chain.refresh(known) == newest
 
 
@@ -300,7 +300,7 @@ def test_a_refresh_finds_what_was_committed_since(store: ObjectStore) -> None:
     assert chain.refresh(known) == newest
 
 
-# What others leave in the folder
+# Foreign objects in the folder
 
 
 def test_foreign_objects_are_left_alone(store: ObjectStore) -> None:
@@ -342,7 +342,7 @@ def test_nothing_but_json_is_committed(store: ObjectStore) -> None:
 
 
 class OneBitOff:
-    """Reads of a store that have one bit changed, for so many reads."""
+    """A store that flips one bit in each of the first ``times`` reads."""
 
     def __init__(self, store: ObjectStore, times: int) -> None:
         self._store = store
@@ -356,7 +356,7 @@ class OneBitOff:
         if self._times == 0:
             return data
         self._times -= 1
-        place = data.index(b'"n": ') + 5  # a digit of the body: as valid as the true one
+        place = data.index(b'"n": ') + 5  # a digit of the body; the result is valid JSON
         return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 

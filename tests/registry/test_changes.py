@@ -1,4 +1,4 @@
-"""The change feed and the sweep: what other processes commit is seen, at a cost that does not grow with the chains."""
+"""The change feed and the sweep show other processes' commits at a cost that does not grow with the chains."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,11 +19,11 @@ from tests.support.registries import new_registry, publish
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """Simulates that the process is killed."""
 
 
 def reader_of(store: ObjectStore, tmp_path: Path, name: str = "reader") -> Registry:
-    """A registry that follows the feed, and whose plain reads go by it."""
+    """Return a registry that follows the feed and uses it for plain reads."""
     registry = new_registry(store, tmp_path / name, head_max_age_seconds=0.0)
     registry.deployments.read_all()
     registry.model_sweep.run()
@@ -101,7 +101,7 @@ def test_writer_killed_around_its_commit_leaves_at_most_an_entry(tmp_path: Path,
         deploy(dying, "m0")
     reader.feed.poll()
     assert reader.deployments.get("m0").number == (2 if committed else 1)
-    # The commit may still come: the chain is looked at until then, and not any more after that.
+    # The commit may still arrive. Until then, the registry checks the chain; after that, it stops checking.
     assert reader.is_settled("deployments/m0") is committed
     deploy(new_registry(inner, tmp_path / "w2"), "m0")
     assert reader.deployments.get("m0").number == (3 if committed else 2)
@@ -220,7 +220,7 @@ def test_commit_on_a_chain_that_went_backwards_is_refused_at_its_entry(store: Ob
     deploy(writer, "m0")
     reader = reader_of(store, tmp_path)
     store.delete(next(store.list("deployments/m0/", limit=1)).key)
-    deploy(new_registry(store, tmp_path / "new"), "m0")  # has never seen the lost revision
+    deploy(new_registry(store, tmp_path / "new"), "m0")  # this registry has never seen the lost revision
     reader.feed.poll()
     with pytest.raises(StoreWentBackwardsError):
         reader.deployments.get("m0")
@@ -261,7 +261,7 @@ def test_reader_starts_over_after_a_gap_without_polls(tmp_path: Path, monkeypatc
     reader = reader_of(store, tmp_path)
     generation = reader.feed.generation
     deploy(writer, "m0")
-    for info in list(store.list(PREFIX)):  # collected while the reader slept
+    for info in list(store.list(PREFIX)):  # as if they were collected during the gap
         store.delete(info.key)
     before = changes.steady()
     for module in ("changes", "heads", "sweep"):

@@ -1,4 +1,4 @@
-"""One machine's clock is wrong, or jumps: nothing that was acknowledged is destroyed."""
+"""A machine whose clock is wrong or jumps must not cause the loss of acknowledged data."""
 
 import os
 import time
@@ -25,7 +25,7 @@ def clock_off_by(store: ObjectStore, **off: float) -> StoreClock:
 
 
 def registry_off_by(store: ObjectStore, cache: Path, **off: float) -> Registry:
-    """A registry on a machine whose clock is wrong."""
+    """Return a registry on a machine whose clock is wrong."""
     plain = new_registry(store, cache)
     return Registry(store, plain.cache, head_max_age_seconds=0.0, gc=GcSettings(), clock=clock_off_by(store, **off))
 
@@ -64,7 +64,7 @@ def test_clock_measurement_is_kept_and_does_not_jump(store: ObjectStore) -> None
 def test_a_check_is_not_earlier_than_an_object_that_exists(store: ObjectStore) -> None:
     def slow_answer(operation: str, key: str) -> None:
         if operation == "create":
-            time.sleep(0.15)  # half of it is taken for the request's way to the store: the clock is behind
+            time.sleep(0.15)  # half counts as transfer to the store: the clock is behind
 
     hooked = HookedStore(store, after=slow_answer)
     clock = StoreClock(hooked)
@@ -93,7 +93,7 @@ def test_last_clock_measurement_is_kept_while_the_store_is_unavailable(store: Ob
 
 
 def age(root: Path, prefix: str, days: float) -> int:
-    """Make objects of a folder store as old as they appear when the clock of its machine has jumped ahead."""
+    """Age the objects of a folder store as if the clock of its machine had jumped ahead by ``days``."""
     then = (datetime.now(UTC) - timedelta(days=days)).timestamp()
     aged = [path for path in (root / prefix).rglob("*") if path.is_file()]
     for path in aged:
@@ -102,7 +102,7 @@ def age(root: Path, prefix: str, days: float) -> int:
 
 
 def publish_while(root: Path, cache: Path, meanwhile: Callable[[], object], *, local: bool = True) -> Registry:
-    """Publish m:1, with something that happens between its upload and its commit."""
+    """Publish m:1, and call ``meanwhile`` between the upload and the commit."""
     done: list[object] = []
 
     def before(operation: str, key: str) -> None:
@@ -112,7 +112,7 @@ def publish_while(root: Path, cache: Path, meanwhile: Callable[[], object], *, l
     store = FilesystemStore(root)
     registry = new_registry(HookedStore(store, before=before), cache)
     manifest, files = artifact(cache.parent / "artifact", model=b"x" * 100_000)
-    if not local:  # the client sent them to the bucket itself
+    if not local:  # the client uploaded them to the bucket directly
         for digest, path in files.items():
             registry.blobs.put_file(path, digest)
         files = {}
@@ -122,7 +122,7 @@ def publish_while(root: Path, cache: Path, meanwhile: Callable[[], object], *, l
 
 
 def test_publish_writes_collected_blobs_again(tmp_path: Path) -> None:
-    """Clock and files of one machine agree, so a difference shows nothing: the publisher has to check."""
+    """The clock and the files of one machine always agree, so only the publisher can detect the loss."""
     root = tmp_path / "store"
 
     def jump_and_collect() -> None:
@@ -154,7 +154,7 @@ def test_publish_fails_without_a_version_if_its_blobs_are_lost(tmp_path: Path) -
 
 
 def test_deletion_time_of_a_version_comes_from_the_store(tmp_path: Path) -> None:
-    """Otherwise a clock that is behind would end the grace period at once."""
+    """With the machine's time, a clock that is behind would end the grace period at once."""
     store = FilesystemStore(tmp_path / "store")
     registry = registry_off_by(store, tmp_path / "c", days=-8)
     publish(registry, tmp_path / "f", b"1")

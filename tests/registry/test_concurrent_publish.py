@@ -1,4 +1,4 @@
-"""Many publishers of one model: every version is there, every number is another."""
+"""Concurrent publishers of one model: no version is lost, and every version has its own number."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ PUBLISHERS = 8
 EACH = 3
 
 
-# Not moto: under load two of its writers may create one key.
+# Without moto: under load, two of its writers may create the same key.
 @pytest.fixture(params=["memory", "filesystem", pytest.param("ceph", marks=pytest.mark.ceph)])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
     from controlplane.storage.memory import MemoryStore
@@ -43,7 +43,7 @@ def require_all_there(store: ObjectStore, tmp_path: Path, count: int) -> None:
     for entry in head.live_versions:
         (file,) = registry.manifest("m", entry.number).files
         contents.add(registry.read_blob(file.sha256))
-    assert len(contents) == count  # every publisher's content, none in the place of another's
+    assert len(contents) == count  # no publisher's content replaced another's
     assert len(registry.history("m")) == count
     assert list(store.list("publishing/")) == []
 
@@ -52,7 +52,7 @@ def test_threads_publish_concurrently(any_store: ObjectStore, tmp_path: Path) ->
     barrier = threading.Barrier(PUBLISHERS)
 
     def run(name: int) -> list[int]:
-        registry = new_registry(any_store, tmp_path / f"cache{name}")  # a replica of its own
+        registry = new_registry(any_store, tmp_path / f"cache{name}")  # a separate instance
         barrier.wait()
         return [
             publish(registry, tmp_path / f"p{name}", f"{name}.{turn}".encode(), aliases=["newest"]).number

@@ -1,4 +1,4 @@
-"""How deployments stand is kept in parts, by one writer, in few objects."""
+"""The condition log of deployments: stored in parts, by one writer, in few objects."""
 
 from pathlib import Path
 

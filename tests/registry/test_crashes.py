@@ -1,4 +1,4 @@
-"""A process killed at every store operation of an action: nothing half there, nothing lost, the next try succeeds."""
+"""A process is killed at every store operation of an action: no partial state, no loss, and the next try succeeds."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from tests.support.registries import artifact, new_registry, require_readable
 
 Crash = Callable[..., Iterator[Registry]]
 COMMIT_LATEST = 100
-"""More operations than any action has."""
+"""A number larger than the operations of any action."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def killer() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def crash(killer: subprocess.Popen[str], tmp_path: Path) -> Crash:
-    """Yield a registry on what each crash left, until the action gets through."""
+    """Yield a registry on the store after each crash, until the action completes."""
 
     def crash_everywhere(action: str) -> Iterator[Registry]:
         template = tmp_path / "template"
@@ -67,7 +67,7 @@ def crash(killer: subprocess.Popen[str], tmp_path: Path) -> Crash:
                 )
                 shutil.rmtree(store)
                 if status == 0:
-                    assert at >= 3  # it was killed a few times before it got through
+                    assert at >= 3  # it was killed a few times before it completed
                     break
                 assert status == -signal.SIGKILL
             else:
@@ -77,7 +77,7 @@ def crash(killer: subprocess.Popen[str], tmp_path: Path) -> Crash:
 
 
 def require_tidy(registry: Registry, *, versions: list[int]) -> None:
-    """After a collection the bucket holds what the live versions need, and nothing else."""
+    """Check that after a collection the bucket contains only what the live versions need."""
     registry.collect(dry_run=False, grace_seconds=0)
     needed: set[str] = set()
     for number in versions:
@@ -100,7 +100,7 @@ def test_publish_survives_a_crash_at_every_request(crash: Crash, tmp_path: Path)
         before = live(registry)
         outcomes.add(tuple(before))
         head = registry.get_model("m")
-        assert head.aliases == ({} if before == [1] else {"champion": 2})  # with the version, or not at all
+        assert head.aliases == ({} if before == [1] else {"champion": 2})  # set together with the version, or not set
         require_readable(registry, "m")
         manifest, files = artifact(tmp_path / "again", model=b"two", weights=b"shared")
         entry = registry.publish("m", manifest, files, actor="tests", aliases=["champion"], commit_id="job")

@@ -1,4 +1,4 @@
-"""Damaged stores of every kind: what is found, what is repaired, and what is left to an operator."""
+"""Damaged stores of every kind: what fsck finds, what it repairs, and what an operator must decide."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Damage = Callable[[ObjectStore], None]
 
 
 def fill(store: ObjectStore, folder: Path) -> Registry:
-    """Two models of two versions each, one deployment, a signature's folder, a report: nothing is wrong."""
+    """Create an intact store: two models of two versions each, one deployment, and a version's signature."""
     registry = new_registry(store, folder / "writer", heads=folder / "heads")
     for model in ("a", "b"):
         for number in (1, 2):
@@ -50,7 +50,7 @@ def revision_key(store: ObjectStore, chain: str, number: int) -> str:
 
 
 def check(store: ObjectStore, folder: Path, **options: bool) -> FsckReport:
-    """Check on a machine that knows nothing."""
+    """Run fsck on a machine without cached data."""
     chosen: dict[str, Any] = {"deep": False, "repair": False, **options}
     return new_registry(store, folder / "checker").fsck(**chosen)
 
@@ -129,7 +129,7 @@ def test_damage_is_found(
 ) -> None:
     damage(bucket, fill(bucket, tmp_path))
     assert found(check(bucket, tmp_path)) == expected
-    assert found(check(bucket, tmp_path)) == expected  # looking changes nothing
+    assert found(check(bucket, tmp_path)) == expected  # a check changes nothing
 
 
 def test_parent_other_than_the_previous_revision_is_found(bucket: ObjectStore, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_damage_is_repaired_from_local_copies(bucket: ObjectStore, tmp_path: Pat
     registry = fill(bucket, tmp_path)
     for number in (1, 2):
         with registry.checkout(registry.manifest("a", number)):
-            pass  # in the cache now
+            pass  # it is now in the cache
     overwrite(bucket, blob_key(blob_of(registry, "a", 1)), b"Y" * 200)
     bucket.delete(blob_key(blob_of(registry, "a", 2)))
     bucket.delete(blob_key(manifest_of(registry, "a", 1)))
@@ -179,13 +179,13 @@ def test_damage_is_repaired_from_local_copies(bucket: ObjectStore, tmp_path: Pat
 def test_lost_head_is_reported_and_can_be_restored(bucket: ObjectStore, tmp_path: Path) -> None:
     registry = fill(bucket, tmp_path)
     bucket.delete(revision_key(bucket, "models/b", 2))
-    assert found(check(bucket, tmp_path)) == set()  # this machine cannot know it
+    assert found(check(bucket, tmp_path)) == set()  # this machine never saw the revision
     report = registry.fsck(deep=False, repair=True)
     assert found(report) == {("error", "ChainWentBackwards", "models/b")}
     assert "revision 2 by tests (publish version 2" in report.findings[0].message
     assert "the newest revision is 1 by tests" in report.findings[0].message
     assert "--restore models/b" in report.findings[0].advice
-    assert found(check(bucket, tmp_path)) == found(report)  # from now on every machine knows
+    assert found(check(bucket, tmp_path)) == found(report)  # fsck recorded the loss for all machines
     with pytest.raises(StoreWentBackwardsError):
         new_registry(bucket, tmp_path / "gc").collect(dry_run=True)
     new_registry(bucket, tmp_path / "operator").decide("models/b", restore=True, actor="operator")
@@ -244,7 +244,7 @@ def test_decision_about_unknown_chain_is_refused(bucket: ObjectStore, tmp_path: 
 def test_damaged_chain_blocks_garbage_collection(bucket: ObjectStore, tmp_path: Path, numbers: tuple[int, ...]) -> None:
     fill(bucket, tmp_path)
     for number in numbers:
-        bucket.delete(revision_key(bucket, "models/a", number))  # what the deployment of a:2 needs, or the first one
+        bucket.delete(revision_key(bucket, "models/a", number))  # the revision of the deployed a:2, or the first
     collector = new_registry(bucket, tmp_path / "gc")
     with pytest.raises(StoreError, match="fsck"):
         collector.collect(dry_run=False, grace_seconds=0)

@@ -1,4 +1,4 @@
-"""Collection beside publishes: whatever is published is readable, whatever nothing needs goes."""
+"""Garbage collection during publishes: published versions stay readable, and unneeded blobs are deleted."""
 
 import os
 import random
@@ -56,7 +56,7 @@ def test_blobs_younger_than_the_grace_period_are_kept(registry: Registry, store:
     publish(registry, tmp_path, b"one")
     registry.delete_version("m", 1, actor="a")
     registry.blobs.put_bytes(b"left by a crashed publish")
-    report = registry.collect(dry_run=False)  # the default grace is a day
+    report = registry.collect(dry_run=False)  # the default grace period is a day
     assert (report.blobs_deleted, report.kept_by_grace, report.kept_in_use) == (0, 1, 2)
     assert registry.collect(dry_run=False, grace_seconds=3600).blobs_deleted == 0
     assert collect(registry) == 3
@@ -102,7 +102,7 @@ def test_abandoned_hold_expires(store: ObjectStore, tmp_path: Path) -> None:
 
 
 def test_blobs_of_a_deployed_tombstone_are_kept(store: ObjectStore, tmp_path: Path) -> None:
-    """What a process killed between a tombstone and the look that follows it can leave."""
+    """A process that is killed between the tombstone and the check after it can leave this state."""
     other = new_registry(store, tmp_path / "other")
     publish(other, tmp_path, b"1")
 
@@ -150,7 +150,7 @@ def test_collector_sees_publish_that_began_before_its_listing(tmp_path: Path) ->
 
     def begin(operation: str, key: str) -> None:
         if operation == "create" and key.startswith("gc/"):
-            other.hold_blobs([old], "publish")  # after the candidates were chosen, before the marker is there
+            other.hold_blobs([old], "publish")  # after the choice of candidates, before the marker
 
     assert collect(new_registry(HookedStore(store, before=begin), tmp_path / "c")) == 0
     assert old in blobs(store)
@@ -171,7 +171,7 @@ def test_collector_sees_publish_that_ended_before_its_listing(tmp_path: Path) ->
 
 
 def test_collector_sees_publish_that_ended_between_its_listings(tmp_path: Path) -> None:
-    """It commits and then removes its intent, so the collector must list the intents first and read the heads then."""
+    """A publish commits and then removes its intent, so the collector must list the intents before the heads."""
     store = MemoryStore()
     manifest, files = artifact(tmp_path / "a", model=b"content")
     uploaded, may_commit, finished = threading.Event(), threading.Event(), threading.Event()
@@ -223,7 +223,7 @@ def test_publisher_waits_for_a_marker_then_uploads_collected_blobs(tmp_path: Pat
 
     def started(operation: str, key: str) -> None:
         if operation == "list" and key == "publishing/" and list(store.list("gc/")):
-            marked.set()  # the intents were listed: there is none
+            marked.set()  # the list of intents is empty
 
     with ThreadPoolExecutor(1) as pool:
         gc = new_registry(HookedStore(store, before=collector, after=started), tmp_path / "c")
@@ -238,7 +238,7 @@ def test_publisher_waits_for_a_marker_then_uploads_collected_blobs(tmp_path: Pat
 
 
 class _Aged(HookedStore):
-    """Shows markers as written that long before anything else."""
+    """A store that reports garbage-collection markers as older than they are, by ``age``."""
 
     def __init__(self, store: ObjectStore, age: timedelta) -> None:
         super().__init__(store)
@@ -280,11 +280,11 @@ def test_large_collections_are_done_in_batches(tmp_path: Path, monkeypatch: pyte
     assert len([key for operation, key in store.calls if operation == "create" and key.startswith("gc/")]) == 3
 
 
-# Everything at once
+# All of it together
 
 
 def churn(registry: Registry, folder: Path, model: str, rounds: int) -> None:
-    """Publish and delete few contents over and over, so that blobs are shared, dropped and needed again."""
+    """Publish and delete a few contents repeatedly, so that blobs are shared, unused and needed again."""
     chance = random.Random(model)
     for _ in range(rounds):
         whose = chance.choice([model, "shared"])
@@ -300,7 +300,7 @@ def test_publishers_and_collectors_in_threads(store: ObjectStore, tmp_path: Path
     def run_collector(number: int) -> int:
         registry, deleted = new_registry(store, tmp_path / f"gc{number}"), 0
         while True:
-            last = stop.is_set()  # one more round after the publishers have ended
+            last = stop.is_set()  # run once more after the publishers have ended
             deleted += collect(registry)
             if last:
                 return deleted
@@ -360,7 +360,7 @@ def test_publishers_and_collectors_in_processes(tmp_path: Path) -> None:
 
 
 def test_ages_use_the_clock_of_the_store(tmp_path: Path) -> None:
-    """A file system store's clock is its files' modification times."""
+    """The clock of a filesystem store is the modification times of its files."""
     store = FilesystemStore(tmp_path / "store")
     registry = new_registry(store, tmp_path / "cache")
     digest = registry.blobs.put_bytes(b"old garbage")

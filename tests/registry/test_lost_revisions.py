@@ -1,4 +1,4 @@
-"""A store that lost what it had confirmed: the newest revisions of a chain are gone, or others are in their place."""
+"""A store that lost confirmed data: the newest revisions of a chain are missing or replaced by others."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def chain_of(store: ObjectStore, name: str) -> Chain:
 
 
 def lose(store: ObjectStore, name: str, *numbers: int) -> None:
-    """Remove revisions, as a restore, a replica that lags or a lifecycle rule does."""
+    """Remove revisions, as a restore, a lagging replica of the bucket or a lifecycle rule does."""
     chain = chain_of(store, name)
     for number in numbers or [chain_head(store, name)]:
         store.delete(chain.key(number))
@@ -49,7 +49,7 @@ def test_reader_that_knows_the_lost_head_blocks_all_readers(bucket: ObjectStore,
     assert told.value.details == {"chain": "models/net", "lost_revision": 2}
     with pytest.raises(StoreWentBackwardsError):
         one.update_model("net", description="v3", actor="one")
-    # The other process never saw revision 2, and one that starts now did not either.
+    # Neither the other process nor one that starts now has seen revision 2.
     for registry in (other, new_registry(bucket, tmp_path / "3")):
         with pytest.raises(StoreWentBackwardsError, match="fsck --restore models/net"):
             registry.update_model("net", labels={"owner": "other"}, actor="other")
@@ -61,7 +61,7 @@ def test_revision_written_in_place_of_a_lost_one_is_detected(bucket: ObjectStore
     one.create_model("net", description="v1", actor="one")
     one.update_model("net", description="v2", actor="one")
     lose(bucket, "models/net")
-    other.update_model("net", labels={"owner": "other"}, actor="other")  # no instance had noticed yet
+    other.update_model("net", labels={"owner": "other"}, actor="other")  # no instance has noticed yet
     with pytest.raises(StoreWentBackwardsError, match="is now at revision 2 by other"):
         one.update_model("net", description="v3", actor="one")
     other.history("net")
@@ -99,7 +99,7 @@ def test_heads_in_the_data_folder_survive_a_restart(bucket: ObjectStore, tmp_pat
     restarted = new_registry(bucket, tmp_path / "1", heads=heads)
     with pytest.raises(StoreWentBackwardsError):
         restarted.resolve(Reference("m", alias="champion"))
-    # Without that memory the loss cannot be known: the note tells it to everybody from now on.
+    # An instance without remembered heads cannot detect the loss; it learns of it from the note in the store.
     with pytest.raises(StoreWentBackwardsError):
         new_registry(bucket, tmp_path / "2").get_model("m")
 
@@ -141,7 +141,7 @@ Decide = Callable[[Chain], object]
 
 
 def went_backwards(bucket: ObjectStore, tmp_path: Path) -> tuple[Registry, Registry]:
-    """One process knows revision 4 (version 2, its alias); the store has revision 2 (version 1)."""
+    """Create a store at revision 2 (version 1), and a process that knows revision 4 (version 2 and its alias)."""
     one, other = new_registry(bucket, tmp_path / "1"), new_registry(bucket, tmp_path / "2")
     publish(one, tmp_path / "f", b"1", model="net")
     one.update_model("net", description="kept", actor="one")
@@ -249,7 +249,7 @@ def test_accepting_the_loss_of_a_whole_deployment_removes_it(bucket: ObjectStore
     unreadable: dict[str, str] = {}
     with pytest.raises(StoreWentBackwardsError):
         registry.deployments.get("net", fresh=True)
-    assert registry.deployments.list(unreadable=unreadable) == []  # the note is all that is left of it
+    assert registry.deployments.list(unreadable=unreadable) == []  # only the note is left of it
     assert "went backwards" in unreadable["net"]
     with pytest.raises(StoreWentBackwardsError):
         registry.deployments.list()

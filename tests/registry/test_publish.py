@@ -73,7 +73,7 @@ def test_existing_blobs_are_not_uploaded_again(store: ObjectStore, tmp_path: Pat
     registry.publish("m", manifest, files, actor="a", progress=moved.append)
     assert len([key for operation, key in hooked.calls if operation == "put_file"]) == 1
     assert sum(moved) == 103
-    assert registry.publish("m", manifest, {}, actor="a").number == 3  # all there: no local file needed
+    assert registry.publish("m", manifest, {}, actor="a").number == 3  # all stored: no local file is needed
 
 
 def test_a_blob_of_the_wrong_size_is_replaced(store: ObjectStore, registry: Registry, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_unknown_outcome_keeps_the_blobs_and_a_retry_resolves_it(store: ObjectSt
     manifest, files = artifact(tmp_path / "a", model=b"1")
     with pytest.raises(CommitOutcomeUnknownError):
         registry.publish("m", manifest, files, actor="a", commit_id="job-1")
-    assert len(list(store.list("publishing/"))) == 1  # it may have won: its blobs must not be collected
+    assert len(list(store.list("publishing/"))) == 1  # the commit may have won, so its blobs must be kept
     healthy = new_registry(store, tmp_path / "cache")
     assert healthy.publish("m", manifest, files, actor="a", commit_id="job-1").number == 1
     require_readable(healthy, "m")

@@ -98,7 +98,7 @@ def test_one_of_many_concurrent_deploys_wins(published: Registry) -> None:
     assert len(published.deployments.history("m")) == 1
 
 
-# What a deployment keeps from being deleted
+# Versions and models that a deployment protects from deletion
 
 
 def test_active_version_and_version_in_bake_window_cannot_be_deleted(published: Registry) -> None:
@@ -130,7 +130,7 @@ def test_all_versions_can_be_deleted_after_undeploying(published: Registry) -> N
     published.delete_model("m", actor="a")
 
 
-# Deploying and deleting at once
+# Concurrent deploying and deleting
 
 
 def race(tmp_path: Path) -> tuple[MemoryStore, Registry]:
@@ -236,7 +236,7 @@ def test_concurrent_deploy_and_delete_leave_no_deployed_tombstone(store: ObjectS
         assert outcome != (True, True)
         current = deployer.deployments.list()
         for revision in current:
-            deployer.get_model("m").version(revision.spec.version)  # raises for a tombstone
+            deployer.get_model("m").version(revision.spec.version)  # raises if the version is deleted
             assert outcome[0]
             deployer.deployments.put(
                 revision.spec.with_changes(deleted=True), after=revision, actor="a", reason="undeploy"

@@ -16,7 +16,7 @@ OLD = 3600.0
 
 
 def two_processes(store: ObjectStore, tmp_path: Path, *, head_max_age_seconds: float) -> tuple[Registry, Registry]:
-    """Two registries on one bucket, as two instances would have: nothing shared in memory."""
+    """Return two registries on one bucket without shared memory, like those of two instances."""
     return (
         new_registry(store, tmp_path / "one", head_max_age_seconds=head_max_age_seconds),
         new_registry(store, tmp_path / "two", head_max_age_seconds=head_max_age_seconds),
@@ -66,8 +66,8 @@ def test_another_process_may_see_an_old_head_but_never_an_old_miss(tmp_path: Pat
     publish(there, tmp_path / "f", b"1")
     assert here.get_model("m").next_number == 2
     publish(there, tmp_path / "f", b"2", aliases=["champion"])
-    assert here.resolve(Reference("m")).number == 1  # old, as it may be
-    assert here.resolve(Reference("m", version=2)).number == 2  # not in the old head: looked for
+    assert here.resolve(Reference("m")).number == 1  # an old answer is allowed
+    assert here.resolve(Reference("m", version=2)).number == 2  # missing in the old head, so it is looked up
     publish(there, tmp_path / "f", b"3", aliases=["staging"])
     assert here.resolve(Reference("m", alias="staging")).number == 3
     there.create_model("other", actor="a")

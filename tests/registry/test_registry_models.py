@@ -156,7 +156,7 @@ def test_alias_can_be_moved_and_removed(registry: Registry, tmp_path: Path) -> N
     publish(registry, tmp_path, b"2")
     registry.set_alias("m", "champion", 1, actor="a")
     registry.set_alias("m", "champion", 2, actor="a", reason="better")
-    registry.set_alias("m", "champion", 2, actor="a")  # already there: no revision
+    registry.set_alias("m", "champion", 2, actor="a")  # already set, so no new revision
     assert registry.get_model("m").aliases == {"champion": 2}
     registry.remove_alias("m", "champion", actor="a")
     with pytest.raises(NotFoundError, match="existing aliases: none"):

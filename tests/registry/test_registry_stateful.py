@@ -1,4 +1,4 @@
-"""Two replicas of the registry against a model of it that fits on a page."""
+"""Two instances of the registry, compared with a simple model of it."""
 
 import hashlib
 import shutil
@@ -154,7 +154,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(at=replicas)
     def collect(self, at: int) -> None:
         self.replicas[at].collect(dry_run=False, grace_seconds=0)
-        # Of the files: exactly the contents of live versions. (A manifest is a blob too, and starts with "{".)
+        # The file blobs are exactly the contents of live versions. (Manifests are blobs too, and start with "{".)
         there = {self.store.get(info.key) for info in self.store.list("blobs/")}
         live = {content for want in self.expected.values() for content in want.versions.values()}
         assert {content for content in there if not content.startswith(b"{")} == live

@@ -1,4 +1,4 @@
-"""What instances measured of a rollout, kept in the bucket."""
+"""Measurements of rollouts by instances, stored in the bucket."""
 
 from controlplane.domain.evidence import ArmCounts, Evidence
 from controlplane.registry.rollout_stats import PREFIX, RolloutStats

@@ -1,4 +1,4 @@
-"""The scrub: what it finds, what it repairs, what it costs, and that it continues where it was."""
+"""The scrub: what it finds and repairs, what it costs, and that it continues where it stopped."""
 
 import threading
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def fast() -> Pace:
 
 
 def whole_pass(registry: Registry, *, again: bool = False) -> Pace:
-    """Run a pass to its end; ``again`` although the last one has just ended."""
+    """Run a pass to its end; ``again`` starts one even if the last one has just ended."""
     pace = fast()
     registry.damages.refresh()
     if again:
@@ -32,7 +32,7 @@ def whole_pass(registry: Registry, *, again: bool = False) -> Pace:
 
 
 class Place:
-    """A store in a folder, with instances that each have a cache of their own."""
+    """A store in a folder, with instances that each have a separate cache."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,7 +90,7 @@ def test_damaged_files_are_reported_with_every_version_that_needs_them(
     assert registry.damages.of("whole:1") == ()
     record = registry.damages.record
     assert not record.running
-    assert record.finished_blobs == 6  # three manifests, a shared file for each version that needs it, and another
+    assert record.finished_blobs == 6  # three manifests, and a file for each version (the shared one twice)
 
 
 def test_damaged_manifest_is_restored_from_a_known_copy(place: Place, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_damaged_manifest_is_restored_from_a_known_copy(place: Place, tmp_path: 
     assert place.notices[0][1].path == "manifest"
     knower = place.instance("c")
     place.object(manifest).write_bytes(whole)
-    knower.manifest("m", 1)  # in memory now
+    knower.manifest("m", 1)  # it is now in memory
     place.damage(manifest)
     whole_pass(knower, again=True)
     assert registry.read_blob(manifest) == whole
@@ -120,7 +120,7 @@ def test_damage_is_repaired_from_the_cache_of_this_or_another_instance(place: Pl
     with mine.checkout(mine.manifest("m", 1)):
         pass
     place.damage(file.sha256)
-    whole_pass(other)  # it has no copy
+    whole_pass(other)  # this instance has no copy
     assert place.reasons == ["BlobDamaged"]
     mine.damages.refresh()
     mine.scrub.repair_known()
@@ -199,7 +199,7 @@ def test_every_request_of_a_pass_is_counted_by_its_pace(place: Place, tmp_path: 
 
 
 class Waits(threading.Event):
-    """Records what would be waited."""
+    """An event that records the time of its waits without waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ def test_pace_keeps_both_rates() -> None:
     pace = Pace(60, 1000, stop)
     for _ in range(10):
         pace.request()
-    assert stop.seconds > 40  # no clock ran meanwhile: each wait is up to the time that all before it need
+    assert stop.seconds > 40  # time stands still, so each wait covers all earlier requests
     before = stop.seconds
     pace.read(100_000)
     pace.read(1)

@@ -1,4 +1,4 @@
-"""Every kind of store, each with a way to look behind it."""
+"""Every kind of store, each with direct access to its data."""
 
 import hashlib
 import itertools
@@ -24,7 +24,7 @@ PART_BYTES = 5 * MIB
 
 @dataclass(frozen=True)
 class Content:
-    """A file and what is known of it."""
+    """A file with its expected content and digest."""
 
     path: Path
     data: bytes
@@ -40,9 +40,9 @@ class Case:
     """A store under test.
 
     Attributes:
-        kind: memory (behind what measures, as in the application), filesystem, moto or ceph.
+        kind: memory (inside the measuring wrapper, as in the application), filesystem, moto or ceph.
         store: The store.
-        damage: Puts other bytes under a key behind the store's back.
+        damage: Replaces the bytes of a key without using the store.
     """
 
     kind: str
@@ -58,12 +58,12 @@ def write_content(path: Path, size_bytes: int) -> Content:
 
 @pytest.fixture(scope="session")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Content:
-    """40 MiB and a bit: eight full parts and a short one."""
+    """Slightly more than 40 MiB: eight full parts and a short one."""
     return write_content(tmp_path_factory.mktemp("big") / "weights", 40 * MIB + 12345)
 
 
 class Behind:
-    """A bucket of an S3 server, and a plain client of it, for all tests of the run: each test has its own prefix."""
+    """A bucket of an S3 server, with a plain client, for all tests of the run; each test has its own prefix."""
 
     def __init__(self, server: S3Server) -> None:
         self.server = server

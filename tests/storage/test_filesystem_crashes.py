@@ -1,4 +1,4 @@
-"""The folder store among several processes, killed processes and a full disk."""
+"""The folder store with several processes, killed processes and a full disk."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ for number in range(int(sys.argv[2])):
 print(json.dumps(won), flush=True)
 """
 
-# Stops at a chosen call of a chosen function, tells so, and waits to be killed.
+# Stops at a chosen call of a chosen function, reports it, and waits to be killed.
 HELD = """
 import os, sys, time
 from pathlib import Path
@@ -83,7 +83,7 @@ def read_line(process: subprocess.Popen[str]) -> str:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    process.kill()  # SIGKILL: it gets no chance to clean up
+    process.kill()  # SIGKILL: the process cannot clean up
     process.communicate()
 
 
@@ -128,9 +128,9 @@ def test_killed_create_is_complete_or_absent(tmp_path: Path, call: str, number: 
 
 
 class Flushed:
-    """The folders at and below ``folder`` that were forced to the disk since the last look.
+    """Recorder of the folders at and below ``folder`` that were flushed to the disk since the last `take`.
 
-    Other folders belong to control planes that other tests run in this process.
+    It ignores other folders, which belong to control planes of other tests in this process.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -165,7 +165,7 @@ def test_folder_and_its_parents_are_flushed_once(tmp_path: Path, flushed: Flushe
     assert flushed.take() == [root / "chains/a"]
     first.create("chains/b/1", b"")
     assert flushed.take() == [root / "chains/b", root / "chains"]
-    # That the first did so is not known to others: it might not have come that far.
+    # The second store cannot know that the first one flushed the folders, because it may have crashed before.
     second.create("chains/a/3", b"")
     assert flushed.take()[:5] == [root / "chains/a", root / "chains", root, root.parent, tmp_path]
     first.close()
@@ -177,15 +177,15 @@ def test_folder_recreated_by_a_killed_process_is_flushed_again(tmp_path: Path, f
     store = FilesystemStore(root)
     store.create("chains/a/0.json", b"")
     store.create("chains/b/0.json", b"")
-    # Killed after it had published its object, before it could force the folders it made to the disk. On ext4 the new
-    # folder would get the removed one's inode number, were that not held.
+    # The process is killed after it published its object, but before it flushed its new folders to the disk. On ext4,
+    # the new folder would get the inode number of the removed one if the store did not hold that inode.
     FilesystemStore(root).delete("chains/a/0.json")
     assert not (root / "chains/a").exists()
     end(run_until_held(HELD, root, "create", "fsync", 2))
     flushed.take()
     store.create("chains/a/2.json", b"")
     assert flushed.take() == [root / "chains/a", root / "chains"]
-    # And all of the folders on the way.
+    # The same with all parent folders.
     FilesystemStore(root).delete("chains/b/0.json")
     for name in ("1.json", "2.json"):
         FilesystemStore(root).delete(f"chains/a/{name}")
@@ -214,7 +214,7 @@ def test_file_of_a_killed_writer_does_not_exist(tmp_path: Path, call: str, numbe
     content = write_content(tmp_path / "in", 16 * MIB)
     root = tmp_path / "store"
     process = run_until_held(HELD, root, "put_file", call, number, content.path, content.sha256)
-    # While it runs, no other process takes its file for a leftover.
+    # While the writer runs, other processes do not remove its file as a leftover.
     store = FilesystemStore(root)
     assert len(list((root / ".incomplete").iterdir())) == 1
     end(process)
@@ -310,7 +310,7 @@ def test_a_key_below_another_is_refused(tmp_path: Path) -> None:
 
 
 def test_concurrent_delete_and_create_lose_nothing(tmp_path: Path) -> None:
-    """A delete takes empty folders away; a create that has just made one must not fail for it."""
+    """A delete removes empty folders, but a create that has just made such a folder must not fail."""
     script = """
 import sys
 from pathlib import Path
@@ -330,7 +330,7 @@ store.create(f"a/b/c/{sys.argv[2]}", b"x")
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
+    """The folder of a file system of 4 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if os.geteuid() != 0:
@@ -357,7 +357,7 @@ def test_full_disk_is_reported_and_leaves_no_files(small_disk: Path, tmp_path: P
     with pytest.raises(StoreFullError):
         elsewhere.get_file("blobs/a", small_disk / "out", size_bytes=content.size_bytes, sha256=content.sha256)
     assert [path.name for path in small_disk.rglob("*")] == ["store", ".incomplete"]
-    # And there is room again for what fits.
+    # An object that fits can be stored again.
     store.create("chains/a", content.data[:MIB])
     store.close()
 

@@ -1,4 +1,4 @@
-"""Each operation on a store is counted with how it ended, and changes nothing of it."""
+"""Each operation on a store is counted with its outcome, without a change of its behaviour."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""From the settings to a store that may be used, or a message that says what to do."""
+"""Opening a store from the settings gives a usable store, or a message that says what to do."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""S3 as it is in real life: errors, throttling, resets, lost answers, stalls, bytes that change on the way."""
+"""Faults of real S3 services: errors, throttling, resets, lost responses, stalls, bytes corrupted in transit."""
 
 import threading
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ RETRIES = 3
 
 @pytest.fixture
 def direct(behind_moto: Behind) -> Iterator[tuple[S3Store, str]]:
-    """The store past the proxy, to see what is really there, and its prefix."""
+    """The store without the proxy, to see its true content, and its prefix."""
     prefix = behind_moto.new_prefix()
     settings = behind_moto.server.settings(behind_moto.bucket, prefix, part_size_bytes=PART_BYTES)
     store = S3Store(behind_moto.bucket, prefix, settings)
@@ -127,7 +127,7 @@ def test_stalled_request_times_out_and_is_retried(
     proxy.inject(Fault(Action.STALL, "GET"))
     assert store.get("a") == b"1"
     proxy.inject(Fault(Action.STALL, "PUT"))
-    with pytest.raises(ObjectExistsError):  # the first, whose answer did not come, had won
+    with pytest.raises(ObjectExistsError):  # the first attempt, whose response was lost, succeeded
         store.create("b", b"1")
     store.close()
 
@@ -168,7 +168,7 @@ def test_interrupted_upload_is_resumed(faulty: S3Store, proxy: FaultProxy, big: 
     proxy.seen.clear()
     moved: list[int] = []
     faulty.put_file("blobs/big", big.path, sha256=big.sha256, progress=moved.append)
-    # Part 7, those after it, and 6 if it was cut off on its way: nothing that had arrived.
+    # Part 7, those after it, and 6 if it was interrupted; no part that had arrived.
     assert 1 <= proxy.count("PUT", "partNumber=") <= 4
     assert not any(proxy.count("PUT", f"partNumber={number}") for number in range(1, 6))
     assert sum(moved) == big.size_bytes
@@ -253,7 +253,7 @@ def test_a_server_that_ignores_ranges_is_named(
 
 @pytest.mark.ceph
 def test_concurrent_uploads_of_the_same_blob_both_succeed(ceph: S3Server, big: Content) -> None:
-    # On Ceph, which says NoSuchUpload of an upload that the other one has completed, as S3 does; moto answers 500.
+    # Ceph answers NoSuchUpload for an upload that the other store has completed, as S3 does; moto answers 500.
     bucket = ceph.new_bucket()
     stores = [S3Store(bucket, "", ceph.settings(bucket, part_size_bytes=PART_BYTES)) for _ in range(2)]
     failures: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""What every store must do, memory, folder and bucket alike."""
+"""The contract of every store: memory, folder and bucket."""
 
 import os
 import threading
@@ -231,7 +231,7 @@ def test_files_are_moved_in_constant_memory(case: Case, tmp_path: Path) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Four parts of 5 MiB on their way, two waiting, and what HTTP and the other threads of the tests need.
+    # Four parts of 5 MiB in transfer, two waiting, and the needs of HTTP and of other threads of the tests.
     assert peak < 80 * MIB
 
 
@@ -252,7 +252,7 @@ def test_presigned_parts_need_only_http(case: Case, big: Content) -> None:
         assert case.store.head("blobs/big") is None
         case.store.complete_presigned("blobs/big", presigned.upload_id)
         assert case.store.get("blobs/big") == big.data
-        # What was checked stays: no URL can change the object any more.
+        # After the check, no URL can change the object.
         client.put(presigned.urls[0], content=b"something else")
     assert case.store.get("blobs/big") == big.data
     with pytest.raises(ObjectNotFoundError):
@@ -276,7 +276,7 @@ def test_unfinished_uploads_are_dropped_when_they_are_old(case: Case) -> None:
     if first is None:
         pytest.skip("this store has no presigned uploads")
     case.store.presign_put("blobs/b", size_bytes=SMALL, expires_seconds=600)
-    if case.kind != "moto":  # which says that every upload began in 2010
+    if case.kind != "moto":  # moto reports that every upload began in 2010
         assert case.store.abort_incomplete(datetime.now(UTC) - timedelta(hours=1)) == 0
     assert case.store.abort_incomplete(datetime.now(UTC) + timedelta(days=1)) == 2
     assert case.store.abort_incomplete(datetime.now(UTC) + timedelta(days=1)) == 0
