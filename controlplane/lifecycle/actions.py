@@ -32,6 +32,7 @@ class Load:
         candidate: Whether to use the candidate's name instead of the model's own name.
         reload: Whether to load versions again that Triton considers loaded and healthy.
         switch: Whether the versions are loaded already, so that only the version policy changes.
+        on_record: Whether the target becomes active before its proof here, because the same content has passed it.
         because: The reason, as one sentence for a person.
     """
 
@@ -41,6 +42,7 @@ class Load:
     candidate: bool = False
     reload: bool = False
     switch: bool = False
+    on_record: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,7 +242,7 @@ def _load_own(observed: ObservedReplica, goal: Target, versions: tuple[int, ...]
     beside = [str(version) for version in versions if version != goal.version]
     how = f"beside version {', '.join(beside)}" if beside else "in place of the loaded version"
     why = f"version {goal.version} must be loaded {how}"
-    return Load(goal, versions, because=f"{why}: {known}" if known else why)
+    return Load(goal, versions, because=f"{why}: {known}" if known else why, on_record=bool(known))
 
 
 def _prove_candidate(observed: ObservedReplica, goal: Target) -> Action:

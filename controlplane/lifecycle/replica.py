@@ -61,6 +61,7 @@ class Replica:
         stale_since: Number of the step in which this process noticed that it had been stopped; None if the state has
             been observed since then and the deployment has settled.
         wakes_at: When its next action is planned again although nothing changed (UTC); None for never.
+        vouched: The version that was loaded before its proof here, because the same content has passed it.
     """
 
     server: str
@@ -86,6 +87,7 @@ class Replica:
     resumed: bool = False
     stale_since: int | None = None
     wakes_at: datetime | None = None
+    vouched: int | None = None
 
     @property
     def idle(self) -> bool:
@@ -120,6 +122,7 @@ class Replica:
         changed = before is not None and bool(before.loaded) and (before.differs(facts) or facts.externally_modified)
         if changed:
             self.watch.loaded(since_boot())  # another client loaded it again: the old processes exit
+            self.vouched = None
         self.facts = facts
         self.record = self.record.seen(facts.loaded, digest_changed=changed, candidate=facts.candidate is not None)
 
@@ -130,6 +133,7 @@ class Replica:
             restarted: Whether it restarted, or may have.
         """
         self.facts = None
+        self.vouched = None
         if restarted:
             self.baseline_observation = None
         self.record = self.record.server_lost()
@@ -236,6 +240,7 @@ class Replica:
         match action:
             case Load(candidate=False, versions=versions, target=target):
                 self.record = self.record.after_load(action, before=before.loaded, digest=before.digest, now=now)
+                self.vouched = target.version if action.on_record else None
                 self.watch.loaded(self.began)
                 told = outcome.fingerprint
                 self.ours = AppliedConfig(frozenset(versions), target.digest, told, outcome.gpus) if told else None

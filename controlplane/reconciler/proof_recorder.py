@@ -20,6 +20,9 @@ from controlplane.registry.proofs import ProofKey, Proofs
 
 logger = logging.getLogger(__name__)
 
+_AGAIN_SECONDS = 30.0
+"""Time until a record that could not be deleted is deleted again."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Passed:
@@ -64,7 +67,10 @@ class ProofRecorder:
             return
         where = _Passed(desired_deployment.model, action.target.version, server.name)
         self._pending[key] = where if passed else None
-        if not self._writing:
+        self._start()
+
+    def _start(self) -> None:
+        if self._pending and not self._writing:
             self._writing = True
             self._background.spawn(self._write(), "keep proofs")
 
@@ -84,7 +90,8 @@ class ProofRecorder:
                 except ControlPlaneError as error:
                     logger.warning("the proof of %s cannot be recorded: %s", key.content, error)
                     if passed is None:
-                        self._pending.setdefault(key, None)  # removed after the next proof
+                        self._pending.setdefault(key, None)
+                        asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._start)
                     return
         finally:
             self._writing = False

@@ -25,13 +25,19 @@ class Route:
 
 
 def answers(unit: Replica) -> bool:
-    """Return whether the active version of a model is proved here and is not being unloaded."""
+    """Return whether the active version of a model is proved here, or is being proved with a proof on record.
+
+    A model that is being unloaded does not answer.
+    """
     if unit.facts is None or unit.stale_since is not None:
         return False
     if unit.doing is not None and isinstance(unit.doing.action, Unload) and not unit.doing.action.candidate:
         return False
     answering = max(unit.facts.loaded, default=None)
-    return answering is not None and unit.record.marks.get(answering) is ProofStatus.PASSED
+    if answering is None:
+        return False
+    mark = unit.record.marks.get(answering)
+    return mark is ProofStatus.PASSED or (mark is None and answering == unit.vouched)
 
 
 def route_of(units: Iterable[Replica]) -> Route | None:

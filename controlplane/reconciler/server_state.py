@@ -22,7 +22,8 @@ from controlplane.registry.proofs import ProofKey, Proofs
 from controlplane.servers.health import ServerHealth
 from controlplane.servers.server import ManagedServer
 from controlplane.servers.snapshot import ServerSnapshot
-from controlplane.triton.embedded.runtime_versions import runtime_version
+from controlplane.triton.code_settings import code_settings
+from controlplane.triton.embedded.runtime_versions import processor, runtime_version
 from controlplane.triton.instance_groups import Gpus, asked_gpus
 
 
@@ -200,14 +201,16 @@ class TrackedServer:
         """Return the key under which a proof of a version here is recorded; None if a part of it is not known."""
         embedded, backend = self.managed.embedded, prepared.manifest.format.backend or ""
         device = self.scheduler.device_kind(prepared, model)
-        if not self.snapshot.version or not device:
-            return None
+        if not self.snapshot.version or not device or code_settings(prepared.settings, prepared.manifest.format):
+            return None  # what such settings name can change without the configuration
         version = f"triton {self.snapshot.version}"
-        if embedded is not None:
+        if embedded is None:
+            version += f", server {self.managed.id}"  # its backends and its processor are not known
+        else:
             runtime = runtime_version(backend)
             if not runtime or not embedded.backends.name:
                 return None
-            version += f", {embedded.backends.name}, {runtime}"
+            version += f", {embedded.backends.name}, {runtime}, {processor()}"
         return ProofKey(prepared.manifest.content_digest, prepared.target.digest, f"{backend}: {version}", device)
 
     def _proof_on_record(self, desired_deployment: DesiredDeployment) -> bool:

@@ -42,6 +42,7 @@ KEPT_SECONDS = 3600.0
 _GAP_SECONDS = KEPT_SECONDS / 2
 """Maximum time without a poll; after it entries may be missing and the reader starts over."""
 _COLLECTED_AT_ONCE = 1000
+_DELETING_THREADS = 8
 _ENTRY_TRIES = 4
 _EARLY_THREADS = 4
 _ENTRY = re.compile(r"(\d{8}T\d{6}\.\d{3})-([0-9a-f]{8})-\d+~(\d{12})~([a-z]+(?:~[^~/]+)?)")
@@ -123,16 +124,21 @@ class ChangeLog:
             )
 
     def collect(self) -> int:
-        """Remove a limited number of obsolete entries; return how many.
+        """Remove the obsolete entries; return how many.
 
         Raises:
             StoreError: The store failed.
         """
         horizon = PREFIX + _stamp(self._clock() - timedelta(seconds=KEPT_SECONDS))
-        old = [info.key for info in self._store.list(PREFIX, limit=_COLLECTED_AT_ONCE) if info.key < horizon]
-        for key in old:
-            self._store.delete(key)
-        return len(old)
+        removed = 0
+        while True:
+            old = [info.key for info in self._store.list(PREFIX, limit=_COLLECTED_AT_ONCE) if info.key < horizon]
+            with ThreadPoolExecutor(_DELETING_THREADS, thread_name_prefix="changes") as threads:
+                for _ in threads.map(self._store.delete, old):
+                    pass
+            removed += len(old)
+            if len(old) < _COLLECTED_AT_ONCE:
+                return removed
 
     def _key(self, chain: str, number: int) -> str:
         with self._guard:

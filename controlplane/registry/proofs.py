@@ -48,11 +48,12 @@ class Proofs:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._known: dict[str, frozenset[str]] = {}
+        self._denied: set[str] = set()
         self._guard = threading.Lock()
 
     def known(self, key: ProofKey) -> bool:
-        """Return whether a record is in memory. No I/O."""
-        return key.object_key in self._known.get(key.content, ())
+        """Return whether a record is in memory, and no proof failed since in this process. No I/O."""
+        return key.object_key in self._known.get(key.content, ()) and key.object_key not in self._denied
 
     def refresh(self, content: str) -> None:
         """Read the names of the records of a content into memory, in one LIST.
@@ -72,13 +73,14 @@ class Proofs:
         """
         body = {**asdict(key), "model": model, "version": version, "server": server, "at": datetime.now(UTC)}
         with self._guard:
+            self._denied.discard(key.object_key)
             with suppress(ObjectExistsError):
                 self._store.create(key.object_key, json.dumps(body, indent=2, default=str).encode())
             self._known[key.content] = self._known.get(key.content, frozenset()) | {key.object_key}
 
     def forget(self, key: ProofKey) -> None:
-        """Remove a record from memory, so that this process does not use it any more. No I/O."""
-        self._known[key.content] = self._known.get(key.content, frozenset()) - {key.object_key}
+        """Stop to use a record in this process, until the proof passes again. No I/O."""
+        self._denied.add(key.object_key)
 
     def remove(self, key: ProofKey) -> None:
         """Delete a record.

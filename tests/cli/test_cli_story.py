@@ -168,7 +168,7 @@ def test_validate_accepts_a_published_version(cli: Cli, doubling: Path) -> None:
     assert cli.ok("validate", "validated:1", "-o", "json").json["ok"] is True
     shown = cli.ok("validate", "validated:1").out
     assert "validated:1" in shown
-    assert "loads it" in shown
+    assert "can load the model" in shown
     absent, missing = cli("validate", "validated:7"), cli("validate", "nowhere.onnx")
     assert (absent.code, missing.code) == (3, 6)
     assert "has no version 7" in absent.err

@@ -115,7 +115,7 @@ def test_cli_lists_devices(gpus: Site) -> None:
     assert [row[1] for row in rows] == ["host", "gpu:0", "gpu:1"]
     lost, slow = shown.stdout.splitlines()[2:]
     assert "lost: NVML reports 'GPU is lost'" in lost
-    assert "3 uncorrected memory errors; slowed down: sw_power_cap" in slow
+    assert "3 uncorrected memory errors; throttled: sw_power_cap" in slow
     assert "37%" in slow
     assert "118 of 700 W" in slow
     documents = json.loads(gpus.tritonctl("devices", "--server", "embedded", "-o", "json").stdout)

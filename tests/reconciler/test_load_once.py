@@ -156,7 +156,8 @@ async def test_stopped_between_load_and_proof_the_next_process_proves_it(
             status = harness.reconciler.status(model)
             assert status is not None
             assert status.phase is Phase.PROVING, "not Ready without a passed proof"
-            assert harness.reconciler.routes().get(model) is None, "the gateway sends it no requests"
+            route = harness.reconciler.routes()[model]
+            assert route.version == second, "requests do not wait for the proof of what is on record"
         assert loads == [model]
     async with running(triton, registry, model, tmp_path) as harness:
         expected = Phase.READY if right else Phase.DEGRADED
@@ -208,9 +209,14 @@ async def test_a_record_counts_only_for_the_same_key_and_an_immediate_update(har
         if key_of(tracked, desired) != key:
             harness.registry.proofs.put(key_of(tracked, desired), model=harness.model, version=second, server="another")
         assert not tracked.desired(desired).proof_on_record, changes
-    harness.registry.proofs.forget(key)
+    harness.registry.proofs._known.clear()
     tracked, desired = desired_of(harness, second, settings=CPU)
     assert tracked.desired(desired).proof_on_record, "the store is read again for each forward deploy"
+    harness.registry.proofs.forget(key)
+    harness.registry.proofs.refresh(key.content)
+    assert not tracked.desired(desired).proof_on_record, "a proof failed, whether or not the record could be deleted"
+    harness.registry.proofs.put(key, model=harness.model, version=second, server="test")
+    assert tracked.desired(desired).proof_on_record
     harness.registry.proofs.remove(key)
     assert not tracked.desired(desired).proof_on_record
 

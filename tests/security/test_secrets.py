@@ -227,7 +227,7 @@ def test_no_output_contains_a_secret(tmp_path: Path, triton: RunningTriton) -> N
                 said[f"{name} {debug}"] = failed.stdout + failed.stderr
 
     assert len(said) > 100
-    assert "cannot" in said["log"], "failures were logged"
+    assert "Check the endpoint" in said["log"], "failures were logged"
     found = {
         f"{where}: {what}"
         for where, text in said.items()
@@ -272,5 +272,5 @@ def test_error_for_rejected_credentials_contains_no_secret(tmp_path: Path, ceph:
                 check=False,
             )
             assert result.returncode != 0, command
-            assert "refused" in result.stdout + result.stderr
+            assert "denied access" in result.stdout + result.stderr
             assert wrong not in result.stdout + result.stderr

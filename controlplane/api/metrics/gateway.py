@@ -31,8 +31,8 @@ class GatewayMetrics(Collector):
             return
         requests = CounterMetricFamily(
             "tritonctl_gateway_model_requests",
-            "Requests by model, route (fast, activated, canary, shadow, pinned), version, "
-            "protocol and code; on the fast route, the code is a class such as 2xx. Shadow "
+            "Requests by model, way (direct, activator, canary, by-version, shadow), version, "
+            "protocol and code; on the direct way, the code is a class such as 2xx. Shadow "
             "requests to the new version are copies.",
             labels=list(RequestLabels._fields),
         )

@@ -89,8 +89,11 @@ async def deploy(
     """Set the version that is active under the model's name. Each change is a revision.
 
     The version is loaded beside the active one, proved with its golden samples, and then becomes active; a version that
-    fails its proof never does. Repeating the request changes nothing. Settings that Triton would refuse are not
-    recorded. Settings that can make Triton load code or files need a key with the scope `code`.
+    fails its proof does not. If the same content has a passed proof on record, the version becomes active first and is
+    proved then; if that proof fails, the previous version is active again.
+
+    Repeating the request changes nothing. Settings that Triton would refuse are not recorded. Settings that can make
+    Triton load code or files need a key with the scope `code`.
 
     With `dry_run` nothing changes: the response reports what would be evicted, how many bytes are transferred, how
     long it would take and why, whether there is a gap without an active version, or why the deployment is impossible.

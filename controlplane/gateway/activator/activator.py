@@ -23,6 +23,7 @@ from controlplane.errors import (
 )
 from controlplane.gateway.activator.request_queue import RequestQueue
 from controlplane.gateway.auth import Access
+from controlplane.gateway.lost import RETRY_AFTER_SECONDS
 from controlplane.gateway.rollout.split import TrafficSplits
 from controlplane.gateway.routes import Routes
 from controlplane.gateway.stats import GatewayStats
@@ -33,8 +34,6 @@ logger = logging.getLogger(__name__)
 Resolve = Callable[[Reference], int]
 """Returns the version that an alias points to."""
 
-RETRY_AFTER_SECONDS = 1
-"""Seconds that a rejected client gets in ``Retry-After``."""
 _OUTAGE_SECONDS = 1.0
 """Time between two checks whether any server of a model is reachable, while requests wait for it."""
 _AGAIN_SECONDS = 0.25
@@ -223,9 +222,11 @@ class Activator:
         """Raise ModelUnavailableError if no server of a model has been reachable for too long."""
         outage = self._reconciler.outage(model)
         if outage is not None and outage.seconds > self._outage_seconds:
+            # Clients of models see no addresses and no logs of servers.
+            logger.warning("%s cannot be served for %.0f s: %s", model, outage.seconds, outage.message)
             raise ModelUnavailableError(
-                f"{model} cannot be served: none of its Triton servers has been reachable for {outage.seconds:.0f} s "
-                f"({outage.message}); check the server, then try again",
+                f"{model} cannot be served: none of its Triton servers has been reachable for {outage.seconds:.0f} s; "
+                "`tritonctl servers` shows the reason",
                 model=model,
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )

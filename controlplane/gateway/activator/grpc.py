@@ -15,16 +15,16 @@ from controlplane.errors import (
     ControlPlaneError,
     ForbiddenError,
     InvalidInputError,
-    ModelUnavailableError,
     NotFoundError,
     RateLimitedError,
     TooManyWaitingError,
     UnauthenticatedError,
 )
-from controlplane.gateway.activator.activator import RETRY_AFTER_SECONDS, Activator
+from controlplane.gateway.activator.activator import Activator
 from controlplane.gateway.auth import bearer
 from controlplane.gateway.grpc_wire import Names, is_ready, read_names, rename, stream_error
-from controlplane.gateway.haproxy.config import CLIENT_HEADER, DRAWN_HEADER, LOST, NAMED_VERSION, SERVICE
+from controlplane.gateway.haproxy.config import CLIENT_HEADER, DRAWN_HEADER, SERVICE
+from controlplane.gateway.lost import RETRY_AFTER_SECONDS, is_lost, lost_error
 from controlplane.gateway.rollout.comparison import Arm
 from controlplane.gateway.rollout.grpc import GrpcReply, GrpcRequest, ask_grpc
 from controlplane.gateway.stats import RequestLabels
@@ -145,10 +145,8 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
                 try:
                     response: bytes = await answer
                 except grpc.aio.AioRpcError as error:
-                    if error.code() is grpc.StatusCode.NOT_FOUND and NAMED_VERSION not in (error.details() or ""):
-                        raise ModelUnavailableError(
-                            LOST, model=model, retry_after_seconds=RETRY_AFTER_SECONDS
-                        ) from error
+                    if is_lost(error.details() or ""):
+                        raise lost_error(model) from error
                     raise
                 self._count(model, "OK", asked_way, asked_version)
                 return response

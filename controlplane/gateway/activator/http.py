@@ -26,9 +26,10 @@ from controlplane.errors import (
     TooManyWaitingError,
     UnauthenticatedError,
 )
-from controlplane.gateway.activator.activator import RETRY_AFTER_SECONDS, Activator
+from controlplane.gateway.activator.activator import Activator
 from controlplane.gateway.auth import bearer
-from controlplane.gateway.haproxy.config import ATTENDED_PATH, CLIENT_HEADER, DRAWN_HEADER, LOST
+from controlplane.gateway.haproxy.config import ATTENDED_PATH, CLIENT_HEADER, DRAWN_HEADER
+from controlplane.gateway.lost import RETRY_AFTER_SECONDS, is_lost, lost_error
 from controlplane.gateway.rollout.comparison import Arm
 from controlplane.gateway.rollout.http import Headers, HttpRequest, ask_http
 from controlplane.gateway.stats import RequestLabels
@@ -221,10 +222,14 @@ class HttpProxy:
             response = await client.send(request, stream=True)
             try:
                 gone.check()
-                if response.status_code == 404 and not version:
-                    raise ModelUnavailableError(LOST, model=model, retry_after_seconds=RETRY_AFTER_SECONDS)
+                chunks = response.aiter_raw()
+                if response.status_code == 404:
+                    error = b"".join([chunk async for chunk in chunks])
+                    if is_lost(error.decode(errors="replace")):
+                        raise lost_error(model)
+                    chunks = _once(error)
                 await _send_on(send, response.status_code, response.headers.raw)
-                async for chunk in response.aiter_raw():
+                async for chunk in chunks:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
             finally:
@@ -244,6 +249,10 @@ class HttpProxy:
                 parts.append(part)
                 if not message.get("more_body", False):
                     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 class _ClientDisconnect:

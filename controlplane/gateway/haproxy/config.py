@@ -31,11 +31,9 @@ from controlplane.domain.rollout.sampling import PARTS
 from controlplane.errors import InvalidInputError
 from controlplane.gateway.auth import ANY_CLIENT
 from controlplane.gateway.haproxy.route_table import ALL, GRANTS, KEYS, MODELS, SPLITS, VERSIONS, Table
+from controlplane.gateway.lost import LOST, NAMED_VERSION, UNKNOWN_MODEL
 from controlplane.settings import GatewaySettings
 from controlplane.triton.wire import HEAD_LENGTH
-
-LOST = "the Triton server does not have the model now: it is restarting, or the model is being reloaded; try again"
-"""Why a routed model that Triton does not know is unavailable instead of unknown: clients may try again."""
 
 ADMIN_SOCKET = "admin.sock"
 ACTIVATOR_HTTP = "activator-http.sock"
@@ -46,8 +44,6 @@ DRAWN_HEADER = "x-tritonctl-drawn"
 """Header with the sample size (per million) of a request that was drawn to be measured; clients cannot set it."""
 PIN = "x-model-version"
 """Header, metadata key or request parameter that names the version that must answer."""
-NAMED_VERSION = "' version "
-"""Part of Triton's message that a version, not a model, is unknown."""
 SERVICE = "/inference.GRPCInferenceService/"
 
 _NAME_BYTES = 5 + 2 + 1 + MODEL_NAME_MAX
@@ -207,13 +203,13 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
     # From here to the choice nothing waits: a model that leaves the map now is sent no request later.
     http-request set-var(txn.slot) var(txn.model),map({MODELS}) if {{ var(txn.model) -m found }}
 {_choose("h", bound=True)}
-    http-request set-var(txn.named) bool(true) if {{ path,field(5,/) -m str versions }}
     use_backend servers if {{ path_beg /v2/health/ }} {{ nbsrv(servers) gt 0 }}
     default_backend activator-http
-    # A server that was restarted does not know the model until it is loaded again. The model is known here, so this is
-    # no 404. A version that a client names may still be unknown.
-    http-response return status 503 content-type application/json hdr Retry-After 1 string '{{"error":"{LOST}"}}' \
-        if {{ status 404 }} {{ var(txn.key) -m found }} !{{ var(txn.named) -m found }}""",
+    # See controlplane.gateway.lost.
+    http-response wait-for-body time 1s at-least 512 if {{ status 404 }} {{ var(txn.key) -m found }}
+    http-response return status 503 content-type application/json hdr Retry-After 1 string '{{"error":"{LOST}"}}' \\
+        if {{ status 404 }} {{ var(txn.key) -m found }} {{ res.body -m sub "{UNKNOWN_MODEL}" }} \\
+        !{{ res.body -m sub "{NAMED_VERSION}" }}""",
         f"""frontend grpc from grpc
     bind fd@{sockets.grpc}{tls_grpc}
 {_limit_sources(settings)}
@@ -239,10 +235,11 @@ def render(settings: GatewaySettings, sockets: Sockets, backends: Sequence[Backe
 {_choose("g", bound=False)}
     use_backend servers-grpc if of_any {{ nbsrv(servers-grpc) gt 0 }}
     default_backend activator-grpc
-    http-response return status 200 content-type application/grpc lf-string %[str()] hdr grpc-status 14 \
-        hdr grpc-message "{LOST}" hdr retry-after 1 \
-        if {{ res.hdr(grpc-status) -m str 5 }} {{ var(txn.key) -m found }} \
-        !{{ res.hdr(grpc-message) -m sub "{NAMED_VERSION}" }}
+    http-response set-var(txn.lost) bool(true) if {{ res.hdr(grpc-status) -m str 5 }} {{ var(txn.key) -m found }} \\
+        {{ res.hdr(grpc-message) -m sub "{UNKNOWN_MODEL}" }} !{{ res.hdr(grpc-message) -m sub "{NAMED_VERSION}" }}
+    http-response sc-inc-gpc0(0) if {{ var(txn.lost) -m found }}
+    http-response return status 200 content-type application/grpc lf-string %[str()] hdr grpc-status 14 \\
+        hdr grpc-message "{LOST}" hdr retry-after 1 if {{ var(txn.lost) -m found }}
     # An error has no body, so there is nothing to compare.
     acl compared var(txn.compared) -m found
     acl misnamed var(txn.answered),strcmp(txn.model) lt 0

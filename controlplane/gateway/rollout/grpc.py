@@ -11,8 +11,9 @@ from controlplane.domain.names import candidate_name
 from controlplane.domain.tolerance import OutputComparison
 from controlplane.gateway.grpc_wire import parameter, rename
 from controlplane.gateway.haproxy.config import PIN, SERVICE
+from controlplane.gateway.lost import UNKNOWN_MODEL, is_lost, lost_error
 from controlplane.gateway.rollout.comparison import Arm
-from controlplane.gateway.rollout.http import UNKNOWN_MODEL, ReplySpace
+from controlplane.gateway.rollout.http import ReplySpace
 from controlplane.gateway.rollout.split import SplitResult, TrafficSplit, tolerances
 from controlplane.triton.answers import from_grpc
 
@@ -59,7 +60,7 @@ class GrpcReply:
     def absent(self) -> bool:
         """Whether Triton does not know the model, or cannot be reached."""
         return self.error is not None and (
-            UNKNOWN_MODEL.decode() in (self.error.details() or "")
+            UNKNOWN_MODEL in (self.error.details() or "")
             or (self.error.code() is grpc.StatusCode.UNAVAILABLE and "connect" in (self.error.details() or ""))
         )
 
@@ -81,7 +82,7 @@ async def ask_grpc(
         copied: Called with the new version's answer to a copy of the request.
 
     Raises:
-        ControlPlaneError: The request cannot be sent to the old version.
+        ControlPlaneError: The request cannot be sent to the old version, or its server lost the model.
     """
     pinned = _pin(request) or request.version
     named = split.named(pinned)
@@ -96,7 +97,10 @@ async def ask_grpc(
             return GrpcReply(rename(reply.message, model, str(split.rollout.version)))
         message = rename(request.message, model, "" if named is Arm.NEW else pinned)
         async with room.at(model, len(message)) as server:
-            return await _send(channels[server], message, request)
+            reply = await _send(channels[server], message, request)
+        if reply.error is not None and is_lost(reply.error.details() or ""):
+            raise lost_error(model) from reply.error  # neither version caused it
+        return reply
 
     def compared(old: GrpcReply, new: GrpcReply) -> tuple[OutputComparison, ...]:
         expected = from_grpc(old.message)

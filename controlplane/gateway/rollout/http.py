@@ -14,12 +14,12 @@ from controlplane.domain.comparison import compare
 from controlplane.domain.names import candidate_name
 from controlplane.domain.tolerance import OutputComparison
 from controlplane.gateway.haproxy.config import PIN
+from controlplane.gateway.lost import UNKNOWN_MODEL, is_lost, lost_error
 from controlplane.gateway.rollout.comparison import Arm
 from controlplane.gateway.rollout.split import SplitResult, TrafficSplit, tolerances
 from controlplane.triton.answers import from_http
 from controlplane.triton.wire import HEAD_LENGTH
 
-UNKNOWN_MODEL = b"Request for unknown model"
 _HEAD = HEAD_LENGTH.encode()
 _LENGTH = b"content-length"
 _NOT_SENT = (b"host", _LENGTH, b"accept-encoding")
@@ -78,7 +78,7 @@ class HttpReply:
     @property
     def absent(self) -> bool:
         """Whether Triton does not know the model, or cannot be reached."""
-        return not self.status or (self.failed and UNKNOWN_MODEL in self.body[:500])
+        return not self.status or (self.failed and UNKNOWN_MODEL.encode() in self.body[:500])
 
     def header(self, name: bytes) -> bytes | None:
         """Return a header's value."""
@@ -102,7 +102,7 @@ async def ask_http(
         copied: Called with the new version's answer to a copy of the request.
 
     Raises:
-        ControlPlaneError: The request cannot be sent to the old version.
+        ControlPlaneError: The request cannot be sent to the old version, or its server lost the model.
         httpx.ConnectError: There is no connection to the old version's server.
     """
     pinned = _pin(request) or request.version
@@ -119,7 +119,10 @@ async def ask_http(
         # Triton rejects a version that is neither of the two.
         version = request.version if named is Arm.NEW else pinned
         async with room.at(split.model, len(request.body)) as server:
-            return await _send(clients[server], split.model, "" if named is Arm.NEW else version, request)
+            reply = await _send(clients[server], split.model, "" if named is Arm.NEW else version, request)
+        if reply.failed and is_lost(reply.body[:500].decode(errors="replace")):
+            raise lost_error(split.model)  # neither version caused it
+        return reply
 
     def compared(old: HttpReply, new: HttpReply) -> tuple[OutputComparison, ...]:
         expected = _tensors(old)

@@ -134,7 +134,8 @@ def assemble_backends(installation: Installation, folder: Path) -> Path:
     """
     ours = sorted(path for path in BACKENDS.glob("*/model.py"))
     digest = hashlib.sha256(str(installation.stub).encode())
-    digest.update(f"{(installation.python_backend / 'libtriton_python.so').stat()}".encode())
+    library = (installation.python_backend / "libtriton_python.so").stat()
+    digest.update(f"{library.st_size} {library.st_mtime_ns}".encode())
     digest.update((BACKENDS / SHARED).read_bytes())
     for path in ours:
         digest.update(path.parent.name.encode() + path.read_bytes())

@@ -1,6 +1,9 @@
-"""Versions of the Python packages with which the embedded server's backends run models."""
+"""Versions of what the embedded server's backends run models with: Python packages, and the processor."""
 
+import hashlib
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 _PACKAGES = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime"), "pytorch": ("torch",)}
 
@@ -16,3 +19,14 @@ def runtime_version(backend: str) -> str:
         except PackageNotFoundError:
             continue
     return ""
+
+
+@cache
+def processor() -> str:
+    """Return the digest of this machine's processor model and features: kernels are chosen, and round, by them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return "processor unknown"
+    kept = sorted(line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features")))
+    return f"processor {hashlib.sha256(chr(10).join(kept).encode()).hexdigest()[:12]}"
