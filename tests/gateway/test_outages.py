@@ -1,20 +1,30 @@
 """A server that lost its models or is unreachable: clients get an answer at once that allows a retry."""
 
+import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import grpc
 import httpx
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
+from controlplane.domain.rollout.strategy import StrategyKind
+from controlplane.errors import ModelUnavailableError
 from controlplane.gateway.lost import LOST
+from controlplane.gateway.rollout.grpc import GrpcRequest, ask_grpc
+from controlplane.gateway.rollout.http import HttpRequest, ask_http
 from controlplane.settings import GatewaySettings, ReconcilerSettings, TritonServerSettings, TritonSettings
+from tests.gateway.test_splitting import split
 from tests.support.api import Api, onnx_scale, serving, settings_for
 from tests.support.gateway import grpc_client, http_client, ones, until, urls, way
+from tests.support.hostile import NAME, tensors, text
 from tests.support.triton import RunningTriton, running_triton
 
 pytestmark = pytest.mark.triton
@@ -77,15 +87,15 @@ async def test_model_that_triton_lost_is_unavailable_not_unknown(unobserved: Api
     for path in ("net", "%6eet"):  # directly from HAProxy, and through the activator, which reads what is escaped
         answer = httpx.post(f"{base}/{path}/infer", json=INFER)
         assert (answer.status_code, answer.json(), answer.headers["retry-after"]) == (503, {"error": LOST}, "1")
-    with grpc_client(unobserved) as grpc:
+    with grpc_client(unobserved) as client:
         for compression in (None, "gzip"):
             with pytest.raises(InferenceServerException, match=LOST) as caught:
-                grpc.infer("net", ones(triton_grpc), compression_algorithm=compression)
+                client.infer("net", ones(triton_grpc), compression_algorithm=compression)
             assert caught.value.status() == "StatusCode.UNAVAILABLE"
         # A version that the client names may be unknown for good.
         assert httpx.post(f"{base}/net/versions/9/infer", json=INFER).status_code == 404
         with pytest.raises(InferenceServerException, match="version 9 is not found"):
-            grpc.infer("net", ones(triton_grpc), model_version="9")
+            client.infer("net", ones(triton_grpc), model_version="9")
 
 
 def test_requests_wait_for_absent_server_until_outage_timeout(impatient: Api, external: RunningTriton) -> None:
@@ -101,10 +111,10 @@ def test_requests_wait_for_absent_server_until_outage_timeout(impatient: Api, ex
         assert external.server.grpc_url not in answer.json()["error"], "clients of models see no addresses"
         assert answer.headers["retry-after"] == "1"
         with (
-            grpc_client(impatient) as grpc,
+            grpc_client(impatient) as client,
             pytest.raises(InferenceServerException, match="none of its Triton servers has been reachable") as caught,
         ):
-            grpc.infer("net", ones(triton_grpc))
+            client.infer("net", ones(triton_grpc))
         assert caught.value.status() == "StatusCode.UNAVAILABLE"
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -117,3 +127,32 @@ def test_requests_wait_for_absent_server_until_outage_timeout(impatient: Api, ex
                 return False
 
         until("the server is back", answered)
+
+
+class AnyServer:
+    """Finds the one server at once."""
+
+    @asynccontextmanager
+    async def at(self, model: str, size: int) -> AsyncIterator[str]:
+        yield "a"
+
+
+@pytest.mark.parametrize("kind", [StrategyKind.CANARY, StrategyKind.SHADOW])
+async def test_lost_active_version_is_not_measured_in_a_rollout(triton: RunningTriton, kind: StrategyKind) -> None:
+    """Triton knows neither version: its errors say nothing about the active one."""
+    rollout = split(kind, percent=1e-6)
+    seen: list[Any] = []
+    async with httpx.AsyncClient(base_url=triton.server.http_url) as http:
+        request = HttpRequest("", "", [], json.dumps(INFER).encode(), 1_000_000)
+        for _ in range(5):
+            with pytest.raises(ModelUnavailableError, match=LOST):
+                await ask_http(rollout, request, AnyServer(), {"a": http}, seen.append)
+    async with grpc.aio.insecure_channel(triton.server.grpc_url) as channel:
+        message = text(NAME, b"m") + tensors()
+        for _ in range(5):
+            with pytest.raises(ModelUnavailableError, match=LOST):
+                await ask_grpc(
+                    rollout, GrpcRequest(message, "", [], None, 1_000_000), AnyServer(), {"a": channel}, seen.append
+                )
+    evidence = rollout.meter.evidence()
+    assert (evidence.old.requests, evidence.new.requests, seen) == (0, 0, [])
