@@ -58,7 +58,7 @@ CONTROL_METADATA = f"triton-grpc-protocol-{CONTROL_HEADER}"
 
 _RESTRICTED = "This protocol is restricted"
 _VANISHED = "failed to stat file"
-_INDEX_ATTEMPTS = 10
+_INDEX_ATTEMPTS = 30
 _ORPHAN_SECONDS = 2.0
 _GONE = frozenset({"UNAVAILABLE", "UNKNOWN", ""})
 _TRACEBACK = re.compile(r"\s*\n+At:\n.*", re.DOTALL)

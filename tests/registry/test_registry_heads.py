@@ -162,5 +162,5 @@ def test_edit_that_always_conflicts_fails(tmp_path: Path, monkeypatch: pytest.Mo
             other.update_model("m", description=f"{next(count)}", actor="other")
 
     registry = new_registry(HookedStore(inner, before=overtake), tmp_path / "cache")
-    with pytest.raises(CommitConflictError, match="4 times"):
+    with pytest.raises(CommitConflictError, match="in 4 attempts"):
         registry.update_model("m", labels={"x": "y"}, actor="a")

@@ -86,7 +86,7 @@ def test_abandoned_throttled_create_wrote_nothing(faulty: S3Store, proxy: FaultP
     with pytest.raises(StoreUnavailableError) as caught:
         faulty.create("a", b"1")
     assert proxy.count("PUT") == RETRIES + 1
-    assert f"{RETRIES + 1} tries" in caught.value.message
+    assert f"{RETRIES + 1} attempts" in caught.value.message
     assert proxy.endpoint_url in caught.value.message
     assert "tests-secret" not in caught.value.message
 
