@@ -69,7 +69,7 @@ from controlplane.reconciler.queries import ReconcilerQueries
 from controlplane.reconciler.remediation import ServerRemediator
 from controlplane.reconciler.rollout_readiness import RolloutReadiness
 from controlplane.reconciler.routes import Route, RouteTable
-from controlplane.reconciler.server_state import Outage, TrackedServer, report
+from controlplane.reconciler.server_state import TrackedServer, report
 from controlplane.reconciler.tasks import TaskRunner
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.holds import ModelHold
@@ -327,9 +327,9 @@ class Reconciler:
         """Return the desired state of a model; None if it has no known deployment. No I/O."""
         return self._answers.spec(model)
 
-    def outage(self, model: str) -> Outage | None:
-        """Return how long no server of a model has been reachable; None if one is. No I/O."""
-        return self._answers.outage(model)
+    def outage_seconds(self, model: str) -> float:
+        """Return how long no server of a model has been reachable; 0 if one is. No I/O."""
+        return self._answers.outage_seconds(model)
 
     def send_through(self, traffic: TrafficDrainer) -> None:
         """Set the component that sends requests to the servers and drains a model before its unload."""

@@ -70,7 +70,7 @@ class ProofRecorder:
         self._start()
 
     def _start(self) -> None:
-        if self._pending and not self._writing:
+        if self._pending and not self._writing and self._leading():
             self._writing = True
             self._background.spawn(self._write(), "keep proofs")
 

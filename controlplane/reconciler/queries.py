@@ -26,7 +26,7 @@ from controlplane.memory.views import (
 from controlplane.placement.types import Assignment
 from controlplane.reconciler.loop_state import LoopState
 from controlplane.reconciler.rollout_readiness import RolloutReadiness, rollout_readiness
-from controlplane.reconciler.server_state import Outage, TrackedServer
+from controlplane.reconciler.server_state import TrackedServer
 from controlplane.registry.deployments import DeploymentRevision
 from controlplane.registry.registry import Registry
 
@@ -162,8 +162,8 @@ class ReconcilerQueries:
         """Return the newest status of the servers."""
         return tuple(server.status() for server in self._state.servers.values())
 
-    def outage(self, model: str) -> Outage | None:
-        """Return how long no server of a model has been reachable; None if one is, or the model could be placed on one.
+    def outage_seconds(self, model: str) -> float:
+        """Return how long no server of a model has been reachable; 0 if one is, or the model could be placed on one.
 
         A model's servers are those where it is placed; before it is placed, all.
         """
@@ -171,9 +171,8 @@ class ReconcilerQueries:
         servers = [server for server in known if server.has_place(model)] or known
         since = [server.away_since for server in servers if server.away_since is not None]
         if not servers or len(since) < len(servers):
-            return None
-        message = "; ".join(server.trouble.message for server in servers if server.trouble is not None)
-        return Outage(time.monotonic() - max(since), message)
+            return 0.0
+        return time.monotonic() - max(since)
 
     def spec(self, model: str) -> DeploymentSpec | None:
         """Return the desired state of a model; None if it has no known deployment."""

@@ -44,19 +44,6 @@ class ServerAssignment:
     devices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Outage:
-    """A time in which no server of a model was reachable.
-
-    Attributes:
-        seconds: How long it has lasted.
-        message: The state of each server.
-    """
-
-    seconds: float
-    message: str
-
-
 @dataclass
 class TrackedServer:
     """A server as last observed.

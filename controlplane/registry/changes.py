@@ -130,15 +130,16 @@ class ChangeLog:
             StoreError: The store failed.
         """
         horizon = PREFIX + _stamp(self._clock() - timedelta(seconds=KEPT_SECONDS))
-        removed = 0
+        removed, first = 0, ""
         while True:
             old = [info.key for info in self._store.list(PREFIX, limit=_COLLECTED_AT_ONCE) if info.key < horizon]
             with ThreadPoolExecutor(_DELETING_THREADS, thread_name_prefix="changes") as threads:
                 for _ in threads.map(self._store.delete, old):
                     pass
             removed += len(old)
-            if len(old) < _COLLECTED_AT_ONCE:
+            if len(old) < _COLLECTED_AT_ONCE or old[0] == first:  # a store that lists what it deleted: the next sweep
                 return removed
+            first = old[0]
 
     def _key(self, chain: str, number: int) -> str:
         with self._guard:

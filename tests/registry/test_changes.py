@@ -182,6 +182,31 @@ def test_old_entries_are_collected_and_young_ones_stay(store: ObjectStore) -> No
     assert young.collect() == 0
 
 
+def test_all_old_entries_are_collected_however_many(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "_COLLECTED_AT_ONCE", 2)
+    old = ChangeLog(store, lambda: datetime.now(UTC) - timedelta(seconds=changes.KEPT_SECONDS + 60))
+    for number in range(7):
+        old.announce("holds/net", number)
+    assert ChangeLog(store, lambda: datetime.now(UTC)).collect() == 7
+    assert list(store.list(PREFIX)) == []
+
+
+class ListsDeleted(MemoryStore):
+    """Still lists what was deleted, as an eventually consistent store may."""
+
+    def delete(self, key: str) -> None:
+        pass
+
+
+def test_collection_ends_on_a_store_that_lists_deleted_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "_COLLECTED_AT_ONCE", 2)
+    store = ListsDeleted()
+    old = ChangeLog(store, lambda: datetime.now(UTC) - timedelta(seconds=changes.KEPT_SECONDS + 60))
+    for number in range(5):
+        old.announce("holds/net", number)
+    assert ChangeLog(store, lambda: datetime.now(UTC)).collect() == 4, "two listings of the same page"
+
+
 def test_sweep_finds_commit_without_entry_and_names_it(store: ObjectStore, tmp_path: Path) -> None:
     writer = new_registry(store, tmp_path / "writer")
     fill(writer, tmp_path, 3)

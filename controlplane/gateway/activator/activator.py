@@ -5,7 +5,6 @@ it, and withdraws the demand when no request waits any more.
 """
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -28,8 +27,6 @@ from controlplane.gateway.rollout.split import TrafficSplits
 from controlplane.gateway.routes import Routes
 from controlplane.gateway.stats import GatewayStats
 from controlplane.reconciler.controller import Reconciler
-
-logger = logging.getLogger(__name__)
 
 Resolve = Callable[[Reference], int]
 """Returns the version that an alias points to."""
@@ -220,12 +217,11 @@ class Activator:
 
     def _require_server(self, model: str) -> None:
         """Raise ModelUnavailableError if no server of a model has been reachable for too long."""
-        outage = self._reconciler.outage(model)
-        if outage is not None and outage.seconds > self._outage_seconds:
-            # Clients of models see no addresses and no logs of servers.
-            logger.warning("%s cannot be served for %.0f s: %s", model, outage.seconds, outage.message)
+        seconds = self._reconciler.outage_seconds(model)
+        if seconds > self._outage_seconds:
+            # Clients of models see no addresses and no logs of servers: the server's event has them.
             raise ModelUnavailableError(
-                f"{model} cannot be served: none of its Triton servers has been reachable for {outage.seconds:.0f} s; "
+                f"{model} cannot be served: none of its Triton servers has been reachable for {seconds:.0f} s; "
                 "`tritonctl servers` shows the reason",
                 model=model,
                 retry_after_seconds=RETRY_AFTER_SECONDS,
