@@ -12,7 +12,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -53,6 +53,10 @@ class ModelHold:
     def active(self, now: datetime) -> bool:
         """Return whether the hold is active at this moment."""
         return now < self.expires_at
+
+    def released(self) -> "ModelHold":
+        """Return this hold as ended by every clock: the store's clock may be behind this machine's."""
+        return replace(self, expires_at=datetime.min.replace(tzinfo=UTC))
 
 
 Holds = tuple[ModelHold, ...]

@@ -1,8 +1,7 @@
 """Clients' holds, each of which loads a model and keeps it loaded."""
 
 import asyncio
-from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -139,7 +138,7 @@ class Holds:
 
     async def _drop(self, hold: ModelHold) -> None:
         await asyncio.shield(asyncio.to_thread(self._holds.release, hold.model, hold.id))
-        self._reconciler.lease_changed(replace(hold, expires_at=datetime.now(UTC)))
+        self._reconciler.lease_changed(hold.released())
 
     def _describe(self, hold: ModelHold) -> Hold:
         status = self._reconciler.status(hold.model)
