@@ -22,8 +22,10 @@ up: $(STAMP)  ## Everything on this machine: Triton, registry, API
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 WORKERS ?= 4
 
+SELECT = $(if $(LONG),,-m "not long")
+
 test: lint  ## All checks, and the tests that a person waits for; with LONG=1 all tests
-	$(PYTEST) $(if $(LONG),,-m "not long") $(ARGS)
+	$(PYTEST) --cache-clear $(SELECT) $(ARGS) || { [ $$? = 1 ] && $(BIN)/python -m tests.again; }
 
 test-long: $(STAMP)  ## The rest of the tests: soaks, hundreds of repetitions, kills
 	$(PYTEST) -m long $(ARGS)

@@ -96,7 +96,7 @@ def _proved(
             if compared:
                 return _condition(kind, True, "AnswersAsRecorded", "Triton's answers agree with the recorded ones")
             return _condition(kind, True, "AnswersAtAll", "the version answers; there are no golden samples to compare")
-        case ProofStatus.WRONG:
+        case ProofStatus.MISMATCH:
             return _condition(kind, False, "WrongAnswer", message)
         case ProofStatus.UNPROVED:
             return _condition(kind, False, "NotProvedYet", message)

@@ -1,6 +1,7 @@
 """Reads the desired state from the registry and prepares it for action: targets with their configurations.
 
-Everything here blocks, and the loop calls it in a thread, except for `DesiredStateResolver.quick`, which does no I/O.
+Everything here blocks, and the loop calls it in a thread, except for `DesiredStateResolver.from_cache`, which does no
+I/O.
 """
 
 import pickle
@@ -160,7 +161,7 @@ class DesiredStateResolver:
         self._samples: OrderedDict[str, tuple[tuple[Sample, ...], int]] = OrderedDict()
         self._guard = threading.Lock()
 
-    def quick(self, model: str) -> DesiredDeployment | None:
+    def from_cache(self, model: str) -> DesiredDeployment | None:
         """Return the newest desired state if all it needs is in memory; never for a forward deploy. No I/O."""
         revision = self._registry.deployments.peek(model)
         chain = self._chains.get(model)

@@ -34,8 +34,8 @@ _LEAVE_SECONDS = 30.0
 
 _OUTCOMES = {
     ProofStatus.PASSED: ProbeOutcome.PASSED,
-    ProofStatus.LATE: ProbeOutcome.LATE,
-    ProofStatus.WRONG: ProbeOutcome.WRONG,
+    ProofStatus.TIMED_OUT: ProbeOutcome.LATE,
+    ProofStatus.MISMATCH: ProbeOutcome.WRONG,
 }
 
 
@@ -146,7 +146,7 @@ class ProbeTracker:
     def asked(self, proof: Proof, mark: ProofStatus, *, light: bool, requests: int, now: float) -> None:
         """Record that the control plane sent a probe or proof to the active version."""
         self.asked_at, self._spread, self._skips = now, random.random(), 0
-        answered = mark in {ProofStatus.PASSED, ProofStatus.WRONG}
+        answered = mark in {ProofStatus.PASSED, ProofStatus.MISMATCH}
         self._ours[answered] = self._ours.get(answered, 0) + requests
         self._summary = None
         compared = proof.outputs if proof.samples else ()

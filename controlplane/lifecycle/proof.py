@@ -62,7 +62,7 @@ async def prove(
             try:
                 outputs = await _ask(client, triton_name, inputs, prepared, timeout_seconds)
             except (InferenceError, TritonTimeoutError) as error:
-                mark = ProofStatus.LATE if isinstance(error, TritonTimeoutError) else ProofStatus.BROKEN
+                mark = ProofStatus.TIMED_OUT if isinstance(error, TritonTimeoutError) else ProofStatus.UNRESPONSIVE
                 message = f"golden sample {number} was not answered: {error}"
                 return mark, _proof(version, False, spent, requests, number, comparisons, message), requests + 1
             spent, requests = spent + time.monotonic() - began, requests + 1
@@ -75,13 +75,13 @@ async def prove(
         requests += asked
         if problem:
             return (
-                ProofStatus.WRONG,
+                ProofStatus.MISMATCH,
                 _proof(version, False, spent, requests, len(samples), list(joined), problem),
                 requests,
             )
     message = f"Triton's answer differs from the recorded one: {'; '.join(wrong)}" if wrong else ""
     proof = _proof(version, not wrong, spent, requests, len(samples), list(joined), message)
-    return (ProofStatus.WRONG if wrong else ProofStatus.PASSED), proof, requests
+    return (ProofStatus.MISMATCH if wrong else ProofStatus.PASSED), proof, requests
 
 
 async def _rows_alone(
@@ -145,7 +145,7 @@ async def _smoke(
     version = prepared.target.version
     if not await client.ready(triton_name, version):
         message = f"Triton reports that version {version} is not ready"
-        return ProofStatus.BROKEN, _proof(version, False, 0.0, 0, 0, [], message), 0
+        return ProofStatus.UNRESPONSIVE, _proof(version, False, 0.0, 0, 0, [], message), 0
     note = "no golden samples: proved only that it is ready"
     signature = prepared.manifest.signature
     if signature is None:
@@ -157,13 +157,17 @@ async def _smoke(
         )
     except TritonTimeoutError as error:
         return (
-            ProofStatus.LATE,
+            ProofStatus.TIMED_OUT,
             _proof(version, False, 0.0, 0, 0, [], f"a generated request was not answered: {error}"),
             1,
         )
     except InferenceError as error:
         if _DEAD in error.message:
-            return ProofStatus.BROKEN, _proof(version, False, 0.0, 0, 0, [], f"a generated request failed: {error}"), 1
+            return (
+                ProofStatus.UNRESPONSIVE,
+                _proof(version, False, 0.0, 0, 0, [], f"a generated request failed: {error}"),
+                1,
+            )
         # Zeros need not be a valid input; a model that rejects them is alive.
         note += f" (a generated request was refused: {error})"
     else:

@@ -40,7 +40,7 @@ class Replica:
         facts: The observed state, from snapshots or our own actions; None if unknown.
         baseline_observation: Observation after our last action or the last reported external change, used to detect
             external changes; None if it cannot be known who caused the present state. It is kept when `facts` is lost.
-        ours: The newest configuration that the control plane sent, as Triton reports it.
+        applied_config: The newest configuration that the control plane sent, as Triton reports it.
         record: The history.
         task: The action in flight.
         doing: The action in flight, for display; also set while waiting for Triton.
@@ -49,8 +49,8 @@ class Replica:
         seen: Number of the step in which the newest applied snapshot began.
         note: A remark about the newest rollout for a person.
         seconds: Time by stage of the newest rollout.
-        told: The phase that was last reported in an event.
-        late: Consecutive probes without an answer in time.
+        reported_phase: The phase that was last reported in an event.
+        probe_timeouts: Consecutive probes without an answer in time.
         watch: Probe state.
         load_overdue: Whether our load exceeded its deadline; Triton may still be executing it.
         conditions: The newest conditions with their transition times.
@@ -68,7 +68,7 @@ class Replica:
     model: str
     facts: ReplicaObservation | None = None
     baseline_observation: ReplicaObservation | None = None
-    ours: AppliedConfig | None = None
+    applied_config: AppliedConfig | None = None
     record: ReplicaHistory = field(default_factory=ReplicaHistory)
     task: "asyncio.Task[None] | None" = None
     doing: Doing | None = None
@@ -77,8 +77,8 @@ class Replica:
     seen: int = -1
     note: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
-    told: Phase | None = None
-    late: int = 0
+    reported_phase: Phase | None = None
+    probe_timeouts: int = 0
     watch: ProbeTracker = field(default_factory=ProbeTracker)
     load_overdue: bool = False
     conditions: tuple[Condition, ...] = ()
@@ -211,9 +211,9 @@ class Replica:
         status = self.status(desired, trouble, now)
         self.conditions = status.conditions
         self.settled = status.phase.settled and trouble is None and self.facts is not None
-        if status.phase is self.told:
+        if status.phase is self.reported_phase:
             return
-        self.told = status.phase
+        self.reported_phase = status.phase
         if status.phase.settled:
             bad = status.phase in {Phase.FAILED, Phase.DEGRADED}
             message = f"on {self.server}: {status.message}"
@@ -243,7 +243,9 @@ class Replica:
                 self.vouched = target.version if action.on_record else None
                 self.watch.loaded(self.began)
                 told = outcome.fingerprint
-                self.ours = AppliedConfig(frozenset(versions), target.digest, told, outcome.gpus) if told else None
+                self.applied_config = (
+                    AppliedConfig(frozenset(versions), target.digest, told, outcome.gpus) if told else None
+                )
                 took = outcome.seconds.get("load", 0.0) + outcome.seconds.get("switch", 0.0)
                 if max(versions) != max(before.loaded, default=None):
                     events.add(
@@ -271,27 +273,27 @@ class Replica:
         assert mark is not None
         assert proof is not None
         if not candidate and was is ProofStatus.PASSED and mark is ProofStatus.PASSED and self.watch.missing[0]:
-            mark, proof = ProofStatus.BROKEN, gone(self.watch.missing, now, target.version)
+            mark, proof = ProofStatus.UNRESPONSIVE, gone(self.watch.missing, now, target.version)
         clock = time.monotonic()
         if not candidate:
             self.watch.asked(proof, mark, light=action.light, requests=outcome.requests, now=clock)
         if outcome.peer_requests:
             self.watch.compared(outcome.peer_requests)
-        if mark is ProofStatus.LATE:
-            self.late += 1
-            if was is ProofStatus.PASSED and not candidate and self.late < LATE_PROBES:
+        if mark is ProofStatus.TIMED_OUT:
+            self.probe_timeouts += 1
+            if was is ProofStatus.PASSED and not candidate and self.probe_timeouts < LATE_PROBES:
                 # It is most likely busy, and a reload would make that worse.
                 events.add("Warning", "ProbeTimedOut", self.model, f"on {self.server}: {proof.message}")
                 return
-            mark = ProofStatus.BROKEN
-        self.late = 0
+            mark = ProofStatus.UNRESPONSIVE
+        self.probe_timeouts = 0
         if action.light and mark is ProofStatus.PASSED and was is ProofStatus.PASSED:
             proof = self._refreshed(proof)
         self.record = self.record.after_proof(target, mark, proof, candidate=candidate, now=now, backoff=backoff)
         if mark is not ProofStatus.PASSED:
             if was is ProofStatus.PASSED and not candidate:
                 self.watch.broke(clock)
-            reason = {ProofStatus.WRONG: "ProofFailed", ProofStatus.REGRESSED: "Regressed"}.get(mark, "Unhealthy")
+            reason = {ProofStatus.MISMATCH: "ProofFailed", ProofStatus.REGRESSED: "Regressed"}.get(mark, "Unhealthy")
             what = f"version {target.version} on {self.server}: {proof.message}"
             events.add("Warning", reason, self.model, what)
         elif was is not ProofStatus.PASSED:
@@ -304,7 +306,7 @@ class Replica:
                 self.model,
                 f"version {target.version} answers {proof.samples} golden samples as recorded on {self.server}{where}",
             )
-        if mark is ProofStatus.BROKEN and not candidate:
+        if mark is ProofStatus.UNRESPONSIVE and not candidate:
             self.facts = None  # it may have been unloaded: a snapshot is needed before it is loaded again
 
     def _refreshed(self, newest: Proof) -> Proof:
@@ -319,8 +321,8 @@ class Replica:
         assert error is not None
         self.facts = None
         self.load_overdue = isinstance(action, Load) and isinstance(error, TritonTimeoutError)
-        if isinstance(action, Load) and self.ours is not None and self.ours.gpus != outcome.gpus:
-            self.ours = None  # the same digest may or may not be loaded on other GPUs now
+        if isinstance(action, Load) and self.applied_config is not None and self.applied_config.gpus != outcome.gpus:
+            self.applied_config = None  # the same digest may or may not be loaded on other GPUs now
         if isinstance(action, Prove):
             self.watch.asked_at = time.monotonic()
         if isinstance(error, NotLeaderError):

@@ -11,11 +11,11 @@ class ProofStatus(StrEnum):
 
     UNPROVED = "unproved"
     PASSED = "passed"
-    BROKEN = "broken"
+    UNRESPONSIVE = "unresponsive"
     """It did not answer. A reload may fix it."""
-    LATE = "late"
+    TIMED_OUT = "timed-out"
     """It did not answer in time: broken, or only busy. A result of a proof that is never kept."""
-    WRONG = "wrong"
+    MISMATCH = "mismatch"
     """Its answer differs from the recorded output. Only another version or other settings fix that."""
     REGRESSED = "regressed"
     """It answers correctly, but is slower or larger than its deployment allows. Final, too."""
@@ -23,12 +23,12 @@ class ProofStatus(StrEnum):
     @property
     def bad(self) -> bool:
         """Whether it is known not to answer as required."""
-        return self in {ProofStatus.BROKEN, ProofStatus.WRONG, ProofStatus.REGRESSED}
+        return self in {ProofStatus.UNRESPONSIVE, ProofStatus.MISMATCH, ProofStatus.REGRESSED}
 
     @property
     def final(self) -> bool:
         """Whether another try would give the same result."""
-        return self in {ProofStatus.WRONG, ProofStatus.REGRESSED}
+        return self in {ProofStatus.MISMATCH, ProofStatus.REGRESSED}
 
 
 @dataclass(frozen=True, slots=True, order=True)

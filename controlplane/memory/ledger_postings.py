@@ -55,7 +55,7 @@ class LedgerPostings:
     def unloaded(self, model_state: ModelMemoryState, action: Unload, step: int, now: datetime) -> None:
         """Record the end of an unload: its memory counts until a reading shows that it is free."""
         for holding in self._accounts.ledger.of_model(triton_name(model_state.model, action)):
-            self._accounts.left(holding.slot, step, now)
+            self._accounts.mark_unloading(holding.slot, step, now)
         if not action.candidate:
             model_state.residency.set_loaded_at(None)
 
@@ -108,7 +108,7 @@ class LedgerPostings:
                 continue
             if slot in held and model_state.residency.leaving is not None:
                 continue
-            self._accounts.back(slot)
+            self._accounts.mark_resident(slot)
             measured = self._found(slot, facts)
             self._accounts.ledger = self._accounts.ledger.resident(slot, measured, now)
         if facts.loaded and model_state.residency.loaded_at is None:
@@ -125,7 +125,7 @@ class LedgerPostings:
                 if slot in leaving and self._accounts.reading.instances is None:
                     self._accounts.ledger = self._accounts.ledger.unloading(slot, now)
                 else:
-                    self._accounts.left(slot, step, now)
+                    self._accounts.mark_unloading(slot, step, now)
 
     def _found(self, slot: Slot, facts: ReplicaObservation) -> dict[str, int]:
         """Return the sizes of a loaded version by device: as read, or as expected on the GPUs that it uses."""

@@ -168,7 +168,7 @@ class LedgerSync:
         self.reading = ServerReading()
         self._taken = -1
 
-    def take(self, reading: ServerReading, step: int, now: datetime) -> None:
+    def ingest(self, reading: ServerReading, step: int, now: datetime) -> None:
         """Process a reading that began at the loop's ``step``, unless a newer one was processed.
 
         A poll measures memory first and then waits for counters, so an action's own reading may overtake it.
@@ -208,7 +208,7 @@ class LedgerSync:
         self._zeros_since = self._zeros_since or now
         return now - self._zeros_since < _STARTING_SECONDS
 
-    def left(self, slot: Slot, step: int, now: datetime) -> None:
+    def mark_unloading(self, slot: Slot, step: int, now: datetime) -> None:
         """Mark a slot as no longer loaded; it counts until a reading that began later shows its memory free."""
         if self.ledger.of(slot):
             self.ledger = self.ledger.unloading(slot, now)
@@ -231,7 +231,7 @@ class LedgerSync:
             self._leaving[name] = _Leaving(step + 1, before.processes | processes)
             self._leaving.pop(slot, None)
 
-    def back(self, slot: Slot) -> None:
+    def mark_resident(self, slot: Slot) -> None:
         """Keep a slot that was being freed but is loaded after all."""
         self._leaving.pop(slot, None)
 
@@ -293,7 +293,7 @@ class LedgerSync:
             return self._own.excess(self.ledger)
         return {device: self.ledger.unaccounted(device) for device in self.ledger.budgets} if self._told else {}
 
-    def quiet(self) -> dict[str, int]:
+    def idle_excess(self) -> dict[str, int]:
         """Return the memory of the server's processes beyond the ledger, by device; see `ProcessMemory.quiet`."""
         return self._own.quiet
 

@@ -215,7 +215,7 @@ class LoadQueue:
                 self._in_flight.discard(model)
         return len(self._in_flight)
 
-    def arrange(self, units: Mapping[str, Replica], now: datetime) -> QueueDecisions:
+    def schedule(self, units: Mapping[str, Replica], now: datetime) -> QueueDecisions:
         """Process the queue."""
         moves = QueueDecisions()
         waiting = self._waits()
@@ -223,7 +223,7 @@ class LoadQueue:
             return moves
         in_flight = self._loads_in_flight()
         requests = [self._load_request(model, request, now) for model, request in waiting.items()]
-        entitled = [request for request in requests if self._entitled(request.model, now)]
+        entitled = [request for request in requests if self._may_preempt(request.model, now)]
         promised: Counter[str] = Counter()
         for request, decision in decide_all(
             entitled,
@@ -269,8 +269,11 @@ class LoadQueue:
                     self._refuse(model, f"out of memory: {why}", moves)
         for request in requests:
             model = request.model.model
-            if not self._entitled(request.model, now) and (left := self._model_state(model).ticket.request) is not None:
-                in_flight += self._let_in(request, left, promised, in_flight, now, moves)
+            if (
+                not self._may_preempt(request.model, now)
+                and (left := self._model_state(model).ticket.request) is not None
+            ):
+                in_flight += self._admit_opportunistic(request, left, promised, in_flight, now, moves)
         moves.waiting.extend(
             model
             for model in waiting
@@ -278,7 +281,7 @@ class LoadQueue:
         )
         return moves
 
-    def _let_in(
+    def _admit_opportunistic(
         self,
         request: LoadRequest,
         waits: PendingLoad,
@@ -311,11 +314,11 @@ class LoadQueue:
         since = request.since
         if memory.mode is Mode.PINNED and not memory.loaded:
             since = _FIRST  # these come first after a server restart
-        elif not self._entitled(memory, now) and memory.usage.last_used_at is not None:
+        elif not self._may_preempt(memory, now) and memory.usage.last_used_at is not None:
             since = now + max(now - memory.usage.last_used_at, timedelta())  # the most recently used model first
         return LoadRequest(memory, request.slot, request.footprint, since)
 
-    def _entitled(self, model: ModelMemory, now: datetime) -> bool:
+    def _may_preempt(self, model: ModelMemory, now: datetime) -> bool:
         """Return whether a load may evict others: the model is pinned, held, demanded, or loaded and changed."""
         leased = model.held_until is not None and model.held_until > now
         return model.mode is Mode.PINNED or leased or model.demanded_at is not None or model.loaded

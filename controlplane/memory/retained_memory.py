@@ -46,7 +46,7 @@ class RetainedMemory:
         """
         self._moved(model)
         if first:
-            self._stays[model] = _LoadWindow(dict(self._accounts.quiet()))
+            self._stays[model] = _LoadWindow(dict(self._accounts.idle_excess()))
         else:
             self._stays.pop(model, None)
 
@@ -57,7 +57,7 @@ class RetainedMemory:
         stay = self._stays.pop(model, None)
         versions = {holding.slot.version for holding in self._accounts.ledger.of_model(model)}
         if own and len(versions) == 1 and not crossed:
-            before = stay.before if stay is not None and stay.alone else dict(self._accounts.quiet())
+            before = stay.before if stay is not None and stay.alone else dict(self._accounts.idle_excess())
             self._leaving[model] = (versions.pop(), before)
 
     def used(self, models: Iterable[str]) -> None:
@@ -79,7 +79,7 @@ class RetainedMemory:
             if self._accounts.ledger.of_model(model):
                 continue
             del self._leaving[model]
-            now, fresh = self._accounts.quiet(), self._accounts.quiet_now()
+            now, fresh = self._accounts.idle_excess(), self._accounts.quiet_now()
             grown = [now[device] - start for device, start in before.items() if device in fresh]
             if grown:
                 found[model, version] = max(*grown, 0)

@@ -256,7 +256,7 @@ class MemoryScheduler:
         turned = answer is not None and not (residency.engaged or residency.verdict == answer)
         return turned or known != self._memory_of(desired_deployment, unit, model_state)
 
-    def judge(
+    def update_residency(
         self, occupants: Iterable[tuple[DesiredDeployment, Replica]], now: datetime, *, gone: Iterable[str] = ()
     ) -> set[str]:
         """Decide again whether models are to be loaded.
@@ -483,10 +483,10 @@ class MemoryScheduler:
             The measurements.
         """
         if reading is not None:
-            self.accounts.take(reading, step - 1, now)
+            self.accounts.ingest(reading, step - 1, now)
         measured = self._ended(desired_deployment, unit, outcome, differences, step, now)
         if reading is not None:
-            self.accounts.take(reading, step, now)  # the same reading also shows the memory that the action freed
+            self.accounts.ingest(reading, step, now)  # the same reading also shows the memory that the action freed
         return measured + self._meter.left()
 
     def _ended(
@@ -533,7 +533,7 @@ class MemoryScheduler:
         model_state.residency.new_load()
         if outcome.error is not None:
             if need is not None and isinstance(outcome.error, LoadRefusedError):
-                self.accounts.left(need.slot, step, now)
+                self.accounts.mark_unloading(need.slot, step, now)
             return  # after any other error the state is unknown: the next observation shows it
         name = triton_name(model_state.model, action)
         model_state.demand.reset_counts(name)
@@ -613,7 +613,7 @@ class MemoryScheduler:
         Returns:
             Samples of versions that grew beyond their recorded footprint or left memory behind.
         """
-        self.accounts.take(reading, step, now)
+        self.accounts.ingest(reading, step, now)
         if reading.counters is not None:
             counted = count_requests(self.model_states, reading, frozenset(busy), now, pending=self.pending)
             self.counters["requests"] += counted.requests

@@ -102,7 +102,7 @@ class AlertNotifier:
         before = known.get(state.kind, AlertState())
         if not before.arrived and before.id not in self._sent:
             return  # the previous message must be recorded and sent first, to keep the order
-        now = next_alert_state(before, burning=state.burning, seasoned=self._seasoned(), new_id=new_message_id())
+        now = next_alert_state(before, burning=state.burning, seasoned=self._has_full_window(), new_id=new_message_id())
         if now is not before:
             data = {**data, "objective": state.model_dump(mode="json")}
             known[state.kind] = replace(now, since=datetime.now(UTC), data=data)
@@ -135,7 +135,7 @@ class AlertNotifier:
             self._reading.cancel()
         await asyncio.gather(*(task for task in (self._reading, self._writing) if task), return_exceptions=True)
 
-    def _seasoned(self) -> bool:
+    def _has_full_window(self) -> bool:
         return self._began is not None and time.monotonic() - self._began >= self._seasoned_seconds
 
     async def _read(self) -> None:

@@ -119,7 +119,7 @@ class ConditionHistory:
         found: dict[str, Any] = {}
         for name, server in self._state.servers.items():
             unit = server.units.get(model)
-            if unit is None or unit.told is None:
+            if unit is None or unit.reported_phase is None:
                 continue
             if not (unit.settled and unit.resumed):
                 return None

@@ -428,7 +428,9 @@ class Reconciler:
             lease = await asyncio.to_thread(self._registry.holds.acquire, model, seconds=seconds, holder="load")
 
         def over(status: DeploymentStatus) -> bool:
-            return status.phase.settled and not self._answers.awaited(model, status, leading=self._authority.owns)
+            return status.phase.settled and not self._answers.is_demand_pending(
+                model, status, leading=self._authority.owns
+            )
 
         try:
             return await self._wait(model, 0, end - asyncio.get_running_loop().time(), over)
@@ -621,7 +623,7 @@ class Reconciler:
             self._background.gauge(server)
 
     def _woken(self, model: str | None) -> None:
-        desired_deployment = self._desired_state.quick(model) if model is not None else None
+        desired_deployment = self._desired_state.from_cache(model) if model is not None else None
         known = self._state.desired_state.get(model) if model is not None else None
         if desired_deployment is not None and (
             known is None or desired_deployment.revision.number > known.revision.number

@@ -136,7 +136,7 @@ class Cycle:
         self._routes.server_changed(server)
 
     def _decide_residency(self, server: TrackedServer) -> int:
-        changed = self._state.judge(server)
+        changed = self._state.update_residency(server)
         for model in changed:
             self._state.plan_again(server, model)
         return len(changed)

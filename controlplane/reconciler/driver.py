@@ -98,7 +98,7 @@ class ReplicaDriver:
         failure = unit.record.failures.get(desired_deployment.wanted)
         if failure is not None and failure.blocks(now):
             server.scheduler.failed(unit.model, failure.message)
-        if server.has_place(unit.model) or unit.told is not None:  # a model that was never here has no news
+        if server.has_place(unit.model) or unit.reported_phase is not None:  # a model that was never here has no news
             unit.announce(desired, server.trouble, now, self._state.events)
         self._believe(server, unit, desired)
         begun = unit.task is not None

@@ -116,7 +116,9 @@ class ExternalChangeDetector:
         """Return the newest observation of a managed model, marked as externally modified or not."""
         prepared = self._state.desired_state[unit.model].prepared
         asked = next((one.config for target, one in prepared.items() if target.digest == facts.digest), None)
-        verdict, unit.ours = judged(facts, server.snapshot.configs.get(unit.model, {}), unit.ours, asked)
+        verdict, unit.applied_config = judged(
+            facts, server.snapshot.configs.get(unit.model, {}), unit.applied_config, asked
+        )
         return verdict
 
     def compare(self, server: TrackedServer, unit: Replica) -> None:

@@ -117,7 +117,7 @@ class LeakRestarter:
             self._end()
             self._scheduler.resume(now)
 
-    def returned(self, events: EventLog, now: datetime) -> None:
+    def on_restarted(self, events: EventLog, now: datetime) -> None:
         """Reset the state after the server restarted for any reason."""
         if self._restarting:
             self.restarts += 1

@@ -78,7 +78,7 @@ class LoadScheduler:
             now = self._state.clock()
             for server in self._state.servers.values():
                 if server.trouble is None:
-                    self._apply(server, server.scheduler.queue.arrange(server.units, now), found, now)
+                    self._apply(server, server.scheduler.queue.schedule(server.units, now), found, now)
         return found
 
     def withdraw_unused(self, granted: Iterable[tuple[TrackedServer, str]]) -> None:

@@ -95,7 +95,7 @@ class LoopState:
         revision = self.deployed.get(model)
         return None if revision is None else revision.spec
 
-    def judge(self, server: TrackedServer) -> set[str]:
+    def update_residency(self, server: TrackedServer) -> set[str]:
         """Update the residency decisions of marked models, and return the models whose decision changed."""
         scheduler, now = server.scheduler, self.clock()
         names = scheduler.due(now) | scheduler.unjudged | server.unplanned
@@ -108,7 +108,7 @@ class LoopState:
                 pairs.append((desired_deployment, server.unit(model)))
             else:
                 gone.append(model)
-        changed = scheduler.judge(pairs, now, gone=gone)
+        changed = scheduler.update_residency(pairs, now, gone=gone)
         if scheduler.reworded:
             self.touch(scheduler.reworded)
             scheduler.reworded.clear()

@@ -75,7 +75,7 @@ class Observer:
             server.scheduler.lost(restarted=restarts)
             self._state.plan_all_again(server)
         if restarts:
-            server.guard.returned(self._state.events, self._state.clock())
+            server.guard.on_restarted(self._state.events, self._state.clock())
         if ready and not server.scheduler.accounts.known:
             self._background.gauge(server)
         if ready:

@@ -241,7 +241,7 @@ class ReconcilerQueries:
             unplaced=self._state.plan.unplaced.get(desired_deployment.model, ""),
         )
 
-    def awaited(self, model: str, status: DeploymentStatus, *, leading: bool) -> bool:
+    def is_demand_pending(self, model: str, status: DeploymentStatus, *, leading: bool) -> bool:
         """Return whether a load request for a model that is not loaded is still in progress on some server."""
         if status.phase is not Phase.UNLOADED:
             return False

@@ -126,7 +126,7 @@ class Inference:
         if not gateway.activator.can_serve(model, ""):
             return None
         try:
-            async with asyncio.timeout(timeout_seconds), gateway.activator.at(model, 0):
+            async with asyncio.timeout(timeout_seconds), gateway.activator.acquire(model, 0):
                 return self._reconciler.status(model)
         except TimeoutError:
             return self._reconciler.status(model)

@@ -54,7 +54,7 @@ class PublishCommand:
 
 
 @dataclass(frozen=True, slots=True)
-class Learnt:
+class ArtifactFacts:
     """Facts about an artifact that a worker determined."""
 
     inspection: Inspection
@@ -192,7 +192,7 @@ class Publishing:
 
     async def _learn(
         self, command: PublishCommand, artifact: Path, given: tuple[Sample, ...], reporter: Reporter
-    ) -> Learnt:
+    ) -> ArtifactFacts:
         if command.golden and _is_servable(command, artifact):
             return await self._record(command, artifact, given, reporter)
         inspection = await self._workers.run(
@@ -225,11 +225,11 @@ class Publishing:
         unservable = inspection.unservable
         if unservable is None and signature is None and inspection.format.backend is not None:
             unservable = inspection.unknown_tensors
-        return Learnt(inspection, signature, (), {}, inspection.hints, unservable)
+        return ArtifactFacts(inspection, signature, (), {}, inspection.hints, unservable)
 
     async def _record(
         self, command: PublishCommand, artifact: Path, given: tuple[Sample, ...], reporter: Reporter
-    ) -> Learnt:
+    ) -> ArtifactFacts:
         recorded = await self._workers.run(
             RecordJob(
                 source=artifact,
@@ -244,7 +244,7 @@ class Publishing:
             reporter,
         )
         assert isinstance(recorded, RecordResult)
-        return Learnt(
+        return ArtifactFacts(
             recorded.inspection,
             recorded.signature or command.signature,
             recorded.samples,

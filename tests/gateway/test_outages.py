@@ -133,7 +133,7 @@ class AnyServer:
     """Finds the one server at once."""
 
     @asynccontextmanager
-    async def at(self, model: str, size: int) -> AsyncIterator[str]:
+    async def acquire(self, model: str, size: int) -> AsyncIterator[str]:
         yield "a"
 
 

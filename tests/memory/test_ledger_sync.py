@@ -40,10 +40,10 @@ def reading(*slots: Slot, requests: int | None = None) -> ServerReading:
 
 def with_both(accounts: LedgerSync) -> None:
     """Load version 1 and the candidate of its successor."""
-    accounts.take(reading(), 1, NOW)
+    accounts.ingest(reading(), 1, NOW)
     for slot in (OLD, CANDIDATE):
         accounts.ledger = accounts.ledger.resident(slot, {HOST: 70 * MIB}, NOW)
-    accounts.take(reading(OLD, CANDIDATE), 2, NOW)
+    accounts.ingest(reading(OLD, CANDIDATE), 2, NOW)
 
 
 def test_an_outdated_reading_contributes_only_its_counters(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_an_outdated_reading_contributes_only_its_counters(tmp_path: Path) -> No
     with_both(accounts)
     model_state.stats.loads = 1
     late = reading(OLD, CANDIDATE, requests=4)  # began at step 3 and arrives late
-    accounts.left(CANDIDATE, 5, NOW)
+    accounts.mark_unloading(CANDIDATE, 5, NOW)
     scheduler.take(reading(OLD), [], 5, NOW)
     assert accounts.ledger.free(HOST) == 130 * MIB
     scheduler.take(late, [], 3, NOW)
@@ -67,18 +67,18 @@ def test_an_outdated_reading_contributes_only_its_counters(tmp_path: Path) -> No
 def test_zeros_of_a_server_that_just_started_are_ignored() -> None:
     zeros = ServerReading((DeviceReading(HOST, DeviceKind.HOST, 0, None, error="the server's metrics report 0"),))
     accounts = LedgerSync(RULES, told=True)
-    accounts.take(zeros, 1, NOW)
+    accounts.ingest(zeros, 1, NOW)
     assert not accounts.known, "zeros are not used for decisions"
-    accounts.take(reading(), 2, NOW + timedelta(seconds=2))
+    accounts.ingest(reading(), 2, NOW + timedelta(seconds=2))
     assert accounts.ledger.free(HOST) == 200 * MIB
-    accounts.take(zeros, 3, NOW + timedelta(seconds=60))
+    accounts.ingest(zeros, 3, NOW + timedelta(seconds=60))
     assert accounts.ledger.budgets[HOST].bytes == 200 * MIB, "the last known budget stays valid"
-    accounts.take(zeros, 4, NOW + timedelta(seconds=71))
+    accounts.ingest(zeros, 4, NOW + timedelta(seconds=71))
     assert accounts.ledger.budgets[HOST].bytes == 0, "the host memory is unavailable"
 
     never = LedgerSync(RULES, told=True)
     for step, seconds in enumerate((0, 5, 11)):
-        never.take(zeros, step, NOW + timedelta(seconds=seconds))
+        never.ingest(zeros, step, NOW + timedelta(seconds=seconds))
     assert never.known, "a server without host readings does not block decisions"
 
 
@@ -87,7 +87,7 @@ def test_the_first_reading_after_a_restart_counts_whenever_it_began() -> None:
     with_both(accounts)
     accounts.restarted()
     assert not accounts.known
-    accounts.take(reading(), 1, NOW)
+    accounts.ingest(reading(), 1, NOW)
     assert accounts.known
     assert accounts.ledger.free(HOST) == 200 * MIB
 
@@ -96,11 +96,11 @@ def test_the_first_reading_after_a_restart_counts_whenever_it_began() -> None:
 def test_memory_that_is_being_freed_causes_no_gap(update_strategy: Switch, tmp_path: Path) -> None:
     accounts = LedgerSync(BudgetRules({HOST: 300 * MIB}), told=True)
     pinned = Slot("p", 1), Slot("p", 2)
-    accounts.take(reading(), 1, NOW)
+    accounts.ingest(reading(), 1, NOW)
     for slot in (OLD, *pinned):
         accounts.ledger = accounts.ledger.resident(slot, {HOST: 70 * MIB}, NOW)
-    accounts.take(reading(OLD, *pinned), 2, NOW)
-    accounts.left(pinned[0], 3, NOW)
+    accounts.ingest(reading(OLD, *pinned), 2, NOW)
+    accounts.mark_unloading(pinned[0], 3, NOW)
     need = {HOST: Footprint(100 * MIB)}
     models = {
         "m": ModelMemory("m", Mode.RESIDENT, 2, need, loaded=True, loaded_at=NOW),
@@ -123,10 +123,10 @@ def test_memory_that_is_being_freed_causes_no_gap(update_strategy: Switch, tmp_p
     )
     request = queue.ask("m", MemoryRequirement(Slot("m", 2), {2: need}, update_strategy=update_strategy), NOW)
     units = {model: Replica("s", model, ReplicaObservation(loaded=frozenset({1}))) for model in models}
-    moves = queue.arrange(units, NOW)
+    moves = queue.schedule(units, NOW)
     assert (moves.refused, moves.waiting, counters["gaps"]) == ([], ["m"], 0)
-    accounts.take(reading(OLD, pinned[1]), 3, NOW)
-    assert queue.arrange(units, NOW).go == ["m"]
+    accounts.ingest(reading(OLD, pinned[1]), 3, NOW)
+    assert queue.schedule(units, NOW).go == ["m"]
     assert model_states["m"].ticket.request is request
     assert request.granted
 
@@ -139,7 +139,7 @@ def test_memory_of_a_failed_candidate_is_not_attributed_to_another_version(tmp_p
     (measured,) = server.do(Prove(old, candidate=False, because="test"), mark=ProofStatus.PASSED)
     assert (measured.key.version, measured.measured.bytes, measured.measured.by) == (1, 50 * MIB, "device")
     server.do(Load(new, (2,), "test", candidate=True), grown=90 * MIB)
-    server.do(Prove(new, candidate=True, because="test"), mark=ProofStatus.WRONG)
+    server.do(Prove(new, candidate=True, because="test"), mark=ProofStatus.MISMATCH)
     server.do(Unload(candidate=True, because="test"))
     server.do(Unload(candidate=False, because="test"))
     server.do(load)  # other loads run at the same time, so the growth of the device is not measured

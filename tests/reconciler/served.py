@@ -71,9 +71,9 @@ class Served:
         if isinstance(action, Load):
             need = scheduler.queue.needs(self.desired_deployment, unit, action)
             assert need is not None
-            scheduler.judge([(self.desired_deployment, unit)], NOW)
+            scheduler.update_residency([(self.desired_deployment, unit)], NOW)
             scheduler.queue.ask("m", need, NOW)
-            assert scheduler.queue.arrange({"m": unit}, NOW).go == ["m"]
+            assert scheduler.queue.schedule({"m": unit}, NOW).go == ["m"]
         scheduler.began(unit, action, NOW)
         if meanwhile is not None:
             self.look(meanwhile)

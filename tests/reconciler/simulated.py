@@ -168,15 +168,17 @@ class World:
     def _prove(self, target: Target, candidate: bool) -> None:
         t = self.triton
         nature = t.nature(target.version, target.digest)
-        mark = {Nature.GOOD: ProofStatus.PASSED, Nature.WRONG: ProofStatus.WRONG, Nature.MUTE: ProofStatus.BROKEN}.get(
-            nature, ProofStatus.PASSED
-        )
+        mark = {
+            Nature.GOOD: ProofStatus.PASSED,
+            Nature.WRONG: ProofStatus.MISMATCH,
+            Nature.MUTE: ProofStatus.UNRESPONSIVE,
+        }.get(nature, ProofStatus.PASSED)
         if candidate:
             assert t.candidate == target.version
         else:
             assert target.version in t.loaded
             if target.version in t.dead:
-                mark = ProofStatus.BROKEN
+                mark = ProofStatus.UNRESPONSIVE
         if mark is ProofStatus.PASSED:
             self.proven_here.add(target)
         proof = Proof(

@@ -27,7 +27,7 @@ class Server:
     def look(self) -> dict[tuple[str, int], int]:
         host = DeviceReading(HOST, DeviceKind.HOST, 4 * GIB, GIB)
         instances = {(model, 1): InstanceMemory(1, 100, 120) for model in self.loaded}
-        self.accounts.take(ServerReading((host,), instances, self.own), 1, NOW)
+        self.accounts.ingest(ServerReading((host,), instances, self.own), 1, NOW)
         return self.retained_memory.found()
 
     def begin_load(self, model: str) -> None:
@@ -50,7 +50,7 @@ class Server:
 
     def end_unload(self, model: str) -> dict[tuple[str, int], int]:
         self.loaded.remove(model)
-        self.accounts.left(Slot(model, 1), 0, NOW)
+        self.accounts.mark_unloading(Slot(model, 1), 0, NOW)
         return self.look()
 
 

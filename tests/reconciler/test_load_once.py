@@ -245,7 +245,7 @@ def test_a_proof_on_record_leads_to_one_load_beside_the_active_version() -> None
     assert action.target == GOAL
     failed = replace(
         loaded,
-        marks={1: ProofStatus.PASSED, 2: ProofStatus.WRONG},
+        marks={1: ProofStatus.PASSED, 2: ProofStatus.MISMATCH},
         failures={GOAL: Failure(1, "wrong", None)},
     )
     action = plan(DESIRED, failed, NOW)
@@ -259,7 +259,7 @@ def test_a_proof_on_record_leads_to_one_load_beside_the_active_version() -> None
         pytest.param({"proof_on_record": False}, {}, id="no record"),
         pytest.param({"targets": (GOAL,)}, {}, id="nothing to fall back to"),
         pytest.param({"targets": (Target(2, "b"), BASE)}, {}, id="another configuration"),
-        pytest.param({"relocation_reason": "moved"}, {"marks": {1: ProofStatus.BROKEN}}, id="moved"),
+        pytest.param({"relocation_reason": "moved"}, {"marks": {1: ProofStatus.UNRESPONSIVE}}, id="moved"),
         pytest.param({}, {"marks": {}}, id="active version not proved"),
         pytest.param({}, {"failures": {GOAL: Failure(1, "failed", NOW)}}, id="failed before"),
         pytest.param({}, {"failures": {BASE: Failure(1, "failed", None)}}, id="fallback blocked"),

@@ -85,7 +85,7 @@ def test_failed_request_is_a_signal_until_the_next_probe() -> None:
 def test_failed_probe_is_not_counted_as_a_client_failure() -> None:
     watch = ProbeTracker()
     watch.take_counters(KEY, counters(10), 1.0)
-    watch.asked(proof(), ProofStatus.BROKEN, light=True, requests=1, now=2.0)
+    watch.asked(proof(), ProofStatus.UNRESPONSIVE, light=True, requests=1, now=2.0)
     watch.take_counters(KEY, counters(11, failures=1), 3.0)
     assert not watch.alarming
 
@@ -134,7 +134,7 @@ def test_probe_history_is_bounded_and_summed() -> None:
     watch = ProbeTracker()
     for number in range(REMEMBERED + 10):
         late = number == REMEMBERED
-        mark = ProofStatus.LATE if late else ProofStatus.PASSED
+        mark = ProofStatus.TIMED_OUT if late else ProofStatus.PASSED
         at = NOW + timedelta(seconds=number)
         watch.asked(proof(at, error=number * 1e-6, seconds=0.001), mark, light=True, requests=1, now=float(number))
     summary = watch.summary()
@@ -159,7 +159,9 @@ def test_back_off_grows_when_reloads_help_only_briefly() -> None:
     target, backoff, record, now, waits = Target(1, "a"), Backoff(2.0, 60.0), ReplicaHistory(), NOW, []
     for _ in range(5):
         record = record.after_proof(target, ProofStatus.PASSED, proof(), candidate=False, now=now, backoff=backoff)
-        record = record.after_proof(target, ProofStatus.BROKEN, proof(), candidate=False, now=now, backoff=backoff)
+        record = record.after_proof(
+            target, ProofStatus.UNRESPONSIVE, proof(), candidate=False, now=now, backoff=backoff
+        )
         retry_at = record.failures[target].retry_at
         assert retry_at is not None
         waits.append((retry_at - now).total_seconds())
@@ -169,7 +171,7 @@ def test_back_off_grows_when_reloads_help_only_briefly() -> None:
 
     now += timedelta(minutes=11)
     record = record.after_proof(target, ProofStatus.PASSED, proof(), candidate=False, now=now, backoff=backoff)
-    record = record.after_proof(target, ProofStatus.BROKEN, proof(), candidate=False, now=now, backoff=backoff)
+    record = record.after_proof(target, ProofStatus.UNRESPONSIVE, proof(), candidate=False, now=now, backoff=backoff)
     assert record.failures[target].retry_at == now, "a fault after a long time counts as the first one"
 
     again = record.wanted_again(target)

@@ -83,35 +83,41 @@ async def settle(one: Replica, mark: ProofStatus) -> EventLog:
 async def test_healthy_version_may_time_out_twice() -> None:
     one = unit(ProofStatus.PASSED)
     for _ in range(2):
-        events = await settle(one, ProofStatus.LATE)
+        events = await settle(one, ProofStatus.TIMED_OUT)
         assert [event.reason for event in events.after()] == ["ProbeTimedOut"]
         assert one.record.marks[1] is ProofStatus.PASSED
-    await settle(one, ProofStatus.LATE)
-    assert one.record.marks[1] is ProofStatus.BROKEN
+    await settle(one, ProofStatus.TIMED_OUT)
+    assert one.record.marks[1] is ProofStatus.UNRESPONSIVE
 
 
 async def test_timely_answer_resets_the_timeout_count() -> None:
     one = unit(ProofStatus.PASSED)
-    for mark in (ProofStatus.LATE, ProofStatus.LATE, ProofStatus.PASSED, ProofStatus.LATE, ProofStatus.LATE):
+    for mark in (
+        ProofStatus.TIMED_OUT,
+        ProofStatus.TIMED_OUT,
+        ProofStatus.PASSED,
+        ProofStatus.TIMED_OUT,
+        ProofStatus.TIMED_OUT,
+    ):
         await settle(one, mark)
     assert one.record.marks[1] is ProofStatus.PASSED
 
 
 async def test_version_that_never_answered_fails_at_the_first_timeout() -> None:
     one = unit(ProofStatus.UNPROVED)
-    await settle(one, ProofStatus.LATE)
-    assert one.record.marks[1] is ProofStatus.BROKEN
+    await settle(one, ProofStatus.TIMED_OUT)
+    assert one.record.marks[1] is ProofStatus.UNRESPONSIVE
 
 
 async def test_broken_version_is_reloaded_at_once_and_then_with_back_off() -> None:
     one = unit(ProofStatus.PASSED)
-    await settle(one, ProofStatus.BROKEN)
+    await settle(one, ProofStatus.UNRESPONSIVE)
     failure = one.record.failures[TARGET]
     assert not failure.blocks(NOW)
     assert one.facts is None, "a snapshot is taken before it is loaded again"
     one.facts = unit(ProofStatus.UNPROVED).facts
     one.record = ReplicaHistory(marks={1: ProofStatus.UNPROVED}, failures=one.record.failures)
-    await settle(one, ProofStatus.BROKEN)
+    await settle(one, ProofStatus.UNRESPONSIVE)
     failure = one.record.failures[TARGET]
     assert failure.count == 1
     assert failure.retry_at is not None
@@ -120,7 +126,7 @@ async def test_broken_version_is_reloaded_at_once_and_then_with_back_off() -> No
 
 async def test_wrong_answer_is_final() -> None:
     one = unit(ProofStatus.UNPROVED)
-    await settle(one, ProofStatus.WRONG)
+    await settle(one, ProofStatus.MISMATCH)
     assert one.record.failures[TARGET].retry_at is None
 
 

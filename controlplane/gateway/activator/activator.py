@@ -84,7 +84,7 @@ class Activator:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def meant(self, name: str, version: str) -> tuple[str, str]:
+    async def resolve(self, name: str, version: str) -> tuple[str, str]:
         """Return the model and version that a name in a request refers to: ``name@alias`` is a version of ``name``.
 
         Raises:
@@ -116,7 +116,7 @@ class Activator:
         return self._reconciler.spec(model) is not None
 
     @asynccontextmanager
-    async def at(self, model: str, size: int) -> AsyncIterator[str]:
+    async def acquire(self, model: str, size: int) -> AsyncIterator[str]:
         """Wait until a model has a server, and count a request to it while the context is open.
 
         Args:
@@ -170,7 +170,7 @@ class Activator:
         """Wait until the model has a route or its load has failed."""
         task = self._bringing.get(model)
         if task is None:
-            task = self._bringing[model] = asyncio.create_task(self._bring(model), name=f"demand {model}")
+            task = self._bringing[model] = asyncio.create_task(self._ensure_loaded(model), name=f"demand {model}")
             task.add_done_callback(lambda done: self._forget(model, done))
         self._interested[model] += 1
         try:
@@ -187,7 +187,7 @@ class Activator:
         if not task.cancelled():
             task.exception()  # all waiting requests have received it
 
-    async def _bring(self, model: str) -> None:
+    async def _ensure_loaded(self, model: str) -> None:
         """Demand a model and return when it has a route.
 
         Raises:

@@ -108,7 +108,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         try:
             names = read_names(request)
             name = names.name
-            model, version = await self._activator.meant(names.name, names.version)
+            model, version = await self._activator.resolve(names.name, names.version)
             await self._activator.access.admit(_token(context), model, _client(context))
             known = self._activator.known(model)
             if call == "ModelReady":
@@ -138,7 +138,7 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
                     raise reply.error
                 self._count(model, "OK", asked_way, asked_version)
                 return reply.message
-            async with self._activator.at(model, len(request)) as server:
+            async with self._activator.acquire(model, len(request)) as server:
                 asked_version = self._activator.open_routes.version(model, version)
                 method = self._channels[server].unary_unary(SERVICE + call)
                 answer = method(request, metadata=_passed(context), timeout=context.time_remaining())
@@ -266,10 +266,10 @@ class _Stream:
             await self._answers.put(error)
 
     async def _send(self, request: bytes, names: Names) -> None:
-        model, version = await self._activator.meant(names.name, names.version)
+        model, version = await self._activator.resolve(names.name, names.version)
         await self._admit(model)
         request = rename(request, model, version)
-        async with self._activator.at(model, len(request)) as server:
+        async with self._activator.acquire(model, len(request)) as server:
             while True:
                 upstream = self._upstreams.get((server, model)) or self._open(server, model)
                 async with upstream.writing:

@@ -117,7 +117,7 @@ class HttpProxy:
             await self._of_the_server(scope, send)
             return
         try:
-            model, version = await self._activator.meant(name, version)
+            model, version = await self._activator.resolve(name, version)
             await self._admit(scope, model)
             known = self._activator.known(model)
             answer = await self._handle(scope, receive, send, model, version, call)
@@ -209,7 +209,7 @@ class HttpProxy:
                 await _send_on(send, reply.status, reply.headers)
                 await send({"type": "http.response.body", "body": reply.body})
             return _Sent(reply.status, tried.way, split.version(tried.arm))
-        async with _while_connected(receive) as gone, self._activator.at(model, len(body)) as server:
+        async with _while_connected(receive) as gone, self._activator.acquire(model, len(body)) as server:
             client = self._clients[server]
             asked_version = self._activator.open_routes.version(model, version)
             request = client.build_request(

@@ -96,7 +96,7 @@ async def ask_grpc(
                 return GrpcReply(error=_renamed(reply.error, name, model))
             return GrpcReply(rename(reply.message, model, str(split.rollout.version)))
         message = rename(request.message, model, "" if named is Arm.NEW else pinned)
-        async with room.at(model, len(message)) as server:
+        async with room.acquire(model, len(message)) as server:
             reply = await _send(channels[server], message, request)
         if reply.error is not None and is_lost(reply.error.details() or ""):
             raise lost_error(model) from reply.error  # neither version caused it

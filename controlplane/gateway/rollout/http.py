@@ -34,7 +34,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 class ReplySpace(Protocol):
     """Finds a server for the active version, and waits if there is none."""
 
-    def at(self, model: str, size: int) -> AbstractAsyncContextManager[str]: ...  # noqa: D102
+    def acquire(self, model: str, size: int) -> AbstractAsyncContextManager[str]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ async def ask_http(
             return _renamed(reply, name, split.model)
         # Triton rejects a version that is neither of the two.
         version = request.version if named is Arm.NEW else pinned
-        async with room.at(split.model, len(request.body)) as server:
+        async with room.acquire(split.model, len(request.body)) as server:
             reply = await _send(clients[server], split.model, "" if named is Arm.NEW else version, request)
         if reply.failed and is_lost(reply.body[:500].decode(errors="replace")):
             raise lost_error(split.model)  # neither version caused it
