@@ -34,7 +34,7 @@ class Latency(BaseModel):
     p99_seconds: float | None = Field(default=None, description="99th percentile of the latency.")
 
 
-class Figures(BaseModel):
+class TrafficStats(BaseModel):
     """Metrics of a model over a window of time."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")

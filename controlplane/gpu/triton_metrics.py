@@ -20,7 +20,7 @@ _DEVICE_LINES = tuple(f"{comment}{name}" for comment in ("", "# TYPE ") for name
 _NOTHING_YET = "the server's metrics report 0: it has just started, or it cannot read the device (see its log)"
 """Every value is 0 for the first two seconds (measured on Triton 2.51), and after DCGM failed on a GPU (its source)."""
 
-Figures = Mapping[str, Mapping[str, float]]
+MetricValues = Mapping[str, Mapping[str, float]]
 """Values by metric name and GPU UUID; the UUID is empty for metrics without one."""
 
 
@@ -75,55 +75,55 @@ class TritonMetricsSource:
         """Do nothing: the owner of the page closes it."""
 
 
-def parse(text: str, url: str = "") -> Figures:
+def parse(text: str, url: str = "") -> MetricValues:
     """Return the device metrics of a page in Prometheus' text format.
 
     Raises:
         DeviceError: The page does not have this format.
     """
-    figures: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, float]] = {}
     wanted = "\n".join(line for line in text.splitlines() if line.startswith(_DEVICE_LINES))
     try:
         for family in text_string_to_metric_families(wanted):
             for sample in family.samples:
-                figures.setdefault(sample.name, {})[sample.labels.get("gpu_uuid", "")] = sample.value
+                values.setdefault(sample.name, {})[sample.labels.get("gpu_uuid", "")] = sample.value
     except (ValueError, KeyError, IndexError) as error:
         raise DeviceError(f"{url or 'the server'} did not return Prometheus metrics: {error}", url=url) from error
-    return figures
+    return values
 
 
-def devices(figures: Figures, uuids: Sequence[str] = ()) -> tuple[DeviceReading, ...]:
+def devices(values: MetricValues, uuids: Sequence[str] = ()) -> tuple[DeviceReading, ...]:
     """Return the devices that metrics describe.
 
     Args:
-        figures: The result of `parse`.
+        values: The result of `parse`.
         uuids: See `TritonMetricsSource`.
     """
     readings = []
-    host_bytes = _bytes(figures, "nv_cpu_memory_total_bytes")
+    host_bytes = _bytes(values, "nv_cpu_memory_total_bytes")
     if host_bytes is not None:
         readings.append(
             DeviceReading(
                 name=HOST,
                 kind=DeviceKind.HOST,
                 total_bytes=host_bytes,
-                used_bytes=_bytes(figures, "nv_cpu_memory_used_bytes") if host_bytes else None,
-                utilisation=figures.get("nv_cpu_utilization", {}).get("") if host_bytes else None,
+                used_bytes=_bytes(values, "nv_cpu_memory_used_bytes") if host_bytes else None,
+                utilisation=values.get("nv_cpu_utilization", {}).get("") if host_bytes else None,
                 error="" if host_bytes else _NOTHING_YET,
             )
         )
-    told = sorted({uuid for name, by_gpu in figures.items() if name.startswith("nv_gpu_") for uuid in by_gpu if uuid})
+    told = sorted({uuid for name, by_gpu in values.items() if name.startswith("nv_gpu_") for uuid in by_gpu if uuid})
     wanted = list(uuids) or told
     for number, start in enumerate(wanted):
         uuid = next((one for one in told if one.casefold().startswith(start.casefold())), None)
         # The order of UUIDs does not give the order of devices, but a single GPU has a certain number.
         certain = bool(uuids) or len(told) == 1
-        readings.append(_gpu(figures, number, start if uuid is None else uuid, known=uuid is not None, certain=certain))
+        readings.append(_gpu(values, number, start if uuid is None else uuid, known=uuid is not None, certain=certain))
     return tuple(readings)
 
 
-def _gpu(figures: Figures, number: int, uuid: str, *, known: bool, certain: bool) -> DeviceReading:
-    total = _bytes(figures, "nv_gpu_memory_total_bytes", uuid) or 0
+def _gpu(values: MetricValues, number: int, uuid: str, *, known: bool, certain: bool) -> DeviceReading:
+    total = _bytes(values, "nv_gpu_memory_total_bytes", uuid) or 0
     error = ""
     if not known:
         error = f"the server's metrics list no GPU with the UUID {uuid!r}"
@@ -133,21 +133,21 @@ def _gpu(figures: Figures, number: int, uuid: str, *, known: bool, certain: bool
         name=f"gpu:{number}",
         kind=DeviceKind.GPU,
         total_bytes=total,
-        used_bytes=None if error else _bytes(figures, "nv_gpu_memory_used_bytes", uuid),
+        used_bytes=None if error else _bytes(values, "nv_gpu_memory_used_bytes", uuid),
         uuid=uuid,
         device_id=number if certain else None,
-        utilisation=None if error else figures.get("nv_gpu_utilization", {}).get(uuid),
-        power_watts=None if error else _positive(figures, "nv_gpu_power_usage", uuid),
-        power_limit_watts=None if error else _positive(figures, "nv_gpu_power_limit", uuid),
+        utilisation=None if error else values.get("nv_gpu_utilization", {}).get(uuid),
+        power_watts=None if error else _positive(values, "nv_gpu_power_usage", uuid),
+        power_limit_watts=None if error else _positive(values, "nv_gpu_power_limit", uuid),
         error=error,
     )
 
 
-def _bytes(figures: Figures, name: str, uuid: str = "") -> int | None:
-    value = figures.get(name, {}).get(uuid)
+def _bytes(values: MetricValues, name: str, uuid: str = "") -> int | None:
+    value = values.get(name, {}).get(uuid)
     return None if value is None or not 0 <= value < 1 << 62 else int(value)  # the comparison is false for NaN too
 
 
-def _positive(figures: Figures, name: str, uuid: str) -> float | None:
+def _positive(values: MetricValues, name: str, uuid: str) -> float | None:
     """Return a value; None for zero, which Triton reports for values that it cannot read."""
-    return figures.get(name, {}).get(uuid) or None
+    return values.get(name, {}).get(uuid) or None

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from controlplane.domain.metrics import Figures, Point, ServerUse
+from controlplane.domain.metrics import Point, ServerUse, TrafficStats
 from controlplane.errors import ControlPlaneError
 from controlplane.monitoring.series import COLUMNS, FAILED, INDEX, Series, bounds_of
-from controlplane.monitoring.stats import figures, latency, point, slow
+from controlplane.monitoring.stats import latency, point, slow, traffic_stats
 from controlplane.monitoring.windows import COARSE_SPAN_SECONDS, Row
 from controlplane.settings import MonitoringSettings
 from controlplane.triton.metrics_page import MetricsPage, MetricsParser
@@ -169,9 +169,9 @@ class Monitor:
             sorted({(w.source.name, key[1]) for w, key, series in self._all(model) if series.seen_at >= since})
         )
 
-    def figures(
+    def traffic_stats(
         self, model: str, version: int | None = None, window_seconds: float = 300.0, server: str | None = None
-    ) -> Figures:
+    ) -> TrafficStats:
         """Return the metrics of a model in a window that ends now; zeros if there are none.
 
         Args:
@@ -190,7 +190,7 @@ class Monitor:
         if len(bounds) == 1:  # buckets of different histograms cannot be added
             buckets = [s.windows.total(window_seconds, now)[len(COLUMNS) :] for _, _, s in chosen if s.bounds]
             mixed = np.concatenate([total, np.sum(buckets, axis=0)])
-        return figures(
+        return traffic_stats(
             total,
             model=model,
             version=version,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from controlplane.domain.metrics import Figures, Latency, LatencySource, Point
+from controlplane.domain.metrics import Latency, LatencySource, Point, TrafficStats
 from controlplane.monitoring.series import COLUMNS, COUNTED, FAILED, INDEX
 from controlplane.monitoring.windows import Row
 from controlplane.triton.metrics_page import QUANTILES
@@ -22,7 +22,7 @@ def failed(total: Row) -> float:
     return float(sum(total[INDEX[name]] for name in FAILED))
 
 
-def figures(
+def traffic_stats(
     total: Row,
     *,
     model: str,
@@ -33,25 +33,25 @@ def figures(
     latency: Latency,
     pending: float,
     cpu_known: bool,
-) -> Figures:
+) -> TrafficStats:
     """Return the metrics of a window from its totals.
 
     Args:
         total: Sum of each column of `COLUMNS`.
-        model: See `Figures`.
-        version: See `Figures`.
-        server: See `Figures`.
-        window_seconds: See `Figures`.
-        covered_seconds: See `Figures`.
-        latency: See `Figures`.
-        pending: See `Figures`.
+        model: See `TrafficStats`.
+        version: See `TrafficStats`.
+        server: See `TrafficStats`.
+        window_seconds: See `TrafficStats`.
+        covered_seconds: See `TrafficStats`.
+        latency: See `TrafficStats`.
+        pending: See `TrafficStats`.
         cpu_known: Whether the processor time of its instances is known.
     """
     value = {name: float(total[INDEX[name]]) for name in (*COUNTED, "cpu_seconds", "pending")}
     good, bad = value["requests"], failed(total)
     requests = good + bad
     seconds = covered_seconds if covered_seconds > 0 else math.inf
-    return Figures(
+    return TrafficStats(
         model=model,
         version=version,
         server=server,

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.domain.deployment import DeploymentSpec
-from controlplane.domain.metrics import Figures, ObjectiveKind, ObjectiveState, Point, ServerUse
+from controlplane.domain.metrics import ObjectiveKind, ObjectiveState, Point, ServerUse, TrafficStats
 from controlplane.errors import InvalidInputError
 from controlplane.monitoring.alerts import AlertNotifier
 from controlplane.monitoring.monitor import MAX_WINDOW_SECONDS, Monitor
@@ -32,8 +32,8 @@ class DeploymentMetrics(BaseModel):
     model: str = Field(description="The model's name.")
     at: datetime = Field(description="When the window ends (UTC).")
     window_seconds: float = Field(description="The window.")
-    total: Figures = Field(description="All versions on all servers together.")
-    versions: tuple[Figures, ...] = Field(
+    total: TrafficStats = Field(description="All versions on all servers together.")
+    versions: tuple[TrafficStats, ...] = Field(
         description="By version and server, for those that were loaded in the window."
     )
     points: tuple[Point, ...] = Field(description="Equal parts of the window, oldest first.")
@@ -111,9 +111,9 @@ class Monitoring:
             model=model,
             at=datetime.now(UTC),
             window_seconds=window_seconds,
-            total=monitor.figures(model, None, window_seconds),
+            total=monitor.traffic_stats(model, None, window_seconds),
             versions=tuple(
-                monitor.figures(model, version, window_seconds, server)
+                monitor.traffic_stats(model, version, window_seconds, server)
                 for server, version in monitor.versions(model, window_seconds)
             ),
             points=monitor.points(model, window_seconds, points),

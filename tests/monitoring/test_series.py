@@ -112,12 +112,12 @@ def test_requests_before_first_scrape_are_not_counted() -> None:
     monitor = Monitor([ScrapeTarget("one", None)], MonitoringSettings(), clock=lambda: now)
     reader = MetricsParser()
     monitor.take("one", reader.read(page(1000)), None, now)
-    assert monitor.figures("net").requests == 0
+    assert monitor.traffic_stats("net").requests == 0
     now = 101.0
     monitor.take("one", reader.read(page(1010, bad=5) + page(7).replace("net", "late")), None, now)
-    assert monitor.figures("net", 1, 60, "one").requests == 15
-    assert monitor.figures("net").failures == {"REJECTED": 5}
-    assert monitor.figures("late").requests == 8  # the one of a reason that is new is OTHER
+    assert monitor.traffic_stats("net", 1, 60, "one").requests == 15
+    assert monitor.traffic_stats("net").failures == {"REJECTED": 5}
+    assert monitor.traffic_stats("late").requests == 8  # the one of a reason that is new is OTHER
     assert monitor.versions("net") == (("one", 1),)
     now = 102.0
     monitor.take("one", reader.read(""), None, now)  # unloaded
@@ -125,9 +125,9 @@ def test_requests_before_first_scrape_are_not_counted() -> None:
     monitor.take(
         "one", reader.read(page(1010)), None, now
     )  # loaded again, and busy: as many as before, all of them new
-    assert monitor.figures("net").requests == 15 + 1010 + 1
-    assert monitor.figures("net", window_seconds=1).covered_seconds == 1
-    assert monitor.figures("unknown").requests == 0
+    assert monitor.traffic_stats("net").requests == 15 + 1010 + 1
+    assert monitor.traffic_stats("net", window_seconds=1).covered_seconds == 1
+    assert monitor.traffic_stats("unknown").requests == 0
 
 
 def test_old_versions_are_forgotten_and_their_number_is_bounded() -> None:

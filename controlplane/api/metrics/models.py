@@ -116,7 +116,7 @@ def _models(monitor: Monitor, deployed: frozenset[str]) -> Iterator[Metric]:
             for stage, name in _STAGES.items():
                 seconds.add_metric((*labels, stage), float(series.totals[INDEX[name]]))
             pending.add_metric(labels, series.pending)
-            found = monitor.figures(model, version, _LATENCY_SECONDS, watched.source.name).latency
+            found = monitor.traffic_stats(model, version, _LATENCY_SECONDS, watched.source.name).latency
             for percentile in (50, 90, 99):
                 value = getattr(found, f"p{percentile}_seconds")
                 if value is not None:

@@ -13,7 +13,7 @@ from rich.text import Text
 from controlplane.cli.output import span
 from controlplane.client.errors import ClientError, NotRunningError, WaitTimeoutError
 from controlplane.client.models import Record
-from controlplane.domain.metrics import Figures, LatencySource, ObjectiveState, Point, ServerUse
+from controlplane.domain.metrics import LatencySource, ObjectiveState, Point, ServerUse, TrafficStats
 
 _TICKS = "▁▂▃▄▅▆▇█"
 _FROM = {
@@ -28,8 +28,8 @@ class Metrics(Record):
     model: str
     at: datetime
     window_seconds: float
-    total: Figures
-    versions: tuple[Figures, ...] = ()
+    total: TrafficStats
+    versions: tuple[TrafficStats, ...] = ()
     points: tuple[Point, ...] = ()
     servers: tuple[ServerUse, ...] = ()
     objectives: tuple[ObjectiveState, ...] = ()
@@ -97,7 +97,7 @@ def live(read: Callable[[], Metrics], *, interval: float, lines: bool, json_want
                 trouble = f"last known state: {error.message}"  # a restart of the control plane is no reason to stop
 
 
-def _curves(total: Figures, points: Sequence[Point]) -> Table:
+def _curves(total: TrafficStats, points: Sequence[Point]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(no_wrap=True, justify="right")
@@ -145,7 +145,7 @@ def _curves(total: Figures, points: Sequence[Point]) -> Table:
     return table
 
 
-def _versions(versions: Sequence[Figures]) -> RenderableType:
+def _versions(versions: Sequence[TrafficStats]) -> RenderableType:
     if not versions:
         return Text("no version was loaded in this window", style="dim")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
