@@ -27,7 +27,8 @@ _LINKS: dict[tuple[str, str], dict[str, dict[str, str]]] = {
     ("deploy", "202"): {
         "getOperation": {"operation_id": "$response.body#/operation_id"},
         **dict.fromkeys(
-            ("getDeployment", "listDeploymentRevisions", "rollback", "unloadDeployment", "getWhy", "undeploy"), _MODEL
+            ("getDeployment", "listDeploymentRevisions", "rollback", "unloadDeployment", "getExplanation", "undeploy"),
+            _MODEL,
         ),
     },
     ("takeHold", "201"): {"getHold": _HOLD, "renewHold": _HOLD, "giveHoldBack": _HOLD, "listHolds": _MODEL},

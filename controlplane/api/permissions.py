@@ -90,7 +90,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "unloadDeployment": _DEPLOY,
     "waitForDeployment": _READ,
     "getDeploymentHealth": _READ,
-    "getWhy": _READ,
+    "getExplanation": _READ,
     "listRollouts": Permission(Scope.READ, Models.CHECKED),
     "getRollout": _READ,
     "getDeploymentMetrics": _READ,

@@ -168,13 +168,13 @@ def test_load_evicts_the_models_that_the_plan_names(room: Api) -> None:
     assert _metric(room, "tritonctl_evictions_total", server="embedded") == evicted + 1
     assert _metric(room, "tritonctl_cold_starts_total", server="embedded") == cold + 1
 
-    (why,) = room.ok(room.http.get("/v1/deployments/one/why"))["servers"]
+    (why,) = room.ok(room.http.get("/v1/deployments/one/explanation"))["servers"]
     assert (why["evictions"][0]["victim"], why["evictions"][0]["for_model"]) == ("one", "three")
     assert why["needed"]["host"] > why["free"]["host"]
     assert why["could_be_freed"]["host"] > 0
     assert why["next"]
     assert room.http.post("/v1/deployments/absent/load", params={"dry_run": True}).status_code == 404
-    room.problem(room.http.get("/v1/deployments/absent/why"), 404, "not-found")
+    room.problem(room.http.get("/v1/deployments/absent/explanation"), 404, "not-found")
 
 
 def test_held_model_is_not_evicted(room: Api) -> None:
@@ -201,7 +201,7 @@ def test_held_model_is_not_evicted(room: Api) -> None:
     assert waiting["status"]["phase"] == "Pending"
     (queued,) = _memory(room)["queue"]
     assert queued["model"] == "two"
-    (why,) = room.ok(room.http.get("/v1/deployments/two/why"))["servers"]
+    (why,) = room.ok(room.http.get("/v1/deployments/two/explanation"))["servers"]
     assert why["model"]["state"] == "queued"
     assert any("held by a client" in holder["why"] for holder in why["holders"])
     assert room.http.delete(f"/v1/deployments/three/holds/{other['id']}").status_code == 204
@@ -305,14 +305,14 @@ def test_memory_routes_and_metrics_are_described(room: Api) -> None:
     operations = {
         operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()
     }
-    for name in ("getMemory", "getWhy", "takeHold", "listHolds", "getHold", "renewHold", "giveHoldBack"):
+    for name in ("getMemory", "getExplanation", "takeHold", "listHolds", "getHold", "renewHold", "giveHoldBack"):
         assert operations[name]["description"]
     assert "200" in operations["deploy"]["responses"]
     assert "200" in operations["loadDeployment"]["responses"]
 
 
 def test_placement_and_defragmentation_plan_are_returned(room: Api) -> None:
-    why = room.ok(room.http.get("/v1/deployments/one/why"))
+    why = room.ok(room.http.get("/v1/deployments/one/explanation"))
     assert [assignment["server"] for assignment in why["placement"]["assignments"]] == ["embedded"]
     assert why["placement"]["assignments"][0]["why"] == "the only server"
     for params in ({"dry_run": True}, {"limit": 5}):
@@ -326,7 +326,7 @@ def test_placement_and_defragmentation_plan_are_returned(room: Api) -> None:
 def test_server_without_the_labels_gets_no_replica(room: Api) -> None:
     before = room.ok(room.http.get("/v1/deployments/one"))["spec"]["settings"]
     operation = room.deploy("one", **{**before, "node_selector": {"disk": "tape"}})
-    why = room.ok(room.http.get("/v1/deployments/one/why"))
+    why = room.ok(room.http.get("/v1/deployments/one/explanation"))
     assert why["placement"]["unplaced"] == "no server has the labels disk=tape"
     assert operation["state"] in {"failed", "succeeded"}, "what answers goes on"
     body = {"reference": "one", "settings": {"node_selector": {"disk": "tape"}}}

@@ -33,8 +33,13 @@ async def get_memory(
     return json_answer(MemoryList(items=list(found)))
 
 
-@router.get("/deployments/{model}/why", operation_id="getWhy", response_model=ExplanationView, responses=responses())
-async def get_why(services: App, model: ModelName) -> Response:
+@router.get(
+    "/deployments/{model}/explanation",
+    operation_id="getExplanation",
+    response_model=ExplanationView,
+    responses=responses(),
+)
+async def get_explanation(services: App, model: ModelName) -> Response:
     """Explain the memory state of a model: why it is loaded, waiting or evicted, or why it cannot be loaded.
 
     For a model that is not loaded, the response has the figures: how much its load needs, how much is free, how much

@@ -102,7 +102,7 @@ def why(session: Session, name: DeployedArgument) -> None:
 
     out = session.out()
     with session.client() as client:
-        found = client.fetch(Explanation, f"{deployment_path(name)}/why")
+        found = client.fetch(Explanation, f"{deployment_path(name)}/explanation")
     out.result(found)
     show_why(out, found)
 
