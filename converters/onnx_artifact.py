@@ -4,7 +4,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import onnx
@@ -20,6 +20,9 @@ MAX_PROTOBUF_BYTES = 2**31 - 1
 
 MAX_METADATA_BYTES = 64 * 1024
 """Limit on the total size of the kept metadata_props of a file, because they are sent with every load."""
+
+MAX_METADATA_ENTRIES = 256
+"""Limit on the number of kept metadata_props of a file."""
 
 # Shapes and indices are tensors too, in 64-bit integers; weights are floats, or 8-bit integers once quantised.
 _WEIGHT_TYPES = {
@@ -58,25 +61,43 @@ def inspect_onnx(path: Path, root: Path) -> OnnxFacts:
     found = declared(model)
     facts = _attributes(model, external)
     facts["dimensions"] = {name: list[JsonValue](sizes) for name, sizes in found.dimensions.items()}
-    if metadata := _metadata(model):
+    metadata, left_out = _metadata(model)
+    if metadata:
         facts["metadata"] = metadata
+    if left_out:
+        facts["metadata_left_out"] = left_out
+        found = replace(found, hints=(*found.hints, _left_out_hint(left_out, len(model.metadata_props))))
     if found.vocabularies:
         facts["vocabularies"] = dict(found.vocabularies)
     return OnnxFacts(found, facts)
 
 
-def _metadata(model: ModelProto) -> dict[str, JsonValue]:
-    """Return the exporter's metadata (class names, strides) that is text and within `MAX_METADATA_BYTES`."""
+def _metadata(model: ModelProto) -> tuple[dict[str, JsonValue], int]:
+    """Return the exporter's metadata (class names, strides), and how many of its entries are left out.
+
+    Entries are left out that are not text, or exceed `MAX_METADATA_ENTRIES` or `MAX_METADATA_BYTES`.
+    """
     kept: dict[str, JsonValue] = {}
     room = MAX_METADATA_BYTES
+    left_out = 0
     for entry in model.metadata_props:
-        if not isinstance(entry.key, str) or not isinstance(entry.value, str) or not entry.key.isprintable():
+        key, value = entry.key, entry.value
+        text = isinstance(key, str) and isinstance(value, str) and key != "" and key.isprintable()
+        size = len(key.encode()) + len(value.encode()) if text else 0
+        if not text or size > room or len(kept) == MAX_METADATA_ENTRIES:
+            left_out += 1
             continue
-        room -= len(entry.key.encode()) + len(entry.value.encode())
-        if room < 0:
-            break
-        kept[entry.key] = entry.value
-    return kept
+        room -= size
+        kept[key] = value
+    return kept, left_out
+
+
+def _left_out_hint(left_out: int, entries: int) -> str:
+    return (
+        f"{left_out} of the file's {entries} metadata_props are left out of the manifest and of Triton's parameters, "
+        f"because they are not text or exceed {MAX_METADATA_ENTRIES} entries or {MAX_METADATA_BYTES // 1024} KiB in "
+        "all; they stay in the file"
+    )
 
 
 def read_model(path: Path) -> ModelProto:

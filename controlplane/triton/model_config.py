@@ -1,5 +1,6 @@
 """Builds the configuration with which a model is loaded, from its signature and the deployment's settings."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,6 +37,13 @@ SCALARS_PARAMETER = "tcp_scalars"
 
 METADATA_PREFIX = "metadata."
 """Prefix of the parameters that a model file contains. A file must not be able to set a parameter of a backend."""
+
+METADATA_PARAMETER = "metadata"
+"""Parameter with all of a model file's metadata as one JSON object of strings.
+
+Ultralytics' Triton client reads it as a Python literal; JSON without ASCII escapes is one.
+"""
+_METADATA_DOCUMENT_MAX_BYTES = 128 * 1024
 
 DEFAULT_MAX_BATCH_SIZE = 8
 _RESERVED_PARAMETERS = "tcp_"
@@ -195,13 +203,16 @@ def _tensor(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
 def _metadata(manifest: Manifest) -> dict[str, Any]:
     """Return the metadata of the model's exporter, under names that no backend reads."""
     metadata = manifest.attributes.get("metadata")
-    if not isinstance(metadata, dict):
-        return {}
-    return {
-        f"{METADATA_PREFIX}{name}": {"string_value": value}
-        for name, value in metadata.items()
-        if isinstance(value, str)
-    }
+    texts = (
+        {name: value for name, value in metadata.items() if isinstance(value, str)}
+        if isinstance(metadata, dict)
+        else {}
+    )
+    parameters = {f"{METADATA_PREFIX}{name}": {"string_value": value} for name, value in texts.items()}
+    document = json.dumps(texts, ensure_ascii=False)
+    if texts and len(document.encode()) <= _METADATA_DOCUMENT_MAX_BYTES:
+        parameters[METADATA_PARAMETER] = {"string_value": document}
+    return parameters
 
 
 def _parameters(signature: Signature, settings: DeploymentSettings) -> dict[str, Any]:

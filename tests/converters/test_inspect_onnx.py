@@ -74,7 +74,26 @@ def test_metadata_of_the_exporter_are_kept(tmp_path: Path) -> None:
     for key, value in (("stride", "32"), ("names", "{0: 'cat'}"), ("long", "x" * 100_000), ("after", "1")):
         model.metadata_props.add(key=key, value=value)
     onnx.save_model(model, tmp_path / "m.onnx")
-    assert inspect_artifact(tmp_path / "m.onnx").attributes["metadata"] == {"stride": "32", "names": "{0: 'cat'}"}
+    found = inspect_artifact(tmp_path / "m.onnx")
+    assert found.attributes["metadata"] == {"stride": "32", "names": "{0: 'cat'}", "after": "1"}
+    assert found.attributes["metadata_left_out"] == 1
+    assert found.hints[-1].startswith("1 of the file's 4 metadata_props are left out of the manifest")
+
+
+def test_metadata_are_limited_in_number_and_must_be_text(tmp_path: Path) -> None:
+    model = small()
+    for number in range(300):
+        model.metadata_props.add(key=f"key{number}", value="v")
+    model.metadata_props.add(key="", value="v")
+    model.metadata_props.add(key="line\nbreak", value="v")
+    data = model.SerializeToString().replace(b"key1\x12\x01v", b"key1\x12\x01\xff")
+    (tmp_path / "m.onnx").write_bytes(data)
+    found = inspect_artifact(tmp_path / "m.onnx")
+    metadata = found.attributes["metadata"]
+    assert isinstance(metadata, dict)
+    assert len(metadata) == 256
+    assert "key1" not in metadata
+    assert found.attributes["metadata_left_out"] == 302 - 256
 
 
 def test_name_that_is_not_utf8_is_rejected(tmp_path):

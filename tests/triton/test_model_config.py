@@ -1,5 +1,6 @@
 """Configurations: right for any signature and settings, and every contradiction refused by the field's name."""
 
+import ast
 import json
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_settings_set_instances_batching_versions_and_parameters() -> None:
     assert config["parameters"]["intra_op_thread_count"] == {"string_value": "2"}
 
 
-def test_file_metadata_become_prefixed_parameters() -> None:
+def test_file_metadata_become_parameters_that_no_backend_reads() -> None:
     noted = {"names": "{0: 'cat'}", "EXECUTION_ENV_PATH": "/tmp/x", "session.intra_op.allow_spinning": "1"}
     published = manifest(BATCHED).model_copy(update={"attributes": {"metadata": noted}})
     config = build_config("m", published, DeploymentSettings(parameters={"metadata.names": "mine"}), [1])
@@ -118,7 +119,34 @@ def test_file_metadata_become_prefixed_parameters() -> None:
     assert values.pop("metadata.names") == "mine"
     assert values.pop("metadata.EXECUTION_ENV_PATH") == "/tmp/x"
     assert values.pop("metadata.session.intra_op.allow_spinning") == "1"
+    assert json.loads(values.pop("metadata")) == noted
     assert set(values) == {"tcp_config_digest"}
+    # Values set in the deployment take precedence, and a file cannot set a parameter of the control plane.
+    for key in ("parameters", "config_overrides"):
+        own: dict[str, Any] = {"metadata": "mine"}
+        given = {"parameters": {"metadata": {"string_value": "mine"}}} if key == "config_overrides" else own
+        kept = build_config("m", published, DeploymentSettings(**{key: given}), [1])["parameters"]
+        assert kept["metadata"] == {"string_value": "mine"}
+    hostile = manifest(BATCHED).model_copy(update={"attributes": {"metadata": {"tcp_config_digest": "0" * 64}}})
+    config = build_config("m", hostile, DeploymentSettings(), [1])
+    assert config["parameters"]["tcp_config_digest"]["string_value"] == config_digest(config)
+    unusable: tuple[Any, ...] = (None, [], "text", {"names": 3}, {"names": None})
+    for damaged in unusable:
+        odd = manifest(BATCHED).model_copy(update={"attributes": {"metadata": damaged}})
+        assert set(build_config("m", odd, DeploymentSettings(), [1])["parameters"]) == {"tcp_config_digest"}
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text(), min_size=1, max_size=5))
+def test_metadata_document_is_json_and_python_literal(noted: dict[str, str]) -> None:
+    published = manifest(BATCHED).model_copy(update={"attributes": {"metadata": noted}})
+    document = build_config("m", published, DeploymentSettings(), [1])["parameters"]["metadata"]["string_value"]
+    assert json.loads(document) == ast.literal_eval(document) == noted
+
+
+def test_metadata_document_is_omitted_when_it_is_too_large() -> None:
+    published = manifest(BATCHED).model_copy(update={"attributes": {"metadata": {"a": "\x01" * 40_000}}})
+    parameters = build_config("m", published, DeploymentSettings(), [1])["parameters"]
+    assert set(parameters) == {"metadata.a", "tcp_config_digest"}
 
 
 def test_default_batch_size_fits_golden_samples() -> None:

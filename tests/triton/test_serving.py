@@ -1,10 +1,13 @@
 """What the embedded backends serve, on a real server: types, shapes, batches, and the reasons of refusals."""
 
+import ast
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import silero_vad
@@ -20,6 +23,7 @@ from controlplane.domain.samples import Sample
 from controlplane.domain.signature import Signature, TensorSpec
 from controlplane.errors import InferenceError, LoadRefusedError
 from converters.golden_samples import record
+from converters.inspect import inspect_artifact
 from converters.jobs import RecordJob
 from tests.cases import torchscript_inputs
 from tests.support.triton_models import ModelFiles, load_torchscript, model_files, onnx_model, scale, spec, torchscript
@@ -434,6 +438,30 @@ async def test_running_configuration_can_be_read_back(serving: Serving, tmp_path
     running = await serving.client.model_config(name)
     assert running["parameters"]["tcp_config_digest"] == config["parameters"]["tcp_config_digest"]
     assert running["input"][0]["dims"] == [3]
+
+
+async def test_exporter_metadata_are_parameters_of_the_loaded_model(serving: Serving, tmp_path: Path) -> None:
+    """As an Ultralytics export: their client reads the parameter `metadata`, and anyone else the single entries."""
+    names = str({number: f"class {number} “é”" for number in range(1000)})
+    noted = {"stride": "32", "task": "detect", "names": names, "FORCE_CPU_ONLY_INPUT_TENSORS": "no", "empty": ""}
+    path = tmp_path / "m.onnx"
+    model = scale(path, 2.0)
+    proto = onnx.load(path)
+    for key, value in noted.items():
+        proto.metadata_props.add(key=key, value=value)
+    onnx.save(proto, path)
+    facts = inspect_artifact(path).attributes
+    published = model_files(path, Format.ONNX, model.manifest.signature)
+    name = await serving.serve(
+        replace(published, manifest=published.manifest.model_copy(update={"attributes": facts})),
+    )
+    parameters = (await serving.client.model_config(name))["parameters"]
+    assert {key: parameters[f"metadata.{key}"].get("string_value", "") for key in noted} == noted
+    assert "FORCE_CPU_ONLY_INPUT_TENSORS" not in parameters
+    read = ast.literal_eval(parameters["metadata"]["string_value"])
+    assert read == noted
+    assert ast.literal_eval(read["names"])[999] == "class 999 “é”"
+    assert (await serving.client.infer(name, {"x": rows(1)}))[0]["y"].tolist() == [[0, 2, 4]]
 
 
 async def test_silero_vad_onnx_model_answers(serving: Serving) -> None:
