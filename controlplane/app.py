@@ -56,6 +56,7 @@ from controlplane.services.models import Models
 from controlplane.services.monitoring import Monitoring
 from controlplane.services.operations import Operations
 from controlplane.services.placement import Placement
+from controlplane.services.portability import Portability
 from controlplane.services.publishing import Publishing
 from controlplane.services.rollouts import Rollouts
 from controlplane.services.scrubbing import Scrubbing
@@ -306,6 +307,7 @@ class ControlPlane:
                     BudgetRules.from_settings(self.settings.memory, server),
                     server.zone,
                     server.labels,
+                    image=server.image,
                 )
             )
         return servers
@@ -337,6 +339,7 @@ class ControlPlane:
         operations = Operations(registry.store, Journal(settings.data_dir / "operations"))
         uploads = Uploads(Spool(settings.data_dir / "uploads"), registry, max_bytes=settings.api.max_upload_bytes)
         converters = [ConverterInfo(source=source.value, target=target.value) for source, target in BUILT_IN]
+        portability = Portability(servers, reconciler)
         deployments = Deployments(registry, reconciler, gateway=self.gateway is not None)
         memory = Memory(deployments, reconciler)
         gateway = GatewayService(self.gateway)
@@ -346,7 +349,8 @@ class ControlPlane:
             uploads=uploads,
             publishing=Publishing(registry, uploads, operations, workers, workspace, reconciler),
             conversions=Conversions(registry, uploads, operations, workers, workspace, reconciler),
-            validation=Validation(registry, uploads, operations, workers, workspace),
+            validation=Validation(registry, uploads, operations, workers, workspace, portability),
+            portability=portability,
             deployments=deployments,
             rollouts=Rollouts(registry, deployments, reconciler, self._splits, replica=uuid.uuid4().hex),
             placement=Placement(reconciler),

@@ -73,6 +73,13 @@ class TritonServerSettings(_Group):
         "--grpc-restricted-protocol=model-repository:tritonctl-key=KEY.",
     )
     repository: Path = Field(description="Path of its model repository in this process (a shared folder or volume).")
+    image: str = Field(
+        default="",
+        pattern=r"^(\d\d\.(0[1-9]|1[0-2])|other)?$",
+        description="Release of NVIDIA's image that it runs, such as 26.08, or other for another Triton. It determines "
+        "which versions can load there. Default: from the version that it reports, except 24.10, because the wheel "
+        "nvidia-pytriton reports the same version.",
+    )
     local: bool = Field(
         default=False,
         description="The server runs on this machine; its GPUs are read through NVML instead of its metrics.",

@@ -81,8 +81,9 @@ def convert(job: ConvertJob, progress: Progress) -> ConversionResult:
     tolerances = tolerances_for([sample.outputs for sample in golden], options.precision, options.tolerances)
     runtime = open_runtime(output, options.target, signature)
     if isinstance(runtime, TorchScriptRuntime):
-        from converters.torchscript_rules import refusal
+        from converters.torchscript_rules import forward_types, refusal
 
+        facts.attributes.update(forward_types(runtime))
         if (reason := refusal(runtime, signature)) is not None:
             raise ConversionFailedError(f"Triton cannot serve the result: {reason}")
     generated = tried.guess is not None

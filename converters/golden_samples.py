@@ -47,6 +47,7 @@ def record(job: RecordJob, progress: Progress) -> RecordResult:
     if unservable is not None:
         return _without_samples(inspection, unservable)
     runtime = open_runtime(_main(job.source, inspection), inspection.format, signature)
+    inspection = _with_types(inspection, runtime)
     tried: TrialRun | None = None
     warnings: tuple[str, ...] = ()
     if job.run:
@@ -147,6 +148,7 @@ def validate(job: ValidateJob, progress: Progress) -> ValidationReport:
     )
     if runtime is None:
         return report()
+    inspection = _with_types(inspection, runtime)
     notes += _training_notes(runtime)
     learns = signature is None and (found.inputs is not None or bool(job.samples))
     unservable = _unservable(runtime, found, signature, learns=learns)
@@ -348,6 +350,15 @@ def _unservable(
     from converters import torchscript_rules
 
     return torchscript_rules.module_refusal(runtime) if learns else torchscript_rules.refusal(runtime, signature)
+
+
+def _with_types(inspection: Inspection, runtime: Runnable) -> Inspection:
+    """Add the types that only torch can read from a TorchScript file."""
+    if not isinstance(runtime, TorchScriptRuntime):
+        return inspection
+    from converters.torchscript_rules import forward_types
+
+    return replace(inspection, attributes={**inspection.attributes, **forward_types(runtime)})
 
 
 def _training_notes(runtime: Runnable) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, JsonValue, TypeAdapter
 
 from controlplane.domain.manifest import Format, ParityReport
+from controlplane.domain.portability import TargetReport
 from controlplane.domain.samples import Sample
 from controlplane.domain.signature import Signature, TensorSpec
 from controlplane.domain.tolerance import Tolerance
@@ -220,7 +221,9 @@ class ValidationCheck(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    name: str = Field(description="Name of the check: artifact, load, servable, run, signature, deterministic.")
+    name: str = Field(
+        description="Name of the check: artifact, load, servable, run, signature, deterministic, portability."
+    )
     ok: bool = Field(description="Whether the check passed.")
     message: str = Field(description="The result as one sentence.")
     seconds: float = Field(description="Duration of the check, in seconds.")
@@ -238,6 +241,9 @@ class ValidationReport(BaseModel):
     attributes: dict[str, JsonValue] = Field(default_factory=dict, description="Facts read from the file.")
     hints: tuple[str, ...] = Field(default=(), description="Advice for the publisher.")
     environment: dict[str, str] = Field(default_factory=dict, description="Versions of the libraries and tools used.")
+    portability: tuple[TargetReport, ...] = Field(
+        default=(), description="Whether it loads on each target; empty if the format was not detected."
+    )
     log: str = Field(default="", description="Output of the worker, truncated.")
 
 

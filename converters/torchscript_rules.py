@@ -14,10 +14,12 @@ the backend:
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import JsonValue
+
+from controlplane.domain.portability import LIBTORCH_TYPES
 from controlplane.domain.signature import DataType, Signature
 from converters.runtimes import TorchScriptRuntime
 
-_UNKNOWN_TYPES = {DataType.BF16, DataType.UINT16, DataType.UINT32, DataType.UINT64}
 _NUMBERS = {"int", "float", "bool"}
 # Operators with a flag that enables training, and the position of the flag among the arguments.
 _TRAINING_FLAG = {
@@ -47,6 +49,17 @@ def refusal(runtime: TorchScriptRuntime, signature: Signature | None) -> str | N
 def module_refusal(runtime: TorchScriptRuntime) -> str | None:
     """Return why Triton cannot serve a module with any signature; None if it can."""
     return _arguments_problem(runtime) or _returns_problem(runtime)
+
+
+def forward_types(runtime: TorchScriptRuntime) -> dict[str, JsonValue]:
+    """Return the types of a module's arguments and results, for the attributes of its version.
+
+    `controlplane.domain.portability` compares them with what a server's backend passes.
+    """
+    return {
+        "arguments": dict[str, JsonValue](runtime.arguments),
+        "returns": [_type_name(kind) for kind in _leaves(runtime)],
+    }
 
 
 def what_to_add(runtime: TorchScriptRuntime) -> str:
@@ -128,7 +141,7 @@ def _signature_problem(runtime: TorchScriptRuntime, signature: Signature) -> str
             "wrap the module"
         )
     for spec in (*signature.inputs, *signature.outputs):
-        if spec.dtype in _UNKNOWN_TYPES:
+        if spec.dtype not in LIBTORCH_TYPES:
             return f"{spec} has a type that Triton's PyTorch backend does not support; cast it in the module"
         if spec.dtype is DataType.BYTES and len(spec.shape) != 1:
             return f"{spec}: Triton's PyTorch backend supports strings only with one dimension; flatten it"

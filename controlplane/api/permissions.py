@@ -58,6 +58,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "listVersions": _READ,
     "publishVersion": _DEPLOY,
     "getVersion": _READ,
+    "getPortability": _READ,
     "deleteVersion": _DEPLOY,
     "addSignature": _DEPLOY,
     "listSignatures": _READ,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from controlplane.domain.health import percentile
+from controlplane.domain.portability import Loads, ModelFacts, check
 from controlplane.domain.report import Performance, ReportCheck, Verdict, VersionReport, regressions, worst_of
 from controlplane.domain.samples import Sample, Tensors
 from controlplane.domain.states import Proof
@@ -18,6 +19,7 @@ from controlplane.lifecycle.desired import PreparedVersion
 from controlplane.lifecycle.proof import chunks, smallest
 from controlplane.lifecycle.state import ProofStatus
 from controlplane.servers.server import ManagedServer
+from controlplane.servers.target import target_of
 from controlplane.triton.config_json import differences
 from controlplane.triton.embedded.opsets import newest_opset
 from controlplane.triton.instance_groups import Gpus, on_gpus
@@ -142,13 +144,19 @@ async def qualify(
 
 
 def artifact_check(server: ManagedServer, prepared: PreparedVersion) -> ReportCheck:
-    """Return the check of the artifact, including whether the server's backend supports its opset."""
+    """Return the check of the artifact, including whether an embedded server's backend loads it."""
     manifest = prepared.manifest
     opset, known = manifest.attributes.get("opset"), newest_opset() if server.embedded is not None else None
     count = len(manifest.files)
     files = f"{count} file{'s' * (count > 1)}, {manifest.size_bytes} bytes, verified by SHA-256 when they were fetched"
     details = {"format": manifest.format.value, "opset": opset, "newest_opset_of_backend": known}
     what = f"{manifest.format.value}: {files}"
+    if server.embedded is not None:
+        found = check(ModelFacts.of_manifest(manifest), target_of(server, ""))
+        details["loads"] = found.loads.value
+        if found.loads is Loads.NO:
+            message = f"{found.runs} cannot load the model: {'; '.join(found.reasons)}"
+            return ReportCheck(name="artifact", verdict=Verdict.FAILED, message=message, details=details)
     if not isinstance(opset, int) or manifest.format.value != "onnx":
         return ReportCheck(name="artifact", verdict=Verdict.PASSED, message=what, details=details)
     if known is not None and opset > known:

@@ -29,6 +29,7 @@ class ManagedServer:
         private: Whether only this process can reach the server: no other instance drives it or sends requests to it.
         identity: Identifier that distinguishes it from servers of the same name on other instances; empty if the name
             is unique.
+        image: Release of NVIDIA's image that it runs, ``other`` if it runs another Triton; empty if not declared.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ManagedServer:
     labels: Mapping[str, str] = field(default_factory=dict)
     private: bool = False
     identity: str = ""
+    image: str = ""
 
     @property
     def id(self) -> str:

@@ -21,6 +21,7 @@ from controlplane.services.models import Models
 from controlplane.services.monitoring import Monitoring
 from controlplane.services.operations import Operations
 from controlplane.services.placement import Placement
+from controlplane.services.portability import Portability
 from controlplane.services.publishing import Publishing
 from controlplane.services.rollouts import Rollouts
 from controlplane.services.scrubbing import Scrubbing
@@ -41,6 +42,7 @@ class Services:
     publishing: Publishing
     conversions: Conversions
     validation: Validation
+    portability: Portability
     deployments: Deployments
     rollouts: Rollouts
     memory: Memory

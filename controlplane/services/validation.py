@@ -1,6 +1,7 @@
 """Checks an upload or a published version as a publication would, without publishing anything."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,17 +10,19 @@ from typing import Any
 from controlplane.domain.access import Principal, may_bring_code
 from controlplane.domain.manifest import FileEntry, Format
 from controlplane.domain.names import Reference
+from controlplane.domain.portability import Loads, ModelFacts, summary
 from controlplane.domain.samples import Sample
 from controlplane.domain.signature import Signature
 from controlplane.errors import InvalidInputError
 from controlplane.registry.registry import Registry
 from controlplane.services.operations import Operation, Operations, Reporter
+from controlplane.services.portability import Portability
 from controlplane.services.publishing import split_samples
 from controlplane.services.sample_files import read_samples
 from controlplane.services.uploads.service import Uploads
 from controlplane.services.workers import Workers
 from controlplane.services.workspace import Workspace, assemble
-from converters.jobs import ValidateJob, ValidationReport
+from converters.jobs import ValidateJob, ValidationCheck, ValidationReport
 from converters.options import SamplingOptions
 
 
@@ -38,19 +41,27 @@ class ValidateCommand:
     sample_count: int = 1
     seed: int = 0
     trust: bool = False
+    targets: tuple[str, ...] = ()
 
 
 class Validation:
     """Validates uploads and versions."""
 
     def __init__(
-        self, registry: Registry, uploads: Uploads, operations: Operations, workers: Workers, workspace: Workspace
+        self,
+        registry: Registry,
+        uploads: Uploads,
+        operations: Operations,
+        workers: Workers,
+        workspace: Workspace,
+        portability: Portability,
     ) -> None:
         self._registry = registry
         self._uploads = uploads
         self._operations = operations
         self._workers = workers
         self._workspace = workspace
+        self._portability = portability
 
     async def start(self, command: ValidateCommand) -> Operation:
         """Start a validation. The upload is kept, so that it can be published afterwards.
@@ -61,8 +72,10 @@ class Validation:
         Raises:
             NotFoundError: The upload, the model or the version does not exist.
             ConflictError: The upload is not complete.
-            InvalidInputError: It has no such samples file, or neither or both of upload and reference are given.
+            InvalidInputError: It has no such samples file, or neither or both of upload and reference are given, or a
+                target is unknown.
         """
+        self._portability.targets(command.targets)
         if command.reference is not None and command.upload_id is None:
             return await self._start_version(command, Reference.parse(command.reference))
         if command.upload_id is None or command.reference is not None:
@@ -132,4 +145,21 @@ class Validation:
             )
             assert isinstance(report, ValidationReport)
             reporter.log(report.log)
-            return report.model_dump(mode="json", exclude={"log"})
+            return self._with_portability(report, command.targets).model_dump(mode="json", exclude={"log"})
+
+    def _with_portability(self, report: ValidationReport, names: tuple[str, ...]) -> ValidationReport:
+        """Add the check of the targets; it fails only if a target that the caller named cannot load the version."""
+        if report.format is None:
+            return report
+        started = time.monotonic()
+        unservable = next((check.message for check in report.checks if check.name == "servable" and not check.ok), None)
+        facts = ModelFacts.of(report.format, report.attributes, report.signature, unservable)
+        found = self._portability.check(facts, names)
+        if not report.ok:  # the first failed check is the last
+            return report.model_copy(update={"portability": found})
+        refused = [one for one in found if one.loads is Loads.NO] if names else []
+        message = "; ".join(f"{one.target}: {'; '.join(one.reasons)}" for one in refused) or summary(found)
+        check = ValidationCheck(
+            name="portability", ok=not refused, message=message, seconds=round(time.monotonic() - started, 4)
+        )
+        return report.model_copy(update={"ok": check.ok, "checks": (*report.checks, check), "portability": found})

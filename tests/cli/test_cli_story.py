@@ -5,10 +5,12 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import onnx
 import pytest
 
 from tests.cases.onnx_inputs import sequence_output, write
 from tests.cli.conftest import Cli
+from tests.support.api import onnx_scale
 
 pytestmark = pytest.mark.triton
 
@@ -173,6 +175,33 @@ def test_validate_accepts_a_published_version(cli: Cli, doubling: Path) -> None:
     assert (absent.code, missing.code) == (3, 6)
     assert "has no version 7" in absent.err
     assert "no such file" in missing.err
+
+
+def test_validate_and_show_compare_a_version_with_named_targets(cli: Cli, tmp_path: Path) -> None:
+    newer = onnx.load_from_string(onnx_scale(2))
+    newer.opset_import[0].version = 22
+    path = tmp_path / "newer.onnx"
+    path.write_bytes(newer.SerializeToString())
+    cli.ok("push", "newer", path)
+
+    report = cli.ok("validate", "newer:1", "-o", "json").json
+    loads = {one["target"]: one["loads"] for one in report["portability"]}
+    assert (loads["embedded"], loads["25.03"], loads["25.02"]) == ("yes", "yes", "no")
+    assert report["checks"][-1]["name"] == "portability"
+    assert "does not load on 24.04 to 25.02" in report["checks"][-1]["message"]
+
+    reason = "its opset of ai.onnx is 22, and ONNX Runtime 1.19.2 loads up to 21"
+    refused = cli("validate", path, "--target", "24.10", "--target", "embedded")
+    assert refused.code == 6
+    assert f"24.10: {reason}" in refused.err
+    cli.ok("validate", path, "--target", "25.03", "--target", "embedded")
+    unknown = cli("validate", path, "--target", "nowhere")
+    assert unknown.code == 6
+    assert "unknown target 'nowhere'; use embedded, the release of an image such as 26.08" in unknown.err
+
+    shown = cli.ok("show", "newer:1", "--target", "24.10", "-o", "json").json["portability"]
+    assert [(one["target"], one["loads"], one["reasons"]) for one in shown] == [("24.10", "no", [reason])]
+    assert "24.04 to 25.02" in cli.ok("show", "newer:1").out
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from controlplane.domain.manifest import Format
+from controlplane.domain.portability import Loads, ModelFacts, check, image_target
 from controlplane.domain.samples import Sample, check_samples
 from controlplane.domain.signature import Signature, TensorSpec
 from controlplane.errors import InvalidArtifactError, InvalidInputError
@@ -49,6 +50,8 @@ def test_unservable_module_is_rejected_with_advice(do: Do, tmp_path: Path, name:
     result = do(RecordJob(source=write(tmp_path, name), samples=given(X)))
     assert words in result.unservable
     assert "wrap" in result.unservable
+    facts = ModelFacts.of(Format.TORCHSCRIPT, result.inspection.attributes, result.signature)
+    assert check(facts, image_target("26.08")).loads is Loads.NO
     report = do(ValidateJob(source=tmp_path / f"{name}.pt", samples=given(X)))
     assert [check.message for check in report.checks if not check.ok] == [result.unservable]
     assert do(RecordJob(source=tmp_path / f"{name}.pt", samples=given(X), run=False)).unservable
@@ -82,6 +85,9 @@ def test_converting_it_to_torchscript_makes_it_servable(
         RecordJob(source=tmp_path / "out" / "model.pt", signature=converted.signature, samples=converted.samples)
     )
     assert again.unservable is None
+    recorded_types = {key: again.inspection.attributes[key] for key in ("arguments", "returns")}
+    assert recorded_types == {"arguments": {"x": "Tensor"}, "returns": ["Tensor"] * len(outputs)}
+    assert recorded_types.items() <= converted.attributes.items()
     check_samples(again.samples, converted.signature)
 
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
 from controlplane.api.answers import STARTS_OPERATION, accepted, json_answer
@@ -25,12 +25,15 @@ from controlplane.api.problems import responses
 from controlplane.api.ranges import ByteRange, parse_range
 from controlplane.api.schemas.versions import (
     FootprintList,
+    PortabilityList,
     PublishRequest,
     ReportPage,
+    TargetName,
     VersionDetail,
     VersionFootprint,
     VersionPage,
 )
+from controlplane.domain.portability import ModelFacts
 from controlplane.services.publishing import PublishCommand
 from controlplane.services.versions import Download
 
@@ -84,6 +87,27 @@ async def get_footprints(services: App, model: ModelName, version: VersionSelect
     """Return the measured memory footprints of a version on all machines, one for each way that it was run."""
     found = await services.versions.footprints(model, version)
     return json_answer(FootprintList(items=[VersionFootprint.of(key, measured) for key, measured in found]))
+
+
+@router.get(
+    "/{version}/portability", operation_id="getPortability", response_model=PortabilityList, responses=responses()
+)
+async def get_portability(
+    services: App,
+    model: ModelName,
+    version: VersionSelector,
+    target: Annotated[
+        list[TargetName] | None,
+        Query(
+            max_length=64,
+            description="Only these targets: `embedded`, the release of an image such as `26.08`, or a server.",
+        ),
+    ] = None,
+) -> Response:
+    """Return whether a version loads on each target, from facts that were recorded when it was published."""
+    _, _, manifest = await services.versions.detail(model, version)
+    found = services.portability.check(ModelFacts.of_manifest(manifest), target or ())
+    return json_answer(PortabilityList(items=list(found)))
 
 
 @router.delete("/{version}", operation_id="deleteVersion", status_code=204, responses=responses(409))

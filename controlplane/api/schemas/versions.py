@@ -9,6 +9,7 @@ from controlplane.api.schemas.models import Labels, Reason
 from controlplane.domain.conditions import Condition
 from controlplane.domain.manifest import FilePath, Format, Manifest
 from controlplane.domain.model import VersionEntry
+from controlplane.domain.portability import TargetReport
 from controlplane.domain.report import VersionReport
 from controlplane.domain.signature import Signature
 from controlplane.domain.tolerance import Tolerance
@@ -21,6 +22,7 @@ Batched = Annotated[
         "null: from the file, and false for a signature that is derived from samples."
     ),
 ]
+TargetName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 AliasName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
@@ -176,6 +178,12 @@ class ValidationRequest(BaseModel):
     trust: bool = Field(
         default=False, description="Read files that can run code (pickles). Use only with files you trust."
     )
+    targets: tuple[TargetName, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Targets on which the version must load: `embedded`, the release of an image such as `26.08`, or a "
+        "server. Empty: all known targets are compared, and none is required.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -186,6 +194,14 @@ class ValidationRequest(BaseModel):
 def _refuse_two_answers(signature: Signature | None, batched: bool | None) -> None:
     if signature is not None and batched not in {None, signature.batched}:
         raise ValueError("batched contradicts signature.batched; set it only in the signature")
+
+
+class PortabilityList(BaseModel):
+    """Whether a version loads on each target."""
+
+    items: list[TargetReport] = Field(
+        description="The servers, an embedded server, and the known images of NVIDIA, newest first."
+    )
 
 
 class ReportPage(BaseModel):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from controlplane.cli import completion
+from controlplane.cli.commands.models import TargetOption
 from controlplane.cli.commands.push import (
     PANEL,
     AliasOption,
@@ -39,7 +40,7 @@ def register(app: typer.Typer) -> None:
         app,
         "validate",
         panel=PANEL,
-        examples=("tritonctl validate model.onnx", "tritonctl validate model.pt -o json", "tritonctl validate vad:7"),
+        examples=("tritonctl validate model.onnx", "tritonctl validate vad:7 --target 26.08"),
     )(validate)
 
 
@@ -170,9 +171,14 @@ def validate(
     batched: BatchedOption = None,
     format_: FormatOption = None,
     samples: SamplesOption = None,
+    target: TargetOption = None,
     trust: TrustOption = False,
 ) -> None:
-    """Check a file or folder as `push` does, or check a published version again, without publishing anything."""
+    """Check a file or folder as `push` does, or check a published version again, without publishing anything.
+
+    The last check compares it with the servers of the control plane, an embedded server and NVIDIA's images. With
+    --target it must load on the named ones, or the exit code is 6.
+    """
     from controlplane.cli.views.version import show_validation
     from controlplane.cli.workflows.convert import is_artifact, validate_artifact, validate_version
     from controlplane.cli.workflows.tensors import parse_signature
@@ -184,6 +190,7 @@ def validate(
         "batched": None if signature else batched,
         "signature": signature.model_dump(mode="json") if signature else None,
         "trust": trust,
+        "targets": target,
     }
     out = session.out()
     with session.client() as client:

@@ -22,11 +22,23 @@ RefArgument = Annotated[
 ]
 
 
+TargetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        metavar="TARGET",
+        help="Whether it loads there: embedded, the release of an image such as 26.08, or a server. Repeatable.",
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     command(app, "models", panel=PANEL, examples=("tritonctl models", "tritonctl models -o json"))(models)
     command(app, "versions", panel=PANEL, examples=("tritonctl versions resnet",))(versions)
-    command(app, "show", panel=PANEL, examples=("tritonctl show resnet:7", "tritonctl show resnet@champion"))(show)
+    command(app, "show", panel=PANEL, examples=("tritonctl show resnet:7", "tritonctl show resnet --target 26.08"))(
+        show
+    )
     command(app, "report", panel=PANEL, examples=("tritonctl report resnet", "tritonctl report resnet:7 -o json"))(
         report
     )
@@ -102,21 +114,31 @@ def versions(session: Session, name: ModelArgument) -> None:
     )
 
 
-def show(session: Session, ref: RefArgument) -> None:
-    """Show a version: files, signature, origin, aliases and measured memory."""
+def show(session: Session, ref: RefArgument, target: TargetOption = None) -> None:
+    """Show a version: files, signature, origin, aliases, measured memory, and the servers on which it loads."""
     from controlplane.cli.references import fetch_version, version_path
-    from controlplane.cli.views.version import describe, show_footprints
+    from controlplane.cli.views.version import describe, show_footprints, show_portability
     from controlplane.client.models import VersionFootprint
     from controlplane.domain.names import Reference
+    from controlplane.domain.portability import TargetReport
 
     out = session.out()
     with session.client() as client:
         detail = fetch_version(client, ref)
-        path = f"{version_path(Reference(detail.model, version=detail.entry.number))}/footprints"
-        footprints = [client.read(VersionFootprint, item) for item in client.get(path)["items"]]
-    out.result({**detail.model_dump(mode="json"), "footprints": [one.model_dump(mode="json") for one in footprints]})
+        path = version_path(Reference(detail.model, version=detail.entry.number))
+        footprints = [client.read(VersionFootprint, item) for item in client.get(f"{path}/footprints")["items"]]
+        loads = client.get(f"{path}/portability", target=target)["items"]
+        targets = [client.read(TargetReport, item) for item in loads]
+    out.result(
+        {
+            **detail.model_dump(mode="json"),
+            "footprints": [one.model_dump(mode="json") for one in footprints],
+            "portability": loads,
+        }
+    )
     describe(out, detail)
     show_footprints(out, footprints)
+    show_portability(out, targets)
 
 
 def report(

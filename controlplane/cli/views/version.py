@@ -9,6 +9,7 @@ from controlplane.cli.output import Output, ago, pairs, size, span
 from controlplane.client.models import VersionDetail, VersionFootprint
 from controlplane.domain.conditions import ConditionStatus
 from controlplane.domain.manifest import Manifest, ParityReport
+from controlplane.domain.portability import Loads, TargetReport, groups
 from controlplane.domain.signature import Signature
 
 
@@ -121,6 +122,21 @@ def _tensors(signature: Signature | None, side: str) -> str:
     return "\n".join(str(spec) for spec in getattr(signature, side))
 
 
+def show_portability(out: Output, reports: Sequence[TargetReport]) -> None:
+    """Print on which targets a version loads; consecutive images with one verdict share a line."""
+    if not reports:
+        return
+    styles = {Loads.YES: "green", Loads.NO: "red", Loads.UNKNOWN: "yellow"}
+    out.line()
+    out.table(
+        ("target", "loads", "runs", "why"),
+        (
+            (title, Text(one.loads.value, style=styles[one.loads]), one.runs, "; ".join(one.reasons))
+            for title, one in groups(reports)
+        ),
+    )
+
+
 def show_result(out: Output, result: Mapping[str, Any]) -> None:
     """Print the result of a publication or a conversion."""
     if result.get("unchanged"):
@@ -157,5 +173,6 @@ def show_validation(out: Output, source: str, report: Mapping[str, Any]) -> None
             ("attributes", pairs(report["attributes"]) if report.get("attributes") else None),
         )
     )
+    show_portability(out, [TargetReport.model_validate(one) for one in report.get("portability") or ()])
     for hint in report.get("hints") or ():
         out.note(f"note: {hint}", style="yellow")

@@ -21,6 +21,12 @@ def runtime_version(backend: str) -> str:
     return ""
 
 
+def packages() -> dict[str, str]:
+    """Return the version of the package of each backend; a backend whose package is not installed is left out."""
+    found = {backend: runtime_version(backend).rpartition(" ")[2] for backend in _PACKAGES}
+    return {backend: number for backend, number in found.items() if number}
+
+
 @cache
 def processor() -> str:
     """Return the digest of this machine's processor model and features: kernels are chosen, and round, by them."""
